@@ -1,0 +1,2 @@
+//! The program `bothways`.
+fn main() {}
