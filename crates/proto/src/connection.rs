@@ -1,0 +1,197 @@
+//! The state of one connection, for either side: numbers, calls, what the peer may send.
+
+use crate::{Calls, Capabilities, Hello, Message, MessageKind, PeerMisbehaved, Seq, TooManyCalls, Welcome, keys};
+
+/// Which side of the connection this is: who opened it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Opened it.
+    Client,
+    /// Accepted it.
+    Server,
+}
+
+/// What is known of the other side.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Peer {
+    /// Nothing has come from it.
+    Unknown,
+    /// It speaks rpcx and nothing more.
+    Plain,
+    /// It agreed on these with us.
+    Negotiated(Capabilities),
+}
+
+/// What a message means to the one who received it.
+#[derive(Debug)]
+pub enum Inbound<W> {
+    /// A request that wants a reply.
+    Call(Message),
+    /// A request that wants none: a oneway call at a server, a push at a client.
+    Push(Message),
+    /// The reply to a call of ours, for whoever waits.
+    Reply(W, Message),
+    /// A heartbeat to answer with [`Message::pong`].
+    Ping(Message),
+    /// The first frame of a client that can do more than rpcx. Check its token, then
+    /// [`Connection::welcome`] it, or treat the connection as refused.
+    Hello(Hello, Message),
+    /// The peer wants the call of this number stopped.
+    Cancel(Seq),
+    /// The server is about to close the connection.
+    Goodbye(Message),
+    /// A reply that nobody waits for: its call was cancelled or never made. Count it.
+    Late(Message),
+}
+
+/// Numbers, pending calls and manners of one connection. `W` is whoever waits for a reply.
+#[derive(Debug)]
+pub struct Connection<W> {
+    role: Role,
+    peer: Peer,
+    calls: Calls<W>,
+    pushes: u64,
+}
+
+impl<W> Connection<W> {
+    /// A connection that was just opened; at most `calls_pending_max` calls wait at a time.
+    pub const fn new(role: Role, calls_pending_max: usize) -> Self {
+        Self { role, peer: Peer::Unknown, calls: Calls::new(calls_pending_max), pushes: 0 }
+    }
+
+    /// Which side this is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// What is known of the other side.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// True if the peer agreed on all of these.
+    pub fn peer_can(&self, capabilities: Capabilities) -> bool {
+        matches!(self.peer, Peer::Negotiated(agreed) if agreed.contains(capabilities))
+    }
+
+    /// Enters a call; the number goes into its frame. At a server the number is marked so that the
+    /// client cannot mistake the call for a reply.
+    ///
+    /// # Errors
+    /// [`TooManyCalls`]; nothing changes.
+    pub fn begin_call(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
+        let seq = self.calls.insert(waiter)?;
+        Ok(match self.role {
+            Role::Client => seq,
+            Role::Server => Seq::of_call_to_client(seq.get()),
+        })
+    }
+
+    /// The number of the next push or oneway call.
+    pub fn next_push(&mut self) -> Seq {
+        self.pushes += 1;
+        match self.role {
+            // Beyond every number of the table of calls, so that nothing can be paired with it.
+            Role::Client => Seq::new(Seq::of_call_to_client(self.pushes).get() & !(1 << 63)),
+            Role::Server => Seq::of_push(self.pushes),
+        }
+    }
+
+    /// Nobody waits for this call any more.
+    pub fn forget(&mut self, seq: Seq) -> Option<W> {
+        self.calls.forget(self.unmark(seq))
+    }
+
+    /// Calls that wait for a reply.
+    pub fn calls(&self) -> &Calls<W> {
+        &self.calls
+    }
+
+    /// The connection ended: everyone who waited.
+    pub fn drain(&mut self) -> impl Iterator<Item = W> + use<W> {
+        self.calls.drain()
+    }
+
+    /// A server accepts the Hello: from now on both use what both have.
+    pub fn welcome(&mut self, hello: &Hello, capabilities: Capabilities) -> Welcome {
+        let welcome = Welcome::answer(hello, capabilities);
+        self.peer = Peer::Negotiated(welcome.capabilities);
+        welcome
+    }
+
+    /// A client learns what the answer to its Hello says of the server. `None`: it is plain.
+    pub fn handle_welcome(&mut self, answer: &Message) -> Option<Welcome> {
+        let welcome = Welcome::from_metadata(&answer.metadata());
+        self.peer = welcome.map_or(Peer::Plain, |welcome| Peer::Negotiated(welcome.capabilities));
+        welcome
+    }
+
+    /// Says what a message means here, and takes the call that it answers out of the table.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved`]: close the connection.
+    pub fn handle_message(&mut self, message: Message) -> Result<Inbound<W>, PeerMisbehaved> {
+        let first = self.peer == Peer::Unknown;
+        let header = message.header();
+        if self.role == Role::Server && first {
+            self.peer = Peer::Plain;
+        }
+        match header.kind() {
+            MessageKind::Request if header.is_heartbeat() => self.handle_heartbeat(message, first),
+            MessageKind::Request if header.is_oneway() => Ok(self.handle_oneway(message)),
+            MessageKind::Request if self.role == Role::Client && !self.peer_can(Capabilities::CALLS) => {
+                Err(PeerMisbehaved::CallFromPlainServer(header.seq()))
+            }
+            MessageKind::Request => Ok(Inbound::Call(message)),
+            MessageKind::Response => self.handle_response(message),
+        }
+    }
+
+    fn handle_heartbeat(&mut self, message: Message, first: bool) -> Result<Inbound<W>, PeerMisbehaved> {
+        match self.role {
+            Role::Client if self.peer_can(Capabilities::PING) => Ok(Inbound::Ping(message)),
+            Role::Client => Err(PeerMisbehaved::PingFromPlainServer(message.header().seq())),
+            Role::Server => match Hello::from_metadata(&message.metadata()) {
+                Some(hello) if first => Ok(Inbound::Hello(hello, message)),
+                Some(_) => Err(PeerMisbehaved::LateHello),
+                None => Ok(Inbound::Ping(message)),
+            },
+        }
+    }
+
+    fn handle_oneway(&self, message: Message) -> Inbound<W> {
+        if message.service_path() == keys::CONTROL_PATH && matches!(self.peer, Peer::Negotiated(_)) {
+            match message.service_method() {
+                "Cancel" if self.peer_can(Capabilities::CANCEL) => {
+                    if let Some(seq) = message.metadata().get("_bw.seq").and_then(|seq| seq.parse().ok()) {
+                        return Inbound::Cancel(Seq::new(seq));
+                    }
+                }
+                "Goodbye" if self.role == Role::Client => return Inbound::Goodbye(message),
+                _ => {}
+            }
+        }
+        Inbound::Push(message)
+    }
+
+    fn handle_response(&mut self, message: Message) -> Result<Inbound<W>, PeerMisbehaved> {
+        let seq = message.header().seq();
+        if self.role == Role::Server && !matches!(self.peer, Peer::Negotiated(_)) {
+            return Err(PeerMisbehaved::ReplyFromPlainClient(seq));
+        }
+        if self.role == Role::Server && !seq.is_call_to_client() {
+            return Ok(Inbound::Late(message));
+        }
+        Ok(match self.calls.complete(self.unmark(seq)) {
+            Some(waiter) => Inbound::Reply(waiter, message),
+            None => Inbound::Late(message),
+        })
+    }
+
+    fn unmark(&self, seq: Seq) -> Seq {
+        match self.role {
+            Role::Client => seq,
+            Role::Server => Seq::new(seq.unmarked()),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Bytes → messages: bounds first, then slices.
+//!
+//! The only file that reads a frame's length from a peer; it checks it before any memory is taken.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::{DecodeError, Limits, MAGIC, Message, PREFIX_LEN};
+
+/// The bytes of the frame at the start of `bytes`, prefix included. `None`: the prefix is not all
+/// there yet, and nothing in what is there is wrong.
+///
+/// # Errors
+/// [`DecodeError::WrongMagic`] and [`DecodeError::TooLarge`], as soon as the byte that shows it is there.
+pub fn frame_len(bytes: &[u8], limits: &Limits) -> Result<Option<usize>, DecodeError> {
+    match bytes.first() {
+        Some(&MAGIC) => {}
+        Some(&found) => return Err(DecodeError::WrongMagic { found }),
+        None => return Ok(None),
+    }
+    let Some(prefix) = bytes.first_chunk::<PREFIX_LEN>() else {
+        return Ok(None);
+    };
+    let [.., a, b, c, d] = *prefix;
+    let (len, max) = (u32::from_be_bytes([a, b, c, d]) as usize, limits.body_bytes());
+    if max < len {
+        return Err(DecodeError::TooLarge { len, max });
+    }
+    Ok(Some(PREFIX_LEN + len))
+}
+
+/// Cuts a stream of bytes into messages.
+///
+/// Feed it what a read brought, then take messages until there is none. The whole frames of one
+/// [`feed`](Self::feed) share one allocation of exactly their size, so that a kept message pins
+/// little; a frame that is not all there is collected in a buffer that grows with the bytes that
+/// really arrived, never with what a prefix promises. Between frames it holds no memory.
+#[derive(Debug, Default)]
+pub struct Deframer {
+    /// Whole frames, not yet taken.
+    ready: Bytes,
+    /// The beginning of a frame whose end has not arrived.
+    partial: BytesMut,
+    /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there.
+    partial_len: usize,
+    /// What was wrong behind the frames in `ready`, until it is reported.
+    error: Option<DecodeError>,
+    /// Something was wrong: nothing more is taken in.
+    broken: bool,
+}
+
+impl Deframer {
+    /// A deframer at the start of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes of the stream in. Call [`next_message`](Self::next_message) until it
+    /// answers `None` before feeding again.
+    pub fn feed(&mut self, mut input: &[u8], limits: &Limits) {
+        debug_assert!(self.ready.is_empty(), "messages are taken before more is fed");
+        if self.broken {
+            return;
+        }
+        if !self.partial.is_empty() {
+            input = self.fill_partial(input, limits);
+            if self.partial_len == 0 || self.partial.len() < self.partial_len {
+                return;
+            }
+            self.partial_len = 0;
+        }
+        let mut ready = std::mem::take(&mut self.partial);
+        let whole = self.whole_frames(input, limits);
+        let (frames, rest) = input.split_at(whole);
+        if ready.is_empty() {
+            self.ready = Bytes::copy_from_slice(frames);
+        } else {
+            ready.extend_from_slice(frames);
+            self.ready = ready.freeze();
+        }
+        if !self.broken && !rest.is_empty() {
+            self.partial.extend_from_slice(rest);
+            self.measure_partial(limits);
+        }
+    }
+
+    /// The next message; `None` when what was fed is used up.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`]. The stream cannot go on: every later call answers `None`.
+    pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
+        if self.ready.is_empty() {
+            return self.error.take().map_or(Ok(None), Err);
+        }
+        let parsed = match frame_len(&self.ready, limits) {
+            Ok(Some(len)) if len <= self.ready.len() => Message::parse(self.ready.split_to(len), limits),
+            Ok(_) => unreachable!("only whole frames are made ready"),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &parsed {
+            self.fail(error.clone());
+            self.error = None;
+            self.ready.clear();
+        }
+        parsed.map(Some)
+    }
+
+    /// True in the middle of a frame: an end of the stream here loses something.
+    pub fn is_mid_frame(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
+    /// Bytes held for a frame that is not all there.
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Moves into `partial` what it lacks, at most; answers what is left of `input`.
+    fn fill_partial<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> &'a [u8] {
+        if self.partial_len == 0 {
+            let lacking = (PREFIX_LEN - self.partial.len()).min(input.len());
+            self.partial.extend_from_slice(&input[..lacking]);
+            input.advance(lacking);
+            self.measure_partial(limits);
+        }
+        if self.partial_len != 0 {
+            let lacking = (self.partial_len - self.partial.len()).min(input.len());
+            self.partial.extend_from_slice(&input[..lacking]);
+            input.advance(lacking);
+        }
+        input
+    }
+
+    fn measure_partial(&mut self, limits: &Limits) {
+        match frame_len(&self.partial, limits) {
+            Ok(len) => self.partial_len = len.unwrap_or(0),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// How many bytes at the start of `input` are whole frames.
+    fn whole_frames(&mut self, input: &[u8], limits: &Limits) -> usize {
+        let mut at = 0;
+        loop {
+            match frame_len(&input[at..], limits) {
+                Ok(Some(len)) if len <= input.len() - at => at += len,
+                Ok(_) => return at,
+                Err(error) => {
+                    self.fail(error);
+                    return at;
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: DecodeError) {
+        self.error = Some(error);
+        self.broken = true;
+        self.partial = BytesMut::new();
+        self.partial_len = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+
+    use super::*;
+    use crate::{Header, Metadata, Seq, SerializeType};
+
+    fn push(number: u64, payload: &[u8]) -> Bytes {
+        let header = Header::oneway(Seq::new(number), SerializeType::RAW);
+        Message::new(header, "Chat", "say", &Metadata::new(), payload).frame().clone()
+    }
+
+    /// What came out of a stream cut into pieces of these sizes.
+    fn cut(stream: &[u8], sizes: impl Iterator<Item = usize>) -> (Vec<u64>, Option<DecodeError>) {
+        let (limits, mut deframer, mut seqs, mut rest) = (Limits::default(), Deframer::new(), Vec::new(), stream);
+        for size in sizes {
+            let (piece, tail) = rest.split_at(size.min(rest.len()));
+            rest = tail;
+            deframer.feed(piece, &limits);
+            loop {
+                match deframer.next_message(&limits) {
+                    Ok(Some(message)) => seqs.push(message.header().seq().get()),
+                    Ok(None) => break,
+                    Err(error) => return (seqs, Some(error)),
+                }
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        (seqs, None)
+    }
+
+    /// The same messages come out, however the stream is cut.
+    #[test]
+    fn cuts_do_not_matter() {
+        let stream: Vec<u8> = (0..20).flat_map(|n| push(n, &vec![n as u8; n as usize * 7])).collect();
+        let all: Vec<u64> = (0..20).collect();
+        for size in 1..stream.len() {
+            assert_eq!(cut(&stream, std::iter::repeat(size)), (all.clone(), None), "pieces of {size}");
+        }
+    }
+
+    /// What precedes a broken frame is delivered, in whatever pieces it came, and nothing after it.
+    #[test]
+    fn frames_before_a_broken_one_are_delivered() {
+        let stream = [&push(1, b"a")[..], &push(2, b"b"), &hex!("09"), &push(3, b"c")].concat();
+        for size in 1..=stream.len() {
+            let expected = (vec![1, 2], Some(DecodeError::WrongMagic { found: 9 }));
+            assert_eq!(cut(&stream, std::iter::repeat(size)), expected, "pieces of {size}");
+        }
+    }
+
+    /// A lone prefix that promises 4 GiB is an error, and takes no memory.
+    #[test]
+    fn a_promise_takes_no_memory() {
+        let limits = Limits::default();
+        let mut deframer = Deframer::new();
+        deframer.feed(&hex!("08 00 00 30 0000000000000001 ffffffff"), &limits);
+        let max = limits.body_bytes();
+        assert_eq!(deframer.next_message(&limits), Err(DecodeError::TooLarge { len: 0xffff_ffff, max }));
+        assert_eq!(deframer.next_message(&limits), Ok(None));
+        deframer.feed(&push(1, b""), &limits);
+        assert_eq!(deframer.next_message(&limits), Ok(None));
+        assert_eq!(deframer.partial_bytes(), 0);
+    }
+
+    /// A frame within the limit grows with what arrives, not with what is promised.
+    #[test]
+    fn a_buffer_grows_with_what_arrived() {
+        let limits = Limits::default();
+        let mut deframer = Deframer::new();
+        deframer.feed(&hex!("08 00 00 30 0000000000000001 00700000"), &limits);
+        assert!(deframer.partial.capacity() < 1024, "{}", deframer.partial.capacity());
+        deframer.feed(&[0; 4096], &limits);
+        assert!(deframer.partial.capacity() < 16 << 10, "{}", deframer.partial.capacity());
+        assert!(deframer.is_mid_frame());
+    }
+
+    /// Between frames nothing is held.
+    #[test]
+    fn nothing_is_held_between_frames() {
+        let (limits, frame) = (Limits::default(), push(1, &[0; 5000]));
+        let mut deframer = Deframer::new();
+        for piece in frame.chunks(1000) {
+            deframer.feed(piece, &limits);
+        }
+        assert_eq!(deframer.next_message(&limits).expect("valid").expect("whole").wire_payload().len(), 5000);
+        assert_eq!((deframer.partial.capacity(), deframer.ready.len(), deframer.is_mid_frame()), (0, 0, false));
+    }
+}

@@ -1,0 +1,113 @@
+//! What can be wrong with bytes, with a message of ours, and with the peer's manners.
+
+use crate::{CompressType, Seq};
+
+/// Why bytes from a peer are not a frame. The connection they came on cannot go on.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The first byte of a frame is not 8: the peer does not speak rpcx, or a byte was lost.
+    #[error("the frame begins with byte {found:#04x} instead of 0x08: the peer does not speak rpcx")]
+    WrongMagic {
+        /// The byte that stood there.
+        found: u8,
+    },
+    /// The prefix announces a body beyond [`Limits::body_bytes_max`](crate::Limits::body_bytes_max).
+    #[error("the frame announces a body of {len} bytes; the limit `body_bytes_max` is {max}")]
+    TooLarge {
+        /// The announced bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A length inside the frame points beyond its end, or the frame ends before a length.
+    #[error("the frame of {body_len} bytes ends within its {part}")]
+    Truncated {
+        /// The part that did not fit.
+        part: &'static str,
+        /// The bytes of the body.
+        body_len: usize,
+    },
+    /// The payload length is not what is left of the body. Go ignores the field.
+    #[error("the payload length says {stated} bytes, the frame holds {actual}")]
+    PayloadLength {
+        /// What the field says.
+        stated: usize,
+        /// What is left of the body.
+        actual: usize,
+    },
+    /// Service path or method is not UTF-8.
+    #[error("the {part} is not UTF-8")]
+    NotUtf8 {
+        /// Which of the two.
+        part: &'static str,
+    },
+    /// The metadata block is not a sequence of keys and values.
+    #[error("the metadata block of {len} bytes ends within a key or a value")]
+    Metadata {
+        /// The bytes of the block.
+        len: usize,
+    },
+    /// The metadata block is beyond `metadata_bytes_max` or `metadata_pairs_max`.
+    #[error("the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}")]
+    MetadataTooLarge {
+        /// What was found.
+        found: usize,
+        /// The limit.
+        max: usize,
+        /// `bytes` or `pairs`.
+        unit: &'static str,
+    },
+    /// The payload has a compress type that nobody here knows.
+    #[error("the payload has compress type {}, known are 0 (none) and 1 (gzip)", .0.get())]
+    UnknownCompression(CompressType),
+    /// The payload is not valid gzip.
+    #[error("the payload is not valid gzip: {0}")]
+    Gzip(String),
+    /// The payload unpacks to more than `decompressed_bytes_max`.
+    #[error("the payload unpacks to more than the limit `decompressed_bytes_max` of {max} bytes")]
+    DecompressedTooLarge {
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// Why a message of ours cannot become a frame. Nothing was sent.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The frame would be beyond [`Limits::body_bytes_max`](crate::Limits::body_bytes_max).
+    #[error("the message takes {len} bytes; the limit `body_bytes_max` is {max}: send less, or raise it on both sides")]
+    TooLarge {
+        /// The bytes of the body.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// [`Limits::calls_pending_max`](crate::Limits::calls_pending_max) calls wait for a reply already; nothing was sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{max} calls wait for a reply on this connection already (`calls_pending_max`)")]
+pub struct TooManyCalls {
+    /// The limit.
+    pub max: usize,
+}
+
+/// A well-formed frame that this peer must not send. The connection ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerMisbehaved {
+    /// A client that did not negotiate sent a response. A Go server would run it as a request.
+    #[error("the client sent a response (number {0}) although it negotiated no calls to clients")]
+    ReplyFromPlainClient(Seq),
+    /// A server that did not negotiate sent a request that wants a reply.
+    #[error("the server sent a call (number {0}) although no calls to clients were negotiated")]
+    CallFromPlainServer(Seq),
+    /// A server that did not negotiate sent a heartbeat request.
+    #[error("the server sent a heartbeat request (number {0}) although none was negotiated")]
+    PingFromPlainServer(Seq),
+    /// A second Hello, or one that is not the first frame.
+    #[error("the client sent a Hello that is not its first frame")]
+    LateHello,
+}

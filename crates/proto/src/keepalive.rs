@@ -1,0 +1,84 @@
+//! When to ask a silent peer for a sign of life, and when it is gone.
+
+use std::time::Duration;
+
+/// Watches how long a peer has been silent. Times are durations since any fixed moment.
+///
+/// ```text
+///  anything received ──► quiet ── interval passes ──► ping sent ── timeout passes ──► gone
+///         ▲                                               │
+///         └──────────────── anything received ────────────┘
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
+    received: Duration,
+    pinged: Option<Duration>,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeepaliveAction {
+    /// Nothing before this moment.
+    WaitUntil(Duration),
+    /// Send a heartbeat, and ask again.
+    Ping,
+    /// The peer is gone: close the connection.
+    Gone,
+}
+
+impl Keepalive {
+    /// A peer that was heard of at `now`; after `interval` of silence it is pinged, after
+    /// `timeout` more it is gone. A dead peer is so found within `interval + timeout`.
+    pub fn new(interval: Duration, timeout: Duration, now: Duration) -> Self {
+        Self { interval, timeout, received: now, pinged: None }
+    }
+
+    /// Something came from the peer, whatever it was.
+    pub fn handle_received(&mut self, now: Duration) {
+        self.received = self.received.max(now);
+        self.pinged = None;
+    }
+
+    /// What to do at `now`. After [`KeepaliveAction::Ping`] the ping counts as sent.
+    pub fn poll(&mut self, now: Duration) -> KeepaliveAction {
+        match self.pinged {
+            None if self.received + self.interval <= now => {
+                self.pinged = Some(now);
+                KeepaliveAction::Ping
+            }
+            None => KeepaliveAction::WaitUntil(self.received + self.interval),
+            Some(pinged) if pinged + self.timeout <= now => KeepaliveAction::Gone,
+            Some(pinged) => KeepaliveAction::WaitUntil(pinged + self.timeout),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KeepaliveAction::*, *};
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// A silent peer is pinged once, and gone when the answer does not come.
+    #[test]
+    fn a_silent_peer_is_pinged_then_gone() {
+        let mut keepalive = Keepalive::new(s(30), s(10), s(0));
+        assert_eq!(keepalive.poll(s(29)), WaitUntil(s(30)));
+        assert_eq!(keepalive.poll(s(31)), Ping);
+        assert_eq!(keepalive.poll(s(40)), WaitUntil(s(41)));
+        assert_eq!(keepalive.poll(s(41)), Gone);
+    }
+
+    /// Any byte is a sign of life, not only the answer to the ping.
+    #[test]
+    fn any_frame_is_a_sign_of_life() {
+        let mut keepalive = Keepalive::new(s(30), s(10), s(0));
+        assert_eq!(keepalive.poll(s(30)), Ping);
+        keepalive.handle_received(s(35));
+        assert_eq!(keepalive.poll(s(60)), WaitUntil(s(65)));
+    }
+}

@@ -1,0 +1,94 @@
+//! Every bound that a peer's bytes can run into, in one place.
+
+/// What one frame may cost us. The defaults are safe on an open port.
+///
+/// The worst that one connection can make us hold while it sends a single frame is
+/// `body_bytes_max` (twice that for a moment, while a growing buffer is copied), plus
+/// `decompressed_bytes_max` once its payload is unpacked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limits {
+    body_bytes_max: usize,
+    decompressed_bytes_max: usize,
+    metadata_bytes_max: usize,
+    metadata_pairs_max: usize,
+    calls_pending_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 8 << 20,
+            decompressed_bytes_max: 32 << 20,
+            metadata_bytes_max: 64 << 10,
+            metadata_pairs_max: 128,
+            calls_pending_max: 65_536,
+        }
+    }
+}
+
+impl Limits {
+    /// Most bytes of one frame after its 16-byte prefix, in and out. Default 8 MiB: larger data
+    /// delays everything else on the connection.
+    ///
+    /// Go's `protocol.MaxMessageLength` is this without a default: a lone prefix makes Go take up
+    /// to 4 GiB.
+    #[must_use]
+    pub fn body_bytes_max(mut self, bytes: usize) -> Self {
+        self.body_bytes_max = bytes.min(u32::MAX as usize);
+        self
+    }
+
+    /// Most bytes of one payload after decompression. Default 32 MiB.
+    #[must_use]
+    pub fn decompressed_bytes_max(mut self, bytes: usize) -> Self {
+        self.decompressed_bytes_max = bytes;
+        self
+    }
+
+    /// Most bytes of the metadata block of one frame. Default 64 KiB.
+    #[must_use]
+    pub fn metadata_bytes_max(mut self, bytes: usize) -> Self {
+        self.metadata_bytes_max = bytes;
+        self
+    }
+
+    /// Most key and value pairs in the metadata of one frame. Default 128.
+    #[must_use]
+    pub fn metadata_pairs_max(mut self, pairs: usize) -> Self {
+        self.metadata_pairs_max = pairs;
+        self
+    }
+
+    /// Most calls that wait for a reply on one connection, on the side that began them. Default
+    /// 65,536: about 10 MiB of bookkeeping.
+    #[must_use]
+    pub fn calls_pending_max(mut self, calls: usize) -> Self {
+        self.calls_pending_max = calls;
+        self
+    }
+
+    /// See [`Self::body_bytes_max`].
+    pub fn body_bytes(&self) -> usize {
+        self.body_bytes_max
+    }
+
+    /// See [`Self::decompressed_bytes_max`].
+    pub fn decompressed_bytes(&self) -> usize {
+        self.decompressed_bytes_max
+    }
+
+    /// See [`Self::metadata_bytes_max`].
+    pub fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes_max
+    }
+
+    /// See [`Self::metadata_pairs_max`].
+    pub fn metadata_pairs(&self) -> usize {
+        self.metadata_pairs_max
+    }
+
+    /// See [`Self::calls_pending_max`].
+    pub fn calls_pending(&self) -> usize {
+        self.calls_pending_max
+    }
+}

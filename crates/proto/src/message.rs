@@ -1,0 +1,199 @@
+//! One message: a header and the four parts of a body.
+
+use bytes::{Buf, Bytes};
+
+use crate::{DecodeError, FrameParts, Header, Limits, MessageKind, Metadata, PREFIX_LEN, SerializeType, Status, keys};
+
+/// One message as it came off the wire, or as it would go onto it.
+///
+/// Holds the frame's bytes once; every part is a slice of them, and a clone is a counter. Keeping a
+/// message, or a payload taken from it, keeps the bytes that arrived with it in one read: at most
+/// one frame and its neighbours in the same read.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Message {
+    header: Header,
+    frame: Bytes,
+    path_len: u32,
+    method_len: u32,
+    metadata_len: u32,
+}
+
+/// Where the first part begins: behind the prefix and its own length.
+const PATH_AT: usize = PREFIX_LEN + 4;
+
+impl Message {
+    /// A message of these parts. For tests and tools: what is on its way to a socket goes through
+    /// [`FrameParts`].
+    pub fn new(header: Header, service_path: &str, service_method: &str, metadata: &Metadata, payload: &[u8]) -> Self {
+        let mut frame = Vec::new();
+        let limits = Limits::default().body_bytes_max(usize::MAX);
+        FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() }
+            .put_frame(&mut frame, payload, &limits)
+            .expect("the parts of a message made by hand are below 4 GiB");
+        Self {
+            header,
+            frame: frame.into(),
+            path_len: service_path.len() as u32,
+            method_len: service_method.len() as u32,
+            metadata_len: metadata.as_block().len() as u32,
+        }
+    }
+
+    /// Reads a whole frame, prefix included. Everything a peer can get wrong in it is an error;
+    /// `docs/go-differences.md` compares each with Go.
+    pub fn parse(frame: Bytes, limits: &Limits) -> Result<Self, DecodeError> {
+        let body_len = frame.len().saturating_sub(PREFIX_LEN);
+        let truncated = |part| DecodeError::Truncated { part, body_len };
+        let first = frame.first().copied().unwrap_or_default();
+        let header = frame.first_chunk().ok_or(truncated("header"))?;
+        let header = Header::from_bytes(header).ok_or(DecodeError::WrongMagic { found: first })?;
+
+        let mut rest = frame.get(PREFIX_LEN..).ok_or(truncated("prefix"))?;
+        let mut part = |name| -> Result<&[u8], DecodeError> {
+            let (len, tail) = rest.split_first_chunk::<4>().ok_or(truncated(name))?;
+            let (bytes, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(truncated(name))?;
+            rest = tail;
+            Ok(bytes)
+        };
+        let path = part("service path")?;
+        let method = part("service method")?;
+        let metadata = part("metadata")?;
+        let (stated, payload) = rest.split_first_chunk::<4>().ok_or(truncated("payload length"))?;
+        let stated = u32::from_be_bytes(*stated) as usize;
+        if stated != payload.len() {
+            return Err(DecodeError::PayloadLength { stated, actual: payload.len() });
+        }
+        str::from_utf8(path).map_err(|_| DecodeError::NotUtf8 { part: "service path" })?;
+        str::from_utf8(method).map_err(|_| DecodeError::NotUtf8 { part: "service method" })?;
+        let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
+        let message = Self { header, frame, path_len, method_len, metadata_len };
+        if metadata_len != 0 {
+            Metadata::from_block(message.metadata_block(), limits)?;
+        }
+        Ok(message)
+    }
+
+    /// The header.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// The name of the service, such as `Arith`.
+    pub fn service_path(&self) -> &str {
+        self.text(PATH_AT, self.path_len)
+    }
+
+    /// The name of the method, such as `Mul`.
+    pub fn service_method(&self) -> &str {
+        self.text(self.method_at(), self.method_len)
+    }
+
+    /// The pairs beside the payload.
+    pub fn metadata(&self) -> Metadata {
+        if self.metadata_len == 0 {
+            return Metadata::new();
+        }
+        let unbounded = Limits::default().metadata_bytes_max(usize::MAX).metadata_pairs_max(usize::MAX);
+        Metadata::from_block(self.metadata_block(), &unbounded)
+            .expect("the block was checked when the message was made")
+    }
+
+    /// The payload as it travelled: still compressed if the header says so.
+    pub fn wire_payload(&self) -> Bytes {
+        self.frame.slice(self.payload_at()..)
+    }
+
+    /// The payload, unpacked if it travelled compressed.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownCompression`], [`DecodeError::Gzip`] or
+    /// [`DecodeError::DecompressedTooLarge`]; the connection can go on, only this message is lost.
+    pub fn payload(&self, limits: &Limits) -> Result<Bytes, DecodeError> {
+        self.clone().into_payload(limits)
+    }
+
+    /// The payload, like [`Self::payload`], without keeping the message.
+    pub fn into_payload(self, limits: &Limits) -> Result<Bytes, DecodeError> {
+        let at = self.payload_at();
+        let compress = self.header.compress();
+        let mut wire = self.frame;
+        wire.advance(at);
+        match compress.get() {
+            0 => Ok(wire),
+            #[cfg(feature = "gzip")]
+            1 => crate::gunzip(&wire, limits.decompressed_bytes()).map(Bytes::from),
+            _ => {
+                let _ = limits;
+                Err(DecodeError::UnknownCompression(compress))
+            }
+        }
+    }
+
+    /// The text of a failed reply: `None` unless this is a response with an error status. A reply
+    /// that failed without a text, which Go takes for a success, has an empty one.
+    pub fn error_text(&self) -> Option<String> {
+        if self.header.kind() != MessageKind::Response || !self.header.status().is_error() {
+            return None;
+        }
+        let metadata = self.metadata();
+        Some(metadata.value(keys::ERROR).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default())
+    }
+
+    /// The whole frame as it travels.
+    pub fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
+    /// The frame that answers a heartbeat: the same bytes with the response bit, whatever codec,
+    /// path and metadata the heartbeat carries. Source: Go `server.go`, heartbeat handling.
+    pub fn pong(&self) -> Vec<u8> {
+        let mut frame = self.frame.to_vec();
+        let header = self.header.reply().with_compress(self.header.compress());
+        frame[..crate::HEADER_LEN].copy_from_slice(&header.to_bytes());
+        frame
+    }
+
+    /// A heartbeat request with this payload.
+    pub fn ping(seq: crate::Seq, metadata: &Metadata, payload: &[u8]) -> Self {
+        Self::new(Header::heartbeat(seq, SerializeType::MSGPACK), "", "", metadata, payload)
+    }
+
+    /// A failed reply to `request` with this text.
+    pub fn error_reply(request: Header, service_path: &str, service_method: &str, text: &str) -> Self {
+        let metadata = Metadata::new().with(keys::ERROR, text);
+        Self::new(request.reply().with_status(Status::ERROR), service_path, service_method, &metadata, &[])
+    }
+
+    fn text(&self, at: usize, len: u32) -> &str {
+        str::from_utf8(&self.frame[at..at + len as usize]).expect("checked when the message was made")
+    }
+
+    fn method_at(&self) -> usize {
+        PATH_AT + self.path_len as usize + 4
+    }
+
+    fn metadata_at(&self) -> usize {
+        self.method_at() + self.method_len as usize + 4
+    }
+
+    fn metadata_block(&self) -> Bytes {
+        let at = self.metadata_at();
+        self.frame.slice(at..at + self.metadata_len as usize)
+    }
+
+    fn payload_at(&self) -> usize {
+        self.metadata_at() + self.metadata_len as usize + 4
+    }
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Message")
+            .field("header", &self.header)
+            .field("service_path", &self.service_path())
+            .field("service_method", &self.service_method())
+            .field("metadata", &self.metadata())
+            .field("payload_bytes", &(self.frame.len() - self.payload_at()))
+            .finish()
+    }
+}

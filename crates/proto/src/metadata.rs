@@ -1,0 +1,293 @@
+//! Ordered string pairs beside a payload, kept as they travel.
+
+use bytes::Bytes;
+
+use crate::{DecodeError, Limits};
+
+/// The metadata keys that rpcx and Bothways give a meaning to.
+pub mod keys {
+    /// The error text of a reply with status 1. Source: Go `protocol.ServiceError`.
+    pub const ERROR: &str = "__rpcx_error__";
+    /// The auth token of a request. Source: Go `share.AuthKey`.
+    pub const AUTH: &str = "__AUTH";
+    /// Milliseconds until the caller gives up, decimal. Source: Go `share.ServerTimeout`.
+    pub const SERVER_TIMEOUT: &str = "__ServerTimeout";
+    /// What kind of error a reply of ours is, for a peer that wants to branch on it: `overloaded`,
+    /// `unauthenticated`, `not_found`, `internal`, `timeout`. A Go peer ignores it.
+    pub const ERROR_CODE: &str = "_bw.err";
+    /// The service path of control messages between negotiated peers.
+    pub const CONTROL_PATH: &str = "_bothways";
+}
+
+/// Key and value pairs, in the order in which they were added.
+///
+/// The value *is* the block of the wire (four bytes of length, key, four bytes of length, value, and
+/// so on): reading one from a frame copies nothing, writing one is a copy of bytes, and a clone is a
+/// counter. Look-ups walk the block; metadata is a handful of pairs.
+///
+/// Keys are unique as far as this type's own methods go. A frame from a peer may repeat a key: the
+/// last one counts, as in Go. Go's own order is random.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Metadata {
+    block: Bytes,
+}
+
+/// A key or a value that cannot be metadata.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a metadata key or value has {len} bytes; the wire has room for {}", u32::MAX)]
+pub struct MetadataError {
+    len: usize,
+}
+
+impl Metadata {
+    /// No pairs. Takes no memory.
+    pub const fn new() -> Self {
+        Self { block: Bytes::new() }
+    }
+
+    /// The pairs of a block from the wire, checked: every length fits, and the bounds hold.
+    pub fn from_block(block: Bytes, limits: &Limits) -> Result<Self, DecodeError> {
+        check(&block, limits)?;
+        Ok(Self { block })
+    }
+
+    /// The pairs as they travel.
+    pub fn as_block(&self) -> &[u8] {
+        &self.block
+    }
+
+    /// True if there is no pair.
+    pub fn is_empty(&self) -> bool {
+        self.block.is_empty()
+    }
+
+    /// Adds a pair, or replaces the value of its key.
+    ///
+    /// # Panics
+    /// If `key` or `value` has 4 GiB or more; [`Self::try_insert`] answers instead.
+    pub fn insert(&mut self, key: &str, value: impl AsRef<[u8]>) {
+        self.try_insert(key, value).expect("metadata keys and values are far below 4 GiB");
+    }
+
+    /// Adds a pair, or replaces the value of its key.
+    ///
+    /// # Errors
+    /// [`MetadataError`] if `key` or `value` has 4 GiB or more; nothing changes.
+    pub fn try_insert(&mut self, key: &str, value: impl AsRef<[u8]>) -> Result<(), MetadataError> {
+        let value = value.as_ref();
+        let too_long = |len| MetadataError { len };
+        let key_len = u32::try_from(key.len()).map_err(|_| too_long(key.len()))?;
+        let value_len = u32::try_from(value.len()).map_err(|_| too_long(value.len()))?;
+        self.remove(key);
+        let mut block = Vec::from(std::mem::take(&mut self.block));
+        block.reserve(8 + key.len() + value.len());
+        block.extend_from_slice(&key_len.to_be_bytes());
+        block.extend_from_slice(key.as_bytes());
+        block.extend_from_slice(&value_len.to_be_bytes());
+        block.extend_from_slice(value);
+        self.block = block.into();
+        Ok(())
+    }
+
+    /// The same metadata with one more pair.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
+        self.insert(key, value);
+        self
+    }
+
+    /// Removes every pair of this key.
+    pub fn remove(&mut self, key: &str) {
+        if self.value(key).is_none() {
+            return;
+        }
+        *self = Self::of_pairs(self.pairs().filter(|(k, _)| *k != key.as_bytes()));
+    }
+
+    /// Adds every pair of `other` whose key is not here yet.
+    pub fn merge_missing(&mut self, other: &Self) {
+        if self.is_empty() {
+            self.block = other.block.clone();
+            return;
+        }
+        let missing: Vec<_> = other.pairs().filter(|(key, _)| self.value_of(key).is_none()).collect();
+        if !missing.is_empty() {
+            *self = Self::of_pairs(self.pairs().chain(missing));
+        }
+    }
+
+    /// The value of a key as text; `None` if there is none, or if it is not UTF-8.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        str::from_utf8(self.value(key)?).ok()
+    }
+
+    /// The value of a key as it came; the last one if a peer sent the key more than once.
+    pub fn value(&self, key: &str) -> Option<&[u8]> {
+        self.value_of(key.as_bytes())
+    }
+
+    fn of_pairs<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut block = Vec::new();
+        for part in pairs.flat_map(|(key, value)| [key, value]) {
+            block.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            block.extend_from_slice(part);
+        }
+        Self { block: block.into() }
+    }
+
+    fn value_of(&self, key: &[u8]) -> Option<&[u8]> {
+        self.pairs().filter(|(k, _)| *k == key).last().map(|(_, value)| value)
+    }
+
+    /// All pairs as bytes, in order.
+    pub fn pairs(&self) -> Pairs<'_> {
+        Pairs { rest: &self.block }
+    }
+
+    /// All pairs as text, in order; what is not UTF-8 is shown with replacement characters.
+    pub fn iter(&self) -> impl Iterator<Item = (std::borrow::Cow<'_, str>, std::borrow::Cow<'_, str>)> {
+        self.pairs().map(|(key, value)| (String::from_utf8_lossy(key), String::from_utf8_lossy(value)))
+    }
+}
+
+impl std::fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A token is a secret and logs are not.
+        f.debug_map()
+            .entries(self.iter().map(|(k, v)| if k == keys::AUTH { (k, "***".into()) } else { (k, v) }))
+            .finish()
+    }
+}
+
+impl<K: AsRef<str>, V: AsRef<[u8]>> FromIterator<(K, V)> for Metadata {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        pairs.into_iter().fold(Self::new(), |metadata, (key, value)| metadata.with(key.as_ref(), value))
+    }
+}
+
+/// The pairs of a [`Metadata`] as bytes. Stops at the first thing that is no pair.
+#[derive(Clone, Debug)]
+pub struct Pairs<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, rest) = split_part(self.rest)?;
+        let (value, rest) = split_part(rest)?;
+        self.rest = rest;
+        Some((key, value))
+    }
+}
+
+/// Four bytes of length, that many bytes, and what follows.
+fn split_part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_be_bytes(*len) as usize)
+}
+
+fn check(block: &[u8], limits: &Limits) -> Result<(), DecodeError> {
+    let max = limits.metadata_bytes();
+    if max < block.len() {
+        return Err(DecodeError::MetadataTooLarge { found: block.len(), max, unit: "bytes" });
+    }
+    let mut pairs = Pairs { rest: block };
+    let found = pairs.by_ref().count();
+    if !pairs.rest.is_empty() {
+        return Err(DecodeError::Metadata { len: block.len() });
+    }
+    let max = limits.metadata_pairs();
+    if max < found {
+        return Err(DecodeError::MetadataTooLarge { found, max, unit: "pairs" });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+
+    use super::*;
+
+    fn from(block: &[u8]) -> Result<Metadata, DecodeError> {
+        Metadata::from_block(Bytes::copy_from_slice(block), &Limits::default())
+    }
+
+    /// A pair is two lengths and two texts.
+    #[test]
+    fn a_pair_is_two_lengths_and_two_texts() {
+        let metadata = Metadata::new().with("k", "v");
+        assert_eq!(metadata.as_block(), hex!("00000001 6b 00000001 76"));
+        assert_eq!(from(metadata.as_block()), Ok(metadata));
+    }
+
+    /// A repeated key counts once: the last value, as in Go.
+    #[test]
+    fn the_last_value_of_a_repeated_key_counts() {
+        let metadata = from(&hex!("00000001 6b 00000001 61  00000001 6b 00000001 62")).expect("well formed");
+        assert_eq!(metadata.get("k"), Some("b"));
+    }
+
+    /// An empty key is a key, as in Go.
+    #[test]
+    fn an_empty_key_is_a_key() {
+        let metadata = from(&hex!("00000000 00000001 76")).expect("well formed");
+        assert_eq!(metadata.get(""), Some("v"));
+    }
+
+    /// Inserting a key again replaces its value and keeps the others.
+    #[test]
+    fn inserting_again_replaces() {
+        let metadata = Metadata::new().with("a", "1").with("b", "2").with("a", "3");
+        assert_eq!(metadata.iter().collect::<Vec<_>>(), [("b".into(), "2".into()), ("a".into(), "3".into())]);
+    }
+
+    /// What a handler put there wins over what is merged in.
+    #[test]
+    fn merging_keeps_what_is_there() {
+        let mut metadata = Metadata::new().with("a", "mine");
+        metadata.merge_missing(&Metadata::new().with("a", "theirs").with("b", "theirs"));
+        assert_eq!((metadata.get("a"), metadata.get("b")), (Some("mine"), Some("theirs")));
+    }
+
+    /// Every way in which a block can end too early, or hold stray bytes, is refused.
+    #[test]
+    fn blocks_that_end_early_are_refused() {
+        for block in [
+            &hex!("0000")[..],
+            &hex!("00000001"),
+            &hex!("00000001 6b"),
+            &hex!("00000001 6b 000000"),
+            &hex!("00000001 6b 00000002 76"),
+            &hex!("ffffffff 6b 00000001 76"),
+            &hex!("00000001 6b 00000001 76 0000"),
+        ] {
+            assert_eq!(from(block), Err(DecodeError::Metadata { len: block.len() }));
+        }
+    }
+
+    /// Too many pairs and too many bytes are refused before anybody walks them again.
+    #[test]
+    fn bounds_hold() {
+        let limits = Limits::default().metadata_pairs_max(1).metadata_bytes_max(40);
+        let two = Metadata::new().with("a", "1").with("b", "2").block;
+        assert_eq!(
+            Metadata::from_block(two, &limits),
+            Err(DecodeError::MetadataTooLarge { found: 2, max: 1, unit: "pairs" })
+        );
+        let long = Metadata::new().with("a", [0; 40]).block;
+        assert_eq!(
+            Metadata::from_block(long, &limits),
+            Err(DecodeError::MetadataTooLarge { found: 49, max: 40, unit: "bytes" })
+        );
+    }
+
+    /// A token never shows in a log.
+    #[test]
+    fn debug_hides_the_token() {
+        let shown = format!("{:?}", Metadata::new().with(keys::AUTH, "secret").with("k", "v"));
+        assert_eq!(shown, r#"{"__AUTH": "***", "k": "v"}"#);
+    }
+}
