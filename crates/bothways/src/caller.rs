@@ -1,0 +1,146 @@
+//! All that a generated stub needs: something to call through.
+
+use std::{future::Future, time::Duration};
+
+use bothways_proto::{Metadata, SerializeType};
+use bytes::Bytes;
+
+use crate::{
+    codec::Payload,
+    error::{CallError, PushError},
+};
+
+/// Whatever can make calls: a client, many servers behind an `XClient`, or a server's connection to
+/// one of its clients.
+pub trait Caller: Send + Sync {
+    /// Makes one call with encoded arguments.
+    ///
+    /// Dropping the future gives the call up: its place in the table is free at once, a late reply
+    /// is dropped, and a peer that understands it is told to stop the handler.
+    fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send;
+
+    /// Sends one message that wants no reply. Done when it is queued, not when it has arrived.
+    fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send;
+
+    /// The serialize type for values that can choose. Default MessagePack, as in Go.
+    fn serialize_type(&self) -> SerializeType {
+        SerializeType::MSGPACK
+    }
+
+    /// Makes one call: encodes the arguments, waits, decodes the reply.
+    fn call_typed<A: Payload + Sync, R: Payload>(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        args: &A,
+        options: CallOptions,
+    ) -> impl Future<Output = Result<Response<R>, CallError>> + Send {
+        async move {
+            let serialize = A::serialize_type(options.serialize.unwrap_or(self.serialize_type()));
+            let payload = args.encode(serialize).map_err(CallError::Encode)?;
+            let reply = self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await?;
+            let value = R::decode(reply.serialize, reply.payload).map_err(CallError::Decode)?;
+            Ok(Response { value, metadata: reply.metadata })
+        }
+    }
+
+    /// Sends one message that wants no reply: encodes it and queues it.
+    fn push_typed<A: Payload + Sync>(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        message: &A,
+        options: CallOptions,
+    ) -> impl Future<Output = Result<(), PushError>> + Send {
+        async move {
+            let serialize = A::serialize_type(options.serialize.unwrap_or(self.serialize_type()));
+            let payload = message.encode(serialize).map_err(PushError::Encode)?;
+            self.push_raw(RawCall { service_path, service_method, serialize, payload, options }).await
+        }
+    }
+}
+
+impl<C: Caller> Caller for &C {
+    fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        (**self).call_raw(call)
+    }
+
+    fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
+        (**self).push_raw(push)
+    }
+
+    fn serialize_type(&self) -> SerializeType {
+        (**self).serialize_type()
+    }
+}
+
+/// One call, its arguments encoded.
+#[derive(Clone, Debug)]
+pub struct RawCall<'a> {
+    /// The service, such as `Arith`.
+    pub service_path: &'a str,
+    /// The method, such as `Mul`.
+    pub service_method: &'a str,
+    /// The codec of `payload`.
+    pub serialize: SerializeType,
+    /// The arguments.
+    pub payload: Bytes,
+    /// Deadline, metadata and the like.
+    pub options: CallOptions,
+}
+
+/// The reply to a [`RawCall`].
+#[derive(Clone, Debug)]
+pub struct RawReply {
+    /// The codec of `payload`.
+    pub serialize: SerializeType,
+    /// The value, unpacked if it travelled compressed.
+    pub payload: Bytes,
+    /// The pairs beside it.
+    pub metadata: Metadata,
+}
+
+/// A reply's value and the pairs beside it.
+#[derive(Clone, Debug)]
+pub struct Response<R> {
+    /// The value.
+    pub value: R,
+    /// The pairs beside it.
+    pub metadata: Metadata,
+}
+
+/// What one call wants besides its arguments.
+#[derive(Clone, Debug, Default)]
+pub struct CallOptions {
+    pub(crate) metadata: Metadata,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) serialize: Option<SerializeType>,
+}
+
+impl CallOptions {
+    /// No metadata, and the caller's own defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The pairs that go with the call.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// Give up after this long; the peer is told (`__ServerTimeout`, in whole milliseconds).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Encode in this serialize type, if the type of the arguments can.
+    #[must_use]
+    pub fn serialize_type(mut self, serialize: SerializeType) -> Self {
+        self.serialize = Some(serialize);
+        self
+    }
+}

@@ -1,0 +1,310 @@
+//! What can go wrong, an enum per kind of act: calling, pushing, connecting, serving.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::{DecodeError, EncodeError, PeerMisbehaved};
+
+use crate::codec::CodecError;
+
+/// Why a call has no reply value.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The handler ran and answered with an error, or the peer refused the call; the text is the
+    /// peer's own. A Bothways peer adds a code to its own refusals.
+    #[error("the peer answered: {text}")]
+    Remote {
+        /// The text of `__rpcx_error__`; empty if the peer sent none.
+        text: String,
+        /// What kind of refusal it was, from a Bothways peer.
+        code: Option<ErrorCode>,
+    },
+    /// No reply within the deadline. The handler may have run, or may still be running.
+    #[error("no reply within {0:?}")]
+    TimedOut(Duration),
+    /// The connection ended before the reply.
+    #[error("the connection ended before the reply: {reason} ({})", if *.written { "the call may have run" } else { "the call was not sent" })]
+    Closed {
+        /// False if no byte of the call left this process, so that it cannot have run.
+        written: bool,
+        /// Why the connection ended.
+        reason: CloseReason,
+    },
+    /// There is no connection, and none could be made. The call was not sent.
+    #[error("not connected: {0}")]
+    NotConnected(#[from] ConnectError),
+    /// The peer does not take calls: it did not negotiate them. Nothing was sent.
+    #[error("the peer takes no calls: it speaks plain rpcx, in which only clients call")]
+    NotSupported,
+    /// Too many calls wait for a reply already (`calls_pending_max`). Nothing was sent.
+    #[error("{max} calls wait for a reply already (`calls_pending_max`); nothing was sent")]
+    TooManyCalls {
+        /// The limit.
+        max: usize,
+    },
+    /// The arguments could not be encoded. Nothing was sent.
+    #[error("cannot encode the arguments: {0}")]
+    Encode(CodecError),
+    /// The message is too large to send. Nothing was sent.
+    #[error(transparent)]
+    TooLarge(#[from] EncodeError),
+    /// The handler ran, but its reply could not be decoded. The connection goes on.
+    #[error("cannot decode the reply: {0}")]
+    Decode(CodecError),
+    /// No server to choose from.
+    #[error("no server: {0}")]
+    NoServer(String),
+}
+
+impl CallError {
+    /// True if the peer cannot have run the call, so that trying again cannot run it twice.
+    pub fn is_safe_to_retry(&self) -> bool {
+        match self {
+            Self::Closed { written, .. } => !written,
+            Self::NotConnected(_) | Self::TooManyCalls { .. } | Self::NoServer(_) => true,
+            Self::Remote { code, .. } => *code == Some(ErrorCode::Overloaded),
+            _ => false,
+        }
+    }
+
+    /// True if the connection, and not the call, is what failed: trying again, here or elsewhere, may
+    /// help. What the peer answered is never such an error; neither is a deadline.
+    ///
+    /// Source: Go rpcx `client/xclient.go`, `uncoverError`.
+    pub fn is_connection_failure(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::NotConnected(_))
+    }
+
+    /// The peer's text, if the peer answered with an error.
+    pub fn remote_text(&self) -> Option<&str> {
+        match self {
+            Self::Remote { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The kind of refusal, if a Bothways peer refused the call.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Remote { code, .. } => *code,
+            _ => None,
+        }
+    }
+}
+
+/// What kind of error a Bothways peer answered with. Travels as metadata `_bw.err`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// A limit on calls at once was reached; the handler did not run.
+    Overloaded,
+    /// The token was refused; the handler did not run.
+    Unauthenticated,
+    /// No such service or method.
+    NotFound,
+    /// The arguments could not be decoded; the handler did not run.
+    BadArguments,
+    /// The handler panicked; the id in the text finds it in the peer's log.
+    Internal,
+    /// The peer's own time limit on handlers passed.
+    Timeout,
+    /// The peer is shutting down; the handler did not run.
+    ShuttingDown,
+}
+
+impl ErrorCode {
+    const NAMES: [(Self, &str); 7] = [
+        (Self::Overloaded, "overloaded"),
+        (Self::Unauthenticated, "unauthenticated"),
+        (Self::NotFound, "not_found"),
+        (Self::BadArguments, "bad_arguments"),
+        (Self::Internal, "internal"),
+        (Self::Timeout, "timeout"),
+        (Self::ShuttingDown, "shutting_down"),
+    ];
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(code, _)| *code == self).map_or("", |(_, name)| name)
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, n)| *n == name).map(|(code, _)| *code)
+    }
+}
+
+/// Why a push was not queued.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PushError {
+    /// The connection is over.
+    #[error("the connection is over: {0}")]
+    Closed(CloseReason),
+    /// The peer reads too slowly: as many pushes wait for it as its queue holds. Nothing was queued.
+    #[error("{frames} pushes of {bytes} bytes wait for this client already (`push_frames_max`, `push_bytes_max`)")]
+    Full {
+        /// Pushes that wait.
+        frames: usize,
+        /// Their bytes.
+        bytes: usize,
+    },
+    /// The push is too large. Nothing was queued.
+    #[error(transparent)]
+    TooLarge(#[from] EncodeError),
+    /// The value could not be encoded. Nothing was queued.
+    #[error("cannot encode the message: {0}")]
+    Encode(CodecError),
+    /// There is no connection. Nothing was queued.
+    #[error("not connected: {0}")]
+    NotConnected(#[from] ConnectError),
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// This side closed it.
+    #[error("closed by this side")]
+    Local,
+    /// The peer closed it between two frames.
+    #[error("closed by the peer")]
+    PeerClosed,
+    /// The peer closed it within a frame: that frame is lost.
+    #[error("closed by the peer within a frame")]
+    PeerClosedMidFrame,
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Io(Arc<std::io::Error>),
+    /// The peer sent what is no frame.
+    #[error("bad frame: {0}")]
+    BadFrame(#[from] DecodeError),
+    /// The peer sent a frame that it must not send.
+    #[error("the peer misbehaved: {0}")]
+    Misbehaved(#[from] PeerMisbehaved),
+    /// The peer was silent for too long and did not answer a heartbeat.
+    #[error("the peer is gone: silent for {silent:?} in spite of a heartbeat")]
+    Gone {
+        /// How long nothing came.
+        silent: Duration,
+    },
+    /// Nothing came from the peer within the idle limit.
+    #[error("idle for {0:?} (`idle_timeout`)")]
+    Idle(Duration),
+    /// No frame came within the time for the first one.
+    #[error("no frame within {0:?} of connecting (`first_frame_timeout`)")]
+    NoFirstFrame(Duration),
+    /// The peer did not read: its queue was full, or no byte was taken for too long.
+    #[error("the peer reads too slowly: {0}")]
+    SlowPeer(&'static str),
+    /// The token was refused.
+    #[error("not authenticated: {0}")]
+    Unauthenticated(String),
+    /// The server shut down, and said so.
+    #[error("the server said goodbye: {why}")]
+    Goodbye {
+        /// The server's words.
+        why: String,
+    },
+}
+
+impl From<std::io::Error> for CloseReason {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// Why a connection could not be made.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The address is not of the form `network@address`, or its network is not known here.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The socket could not be opened.
+    #[error("cannot connect to {address}: {error}")]
+    Io {
+        /// Where to.
+        address: String,
+        /// What the system said.
+        error: Arc<std::io::Error>,
+    },
+    /// Not connected within the time for it.
+    #[error("cannot connect to {address} within {after:?} (`connect_timeout`)")]
+    TimedOut {
+        /// Where to.
+        address: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The server did not take this client.
+    #[error("{address} refused this client: {reason}")]
+    Refused {
+        /// Where to.
+        address: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// The connection is lost and being made again; the last try failed for this reason.
+    #[error("the connection to {address} is lost ({lost}) and is being made again")]
+    Reconnecting {
+        /// Where to.
+        address: String,
+        /// Why it was lost.
+        lost: CloseReason,
+    },
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// Why a text is no address.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// The network has no transport here.
+    #[error("unknown network `{network}` in the address `{address}`: known are {known}")]
+    UnknownNetwork {
+        /// The part before `@`.
+        network: String,
+        /// The whole text.
+        address: String,
+        /// The networks compiled in, separated by commas.
+        known: &'static str,
+    },
+    /// The part behind `@` is not right for its network.
+    #[error("`{address}` is no address: {why}")]
+    Malformed {
+        /// The whole text.
+        address: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+}
+
+/// Why a server could not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address is not of the form `network@address`, or its network is not known here.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The socket could not be opened.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The server was shut down before.
+    #[error("the server is shut down")]
+    ShutDown,
+    /// TLS is asked for but cannot be had.
+    #[error("cannot serve {address} with TLS: {why}")]
+    Tls {
+        /// Where.
+        address: String,
+        /// What is missing.
+        why: String,
+    },
+}

@@ -1,0 +1,262 @@
+//! What answers a request: the trait [`Handler`], what it is given and what it gives back.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use bothways_proto::{Message, Metadata, SerializeType, keys};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    codec::{CodecError, Payload},
+    connection::Connection,
+    error::ErrorCode,
+};
+
+/// Answers requests of one method.
+///
+/// Any `Fn(Request) -> impl Future<Output = Reply>` is one. A handler is first polled in line by the
+/// connection that received the request: one that is ready at once costs no task. One that is not is
+/// moved to a task of its own. Compute for long, or block, only behind
+/// [`tokio::task::spawn_blocking`]: until its first `await` a handler holds up its own connection.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. Of a oneway request the reply is dropped.
+    fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
+}
+
+impl<F, Fut> Handler for F
+where
+    F: Fn(Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Reply> + Send,
+{
+    fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send {
+        self(request)
+    }
+}
+
+/// A future on the heap.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// A [`Handler`] of any type. A clone is the same handler.
+#[derive(Clone)]
+pub struct BoxHandler(Arc<dyn ErasedHandler>);
+
+impl BoxHandler {
+    /// Forgets the type of a handler.
+    pub fn new(handler: impl Handler) -> Self {
+        Self(Arc::new(handler))
+    }
+
+    /// Answers one request. The future does not borrow the handler.
+    pub fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Reply> + Send + 'static>> {
+        Arc::clone(&self.0).handle_boxed(request)
+    }
+}
+
+impl std::fmt::Debug for BoxHandler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BoxHandler")
+    }
+}
+
+trait ErasedHandler: Send + Sync + 'static {
+    fn handle_boxed(self: Arc<Self>, request: Request) -> BoxFuture<Reply>;
+}
+
+impl<H: Handler> ErasedHandler for H {
+    fn handle_boxed(self: Arc<Self>, request: Request) -> BoxFuture<Reply> {
+        Box::pin(async move { self.handle(request).await })
+    }
+}
+
+/// A request, as a handler gets it.
+#[derive(Debug)]
+pub struct Request {
+    pub(crate) message: Message,
+    pub(crate) connection: Connection,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Request {
+    /// The service asked for, such as `Arith`.
+    pub fn service_path(&self) -> &str {
+        self.message.service_path()
+    }
+
+    /// The method asked for, such as `Mul`.
+    pub fn service_method(&self) -> &str {
+        self.message.service_method()
+    }
+
+    /// The caller's pairs.
+    pub fn metadata(&self) -> Metadata {
+        self.message.metadata()
+    }
+
+    /// The codec of the payload, in which the reply travels too.
+    pub fn serialize_type(&self) -> SerializeType {
+        self.message.header().serialize()
+    }
+
+    /// True if the caller wants no reply.
+    pub fn is_oneway(&self) -> bool {
+        self.message.header().is_oneway()
+    }
+
+    /// When the caller gives up, if it said so (`__ServerTimeout`, milliseconds from arrival).
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// The connection it came on. Keep a clone to push to this peer later.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// The payload, unpacked if it came compressed.
+    ///
+    /// # Errors
+    /// [`CodecError::Compressed`].
+    pub fn payload(&self) -> Result<Bytes, CodecError> {
+        Ok(self.message.payload(self.connection.limits())?)
+    }
+
+    /// The payload as a value.
+    ///
+    /// # Errors
+    /// Any [`CodecError`].
+    pub fn decode<T: Payload>(&self) -> Result<T, CodecError> {
+        T::decode(self.serialize_type(), self.payload()?)
+    }
+
+    /// Splits into what a typed handler wants: the value, and the context beside it.
+    ///
+    /// # Errors
+    /// The reply that says why the payload is not a `T`.
+    pub fn into_typed<T: Payload>(self) -> Result<(Context, T), Reply> {
+        match self.decode() {
+            Ok(value) => Ok((Context::new(self), value)),
+            Err(error) => Err(Reply::refused(ErrorCode::BadArguments, error.to_string())),
+        }
+    }
+}
+
+/// What a typed handler knows of its request besides the arguments, and the reply's metadata.
+#[derive(Debug)]
+pub struct Context {
+    request: Request,
+    reply_metadata: Metadata,
+}
+
+impl Context {
+    /// The context of a request.
+    pub fn new(request: Request) -> Self {
+        Self { request, reply_metadata: Metadata::new() }
+    }
+
+    /// The request, with its metadata, deadline and payload.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The connection the request came on. Keep a clone to push to this peer later.
+    pub fn connection(&self) -> &Connection {
+        &self.request.connection
+    }
+
+    /// The caller's pairs.
+    pub fn metadata(&self) -> Metadata {
+        self.request.metadata()
+    }
+
+    /// When the caller gives up, if it said so.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.request.deadline
+    }
+
+    /// The pairs that go back with the reply, whether it is a value or an error.
+    pub fn reply_metadata(&mut self) -> &mut Metadata {
+        &mut self.reply_metadata
+    }
+
+    /// The reply of a typed handler: the value in the request's codec, or the error's text.
+    pub fn into_reply<T: Payload, E: std::fmt::Display>(self, outcome: Result<T, E>) -> Reply {
+        let reply = match outcome {
+            Ok(value) => Reply::encode(&value, self.request.serialize_type()),
+            Err(error) => Reply::error(error.to_string()),
+        };
+        reply.with_metadata(self.reply_metadata)
+    }
+}
+
+/// What goes back to the caller.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub(crate) outcome: Result<Bytes, Failure>,
+    pub(crate) metadata: Metadata,
+    /// `None`: the request's.
+    pub(crate) serialize: Option<SerializeType>,
+    /// The connection ends behind this reply.
+    pub(crate) then_close: bool,
+}
+
+/// An error on its way to the caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) text: String,
+    pub(crate) code: Option<ErrorCode>,
+}
+
+impl Reply {
+    /// Success, with these bytes in the request's codec.
+    pub fn ok(payload: impl Into<Bytes>) -> Self {
+        Self { outcome: Ok(payload.into()), metadata: Metadata::new(), serialize: None, then_close: false }
+    }
+
+    /// Success, with this value. A type that cannot travel in the request's codec travels in its own.
+    pub fn encode<T: Payload>(value: &T, request: SerializeType) -> Self {
+        let serialize = T::serialize_type(request);
+        match value.encode(serialize) {
+            Ok(payload) => Self { serialize: Some(serialize), ..Self::ok(payload) },
+            Err(error) => Self::error(format!("cannot encode the reply: {error}")),
+        }
+    }
+
+    /// An error: the text goes to the caller as `__rpcx_error__`.
+    pub fn error(text: impl Into<String>) -> Self {
+        Self { outcome: Err(Failure { text: text.into(), code: None }), ..Self::ok(Bytes::new()) }
+    }
+
+    /// A refusal, with a code that a Bothways caller can branch on.
+    pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { outcome: Err(Failure { text: text.into(), code: Some(code) }), ..Self::ok(Bytes::new()) }
+    }
+
+    /// The same reply with these pairs beside it; pairs that it has already stay.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata.merge_missing(&metadata);
+        self
+    }
+
+    /// True unless it is an error.
+    pub fn is_ok(&self) -> bool {
+        self.outcome.is_ok()
+    }
+
+    /// The text of an error.
+    pub fn error_text(&self) -> Option<&str> {
+        self.outcome.as_ref().err().map(|failure| failure.text.as_str())
+    }
+
+    /// The pairs that travel: the handler's, and the error's.
+    pub(crate) fn wire_metadata(&self) -> Metadata {
+        let mut metadata = self.metadata.clone();
+        if let Err(failure) = &self.outcome {
+            metadata.insert(keys::ERROR, &failure.text);
+            if let Some(code) = failure.code {
+                metadata.insert(keys::ERROR_CODE, code.name());
+            }
+        }
+        metadata
+    }
+}
