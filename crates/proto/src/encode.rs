@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{EncodeError, Header, Limits, Metadata};
+use crate::{EncodeError, Header, Limits, Metadata, PREFIX_LEN};
 
 /// All of a frame but the bytes of its payload.
 #[derive(Clone, Copy, Debug)]
@@ -20,23 +20,20 @@ pub struct FrameParts<'a> {
 }
 
 impl FrameParts<'_> {
-    /// Bytes of the body: four lengths and four parts.
+    /// Bytes of the body: four lengths and four parts. `usize::MAX` if it is beyond counting.
     pub fn body_len(&self) -> usize {
-        let texts = self.service_path.len() + self.service_method.len();
-        16 + texts + self.metadata.as_block().len() + self.payload_len
+        [self.service_path.len(), self.service_method.len(), self.metadata.as_block().len(), self.payload_len]
+            .into_iter()
+            .fold(16, usize::saturating_add)
     }
 
     /// Appends everything up to the payload, which the caller appends or sends behind it.
     ///
     /// # Errors
-    /// [`EncodeError::TooLarge`]; `out` is as it was.
+    /// [`EncodeError::TooLarge`] and [`EncodeError::MetadataTooLarge`]; `out` is as it was.
     pub fn put_head(&self, out: &mut Vec<u8>, limits: &Limits) -> Result<(), EncodeError> {
-        let (len, max) = (self.body_len(), limits.body_bytes().min(u32::MAX as usize));
-        if max < len {
-            return Err(EncodeError::TooLarge { len, max });
-        }
-        let head_len = crate::PREFIX_LEN + len - self.payload_len;
-        out.reserve(head_len);
+        let len = self.checked_body_len(limits)?;
+        out.reserve(PREFIX_LEN + len - self.payload_len);
         out.extend_from_slice(&self.header.to_bytes());
         out.extend_from_slice(&(len as u32).to_be_bytes());
         for part in [self.service_path.as_bytes(), self.service_method.as_bytes(), self.metadata.as_block()] {
@@ -47,15 +44,34 @@ impl FrameParts<'_> {
         Ok(())
     }
 
-    /// Appends the whole frame. `payload` has `payload_len` bytes.
+    /// Appends the whole frame.
     ///
     /// # Errors
-    /// [`EncodeError::TooLarge`]; `out` is as it was.
+    /// [`EncodeError::TooLarge`] and [`EncodeError::MetadataTooLarge`]; `out` is as it was.
+    ///
+    /// # Panics
+    /// If `payload` has not `payload_len` bytes: the peer would take what follows for something else.
     pub fn put_frame(&self, out: &mut Vec<u8>, payload: &[u8], limits: &Limits) -> Result<(), EncodeError> {
-        debug_assert_eq!(self.payload_len, payload.len());
+        assert_eq!(self.payload_len, payload.len(), "`payload_len` is the length of the payload");
+        let len = self.checked_body_len(limits)?;
+        out.reserve(PREFIX_LEN + len);
         self.put_head(out, limits)?;
         out.extend_from_slice(payload);
         Ok(())
+    }
+
+    /// The length of the body, if a peer with the same limits would take it.
+    fn checked_body_len(&self, limits: &Limits) -> Result<usize, EncodeError> {
+        let (len, max) = (self.body_len(), limits.body_bytes());
+        if max < len {
+            return Err(EncodeError::TooLarge { len, max });
+        }
+        self.metadata.check_bounds(limits).map_err(|(found, max, unit)| EncodeError::MetadataTooLarge {
+            found,
+            max,
+            unit,
+        })?;
+        Ok(len)
     }
 }
 
@@ -63,7 +79,7 @@ impl FrameParts<'_> {
 /// clone is a counter.
 ///
 /// # Errors
-/// [`EncodeError::TooLarge`].
+/// [`EncodeError::TooLarge`] and [`EncodeError::MetadataTooLarge`].
 pub fn frame(
     header: Header,
     service_path: &str,
@@ -73,7 +89,7 @@ pub fn frame(
     limits: &Limits,
 ) -> Result<Bytes, EncodeError> {
     let parts = FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() };
-    let mut out = Vec::with_capacity(crate::PREFIX_LEN + parts.body_len().min(limits.body_bytes()));
+    let mut out = Vec::with_capacity(PREFIX_LEN + parts.checked_body_len(limits)?);
     parts.put_frame(&mut out, payload, limits)?;
     Ok(out.into())
 }
@@ -119,5 +135,34 @@ mod tests {
         let mut out = vec![7];
         assert_eq!(parts.put_frame(&mut out, b"abcde", &limits), Err(EncodeError::TooLarge { len: 21, max: 20 }));
         assert_eq!(out, [7]);
+    }
+
+    /// Metadata that a peer with our limits would close the connection for is refused before it leaves.
+    #[test]
+    fn too_much_metadata_is_refused_before_a_byte_is_written() {
+        let header = Header::oneway(Seq::new(1), SerializeType::RAW);
+        let metadata = Metadata::new().with("a", "1").with("b", "2");
+        let refused = |limits| frame(header, "", "", &metadata, b"", &limits).map(drop);
+        assert_eq!(
+            refused(Limits::default().metadata_pairs_max(1)),
+            Err(EncodeError::MetadataTooLarge { found: 2, max: 1, unit: "pairs" })
+        );
+        assert_eq!(
+            refused(Limits::default().metadata_bytes_max(19)),
+            Err(EncodeError::MetadataTooLarge { found: 20, max: 19, unit: "bytes" })
+        );
+        assert_eq!(refused(Limits::default().metadata_bytes_max(20).metadata_pairs_max(2)), Ok(()));
+    }
+
+    /// A payload length beyond counting is too large; it does not wrap round to a small one.
+    #[test]
+    fn a_length_beyond_counting_is_too_large() {
+        let header = Header::oneway(Seq::new(1), SerializeType::RAW);
+        let metadata = Metadata::new();
+        let parts =
+            FrameParts { header, service_path: "p", service_method: "m", metadata: &metadata, payload_len: usize::MAX };
+        let limits = Limits::default().body_bytes_max(usize::MAX);
+        let refused = parts.put_head(&mut Vec::new(), &limits);
+        assert_eq!(refused, Err(EncodeError::TooLarge { len: usize::MAX, max: limits.body_bytes() }));
     }
 }

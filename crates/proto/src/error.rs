@@ -2,7 +2,12 @@
 
 use crate::{CompressType, Seq};
 
-/// Why bytes from a peer are not a frame. The connection they came on cannot go on.
+/// Why bytes from a peer are not a frame, or a payload cannot be unpacked.
+///
+/// An error of [`Deframer`](crate::Deframer) or [`Message::parse`](crate::Message::parse) ends the
+/// connection: where the next frame begins is no longer known. [`Self::UnknownCompression`],
+/// [`Self::Gzip`] and [`Self::DecompressedTooLarge`] come from
+/// [`Message::payload`](crate::Message::payload) and cost that one message.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -27,6 +32,15 @@ pub enum DecodeError {
         part: &'static str,
         /// The bytes of the body.
         body_len: usize,
+    },
+    /// The frame was cut in the wrong place: its prefix says another length. Only
+    /// [`Message::parse`](crate::Message::parse) can see this; a [`Deframer`](crate::Deframer) cuts by the prefix.
+    #[error("the prefix says {stated} bytes of body, the frame holds {actual}")]
+    BodyLength {
+        /// What the prefix says.
+        stated: usize,
+        /// What follows the prefix.
+        actual: usize,
     },
     /// The payload length is not what is left of the body. Go ignores the field.
     #[error("the payload length says {stated} bytes, the frame holds {actual}")]
@@ -84,6 +98,19 @@ pub enum EncodeError {
         /// The limit.
         max: usize,
     },
+    /// The metadata is beyond `metadata_bytes_max` or `metadata_pairs_max`: a peer with the same
+    /// limits would close the connection.
+    #[error(
+        "the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}: send less, or raise it on both sides"
+    )]
+    MetadataTooLarge {
+        /// What was found.
+        found: usize,
+        /// The limit.
+        max: usize,
+        /// `bytes` or `pairs`.
+        unit: &'static str,
+    },
 }
 
 /// [`Limits::calls_pending_max`](crate::Limits::calls_pending_max) calls wait for a reply already; nothing was sent.
@@ -98,8 +125,9 @@ pub struct TooManyCalls {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerMisbehaved {
-    /// A client that did not negotiate sent a response. A Go server would run it as a request.
-    #[error("the client sent a response (number {0}) although it negotiated no calls to clients")]
+    /// A client sent a response to a call without having negotiated calls, or to a heartbeat without
+    /// having negotiated those. A Go server would run it as a request.
+    #[error("the client sent a response (number {0}) although nothing that it may answer was negotiated")]
     ReplyFromPlainClient(Seq),
     /// A server that did not negotiate sent a request that wants a reply.
     #[error("the server sent a call (number {0}) although no calls to clients were negotiated")]

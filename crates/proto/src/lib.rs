@@ -46,7 +46,7 @@ pub use self::{
     keepalive::{Keepalive, KeepaliveAction},
     limits::Limits,
     message::Message,
-    metadata::{Metadata, MetadataError, keys},
+    metadata::{Metadata, MetadataError, Pairs, keys},
     negotiation::{Capabilities, Hello, VERSION, Welcome},
     seq::Seq,
 };

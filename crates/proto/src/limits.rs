@@ -1,5 +1,7 @@
 //! Every bound that a peer's bytes can run into, in one place.
 
+use crate::PREFIX_LEN;
+
 /// What one frame may cost us. The defaults are safe on an open port.
 ///
 /// The worst that one connection can make us hold while it sends a single frame is
@@ -13,6 +15,12 @@ pub struct Limits {
     metadata_pairs_max: usize,
     calls_pending_max: usize,
 }
+
+/// What a length of the wire can say, and what one buffer can hold with the prefix before it.
+const BODY_BYTES_CEILING: usize = {
+    let buffer = isize::MAX as usize - PREFIX_LEN;
+    if buffer < u32::MAX as usize { buffer } else { u32::MAX as usize }
+};
 
 impl Default for Limits {
     fn default() -> Self {
@@ -32,27 +40,33 @@ impl Limits {
     ///
     /// Go's `protocol.MaxMessageLength` is this without a default: a lone prefix makes Go take up
     /// to 4 GiB.
+    ///
+    /// At most what the wire and a buffer can hold: 4 GiB less one byte, or on a 32-bit machine 2
+    /// GiB less the prefix. More is taken for that.
     #[must_use]
     pub fn body_bytes_max(mut self, bytes: usize) -> Self {
-        self.body_bytes_max = bytes.min(u32::MAX as usize);
+        self.body_bytes_max = bytes.min(BODY_BYTES_CEILING);
         self
     }
 
-    /// Most bytes of one payload after decompression. Default 32 MiB.
+    /// Most bytes of one payload after decompression. Default 32 MiB: four times the largest frame,
+    /// where gzip could make a thousand times of it. Go has no limit by default.
     #[must_use]
     pub fn decompressed_bytes_max(mut self, bytes: usize) -> Self {
         self.decompressed_bytes_max = bytes;
         self
     }
 
-    /// Most bytes of the metadata block of one frame. Default 64 KiB.
+    /// Most bytes of the metadata block of one frame, in and out. Default 64 KiB: it is read before
+    /// anybody has looked at a token.
     #[must_use]
     pub fn metadata_bytes_max(mut self, bytes: usize) -> Self {
         self.metadata_bytes_max = bytes;
         self
     }
 
-    /// Most key and value pairs in the metadata of one frame. Default 128.
+    /// Most key and value pairs in the metadata of one frame, in and out. Default 128: a look-up
+    /// walks them all.
     #[must_use]
     pub fn metadata_pairs_max(mut self, pairs: usize) -> Self {
         self.metadata_pairs_max = pairs;

@@ -22,11 +22,15 @@ pub struct Message {
 const PATH_AT: usize = PREFIX_LEN + 4;
 
 impl Message {
-    /// A message of these parts. For tests and tools: what is on its way to a socket goes through
-    /// [`FrameParts`].
+    /// A message of these parts, without regard to limits. For tests and tools: what is on its way to
+    /// a socket goes through [`FrameParts`].
+    ///
+    /// # Panics
+    /// If the parts do not fit into a frame, which holds 4 GiB.
     pub fn new(header: Header, service_path: &str, service_method: &str, metadata: &Metadata, payload: &[u8]) -> Self {
         let mut frame = Vec::new();
-        let limits = Limits::default().body_bytes_max(usize::MAX);
+        let limits =
+            Limits::default().body_bytes_max(usize::MAX).metadata_bytes_max(usize::MAX).metadata_pairs_max(usize::MAX);
         FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() }
             .put_frame(&mut frame, payload, &limits)
             .expect("the parts of a message made by hand are below 4 GiB");
@@ -40,7 +44,12 @@ impl Message {
     }
 
     /// Reads a whole frame, prefix included. Everything a peer can get wrong in it is an error;
-    /// `docs/go-differences.md` compares each with Go.
+    /// `docs/go-differences.md` compares each with Go. The payload stays as it travelled.
+    ///
+    /// Takes the frame as it is: [`Limits::body_bytes_max`] is a matter of whoever cut it off the stream.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`] but those of [`Self::payload`] and [`DecodeError::TooLarge`].
     pub fn parse(frame: Bytes, limits: &Limits) -> Result<Self, DecodeError> {
         let body_len = frame.len().saturating_sub(PREFIX_LEN);
         let truncated = |part| DecodeError::Truncated { part, body_len };
@@ -48,7 +57,12 @@ impl Message {
         let header = frame.first_chunk().ok_or(truncated("header"))?;
         let header = Header::from_bytes(header).ok_or(DecodeError::WrongMagic { found: first })?;
 
-        let mut rest = frame.get(PREFIX_LEN..).ok_or(truncated("prefix"))?;
+        let (prefix, mut rest) = frame.split_first_chunk::<PREFIX_LEN>().ok_or(truncated("prefix"))?;
+        let [.., a, b, c, d] = *prefix;
+        let stated = u32::from_be_bytes([a, b, c, d]) as usize;
+        if stated != body_len {
+            return Err(DecodeError::BodyLength { stated, actual: body_len });
+        }
         let mut part = |name| -> Result<&[u8], DecodeError> {
             let (len, tail) = rest.split_first_chunk::<4>().ok_or(truncated(name))?;
             let (bytes, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(truncated(name))?;
@@ -65,12 +79,11 @@ impl Message {
         }
         str::from_utf8(path).map_err(|_| DecodeError::NotUtf8 { part: "service path" })?;
         str::from_utf8(method).map_err(|_| DecodeError::NotUtf8 { part: "service method" })?;
-        let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
-        let message = Self { header, frame, path_len, method_len, metadata_len };
-        if metadata_len != 0 {
-            Metadata::from_block(message.metadata_block(), limits)?;
+        if !metadata.is_empty() {
+            crate::metadata::check(metadata, limits)?;
         }
-        Ok(message)
+        let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
+        Ok(Self { header, frame, path_len, method_len, metadata_len })
     }
 
     /// The header.
@@ -93,9 +106,7 @@ impl Message {
         if self.metadata_len == 0 {
             return Metadata::new();
         }
-        let unbounded = Limits::default().metadata_bytes_max(usize::MAX).metadata_pairs_max(usize::MAX);
-        Metadata::from_block(self.metadata_block(), &unbounded)
-            .expect("the block was checked when the message was made")
+        Metadata::from_checked_block(self.metadata_block())
     }
 
     /// The payload as it travelled: still compressed if the header says so.
@@ -113,6 +124,9 @@ impl Message {
     }
 
     /// The payload, like [`Self::payload`], without keeping the message.
+    ///
+    /// # Errors
+    /// As for [`Self::payload`].
     pub fn into_payload(self, limits: &Limits) -> Result<Bytes, DecodeError> {
         let at = self.payload_at();
         let compress = self.header.compress();
@@ -145,7 +159,8 @@ impl Message {
     }
 
     /// The frame that answers a heartbeat: the same bytes with the response bit, whatever codec,
-    /// path and metadata the heartbeat carries. Source: Go `server.go`, heartbeat handling.
+    /// path and metadata the heartbeat carries. Only the status and the reserved bits, which Go echoes
+    /// too, are zero. Source: Go `server/server_conn.go`, heartbeat handling.
     pub fn pong(&self) -> Vec<u8> {
         let mut frame = self.frame.to_vec();
         let header = self.header.reply().with_compress(self.header.compress());

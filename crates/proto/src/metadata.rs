@@ -17,6 +17,18 @@ pub mod keys {
     pub const ERROR_CODE: &str = "_bw.err";
     /// The service path of control messages between negotiated peers.
     pub const CONTROL_PATH: &str = "_bothways";
+    /// The method that asks the peer to stop a call. A oneway request, from either side.
+    pub const CANCEL: &str = "Cancel";
+    /// Which call [`CANCEL`] means: its number as it stands on the wire, decimal.
+    pub const CANCEL_SEQ: &str = "_bw.seq";
+    /// The method by which a server says that it is about to close the connection. A oneway request.
+    pub const GOODBYE: &str = "Goodbye";
+    /// Why the server says [`GOODBYE`], for a program to branch on.
+    pub const GOODBYE_CODE: &str = "_bw.code";
+    /// Why the server says [`GOODBYE`], for people.
+    pub const GOODBYE_WHY: &str = "_bw.why";
+    /// How long the client waits before it connects again after [`GOODBYE`]: milliseconds, decimal.
+    pub const GOODBYE_AFTER: &str = "_bw.after";
 }
 
 /// Key and value pairs, in the order in which they were added.
@@ -26,7 +38,8 @@ pub mod keys {
 /// counter. Look-ups walk the block; metadata is a handful of pairs.
 ///
 /// Keys are unique as far as this type's own methods go. A frame from a peer may repeat a key: the
-/// last one counts, as in Go. Go's own order is random.
+/// last one counts, as in Go. Go's own order is random; two values are equal if they hold the same
+/// pairs in the same order.
 #[derive(Clone, Default, Eq, PartialEq)]
 pub struct Metadata {
     block: Bytes,
@@ -46,9 +59,31 @@ impl Metadata {
     }
 
     /// The pairs of a block from the wire, checked: every length fits, and the bounds hold.
+    ///
+    /// # Errors
+    /// [`DecodeError::MetadataTooLarge`] and [`DecodeError::Metadata`].
     pub fn from_block(block: Bytes, limits: &Limits) -> Result<Self, DecodeError> {
         check(&block, limits)?;
         Ok(Self { block })
+    }
+
+    /// The pairs of a block that went through [`check`] before.
+    pub(crate) fn from_checked_block(block: Bytes) -> Self {
+        Self { block }
+    }
+
+    /// Whether these pairs may travel: what is too much, the limit, and its unit.
+    pub(crate) fn check_bounds(&self, limits: &Limits) -> Result<(), (usize, usize, &'static str)> {
+        let (found, max) = (self.block.len(), limits.metadata_bytes());
+        if max < found {
+            return Err((found, max, "bytes"));
+        }
+        let max = limits.metadata_pairs();
+        if self.block.len() / PAIR_BYTES_MIN <= max {
+            return Ok(()); // so short a block has no room for more pairs: the common case is not walked
+        }
+        let found = self.pairs().count();
+        if max < found { Err((found, max, "pairs")) } else { Ok(()) }
     }
 
     /// The pairs as they travel.
@@ -188,7 +223,11 @@ fn split_part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_be_bytes(*len) as usize)
 }
 
-fn check(block: &[u8], limits: &Limits) -> Result<(), DecodeError> {
+/// Two lengths, and nothing between them.
+const PAIR_BYTES_MIN: usize = 8;
+
+/// Whether a block from the wire is a sequence of pairs within the bounds.
+pub(crate) fn check(block: &[u8], limits: &Limits) -> Result<(), DecodeError> {
     let max = limits.metadata_bytes();
     if max < block.len() {
         return Err(DecodeError::MetadataTooLarge { found: block.len(), max, unit: "bytes" });
