@@ -2,7 +2,7 @@
 //!
 //! The only file that reads a frame's length from a peer; it checks it before any memory is taken.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 use crate::{DecodeError, Limits, MAGIC, Message, PREFIX_LEN};
 
@@ -30,16 +30,19 @@ pub fn frame_len(bytes: &[u8], limits: &Limits) -> Result<Option<usize>, DecodeE
 
 /// Cuts a stream of bytes into messages.
 ///
-/// Feed it what a read brought, then take messages until there is none. The whole frames of one
-/// [`feed`](Self::feed) share one allocation of exactly their size, so that a kept message pins
-/// little; a frame that is not all there is collected in a buffer that grows with the bytes that
-/// really arrived, never with what a prefix promises. Between frames it holds no memory.
+/// Feed it what a read brought, then take messages until there is none. The frames that one
+/// [`feed`](Self::feed) brought whole share one allocation of exactly their size, so that a kept
+/// message pins little. A frame that is not all there is collected in a buffer of its own, which
+/// grows with the bytes that really arrived, never with what a prefix promises, and ends at exactly
+/// its size. Between frames it holds no memory.
 #[derive(Debug, Default)]
 pub struct Deframer {
-    /// Whole frames, not yet taken.
+    /// The frame that earlier reads began and the last one ended, if it was not yet taken.
+    finished: Bytes,
+    /// The frames behind it that the last read brought whole.
     ready: Bytes,
     /// The beginning of a frame whose end has not arrived.
-    partial: BytesMut,
+    partial: Vec<u8>,
     /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there.
     partial_len: usize,
     /// What was wrong behind the frames in `ready`, until it is reported.
@@ -54,10 +57,13 @@ impl Deframer {
         Self::default()
     }
 
-    /// Takes the next bytes of the stream in. Call [`next_message`](Self::next_message) until it
-    /// answers `None` before feeding again.
+    /// Takes the next bytes of the stream in. After an error it takes nothing.
+    ///
+    /// # Panics
+    /// If messages of the last call wait still: call [`next_message`](Self::next_message) until it
+    /// answers `None` before feeding again, or they would be lost.
     pub fn feed(&mut self, mut input: &[u8], limits: &Limits) {
-        debug_assert!(self.ready.is_empty(), "messages are taken before more is fed");
+        assert!(self.finished.is_empty() && self.ready.is_empty(), "messages are taken before more is fed");
         if self.broken {
             return;
         }
@@ -67,19 +73,13 @@ impl Deframer {
                 return;
             }
             self.partial_len = 0;
+            self.finished = std::mem::take(&mut self.partial).into();
         }
-        let mut ready = std::mem::take(&mut self.partial);
         let whole = self.whole_frames(input, limits);
         let (frames, rest) = input.split_at(whole);
-        if ready.is_empty() {
-            self.ready = Bytes::copy_from_slice(frames);
-        } else {
-            ready.extend_from_slice(frames);
-            self.ready = ready.freeze();
-        }
-        if !self.broken && !rest.is_empty() {
-            self.partial.extend_from_slice(rest);
-            self.measure_partial(limits);
+        self.ready = Bytes::copy_from_slice(frames);
+        if !self.broken {
+            self.fill_partial(rest, limits);
         }
     }
 
@@ -88,17 +88,19 @@ impl Deframer {
     /// # Errors
     /// Any [`DecodeError`]. The stream cannot go on: every later call answers `None`.
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
-        if self.ready.is_empty() {
+        let frames = if self.finished.is_empty() { &mut self.ready } else { &mut self.finished };
+        if frames.is_empty() {
             return self.error.take().map_or(Ok(None), Err);
         }
-        let parsed = match frame_len(&self.ready, limits) {
-            Ok(Some(len)) if len <= self.ready.len() => Message::parse(self.ready.split_to(len), limits),
+        let parsed = match frame_len(frames, limits) {
+            Ok(Some(len)) if len <= frames.len() => Message::parse(frames.split_to(len), limits),
             Ok(_) => unreachable!("only whole frames are made ready"),
             Err(error) => Err(error),
         };
         if let Err(error) = &parsed {
             self.fail(error.clone());
             self.error = None;
+            self.finished.clear();
             self.ready.clear();
         }
         parsed.map(Some)
@@ -118,23 +120,29 @@ impl Deframer {
     fn fill_partial<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> &'a [u8] {
         if self.partial_len == 0 {
             let lacking = (PREFIX_LEN - self.partial.len()).min(input.len());
-            self.partial.extend_from_slice(&input[..lacking]);
+            self.keep(&input[..lacking]);
             input.advance(lacking);
-            self.measure_partial(limits);
+            match frame_len(&self.partial, limits) {
+                Ok(len) => self.partial_len = len.unwrap_or(0),
+                Err(error) => self.fail(error),
+            }
         }
         if self.partial_len != 0 {
             let lacking = (self.partial_len - self.partial.len()).min(input.len());
-            self.partial.extend_from_slice(&input[..lacking]);
+            self.keep(&input[..lacking]);
             input.advance(lacking);
         }
         input
     }
 
-    fn measure_partial(&mut self, limits: &Limits) {
-        match frame_len(&self.partial, limits) {
-            Ok(len) => self.partial_len = len.unwrap_or(0),
-            Err(error) => self.fail(error),
+    /// Appends to `partial`, which doubles as it grows, up to the frame's size and not beyond.
+    fn keep(&mut self, bytes: &[u8]) {
+        let needed = self.partial.len() + bytes.len();
+        if self.partial.capacity() < needed {
+            let room = needed.saturating_mul(2).min(self.partial_len.max(PREFIX_LEN));
+            self.partial.reserve_exact(room - self.partial.len());
         }
+        self.partial.extend_from_slice(bytes);
     }
 
     /// How many bytes at the start of `input` are whole frames.
@@ -155,7 +163,7 @@ impl Deframer {
     fn fail(&mut self, error: DecodeError) {
         self.error = Some(error);
         self.broken = true;
-        self.partial = BytesMut::new();
+        self.partial = Vec::new();
         self.partial_len = 0;
     }
 }
@@ -249,5 +257,44 @@ mod tests {
         }
         assert_eq!(deframer.next_message(&limits).expect("valid").expect("whole").wire_payload().len(), 5000);
         assert_eq!((deframer.partial.capacity(), deframer.ready.len(), deframer.is_mid_frame()), (0, 0, false));
+    }
+
+    /// A frame that came in pieces pins its own size: not the doubled buffer, not its neighbours.
+    #[test]
+    fn a_frame_in_pieces_pins_its_own_size() {
+        let (limits, frame) = (Limits::default(), push(1, &[0; 5000]));
+        let stream = [&frame[..], &push(2, b"neighbour")].concat();
+        let mut deframer = Deframer::new();
+        deframer.feed(&stream[..3000], &limits);
+        deframer.feed(&stream[3000..5001], &limits);
+        assert!(deframer.partial.capacity() <= frame.len(), "{}", deframer.partial.capacity());
+        deframer.feed(&stream[5001..], &limits);
+        assert_eq!(deframer.finished.len(), frame.len());
+        for number in [1, 2] {
+            let message = deframer.next_message(&limits).expect("valid").expect("whole");
+            assert_eq!(message.header().seq().get(), number);
+        }
+    }
+
+    /// Feeding before all messages were taken would lose them: that is a bug, and stops.
+    #[test]
+    #[should_panic(expected = "messages are taken before more is fed")]
+    fn feeding_over_waiting_messages_panics() {
+        let limits = Limits::default();
+        let mut deframer = Deframer::new();
+        deframer.feed(&push(1, b""), &limits);
+        deframer.feed(&push(2, b""), &limits);
+    }
+
+    /// The largest limit still leaves room for the prefix in a `usize`, of 32 bits too.
+    #[test]
+    fn the_largest_limit_does_not_overflow() {
+        let limits = Limits::default().body_bytes_max(usize::MAX);
+        let largest = hex!("08 00 00 30 0000000000000001 ffffffff");
+        match frame_len(&largest, &limits) {
+            Ok(Some(len)) => assert_eq!(len, PREFIX_LEN + u32::MAX as usize),
+            Err(DecodeError::TooLarge { len, max }) => assert!(max < len && max.checked_add(PREFIX_LEN).is_some()),
+            other => panic!("{other:?}"),
+        }
     }
 }
