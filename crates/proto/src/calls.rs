@@ -32,6 +32,8 @@ const GENERATION_MASK: u32 = (1 << 30) - 1;
 impl<W> Calls<W> {
     /// A table for at most `max` calls. Takes no memory until the first.
     pub const fn new(max: usize) -> Self {
+        // A place is 32 bits of a number.
+        let max = if (u32::MAX as usize) < max { u32::MAX as usize } else { max };
         Self { slots: Slab::new(), generation: 0, max }
     }
 

@@ -12,6 +12,14 @@ pub enum Role {
 }
 
 /// What is known of the other side.
+///
+/// ```text
+///             first frame, not a Hello                 (for good)
+///  Unknown ──────────────────────────────► Plain
+///     │  at a server: Hello, then `welcome`
+///     └──────────────────────────────────► Negotiated  (for good)
+///        at a client: `handle_welcome`, or Plain if the answer is an echo
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Peer {
     /// Nothing has come from it.
@@ -31,16 +39,17 @@ pub enum Inbound<W> {
     Push(Message),
     /// The reply to a call of ours, for whoever waits.
     Reply(W, Message),
-    /// A heartbeat to answer with [`Message::pong`].
+    /// A heartbeat to answer with [`Message::pong`], oneway or not.
     Ping(Message),
     /// The first frame of a client that can do more than rpcx. Check its token, then
     /// [`Connection::welcome`] it, or treat the connection as refused.
     Hello(Hello, Message),
-    /// The peer wants the call of this number stopped.
+    /// The peer wants its call of this number stopped: [`keys::CANCEL`].
     Cancel(Seq),
-    /// The server is about to close the connection.
+    /// The server is about to close the connection: [`keys::GOODBYE`].
     Goodbye(Message),
-    /// A reply that nobody waits for: its call was cancelled or never made. Count it.
+    /// A reply that nobody waits for: its call was forgotten or never made. Count it. The answer to
+    /// a heartbeat whose number is not in the table of calls comes out here too.
     Late(Message),
 }
 
@@ -99,7 +108,7 @@ impl<W> Connection<W> {
 
     /// Nobody waits for this call any more.
     pub fn forget(&mut self, seq: Seq) -> Option<W> {
-        self.calls.forget(self.unmark(seq))
+        self.calls.forget(self.unmark(seq)?)
     }
 
     /// Calls that wait for a reply.
@@ -120,6 +129,9 @@ impl<W> Connection<W> {
     }
 
     /// A client learns what the answer to its Hello says of the server. `None`: it is plain.
+    ///
+    /// Call it as soon as the answer came, before the next [`handle_message`](Self::handle_message):
+    /// the server's first call may be right behind it.
     pub fn handle_welcome(&mut self, answer: &Message) -> Option<Welcome> {
         let welcome = Welcome::from_metadata(&answer.metadata());
         self.peer = welcome.map_or(Peer::Plain, |welcome| Peer::Negotiated(welcome.capabilities));
@@ -160,14 +172,16 @@ impl<W> Connection<W> {
     }
 
     fn handle_oneway(&self, message: Message) -> Inbound<W> {
-        if message.service_path() == keys::CONTROL_PATH && matches!(self.peer, Peer::Negotiated(_)) {
+        if matches!(self.peer, Peer::Negotiated(_)) && message.service_path() == keys::CONTROL_PATH {
             match message.service_method() {
-                "Cancel" if self.peer_can(Capabilities::CANCEL) => {
-                    if let Some(seq) = message.metadata().get("_bw.seq").and_then(|seq| seq.parse().ok()) {
+                keys::CANCEL if self.peer_can(Capabilities::CANCEL) => {
+                    if let Some(seq) = message.metadata().get(keys::CANCEL_SEQ).and_then(|seq| seq.parse().ok()) {
                         return Inbound::Cancel(Seq::new(seq));
                     }
                 }
-                "Goodbye" if self.role == Role::Client => return Inbound::Goodbye(message),
+                keys::GOODBYE if self.role == Role::Client && self.peer_can(Capabilities::GOODBYE) => {
+                    return Inbound::Goodbye(message);
+                }
                 _ => {}
             }
         }
@@ -175,23 +189,22 @@ impl<W> Connection<W> {
     }
 
     fn handle_response(&mut self, message: Message) -> Result<Inbound<W>, PeerMisbehaved> {
-        let seq = message.header().seq();
-        if self.role == Role::Server && !matches!(self.peer, Peer::Negotiated(_)) {
+        let (header, seq) = (message.header(), message.header().seq());
+        let asked_for = if header.is_heartbeat() { Capabilities::PING } else { Capabilities::CALLS };
+        if self.role == Role::Server && !self.peer_can(asked_for) {
             return Err(PeerMisbehaved::ReplyFromPlainClient(seq));
         }
-        if self.role == Role::Server && !seq.is_call_to_client() {
-            return Ok(Inbound::Late(message));
-        }
-        Ok(match self.calls.complete(self.unmark(seq)) {
+        Ok(match self.unmark(seq).and_then(|seq| self.calls.complete(seq)) {
             Some(waiter) => Inbound::Reply(waiter, message),
             None => Inbound::Late(message),
         })
     }
 
-    fn unmark(&self, seq: Seq) -> Seq {
+    /// The number in the table of calls; `None` if it cannot be one of ours.
+    fn unmark(&self, seq: Seq) -> Option<Seq> {
         match self.role {
-            Role::Client => seq,
-            Role::Server => Seq::new(seq.unmarked()),
+            Role::Client => Some(seq),
+            Role::Server => seq.is_call_to_client().then(|| Seq::new(seq.unmarked())),
         }
     }
 }
