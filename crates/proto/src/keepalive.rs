@@ -31,6 +31,7 @@ pub enum KeepaliveAction {
 impl Keepalive {
     /// A peer that was heard of at `now`; after `interval` of silence it is pinged, after
     /// `timeout` more it is gone. A dead peer is so found within `interval + timeout`.
+    /// [`Duration::MAX`] as either means never.
     pub fn new(interval: Duration, timeout: Duration, now: Duration) -> Self {
         Self { interval, timeout, received: now, pinged: None }
     }
@@ -44,13 +45,13 @@ impl Keepalive {
     /// What to do at `now`. After [`KeepaliveAction::Ping`] the ping counts as sent.
     pub fn poll(&mut self, now: Duration) -> KeepaliveAction {
         match self.pinged {
-            None if self.received + self.interval <= now => {
+            None if self.received.saturating_add(self.interval) <= now => {
                 self.pinged = Some(now);
                 KeepaliveAction::Ping
             }
-            None => KeepaliveAction::WaitUntil(self.received + self.interval),
-            Some(pinged) if pinged + self.timeout <= now => KeepaliveAction::Gone,
-            Some(pinged) => KeepaliveAction::WaitUntil(pinged + self.timeout),
+            None => KeepaliveAction::WaitUntil(self.received.saturating_add(self.interval)),
+            Some(pinged) if pinged.saturating_add(self.timeout) <= now => KeepaliveAction::Gone,
+            Some(pinged) => KeepaliveAction::WaitUntil(pinged.saturating_add(self.timeout)),
         }
     }
 }
@@ -71,6 +72,16 @@ mod tests {
         assert_eq!(keepalive.poll(s(31)), Ping);
         assert_eq!(keepalive.poll(s(40)), WaitUntil(s(41)));
         assert_eq!(keepalive.poll(s(41)), Gone);
+    }
+
+    /// An interval or a timeout without end is one, not an overflow.
+    #[test]
+    fn without_end_means_never() {
+        let mut keepalive = Keepalive::new(Duration::MAX, s(10), s(1));
+        assert_eq!(keepalive.poll(s(1 << 40)), WaitUntil(Duration::MAX));
+        let mut keepalive = Keepalive::new(s(30), Duration::MAX, s(1));
+        assert_eq!(keepalive.poll(s(31)), Ping);
+        assert_eq!(keepalive.poll(s(1 << 40)), WaitUntil(Duration::MAX));
     }
 
     /// Any byte is a sign of life, not only the answer to the ping.
