@@ -3,11 +3,13 @@ package interop
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -23,6 +25,8 @@ import (
 	"bothways.dev/interop/internal/cases"
 	"bothways.dev/interop/internal/contract"
 	"bothways.dev/interop/internal/peer"
+	"github.com/smallnest/rpcx/client"
+	"github.com/smallnest/rpcx/protocol"
 )
 
 func TestMain(m *testing.M) {
@@ -223,6 +227,78 @@ func TestTheProgramsSpeakInLines(t *testing.T) {
 		}
 		server.endsWithItsInput(t)
 	})
+
+	t.Run("bidirectional", func(t *testing.T) {
+		server := startProgram(t, filepath.Join(bin, "bidirectional_server"), "-interval", "20ms", "127.0.0.1:0")
+		address, ok := strings.CutPrefix(server.line(t), "LISTENING tcp@")
+		if !ok {
+			t.Fatal("no line tells where the server listens")
+		}
+		out, err := exec.Command(filepath.Join(bin, "bidirectional_client"), "-n", "3", address).Output()
+		if want := "10 * 20 = 200\nreceived: abcde\nreceived: abcde\nreceived: abcde\n"; err != nil || string(out) != want {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	})
+
+	t.Run("bench_server", func(t *testing.T) {
+		server := startProgram(t, filepath.Join(bin, "bench_server"), "-attached")
+		address, ok := strings.CutPrefix(server.line(t), "LISTENING tcp@")
+		if !ok {
+			t.Fatal("no line tells where the server listens")
+		}
+		benchContract(t, address)
+		server.endsWithItsInput(t)
+	})
+}
+
+// benchContract calls each method of the benchmark's service once.
+func benchContract(t *testing.T, address string) {
+	t.Helper()
+	option := client.DefaultOption
+	option.SerializeType = protocol.SerializeNone
+	option.BidirectionalBlock = true
+	ch := make(chan *protocol.Message, 10)
+	c := client.NewClient(option)
+	c.RegisterServerMessageChan(ch)
+	if err := c.Connect("tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	call := func(method, payload string) string {
+		t.Helper()
+		var reply []byte
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := c.Call(ctx, "Bench", method, []byte(payload), &reply); err != nil {
+			t.Fatalf("%s: %v", method, err)
+		}
+		return string(reply)
+	}
+	if got := call("Echo", "payload"); got != "payload" {
+		t.Fatalf("Echo answered %q", got)
+	}
+	if got := call("Join", ""); got != "" {
+		t.Fatalf("Join answered %q", got)
+	}
+	before := time.Now().UnixNano()
+	if got := call("Broadcast", "3 16"); got != "" {
+		t.Fatalf("Broadcast answered %q", got)
+	}
+	// All were written before the reply was, so they have been read before it too.
+	if len(ch) != 3 {
+		t.Fatalf("%d pushes came before the reply", len(ch))
+	}
+	for range 3 {
+		m := <-ch
+		if m.ServicePath != "Bench" || m.ServiceMethod != "Tick" || len(m.Payload) != 16 {
+			t.Fatalf("push %s.%s of %d bytes", m.ServicePath, m.ServiceMethod, len(m.Payload))
+		}
+		at := int64(binary.BigEndian.Uint64(m.Payload))
+		if at < before || at > time.Now().UnixNano() {
+			t.Fatalf("push sent at %d", at)
+		}
+		before = at
+	}
 }
 
 // program is one that runs beside the test, with a pipe to its input.
