@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -25,6 +26,7 @@ import (
 	"bothways.dev/interop/internal/cases"
 	"bothways.dev/interop/internal/contract"
 	"bothways.dev/interop/internal/peer"
+	"bothways.dev/interop/internal/wire"
 	"github.com/smallnest/rpcx/client"
 	"github.com/smallnest/rpcx/protocol"
 )
@@ -226,6 +228,33 @@ func TestTheProgramsSpeakInLines(t *testing.T) {
 			t.Fatalf("the first event is %q", event)
 		}
 		server.endsWithItsInput(t)
+	})
+
+	t.Run("server with limits", func(t *testing.T) {
+		server := startProgram(t, filepath.Join(bin, "server"), "-max-message", "1000", "-read-timeout", "300ms")
+		address, _ := strings.CutPrefix(server.line(t), "LISTENING tcp@")
+		for size, want := range map[int]string{2000: "message is too long", 0: "timeout"} {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			m := wire.Request(1, protocol.SerializeNone, "Raw", "Echo")
+			m.Payload = make([]byte, size)
+			if _, err := conn.Write(m.Encode()); err != nil {
+				t.Fatal(err)
+			}
+			// The small one is answered, and then the silence is too long.
+			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("%d bytes: the connection stays open", size)
+			}
+			for {
+				if event := server.line(t); strings.Contains(event, want) {
+					break
+				}
+			}
+		}
 	})
 
 	t.Run("bidirectional", func(t *testing.T) {
