@@ -339,7 +339,7 @@ func runTimeout(e *Env) (map[string]any, error) {
 		return nil, err
 	}
 	var seen contract.MetaReply
-	ctx, cancel := context.WithTimeout(context.WithValue(e.context(nil, nil), share.ReqMetaDataKey, map[string]string{}), 5*time.Second)
+	ctx, cancel := context.WithTimeout(e.context(nil, nil), 5*time.Second)
 	defer cancel()
 	if err := meta.Call(ctx, "Echo", &contract.Args{}, &seen); err != nil {
 		return nil, err
