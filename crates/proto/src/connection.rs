@@ -106,6 +106,12 @@ impl<W> Connection<W> {
         }
     }
 
+    /// Changes what waits for the reply to this call.
+    pub fn waiter_mut(&mut self, seq: Seq) -> Option<&mut W> {
+        let seq = self.unmark(seq);
+        self.calls.waiter_mut(seq)
+    }
+
     /// Nobody waits for this call any more.
     pub fn forget(&mut self, seq: Seq) -> Option<W> {
         self.calls.forget(self.unmark(seq)?)

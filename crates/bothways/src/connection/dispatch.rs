@@ -1,0 +1,273 @@
+//! Runs handlers: in line while they are ready at once, else in tasks of their own.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll, Waker},
+};
+
+use bothways_proto::{Capabilities, Hello, Message, Metadata, Seq, Status, keys};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{Connection, Lane};
+use crate::{
+    error::{CloseReason, ErrorCode},
+    handler::{BoxFuture, Reply},
+};
+
+/// What the layer above makes of what a connection receives.
+pub(crate) trait Inlet: Send + Sync + 'static {
+    /// A request: with `is_oneway` the reply is dropped.
+    fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
+
+    /// The first frame of a peer that can do more than rpcx. `Err` refuses it.
+    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>>;
+
+    /// The connection is over. Called exactly once.
+    fn handle_closed(&self, connection: &Connection, reason: &CloseReason);
+}
+
+/// How a request is answered.
+pub(crate) enum Answer {
+    /// At once.
+    Ready(Reply),
+    /// By a handler; it gives up at the deadline, which is the caller's.
+    Later(BoxFuture<Reply>, Option<Instant>),
+    /// Not at all.
+    Nothing,
+}
+
+/// How many requests run at once in all connections of one server or client.
+#[derive(Debug)]
+pub(crate) struct Load {
+    running: AtomicUsize,
+    max: usize,
+    /// Woken when nothing runs any more.
+    idle: Notify,
+}
+
+impl Load {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { running: AtomicUsize::new(0), max, idle: Notify::new() }
+    }
+
+    /// Requests that run now.
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Waits until nothing runs.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.running() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+/// The right to run one request; gives its place back when dropped.
+struct Permit(Connection);
+
+impl Permit {
+    /// `Err`: which bound is reached, for the caller.
+    fn acquire(connection: &Connection) -> Result<Self, String> {
+        let shared = &*connection.shared;
+        let load = &*shared.settings.load;
+        let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel);
+        let in_all = load.running.fetch_add(1, Ordering::AcqRel);
+        let permit = Self(connection.clone());
+        if shared.settings.calls_running_max <= in_connection {
+            return Err(format!("overloaded: {in_connection} calls of this connection run already"));
+        }
+        if load.max <= in_all {
+            return Err(format!("overloaded: {in_all} calls run already"));
+        }
+        Ok(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let shared = &*self.0.shared;
+        shared.calls_running.fetch_sub(1, Ordering::AcqRel);
+        if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            shared.settings.load.idle.notify_waiters();
+        }
+    }
+}
+
+impl Connection {
+    /// Answers a request that wants a reply.
+    pub(super) fn run_call(&self, message: Message) {
+        let permit = match Permit::acquire(self) {
+            Ok(permit) => permit,
+            Err(text) => {
+                let refusal = Reply::refused(ErrorCode::Overloaded, text);
+                return self.reply(&message, refusal, Lane::Control, None);
+            }
+        };
+        let pushes_before = Some(self.pushes_added());
+        match self.shared.inlet.handle_request(self, message.clone()) {
+            Answer::Ready(reply) => self.reply(&message, reply, Lane::Reply, pushes_before),
+            Answer::Nothing => {}
+            Answer::Later(mut handler, deadline) => match poll_once(&mut handler, &message) {
+                Poll::Ready(reply) => self.reply(&message, reply, Lane::Reply, pushes_before),
+                Poll::Pending => self.spawn_call(handler, deadline, message, permit, pushes_before),
+            },
+        }
+    }
+
+    /// Handles a request that wants no reply.
+    pub(super) fn run_oneway(&self, message: Message) {
+        let Ok(permit) = Permit::acquire(self) else {
+            self.shared.state.lock().oneways_refused += 1;
+            return;
+        };
+        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
+            return;
+        };
+        match poll_once(&mut handler, &message) {
+            Poll::Ready(reply) => self.finish_oneway(&reply),
+            Poll::Pending => {
+                let connection = self.clone();
+                tokio::spawn(async move {
+                    let reply = run(handler, deadline, &message).await;
+                    connection.finish_oneway(&reply);
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    /// A oneway request whose token was refused ends the connection without a frame, as in Go.
+    fn finish_oneway(&self, reply: &Reply) {
+        if reply.then_close {
+            self.close_after_flush(CloseReason::Unauthenticated(reply.error_text().unwrap_or_default().to_owned()));
+        }
+    }
+
+    /// Checks and answers a Hello.
+    pub(super) fn run_hello(&self, hello: Hello, message: Message) {
+        self.shared.state.lock().hello_pending = true;
+        let mut check = self.shared.inlet.handle_hello(self, message.metadata());
+        match check.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => self.finish_hello(&hello, &message, outcome),
+            Poll::Pending => {
+                let connection = self.clone();
+                tokio::spawn(async move {
+                    let outcome = check.await;
+                    connection.finish_hello(&hello, &message, outcome);
+                    connection.flush();
+                });
+            }
+        }
+    }
+
+    /// The peer gave up a call: its handler is dropped at its next `await`.
+    pub(super) fn cancel(&self, seq: Seq) {
+        let handler = self.shared.state.lock().running.remove(&seq);
+        if let Some(handler) = handler {
+            handler.abort();
+        }
+    }
+
+    fn spawn_call(
+        &self,
+        handler: BoxFuture<Reply>,
+        deadline: Option<Instant>,
+        message: Message,
+        permit: Permit,
+        pushes_before: Option<u64>,
+    ) {
+        let seq = message.header().seq();
+        let mut state = self.shared.state.lock();
+        // A number that a peer uses twice at once finds its first call only.
+        let remember = !state.running.contains_key(&seq)
+            && (self.shared.settings.cancel_on_disconnect || state.proto.peer_can(Capabilities::CANCEL));
+        // The lock is held until the task is in the table, so that it cannot leave before it entered.
+        let task = tokio::spawn(async move {
+            let reply = run(handler, deadline, &message).await;
+            let connection = &permit.0;
+            if remember {
+                let mut state = connection.shared.state.lock();
+                if state.running.remove(&seq).is_none() {
+                    return;
+                }
+                if state.running.is_empty() {
+                    state.running.shrink_to(0);
+                }
+            }
+            connection.reply(&message, reply, Lane::Reply, pushes_before);
+            connection.flush();
+        });
+        if remember {
+            state.running.insert(seq, task.abort_handle());
+        }
+    }
+
+    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), String>) {
+        let mut reply = message.metadata();
+        reply.remove(keys::AUTH);
+        let mut state = self.shared.state.lock();
+        state.hello_pending = false;
+        let header = message.header().reply();
+        let frame = match &outcome {
+            Ok(()) => {
+                state.proto.welcome(hello, self.shared.settings.capabilities).put(&mut reply);
+                Message::new(header, "", "", &reply, &[])
+            }
+            Err(text) => {
+                let code = ErrorCode::Unauthenticated.name();
+                let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code);
+                Message::new(header.with_status(Status::ERROR), "", "", &refusal, &[])
+            }
+        };
+        drop(state);
+        self.control(frame.frame());
+        self.shared.changed.notify_waiters();
+        if let Err(text) = outcome {
+            self.close_after_flush(CloseReason::Unauthenticated(text));
+        }
+    }
+}
+
+/// Polls a handler for the first time, without a task.
+fn poll_once(handler: &mut BoxFuture<Reply>, message: &Message) -> Poll<Reply> {
+    // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
+    let mut cx = Context::from_waker(Waker::noop());
+    catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(&mut cx)))
+        .unwrap_or_else(|panic| Poll::Ready(panicked(&*panic, message)))
+}
+
+/// Runs a handler to its end, its panic or its caller's deadline.
+async fn run(mut handler: BoxFuture<Reply>, deadline: Option<Instant>, message: &Message) -> Reply {
+    let guarded = std::future::poll_fn(|cx| {
+        catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)))
+            .unwrap_or_else(|panic| Poll::Ready(panicked(&*panic, message)))
+    });
+    match deadline {
+        None => guarded.await,
+        Some(deadline) => tokio::time::timeout_at(deadline, guarded).await.unwrap_or_else(|_| {
+            Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler was done")
+        }),
+    }
+}
+
+/// The reply of a handler that panicked: an id for the caller, everything else for the log.
+///
+/// Go sends the arguments and a stack to the caller.
+fn panicked(panic: &(dyn std::any::Any + Send), message: &Message) -> Reply {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let id = format!("{:016x}", rand::random::<u64>());
+    tracing::error!(
+        %id,
+        service_path = message.service_path(),
+        service_method = message.service_method(),
+        panic = text.unwrap_or("(not a text)"),
+        "a handler panicked"
+    );
+    Reply::refused(ErrorCode::Internal, format!("internal error, id {id}: the server's log has more"))
+}

@@ -1,0 +1,339 @@
+//! The one task of a connection.
+//!
+//! Reads, decodes and hands out; writes when the socket was full. It awaits the socket and nothing
+//! else: handlers that are not ready go to tasks of their own, and a queue that is full has a rule.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+};
+
+use bothways_proto::{Deframer, Inbound, Message, Role, keys};
+
+use super::{Connection, Phase, Waiter, Writing};
+use crate::error::{CloseReason, ErrorCode};
+
+/// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
+/// holds none.
+const READ_BYTES: usize = 64 << 10;
+
+/// Reads of one turn, before other tasks get theirs.
+const READS: usize = 8;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Connections to write to when the driver that is working on this thread has handled its read.
+    static PUT_OFF: RefCell<Option<Vec<Connection>>> = const { RefCell::new(None) };
+}
+
+/// Remembers a connection to be flushed at the end of the current turn; false if there is no turn.
+pub(super) fn put_off_flush(connection: &Connection) -> bool {
+    PUT_OFF.with_borrow_mut(|put_off| match put_off {
+        Some(connections) => {
+            if connections.last() != Some(connection) {
+                connections.push(connection.clone());
+            }
+            true
+        }
+        None => false,
+    })
+}
+
+/// While it lives, flushes on this thread are put off until it is dropped.
+struct Turn;
+
+impl Turn {
+    fn begin() -> Option<Self> {
+        PUT_OFF.with_borrow_mut(|put_off| put_off.is_none().then(|| *put_off = Some(Vec::new())))?;
+        Some(Self)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let connections = PUT_OFF.with_borrow_mut(Option::take).unwrap_or_default();
+        for connection in connections {
+            connection.flush();
+        }
+    }
+}
+
+/// What the task of a connection is.
+pub(super) struct Driver {
+    connection: Connection,
+    deframer: Deframer,
+    shut_down: bool,
+    done: bool,
+}
+
+impl Driver {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, deframer: Deframer::new(), shut_down: false, done: false }
+    }
+
+    /// Handles what one read brought.
+    fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), CloseReason> {
+        let connection = &self.connection;
+        let limits = connection.limits();
+        let _turn = Turn::begin();
+        self.deframer.feed(bytes, limits);
+        while let Some(message) = self.deframer.next_message(limits)? {
+            handle_message(connection, message)?;
+        }
+        Ok(())
+    }
+
+    /// Reads as long as something comes, within the turn's share.
+    fn poll_reads(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let mut buffer = BUFFER.take();
+        buffer.resize(READ_BYTES, 0);
+        let mut outcome = None;
+        for _ in 0..READS {
+            if self.must_not_read() {
+                outcome = Some(Poll::Pending);
+                break;
+            }
+            match self.connection.shared.socket.poll_read(cx, &mut buffer) {
+                Poll::Pending => {
+                    outcome = Some(Poll::Pending);
+                    break;
+                }
+                Poll::Ready(Ok(0)) => {
+                    let mid_frame = self.deframer.is_mid_frame();
+                    let reason = if mid_frame { CloseReason::PeerClosedMidFrame } else { CloseReason::PeerClosed };
+                    outcome = Some(Poll::Ready(reason));
+                    break;
+                }
+                Poll::Ready(Ok(n)) => {
+                    self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
+                    if self.is_closing() {
+                        continue;
+                    }
+                    if let Err(reason) = self.handle_bytes(&buffer[..n]) {
+                        outcome = Some(Poll::Ready(reason));
+                        break;
+                    }
+                    if self.poll_writes(cx).is_err() {
+                        outcome = Some(Poll::Pending);
+                        break;
+                    }
+                }
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Poll::Ready(Err(error)) => {
+                    outcome = Some(Poll::Ready(error.into()));
+                    break;
+                }
+            }
+        }
+        BUFFER.set(buffer);
+        outcome.unwrap_or_else(|| {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
+    /// A server does not read on while a client lets its replies pile up; the write deadline bounds it.
+    fn must_not_read(&self) -> bool {
+        let shared = &self.connection.shared;
+        let mut state = shared.state.lock();
+        state.paused = match state.phase {
+            Phase::Closed(_) => true,
+            Phase::Closing(_) => !self.shut_down,
+            Phase::Open | Phase::Draining(_) => {
+                state.proto.role() == Role::Server && shared.settings.reply_bytes_max < state.outbox.reply_bytes()
+            }
+        };
+        state.paused
+    }
+
+    fn is_closing(&self) -> bool {
+        !self.connection.shared.state.lock().can_answer()
+    }
+
+    /// Writes what waits, and arranges a wake-up if the socket is full. `Err`: the connection ended.
+    fn poll_writes(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        let shared = &*self.connection.shared;
+        let mut state = shared.state.lock();
+        if state.outbox.writing == Writing::Busy {
+            return Ok(());
+        }
+        loop {
+            let Some(mut wire) = state.outbox.take() else {
+                state.outbox.writing = Writing::Idle;
+                break;
+            };
+            state.outbox.writing = Writing::Busy;
+            drop(state);
+            let mut written = 0;
+            let result = loop {
+                let result = wire.write_with(
+                    |slices| shared.socket.poll_write(cx, slices),
+                    |polled| match polled {
+                        Poll::Ready(Ok(n)) => *n,
+                        _ => 0,
+                    },
+                );
+                match result {
+                    Poll::Ready(Ok(0)) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                    Poll::Ready(Ok(n)) => {
+                        written += n;
+                        if wire.is_empty() {
+                            break Ok(true);
+                        }
+                    }
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Poll::Ready(Err(error)) => break Err(error),
+                    Poll::Pending => break Ok(false),
+                }
+            };
+            state = shared.state.lock();
+            state.outbox.put_back(wire, written);
+            if 0 < written {
+                shared.changed.notify_waiters();
+            }
+            match result {
+                Ok(true) => state.outbox.writing = Writing::Idle,
+                Ok(false) => {
+                    state.outbox.writing = Writing::Blocked;
+                    break;
+                }
+                Err(error) => {
+                    state.outbox.writing = Writing::Idle;
+                    self.connection.end(&mut state, error.into());
+                    return Err(());
+                }
+            }
+        }
+        drop(state);
+        match shared.socket.poll_flush(cx) {
+            Poll::Ready(Err(error)) => {
+                self.connection.close_now(error.into());
+                Err(())
+            }
+            // A flush that is not done has arranged its own wake-up.
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the sending direction once everything is written.
+    fn poll_closing(&mut self, cx: &mut Context<'_>) {
+        if self.shut_down {
+            return;
+        }
+        let state = self.connection.shared.state.lock();
+        let drained = matches!(state.phase, Phase::Closing(_))
+            && state.outbox.is_empty()
+            && state.outbox.writing == Writing::Idle;
+        drop(state);
+        if drained && self.connection.shared.socket.poll_shutdown(cx).is_ready() {
+            // From here the peer's bytes are read and dropped until it ends its side: closing with
+            // bytes unread would make the kernel reset the connection, and lose our last frames.
+            self.shut_down = true;
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.done {
+            self.done = true;
+            self.connection.close_now(CloseReason::Local);
+            let reason = self.connection.close_reason().expect("it was just closed");
+            self.connection.shared.inlet.handle_closed(&self.connection, &reason);
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        {
+            let mut state = this.connection.shared.state.lock();
+            match &mut state.driver {
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                waker => *waker = Some(cx.waker().clone()),
+            }
+        }
+        if this.poll_writes(cx).is_ok() {
+            this.poll_closing(cx);
+            if let Poll::Ready(reason) = this.poll_reads(cx) {
+                let reason = match &this.connection.shared.state.lock().phase {
+                    Phase::Closing(ours) | Phase::Draining(ours) => ours.clone(),
+                    _ => reason,
+                };
+                this.connection.close_now(reason);
+            }
+        }
+        if !this.connection.is_closed() {
+            return Poll::Pending;
+        }
+        if !this.shut_down {
+            // The peer sees an end of the stream even if handles keep the socket alive.
+            let _ = this.connection.shared.socket.poll_shutdown(cx);
+        }
+        this.finish();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Driver {
+    /// A runtime that shuts down drops its tasks: whoever waits is told all the same.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Does what a message asks for.
+fn handle_message(connection: &Connection, message: Message) -> Result<(), CloseReason> {
+    let mut state = connection.shared.state.lock();
+    let inbound = state.proto.handle_message(message)?;
+    match inbound {
+        Inbound::Reply(waiter, message) => match waiter {
+            Waiter::Call { reply, .. } => {
+                drop(state);
+                // Nobody listens if the call's future was dropped this moment.
+                let _ = reply.send(Ok(message));
+            }
+            Waiter::Hello => {
+                state.proto.handle_welcome(&message);
+                let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
+                if code == Some(ErrorCode::Unauthenticated) {
+                    state.drain(CloseReason::Unauthenticated(message.error_text().unwrap_or_default()));
+                }
+            }
+            Waiter::Ping => {}
+        },
+        Inbound::Late(_) => state.late_replies += 1,
+        Inbound::Cancel(seq) => {
+            drop(state);
+            connection.cancel(seq);
+        }
+        Inbound::Goodbye(message) => {
+            let why = message.metadata().get("_bw.why").unwrap_or_default().to_owned();
+            state.drain(CloseReason::Goodbye { why });
+            drop(state);
+            connection.shared.changed.notify_waiters();
+        }
+        Inbound::Call(message) => {
+            drop(state);
+            connection.run_call(message);
+        }
+        Inbound::Push(message) => {
+            drop(state);
+            connection.run_oneway(message);
+        }
+        Inbound::Ping(message) => {
+            drop(state);
+            connection.control(&message.pong().into());
+        }
+        Inbound::Hello(hello, message) => {
+            drop(state);
+            connection.run_hello(hello, message);
+        }
+    }
+    Ok(())
+}

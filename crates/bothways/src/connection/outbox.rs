@@ -1,0 +1,651 @@
+//! What waits for the socket, in which order, and how much of it may.
+//!
+//! ```text
+//!            socket free                          socket full, or 64 KiB are under way
+//!  frame ───────────────► wire ──► socket     frame ──► lane: control │ replies and calls │ pushes
+//!                          ▲                                    │ first  │ then              │ last
+//!                          └────────────────────────────────────┴── refilled as the wire drains
+//! ```
+//!
+//! A frame that finds the lanes empty goes straight into `wire`, a flat buffer that one write takes
+//! whole: bytes copied behind each other beat a vectored write of small slices. From
+//! [`SHARE_BYTES`] on a payload is not copied but shared.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bothways_proto::{EncodeError, FrameParts, Limits};
+use bytes::Bytes;
+
+use crate::connection::Overflow;
+
+/// Bytes whose order is settled. More than this wait in their lanes, where a reply can still
+/// overtake a push, and a push can still be dropped.
+const WIRE_BYTES: usize = 64 << 10;
+
+/// Payloads of at least this many bytes are shared, smaller ones copied.
+const SHARE_BYTES: usize = 4 << 10;
+
+/// Slices of one write.
+const SLICES: usize = 16;
+
+/// Heartbeat answers, refusals and other small frames that may wait. A peer that lets so many pile
+/// up is not reading.
+const CONTROL_FRAMES: usize = 1024;
+
+/// What a frame is, for the order in which frames leave and for what may be dropped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Lane {
+    /// Heartbeats and their answers, refusals, goodbyes.
+    Control,
+    /// Replies of handlers.
+    Reply,
+    /// Calls that wait for a reply.
+    Call,
+    /// Requests that want no reply.
+    Push,
+}
+
+/// Why a frame was not taken.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Refused {
+    TooLarge(EncodeError),
+    /// The lane is full, and its rule is to refuse.
+    Full {
+        frames: usize,
+        bytes: usize,
+    },
+    /// The lane is full, and its rule is to end the connection.
+    Disconnect(&'static str),
+}
+
+impl From<EncodeError> for Refused {
+    fn from(error: EncodeError) -> Self {
+        Self::TooLarge(error)
+    }
+}
+
+/// Bounds of an outbox.
+#[derive(Clone, Debug)]
+pub(super) struct OutboxBounds {
+    pub(super) push_frames: usize,
+    pub(super) push_bytes: usize,
+    pub(super) overflow: Overflow,
+}
+
+#[derive(Debug)]
+struct Entry {
+    lane: Lane,
+    head: Bytes,
+    /// A shared payload behind the head.
+    body: Bytes,
+}
+
+impl Entry {
+    fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+/// Bytes in their final order: `flat` first, then `tail`.
+#[derive(Debug, Default)]
+pub(super) struct Wire {
+    flat: Vec<u8>,
+    /// Bytes of `flat` that the socket took already.
+    written: usize,
+    tail: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Wire {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The slices of the next write.
+    pub(super) fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES]) -> usize {
+        let mut used = 0;
+        if self.written < self.flat.len() {
+            space[0] = IoSlice::new(&self.flat[self.written..]);
+            used = 1;
+        }
+        for chunk in self.tail.iter().take(SLICES - used) {
+            space[used] = IoSlice::new(chunk);
+            used += 1;
+        }
+        used
+    }
+
+    /// Hands the slices of the next write to `write`, and forgets what it took.
+    pub(super) fn write_with<R>(
+        &mut self,
+        write: impl FnOnce(&[IoSlice<'_>]) -> R,
+        taken: impl FnOnce(&R) -> usize,
+    ) -> R {
+        let mut space = [IoSlice::new(&[]); SLICES];
+        let used = self.slices(&mut space);
+        let result = write(&space[..used]);
+        self.advance(taken(&result));
+        result
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        self.bytes -= n;
+        let of_flat = n.min(self.flat.len() - self.written);
+        self.written += of_flat;
+        n -= of_flat;
+        if self.written == self.flat.len() {
+            self.flat.clear();
+            self.written = 0;
+        }
+        while 0 < n {
+            let front = self.tail.front_mut().expect("no more is taken than was there");
+            let of_front = n.min(front.len());
+            n -= of_front;
+            if of_front == front.len() {
+                self.tail.pop_front();
+            } else {
+                bytes::Buf::advance(front, of_front);
+            }
+        }
+    }
+
+    fn push_flat(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        if self.tail.is_empty() {
+            self.flat.extend_from_slice(bytes);
+        } else {
+            self.tail.push_back(Bytes::copy_from_slice(bytes));
+        }
+    }
+
+    fn push_shared(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.bytes += bytes.len();
+        self.tail.push_back(bytes);
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < SHARE_BYTES && self.tail.is_empty() {
+            self.push_flat(&bytes);
+        } else {
+            self.push_shared(bytes);
+        }
+    }
+
+    /// Puts what was not written in front of what came meanwhile.
+    fn prepend(&mut self, mut older: Self) {
+        if older.is_empty() {
+            if self.flat.capacity() == 0 && self.tail.is_empty() {
+                older.flat.clear();
+                older.written = 0;
+                self.flat = older.flat;
+            }
+            return;
+        }
+        let newer = std::mem::replace(self, older);
+        if newer.is_empty() {
+            return;
+        }
+        self.bytes += newer.bytes;
+        if self.tail.is_empty() {
+            self.flat.extend_from_slice(&newer.flat[newer.written..]);
+        } else if newer.written < newer.flat.len() {
+            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..));
+        }
+        self.tail.extend(newer.tail);
+    }
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Writing {
+    /// Nobody: whoever adds a frame may write.
+    Idle,
+    /// Somebody does, outside the lock, and will look again when done.
+    Busy,
+    /// The socket is full: the connection's task waits for it.
+    Blocked,
+}
+
+/// Frames on their way to the socket.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    wire: Wire,
+    control: VecDeque<Entry>,
+    replies: VecDeque<Entry>,
+    pushes: VecDeque<Entry>,
+    reply_bytes: usize,
+    push_bytes: usize,
+    pub(super) writing: Writing,
+    /// Calls that were given to the outbox, put onto the wire, and begun to be written. A call with
+    /// a number up to the last may have reached the peer.
+    calls_added: u64,
+    calls_on_wire: u64,
+    calls_written: u64,
+    calls_under_way: u64,
+    /// Pushes that were given to the outbox, and those dropped by the rule for a full one.
+    pushes_added: u64,
+    pushes_dropped: u64,
+    /// Total bytes the socket took; what the write deadline watches.
+    written_bytes: u64,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        Self {
+            wire: Wire::default(),
+            control: VecDeque::new(),
+            replies: VecDeque::new(),
+            pushes: VecDeque::new(),
+            reply_bytes: 0,
+            push_bytes: 0,
+            writing: Writing::Idle,
+            calls_added: 0,
+            calls_on_wire: 0,
+            calls_written: 0,
+            calls_under_way: 0,
+            pushes_added: 0,
+            pushes_dropped: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// Takes one frame: `parts` and its payload. Answers, for a call, the number that
+    /// [`Self::call_may_be_written`] knows it by.
+    pub(super) fn add(
+        &mut self,
+        lane: Lane,
+        parts: &FrameParts<'_>,
+        payload: &Bytes,
+        limits: &Limits,
+        bounds: &OutboxBounds,
+    ) -> Result<u64, Refused> {
+        let direct = self.goes_direct();
+        if !direct {
+            self.make_room(lane, bothways_proto::PREFIX_LEN + parts.body_len(), bounds)?;
+        }
+        if direct && payload.len() < SHARE_BYTES && self.wire.tail.is_empty() {
+            let before = self.wire.flat.len();
+            parts.put_frame(&mut self.wire.flat, payload, limits)?;
+            self.wire.bytes += self.wire.flat.len() - before;
+            return Ok(self.count(lane, true));
+        }
+        let mut head = Vec::new();
+        let body = if payload.len() < SHARE_BYTES {
+            parts.put_frame(&mut head, payload, limits)?;
+            Bytes::new()
+        } else {
+            parts.put_head(&mut head, limits)?;
+            payload.clone()
+        };
+        Ok(self.add_entry(Entry { lane, head: head.into(), body }, direct))
+    }
+
+    /// Takes one frame that is encoded already, and perhaps shared with other connections.
+    pub(super) fn add_frame(&mut self, lane: Lane, frame: &Bytes, bounds: &OutboxBounds) -> Result<u64, Refused> {
+        let direct = self.goes_direct();
+        if !direct {
+            self.make_room(lane, frame.len(), bounds)?;
+        }
+        if direct && frame.len() < SHARE_BYTES && self.wire.tail.is_empty() {
+            self.wire.push_flat(frame);
+            return Ok(self.count(lane, true));
+        }
+        Ok(self.add_entry(Entry { lane, head: frame.clone(), body: Bytes::new() }, direct))
+    }
+
+    /// True if the peer may have seen the call of this number.
+    pub(super) fn call_may_be_written(&self, number: u64) -> bool {
+        number <= self.calls_written || (self.writing == Writing::Busy && number <= self.calls_under_way)
+    }
+
+    /// How many pushes were ever added: a reply that was begun before a push was added stays behind it.
+    pub(super) fn pushes_added(&self) -> u64 {
+        self.pushes_added
+    }
+
+    /// How many pushes the rule for a full queue dropped.
+    pub(super) fn pushes_dropped(&self) -> u64 {
+        self.pushes_dropped
+    }
+
+    /// Takes what is next to be written out of the outbox; `None` if there is nothing.
+    pub(super) fn take(&mut self) -> Option<Wire> {
+        self.refill();
+        if self.wire.is_empty() {
+            return None;
+        }
+        self.calls_under_way = self.calls_on_wire;
+        Some(std::mem::take(&mut self.wire))
+    }
+
+    /// Puts back what [`Self::take`] gave; `written` bytes of it went out.
+    pub(super) fn put_back(&mut self, wire: Wire, written: usize) {
+        if 0 < written {
+            self.calls_written = self.calls_under_way;
+            self.written_bytes += written as u64;
+        }
+        self.wire.prepend(wire);
+    }
+
+    /// Total bytes that the socket took.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Bytes of replies that wait behind a full socket.
+    pub(super) fn reply_bytes(&self) -> usize {
+        self.reply_bytes
+    }
+
+    /// Pushes and their bytes that wait behind a full socket.
+    pub(super) fn pushes_waiting(&self) -> (usize, usize) {
+        (self.pushes.len(), self.push_bytes)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.wire.is_empty() && self.control.is_empty() && self.replies.is_empty() && self.pushes.is_empty()
+    }
+
+    /// Gives back memory that a burst took, unless something waits.
+    pub(super) fn shrink(&mut self) {
+        if self.is_empty() && self.writing == Writing::Idle {
+            self.wire = Wire::default();
+            self.control = VecDeque::new();
+            self.replies = VecDeque::new();
+            self.pushes = VecDeque::new();
+        }
+    }
+
+    /// Forgets everything, because the connection is over.
+    pub(super) fn clear(&mut self) {
+        let pushes = self.pushes.iter().filter(|entry| entry.lane == Lane::Push).count() as u64;
+        self.pushes_dropped += pushes;
+        self.wire = Wire::default();
+        self.control = VecDeque::new();
+        self.replies = VecDeque::new();
+        self.pushes = VecDeque::new();
+        (self.reply_bytes, self.push_bytes) = (0, 0);
+    }
+
+    fn goes_direct(&self) -> bool {
+        self.wire.bytes < WIRE_BYTES
+            && self.control.is_empty()
+            && self.replies.is_empty()
+            && self.pushes.is_empty()
+            && self.writing != Writing::Blocked
+    }
+
+    fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
+        match lane {
+            Lane::Control if CONTROL_FRAMES <= self.control.len() => {
+                Err(Refused::Disconnect("it lets heartbeat answers and refusals pile up"))
+            }
+            Lane::Push => {
+                let full = |outbox: &Self| {
+                    bounds.push_frames <= outbox.pushes.len()
+                        || (bounds.push_bytes < outbox.push_bytes + len && !outbox.pushes.is_empty())
+                };
+                while full(self) {
+                    let (frames, bytes) = self.pushes_waiting();
+                    match bounds.overflow {
+                        Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
+                        Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
+                        Overflow::DropOldest => {
+                            let oldest = self.pushes.iter().position(|entry| entry.lane == Lane::Push);
+                            let Some(dropped) = oldest.and_then(|at| self.pushes.remove(at)) else {
+                                return Err(Refused::Full { frames, bytes });
+                            };
+                            self.push_bytes -= dropped.len();
+                            self.pushes_dropped += 1;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `behind_pushes`: a reply that must not overtake the pushes that wait.
+    fn add_entry(&mut self, entry: Entry, direct: bool) -> u64 {
+        let lane = entry.lane;
+        if direct {
+            self.put_on_wire(entry);
+            return self.count(lane, true);
+        }
+        match lane {
+            Lane::Control => self.control.push_back(entry),
+            Lane::Reply | Lane::Call => {
+                self.reply_bytes += entry.len();
+                self.replies.push_back(entry);
+            }
+            Lane::Push => {
+                self.push_bytes += entry.len();
+                self.pushes.push_back(entry);
+            }
+        }
+        self.count(lane, false)
+    }
+
+    /// Moves the replies that were just added behind the pushes that wait: their handlers pushed first.
+    pub(super) fn last_reply_behind_pushes(&mut self) {
+        if self.pushes.is_empty() {
+            return;
+        }
+        if let Some(entry) = self.replies.pop_back_if(|entry| entry.lane == Lane::Reply) {
+            self.reply_bytes -= entry.len();
+            self.push_bytes += entry.len();
+            self.pushes.push_back(entry);
+        }
+    }
+
+    fn count(&mut self, lane: Lane, on_wire: bool) -> u64 {
+        match lane {
+            Lane::Call => {
+                self.calls_added += 1;
+                if on_wire {
+                    self.calls_on_wire = self.calls_added;
+                }
+            }
+            Lane::Push => self.pushes_added += 1,
+            Lane::Control | Lane::Reply => {}
+        }
+        self.calls_added
+    }
+
+    fn refill(&mut self) {
+        while self.wire.bytes < WIRE_BYTES {
+            let next = self.control.pop_front().or_else(|| {
+                let entry = self.replies.pop_front()?;
+                self.reply_bytes -= entry.len();
+                Some(entry)
+            });
+            let next = next.or_else(|| {
+                let entry = self.pushes.pop_front()?;
+                self.push_bytes -= entry.len();
+                Some(entry)
+            });
+            let Some(entry) = next else { return };
+            if entry.lane == Lane::Call {
+                self.calls_on_wire += 1;
+            }
+            self.put_on_wire(entry);
+        }
+    }
+
+    fn put_on_wire(&mut self, entry: Entry) {
+        self.wire.push(entry.head);
+        self.wire.push_shared(entry.body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::{Header, Metadata, Seq, SerializeType};
+
+    use super::*;
+
+    fn bounds(overflow: Overflow) -> OutboxBounds {
+        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow }
+    }
+
+    fn add(outbox: &mut Outbox, lane: Lane, text: &str, overflow: Overflow) -> Result<u64, Refused> {
+        let payload = Bytes::copy_from_slice(text.as_bytes());
+        let metadata = Metadata::new();
+        let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+        let (service_path, service_method) = ("", "");
+        let parts =
+            FrameParts { header, service_path, service_method, metadata: &metadata, payload_len: payload.len() };
+        outbox.add(lane, &parts, &payload, &Limits::default(), &bounds(overflow))
+    }
+
+    /// The payloads that would leave now, in order, as one text.
+    fn drain(outbox: &mut Outbox) -> String {
+        let (mut stream, limits) = (Vec::new(), Limits::default());
+        while let Some(mut wire) = outbox.take() {
+            let written = wire.bytes;
+            while !wire.is_empty() {
+                wire.write_with(
+                    |slices| {
+                        let n = slices[0].len().min(5);
+                        stream.extend_from_slice(&slices[0][..n]);
+                        n
+                    },
+                    |n| *n,
+                );
+            }
+            outbox.put_back(wire, written);
+        }
+        let (mut deframer, mut out) = (bothways_proto::Deframer::new(), Vec::new());
+        deframer.feed(&stream, &limits);
+        while let Some(message) = deframer.next_message(&limits).expect("whole frames") {
+            out.extend_from_slice(&message.wire_payload());
+        }
+        String::from_utf8(out).expect("texts")
+    }
+
+    /// While the socket is free, frames leave in the order in which they came, whatever they are.
+    #[test]
+    fn a_free_socket_keeps_the_order() {
+        let mut outbox = Outbox::new();
+        for (lane, text) in [(Lane::Push, "a"), (Lane::Reply, "b"), (Lane::Push, "c"), (Lane::Control, "d")] {
+            add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
+        }
+        assert_eq!(drain(&mut outbox), "abcd");
+    }
+
+    /// Behind a full socket, control overtakes replies, and replies overtake pushes.
+    #[test]
+    fn a_full_socket_sorts_by_lane() {
+        let mut outbox = Outbox::new();
+        outbox.writing = Writing::Blocked;
+        for (lane, text) in [(Lane::Push, "a"), (Lane::Reply, "b"), (Lane::Push, "c"), (Lane::Control, "d")] {
+            add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
+        }
+        assert_eq!(drain(&mut outbox), "dbac");
+    }
+
+    /// A reply whose handler pushed first stays behind that push even when the socket is full.
+    #[test]
+    fn a_reply_stays_behind_its_handlers_push() {
+        let mut outbox = Outbox::new();
+        outbox.writing = Writing::Blocked;
+        add(&mut outbox, Lane::Push, "push ", Overflow::RefuseNewest).expect("room");
+        add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("room");
+        outbox.last_reply_behind_pushes();
+        assert_eq!(drain(&mut outbox), "push reply");
+    }
+
+    /// Each rule for a full queue does what its name says, and counts what it drops.
+    #[test]
+    fn a_full_queue_follows_its_rule() {
+        let fill = |overflow| {
+            let mut outbox = Outbox::new();
+            outbox.writing = Writing::Blocked;
+            for text in ["a", "b", "c"] {
+                add(&mut outbox, Lane::Push, text, overflow).expect("room");
+            }
+            let last = add(&mut outbox, Lane::Push, "d", overflow);
+            (last, outbox.pushes_dropped(), drain(&mut outbox))
+        };
+        let (last, dropped, left) = fill(Overflow::RefuseNewest);
+        assert_eq!((last, dropped, &*left), (Err(Refused::Full { frames: 3, bytes: 99 }), 0, "abc"));
+        let (last, dropped, left) = fill(Overflow::DropOldest);
+        assert_eq!((last, dropped, &*left), (Ok(0), 1, "bcd"));
+        let (last, ..) = fill(Overflow::Disconnect);
+        assert!(matches!(last, Err(Refused::Disconnect(_))));
+    }
+
+    /// Replies and calls are taken however many pushes wait.
+    #[test]
+    fn pushes_do_not_crowd_out_replies() {
+        let mut outbox = Outbox::new();
+        outbox.writing = Writing::Blocked;
+        while add(&mut outbox, Lane::Push, "p", Overflow::RefuseNewest).is_ok() {}
+        add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("replies have room");
+        assert!(drain(&mut outbox).starts_with("reply"));
+    }
+
+    /// A call counts as written from the first write that took a byte of its batch, not before.
+    #[test]
+    fn a_call_is_written_when_the_socket_took_a_byte() {
+        let mut outbox = Outbox::new();
+        let first = add(&mut outbox, Lane::Call, "one", Overflow::RefuseNewest).expect("room");
+        assert!(!outbox.call_may_be_written(first));
+        let wire = outbox.take().expect("one frame");
+        outbox.writing = Writing::Busy;
+        assert!(outbox.call_may_be_written(first), "a write is under way: nobody can tell");
+        let second = add(&mut outbox, Lane::Call, "two", Overflow::RefuseNewest).expect("room");
+        outbox.put_back(wire, 0);
+        outbox.writing = Writing::Blocked;
+        assert!(!outbox.call_may_be_written(first), "the write took nothing");
+        let mut wire = outbox.take().expect("two frames");
+        wire.write_with(|_| 1, |n| *n);
+        outbox.put_back(wire, 1);
+        assert!(outbox.call_may_be_written(first));
+        assert!(outbox.call_may_be_written(second), "it was in the same batch: careful is right");
+        let third = add(&mut outbox, Lane::Call, "three", Overflow::RefuseNewest).expect("room");
+        assert!(!outbox.call_may_be_written(third));
+    }
+
+    /// Large payloads are shared and small ones copied; the bytes are the same.
+    #[test]
+    fn large_payloads_keep_their_place() {
+        let mut outbox = Outbox::new();
+        let large = "x".repeat(SHARE_BYTES);
+        for text in ["a", &large, "b", &large, "c"] {
+            add(&mut outbox, Lane::Reply, text, Overflow::RefuseNewest).expect("room");
+        }
+        assert_eq!(drain(&mut outbox), format!("a{large}b{large}c"));
+    }
+
+    /// What is added while a write is under way comes behind what that write left.
+    #[test]
+    fn leftovers_come_first() {
+        let mut outbox = Outbox::new();
+        add(&mut outbox, Lane::Reply, "one", Overflow::RefuseNewest).expect("room");
+        let mut wire = outbox.take().expect("one frame");
+        outbox.writing = Writing::Busy;
+        add(&mut outbox, Lane::Reply, "two", Overflow::RefuseNewest).expect("room");
+        let mut sent = Vec::new();
+        wire.write_with(
+            |slices| {
+                sent.extend_from_slice(&slices[0][..7]);
+                7
+            },
+            |n| *n,
+        );
+        outbox.put_back(wire, 7);
+        let rest = outbox.take().expect("the rest");
+        sent.extend_from_slice(&rest.flat[rest.written..]);
+        let (mut deframer, limits) = (bothways_proto::Deframer::new(), Limits::default());
+        deframer.feed(&sent, &limits);
+        for text in ["one", "two"] {
+            let message = deframer.next_message(&limits).expect("valid").expect("whole");
+            assert_eq!(message.wire_payload(), text.as_bytes());
+        }
+    }
+}
