@@ -108,7 +108,7 @@ impl<W> Connection<W> {
 
     /// Changes what waits for the reply to this call.
     pub fn waiter_mut(&mut self, seq: Seq) -> Option<&mut W> {
-        let seq = self.unmark(seq);
+        let seq = self.unmark(seq)?;
         self.calls.waiter_mut(seq)
     }
 
