@@ -16,7 +16,8 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// [`DecodeError::Gzip`] if it is not valid, or empty; [`DecodeError::DecompressedTooLarge`] as soon
-/// as more than `max` bytes come out. At no time are more than twice `max` bytes held.
+/// as more than `max` bytes come out. At no time are more than twice `max` bytes held, beside at most
+/// 256 KiB that the decoder takes for itself.
 pub fn gunzip(bytes: &[u8], max: usize) -> Result<Vec<u8>, DecodeError> {
     let mut decoder = MultiGzDecoder::new(bytes);
     let mut out = Vec::new();
