@@ -1,34 +1,36 @@
 //! How bytes move: listen, connect, a socket.
 //!
-//! An address is `network@address`, as in rpcx; without `@` the network is `tcp`.
+//! An [`Address`] is `network@address`, as in rpcx; without `@` the network is `tcp`. [`connect`] and
+//! [`Listener`] turn one into an [`AnySocket`]; a [`Socket`] of another kind comes in through
+//! [`AnySocket::Other`], and any stream of tokio's through [`FromAsync`].
+//!
+//! ```text
+//!  Address ──► connect ─────────────────────────────┐
+//!  Address ──► Listener ──► Accepted ──(handshake)──┴──► AnySocket: Socket
+//! ```
 
-use std::{
-    io::{self, IoSlice},
-    task::{Context, Poll},
+mod accept;
+mod address;
+mod any;
+#[cfg(test)]
+mod check;
+mod connect;
+mod listener;
+pub mod memory;
+mod options;
+mod peer;
+mod socket;
+mod stream;
+pub mod tcp;
+#[cfg(unix)]
+pub mod unix;
+
+pub use self::{
+    address::{Address, Network},
+    any::AnySocket,
+    connect::connect,
+    listener::{Accepted, Listener},
+    options::{ConnectOptions, ListenOptions},
+    socket::Socket,
+    stream::FromAsync,
 };
-
-/// One end of a stream of bytes, as a connection uses it.
-///
-/// Only the connection's own task calls the `poll_` methods. [`try_write`](Self::try_write) may be
-/// called by any thread, one at a time: whoever finds the connection idle writes at once instead of
-/// waking the task.
-pub trait Socket: Send + Sync + 'static {
-    /// Reads some bytes. 0 is the end of the stream.
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
-
-    /// Writes some bytes, and arranges a wake-up if none can be taken now.
-    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
-
-    /// Writes some bytes if that is possible without waiting; `WouldBlock` if not. A socket that
-    /// cannot be written from outside its task always says so.
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
-
-    /// Moves what `poll_write` took on its way. Most sockets have nothing to do.
-    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-
-    /// Ends the sending direction.
-    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-
-    /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
-    fn peer(&self) -> String;
-}

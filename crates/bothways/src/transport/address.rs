@@ -1,0 +1,303 @@
+//! `network@address`: where a server listens and a client connects.
+
+use std::{fmt, net::IpAddr, net::SocketAddr, str::FromStr};
+
+use crate::error::AddressError;
+
+/// How bytes travel to an address.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Network {
+    /// TCP over IPv4 or IPv6. With TLS if the options bring a TLS configuration, as in rpcx.
+    Tcp,
+    /// TCP over IPv4 only.
+    Tcp4,
+    /// TCP over IPv6 only.
+    Tcp6,
+    /// TLS over TCP. Go peers have no such name: their addresses say `tcp`, and the options decide.
+    Tls,
+    /// A Unix domain socket. Never with TLS.
+    Unix,
+    /// A pipe within this process. rpcx's name for it, `memu`, is understood too.
+    Memory,
+}
+
+impl Network {
+    const NAMES: [(&'static str, Self); 7] = [
+        ("tcp", Self::Tcp),
+        ("tcp4", Self::Tcp4),
+        ("tcp6", Self::Tcp6),
+        ("tls", Self::Tls),
+        ("unix", Self::Unix),
+        ("memory", Self::Memory),
+        ("memu", Self::Memory),
+    ];
+
+    /// The networks of this build, for people.
+    const KNOWN: &'static str = match (cfg!(feature = "tls"), cfg!(unix)) {
+        (true, true) => "tcp, tcp4, tcp6, tls, unix, memory",
+        (true, false) => "tcp, tcp4, tcp6, tls, memory",
+        (false, true) => "tcp, tcp4, tcp6, unix, memory (tls needs the feature `tls`)",
+        (false, false) => "tcp, tcp4, tcp6, memory (tls needs the feature `tls`)",
+    };
+
+    /// The name in front of `@`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, network)| *network == self).map_or("", |(name, _)| name)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let (_, network) = Self::NAMES.iter().find(|(known, _)| *known == name)?;
+        match network {
+            Self::Tls if !cfg!(feature = "tls") => None,
+            Self::Unix if !cfg!(unix) => None,
+            network => Some(*network),
+        }
+    }
+
+    /// True if the part behind `@` is `host:port`.
+    fn has_port(self) -> bool {
+        matches!(self, Self::Tcp | Self::Tcp4 | Self::Tcp6 | Self::Tls)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An address in rpcx's form: `tcp@127.0.0.1:8972`, `tls@example.org:8972`, `unix@/run/chat.sock`,
+/// `memory@chat`. Without `@` the network is `tcp`. The first `@` separates.
+///
+/// Behind `tcp`, `tcp4`, `tcp6` and `tls` stand a host and a port. An IPv6 address is in brackets:
+/// `tcp@[::1]:8972`. Without a host, as in `:8972`, a server listens on all addresses of the machine,
+/// and a client connects to its own machine. Port 0 lets the system choose one to listen on.
+///
+/// Behind `unix` stands a path; on Linux, `@name` is a name in the abstract namespace, which leaves
+/// no file. Behind `memory` stands any name.
+///
+/// ```
+/// use bothways::transport::{Address, Network};
+///
+/// let address: Address = "tcp@[::1]:8972".parse()?;
+/// assert_eq!(address.network(), Network::Tcp);
+/// assert_eq!(address.host(), Some("::1"));
+/// assert_eq!(address.port(), Some(8972));
+/// assert_eq!("127.0.0.1:8972".parse::<Address>()?.to_string(), "tcp@127.0.0.1:8972");
+/// # Ok::<(), bothways::error::AddressError>(())
+/// ```
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Address {
+    network: Network,
+    target: Box<str>,
+}
+
+impl Address {
+    /// What stands in front of `@`.
+    pub fn network(&self) -> Network {
+        self.network
+    }
+
+    /// What stands behind `@`: `host:port`, a path or a name.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The host, without brackets; empty if there is none in front of the colon. `None` for networks
+    /// without hosts.
+    pub fn host(&self) -> Option<&str> {
+        let (host, _) = self.host_and_port()?;
+        Some(host)
+    }
+
+    /// The port. `None` for networks without ports.
+    pub fn port(&self) -> Option<u16> {
+        let (_, port) = self.host_and_port()?;
+        Some(port)
+    }
+
+    fn host_and_port(&self) -> Option<(&str, u16)> {
+        if !self.network.has_port() {
+            return None;
+        }
+        Some(split_host_and_port(&self.target).expect("checked when the address was made"))
+    }
+
+    /// The same place with the port that the system chose.
+    pub(super) fn with_port(&self, port: u16) -> Self {
+        let host = self.host().unwrap_or_default();
+        let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        Self { network: self.network, target: target.into() }
+    }
+}
+
+/// `tcp@` and the socket address.
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self { network: Network::Tcp, target: address.to_string().into() }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.network, self.target)
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(address: &str) -> Result<Self, AddressError> {
+        let (name, target) = address.split_once('@').unwrap_or(("tcp", address));
+        let network = Network::from_name(name).ok_or_else(|| AddressError::UnknownNetwork {
+            network: name.to_owned(),
+            address: address.to_owned(),
+            known: Network::KNOWN,
+        })?;
+        match check(network, target) {
+            Ok(()) => Ok(Self { network, target: target.into() }),
+            Err(why) => Err(AddressError::Malformed { address: address.to_owned(), why }),
+        }
+    }
+}
+
+fn check(network: Network, target: &str) -> Result<(), &'static str> {
+    match network {
+        Network::Unix if target.is_empty() => return Err("the path is missing, as in `unix@/run/chat.sock`"),
+        Network::Unix if target.contains('\0') => return Err("a path has no zero bytes"),
+        Network::Memory if target.is_empty() => return Err("the name is missing, as in `memory@chat`"),
+        Network::Unix | Network::Memory => return Ok(()),
+        _ => {}
+    }
+    let (host, _) = split_host_and_port(target)?;
+    match (network, host.parse::<IpAddr>()) {
+        (Network::Tcp4, Ok(IpAddr::V6(_))) => Err("`tcp4` takes IPv4 addresses only; IPv6 is `tcp6` or `tcp`"),
+        (Network::Tcp6, Ok(IpAddr::V4(_))) => Err("`tcp6` takes IPv6 addresses only; IPv4 is `tcp4` or `tcp`"),
+        _ => Ok(()),
+    }
+}
+
+/// The host without brackets, and the port.
+fn split_host_and_port(target: &str) -> Result<(&str, u16), &'static str> {
+    const BRACKETS: &str = "an IPv6 address stands in brackets, and the port behind them, as in `tcp@[::1]:8972`";
+    const NO_PORT: &str = "the port is missing, as in `tcp@127.0.0.1:8972`";
+    let (host, port) = if let Some(rest) = target.strip_prefix('[') {
+        let (host, port) = rest.split_once(']').ok_or(BRACKETS)?;
+        if !host.contains(':') {
+            return Err("brackets are for IPv6 addresses only");
+        }
+        (host, port.strip_prefix(':').ok_or(NO_PORT)?)
+    } else {
+        let (host, port) = target.rsplit_once(':').ok_or(NO_PORT)?;
+        if host.contains(':') && !host.contains('/') {
+            return Err(BRACKETS);
+        }
+        (host, port)
+    };
+    if host.contains(|c: char| c.is_whitespace() || c.is_control() || "/@?#[]".contains(c)) {
+        return Err("the host is a name or an IP address and nothing else: no scheme, no path, no blanks");
+    }
+    if port.is_empty() || !port.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err("the port is a number from 0 to 65535, as in `tcp@127.0.0.1:8972`");
+    }
+    let port = port.parse().map_err(|_| "the port is more than 65535")?;
+    Ok((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_rpcx_reads_them() {
+        for (text, network, host, port, shown) in [
+            ("127.0.0.1:8972", Network::Tcp, Some("127.0.0.1"), Some(8972), "tcp@127.0.0.1:8972"),
+            ("tcp@localhost:0", Network::Tcp, Some("localhost"), Some(0), "tcp@localhost:0"),
+            ("tcp@:8972", Network::Tcp, Some(""), Some(8972), "tcp@:8972"),
+            (":8972", Network::Tcp, Some(""), Some(8972), "tcp@:8972"),
+            ("tcp4@0.0.0.0:80", Network::Tcp4, Some("0.0.0.0"), Some(80), "tcp4@0.0.0.0:80"),
+            ("tcp6@[::1]:8972", Network::Tcp6, Some("::1"), Some(8972), "tcp6@[::1]:8972"),
+            ("[::]:65535", Network::Tcp, Some("::"), Some(65535), "tcp@[::]:65535"),
+            ("tcp@[fe80::1%eth0]:1", Network::Tcp, Some("fe80::1%eth0"), Some(1), "tcp@[fe80::1%eth0]:1"),
+            ("memory@a@b:c", Network::Memory, None, None, "memory@a@b:c"),
+            ("memu@chat", Network::Memory, None, None, "memory@chat"),
+        ] {
+            let address: Address = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((address.network(), address.host(), address.port()), (network, host, port), "{text}");
+            assert_eq!(address.to_string(), shown, "{text}");
+            assert_eq!(shown.parse(), Ok(address), "{text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn behind_unix_stands_any_path() {
+        for path in ["/run/a socket.sock", "relative.sock", "@abstract", "/a@b:c"] {
+            let address: Address = format!("unix@{path}").parse().expect("a path");
+            assert_eq!((address.network(), address.target()), (Network::Unix, path));
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn tls_has_a_host_and_a_port() {
+        let address: Address = "tls@example.org:8972".parse().expect("an address");
+        assert_eq!((address.network(), address.host()), (Network::Tls, Some("example.org")));
+    }
+
+    #[test]
+    fn an_unknown_network_is_named_with_those_known() {
+        let error = "quic@127.0.0.1:8972".parse::<Address>().expect_err("no such network");
+        let AddressError::UnknownNetwork { network, address, known } = error else { panic!("{error}") };
+        assert_eq!((network.as_str(), address.as_str()), ("quic", "quic@127.0.0.1:8972"));
+        assert!(known.contains("tcp6") && known.contains("memory"), "{known}");
+    }
+
+    #[test]
+    fn a_malformed_address_says_what_is_wrong_and_what_is_right() {
+        for (text, part) in [
+            ("", "port is missing"),
+            ("tcp@", "port is missing"),
+            ("localhost", "port is missing"),
+            ("tcp@[::1]", "port is missing"),
+            ("tcp@::1:8972", "in brackets"),
+            ("tcp@[::1:8972", "in brackets"),
+            ("tcp@[localhost]:1", "IPv6 addresses only"),
+            ("tcp@localhost:", "0 to 65535"),
+            ("tcp@localhost:http", "0 to 65535"),
+            ("tcp@localhost:+1", "0 to 65535"),
+            ("tcp@localhost:-1", "0 to 65535"),
+            ("tcp@localhost:65536", "more than 65535"),
+            ("http://localhost:8972", "no scheme"),
+            ("tcp@user@host:1", "nothing else"),
+            ("tcp@ 127.0.0.1:1", "no blanks"),
+            ("tcp4@[::1]:1", "IPv4 addresses only"),
+            ("tcp6@127.0.0.1:1", "IPv6 addresses only"),
+            ("memory@", "name is missing"),
+        ] {
+            let error = text.parse::<Address>().expect_err(text);
+            let AddressError::Malformed { address, why } = error else { panic!("{text}: {error}") };
+            assert_eq!(address, text);
+            assert!(why.contains(part), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn the_chosen_port_takes_the_place_of_port_0() {
+        for (text, shown) in [("127.0.0.1:0", "tcp@127.0.0.1:9"), ("tcp6@[::1]:0", "tcp6@[::1]:9"), (":0", "tcp@:9")] {
+            assert_eq!(text.parse::<Address>().expect("an address").with_port(9).to_string(), shown);
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever the text: an error or an address, never a panic; and an address can be asked.
+        #[test]
+        fn any_text_is_an_address_or_an_error(text in "(tcp@|tls@|unix@|memory@)?[\\[\\]:@0-9a-f.% /]{0,12}") {
+            if let Ok(address) = text.parse::<Address>() {
+                proptest::prop_assert_eq!(address.port().is_some(), address.host().is_some());
+                proptest::prop_assert_eq!(address.to_string().parse(), Ok(address));
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A socket of any network.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    task::{Context, Poll},
+};
+
+#[cfg(unix)]
+use super::unix::UnixSocket;
+use super::{Socket, memory::MemorySocket, tcp::TcpSocket};
+
+/// A socket of one of our networks, or of a kind of your own.
+#[non_exhaustive]
+pub enum AnySocket {
+    /// TCP.
+    Tcp(TcpSocket),
+    /// A Unix domain socket.
+    #[cfg(unix)]
+    Unix(UnixSocket),
+    /// A pipe within this process.
+    Memory(MemorySocket),
+    /// Anything else; a stream of tokio's comes as [`FromAsync`](super::FromAsync).
+    Other(Box<dyn Socket>),
+}
+
+/// Does the same with the socket inside, whichever it is.
+macro_rules! delegate {
+    ($any:expr, $socket:ident => $result:expr) => {
+        match $any {
+            AnySocket::Tcp($socket) => $result,
+            #[cfg(unix)]
+            AnySocket::Unix($socket) => $result,
+            AnySocket::Memory($socket) => $result,
+            AnySocket::Other($socket) => $result,
+        }
+    };
+}
+
+impl Socket for AnySocket {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        delegate!(self, socket => socket.poll_read(cx, buf))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        delegate!(self, socket => socket.poll_write(cx, slices))
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        delegate!(self, socket => socket.try_write(slices))
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, socket => socket.poll_flush(cx))
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, socket => socket.poll_shutdown(cx))
+    }
+
+    fn peer(&self) -> String {
+        delegate!(self, socket => socket.peer())
+    }
+}
+
+impl fmt::Debug for AnySocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AnySocket").field(&self.peer()).finish()
+    }
+}
+
+impl From<TcpSocket> for AnySocket {
+    fn from(socket: TcpSocket) -> Self {
+        Self::Tcp(socket)
+    }
+}
+
+#[cfg(unix)]
+impl From<UnixSocket> for AnySocket {
+    fn from(socket: UnixSocket) -> Self {
+        Self::Unix(socket)
+    }
+}
+
+impl From<MemorySocket> for AnySocket {
+    fn from(socket: MemorySocket) -> Self {
+        Self::Memory(socket)
+    }
+}
+
+impl From<Box<dyn Socket>> for AnySocket {
+    fn from(socket: Box<dyn Socket>) -> Self {
+        Self::Other(socket)
+    }
+}

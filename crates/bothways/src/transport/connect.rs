@@ -1,0 +1,77 @@
+//! From an address to a socket, at the client's side.
+
+use std::{io, sync::Arc};
+
+use tokio::time::{Instant, timeout_at};
+
+#[cfg(unix)]
+use super::unix;
+use super::{Address, AnySocket, ConnectOptions, Network, memory, tcp};
+use crate::error::ConnectError;
+
+/// Connects. A name with several addresses is tried address by address.
+///
+/// Dropping the future gives up and leaves nothing behind.
+///
+/// # Errors
+/// - [`ConnectError::Io`]: nobody listens there, the name is not known, or the like.
+/// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
+pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {
+    let deadline = Instant::now() + options.connect_timeout;
+    match timeout_at(deadline, open(address, options, deadline)).await {
+        Ok(Ok(socket)) => Ok(socket),
+        Ok(Err(error)) => Err(ConnectError::Io { address: address.to_string(), error: Arc::new(error) }),
+        Err(_) => Err(ConnectError::TimedOut { address: address.to_string(), after: options.connect_timeout }),
+    }
+}
+
+async fn open(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
+    match address.network() {
+        Network::Memory => Ok(memory::connect(address).await?.into()),
+        #[cfg(unix)]
+        Network::Unix => Ok(unix::connect(address).await?.into()),
+        Network::Tls => Err(io::ErrorKind::Unsupported.into()),
+        Network::Tcp | Network::Tcp4 | Network::Tcp6 => Ok(tcp::connect(address, &options.tcp, deadline).await?.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::transport::{ListenOptions, Listener, Socket};
+
+    fn address(text: &str) -> Address {
+        text.parse().expect("an address")
+    }
+
+    /// The listener has room for one connection, and does not accept it.
+    #[tokio::test(start_paused = true)]
+    async fn connecting_takes_no_longer_than_its_time() {
+        let address = address("memory@takes no longer");
+        let _listener = Listener::bind(&address, &ListenOptions::default().backlog(1)).await.expect("listens");
+        let options = ConnectOptions::default().connect_timeout(Duration::from_secs(2));
+        let start = Instant::now();
+        let first = connect(&address, &options).await.expect("connects");
+        assert_eq!(first.peer(), address.to_string());
+        let error = connect(&address, &options).await.expect_err("no room");
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
+        assert_eq!(error.to_string(), "cannot connect to memory@takes no longer within 2s (`connect_timeout`)",);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_error_with_the_address() {
+        let error = connect(&address("memory@nobody there"), &ConnectOptions::default()).await.expect_err("nobody");
+        let ConnectError::Io { address, error } = error else { panic!("{error}") };
+        assert_eq!((address.as_str(), error.kind()), ("memory@nobody there", io::ErrorKind::ConnectionRefused));
+    }
+
+    /// What a task holds of it can move between threads.
+    #[test]
+    fn connecting_can_be_spawned() {
+        fn is_send<T: Send>(_: &T) {}
+        let (address, options) = (address("memory@x"), ConnectOptions::default());
+        is_send(&connect(&address, &options));
+    }
+}

@@ -1,0 +1,111 @@
+//! What can be chosen about listening and connecting.
+
+use std::time::Duration;
+
+use super::tcp::Tuning;
+
+/// How a [`Listener`](super::Listener) listens.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    pub(super) backlog: u32,
+    pub(super) reuse_port: bool,
+    pub(super) tcp: Tuning,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { backlog: 4096, reuse_port: false, tcp: Tuning::server() }
+    }
+}
+
+impl ListenOptions {
+    /// Most connections that wait to be accepted. Default 4096: when a server comes back, its clients
+    /// come back together. The system may have a lower bound of its own (`net.core.somaxconn`).
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.backlog = connections;
+        self
+    }
+
+    /// Lets several listeners share one TCP port; the system spreads connections over them. Default
+    /// false: a second server on a port is mostly a mistake. Without effect where there is no
+    /// `SO_REUSEPORT`, and on networks other than TCP.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// How long a TCP connection is silent before the system asks whether the peer is still there.
+    /// Default 3 minutes, as rpcx means to have it; `None` leaves the socket as the system makes it.
+    ///
+    /// Source: Go rpcx `server/server.go`, `Server.serveConn`, and `server/option.go`,
+    /// `WithTCPKeepAlivePeriod`.
+    pub fn tcp_keepalive(mut self, after: Option<Duration>) -> Self {
+        self.tcp.keepalive = after;
+        self
+    }
+
+    /// How long sent bytes may wait for the peer's acknowledgement, or for room at the peer, before
+    /// the system gives the connection up. Default 30 s: a network's short failure passes, a pulled
+    /// cable does not hold a session for the 15 minutes of Linux's own default. `None`: the system's
+    /// default. Only Linux and Android have the option (`TCP_USER_TIMEOUT`).
+    pub fn tcp_user_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.tcp.user_timeout = limit;
+        self
+    }
+
+    /// Most bytes that the system takes from us beyond what it has sent. Default 16 KiB: with the
+    /// system's own default some MiB of a stalled client hide in its socket, and each bound on a
+    /// session's queue acts too late. `None`: the system's default. Only Linux and Android have the
+    /// option (`TCP_NOTSENT_LOWAT`).
+    pub fn tcp_unsent_bytes_max(mut self, bytes: Option<u32>) -> Self {
+        self.tcp.unsent_bytes_max = bytes;
+        self
+    }
+}
+
+/// How [`connect`](super::connect()) connects.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    pub(super) connect_timeout: Duration,
+    pub(super) tcp: Tuning,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(5), tcp: Tuning::client() }
+    }
+}
+
+impl ConnectOptions {
+    /// The time for looking up the name, for connecting, and for the TLS handshake together. Default
+    /// 5 s. A lost first packet of TCP is sent again after 1 s and after 3 s: rpcx's own default of 1 s
+    /// gives up before the first repetition.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long a TCP connection is silent before the system asks whether the peer is still there.
+    /// Default 1 minute, as in rpcx; `None` leaves the socket as the system makes it.
+    ///
+    /// Source: Go rpcx `client/client.go`, `DefaultOption.TCPKeepAlivePeriod`.
+    pub fn tcp_keepalive(mut self, after: Option<Duration>) -> Self {
+        self.tcp.keepalive = after;
+        self
+    }
+
+    /// How long sent bytes may wait for the peer's acknowledgement, or for room at the peer, before
+    /// the system gives the connection up. Default 30 s, for the reason in
+    /// [`ListenOptions::tcp_user_timeout`]. `None`: the system's default.
+    pub fn tcp_user_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.tcp.user_timeout = limit;
+        self
+    }
+
+    /// Most bytes that the system takes from us beyond what it has sent. Default 16 KiB, for the
+    /// reason in [`ListenOptions::tcp_unsent_bytes_max`]. `None`: the system's default.
+    pub fn tcp_unsent_bytes_max(mut self, bytes: Option<u32>) -> Self {
+        self.tcp.unsent_bytes_max = bytes;
+        self
+    }
+}

@@ -1,0 +1,35 @@
+//! What a connection needs of a stream of bytes.
+
+use std::{
+    io::{self, IoSlice},
+    task::{Context, Poll},
+};
+
+/// One end of a stream of bytes, as a connection uses it.
+///
+/// Only the connection's own task calls the `poll_` methods. [`try_write`](Self::try_write) may be
+/// called by any thread, one at a time: whoever finds the connection idle writes at once instead of
+/// waking the task.
+///
+/// The task answers every wake-up with [`poll_read`](Self::poll_read), whatever else it does: a
+/// socket with bytes of its own to send, as TLS has them, sends them on that occasion.
+pub trait Socket: Send + Sync + 'static {
+    /// Reads some bytes. 0 is the end of the stream.
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Writes some bytes, and arranges a wake-up if none can be taken now.
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// Writes some bytes if that is possible without waiting; `WouldBlock` if not. A socket that
+    /// cannot be written from outside its task always says so.
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Moves what `poll_write` took on its way. Most sockets have nothing to do.
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Ends the sending direction.
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
+    fn peer(&self) -> String;
+}

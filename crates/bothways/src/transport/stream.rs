@@ -1,0 +1,154 @@
+//! Any stream of tokio's as a socket.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Socket;
+
+/// Most bytes that are put together for a stream that takes one slice at a time: a full record of TLS,
+/// which is what such streams mostly are.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
+
+/// A stream that implements tokio's traits, such as `tokio::io::duplex`, as a [`Socket`].
+///
+/// Such a stream can be written from its own task only, so [`try_write`](Socket::try_write) always
+/// says `WouldBlock`, and each push costs a wake-up of that task.
+#[derive(Debug)]
+pub struct FromAsync<S> {
+    stream: Mutex<S>,
+    peer: Box<str>,
+}
+
+impl<S> FromAsync<S> {
+    /// `peer` is what [`Socket::peer`] says; best in rpcx's form, `network@address`.
+    pub fn new(stream: S, peer: impl Into<String>) -> Self {
+        Self { stream: Mutex::new(stream), peer: peer.into().into() }
+    }
+
+    /// The stream again.
+    pub fn into_inner(self) -> S {
+        self.stream.into_inner()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S> {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(buf);
+        ready!(Pin::new(&mut *self.stream.lock()).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut stream = self.stream.lock();
+        let stream = Pin::new(&mut *stream);
+        match slices {
+            [slice] => stream.poll_write(cx, slice),
+            slices if stream.is_write_vectored() => stream.poll_write_vectored(cx, slices),
+            slices => stream.poll_write(cx, &join(slices)),
+        }
+    }
+
+    fn try_write(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.lock()).poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.peer.to_string()
+    }
+}
+
+/// The first slices in one piece. The first that holds any byte is there in full or up to the bound.
+fn join(slices: &[IoSlice<'_>]) -> Vec<u8> {
+    let len = slices.iter().map(|slice| slice.len()).sum::<usize>().min(JOINED_BYTES_MAX);
+    let mut joined = Vec::with_capacity(len);
+    for slice in slices {
+        joined.extend_from_slice(&slice[..slice.len().min(len - joined.len())]);
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{DuplexStream, SimplexStream, duplex};
+
+    use super::*;
+    use crate::transport::check;
+
+    fn pair(buffer_bytes: usize) -> (FromAsync<DuplexStream>, FromAsync<DuplexStream>) {
+        let (a, b) = duplex(buffer_bytes);
+        (FromAsync::new(a, "duplex@b"), FromAsync::new(b, "duplex@a"))
+    }
+
+    /// A stream that writes one slice at a time, as some do.
+    struct OneSlice(DuplexStream);
+
+    impl AsyncRead for OneSlice {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for OneSlice {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn bytes_arrive_in_order_both_ways(plans in check::plans(), buffer_bytes in 64..100_000_usize) {
+            check::run(async {
+                let (a, b) = pair(buffer_bytes);
+                check::exchange(a, FromAsync::new(OneSlice(b.into_inner()), "duplex@a"), plans).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_stream_blocks_and_wakes_its_task_when_there_is_room() {
+        let (a, b) = pair(1000);
+        check::fill_then_drain(a, b).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_the_end_of_one_direction_only() {
+        let (a, b) = pair(1000);
+        check::half_close(a, b).await;
+    }
+
+    #[test]
+    fn slices_are_joined_up_to_the_bound() {
+        let long = vec![3; JOINED_BYTES_MAX];
+        let joined = join(&[IoSlice::new(&[]), IoSlice::new(&[1, 2]), IoSlice::new(&long), IoSlice::new(&[4])]);
+        assert_eq!((joined.len(), &joined[..3]), (JOINED_BYTES_MAX, &[1, 2, 3][..]));
+    }
+
+    #[test]
+    fn the_peer_is_as_given() {
+        assert_eq!(FromAsync::new(SimplexStream::new_unsplit(1), "pipe@1").peer(), "pipe@1");
+    }
+}

@@ -1,0 +1,415 @@
+//! TCP: the socket, how it is tuned, listening, connecting.
+
+use std::{
+    io::{self, IoSlice, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use tokio::{
+    io::Interest,
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
+
+use super::{Address, ListenOptions, Network, Socket};
+
+/// A TCP connection.
+#[derive(Debug)]
+pub struct TcpSocket {
+    stream: TcpStream,
+    peer: SocketAddr,
+}
+
+impl TcpSocket {
+    /// Takes over a connection that was made elsewhere, as it is.
+    ///
+    /// # Errors
+    /// The connection is over, so that the system no longer knows its peer.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        let peer = stream.peer_addr()?;
+        Ok(Self::with_peer(stream, peer))
+    }
+
+    fn with_peer(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self { stream, peer: canonical(peer) }
+    }
+
+    /// The address of the other end. An IPv4 peer of a listener for both is shown as IPv4.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+impl Socket for TcpSocket {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let read = |buf: &mut [u8]| (&*SockRef::from(&self.stream)).read(buf);
+            match read_and_note_drained(buf, read, |f| self.stream.try_io(Interest::READABLE, f)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.try_write(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match slices {
+            [slice] => self.stream.try_write(slice),
+            slices => self.stream.try_write_vectored(slices),
+        }
+    }
+
+    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(ended(SockRef::from(&self.stream).shutdown(Shutdown::Write)))
+    }
+
+    fn peer(&self) -> String {
+        format!("tcp@{}", self.peer)
+    }
+}
+
+/// Reads once. If that did not fill `buf`, the socket is drained: it is marked as not readable, which
+/// spares the system call that would only say so. The next byte, and the end of the stream, are events
+/// of their own.
+///
+/// `try_io` is the stream's: it runs the function if the stream is marked as readable, and takes the
+/// mark away if the function says `WouldBlock`.
+pub(super) fn read_and_note_drained(
+    buf: &mut [u8],
+    read: impl Fn(&mut [u8]) -> io::Result<usize>,
+    try_io: impl Fn(&mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut drained_by = 0;
+    let result = try_io(&mut || {
+        let len = read(buf)?;
+        if EDGE_TRIGGERED && 0 < len && len < buf.len() {
+            drained_by = len;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(len)
+    });
+    if 0 < drained_by { Ok(drained_by) } else { result }
+}
+
+/// True where the system reports each new event once (epoll, kqueue).
+const EDGE_TRIGGERED: bool = cfg!(any(
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "ios",
+    target_os = "linux",
+    target_os = "macos",
+    target_os = "netbsd",
+    target_os = "openbsd",
+));
+
+/// Ending a direction that the peer has ended already is no failure.
+pub(super) fn ended(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
+
+/// An IPv4 address in IPv6 clothes as what it is.
+fn canonical(mut address: SocketAddr) -> SocketAddr {
+    if let IpAddr::V4(ip) = address.ip().to_canonical() {
+        address.set_ip(ip.into());
+    }
+    address
+}
+
+/// The options of a TCP socket. All of them help, and none is needed: what the system refuses is left.
+#[derive(Clone, Debug)]
+pub(super) struct Tuning {
+    pub(super) keepalive: Option<Duration>,
+    pub(super) user_timeout: Option<Duration>,
+    pub(super) unsent_bytes_max: Option<u32>,
+}
+
+impl Tuning {
+    pub(super) fn server() -> Self {
+        Self { keepalive: Some(Duration::from_secs(180)), ..Self::client() }
+    }
+
+    pub(super) fn client() -> Self {
+        Self {
+            keepalive: Some(Duration::from_secs(60)),
+            user_timeout: Some(Duration::from_secs(30)),
+            unsent_bytes_max: Some(16 * 1024),
+        }
+    }
+
+    fn apply(&self, socket: &SockRef<'_>) {
+        let noted = |option: &str, result: io::Result<()>| {
+            if let Err(error) = result {
+                tracing::debug!(option, %error, "the system refused an option of a TCP socket");
+            }
+        };
+        noted("TCP_NODELAY", socket.set_tcp_nodelay(true));
+        if let Some(after) = self.keepalive {
+            // The questions that follow an unanswered one come faster than the first.
+            let every = after.min(Duration::from_secs(15));
+            noted("SO_KEEPALIVE", socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every)));
+        }
+        #[cfg(any(target_os = "android", target_os = "linux"))]
+        {
+            if self.user_timeout.is_some() {
+                noted("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(self.user_timeout));
+            }
+            if let Some(bytes) = self.unsent_bytes_max {
+                noted("TCP_NOTSENT_LOWAT", socket.set_tcp_notsent_lowat(bytes));
+            }
+        }
+    }
+}
+
+/// Listens on one TCP port.
+#[derive(Debug)]
+pub(super) struct Listening {
+    listener: TcpListener,
+    tuning: Tuning,
+}
+
+impl Listening {
+    pub(super) async fn bind(address: &Address, options: &ListenOptions) -> io::Result<Self> {
+        let mut failed = None;
+        for place in places_to_listen(address).await? {
+            match listen(place, address.network(), options) {
+                Ok(listener) => return Ok(Self { listener, tuning: options.tcp.clone() }),
+                Err(error) => _ = failed.get_or_insert(error),
+            }
+        }
+        Err(failed.unwrap_or_else(no_address))
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<TcpSocket> {
+        let (stream, peer) = self.listener.accept().await?;
+        if !INHERITS {
+            self.tuning.apply(&SockRef::from(&stream));
+        }
+        Ok(TcpSocket::with_peer(stream, peer))
+    }
+}
+
+/// True where an accepted socket has the options of the one that listens. Several system calls for each
+/// connection are spared.
+const INHERITS: bool = cfg!(any(target_os = "android", target_os = "linux"));
+
+async fn places_to_listen(address: &Address) -> io::Result<Vec<SocketAddr>> {
+    let port = address.port().unwrap_or_default();
+    let everywhere: &[IpAddr] = match address.network() {
+        Network::Tcp4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+        Network::Tcp6 => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+        // The second is for machines without IPv6.
+        _ => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+    };
+    match address.host() {
+        None | Some("") => Ok(everywhere.iter().map(|ip| SocketAddr::new(*ip, port)).collect()),
+        Some(_) => resolve(address).await,
+    }
+}
+
+fn listen(place: SocketAddr, network: Network, options: &ListenOptions) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(place), Type::STREAM, Some(Protocol::TCP))?;
+    if place.is_ipv6() {
+        socket.set_only_v6(network == Network::Tcp6)?;
+    }
+    // A server that starts again takes its port at once. Elsewhere the option means something else.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    #[cfg(all(unix, not(any(target_os = "illumos", target_os = "solaris", target_os = "cygwin"))))]
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    options.tcp.apply(&SockRef::from(&socket));
+    socket.set_nonblocking(true)?;
+    socket.bind(&place.into())?;
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Connects to the first of the name's addresses that answers. Each gets an equal share of the time
+/// that is left, so that one that does not answer leaves time for the others.
+pub(super) async fn connect(address: &Address, tuning: &Tuning, deadline: Instant) -> io::Result<TcpSocket> {
+    let mut places = resolve(address).await?.into_iter();
+    let mut failed = None;
+    while let Some(place) = places.next() {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / (1 + u32::try_from(places.len()).unwrap_or(u32::MAX - 1));
+        match tokio::time::timeout(share, connect_to(place, tuning)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => _ = failed.get_or_insert(error),
+            Err(_) => _ = failed.get_or_insert(io::Error::new(io::ErrorKind::TimedOut, format!("{place} is silent"))),
+        }
+    }
+    Err(failed.unwrap_or_else(no_address))
+}
+
+async fn connect_to(place: SocketAddr, tuning: &Tuning) -> io::Result<TcpSocket> {
+    let stream = TcpStream::connect(place).await?;
+    tuning.apply(&SockRef::from(&stream));
+    Ok(TcpSocket::with_peer(stream, place))
+}
+
+/// The addresses of the host, in the order in which the system gives them. No host is this machine.
+async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
+    let (host, port) = (address.host().unwrap_or_default(), address.port().unwrap_or_default());
+    let host = if host.is_empty() { "localhost" } else { host };
+    let all = tokio::net::lookup_host((host, port)).await?;
+    Ok(all
+        .filter(|place| match address.network() {
+            Network::Tcp4 => place.is_ipv4(),
+            Network::Tcp6 => place.is_ipv6(),
+            _ => true,
+        })
+        .collect())
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the host has no address of this network")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::transport::check;
+
+    fn address(text: &str) -> Address {
+        text.parse().expect("an address")
+    }
+
+    async fn connect(place: &Address) -> io::Result<TcpSocket> {
+        super::connect(place, &Tuning::client(), Instant::now() + Duration::from_secs(60)).await
+    }
+
+    async fn pair_at(listen: &str) -> (TcpSocket, TcpSocket) {
+        let place = address(listen);
+        let listening = Listening::bind(&place, &ListenOptions::default()).await.expect("listens");
+        let place = place.with_port(listening.local_addr().expect("bound").port());
+        let (client, server) = tokio::join!(connect(&place), listening.accept());
+        (client.expect("connects"), server.expect("accepts"))
+    }
+
+    async fn pair() -> (TcpSocket, TcpSocket) {
+        pair_at("tcp@127.0.0.1:0").await
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn bytes_arrive_in_order_both_ways(plans in check::plans()) {
+            check::run(async {
+                let (client, server) = pair().await;
+                check::exchange(client, server, plans).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_blocks_and_wakes_its_task_when_there_is_room() {
+        let (client, server) = pair().await;
+        check::fill_then_drain(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_the_end_of_one_direction_only() {
+        let (client, server) = pair().await;
+        check::half_close(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn a_dropped_socket_is_the_end_of_the_stream() {
+        let (client, server) = pair().await;
+        drop(client);
+        assert_eq!(check::read(&server, 16).await.expect("no error"), b"");
+    }
+
+    #[tokio::test]
+    async fn peers_are_named_in_rpcx_form() {
+        let (client, server) = pair().await;
+        let local = |socket: &TcpSocket| format!("tcp@{}", socket.stream.local_addr().expect("open"));
+        assert_eq!((client.peer(), server.peer()), (local(&server), local(&client)));
+    }
+
+    /// `:0` takes IPv4 and IPv6; an IPv4 peer looks like one.
+    #[tokio::test]
+    async fn no_host_is_every_address_of_this_machine() {
+        let listening = Listening::bind(&address(":0"), &ListenOptions::default()).await.expect("listens");
+        let port = listening.local_addr().expect("bound").port();
+        let place = address(&format!("127.0.0.1:{port}"));
+        let (client, server) = tokio::join!(connect(&place), listening.accept());
+        assert_eq!(client.expect("connects").peer(), place.to_string());
+        assert!(server.expect("accepts").peer_addr().is_ipv4());
+        let place = address(&format!(":{port}"));
+        let (client, _server) = tokio::join!(connect(&place), listening.accept());
+        client.expect("no host is this machine for a client");
+    }
+
+    #[tokio::test]
+    async fn tcp4_is_for_ipv4_only() {
+        let (client, _server) = pair_at("tcp4@localhost:0").await;
+        assert!(client.peer_addr().is_ipv4());
+    }
+
+    #[tokio::test]
+    async fn sockets_at_both_ends_are_tuned() {
+        let (client, server) = pair().await;
+        for (socket, keepalive) in [(&client, 60), (&server, 180)] {
+            let socket = SockRef::from(&socket.stream);
+            assert!(socket.tcp_nodelay().expect("known"));
+            assert!(socket.keepalive().expect("known"));
+            #[cfg(target_os = "linux")]
+            {
+                assert_eq!(socket.tcp_keepalive_time().expect("known"), Duration::from_secs(keepalive));
+                assert_eq!(socket.tcp_user_timeout().expect("known"), Some(Duration::from_secs(30)));
+                assert_eq!(socket.tcp_notsent_lowat().expect("known"), 16 * 1024);
+            }
+            _ = keepalive;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_an_error_unless_it_is_shared() {
+        let (alone, shared) = (ListenOptions::default(), ListenOptions::default().reuse_port(true));
+        for (options, works) in [(alone, false), (shared, cfg!(target_os = "linux"))] {
+            let first = Listening::bind(&address("127.0.0.1:0"), &options).await.expect("listens");
+            let second = Listening::bind(&Address::from(first.local_addr().expect("bound")), &options).await;
+            match second {
+                Ok(_) => assert!(works),
+                Err(error) => assert!(!works && error.kind() == io::ErrorKind::AddrInUse, "{error}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_an_error_at_once() {
+        let bound = tokio::net::TcpSocket::new_v4().expect("a socket");
+        bound.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port is free");
+        let place = Address::from(bound.local_addr().expect("bound"));
+        let error = connect(&place).await.expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

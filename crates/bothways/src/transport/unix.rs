@@ -1,0 +1,326 @@
+//! Unix domain sockets: the socket, listening on a file, connecting to one.
+
+use std::{
+    fs,
+    io::{self, IoSlice, Read},
+    net::Shutdown,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::{Domain, SockAddr, SockRef, Type};
+use tokio::{
+    io::Interest,
+    net::{UnixListener, UnixStream},
+};
+
+use super::{
+    Address, ListenOptions, Socket,
+    peer::Peer,
+    tcp::{ended, read_and_note_drained},
+};
+
+/// A connection through a Unix domain socket.
+#[derive(Debug)]
+pub struct UnixSocket {
+    stream: UnixStream,
+    peer: Peer,
+}
+
+impl UnixSocket {
+    /// Takes over a connection that was made elsewhere; `address` is the listener's, in rpcx's form.
+    pub fn new(stream: UnixStream, address: impl Into<String>) -> Self {
+        Self { stream, peer: Peer::Listener(address.into().into()) }
+    }
+}
+
+impl Socket for UnixSocket {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let read = |buf: &mut [u8]| (&*SockRef::from(&self.stream)).read(buf);
+            match read_and_note_drained(buf, read, |f| self.stream.try_io(Interest::READABLE, f)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.try_write(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match slices {
+            [slice] => self.stream.try_write(slice),
+            slices => self.stream.try_write_vectored(slices),
+        }
+    }
+
+    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(ended(SockRef::from(&self.stream).shutdown(Shutdown::Write)))
+    }
+
+    /// `unix@` and the path; behind an accepted socket, which has no name, stands a number of its own.
+    fn peer(&self) -> String {
+        self.peer.to_string()
+    }
+}
+
+/// Listens on a file, and removes it when dropped.
+#[derive(Debug)]
+pub(super) struct Listening {
+    listener: UnixListener,
+    address: Arc<str>,
+    /// What to remove at the end; nothing in the abstract namespace.
+    _file: Option<OwnFile>,
+}
+
+impl Listening {
+    /// A file that nobody listens on, left by a process that was killed, is replaced. A file that is no
+    /// socket is not touched.
+    pub(super) async fn bind(address: &Address, options: &ListenOptions) -> io::Result<Self> {
+        let path = system_path(address.target());
+        let listener = match listen(&path, options) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&path).await? => {
+                fs::remove_file(&path)?;
+                listen(&path, options)
+            }
+            result => result,
+        }?;
+        let file = if is_abstract(address.target()) { None } else { Some(OwnFile::new(path)?) };
+        Ok(Self { listener, address: address.to_string().into(), _file: file })
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<UnixSocket> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok(UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) })
+    }
+}
+
+fn listen(path: &Path, options: &ListenOptions) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    UnixListener::from_std(socket.into())
+}
+
+/// True if the path is a socket that nobody listens on.
+async fn is_stale(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path).await {
+            Err(error) => Ok(error.kind() == io::ErrorKind::ConnectionRefused),
+            Ok(_) => Ok(false),
+        },
+        _ => Ok(false),
+    }
+}
+
+/// A socket's file. Dropping it removes the file, unless another has taken its place.
+#[derive(Debug)]
+struct OwnFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl OwnFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let id = Self::id(&path)?;
+        // The working directory may change until the end.
+        Ok(Self { path: std::path::absolute(path)?, id })
+    }
+
+    fn id(path: &Path) -> io::Result<(u64, u64)> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl Drop for OwnFile {
+    fn drop(&mut self) {
+        if Self::id(&self.path).is_ok_and(|id| id == self.id) {
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Connects to a file. While the listener's queue is full the system says so at once and has no way to
+/// wait, so this asks again, until the caller's time is over.
+pub(super) async fn connect(address: &Address) -> io::Result<UnixSocket> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let path = system_path(address.target());
+    loop {
+        match UnixStream::connect(&path).await {
+            Ok(stream) => return Ok(UnixSocket::new(stream, address.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The path as the system takes it: a name in the abstract namespace starts with a zero byte.
+fn system_path(target: &str) -> PathBuf {
+    match target.strip_prefix('@') {
+        Some(name) if is_abstract(target) => format!("\0{name}").into(),
+        _ => target.into(),
+    }
+}
+
+/// True for `@name`, on systems that have such names.
+fn is_abstract(target: &str) -> bool {
+    cfg!(any(target_os = "android", target_os = "linux")) && target.starts_with('@')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::transport::check;
+
+    fn folder() -> TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    fn address(path: impl AsRef<Path>) -> Address {
+        format!("unix@{}", path.as_ref().display()).parse().expect("an address")
+    }
+
+    async fn bind(path: impl AsRef<Path>) -> io::Result<Listening> {
+        Listening::bind(&address(path), &ListenOptions::default()).await
+    }
+
+    async fn pair_at(path: impl AsRef<Path>) -> (UnixSocket, UnixSocket) {
+        let listening = bind(&path).await.expect("listens");
+        let client = connect(&address(&path)).await.expect("connects");
+        (client, listening.accept().await.expect("accepts"))
+    }
+
+    async fn pair() -> (UnixSocket, UnixSocket) {
+        pair_at(folder().path().join("socket")).await
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn bytes_arrive_in_order_both_ways(plans in check::plans()) {
+            check::run(async {
+                let (client, server) = pair().await;
+                check::exchange(client, server, plans).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_blocks_and_wakes_its_task_when_there_is_room() {
+        let (client, server) = pair().await;
+        check::fill_then_drain(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_the_end_of_one_direction_only() {
+        let (client, server) = pair().await;
+        check::half_close(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn peers_are_named_by_the_path() {
+        let folder = folder();
+        let address = address(folder.path().join("socket")).to_string();
+        let (client, server) = pair_at(folder.path().join("socket")).await;
+        assert_eq!(client.peer(), address);
+        assert!(server.peer().starts_with(&format!("{address}#")), "{}", server.peer());
+    }
+
+    #[tokio::test]
+    async fn the_file_goes_with_its_listener() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let listening = bind(&path).await.expect("listens");
+        assert!(path.exists());
+        drop(listening);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_took_its_place_stays() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let first = bind(&path).await.expect("listens");
+        fs::rename(&path, folder.path().join("moved")).expect("renames");
+        let _second = bind(&path).await.expect("listens");
+        drop(first);
+        assert!(path.exists());
+    }
+
+    /// The standard library's listener leaves its file, as a process does that is killed.
+    #[tokio::test]
+    async fn a_file_that_nobody_listens_on_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("listens"));
+        assert!(path.exists());
+        let (client, server) = pair_at(&path).await;
+        check::half_close(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_in_use_is_an_error_and_stays_in_use() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let first = bind(&path).await.expect("listens");
+        assert_eq!(bind(&path).await.expect_err("in use").kind(), io::ErrorKind::AddrInUse);
+        let _probe = first.accept().await.expect("the second one's question");
+        connect(&address(&path)).await.expect("the first one listens");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_not_touched() {
+        let folder = folder();
+        let path = folder.path().join("data");
+        fs::write(&path, "precious").expect("writes");
+        assert_eq!(bind(&path).await.expect_err("is no socket").kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).expect("is there"), b"precious");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn an_abstract_name_leaves_no_file() {
+        let name = format!("@bothways-test-{}", std::process::id());
+        let (client, server) = pair_at(&name).await;
+        assert!(!Path::new(&name).exists());
+        check::half_close(client, server).await;
+    }
+
+    /// A full queue is waited for, and the wait has no end of its own.
+    #[cfg(target_os = "linux")]
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_is_waited_for() {
+        let folder = folder();
+        let address = address(folder.path().join("socket"));
+        let listening = Listening::bind(&address, &ListenOptions::default().backlog(1)).await.expect("listens");
+        let mut waiting = Vec::new();
+        let second = Duration::from_secs(1);
+        while let Ok(client) = tokio::time::timeout(second, connect(&address)).await {
+            waiting.push(client.expect("connects"));
+        }
+        assert!(!waiting.is_empty());
+        let (client, _) = tokio::join!(connect(&address), listening.accept());
+        client.expect("connects");
+    }
+}
