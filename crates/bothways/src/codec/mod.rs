@@ -1,18 +1,133 @@
 //! Payload bytes ↔ user types, by the serialize type that a frame names.
 //!
-//! A type says by its [`Payload`] implementation which serialize types it can travel in. Every type
-//! of serde's travels as MessagePack (the default) and JSON; the wrappers [`Raw`], [`Protobuf`] and
-//! [`Thrift`] are for the others.
+//! # How a serialize type is chosen
 //!
-//! A server answers in the codec of the request, as Go does.
+//! Every frame names the codec of its payload, so the two ends agree on nothing beforehand.
+//!
+//! 1. A caller has a preferred serialize type: that of the call's options, else that of the
+//!    [`Caller`](crate::Caller), which is MessagePack unless it was told otherwise.
+//! 2. The type of the arguments has the last word ([`Payload::serialize_type`]): what can travel in
+//!    the preferred type does; what cannot travels in its own.
+//! 3. The reply comes in the codec of the request, as in Go, if the reply's type can travel in it;
+//!    else in that type's own. The caller reads what the reply's frame says.
+//!
+//! | type | travels as | its own |
+//! |---|---|---|
+//! | any serde type (`Serialize + DeserializeOwned`) | MessagePack, JSON (feature `json`) | MessagePack |
+//! | [`Raw`] | raw bytes | raw bytes |
+#![cfg_attr(feature = "protobuf", doc = "| [`Protobuf`] | Protocol Buffers | Protocol Buffers |")]
+#![cfg_attr(
+    not(feature = "protobuf"),
+    doc = "| `Protobuf` (feature `protobuf`) | Protocol Buffers | Protocol Buffers |"
+)]
+#![cfg_attr(feature = "thrift", doc = "| [`Thrift`] | Thrift's binary protocol | Thrift |")]
+#![cfg_attr(not(feature = "thrift"), doc = "| `Thrift` (feature `thrift`) | Thrift's binary protocol | Thrift |")]
+//!
+//! ```
+//! use bothways::{Payload, SerializeType, codec::Raw};
+//!
+//! // A string can travel in what the caller prefers, raw bytes only as themselves.
+//! assert_eq!(String::serialize_type(SerializeType::MSGPACK), SerializeType::MSGPACK);
+//! assert_eq!(String::serialize_type(SerializeType::THRIFT), SerializeType::MSGPACK);
+//! assert_eq!(Raw::serialize_type(SerializeType::MSGPACK), SerializeType::RAW);
+//! # Ok::<(), bothways::codec::CodecError>(())
+//! ```
+//!
+//! # What serde types accept
+//!
+//! Go's decoders are lenient and its encoders make use of it: a nil slice travels as `nil`, not as
+//! an empty array. So both codecs here read, wherever a serde type asks for a number, a bool, a
+//! string, bytes, an array or a map, `nil` (`null` in JSON) as the zero value. An integer may come in
+//! any width; one that does not fit is an error, where Go cuts it off. An integer fills a float. A
+//! MessagePack `float64` fills an `f32`, rounded, unless it is out of range, which is an error. Unknown
+//! keys are skipped. A *missing* key is an error unless the type says `#[serde(default)]`, as all
+//! fields of a `#[bothways::message]` do. Bytes behind the value are ignored. Names of fields are
+//! matched exactly; Go's JSON would take other upper and lower case as well. Values nest at most
+//! [`NESTING_MAX`] deep.
+//!
+//! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
+//! follows serde's own, stricter rules.
+//!
+//! # No payload at all
+//!
+//! An empty payload is neither MessagePack nor JSON. `()` and `Option` read it as `()` and `None`; for
+//! any other serde type it is [`CodecError::Empty`]: as arguments Go refuses it too (`EOF`), and as
+//! a reply, where Go leaves the reply variable untouched, Rust has no variable to leave. `()` reads
+//! any payload, so that a call whose answer does not matter cannot fail over it.
+//!
+//! # Go's types
+//!
+//! | Go | Rust | field attribute, unless in a `#[bothways::message]` |
+//! |---|---|---|
+//! | `[]byte` | `Vec<u8>`, [`Bytes`] | `#[serde(with = "bothways::codec::bytes")]` |
+//! | `time.Time` | `SystemTime` | `#[serde(with = "bothways::codec::time")]` |
+//! | `time.Duration` | `Duration` | `#[serde(with = "bothways::codec::duration")]` |
 
 use bothways_proto::SerializeType;
-use bytes::Bytes;
+// The crate, not the module beside it.
+use ::bytes::Bytes;
+
+pub mod bytes;
+pub mod duration;
+#[cfg(feature = "json")]
+mod json;
+mod lenient;
+mod msgpack;
+mod plain;
+#[cfg(feature = "protobuf")]
+mod protobuf;
+mod raw;
+#[cfg(feature = "thrift")]
+mod thrift;
+pub mod time;
+
+#[cfg(feature = "protobuf")]
+pub use self::protobuf::Protobuf;
+#[cfg(feature = "thrift")]
+pub use self::thrift::Thrift;
+pub use self::{
+    lenient::{NESTING_MAX, nil_or_default},
+    raw::Raw,
+};
 
 /// A value that can be the payload of a message.
 ///
-/// Implemented for every serde type. Implement it yourself for a codec of your own: rpcx leaves the
-/// serialize types 5 to 15 to applications.
+/// Implemented for every serde type. Implement it yourself for a codec of your own, on a type that is
+/// not `Serialize`: rpcx leaves the serialize types 5 to 15 to applications.
+///
+/// ```
+/// use bothways::{Payload, SerializeType, codec::CodecError};
+/// use bytes::Bytes;
+///
+/// /// Text in upper case, on the wire as serialize type 9.
+/// struct Shout(String);
+///
+/// const SHOUT: SerializeType = SerializeType::new(9).unwrap();
+///
+/// impl Payload for Shout {
+///     fn serialize_type(_preferred: SerializeType) -> SerializeType {
+///         SHOUT
+///     }
+///
+///     fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError> {
+///         if serialize != SHOUT {
+///             return Err(CodecError::unsupported::<Self>(serialize, "serialize type 9"));
+///         }
+///         Ok(Bytes::from(self.0.to_uppercase()))
+///     }
+///
+///     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
+///         if serialize != SHOUT {
+///             return Err(CodecError::unsupported::<Self>(serialize, "serialize type 9"));
+///         }
+///         let text = str::from_utf8(&payload).map_err(|error| CodecError::codec(serialize, error))?;
+///         Ok(Self(text.to_owned()))
+///     }
+/// }
+///
+/// assert_eq!(Shout("hey".into()).encode(SHOUT)?, "HEY");
+/// # Ok::<(), CodecError>(())
+/// ```
 pub trait Payload: Sized + Send {
     /// The serialize type this value travels in when the caller would like `preferred`: that one if
     /// it can, else its own.
@@ -27,7 +142,7 @@ pub trait Payload: Sized + Send {
     /// Bytes → value. The bytes come from a peer: whatever they are, the answer is a value or an error.
     ///
     /// # Errors
-    /// [`CodecError::Unsupported`], or what the codec says.
+    /// [`CodecError::Unsupported`], [`CodecError::Empty`], or what the codec says.
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError>;
 }
 
@@ -45,6 +160,12 @@ pub enum CodecError {
         /// What it can travel as, for people.
         can: &'static str,
     },
+    /// The payload is empty, and the type needs a value. Go says `EOF`.
+    #[error("{serialize}: the payload is empty")]
+    Empty {
+        /// The codec.
+        serialize: SerializeType,
+    },
     /// The codec said no.
     #[error("{serialize}: {text}")]
     Codec {
@@ -56,4 +177,16 @@ pub enum CodecError {
     /// The payload could not be unpacked.
     #[error(transparent)]
     Compressed(#[from] bothways_proto::DecodeError),
+}
+
+impl CodecError {
+    /// `T` cannot travel as `serialize`, only as `can` (for people). For [`Payload`] implementations.
+    pub fn unsupported<T: ?Sized>(serialize: SerializeType, can: &'static str) -> Self {
+        Self::Unsupported { type_name: std::any::type_name::<T>(), serialize, can }
+    }
+
+    /// The codec's own error. For [`Payload`] implementations.
+    pub fn codec(serialize: SerializeType, error: impl std::fmt::Display) -> Self {
+        Self::Codec { serialize, text: error.to_string() }
+    }
 }

@@ -1,0 +1,187 @@
+//! Go's `[]byte` for serde fields: `#[serde(with = "bothways::codec::bytes")]`.
+//!
+//! Without it serde sees a `Vec<u8>` as an array of numbers, which Go does not take for a `[]byte` in
+//! MessagePack. With it the field travels as a MessagePack `bin` and as base64 text in JSON. It reads
+//! `bin`, `str`, arrays of numbers, base64 text and `nil`.
+//!
+//! For `Vec<u8>`, [`Bytes`], `Box<[u8]>`, `[u8; N]`, and any of them in an `Option` or a `Vec`. An array, as
+//! in Go, is numbers in JSON, and one that comes too short is filled up with zeros. In a
+//! `#[bothways::message]` such fields travel this way by themselves. [`Bytes`] as a whole payload
+//! needs nothing: its serde already says that it is bytes.
+//!
+//! ```
+//! use bothways::{Payload, SerializeType};
+//!
+//! #[derive(serde::Deserialize, serde::Serialize)]
+//! struct Chunk {
+//!     #[serde(rename = "Data", with = "bothways::codec::bytes")]
+//!     data: Vec<u8>,
+//! }
+//!
+//! let chunk = Chunk { data: vec![1, 2, 3] };
+//! assert_eq!(chunk.encode(SerializeType::MSGPACK)?, &b"\x81\xa4Data\xc4\x03\x01\x02\x03"[..]);
+//! # #[cfg(feature = "json")]
+//! assert_eq!(chunk.encode(SerializeType::JSON)?, r#"{"Data":"AQID"}"#);
+//! # Ok::<(), bothways::codec::CodecError>(())
+//! ```
+
+use std::fmt;
+
+use ::bytes::Bytes;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, SeqAccess, Visitor},
+};
+
+/// Writes the field as a byte string.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize<T: ByteString, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    value.write(serializer)
+}
+
+/// Reads the field from a byte string.
+///
+/// # Errors
+/// Those of the deserializer.
+pub fn deserialize<'de, T: ByteString, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::read(deserializer)
+}
+
+/// What can travel as a byte string, or as several.
+pub trait ByteString: Sized + sealed::Sealed {
+    #[doc(hidden)]
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
+    #[doc(hidden)]
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! byte_strings {
+    ($($type:ty),*) => {$(
+        impl sealed::Sealed for $type {}
+
+        impl ByteString for $type {
+            fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.serialize_str(&BASE64_STANDARD.encode(self))
+                } else {
+                    serializer.serialize_bytes(self)
+                }
+            }
+
+            fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text_is_base64 = deserializer.is_human_readable();
+                deserializer.deserialize_any(Octets { text_is_base64 }).map(Self::from)
+            }
+        }
+    )*};
+}
+
+byte_strings!(Vec<u8>, Bytes, Box<[u8]>);
+
+impl<const N: usize> sealed::Sealed for [u8; N] {}
+
+impl<const N: usize> ByteString for [u8; N] {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.collect_seq(self) } else { serializer.serialize_bytes(self) }
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Vec::<u8>::read(deserializer)?;
+        let mut array = [0; N];
+        let front = array.get_mut(..bytes.len());
+        let too_long = || D::Error::custom(format!("{} bytes for an array of {N}", bytes.len()));
+        front.ok_or_else(too_long)?.copy_from_slice(&bytes);
+        Ok(array)
+    }
+}
+
+impl<T: ByteString> sealed::Sealed for Option<T> {}
+
+impl<T: ByteString> ByteString for Option<T> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.as_ref().map(Written).serialize(serializer)
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::<Read<T>>::deserialize(deserializer)?.map(|read| read.0))
+    }
+}
+
+impl<T: ByteString> sealed::Sealed for Vec<T> {}
+
+impl<T: ByteString> ByteString for Vec<T> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(Written))
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Vec::<Read<T>>::deserialize(deserializer)?.into_iter().map(|read| read.0).collect())
+    }
+}
+
+struct Written<'a, T>(&'a T);
+
+impl<T: ByteString> Serialize for Written<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.write(serializer)
+    }
+}
+
+struct Read<T>(T);
+
+impl<'de, T: ByteString> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::read(deserializer).map(Self)
+    }
+}
+
+struct Octets {
+    text_is_base64: bool,
+}
+
+impl<'de> Visitor<'de> for Octets {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a byte string")
+    }
+
+    fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<Vec<u8>, E> {
+        Ok(value.to_vec())
+    }
+
+    fn visit_byte_buf<E: Error>(self, value: Vec<u8>) -> Result<Vec<u8>, E> {
+        Ok(value)
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Vec<u8>, E> {
+        if self.text_is_base64 { from_base64(value) } else { Ok(value.as_bytes().to_vec()) }
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Vec<u8>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Vec<u8>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Vec<u8>, A::Error> {
+        let mut bytes = Vec::with_capacity(numbers.size_hint().unwrap_or(0).min(4096));
+        while let Some(byte) = numbers.next_element()? {
+            bytes.push(byte);
+        }
+        Ok(bytes)
+    }
+}
+
+pub(super) fn from_base64<E: Error>(text: &str) -> Result<Vec<u8>, E> {
+    BASE64_STANDARD.decode(text).map_err(|error| E::custom(format!("not base64: {error}")))
+}

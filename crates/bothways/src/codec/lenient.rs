@@ -1,0 +1,433 @@
+//! Go's leniency, laid over a serde deserializer: `nil` is the zero value of whatever is asked for.
+//!
+//! [`Lenient`] sits between a user's type and the codec's own deserializer, at every level of the
+//! value, and so also bounds how deep values nest and how much room a length from the wire may ask for.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor},
+};
+
+/// How deep arrays, maps and enums may nest in a payload. Recursion takes stack, and the peer decides how
+/// deep it goes. 128, as in serde_json.
+pub const NESTING_MAX: usize = 128;
+
+/// Reads a field as its `Default` if the peer sent `nil` (`null`), as Go does.
+///
+/// For `#[serde(default, deserialize_with = "bothways::codec::nil_or_default")]`. It is what
+/// `#[bothways::message]` puts on every field; needed elsewhere only on types for which `nil` is not
+/// read as zero anyway, such as enums.
+///
+/// ```
+/// #[derive(Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+/// enum Colour {
+///     #[default]
+///     Green,
+///     Red,
+/// }
+///
+/// #[derive(serde::Deserialize, serde::Serialize)]
+/// struct Paint {
+///     #[serde(default, deserialize_with = "bothways::codec::nil_or_default")]
+///     colour: Colour,
+/// }
+///
+/// # use bothways::{Payload, SerializeType};
+/// let wire = b"\x81\xa6colour\xc0"; // {"colour": nil}
+/// let paint = Paint::decode(SerializeType::MSGPACK, wire[..].into())?;
+/// assert_eq!(paint.colour, Colour::Green);
+/// # Ok::<(), bothways::codec::CodecError>(())
+/// ```
+///
+/// # Errors
+/// Those of the deserializer.
+pub fn nil_or_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + Default,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The bounds of one payload, at some level in it.
+#[derive(Clone, Copy)]
+struct Bounds {
+    levels_left: usize,
+    /// Bytes of the payload. No container has more elements than that.
+    elements_max: usize,
+}
+
+impl Bounds {
+    fn deeper<E: Error>(self) -> Result<Self, E> {
+        let levels_left = self.levels_left.checked_sub(1);
+        let levels_left = levels_left.ok_or_else(|| E::custom(format!("nested deeper than {NESTING_MAX} levels")))?;
+        Ok(Self { levels_left, ..self })
+    }
+}
+
+/// A deserializer that reads `nil` as zero.
+pub(super) struct Lenient<D> {
+    inner: D,
+    bounds: Bounds,
+}
+
+impl<D> Lenient<D> {
+    /// Over a codec's deserializer of a payload of this many bytes.
+    pub(super) fn new(inner: D, payload_bytes: usize) -> Self {
+        Self { inner, bounds: Bounds { levels_left: NESTING_MAX, elements_max: payload_bytes } }
+    }
+}
+
+/// What the user's type asked for: what `nil` is the zero of.
+#[derive(Clone, Copy)]
+enum Asked {
+    Any,
+    Option,
+    Bool,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    F32,
+    F64,
+    Char,
+    Text,
+    Bytes,
+    /// Bytes, of a codec that has only text for them.
+    Base64,
+    Seq,
+    Tuple(usize),
+    TupleStruct(&'static str, usize),
+    Map,
+    Struct(&'static str, &'static [&'static str]),
+}
+
+/// Every codec's `deserialize_option` looks ahead for `nil`, so that is how each question is put first.
+macro_rules! ask {
+    ($($method:ident($($arg:ident: $type:ty),*) => $asked:expr;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, D::Error> {
+            self.inner.deserialize_option(Answer { visitor, asked: $asked, bounds: self.bounds })
+        }
+    )*};
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
+    type Error = D::Error;
+
+    ask! {
+        deserialize_bool() => Asked::Bool;
+        deserialize_i8() => Asked::I8;
+        deserialize_i16() => Asked::I16;
+        deserialize_i32() => Asked::I32;
+        deserialize_i64() => Asked::I64;
+        deserialize_u8() => Asked::U8;
+        deserialize_u16() => Asked::U16;
+        deserialize_u32() => Asked::U32;
+        deserialize_u64() => Asked::U64;
+        deserialize_f32() => Asked::F32;
+        deserialize_f64() => Asked::F64;
+        deserialize_char() => Asked::Char;
+        deserialize_str() => Asked::Text;
+        deserialize_string() => Asked::Text;
+        deserialize_option() => Asked::Option;
+        deserialize_seq() => Asked::Seq;
+        deserialize_tuple(len: usize) => Asked::Tuple(len);
+        deserialize_tuple_struct(name: &'static str, len: usize) => Asked::TupleStruct(name, len);
+        deserialize_map() => Asked::Map;
+        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => Asked::Struct(name, fields);
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.deserialize_byte_buf(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let asked = if self.inner.is_human_readable() { Asked::Base64 } else { Asked::Bytes };
+        self.inner.deserialize_option(Answer { visitor, asked, bounds: self.bounds })
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_any(Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+    }
+
+    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_i128(visitor)
+    }
+
+    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_u128(visitor)
+    }
+
+    /// A unit takes whatever is there.
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_ignored_any(IgnoredAny)?;
+        visitor.visit_unit()
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_newtype_struct(name, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_enum(name, variants, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_identifier(visitor)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_ignored_any(visitor)
+    }
+
+    fn is_human_readable(&self) -> bool {
+        self.inner.is_human_readable()
+    }
+}
+
+/// Stands between the codec's deserializer and the visitor of the user's type.
+struct Answer<V> {
+    visitor: V,
+    asked: Asked,
+    bounds: Bounds,
+}
+
+macro_rules! pass_on {
+    ($($method:ident($type:ty);)*) => {$(
+        fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
+            self.visitor.$method(value)
+        }
+    )*};
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.visitor.expecting(f)
+    }
+
+    pass_on! {
+        visit_bool(bool);
+        visit_i8(i8);
+        visit_i16(i16);
+        visit_i32(i32);
+        visit_i64(i64);
+        visit_i128(i128);
+        visit_u8(u8);
+        visit_u16(u16);
+        visit_u32(u32);
+        visit_u64(u64);
+        visit_u128(u128);
+        visit_f32(f32);
+        visit_char(char);
+        visit_bytes(&[u8]);
+        visit_borrowed_bytes(&'de [u8]);
+        visit_byte_buf(Vec<u8>);
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
+        match self.asked {
+            Asked::Base64 => self.visitor.visit_byte_buf(super::bytes::from_base64(value)?),
+            _ => self.visitor.visit_str(value),
+        }
+    }
+
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
+        match self.asked {
+            Asked::Base64 => self.visit_str(value),
+            _ => self.visitor.visit_borrowed_str(value),
+        }
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<V::Value, E> {
+        match self.asked {
+            Asked::Base64 => self.visit_str(&value),
+            _ => self.visitor.visit_string(value),
+        }
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<V::Value, E> {
+        #[expect(clippy::cast_possible_truncation, reason = "whether it overflows is the question")]
+        let fits = !value.is_finite() || (value as f32).is_finite();
+        if matches!(self.asked, Asked::F32) && !fits {
+            return Err(E::invalid_value(Unexpected::Float(value), &"f32"));
+        }
+        self.visitor.visit_f64(value)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<V::Value, E> {
+        self.visitor.visit_unit()
+    }
+
+    fn visit_none<E: Error>(self) -> Result<V::Value, E> {
+        let Self { visitor, asked, bounds } = self;
+        match asked {
+            Asked::Any | Asked::Option => visitor.visit_none(),
+            Asked::Bool => visitor.visit_bool(false),
+            Asked::I8 | Asked::I16 | Asked::I32 | Asked::I64 => visitor.visit_i64(0),
+            Asked::U8 | Asked::U16 | Asked::U32 | Asked::U64 => visitor.visit_u64(0),
+            Asked::F32 | Asked::F64 => visitor.visit_f64(0.0),
+            Asked::Char => visitor.visit_char('\0'),
+            Asked::Text => visitor.visit_str(""),
+            Asked::Bytes | Asked::Base64 => visitor.visit_bytes(&[]),
+            Asked::Seq => visitor.visit_seq(Nils { left: 0, bounds, error: Default::default() }),
+            Asked::Tuple(len) | Asked::TupleStruct(_, len) => {
+                visitor.visit_seq(Nils { left: len, bounds, error: Default::default() })
+            }
+            Asked::Map | Asked::Struct(..) => {
+                visitor.visit_map(serde::de::value::MapDeserializer::new(std::iter::empty::<((), ())>()))
+            }
+        }
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        match self.asked {
+            Asked::Any | Asked::Option => self.visitor.visit_some(Lenient { inner, bounds: self.bounds }),
+            Asked::Bool => inner.deserialize_bool(self),
+            Asked::I8 => inner.deserialize_i8(self),
+            Asked::I16 => inner.deserialize_i16(self),
+            Asked::I32 => inner.deserialize_i32(self),
+            Asked::I64 => inner.deserialize_i64(self),
+            Asked::U8 => inner.deserialize_u8(self),
+            Asked::U16 => inner.deserialize_u16(self),
+            Asked::U32 => inner.deserialize_u32(self),
+            Asked::U64 => inner.deserialize_u64(self),
+            Asked::F32 => inner.deserialize_f32(self),
+            Asked::F64 => inner.deserialize_f64(self),
+            Asked::Char => inner.deserialize_char(self),
+            Asked::Text => inner.deserialize_string(self),
+            Asked::Bytes => inner.deserialize_byte_buf(self),
+            Asked::Base64 => inner.deserialize_any(self),
+            Asked::Seq => inner.deserialize_seq(self),
+            Asked::Tuple(len) => inner.deserialize_tuple(len, self),
+            Asked::TupleStruct(name, len) => inner.deserialize_tuple_struct(name, len, self),
+            Asked::Map => inner.deserialize_map(self),
+            Asked::Struct(name, fields) => inner.deserialize_struct(name, fields, self),
+        }
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        self.visitor.visit_newtype_struct(Lenient { inner, bounds: self.bounds })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
+        let bounds = self.bounds.deeper()?;
+        self.visitor.visit_seq(Lenient { inner, bounds })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
+        let bounds = self.bounds.deeper()?;
+        self.visitor.visit_map(Lenient { inner, bounds })
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
+        let bounds = self.bounds.deeper()?;
+        self.visitor.visit_enum(Lenient { inner, bounds })
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Lenient<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
+        self.inner.deserialize(Lenient { inner, bounds: self.bounds })
+    }
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Lenient<A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_element_seed(Lenient { inner: seed, bounds: self.bounds })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint().map(|elements| elements.min(self.bounds.elements_max))
+    }
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Lenient<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_key_seed(Lenient { inner: seed, bounds: self.bounds })
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.next_value_seed(Lenient { inner: seed, bounds: self.bounds })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint().map(|elements| elements.min(self.bounds.elements_max))
+    }
+}
+
+impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for Lenient<A> {
+    type Error = A::Error;
+    type Variant = Lenient<A::Variant>;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
+        let (name, inner) = self.inner.variant_seed(seed)?;
+        Ok((name, Lenient { inner, bounds: self.bounds }))
+    }
+}
+
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Lenient<A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        self.inner.unit_variant()
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.newtype_variant_seed(Lenient { inner: seed, bounds: self.bounds })
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
+        self.inner.tuple_variant(len, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, A::Error> {
+        self.inner.struct_variant(fields, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+    }
+}
+
+/// The elements of a `nil` that stands for an array of fixed length.
+struct Nils<E> {
+    left: usize,
+    bounds: Bounds,
+    error: std::marker::PhantomData<E>,
+}
+
+impl<'de, E: Error> SeqAccess<'de> for Nils<E> {
+    type Error = E;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, E> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.left = left;
+        let nil = serde::de::value::UnitDeserializer::new();
+        seed.deserialize(Lenient { inner: nil, bounds: self.bounds.deeper()? }).map(Some)
+    }
+}

@@ -1,0 +1,311 @@
+//! MessagePack (serialize type 3), as `vmihailenco/msgpack` v5 speaks it with default flags.
+//!
+//! Structs are maps from field names. Integers take the shortest form, `f32` four bytes.
+//! Source: Go rpcx `codec/codec.go`, `MsgpackCodec`.
+
+use ::bytes::Bytes;
+use bothways_proto::SerializeType;
+use rmp_serde::{Deserializer, Serializer, decode::Error};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    CodecError,
+    lenient::{Lenient, NESTING_MAX},
+};
+
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
+    let mut payload = Vec::with_capacity(128);
+    let mut serializer = Serializer::new(&mut payload).with_struct_map();
+    value.serialize(&mut serializer).map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))?;
+    Ok(payload.into())
+}
+
+/// Bytes behind the value are ignored, as in Go.
+pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
+    let mut deserializer = Deserializer::from_read_ref(payload);
+    // For what is skipped, which `Lenient` does not see. rmp-serde stops at the level of this number.
+    deserializer.set_max_depth(NESTING_MAX + 1);
+    T::deserialize(Lenient::new(&mut deserializer, payload.len()))
+        .map_err(|error| CodecError::codec(SerializeType::MSGPACK, words(&error)))
+}
+
+fn words(error: &Error) -> String {
+    match error {
+        Error::InvalidMarkerRead(_) | Error::InvalidDataRead(_) => "the payload ends within a value".to_owned(),
+        Error::DepthLimitExceeded => format!("nested deeper than {NESTING_MAX} levels"),
+        Error::TypeMismatch(marker) => format!("{marker:?} is not what belongs here"),
+        Error::LengthMismatch(len) => format!("a container has more elements than the {len} that belong there"),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use hex_literal::hex;
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::Payload;
+
+    #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Args {
+        a: i32,
+        b: i32,
+    }
+
+    #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Everything {
+        int: i64,
+        byte: u8,
+        float: f32,
+        double: f64,
+        text: String,
+        #[serde(with = "crate::codec::bytes")]
+        bytes: Vec<u8>,
+        list: Vec<String>,
+        map: BTreeMap<String, i16>,
+        pair: [i32; 2],
+        maybe: Option<Box<Everything>>,
+        choice: Choice,
+        flag: bool,
+        letter: char,
+    }
+
+    #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+    enum Choice {
+        #[default]
+        Nothing,
+        AVeryLongNameThatTakesMoreThanThirtyOneBytes,
+        One(u64),
+        Two(String, bool),
+        Named {
+            x: i8,
+        },
+        Nested(Box<Choice>),
+    }
+
+    fn read<T: Payload>(wire: &[u8]) -> Result<T, CodecError> {
+        T::decode(SerializeType::MSGPACK, Bytes::copy_from_slice(wire))
+    }
+
+    fn write<T: Payload>(value: &T) -> Bytes {
+        value.encode(SerializeType::MSGPACK).unwrap()
+    }
+
+    /// What Go rpcx sends for `Args{A: 10, B: 20}`.
+    #[test]
+    fn a_struct_is_a_map_from_field_names() {
+        assert_eq!(write(&Args { a: 10, b: 20 }), hex!("82 a141 0a a142 14")[..]);
+        assert_eq!(read::<Args>(&hex!("82 a141 0a a142 14")).unwrap(), Args { a: 10, b: 20 });
+    }
+
+    #[test]
+    fn a_struct_may_come_as_an_array_of_all_its_fields() {
+        assert_eq!(read::<Args>(&hex!("92 0a 14")).unwrap(), Args { a: 10, b: 20 });
+        assert!(read::<Args>(&hex!("91 0a")).is_err());
+        assert!(read::<Args>(&hex!("93 0a 14 1e")).is_err());
+    }
+
+    #[test]
+    fn every_width_of_integer_fills_every_integer() {
+        let ones = [
+            &hex!("01")[..],
+            &hex!("cc01"),
+            &hex!("cd0001"),
+            &hex!("ce00000001"),
+            &hex!("cf0000000000000001"),
+            &hex!("d001"),
+            &hex!("d10001"),
+            &hex!("d200000001"),
+            &hex!("d30000000000000001"),
+        ];
+        for wire in ones {
+            assert_eq!(read::<u8>(wire).unwrap(), 1);
+            assert_eq!(read::<i64>(wire).unwrap(), 1);
+            assert_eq!(read::<f32>(wire).unwrap(), 1.0);
+            assert_eq!(read::<f64>(wire).unwrap(), 1.0);
+            assert!(read::<bool>(wire).is_err());
+            assert!(read::<String>(wire).is_err());
+        }
+        assert_eq!(read::<i16>(&hex!("d3ffffffffffffffff")).unwrap(), -1);
+    }
+
+    /// Go cuts off what does not fit.
+    #[test]
+    fn an_integer_that_does_not_fit_is_an_error() {
+        assert!(read::<u8>(&hex!("cd0100")).is_err());
+        assert!(read::<i64>(&hex!("cfffffffffffffffff")).is_err());
+        assert!(read::<u64>(&hex!("ff")).is_err());
+    }
+
+    #[test]
+    fn integers_take_the_shortest_form_and_f32_stays_four_bytes() {
+        assert_eq!(write(&1i64), hex!("01")[..]);
+        assert_eq!(write(&-33i64), hex!("d0df")[..]);
+        assert_eq!(write(&200i32), hex!("ccc8")[..]);
+        assert_eq!(write(&1.5f32), hex!("ca3fc00000")[..]);
+        assert_eq!(write(&1.5f64), hex!("cb3ff8000000000000")[..]);
+    }
+
+    #[test]
+    fn a_float64_is_rounded_into_an_f32_unless_it_is_out_of_range() {
+        assert_eq!(read::<f32>(&write(&0.1f64)).unwrap(), 0.1);
+        assert!(read::<f32>(&write(&f64::INFINITY)).unwrap().is_infinite());
+        assert!(read::<f32>(&write(&1e300f64)).is_err());
+        assert_eq!(read::<f64>(&write(&1.5f32)).unwrap(), 1.5);
+        assert!(read::<i32>(&write(&1.0f64)).is_err());
+    }
+
+    #[test]
+    fn bin_and_str_stand_for_each_other() {
+        assert_eq!(read::<String>(&hex!("c402 6869")).unwrap(), "hi");
+        assert_eq!(read::<Bytes>(&hex!("a2 6869")).unwrap(), "hi");
+        assert_eq!(write(&Bytes::from_static(b"hi")), hex!("c402 6869")[..]);
+        assert!(read::<String>(&hex!("a1 ff")).is_err(), "not UTF-8");
+        assert_eq!(read::<Bytes>(&hex!("a1 ff")).unwrap()[..], [0xff]);
+        let bytes = |wire| read::<Everything>(wire).unwrap().bytes;
+        assert_eq!(bytes(&hex!("81 a5 4279746573 c402 6869")), b"hi");
+        assert_eq!(bytes(&hex!("81 a5 4279746573 a2 6869")), b"hi");
+        assert_eq!(bytes(&hex!("81 a5 4279746573 92 6869")), b"hi");
+        assert_eq!(bytes(&hex!("81 a5 4279746573 c0")), b"");
+        assert_eq!(read::<Vec<u8>>(&hex!("c402 6869")).unwrap(), b"hi");
+    }
+
+    #[test]
+    fn an_array_of_bytes_is_bin_and_filled_up_with_zeros() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Token(#[serde(with = "crate::codec::bytes")] [u8; 4]);
+        assert_eq!(write(&Token([1, 2, 3, 4])), hex!("c404 01020304")[..]);
+        assert_eq!(read::<Token>(&hex!("c404 01020304")).unwrap(), Token([1, 2, 3, 4]));
+        assert_eq!(read::<Token>(&hex!("c402 0102")).unwrap(), Token([1, 2, 0, 0]));
+        assert_eq!(read::<Token>(&hex!("c0")).unwrap(), Token([0; 4]));
+        let error = read::<Token>(&hex!("c405 0102030405")).unwrap_err().to_string();
+        assert_eq!(error, "msgpack (3): 5 bytes for an array of 4");
+    }
+
+    #[test]
+    fn nil_is_the_zero_value_of_whatever_is_asked_for() {
+        let nil = &hex!("c0");
+        assert_eq!(read::<i32>(nil).unwrap(), 0);
+        assert_eq!(read::<u64>(nil).unwrap(), 0);
+        assert_eq!(read::<f64>(nil).unwrap(), 0.0);
+        assert!(!read::<bool>(nil).unwrap());
+        assert_eq!(read::<String>(nil).unwrap(), "");
+        assert_eq!(read::<Bytes>(nil).unwrap(), "");
+        assert_eq!(read::<Vec<String>>(nil).unwrap(), [""; 0]);
+        assert_eq!(read::<[u16; 3]>(nil).unwrap(), [0; 3]);
+        assert_eq!(read::<BTreeMap<String, i32>>(nil).unwrap(), BTreeMap::new());
+        assert_eq!(read::<Option<i32>>(nil).unwrap(), None);
+        assert_eq!(read::<Everything>(nil).unwrap(), Everything::default());
+        assert!(read::<Args>(nil).is_err(), "its fields are not `default`");
+        assert_eq!(read::<Vec<String>>(&hex!("93 a161 c0 a162")).unwrap(), ["a", "", "b"]);
+    }
+
+    #[test]
+    fn unknown_keys_are_skipped_and_missing_ones_are_default_if_the_type_says_so() {
+        let wire = hex!("83 a15a 93 01 c0 d6ff00000001 a3 496e74 07 a4 4d6f7265 81 01 02");
+        assert_eq!(read::<Everything>(&wire).unwrap(), Everything { int: 7, ..Everything::default() });
+        let error = read::<Args>(&hex!("81 a141 0a")).unwrap_err().to_string();
+        assert_eq!(error, "msgpack (3): missing field `B`");
+        assert!(read::<Args>(&hex!("82 a161 0a a142 14")).is_err(), "`a` is not `A`");
+    }
+
+    #[test]
+    fn trailing_bytes_are_ignored() {
+        assert_eq!(read::<Args>(&hex!("82 a141 0a a142 14 ffff")).unwrap(), Args { a: 10, b: 20 });
+    }
+
+    #[test]
+    fn unit_takes_anything_and_sends_nil() {
+        for wire in [&hex!("c0")[..], &hex!("80"), &hex!("90"), &hex!("82 a141 0a a142 14"), &hex!("d6ff00000001")] {
+            read::<()>(wire).unwrap();
+        }
+        assert!(read::<()>(&hex!("92 01")).is_err(), "not even a value");
+        assert_eq!(write(&()), hex!("c0")[..]);
+    }
+
+    #[test]
+    fn a_payload_that_ends_within_a_value_says_so() {
+        let error = read::<Args>(&hex!("82 a141 0a a142")).unwrap_err().to_string();
+        assert_eq!(error, "msgpack (3): the payload ends within a value");
+    }
+
+    #[test]
+    fn a_length_beyond_the_payload_takes_no_memory() {
+        assert!(read::<Vec<u64>>(&hex!("dd ffffffff")).is_err());
+        assert!(read::<Vec<[u64; 32]>>(&hex!("dd ffffffff")).is_err());
+        assert!(read::<BTreeMap<String, u64>>(&hex!("df ffffffff")).is_err());
+        assert!(read::<std::collections::HashMap<String, [u64; 32]>>(&hex!("df ffffffff")).is_err());
+        assert!(read::<Bytes>(&hex!("c6 ffffffff 00")).is_err());
+        assert!(read::<String>(&hex!("db ffffffff 61")).is_err());
+        assert!(read::<()>(&hex!("c9 ffffffff 01")).is_err());
+    }
+
+    #[test]
+    fn what_nests_too_deep_is_an_error_and_not_a_stack_overflow() {
+        let key = hex!("81 a5 4d61796265");
+        let within = [&key.repeat(NESTING_MAX - 1)[..], &hex!("80")].concat();
+        assert!(read::<Everything>(&within).is_ok());
+        let beyond = [&key.repeat(NESTING_MAX)[..], &hex!("80")].concat();
+        let error = read::<Everything>(&beyond).unwrap_err().to_string();
+        assert_eq!(error, "msgpack (3): nested deeper than 128 levels");
+        assert!(read::<Everything>(&key.repeat(100_000)).is_err());
+        assert!(read::<()>(&[0x91; 100_000]).is_err(), "skipped arrays");
+        assert!(read::<Choice>(&hex!("81 a6 4e6573746564").repeat(100_000)).is_err(), "enums in enums");
+    }
+
+    fn choices() -> impl Strategy<Value = Choice> {
+        let leaf = prop_oneof![
+            Just(Choice::Nothing),
+            Just(Choice::AVeryLongNameThatTakesMoreThanThirtyOneBytes),
+            any::<u64>().prop_map(Choice::One),
+            (".{0,40}", any::<bool>()).prop_map(|(text, flag)| Choice::Two(text, flag)),
+            any::<i8>().prop_map(|x| Choice::Named { x }),
+        ];
+        leaf.prop_recursive(3, 3, 1, |inner| inner.prop_map(|choice| Choice::Nested(Box::new(choice))))
+    }
+
+    fn everything() -> impl Strategy<Value = Everything> {
+        let numbers = (any::<i64>(), any::<u8>(), any::<f32>(), any::<f64>(), any::<[i32; 2]>());
+        let texts = (".{0,40}", proptest::collection::vec(any::<u8>(), 0..300), any::<Vec<String>>());
+        let rest =
+            (proptest::collection::btree_map(".{0,9}", any::<i16>(), 0..20), choices(), any::<bool>(), any::<char>());
+        let leaf = (numbers, texts, rest).prop_map(
+            |((int, byte, float, double, pair), (text, bytes, list), (map, choice, flag, letter))| {
+                let maybe = None;
+                Everything { int, byte, float, double, text, bytes, list, map, pair, maybe, choice, flag, letter }
+            },
+        );
+        leaf.prop_recursive(3, 3, 1, |inner| {
+            inner.prop_map(|inner| Everything { maybe: Some(Box::new(inner)), ..Everything::default() })
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_value_survives(value in everything()) {
+            prop_assert_eq!(read::<Everything>(&write(&value)).unwrap(), value);
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = read::<Everything>(&wire);
+            let _ = read::<Vec<Choice>>(&wire);
+            let _ = read::<()>(&wire);
+        }
+
+        #[test]
+        fn no_damaged_value_makes_the_decoder_panic(value in everything(), at: proptest::sample::Index, byte: u8) {
+            let mut wire = write(&value).to_vec();
+            *at.get_mut(&mut wire[..]) = byte;
+            let _ = read::<Everything>(&wire);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Protocol Buffers (serialize type 2), by prost.
+
+use std::ops::{Deref, DerefMut};
+
+use ::bytes::Bytes;
+use bothways_proto::SerializeType;
+use prost::Message;
+
+use super::{CodecError, Payload};
+
+/// A prost message as a payload: the plain wire format, without an envelope.
+///
+/// An empty payload is a message in which every field has its default, as the format says.
+///
+/// ```
+/// use bothways::{Payload, SerializeType, codec::Protobuf};
+///
+/// #[derive(Clone, PartialEq, prost::Message)]
+/// struct Args {
+///     #[prost(int32, tag = "1")]
+///     a: i32,
+///     #[prost(int32, tag = "2")]
+///     b: i32,
+/// }
+///
+/// let args = Protobuf(Args { a: 200, b: 100 });
+/// let wire = args.encode(SerializeType::PROTOBUF)?;
+/// assert_eq!(wire, &b"\x08\xc8\x01\x10\x64"[..]);
+/// assert_eq!(Protobuf::<Args>::decode(SerializeType::PROTOBUF, wire)?.a, 200);
+/// # Ok::<(), bothways::codec::CodecError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Protobuf<M>(pub M);
+
+impl<M: Message + Default> Payload for Protobuf<M> {
+    fn serialize_type(_preferred: SerializeType) -> SerializeType {
+        SerializeType::PROTOBUF
+    }
+
+    fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError> {
+        match serialize {
+            SerializeType::PROTOBUF => Ok(self.0.encode_to_vec().into()),
+            _ => Err(CodecError::unsupported::<Self>(serialize, "protobuf")),
+        }
+    }
+
+    fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
+        match serialize {
+            SerializeType::PROTOBUF => {
+                M::decode(payload).map(Self).map_err(|error| CodecError::codec(serialize, error))
+            }
+            _ => Err(CodecError::unsupported::<Self>(serialize, "protobuf")),
+        }
+    }
+}
+
+impl<M> Deref for Protobuf<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.0
+    }
+}
+
+impl<M> DerefMut for Protobuf<M> {
+    fn deref_mut(&mut self) -> &mut M {
+        &mut self.0
+    }
+}
+
+impl<M> From<M> for Protobuf<M> {
+    fn from(message: M) -> Self {
+        Self(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Tree {
+        #[prost(int32, tag = "1")]
+        a: i32,
+        #[prost(int32, tag = "2")]
+        b: i32,
+        #[prost(message, repeated, tag = "3")]
+        children: Vec<Tree>,
+        #[prost(int64, repeated, tag = "4")]
+        numbers: Vec<i64>,
+        #[prost(string, tag = "5")]
+        text: String,
+        #[prost(map = "string, bytes", tag = "6")]
+        map: std::collections::HashMap<String, Vec<u8>>,
+    }
+
+    fn read(wire: &[u8]) -> Result<Protobuf<Tree>, CodecError> {
+        Protobuf::decode(SerializeType::PROTOBUF, Bytes::copy_from_slice(wire))
+    }
+
+    #[test]
+    fn a_message_travels_without_an_envelope() {
+        let tree = Protobuf(Tree { a: 200, b: 100, ..Tree::default() });
+        assert_eq!(tree.encode(SerializeType::PROTOBUF).unwrap(), hex!("08c8011064")[..]);
+        assert_eq!(read(&hex!("08c8011064")).unwrap(), tree);
+    }
+
+    #[test]
+    fn an_empty_payload_is_the_default_message() {
+        assert_eq!(read(&[]).unwrap(), Protobuf::default());
+    }
+
+    #[test]
+    fn a_length_beyond_the_payload_is_an_error() {
+        assert!(read(&hex!("2a ffffffff0f 61")).is_err());
+        assert!(read(&hex!("22 ffffffffffffffff7f 01")).is_err());
+    }
+
+    #[test]
+    fn a_message_nested_a_thousand_times_is_an_error() {
+        let mut wire = Vec::new();
+        for _ in 0..1_000 {
+            let mut outer = vec![0x1a];
+            prost::encoding::encode_varint(wire.len() as u64, &mut outer);
+            outer.append(&mut wire);
+            wire = outer;
+        }
+        assert!(read(&wire).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
+            if let Ok(tree) = read(&wire) {
+                prop_assert_eq!(read(&tree.encode(SerializeType::PROTOBUF).unwrap()).unwrap(), tree);
+            }
+        }
+    }
+}
