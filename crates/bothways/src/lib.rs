@@ -1,20 +1,24 @@
 //! RPC in which a server calls its clients as easily as clients call the server.
 
 pub mod caller;
+pub mod client;
 pub mod codec;
 pub mod connection;
 pub mod error;
 pub mod handler;
 pub mod layer;
 pub mod router;
+pub mod server;
 pub mod transport;
 
 pub use self::{
     caller::{CallOptions, Caller, Response},
+    client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages},
     codec::Payload,
-    connection::Connection,
+    connection::{Connection, Overflow, Sent},
     error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ServeError},
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
+    server::{Server, ServerBuilder},
 };
 pub use bothways_proto::{Limits, Metadata, SerializeType};

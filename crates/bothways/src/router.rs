@@ -113,6 +113,15 @@ impl Router {
         self
     }
 
+    /// Adds every route of `other`; where both have one, `other`'s counts.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        for (path, methods) in other.services {
+            self.services.entry(path).or_default().extend(methods);
+        }
+        self
+    }
+
     /// Wraps every handler that is there already; the layer that is added last sees a request first.
     #[must_use]
     pub fn layer(mut self, layer: &dyn Layer) -> Self {

@@ -15,7 +15,10 @@ use std::{
 use bothways_proto::{Deframer, Inbound, Message, Role, keys};
 
 use super::{Connection, Phase, Waiter, Writing};
-use crate::error::{CloseReason, ErrorCode};
+use crate::{
+    error::{CloseReason, ErrorCode},
+    transport::Socket,
+};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
 /// holds none.
@@ -313,7 +316,7 @@ fn handle_message(connection: &Connection, message: Message) -> Result<(), Close
             connection.cancel(seq);
         }
         Inbound::Goodbye(message) => {
-            let why = message.metadata().get("_bw.why").unwrap_or_default().to_owned();
+            let why = message.metadata().get(keys::GOODBYE_WHY).unwrap_or_default().to_owned();
             state.drain(CloseReason::Goodbye { why });
             drop(state);
             connection.shared.changed.notify_waiters();

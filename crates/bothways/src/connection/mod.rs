@@ -52,7 +52,7 @@ use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError},
     handler::Reply,
-    transport::Socket,
+    transport::{AnySocket, Socket},
 };
 
 /// Payloads of more than this many bytes are worth compressing. Source: Go `share`, 1024.
@@ -163,7 +163,7 @@ pub struct Connection {
 
 struct Shared {
     id: ConnectionId,
-    socket: Box<dyn Socket>,
+    socket: AnySocket,
     settings: Arc<Settings>,
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
@@ -268,13 +268,15 @@ pub struct FanOut {
 }
 
 impl Connection {
-    /// Starts the task of a connection over this socket. Must be called within a tokio runtime.
+    /// Starts the task of a connection over this socket; `before` sees it first. With `hello`, these
+    /// pairs go with a Hello as the first frame. Must be called within a tokio runtime.
     pub(crate) fn start(
         role: Role,
-        socket: Box<dyn Socket>,
+        socket: AnySocket,
         settings: Arc<Settings>,
         inlet: Arc<dyn Inlet>,
         hello: Option<Metadata>,
+        before: impl FnOnce(&Self),
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let state = State {
@@ -304,6 +306,7 @@ impl Connection {
         if let Some(metadata) = hello {
             connection.say_hello(metadata);
         }
+        before(&connection);
         tokio::spawn(Driver::new(connection.clone()));
         connection
     }
@@ -360,6 +363,16 @@ impl Connection {
     /// Ends the connection: what is queued is still written, calls under way fail, new ones are refused.
     pub fn close(&self) {
         self.close_after_flush(CloseReason::Local);
+    }
+
+    /// Ends the connection now; what is queued is dropped, and counted.
+    pub(crate) fn cut(&self) {
+        self.close_now(CloseReason::Local);
+    }
+
+    /// Ends the connection now because what it brings is not taken fast enough.
+    pub(crate) fn end_as_slow(&self, why: &'static str) {
+        self.close_now(CloseReason::SlowPeer(why));
     }
 
     /// Counters of this connection.
@@ -552,7 +565,7 @@ impl Connection {
     pub(crate) fn say_goodbye(&self, why: &str) {
         let understands = self.shared.state.lock().proto.peer_can(Capabilities::GOODBYE);
         if understands {
-            self.control_request("Goodbye", &Metadata::new().with("_bw.why", why));
+            self.control_request(keys::GOODBYE, &Metadata::new().with(keys::GOODBYE_WHY, why));
             self.flush_soon();
         }
     }
@@ -693,7 +706,7 @@ impl Connection {
         payload: &Bytes,
         header: Header,
         metadata: &Metadata,
-    ) -> Result<Begun, CallError> {
+    ) -> Result<Begun<'_>, CallError> {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
         if let Err(PushError::Closed(reason)) = state.check_open() {
@@ -783,7 +796,7 @@ impl Drop for Forget<'_> {
         let tell = waited && state.proto.peer_can(Capabilities::CANCEL);
         drop(state);
         if tell {
-            self.connection.control_request("Cancel", &Metadata::new().with("_bw.seq", seq.to_string()));
+            self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, seq.to_string()));
             self.connection.flush_soon();
         }
     }

@@ -1,0 +1,207 @@
+//! Connected, lost, restored: told always, in order, and never for one's own close.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use futures_core::Stream;
+use parking_lot::Mutex;
+
+use crate::error::CloseReason;
+
+/// What happened to a connection of a client.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ConnectionEvent {
+    /// The first connection to this server stands.
+    Connected {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+    },
+    /// The connection was lost, and not by this side's own close. Calls under way have failed.
+    Lost {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// The connection stands again. A plain rpcx server knows nothing of the one before: what it was
+    /// told, such as whom to push to, it must be told again.
+    Restored {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// How often the connection was lost since the last event that was read: more than once if the
+        /// reader is slow.
+        losses: u64,
+    },
+}
+
+impl ConnectionEvent {
+    /// The server it is about.
+    pub fn server(&self) -> &Arc<str> {
+        match self {
+            Self::Connected { server } | Self::Lost { server, .. } | Self::Restored { server, .. } => server,
+        }
+    }
+}
+
+/// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
+///
+/// At most two events per server wait: to a reader that is slow, a loss and a restoration that
+/// it has not read become one restoration that says how many losses it stands for.
+#[derive(Debug)]
+pub struct ConnectionEvents {
+    shared: Arc<Mutex<State>>,
+}
+
+/// Where events are told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EventSender {
+    shared: Arc<Subscribers>,
+}
+
+#[derive(Debug, Default)]
+struct Subscribers {
+    list: Mutex<Vec<Weak<Mutex<State>>>>,
+}
+
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        for subscriber in self.list.get_mut().iter().filter_map(Weak::upgrade) {
+            let mut state = subscriber.lock();
+            state.ended = true;
+            state.wake();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<ConnectionEvent>,
+    ended: bool,
+    reader: Option<Waker>,
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    fn add(&mut self, event: ConnectionEvent) {
+        let of_same: Vec<usize> =
+            (0..self.waiting.len()).filter(|at| self.waiting[*at].server() == event.server()).collect();
+        let event = match (event, of_same.as_slice()) {
+            // Lost and restored again before anybody read the loss: one event for both.
+            (ConnectionEvent::Restored { server, mut losses }, [.., last])
+                if matches!(self.waiting[*last], ConnectionEvent::Lost { .. }) && 1 < of_same.len() =>
+            {
+                self.waiting.remove(*last);
+                let before = of_same[of_same.len() - 2];
+                if let ConnectionEvent::Restored { losses: earlier, .. } = self.waiting[before] {
+                    losses += earlier;
+                    self.waiting.remove(before);
+                }
+                ConnectionEvent::Restored { server, losses }
+            }
+            (event, _) => event,
+        };
+        self.waiting.push_back(event);
+        self.wake();
+    }
+}
+
+impl EventSender {
+    pub(super) fn tell(&self, event: &ConnectionEvent) {
+        self.shared.list.lock().retain(|subscriber| {
+            let Some(subscriber) = subscriber.upgrade() else { return false };
+            subscriber.lock().add(event.clone());
+            true
+        });
+    }
+
+    pub(crate) fn subscribe(&self) -> ConnectionEvents {
+        let shared = Arc::default();
+        self.shared.list.lock().push(Arc::downgrade(&shared));
+        ConnectionEvents { shared }
+    }
+}
+
+impl ConnectionEvents {
+    /// The next event; `None` when the client is closed. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<ConnectionEvent> {
+        std::future::poll_fn(|cx| self.poll_take(cx)).await
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionEvent>> {
+        let mut state = self.shared.lock();
+        match state.waiting.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if state.ended => Poll::Ready(None),
+            None => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Stream for ConnectionEvents {
+    type Item = ConnectionEvent;
+
+    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ConnectionEvent>> {
+        self.poll_take(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(server: &Arc<str>) -> ConnectionEvent {
+        ConnectionEvent::Lost { server: Arc::clone(server), reason: CloseReason::PeerClosed }
+    }
+
+    fn restored(server: &Arc<str>) -> ConnectionEvent {
+        ConnectionEvent::Restored { server: Arc::clone(server), losses: 1 }
+    }
+
+    /// What waits, as letters: C, L, and R with its number of losses.
+    fn letters(events: &ConnectionEvents) -> String {
+        let letter = |event: &ConnectionEvent| match event {
+            ConnectionEvent::Connected { .. } => "C".to_owned(),
+            ConnectionEvent::Lost { .. } => "L".to_owned(),
+            ConnectionEvent::Restored { losses, .. } => format!("R{losses}"),
+        };
+        events.shared.lock().waiting.iter().map(letter).collect()
+    }
+
+    /// A reader that keeps up sees each event; one that does not sees how many losses it missed.
+    #[test]
+    fn a_slow_reader_learns_how_many_losses_it_missed() {
+        let (sender, server) = (EventSender::default(), Arc::from("tcp@a:1"));
+        let events = sender.subscribe();
+        sender.tell(&ConnectionEvent::Connected { server: Arc::clone(&server) });
+        for _ in 0..1000 {
+            sender.tell(&lost(&server));
+            sender.tell(&restored(&server));
+        }
+        assert_eq!(letters(&events), "CR1000");
+        sender.tell(&lost(&server));
+        assert_eq!(letters(&events), "CR1000L");
+    }
+
+    /// Events of different servers do not hide each other.
+    #[test]
+    fn servers_are_told_apart() {
+        let (sender, a, b) = (EventSender::default(), Arc::from("tcp@a:1"), Arc::from("tcp@b:1"));
+        let events = sender.subscribe();
+        for event in [lost(&a), lost(&b), restored(&a)] {
+            sender.tell(&event);
+        }
+        assert_eq!(letters(&events), "LLR1");
+    }
+}

@@ -1,0 +1,96 @@
+//! What comes from the server: messages to the queue, calls to the handlers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use bothways_proto::{Message, Metadata};
+
+use super::messages::{MessageQueue, ServerMessages};
+use crate::{
+    connection::{Answer, Connection, Inlet},
+    error::CloseReason,
+    handler::{BoxFuture, Request},
+    router::{Router, no_route},
+};
+
+/// The ears of a client.
+pub(super) struct ClientInlet {
+    pub(super) server: Arc<str>,
+    pub(super) handlers: Router,
+    pub(super) messages: Option<MessageQueue>,
+    pub(super) unheard: AtomicU64,
+    pub(super) warned: AtomicBool,
+}
+
+impl Inlet for ClientInlet {
+    fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
+        if message.header().is_oneway() {
+            self.handle_message(connection, message);
+            return Answer::Nothing;
+        }
+        let request = Request { message, connection: connection.clone(), deadline: None };
+        match self.handlers.find(request.service_path(), request.service_method()) {
+            Ok(handler) => Answer::Later(handler.handle(request), None),
+            Err(why) => Answer::Ready(no_route(&request, why)),
+        }
+    }
+
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+        Box::pin(std::future::ready(Err("a client is not greeted".to_owned())))
+    }
+
+    fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+}
+
+impl ClientInlet {
+    fn handle_message(&self, connection: &Connection, message: Message) {
+        match &self.messages {
+            Some(queue) => {
+                if !queue.add(message, connection, &self.server) {
+                    connection.end_as_slow("this client's queue of server messages is full");
+                }
+            }
+            None => {
+                self.unheard.fetch_add(1, Ordering::Relaxed);
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        server = &*self.server,
+                        service_path = message.service_path(),
+                        service_method = message.service_method(),
+                        "the server sends messages and this client does not listen: they are dropped"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Runs a handler for each message, one after the other, until the queue ends.
+pub(super) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
+    tokio::spawn(async move {
+        while let Some(message) = messages.next().await {
+            let request = Request { message: message.message, connection: message.connection, deadline: None };
+            match handlers.find(request.service_path(), request.service_method()) {
+                Ok(handler) => {
+                    let (path, method) = (request.service_path().to_owned(), request.service_method().to_owned());
+                    // A task of its own only so that a panic ends this message and no other.
+                    match tokio::spawn(handler.handle(request)).await {
+                        Ok(reply) => {
+                            if let Some(error) = reply.error_text() {
+                                tracing::warn!(path, method, error, "a handler of server messages failed");
+                            }
+                        }
+                        Err(panic) => tracing::error!(path, method, %panic, "a handler of server messages panicked"),
+                    }
+                }
+                Err(_) => tracing::warn!(
+                    path = request.service_path(),
+                    method = request.service_method(),
+                    "no handler takes this server message: it is dropped"
+                ),
+            }
+        }
+    });
+}

@@ -1,0 +1,238 @@
+//! What servers send unasked: a bounded queue with a rule for when it is full, and a counter.
+//!
+//! The reader of a connection only ever adds to the queue; it never waits for the application.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bothways_proto::{Limits, Message, Metadata, SerializeType};
+use bytes::Bytes;
+use futures_core::Stream;
+use parking_lot::Mutex;
+
+use crate::{
+    codec::{CodecError, Payload},
+    connection::{Connection, Overflow},
+};
+
+/// A message that a server sent unasked.
+#[derive(Clone, Debug)]
+pub struct ServerMessage {
+    pub(super) message: Message,
+    pub(super) connection: Connection,
+    server: Arc<str>,
+    dropped_before: u64,
+}
+
+impl ServerMessage {
+    /// The service path that the server named.
+    pub fn service_path(&self) -> &str {
+        self.message.service_path()
+    }
+
+    /// The method that the server named.
+    pub fn service_method(&self) -> &str {
+        self.message.service_method()
+    }
+
+    /// The pairs beside the payload.
+    pub fn metadata(&self) -> Metadata {
+        self.message.metadata()
+    }
+
+    /// The codec of the payload; raw for every push of a Go server.
+    pub fn serialize_type(&self) -> SerializeType {
+        self.message.header().serialize()
+    }
+
+    /// The payload, unpacked if it came compressed.
+    ///
+    /// # Errors
+    /// [`CodecError::Compressed`].
+    pub fn payload(&self) -> Result<Bytes, CodecError> {
+        Ok(self.message.payload(self.limits())?)
+    }
+
+    /// The payload as a value.
+    ///
+    /// # Errors
+    /// Any [`CodecError`].
+    pub fn decode<T: Payload>(&self) -> Result<T, CodecError> {
+        T::decode(self.serialize_type(), self.payload()?)
+    }
+
+    /// The address of the server that it came from, in rpcx's form.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The connection that it came on.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// How many messages the rule for a full queue dropped right before this one: a gap.
+    pub fn dropped_before(&self) -> u64 {
+        self.dropped_before
+    }
+
+    fn limits(&self) -> &Limits {
+        self.connection.limits()
+    }
+
+    fn bytes(&self) -> usize {
+        self.message.frame().len()
+    }
+}
+
+/// The messages of one or more servers, in the order in which each sent them.
+///
+/// A [`Stream`]. Ends when the client is closed or dropped, after the last message.
+#[derive(Debug)]
+pub struct ServerMessages {
+    shared: Arc<Shared>,
+}
+
+/// The end of the queue that connections add to.
+#[derive(Clone, Debug)]
+pub(crate) struct MessageQueue {
+    shared: Arc<Shared>,
+    _open: Arc<Open>,
+}
+
+/// The queue ends when the last of these is dropped.
+#[derive(Debug)]
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.ended = true;
+        if let Some(reader) = state.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    messages_max: usize,
+    bytes_max: usize,
+    overflow: Overflow,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<ServerMessage>,
+    bytes: usize,
+    dropped: u64,
+    /// Dropped since the last message that was added.
+    gap: u64,
+    ended: bool,
+    reader: Option<Waker>,
+}
+
+pub(super) fn queue(messages_max: usize, bytes_max: usize, overflow: Overflow) -> (MessageQueue, ServerMessages) {
+    let shared = Arc::new(Shared { state: Mutex::default(), messages_max, bytes_max, overflow });
+    let queue = MessageQueue { shared: Arc::clone(&shared), _open: Arc::new(Open(Arc::clone(&shared))) };
+    (queue, ServerMessages { shared })
+}
+
+impl MessageQueue {
+    /// Adds a message. False: the queue is full, and its rule is to end the connection.
+    pub(super) fn add(&self, message: Message, connection: &Connection, server: &Arc<str>) -> bool {
+        let shared = &*self.shared;
+        let mut message =
+            ServerMessage { message, connection: connection.clone(), server: Arc::clone(server), dropped_before: 0 };
+        let mut state = shared.state.lock();
+        while shared.messages_max <= state.waiting.len()
+            || (shared.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty())
+        {
+            state.dropped += 1;
+            match shared.overflow {
+                Overflow::Disconnect => return false,
+                Overflow::RefuseNewest => {
+                    state.gap += 1;
+                    return true;
+                }
+                Overflow::DropOldest => {
+                    let dropped = state.waiting.pop_front().expect("a full queue is not empty");
+                    state.bytes -= dropped.bytes();
+                    let gap = 1 + dropped.dropped_before;
+                    match state.waiting.front_mut() {
+                        Some(next) => next.dropped_before += gap,
+                        None => state.gap += gap,
+                    }
+                }
+            }
+        }
+        message.dropped_before = std::mem::take(&mut state.gap);
+        state.bytes += message.bytes();
+        state.waiting.push_back(message);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        true
+    }
+}
+
+impl ServerMessages {
+    /// The next message; `None` when the client is closed. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<ServerMessage> {
+        std::future::poll_fn(|cx| self.poll_take(Some(cx))).await
+    }
+
+    /// The next message, if one waits.
+    pub fn try_next(&mut self) -> Option<ServerMessage> {
+        match self.poll_take(None) {
+            Poll::Ready(next) => next,
+            Poll::Pending => None,
+        }
+    }
+
+    /// Messages that the rule for a full queue dropped since the beginning.
+    pub fn dropped(&self) -> u64 {
+        self.shared.state.lock().dropped
+    }
+
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        self.shared.state.lock().waiting.len()
+    }
+
+    /// True if none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn poll_take(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<ServerMessage>> {
+        let mut state = self.shared.state.lock();
+        match state.waiting.pop_front() {
+            Some(message) => {
+                state.bytes -= message.bytes();
+                Poll::Ready(Some(message))
+            }
+            None if state.ended => Poll::Ready(None),
+            None => {
+                if let Some(cx) = cx {
+                    state.reader = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Stream for ServerMessages {
+    type Item = ServerMessage;
+
+    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ServerMessage>> {
+        self.poll_take(Some(cx))
+    }
+}

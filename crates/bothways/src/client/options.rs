@@ -1,0 +1,224 @@
+//! How a client connects, calls and listens.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
+
+use super::messages::{MessageQueue, ServerMessages};
+use crate::{
+    connection::{Overflow, Settings},
+    transport::ConnectOptions,
+};
+
+/// How a client connects, calls and listens. Source of the names: Go rpcx `client.Option`.
+#[derive(Clone)]
+#[must_use]
+pub struct ClientOptions {
+    settings: Settings,
+    connect: ConnectOptions,
+    token: Option<Arc<str>>,
+    serialize: SerializeType,
+    timeout: Option<Duration>,
+    connection_wait: Duration,
+    room_wait: Duration,
+    negotiate: bool,
+    reconnect: bool,
+    backoff_base: Duration,
+    backoff_max: Duration,
+    messages_max: usize,
+    message_bytes_max: usize,
+    message_overflow: Overflow,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            settings: Settings { calls_running_max: 16, push_bytes_max: 16 << 20, ..Settings::default() },
+            connect: ConnectOptions::default(),
+            token: None,
+            serialize: SerializeType::MSGPACK,
+            timeout: None,
+            connection_wait: Duration::from_secs(5),
+            room_wait: Duration::from_secs(10),
+            negotiate: true,
+            reconnect: true,
+            backoff_base: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(10),
+            messages_max: 16_384,
+            message_bytes_max: 16 << 20,
+            message_overflow: Overflow::DropOldest,
+        }
+    }
+}
+
+impl ClientOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The token that goes with every request (`__AUTH`), such as `bearer …`. Default none.
+    pub fn auth(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into().into());
+        self
+    }
+
+    /// The codec of values that can choose. Default MessagePack, as in Go.
+    pub fn serialize_type(mut self, serialize: SerializeType) -> Self {
+        self.serialize = serialize;
+        self
+    }
+
+    /// Pack arguments above 1,024 bytes; the server packs large replies to packed requests. Default: not.
+    pub fn compress(mut self, compress: CompressType) -> Self {
+        self.settings.compress = compress;
+        self
+    }
+
+    /// Deadline of calls that name none of their own; the server is told. Default none, as in Go: a call
+    /// ends with its reply, its connection, or the drop of its future.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a call waits for a connection that is being made. Default 5 s; zero fails at once.
+    pub fn connection_wait(mut self, wait: Duration) -> Self {
+        self.connection_wait = wait;
+        self
+    }
+
+    /// How long a oneway message waits for room in the queue. Default 10 s.
+    pub fn room_wait(mut self, wait: Duration) -> Self {
+        self.room_wait = wait;
+        self
+    }
+
+    /// Bounds on what one frame may cost. See [`Limits`] for the defaults.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.limits = limits;
+        self
+    }
+
+    /// Ask the server for a sign of life after `interval` of silence, and give the connection up if none
+    /// comes within `timeout`. Default 15 s and 10 s: a dead server is found within 25 s. `None`: never
+    /// ask.
+    pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
+        self.settings.watch.heartbeat_interval = interval;
+        self.settings.watch.heartbeat_timeout = timeout;
+        self
+    }
+
+    /// Give the connection up when nothing comes for this long. Default never.
+    pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.settings.watch.idle_timeout = limit;
+        self
+    }
+
+    /// Begin with a Hello, so that a Bothways server can call this client, stop cancelled calls and say
+    /// goodbye. Default yes; a plain rpcx server echoes it and nothing changes.
+    pub fn negotiate(mut self, negotiate: bool) -> Self {
+        self.negotiate = negotiate;
+        if !negotiate {
+            self.settings.capabilities = Capabilities::NONE;
+        }
+        self
+    }
+
+    /// Make a lost connection again. Default yes.
+    pub fn reconnect(mut self, reconnect: bool) -> Self {
+        self.reconnect = reconnect;
+        self
+    }
+
+    /// How long to wait before each new try: a random time up to `base`, doubled with every failure up to
+    /// `max`. Default 50 ms and 10 s. The randomness keeps a crowd of clients from coming back at once.
+    pub fn backoff(mut self, base: Duration, max: Duration) -> Self {
+        self.backoff_base = base.max(Duration::from_millis(1));
+        self.backoff_max = max.max(self.backoff_base);
+        self
+    }
+
+    /// Messages from the server, and their bytes, that may wait for the application. Default 16,384
+    /// messages, 16 MiB.
+    pub fn message_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
+        self.messages_max = messages_max.max(1);
+        self.message_bytes_max = bytes_max;
+        self
+    }
+
+    /// What happens to a message from the server when that queue is full; each is counted. Default
+    /// [`Overflow::DropOldest`]. The reading never stops for it.
+    pub fn message_overflow(mut self, overflow: Overflow) -> Self {
+        self.message_overflow = overflow;
+        self
+    }
+
+    /// Calls from the server that run at once; more are answered as overloaded at once. Default 16.
+    pub fn server_calls_max(mut self, calls: usize) -> Self {
+        self.settings.calls_running_max = calls;
+        self
+    }
+
+    /// How to connect: time limit, keep-alive of the system, TLS.
+    pub fn connect_options(mut self, options: ConnectOptions) -> Self {
+        self.connect = options;
+        self
+    }
+
+    pub(super) fn message_queue(&self) -> (MessageQueue, ServerMessages) {
+        super::messages::queue(self.messages_max, self.message_bytes_max, self.message_overflow)
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::new(self.settings.clone())
+    }
+
+    pub(super) fn connect(&self) -> &ConnectOptions {
+        &self.connect
+    }
+
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    pub(super) fn serialize(&self) -> SerializeType {
+        self.serialize
+    }
+
+    pub(super) fn default_timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    pub(super) fn wait(&self) -> Duration {
+        self.connection_wait
+    }
+
+    pub(super) fn message_wait(&self) -> Duration {
+        self.room_wait
+    }
+
+    pub(super) fn negotiates(&self) -> bool {
+        self.negotiate
+    }
+
+    pub(super) fn reconnects(&self) -> bool {
+        self.reconnect
+    }
+
+    /// The longest wait before try number `failures + 1`.
+    pub(super) fn backoff_limit(&self, failures: u32) -> Duration {
+        self.backoff_base.saturating_mul(1 << failures.min(20)).min(self.backoff_max)
+    }
+}
+
+impl std::fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("token", &self.token.as_ref().map(|_| "***"))
+            .field("serialize", &self.serialize)
+            .field("timeout", &self.timeout)
+            .field("reconnect", &self.reconnect)
+            .finish_non_exhaustive()
+    }
+}

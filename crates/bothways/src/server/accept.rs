@@ -1,0 +1,117 @@
+//! From a listening socket to connections.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use bothways_proto::Role;
+use tokio::{task::AbortHandle, time::Instant};
+
+use super::{Server, Shared, inlet::ServerInlet};
+use crate::{
+    connection::Connection,
+    error::ServeError,
+    transport::{Accepted, Address, Listener},
+};
+
+/// A server listens on an address for as long as this is kept. Connections that it accepted stay.
+#[derive(Debug)]
+pub struct Listening {
+    address: String,
+    server: Server,
+    accepting: AbortHandle,
+}
+
+impl Listening {
+    /// Where, in rpcx's form and with the real port, such as `tcp@127.0.0.1:8972`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits until the server begins to shut down.
+    pub async fn stopped(&self) {
+        let mut stopping = self.server.shared.stopping.subscribe();
+        // The sender lives in the server that is held here.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, ServeError> {
+    let shared = &server.shared;
+    if shared.is_stopping() {
+        return Err(ServeError::ShutDown);
+    }
+    let address: Address = address.parse()?;
+    let listener = Listener::bind(&address, &shared.listen).await?;
+    let local = listener.local_address().to_owned();
+    if !shared.watching.swap(true, Ordering::AcqRel) {
+        tokio::spawn(watch_connections(Arc::downgrade(shared)));
+    }
+    let accepting = tokio::spawn(accept_all(Arc::clone(shared), listener));
+    tracing::info!(address = local, "listening");
+    Ok(Listening { address: local, server: server.clone(), accepting: accepting.abort_handle() })
+}
+
+async fn accept_all(shared: Arc<Shared>, listener: Listener) {
+    let mut stopping = shared.stopping.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        let open = shared.connections.lock().len();
+        if shared.connections_max <= open {
+            shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(open, "a connection was refused: `connections_max` are open");
+            continue;
+        }
+        // A handshake takes the client's time, not that of others.
+        tokio::spawn(take(Arc::clone(&shared), accepted));
+    }
+}
+
+async fn take(shared: Arc<Shared>, accepted: Accepted) {
+    let limit = shared.settings.watch.first_frame_timeout;
+    let socket = match accepted.handshake(limit).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%error, "a handshake failed");
+            return;
+        }
+    };
+    shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
+    let inlet = Arc::new(ServerInlet(Arc::clone(&shared)));
+    Connection::start(Role::Server, socket, Arc::clone(&shared.settings), inlet, None, |connection| {
+        shared.connections.lock().insert(connection.id(), connection.clone());
+        if let Some(hook) = &shared.hooks.on_connect {
+            hook(connection);
+        }
+    });
+}
+
+/// Keeps the deadlines of all connections, until the server is gone.
+async fn watch_connections(shared: Weak<Shared>) {
+    let tick = match shared.upgrade() {
+        Some(shared) => shared.settings.watch.tick(),
+        None => Duration::from_secs(1),
+    };
+    let mut ticks = tokio::time::interval(tick);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        let connections: Vec<_> = shared.connections.lock().values().cloned().collect();
+        let now = Instant::now();
+        for connection in connections {
+            connection.watch(now);
+        }
+    }
+}

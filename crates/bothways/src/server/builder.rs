@@ -1,0 +1,301 @@
+//! What a server is made of: services, hooks, bounds.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use bothways_proto::{CompressType, Limits};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{AuthRequest, Counters, Server, Shared, admin};
+use crate::{
+    codec::Payload,
+    connection::{Connection, Load, Overflow, Settings},
+    error::CloseReason,
+    handler::{BoxFuture, Handler},
+    layer::Layer,
+    router::{Router, Service, WhitelistError},
+    transport::ListenOptions,
+};
+
+/// Decides whether a request may run.
+pub(super) type AuthHook = Arc<dyn Fn(AuthRequest) -> BoxFuture<Result<(), String>> + Send + Sync>;
+/// Sees a connection begin.
+pub(super) type ConnectHook = Arc<dyn Fn(&Connection) + Send + Sync>;
+/// Sees a connection end.
+pub(super) type DisconnectHook = Arc<dyn Fn(&Connection, &CloseReason) + Send + Sync>;
+/// Rewrites the text of an error before it leaves.
+pub(super) type ErrorHook = Arc<dyn Fn(&str, &str, String) -> String + Send + Sync>;
+/// Runs once when the server begins to stop.
+pub(super) type ShutdownHook = Box<dyn FnOnce() -> BoxFuture<()> + Send>;
+
+#[derive(Default)]
+pub(super) struct Hooks {
+    pub(super) auth: Option<AuthHook>,
+    pub(super) on_connect: Option<ConnectHook>,
+    pub(super) on_disconnect: Option<DisconnectHook>,
+    pub(super) on_error: Option<ErrorHook>,
+    pub(super) on_shutdown: Mutex<Vec<ShutdownHook>>,
+}
+
+/// Builds a [`Server`].
+#[must_use]
+pub struct ServerBuilder {
+    router: Router,
+    layers: Vec<Box<dyn Layer>>,
+    hooks: Hooks,
+    settings: Settings,
+    listen: ListenOptions,
+    connections_max: usize,
+    calls_max: usize,
+    admin_token: Option<String>,
+}
+
+impl ServerBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            router: Router::new(),
+            layers: Vec::new(),
+            hooks: Hooks::default(),
+            settings: Settings::default(),
+            listen: ListenOptions::default(),
+            connections_max: 1 << 20,
+            calls_max: 1 << 17,
+            admin_token: None,
+        }
+    }
+
+    /// Serves every method of a service under its own name.
+    pub fn service(mut self, service: impl Service) -> Self {
+        self.router = self.router.service(service);
+        self
+    }
+
+    /// Serves every method of a service under this name.
+    pub fn service_named(mut self, service_path: &str, service: impl Service) -> Self {
+        self.router = self.router.service_named(service_path, service);
+        self
+    }
+
+    /// Serves only these methods of a service.
+    ///
+    /// # Errors
+    /// [`WhitelistError`] if the list is empty or names a method that the service does not have.
+    pub fn service_with_methods(mut self, service: impl Service, methods: &[&str]) -> Result<Self, WhitelistError> {
+        self.router = self.router.service_with_methods(service, methods)?;
+        Ok(self)
+    }
+
+    /// Serves one function: arguments in, value or error out. Source: Go `RegisterFunctionName`.
+    pub fn function<A, R, E, F, Fut>(mut self, service_path: &str, service_method: &str, function: F) -> Self
+    where
+        A: Payload + 'static,
+        R: Payload,
+        E: std::fmt::Display,
+        F: Fn(A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        self.router = self.router.function(service_path, service_method, function);
+        self
+    }
+
+    /// Serves one raw handler: it sees the request's bytes and answers with bytes. Source: Go `AddHandler`.
+    pub fn handler(mut self, service_path: &str, service_method: &str, handler: impl Handler) -> Self {
+        self.router = self.router.handler(service_path, service_method, handler);
+        self
+    }
+
+    /// Serves all of these routes too.
+    pub fn router(mut self, router: Router) -> Self {
+        self.router = self.router.merge(router);
+        self
+    }
+
+    /// Wraps every handler, also those added later. The layer that is added first sees a request first.
+    pub fn layer(mut self, layer: impl Layer + 'static) -> Self {
+        self.layers.push(Box::new(layer));
+        self
+    }
+
+    /// Asks this hook before any request runs, and before a Hello is welcomed. A refusal goes to the
+    /// client as the error text, and the connection is closed behind it, as in Go.
+    ///
+    /// Without a hook everybody may call everything.
+    pub fn auth<F, Fut, E>(mut self, hook: F) -> Self
+    where
+        F: Fn(AuthRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        self.hooks.auth = Some(Arc::new(move |request| {
+            let decision = hook(request);
+            Box::pin(async move { decision.await.map_err(|error| error.to_string()) })
+        }));
+        self
+    }
+
+    /// Runs when a connection was taken, before its first frame is handled. Must not block.
+    pub fn on_connect(mut self, hook: impl Fn(&Connection) + Send + Sync + 'static) -> Self {
+        self.hooks.on_connect = Some(Arc::new(hook));
+        self
+    }
+
+    /// Runs exactly once for every connection that [`Self::on_connect`] saw, when it is over. Must not block.
+    pub fn on_disconnect(mut self, hook: impl Fn(&Connection, &CloseReason) + Send + Sync + 'static) -> Self {
+        self.hooks.on_disconnect = Some(Arc::new(hook));
+        self
+    }
+
+    /// Rewrites the text of each error that a handler answers with, given service path, method and text.
+    /// Source: Go `ServerErrorFunc`.
+    pub fn on_error(mut self, hook: impl Fn(&str, &str, String) -> String + Send + Sync + 'static) -> Self {
+        self.hooks.on_error = Some(Arc::new(hook));
+        self
+    }
+
+    /// Runs once when the server begins to stop, before clients are told; the stop waits for it, within
+    /// its deadline. Hooks run in the order in which they were added.
+    pub fn on_shutdown<F, Fut>(self, hook: F) -> Self
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.hooks.on_shutdown.lock().push(Box::new(move || Box::pin(hook())));
+        self
+    }
+
+    /// Bounds on what one frame may cost. See [`Limits`] for the defaults.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.limits = limits;
+        self
+    }
+
+    /// Most connections at once; more are closed as they come. Default 1,048,576: beyond what one
+    /// process usually has files for.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.connections_max = connections;
+        self
+    }
+
+    /// Most requests that run at once in the whole server; more are answered as overloaded at once.
+    /// Default 131,072.
+    pub fn calls_max(mut self, calls: usize) -> Self {
+        self.calls_max = calls;
+        self
+    }
+
+    /// Most requests of one connection that run at once; more are answered as overloaded at once.
+    /// Default 16,384.
+    pub fn calls_per_connection_max(mut self, calls: usize) -> Self {
+        self.settings.calls_running_max = calls;
+        self
+    }
+
+    /// How long a client may take to send its first frame. Default 10 s.
+    pub fn first_frame_timeout(mut self, limit: Duration) -> Self {
+        self.settings.watch.first_frame_timeout = limit;
+        self
+    }
+
+    /// Close connections from which nothing came for this long. Default: never, because a plain Go
+    /// client that only listens sends nothing.
+    pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.settings.watch.idle_timeout = limit;
+        self
+    }
+
+    /// Ask clients that understand it for a sign of life after `interval` of silence, and close them if
+    /// none comes within `timeout`. Default 15 s and 10 s. Plain rpcx clients are never asked: they
+    /// would take the question for a reply.
+    pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
+        self.settings.watch.heartbeat_interval = interval;
+        self.settings.watch.heartbeat_timeout = timeout;
+        self
+    }
+
+    /// Close a client for which bytes wait and whose socket takes none for this long. Default 10 s.
+    pub fn write_timeout(mut self, limit: Duration) -> Self {
+        self.settings.watch.write_timeout = limit;
+        self
+    }
+
+    /// Pushes, and their bytes, that may wait for one client that reads slowly, beyond the 64 KiB
+    /// that are under way. Default 1,024 pushes, 1 MiB: a burst, not a backlog.
+    pub fn push_queue(mut self, frames_max: usize, bytes_max: usize) -> Self {
+        self.settings.push_frames_max = frames_max;
+        self.settings.push_bytes_max = bytes_max;
+        self
+    }
+
+    /// What happens to a push when that queue is full. Default [`Overflow::RefuseNewest`].
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.settings.overflow = overflow;
+        self
+    }
+
+    /// Bytes of replies that may wait for a client that does not read them, before its requests are
+    /// no longer read either. Default 4 MiB.
+    pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.reply_bytes_max = bytes;
+        self
+    }
+
+    /// Drop running handlers when the connection that asked is over. Default: they run to their end,
+    /// as in Go.
+    pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
+        self.settings.cancel_on_disconnect = cancel;
+        self
+    }
+
+    /// Pack calls to clients whose arguments are above 1,024 bytes. Replies are packed when their
+    /// request was. Default: not.
+    pub fn compress(mut self, compress: CompressType) -> Self {
+        self.settings.compress = compress;
+        self
+    }
+
+    /// How to listen: backlog, keep-alive of the system, TLS.
+    pub fn listen_options(mut self, options: ListenOptions) -> Self {
+        self.listen = options;
+        self
+    }
+
+    /// Opens the admin service to whoever presents this token. Closed by default.
+    pub fn admin(mut self, token: impl Into<String>) -> Self {
+        self.admin_token = Some(token.into());
+        self
+    }
+
+    /// The server. It serves nobody until it [listens](Server::listen).
+    pub fn build(self) -> Server {
+        let mut router = self.router;
+        for layer in self.layers.iter().rev() {
+            router = router.layer(&**layer);
+        }
+        let mut settings = self.settings;
+        settings.load = Arc::new(Load::new(self.calls_max));
+        let server = Server {
+            shared: Arc::new_cyclic(|shared| Shared {
+                router: match self.admin_token {
+                    Some(token) => admin::add_routes(router, token, shared.clone()),
+                    None => router,
+                },
+                hooks: self.hooks,
+                settings: Arc::new(settings),
+                listen: self.listen,
+                connections_max: self.connections_max,
+                connections: Mutex::new(HashMap::new()),
+                emptied: Notify::new(),
+                watching: false.into(),
+                stopping: watch::Sender::new(false),
+                counters: Counters::default(),
+            }),
+        };
+        server
+    }
+}
+
+impl std::fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerBuilder").field("routes", &self.router.routes()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,140 @@
+//! From a request to its handler: stopping, token, route.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::{Message, Metadata, keys};
+use tokio::time::Instant;
+
+use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, token};
+use crate::{
+    connection::{Answer, Connection, Inlet},
+    error::{CloseReason, ErrorCode},
+    handler::{BoxFuture, Reply, Request},
+    router::no_route,
+};
+
+/// What an auth hook decides on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AuthRequest {
+    /// The token that came with the request (`__AUTH`); empty if none did.
+    pub token: String,
+    /// The service asked for; empty for a Hello.
+    pub service_path: String,
+    /// The method asked for; empty for a Hello.
+    pub service_method: String,
+    /// All pairs of the request.
+    pub metadata: Metadata,
+    /// Who asks.
+    pub connection: Connection,
+}
+
+impl AuthRequest {
+    /// True before a client's first request: the client says who it is, and asks for nothing yet.
+    pub fn is_hello(&self) -> bool {
+        self.service_path.is_empty() && self.service_method.is_empty()
+    }
+}
+
+/// The ears of a server.
+pub(super) struct ServerInlet(pub(super) Arc<Shared>);
+
+impl Inlet for ServerInlet {
+    fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
+        let shared = &*self.0;
+        if shared.is_stopping() {
+            return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
+        }
+        let deadline = match deadline(&message) {
+            Ok(deadline) => deadline,
+            Err(reply) => return Answer::Ready(reply),
+        };
+        let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
+        let request = Request { message, connection: connection.clone(), deadline };
+        let handler = shared.router.find(request.service_path(), request.service_method());
+        let auth = shared.hooks.auth.as_ref().filter(|_| request.service_path() != admin::SERVICE_PATH);
+        let answer = match (auth, handler) {
+            (None, Ok(handler)) => handler.handle(request),
+            (None, Err(why)) => return Answer::Ready(no_route(&request, why)),
+            (Some(auth), handler) => {
+                let (auth, handler) = (Arc::clone(auth), handler.cloned());
+                Box::pin(async move {
+                    if let Err(refusal) = authenticate(&auth, &request).await {
+                        return refusal;
+                    }
+                    match handler {
+                        Ok(handler) => handler.handle(request).await,
+                        Err(why) => no_route(&request, why),
+                    }
+                })
+            }
+        };
+        let answer = match on_error {
+            None => answer,
+            Some((hook, message)) => rewrite_errors(hook, message, answer),
+        };
+        Answer::Later(answer, deadline)
+    }
+
+    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>> {
+        match &self.0.hooks.auth {
+            None => Box::pin(std::future::ready(Ok(()))),
+            Some(auth) => auth(AuthRequest {
+                token: token(&metadata),
+                service_path: String::new(),
+                service_method: String::new(),
+                metadata,
+                connection: connection.clone(),
+            }),
+        }
+    }
+
+    fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
+        self.0.forget(connection, reason);
+    }
+}
+
+/// When the caller gives up. A text that is no number is ignored, as in Go; a time that is over means
+/// that nobody waits for the handler.
+fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
+    let metadata = message.metadata();
+    let Some(left) = metadata.get(keys::SERVER_TIMEOUT).and_then(|text| text.parse::<i64>().ok()) else {
+        return Ok(None);
+    };
+    match u64::try_from(left) {
+        Ok(left) if 0 < left => {
+            // Beyond a year nobody can tell, and the clock must not overflow.
+            Ok(Some(Instant::now() + Duration::from_millis(left.min(365 * 24 * 3_600_000))))
+        }
+        _ => Err(Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler began")),
+    }
+}
+
+async fn authenticate(auth: &AuthHook, request: &Request) -> Result<(), Reply> {
+    let metadata = request.metadata();
+    let asked = AuthRequest {
+        token: token(&metadata),
+        service_path: request.service_path().to_owned(),
+        service_method: request.service_method().to_owned(),
+        metadata,
+        connection: request.connection().clone(),
+    };
+    auth(asked).await.map_err(|text| {
+        let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
+        refusal.then_close = true;
+        refusal
+    })
+}
+
+/// Gives the text of a handler's error to the hook. Refusals of ours have a code, and stay as they are.
+fn rewrite_errors(hook: ErrorHook, request: Message, answer: BoxFuture<Reply>) -> BoxFuture<Reply> {
+    Box::pin(async move {
+        let mut reply = answer.await;
+        if let Err(failure) = &mut reply.outcome
+            && failure.code.is_none()
+        {
+            failure.text = hook(request.service_path(), request.service_method(), std::mem::take(&mut failure.text));
+        }
+        reply
+    })
+}

@@ -1,0 +1,228 @@
+//! Accepts clients, authenticates them, routes their requests, and stops in good order.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `mod.rs` | [`Server`], the handle: connections, sending, counters |
+//! | `builder.rs` | what a server is made of: services, hooks, bounds |
+//! | `accept.rs` | from a listening socket to connections |
+//! | `inlet.rs` | from a request to its handler: limits, token, route |
+//! | `shutdown.rs` | answers what runs, says goodbye, closes |
+//! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
+
+mod accept;
+mod admin;
+mod builder;
+mod inlet;
+mod shutdown;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bothways_proto::{Metadata, keys};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use self::builder::Hooks;
+pub use self::{
+    accept::Listening,
+    admin::{AdminPush, ConnectionView, PushTarget},
+    builder::ServerBuilder,
+    inlet::AuthRequest,
+    shutdown::ShutdownReport,
+};
+use crate::{
+    connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
+    error::{CloseReason, PushError, ServeError},
+    router::Router,
+    transport::ListenOptions,
+};
+
+/// A server: services on one or more addresses, and its clients. A clone is the same server.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::Server;
+///
+/// let server = Server::builder()
+///     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+///     .build();
+/// server.serve("tcp@127.0.0.1:8972").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    router: Router,
+    hooks: Hooks,
+    settings: Arc<Settings>,
+    listen: ListenOptions,
+    connections_max: usize,
+    connections: Mutex<HashMap<ConnectionId, Connection>>,
+    /// Woken when the last connection is gone.
+    emptied: Notify,
+    watching: AtomicBool,
+    stopping: watch::Sender<bool>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// Counters of a server since it was built.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// Connections that are open.
+    pub connections: usize,
+    /// Connections that were ever taken.
+    pub connections_accepted: u64,
+    /// Connections that were refused because `connections_max` were open, or failed their handshake.
+    pub connections_refused: u64,
+    /// Requests whose handlers run.
+    pub calls_running: usize,
+}
+
+impl Server {
+    /// What a server is made of.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::new()
+    }
+
+    /// Listens on this address and serves until the server is shut down.
+    ///
+    /// Dropping the future stops the listening; connections that are open stay.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub async fn serve(&self, address: &str) -> Result<(), ServeError> {
+        let listening = self.listen(address).await?;
+        listening.stopped().await;
+        Ok(())
+    }
+
+    /// Starts to listen on this address, and serves in the background for as long as the answer is kept.
+    ///
+    /// # Errors
+    /// [`ServeError::Address`], [`ServeError::Listen`], [`ServeError::Tls`], or
+    /// [`ServeError::ShutDown`] if the server was shut down before.
+    pub async fn listen(&self, address: &str) -> Result<Listening, ServeError> {
+        accept::listen(self, address).await
+    }
+
+    /// All connections that are open, oldest first.
+    pub fn connections(&self) -> Vec<Connection> {
+        let mut connections: Vec<_> = self.shared.connections.lock().values().cloned().collect();
+        connections.sort_by_key(Connection::id);
+        connections
+    }
+
+    /// The open connection of this number.
+    pub fn connection(&self, id: ConnectionId) -> Option<Connection> {
+        self.shared.connections.lock().get(&id).cloned()
+    }
+
+    /// Sends one message to one client, unasked. Never waits for the client.
+    ///
+    /// # Errors
+    /// As [`Connection::send_message`].
+    pub fn send_message(
+        &self,
+        connection: &Connection,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: impl Into<Bytes>,
+    ) -> Result<Sent, PushError> {
+        connection.send_message(service_path, service_method, metadata, payload)
+    }
+
+    /// Sends one message to every client. It is encoded once, and no client waits for another.
+    ///
+    /// # Errors
+    /// [`PushError::TooLarge`]: nobody got it.
+    pub fn broadcast(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: &[u8],
+    ) -> Result<FanOut, PushError> {
+        let limits = &self.shared.settings.limits;
+        let frame = PushFrame::new(service_path, service_method, metadata, payload, limits)?;
+        let connections: Vec<_> = self.shared.connections.lock().values().cloned().collect();
+        Ok(fan_out(&connections, &[frame]))
+    }
+
+    /// Stops accepting, tells clients, answers what is running, and closes; at the latest after `deadline`.
+    ///
+    /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
+    /// end of the connection. Calls that arrive meanwhile are refused as shutting down. Calling it
+    /// again, from anywhere, waits for the same end.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        shutdown::shutdown(&self.shared, deadline).await
+    }
+
+    /// Every path and method that is served, sorted.
+    pub fn routes(&self) -> Vec<(String, String)> {
+        self.shared.router.routes()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> ServerStats {
+        ServerStats {
+            connections: self.shared.connections.lock().len(),
+            connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),
+            connections_refused: self.shared.counters.refused.load(Ordering::Relaxed),
+            calls_running: self.shared.settings.load.running(),
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    fn forget(&self, connection: &Connection, reason: &CloseReason) {
+        let mut connections = self.connections.lock();
+        if connections.remove(&connection.id()).is_none() {
+            return;
+        }
+        let empty = connections.is_empty();
+        if connections.len() < connections.capacity() / 8 {
+            connections.shrink_to_fit();
+        }
+        drop(connections);
+        tracing::debug!(connection = %connection.id(), %reason, "a connection ended");
+        if let Some(hook) = &self.hooks.on_disconnect {
+            hook(connection, reason);
+        }
+        if empty {
+            self.emptied.notify_waiters();
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// The token of a request or a Hello; empty if there is none, as in Go.
+fn token(metadata: &Metadata) -> String {
+    metadata.get(keys::AUTH).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,54 @@
+//! Stops in good order: answers what runs, says goodbye, closes.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use crate::connection::Connection;
+
+/// What a shutdown left behind.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Requests whose handlers still ran at the deadline: their callers got no reply.
+    pub calls_unfinished: usize,
+    /// Connections that had to be cut at the deadline, with bytes for them unwritten.
+    pub connections_cut: usize,
+}
+
+pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> ShutdownReport {
+    let deadline = Instant::now() + deadline;
+    shared.stopping.send_replace(true);
+    let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
+    for hook in hooks {
+        if timeout_at(deadline, hook()).await.is_err() {
+            tracing::warn!("a shutdown hook was not done within the deadline");
+        }
+    }
+    let connections = || -> Vec<Connection> { shared.connections.lock().values().cloned().collect() };
+    for connection in connections() {
+        connection.say_goodbye("the server is shutting down");
+    }
+    let _ = timeout_at(deadline, shared.settings.load.idle()).await;
+    let calls_unfinished = shared.settings.load.running();
+    for connection in connections() {
+        connection.close();
+    }
+    let _ = timeout_at(deadline, emptied(shared)).await;
+    let left = connections();
+    for connection in &left {
+        connection.cut();
+    }
+    ShutdownReport { calls_unfinished, connections_cut: left.len() }
+}
+
+async fn emptied(shared: &Shared) {
+    loop {
+        let emptied = shared.emptied.notified();
+        if shared.connections.lock().is_empty() {
+            return;
+        }
+        emptied.await;
+    }
+}
