@@ -160,7 +160,7 @@ impl Message {
 
     /// The frame that answers a heartbeat: the same bytes with the response bit, whatever codec,
     /// path and metadata the heartbeat carries. Only the status and the reserved bits, which Go echoes
-    /// too, are zero. Source: Go `server/server_conn.go`, heartbeat handling.
+    /// too, are zero. Source: Go `server/server.go`, heartbeat handling.
     pub fn pong(&self) -> Vec<u8> {
         let mut frame = self.frame.to_vec();
         let header = self.header.reply().with_compress(self.header.compress());

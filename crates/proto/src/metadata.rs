@@ -13,7 +13,8 @@ pub mod keys {
     /// Milliseconds until the caller gives up, decimal. Source: Go `share.ServerTimeout`.
     pub const SERVER_TIMEOUT: &str = "__ServerTimeout";
     /// What kind of error a reply of ours is, for a peer that wants to branch on it: `overloaded`,
-    /// `unauthenticated`, `not_found`, `internal`, `timeout`. A Go peer ignores it.
+    /// `unauthenticated`, `not_found`, `bad_arguments`, `internal`, `timeout`, `shutting_down`. A Go
+    /// peer ignores it.
     pub const ERROR_CODE: &str = "_bw.err";
     /// The service path of control messages between negotiated peers.
     pub const CONTROL_PATH: &str = "_bothways";
