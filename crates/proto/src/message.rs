@@ -212,3 +212,68 @@ impl std::fmt::Debug for Message {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+
+    use super::*;
+    use crate::Seq;
+
+    fn reply(status: u8, metadata: &Metadata) -> Message {
+        let mut frame = Message::new(
+            Header::request(Seq::new(1), SerializeType::MSGPACK).reply(),
+            "Arith",
+            "Mul",
+            metadata,
+            &hex!("81a143ccc8"),
+        )
+        .frame()
+        .to_vec();
+        frame[2] |= status;
+        Message::parse(frame.into(), &Limits::default()).expect("well formed")
+    }
+
+    /// The text of a failed reply is in its metadata; a reply that did not fail has none, whatever is there.
+    #[test]
+    fn the_text_of_a_failure_is_in_the_metadata() {
+        let metadata = Metadata::new().with(keys::ERROR, "boom");
+        assert_eq!(reply(1, &metadata).error_text().as_deref(), Some("boom"));
+        assert_eq!(reply(0, &metadata).error_text(), None);
+    }
+
+    /// An error status is a failure, with or without a text. Go takes 1 without metadata, and 2 and 3, for a success.
+    #[test]
+    fn an_error_without_a_text_is_still_one() {
+        for status in [1, 2, 3] {
+            assert_eq!(reply(status, &Metadata::new()).error_text().as_deref(), Some(""), "status {status}");
+        }
+    }
+
+    /// A request is no failed reply, whatever its status bits say.
+    #[test]
+    fn a_request_has_no_error_text() {
+        let header = Header::request(Seq::new(1), SerializeType::MSGPACK).with_status(Status::ERROR);
+        assert_eq!(Message::new(header, "Arith", "Mul", &Metadata::new(), &[]).error_text(), None);
+    }
+
+    /// A failed reply always carries the key of its text, for a Go client looks at that and not at the status.
+    #[test]
+    fn a_failed_reply_always_carries_its_key() {
+        let request = Header::request(Seq::new(1), SerializeType::MSGPACK);
+        let failed = Message::error_reply(request, "Arith", "Mul", "");
+        assert_eq!(failed.metadata().get(keys::ERROR), Some(""));
+    }
+
+    /// A payload that cannot be unpacked leaves the message readable.
+    #[test]
+    fn a_bad_payload_costs_the_payload_only() {
+        let header = Header::request(Seq::new(7), SerializeType::MSGPACK);
+        for number in [2, 7] {
+            let compress = crate::CompressType::new(number).expect("three bits");
+            let message = Message::new(header.with_compress(compress), "Arith", "Mul", &Metadata::new(), b"?");
+            assert_eq!(message.payload(&Limits::default()), Err(DecodeError::UnknownCompression(compress)));
+            assert_eq!((message.service_path(), message.header().seq()), ("Arith", Seq::new(7)));
+        }
+    }
+}
