@@ -276,6 +276,31 @@ mod tests {
         }
     }
 
+    /// Behind a malformed frame nothing comes out: not the frames after it, not what is wrong with
+    /// those, and not what is fed later.
+    #[test]
+    fn nothing_follows_a_malformed_frame() {
+        let malformed = hex!("08 00 00 30 0000000000000001 00000000");
+        let stream = [&malformed[..], &push(1, b"later"), &hex!("09")].concat();
+        // A lower limit than the frame was cut by is an error too.
+        for (end, tight) in [(stream.len(), false), (stream.len(), true), (15, false), (15, true)] {
+            let limits = Limits::default();
+            let taking = if tight { Limits::default().body_bytes_max(0) } else { Limits::default() };
+            let mut deframer = Deframer::new();
+            let stream = if tight { &stream[malformed.len()..] } else { &stream[..] };
+            deframer.feed(&stream[..end.min(stream.len())], &limits);
+            if end == 15 {
+                assert_eq!(deframer.next_message(&limits), Ok(None));
+                deframer.feed(&stream[end..], &limits);
+            }
+            assert!(deframer.next_message(&taking).is_err());
+            for _ in 0..2 {
+                assert_eq!(deframer.next_message(&limits), Ok(None));
+                deframer.feed(&push(2, b"later still"), &limits);
+            }
+        }
+    }
+
     /// Feeding before all messages were taken would lose them: that is a bug, and stops.
     #[test]
     #[should_panic(expected = "messages are taken before more is fed")]
