@@ -18,6 +18,7 @@ mod options;
 use std::sync::Arc;
 
 use bothways_proto::{SerializeType, keys};
+use tokio::time::Instant;
 
 use self::link::Link;
 pub(crate) use self::{events::EventSender, messages::MessageQueue};
@@ -186,13 +187,22 @@ impl Client {
 impl Caller for Client {
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
         let link = &self.handle.link;
-        let connection = link.connection().await?;
         let options = link.options();
         if let Some(token) = options.token() {
             call.options.metadata.insert(keys::AUTH, token);
         }
-        call.options.timeout = call.options.timeout.or(options.default_timeout());
-        connection.call_raw(call).await
+        let Some(timeout) = call.options.timeout.or(options.default_timeout()) else {
+            return link.connection().await?.call_raw(call).await;
+        };
+        // The time for the call includes the time for its connection.
+        let deadline = Instant::now() + timeout;
+        let connection = tokio::time::timeout_at(deadline, link.connection()).await;
+        let connection = connection.map_err(|_| CallError::TimedOut(timeout))??;
+        call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
+        connection.call_raw(call).await.map_err(|error| match error {
+            CallError::TimedOut(_) => CallError::TimedOut(timeout),
+            error => error,
+        })
     }
 
     async fn push_raw(&self, mut push: RawCall<'_>) -> Result<(), PushError> {

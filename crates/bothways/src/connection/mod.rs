@@ -33,7 +33,7 @@ use bothways_proto::{
     SerializeType, Status, keys,
 };
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, oneshot},
     task::AbortHandle,
@@ -439,7 +439,9 @@ impl Connection {
         let mut state = self.shared.state.lock();
         state.check_open()?;
         let added = state.outbox.add_frame(Lane::Push, &frame.0, &self.shared.settings.bounds());
-        self.check_added(&mut state, added).map(|_| ())
+        self.check_added(&mut state, added)?;
+        self.write_if_much(state);
+        Ok(())
     }
 
     /// Writes what is queued, as far as the socket takes it without waiting.
@@ -462,7 +464,7 @@ impl Connection {
         let parts = FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() };
         let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
         self.check_added(&mut state, added)?;
-        drop(state);
+        self.write_if_much(state);
         Ok(self.flush_soon())
     }
 
@@ -535,7 +537,7 @@ impl Connection {
             state.outbox.last_reply_behind_pushes();
         }
         let failed = self.check_added(&mut state, added).err();
-        drop(state);
+        self.write_if_much(state);
         if let Some(error) = failed {
             tracing::warn!(connection = %self.id(), %error, "a reply was lost");
         } else if reply.then_close {
@@ -593,6 +595,15 @@ impl Connection {
     /// Writes soon: at once, or, within the handling of a read, when that is done.
     fn flush_soon(&self) -> Sent {
         if driver::put_off_flush(self) { Sent::Queued } else { self.flush() }
+    }
+
+    /// Ends the use of the state; writes if so much waits that a write pays for itself.
+    fn write_if_much(&self, state: MutexGuard<'_, State>) {
+        let much = state.outbox.wants_write();
+        drop(state);
+        if much {
+            self.write_out();
+        }
     }
 
     /// Writes until nothing is left (true), or until the socket is full or somebody else writes (false).

@@ -370,6 +370,12 @@ impl Outbox {
         (self.reply_bytes, self.push_bytes) = (0, 0);
     }
 
+    /// True if enough is on the wire for a write of its own, and nobody writes: putting the write off
+    /// any longer would only fill the lanes of a socket that may be free.
+    pub(super) fn wants_write(&self) -> bool {
+        WIRE_BYTES <= self.wire.bytes && self.writing == Writing::Idle
+    }
+
     fn goes_direct(&self) -> bool {
         self.wire.bytes < WIRE_BYTES
             && self.control.is_empty()
@@ -409,7 +415,6 @@ impl Outbox {
         }
     }
 
-    /// `behind_pushes`: a reply that must not overtake the pushes that wait.
     fn add_entry(&mut self, entry: Entry, direct: bool) -> u64 {
         let lane = entry.lane;
         if direct {
