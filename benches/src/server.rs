@@ -1,0 +1,225 @@
+//! Our server of the contract.
+//!
+//! A broadcast is cut into shares, one for each core, each a task of its own. A share encodes every
+//! message once for all of its connections, gives each connection a batch of them, writes once, and
+//! yields. Before the next batch it waits for connections that are behind and still take bytes, so
+//! that a message does not age in a queue; one that takes nothing is not waited for.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bothways::{
+    Connection, Metadata, Overflow, Reply, Request, Server,
+    connection::{ConnectionId, PushFrame, fan_out},
+};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use crate::contract::{self, BroadcastArgs};
+
+/// Bytes that may wait for one client. 64 MiB: a client that does not read loses nothing of any
+/// broadcast of the table (at most 1,000 × 16 KiB), and the frames are shared, so that all such
+/// clients together cost about this much once.
+const PUSH_BYTES_MAX: usize = 64 << 20;
+
+/// Pushes that may wait for one client: as many of the smallest as [`PUSH_BYTES_MAX`] holds of 64
+/// bytes. An entry takes some 70 bytes, so that this is the same bound again in memory.
+const PUSH_FRAMES_MAX: usize = 1 << 20;
+
+/// Bytes of one batch to one connection: what the connection writes at once.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Most messages of one batch, so that the first is not old before the last is encoded.
+const BATCH_FRAMES: usize = 256;
+
+/// A connection for which more than this waits is behind.
+const BEHIND_BYTES: usize = 256 << 10;
+
+/// How often those who are behind are looked at.
+const PACE: Duration = Duration::from_millis(1);
+
+/// A connection that is behind and took nothing in so many looks is not waited for.
+const PATIENCE_LOOKS: u32 = 50;
+
+/// Connections that are worth a share of their own.
+const SHARE_CONNECTIONS: usize = 32;
+
+type Joined = Arc<Mutex<HashMap<ConnectionId, Connection>>>;
+
+/// The server, which listens nowhere yet.
+///
+/// A client whose queue is full is disconnected: it could not be told which messages it missed.
+pub fn server() -> Server {
+    let joined = Joined::default();
+    let (join, leave) = (Arc::clone(&joined), Arc::clone(&joined));
+    Server::builder()
+        .push_queue(PUSH_FRAMES_MAX, PUSH_BYTES_MAX)
+        .overflow(Overflow::Disconnect)
+        .handler(contract::SERVICE, contract::ECHO, |request: Request| std::future::ready(echo(&request)))
+        .handler(contract::SERVICE, contract::JOIN, move |request: Request| {
+            let connection = request.connection();
+            join.lock().insert(connection.id(), connection.clone());
+            std::future::ready(Reply::ok(""))
+        })
+        .handler(contract::SERVICE, contract::BROADCAST, move |request: Request| {
+            let joined = Arc::clone(&joined);
+            async move {
+                match request.payload().ok().and_then(|payload| BroadcastArgs::parse(&payload)) {
+                    None => Reply::error("the payload is not COUNT SIZE"),
+                    Some(args) => {
+                        let connections = joined.lock().values().cloned().collect();
+                        broadcast(connections, args).await
+                    }
+                }
+            }
+        })
+        .on_disconnect(move |connection, _| {
+            leave.lock().remove(&connection.id());
+        })
+        .build()
+}
+
+fn echo(request: &Request) -> Reply {
+    match request.payload() {
+        Ok(payload) => Reply::ok(payload),
+        Err(error) => Reply::error(error.to_string()),
+    }
+}
+
+/// Pushes to all, in shares; the reply comes when everything is queued.
+async fn broadcast(connections: Vec<Connection>, args: BroadcastArgs) -> Reply {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = connections.len().div_ceil(cores).max(SHARE_CONNECTIONS);
+    let mut shares = JoinSet::new();
+    for connections in connections.chunks(share) {
+        shares.spawn(broadcast_share(connections.to_vec(), args));
+    }
+    match shares.join_all().await.into_iter().find_map(Result::err) {
+        None => Reply::ok(""),
+        Some(error) => Reply::error(error),
+    }
+}
+
+async fn broadcast_share(connections: Vec<Connection>, args: BroadcastArgs) -> Result<(), String> {
+    let Some(limits) = connections.first().map(|connection| connection.limits().clone()) else {
+        return Ok(());
+    };
+    let metadata = Metadata::new();
+    let mut payload = vec![0; args.size];
+    let mut encode = || {
+        contract::stamp(&mut payload);
+        PushFrame::new(contract::SERVICE, contract::TICK, &metadata, &payload, &limits)
+    };
+    let mut pace = Pace::new(&connections);
+    let batch_frames = (BATCH_BYTES / args.size).clamp(1, BATCH_FRAMES);
+    let mut left = args.count;
+    while 0 < left {
+        let batch = batch_frames.min(left);
+        let frames: Result<Vec<_>, _> = (0..batch).map(|_| encode()).collect();
+        let _ = fan_out(&connections, &frames.map_err(|error| error.to_string())?);
+        left -= batch;
+        tokio::task::yield_now().await;
+        if 0 < left {
+            pace.wait().await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for those who are behind, but not for ever.
+struct Pace<'a>(Vec<Receiver<'a>>);
+
+struct Receiver<'a> {
+    connection: &'a Connection,
+    written_bytes: u64,
+    /// Looks at it since it last took a byte.
+    looks: u32,
+}
+
+impl<'a> Pace<'a> {
+    fn new(connections: &'a [Connection]) -> Self {
+        Self(connections.iter().map(|connection| Receiver { connection, written_bytes: 0, looks: 0 }).collect())
+    }
+
+    /// Done when nobody is behind but those who take nothing.
+    async fn wait(&mut self) {
+        loop {
+            let mut behind = false;
+            for receiver in &mut self.0 {
+                behind |= receiver.is_worth_waiting();
+            }
+            if !behind {
+                return;
+            }
+            tokio::time::sleep(PACE).await;
+        }
+    }
+}
+
+impl Receiver<'_> {
+    /// True if it is behind, and took something not long ago.
+    fn is_worth_waiting(&mut self) -> bool {
+        let stats = self.connection.stats();
+        let took = stats.written_bytes != self.written_bytes;
+        self.written_bytes = stats.written_bytes;
+        self.looks = if took { 0 } else { self.looks.saturating_add(1) };
+        BEHIND_BYTES < stats.push_bytes_waiting && self.looks < PATIENCE_LOOKS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bothways::{Client, ClientOptions, codec::Raw};
+    use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+    use super::*;
+
+    async fn join(address: &str) -> (Client, bothways::ServerMessages) {
+        let options = ClientOptions::new().message_queue_bounds(usize::MAX, usize::MAX);
+        let (client, messages) = Client::bidirectional(address, options).await.expect("connects");
+        client.call::<Raw>(contract::SERVICE, contract::JOIN, &Raw::from("")).await.expect("joins");
+        (client, messages)
+    }
+
+    #[tokio::test]
+    async fn a_call_comes_back_as_it_went() {
+        let listening = server().listen("tcp@127.0.0.1:0").await.expect("listens");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("connects");
+        let sent = Raw::from(vec![7; 581]);
+        assert_eq!(client.call::<Raw>(contract::SERVICE, contract::ECHO, &sent).await.expect("answers"), sent);
+        let wrong = client.call::<Raw>(contract::SERVICE, contract::BROADCAST, &Raw::from("1")).await;
+        assert!(wrong.expect_err("refused").to_string().contains("COUNT SIZE"));
+    }
+
+    /// One client never reads, and the broadcast is more than sockets hold: the others get all of it.
+    #[tokio::test]
+    async fn a_client_that_never_reads_hurts_nobody() {
+        let listening = server().listen("tcp@127.0.0.1:0").await.expect("listens");
+        let address = listening.address();
+        let mut stalled = TcpStream::connect(address.trim_start_matches("tcp@")).await.expect("connects");
+        let join_frame = bothways_proto::frame(
+            bothways_proto::Header::request(bothways_proto::Seq::new(1), bothways::SerializeType::RAW),
+            contract::SERVICE,
+            contract::JOIN,
+            &Metadata::new(),
+            b"",
+            &bothways::Limits::default(),
+        );
+        stalled.write_all(&join_frame.expect("small")).await.expect("writes");
+
+        let (client, mut first) = join(address).await;
+        let (_other, mut second) = join(address).await;
+        let args = BroadcastArgs { count: 2_000, size: 16 << 10 };
+        let payload = Raw::from(args.to_string());
+        client.call::<Raw>(contract::SERVICE, contract::BROADCAST, &payload).await.expect("is queued");
+        for messages in [&mut first, &mut second] {
+            let mut last = 0;
+            for _ in 0..args.count {
+                let payload = messages.next().await.expect("the connection stays").payload().expect("is plain");
+                let clock = contract::stamped(&payload).expect("a clock");
+                assert!(last <= clock && payload.len() == args.size);
+                last = clock;
+            }
+            assert_eq!(messages.dropped(), 0);
+        }
+    }
+}
