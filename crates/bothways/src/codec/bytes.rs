@@ -4,7 +4,7 @@
 //! MessagePack. With it the field travels as a MessagePack `bin` and as base64 text in JSON. It reads
 //! `bin`, `str`, arrays of numbers, base64 text and `nil`.
 //!
-//! For `Vec<u8>`, [`Bytes`], `Box<[u8]>`, `[u8; N]`, and any of them in an `Option` or a `Vec`. An array, as
+//! For `Vec<u8>`, [`Bytes`], `Box<[u8]>`, `[u8; N]`, also within `Option`, `Vec` and maps. An array, as
 //! in Go, is numbers in JSON, and one that comes too short is filled up with zeros. In a
 //! `#[bothways::message]` such fields travel this way by themselves. [`Bytes`] as a whole payload
 //! needs nothing: its serde already says that it is bytes.
@@ -30,7 +30,7 @@ use std::fmt;
 use ::bytes::Bytes;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
+    Deserializer, Serializer,
     de::{Error, SeqAccess, Visitor},
 };
 
@@ -50,22 +50,21 @@ pub fn deserialize<'de, T: ByteString, D: Deserializer<'de>>(deserializer: D) ->
     T::read(deserializer)
 }
 
-/// What can travel as a byte string, or as several.
-pub trait ByteString: Sized + sealed::Sealed {
+/// What can travel as a byte string, or as several. The library's own types have it; what its methods
+/// are called may change.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as a byte string",
+    note = "if it only has the same name, say `#[message(plain)]` on the field"
+)]
+pub trait ByteString: Sized {
     #[doc(hidden)]
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
     #[doc(hidden)]
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
 
-mod sealed {
-    pub trait Sealed {}
-}
-
 macro_rules! byte_strings {
     ($($type:ty),*) => {$(
-        impl sealed::Sealed for $type {}
-
         impl ByteString for $type {
             fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
@@ -85,8 +84,6 @@ macro_rules! byte_strings {
 
 byte_strings!(Vec<u8>, Bytes, Box<[u8]>);
 
-impl<const N: usize> sealed::Sealed for [u8; N] {}
-
 impl<const N: usize> ByteString for [u8; N] {
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() { serializer.collect_seq(self) } else { serializer.serialize_bytes(self) }
@@ -102,45 +99,7 @@ impl<const N: usize> ByteString for [u8; N] {
     }
 }
 
-impl<T: ByteString> sealed::Sealed for Option<T> {}
-
-impl<T: ByteString> ByteString for Option<T> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.as_ref().map(Written).serialize(serializer)
-    }
-
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Option::<Read<T>>::deserialize(deserializer)?.map(|read| read.0))
-    }
-}
-
-impl<T: ByteString> sealed::Sealed for Vec<T> {}
-
-impl<T: ByteString> ByteString for Vec<T> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.iter().map(Written))
-    }
-
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Vec::<Read<T>>::deserialize(deserializer)?.into_iter().map(|read| read.0).collect())
-    }
-}
-
-struct Written<'a, T>(&'a T);
-
-impl<T: ByteString> Serialize for Written<'_, T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.write(serializer)
-    }
-}
-
-struct Read<T>(T);
-
-impl<'de, T: ByteString> Deserialize<'de> for Read<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::read(deserializer).map(Self)
-    }
-}
+super::field::within_containers!(ByteString);
 
 struct Octets {
     text_is_base64: bool,

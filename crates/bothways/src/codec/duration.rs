@@ -1,7 +1,7 @@
 //! Go's `time.Duration` for serde fields: `#[serde(with = "bothways::codec::duration")]`.
 //!
 //! A [`Duration`] travels as an integer: nanoseconds, signed, 64 bits. That is 292 years; a longer one
-//! is an error, and so is a negative one that a peer sent. For `Duration` and `Option<Duration>`. In a
+//! is an error, and so is a negative one that a peer sent. For `Duration`, also within `Option`, `Vec` and maps. In a
 //! `#[bothways::message]` such fields travel this way by themselves.
 //!
 //! ```
@@ -36,18 +36,17 @@ pub fn deserialize<'de, T: Nanoseconds, D: Deserializer<'de>>(deserializer: D) -
     T::read(deserializer)
 }
 
-/// [`Duration`], or an `Option` of it.
-pub trait Nanoseconds: Sized + sealed::Sealed {
+/// [`Duration`], also within containers. The library's own types have it; what its methods are called
+/// may change.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as a duration of Go",
+    note = "if it only has the same name, say `#[message(plain)]` on the field"
+)]
+pub trait Nanoseconds: Sized {
     #[doc(hidden)]
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
     #[doc(hidden)]
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Duration {}
-    impl Sealed for Option<super::Duration> {}
 }
 
 impl Nanoseconds for Duration {
@@ -56,21 +55,12 @@ impl Nanoseconds for Duration {
     }
 
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // An absent value: what `nil` is in Go.
-        Ok(Option::read(deserializer)?.unwrap_or_default())
+        let nanoseconds: Option<i64> = Option::deserialize(deserializer)?;
+        from_nanoseconds(nanoseconds.unwrap_or_default())
     }
 }
 
-impl Nanoseconds for Option<Duration> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.map(to_nanoseconds::<S::Error>).transpose()?.serialize(serializer)
-    }
-
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let nanoseconds = Option::<i64>::deserialize(deserializer)?;
-        nanoseconds.map(from_nanoseconds).transpose()
-    }
-}
+super::field::within_containers!(Nanoseconds);
 
 fn to_nanoseconds<E: ser::Error>(duration: Duration) -> Result<i64, E> {
     i64::try_from(duration.as_nanos()).map_err(|_| E::custom("a duration of more than 292 years"))

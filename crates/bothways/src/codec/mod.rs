@@ -69,6 +69,7 @@ use ::bytes::Bytes;
 
 pub mod bytes;
 pub mod duration;
+mod field;
 #[cfg(feature = "json")]
 mod json;
 mod lenient;
@@ -128,6 +129,11 @@ pub use self::{
 /// assert_eq!(Shout("hey".into()).encode(SHOUT)?, "HEY");
 /// # Ok::<(), CodecError>(())
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the payload of a message",
+    label = "is no `Payload`",
+    note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs"
+)]
 pub trait Payload: Sized + Send {
     /// The serialize type this value travels in when the caller would like `preferred`: that one if
     /// it can, else its own.

@@ -2,8 +2,8 @@
 //!
 //! A [`SystemTime`] travels as MessagePack's timestamp (extension type -1, in its 4, 8 or 12 bytes) and
 //! as RFC 3339 text in JSON, in UTC. It reads those, the text in MessagePack too, and `nil`, which is
-//! Go's [zero time](go_zero). For `SystemTime` and `Option<SystemTime>`. In a `#[bothways::message]` such
-//! fields travel this way by themselves.
+//! Go's [zero time](go_zero). For `SystemTime`, also within `Option`, `Vec` and maps. In a
+//! `#[bothways::message]` such fields travel this way by themselves.
 //!
 //! ```
 //! use bothways::{Payload, SerializeType};
@@ -67,18 +67,17 @@ pub fn go_zero() -> SystemTime {
     UNIX_EPOCH.checked_sub(Duration::from_secs(GO_ZERO_TO_EPOCH_SECONDS)).unwrap_or(UNIX_EPOCH)
 }
 
-/// [`SystemTime`], or an `Option` of it.
-pub trait GoTime: Sized + sealed::Sealed {
+/// [`SystemTime`], also within containers. The library's own types have it; what its methods are called
+/// may change.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as a time of Go",
+    note = "if it only has the same name, say `#[message(plain)]` on the field"
+)]
+pub trait GoTime: Sized {
     #[doc(hidden)]
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
     #[doc(hidden)]
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::SystemTime {}
-    impl Sealed for Option<super::SystemTime> {}
 }
 
 impl GoTime for SystemTime {
@@ -94,23 +93,11 @@ impl GoTime for SystemTime {
     }
 
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let time = deserializer.deserialize_any(TimeVisitor)?;
-        Ok(time.unwrap_or_else(go_zero))
-    }
-}
-
-impl GoTime for Option<SystemTime> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Some(time) => time.write(serializer),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(TimeVisitor)
     }
 }
+
+super::field::within_containers!(GoTime);
 
 /// The data of an extension.
 struct Data<'a>(&'a [u8]);
@@ -124,18 +111,18 @@ impl Serialize for Data<'_> {
 struct TimeVisitor;
 
 impl<'de> Visitor<'de> for TimeVisitor {
-    type Value = Option<SystemTime>;
+    type Value = SystemTime;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a time: a MessagePack timestamp or RFC 3339 text")
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(go_zero())
     }
 
     fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(go_zero())
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -145,7 +132,7 @@ impl<'de> Visitor<'de> for TimeVisitor {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
         let instant = Instant::from_rfc3339(text);
         let time = instant.and_then(Instant::time);
-        time.map(Some).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+        time.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
     }
 
     /// How an extension comes out of the MessagePack decoder: a newtype of its type and its data.
@@ -161,7 +148,7 @@ impl<'de> Visitor<'de> for TimeVisitor {
         }
         let instant = Instant::from_extension(&data.0);
         let time = instant.and_then(Instant::time);
-        time.map(Some).ok_or_else(|| de::Error::invalid_value(de::Unexpected::Bytes(&data.0), &self))
+        time.ok_or_else(|| de::Error::invalid_value(de::Unexpected::Bytes(&data.0), &self))
     }
 }
 

@@ -1,0 +1,78 @@
+//! What the modules for serde's `with` share: a way to travel that is not the type's own, also within
+//! an `Option`, a `Vec` or a map.
+
+/// Gives a trait of the shape `write`, `read` the containers of values that have it.
+macro_rules! within_containers {
+    ($trait:ident) => {
+        impl<T: $trait> $trait for Option<T> {
+            fn write<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serde::Serialize::serialize(&self.as_ref().map(Written), serializer)
+            }
+
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let read: Option<Read<T>> = serde::Deserialize::deserialize(deserializer)?;
+                Ok(read.map(|read| read.0))
+            }
+        }
+
+        impl<T: $trait> $trait for Vec<T> {
+            fn write<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_seq(self.iter().map(Written))
+            }
+
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let read: Vec<Read<T>> = serde::Deserialize::deserialize(deserializer)?;
+                Ok(read.into_iter().map(|read| read.0).collect())
+            }
+        }
+
+        impl<K, T, H> $trait for std::collections::HashMap<K, T, H>
+        where
+            K: serde::Serialize + serde::de::DeserializeOwned + Eq + std::hash::Hash,
+            T: $trait,
+            H: std::hash::BuildHasher + Default,
+        {
+            fn write<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.iter().map(|(key, value)| (key, Written(value))))
+            }
+
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let read: std::collections::HashMap<K, Read<T>> = serde::Deserialize::deserialize(deserializer)?;
+                Ok(read.into_iter().map(|(key, read)| (key, read.0)).collect())
+            }
+        }
+
+        impl<K, T> $trait for std::collections::BTreeMap<K, T>
+        where
+            K: serde::Serialize + serde::de::DeserializeOwned + Ord,
+            T: $trait,
+        {
+            fn write<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.iter().map(|(key, value)| (key, Written(value))))
+            }
+
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let read: std::collections::BTreeMap<K, Read<T>> = serde::Deserialize::deserialize(deserializer)?;
+                Ok(read.into_iter().map(|(key, read)| (key, read.0)).collect())
+            }
+        }
+
+        struct Written<'a, T>(&'a T);
+
+        impl<T: $trait> serde::Serialize for Written<'_, T> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.0.write(serializer)
+            }
+        }
+
+        struct Read<T>(T);
+
+        impl<'de, T: $trait> serde::Deserialize<'de> for Read<T> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                T::read(deserializer).map(Self)
+            }
+        }
+    };
+}
+
+pub(super) use within_containers;
