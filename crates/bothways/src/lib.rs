@@ -21,4 +21,18 @@ pub use self::{
     router::{Router, Service},
     server::{Server, ServerBuilder},
 };
+#[cfg(feature = "macros")]
+pub use bothways_macros::{message, service};
 pub use bothways_proto::{Limits, Metadata, SerializeType};
+
+/// For what the macros generate. Not for use.
+#[doc(hidden)]
+#[cfg(feature = "macros")]
+pub mod __private {
+    pub use serde;
+
+    /// The default of an array of bytes of any length.
+    pub fn zeros<const N: usize>() -> [u8; N] {
+        [0; N]
+    }
+}

@@ -1,1 +1,210 @@
-//! Placeholder until the first module lands.
+//! The attribute macros of Bothways. Use them through `bothways`, feature `macros`.
+//!
+//! This file has only the entry points. [`service`] goes through `parse.rs` (what the attribute and the
+//! item say), `check.rs` (which methods go over the wire, and what is wrong with the others), and then both
+//! `stub.rs` (the calling side) and `serve.rs` (the answering side). [`message`] is `message.rs`.
+
+mod check;
+mod message;
+mod parse;
+mod serve;
+mod stub;
+
+use proc_macro::TokenStream;
+use quote::quote;
+
+/// Makes a service of a trait or of an `impl` block: something to register, and a stub to call it with.
+///
+/// # On a trait
+///
+/// The trait is what both ends share. For a trait `Arith` there come into being, with its visibility:
+///
+/// - `ArithService<T>(pub T)`, a `bothways::Service` over any `T: Arith`; the trait's own method
+///   `into_service` makes one.
+/// - `ArithClient<C>`, the stub, over any `C: bothways::Caller`: a client, or a server's connection to one
+///   of its clients. `mul(&args)` returns the reply; `mul_with(&args, options)` takes
+///   `bothways::CallOptions` and returns a `bothways::Response` with the reply's metadata.
+///
+/// ```
+/// use bothways::{CallError, Caller, Context};
+///
+/// #[bothways::message]
+/// pub struct Args {
+///     a: i64,
+///     b: i64,
+/// }
+///
+/// #[bothways::message]
+/// pub struct Product {
+///     c: i64,
+/// }
+///
+/// #[bothways::service]
+/// pub trait Arith {
+///     /// Multiplies.
+///     async fn mul(&self, args: Args) -> Result<Product, String>;
+///
+///     /// A push: whoever sends it waits for nothing.
+///     async fn note(&self, cx: &mut Context, text: String);
+/// }
+///
+/// struct Calculator;
+///
+/// impl Arith for Calculator {
+///     async fn mul(&self, args: Args) -> Result<Product, String> {
+///         args.a.checked_mul(args.b).map(|c| Product { c }).ok_or("too large".to_owned())
+///     }
+///
+///     async fn note(&self, cx: &mut Context, text: String) {
+///         println!("{:?} says {text}", cx.connection());
+///     }
+/// }
+///
+/// let router = bothways::Router::new().service(Calculator.into_service());
+///
+/// async fn square(caller: impl Caller, a: i64) -> Result<i64, CallError> {
+///     let arith = ArithClient::new(caller);
+///     Ok(arith.mul(&Args { a, b: a }).await?.c)
+/// }
+/// ```
+///
+/// The trait gets the supertraits `Send + Sync + 'static`, and its futures are `Send`, so that handlers
+/// can run on any thread. Implementations write plain `async fn`. A method may have a default body.
+///
+/// # On an `impl` block
+///
+/// For when the answering side is one type: the type itself becomes the `bothways::Service`, beside the
+/// same stub, which is `pub`.
+///
+/// ```
+/// struct Echo;
+///
+/// #[bothways::service]
+/// impl Echo {
+///     async fn echo(&self, text: String) -> Result<String, String> {
+///         Ok(text)
+///     }
+///
+///     #[rpc(skip)]
+///     async fn tidy_up(&self) {}
+///
+///     fn new() -> Self {
+///         Self
+///     }
+/// }
+///
+/// let router = bothways::Router::new().service(Echo::new());
+/// assert_eq!(router.routes(), [("Echo".to_owned(), "Echo".to_owned())]);
+/// ```
+///
+/// **Every `async fn` with `&self` is offered to peers, `pub` or not**, unless it says `#[rpc(skip)]`.
+/// Functions that are not async, or have no `self`, are left alone.
+///
+/// # What a method looks like
+///
+/// `async fn name(&self, cx: &mut Context, args: Args) -> Result<Reply, Error>`, where the context and the
+/// arguments may each be left out. `Args` and `Reply` are `bothways::Payload`s, taken and given by value;
+/// `Error` is whatever has `Display`: its text goes to the caller. rpcx has one value each way: for more,
+/// use a struct.
+///
+/// Without a return type, or with `#[rpc(push)]` and `Result<(), Error>`, a method is a push: the stub
+/// sends it oneway and returns as soon as it is queued, with a `bothways::PushError` if it was not.
+///
+/// # Names on the wire
+///
+/// As in Go, a service is called what the trait or type is called, and a method what the function is
+/// called, in PascalCase: `mul` is `Mul`, `find_user` is `FindUser`.
+///
+/// | attribute | on | meaning |
+/// |---|---|---|
+/// | `#[service(name = "...")]` | trait, impl | another service path |
+/// | `#[service(crate = "...")]` | trait, impl | where `bothways` is, if not at `::bothways` |
+/// | `#[rpc(name = "...")]` | method | another method name |
+/// | `#[rpc(push)]` | method | oneway, though it returns a `Result` |
+/// | `#[rpc(skip)]` | method of an impl | not offered to peers |
+///
+/// A stub made with `ArithClient::at(caller, "Other")` calls the same methods under another service path.
+#[proc_macro_attribute]
+pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let (mut service, mut errors) = match parse::service(attribute.into(), item.into()) {
+        Ok(parsed) => parsed,
+        Err(error) => return error.into_compile_error().into(),
+    };
+    let methods = check::methods(&mut service, &mut errors);
+    if let Some(errors) = errors.combined() {
+        // The item as it was, so that what uses it does not fail too.
+        let (errors, item) = (errors.into_compile_error(), service.item);
+        return quote!(#item #errors).into();
+    }
+    let stub = stub::stub(&service, &methods);
+    let serve = serve::serve(&service, &methods);
+    let item = serve::item(service);
+    quote!(#item #serve #stub).into()
+}
+
+/// Makes a struct or an enum a payload that Go reads and writes as its own.
+///
+/// ```
+/// use bytes::Bytes;
+/// use std::time::{Duration, SystemTime};
+///
+/// #[bothways::message]
+/// #[derive(Clone, Debug, Default, PartialEq)]
+/// struct User {
+///     #[message(rename = "ID")]
+///     id: u64,
+///     full_name: String, // "FullName"
+///     avatar: Vec<u8>,
+///     friends: Vec<String>,
+/// }
+///
+/// #[bothways::message]
+/// struct Event {
+///     at: SystemTime,
+///     took: Duration,
+///     user: Option<User>,
+///     #[message(required)]
+///     kind: Kind,
+/// }
+///
+/// #[bothways::message]
+/// enum Kind {
+///     LoggedIn,
+///     Bought { price: f64 },
+/// }
+///
+/// # use bothways::{Payload, SerializeType};
+/// // As Go sends it: a nil slice is nil, an unset field may be missing.
+/// let wire = b"\x82\xa2ID\x07\xa7Friends\xc0";
+/// let user = User::decode(SerializeType::MSGPACK, Bytes::from_static(wire))?;
+/// assert_eq!(user, User { id: 7, ..User::default() });
+/// # Ok::<(), bothways::codec::CodecError>(())
+/// ```
+///
+/// # What it does
+///
+/// - Derives serde's `Serialize` and `Deserialize`, and nothing else: `Clone`, `Debug`, `Default` and the
+///   like are yours to derive. Your crate needs no dependency on serde, and `#[serde(...)]` works as ever.
+/// - Field names become Go's: `full_name` is `FullName`. Go writes initials in capitals, which nothing here can
+///   guess: `id` is `Id` unless you say `#[message(rename = "ID")]` (or `#[serde(rename = "ID")]`). A
+///   `#[serde(rename_all = "...")]` on the type replaces the rule. Names of variants stay.
+/// - A field that is missing, or `nil` (`null`), becomes its type's `Default`, as in Go. So the types of fields
+///   need `Default`; where there is none, or a missing field shall be an error, write `#[message(required)]`.
+/// - `Vec<u8>`, `Bytes`, `Box<[u8]>` and `[u8; N]` travel as `[]byte`, `SystemTime` as `time.Time`, and
+///   `Duration` as `time.Duration`, also within `Option`, `Vec`, `HashMap` and `BTreeMap`. They are told by their
+///   name; for a type of your own with such a name write `#[message(plain)]`. A field with a
+///   `#[serde(with = "...")]` (or one of its halves) keeps it.
+///
+/// Go has no enums with data: an enum here travels as serde writes it, a variant without data as its name,
+/// another as a map of one entry, and is for peers that speak Rust.
+///
+/// | attribute | on | meaning |
+/// |---|---|---|
+/// | `#[message(crate = "...")]` | type | where `bothways` is, if not at `::bothways` |
+/// | `#[message(rename = "...")]` | field, variant | another name on the wire |
+/// | `#[message(required)]` | field | missing is an error, and so is `nil` where the type has no zero for it |
+/// | `#[message(plain)]` | field | no helper for Go's types |
+#[proc_macro_attribute]
+pub fn message(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    message::message(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}

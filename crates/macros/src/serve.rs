@@ -1,0 +1,146 @@
+//! The answering side: the item itself, made fit for many threads, and a `Service` over it.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote, quote_spanned};
+use syn::{ReturnType, TraitItem, spanned::Spanned};
+
+use crate::{
+    check::{Answer, Method},
+    parse::{Item, Service},
+};
+
+/// The item as the user wrote it, except that a trait's futures are `Send`.
+pub(crate) fn item(service: Service) -> TokenStream {
+    let wrapper = format_ident!("{}Service", service.ident);
+    let mut item = match service.item {
+        Item::Impl(item) => return quote!(#item),
+        Item::Trait(item) => item,
+    };
+    item.colon_token.get_or_insert_default();
+    item.supertraits.push(syn::parse_quote!(::core::marker::Send));
+    item.supertraits.push(syn::parse_quote!(::core::marker::Sync));
+    item.supertraits.push(syn::parse_quote!('static));
+    for function in &mut item.items {
+        let TraitItem::Fn(function) = function else {
+            continue;
+        };
+        function.sig.asyncness = None;
+        let output = match &function.sig.output {
+            ReturnType::Default => quote!(()),
+            ReturnType::Type(_, ty) => quote!(#ty),
+        };
+        function.sig.output =
+            syn::parse_quote!(-> impl ::core::future::Future<Output = #output> + ::core::marker::Send);
+        if let Some(body) = &function.default {
+            function.default = Some(syn::parse_quote!({ async move #body }));
+            function.attrs.push(syn::parse_quote!(#[allow(clippy::manual_async_fn)]));
+        }
+    }
+    item.items.push(syn::parse_quote! {
+        /// Ready to be registered with a router, a server or a client.
+        fn into_service(self) -> #wrapper<Self>
+        where
+            Self: ::core::marker::Sized,
+        {
+            #wrapper(self)
+        }
+    });
+    quote!(#item)
+}
+
+/// The implementation of `Service`, on a wrapper if the item is a trait.
+pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
+    let Service { krate, ident, path, item } = service;
+    let count = methods.len();
+    let (wrapper, header, inner, target) = match item {
+        Item::Trait(item) => {
+            let (visibility, wrapper) = (&item.vis, format_ident!("{ident}Service"));
+            let docs = format!("A [`{ident}`], ready to be registered.");
+            let wrapper_item = quote! {
+                #[doc = #docs]
+                #[derive(Clone, Debug)]
+                #[allow(dead_code, unreachable_pub)]
+                #visibility struct #wrapper<T>(pub T);
+            };
+            let header = quote!(impl<T: #ident> #krate::Service for #wrapper<T>);
+            (Some(wrapper_item), header, quote!(self.0), quote!(<T as #ident>))
+        }
+        Item::Impl(item) => {
+            let ty = &item.self_ty;
+            (None, quote!(impl #krate::Service for #ty), quote!(self), quote!(<#ty>))
+        }
+    };
+    let methods = methods.iter().map(|method| {
+        let (cfgs, wire_name) = (&method.cfgs, &method.wire_name);
+        let handler = handler(service, method, &target);
+        quote! {
+            #(#cfgs)*
+            methods.push((#wire_name, #handler));
+        }
+    });
+    quote! {
+        #wrapper
+
+        #[allow(deprecated)]
+        #header {
+            fn name(&self) -> &str {
+                #path
+            }
+
+            fn into_methods(self) -> ::std::vec::Vec<(&'static str, #krate::handler::BoxHandler)> {
+                #[allow(unused_variables)]
+                let service = ::std::sync::Arc::new(#inner);
+                #[allow(unused_mut)]
+                let mut methods = ::std::vec::Vec::with_capacity(#count);
+                #(#methods)*
+                methods
+            }
+        }
+    }
+}
+
+fn handler(service: &Service, method: &Method, target: &TokenStream) -> TokenStream {
+    let krate = &service.krate;
+    let ident = &method.ident;
+    let unit = syn::parse_quote!(());
+    let argument_ty = method.argument.as_ref().map_or(&unit, |argument| &argument.ty);
+    // At the type's own place, so that "is not a `Payload`" is said there.
+    let typed = quote_spanned!(argument_ty.span()=> #krate::Request::into_typed::<#argument_ty>(request));
+    let context = method.context.then(|| quote!(&mut context,));
+    let argument = method.argument.is_some().then(|| quote!(argument));
+    let call = quote!(#target::#ident(&*service, #context #argument).await);
+    // The call borrows the context that `into_reply` takes, so it is a statement of its own.
+    let outcome = match &method.answer {
+        Answer::Nothing { fallible: false } => quote! {{
+            #call;
+            #krate::Context::into_reply(context, ::std::result::Result::<(), ::std::convert::Infallible>::Ok(()))
+        }},
+        Answer::Reply(reply) => {
+            let into_reply = quote_spanned!(reply.span()=> #krate::Context::into_reply::<#reply, _>);
+            quote! {{
+                let outcome = #call;
+                #into_reply(context, outcome)
+            }}
+        }
+        Answer::Nothing { fallible: true } => quote! {{
+            let outcome = #call;
+            #krate::Context::into_reply::<(), _>(context, outcome)
+        }},
+    };
+    quote! {
+        #krate::handler::BoxHandler::new({
+            let service = ::std::sync::Arc::clone(&service);
+            move |request: #krate::Request| {
+                let service = ::std::sync::Arc::clone(&service);
+                async move {
+                    #[allow(unused_mut, unused_variables)]
+                    let (mut context, argument) = match #typed {
+                        ::std::result::Result::Ok(typed) => typed,
+                        ::std::result::Result::Err(refusal) => return refusal,
+                    };
+                    #outcome
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,21 @@
+#[bothways::message]
+fn function() {}
+
+#[bothways::message(rename_all = "camelCase")]
+struct Container {
+    a: u8,
+}
+
+#[bothways::message]
+struct Attributes {
+    #[message(name = "b")]
+    a: u8,
+}
+
+#[bothways::message]
+enum Variants {
+    #[message(required)]
+    A,
+}
+
+fn main() {}
