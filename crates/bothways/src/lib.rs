@@ -7,6 +7,7 @@ pub mod connection;
 pub mod error;
 pub mod handler;
 pub mod layer;
+mod reply;
 pub mod router;
 pub mod server;
 pub mod transport;

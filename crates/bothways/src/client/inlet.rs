@@ -11,7 +11,8 @@ use super::messages::{MessageQueue, ServerMessages};
 use crate::{
     connection::{Answer, Connection, Inlet},
     error::CloseReason,
-    handler::{BoxFuture, Request},
+    handler::Request,
+    reply::BoxFuture,
     router::{Router, no_route},
 };
 

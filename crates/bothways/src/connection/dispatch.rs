@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{Connection, Lane};
 use crate::{
     error::{CloseReason, ErrorCode},
-    handler::{BoxFuture, Reply},
+    reply::{BoxFuture, Reply},
 };
 
 /// What the layer above makes of what a connection receives.

@@ -51,7 +51,7 @@ use self::{
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError},
-    handler::Reply,
+    reply::Reply,
     transport::{AnySocket, Socket},
 };
 

@@ -11,8 +11,9 @@ use crate::{
     codec::Payload,
     connection::{Connection, Load, Overflow, Settings},
     error::CloseReason,
-    handler::{BoxFuture, Handler},
+    handler::Handler,
     layer::Layer,
+    reply::BoxFuture,
     router::{Router, Service, WhitelistError},
     transport::ListenOptions,
 };

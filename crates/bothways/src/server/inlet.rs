@@ -9,7 +9,8 @@ use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, token};
 use crate::{
     connection::{Answer, Connection, Inlet},
     error::{CloseReason, ErrorCode},
-    handler::{BoxFuture, Reply, Request},
+    handler::Request,
+    reply::{BoxFuture, Reply},
     router::no_route,
 };
 

@@ -1,0 +1,86 @@
+//! What goes back to the caller of a request, and the future that will give it.
+//!
+//! Below the connection, which sends replies, and below the handlers, which make them.
+
+use std::{future::Future, pin::Pin};
+
+use bothways_proto::{Metadata, SerializeType, keys};
+use bytes::Bytes;
+
+use crate::{codec::Payload, error::ErrorCode};
+
+/// A future on the heap.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// What goes back to the caller.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub(crate) outcome: Result<Bytes, Failure>,
+    pub(crate) metadata: Metadata,
+    /// `None`: the request's.
+    pub(crate) serialize: Option<SerializeType>,
+    /// The connection ends behind this reply.
+    pub(crate) then_close: bool,
+}
+
+/// An error on its way to the caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) text: String,
+    pub(crate) code: Option<ErrorCode>,
+}
+
+impl Reply {
+    /// Success, with these bytes in the request's codec.
+    pub fn ok(payload: impl Into<Bytes>) -> Self {
+        Self { outcome: Ok(payload.into()), metadata: Metadata::new(), serialize: None, then_close: false }
+    }
+
+    /// Success, with this value. A type that cannot travel in the request's codec travels in its own.
+    pub fn encode<T: Payload>(value: &T, request: SerializeType) -> Self {
+        let serialize = T::serialize_type(request);
+        match value.encode(serialize) {
+            Ok(payload) => Self { serialize: Some(serialize), ..Self::ok(payload) },
+            Err(error) => Self::error(format!("cannot encode the reply: {error}")),
+        }
+    }
+
+    /// An error: the text goes to the caller as `__rpcx_error__`.
+    pub fn error(text: impl Into<String>) -> Self {
+        Self { outcome: Err(Failure { text: text.into(), code: None }), ..Self::ok(Bytes::new()) }
+    }
+
+    /// A refusal, with a code that a Bothways caller can branch on.
+    pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { outcome: Err(Failure { text: text.into(), code: Some(code) }), ..Self::ok(Bytes::new()) }
+    }
+
+    /// The same reply with these pairs beside it; pairs that it has already stay.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata.merge_missing(&metadata);
+        self
+    }
+
+    /// True unless it is an error.
+    pub fn is_ok(&self) -> bool {
+        self.outcome.is_ok()
+    }
+
+    /// The text of an error.
+    pub fn error_text(&self) -> Option<&str> {
+        self.outcome.as_ref().err().map(|failure| failure.text.as_str())
+    }
+
+    /// The pairs that travel: the handler's, and the error's.
+    pub(crate) fn wire_metadata(&self) -> Metadata {
+        let mut metadata = self.metadata.clone();
+        if let Err(failure) = &self.outcome {
+            metadata.insert(keys::ERROR, &failure.text);
+            if let Some(code) = failure.code {
+                metadata.insert(keys::ERROR_CODE, code.name());
+            }
+        }
+        metadata
+    }
+}
