@@ -43,7 +43,7 @@ use crate::{
 /// use bothways::{Client, ClientOptions};
 ///
 /// let client = Client::connect("tcp@127.0.0.1:8972", ClientOptions::new()).await?;
-/// let upper: String = client.call("Text", "Upper", &"abcde").await?;
+/// let upper: String = client.call("Text", "Upper", &"abcde".to_owned()).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
