@@ -66,9 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let order = |to: &str, amount| Transfer { to: to.to_owned(), amount };
     println!("{}", asked.transfer(&order("bob", 10)).await?);
-    for (bank, order) in
-        [(&asked, order("bob", 1000)), (&asked, order("nobody", 10)), (&plain, order("bob", 10))]
-    {
+    for (bank, order) in [(&asked, order("bob", 1000)), (&asked, order("nobody", 10)), (&plain, order("bob", 10))] {
         println!("{}", bank.transfer(&order).await.expect_err("these are refused"));
     }
     Ok(())

@@ -1,4 +1,27 @@
 //! RPC in which a server calls its clients as easily as clients call the server.
+//!
+//! On the wire it is Go's rpcx: Go services and clients work with it unchanged, in both directions.
+//!
+//! | to | begin at |
+//! |---|---|
+//! | offer services | [`Server::builder`], [`service`](macro@service) |
+//! | call one server | [`Client::connect`]; many: `XClient` |
+//! | hear what a server sends unasked | [`Client::bidirectional`], or typed: [`Client::with_handlers`] |
+//! | send to a client unasked | [`Context::connection`], [`Connection::send_message`], [`Server::broadcast`] |
+//! | call a client and get its answer | a generated stub over its [`Connection`]: it is a [`Caller`] |
+//! | know what a failed call may have done | [`CallError::is_safe_to_retry`] |
+//! | bound what peers can cost | [`Limits`], [`ServerBuilder`], [`ClientOptions`] |
+//!
+//! # Features
+//!
+//! `macros`, `json` and `tls` are on by default; `protobuf`, `thrift` and `testing` are not. A feature adds
+//! to what is there and changes nothing.
+//!
+//! # What dropping a future leaves behind
+//!
+//! A call's future gives the call up: its place in the table of pending calls is free at once, its late
+//! reply is dropped, and a peer that understands it is told to drop the handler. A stream's `next` loses
+//! nothing. A push that waits for room sends nothing. Everything else says so where it differs.
 
 pub mod caller;
 pub mod client;
@@ -37,3 +60,8 @@ pub mod __private {
         [0; N]
     }
 }
+
+/// The code of the README, so that it compiles.
+#[cfg(all(doctest, feature = "macros"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
