@@ -1,2 +1,88 @@
-//! The program `bothways`.
-fn main() {}
+//! The program `bothways`: shows the framework, and calls, watches, measures and serves rpcx services.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `args.rs` | what was typed |
+//! | `plan.rs` | what is meant: methods, times, sizes, payloads, tokens |
+//! | `peer.rs` | how a command connects |
+//! | `failure.rs` | what goes wrong, in words and as an exit code |
+//! | `term.rs` | what a terminal is shown: colours, safe text, times |
+//! | `value.rs` | JSON ↔ MessagePack, and payloads for people |
+//! | `demo.rs` | the whole framework in one process, step by step, each step checked |
+//! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
+//! | `call.rs`, `listen.rs` | one command each |
+//! | `latency.rs` | how long things took |
+
+mod args;
+mod call;
+mod demo;
+mod failure;
+mod latency;
+mod listen;
+mod peer;
+mod plan;
+mod serve;
+mod service;
+mod term;
+mod value;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::{
+    args::{Args, Command},
+    failure::{Exit, Failure},
+};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    log_to_stderr(args.verbose);
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Usage, format!("cannot start the runtime: {error}")))
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(args.command));
+            // A read of standard input that nobody waits for any more must not hold up the end.
+            runtime.shutdown_background();
+            done
+        });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.tell();
+            failure.exit_code()
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Call(args) => call::run(args).await,
+        Command::Listen(args) => listen::run(args).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "bothways", &mut script);
+            term::Out::new().bytes(&script)
+        }
+    }
+}
+
+/// What the library logs, as far as it is asked for: `-v`, or `RUST_LOG`.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(term::Paint::stderr().is_on())
+        .init();
+}

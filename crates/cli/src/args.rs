@@ -1,0 +1,222 @@
+//! What was typed.
+
+use std::{path::PathBuf, time::Duration};
+
+use bothways::transport::Address;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{
+    failure::EXIT_CODES,
+    peer::PeerArgs,
+    plan::{self, Method, Pair, Source},
+};
+
+/// Calls, watches, measures and serves rpcx services, in both directions.
+#[derive(Debug, Parser)]
+#[command(name = "bothways", version, propagate_version = true, after_help = START)]
+pub(crate) struct Args {
+    /// Log what the library does, on standard error; -vv logs more. RUST_LOG says it in detail
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const START: &str = "\
+Start here:
+  bothways demo                       everything in one process, in a few seconds
+  bothways serve                      a server to try with, on 127.0.0.1:8972
+  bothways listen 127.0.0.1:8972 --call Arith.Mul '{\"A\":10,\"B\":20}'
+                                      call it, and see what it pushes
+
+Exit codes: 0 fine, 1 the peer answered with an error, 2 something typed is wrong, 3 not connected
+or connection lost, 4 no answer in time. NO_COLOR turns colours off.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show it all in one process: calls both ways, pushes, a lost connection, a client that stalls
+    Demo(DemoArgs),
+    /// Serve the demo services: Arith, Echo and Bench
+    Serve(ServeArgs),
+    /// Call a method with arguments in JSON, and print the reply as JSON
+    Call(CallArgs),
+    /// Print what a server pushes
+    Listen(ListenArgs),
+    /// Print a script that completes commands and options in a shell
+    #[command(after_help = "Example:\n  source <(bothways completions bash)")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn help(examples: &str) -> String {
+    format!("Examples:\n{}\n\n{EXIT_CODES}", examples.trim_end())
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways demo
+  bothways demo --clients 50 --seconds 4
+
+Every step is checked: the exit code is 1 if one of them did not happen."))]
+pub(crate) struct DemoArgs {
+    /// Clients that connect
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=200))]
+    pub(crate) clients: u16,
+
+    /// How long the server pushes while one client stalls
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways serve
+  bothways serve tcp@127.0.0.1:0 --push-every 250ms
+  ADMIN_TOKEN=... bothways serve --admin-token-env ADMIN_TOKEN
+
+Every caller of Arith is remembered, and gets the push `abcde` each second as
+test_service_path.test_service_method. Ctrl-C or SIGTERM stops in good order; a second one at once."))]
+pub(crate) struct ServeArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(value_name = "ADDR", default_value = "tcp@127.0.0.1:8972")]
+    pub(crate) address: Address,
+
+    /// How often those who called Arith get a push
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::duration)]
+    pub(crate) push_every: Duration,
+
+    /// Time for running calls, and for what waits to be written, when stopping
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
+    pub(crate) grace: Duration,
+
+    /// Ask clients for this token (__AUTH): the environment variable that holds it
+    #[arg(long, value_name = "VAR")]
+    pub(crate) auth_token_env: Option<String>,
+
+    /// Open the admin service to whoever has this token: the environment variable that holds it
+    #[arg(long, value_name = "VAR")]
+    pub(crate) admin_token_env: Option<String>,
+
+    /// Open the admin service to whoever has this token: the file that holds it
+    #[arg(long, value_name = "FILE", conflicts_with = "admin_token_env")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+}
+
+/// How arguments travel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Codec {
+    Msgpack,
+    Json,
+    /// The bytes as they are
+    Raw,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways call 127.0.0.1:8972 Arith.Mul '{\"A\":10,\"B\":20}'
+  bothways call 127.0.0.1:8972 Arith.Mul @args.json --timeout 500ms --meta trace=abc
+  echo '{\"A\":10,\"B\":20}' | bothways call 127.0.0.1:8972 Arith.Mul - --codec json
+  bothways call 127.0.0.1:8972 Bench.Echo hello --codec raw --repeat 1000
+  TOKEN=... bothways call 127.0.0.1:8972 Arith.Mul '{\"A\":1,\"B\":2}' --auth-env TOKEN
+
+Bytes (Go's []byte) are written {\"$bytes\":\"<base64>\"}, in arguments and in replies."))]
+pub(crate) struct CallArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+
+    /// What to call; the last dot separates service and method
+    #[arg(value_name = "SERVICE.METHOD")]
+    pub(crate) method: Method,
+
+    /// The arguments: JSON, or @FILE, or - for standard input [default: null, or nothing with --codec raw]
+    #[arg(value_name = "JSON", value_parser = |text: &str| Ok::<_, String>(Source::from(text)))]
+    pub(crate) args: Option<Source>,
+
+    /// How the arguments travel
+    #[arg(long, value_enum, default_value_t = Codec::Msgpack)]
+    pub(crate) codec: Codec,
+
+    /// A pair of metadata that goes with the call; may be repeated
+    #[arg(long = "meta", value_name = "K=V")]
+    pub(crate) metadata: Vec<Pair>,
+
+    /// Give up waiting for the reply after this long; the server is told
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
+    pub(crate) timeout: Duration,
+
+    /// Make the call so often, one after the other, and say how long the calls took
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) repeat: u32,
+
+    /// Want no reply: done when the request has been written
+    #[arg(long)]
+    pub(crate) oneway: bool,
+
+    /// Print one JSON object with the reply, its metadata and the time it took
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways listen 127.0.0.1:8972 --call Arith.Mul '{\"A\":10,\"B\":20}'
+  bothways listen 127.0.0.1:8972 --call Chat.Join '\"blue room\"' --json --count 10 | jq .payload
+
+A server pushes to whom it knows: most services remember who called them, hence --call, which is
+repeated whenever the connection had to be made again. Messages go to standard output; what happens to
+the connection goes to standard error. Ends by itself with --count or --timeout, else with Ctrl-C."))]
+pub(crate) struct ListenArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+
+    /// Call this first, with these arguments, so that the service knows this connection
+    #[arg(long, value_names = ["SERVICE.METHOD", "JSON"], num_args = 1..=2)]
+    pub(crate) call: Option<Vec<String>>,
+
+    /// How the arguments of --call travel
+    #[arg(long, value_enum, default_value_t = Codec::Msgpack)]
+    pub(crate) codec: Codec,
+
+    /// A pair of metadata that goes with --call; may be repeated
+    #[arg(long = "meta", value_name = "K=V")]
+    pub(crate) metadata: Vec<Pair>,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// End after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+
+    /// End after this long; with --count the exit code is then 4
+    #[arg(long, value_name = "TIME", value_parser = plan::duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_the_exit_codes_in_its_help() {
+        for mut command in Args::command().get_subcommands().cloned() {
+            let help = command.render_help().to_string();
+            let name = command.get_name();
+            assert!(help.contains(&format!("bothways {name}")), "{name} has no example:\n{help}");
+            if name != "completions" {
+                assert!(help.contains("Exit codes:"), "{name}:\n{help}");
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Serves the demo services until a signal stops it.
+
+use std::time::Duration;
+
+use bothways::Server;
+use bytes::Bytes;
+
+use crate::{
+    args::ServeArgs,
+    failure::Failure,
+    plan::Secret,
+    service::{self, Remembered},
+    term::{self, Out},
+};
+
+pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let (callers, joined) = (Remembered::default(), Remembered::default());
+    let (left, gone) = (callers.clone(), joined.clone());
+    let mut builder =
+        Server::builder().router(service::routes(&callers, &joined)).on_disconnect(move |connection, _| {
+            left.forget(connection);
+            gone.forget(connection);
+        });
+    if let Some(name) = &args.auth_token_env {
+        let expected = Secret::from_env(name)?;
+        builder = builder.auth(move |request| {
+            let right = same(request.token.as_bytes(), expected.reveal().as_bytes());
+            std::future::ready(if right { Ok(()) } else { Err("the token is missing or wrong") })
+        });
+    }
+    let admin = match (&args.admin_token_env, &args.admin_token_file) {
+        (Some(name), _) => Some(Secret::from_env(name)?),
+        (None, Some(path)) => Some(Secret::from_file(path)?),
+        (None, None) => None,
+    };
+    let admin_is_open = admin.is_some();
+    if let Some(token) = admin {
+        builder = builder.admin(token.reveal());
+    }
+    let server = builder.build();
+    let mut signals = Signals::new()?;
+    let listening = server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?;
+
+    let out = Out::new();
+    out.line(&format!("listening on {}", listening.address()))?;
+    out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast)")?;
+    out.line(&format!("callers of Arith get the push \"abcde\" every {}", term::time(args.push_every)))?;
+    if admin_is_open {
+        out.line("the admin service is open to whoever has the token")?;
+    }
+    out.line("Ctrl-C stops")?;
+
+    let pushing = tokio::spawn(push_all(callers, args.push_every));
+    signals.next().await;
+    pushing.abort();
+    out.line("stopping: no new connections, running calls are answered")?;
+    drop(listening);
+    let report = tokio::select! {
+        report = server.shutdown(args.grace) => report,
+        () = signals.next() => {
+            out.line("stopped at once: connections were cut")?;
+            return Ok(());
+        }
+    };
+    out.line(&format!(
+        "stopped: {} served, {} unfinished, {} cut",
+        term::count(server.stats().connections_accepted, "connection"),
+        term::count(report.calls_unfinished as u64, "call"),
+        term::count(report.connections_cut as u64, "connection"),
+    ))
+}
+
+/// Pushes to everyone remembered, for ever.
+async fn push_all(callers: Remembered, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let payload = Bytes::from_static(b"abcde");
+    loop {
+        ticks.tick().await;
+        let outcome = callers.push("test_service_path", "test_service_method", &payload);
+        if outcome.full != 0 {
+            tracing::info!(connections = outcome.full, "some clients read too slowly and missed a push");
+        }
+    }
+}
+
+/// Compares without telling by its time how much is right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+/// The signals that ask a server to stop.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).map_err(|error| Failure::usage(format!("cannot listen for signals: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self {})
+    }
+
+    async fn next(&mut self) {
+        // Without Ctrl-C there is nothing to wait for, and the server goes on.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

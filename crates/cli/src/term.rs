@@ -1,0 +1,228 @@
+//! What a terminal is shown: colours where they are wanted, text that cannot steer it, times.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::failure::Failure;
+
+/// Colours, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    pub(crate) fn stdout() -> Self {
+        Self::of(io::stdout().is_terminal())
+    }
+
+    pub(crate) fn stderr() -> Self {
+        Self::of(io::stderr().is_terminal())
+    }
+
+    fn of(terminal: bool) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { on: terminal && !no_color && !dumb }
+    }
+
+    pub(crate) fn is_on(self) -> bool {
+        self.on
+    }
+
+    pub(crate) fn red(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
+
+    pub(crate) fn green(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    pub(crate) fn cyan(self, text: &str) -> String {
+        self.wrap("36", text)
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Standard output. A reader that has enough ends the program in peace.
+#[derive(Debug)]
+pub(crate) struct Out {
+    stdout: io::Stdout,
+}
+
+impl Out {
+    pub(crate) fn new() -> Self {
+        Self { stdout: io::stdout() }
+    }
+
+    pub(crate) fn line(&self, line: &str) -> Result<(), Failure> {
+        let mut out = self.stdout.lock();
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    }
+
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut out = self.stdout.lock();
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    }
+}
+
+/// A line on standard error. Nobody can be told if that fails.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Text from a peer, with what could steer a terminal written as escapes.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            c if is_control(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Control characters, and those that change the direction of the text round them.
+pub(crate) fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Cuts a text that is longer than `max` characters, and says so.
+pub(crate) fn cut(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((at, _)) => format!("{}… ({} bytes in all)", &text[..at], text.len()),
+        None => text.to_owned(),
+    }
+}
+
+/// A time as people read it: `340 µs`, `2.1 ms`, `1.50 s`.
+pub(crate) fn time(duration: Duration) -> String {
+    let nanos = duration.as_nanos() as f64;
+    match nanos {
+        n if n < 1e3 => format!("{n:.0} ns"),
+        n if n < 1e5 => format!("{:.1} µs", n / 1e3),
+        n if n < 1e6 => format!("{:.0} µs", n / 1e3),
+        n if n < 1e8 => format!("{:.1} ms", n / 1e6),
+        n if n < 1e9 => format!("{:.0} ms", n / 1e6),
+        n => format!("{:.2} s", n / 1e9),
+    }
+}
+
+/// A number with its noun, which gets an `s` unless it is one.
+pub(crate) fn count(n: u64, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{} {noun}s", grouped(n)) }
+}
+
+/// A number with commas between thousands.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if 0 < at && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// The time of day as RFC 3339 in UTC, with milliseconds.
+pub(crate) fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    rfc3339(since.as_secs() as i64, since.subsec_millis() * 1_000_000, 3)
+}
+
+/// A moment as RFC 3339 in UTC, with this many digits behind the second.
+pub(crate) fn rfc3339(seconds: i64, nanos: u32, digits: usize) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let fraction = format!("{nanos:09}");
+    let fraction = match &fraction[..digits.min(9)] {
+        "" => String::new(),
+        digits => format!(".{digits}"),
+    };
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+///
+/// Years are counted from March, so that the day that leap years add is the last one of its year, and
+/// months begin at multiples of 30.6 days.
+fn date(days_since_epoch: i64) -> (i64, i64, i64) {
+    const DAYS_TO_EPOCH: i64 = 719_468; // from 0000-03-01
+    const DAYS_IN_400_YEARS: i64 = 146_097;
+    let days = days_since_epoch.saturating_add(DAYS_TO_EPOCH);
+    let (era, day_of_era) = (days.div_euclid(DAYS_IN_400_YEARS), days.rem_euclid(DAYS_IN_400_YEARS));
+    let leap_days = day_of_era / 1460 - day_of_era / 36_524 + day_of_era / 146_096;
+    let year_of_era = (day_of_era - leap_days) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, shown) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (-62_135_596_800, "0001-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(seconds, 0, 0), shown);
+        }
+        assert_eq!(rfc3339(0, 7_000_000, 3), "1970-01-01T00:00:00.007Z");
+    }
+
+    #[test]
+    fn a_peer_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{202e}c\n"), "a\\u{1b}[2Jb\\u{202e}c\n");
+    }
+
+    #[test]
+    fn times_have_few_digits() {
+        for (nanos, shown) in [
+            (5, "5 ns"),
+            (12_340, "12.3 µs"),
+            (340_000, "340 µs"),
+            (2_100_000, "2.1 ms"),
+            (210_000_000, "210 ms"),
+            (1_500_000_000, "1.50 s"),
+        ] {
+            assert_eq!(time(Duration::from_nanos(nanos)), shown);
+        }
+        assert_eq!((grouped(1), grouped(1_234_567)), ("1".to_owned(), "1,234,567".to_owned()));
+        assert_eq!((count(1, "call"), count(2000, "call")), ("1 call".to_owned(), "2,000 calls".to_owned()));
+    }
+
+    #[test]
+    fn a_cut_falls_between_characters() {
+        assert_eq!(cut("äöü", 3), "äöü");
+        assert_eq!(cut("äöü", 2), "äö… (6 bytes in all)");
+    }
+}

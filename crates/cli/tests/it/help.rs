@@ -1,0 +1,59 @@
+//! What the help says, and what is said to those who type something wrong.
+
+use crate::support::{bothways, finish, run};
+
+const COMMANDS: [&str; 5] = ["demo", "serve", "call", "listen", "completions"];
+
+#[test]
+fn help_names_every_command_and_where_to_start() {
+    let help = run(&["--help"]);
+    let out = help.ended(0);
+    for part in COMMANDS.iter().chain(&["Start here:", "Exit codes:", "NO_COLOR", "bothways demo"]) {
+        assert!(out.contains(part), "`{part}` is not in\n{out}");
+    }
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in COMMANDS {
+        let help = run(&[command, "--help"]);
+        let out = help.ended(0);
+        assert!(out.contains("Example") && out.contains(&format!("bothways {command}")), "{out}");
+    }
+}
+
+#[test]
+fn what_is_typed_wrong_is_named_with_what_is_right() {
+    for (args, parts) in [
+        (&["call", "127.0.0.1:1", "Arith"][..], &["Arith", "Service.Method"][..]),
+        (&["call", "127.0.0.1", "Arith.Mul"], &["the port is missing", "tcp@127.0.0.1:8972"]),
+        (&["call", "quic@h:1", "Arith.Mul"], &["unknown network `quic`", "known are"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "--timeout", "5"], &["a number and a unit", "250ms"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "--meta", "k"], &["key=value"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "{A:1}"], &["the arguments are not JSON", "hint:", "quote"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "@/does/not/exist"], &["cannot read the payload", "/does/not/exist"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "--auth-env", "BW_UNSET"], &["BW_UNSET is not set"]),
+        (&["listen", "127.0.0.1:1", "--call", "Arith"], &["--call Arith", "Service.Method"]),
+        (&["serve", "127.0.0.1:0", "--admin-token-env", "BW_UNSET"], &["BW_UNSET is not set", "export BW_UNSET"]),
+        (&["serve", "127.0.0.1:0", "--admin-token-file", "/does/not/exist"], &["cannot read the token"]),
+        (&["demo", "--clients", "1"], &["2..=200"]),
+        (&["nothing"], &["unrecognized subcommand"]),
+    ] {
+        run(args).failed(2, parts);
+    }
+}
+
+#[test]
+fn output_into_a_pipe_has_no_colours() {
+    let ran = run(&["call", "127.0.0.1", "Arith.Mul"]);
+    assert!(!ran.err.contains('\u{1b}'), "{ran:?}");
+    let mut command = bothways(&["--help"]);
+    command.env("NO_COLOR", "1");
+    assert!(!finish(command, b"").out.contains('\u{1b}'));
+}
+
+#[test]
+fn completions_are_a_script() {
+    let ran = run(&["completions", "bash"]);
+    assert!(ran.ended(0).contains("_bothways()"));
+}
