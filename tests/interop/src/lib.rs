@@ -1,1 +1,48 @@
-//! Interop tests.
+//! What the interop tests are made of: Go's programs, a Rust server of the same services, golden frames.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `contract.rs` | the services that every test server offers, in Rust: `go/README.md` has them as a table |
+//! | `go.rs` | finds Go and builds its programs, once a run |
+//! | `process.rs` | a program that runs beside a test, and never outlives it |
+//! | `peers.rs` | servers in processes of their own, in Go and in Rust; the Go client |
+//! | `wire.rs` | a socket without a library, for frames that no library sends |
+//! | `proxy.rs` | stands between a client and a server, and remembers every frame |
+//! | `golden.rs` | reads `golden/*.hex` |
+//! | `bin/interop-server.rs` | the Rust server; says how it is when it is asked |
+//! | `bin/interop-client.rs` | a Rust client for tests to kill |
+//!
+//! `README.md` says which test of Go's own has which counterpart here.
+
+pub mod contract;
+pub mod go;
+pub mod golden;
+pub mod peers;
+pub mod process;
+pub mod proxy;
+pub mod wire;
+
+use std::time::Duration;
+
+/// The bound on every wait that has no closer one: nothing hangs.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// Waits until it holds, looking again every few milliseconds.
+///
+/// # Panics
+/// If it does not hold within this long.
+pub async fn until<F: Future<Output = bool>>(what: &str, limit: Duration, mut holds: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The same future, with an end.
+///
+/// # Panics
+/// If it is not done within this long.
+pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| panic!("{what}: not within {limit:?}"))
+}
