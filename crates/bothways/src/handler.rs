@@ -135,8 +135,18 @@ impl Request {
     pub fn into_typed<T: Payload>(self) -> Result<(Context, T), Reply> {
         match self.decode() {
             Ok(value) => Ok((Context::new(self), value)),
-            Err(error) => Err(Reply::refused(ErrorCode::BadArguments, error.to_string())),
+            Err(error) => Err(Reply::refused(ErrorCode::BadArguments, refusal_text(&error))),
         }
+    }
+}
+
+/// Go's own words for a codec that nobody has; ours for the rest. Source: Go `server/server.go`, `handleRequest`.
+fn refusal_text(error: &CodecError) -> String {
+    match error {
+        CodecError::Unsupported { serialize, .. } if serialize.name().is_none() => {
+            format!("can not find codec for {}", serialize.get())
+        }
+        error => error.to_string(),
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
-    connection::{Connection, ConnectionStats, after},
+    connection::{Connection, ConnectionStats},
     error::{CallError, ConnectError, PushError},
     router::Router,
     transport::Address,
@@ -195,7 +195,7 @@ impl Caller for Client {
             return link.connection().await?.call_raw(call).await;
         };
         // The time for the call includes the time for its connection.
-        let deadline = after(timeout);
+        let deadline = Instant::now() + timeout;
         let connection = tokio::time::timeout_at(deadline, link.connection()).await;
         let connection = connection.map_err(|_| CallError::TimedOut(timeout))??;
         call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));

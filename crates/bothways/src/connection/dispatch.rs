@@ -4,6 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bothways_proto::{Capabilities, Hello, Message, Metadata, Seq, Status, keys};
@@ -36,6 +37,11 @@ pub(crate) enum Answer {
     /// Not at all.
     Nothing,
 }
+
+/// A refusal because of the caller's deadline leaves this long after it. The caller sent whole milliseconds,
+/// rounded down: at the deadline itself the refusal would arrive before the caller's own clock is there,
+/// and be the outcome of the call in place of its deadline.
+const LATE_REFUSAL: Duration = Duration::from_millis(250);
 
 /// How many requests run at once in all connections of one server or client.
 #[derive(Debug)]
@@ -92,9 +98,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let shared = &*self.0.shared;
-        if shared.calls_running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.answering.load(Ordering::SeqCst) {
-            shared.state.lock().wake_driver();
-        }
+        shared.calls_running.fetch_sub(1, Ordering::AcqRel);
         if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.settings.load.idle.notify_waiters();
         }
@@ -124,13 +128,11 @@ impl Connection {
 
     /// Handles a request that wants no reply.
     pub(super) fn run_oneway(&self, message: Message) {
-        // A client's inlet queues what the server sends unasked and answers that there is nothing to
-        // run: only what runs needs a place.
-        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
-            return;
-        };
         let Ok(permit) = Permit::acquire(self) else {
             self.shared.state.lock().oneways_refused += 1;
+            return;
+        };
+        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
             return;
         };
         match poll_once(&mut handler, &message) {
@@ -138,9 +140,8 @@ impl Connection {
             Poll::Pending => {
                 let connection = self.clone();
                 tokio::spawn(async move {
-                    if let Some(reply) = connection.run_while_wanted(handler, deadline, &message).await {
-                        connection.finish_oneway(&reply);
-                    }
+                    let reply = run(handler, deadline, &message).await;
+                    connection.finish_oneway(&reply);
                     drop(permit);
                 });
             }
@@ -174,25 +175,8 @@ impl Connection {
     /// The peer gave up a call: its handler is dropped at its next `await`.
     pub(super) fn cancel(&self, seq: Seq) {
         let handler = self.shared.state.lock().running.remove(&seq);
-        if let Some(Some(handler)) = handler {
+        if let Some(handler) = handler {
             handler.abort();
-        }
-    }
-
-    /// Runs a handler to its end, or to that of the connection if nobody wants the reply then.
-    async fn run_while_wanted(
-        &self,
-        handler: BoxFuture<Reply>,
-        deadline: Option<Instant>,
-        message: &Message,
-    ) -> Option<Reply> {
-        let reply = run(handler, deadline, message);
-        if !self.shared.settings.cancel_on_disconnect {
-            return Some(reply.await);
-        }
-        tokio::select! {
-            reply = reply => Some(reply),
-            _ = self.closed() => None,
         }
     }
 
@@ -207,16 +191,12 @@ impl Connection {
         let seq = message.header().seq();
         let mut state = self.shared.state.lock();
         // A number that a peer uses twice at once finds its first call only.
-        let remember = state.proto.peer_can(Capabilities::CANCEL) && !state.running.contains_key(&seq);
-        if remember {
-            state.running.insert(seq, None);
-        }
-        // Not under the lock: a runtime that is shutting down drops the handler on the spot, and with
-        // it perhaps a call of its own on this connection.
-        drop(state);
+        let remember = !state.running.contains_key(&seq)
+            && (self.shared.settings.cancel_on_disconnect || state.proto.peer_can(Capabilities::CANCEL));
+        // The lock is held until the task is in the table, so that it cannot leave before it entered.
         let task = tokio::spawn(async move {
+            let reply = run(handler, deadline, &message).await;
             let connection = &permit.0;
-            let reply = connection.run_while_wanted(handler, deadline, &message).await;
             if remember {
                 let mut state = connection.shared.state.lock();
                 if state.running.remove(&seq).is_none() {
@@ -226,17 +206,11 @@ impl Connection {
                     state.running.shrink_to(0);
                 }
             }
-            if let Some(reply) = reply {
-                connection.reply(&message, reply, Lane::Reply, pushes_before);
-                connection.flush();
-            }
+            connection.reply(&message, reply, Lane::Reply, pushes_before);
+            connection.flush();
         });
         if remember {
-            match self.shared.state.lock().running.get_mut(&seq) {
-                Some(entry) => *entry = Some(task.abort_handle()),
-                // Done already, or cancelled: then it stops at its next `await`.
-                None => task.abort(),
-            }
+            state.running.insert(seq, task.abort_handle());
         }
     }
 
@@ -282,9 +256,14 @@ async fn run(mut handler: BoxFuture<Reply>, deadline: Option<Instant>, message: 
     });
     match deadline {
         None => guarded.await,
-        Some(deadline) => tokio::time::timeout_at(deadline, guarded).await.unwrap_or_else(|_| {
-            Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler was done")
-        }),
+        Some(deadline) => match tokio::time::timeout_at(deadline, guarded).await {
+            Ok(reply) => reply,
+            Err(_) => {
+                drop(handler);
+                tokio::time::sleep(LATE_REFUSAL).await;
+                Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler was done")
+            }
+        },
     }
 }
 
