@@ -7,7 +7,7 @@ use std::sync::{
 
 use bothways_proto::{Message, Metadata};
 
-use super::messages::{MessageQueue, ServerMessages};
+use super::messages::{MessageAdder, ServerMessages};
 use crate::{
     connection::{Answer, Connection, Inlet},
     error::CloseReason,
@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct ClientInlet {
     pub(super) server: Arc<str>,
     pub(super) handlers: Router,
-    pub(super) messages: Option<MessageQueue>,
+    pub(super) messages: Option<MessageAdder>,
     pub(super) unheard: AtomicU64,
     pub(super) warned: AtomicBool,
 }
@@ -69,7 +69,7 @@ impl ClientInlet {
 }
 
 /// Runs a handler for each message, one after the other, until the queue ends.
-pub(super) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
+pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
     tokio::spawn(async move {
         while let Some(message) = messages.next().await {
             let request = Request { message: message.message, connection: message.connection, deadline: None };

@@ -5,12 +5,24 @@
 //!      │           │      │
 //!      └───────────┴──────┴──► closed, by this side, or for good if it must not reconnect
 //! ```
+//!
+//! A call that waits for the connection shortens the waiting between tries: a server that is back after
+//! a long absence is not left alone for the rest of a long back-off.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bothways_proto::{Metadata, Role, keys};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
 
 use super::{
     events::{ConnectionEvent, ConnectionEvents, EventSender},
@@ -29,8 +41,22 @@ pub(super) struct Link {
     address: Address,
     options: ClientOptions,
     state: watch::Sender<State>,
-    /// Taken when the link is closed, so that streams of events end.
-    events: Mutex<Option<EventSender>>,
+    /// Tries to connect that have failed.
+    failures: AtomicU64,
+    /// Told when a call waits for the connection.
+    wanted: Notify,
+    /// Taken when the link has ended, so that streams of events and messages end.
+    ears: Mutex<Option<Ears>>,
+}
+
+/// Doublings of the wait between tries while a call waits for the connection: with the default base of
+/// 50 ms at most 0.8 s. That is soon for the caller, and bearable for a server to which all come back.
+const WANTED_DOUBLINGS: u32 = 4;
+
+/// Those who are told what happens, and what comes.
+struct Ears {
+    events: EventSender,
+    _messages: Option<MessageQueue>,
 }
 
 #[derive(Clone)]
@@ -53,22 +79,29 @@ impl Link {
         events: Option<EventSender>,
     ) -> Arc<Self> {
         let events = events.unwrap_or_default();
+        let adder = messages.as_ref().map(MessageQueue::adder);
         let link = Arc::new(Self {
             address,
             options,
             state: watch::Sender::new(State::Connecting(None)),
-            events: Mutex::new(Some(events.clone())),
+            failures: 0.into(),
+            wanted: Notify::new(),
+            ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
         });
         let server: Arc<str> = link.address.to_string().into();
         let inlet = Arc::new(ClientInlet {
             server: Arc::clone(&server),
             handlers,
-            messages,
+            messages: adder,
             unheard: 0.into(),
             warned: false.into(),
         });
         let settings = link.options.settings();
-        tokio::spawn(keep(Arc::clone(&link), Keeper { server, inlet, settings, events }));
+        let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events });
+        tokio::spawn(async move {
+            keep(&kept, keeper).await;
+            kept.ears.lock().take();
+        });
         link
     }
 
@@ -81,7 +114,7 @@ impl Link {
     }
 
     pub(super) fn events(&self) -> ConnectionEvents {
-        self.events.lock().clone().unwrap_or_default().subscribe()
+        self.ears.lock().as_ref().map(|ears| ears.events.clone()).unwrap_or_default().subscribe()
     }
 
     /// The connection as it is now.
@@ -98,8 +131,28 @@ impl Link {
             }
         }
         let mut states = self.state.subscribe();
+        self.wanted.notify_one();
         let settled = states.wait_for(|state| matches!(state, State::Up(_) | State::Ended(_)));
         match tokio::time::timeout(self.options.wait(), settled).await {
+            Ok(Ok(state)) => state.connection(&self.address),
+            // Not in time; or the sender is gone, which it cannot be while `self` is borrowed.
+            _ => self.current(),
+        }
+    }
+
+    /// The connection; if it is not there, the outcome of the next try to make it.
+    pub(super) async fn connection_or_failure(&self) -> Result<Connection, ConnectError> {
+        let failures = self.failures.load(Ordering::Acquire);
+        {
+            let state = self.state.borrow();
+            if state.is_settled() || self.options.wait().is_zero() {
+                return state.connection(&self.address);
+            }
+        }
+        let mut states = self.state.subscribe();
+        self.wanted.notify_one();
+        let tried = states.wait_for(|state| state.is_settled() || failures < self.failures.load(Ordering::Acquire));
+        match tokio::time::timeout(self.options.wait(), tried).await {
             Ok(Ok(state)) => state.connection(&self.address),
             // Not in time; or the sender is gone, which it cannot be while `self` is borrowed.
             _ => self.current(),
@@ -122,10 +175,21 @@ impl Link {
         if let State::Up(connection) = before {
             connection.close();
         }
-        self.events.lock().take();
+        self.ears.lock().take();
     }
 
-    fn is_ended(&self) -> bool {
+    /// True if the last try failed, or the connection is lost or about to be.
+    pub(super) fn is_down(&self) -> bool {
+        match &*self.state.borrow() {
+            State::Connecting(error) => error.is_some(),
+            State::Up(connection) => !connection.is_open(),
+            State::Lost(_) => true,
+            State::Ended(_) => false,
+        }
+    }
+
+    /// True if there will be no connection any more.
+    pub(super) fn is_ended(&self) -> bool {
         matches!(&*self.state.borrow(), State::Ended(_))
     }
 
@@ -140,15 +204,44 @@ impl Link {
         })
     }
 
-    /// Waits for this long, or until the link is ended.
-    async fn pause(&self, wait: Duration) {
+    /// Notes a try that failed, and tells those who wait for its outcome.
+    fn note_failure(&self, error: ConnectError) {
+        self.failures.fetch_add(1, Ordering::Release);
+        self.state.send_modify(|state| {
+            if let State::Connecting(last) = state {
+                *last = Some(error);
+            }
+        });
+    }
+
+    /// Waits before the next try: a random part of a limit that doubles with each failure in a row (full
+    /// jitter). Sooner if a call waits; until the link is ended at most.
+    async fn pause(&self, failures: u32) {
+        let (began, part) = (Instant::now(), rand::random::<f64>());
+        let until = |failures| began + self.options.backoff_limit(failures).mul_f64(part);
         let mut states = self.state.subscribe();
-        let ended = states.wait_for(|state| matches!(state, State::Ended(_)));
-        let _ = tokio::time::timeout(wait, ended).await;
+        let wanted = async {
+            self.wanted.notified().await;
+            sleep_until(until(failures.min(WANTED_DOUBLINGS))).await;
+        };
+        tokio::select! {
+            () = sleep_until(until(failures)) => {}
+            () = wanted => {}
+            _ = states.wait_for(|state| matches!(state, State::Ended(_))) => {}
+        }
     }
 }
 
 impl State {
+    /// True if waiting brings nothing better.
+    fn is_settled(&self) -> bool {
+        match self {
+            Self::Up(connection) => connection.is_open(),
+            Self::Ended(_) => true,
+            Self::Connecting(_) | Self::Lost(_) => false,
+        }
+    }
+
     fn connection(&self, address: &Address) -> Result<Connection, ConnectError> {
         match self {
             Self::Up(connection) => Ok(connection.clone()),
@@ -172,7 +265,7 @@ struct Keeper {
 }
 
 /// The task of a link.
-async fn keep(link: Arc<Link>, keeper: Keeper) {
+async fn keep(link: &Link, keeper: Keeper) {
     let mut failures = 0;
     let mut lost_before = false;
     while !link.is_ended() {
@@ -180,20 +273,17 @@ async fn keep(link: Arc<Link>, keeper: Keeper) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!(server = &*keeper.server, %error, "a try to connect failed");
-                let first = matches!(&*link.state.borrow(), State::Connecting(_));
                 if !link.options.reconnects() {
                     link.enter(State::Ended(error));
                     return;
                 }
-                if first {
-                    link.enter(State::Connecting(Some(error)));
-                }
-                wait_before_retry(&link, failures).await;
+                link.note_failure(error);
+                link.pause(failures).await;
                 failures += 1;
                 continue;
             }
         };
-        let connection = keeper.connect(&link, socket);
+        let connection = keeper.connect(link, socket);
         if !link.enter(State::Up(connection.clone())) {
             connection.close();
             return;
@@ -229,7 +319,7 @@ async fn keep(link: Arc<Link>, keeper: Keeper) {
             // A server that takes connections and drops them at once is not asked in a tight loop.
             failures = 1;
         }
-        wait_before_retry(&link, failures).await;
+        link.pause(failures).await;
         failures += 1;
     }
 }
@@ -243,11 +333,6 @@ impl Keeper {
         let inlet: Arc<dyn Inlet> = Arc::clone(&self.inlet) as _;
         Connection::start(Role::Client, socket, Arc::clone(&self.settings), inlet, hello, |_| {})
     }
-}
-
-/// Full jitter: a random part of a limit that doubles with each failure.
-async fn wait_before_retry(link: &Link, failures: u32) {
-    link.pause(link.options.backoff_limit(failures).mul_f64(rand::random::<f64>())).await;
 }
 
 async fn watch_until_closed(connection: &Connection, tick: Duration) -> CloseReason {

@@ -96,14 +96,21 @@ pub struct ServerMessages {
     shared: Arc<Shared>,
 }
 
-/// The end of the queue that connections add to.
+/// Keeps the queue open: the stream ends when the last clone is dropped.
+///
+/// Connections add through [`MessageAdder`], which does not keep it open: a connection lives for as long
+/// as anybody has a handle on it, and each message that waits, or that the application keeps, has one.
 #[derive(Clone, Debug)]
 pub(crate) struct MessageQueue {
-    shared: Arc<Shared>,
-    _open: Arc<Open>,
+    open: Arc<Open>,
 }
 
-/// The queue ends when the last of these is dropped.
+/// The end of the queue that a connection adds to.
+#[derive(Clone, Debug)]
+pub(super) struct MessageAdder {
+    shared: Arc<Shared>,
+}
+
 #[derive(Debug)]
 struct Open(Arc<Shared>);
 
@@ -138,17 +145,26 @@ struct State {
 
 pub(super) fn queue(messages_max: usize, bytes_max: usize, overflow: Overflow) -> (MessageQueue, ServerMessages) {
     let shared = Arc::new(Shared { state: Mutex::default(), messages_max, bytes_max, overflow });
-    let queue = MessageQueue { shared: Arc::clone(&shared), _open: Arc::new(Open(Arc::clone(&shared))) };
-    (queue, ServerMessages { shared })
+    (MessageQueue { open: Arc::new(Open(Arc::clone(&shared))) }, ServerMessages { shared })
 }
 
 impl MessageQueue {
-    /// Adds a message. False: the queue is full, and its rule is to end the connection.
+    pub(super) fn adder(&self) -> MessageAdder {
+        MessageAdder { shared: Arc::clone(&self.open.0) }
+    }
+}
+
+impl MessageAdder {
+    /// Adds a message; to a queue that has ended, nothing. False: the queue is full, and its rule is to
+    /// end the connection.
     pub(super) fn add(&self, message: Message, connection: &Connection, server: &Arc<str>) -> bool {
         let shared = &*self.shared;
         let mut message =
             ServerMessage { message, connection: connection.clone(), server: Arc::clone(server), dropped_before: 0 };
         let mut state = shared.state.lock();
+        if state.ended {
+            return true;
+        }
         while shared.messages_max <= state.waiting.len()
             || (shared.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty())
         {
@@ -226,6 +242,17 @@ impl ServerMessages {
                 Poll::Pending
             }
         }
+    }
+}
+
+impl Drop for ServerMessages {
+    /// What waits is dropped with its reader; it would keep its connections' memory, and they the queue's.
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.ended = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(waiting);
     }
 }
 

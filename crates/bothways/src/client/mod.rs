@@ -21,7 +21,7 @@ use bothways_proto::{SerializeType, keys};
 use tokio::time::Instant;
 
 use self::link::Link;
-pub(crate) use self::{events::EventSender, messages::MessageQueue};
+pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents},
     messages::{ServerMessage, ServerMessages},
@@ -178,41 +178,87 @@ impl Client {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
     }
 
+    /// As [`Caller::call_raw`], but waits for the outcome of one try to connect at most, and not for the
+    /// connection: whoever has other servers to ask would rather know.
+    pub(crate) async fn call_after_one_try(
+        &self,
+        call: RawCall<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<RawReply, CallError> {
+        self.call_over(self.handle.link.connection_or_failure(), call, deadline).await
+    }
+
+    /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
+    pub(crate) async fn push_after_one_try(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        self.push_over(self.handle.link.connection_or_failure(), push).await
+    }
+
+    /// True if the last try to connect failed, or the connection is lost or about to be.
+    pub(crate) fn is_down(&self) -> bool {
+        self.handle.link.is_down()
+    }
+
+    /// True if the connection is over and will not be made again.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.handle.link.is_ended()
+    }
+
     /// Ends the connection for good. Calls under way fail as closed by this side.
     pub fn close(&self) {
         self.handle.link.close();
     }
 }
 
-impl Caller for Client {
-    async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let link = &self.handle.link;
-        let options = link.options();
-        if let Some(token) = options.token() {
+impl Client {
+    async fn call_over(
+        &self,
+        connection: impl Future<Output = Result<Connection, ConnectError>>,
+        mut call: RawCall<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<RawReply, CallError> {
+        if let Some(token) = self.handle.link.options().token() {
             call.options.metadata.insert(keys::AUTH, token);
         }
-        let Some(timeout) = call.options.timeout.or(options.default_timeout()) else {
-            return link.connection().await?.call_raw(call).await;
+        let Some(deadline) = deadline else {
+            call.options.timeout = None;
+            return connection.await?.call_raw(call).await;
         };
         // The time for the call includes the time for its connection.
-        let deadline = Instant::now() + timeout;
-        let connection = tokio::time::timeout_at(deadline, link.connection()).await;
-        let connection = connection.map_err(|_| CallError::TimedOut(timeout))??;
+        let timed_out = || CallError::TimedOut(call.options.timeout.unwrap_or_default());
+        let connection = tokio::time::timeout_at(deadline, connection).await.map_err(|_| timed_out())??;
         call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
-        connection.call_raw(call).await.map_err(|error| match error {
-            CallError::TimedOut(_) => CallError::TimedOut(timeout),
-            error => error,
+        connection.call_raw(call).await
+    }
+
+    async fn push_over(
+        &self,
+        connection: impl Future<Output = Result<Connection, ConnectError>>,
+        mut push: RawCall<'_>,
+    ) -> Result<(), PushError> {
+        let connection = connection.await?;
+        let options = self.handle.link.options();
+        if let Some(token) = options.token() {
+            push.options.metadata.insert(keys::AUTH, token);
+        }
+        push.options.timeout = push.options.timeout.or(Some(options.message_wait()));
+        connection.push_raw(push).await
+    }
+}
+
+impl Caller for Client {
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let link = &self.handle.link;
+        let timeout = call.options.timeout.or(link.options().default_timeout());
+        // A time that the clock cannot count is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.call_over(link.connection(), call, deadline).await.map_err(|error| match (error, timeout) {
+            (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
+            (error, _) => error,
         })
     }
 
-    async fn push_raw(&self, mut push: RawCall<'_>) -> Result<(), PushError> {
-        let link = &self.handle.link;
-        let connection = link.connection().await?;
-        if let Some(token) = link.options().token() {
-            push.options.metadata.insert(keys::AUTH, token);
-        }
-        push.options.timeout = push.options.timeout.or(Some(link.options().message_wait()));
-        connection.push_raw(push).await
+    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        self.push_over(self.handle.link.connection(), push).await
     }
 
     fn serialize_type(&self) -> SerializeType {

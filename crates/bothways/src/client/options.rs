@@ -166,7 +166,7 @@ impl ClientOptions {
         self
     }
 
-    pub(super) fn message_queue(&self) -> (MessageQueue, ServerMessages) {
+    pub(crate) fn message_queue(&self) -> (MessageQueue, ServerMessages) {
         super::messages::queue(self.messages_max, self.message_bytes_max, self.message_overflow)
     }
 
@@ -182,11 +182,11 @@ impl ClientOptions {
         self.token.as_deref()
     }
 
-    pub(super) fn serialize(&self) -> SerializeType {
+    pub(crate) fn serialize(&self) -> SerializeType {
         self.serialize
     }
 
-    pub(super) fn default_timeout(&self) -> Option<Duration> {
+    pub(crate) fn default_timeout(&self) -> Option<Duration> {
         self.timeout
     }
 

@@ -336,6 +336,11 @@ impl Connection {
         matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_))
     }
 
+    /// True while calls and pushes are taken: the connection is not over, nor about to be.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.shared.state.lock().phase, Phase::Open)
+    }
+
     /// True from the moment the connection is over.
     pub fn is_closed(&self) -> bool {
         matches!(self.shared.state.lock().phase, Phase::Closed(_))
