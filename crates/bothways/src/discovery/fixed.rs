@@ -1,0 +1,69 @@
+//! Lists that the application keeps itself.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Discovery, ServerEntry};
+
+/// One server, for good.
+///
+/// Source: Go rpcx `client/peer2peer_discovery.go`.
+#[derive(Clone, Debug)]
+pub struct Peer2PeerDiscovery {
+    servers: watch::Sender<Arc<[ServerEntry]>>,
+}
+
+impl Peer2PeerDiscovery {
+    /// The server at this address, such as `tcp@127.0.0.1:8972`; or an address with metadata.
+    pub fn new(server: impl Into<ServerEntry>) -> Self {
+        Self { servers: watch::Sender::new([server.into()].into()) }
+    }
+}
+
+impl Discovery for Peer2PeerDiscovery {
+    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
+        self.servers.subscribe()
+    }
+}
+
+/// Several servers, until the application says otherwise. A clone is the same list: keep one to
+/// [`update`](Self::update) it.
+///
+/// ```
+/// use bothways::{MultipleServersDiscovery, ServerEntry};
+///
+/// let servers = MultipleServersDiscovery::new(["tcp@10.0.0.1:8972", "tcp@10.0.0.2:8972"]);
+/// servers.update([("tcp@10.0.0.1:8972", "weight=7"), ("tcp@10.0.0.3:8972", "weight=3")]);
+/// let addresses: Vec<String> = servers.servers().iter().map(|entry| entry.address().to_owned()).collect();
+/// assert_eq!(addresses, ["tcp@10.0.0.1:8972", "tcp@10.0.0.3:8972"]);
+/// ```
+///
+/// Source: Go rpcx `client/multiple_servers_discovery.go`.
+#[derive(Clone, Debug)]
+pub struct MultipleServersDiscovery {
+    servers: watch::Sender<Arc<[ServerEntry]>>,
+}
+
+impl MultipleServersDiscovery {
+    /// These servers: addresses, or addresses with metadata.
+    pub fn new<E: Into<ServerEntry>>(servers: impl IntoIterator<Item = E>) -> Self {
+        Self { servers: watch::Sender::new(servers.into_iter().map(Into::into).collect()) }
+    }
+
+    /// From now on these servers and no others. Whoever follows the list sees it with its next call.
+    pub fn update<E: Into<ServerEntry>>(&self, servers: impl IntoIterator<Item = E>) {
+        self.servers.send_replace(servers.into_iter().map(Into::into).collect());
+    }
+
+    /// The servers now.
+    pub fn servers(&self) -> Arc<[ServerEntry]> {
+        Arc::clone(&self.servers.borrow())
+    }
+}
+
+impl Discovery for MultipleServersDiscovery {
+    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
+        self.servers.subscribe()
+    }
+}
