@@ -157,6 +157,9 @@ pub enum PushError {
     /// There is no connection. Nothing was queued.
     #[error("not connected: {0}")]
     NotConnected(#[from] ConnectError),
+    /// No server to choose from. Nothing was queued.
+    #[error("no server: {0}")]
+    NoServer(String),
 }
 
 /// Why a connection ended.

@@ -27,6 +27,7 @@ pub mod caller;
 pub mod client;
 pub mod codec;
 pub mod connection;
+pub mod discovery;
 pub mod error;
 pub mod handler;
 pub mod layer;
@@ -34,16 +35,19 @@ mod reply;
 pub mod router;
 pub mod server;
 pub mod transport;
+pub mod xclient;
 
 pub use self::{
     caller::{CallOptions, Caller, Response},
     client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages},
     codec::Payload,
     connection::{Connection, Overflow, Sent},
+    discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
     error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ServeError},
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder},
+    xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };
 #[cfg(feature = "macros")]
 pub use bothways_macros::{message, service};

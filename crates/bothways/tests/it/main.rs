@@ -2,3 +2,4 @@
 
 mod push;
 mod support;
+mod xclient;

@@ -1,0 +1,374 @@
+//! Many servers as one caller: who is called, and what happens when that fails.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `mod.rs` | [`XClient`], the handle: calls, oneway messages, events |
+//! | `options.rs` | [`XClientOptions`]: retries, group, stickiness, handlers |
+//! | `select.rs` | [`SelectMode`] and [`Selector`]: which server a call goes to |
+//! | `failure.rs` | [`FailMode`]: what happens when a try fails |
+//! | `servers.rs` | the list that the discovery keeps, and the one client of each server |
+//!
+//! A server has one connection, which calls and messages share. It is made with the first call that
+//! goes there, or at once for a client that [listens](XClient::bidirectional), and made again by itself
+//! when it is lost. Each is made in the background: whoever calls another server does not wait for it. A
+//! server that leaves the list gets no new calls; its connection is closed when those under way are done.
+//!
+//! # Fail modes
+//!
+//! | mode | a try fails | tries | may run twice |
+//! |---|---|---|---|
+//! | [`Failfast`](FailMode::Failfast) | its error is returned | 1 | never |
+//! | [`Failtry`](FailMode::Failtry) | the same server again, as soon as it is connected again | `retries` + 1 | if the connection is lost while a call is under way |
+//! | [`Failover`](FailMode::Failover) | another server, of those not tried yet if there are any | `retries` + 1 | if the connection is lost while a call is under way |
+//! | [`Failbackup`](FailMode::Failbackup) | a second server is asked after `backup_latency`, or at once if the first could not be; the first success counts, and the other call is taken back | 2 | by design |
+//!
+//! What a try fails with decides whether there is another one:
+//!
+//! | error | `Failtry` | `Failover` |
+//! |---|---|---|
+//! | not connected, or the connection ended before a byte of the call left | again | again |
+//! | the connection ended with the call under way: it may have run | again, unless [`retry_maybe_executed(false)`](XClientOptions::retry_maybe_executed) | the same |
+//! | a Bothways server shuts down and refused the call | again | again |
+//! | a Bothways server is overloaded and refused the call; too many calls wait for it already; it refuses this client | returned | again |
+//! | any other answer of a server, an argument or a reply that the codec does not take, the deadline | returned | returned |
+//!
+//! After the last try its error is returned. A deadline, of the call or of the client, covers all tries and
+//! the pauses between them: each try has what is left, and a pause that is longer than that is not begun.
+//!
+//! A try waits for a connection that is being made until that one attempt has an outcome, but no longer than
+//! [`ClientOptions::connection_wait`](crate::ClientOptions::connection_wait). `Failover` and `Failbackup`
+//! pass over servers that are known to be down while any others are left; the other modes do not, because
+//! for them it may matter which server it is.
+//!
+//! Where this differs from Go: there a further try may go to the very server that failed; a total failure
+//! of `SendRaw` is reported as success; `Failbackup` returns whatever comes first, errors included, and
+//! lets the other call run on.
+//!
+//! # Servers that speak first
+//!
+//! rpcx's example of two-way communication: a server that remembers who called, and sends to them.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use bothways::{
+//!     ClientOptions, FailMode, Metadata, Peer2PeerDiscovery, Reply, Request, SelectMode, Server, XClient,
+//! };
+//!
+//! #[bothways::message]
+//! struct Args {
+//!     a: i64,
+//!     b: i64,
+//! }
+//!
+//! #[bothways::message]
+//! struct Product {
+//!     c: i64,
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let address = "memu@bidirectional";
+//! // The server: the connection of a caller is all it takes to send to it later.
+//! let server = Server::builder()
+//!     .handler("Arith", "Mul", |request: Request| async move {
+//!         let caller = request.connection().clone();
+//!         tokio::spawn(async move {
+//!             loop {
+//!                 let metadata = Metadata::new();
+//!                 if caller.send_message("test_service_path", "test_service_method", &metadata, "abcde").is_err() {
+//!                     return; // It is gone.
+//!                 }
+//!                 tokio::time::sleep(Duration::from_secs(1)).await;
+//!             }
+//!         });
+//!         match request.decode::<Args>() {
+//!             Ok(args) => Reply::encode(&Product { c: args.a * args.b }, request.serialize_type()),
+//!             Err(error) => Reply::error(error.to_string()),
+//!         }
+//!     })
+//!     .build();
+//! let listening = server.listen(address).await?;
+//!
+//! // The client.
+//! let discovery = Peer2PeerDiscovery::new(address);
+//! let (xclient, mut messages) =
+//!     XClient::bidirectional("Arith", FailMode::Failtry, SelectMode::RandomSelect, discovery, ClientOptions::new());
+//!
+//! let product: Product = xclient.call("Mul", &Args { a: 10, b: 20 }).await?;
+//! println!("10 * 20 = {}", product.c);
+//!
+//! while let Some(message) = messages.next().await {
+//!     println!("{} sends {:?}", message.server(), message.payload()?);
+//! #   assert_eq!((product.c, message.payload()?), (200, "abcde".into()));
+//! #   xclient.close();
+//! }
+//! # Ok(()) }
+//! ```
+
+mod failure;
+mod options;
+mod select;
+mod servers;
+
+use std::sync::Arc;
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use tokio::task::AbortHandle;
+
+use self::servers::{Ears, Servers};
+pub use self::{
+    failure::FailMode,
+    options::XClientOptions,
+    select::{SelectMode, Selection, Selector, UserSelector},
+};
+use crate::{
+    caller::{CallOptions, Caller, RawCall, RawReply, Response},
+    client::{Client, ConnectionEvents, EventSender, MessageQueue, ServerMessages},
+    codec::Payload,
+    connection::Connection,
+    discovery::{Discovery, ServerEntry},
+    error::{CallError, PushError},
+};
+
+/// A client of many servers that offer the same service. A clone is the same client; its connections end
+/// with the last one.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{ClientOptions, FailMode, MultipleServersDiscovery, SelectMode, XClient};
+///
+/// let servers = MultipleServersDiscovery::new(["tcp@10.0.0.1:8972", "tcp@10.0.0.2:8972"]);
+/// let text = XClient::new("Text", FailMode::Failover, SelectMode::RoundRobin, servers, ClientOptions::new());
+/// let upper: String = text.call("Upper", &"abcde".to_owned()).await?;
+/// # Ok(()) }
+/// ```
+///
+/// Source: Go rpcx `client/xclient.go`, `XClient`.
+#[derive(Clone)]
+pub struct XClient {
+    shared: Arc<Shared>,
+    fail_mode: FailMode,
+}
+
+struct Shared {
+    service_path: Box<str>,
+    servers: Arc<Servers>,
+    /// Kept for as long as its list is followed.
+    _discovery: Box<dyn Discovery>,
+    /// The task that follows the list.
+    following: AbortHandle,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl XClient {
+    /// A client of the servers that `discovery` knows. Nothing is connected before the first call, unless
+    /// the options say so ([`XClientOptions::eager`], [`XClientOptions::handlers`]).
+    ///
+    /// `service_path` is the service that [`call`](Self::call) and the like ask for; as a
+    /// [`Caller`] an `XClient` asks for whatever service it is told to.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// Source: Go rpcx `client/xclient.go`, `NewXClient`.
+    pub fn new(
+        service_path: impl Into<String>,
+        fail_mode: FailMode,
+        select_mode: SelectMode,
+        discovery: impl Discovery,
+        options: impl Into<XClientOptions>,
+    ) -> Self {
+        let options = options.into();
+        let eager = options.eager.unwrap_or(options.handlers.is_some());
+        Self::start(service_path.into(), fail_mode, select_mode, Box::new(discovery), options, eager, None)
+    }
+
+    /// A client of the servers that `discovery` knows, and the stream of what any of them sends unasked.
+    ///
+    /// Every server is connected at once, and again whenever the connection is lost, without a call. No
+    /// message is missed, however early it comes; each knows its
+    /// [server](crate::ServerMessage::server), and the messages of one server are in the order in which
+    /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers
+    /// together.
+    ///
+    /// A plain rpcx server does not know after a reconnection whom it sent to before:
+    /// [`ConnectionEvent::Restored`](crate::ConnectionEvent::Restored) among the [events](Self::events) is
+    /// the time to tell it again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// Source: Go rpcx `client/xclient.go`, `NewBidirectionalXClient`.
+    pub fn bidirectional(
+        service_path: impl Into<String>,
+        fail_mode: FailMode,
+        select_mode: SelectMode,
+        discovery: impl Discovery,
+        options: impl Into<XClientOptions>,
+    ) -> (Self, ServerMessages) {
+        let options = options.into();
+        let eager = options.eager.unwrap_or(true);
+        let (queue, messages) = options.client.message_queue();
+        let discovery = Box::new(discovery);
+        let client = Self::start(service_path.into(), fail_mode, select_mode, discovery, options, eager, Some(queue));
+        (client, messages)
+    }
+
+    fn start(
+        service_path: String,
+        fail_mode: FailMode,
+        select_mode: SelectMode,
+        discovery: Box<dyn Discovery>,
+        options: XClientOptions,
+        eager: bool,
+        messages: Option<MessageQueue>,
+    ) -> Self {
+        let source = discovery.subscribe();
+        let mut changes = source.clone();
+        let ears = Ears { events: EventSender::default(), messages };
+        let servers = Arc::new(Servers::new(options, eager, select_mode.into_selector(), source, ears));
+        let followed = Arc::downgrade(&servers);
+        let following = tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                let Some(servers) = followed.upgrade() else { return };
+                servers.update();
+            }
+        });
+        let following = following.abort_handle();
+        let service_path = service_path.into();
+        Self { shared: Arc::new(Shared { service_path, servers, _discovery: discovery, following }), fail_mode }
+    }
+
+    /// The same client, servers and connections with another fail mode: for the calls that want one of
+    /// their own, such as `xclient.with_fail_mode(FailMode::Failfast).call(…)` for what must not run
+    /// twice.
+    #[must_use]
+    pub fn with_fail_mode(&self, fail_mode: FailMode) -> Self {
+        Self { shared: Arc::clone(&self.shared), fail_mode }
+    }
+
+    /// Calls a method and waits for its value.
+    ///
+    /// Dropping the future gives the call up: its place in the table is free at once, and a server that
+    /// understands it stops the handler.
+    ///
+    /// # Errors
+    /// That of the last try, or [`CallError::NoServer`]; [`CallError::TimedOut`] if the deadline passed,
+    /// however many tries were made; [`CallError::NotConnected`] after [`Self::close`].
+    pub async fn call<R: Payload>(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<R, CallError> {
+        Ok(self.call_with(service_method, args, CallOptions::new()).await?.value)
+    }
+
+    /// Calls a method with metadata, a deadline or a codec of its own, and gives the reply's metadata too.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_with<R: Payload>(
+        &self,
+        service_method: &str,
+        args: &(impl Payload + Sync),
+        options: CallOptions,
+    ) -> Result<Response<R>, CallError> {
+        self.call_typed(&self.shared.service_path, service_method, args, options).await
+    }
+
+    /// Sends a request that wants no reply to one server. Done when it is queued; errors of the handler stay
+    /// unseen. If it could not be queued because a connection is missing, all fail modes but `Failfast` try
+    /// again.
+    ///
+    /// # Errors
+    /// [`PushError`]: nothing was queued anywhere.
+    ///
+    /// Source: Go rpcx `client/xclient.go`, `Oneshot`.
+    pub async fn oneshot(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<(), PushError> {
+        self.push_typed(&self.shared.service_path, service_method, args, CallOptions::new()).await
+    }
+
+    /// Calls a method with arguments that are encoded already, and gives the reply as it came.
+    ///
+    /// # Errors
+    /// As [`Self::call`]; a total failure is always an error.
+    ///
+    /// Source: Go rpcx `client/xclient.go`, `SendRaw`.
+    pub async fn send_raw(
+        &self,
+        service_method: &str,
+        serialize: SerializeType,
+        payload: impl Into<Bytes>,
+        options: CallOptions,
+    ) -> Result<RawReply, CallError> {
+        let (service_path, payload) = (&*self.shared.service_path, payload.into());
+        self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await
+    }
+
+    /// The events of the connections to all servers, from now on. Each of several streams gets all of
+    /// them. A server that leaves the list is no event: its connection was not lost.
+    pub fn events(&self) -> ConnectionEvents {
+        self.shared.servers.events().subscribe()
+    }
+
+    /// The service that is called.
+    pub fn service_path(&self) -> &str {
+        &self.shared.service_path
+    }
+
+    /// What happens when a try fails.
+    pub fn fail_mode(&self) -> FailMode {
+        self.fail_mode
+    }
+
+    /// The servers that calls may go to now: those that the discovery lists, without those that are
+    /// inactive, of another group, or at no address.
+    pub fn servers(&self) -> Vec<ServerEntry> {
+        self.shared.servers.entries()
+    }
+
+    /// The clients of single servers that exist now, connected or not, in the order of
+    /// [`Self::servers`]. Whoever keeps one keeps its connection, even when the server leaves the list.
+    pub fn clients(&self) -> Vec<Client> {
+        self.shared.servers.clients()
+    }
+
+    /// The connections that stand now: to send to each server, or to look at counters.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.clients().iter().filter_map(|client| client.connection().ok()).collect()
+    }
+
+    /// Ends all connections for good, for every clone. Calls under way fail as closed by this side; streams
+    /// of messages and events end.
+    pub fn close(&self) {
+        self.shared.following.abort();
+        self.shared.servers.close();
+    }
+}
+
+impl Caller for XClient {
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        self.call_by_fail_mode(call).await
+    }
+
+    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        self.push_by_fail_mode(push).await
+    }
+
+    fn serialize_type(&self) -> SerializeType {
+        self.shared.servers.options().client.serialize()
+    }
+}
+
+impl std::fmt::Debug for XClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XClient")
+            .field("service_path", &self.shared.service_path)
+            .field("fail_mode", &self.fail_mode)
+            .field("servers", &self.servers())
+            .finish_non_exhaustive()
+    }
+}

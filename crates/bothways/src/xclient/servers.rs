@@ -1,0 +1,363 @@
+//! The servers to choose from, and the one client of each.
+//!
+//! The list is read under a lock for as long as a choice takes, and never across an `await`. A server
+//! that leaves the list loses its client at once; the connection ends when the last call that has a
+//! clone of it is done.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::sync::watch;
+
+use super::{
+    options::XClientOptions,
+    select::{Selection, Selector},
+};
+use crate::{
+    caller::RawCall,
+    client::{Client, EventSender, MessageQueue, handle_messages},
+    discovery::ServerEntry,
+    error::{AddressError, ConnectError},
+    transport::Address,
+};
+
+pub(super) struct Servers {
+    options: XClientOptions,
+    /// Clients are made for all servers of a list, not with the first call.
+    eager: bool,
+    selector: Arc<dyn Selector>,
+    list: RwLock<List>,
+    /// The server that all calls go to, if they are to stay with one.
+    sticky: Mutex<Option<Arc<Slot>>>,
+}
+
+/// A list as the discovery gave it, without those that no call may go to.
+struct List {
+    source: watch::Receiver<Arc<[ServerEntry]>>,
+    /// The same servers in the same places: what the selector sees, and the clients.
+    entries: Vec<ServerEntry>,
+    slots: Vec<Arc<Slot>>,
+    /// Why there are no more of them.
+    left_out: LeftOut,
+    /// Taken when the client is closed.
+    ears: Option<Ears>,
+}
+
+/// Those who are told what happens at, and what comes from, any server.
+pub(super) struct Ears {
+    pub(super) events: EventSender,
+    pub(super) messages: Option<MessageQueue>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct LeftOut {
+    listed: usize,
+    unreachable: Option<AddressError>,
+}
+
+/// One server: its client is made when it is first needed.
+pub(super) struct Slot {
+    address: String,
+    client: Mutex<Held>,
+}
+
+enum Held {
+    Nothing,
+    Client(Client),
+    /// The server left the list: no client is made any more.
+    Retired,
+}
+
+/// The server of one try.
+pub(super) struct Pick {
+    pub(super) slot: Arc<Slot>,
+    pub(super) client: Client,
+}
+
+/// Why no server was chosen.
+#[derive(Clone, Debug)]
+pub(super) enum NoPick {
+    Closed,
+    NoServer(String),
+}
+
+/// Which servers a choice prefers.
+#[derive(Clone, Copy)]
+pub(super) struct Preference<'a> {
+    /// Others than these, which were tried for the call.
+    pub(super) not_tried: &'a [Arc<Slot>],
+    /// Those that are not known to be down.
+    pub(super) up: bool,
+    /// The server that the others stay with, if they are to stay with one; and stay with this one.
+    pub(super) sticky: bool,
+}
+
+impl Servers {
+    /// Follows `source`. With `eager`, must be called within a tokio runtime.
+    pub(super) fn new(
+        options: XClientOptions,
+        eager: bool,
+        selector: Arc<dyn Selector>,
+        source: watch::Receiver<Arc<[ServerEntry]>>,
+        ears: Ears,
+    ) -> Self {
+        let list =
+            List { source, entries: Vec::new(), slots: Vec::new(), left_out: LeftOut::default(), ears: Some(ears) };
+        let servers = Self { options, eager, selector, list: RwLock::new(list), sticky: Mutex::default() };
+        servers.update();
+        servers
+    }
+
+    pub(super) fn options(&self) -> &XClientOptions {
+        &self.options
+    }
+
+    /// Chooses the server of a try.
+    pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
+        let list = self.list();
+        let prefer = Preference { not_tried: list.still_excluded(prefer.not_tried), ..prefer };
+        let Some(ears) = &list.ears else { return Err(NoPick::Closed) };
+        if list.slots.is_empty() {
+            return Err(NoPick::NoServer(list.why_empty(&self.options)));
+        }
+        let slot = if self.options.sticky && prefer.sticky {
+            let mut sticky = self.sticky.lock();
+            let stays = sticky.as_ref().filter(|slot| list.suits(slot, prefer)).cloned();
+            let slot = match stays {
+                Some(slot) => slot,
+                None => self.choose(&list, call, prefer)?,
+            };
+            *sticky = Some(Arc::clone(&slot));
+            slot
+        } else {
+            self.choose(&list, call, prefer)?
+        };
+        // The lock of the list is held: nobody retires the slot meanwhile.
+        match slot.client(self, ears) {
+            Ok(client) => Ok(Pick { slot, client }),
+            Err(error) => Err(NoPick::NoServer(error.to_string())),
+        }
+    }
+
+    /// The client of a server that was picked, a new one if it has ended; `None` if the server left the
+    /// list.
+    pub(super) fn client_again(&self, slot: &Slot) -> Option<Client> {
+        let list = self.list();
+        slot.client(self, list.ears.as_ref()?).ok()
+    }
+
+    /// A server failed: calls do not stay with it.
+    pub(super) fn unstick(&self, slot: &Arc<Slot>) {
+        if self.options.sticky {
+            self.sticky.lock().take_if(|sticky| Arc::ptr_eq(sticky, slot));
+        }
+    }
+
+    /// True if there is a server beside these.
+    pub(super) fn has_others(&self, tried: &[Arc<Slot>]) -> bool {
+        self.list().slots.iter().any(|slot| !is_in(slot, tried))
+    }
+
+    /// Takes the newest list of the discovery.
+    pub(super) fn update(&self) {
+        let mut guard = self.list.write();
+        let list = &mut *guard;
+        let Some(ears) = &list.ears else { return };
+        let source = Arc::clone(&list.source.borrow_and_update());
+        let (listed, unreachable) = self.usable(&source);
+        list.left_out = LeftOut { listed: source.len(), unreachable };
+        let mut old: HashMap<String, Arc<Slot>> =
+            list.slots.drain(..).map(|slot| (slot.address.clone(), slot)).collect();
+        list.entries.clear();
+        for (address, entry) in listed {
+            list.slots.push(old.remove(&address).unwrap_or_else(|| Arc::new(Slot::new(address))));
+            list.entries.push(entry);
+        }
+        if self.eager {
+            for slot in &list.slots {
+                // Cannot fail: the address is one, and the slot is in the list.
+                let _ = slot.client(self, ears);
+            }
+        }
+        self.selector.update(&list.entries);
+        let retired: Vec<_> = old.values().map(|slot| slot.retire()).collect();
+        self.sticky.lock().take_if(|sticky| old.contains_key(&sticky.address));
+        drop(guard);
+        // Closing a connection writes to its socket: not under the lock.
+        drop(retired);
+    }
+
+    /// Those of a list that calls may go to, by address; and what is wrong with one that is no address.
+    fn usable(&self, source: &[ServerEntry]) -> (Vec<(String, ServerEntry)>, Option<AddressError>) {
+        let mut places = HashMap::new();
+        let mut usable: Vec<(String, ServerEntry)> = Vec::new();
+        let mut unreachable = None;
+        for entry in source {
+            let address = match entry.address().parse::<Address>() {
+                Ok(address) => address.to_string(),
+                Err(error) => {
+                    tracing::warn!(%error, "a server is left out: it cannot be reached");
+                    unreachable = Some(error);
+                    continue;
+                }
+            };
+            // Twice in the list: the later one counts, as in Go.
+            match places.get(&address) {
+                Some(place) => usable[*place] = (address, entry.clone()),
+                None => {
+                    places.insert(address.clone(), usable.len());
+                    usable.push((address, entry.clone()));
+                }
+            }
+        }
+        usable.retain(|(_, entry)| entry.is_eligible(self.options.group.as_deref()));
+        (usable, unreachable)
+    }
+
+    /// Ends every client, and takes no more calls.
+    pub(super) fn close(&self) {
+        let mut list = self.list.write();
+        let ears = list.ears.take();
+        list.entries.clear();
+        let slots = std::mem::take(&mut list.slots);
+        drop(list);
+        self.sticky.lock().take();
+        slots.iter().filter_map(|slot| slot.retire()).for_each(|client| client.close());
+        drop(ears);
+    }
+
+    /// The servers that calls may go to.
+    pub(super) fn entries(&self) -> Vec<ServerEntry> {
+        self.list().entries.clone()
+    }
+
+    /// The clients that were made.
+    pub(super) fn clients(&self) -> Vec<Client> {
+        self.list().slots.iter().filter_map(|slot| slot.made()).collect()
+    }
+
+    pub(super) fn events(&self) -> EventSender {
+        self.list().ears.as_ref().map(|ears| ears.events.clone()).unwrap_or_default()
+    }
+
+    /// The list; the newest one even if the task that follows it has not run yet.
+    fn list(&self) -> RwLockReadGuard<'_, List> {
+        let list = self.list.read();
+        // Without a sender there is nothing newer.
+        if !list.source.has_changed().unwrap_or(false) || list.ears.is_none() {
+            return list;
+        }
+        drop(list);
+        self.update();
+        self.list.read()
+    }
+
+    fn choose(&self, list: &List, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
+        let selection = Selection::new(call.service_path, call.service_method, &call.payload, &list.entries);
+        let tried = |server: usize| is_in(&list.slots[server], prefer.not_tried);
+        let chosen = if prefer.not_tried.is_empty() {
+            self.selector.select(&selection)
+        } else {
+            self.selector.select(&selection.excluding(&tried))
+        };
+        let chosen = list.slot(chosen)?;
+        if list.suits(chosen, prefer) {
+            return Ok(Arc::clone(chosen));
+        }
+        let unsuited = |server: usize| tried(server) || list.slots[server].is_down();
+        let better = list.slot(self.selector.select(&selection.excluding(&unsuited)));
+        // A selector may have nobody else to offer.
+        Ok(Arc::clone(better.unwrap_or(chosen)))
+    }
+}
+
+impl List {
+    fn slot(&self, chosen: Option<usize>) -> Result<&Arc<Slot>, NoPick> {
+        chosen
+            .and_then(|server| self.slots.get(server))
+            .ok_or_else(|| NoPick::NoServer(format!("the selector chose none of {} servers", self.slots.len())))
+    }
+
+    /// Those of `tried` to leave out: all; when nobody else is left only the last one, for another round;
+    /// and nobody if that is the only one.
+    fn still_excluded<'a>(&self, tried: &'a [Arc<Slot>]) -> &'a [Arc<Slot>] {
+        if tried.is_empty() || self.slots.iter().any(|slot| !is_in(slot, tried)) {
+            return tried;
+        }
+        let last = if self.slots.len() == 1 { tried.len() } else { tried.len() - 1 };
+        &tried[last..]
+    }
+
+    /// True unless the server is not preferred, and there is one that is.
+    fn suits(&self, slot: &Arc<Slot>, prefer: Preference<'_>) -> bool {
+        let unsuited = |slot: &Arc<Slot>| is_in(slot, prefer.not_tried) || (prefer.up && slot.is_down());
+        !unsuited(slot) || self.slots.iter().all(unsuited)
+    }
+
+    fn why_empty(&self, options: &XClientOptions) -> String {
+        let LeftOut { listed, unreachable } = &self.left_out;
+        match (listed, unreachable, &options.group) {
+            (0, ..) => "the discovery lists none".to_owned(),
+            (_, Some(error), _) => format!("none of {listed} can be used: {error}"),
+            (_, None, Some(group)) => format!("none of {listed} is active and in the group `{group}`"),
+            (_, None, None) => format!("none of {listed} is active"),
+        }
+    }
+}
+
+impl Slot {
+    fn new(address: String) -> Self {
+        Self { address, client: Mutex::new(Held::Nothing) }
+    }
+
+    /// The client: made now if there is none, or none that has a future. Starts to connect and does not
+    /// wait for it.
+    fn client(&self, servers: &Servers, ears: &Ears) -> Result<Client, ConnectError> {
+        let mut held = self.client.lock();
+        match &*held {
+            Held::Client(client) if !client.is_ended() => return Ok(client.clone()),
+            Held::Retired => return Err(ConnectError::Closed),
+            Held::Client(_) | Held::Nothing => {}
+        }
+        let options = servers.options.client.clone();
+        let handlers = servers.options.handlers.clone();
+        let messages = match (&ears.messages, &handlers) {
+            (Some(messages), _) => Some(messages.clone()),
+            (None, Some(handlers)) => {
+                let (queue, messages) = options.message_queue();
+                handle_messages(messages, handlers.clone());
+                Some(queue)
+            }
+            (None, None) => None,
+        };
+        let handlers = handlers.unwrap_or_default();
+        let client = Client::start(&self.address, options, handlers, messages, Some(ears.events.clone()))?;
+        *held = Held::Client(client.clone());
+        Ok(client)
+    }
+
+    fn made(&self) -> Option<Client> {
+        match &*self.client.lock() {
+            Held::Client(client) => Some(client.clone()),
+            Held::Nothing | Held::Retired => None,
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        match &*self.client.lock() {
+            Held::Client(client) => client.is_down(),
+            Held::Nothing | Held::Retired => false,
+        }
+    }
+
+    fn retire(&self) -> Option<Client> {
+        match std::mem::replace(&mut *self.client.lock(), Held::Retired) {
+            Held::Client(client) => Some(client),
+            Held::Nothing | Held::Retired => None,
+        }
+    }
+}
+
+fn is_in(slot: &Arc<Slot>, slots: &[Arc<Slot>]) -> bool {
+    slots.iter().any(|other| Arc::ptr_eq(other, slot))
+}
