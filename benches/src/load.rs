@@ -1,0 +1,371 @@
+//! One neutral load for every server of the contract: raw frames on epoll, a thread or two.
+//!
+//! It checks as it measures: each reply belongs to its call and has its bytes; each push comes once
+//! and in order. Whatever is wrong ends the measurement with an error, never with a number.
+
+mod fleet;
+
+use std::{
+    cell::Cell,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+
+use self::fleet::{Fleet, connect, put_request};
+use crate::{
+    contract::{self, BroadcastArgs},
+    process::Process,
+};
+
+/// Connections to one server.
+#[derive(Debug)]
+pub struct Load {
+    server: Process,
+    address: SocketAddr,
+    /// One for each thread.
+    fleets: Vec<Fleet>,
+}
+
+/// What a closed loop is: as many calls as may be in flight are, and each reply brings the next call.
+#[derive(Clone, Copy, Debug)]
+pub struct ClosedLoop {
+    /// Calls of each connection that wait for their reply.
+    pub in_flight: usize,
+    /// Bytes of each payload.
+    pub payload_bytes: usize,
+    /// Time before the measurement.
+    pub warm_up: Duration,
+    /// Time of the measurement.
+    pub measure: Duration,
+}
+
+/// What was measured of calls or pushes.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Calls answered, or pushes received.
+    pub count: u64,
+    /// Time it took.
+    pub elapsed: Duration,
+    /// Nanoseconds from a call to its reply, or from the clock in a push to its arrival.
+    pub latency: Histogram<u64>,
+    /// CPU time that the server used.
+    pub server_cpu: Duration,
+    /// CPU time that the load used: near `elapsed` for each of its threads, the load is what is measured.
+    pub load_cpu: Duration,
+}
+
+impl Measured {
+    /// Calls or pushes in a second.
+    pub fn per_second(&self) -> f64 {
+        self.count as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// CPU time of the server for one, in nanoseconds.
+    pub fn server_cpu_nanos_each(&self) -> f64 {
+        self.server_cpu.as_nanos() as f64 / self.count as f64
+    }
+}
+
+/// A histogram of nanoseconds from one to a minute, to three digits.
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid")
+}
+
+/// `tcp@HOST:PORT`, as servers print it.
+///
+/// # Errors
+/// It is another network, or names no host.
+pub fn socket_address(address: &str) -> anyhow::Result<SocketAddr> {
+    let host_port = address.strip_prefix("tcp@").unwrap_or(address);
+    host_port.to_socket_addrs()?.next().with_context(|| format!("{address} has no address"))
+}
+
+impl Load {
+    /// Connects. More threads than one make sense where the server leaves more cores than one.
+    ///
+    /// # Errors
+    /// The server does not listen, or there are no files left.
+    pub fn connect(server: Process, address: &str, connections: usize, threads: usize) -> anyhow::Result<Self> {
+        let address = socket_address(address)?;
+        let threads = threads.clamp(1, connections.max(1));
+        let share = |thread| connections / threads + usize::from(thread < connections % threads);
+        let fleets: anyhow::Result<_> = (0..threads).map(|thread| Fleet::connect(address, share(thread))).collect();
+        Ok(Self { server, address, fleets: fleets? })
+    }
+
+    /// One call of `Echo` on each connection.
+    ///
+    /// # Errors
+    /// A reply is wrong or does not come.
+    pub fn call_each(&mut self, payload_bytes: usize) -> anyhow::Result<()> {
+        let payload = pattern(payload_bytes);
+        self.each_fleet(|fleet| fleet.call_each(contract::ECHO, &payload, &payload)).map(drop)
+    }
+
+    /// From now on all connections get broadcasts.
+    ///
+    /// # Errors
+    /// A reply is wrong or does not come.
+    pub fn join_all(&mut self) -> anyhow::Result<()> {
+        self.each_fleet(|fleet| fleet.call_each(contract::JOIN, b"", b"")).map(drop)
+    }
+
+    /// Calls `Echo` in a closed loop. Each payload carries its call's number.
+    ///
+    /// # Errors
+    /// A reply is wrong or does not come.
+    pub fn closed_loop(&mut self, work: ClosedLoop) -> anyhow::Result<Measured> {
+        ensure!(work.in_flight <= usize::from(u16::MAX), "at most {} calls in flight", u16::MAX);
+        let begin = Instant::now() + work.warm_up;
+        let end = begin + work.measure;
+        let server = self.server;
+        thread::scope(|scope| {
+            let cpu = scope.spawn(move || {
+                thread::sleep(begin.saturating_duration_since(Instant::now()));
+                let before = (server.cpu()?, Process::current().cpu()?);
+                thread::sleep(end.saturating_duration_since(Instant::now()));
+                anyhow::Ok((server.cpu()? - before.0, Process::current().cpu()? - before.1))
+            });
+            let results = self.each_fleet(|fleet| closed_loop(fleet, work, begin, end))?;
+            let (server_cpu, load_cpu) = cpu.join().expect("the watcher does not panic")?;
+            let mut latency = latencies();
+            for of_thread in &results {
+                latency.add(of_thread).expect("same bounds");
+            }
+            Ok(Measured { count: latency.len(), elapsed: work.measure, latency, server_cpu, load_cpu })
+        })
+    }
+
+    /// Asks for a broadcast and receives it on all connections, which have joined.
+    ///
+    /// With `wait_for_reply` the server's own answer is waited for too, after the clock has stopped; a
+    /// server may not answer while a client does not read.
+    ///
+    /// # Errors
+    /// A push is wrong, twice, out of order, or does not come.
+    pub fn broadcast(&mut self, args: BroadcastArgs, wait_for_reply: bool) -> anyhow::Result<Measured> {
+        let mut control = connect(self.address)?;
+        let mut request = Vec::new();
+        put_request(&mut request, 1, contract::BROADCAST, args.to_string().as_bytes());
+        let before = (self.server.cpu()?, Process::current().cpu()?);
+        let start = Instant::now();
+        control.write_all(&request)?;
+        let results = self.each_fleet(|fleet| receive(fleet, args))?;
+        let elapsed = start.elapsed();
+        let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
+        if wait_for_reply {
+            control.set_read_timeout(Some(Duration::from_secs(20)))?;
+            control.read_exact(&mut [0; bothways_proto::PREFIX_LEN]).context("no answer to the broadcast")?;
+        }
+        let mut latency = latencies();
+        for of_thread in &results {
+            latency.add(of_thread).expect("same bounds");
+        }
+        Ok(Measured { count: latency.len(), elapsed, latency, server_cpu, load_cpu })
+    }
+
+    fn each_fleet<T: Send>(&mut self, work: impl Fn(&mut Fleet) -> anyhow::Result<T> + Sync) -> anyhow::Result<Vec<T>> {
+        let work = &work;
+        if let [fleet] = &mut *self.fleets {
+            return Ok(vec![work(fleet)?]);
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = self.fleets.iter_mut().map(|fleet| scope.spawn(move || work(fleet))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a load thread does not panic")).collect()
+        })
+    }
+}
+
+/// Connections that have joined and never read.
+#[derive(Debug)]
+pub struct Stalled(Vec<TcpStream>);
+
+impl Stalled {
+    /// Connects and joins.
+    ///
+    /// # Errors
+    /// The server does not listen, or there are no files left.
+    pub fn connect(address: &str, connections: usize) -> anyhow::Result<Self> {
+        let address = socket_address(address)?;
+        let mut request = Vec::new();
+        put_request(&mut request, 1, contract::JOIN, b"");
+        let one = || {
+            let mut stream = connect(address)?;
+            stream.write_all(&request)?;
+            // Once the answer waits in the socket, the server counts this one in. It is never read.
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            stream.peek(&mut [0]).context("no answer to the joining")?;
+            Ok(stream)
+        };
+        (0..connections).map(|_| one()).collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A call that waits for its reply.
+#[derive(Clone, Copy)]
+struct InFlight {
+    seq: u64,
+    since: Instant,
+}
+
+fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant) -> anyhow::Result<Histogram<u64>> {
+    let mut payload = pattern(work.payload_bytes);
+    let number_len = payload.len().min(8);
+    // The frame of a request; of each only the two numbers in it are its own.
+    let mut request = Vec::new();
+    put_request(&mut request, 0, contract::ECHO, &payload);
+    let payload_at = request.len() - payload.len();
+    let mut put = |out: &mut Vec<u8>, seq: u64| {
+        request[4..12].copy_from_slice(&seq.to_be_bytes());
+        request[payload_at..payload_at + number_len].copy_from_slice(&seq.to_be_bytes()[8 - number_len..]);
+        out.extend_from_slice(&request);
+    };
+
+    let now = Instant::now();
+    let mut calls = vec![InFlight { seq: 0, since: now }; fleet.len() * work.in_flight];
+    for place in 0..fleet.len() {
+        for slot in 0..work.in_flight {
+            let call = &mut calls[place * work.in_flight + slot];
+            call.seq = slot as u64;
+            fleet.send(place, |out| put(out, call.seq))?;
+        }
+    }
+    let waiting = Cell::new(calls.len());
+    let mut latency = latencies();
+    let is_done = || waiting.get() == 0;
+    fleet.run(is_done, |place, frame, now, out| {
+        frame.must_be_reply()?;
+        let slot = (frame.seq & u64::from(u16::MAX)) as usize;
+        ensure!(slot < work.in_flight, "a reply to no call: {}", frame.seq);
+        let call = &mut calls[place * work.in_flight + slot];
+        ensure!(call.seq == frame.seq, "a second reply, or one to no call: {}", frame.seq);
+        payload[..number_len].copy_from_slice(&call.seq.to_be_bytes()[8 - number_len..]);
+        ensure!(frame.payload == payload, "a reply with other bytes than its call");
+        if begin <= now.instant && now.instant < end {
+            latency.saturating_record(now.instant.duration_since(call.since).as_nanos() as u64);
+        }
+        if now.instant < end {
+            call.seq += 1 << 16;
+            call.since = now.instant;
+            put(out, call.seq);
+        } else {
+            call.seq = u64::MAX;
+            waiting.set(waiting.get() - 1);
+        }
+        Ok(())
+    })?;
+    Ok(latency)
+}
+
+fn receive(fleet: &mut Fleet, args: BroadcastArgs) -> anyhow::Result<Histogram<u64>> {
+    #[derive(Clone, Copy, Default)]
+    struct Received {
+        count: usize,
+        seq: u64,
+        clock: u64,
+    }
+    let mut received = vec![Received::default(); fleet.len()];
+    let left = Cell::new(fleet.len() * args.count);
+    let mut latency = latencies();
+    let is_done = || left.get() == 0;
+    fleet.run(is_done, |place, frame, now, _| {
+        frame.must_be_push()?;
+        ensure!(frame.payload.len() == args.size, "a push of {} bytes, not {}", frame.payload.len(), args.size);
+        let clock = contract::stamped(frame.payload).context("a push without a clock")?;
+        let of_connection = &mut received[place];
+        // Servers count their pushes upwards, so this also finds one that came twice.
+        let in_order = of_connection.count == 0 || (of_connection.seq < frame.seq && of_connection.clock <= clock);
+        ensure!(in_order, "push {} came out of order or twice", frame.seq);
+        *of_connection = Received { count: of_connection.count + 1, seq: frame.seq, clock };
+        ensure!(of_connection.count <= args.count, "more pushes than were asked for");
+        latency.saturating_record(now.wall.saturating_sub(clock).max(1));
+        left.set(left.get() - 1);
+        Ok(())
+    })?;
+    Ok(latency)
+}
+
+/// Bytes that are not all alike.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at % 251) as u8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::{limit, server};
+
+    /// Each of our two servers, within this process.
+    fn servers() -> [String; 2] {
+        let (send, receive) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let listening = server::server().listen("tcp@127.0.0.1:0").await.expect("listens");
+                send.send(listening.address().to_owned()).expect("somebody waits");
+                listening.stopped().await;
+            });
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let limit = limit::address_of(listener.local_addr().expect("it listens"));
+        thread::spawn(move || limit::serve(listener, 2));
+        [receive.recv().expect("it listens"), limit]
+    }
+
+    #[test]
+    fn every_call_is_answered_with_its_bytes() {
+        for address in servers() {
+            for (connections, threads, in_flight, payload_bytes) in [(1, 1, 1, 0), (3, 2, 16, 581), (2, 1, 3, 100_000)]
+            {
+                let mut load = Load::connect(Process::current(), &address, connections, threads).expect("connects");
+                let (warm_up, measure) = (Duration::from_millis(20), Duration::from_millis(80));
+                let work = ClosedLoop { in_flight, payload_bytes, warm_up, measure };
+                let measured = load.closed_loop(work).expect("all is as it should be");
+                assert!(0 < measured.count && measured.latency.value_at_quantile(0.5) < 1_000_000_000);
+            }
+        }
+    }
+
+    #[test]
+    fn every_push_comes_once_and_in_order() {
+        for address in servers() {
+            let mut load = Load::connect(Process::current(), &address, 70, 2).expect("connects");
+            load.call_each(581).expect("all is as it should be");
+            load.join_all().expect("all is as it should be");
+            for (count, size) in [(1, 8), (300, 128), (40, 16 << 10)] {
+                let measured = load.broadcast(BroadcastArgs { count, size }, true).expect("all is as it should be");
+                assert_eq!(measured.count, count as u64 * 70);
+            }
+        }
+    }
+
+    /// More than sockets hold waits for those who do not read, and the others get all of it.
+    #[test]
+    fn clients_that_never_read_hurt_nobody() {
+        for address in servers() {
+            let mut load = Load::connect(Process::current(), &address, 5, 1).expect("connects");
+            load.join_all().expect("all is as it should be");
+            let stalled = Stalled::connect(&address, 2).expect("connects");
+            let args = BroadcastArgs { count: 1_000, size: 16 << 10 };
+            let measured = load.broadcast(args, false).expect("all is as it should be");
+            assert_eq!((measured.count, stalled.len()), (5_000, 2));
+        }
+    }
+}

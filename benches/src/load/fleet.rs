@@ -1,0 +1,262 @@
+//! Many connections on one epoll.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use bothways_proto::{self as proto, Header, Limits, Metadata, PREFIX_LEN, Seq, SerializeType};
+use mio::{Events, Interest, Poll, Token};
+use socket2::SockRef;
+
+use crate::contract;
+
+/// One read takes at most this much.
+const READ_BYTES: usize = 256 << 10;
+
+/// A server from which nothing came for this long, though something was expected, has failed.
+const SILENCE: Duration = Duration::from_secs(20);
+
+const RESPONSE: u8 = 0x80;
+const ONEWAY: u8 = 0x20;
+const STATUS: u8 = 0x03;
+
+/// A frame, as it came.
+#[derive(Debug)]
+pub(super) struct Frame<'a> {
+    flags: u8,
+    pub(super) seq: u64,
+    path: &'a [u8],
+    method: &'a [u8],
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    fn parse(frame: &'a [u8]) -> anyhow::Result<Self> {
+        let mut rest = &frame[PREFIX_LEN..];
+        let mut part = || {
+            let (len, tail) = rest.split_first_chunk::<4>()?;
+            let (part, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize)?;
+            rest = tail;
+            Some(part)
+        };
+        let parts = (part(), part(), part(), part());
+        let (Some(path), Some(method), Some(_metadata), Some(payload)) = parts else {
+            bail!("a frame whose inner lengths are more than its own");
+        };
+        ensure!(rest.is_empty(), "a frame with something behind its payload");
+        let seq = u64::from_be_bytes(*frame[4..].first_chunk().expect("a prefix is longer"));
+        Ok(Self { flags: frame[2], seq, path, method, payload })
+    }
+
+    /// Fails unless it is a reply that is no error.
+    pub(super) fn must_be_reply(&self) -> anyhow::Result<()> {
+        ensure!(self.flags & RESPONSE != 0, "a request came where a reply was due: {self:?}");
+        ensure!(self.flags & STATUS == 0, "the server answered with an error: {self:?}");
+        Ok(())
+    }
+
+    /// Fails unless it is a push of a broadcast.
+    pub(super) fn must_be_push(&self) -> anyhow::Result<()> {
+        let is_tick = self.path == contract::SERVICE.as_bytes() && self.method == contract::TICK.as_bytes();
+        ensure!(is_tick && self.flags & (RESPONSE | ONEWAY) == ONEWAY, "another frame where a push was due: {self:?}");
+        Ok(())
+    }
+}
+
+/// When a read was done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) instant: Instant,
+    pub(super) wall: u64,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        Self { instant: Instant::now(), wall: contract::wall_clock() }
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: mio::net::TcpStream,
+    /// The beginning of a frame whose end has not arrived.
+    partial: Vec<u8>,
+    outgoing: Vec<u8>,
+    /// Bytes of `outgoing` that the socket took.
+    written: usize,
+}
+
+/// Connections that one thread drives.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    poll: Poll,
+    events: Events,
+    connections: Vec<Connection>,
+    buffer: Vec<u8>,
+}
+
+impl Fleet {
+    pub(super) fn connect(address: SocketAddr, count: usize) -> anyhow::Result<Self> {
+        let poll = Poll::new()?;
+        let mut connections = Vec::with_capacity(count);
+        for place in 0..count {
+            let stream = connect(address)?;
+            stream.set_nonblocking(true)?;
+            let mut stream = mio::net::TcpStream::from_std(stream);
+            poll.registry().register(&mut stream, Token(place), Interest::READABLE | Interest::WRITABLE)?;
+            connections.push(Connection { stream, partial: Vec::new(), outgoing: Vec::new(), written: 0 });
+        }
+        let events = Events::with_capacity(1024);
+        Ok(Self { poll, events, connections, buffer: vec![0; READ_BYTES] })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Queues bytes for one connection and writes them.
+    pub(super) fn send(&mut self, place: usize, put: impl FnOnce(&mut Vec<u8>)) -> anyhow::Result<()> {
+        let connection = &mut self.connections[place];
+        put(&mut connection.outgoing);
+        connection.write()
+    }
+
+    /// Hands every frame that comes to `each`, until `is_done`. What `each` puts into the vector leaves
+    /// with one write, after all frames of one read.
+    pub(super) fn run(
+        &mut self,
+        mut is_done: impl FnMut() -> bool,
+        mut each: impl FnMut(usize, Frame<'_>, Moment, &mut Vec<u8>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut last = Instant::now();
+        while !is_done() {
+            match self.poll.poll(&mut self.events, Some(Duration::from_millis(20))) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            if self.events.is_empty() {
+                ensure!(last.elapsed() < SILENCE, "nothing came for {SILENCE:?}, though something was due");
+                continue;
+            }
+            for event in &self.events {
+                let place = event.token().0;
+                let connection = &mut self.connections[place];
+                if event.is_writable() {
+                    connection.write()?;
+                }
+                if event.is_readable() {
+                    connection.read(&mut self.buffer, |frame, moment, outgoing| {
+                        last = moment.instant;
+                        each(place, frame, moment, outgoing)
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One call on each connection, in slices so that no more than some wait at once.
+    pub(super) fn call_each(&mut self, method: &str, payload: &[u8], reply: &[u8]) -> anyhow::Result<()> {
+        const AT_ONCE: usize = 256;
+        let (count, mut sent) = (self.len(), 0);
+        let answered = std::cell::Cell::new(0);
+        while sent < count {
+            let end = (sent + AT_ONCE).min(count);
+            for place in sent..end {
+                self.send(place, |out| put_request(out, place as u64, method, payload))?;
+            }
+            sent = end;
+            let is_done = || answered.get() == end;
+            self.run(is_done, |place, frame, _, _| {
+                frame.must_be_reply()?;
+                ensure!(frame.seq == place as u64, "the reply to another call");
+                ensure!(frame.payload == reply, "a reply with other bytes than were due");
+                answered.set(answered.get() + 1);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    fn read(
+        &mut self,
+        buffer: &mut [u8],
+        mut each: impl FnMut(Frame<'_>, Moment, &mut Vec<u8>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let n = match self.stream.read(buffer) {
+                Ok(0) => bail!("the server closed a connection"),
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("cannot read"),
+            };
+            let moment = Moment::now();
+            let mut handle = |bytes: &[u8], outgoing: &mut Vec<u8>| -> anyhow::Result<usize> {
+                let (mut at, limits) = (0, Limits::default());
+                while let Some(len) = proto::frame_len(&bytes[at..], &limits)? {
+                    let Some(frame) = bytes.get(at..at + len) else { break };
+                    each(Frame::parse(frame)?, moment, outgoing)?;
+                    at += len;
+                }
+                Ok(at)
+            };
+            if self.partial.is_empty() {
+                let used = handle(&buffer[..n], &mut self.outgoing)?;
+                self.partial.extend_from_slice(&buffer[used..n]);
+            } else {
+                self.partial.extend_from_slice(&buffer[..n]);
+                let used = handle(&self.partial, &mut self.outgoing)?;
+                self.partial.drain(..used);
+            }
+            self.write()?;
+            // A read that does not fill the buffer has drained the socket; an end of the stream behind
+            // it is noticed at the next write, or by the silence.
+            if n < buffer.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write(&mut self) -> anyhow::Result<()> {
+        while self.written < self.outgoing.len() {
+            match self.stream.write(&self.outgoing[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot write"),
+            }
+        }
+        self.outgoing.clear();
+        self.written = 0;
+        Ok(())
+    }
+}
+
+/// Connects, and sees to it that the end of the connection leaves nothing behind: a benchmark uses
+/// more connections than there are ports to wait for their time-out.
+pub(super) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
+/// Appends a request that wants a reply.
+pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
+    let header = Header::request(Seq::new(seq), SerializeType::RAW);
+    let metadata = Metadata::new();
+    let parts = proto::FrameParts {
+        header,
+        service_path: contract::SERVICE,
+        service_method: method,
+        metadata: &metadata,
+        payload_len: payload.len(),
+    };
+    parts.put_frame(out, payload, &Limits::default()).expect("a benchmark's payload is within the limits");
+}
