@@ -16,6 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub const SERVICE: &str = "Bench";
 /// Answers its payload.
 pub const ECHO: &str = "Echo";
+/// Answers its record (MessagePack). Our server only: it is for clients of ours, see `pair.rs`.
+pub const RECORD: &str = "Record";
 /// Adds the connection to those that get broadcasts.
 pub const JOIN: &str = "Join";
 /// Pushes to all that have joined.

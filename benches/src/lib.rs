@@ -3,13 +3,20 @@
 //! | file | what it is |
 //! |---|---|
 //! | `contract.rs` | the service `Bench` on the wire: what every server here offers and the load asks for |
-//! | `limit.rs` | the bare limit: a server of that contract on epoll alone; `bin/bench-limit.rs` runs it |
+//! | `server.rs` | our server of that contract |
+//! | `limit.rs` | the bare limit: a server of that contract on epoll alone |
 //! | `load.rs` | one neutral load for every server of that contract |
+//! | `pair.rs` | the load that a framework's own client makes; `ours.rs` is our client |
 //! | `process.rs` | CPU time and memory of a process |
-//! | `server.rs` | our server of that contract; `bin/bench-server.rs` runs it |
+//! | `programs.rs` | what the binaries do |
+//! | `compare.rs` | all questions in one command: `cargo run --release -p bothways-benches -- compare` |
 
+pub mod compare;
 pub mod contract;
 pub mod limit;
 pub mod load;
+pub mod ours;
+pub mod pair;
 pub mod process;
+pub mod programs;
 pub mod server;

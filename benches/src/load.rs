@@ -60,6 +60,15 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// Adds another measurement of the same thing.
+    pub fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.elapsed += other.elapsed;
+        self.latency.add(&other.latency).expect("same bounds");
+        self.server_cpu += other.server_cpu;
+        self.load_cpu += other.load_cpu;
+    }
+
     /// Calls or pushes in a second.
     pub fn per_second(&self) -> f64 {
         self.count as f64 / self.elapsed.as_secs_f64()

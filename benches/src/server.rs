@@ -14,7 +14,10 @@ use bothways::{
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use crate::contract::{self, BroadcastArgs};
+use crate::{
+    contract::{self, BroadcastArgs},
+    pair::Record,
+};
 
 /// Bytes that may wait for one client. 64 MiB: a client that does not read loses nothing of any
 /// broadcast of the table (at most 1,000 × 16 KiB), and the frames are shared, so that all such
@@ -55,6 +58,7 @@ pub fn server() -> Server {
         .push_queue(PUSH_FRAMES_MAX, PUSH_BYTES_MAX)
         .overflow(Overflow::Disconnect)
         .handler(contract::SERVICE, contract::ECHO, |request: Request| std::future::ready(echo(&request)))
+        .function(contract::SERVICE, contract::RECORD, |record: Record| std::future::ready(Ok::<_, String>(record)))
         .handler(contract::SERVICE, contract::JOIN, move |request: Request| {
             let connection = request.connection();
             join.lock().insert(connection.id(), connection.clone());
