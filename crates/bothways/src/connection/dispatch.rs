@@ -98,7 +98,9 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let shared = &*self.0.shared;
-        shared.calls_running.fetch_sub(1, Ordering::AcqRel);
+        if shared.calls_running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.answering.load(Ordering::SeqCst) {
+            shared.state.lock().wake_driver();
+        }
         if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.settings.load.idle.notify_waiters();
         }
@@ -128,11 +130,13 @@ impl Connection {
 
     /// Handles a request that wants no reply.
     pub(super) fn run_oneway(&self, message: Message) {
-        let Ok(permit) = Permit::acquire(self) else {
-            self.shared.state.lock().oneways_refused += 1;
+        // A client's inlet queues what the server sends unasked and answers that there is nothing to
+        // run: only what runs needs a place.
+        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
             return;
         };
-        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
+        let Ok(permit) = Permit::acquire(self) else {
+            self.shared.state.lock().oneways_refused += 1;
             return;
         };
         match poll_once(&mut handler, &message) {
@@ -140,8 +144,9 @@ impl Connection {
             Poll::Pending => {
                 let connection = self.clone();
                 tokio::spawn(async move {
-                    let reply = run(handler, deadline, &message).await;
-                    connection.finish_oneway(&reply);
+                    if let Some(reply) = connection.run_while_wanted(handler, deadline, &message).await {
+                        connection.finish_oneway(&reply);
+                    }
                     drop(permit);
                 });
             }
@@ -175,8 +180,25 @@ impl Connection {
     /// The peer gave up a call: its handler is dropped at its next `await`.
     pub(super) fn cancel(&self, seq: Seq) {
         let handler = self.shared.state.lock().running.remove(&seq);
-        if let Some(handler) = handler {
+        if let Some(Some(handler)) = handler {
             handler.abort();
+        }
+    }
+
+    /// Runs a handler to its end, or to that of the connection if nobody wants the reply then.
+    async fn run_while_wanted(
+        &self,
+        handler: BoxFuture<Reply>,
+        deadline: Option<Instant>,
+        message: &Message,
+    ) -> Option<Reply> {
+        let reply = run(handler, deadline, message);
+        if !self.shared.settings.cancel_on_disconnect {
+            return Some(reply.await);
+        }
+        tokio::select! {
+            reply = reply => Some(reply),
+            _ = self.closed() => None,
         }
     }
 
@@ -191,12 +213,16 @@ impl Connection {
         let seq = message.header().seq();
         let mut state = self.shared.state.lock();
         // A number that a peer uses twice at once finds its first call only.
-        let remember = !state.running.contains_key(&seq)
-            && (self.shared.settings.cancel_on_disconnect || state.proto.peer_can(Capabilities::CANCEL));
-        // The lock is held until the task is in the table, so that it cannot leave before it entered.
+        let remember = state.proto.peer_can(Capabilities::CANCEL) && !state.running.contains_key(&seq);
+        if remember {
+            state.running.insert(seq, None);
+        }
+        // Not under the lock: a runtime that is shutting down drops the handler on the spot, and with
+        // it perhaps a call of its own on this connection.
+        drop(state);
         let task = tokio::spawn(async move {
-            let reply = run(handler, deadline, &message).await;
             let connection = &permit.0;
+            let reply = connection.run_while_wanted(handler, deadline, &message).await;
             if remember {
                 let mut state = connection.shared.state.lock();
                 if state.running.remove(&seq).is_none() {
@@ -206,11 +232,17 @@ impl Connection {
                     state.running.shrink_to(0);
                 }
             }
-            connection.reply(&message, reply, Lane::Reply, pushes_before);
-            connection.flush();
+            if let Some(reply) = reply {
+                connection.reply(&message, reply, Lane::Reply, pushes_before);
+                connection.flush();
+            }
         });
         if remember {
-            state.running.insert(seq, task.abort_handle());
+            match self.shared.state.lock().running.get_mut(&seq) {
+                Some(entry) => *entry = Some(task.abort_handle()),
+                // Done already, or cancelled: then it stops at its next `await`.
+                None => task.abort(),
+            }
         }
     }
 

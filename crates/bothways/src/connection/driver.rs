@@ -146,6 +146,7 @@ impl Driver {
         state.paused = match state.phase {
             Phase::Closed(_) => true,
             Phase::Closing(_) => !self.shut_down,
+            Phase::Answering(_) => true,
             Phase::Open | Phase::Draining(_) => {
                 state.proto.role() == Role::Server && shared.settings.reply_bytes_max < state.outbox.reply_bytes()
             }
@@ -165,7 +166,7 @@ impl Driver {
             return Ok(());
         }
         loop {
-            let Some(mut wire) = state.outbox.take() else {
+            let Some(mut wire) = shared.take(&mut state) else {
                 state.outbox.writing = Writing::Idle;
                 break;
             };
@@ -195,9 +196,6 @@ impl Driver {
             };
             state = shared.state.lock();
             state.outbox.put_back(wire, written);
-            if 0 < written {
-                shared.changed.notify_waiters();
-            }
             match result {
                 Ok(true) => state.outbox.writing = Writing::Idle,
                 Ok(false) => {
@@ -227,16 +225,38 @@ impl Driver {
         if self.shut_down {
             return;
         }
-        let state = self.connection.shared.state.lock();
-        let drained = matches!(state.phase, Phase::Closing(_))
-            && state.outbox.is_empty()
-            && state.outbox.writing == Writing::Idle;
+        let shared = &*self.connection.shared;
+        let mut state = shared.state.lock();
+        let drained = state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
+        if let Phase::Answering(reason) = &state.phase
+            && drained
+            && shared.calls_running.load(Ordering::SeqCst) == 0
+        {
+            state.phase = Phase::Closing(reason.clone());
+        }
+        let drained = drained && matches!(state.phase, Phase::Closing(_));
         drop(state);
         if drained && self.connection.shared.socket.poll_shutdown(cx).is_ready() {
             // From here the peer's bytes are read and dropped until it ends its side: closing with
             // bytes unread would make the kernel reset the connection, and lose our last frames.
             self.shut_down = true;
         }
+    }
+
+    /// Nothing more can be read, for this reason.
+    fn handle_end(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+        use CloseReason::{BadFrame, PeerClosed, PeerClosedMidFrame};
+        let connection = &self.connection;
+        if matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_)) && connection.answer_the_rest(&reason) {
+            // What is there to answer may be done this moment: the next turn looks.
+            cx.waker().wake_by_ref();
+            return;
+        }
+        let reason = match &connection.shared.state.lock().phase {
+            Phase::Closing(ours) | Phase::Draining(ours) => ours.clone(),
+            _ => reason,
+        };
+        connection.close_now(reason);
     }
 
     fn finish(&mut self) {
@@ -264,11 +284,7 @@ impl Future for Driver {
         if this.poll_writes(cx).is_ok() {
             this.poll_closing(cx);
             if let Poll::Ready(reason) = this.poll_reads(cx) {
-                let reason = match &this.connection.shared.state.lock().phase {
-                    Phase::Closing(ours) | Phase::Draining(ours) => ours.clone(),
-                    _ => reason,
-                };
-                this.connection.close_now(reason);
+                this.handle_end(reason, cx);
             }
         }
         if !this.connection.is_closed() {
@@ -293,6 +309,10 @@ impl Drop for Driver {
 /// Does what a message asks for.
 fn handle_message(connection: &Connection, message: Message) -> Result<(), CloseReason> {
     let mut state = connection.shared.state.lock();
+    if !state.can_answer() {
+        // A frame before it in the same read ended the connection, such as a refused token.
+        return Ok(());
+    }
     let inbound = state.proto.handle_message(message)?;
     match inbound {
         Inbound::Reply(waiter, message) => match waiter {

@@ -19,10 +19,11 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -46,7 +47,7 @@ pub(crate) use self::{
 };
 use self::{
     driver::Driver,
-    outbox::{Lane, Outbox, OutboxBounds, Refused, Writing},
+    outbox::{Lane, Outbox, OutboxBounds, Refused, Wire, Writing},
 };
 use crate::{
     caller::{Caller, RawCall, RawReply},
@@ -168,6 +169,8 @@ struct Shared {
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
     reads: AtomicU64,
+    /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
+    answering: AtomicBool,
     calls_running: AtomicUsize,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
@@ -179,7 +182,8 @@ struct State {
     proto: proto::Connection<Waiter>,
     outbox: Outbox,
     /// Handlers in tasks of their own, by the number of their call; filled only for peers that may cancel.
-    running: HashMap<Seq, AbortHandle>,
+    /// `None` for the moment in which the task is being made.
+    running: HashMap<Seq, Option<AbortHandle>>,
     /// Requests that want no reply, dropped because too much ran already.
     oneways_refused: u64,
     /// A Hello came and its token is being checked.
@@ -197,6 +201,8 @@ enum Phase {
     Open,
     /// The peer is about to end the connection: nothing new is sent, but replies still come.
     Draining(CloseReason),
+    /// The peer sends nothing more: what it asked for is answered, then the connection ends.
+    Answering(CloseReason),
     /// Nothing new is taken; what waits is written, then the connection ends.
     Closing(CloseReason),
     Closed(CloseReason),
@@ -298,6 +304,7 @@ impl Connection {
                 settings,
                 inlet,
                 reads: AtomicU64::new(0),
+                answering: AtomicBool::new(false),
                 calls_running: AtomicUsize::new(0),
                 changed: Notify::new(),
                 state: Mutex::new(state),
@@ -479,7 +486,7 @@ impl Connection {
         wait: Duration,
         mut attempt: impl FnMut() -> Result<T, PushError>,
     ) -> Result<T, PushError> {
-        let deadline = Instant::now() + wait;
+        let deadline = after(wait);
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
@@ -626,7 +633,7 @@ impl Connection {
             return false;
         }
         for _ in 0..ROUNDS {
-            let Some(mut wire) = state.outbox.take() else {
+            let Some(mut wire) = shared.take(&mut state) else {
                 state.written_out();
                 return true;
             };
@@ -648,7 +655,6 @@ impl Connection {
                 }
             };
             state = shared.state.lock();
-            let had_waiting = state.outbox.pushes_waiting().0;
             state.outbox.put_back(wire, written);
             match error {
                 None => state.outbox.writing = Writing::Idle,
@@ -662,9 +668,6 @@ impl Connection {
                     self.end(&mut state, error.into());
                     return false;
                 }
-            }
-            if 0 < had_waiting {
-                shared.changed.notify_waiters();
             }
         }
         if state.outbox.is_empty() {
@@ -680,9 +683,30 @@ impl Connection {
     fn close_after_flush(&self, reason: CloseReason) {
         let mut state = self.shared.state.lock();
         if state.can_answer() {
+            state.fail_calls(&reason);
             state.phase = Phase::Closing(reason);
             state.wake_driver();
+            self.shared.changed.notify_waiters();
         }
+    }
+
+    /// Nothing more comes from the peer. What it asked for is still answered, as long as that is
+    /// worth something; false if there is nothing to answer.
+    fn answer_the_rest(&self, reason: &CloseReason) -> bool {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect;
+        if !worth_it || !matches!(state.phase, Phase::Open) {
+            return false;
+        }
+        shared.answering.store(true, Ordering::SeqCst);
+        if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() {
+            return false;
+        }
+        state.fail_calls(reason);
+        state.phase = Phase::Answering(reason.clone());
+        shared.changed.notify_waiters();
+        true
     }
 
     /// Ends the connection now: what waits is dropped, and everyone who waits is told.
@@ -694,6 +718,11 @@ impl Connection {
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
+        // Why the peer sends nothing more says more than how the answers failed.
+        let reason = match &state.phase {
+            Phase::Answering(first) => first.clone(),
+            _ => reason,
+        };
         for waiter in state.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {
                 let written = state.outbox.call_may_be_written(number);
@@ -702,9 +731,6 @@ impl Connection {
             }
         }
         state.outbox.clear();
-        if self.shared.settings.cancel_on_disconnect {
-            state.running.drain().for_each(|(_, handler)| handler.abort());
-        }
         state.phase = Phase::Closed(reason);
         state.wake_driver();
         self.shared.changed.notify_waiters();
@@ -713,7 +739,8 @@ impl Connection {
     async fn hello_answered(&self) {
         loop {
             let changed = self.shared.changed.notified();
-            if !self.shared.state.lock().hello_pending {
+            let pending = |state: &State| state.hello_pending && state.check_open().is_ok();
+            if !pending(&self.shared.state.lock()) {
                 return;
             }
             changed.await;
@@ -760,11 +787,23 @@ impl Connection {
     }
 }
 
+impl Shared {
+    /// Takes what is next to be written; tells those who wait for room in the queue of pushes.
+    fn take(&self, state: &mut State) -> Option<Wire> {
+        let waiting = state.outbox.pushes_waiting();
+        let wire = state.outbox.take();
+        if state.outbox.pushes_waiting() != waiting {
+            self.changed.notify_waiters();
+        }
+        wire
+    }
+}
+
 impl State {
     fn check_open(&self) -> Result<(), PushError> {
         match &self.phase {
             Phase::Open => Ok(()),
-            Phase::Draining(reason) | Phase::Closing(reason) | Phase::Closed(reason) => {
+            Phase::Draining(reason) | Phase::Answering(reason) | Phase::Closing(reason) | Phase::Closed(reason) => {
                 Err(PushError::Closed(reason.clone()))
             }
         }
@@ -772,7 +811,19 @@ impl State {
 
     /// True while answers may still be sent.
     fn can_answer(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Draining(_))
+        matches!(self.phase, Phase::Open | Phase::Draining(_) | Phase::Answering(_))
+    }
+
+    /// No reply will be read any more: whoever waits for one is told. What is on its way still
+    /// leaves, so that a call is only called unwritten if it can be taken back.
+    fn fail_calls(&mut self, reason: &CloseReason) {
+        for waiter in self.proto.drain() {
+            if let Waiter::Call { reply, number } = waiter {
+                let written = !self.outbox.forget_call(number);
+                // Nobody listens if the call's future was dropped this moment.
+                let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
+            }
+        }
     }
 
     /// Notes that the peer is about to end the connection, and why.
@@ -812,8 +863,10 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         let Some(seq) = self.seq else { return };
         let mut state = self.connection.shared.state.lock();
-        let waited = state.proto.forget(seq).is_some();
-        let tell = waited && state.proto.peer_can(Capabilities::CANCEL);
+        let Some(Waiter::Call { number, .. }) = state.proto.forget(seq) else { return };
+        let tell = !state.outbox.forget_call(number)
+            && state.proto.peer_can(Capabilities::CANCEL)
+            && state.outbox.has_room_for_cancels();
         drop(state);
         if tell {
             self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, seq.to_string()));
@@ -825,20 +878,21 @@ impl Drop for Forget<'_> {
 impl Caller for Connection {
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
         let mut metadata = std::mem::take(&mut call.options.metadata);
-        if let Some(timeout) = call.options.timeout {
-            metadata.insert(keys::SERVER_TIMEOUT, timeout.as_millis().to_string());
+        let timeout = call.options.timeout;
+        let deadline = timeout.map(after);
+        if let Some(timeout) = timeout {
+            // At least one: the peer takes zero for a deadline that has passed.
+            metadata.insert(keys::SERVER_TIMEOUT, timeout.as_millis().max(1).to_string());
         }
         let header = Header::request(Seq::default(), call.serialize);
         let (header, payload) = compressed(header, call.payload.clone(), self.shared.settings.compress);
-        if self.shared.state.lock().hello_pending {
-            self.hello_answered().await;
+        let hello_pending = self.shared.state.lock().hello_pending;
+        if hello_pending {
+            within(timeout, deadline, self.hello_answered()).await?;
         }
         let Begun { reply, mut guard } = self.begin_call(&call, &payload, header, &metadata)?;
         self.flush_soon();
-        let reply = match call.options.timeout {
-            None => reply.await,
-            Some(timeout) => tokio::time::timeout(timeout, reply).await.map_err(|_| CallError::TimedOut(timeout))?,
-        };
+        let reply = within(timeout, deadline, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
         raw_reply(reply, self.limits())
@@ -884,6 +938,27 @@ pub fn fan_out(connections: &[Connection], frames: &[PushFrame]) -> FanOut {
         connection.flush_soon();
     }
     outcome
+}
+
+/// The moment that long from now; without end if nobody lives to see it.
+pub(crate) fn after(wait: Duration) -> Instant {
+    const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    Instant::now() + wait.min(FOR_EVER)
+}
+
+/// Waits up to the deadline, which is `timeout` from the beginning of the call.
+async fn within<T>(
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Result<T, CallError> {
+    match deadline {
+        None => Ok(future.await),
+        Some(deadline) => {
+            let outcome = tokio::time::timeout_at(deadline, future).await;
+            outcome.map_err(|_| CallError::TimedOut(timeout.unwrap_or_default()))
+        }
+    }
 }
 
 /// Packs a payload worth packing in the way asked for.

@@ -75,6 +75,9 @@ pub(super) struct OutboxBounds {
 #[derive(Debug)]
 struct Entry {
     lane: Lane,
+    /// Of a call its number, of anything else that of the last call before it: in the lane of replies
+    /// and calls these numbers never fall.
+    call: u64,
     head: Bytes,
     /// A shared payload behind the head.
     body: Bytes,
@@ -280,7 +283,7 @@ impl Outbox {
             parts.put_head(&mut head, limits)?;
             payload.clone()
         };
-        Ok(self.add_entry(Entry { lane, head: head.into(), body }, direct))
+        Ok(self.add_entry(Entry { lane, call: 0, head: head.into(), body }, direct))
     }
 
     /// Takes one frame that is encoded already, and perhaps shared with other connections.
@@ -293,12 +296,37 @@ impl Outbox {
             self.wire.push_flat(frame);
             return Ok(self.count(lane, true));
         }
-        Ok(self.add_entry(Entry { lane, head: frame.clone(), body: Bytes::new() }, direct))
+        Ok(self.add_entry(Entry { lane, call: 0, head: frame.clone(), body: Bytes::new() }, direct))
     }
 
     /// True if the peer may have seen the call of this number.
     pub(super) fn call_may_be_written(&self, number: u64) -> bool {
         number <= self.calls_written || (self.writing == Writing::Busy && number <= self.calls_under_way)
+    }
+
+    /// Takes the call of this number out if it has not left its lane: then it never leaves, and the
+    /// peer need not be told. False: it is on the wire, or gone.
+    pub(super) fn forget_call(&mut self, number: u64) -> bool {
+        let at = self.replies.partition_point(|entry| entry.call < number);
+        let Some(entry) = self
+            .replies
+            .get_mut(at)
+            .filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
+        else {
+            return false;
+        };
+        self.reply_bytes -= entry.len();
+        // An empty entry keeps the place of those behind it; at either end it can go.
+        (entry.head, entry.body) = (Bytes::new(), Bytes::new());
+        while self.replies.pop_front_if(|entry| entry.len() == 0).is_some() {}
+        while self.replies.pop_back_if(|entry| entry.len() == 0).is_some() {}
+        true
+    }
+
+    /// True while the peer may be told of calls that were given up. When it does not read, that can
+    /// wait for ever, and answers to its heartbeats have more need of the room.
+    pub(super) fn has_room_for_cancels(&self) -> bool {
+        self.control.len() < CONTROL_FRAMES / 2
     }
 
     /// How many pushes were ever added: a reply that was begun before a push was added stays behind it.
@@ -415,12 +443,14 @@ impl Outbox {
         }
     }
 
-    fn add_entry(&mut self, entry: Entry, direct: bool) -> u64 {
+    fn add_entry(&mut self, mut entry: Entry, direct: bool) -> u64 {
         let lane = entry.lane;
         if direct {
             self.put_on_wire(entry);
             return self.count(lane, true);
         }
+        let number = self.count(lane, false);
+        entry.call = number;
         match lane {
             Lane::Control => self.control.push_back(entry),
             Lane::Reply | Lane::Call => {
@@ -432,7 +462,7 @@ impl Outbox {
                 self.pushes.push_back(entry);
             }
         }
-        self.count(lane, false)
+        number
     }
 
     /// Moves the replies that were just added behind the pushes that wait: their handlers pushed first.
@@ -475,7 +505,7 @@ impl Outbox {
             });
             let Some(entry) = next else { return };
             if entry.lane == Lane::Call {
-                self.calls_on_wire += 1;
+                self.calls_on_wire = entry.call;
             }
             self.put_on_wire(entry);
         }
@@ -614,6 +644,27 @@ mod tests {
         assert!(outbox.call_may_be_written(second), "it was in the same batch: careful is right");
         let third = add(&mut outbox, Lane::Call, "three", Overflow::RefuseNewest).expect("room");
         assert!(!outbox.call_may_be_written(third));
+    }
+
+    /// A call that is given up while it waits in its lane never leaves; the others keep their order
+    /// and their numbers.
+    #[test]
+    fn a_call_that_is_given_up_in_its_lane_never_leaves() {
+        let mut outbox = Outbox::new();
+        outbox.writing = Writing::Blocked;
+        let added = |outbox: &mut Outbox, lane, text| add(outbox, lane, text, Overflow::RefuseNewest).expect("room");
+        let calls = ["a", "b", "c", "d"].map(|text| added(&mut outbox, Lane::Call, text));
+        added(&mut outbox, Lane::Reply, "reply");
+        let last = added(&mut outbox, Lane::Call, "e");
+        for given_up in [calls[1], calls[0], calls[3]] {
+            assert!(outbox.forget_call(given_up));
+            assert!(!outbox.forget_call(given_up), "only once");
+        }
+        let wire = outbox.take().expect("the rest");
+        assert!(!outbox.forget_call(calls[2]), "it is on the wire");
+        outbox.put_back(wire, 0);
+        assert_eq!(drain(&mut outbox), "creplye");
+        assert_eq!((outbox.reply_bytes(), outbox.call_may_be_written(last)), (0, true));
     }
 
     /// Large payloads are shared and small ones copied; the bytes are the same.

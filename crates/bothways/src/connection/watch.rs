@@ -6,7 +6,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Role};
+use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
 
 use super::{Connection, Phase, Waiter};
@@ -98,7 +98,7 @@ impl Connection {
         }
         match state.phase {
             Phase::Closed(_) => return,
-            Phase::Closing(ref reason) => {
+            Phase::Closing(ref reason) | Phase::Answering(ref reason) => {
                 let since = *watch.closing_since.get_or_insert(now);
                 if deadlines.close_timeout <= now - since {
                     let reason = reason.clone();
@@ -110,7 +110,9 @@ impl Connection {
         }
         let silent = now - watch.read_at;
         let role = state.proto.role();
-        if role == Role::Server && watch.reads == 0 && deadlines.first_frame_timeout <= silent {
+        // Bytes are no frame: one byte now and then must not hold a connection.
+        let no_frame = role == Role::Server && state.proto.peer() == Peer::Unknown;
+        if no_frame && deadlines.first_frame_timeout <= now - watch.began {
             return self.end(state, CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
         if deadlines.write_timeout <= now - watch.written_at {

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::Shared;
-use crate::connection::Connection;
+use crate::connection::{Connection, after};
 
 /// What a shutdown left behind.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -18,7 +18,7 @@ pub struct ShutdownReport {
 }
 
 pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> ShutdownReport {
-    let deadline = Instant::now() + deadline;
+    let deadline = after(deadline);
     shared.stopping.send_replace(true);
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {

@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
+#[cfg(feature = "tls")]
+use super::tls::TlsSocket;
 #[cfg(unix)]
 use super::unix::UnixSocket;
 use super::{Socket, memory::MemorySocket, tcp::TcpSocket};
@@ -18,6 +20,9 @@ pub enum AnySocket {
     /// A Unix domain socket.
     #[cfg(unix)]
     Unix(UnixSocket),
+    /// TLS over TCP.
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsSocket<TcpSocket>>),
     /// A pipe within this process.
     Memory(MemorySocket),
     /// Anything else; a stream of tokio's comes as [`FromAsync`](super::FromAsync).
@@ -31,6 +36,8 @@ macro_rules! delegate {
             AnySocket::Tcp($socket) => $result,
             #[cfg(unix)]
             AnySocket::Unix($socket) => $result,
+            #[cfg(feature = "tls")]
+            AnySocket::Tls($socket) => $result,
             AnySocket::Memory($socket) => $result,
             AnySocket::Other($socket) => $result,
         }
@@ -79,6 +86,13 @@ impl From<TcpSocket> for AnySocket {
 impl From<UnixSocket> for AnySocket {
     fn from(socket: UnixSocket) -> Self {
         Self::Unix(socket)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl From<TlsSocket<TcpSocket>> for AnySocket {
+    fn from(socket: TlsSocket<TcpSocket>) -> Self {
+        Self::Tls(Box::new(socket))
     }
 }
 

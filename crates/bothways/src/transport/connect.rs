@@ -14,7 +14,8 @@ use crate::error::ConnectError;
 /// Dropping the future gives up and leaves nothing behind.
 ///
 /// # Errors
-/// - [`ConnectError::Io`]: nobody listens there, the name is not known, or the like.
+/// - [`ConnectError::Io`]: nobody listens there, the name is not known, the TLS handshake failed, or the
+///   like.
 /// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {
     let deadline = Instant::now() + options.connect_timeout;
@@ -30,9 +31,27 @@ async fn open(address: &Address, options: &ConnectOptions, deadline: Instant) ->
         Network::Memory => Ok(memory::connect(address).await?.into()),
         #[cfg(unix)]
         Network::Unix => Ok(unix::connect(address).await?.into()),
-        Network::Tls => Err(io::ErrorKind::Unsupported.into()),
-        Network::Tcp | Network::Tcp4 | Network::Tcp6 => Ok(tcp::connect(address, &options.tcp, deadline).await?.into()),
+        _ => open_tcp(address, options, deadline).await,
     }
+}
+
+#[cfg(feature = "tls")]
+async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
+    const NO_TLS: &str = "`tls@` needs to know whom to trust (`ConnectOptions::tls`)";
+    match &options.tls {
+        None if address.network() == Network::Tls => Err(io::Error::new(io::ErrorKind::InvalidInput, NO_TLS)),
+        None => Ok(tcp::connect(address, &options.tcp, deadline).await?.into()),
+        Some(tls) => {
+            let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
+            let socket = tcp::connect(address, &options.tcp, deadline).await?;
+            Ok(tls.handshake(socket, host).await?.into())
+        }
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
+    Ok(tcp::connect(address, &options.tcp, deadline).await?.into())
 }
 
 #[cfg(test)]
@@ -65,6 +84,25 @@ mod tests {
         let error = connect(&address("memory@nobody there"), &ConnectOptions::default()).await.expect_err("nobody");
         let ConnectError::Io { address, error } = error else { panic!("{error}") };
         assert_eq!((address.as_str(), error.kind()), ("memory@nobody there", io::ErrorKind::ConnectionRefused));
+    }
+
+    /// The system takes the connection; nobody answers the first words of TLS.
+    #[cfg(feature = "tls")]
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_for_the_handshake_too() {
+        use crate::transport::tls::TlsClient;
+        let listener = Listener::bind(&address("127.0.0.1:0"), &ListenOptions::default()).await.expect("listens");
+        let tls = TlsClient::dangerously_trusting_any_server().expect("a client");
+        let options = ConnectOptions::default().tls(tls);
+        let error = connect(&address(listener.local_address()), &options).await.expect_err("nobody answers");
+        assert!(matches!(error, ConnectError::TimedOut { after, .. } if after == Duration::from_secs(5)), "{error}");
+    }
+
+    #[cfg(feature = "tls")]
+    #[tokio::test]
+    async fn tls_without_a_configuration_says_what_is_missing() {
+        let error = connect(&address("tls@127.0.0.1:1"), &ConnectOptions::default()).await.expect_err("no TLS");
+        assert!(error.to_string().contains("`ConnectOptions::tls`"), "{error}");
     }
 
     /// What a task holds of it can move between threads.

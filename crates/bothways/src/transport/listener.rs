@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+#[cfg(feature = "tls")]
+use super::tls::TlsServer;
 #[cfg(unix)]
 use super::unix;
 use super::{Address, AnySocket, ListenOptions, Network, Socket, accept::Failures, memory, tcp};
@@ -12,6 +14,8 @@ use crate::error::ServeError;
 pub struct Listener {
     listening: Listening,
     local_address: String,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsServer>,
 }
 
 #[derive(Debug)]
@@ -26,10 +30,21 @@ impl Listener {
     /// Starts to listen.
     ///
     /// # Errors
-    /// [`ServeError::Listen`]: the address is in use, may not be used, or is not one of this machine.
+    /// - [`ServeError::Listen`]: the address is in use, may not be used, or is not one of this machine.
+    /// - [`ServeError::Tls`]: the network is `tls`, and the options bring no certificate.
     pub async fn bind(address: &Address, options: &ListenOptions) -> Result<Self, ServeError> {
+        #[cfg(feature = "tls")]
+        if address.network() == Network::Tls && options.tls.is_none() {
+            let why = "it has no certificate (`ListenOptions::tls`)".to_owned();
+            return Err(ServeError::Tls { address: address.to_string(), why });
+        }
         match listen(address, options).await {
-            Ok((listening, address)) => Ok(Self { listening, local_address: address.to_string() }),
+            Ok((listening, address)) => Ok(Self {
+                listening,
+                local_address: address.to_string(),
+                #[cfg(feature = "tls")]
+                tls: options.tls.clone(),
+            }),
             Err(error) => Err(ServeError::Listen { address: address.to_string(), error }),
         }
     }
@@ -47,7 +62,13 @@ impl Listener {
         let mut failures = Failures::none();
         loop {
             match self.try_accept().await {
-                Ok(socket) => return Accepted { socket },
+                Ok(socket) => {
+                    return Accepted {
+                        socket,
+                        #[cfg(feature = "tls")]
+                        tls: self.tls.clone(),
+                    };
+                }
                 Err(error) => failures.pause_after(error, &self.local_address).await,
             }
         }
@@ -68,8 +89,7 @@ async fn listen(address: &Address, options: &ListenOptions) -> io::Result<(Liste
         Network::Memory => Ok((Listening::Memory(memory::Listening::bind(address, options)?), address.clone())),
         #[cfg(unix)]
         Network::Unix => Ok((Listening::Unix(unix::Listening::bind(address, options).await?), address.clone())),
-        Network::Tls => Err(io::ErrorKind::Unsupported.into()),
-        Network::Tcp | Network::Tcp4 | Network::Tcp6 => {
+        _ => {
             let listening = tcp::Listening::bind(address, options).await?;
             let address = address.with_port(listening.local_addr()?.port());
             Ok((Listening::Tcp(listening), address))
@@ -81,6 +101,8 @@ async fn listen(address: &Address, options: &ListenOptions) -> io::Result<(Liste
 #[derive(Debug)]
 pub struct Accepted {
     socket: AnySocket,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsServer>,
 }
 
 impl Accepted {
@@ -95,6 +117,13 @@ impl Accepted {
     /// # Errors
     /// `TimedOut` after `limit`; otherwise what went wrong in the handshake.
     pub async fn handshake(self, limit: Duration) -> io::Result<AnySocket> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = self.tls {
+            return match self.socket {
+                AnySocket::Tcp(socket) => Ok(tokio::time::timeout(limit, tls.handshake(socket)).await??.into()),
+                socket => Ok(socket),
+            };
+        }
         _ = limit;
         Ok(self.socket)
     }
@@ -162,5 +191,75 @@ mod tests {
         is_send(&listener.accept());
         let (address, options) = ("memory@x".parse().expect("an address"), ListenOptions::default());
         is_send(&Listener::bind(&address, &options));
+    }
+
+    #[cfg(feature = "tls")]
+    mod tls {
+        use super::*;
+        use crate::transport::tls::{Authority, TlsClient};
+
+        /// Options for both ends, with the same authority.
+        fn options(authority: &Authority) -> (ConnectOptions, ListenOptions) {
+            let client = TlsClient::new(&authority.roots()).expect("a client");
+            let server = TlsServer::new(authority.identity("localhost")).expect("a server");
+            (ConnectOptions::default().tls(client), ListenOptions::default().tls(server))
+        }
+
+        async fn accept(listener: &Listener) -> io::Result<AnySocket> {
+            listener.accept().await.handshake(Duration::from_secs(60)).await
+        }
+
+        /// `tls@` says it; behind `tcp@` the options do, as in rpcx.
+        #[tokio::test]
+        async fn tls_is_spoken_if_the_address_or_the_options_say_so() {
+            let (near, far) = options(&Authority::new());
+            for network in ["tls", "tcp", "tcp4"] {
+                let address = format!("{network}@localhost:0").parse().expect("an address");
+                let listener = Listener::bind(&address, &far).await.expect("listens");
+                assert!(listener.local_address().starts_with(&format!("{network}@localhost:")));
+                let address = listener.local_address().parse().expect("an address");
+                let (client, server) = tokio::join!(connect(&address, &near), accept(&listener));
+                let (client, server) = (client.expect("connects"), server.expect("accepts"));
+                assert!(matches!((&client, &server), (AnySocket::Tls(_), AnySocket::Tls(_))));
+                assert!(server.peer().starts_with("tls@"));
+                check::half_close(client, server).await;
+            }
+        }
+
+        #[tokio::test]
+        async fn tls_has_no_effect_in_memory() {
+            let (near, far) = options(&Authority::new());
+            let address = "memory@tls has no effect".parse().expect("an address");
+            let listener = Listener::bind(&address, &far).await.expect("listens");
+            let (client, server) = tokio::join!(connect(&address, &near), accept(&listener));
+            check::half_close(client.expect("connects"), server.expect("accepts")).await;
+        }
+
+        #[tokio::test]
+        async fn tls_without_a_certificate_is_refused_at_once() {
+            let error = listener("tls@127.0.0.1:0").await.expect_err("no certificate");
+            assert!(matches!(&error, ServeError::Tls { .. }), "{error}");
+            assert!(error.to_string().contains("`ListenOptions::tls`"), "{error}");
+        }
+
+        /// A peer that says nothing is given up after its time, and others come in meanwhile.
+        #[tokio::test]
+        async fn a_silent_peer_holds_up_nobody_but_itself() {
+            let (near, far) = options(&Authority::new());
+            let address = "127.0.0.1:0".parse().expect("an address");
+            let listener = Listener::bind(&address, &far).await.expect("listens");
+            let silent = listener.local_address().parse().expect("an address");
+            let _silent = connect(&silent, &ConnectOptions::default()).await.expect("connects");
+            let mut held_up = tokio::spawn(listener.accept().await.handshake(Duration::from_secs(3600)));
+
+            let address = listener.local_address().replace("127.0.0.1", "localhost").parse().expect("an address");
+            let (client, server) = tokio::join!(connect(&address, &near), accept(&listener));
+            check::half_close(client.expect("connects"), server.expect("accepts")).await;
+
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            let error = (&mut held_up).await.expect("no panic").expect_err("silent");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
     }
 }

@@ -22,6 +22,8 @@ mod peer;
 mod socket;
 mod stream;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(unix)]
 pub mod unix;
 

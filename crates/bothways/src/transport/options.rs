@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::tcp::Tuning;
+#[cfg(feature = "tls")]
+use super::tls::{TlsClient, TlsServer};
 
 /// How a [`Listener`](super::Listener) listens.
 #[derive(Clone, Debug)]
@@ -10,11 +12,19 @@ pub struct ListenOptions {
     pub(super) backlog: u32,
     pub(super) reuse_port: bool,
     pub(super) tcp: Tuning,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<TlsServer>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: 4096, reuse_port: false, tcp: Tuning::server() }
+        Self {
+            backlog: 4096,
+            reuse_port: false,
+            tcp: Tuning::server(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
     }
 }
 
@@ -31,6 +41,14 @@ impl ListenOptions {
     /// `SO_REUSEPORT`, and on networks other than TCP.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
+        self
+    }
+
+    /// TLS on `tls`, `tcp`, `tcp4` and `tcp6`; on other networks it has no effect, as in rpcx. Default:
+    /// none, and `tls` cannot be listened on.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: TlsServer) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -68,11 +86,18 @@ impl ListenOptions {
 pub struct ConnectOptions {
     pub(super) connect_timeout: Duration,
     pub(super) tcp: Tuning,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<TlsClient>,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(5), tcp: Tuning::client() }
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            tcp: Tuning::client(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
     }
 }
 
@@ -82,6 +107,14 @@ impl ConnectOptions {
     /// gives up before the first repetition.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
+        self
+    }
+
+    /// TLS on `tls`, `tcp`, `tcp4` and `tcp6`; on other networks it has no effect. Default: none, and `tls`
+    /// cannot be connected to.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: TlsClient) -> Self {
+        self.tls = Some(tls);
         self
     }
 

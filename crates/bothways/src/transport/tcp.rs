@@ -250,20 +250,23 @@ fn listen(place: SocketAddr, network: Network, options: &ListenOptions) -> io::R
 }
 
 /// Connects to the first of the name's addresses that answers. Each gets an equal share of the time
-/// that is left, so that one that does not answer leaves time for the others.
+/// that is left, so that one that does not answer leaves time for the others. The last has no share of
+/// its own: it is the caller who ends the wait at the deadline.
 pub(super) async fn connect(address: &Address, tuning: &Tuning, deadline: Instant) -> io::Result<TcpSocket> {
-    let mut places = resolve(address).await?.into_iter();
+    let mut places = resolve(address).await?;
+    let last = places.pop().ok_or_else(no_address)?;
     let mut failed = None;
-    while let Some(place) = places.next() {
-        let now = Instant::now();
-        let share = deadline.saturating_duration_since(now) / (1 + u32::try_from(places.len()).unwrap_or(u32::MAX - 1));
+    let mut left = u32::try_from(places.len()).unwrap_or(u32::MAX - 1) + 1;
+    for place in places {
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
+        left -= 1;
         match tokio::time::timeout(share, connect_to(place, tuning)).await {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) => _ = failed.get_or_insert(error),
-            Err(_) => _ = failed.get_or_insert(io::Error::new(io::ErrorKind::TimedOut, format!("{place} is silent"))),
+            Err(_) => _ = failed.get_or_insert(io::ErrorKind::TimedOut.into()),
         }
     }
-    Err(failed.unwrap_or_else(no_address))
+    connect_to(last, tuning).await.map_err(|error| failed.unwrap_or(error))
 }
 
 async fn connect_to(place: SocketAddr, tuning: &Tuning) -> io::Result<TcpSocket> {

@@ -1,9 +1,19 @@
 //! What several topics need.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use bothways::{Server, ServerBuilder};
+use bothways::{
+    CallError, CallOptions, Caller, Connection, Handler, PushError, Reply, Request, SerializeType, Server,
+    ServerBuilder,
+    caller::{RawCall, RawReply},
+};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
 
 /// Arguments as Go declares them.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -33,4 +43,108 @@ pub(crate) fn arith() -> ServerBuilder {
         "Mul",
         |args: Args| async move { Ok::<_, String>(Product { c: args.a * args.b }) },
     )
+}
+
+/// A request of service `T` that a test answers when it likes.
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    answer: oneshot::Sender<Reply>,
+}
+
+impl Asked {
+    pub(crate) fn answer(self, reply: Reply) {
+        // Nobody listens if the handler was dropped meanwhile.
+        let _ = self.answer.send(reply);
+    }
+
+    /// The payload, as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.request.payload().expect("not compressed").to_vec()).expect("UTF-8")
+    }
+
+    /// Waits until the handler is dropped without an answer.
+    pub(crate) async fn dropped(&mut self) {
+        soon(self.answer.closed()).await;
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.answer.is_closed()
+    }
+}
+
+/// A handler whose requests the test gets and answers.
+pub(crate) fn gate() -> (impl Handler + Clone, mpsc::UnboundedReceiver<Asked>) {
+    let (sender, asked) = mpsc::unbounded_channel();
+    let handler = move |request: Request| {
+        let sender = sender.clone();
+        async move {
+            let (answer, reply) = oneshot::channel();
+            // The test may be over.
+            let _ = sender.send(Asked { request, answer });
+            reply.await.unwrap_or_else(|_| Reply::error("the test gave no answer"))
+        }
+    };
+    (handler, asked)
+}
+
+/// A handler that gives the payload back.
+pub(crate) fn echo(request: Request) -> std::future::Ready<Reply> {
+    std::future::ready(Reply::ok(request.payload().expect("not compressed")))
+}
+
+/// A builder whose service `T` echoes.
+pub(crate) fn echoing() -> ServerBuilder {
+    Server::builder().handler("T", "Echo", echo)
+}
+
+/// Calls `T` with raw bytes.
+pub(crate) async fn call(caller: &impl Caller, method: &str, payload: impl Into<Bytes>) -> Result<Bytes, CallError> {
+    Ok(call_with(caller, method, payload, CallOptions::new()).await?.payload)
+}
+
+pub(crate) async fn call_with(
+    caller: &impl Caller,
+    service_method: &str,
+    payload: impl Into<Bytes>,
+    options: CallOptions,
+) -> Result<RawReply, CallError> {
+    let (serialize, payload) = (SerializeType::RAW, payload.into());
+    let call = caller.call_raw(RawCall { service_path: "T", service_method, serialize, payload, options });
+    soon(call).await
+}
+
+/// Sends raw bytes to `T`, without a reply.
+pub(crate) async fn oneshot_to(
+    caller: &impl Caller,
+    service_method: &str,
+    payload: impl Into<Bytes>,
+) -> Result<(), PushError> {
+    let (serialize, payload, options) = (SerializeType::RAW, payload.into(), CallOptions::new());
+    caller.push_raw(RawCall { service_path: "T", service_method, serialize, payload, options }).await
+}
+
+/// A connection of the server, once it has that many.
+pub(crate) async fn connections(server: &Server, count: usize) -> Vec<Connection> {
+    until(|| server.connections().len() == count).await;
+    server.connections()
+}
+
+/// Waits until something is true.
+pub(crate) async fn until(mut is_true: impl FnMut() -> bool) {
+    soon(async {
+        while !is_true() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+/// Lets everything happen that can happen without waiting for a deadline.
+pub(crate) async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Waits for what must happen: far longer than any deadline of these tests, in their own time.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(3600), future).await.expect("it takes for ever")
 }

@@ -1,0 +1,371 @@
+//! TLS over any other socket.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io::{self, IoSlice, Read, Write},
+    task::{Context, Poll, Waker, ready},
+};
+
+use parking_lot::Mutex;
+use rustls::{Connection, pki_types::CertificateDer};
+
+use crate::transport::Socket;
+
+/// TLS over another socket, after the handshake.
+///
+/// [`try_write`](Socket::try_write) encrypts in the caller's thread. If the socket below does not take all
+/// of that at once, the rest is sent by the connection's task, which is woken for it: each `poll_` method
+/// first moves what waits.
+///
+/// An end of the stream without TLS's own sign of it is `UnexpectedEof`: somebody may have cut it off.
+pub struct TlsSocket<S> {
+    below: S,
+    tls: Mutex<Tls>,
+}
+
+struct Tls {
+    session: Connection,
+    /// Of the task that polls, to be woken when others leave it something to send.
+    task: Option<Waker>,
+    ended: bool,
+}
+
+impl<S> TlsSocket<S> {
+    /// The peer's certificate and its chain, in DER; `None` if it showed none. They were checked, except by
+    /// a client that trusts any server.
+    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.tls.lock().session.peer_certificates().map(<[_]>::to_vec)
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for TlsSocket<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsSocket").field("below", &self.below).finish_non_exhaustive()
+    }
+}
+
+/// Speaks until both sides know each other.
+pub(super) async fn handshake<S: Socket>(below: S, session: Connection) -> io::Result<TlsSocket<S>> {
+    let mut tls = Tls { session, task: None, ended: false };
+    poll_fn(|cx| tls.poll_handshake(&below, cx)).await?;
+    Ok(TlsSocket { below, tls: Mutex::new(tls) })
+}
+
+impl<S: Socket> Socket for TlsSocket<S> {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut tls = self.tls.lock();
+        tls.note_task(cx);
+        loop {
+            // A failure to send is told to those who send; what the peer said before it can still be read.
+            _ = tls.poll_send(&self.below, cx);
+            match tls.session.reader().read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+            ready!(tls.poll_receive(&self.below, cx))?;
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut tls = self.tls.lock();
+        tls.note_task(cx);
+        ready!(tls.poll_send(&self.below, cx))?;
+        let len = tls.encrypt(slices)?;
+        if let Poll::Ready(sent) = tls.poll_send(&self.below, cx) {
+            sent?;
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        // Whoever finds the task at work leaves the bytes to it instead of waiting.
+        let mut tls = self.tls.try_lock().ok_or(io::ErrorKind::WouldBlock)?;
+        tls.try_send(&self.below)?;
+        let len = tls.encrypt(slices)?;
+        match tls.try_send(&self.below) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let task = tls.task.clone();
+                drop(tls);
+                task.inspect(Waker::wake_by_ref);
+                Ok(len)
+            }
+            sent => sent.map(|()| len),
+        }
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut tls = self.tls.lock();
+        tls.note_task(cx);
+        ready!(tls.poll_send(&self.below, cx))?;
+        self.below.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut tls = self.tls.lock();
+        tls.note_task(cx);
+        if !tls.ended {
+            tls.ended = true;
+            tls.session.send_close_notify();
+        }
+        ready!(tls.poll_send(&self.below, cx))?;
+        ready!(self.below.poll_flush(cx))?;
+        self.below.poll_shutdown(cx)
+    }
+
+    /// That of the socket below, with `tls` for its network.
+    fn peer(&self) -> String {
+        let peer = self.below.peer();
+        let (_, target) = peer.split_once('@').unwrap_or(("", &peer));
+        format!("tls@{target}")
+    }
+}
+
+impl Tls {
+    fn note_task(&mut self, cx: &Context<'_>) {
+        match &mut self.task {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.task = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Ready when the session can take bytes. What is still to be sent then, such as a server's tickets for
+    /// later sessions, goes with the first poll: a client that is ready too need not read before it writes.
+    fn poll_handshake(&mut self, below: &impl Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.poll_send(below, cx)?.is_ready() {
+                // What a socket has taken but not moved may be what the peer waits for.
+                _ = below.poll_flush(cx)?;
+            }
+            if !self.session.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_receive(below, cx))?;
+        }
+    }
+
+    /// Reads once from below and decrypts. At the end of the stream the session knows that it is there.
+    fn poll_receive(&mut self, below: &impl Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let len = match self.session.read_tls(&mut Below { socket: below, cx: Some(cx) }) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            read => read?,
+        };
+        if let Err(error) = self.session.process_new_packets() {
+            // The peer is told why, if there is room.
+            _ = self.poll_send(below, cx);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
+        if len == 0 && self.session.is_handshaking() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes bytes, as many as the session has room for.
+    fn encrypt(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.ended {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.session.writer().write_vectored(slices)
+    }
+
+    fn poll_send(&mut self, below: &impl Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.send(&mut Below { socket: below, cx: Some(cx) }) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            sent => Poll::Ready(sent),
+        }
+    }
+
+    fn try_send(&mut self, below: &impl Socket) -> io::Result<()> {
+        self.send(&mut Below { socket: below, cx: None })
+    }
+
+    /// Sends all that is encrypted, or as much as goes before `WouldBlock`.
+    fn send(&mut self, below: &mut dyn Write) -> io::Result<()> {
+        while self.session.wants_write() {
+            if self.session.write_tls(below)? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The socket below as rustls wants it: with a context it is polled, without one it is tried.
+struct Below<'a, 'b, S> {
+    socket: &'a S,
+    cx: Option<&'a mut Context<'b>>,
+}
+
+fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl<S: Socket> Read for Below<'_, '_, S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.cx {
+            Some(cx) => or_would_block(self.socket.poll_read(cx, buf)),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl<S: Socket> Write for Below<'_, '_, S> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buf)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.cx {
+            Some(cx) => or_would_block(self.socket.poll_write(cx, slices)),
+            None => self.socket.try_write(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::transport::{
+        check,
+        memory::{self, MemorySocket},
+        tls::{Authority, TlsClient, TlsServer, config::tests::shake_hands_in},
+    };
+
+    type Ends = (TlsSocket<MemorySocket>, TlsSocket<MemorySocket>);
+
+    fn configs() -> (TlsClient, TlsServer) {
+        let authority = Authority::new();
+        let client = TlsClient::new(&authority.roots()).expect("a client");
+        (client, TlsServer::new(authority.identity("localhost")).expect("a server"))
+    }
+
+    /// Both ends over a pipe with room for so many bytes.
+    async fn pair(buffer_bytes: usize) -> Ends {
+        let (client, server) = configs();
+        let (client, server) = shake_hands_in(buffer_bytes, &client, &server).await;
+        (client.expect("trusts"), server.expect("is trusted"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn bytes_arrive_in_order_both_ways(plans in check::plans(), buffer_bytes in prop_oneof![64..1000_usize, Just(memory::BUFFER_BYTES)]) {
+            check::run(async {
+                let (client, server) = pair(buffer_bytes).await;
+                check::exchange(client, server, plans).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_blocks_and_wakes_its_task_when_there_is_room() {
+        let (client, server) = pair(1000).await;
+        check::fill_then_drain(client, server).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_the_end_of_one_direction_only() {
+        let (client, server) = pair(1000).await;
+        check::half_close(client, server).await;
+    }
+
+    /// What a caller wrote and the socket did not take at once is sent by the task, even if all that the
+    /// task does is read.
+    #[tokio::test]
+    async fn the_rest_of_a_callers_write_is_sent_by_the_task_that_reads() {
+        let (client, server) = pair(1000).await;
+        let client = Arc::new(client);
+        let reading = tokio::spawn({
+            let client = Arc::clone(&client);
+            async move { check::read(&*client, 16).await.expect("reads") }
+        });
+        tokio::task::yield_now().await;
+        let sent = vec![7; 10_000];
+        assert_eq!(client.try_write(&[IoSlice::new(&sent)]).expect("takes all"), sent.len());
+        let error = client.try_write(&[IoSlice::new(b"more")]).expect_err("the first is not sent yet");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            received.extend(check::read(&server, 4096).await.expect("reads"));
+        }
+        assert_eq!(received, sent);
+        check::write_all(&server, b"thanks").await.expect("writes");
+        assert_eq!(reading.await.expect("no panic"), b"thanks");
+    }
+
+    /// A caller on another thread writes while the task reads.
+    #[tokio::test]
+    async fn any_thread_may_write() {
+        let (client, server) = pair(memory::BUFFER_BYTES).await;
+        let client = Arc::new(client);
+        let writer = thread::spawn({
+            let client = Arc::clone(&client);
+            move || {
+                for n in 0..2000_u32 {
+                    while client.try_write(&[IoSlice::new(&n.to_be_bytes())]).is_err() {
+                        thread::yield_now();
+                    }
+                }
+            }
+        });
+        let task = tokio::spawn(async move {
+            assert_eq!(check::read(&*client, 16).await.expect("reads"), b"enough");
+            check::write_all(&*client, b"").await.expect("flushes");
+        });
+        let mut received = Vec::new();
+        while received.len() < 8000 {
+            received.extend(check::read(&server, 4096).await.expect("reads"));
+        }
+        check::write_all(&server, b"enough").await.expect("writes");
+        writer.join().expect("no panic");
+        task.await.expect("no panic");
+        let numbers = received.chunks_exact(4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("four")));
+        assert!(numbers.eq(0..2000));
+    }
+
+    #[tokio::test]
+    async fn an_end_without_a_sign_is_an_error() {
+        let (client, server) = pair(memory::BUFFER_BYTES).await;
+        drop(client);
+        assert_eq!(check::read(&server, 1).await.expect_err("cut off").kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn an_end_within_the_handshake_is_an_error() {
+        let (client, server) = configs();
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        drop(far);
+        assert!(client.handshake(near, "localhost").await.is_err());
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        drop(near);
+        assert_eq!(server.handshake(far).await.expect_err("nobody").kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_no_tls_is_an_error() {
+        let (_, server) = configs();
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        check::write_all(&near, &[8; 32]).await.expect("writes");
+        assert_eq!(server.handshake(far).await.expect_err("no TLS").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn the_peer_is_shown_with_tls() {
+        let (client, server) = pair(memory::BUFFER_BYTES).await;
+        assert_eq!(client.peer(), "tls@pair");
+        assert!(server.peer().starts_with("tls@pair#"), "{}", server.peer());
+    }
+}
