@@ -10,17 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{Server, Shared};
 use crate::{
-    connection::{ConnectionId, FanOut},
-    error::{ErrorCode, PushError},
-    handler::{Context, Reply, Request},
+    connection::{Connection, ConnectionId, FanOut, PushFrame, fan_out},
+    error::ErrorCode,
+    handler::{Reply, Request},
     router::Router,
 };
 
 /// The service path of the admin service.
-pub(super) const SERVICE_PATH: &str = "_bothways.Admin";
+pub const SERVICE_PATH: &str = "_bothways.Admin";
 
 /// The metadata key of the admin token.
-const TOKEN_KEY: &str = "_bw.admin";
+pub const TOKEN_KEY: &str = "_bw.admin";
 
 /// One connection, as the admin service shows it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -39,12 +39,14 @@ pub struct ConnectionView {
     pub pushes_dropped: u64,
     /// Its requests that run.
     pub calls_running: usize,
+    /// True for the connection on which this was asked.
+    pub is_asking: bool,
 }
 
 /// To whom an [`AdminPush`] goes.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PushTarget {
-    /// Every connection.
+    /// Every connection but the one that asks.
     Everyone,
     /// The connection of this number, such as `c12`.
     Connection(String),
@@ -61,8 +63,20 @@ pub struct AdminPush {
     pub service_method: String,
     /// The pairs that the client sees.
     pub metadata: Vec<(String, String)>,
-    /// The payload, as text.
-    pub payload: String,
+    /// The payload.
+    #[serde(with = "crate::codec::bytes")]
+    pub payload: Vec<u8>,
+}
+
+/// What became of an [`AdminPush`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AdminPushOutcome {
+    /// Connections that took it.
+    pub queued: usize,
+    /// Connections whose queue was full.
+    pub full: usize,
+    /// Connections that were over.
+    pub closed: usize,
 }
 
 pub(super) fn add_routes(router: Router, token: String, shared: Weak<Shared>) -> Router {
@@ -70,7 +84,7 @@ pub(super) fn add_routes(router: Router, token: String, shared: Weak<Shared>) ->
     let (connections, push) = (admin.clone(), admin);
     router
         .handler(SERVICE_PATH, "Connections", move |request: Request| {
-            let reply = connections.answer(request, |server, (): ()| Ok(view(server)));
+            let reply = connections.answer(request, |server, asking, (): ()| Ok(view(server, asking)));
             std::future::ready(reply)
         })
         .handler(SERVICE_PATH, "Push", move |request: Request| std::future::ready(push.answer(request, run_push)))
@@ -86,7 +100,7 @@ impl Admin {
     fn answer<A: crate::Payload, R: crate::Payload>(
         &self,
         request: Request,
-        run: impl FnOnce(&Server, A) -> Result<R, String>,
+        run: impl FnOnce(&Server, ConnectionId, A) -> Result<R, String>,
     ) -> Reply {
         let metadata = request.metadata();
         let presented = metadata.value(TOKEN_KEY).unwrap_or_default();
@@ -94,7 +108,10 @@ impl Admin {
             return Reply::refused(ErrorCode::Unauthenticated, "the admin token is missing or wrong");
         };
         match request.into_typed::<A>() {
-            Ok((context, args)) => Context::into_reply(context, run(&Server { shared }, args)),
+            Ok((context, args)) => {
+                let asking = context.connection().id();
+                context.into_reply(run(&Server { shared }, asking, args))
+            }
             Err(refusal) => refusal,
         }
     }
@@ -105,8 +122,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
-fn view(server: &Server) -> Vec<ConnectionView> {
-    let each = |connection: crate::Connection| {
+fn view(server: &Server, asking: ConnectionId) -> Vec<ConnectionView> {
+    let each = |connection: Connection| {
         let stats = connection.stats();
         ConnectionView {
             id: connection.id().to_string(),
@@ -116,25 +133,24 @@ fn view(server: &Server) -> Vec<ConnectionView> {
             pushes_waiting: stats.pushes_waiting,
             pushes_dropped: stats.pushes_dropped,
             calls_running: stats.calls_running,
+            is_asking: connection.id() == asking,
         }
     };
     server.connections().into_iter().map(each).collect()
 }
 
-fn run_push(server: &Server, push: AdminPush) -> Result<(usize, usize, usize), String> {
-    let metadata: Metadata = push.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let (path, method) = (push.service_path.as_str(), push.service_method.as_str());
-    let outcome = match &push.target {
-        PushTarget::Everyone => server.broadcast(path, method, &metadata, push.payload.as_bytes()),
+fn run_push(server: &Server, asking: ConnectionId, push: AdminPush) -> Result<AdminPushOutcome, String> {
+    let to: Vec<Connection> = match &push.target {
+        PushTarget::Everyone => server.connections().into_iter().filter(|to| to.id() != asking).collect(),
         PushTarget::Connection(id) => {
             let id: ConnectionId = id.parse().map_err(|_| format!("`{id}` is no connection: write it as c12"))?;
-            let connection = server.connection(id).ok_or(format!("there is no connection {id}"))?;
-            match connection.send_message(path, method, &metadata, push.payload.into_bytes()) {
-                Ok(_) => Ok(FanOut { queued: 1, ..FanOut::default() }),
-                Err(PushError::Full { .. }) => Ok(FanOut { full: 1, ..FanOut::default() }),
-                Err(error) => Err(error),
-            }
+            vec![server.connection(id).ok_or_else(|| format!("there is no connection {id}"))?]
         }
     };
-    outcome.map(|outcome| (outcome.queued, outcome.full, outcome.closed)).map_err(|error| error.to_string())
+    let metadata: Metadata = push.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let limits = &server.shared.settings.limits;
+    let frame = PushFrame::new(&push.service_path, &push.service_method, &metadata, &push.payload, limits)
+        .map_err(|error| error.to_string())?;
+    let FanOut { queued, full, closed } = fan_out(&to, &[frame]);
+    Ok(AdminPushOutcome { queued, full, closed })
 }

@@ -32,7 +32,10 @@ use tokio::sync::{Notify, watch};
 use self::builder::Hooks;
 pub use self::{
     accept::Listening,
-    admin::{AdminPush, ConnectionView, PushTarget},
+    admin::{
+        AdminPush, AdminPushOutcome, ConnectionView, PushTarget, SERVICE_PATH as ADMIN_PATH,
+        TOKEN_KEY as ADMIN_TOKEN_KEY,
+    },
     builder::ServerBuilder,
     inlet::AuthRequest,
     shutdown::ShutdownReport,
