@@ -43,6 +43,14 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Print what a server pushes
     Listen(ListenArgs),
+    /// Push to a server's clients, through its admin service
+    Push(PushArgs),
+    /// List a server's connections, through its admin service
+    Connections(ConnectionsArgs),
+    /// Show frames in readable form: from a file, from standard input, or as a proxy in the middle
+    Dump(DumpArgs),
+    /// Put load on a server and measure: calls, or pushes to many connections
+    Load(LoadArgs),
     /// Print a script that completes commands and options in a shell
     #[command(after_help = "Example:\n  source <(bothways completions bash)")]
     Completions {
@@ -95,6 +103,16 @@ pub(crate) struct ServeArgs {
     /// Ask clients for this token (__AUTH): the environment variable that holds it
     #[arg(long, value_name = "VAR")]
     pub(crate) auth_token_env: Option<String>,
+
+    /// Speak TLS with this certificate chain (PEM)
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// Open the admin service to whoever has this token: the environment variable that holds it
     #[arg(long, value_name = "VAR")]
@@ -195,6 +213,179 @@ pub(crate) struct ListenArgs {
     /// End after this long; with --count the exit code is then 4
     #[arg(long, value_name = "TIME", value_parser = plan::duration)]
     pub(crate) timeout: Option<Duration>,
+}
+
+/// How to reach an admin service.
+#[derive(Debug, clap::Args)]
+#[group(id = "admin_token", required = true, multiple = false, args = ["admin_token_env", "admin_token_file"])]
+pub(crate) struct AdminArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+
+    /// The environment variable that holds the admin token
+    #[arg(long, value_name = "VAR")]
+    pub(crate) admin_token_env: Option<String>,
+
+    /// The file that holds the admin token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+
+    /// Give up waiting for the server's answer after this long
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways push 127.0.0.1:8972 --everyone News.Flash 'hello, all of you' --admin-token-env ADMIN_TOKEN
+  bothways push 127.0.0.1:8972 --to c12 Chat.Say @message.json --meta from=ops --admin-token-file token
+
+The server must have been started with an admin token. `bothways connections` tells the numbers of its
+connections. Queued is not arrived: the push leaves as soon as the client reads."))]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+pub(crate) struct PushArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// Push to every connection
+    #[arg(long, group = "target")]
+    pub(crate) everyone: bool,
+
+    /// Push to one connection, such as c12
+    #[arg(long, group = "target", value_name = "CONNECTION")]
+    pub(crate) to: Option<String>,
+
+    /// The service path and the method that the client sees; the last dot separates them
+    #[arg(value_name = "PATH.METHOD")]
+    pub(crate) method: Method,
+
+    /// What is pushed, as it is: the text itself, or @FILE, or - for standard input
+    #[arg(value_name = "PAYLOAD", value_parser = |text: &str| Ok::<_, String>(Source::from(text)))]
+    pub(crate) payload: Source,
+
+    /// A pair of metadata that goes with the push; may be repeated
+    #[arg(long = "meta", value_name = "K=V")]
+    pub(crate) metadata: Vec<Pair>,
+
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways connections 127.0.0.1:8972 --admin-token-env ADMIN_TOKEN
+  bothways connections 127.0.0.1:8972 --admin-token-file token --json | jq '.[].id'
+
+SENT are pushes given to the connection, WAITING those behind a full socket, DROPPED those that never
+left; CALLS are its requests that run. SPEAKS is `rpcx` for clients that can be pushed to but not called."))]
+pub(crate) struct ConnectionsArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// Print the list as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways dump capture.bin
+  bothways dump --hex tests/interop/golden/push.hex
+  bothways dump --proxy 127.0.0.1:9000 --to 127.0.0.1:8972
+  bothways dump --json capture.bin | jq 'select(.kind == \"error\")'
+
+A capture is the bytes of one direction of one connection. A line begins with the offset of its frame;
+then what it is (request, oneway, reply, error, ping, pong), the method, the number that pairs a reply with
+its request, the codec, the bytes of the whole frame, the metadata and the payload. Tokens are masked."))]
+pub(crate) struct DumpArgs {
+    /// The bytes; - or nothing is standard input
+    #[arg(value_name = "FILE", conflicts_with = "proxy")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The input is hexadecimal text; blanks, colons and what follows a # do not count
+    #[arg(long, conflicts_with = "proxy")]
+    pub(crate) hex: bool,
+
+    /// Listen here, forward to --to, and show what goes through in both directions
+    #[arg(long, value_name = "LISTEN", requires = "to")]
+    pub(crate) proxy: Option<Address>,
+
+    /// Where the proxy forwards to
+    #[arg(long, value_name = "ADDR", requires = "proxy")]
+    pub(crate) to: Option<Address>,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Show tokens too
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
+
+    /// Show so much of each payload
+    #[arg(long, value_name = "SIZE", default_value = "200", value_parser = plan::size)]
+    pub(crate) payload_max: usize,
+
+    /// Larger frames are taken for an error
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = plan::size)]
+    pub(crate) frame_max: usize,
+
+    /// End after so many frames
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways load 127.0.0.1:8972
+  bothways load 127.0.0.1:8972 --rate 5000 --duration 30s --size 64KiB --json
+  bothways load 127.0.0.1:8972 --broadcast 1000 256 --connections 200
+
+The method must answer with the bytes that it was given, in the raw codec; every reply is compared with
+its request. Without --rate each connection keeps --in-flight calls under way. With --rate calls are due
+at a fixed pace, and the time of each counts from when it was due, so that a server that stands still is not
+flattered. --broadcast COUNT SIZE lets the server push COUNT messages of SIZE bytes to every connection
+(Bench.Join, Bench.Broadcast; `bothways serve` has them) and counts what is missing or out of order."))]
+pub(crate) struct LoadArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+
+    /// Connections
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pub(crate) connections: u32,
+
+    /// Calls under way on each connection, at most
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) in_flight: u32,
+
+    /// Calls per second over all connections, whether or not replies keep up
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) rate: Option<u32>,
+
+    /// How long; with --broadcast, how long at most
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = plan::duration)]
+    pub(crate) duration: Duration,
+
+    /// Give up waiting for one reply after this long
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
+    pub(crate) timeout: Duration,
+
+    /// Bytes of each request
+    #[arg(long, value_name = "SIZE", default_value = "581", value_parser = plan::size)]
+    pub(crate) size: usize,
+
+    /// The method to call
+    #[arg(long, value_name = "SERVICE.METHOD", default_value = "Bench.Echo")]
+    pub(crate) service: Method,
+
+    /// Measure pushes instead of calls
+    #[arg(long, num_args = 2, value_names = ["COUNT", "SIZE"], conflicts_with_all = ["rate", "size", "service"])]
+    pub(crate) broadcast: Option<Vec<String>>,
+
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[cfg(test)]

@@ -28,6 +28,10 @@ impl Latency {
         self.nanos.record(nanos).expect("the histogram grows with what it is given");
     }
 
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.nanos.add(&other.nanos).expect("the histogram grows with what it is given");
+    }
+
     pub(crate) fn quantiles(&self) -> Quantiles {
         let micros = |nanos: u64| nanos as f64 / 1e3;
         let at = |quantile| micros(self.nanos.value_at_quantile(quantile));
@@ -57,6 +61,9 @@ pub(crate) struct Quantiles {
 
 impl std::fmt::Display for Quantiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.count == 0 {
+            return f.write_str("latency  nothing was answered");
+        }
         let time = |micros: f64| term::time(Duration::from_nanos((micros * 1e3) as u64));
         write!(
             f,
@@ -76,8 +83,10 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_what_was_recorded() {
-        let mut latency = Latency::new();
-        (1..=1000).for_each(|millis| latency.record(Duration::from_millis(millis)));
+        let (mut latency, mut rest) = (Latency::new(), Latency::new());
+        (1..=500).for_each(|millis| latency.record(Duration::from_millis(millis)));
+        (501..=1000).for_each(|millis| rest.record(Duration::from_millis(millis)));
+        latency.add(&rest);
         let quantiles = latency.quantiles();
         assert_eq!(quantiles.count, 1000);
         for (found, millis) in [

@@ -10,17 +10,22 @@
 //! | `value.rs` | JSON ↔ MessagePack, and payloads for people |
 //! | `demo.rs` | the whole framework in one process, step by step, each step checked |
 //! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
-//! | `call.rs`, `listen.rs` | one command each |
-//! | `latency.rs` | how long things took |
+//! | `call.rs`, `listen.rs`, `push.rs` | one command each |
+//! | `dump.rs` | frames, from a file or from a proxy in the middle |
+//! | `load.rs`, `broadcast.rs`, `latency.rs` | load in either direction, and how long things took |
 
 mod args;
+mod broadcast;
 mod call;
 mod demo;
+mod dump;
 mod failure;
 mod latency;
 mod listen;
+mod load;
 mod peer;
 mod plan;
+mod push;
 mod serve;
 mod service;
 mod term;
@@ -63,6 +68,10 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args).await,
         Command::Call(args) => call::run(args).await,
         Command::Listen(args) => listen::run(args).await,
+        Command::Push(args) => push::run(args).await,
+        Command::Connections(args) => push::connections(args).await,
+        Command::Dump(args) => dump::run(args).await,
+        Command::Load(args) => load::run(args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bothways", &mut script);

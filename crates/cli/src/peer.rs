@@ -1,5 +1,7 @@
 //! How a command connects to its peer.
 
+#[cfg(feature = "tls")]
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bothways::{
@@ -34,15 +36,28 @@ pub(crate) struct PeerArgs {
     /// Do not offer anything beyond plain rpcx
     #[arg(long)]
     plain: bool,
+
+    /// Speak TLS, and trust servers whose certificate one of these (PEM) has signed
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// The name that the server's certificate must have [default: the host of ADDR]
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "NAME", requires = "tls_ca")]
+    tls_name: Option<String>,
+
+    /// Speak TLS with whoever answers: safe from nobody but passive listeners
+    #[cfg(feature = "tls")]
+    #[arg(long, conflicts_with = "tls_ca")]
+    tls_insecure: bool,
 }
 
 impl PeerArgs {
     /// What a client of this peer wants. It does not reconnect unless it is told to.
     pub(crate) fn options(&self) -> Result<ClientOptions, Failure> {
-        let options = ClientOptions::new()
-            .connect_options(ConnectOptions::default().connect_timeout(self.connect_timeout))
-            .negotiate(!self.plain)
-            .reconnect(false);
+        let options =
+            ClientOptions::new().connect_options(self.connect_options()?).negotiate(!self.plain).reconnect(false);
         let token = match (&self.auth, &self.auth_env) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(name)) => Some(Secret::from_env(name)?),
@@ -52,6 +67,35 @@ impl PeerArgs {
             Some(token) => options.auth(token.reveal()),
             None => options,
         })
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn connect_options(&self) -> Result<ConnectOptions, Failure> {
+        Ok(ConnectOptions::default().connect_timeout(self.connect_timeout))
+    }
+
+    #[cfg(feature = "tls")]
+    fn connect_options(&self) -> Result<ConnectOptions, Failure> {
+        use bothways::transport::{
+            Network,
+            tls::{TlsClient, TlsRoots},
+        };
+        let options = ConnectOptions::default().connect_timeout(self.connect_timeout);
+        let cannot = |error| Failure::usage(format!("cannot speak TLS: {error}"));
+        let tls = match &self.tls_ca {
+            Some(path) => TlsRoots::from_pem_file(path).and_then(|roots| TlsClient::new(&roots)).map_err(cannot)?,
+            None if self.tls_insecure => TlsClient::dangerously_trusting_any_server().map_err(cannot)?,
+            None if self.address.network() == Network::Tls => {
+                return Err(Failure::usage(format!("{}: nothing says whom to trust", self.address))
+                    .hint("name the certificate of the server, or of who signed it, with --tls-ca FILE"));
+            }
+            None => return Ok(options),
+        };
+        let tls = match &self.tls_name {
+            Some(name) => tls.server_name(name).map_err(cannot)?,
+            None => tls,
+        };
+        Ok(options.tls(tls))
     }
 
     pub(crate) async fn connect(&self, options: ClientOptions) -> Result<Client, Failure> {

@@ -64,6 +64,24 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// `581`, `64KiB`, `1MiB`, `10kB`.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    const HOW: &str = "write a number of bytes, with a unit if you like (B, kB, KiB, MB, MiB, GiB), such as 64KiB";
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: usize = number.parse().map_err(|_| HOW)?;
+    let bytes: usize = match unit {
+        "" | "B" => 1,
+        "k" | "kB" | "KB" => 1_000,
+        "K" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        _ => return Err(HOW.into()),
+    };
+    number.checked_mul(bytes).ok_or_else(|| "that is too large".into())
+}
+
 /// A pair of metadata, typed as `key=value`; the first `=` separates.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Pair {
@@ -206,6 +224,17 @@ mod tests {
         assert_eq!(duration("50us"), Ok(Duration::from_micros(50)));
         for wrong in ["", "5", "s", "5 s", "-5s", "5sec", "1.2.3s", "0s", "99999999h", "1e3s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_may_have_a_unit() {
+        for (text, bytes) in [("0", 0), ("581", 581), ("64KiB", 65_536), ("1MiB", 1 << 20), ("10kB", 10_000), ("2B", 2)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "KiB", "1.5KiB", "-1", "64 KiB", "1TiB", "99999999999999999999", "99999999999GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

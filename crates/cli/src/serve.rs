@@ -37,6 +37,16 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if let Some(token) = admin {
         builder = builder.admin(token.reveal());
     }
+    #[cfg(feature = "tls")]
+    if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        use bothways::transport::{
+            ListenOptions,
+            tls::{TlsIdentity, TlsServer},
+        };
+        let tls = TlsIdentity::from_pem_files(chain, key).and_then(TlsServer::new);
+        let tls = tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))?;
+        builder = builder.listen_options(ListenOptions::default().tls(tls));
+    }
     let server = builder.build();
     let mut signals = Signals::new()?;
     let listening = server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?;

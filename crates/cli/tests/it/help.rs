@@ -2,7 +2,7 @@
 
 use crate::support::{bothways, finish, run};
 
-const COMMANDS: [&str; 5] = ["demo", "serve", "call", "listen", "completions"];
+const COMMANDS: [&str; 9] = ["demo", "serve", "call", "listen", "push", "connections", "dump", "load", "completions"];
 
 #[test]
 fn help_names_every_command_and_where_to_start() {
@@ -37,6 +37,16 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["serve", "127.0.0.1:0", "--admin-token-env", "BW_UNSET"], &["BW_UNSET is not set", "export BW_UNSET"]),
         (&["serve", "127.0.0.1:0", "--admin-token-file", "/does/not/exist"], &["cannot read the token"]),
         (&["demo", "--clients", "1"], &["2..=200"]),
+        (&["push", "127.0.0.1:1", "--everyone", "A.b", "x"], &["--admin-token-env"]),
+        (&["push", "127.0.0.1:1", "A.b", "x", "--admin-token-env", "T"], &["--everyone|--to"]),
+        (&["dump", "--proxy", "127.0.0.1:0"], &["--to"]),
+        (&["dump", "--proxy", "unix@/x", "--to", "127.0.0.1:1"], &["only TCP"]),
+        (&["dump", "/does/not/exist"], &["cannot open /does/not/exist"]),
+        (&["load", "127.0.0.1:1", "--size", "1TiB"], &["64KiB"]),
+        (&["load", "127.0.0.1:1", "--broadcast", "1", "7"], &["SIZE is at least 8"]),
+        (&["load", "127.0.0.1:1", "--broadcast", "1", "8", "--rate", "1"], &["cannot be used with"]),
+        (&["call", "tls@127.0.0.1:1", "Arith.Mul"], &["nothing says whom to trust", "--tls-ca"]),
+        (&["serve", "--tls-cert", "x"], &["--tls-key"]),
         (&["nothing"], &["unrecognized subcommand"]),
     ] {
         run(args).failed(2, parts);

@@ -2,7 +2,10 @@
 
 mod calling;
 mod demo;
+mod dumping;
 mod help;
 mod listening;
+mod load;
+mod pushing;
 mod serving;
 mod support;

@@ -1,0 +1,139 @@
+//! Pushes, and looks at connections, through a server's admin service.
+
+use bothways::{
+    CallOptions, Client, Metadata, Payload,
+    server::{ADMIN_PATH, ADMIN_TOKEN_KEY, AdminPush, AdminPushOutcome, ConnectionView, PushTarget},
+};
+
+use crate::{
+    args::{AdminArgs, ConnectionsArgs, PushArgs},
+    failure::{Exit, Failure},
+    plan::{self, Secret},
+    term::{self, Out, Paint},
+    value,
+};
+
+/// A connection to the admin service.
+struct Admin {
+    client: Client,
+    options: CallOptions,
+}
+
+impl Admin {
+    async fn connect(args: &AdminArgs) -> Result<Self, Failure> {
+        let token = match (&args.admin_token_env, &args.admin_token_file) {
+            (Some(name), _) => Secret::from_env(name)?,
+            (None, Some(path)) => Secret::from_file(path)?,
+            (None, None) => {
+                return Err(Failure::usage("an admin token is needed: --admin-token-env or --admin-token-file"));
+            }
+        };
+        // No Hello: it would be asked for the token of ordinary clients, which an operator need not have.
+        let client = args.peer.connect(args.peer.options()?.negotiate(false)).await?;
+        let metadata = Metadata::new().with(ADMIN_TOKEN_KEY, token.reveal());
+        Ok(Self { client, options: CallOptions::new().metadata(metadata).timeout(args.timeout) })
+    }
+
+    async fn call<R: Payload>(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<R, Failure> {
+        let reply = self.client.call_with(ADMIN_PATH, service_method, args, self.options.clone()).await;
+        reply.map(|reply| reply.value).map_err(|error| match error.remote_text() {
+            Some(text) if text.starts_with("rpcx: can't find service") => {
+                Failure::new(Exit::Peer, "the server's admin service is closed")
+                    .hint("it opens with a token: `bothways serve --admin-token-env VAR`, or ServerBuilder::admin")
+            }
+            Some(text) if text.contains("admin token") => {
+                Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+                    .hint("the variable or file must hold exactly the token that the server was started with")
+            }
+            Some(text) if error.code().is_none() => Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+                .hint("`bothways connections` tells the numbers of the connections that are open"),
+            _ => Failure::call(&format!("{ADMIN_PATH}.{service_method}"), &error),
+        })
+    }
+}
+
+pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
+    let target = args.to.clone().map_or(PushTarget::Everyone, PushTarget::Connection);
+    let push = AdminPush {
+        target,
+        service_path: args.method.service_path.clone(),
+        service_method: args.method.service_method.clone(),
+        metadata: value::pairs(&plan::metadata(&args.metadata), true),
+        payload: args.payload.read()?,
+    };
+    let admin = Admin::connect(&args.admin).await?;
+    let outcome: AdminPushOutcome = admin.call("Push", &push).await?;
+    let AdminPushOutcome { queued, full, closed } = outcome;
+    if args.json {
+        Out::new().line(&serde_json::to_string(&outcome).expect("an outcome can be written as JSON"))?;
+    } else {
+        let mut text = format!("queued for {}", term::count(queued as u64, "connection"));
+        for (number, what) in [(full, "whose queue is full"), (closed, "that ended meanwhile")] {
+            if number != 0 {
+                text += &format!(", not for {} {what}", term::count(number as u64, "connection"));
+            }
+        }
+        Out::new().line(&text)?;
+    }
+    match (queued, full + closed) {
+        (0, missed) if missed != 0 => Err(Failure::new(Exit::Peer, "nobody took the push")
+            .hint("`bothways connections` shows how much waits for each connection")),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
+    let admin = Admin::connect(&args.admin).await?;
+    let views: Vec<ConnectionView> = admin.call("Connections", &()).await?;
+    let out = Out::new();
+    if args.json {
+        return out.line(&serde_json::to_string(&views).expect("views can be written as JSON"));
+    }
+    let header = ["ID", "PEER", "SPEAKS", "SENT", "WAITING", "DROPPED", "CALLS"].map(str::to_owned);
+    let mut rows = vec![header];
+    rows.extend(views.iter().map(row));
+    let paint = Paint::stdout();
+    for (number, line) in table(&rows).iter().enumerate() {
+        out.line(&if number == 0 { paint.bold(line) } else { line.clone() })?;
+    }
+    Ok(())
+}
+
+fn row(view: &ConnectionView) -> [String; 7] {
+    [
+        view.id.clone(),
+        term::printable(&view.peer) + if view.is_asking { " (this one)" } else { "" },
+        if view.negotiated { "bothways" } else { "rpcx" }.to_owned(),
+        view.pushes_sent.to_string(),
+        view.pushes_waiting.to_string(),
+        view.pushes_dropped.to_string(),
+        view.calls_running.to_string(),
+    ]
+}
+
+/// Columns as wide as their widest cell: text to the left, numbers to the right.
+fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cell = |(column, text): (usize, &String)| match column {
+            0..3 => format!("{text:<width$}", width = widths[column]),
+            _ => format!("{text:>width$}", width = widths[column]),
+        };
+        row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["ID", "PEER", "BY", "N"], ["c12", "p", "a", "7"], ["c1", "peer 2", "bcd", "1234"]];
+        let rows = rows.map(|row| row.map(str::to_owned));
+        let lines = ["ID   PEER    BY      N", "c12  p       a       7", "c1   peer 2  bcd  1234"];
+        assert_eq!(table(&rows), lines);
+    }
+}
