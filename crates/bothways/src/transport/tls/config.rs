@@ -343,6 +343,7 @@ pub(in crate::transport) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+    use rustls::SupportedProtocolVersion;
 
     use super::*;
     use crate::transport::memory::{self, MemorySocket};
@@ -377,6 +378,19 @@ pub(in crate::transport) mod tests {
         pub(in crate::transport) fn identity(&self, name: &str) -> TlsIdentity {
             let (chain, key) = self.issue(name);
             TlsIdentity::from_pem(chain.as_bytes(), key.as_bytes()).expect("an identity")
+        }
+
+        pub(in crate::transport) fn server_that_requires_certificates(&self) -> TlsServer {
+            let identity = self.identity("localhost");
+            TlsServer::with_required_client_certificates(identity, &self.roots()).expect("a server")
+        }
+
+        /// A client that shows a certificate and speaks one version only.
+        pub(in crate::transport) fn client_of_version(&self, version: &'static SupportedProtocolVersion) -> TlsClient {
+            let TlsIdentity { chain, key } = self.identity("alice");
+            let config = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[version]);
+            let config = config.expect("a version").with_root_certificates(self.roots().0);
+            Arc::new(config.with_client_auth_cert(chain, key).expect("a client")).into()
         }
     }
 
@@ -447,8 +461,7 @@ pub(in crate::transport) mod tests {
     #[tokio::test]
     async fn required_client_certificates_are_required_and_checked() {
         let (ours, other) = (Authority::new(), Authority::new());
-        let server = TlsServer::with_required_client_certificates(ours.identity("localhost"), &ours.roots());
-        let server = server.expect("a server");
+        let server = ours.server_that_requires_certificates();
 
         let right = TlsClient::with_identity(&ours.roots(), ours.identity("alice")).expect("a client");
         let (_client, server_end) = shake_hands(&right, &server).await;
@@ -465,9 +478,9 @@ pub(in crate::transport) mod tests {
     #[tokio::test]
     async fn a_client_without_the_required_certificate_learns_it_from_its_first_read() {
         let ours = Authority::new();
-        let server = TlsServer::with_required_client_certificates(ours.identity("localhost"), &ours.roots());
+        let server = ours.server_that_requires_certificates();
         let client = TlsClient::new(&ours.roots()).expect("a client");
-        let (client, _) = shake_hands(&client, &server.expect("a server")).await;
+        let (client, _) = shake_hands(&client, &server).await;
         let error = crate::transport::check::read(&client.expect("no error yet"), 1).await.expect_err("refused");
         assert!(error.to_string().contains("CertificateRequired"), "{error}");
     }

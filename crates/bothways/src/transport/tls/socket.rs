@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustls::{Connection, pki_types::CertificateDer};
+use rustls::{Connection, ProtocolVersion, pki_types::CertificateDer};
 
 use crate::transport::Socket;
 
@@ -129,19 +129,29 @@ impl Tls {
         }
     }
 
-    /// Ready when the session can take bytes. What is still to be sent then, such as a server's tickets for
-    /// later sessions, goes with the first poll: a client that is ready too need not read before it writes.
+    /// Ready when both sides are, as far as this one can bring that about: its last words of the handshake
+    /// are sent. The tickets for later sessions, which a server of TLS 1.3 sends then, belong to no
+    /// handshake and go with the first poll: a client that is ready need not read before it writes.
     fn poll_handshake(&mut self, below: &impl Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.poll_send(below, cx)?.is_ready() {
-                // What a socket has taken but not moved may be what the peer waits for.
-                _ = below.poll_flush(cx)?;
+            let sent = self.poll_send(below, cx)?;
+            if !self.session.is_handshaking() && !self.has_only_tickets_to_send() {
+                ready!(sent);
+                return below.poll_flush(cx);
             }
+            // What a socket has taken but not moved may be what the peer waits for.
+            _ = below.poll_flush(cx)?;
             if !self.session.is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_receive(below, cx))?;
         }
+    }
+
+    /// After the handshake: in TLS 1.3 the client has the last word, in TLS 1.2 either side.
+    fn has_only_tickets_to_send(&self) -> bool {
+        let session = &self.session;
+        matches!(session, Connection::Server(_)) && session.protocol_version() == Some(ProtocolVersion::TLSv1_3)
     }
 
     /// Reads once from below and decrypts. At the end of the stream the session knows that it is there.
@@ -232,7 +242,7 @@ impl<S: Socket> Write for Below<'_, '_, S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread};
+    use std::{sync::Arc, thread, time::Duration};
 
     use proptest::prelude::*;
 
@@ -279,6 +289,26 @@ mod tests {
     async fn an_end_is_the_end_of_one_direction_only() {
         let (client, server) = pair(1000).await;
         check::half_close(client, server).await;
+    }
+
+    /// With certificates on both sides, in either version: neither end waits for the other to read what
+    /// belongs to no handshake, and neither stops before the other has what it needs.
+    #[tokio::test]
+    async fn a_handshake_goes_through_the_smallest_pipe() {
+        let authority = Authority::new();
+        let server = authority.server_that_requires_certificates();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let client = authority.client_of_version(version);
+            for buffer_bytes in [1, 7, 100, 1000] {
+                let ends = shake_hands_in(buffer_bytes, &client, &server);
+                let (client, server) = tokio::time::timeout(Duration::from_secs(60), ends).await.expect("goes on");
+                let (client, server) = (client.expect("trusts"), server.expect("is trusted"));
+                assert_eq!(server.tls.lock().session.protocol_version(), Some(version.version));
+                let (written, read) = tokio::join!(check::write_all(&client, b"hello"), check::read(&server, 8));
+                written.expect("writes");
+                assert_eq!(read.expect("reads"), b"hello");
+            }
+        }
     }
 
     /// What a caller wrote and the socket did not take at once is sent by the task, even if all that the
