@@ -8,12 +8,14 @@
 //! | `peers.rs` | servers in processes of their own, in Go and in Rust; the Go client |
 //! | `wire.rs` | a socket without a library, for frames that no library sends |
 //! | `proxy.rs` | stands between a client and a server, and remembers every frame |
+//! | `certificates.rs` | certificates that live as long as a test |
 //! | `golden.rs` | reads `golden/*.hex` |
 //! | `bin/interop-server.rs` | the Rust server; says how it is when it is asked |
 //! | `bin/interop-client.rs` | a Rust client for tests to kill |
 //!
 //! `README.md` says which test of Go's own has which counterpart here.
 
+pub mod certificates;
 pub mod contract;
 pub mod go;
 pub mod golden;

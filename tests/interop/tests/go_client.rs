@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bothways_interop::{
+    certificates::Certificates,
     go::go,
     peers::{ServerProcess, finish_case, go_client},
 };
@@ -77,6 +78,35 @@ async fn unix_sockets() {
     let address = format!("unix@{}", folder.path().join("server").display());
     let server = ServerProcess::rust_at(&address, &[]).await;
     finish_case(go_client(go, &server.address, "all", &[]), CASE).await;
+}
+
+fn borrowed(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// All cases over TLS, the server's certificate checked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls() {
+    let Some(go) = go() else { return };
+    let certificates = Certificates::new();
+    let server = ServerProcess::rust(&borrowed(&certificates.server_arguments(false))).await;
+    let arguments = certificates.client_arguments(false);
+    finish_case(go_client(go, &server.address, "all", &borrowed(&arguments)), CASE).await;
+}
+
+/// A client without a certificate is not let in where one is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_client_certificates() {
+    let Some(go) = go() else { return };
+    let certificates = Certificates::new();
+    let server = ServerProcess::rust(&borrowed(&certificates.server_arguments(true))).await;
+    for case in ["msgpack", "bidirectional", "concurrent"] {
+        let arguments = certificates.client_arguments(true);
+        finish_case(go_client(go, &server.address, case, &borrowed(&arguments)), CASE).await;
+    }
+    let arguments = certificates.client_arguments(false);
+    let mut stranger = go_client(go, &server.address, "msgpack", &borrowed(&arguments));
+    assert_eq!(stranger.ended(CASE).await.code(), Some(1));
 }
 
 /// A server that is killed is a loss that the application hears of, and its pending call fails.

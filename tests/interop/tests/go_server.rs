@@ -6,9 +6,14 @@ use bothways::{
     CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Metadata,
     SerializeType, ServerMessages,
     codec::{Protobuf, Raw, Thrift},
+    transport::{
+        ConnectOptions,
+        tls::{TlsClient, TlsIdentity, TlsRoots},
+    },
 };
 use bothways_interop::{
     LONG,
+    certificates::Certificates,
     contract::{
         self, Args, MetaReply, ProtoArgs, ProtoReply, Reply, Text, ThriftArgs, ThriftReply, Times, Types, letters,
         numbered_payload, pattern, sample_times, sample_types,
@@ -556,4 +561,49 @@ async fn unix_sockets() {
     let mut events = client.events();
     server.process.kill().await;
     loss(&mut events, LONG).await;
+}
+
+/// Over TLS everything is as it is without; with client certificates too; and who has none is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls() {
+    let Some(go) = go() else { return };
+    let certificates = Certificates::new();
+    let roots = TlsRoots::from_pem_file(certificates.authority()).expect("an authority");
+    let (certificate, key) = certificates.client();
+    let identity = TlsIdentity::from_pem_files(certificate, key).expect("an identity");
+    let stranger = TlsClient::new(&roots).and_then(|tls| tls.server_name("localhost")).expect("a name");
+    let known =
+        TlsClient::with_identity(&roots, identity).and_then(|tls| tls.server_name("localhost")).expect("a name");
+    for asks in [false, true] {
+        let arguments = certificates.server_arguments(asks);
+        let server = ServerProcess::go(go, &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let with = |tls: &TlsClient| options().connect_options(ConnectOptions::default().tls(tls.clone()));
+        let tls = if asks { &known } else { &stranger };
+        let (client, mut messages) = Client::bidirectional(&server.address, with(tls)).await.expect("it listens");
+        everything_small(&client, &mut messages).await;
+        if asks {
+            let options = with(&stranger).reconnect(false).timeout(Duration::from_secs(5));
+            // In TLS 1.3 the client is done before the server has looked at its certificate: either act fails.
+            let refused = match Client::connect(&server.address, options).await {
+                Ok(client) => mul(&client).await,
+                Err(error) => Err(error.into()),
+            };
+            let error = refused.expect_err("it shows no certificate");
+            assert!(error.is_connection_failure(), "{error}");
+        }
+    }
+}
+
+/// A server whose certificate is another's is not spoken to.
+#[tokio::test]
+async fn a_strange_certificate_is_refused() {
+    let Some(go) = go() else { return };
+    let certificates = Certificates::new();
+    let arguments = certificates.server_arguments(false);
+    let server = ServerProcess::go(go, &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let roots = TlsRoots::from_pem_file(Certificates::new().authority()).expect("an authority");
+    let tls = TlsClient::new(&roots).and_then(|tls| tls.server_name("localhost")).expect("a name");
+    let options = options().reconnect(false).connect_options(ConnectOptions::default().tls(tls));
+    let error = Client::connect(&server.address, options).await.expect_err("the authority is another");
+    assert!(error.to_string().to_lowercase().contains("cert"), "{error}");
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! interop-server [--addr tcp@127.0.0.1:0] [--auth TOKEN] [--first-frame MILLIS] [--idle MILLIS] [--write MILLIS]
 //!                [--cancel-on-disconnect] [--default-limits]
+//!                [-tls-cert FILE -tls-key FILE [-tls-client-ca FILE]]
 //! ```
 //!
 //! Each line `stats` on its input is answered with one line of JSON. It ends with its input, so that it
@@ -15,7 +16,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use bothways::{Limits, Server};
+use bothways::{
+    Limits, Server,
+    transport::{
+        ListenOptions,
+        tls::{TlsIdentity, TlsRoots, TlsServer},
+    },
+};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -46,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let mut address = "tcp@127.0.0.1:0".to_owned();
     let (mut token, mut first_frame, mut idle, mut write) = (None, None, None, None);
     let (mut cancel, mut default_limits) = (false, false);
+    let (mut certificate, mut key, mut client_authority) = (None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
@@ -58,6 +66,9 @@ async fn main() -> anyhow::Result<()> {
             "--write" => write = millis(value()?)?,
             "--cancel-on-disconnect" => cancel = true,
             "--default-limits" => default_limits = true,
+            "-tls-cert" => certificate = Some(value()?),
+            "-tls-key" => key = Some(value()?),
+            "-tls-client-ca" => client_authority = Some(value()?),
             other => bail!("{other}?"),
         }
     }
@@ -85,6 +96,14 @@ async fn main() -> anyhow::Result<()> {
         });
     if default_limits {
         builder = builder.limits(Limits::default());
+    }
+    if let (Some(certificate), Some(key)) = (certificate, key) {
+        let identity = TlsIdentity::from_pem_files(certificate, key)?;
+        let tls = match client_authority {
+            Some(file) => TlsServer::with_required_client_certificates(identity, &TlsRoots::from_pem_file(file)?)?,
+            None => TlsServer::new(identity)?,
+        };
+        builder = builder.listen_options(ListenOptions::default().tls(tls));
     }
     if let Some(limit) = first_frame {
         builder = builder.first_frame_timeout(limit);
