@@ -118,11 +118,11 @@ impl XClient {
     }
 
     async fn failover(&self, call: RawCall<'_>, deadline: Option<Instant>) -> Result<RawReply, CallError> {
+        let mut pick = self.pick(&call, &[])?;
         let mut tried = Vec::new();
         for _ in 0..self.shared.servers.options().retries {
-            let Pick { slot, client } = self.pick(&call, &tried)?;
-            let reply = client.call_after_one_try(call.clone(), deadline).await;
-            self.note_outcome(&slot, &reply);
+            let reply = pick.client.call_after_one_try(call.clone(), deadline).await;
+            self.note_outcome(&pick.slot, &reply);
             let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) => error,
                 reply => return reply,
@@ -130,11 +130,16 @@ impl XClient {
             if !self.pause_before_retry(deadline).await {
                 return Err(error);
             }
-            tried.push(slot);
+            tried.push(pick.slot);
+            pick = match self.pick(&call, &tried) {
+                Ok(pick) => pick,
+                // The list is empty by now: that is not what this call failed of.
+                Err(NoPick::NoServer(_)) => return Err(error),
+                Err(closed) => return Err(closed.into()),
+            };
         }
-        let Pick { slot, client } = self.pick(&call, &tried)?;
-        let reply = client.call_after_one_try(call, deadline).await;
-        self.note_outcome(&slot, &reply);
+        let reply = pick.client.call_after_one_try(call, deadline).await;
+        self.note_outcome(&pick.slot, &reply);
         reply
     }
 

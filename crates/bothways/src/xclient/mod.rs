@@ -20,7 +20,7 @@
 //! | [`Failfast`](FailMode::Failfast) | its error is returned | 1 | never |
 //! | [`Failtry`](FailMode::Failtry) | the same server again, as soon as it is connected again | `retries` + 1 | if the connection is lost while a call is under way |
 //! | [`Failover`](FailMode::Failover) | another server, of those not tried yet if there are any | `retries` + 1 | if the connection is lost while a call is under way |
-//! | [`Failbackup`](FailMode::Failbackup) | a second server is asked after `backup_latency`, or at once if the first could not be; the first success counts, and the other call is taken back | 2 | by design |
+//! | [`Failbackup`](FailMode::Failbackup) | a second server is asked after `backup_latency`, or at once if the first fails before and `Failover` would try again; the first success counts, and the other call is taken back. With one server there is no second call | 2 | by design |
 //!
 //! What a try fails with decides whether there is another one:
 //!
@@ -192,8 +192,9 @@ impl XClient {
 
     /// A client of the servers that `discovery` knows, and the stream of what any of them sends unasked.
     ///
-    /// Every server is connected at once, and again whenever the connection is lost, without a call. No
-    /// message is missed, however early it comes; each knows its
+    /// Every server is connected at once, and again whenever the connection is lost, without a call. (One that
+    /// refuses the token is left alone until a call goes there.) The stream ends with the last clone of the
+    /// client, or when it is [closed](Self::close). No message is missed, however early it comes; each knows its
     /// [server](crate::ServerMessage::server), and the messages of one server are in the order in which
     /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers
     /// together.
@@ -308,8 +309,8 @@ impl XClient {
         self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await
     }
 
-    /// The events of the connections to all servers, from now on. Each of several streams gets all of
-    /// them. A server that leaves the list is no event: its connection was not lost.
+    /// The events of the connections to all servers, from now on: who is connected before that is among
+    /// the [`connections`](Self::connections). Each of several streams gets all events. A server that leaves the list is no event: its connection was not lost.
     pub fn events(&self) -> ConnectionEvents {
         self.shared.servers.events().subscribe()
     }

@@ -98,9 +98,10 @@ impl Servers {
         options: XClientOptions,
         eager: bool,
         selector: Arc<dyn Selector>,
-        source: watch::Receiver<Arc<[ServerEntry]>>,
+        mut source: watch::Receiver<Arc<[ServerEntry]>>,
         ears: Ears,
     ) -> Self {
+        source.mark_changed();
         let list =
             List { source, entries: Vec::new(), slots: Vec::new(), left_out: LeftOut::default(), ears: Some(ears) };
         let servers = Self { options, eager, selector, list: RwLock::new(list), sticky: Mutex::default() };
@@ -158,11 +159,15 @@ impl Servers {
         self.list().slots.iter().any(|slot| !is_in(slot, tried))
     }
 
-    /// Takes the newest list of the discovery.
+    /// Takes the newest list of the discovery, if it was not taken before.
     pub(super) fn update(&self) {
         let mut guard = self.list.write();
         let list = &mut *guard;
         let Some(ears) = &list.ears else { return };
+        // Those who saw the change at once come one after the other, and one is enough.
+        if !list.source.has_changed().unwrap_or(true) {
+            return;
+        }
         let source = Arc::clone(&list.source.borrow_and_update());
         let (listed, unreachable) = self.usable(&source);
         list.left_out = LeftOut { listed: source.len(), unreachable };
@@ -360,4 +365,128 @@ impl Slot {
 
 fn is_in(slot: &Arc<Slot>, slots: &[Arc<Slot>]) -> bool {
     slots.iter().any(|other| Arc::ptr_eq(other, slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        CallOptions,
+        discovery::{Discovery, MultipleServersDiscovery},
+        xclient::SelectMode,
+    };
+
+    fn call() -> RawCall<'static> {
+        RawCall {
+            service_path: "Arith",
+            service_method: "Mul",
+            serialize: bothways_proto::SerializeType::MSGPACK,
+            payload: bytes::Bytes::new(),
+            options: CallOptions::new(),
+        }
+    }
+
+    fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, selector: Arc<dyn Selector>) -> Servers {
+        let ears = Ears { events: EventSender::default(), messages: None };
+        Servers::new(options, false, selector, discovery.subscribe(), ears)
+    }
+
+    const ANY: Preference<'_> = Preference { not_tried: &[], up: false, sticky: true };
+
+    /// A server of a list, as few numbers as possible: which one, and whether it is inactive.
+    type Listed = (u8, bool);
+
+    fn entries(list: &[Listed]) -> Vec<ServerEntry> {
+        let entry = |(n, inactive): &Listed| {
+            // Both names of the network are the same address.
+            let network = if n % 2 == 0 { "memu" } else { "memory" };
+            let metadata = if *inactive { "state=inactive" } else { "" };
+            ServerEntry::from((format!("{network}@model-{n}"), metadata))
+        };
+        list.iter().map(entry).collect()
+    }
+
+    /// Who may be called: the last word on each server counts, in the order of their first mention.
+    fn model(list: &[Listed]) -> Vec<u8> {
+        let mut seen = HashSet::new();
+        let first = list.iter().filter(|(n, _)| seen.insert(*n));
+        let active = |n: &u8| list.iter().rfind(|(of, _)| of == n).is_some_and(|(_, inactive)| !inactive);
+        first.map(|(n, _)| *n).filter(active).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever lists follow one another, with calls between them: only servers of the newest list are
+        /// chosen, a server that stays keeps its client, and one that left has none.
+        #[test]
+        fn the_newest_list_counts(
+            lists in prop::collection::vec(prop::collection::vec((0_u8..6, prop::bool::weighted(0.3)), 0..8), 1..8),
+            sticky in any::<bool>(),
+            picks in 0_usize..12,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let _entered = runtime.enter();
+            let discovery = MultipleServersDiscovery::new([""; 0]);
+            let options = XClientOptions::new().sticky(sticky);
+            let servers = start(&discovery, options, SelectMode::RoundRobin.into_selector());
+            let mut known: Vec<Arc<Slot>> = Vec::new();
+            for list in lists {
+                discovery.update(entries(&list));
+                let expected: Vec<_> = model(&list).iter().map(|n| format!("memory@model-{n}")).collect();
+                for _ in 0..picks {
+                    match servers.pick(&call(), ANY) {
+                        Ok(pick) => prop_assert!(expected.contains(&pick.slot.address)),
+                        Err(_) => prop_assert!(expected.is_empty()),
+                    }
+                }
+                let slots = servers.list().slots.clone();
+                prop_assert_eq!(slots.iter().map(|slot| slot.address.clone()).collect::<Vec<_>>(), expected);
+                prop_assert_eq!(servers.entries().len(), slots.len());
+                for slot in &known {
+                    let stays = slots.iter().find(|now| now.address == slot.address);
+                    match stays {
+                        Some(now) => prop_assert!(Arc::ptr_eq(now, slot)),
+                        None => prop_assert!(matches!(&*slot.client.lock(), Held::Retired)),
+                    }
+                }
+                if sticky && 0 < picks {
+                    prop_assert!(slots.iter().filter(|slot| slot.made().is_some()).count() <= known.len() + 1);
+                }
+                known = slots;
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Counting(Mutex<Vec<usize>>);
+
+    impl Selector for Arc<Counting> {
+        fn select(&self, _: &Selection<'_>) -> Option<usize> {
+            Some(0)
+        }
+
+        fn update(&self, servers: &[ServerEntry]) {
+            self.0.lock().push(servers.len());
+        }
+    }
+
+    /// A selector is told every list once, the first one too, before it is asked about it.
+    #[tokio::test(start_paused = true)]
+    async fn a_selector_is_told_each_list_once() {
+        let discovery = MultipleServersDiscovery::new(["memu@a", "memu@b"]);
+        let counting = Arc::new(Counting::default());
+        let servers = start(&discovery, XClientOptions::new(), Arc::new(Arc::clone(&counting)));
+        servers.update();
+        discovery.update(["memu@a"]);
+        for _ in 0..3 {
+            assert!(servers.pick(&call(), ANY).is_ok());
+            servers.update();
+        }
+        assert_eq!(*counting.0.lock(), [2, 1]);
+    }
 }

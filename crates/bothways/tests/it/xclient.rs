@@ -597,6 +597,38 @@ async fn calls_and_updates_mix() {
     assert_eq!(servers.iter().map(Named::asked).sum::<usize>(), 300);
 }
 
+/// The same on several threads: no lock is taken in two orders, and no client is lost or made twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn threads_call_and_update_at_once() {
+    let servers = Named::start_all([Behaviour::Answer; 4]).await;
+    let discovery = list(&servers);
+    let options = XClientOptions::new().eager(true).sticky(true);
+    let xclient = XClient::new("Who", FailMode::Failover, SelectMode::RandomSelect, discovery.clone(), options);
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let xclient = xclient.clone();
+            tokio::spawn(async move {
+                for _ in 0..500 {
+                    name(&xclient).await.expect("every list has servers that are up");
+                    assert!(!xclient.clients().is_empty());
+                }
+            })
+        })
+        .collect();
+    let addresses: Vec<String> = servers.iter().map(|server| server.address.clone()).collect();
+    let updating = tokio::spawn(async move {
+        for n in 0..2000 {
+            discovery.update([&addresses[n % 4], &addresses[(n + 1) % 4]]);
+            tokio::task::yield_now().await;
+        }
+    });
+    for caller in callers {
+        caller.await.expect("no call failed");
+    }
+    updating.await.expect("no panic");
+    assert_eq!(servers.iter().map(Named::asked).sum::<usize>(), 2000);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dropped_client_leaves_nothing_behind() {
     let server = Named::start(Behaviour::Answer).await;
