@@ -60,7 +60,7 @@ pub(crate) enum Command {
 }
 
 fn help(examples: &str) -> String {
-    format!("Examples:\n{}\n\n{EXIT_CODES}", examples.trim_end())
+    format!("Examples:\n  {}\n\n{EXIT_CODES}", examples.trim())
 }
 
 #[derive(Debug, clap::Args)]

@@ -33,11 +33,12 @@ impl Latency {
     }
 
     pub(crate) fn quantiles(&self) -> Quantiles {
-        let micros = |nanos: u64| nanos as f64 / 1e3;
+        // A tenth of a microsecond is finer than any clock here tells.
+        let micros = |nanos: u64| (nanos as f64 / 100.0).round() / 10.0;
         let at = |quantile| micros(self.nanos.value_at_quantile(quantile));
         Quantiles {
             count: self.nanos.len(),
-            mean_us: if self.nanos.is_empty() { 0.0 } else { (self.nanos.mean() / 10.0).round() / 100.0 },
+            mean_us: if self.nanos.is_empty() { 0.0 } else { micros(self.nanos.mean() as u64) },
             p50_us: at(0.5),
             p90_us: at(0.9),
             p99_us: at(0.99),

@@ -1,8 +1,8 @@
 //! Serves the demo services until a signal stops it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use bothways::Server;
+use bothways::{Server, transport::Address};
 use bytes::Bytes;
 
 use crate::{
@@ -58,6 +58,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if admin_is_open {
         out.line("the admin service is open to whoever has the token")?;
     }
+    if args.auth_token_env.is_none() && !is_local(&args.address) {
+        term::complain("note: whoever reaches this address may call everything; --auth-token-env asks for a token");
+    }
     out.line("Ctrl-C stops")?;
 
     let pushing = tokio::spawn(push_all(callers, args.push_every));
@@ -78,6 +81,14 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         term::count(report.calls_unfinished as u64, "call"),
         term::count(report.connections_cut as u64, "connection"),
     ))
+}
+
+/// True if only programs on this machine can connect.
+fn is_local(address: &Address) -> bool {
+    match address.host() {
+        None | Some("localhost") => true,
+        Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+    }
 }
 
 /// Pushes to everyone remembered, for ever.
@@ -134,5 +145,17 @@ impl Signals {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_local() {
+        let local = |text: &str| is_local(&text.parse().expect("an address"));
+        assert!(local("127.0.0.1:1") && local("tcp@[::1]:1") && local("localhost:1") && local("memory@x"));
+        assert!(!local(":1") && !local("0.0.0.0:1") && !local("example.org:1") && !local("[::]:1"));
     }
 }

@@ -45,8 +45,6 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["load", "127.0.0.1:1", "--size", "1TiB"], &["64KiB"]),
         (&["load", "127.0.0.1:1", "--broadcast", "1", "7"], &["SIZE is at least 8"]),
         (&["load", "127.0.0.1:1", "--broadcast", "1", "8", "--rate", "1"], &["cannot be used with"]),
-        (&["call", "tls@127.0.0.1:1", "Arith.Mul"], &["nothing says whom to trust", "--tls-ca"]),
-        (&["serve", "--tls-cert", "x"], &["--tls-key"]),
         (&["nothing"], &["unrecognized subcommand"]),
     ] {
         run(args).failed(2, parts);

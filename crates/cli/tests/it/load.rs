@@ -63,3 +63,24 @@ fn every_push_of_a_broadcast_is_counted() {
     }
     assert!(run(&args).ended(0).contains("200 in"));
 }
+
+#[test]
+fn a_reply_that_differs_from_its_request_is_seen() {
+    let server = Serving::start();
+    let args = ["load", &server.address, "--service", "Bench.Join", "--connections", "1", "--duration", "100ms"];
+    let ran = run(&args);
+    ran.failed(1, &["differ from their requests"]);
+    assert!(ran.out.contains("mismatched") && !ran.out.contains("all right"), "{ran:?}");
+}
+
+/// At a fixed rate, a call that had to wait for its turn was slow, even if it was never begun in time.
+#[test]
+fn a_server_that_stands_still_is_not_flattered() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let args = ["--connections", "1", "--in-flight", "1", "--rate", "100", "--duration", "300ms", "--timeout", "300ms"];
+    let report = json(&run(&[&["load", &address, "--json"], &args[..]].concat()), 4);
+    let (timed_out, unstarted) = (number(&report, "/timed_out"), number(&report, "/unstarted"));
+    assert!(2.0 <= timed_out && timed_out + unstarted == 30.0, "{report}");
+    assert!(500_000.0 < number(&report, "/latency/max_us"), "{report}");
+}

@@ -9,3 +9,5 @@ mod load;
 mod pushing;
 mod serving;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
