@@ -154,3 +154,60 @@ fn run_push(server: &Server, asking: ConnectionId, push: AdminPush) -> Result<Ad
     let FanOut { queued, full, closed } = fan_out(&to, &[frame]);
     Ok(AdminPushOutcome { queued, full, closed })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CallError, CallOptions, Client, ClientOptions};
+
+    async fn ask<R: crate::Payload>(
+        client: &Client,
+        token: &str,
+        method: &str,
+        args: &(impl crate::Payload + Sync),
+    ) -> Result<R, CallError> {
+        let options = CallOptions::new().metadata(Metadata::new().with(TOKEN_KEY, token));
+        Ok(client.call_with(SERVICE_PATH, method, args, options).await?.value)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_push_to_everyone_leaves_out_who_asks() {
+        let server = Server::builder().admin("right").build();
+        let listening = server.listen("memory@admin-push").await.expect("the name is free");
+        let options = || ClientOptions::new();
+        let (client, mut messages) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
+        let (operator, mut unheard) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
+        // Whoever is answered is known to the server.
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+
+        let push = AdminPush {
+            target: PushTarget::Everyone,
+            service_path: "News".into(),
+            service_method: "Flash".into(),
+            metadata: vec![("k".into(), "v".into())],
+            payload: b"\x00\xff".to_vec(),
+        };
+        let outcome: AdminPushOutcome = ask(&operator, "right", "Push", &push).await.expect("the token is right");
+        assert_eq!(outcome, AdminPushOutcome { queued: 1, full: 0, closed: 0 });
+        let message = messages.next().await.expect("it is connected");
+        assert_eq!((message.service_path(), message.metadata().get("k")), ("News", Some("v")));
+        assert_eq!(message.payload().expect("not compressed"), b"\x00\xff"[..]);
+        assert!(unheard.try_next().is_none());
+
+        let views: Vec<ConnectionView> = ask(&operator, "right", "Connections", &()).await.expect("the token is right");
+        let asking: Vec<bool> = views.iter().map(|view| view.is_asking).collect();
+        assert_eq!(asking, [false, true]);
+        assert_eq!((views[0].pushes_sent, views[1].pushes_sent), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_the_token_nothing_is_told() {
+        let server = Server::builder().admin("right").build();
+        let listening = server.listen("memory@admin-token").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        for token in ["", "wrong", "right "] {
+            let error = ask::<Vec<ConnectionView>>(&client, token, "Connections", &()).await.expect_err("refused");
+            assert_eq!(error.code(), Some(ErrorCode::Unauthenticated), "{token:?}");
+        }
+    }
+}
