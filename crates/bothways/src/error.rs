@@ -62,7 +62,7 @@ impl CallError {
         match self {
             Self::Closed { written, .. } => !written,
             Self::NotConnected(_) | Self::TooManyCalls { .. } | Self::NoServer(_) => true,
-            Self::Remote { code, .. } => *code == Some(ErrorCode::Overloaded),
+            Self::Remote { code, .. } => matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown)),
             _ => false,
         }
     }

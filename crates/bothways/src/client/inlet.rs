@@ -9,7 +9,7 @@ use bothways_proto::{Message, Metadata};
 
 use super::messages::{MessageAdder, ServerMessages};
 use crate::{
-    connection::{Answer, Connection, Inlet},
+    connection::{Answer, Connection, Inlet, deadline},
     error::CloseReason,
     handler::Request,
     reply::BoxFuture,
@@ -31,9 +31,13 @@ impl Inlet for ClientInlet {
             self.handle_message(connection, message);
             return Answer::Nothing;
         }
-        let request = Request { message, connection: connection.clone(), deadline: None };
+        let deadline = match deadline(&message) {
+            Ok(deadline) => deadline,
+            Err(reply) => return Answer::Ready(reply),
+        };
+        let request = Request { message, connection: connection.clone(), deadline };
         match self.handlers.find(request.service_path(), request.service_method()) {
-            Ok(handler) => Answer::Later(handler.handle(request), None),
+            Ok(handler) => Answer::Later(handler.handle(request), deadline),
             Err(why) => Answer::Ready(no_route(&request, why)),
         }
     }

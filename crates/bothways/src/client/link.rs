@@ -286,6 +286,7 @@ async fn keep(link: &Link, keeper: Keeper) {
         let connection = keeper.connect(link, socket);
         if !link.enter(State::Up(connection.clone())) {
             connection.close();
+            watch_until_closed(&connection, keeper.settings.watch.tick()).await;
             return;
         }
         failures = 0;

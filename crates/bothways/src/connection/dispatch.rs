@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Capabilities, Hello, Message, Metadata, Seq, Status, keys};
+use bothways_proto::{Capabilities, Hello, Message, Metadata, Role, Seq, Status, keys};
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Connection, Lane};
+use super::{Connection, Lane, after};
 use crate::{
     error::{CloseReason, ErrorCode},
     reply::{BoxFuture, Reply},
@@ -21,7 +21,7 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 
-    /// The first frame of a peer that can do more than rpcx. `Err` refuses it.
+    /// The first frame of a peer that can do more than rpcx. `Err` refuses it, and the connection ends.
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>>;
 
     /// The connection is over. Called exactly once.
@@ -42,6 +42,19 @@ pub(crate) enum Answer {
 /// rounded down: at the deadline itself the refusal would arrive before the caller's own clock is there,
 /// and be the outcome of the call in place of its deadline.
 const LATE_REFUSAL: Duration = Duration::from_millis(250);
+
+/// When the caller of a request gives up. A text that is no number is ignored, as in Go; a time that is
+/// over means that nobody waits for the handler.
+pub(crate) fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
+    let metadata = message.metadata();
+    let Some(left) = metadata.get(keys::SERVER_TIMEOUT).and_then(|text| text.parse::<i64>().ok()) else {
+        return Ok(None);
+    };
+    match u64::try_from(left) {
+        Ok(left) if 0 < left => Ok(Some(after(Duration::from_millis(left)))),
+        _ => Err(Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler began")),
+    }
+}
 
 /// How many requests run at once in all connections of one server or client.
 #[derive(Debug)]
@@ -113,8 +126,13 @@ impl Connection {
         let permit = match Permit::acquire(self) {
             Ok(permit) => permit,
             Err(text) => {
-                let refusal = Reply::refused(ErrorCode::Overloaded, text);
-                return self.reply(&message, refusal, Lane::Control, None);
+                // A server stops reading when replies pile up. A client never does: there the small lane
+                // is the bound.
+                let lane = match self.shared.state.lock().proto.role() {
+                    Role::Server => Lane::Reply,
+                    Role::Client => Lane::Control,
+                };
+                return self.reply(&message, Reply::refused(ErrorCode::Overloaded, text), lane, None);
             }
         };
         let pushes_before = Some(self.pushes_added());
@@ -164,6 +182,13 @@ impl Connection {
     pub(super) fn run_hello(&self, hello: Hello, message: Message) {
         self.shared.state.lock().hello_pending = true;
         let mut check = self.shared.inlet.handle_hello(self, message.metadata());
+        // A hook that panics has not said that the token is wrong: the client stays, as a plain one.
+        let mut check = Box::pin(std::future::poll_fn(move |cx| {
+            catch_unwind(AssertUnwindSafe(|| check.as_mut().poll(cx))).map_or_else(
+                |panic| Poll::Ready(Err((ErrorCode::Internal, panicked_text(&*panic, "", "auth")))),
+                |polled| polled.map_err(|text| (ErrorCode::Unauthenticated, text)),
+            )
+        }));
         match check.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(outcome) => self.finish_hello(&hello, &message, outcome),
             Poll::Pending => {
@@ -246,7 +271,7 @@ impl Connection {
         }
     }
 
-    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), String>) {
+    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), (ErrorCode, String)>) {
         let mut reply = message.metadata();
         reply.remove(keys::AUTH);
         let mut state = self.shared.state.lock();
@@ -257,16 +282,15 @@ impl Connection {
                 state.proto.welcome(hello, self.shared.settings.capabilities).put(&mut reply);
                 Message::new(header, "", "", &reply, &[])
             }
-            Err(text) => {
-                let code = ErrorCode::Unauthenticated.name();
-                let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code);
+            Err((code, text)) => {
+                let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code.name());
                 Message::new(header.with_status(Status::ERROR), "", "", &refusal, &[])
             }
         };
         drop(state);
         self.control(frame.frame());
         self.shared.changed.notify_waiters();
-        if let Err(text) = outcome {
+        if let Err((ErrorCode::Unauthenticated, text)) = outcome {
             self.close_after_flush(CloseReason::Unauthenticated(text));
         }
     }
@@ -303,14 +327,18 @@ async fn run(mut handler: BoxFuture<Reply>, deadline: Option<Instant>, message: 
 ///
 /// Go sends the arguments and a stack to the caller.
 fn panicked(panic: &(dyn std::any::Any + Send), message: &Message) -> Reply {
+    Reply::refused(ErrorCode::Internal, panicked_text(panic, message.service_path(), message.service_method()))
+}
+
+fn panicked_text(panic: &(dyn std::any::Any + Send), service_path: &str, service_method: &str) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let id = format!("{:016x}", rand::random::<u64>());
     tracing::error!(
         %id,
-        service_path = message.service_path(),
-        service_method = message.service_method(),
+        service_path,
+        service_method,
         panic = text.unwrap_or("(not a text)"),
         "a handler panicked"
     );
-    Reply::refused(ErrorCode::Internal, format!("internal error, id {id}: the server's log has more"))
+    format!("internal error, id {id}: the server's log has more")
 }

@@ -42,7 +42,7 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    dispatch::{Answer, Inlet, Load},
+    dispatch::{Answer, Inlet, Load, deadline},
     watch::Watch,
 };
 use self::{

@@ -8,7 +8,7 @@ use std::{
 use bothways_proto::Role;
 use tokio::{task::AbortHandle, time::Instant};
 
-use super::{Server, Shared, inlet::ServerInlet};
+use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
     connection::Connection,
     error::ServeError,
@@ -66,7 +66,14 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|stopping| *stopping) => return,
         };
-        let open = shared.connections.lock().len();
+        let open = {
+            let connections = shared.connections.lock();
+            let open = connections.len() + shared.handshaking.load(Ordering::Relaxed);
+            if open < shared.connections_max {
+                shared.handshaking.fetch_add(1, Ordering::Relaxed);
+            }
+            open
+        };
         if shared.connections_max <= open {
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(open, "a connection was refused: `connections_max` are open");
@@ -82,6 +89,7 @@ async fn take(shared: Arc<Shared>, accepted: Accepted) {
     let socket = match accepted.handshake(limit).await {
         Ok(socket) => socket,
         Err(error) => {
+            shared.handshaking.fetch_sub(1, Ordering::Relaxed);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%error, "a handshake failed");
             return;
@@ -89,12 +97,19 @@ async fn take(shared: Arc<Shared>, accepted: Accepted) {
     };
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let inlet = Arc::new(ServerInlet(Arc::clone(&shared)));
-    Connection::start(Role::Server, socket, Arc::clone(&shared.settings), inlet, None, |connection| {
-        shared.connections.lock().insert(connection.id(), connection.clone());
+    let connection = Connection::start(Role::Server, socket, Arc::clone(&shared.settings), inlet, None, |connection| {
+        let mut connections = shared.connections.lock();
+        connections.insert(connection.id(), connection.clone());
+        shared.handshaking.fetch_sub(1, Ordering::Relaxed);
+        drop(connections);
         if let Some(hook) = &shared.hooks.on_connect {
-            hook(connection);
+            isolated("on_connect", || hook(connection));
         }
     });
+    // Whoever stops the server closes the connections that are open by then: this one may be too late.
+    if shared.is_stopping() {
+        connection.close();
+    }
 }
 
 /// Keeps the deadlines of all connections, until the server is gone.

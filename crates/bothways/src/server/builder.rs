@@ -4,7 +4,7 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use bothways_proto::{CompressType, Limits};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use super::{AuthRequest, Counters, Server, Shared, admin};
 use crate::{
@@ -285,9 +285,11 @@ impl ServerBuilder {
                 listen: self.listen,
                 connections_max: self.connections_max,
                 connections: Mutex::new(HashMap::new()),
+                handshaking: 0.into(),
                 emptied: Notify::new(),
                 watching: false.into(),
                 stopping: watch::Sender::new(false),
+                stopped: OnceCell::new(),
                 counters: Counters::default(),
             }),
         };

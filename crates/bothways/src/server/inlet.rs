@@ -1,13 +1,12 @@
 //! From a request to its handler: stopping, token, route.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bothways_proto::{Message, Metadata, keys};
-use tokio::time::Instant;
+use bothways_proto::{Message, Metadata};
 
 use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, token};
 use crate::{
-    connection::{Answer, Connection, Inlet},
+    connection::{Answer, Connection, Inlet, deadline},
     error::{CloseReason, ErrorCode},
     handler::Request,
     reply::{BoxFuture, Reply},
@@ -92,22 +91,6 @@ impl Inlet for ServerInlet {
 
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
         self.0.forget(connection, reason);
-    }
-}
-
-/// When the caller gives up. A text that is no number is ignored, as in Go; a time that is over means
-/// that nobody waits for the handler.
-fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
-    let metadata = message.metadata();
-    let Some(left) = metadata.get(keys::SERVER_TIMEOUT).and_then(|text| text.parse::<i64>().ok()) else {
-        return Ok(None);
-    };
-    match u64::try_from(left) {
-        Ok(left) if 0 < left => {
-            // Beyond a year nobody can tell, and the clock must not overflow.
-            Ok(Some(Instant::now() + Duration::from_millis(left.min(365 * 24 * 3_600_000))))
-        }
-        _ => Err(Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler began")),
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,7 +27,7 @@ use std::{
 use bothways_proto::{Metadata, keys};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use self::builder::Hooks;
 pub use self::{
@@ -71,10 +71,13 @@ struct Shared {
     listen: ListenOptions,
     connections_max: usize,
     connections: Mutex<HashMap<ConnectionId, Connection>>,
+    /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
+    handshaking: AtomicUsize,
     /// Woken when the last connection is gone.
     emptied: Notify,
     watching: AtomicBool,
     stopping: watch::Sender<bool>,
+    stopped: OnceCell<ShutdownReport>,
     counters: Counters,
 }
 
@@ -173,9 +176,10 @@ impl Server {
     ///
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
     /// end of the connection. Calls that arrive meanwhile are refused as shutting down. Calling it
-    /// again, from anywhere, waits for the same end.
+    /// again, from anywhere, waits for the same end and gives the same report; the deadline is that of
+    /// the first.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        shutdown::shutdown(&self.shared, deadline).await
+        *self.shared.stopped.get_or_init(|| shutdown::shutdown(&self.shared, deadline)).await
     }
 
     /// Every path and method that is served, sorted.
@@ -211,7 +215,7 @@ impl Shared {
         drop(connections);
         tracing::debug!(connection = %connection.id(), %reason, "a connection ended");
         if let Some(hook) = &self.hooks.on_disconnect {
-            hook(connection, reason);
+            isolated("on_disconnect", || hook(connection, reason));
         }
         if empty {
             self.emptied.notify_waiters();
@@ -222,6 +226,13 @@ impl Shared {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// Runs a hook of the application: its panic is its own, and ends nothing of ours.
+fn isolated(name: &str, hook: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).is_err() {
+        tracing::error!(name, "a hook panicked");
     }
 }
 

@@ -22,8 +22,11 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     shared.stopping.send_replace(true);
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
-        if timeout_at(deadline, hook()).await.is_err() {
-            tracing::warn!("a shutdown hook was not done within the deadline");
+        // In a task of its own, so that its panic ends no shutdown.
+        match timeout_at(deadline, tokio::spawn(hook())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(panic)) => tracing::error!(%panic, "a shutdown hook panicked"),
+            Err(_) => tracing::warn!("a shutdown hook was not done within the deadline"),
         }
     }
     let connections = || -> Vec<Connection> { shared.connections.lock().values().cloned().collect() };

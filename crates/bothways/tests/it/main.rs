@@ -2,6 +2,7 @@
 
 mod calls;
 mod negotiation;
+mod overflow;
 mod push;
 mod scripted;
 mod support;

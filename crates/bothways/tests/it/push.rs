@@ -1,8 +1,18 @@
 //! Servers that send unasked.
 
-use bothways::{Client, ClientOptions, Metadata, Reply, Request};
+use std::time::Duration;
 
-use crate::support::{Args, Product, address, arith};
+use bothways::{
+    Client, ClientOptions, Connection, Limits, Metadata, PushError, Reply, Request, Router, Server,
+    connection::{FanOut, PushFrame, fan_out},
+};
+use hex_literal::hex;
+use tokio::sync::mpsc;
+
+use crate::{
+    scripted::{Scripted, reply, request},
+    support::{Args, Product, address, arith, connections, echoing, gate, oneshot_to, settle, soon, until},
+};
 
 /// A server remembers who called, and sends to it when it likes.
 #[tokio::test(start_paused = true)]
@@ -29,4 +39,215 @@ async fn a_server_sends_to_a_client_that_called() {
     assert_eq!(message.metadata().get("k"), Some("v"));
     assert_eq!(message.payload().expect("not compressed"), "abcde");
     assert_eq!(message.server(), listening.address());
+}
+
+/// A push to a plain client is what Go sends but for the number, whose highest bit keeps it apart from
+/// every call of the client (P2).
+#[tokio::test(start_paused = true)]
+async fn a_push_is_the_bytes_that_go_sends() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let connection = &connections(&server, 1).await[0];
+    connection.send_message("p", "m", &Metadata::new().with("k", "v"), "abcde").expect("there is room");
+    client
+        .hears(hex!(
+            "08 00 20 00 8000000000000001 00000021 00000001 70 00000001 6d"
+            "0000000a 00000001 6b 00000001 76 00000005 6162636465"
+        ))
+        .await;
+}
+
+/// B14. What a handler pushes before it returns leaves before its reply.
+#[tokio::test(start_paused = true)]
+async fn a_push_made_in_a_handler_precedes_its_reply() {
+    let (handler, mut asked) = gate();
+    let at_once = |request: Request| {
+        request.connection().send_message("T", "News", &Metadata::new(), "").expect("there is room");
+        std::future::ready(Reply::ok(""))
+    };
+    let server = echoing().handler("T", "AtOnce", at_once).handler("T", "Later", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    for full in [false, true] {
+        client.say([request(1, "Later", b""), request(2, "Echo", b"")].concat()).await;
+        client.hears(reply(2, "Echo", b"")).await;
+        let connection = &connections(&server, 1).await[0];
+        let mut stuffed = 0;
+        while full && connection.stats().pushes_waiting < 100 {
+            connection.send_message("T", "Stuff", &Metadata::new(), vec![0; 1000]).expect("there is room");
+            stuffed += 1;
+        }
+        client.say([request(3, "AtOnce", b""), request(4, "Echo", b"")].concat()).await;
+        settle().await;
+        let later = soon(asked.recv()).await.expect("it runs");
+        connection.send_message("T", "Late", &Metadata::new(), "").expect("there is room");
+        later.answer(Reply::ok(""));
+        settle().await;
+        let mut heard = Vec::new();
+        for _ in 0..stuffed + 5 {
+            heard.push(client.next().await.service_method().to_owned());
+        }
+        let at = |method| heard.iter().position(|heard| heard == method).expect("it came");
+        assert!(at("News") < at("AtOnce"), "{heard:?}");
+        assert!(at("Late") < at("Later"), "{heard:?}");
+        if full {
+            assert!(at("Echo") < at("News"), "a reply whose handler pushed nothing waits for no push");
+        }
+    }
+}
+
+/// B11. What a server sends as the first thing of all is not missed, not even by a client that is not
+/// yet told that it is connected.
+#[tokio::test(start_paused = true)]
+async fn early_pushes_are_not_lost() {
+    let server = echoing()
+        .on_connect(|connection| {
+            for n in 0_u32..1000 {
+                connection.send_message("T", "Early", &Metadata::new(), n.to_be_bytes().to_vec()).expect("room");
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (_client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    for n in 0_u32..1000 {
+        let message = soon(messages.next()).await.expect("it is connected");
+        assert_eq!(message.payload().expect("plain")[..], n.to_be_bytes());
+    }
+    assert_eq!(messages.dropped(), 0);
+}
+
+/// Both ends push 20,000 messages at once; nobody waits for the other, all arrive in order. One task
+/// that awaits its writes before it reads stops after the first.
+#[tokio::test(start_paused = true)]
+async fn both_may_push_at_once() {
+    const COUNT: u32 = 20_000;
+    let (sender, mut received) = mpsc::unbounded_channel();
+    let server = Server::builder()
+        .handler("T", "In", move |request: Request| {
+            sender.send(request.payload().expect("plain")).expect("the test listens");
+            std::future::ready(Reply::ok(""))
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let connection = connections(&server, 1).await.remove(0);
+    let payload = |n: u32| n.to_be_bytes().repeat(16);
+    let down = async {
+        for n in 0..COUNT {
+            let wait = Duration::from_secs(10);
+            connection.send_message_within(wait, "T", "Out", &Metadata::new(), payload(n)).await.expect("room");
+        }
+    };
+    let up = async {
+        for n in 0..COUNT {
+            oneshot_to(&client, "In", payload(n)).await.expect("room");
+        }
+    };
+    let heard_below = async {
+        for n in 0..COUNT {
+            let message = messages.next().await.expect("it is connected");
+            assert_eq!(message.payload().expect("plain")[..], payload(n));
+        }
+    };
+    let heard_above = async {
+        for n in 0..COUNT {
+            assert_eq!(received.recv().await.expect("the server lives")[..], payload(n));
+        }
+    };
+    soon(async { tokio::join!(down, up, heard_below, heard_above) }).await;
+    assert_eq!((messages.dropped(), connection.stats().pushes_dropped), (0, 0));
+}
+
+/// One frame, encoded once, for everybody who is connected; those who are gone are counted.
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_reaches_everybody() {
+    let server = echoing().push_queue(10, 10_000).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens"));
+    }
+    let connections = connections(&server, 5).await;
+    let outcome = server.broadcast("T", "All", &Metadata::new(), b"x").expect("it is small");
+    assert_eq!(outcome, FanOut { queued: 5, ..FanOut::default() });
+    let limits = Limits::default();
+    let frame = PushFrame::new("T", "Many", &Metadata::new(), &[0; 1000], &limits).expect("it is small");
+    let outcome = fan_out(&connections, &vec![frame; 60]);
+    assert_eq!(outcome, FanOut { queued: 5 * 60, ..FanOut::default() });
+    for (_, messages) in &mut clients {
+        for n in 0..61 {
+            let message = soon(messages.next()).await.expect("it is connected");
+            assert_eq!(message.service_method(), if n == 0 { "All" } else { "Many" });
+        }
+    }
+    drop(clients);
+    until(|| connections.iter().all(Connection::is_closed)).await;
+    assert_eq!(
+        fan_out(&connections, &[PushFrame::new("T", "x", &Metadata::new(), b"", &limits).expect("small")]).closed,
+        5
+    );
+    let error = connections[0].send_message("T", "x", &Metadata::new(), "").expect_err("it is over");
+    assert!(matches!(error, PushError::Closed(_)), "{error}");
+}
+
+/// A push that is too large is refused, and nothing of it leaves.
+#[tokio::test(start_paused = true)]
+async fn a_push_that_is_too_large_is_refused() {
+    let server = echoing().limits(Limits::default().body_bytes_max(1000)).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let connection = &connections(&server, 1).await[0];
+    let error = connection.send_message("T", "Large", &Metadata::new(), vec![0; 1000]).expect_err("too large");
+    assert!(matches!(error, PushError::TooLarge(_)), "{error}");
+    assert!(server.broadcast("T", "Large", &Metadata::new(), &[0; 1000]).is_err());
+    client.hears_nothing().await;
+    assert_eq!(connection.stats().pushes_sent, 0);
+}
+
+/// Handlers of pushes run one after the other, in order; one that fails or panics ends only itself.
+#[tokio::test(start_paused = true)]
+async fn handlers_of_pushes_run_in_order() {
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let handlers = Router::new().handler("T", "News", move |request: Request| {
+        let sender = sender.clone();
+        async move {
+            let n = request.payload().expect("plain")[0];
+            // The first takes longest: the order is that of the server all the same.
+            tokio::time::sleep(Duration::from_millis(10 - u64::from(n))).await;
+            sender.send(n).expect("the test listens");
+            assert_ne!(n, 1, "one panics");
+            if n == 2 { Reply::error("one fails") } else { Reply::ok("") }
+        }
+    });
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let _client = Client::with_handlers(listening.address(), ClientOptions::new(), handlers).await.expect("it listens");
+    let connection = &connections(&server, 1).await[0];
+    for n in 0..5 {
+        connection.send_message("T", "Unknown", &Metadata::new(), "").expect("room");
+        connection.send_message("T", "News", &Metadata::new(), vec![n]).expect("room");
+    }
+    for n in 0..5 {
+        assert_eq!(soon(seen.recv()).await, Some(n));
+    }
+}
+
+/// The stream of messages ends with the client, though the messages themselves hold its connection.
+#[tokio::test(start_paused = true)]
+async fn the_stream_of_messages_ends_with_its_client() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    connections(&server, 1).await[0].send_message("T", "News", &Metadata::new(), "").expect("room");
+    let kept = soon(messages.next()).await.expect("it is connected");
+    connections(&server, 1).await[0].send_message("T", "Last", &Metadata::new(), "").expect("room");
+    settle().await;
+    drop(client);
+    assert_eq!(soon(messages.next()).await.map(|last| last.service_method().to_owned()).as_deref(), Some("Last"));
+    assert!(soon(messages.next()).await.is_none());
+    assert_eq!(kept.service_method(), "News");
 }

@@ -1,0 +1,292 @@
+//! What does not fit: peers that do not read, and applications that do not take.
+
+use std::time::Duration;
+
+use bothways::{Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Server, ServerBuilder};
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, oneway, ping},
+    support::{address, call, connections, echoing, settle, soon},
+};
+
+const NONE: Metadata = Metadata::new();
+
+/// A server, a client of it that does not read, and one that does.
+async fn slow_and_quick(builder: ServerBuilder) -> (Server, Scripted, Connection, Client, impl Sized) {
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut slow = Scripted::connect(listening.address()).await;
+    slow.say(ping(0)).await;
+    let connection = connections(&server, 1).await.remove(0);
+    let quick = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    call(&quick, "Echo", "").await.expect("answered");
+    slow.next().await;
+    (server, slow, connection, quick, listening)
+}
+
+/// Sends numbered pushes until nothing moves any more; answers how many were taken, and the refusal.
+async fn fill(connection: &Connection) -> (u32, PushError) {
+    let (mut taken, mut refused) = (0, false);
+    loop {
+        match connection.send_message("T", "News", &NONE, payload(taken)) {
+            Ok(_) => (taken, refused) = (taken + 1, false),
+            Err(error) if refused || connection.is_closed() => return (taken, error),
+            Err(_) => {
+                // The connection's task may have moved some on.
+                refused = true;
+                settle().await;
+            }
+        }
+    }
+}
+
+fn number(payload: &[u8]) -> u32 {
+    u32::from_be_bytes(*payload.first_chunk().expect("four bytes"))
+}
+
+fn payload(n: u32) -> Vec<u8> {
+    n.to_be_bytes().repeat(250)
+}
+
+/// B1, B6. A push that finds the queue full is refused and says so; what was taken arrives, in order.
+#[tokio::test(start_paused = true)]
+async fn the_newest_is_refused() {
+    let builder = echoing().push_queue(10, 1 << 20);
+    let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
+    let (taken, error) = fill(&connection).await;
+    assert!(matches!(error, PushError::Full { frames: 10, .. }), "{error}");
+    call(&quick, "Echo", "").await.expect("other clients notice nothing");
+    let stats = connection.stats();
+    assert_eq!((stats.pushes_sent, stats.pushes_dropped, stats.pushes_waiting), (taken.into(), 0, 10));
+    for n in 0..taken {
+        assert_eq!(number(&slow.next().await.wire_payload()), n);
+    }
+    connection.send_message("T", "News", &NONE, payload(7)).expect("there is room again");
+    assert_eq!(number(&slow.next().await.wire_payload()), 7);
+}
+
+/// The bound on bytes holds too, but one push that is larger than the bound fits when nothing waits.
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_bounded_in_bytes() {
+    let (_server, _slow, connection, ..) = slow_and_quick(echoing().push_queue(1000, 5000)).await;
+    // The first is under way, as far as the socket takes it; the second waits.
+    for _ in 0..2 {
+        connection.send_message("T", "News", &NONE, vec![0; 100_000]).expect("room");
+    }
+    let error = connection.send_message("T", "News", &NONE, "x").expect_err("it is full");
+    assert!(matches!(error, PushError::Full { frames: 1, bytes: 100_000.. }), "{error}");
+}
+
+/// The oldest that waits is dropped, and counted; what arrives is in order and ends with the newest.
+#[tokio::test(start_paused = true)]
+async fn the_oldest_is_dropped() {
+    let builder = echoing().push_queue(10, 1 << 20).overflow(Overflow::DropOldest);
+    let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
+    for n in 0..1000 {
+        connection.send_message("T", "News", &NONE, payload(n)).expect("it drops another one");
+    }
+    call(&quick, "Echo", "").await.expect("other clients notice nothing");
+    let stats = connection.stats();
+    assert!(0 < stats.pushes_dropped);
+    let mut heard = Vec::new();
+    for _ in stats.pushes_dropped..1000 {
+        heard.push(number(&slow.next().await.wire_payload()));
+    }
+    slow.hears_nothing().await;
+    assert!(heard.is_sorted_by(|a, b| a < b), "{heard:?}");
+    assert_eq!(heard[heard.len() - 10..], (990..1000).collect::<Vec<_>>());
+}
+
+/// A client that is too slow is disconnected, alone, and its sender is told.
+#[tokio::test(start_paused = true)]
+async fn the_slow_one_is_disconnected() {
+    let builder = echoing().push_queue(10, 1 << 20).overflow(Overflow::Disconnect);
+    let (server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
+    let (_, error) = fill(&connection).await;
+    assert!(matches!(error, PushError::Closed(CloseReason::SlowPeer(_))), "{error}");
+    assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
+    call(&quick, "Echo", "").await.expect("other clients notice nothing");
+    assert_eq!(connections(&server, 1).await.len(), 1);
+    slow.rest().await;
+}
+
+/// B6, W7. A client that takes no byte for the time of `write_timeout` is closed, however little waits.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_byte_is_closed() {
+    let builder = echoing().write_timeout(Duration::from_secs(4));
+    let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
+    fill(&connection).await;
+    // As long as it takes a byte now and then, it lives.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for _ in 0..20 {
+            slow.next().await;
+        }
+    }
+    assert!(!connection.is_closed());
+    let began = Instant::now();
+    assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
+    let took = began.elapsed();
+    assert!(Duration::from_secs(4) <= took && took <= Duration::from_secs(6), "{took:?}");
+    assert!(0 < connection.stats().pushes_dropped);
+    call(&quick, "Echo", "").await.expect("other clients notice nothing");
+}
+
+/// One that waits for room gets it as soon as the client reads, or learns in its time that it does not.
+#[tokio::test(start_paused = true)]
+async fn a_sender_may_wait_for_room() {
+    let (_server, mut slow, connection, ..) = slow_and_quick(echoing().push_queue(3, 1 << 20)).await;
+    let (sent, _) = fill(&connection).await;
+    let began = Instant::now();
+    let wait = Duration::from_secs(2);
+    let error = connection.send_message_within(wait, "T", "News", &NONE, payload(0)).await.expect_err("no room");
+    assert!(matches!(error, PushError::Full { .. }), "{error}");
+    assert_eq!(began.elapsed(), wait);
+    let waiting = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.send_message_within(Duration::MAX, "T", "Last", &NONE, "").await }
+    });
+    settle().await;
+    let began = Instant::now();
+    for _ in 0..sent {
+        slow.next().await;
+    }
+    waiting.await.expect("no panic").expect("there is room");
+    assert_eq!(slow.next().await.service_method(), "Last");
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+/// A client that asks and does not read its replies is not read either; then it is closed. Its memory is
+/// bounded by `reply_bytes_max` and what one read brings.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_its_replies_is_not_read() {
+    let builder = echoing().reply_bytes_max(100_000).write_timeout(Duration::from_secs(4));
+    let (server, mut slow, connection, ..) = slow_and_quick(builder).await;
+    let before = server.stats();
+    let asking = tokio::spawn(async move {
+        let request = crate::scripted::request(1, "Echo", &[0; 10_000]);
+        let mut asked = 0;
+        while slow.try_say(&request).await.is_ok() {
+            asked += 1;
+        }
+        asked
+    });
+    assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
+    drop(connection);
+    let asked: usize = asking.await.expect("no panic");
+    assert!(asked < 60, "{asked} requests of 10 kB were taken");
+    assert_eq!(before.connections_accepted, server.stats().connections_accepted);
+}
+
+/// S9. A client that sends heartbeats and never reads the answers is closed, too.
+#[tokio::test(start_paused = true)]
+async fn answers_to_heartbeats_are_bounded() {
+    let (_server, mut slow, connection, ..) = slow_and_quick(echoing()).await;
+    let asking = tokio::spawn(async move {
+        let heartbeats = ping(1).repeat(100);
+        while slow.try_say(&heartbeats).await.is_ok() {}
+    });
+    assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
+    drop(connection);
+    asking.await.expect("no panic");
+}
+
+/// A client that reads after it wrote is not too slow, however many refusals one read of requests brings.
+#[tokio::test(start_paused = true)]
+async fn many_refusals_at_once_are_no_overflow() {
+    let server = echoing().calls_max(0).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(crate::scripted::request(1, "E", b"").repeat(1900)).await;
+    for _ in 0..1900 {
+        assert!(client.next().await.error_text().is_some());
+    }
+}
+
+/// A client whose server sends 20 numbered messages while its application takes none.
+async fn untaken(
+    overflow: Overflow,
+    messages_max: usize,
+    bytes_max: usize,
+) -> (Client, bothways::ServerMessages, Scripted) {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().message_queue_bounds(messages_max, bytes_max).message_overflow(overflow);
+    let options = options.reconnect(false);
+    let (client, mut peer) = tokio::join!(Client::bidirectional(&server.address, options), server.accept_plain());
+    let (client, messages) = client.expect("it listens");
+    for n in 0..20 {
+        peer.say(oneway(u64::from(n), "News", &payload(n))).await;
+    }
+    settle().await;
+    (client, messages, peer)
+}
+
+/// What waits, as numbers and the gaps before them.
+fn taken(messages: &mut bothways::ServerMessages) -> Vec<(u32, u64)> {
+    let mut taken = Vec::new();
+    while let Some(message) = messages.try_next() {
+        taken.push((number(&message.payload().expect("plain")), message.dropped_before()));
+    }
+    taken
+}
+
+/// B1, B2. A queue that its application does not empty drops the oldest, counts them, and marks the gap;
+/// replies are read all the while.
+#[tokio::test(start_paused = true)]
+async fn an_application_that_does_not_take_loses_the_oldest() {
+    let (client, mut messages, mut peer) = untaken(Overflow::DropOldest, 3, 1 << 20).await;
+    let answering = async {
+        let request = peer.next().await;
+        peer.say(crate::scripted::reply_to(&request, b"in time")).await;
+    };
+    let (answer, ()) = tokio::join!(call(&client, "Ask", ""), answering);
+    assert_eq!(answer.expect("answered"), "in time");
+    assert_eq!(taken(&mut messages), [(17, 17), (18, 0), (19, 0)]);
+    assert_eq!(messages.dropped(), 17);
+}
+
+/// The same by bytes: three messages of 1,000 bytes and their frames, and not a fourth.
+#[tokio::test(start_paused = true)]
+async fn the_queue_of_messages_is_bounded_in_bytes() {
+    let (_client, mut messages, _peer) = untaken(Overflow::DropOldest, 1000, 3500).await;
+    assert_eq!(taken(&mut messages), [(17, 17), (18, 0), (19, 0)]);
+}
+
+/// A queue that refuses the newest keeps what it has; the next message that fits tells of the gap.
+#[tokio::test(start_paused = true)]
+async fn an_application_that_does_not_take_loses_the_newest() {
+    let (_client, mut messages, mut peer) = untaken(Overflow::RefuseNewest, 3, 1 << 20).await;
+    assert_eq!(taken(&mut messages), [(0, 0), (1, 0), (2, 0)]);
+    peer.say([oneway(20, "News", &payload(20)), oneway(21, "News", &payload(21))].concat()).await;
+    settle().await;
+    assert_eq!(taken(&mut messages), [(20, 17), (21, 0)]);
+    assert_eq!(messages.dropped(), 17);
+}
+
+/// A queue that disconnects keeps what it had; the stream ends behind it.
+#[tokio::test(start_paused = true)]
+async fn an_application_that_does_not_take_is_disconnected() {
+    let (_client, mut messages, mut peer) = untaken(Overflow::Disconnect, 3, 1 << 20).await;
+    peer.hears_the_end().await;
+    assert_eq!(taken(&mut messages), [(0, 0), (1, 0), (2, 0)]);
+    assert!(soon(messages.next()).await.is_none());
+    assert_eq!(messages.dropped(), 1);
+}
+
+/// What nobody listens to is no error, and holds up nothing.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_listen_drops_what_comes() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let connection = &connections(&server, 1).await[0];
+    for n in 0..2000 {
+        connection
+            .send_message_within(Duration::from_secs(1), "T", "News", &NONE, payload(n))
+            .await
+            .expect("the client reads on");
+    }
+    call(&client, "Echo", "").await.expect("answered");
+    drop(server);
+}
