@@ -6,7 +6,10 @@ use bothways_proto::{Limits, Message, PREFIX_LEN};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 use crate::{LONG, within};
@@ -49,15 +52,34 @@ impl RawConnection {
     /// # Panics
     /// If anything comes before it, or it does not come within this long.
     pub async fn closed_without_an_answer(&mut self, limit: Duration, what: &str) {
-        let mut answer = Vec::new();
-        // A reset is an end too.
-        let _ = within(limit, what, self.stream.read_to_end(&mut answer)).await;
+        let answer = self.until_closed(limit, what).await;
         assert!(answer.is_empty(), "{what}: answered with {answer:02x?}");
     }
 
+    /// Everything that comes until the end of the connection.
+    ///
+    /// # Panics
+    /// If the end does not come within this long.
+    pub async fn until_closed(&mut self, limit: Duration, what: &str) -> Vec<u8> {
+        let mut all = Vec::new();
+        // A reset is an end too.
+        let _ = within(limit, what, self.stream.read_to_end(&mut all)).await;
+        all
+    }
+
+    /// Ends the connection without a goodbye: a reset in place of an end of the stream.
+    pub fn reset(self) {
+        let _ = self.stream.set_zero_linger();
+    }
+
+    /// Its two directions.
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        self.stream.into_split()
+    }
+
     /// The socket itself.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
     }
 }
 
