@@ -1,6 +1,10 @@
 //! The library from outside, a module per topic. One binary, so that it links once.
 
+mod auth;
+mod call_back;
 mod calls;
+mod deadlines;
+mod keepalive;
 mod negotiation;
 mod overflow;
 mod push;

@@ -1,0 +1,111 @@
+//! The caller's deadline, at both ends.
+
+use std::time::Duration;
+
+use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply};
+use bothways_proto::keys;
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, request_with},
+    support::{address, call, call_with, echoing, gate, settle, soon, until},
+};
+
+/// 1.5. `__ServerTimeout` counts milliseconds from arrival; nonsense is ignored; zero and less mean that
+/// nobody waits any more.
+#[tokio::test(start_paused = true)]
+async fn the_callers_deadline_is_read_as_go_reads_it() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    for over in ["0", "-1", "-9223372036854775808"] {
+        client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, over), b"")).await;
+        assert!(client.next().await.error_text().is_some_and(|text| text.contains("deadline")));
+        assert!(asked.try_recv().is_err(), "it never ran");
+    }
+    for nonsense in ["", "soon", "1.5", "99999999999999999999", " 5"] {
+        client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, nonsense), b"")).await;
+        let running = soon(asked.recv()).await.expect("it runs");
+        assert_eq!(running.request.deadline(), None, "{nonsense}");
+        running.answer(Reply::ok(""));
+        client.next().await;
+    }
+    for far in ["1000", "9223372036854775807"] {
+        client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, far), b"")).await;
+        let running = soon(asked.recv()).await.expect("it runs");
+        let deadline = running.request.deadline().expect("it was said");
+        assert!(Instant::now() + Duration::from_millis(999) <= deadline);
+        running.answer(Reply::ok(""));
+        client.next().await;
+    }
+}
+
+/// W9. A handler that is not done by then is dropped; its caller is told when it surely waits no more.
+#[tokio::test(start_paused = true)]
+async fn a_handler_is_dropped_at_its_callers_deadline() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, "250"), b"")).await;
+    let began = Instant::now();
+    let mut running = soon(asked.recv()).await.expect("it runs");
+    running.dropped().await;
+    assert_eq!(began.elapsed().as_millis() / 10, 25);
+    let answer = client.next().await;
+    assert!(Duration::from_millis(250) < began.elapsed());
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Timeout.name()));
+    until(|| server.stats().calls_running == 0).await;
+}
+
+/// The caller tells its deadline in whole milliseconds, and never less than one: zero would say that it
+/// has passed.
+#[tokio::test(start_paused = true)]
+async fn a_caller_tells_its_deadline() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().timeout(Duration::from_millis(1500));
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    settle().await;
+    let told = [(None, "1500"), (Some(Duration::from_micros(300)), "1"), (Some(Duration::from_millis(20)), "20")];
+    for (timeout, text) in told {
+        let options = timeout.map_or(CallOptions::new(), |timeout| CallOptions::new().timeout(timeout));
+        let began = Instant::now();
+        let error = call_with(&client, "Wait", "", options).await.expect_err("nobody answers");
+        assert!(matches!(error, CallError::TimedOut(_)), "{error}");
+        // The clock of these tests goes in whole milliseconds.
+        assert_eq!(began.elapsed().as_millis(), text.parse::<u128>().expect("a number"));
+        assert_eq!(peer.next().await.metadata().get(keys::SERVER_TIMEOUT), Some(text));
+    }
+}
+
+/// A deadline beyond the clock is none.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_beyond_the_clock_is_none() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let answer = call_with(&client, "Echo", "x", CallOptions::new().timeout(Duration::MAX)).await;
+    assert_eq!(answer.expect("answered").payload, "x");
+    server.shutdown(Duration::MAX).await;
+}
+
+/// The time for a call includes the wait for its connection.
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_connection_counts() {
+    let address = address();
+    let server = ScriptedServer::listen_on(&address).await;
+    let options = ClientOptions::new().connection_wait(Duration::from_secs(60));
+    let (client, peer) = tokio::join!(Client::connect(&address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    drop((peer, server));
+    settle().await;
+    let began = Instant::now();
+    let options = CallOptions::new().timeout(Duration::from_secs(2));
+    let error = call_with(&client, "Wait", "", options).await.expect_err("nobody is there");
+    assert!(matches!(error, CallError::TimedOut(after) if after == Duration::from_secs(2)), "{error}");
+    assert_eq!(began.elapsed(), Duration::from_secs(2));
+    client.close();
+    call(&client, "Wait", "").await.expect_err("it is closed");
+}

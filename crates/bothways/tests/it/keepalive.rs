@@ -1,0 +1,152 @@
+//! Signs of life: heartbeats of both sides, and what silence means.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bothways::{Client, ClientOptions, CloseReason, Metadata, ServerBuilder};
+use bothways_proto::{Capabilities, Hello};
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, hello, ping, request},
+    support::{address, connections, echoing, settle, soon},
+};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A server whose reasons for closing are kept.
+fn remembering(builder: ServerBuilder) -> (ServerBuilder, Arc<Mutex<Vec<CloseReason>>>) {
+    let reasons = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&reasons);
+    (builder.on_disconnect(move |_, reason| kept.lock().expect("no panic").push(reason.clone())), reasons)
+}
+
+/// A client asks a silent server for a sign of life and finds a dead one within interval, timeout and
+/// the second to which times are kept.
+#[tokio::test(start_paused = true)]
+async fn a_client_finds_a_dead_server() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).reconnect(false);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    let connection = client.connection().expect("it is up");
+    // It answers once, then freezes.
+    let asked = peer.next().await;
+    assert!(asked.header().is_heartbeat() && Hello::from_metadata(&asked.metadata()).is_none());
+    peer.say(asked.pong()).await;
+    let began = Instant::now();
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::Gone { .. }), "{reason}");
+    let took = began.elapsed();
+    assert!(s(25) <= took && took <= s(25) + s(3), "{took:?}");
+}
+
+/// B13. A server asks a negotiated client, and finds a dead one; anything it sends is a sign of life.
+#[tokio::test(start_paused = true)]
+async fn a_server_finds_a_dead_client() {
+    let (builder, reasons) = remembering(echoing().heartbeat(Some(s(15)), s(10)));
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    for _ in 0..3 {
+        let asked = client.next().await;
+        assert!(asked.header().is_heartbeat(), "{asked:?}");
+        assert_eq!(asked.header().seq().get() >> 62, 3, "no number of the client's own");
+        client.say(asked.pong()).await;
+    }
+    for n in 0..10 {
+        client.say(request(n, "Echo", b"")).await;
+        assert!(!client.next().await.header().is_heartbeat());
+        tokio::time::sleep(s(10)).await;
+    }
+    assert_eq!(connections(&server, 1).await[0].stats().calls_pending, 0);
+    let began = Instant::now();
+    let frozen = client;
+    connections(&server, 0).await;
+    let took = began.elapsed();
+    assert!(s(12) <= took && took <= s(28), "{took:?}");
+    assert!(matches!(reasons.lock().expect("no panic")[..], [CloseReason::Gone { .. }]));
+    drop(frozen);
+}
+
+/// B13. A plain client is never asked, and never closed for its silence.
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_is_never_asked() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut plain = Scripted::connect(listening.address()).await;
+    plain.say(ping(0)).await;
+    plain.next().await;
+    let mut cannot = Scripted::connect(listening.address()).await;
+    cannot.say(hello(0, Capabilities::ALL.without(Capabilities::PING), &Metadata::new())).await;
+    cannot.next().await;
+    tokio::time::sleep(s(1000)).await;
+    for client in [&mut plain, &mut cannot] {
+        client.hears_nothing().await;
+    }
+}
+
+/// Two of ours keep each other company for hours, and no call is left pending.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_of_ours_lives() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let connection = client.connection().expect("it is up");
+    tokio::time::sleep(s(3600)).await;
+    assert!(!connection.is_closed());
+    settle().await;
+    assert_eq!((client.stats().calls_pending, connections(&server, 1).await[0].stats().calls_pending), (0, 0));
+}
+
+/// S9. A client that sends no frame in its time is closed, even if it sends a byte now and then.
+#[tokio::test(start_paused = true)]
+async fn a_client_without_a_first_frame_is_closed() {
+    let (builder, reasons) = remembering(echoing().first_frame_timeout(s(5)));
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut silent = Scripted::connect(listening.address()).await;
+    let mut trickling = Scripted::connect(listening.address()).await;
+    let mut proper = Scripted::connect(listening.address()).await;
+    proper.say(ping(0)).await;
+    let began = Instant::now();
+    let frame = ping(0);
+    for byte in &frame[..4] {
+        trickling.say([*byte]).await;
+        tokio::time::sleep(s(1)).await;
+    }
+    for client in [&mut silent, &mut trickling] {
+        client.hears_the_end().await;
+        assert!(s(4) <= began.elapsed() && began.elapsed() <= s(8), "{:?}", began.elapsed());
+    }
+    proper.next().await;
+    proper.hears_nothing().await;
+    settle().await;
+    assert!(matches!(
+        reasons.lock().expect("no panic")[..],
+        [CloseReason::NoFirstFrame(_), CloseReason::NoFirstFrame(_)]
+    ));
+}
+
+/// A time limit on silence closes any client, a plain one too; without one nobody is closed.
+#[tokio::test(start_paused = true)]
+async fn an_idle_client_is_closed_if_that_is_wanted() {
+    let (builder, reasons) = remembering(echoing().idle_timeout(Some(s(30))).heartbeat(None, s(10)));
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    for _ in 0..3 {
+        client.say(ping(0)).await;
+        client.next().await;
+        tokio::time::sleep(s(20)).await;
+    }
+    let began = Instant::now();
+    client.hears_the_end().await;
+    assert!(s(9) <= began.elapsed() && began.elapsed() <= s(13), "{:?}", began.elapsed());
+    settle().await;
+    assert!(matches!(reasons.lock().expect("no panic")[..], [CloseReason::Idle(_)]));
+}
