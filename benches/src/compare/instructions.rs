@@ -135,6 +135,8 @@ fn count(step: Step, repeats: u64, profiles: Option<&PathBuf>) -> anyhow::Result
         }
     };
     let output = Command::new("valgrind")
+        // glibc copies some KiB and more with one `rep movsb`, which valgrind counts once for each byte.
+        .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS")
         .args(["--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())])
         .arg(env::current_exe()?)
         .args(["steps", &name, &repeats.to_string()])
