@@ -1,0 +1,381 @@
+//! What a session owes its client: what waits, what was sent and is not yet handled.
+//!
+//! Without I/O and without a clock, so that a model can be held against it. `next` gives what goes on the
+//! wire, `written` and `ack` say how far it came, `connect` and `disconnect` when the wire changes.
+//!
+//! A tracked push gets its offset when it is first given to the wire, so that offsets on the wire have no
+//! holes whatever waited, expired or overtook. It then stays until the client has handled it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{
+    push::{Class, Priority},
+    receipt::{DropReason, Stage, Ticket},
+};
+
+/// Most of what waits for one client, per class.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    pub(super) fire_messages: usize,
+    pub(super) fire_bytes: usize,
+    pub(super) latest_keys: usize,
+    pub(super) tracked_messages: usize,
+    pub(super) tracked_bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            fire_messages: 256,
+            fire_bytes: 256 << 10,
+            latest_keys: 1024,
+            tracked_messages: 1000,
+            tracked_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A push as the ledger keeps it. Times are durations since any fixed moment.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) class: Class,
+    pub(super) priority: Priority,
+    /// The encoded frame, shared between all sessions of a fan-out.
+    pub(super) frame: Bytes,
+    pub(super) expires: Option<Duration>,
+    pub(super) ticket: Ticket,
+}
+
+impl Entry {
+    fn is_expired(&self, now: Duration) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+/// What goes on the wire next.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Next {
+    /// This frame, with this offset; 0 if it is not tracked.
+    Frame { frame: Bytes, offset: u64 },
+    /// A notice that this many pushes were dropped.
+    Gap { missed: u64 },
+}
+
+#[derive(Debug)]
+struct Sent {
+    offset: u64,
+    entry: Entry,
+}
+
+/// What was given to the present connection and is not known to be written.
+#[derive(Debug)]
+enum Unwritten {
+    /// Its ticket ends with being written.
+    Fire(Ticket),
+    Tracked(u64),
+    Notice,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    bounds: Bounds,
+    connected: bool,
+    /// The client confirms what it receives and handles.
+    confirms: bool,
+    queues: [VecDeque<Queued>; Priority::COUNT],
+    latest: HashMap<Box<str>, Entry>,
+    fire: (usize, usize),
+    tracked: (usize, usize),
+    /// Sent, and not handled; offsets without holes.
+    sent: VecDeque<Sent>,
+    /// The next offset.
+    next_offset: u64,
+    received: u64,
+    handled: u64,
+    /// While a new connection is brought up to date: the next offset to send again.
+    replay: Option<u64>,
+    unwritten: VecDeque<Unwritten>,
+    /// Dropped since the client was last told.
+    missed: u64,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Entry(Entry),
+    Latest(Box<str>),
+}
+
+impl Ledger {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            connected: false,
+            confirms: false,
+            queues: Default::default(),
+            latest: HashMap::new(),
+            fire: (0, 0),
+            tracked: (0, 0),
+            sent: VecDeque::new(),
+            next_offset: 1,
+            received: 0,
+            handled: 0,
+            replay: None,
+            unwritten: VecDeque::new(),
+            missed: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Takes a push in. False: it was dropped at once, and its ticket says why.
+    pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        if entry.is_expired(now) {
+            entry.ticket.advance(Stage::Expired);
+            return false;
+        }
+        let len = entry.frame.len();
+        match &entry.class {
+            Class::Fire => {
+                if !self.connected {
+                    entry.ticket.advance(Stage::Dropped(DropReason::Disconnected));
+                    self.dropped += 1;
+                    return false;
+                }
+                while !self.fire_fits(len) {
+                    if !self.drop_oldest_fire() {
+                        break;
+                    }
+                }
+                self.fire = (self.fire.0 + 1, self.fire.1 + len);
+            }
+            Class::Latest(key) => {
+                let key: Box<str> = key.as_str().into();
+                if let Some(older) = self.latest.get_mut(&key) {
+                    older.ticket.advance(Stage::Superseded);
+                    *older = entry;
+                    return true;
+                }
+                if self.bounds.latest_keys <= self.latest.len() {
+                    return self.refuse(entry);
+                }
+                self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
+                self.latest.insert(key, entry);
+                return true;
+            }
+            Class::Tracked => {
+                if self.is_full_for(len) {
+                    return self.refuse(entry);
+                }
+                self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            }
+        }
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        true
+    }
+
+    /// True if a tracked push of this size would be refused now.
+    pub(super) fn is_full_for(&self, len: usize) -> bool {
+        let (messages, bytes) = self.tracked;
+        self.bounds.tracked_messages <= messages || (0 < messages && self.bounds.tracked_bytes < bytes + len)
+    }
+
+    /// What goes on the wire next. The caller puts it there, or ends the connection.
+    pub(super) fn next(&mut self, now: Duration) -> Option<Next> {
+        if !self.connected {
+            return None;
+        }
+        if let Some(at) = self.replay {
+            if let Some(sent) = self.sent.iter().find(|sent| at <= sent.offset) {
+                self.replay = Some(sent.offset + 1);
+                self.unwritten.push_back(Unwritten::Tracked(sent.offset));
+                return Some(Next::Frame { frame: sent.entry.frame.clone(), offset: sent.offset });
+            }
+            self.replay = None;
+        }
+        if 0 < self.missed && self.confirms {
+            self.unwritten.push_back(Unwritten::Notice);
+            return Some(Next::Gap { missed: std::mem::take(&mut self.missed) });
+        }
+        loop {
+            let mut entry = self.take_queued()?;
+            let len = entry.frame.len();
+            match entry.class {
+                Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
+                Class::Tracked => self.forget_tracked(len),
+                Class::Latest(_) => {}
+            }
+            if entry.is_expired(now) {
+                entry.ticket.advance(Stage::Expired);
+                continue;
+            }
+            let frame = entry.frame.clone();
+            if entry.class == Class::Fire || !self.confirms {
+                self.unwritten.push_back(Unwritten::Fire(entry.ticket));
+                return Some(Next::Frame { frame, offset: 0 });
+            }
+            self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            let offset = self.next_offset;
+            self.next_offset += 1;
+            self.unwritten.push_back(Unwritten::Tracked(offset));
+            self.sent.push_back(Sent { offset, entry });
+            return Some(Next::Frame { frame, offset });
+        }
+    }
+
+    /// The first that may be sent. The newest values of keys wait, and are replaced, while the client is
+    /// behind with what it confirms.
+    fn take_queued(&mut self) -> Option<Entry> {
+        let behind = self.confirms && self.is_full_for(0);
+        let may_go = |queued: &Queued| !behind || !matches!(queued, Queued::Latest(_));
+        let queued = self.queues.iter_mut().find_map(|queue| {
+            let at = queue.iter().position(may_go)?;
+            queue.remove(at)
+        })?;
+        Some(match queued {
+            Queued::Entry(entry) => entry,
+            Queued::Latest(key) => self.latest.remove(&key).expect("a key that is queued has a value"),
+        })
+    }
+
+    /// True if something waits to go on the wire.
+    pub(super) fn has_next(&self) -> bool {
+        self.connected
+            && (self.replay.is_some() || 0 < self.missed || self.queues.iter().any(|queue| !queue.is_empty()))
+    }
+
+    /// The oldest `count` of what `next` gave to the present connection are with the kernel.
+    pub(super) fn written(&mut self, count: usize) {
+        for _ in 0..count {
+            match self.unwritten.pop_front() {
+                Some(Unwritten::Fire(mut ticket)) => ticket.advance(Stage::PlainWritten),
+                Some(Unwritten::Tracked(offset)) => {
+                    if let Some(sent) = self.sent_mut(offset) {
+                        sent.entry.ticket.advance(Stage::Written);
+                    }
+                }
+                Some(Unwritten::Notice) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
+    pub(super) fn ack(&mut self, received: u64, handled: u64) -> bool {
+        let received = received.max(handled);
+        if self.next_offset <= received {
+            return false;
+        }
+        self.received = self.received.max(received);
+        self.handled = self.handled.max(handled);
+        while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
+            let mut sent = self.sent.pop_front().expect("it was just seen");
+            sent.entry.ticket.advance(Stage::Handled);
+            self.forget_tracked(sent.entry.frame.len());
+        }
+        let upto = self.received;
+        for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
+            sent.entry.ticket.advance(Stage::Received);
+        }
+        true
+    }
+
+    /// A connection is there. `confirms`: its client acknowledges offsets.
+    pub(super) fn connect(&mut self, confirms: bool) {
+        self.connected = true;
+        self.confirms = confirms;
+    }
+
+    /// The client came back, and has handled everything up to this offset: what it has not is sent again,
+    /// before anything new. False: it claims what was never sent, or less than it acknowledged before, and
+    /// what it wants is gone.
+    pub(super) fn resume(&mut self, handled: u64) -> bool {
+        if handled < self.handled || !self.ack(handled, handled) {
+            return false;
+        }
+        self.unwritten.clear();
+        self.replay = Some(self.handled + 1);
+        true
+    }
+
+    /// The connection is gone. What does not outlive it is dropped.
+    pub(super) fn disconnect(&mut self) {
+        self.connected = false;
+        self.replay = None;
+        for unwritten in self.unwritten.drain(..) {
+            if let Unwritten::Fire(mut ticket) = unwritten {
+                ticket.advance(Stage::Dropped(DropReason::Disconnected));
+                self.dropped += 1;
+            }
+        }
+        while self.drop_oldest_fire_as(DropReason::Disconnected) {}
+    }
+
+    /// The last offset given to the wire; the position at which a new session's client begins.
+    pub(super) fn last_offset(&self) -> u64 {
+        self.next_offset - 1
+    }
+
+    /// Everything up to here the client has handled.
+    pub(super) fn handled(&self) -> u64 {
+        self.handled
+    }
+
+    /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        let latest: usize = self.latest.values().map(|entry| entry.frame.len()).sum();
+        (self.tracked.0 + self.fire.0 + self.latest.len(), self.tracked.1 + self.fire.1 + latest)
+    }
+
+    /// Pushes that were dropped since the session began.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn sent_mut(&mut self, offset: u64) -> Option<&mut Sent> {
+        let first = self.sent.front()?.offset;
+        self.sent.get_mut(usize::try_from(offset.checked_sub(first)?).ok()?)
+    }
+
+    fn forget_tracked(&mut self, len: usize) {
+        self.tracked = (self.tracked.0 - 1, self.tracked.1 - len);
+    }
+
+    fn refuse(&mut self, mut entry: Entry) -> bool {
+        entry.ticket.advance(Stage::Dropped(DropReason::Full));
+        self.dropped += 1;
+        self.missed += 1;
+        false
+    }
+
+    fn fire_fits(&self, len: usize) -> bool {
+        let (messages, bytes) = self.fire;
+        messages < self.bounds.fire_messages && (messages == 0 || bytes + len <= self.bounds.fire_bytes)
+    }
+
+    fn drop_oldest_fire(&mut self) -> bool {
+        let dropped = self.drop_oldest_fire_as(DropReason::Full);
+        self.missed += u64::from(dropped);
+        dropped
+    }
+
+    /// Of the lowest priority that has one.
+    fn drop_oldest_fire_as(&mut self, reason: DropReason) -> bool {
+        for queue in self.queues.iter_mut().rev() {
+            let is_fire = |queued: &Queued| matches!(queued, Queued::Entry(entry) if entry.class == Class::Fire);
+            let Some(at) = queue.iter().position(is_fire) else { continue };
+            if let Some(Queued::Entry(mut entry)) = queue.remove(at) {
+                self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
+                entry.ticket.advance(Stage::Dropped(reason));
+                self.dropped += 1;
+                return true;
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,392 @@
+//! What a server holds of each client: who it is, what it subscribes to, what it is owed.
+//!
+//! A session is not a connection. A plain rpcx client has a session for as long as its connection. A
+//! Bothways client has one that outlives its connection by the resume window: it comes back with the
+//! session's secret, and gets what it has not handled before anything new.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `mod.rs` | [`Session`], the handle |
+//! | `push.rs`, `target.rs` | what is sent, and to whom |
+//! | `receipt.rs` | what became of it |
+//! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
+//! | `topic.rs` | names, patterns, who subscribes |
+//! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
+//!
+//! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
+//! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
+
+mod ledger;
+mod push;
+mod receipt;
+mod registry;
+mod target;
+mod topic;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bothways_proto::Seq;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+pub use self::{
+    push::{Class, Priority, Push},
+    receipt::{DropReason, Outcomes, Receipt, Stage},
+    target::Target,
+    topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
+};
+pub(crate) use self::registry::{Arrival, Registry, SessionOptions};
+use self::{
+    ledger::{Entry, Ledger, Next},
+    receipt::Ticket,
+};
+use crate::{
+    caller::{Caller, RawCall, RawReply},
+    connection::Connection,
+    error::{CallError, ConnectError, PushError},
+};
+
+/// The public number of a session; no secret.
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct SessionId(u128);
+
+impl SessionId {
+    pub(crate) fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for SessionId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u128::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// A client, as its server knows it. A clone is the same session.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: SessionId,
+    began: Instant,
+    registry: Weak<Registry>,
+    /// Told when the session gets or loses a connection, or ends.
+    changed: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    connection: Option<Connection>,
+    /// Where the connection's counter of pushes stood behind each push that the ledger does not know to be
+    /// written.
+    marks: VecDeque<u64>,
+    /// Counts connections: what belongs to an earlier one counts for nothing.
+    generation: u64,
+    /// The client speaks sessions, and may come back.
+    resumable: bool,
+    ended: bool,
+    lost_at: Option<Instant>,
+    user: Option<Arc<str>>,
+    labels: BTreeMap<String, String>,
+    patterns: BTreeSet<Arc<str>>,
+    ledger: Ledger,
+    secret: registry::Secrets,
+}
+
+impl Session {
+    /// The public number.
+    pub fn id(&self) -> SessionId {
+        self.inner.id
+    }
+
+    /// The connection it has now; `None` while its client is away.
+    pub fn connection(&self) -> Option<Connection> {
+        self.inner.state.lock().connection.clone()
+    }
+
+    /// True if the client may come back to it after a lost connection.
+    pub fn is_resumable(&self) -> bool {
+        self.inner.state.lock().resumable
+    }
+
+    /// How many connections it has had.
+    pub fn generation(&self) -> u64 {
+        self.inner.state.lock().generation
+    }
+
+    /// The user it is bound to.
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.inner.state.lock().user.clone()
+    }
+
+    /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
+    pub fn bind_user(&self, name: &str) {
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.bind_user(self, Some(name));
+        }
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<String> {
+        self.inner.state.lock().labels.get(key).cloned()
+    }
+
+    /// Sets a label, by which [`Target::only_labelled`] selects.
+    pub fn set_label(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.inner.state.lock().labels.insert(key.into(), value.into());
+    }
+
+    /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
+    ///
+    /// # Errors
+    /// [`TopicError`]: it is no pattern.
+    pub fn subscribe(&self, pattern: &str) -> Result<(), TopicError> {
+        topic::check_pattern(pattern)?;
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.subscribe(self, pattern);
+        }
+        Ok(())
+    }
+
+    /// Ends a subscription.
+    pub fn unsubscribe(&self, pattern: &str) {
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.unsubscribe(self, pattern);
+        }
+    }
+
+    /// What it subscribes to, sorted.
+    pub fn subscriptions(&self) -> Vec<String> {
+        self.inner.state.lock().patterns.iter().map(ToString::to_string).collect()
+    }
+
+    /// Pushes that wait or are not yet handled, and their bytes.
+    pub fn waiting(&self) -> (usize, usize) {
+        self.inner.state.lock().ledger.waiting()
+    }
+
+    /// Pushes that were dropped since it began.
+    pub fn dropped(&self) -> u64 {
+        self.inner.state.lock().ledger.dropped()
+    }
+
+    /// Ends the session: the client is told why, its connection closed, and it cannot come back to it.
+    pub fn end(&self, why: &str) {
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.end(self, why);
+        }
+    }
+
+    /// Pushes to this session. Never waits for the client.
+    ///
+    /// # Errors
+    /// [`PushError::TooLarge`]: nothing was queued.
+    pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
+        let receipt = Receipt::new();
+        let frame = match self.inner.registry.upgrade() {
+            Some(registry) => registry.encode(push)?,
+            None => return Ok(receipt),
+        };
+        self.add(push, frame.bytes(), receipt.ticket());
+        self.pump();
+        Ok(receipt)
+    }
+
+    /// Pushes to this session, after waiting up to `wait` for room in what it is owed.
+    ///
+    /// Dropping the future before it is done sends nothing.
+    ///
+    /// # Errors
+    /// As [`Self::push`]. A receipt that says dropped because full means that there was no room in time.
+    pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
+        let deadline = Instant::now() + wait;
+        let len = match self.inner.registry.upgrade() {
+            Some(registry) => registry.encode(push)?.bytes().len(),
+            None => 0,
+        };
+        loop {
+            let changed = self.inner.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let full = {
+                let state = self.inner.state.lock();
+                !state.ended && state.ledger.is_full_for(len)
+            };
+            if !full || tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return self.push(push);
+            }
+        }
+    }
+
+    /// Enters a push into the ledger; the caller pumps.
+    fn add(&self, push: &Push, frame: Bytes, ticket: Ticket) {
+        let mut state = self.inner.state.lock();
+        if state.ended {
+            return;
+        }
+        let now = self.now();
+        let entry = Entry {
+            class: push.class.clone(),
+            priority: push.priority,
+            frame,
+            expires: push.time_to_live.map(|time| now + time),
+            ticket,
+        };
+        state.ledger.push(entry, now);
+    }
+
+    /// Moves as much as the socket takes from the ledger to the connection, and notes what is written.
+    pub(crate) fn pump(&self) {
+        let mut state = self.inner.state.lock();
+        let Some(connection) = state.connection.clone() else { return };
+        let now = self.now();
+        while connection.has_room() {
+            let Some(next) = state.ledger.next(now) else { break };
+            let added = match next {
+                Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
+                Next::Gap { missed } => connection.queue_gap(missed),
+            };
+            // An error: the connection is over, and its end is on its way here.
+            let Ok(mark) = added else { break };
+            state.marks.push_back(mark);
+        }
+        drop(state);
+        connection.flush_soon();
+        self.note_written(&connection);
+    }
+
+    /// Takes over from the connection what is written, and asks it to tell when more is.
+    fn note_written(&self, connection: &Connection) {
+        let mut state = self.inner.state.lock();
+        if state.connection.as_ref() != Some(connection) {
+            return;
+        }
+        let upto = connection.pushes_written();
+        let written = state.marks.iter().take_while(|mark| **mark <= upto).count();
+        state.marks.drain(..written);
+        state.ledger.written(written);
+        if !state.marks.is_empty() || state.ledger.has_next() {
+            connection.tell_of_room();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.inner.began.elapsed()
+    }
+
+    /// Waits until the session has noticed that this connection is over.
+    async fn left(&self, connection: &Connection) {
+        loop {
+            let changed = self.inner.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.inner.state.lock().connection.as_ref() != Some(connection) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until the session has a connection; `None` if it ended.
+    async fn connected(&self) -> Option<Connection> {
+        loop {
+            let changed = self.inner.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = self.inner.state.lock();
+                match &state.connection {
+                    Some(connection) if !connection.is_closed() => return Some(connection.clone()),
+                    _ if state.ended => return None,
+                    _ => {}
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Caller for Session {
+    /// Calls the client. If its connection is lost and it comes back before the deadline, the same call is
+    /// sent again under the same id, and the client runs it once.
+    async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
+        let deadline = Instant::now() + timeout;
+        let id = format!("{:016x}", rand::random::<u64>());
+        call.options.metadata.insert(CALL_ID, id);
+        let mut may_have_run = None;
+        let attempts = async {
+            loop {
+                let Some(connection) = self.connected().await else {
+                    return Err(may_have_run.clone().unwrap_or(CallError::NotConnected(ConnectError::Closed)));
+                };
+                let mut attempt = call.clone();
+                attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
+                match connection.call_raw(attempt).await {
+                    Err(error @ CallError::Closed { .. }) if self.is_resumable() => may_have_run = Some(error),
+                    Err(CallError::TimedOut(_)) => return Err(CallError::TimedOut(timeout)),
+                    outcome => return outcome,
+                }
+                self.left(&connection).await;
+            }
+        };
+        match tokio::time::timeout_at(deadline, attempts).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(CallError::TimedOut(timeout)),
+        }
+    }
+
+    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        let RawCall { service_path, service_method, serialize, payload, options } = push;
+        let push = Push { serialize, ..Push::new(service_path, service_method, payload).metadata(options.metadata) };
+        let receipt = self.push_within(options.timeout.unwrap_or_default(), &push).await?;
+        match receipt.outcomes().at(Stage::Dropped(DropReason::Full)) {
+            0 => Ok(()),
+            _ => {
+                let (frames, bytes) = self.waiting();
+                Err(PushError::Full { frames, bytes })
+            }
+        }
+    }
+}
+
+/// How long a call to a session takes at most if it names no time of its own.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The metadata key of a call's id, by which a client that came back knows a call that it has run.
+pub(crate) const CALL_ID: &str = "_bw.id";
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("id", &self.id()).field("user", &self.user()).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Session {
+    fn eq(&self, other: &Self) -> bool {
+        self.inner.id == other.inner.id
+    }
+}
+
+impl Eq for Session {}

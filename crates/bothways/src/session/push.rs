@@ -1,0 +1,107 @@
+//! One push: what is sent, in which class, with which priority and for how long.
+
+use std::time::Duration;
+
+use bothways_proto::Metadata;
+use bytes::Bytes;
+
+/// What is promised of a push.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Class {
+    /// At most once, to the connection that is there. When too many wait, the oldest is dropped.
+    Fire,
+    /// The newest value of this key arrives, if the session lives or resumes; those before may vanish.
+    Latest(String),
+    /// Arrives at least once on the wire, and is handled once, in order, as long as the session lives or
+    /// resumes. To a client that speaks plain rpcx it is sent like [`Self::Fire`].
+    #[default]
+    Tracked,
+}
+
+/// Which of several that wait goes first. Within a priority, the order is that of the pushing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Priority {
+    /// Before all others.
+    High,
+    /// As most.
+    #[default]
+    Normal,
+    /// When nothing else waits.
+    Bulk,
+}
+
+impl Priority {
+    pub(super) const COUNT: usize = 3;
+
+    pub(super) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// One push, for any number of targets.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Push {
+    pub(super) service_path: String,
+    pub(super) service_method: String,
+    pub(super) metadata: Metadata,
+    pub(super) payload: Bytes,
+    pub(super) serialize: bothways_proto::SerializeType,
+    pub(super) class: Class,
+    pub(super) priority: Priority,
+    pub(super) time_to_live: Option<Duration>,
+}
+
+impl Push {
+    /// A tracked push of bytes, without a codec, as Go's `SendMessage` sends them.
+    pub fn new(service_path: &str, service_method: &str, payload: impl Into<Bytes>) -> Self {
+        Self {
+            service_path: service_path.to_owned(),
+            service_method: service_method.to_owned(),
+            metadata: Metadata::new(),
+            payload: payload.into(),
+            serialize: bothways_proto::SerializeType::RAW,
+            class: Class::Tracked,
+            priority: Priority::Normal,
+            time_to_live: None,
+        }
+    }
+
+    /// A tracked push of a value, as MessagePack if its type can choose.
+    ///
+    /// # Errors
+    /// What its codec says.
+    pub fn of<T: crate::codec::Payload>(
+        service_path: &str,
+        service_method: &str,
+        value: &T,
+    ) -> Result<Self, crate::codec::CodecError> {
+        let serialize = T::serialize_type(bothways_proto::SerializeType::MSGPACK);
+        Ok(Self { serialize, ..Self::new(service_path, service_method, value.encode(serialize)?) })
+    }
+
+    /// The pairs beside the payload.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// What is promised of it. Default [`Class::Tracked`].
+    pub fn class(mut self, class: Class) -> Self {
+        self.class = class;
+        self
+    }
+
+    /// Which of several that wait goes first. Default [`Priority::Normal`].
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Not sent any more after this long. Default none.
+    pub fn time_to_live(mut self, time: Duration) -> Self {
+        self.time_to_live = Some(time);
+        self
+    }
+}

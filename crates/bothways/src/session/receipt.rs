@@ -1,0 +1,237 @@
+//! What became of a push: counted per stage, and awaitable.
+//!
+//! ```text
+//!             ┌──► expired, superseded, dropped (why)          final
+//!  queued ──► written ──► received ──► handled                 handled is final
+//!      └────► plain written: nobody confirms more              final
+//!  no route                                                    final
+//! ```
+//!
+//! A stage is never better than the truth: `written` means that the kernel took all of it, `received`
+//! and `handled` that the client said so.
+
+use std::{pin::pin, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// How far one push to one session has come.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// It waits for the session's connection.
+    Queued,
+    /// The kernel took it. That is not delivery.
+    Written,
+    /// The client's library has it.
+    Received,
+    /// The client's application has dealt with it.
+    Handled,
+    /// The kernel took it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push
+    /// is [`Fire`](super::Class::Fire).
+    PlainWritten,
+    /// Its time was over before it was sent.
+    Expired,
+    /// A newer value of the same key took its place.
+    Superseded,
+    /// It was dropped.
+    Dropped(DropReason),
+}
+
+/// Why a push was dropped.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// The session's bounds were reached: the client reads, or handles, too slowly.
+    Full,
+    /// The connection ended before the push was written whole, and its class does not outlive a connection.
+    Disconnected,
+    /// The session ended: its client did not come back in time, or was sent away.
+    SessionEnded,
+}
+
+impl Stage {
+    /// True if nothing can follow.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Written | Self::Received)
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Queued => 0,
+            Self::Written => 1,
+            Self::Received => 2,
+            Self::Handled => 3,
+            Self::PlainWritten => 4,
+            Self::Expired => 5,
+            Self::Superseded => 6,
+            Self::Dropped(DropReason::Full) => 7,
+            Self::Dropped(DropReason::Disconnected) => 8,
+            Self::Dropped(DropReason::SessionEnded) => 9,
+        }
+    }
+}
+
+/// How many targets of one push stand where. Every target is in exactly one place.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Outcomes {
+    counts: [usize; 10],
+}
+
+impl Outcomes {
+    /// Targets that stand at this stage now.
+    pub fn at(&self, stage: Stage) -> usize {
+        self.counts[stage.index()]
+    }
+
+    /// Targets in all; 0 means that there was no route to anybody.
+    pub fn targets(&self) -> usize {
+        self.counts.iter().sum()
+    }
+
+    /// Targets that were dropped, for whatever reason.
+    pub fn dropped(&self) -> usize {
+        self.counts[7..].iter().sum()
+    }
+
+    /// Targets for which something can still follow.
+    pub fn open(&self) -> usize {
+        self.counts[..3].iter().sum()
+    }
+}
+
+/// What becomes of one push, to one session or to many. A clone is the same receipt.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    tally: Arc<Tally>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    outcomes: Mutex<Outcomes>,
+    changed: Notify,
+}
+
+impl Receipt {
+    pub(crate) fn new() -> Self {
+        Self { tally: Arc::default() }
+    }
+
+    /// The place of one more target, which is queued.
+    pub(super) fn ticket(&self) -> Ticket {
+        self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
+        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued }
+    }
+
+    /// How many targets stand where, now.
+    pub fn outcomes(&self) -> Outcomes {
+        *self.tally.outcomes.lock()
+    }
+
+    /// Waits until every target is written, or ended otherwise.
+    pub async fn written(&self) -> Outcomes {
+        self.until(|outcomes| outcomes.at(Stage::Queued) == 0).await
+    }
+
+    /// Waits until every target is received, or ended otherwise.
+    pub async fn received(&self) -> Outcomes {
+        self.until(|outcomes| outcomes.at(Stage::Queued) + outcomes.at(Stage::Written) == 0).await
+    }
+
+    /// Waits until every target is handled, or ended otherwise. A class that is not tracked ends with
+    /// being written.
+    pub async fn handled(&self) -> Outcomes {
+        self.until(|outcomes| outcomes.open() == 0).await
+    }
+
+    async fn until(&self, done: fn(&Outcomes) -> bool) -> Outcomes {
+        loop {
+            let mut changed = pin!(self.tally.changed.notified());
+            changed.as_mut().enable();
+            let outcomes = self.outcomes();
+            if done(&outcomes) {
+                return outcomes;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The place of one target. Dropped before its end, it counts as dropped with its session.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    tally: Arc<Tally>,
+    stage: Stage,
+}
+
+impl Ticket {
+    /// Moves on. Never back, and never out of a final stage.
+    pub(super) fn advance(&mut self, to: Stage) {
+        if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
+            return;
+        }
+        {
+            let mut outcomes = self.tally.outcomes.lock();
+            outcomes.counts[self.stage.index()] -= 1;
+            outcomes.counts[to.index()] += 1;
+        }
+        self.stage = to;
+        self.tally.changed.notify_waiters();
+    }
+
+    #[cfg(test)]
+    pub(super) fn stage(&self) -> Stage {
+        self.stage
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.advance(Stage::Dropped(DropReason::SessionEnded));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each target is in one place, and a ticket that is lost is counted, not forgotten.
+    #[test]
+    fn every_target_is_somewhere() {
+        let receipt = Receipt::new();
+        let (mut a, b) = (receipt.ticket(), receipt.ticket());
+        a.advance(Stage::Received);
+        a.advance(Stage::Written);
+        assert_eq!(a.stage(), Stage::Received, "never back");
+        drop(b);
+        let outcomes = receipt.outcomes();
+        assert_eq!((outcomes.targets(), outcomes.at(Stage::Received), outcomes.dropped()), (2, 1, 1));
+        a.advance(Stage::Handled);
+        drop(a);
+        assert_eq!(receipt.outcomes().at(Stage::Handled), 1, "a final stage stays");
+    }
+
+    /// Waiting ends when the last target is there, or ended otherwise.
+    #[tokio::test]
+    async fn waiting_ends_with_the_last_target() {
+        let receipt = Receipt::new();
+        let (mut a, b) = (receipt.ticket(), receipt.ticket());
+        let waiting = tokio::spawn({
+            let receipt = receipt.clone();
+            async move { receipt.handled().await }
+        });
+        tokio::task::yield_now().await;
+        a.advance(Stage::Handled);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(b);
+        let outcomes = waiting.await.expect("no panic");
+        assert_eq!((outcomes.at(Stage::Handled), outcomes.dropped()), (1, 1));
+    }
+
+    /// A push that reached nobody is done at once, and says so.
+    #[tokio::test]
+    async fn no_route_is_no_target() {
+        assert_eq!(Receipt::new().handled().await.targets(), 0);
+    }
+}

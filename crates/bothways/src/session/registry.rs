@@ -1,0 +1,475 @@
+//! Finds sessions: by connection, number, user and topic. Resumes them, and ends them.
+//!
+//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    time::Duration,
+};
+
+use bothways_proto::{Header, Limits, Metadata, Seq};
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest, Sha256};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    Inner, Session, SessionId, State,
+    ledger::{Bounds, Ledger},
+    push::Push,
+    receipt::Receipt,
+    target::{Target, Who},
+    topic::{self, Subscriptions, TopicError},
+};
+use crate::{
+    connection::{Connection, ConnectionId, PushFrame},
+    error::PushError,
+};
+
+/// Tables of one kind: enough that threads rarely meet, few enough to walk.
+const SHARDS: usize = 64;
+
+/// What a server promises of its sessions.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionOptions {
+    /// How long a session waits for its client to come back.
+    pub(crate) resume_window: Duration,
+    pub(super) bounds: Bounds,
+    pub(crate) limits: Limits,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { resume_window: Duration::from_secs(120), bounds: Bounds::default(), limits: Limits::default() }
+    }
+}
+
+impl SessionOptions {
+    /// Pushes and bytes that a session keeps until its client has handled them.
+    pub(crate) fn set_log(&mut self, messages: usize, bytes: usize) {
+        (self.bounds.tracked_messages, self.bounds.tracked_bytes) = (messages.max(1), bytes);
+    }
+
+    /// Pushes of class `Fire`, and their bytes, that may wait.
+    pub(crate) fn set_fire_queue(&mut self, messages: usize, bytes: usize) {
+        (self.bounds.fire_messages, self.bounds.fire_bytes) = (messages.max(1), bytes);
+    }
+}
+
+/// What a client knows of its session, hashed: the secret of now, and, until the client has shown
+/// that it got that one, the one before.
+#[derive(Debug, Default)]
+pub(super) struct Secrets {
+    now: Option<[u8; 32]>,
+    before: Option<[u8; 32]>,
+}
+
+impl Secrets {
+    /// A new secret, in the client's form.
+    fn rotate(&mut self) -> String {
+        let secret = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+        self.before = self.now.take();
+        self.now = Some(hash(&secret));
+        secret
+    }
+
+    fn admits(&self, secret: &str) -> bool {
+        let presented = hash(secret);
+        // Hashes of secrets: their comparison's time tells nothing of use.
+        self.now == Some(presented) || self.before == Some(presented)
+    }
+
+    /// The client has shown that it got the newest one.
+    fn confirm(&mut self) {
+        self.before = None;
+    }
+}
+
+fn hash(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+/// All sessions of a server.
+pub(crate) struct Registry {
+    options: SessionOptions,
+    hasher: RandomState,
+    by_id: Vec<RwLock<HashMap<SessionId, Session>>>,
+    by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
+    by_user: Vec<RwLock<HashMap<Arc<str>, Vec<Session>>>>,
+    topics: RwLock<Subscriptions<Session>>,
+    /// Sessions whose clients are away, to be ended when their window is over.
+    away: Mutex<Vec<(Instant, Session, u64)>>,
+    count: AtomicUsize,
+}
+
+/// What a Hello led to.
+pub(crate) struct Arrival {
+    pub(crate) session: Session,
+    /// The pairs of the Welcome.
+    pub(crate) welcome: Metadata,
+}
+
+pub(crate) use self::wire::*;
+
+/// Metadata keys of sessions in Hello, Welcome and acks.
+mod wire {
+    /// The session's number.
+    pub(crate) const SESSION_ID: &str = "_bw.sid";
+    /// The session's secret.
+    pub(crate) const SESSION_KEY: &str = "_bw.key";
+    /// In Hello: the offset up to which the client has handled. In Welcome: where a new session begins.
+    pub(crate) const OFFSET: &str = "_bw.off";
+    /// `1` if the session was resumed.
+    pub(crate) const RESUMED: &str = "_bw.res";
+    /// Why it was not.
+    pub(crate) const WHY: &str = "_bw.rwhy";
+    /// The control method by which a client acknowledges.
+    pub(crate) const ACK: &str = "Ack";
+    /// Its offsets: received and handled, with a comma between.
+    pub(crate) const ACK_OFFSETS: &str = "_bw.ack";
+}
+
+impl Registry {
+    pub(crate) fn new(options: SessionOptions) -> Self {
+        Self {
+            options,
+            hasher: RandomState::new(),
+            by_id: shards(),
+            by_connection: shards(),
+            by_user: shards(),
+            topics: RwLock::default(),
+            away: Mutex::default(),
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    fn shard<'a, K: std::hash::Hash + ?Sized, T>(&self, shards: &'a [T], key: &K) -> &'a T {
+        &shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// The session of a connection that just opened. Plain until a Hello says otherwise.
+    pub(crate) fn open(self: &Arc<Self>, connection: &Connection) -> Session {
+        let mut ledger = Ledger::new(self.options.bounds.clone());
+        ledger.connect(false);
+        let session = Session {
+            inner: Arc::new(Inner {
+                id: SessionId::random(),
+                began: Instant::now(),
+                registry: Arc::downgrade(self),
+                changed: Notify::new(),
+                state: Mutex::new(State {
+                    connection: Some(connection.clone()),
+                    marks: Default::default(),
+                    generation: 1,
+                    resumable: false,
+                    ended: false,
+                    lost_at: None,
+                    user: None,
+                    labels: Default::default(),
+                    patterns: Default::default(),
+                    ledger,
+                    secret: Secrets::default(),
+                }),
+            }),
+        };
+        self.shard(&self.by_id, &session.id()).write().insert(session.id(), session.clone());
+        self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
+        self.count.fetch_add(1, Ordering::Relaxed);
+        session
+    }
+
+    /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
+    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Option<Arrival> {
+        let fresh = self.of_connection(connection.id())?;
+        let asked = hello.get(SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
+        let resumed = asked.map(|id| self.resume(connection, &fresh, id, hello));
+        let mut welcome = Metadata::new();
+        let session = match resumed {
+            Some(Ok(session)) => {
+                welcome.insert(RESUMED, "1");
+                session
+            }
+            other => {
+                if let Some(Err(why)) = other {
+                    welcome.insert(WHY, why);
+                }
+                let mut state = fresh.inner.state.lock();
+                state.resumable = true;
+                state.ledger.connect(true);
+                drop(state);
+                fresh
+            }
+        };
+        let mut state = session.inner.state.lock();
+        welcome.insert(SESSION_ID, session.id().to_string());
+        welcome.insert(SESSION_KEY, state.secret.rotate());
+        welcome.insert(OFFSET, state.ledger.last_offset().to_string());
+        drop(state);
+        Some(Arrival { session, welcome })
+    }
+
+    fn resume(&self, connection: &Connection, fresh: &Session, id: SessionId, hello: &Metadata) -> Result<Session, &'static str> {
+        let session = self.session(id).ok_or("unknown")?;
+        let handled = hello.get(OFFSET).and_then(|offset| offset.parse().ok()).ok_or("unknown")?;
+        let key = hello.get(SESSION_KEY).ok_or("unknown")?;
+        // Whom the auth hook bound to the new connection must be whom the session belongs to.
+        let arriving = fresh.user();
+        let before = {
+            let mut state = session.inner.state.lock();
+            if state.ended {
+                return Err("expired");
+            }
+            if !state.resumable || !state.secret.admits(key) {
+                return Err("unknown");
+            }
+            if arriving.is_some() && arriving != state.user {
+                return Err("revoked");
+            }
+            if !state.ledger.resume(handled) {
+                return Err("gap");
+            }
+            state.ledger.connect(true);
+            state.generation += 1;
+            state.marks.clear();
+            state.lost_at = None;
+            state.connection.replace(connection.clone())
+        };
+        if let Some(before) = before {
+            // Half open is the normal case: the old connection's writes and acks count for nothing.
+            self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
+            before.say_goodbye("the session is on another connection now");
+            before.close();
+        }
+        self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
+        // What the fresh session was for is done by the old one.
+        fresh.inner.state.lock().connection = None;
+        self.remove(fresh);
+        session.inner.changed.notify_waiters();
+        Ok(session)
+    }
+
+    /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
+    /// never sent.
+    pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
+        let offsets = metadata.get(ACK_OFFSETS).and_then(|text| text.split_once(','));
+        let Some((Ok(received), Ok(handled))) = offsets.map(|(r, h)| (r.parse::<u64>(), h.parse::<u64>())) else {
+            return false;
+        };
+        let Some(session) = self.of_connection(connection.id()) else { return true };
+        {
+            let mut state = session.inner.state.lock();
+            if state.connection.as_ref() != Some(connection) {
+                return true;
+            }
+            state.secret.confirm();
+            if !state.ledger.ack(received, handled) {
+                return false;
+            }
+        }
+        session.inner.changed.notify_waiters();
+        session.pump();
+        true
+    }
+
+    /// A connection is over: its session waits for its client, or ends with it.
+    pub(crate) fn leave(&self, connection: &Connection) {
+        let Some(session) = self.shard(&self.by_connection, &connection.id()).write().remove(&connection.id()) else {
+            return;
+        };
+        let (waits, generation) = {
+            let mut state = session.inner.state.lock();
+            if state.connection.as_ref() != Some(connection) {
+                return;
+            }
+            state.connection = None;
+            state.marks.clear();
+            state.ledger.disconnect();
+            state.lost_at = Some(Instant::now());
+            (state.resumable && !state.ended, state.generation)
+        };
+        session.inner.changed.notify_waiters();
+        if waits {
+            self.away.lock().push((Instant::now() + self.options.resume_window, session, generation));
+        } else {
+            self.remove(&session);
+        }
+    }
+
+    /// Ends the sessions whose window is over.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let mut over = Vec::new();
+        self.away.lock().retain(|(until, session, generation)| {
+            let state = session.inner.state.lock();
+            let still_away = state.generation == *generation && state.connection.is_none() && !state.ended;
+            drop(state);
+            if still_away && *until <= now {
+                over.push(session.clone());
+            }
+            still_away && now < *until
+        });
+        for session in over {
+            self.remove(&session);
+        }
+    }
+
+    /// Ends a session now.
+    pub(super) fn end(&self, session: &Session, why: &str) {
+        let connection = session.inner.state.lock().connection.clone();
+        self.remove(session);
+        if let Some(connection) = connection {
+            connection.say_goodbye(why);
+            connection.close();
+        }
+    }
+
+    /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
+    fn remove(&self, session: &Session) {
+        let (user, patterns, ledger) = {
+            let mut state = session.inner.state.lock();
+            if std::mem::replace(&mut state.ended, true) {
+                return;
+            }
+            state.resumable = false;
+            let empty = Ledger::new(self.options.bounds.clone());
+            (state.user.take(), std::mem::take(&mut state.patterns), std::mem::replace(&mut state.ledger, empty))
+        };
+        drop(ledger);
+        if let Some(user) = user {
+            self.unbind(session, &user);
+        }
+        if !patterns.is_empty() {
+            let mut topics = self.topics.write();
+            for pattern in patterns {
+                topics.remove(&pattern, session);
+            }
+        }
+        if self.shard(&self.by_id, &session.id()).write().remove(&session.id()).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        session.inner.changed.notify_waiters();
+    }
+
+    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let before = {
+            let mut state = session.inner.state.lock();
+            if state.ended || state.user == name {
+                return;
+            }
+            std::mem::replace(&mut state.user, name.clone())
+        };
+        if let Some(before) = before {
+            self.unbind(session, &before);
+        }
+        if let Some(name) = name {
+            self.shard(&self.by_user, &*name).write().entry(name).or_default().push(session.clone());
+        }
+    }
+
+    fn unbind(&self, session: &Session, user: &Arc<str>) {
+        let mut users = self.shard(&self.by_user, &**user).write();
+        if let Some(sessions) = users.get_mut(user) {
+            sessions.retain(|other| other != session);
+            if sessions.is_empty() {
+                users.remove(user);
+            }
+        }
+    }
+
+    pub(super) fn subscribe(&self, session: &Session, pattern: &str) {
+        let mut topics = self.topics.write();
+        let mut state = session.inner.state.lock();
+        if !state.ended && state.patterns.insert(pattern.into()) {
+            topics.add(pattern, session.clone());
+        }
+    }
+
+    pub(super) fn unsubscribe(&self, session: &Session, pattern: &str) {
+        let mut topics = self.topics.write();
+        if session.inner.state.lock().patterns.remove(pattern) {
+            topics.remove(pattern, session);
+        }
+    }
+
+    pub(crate) fn session(&self, id: SessionId) -> Option<Session> {
+        self.shard(&self.by_id, &id).read().get(&id).cloned()
+    }
+
+    pub(crate) fn of_connection(&self, id: ConnectionId) -> Option<Session> {
+        self.shard(&self.by_connection, &id).read().get(&id).cloned()
+    }
+
+    /// Sessions that live.
+    pub(crate) fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The sessions that a target names, each once.
+    pub(crate) fn find(&self, target: &Target) -> Result<Vec<Session>, TopicError> {
+        let mut found: Vec<Session> = match &target.who {
+            Who::Connection(id) => self.of_connection(*id).into_iter().collect(),
+            Who::Session(id) => self.session(*id).into_iter().collect(),
+            Who::Users(names) => {
+                let of_user = |name: &String| -> Vec<Session> {
+                    self.shard(&self.by_user, name.as_str()).read().get(name.as_str()).cloned().unwrap_or_default()
+                };
+                unique(names.iter().flat_map(of_user).collect())
+            }
+            Who::Topic(name) => {
+                topic::check_topic(name)?;
+                let mut found = Vec::new();
+                self.topics.read().each(name, |session| found.push(session.clone()));
+                unique(found)
+            }
+            Who::Everyone => self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect(),
+        };
+        found.retain(|session| target.admits(session));
+        Ok(found)
+    }
+
+    pub(super) fn encode(&self, push: &Push) -> Result<PushFrame, PushError> {
+        let header = Header::oneway(Seq::of_push(0), push.serialize);
+        let limits = &self.options.limits;
+        PushFrame::with_header(header, &push.service_path, &push.service_method, &push.metadata, &push.payload, limits)
+    }
+
+    /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
+    pub(crate) fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
+        let frame = self.encode(push)?;
+        let receipt = Receipt::new();
+        let sessions = self.find(target)?;
+        for session in &sessions {
+            session.add(push, frame.bytes(), receipt.ticket());
+        }
+        for session in &sessions {
+            session.pump();
+        }
+        Ok(receipt)
+    }
+}
+
+/// Why a push to a target was not even begun.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The topic has no such name.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The message cannot be sent.
+    #[error(transparent)]
+    Push(#[from] PushError),
+}
+
+fn shards<T: Default>() -> Vec<T> {
+    std::iter::repeat_with(T::default).take(SHARDS).collect()
+}
+
+/// Each once, in the order of their first place.
+fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
+    if 1 < sessions.len() {
+        let mut seen = std::collections::HashSet::with_capacity(sessions.len());
+        sessions.retain(|session| seen.insert(session.id()));
+    }
+    sessions
+}

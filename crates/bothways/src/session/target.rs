@@ -1,0 +1,76 @@
+//! To whom: one kind of address, used alike by pushes and calls.
+
+use super::{Session, SessionId};
+use crate::connection::ConnectionId;
+
+/// Who gets a push: sessions, however they are known.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Target {
+    pub(super) who: Who,
+    pub(super) except: Vec<SessionId>,
+    pub(super) labels: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Who {
+    Connection(ConnectionId),
+    Session(SessionId),
+    Users(Vec<String>),
+    Topic(String),
+    Everyone,
+}
+
+impl Target {
+    fn new(who: Who) -> Self {
+        Self { who, except: Vec::new(), labels: Vec::new() }
+    }
+
+    /// The session whose connection has this number.
+    pub fn connection(id: ConnectionId) -> Self {
+        Self::new(Who::Connection(id))
+    }
+
+    /// The session of this number.
+    pub fn session(id: SessionId) -> Self {
+        Self::new(Who::Session(id))
+    }
+
+    /// All sessions of this user.
+    pub fn user(name: impl Into<String>) -> Self {
+        Self::users([name])
+    }
+
+    /// All sessions of these users, each once.
+    pub fn users<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self::new(Who::Users(names.into_iter().map(Into::into).collect()))
+    }
+
+    /// All sessions that subscribe to this topic, each once, by however many patterns.
+    pub fn topic(name: impl Into<String>) -> Self {
+        Self::new(Who::Topic(name.into()))
+    }
+
+    /// All sessions.
+    pub fn everyone() -> Self {
+        Self::new(Who::Everyone)
+    }
+
+    /// But not this session.
+    pub fn except(mut self, session: SessionId) -> Self {
+        self.except.push(session);
+        self
+    }
+
+    /// Only sessions that have this label with this value.
+    pub fn only_labelled(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((key.into(), value.into()));
+        self
+    }
+
+    /// True if the session is not excluded.
+    pub(super) fn admits(&self, session: &Session) -> bool {
+        !self.except.contains(&session.id())
+            && self.labels.iter().all(|(key, value)| session.label(key).as_deref() == Some(value))
+    }
+}
