@@ -202,11 +202,13 @@ pub enum CloseReason {
     /// The token was refused.
     #[error("not authenticated: {0}")]
     Unauthenticated(String),
-    /// The server shut down, and said so.
+    /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
     #[error("the server said goodbye: {why}")]
     Goodbye {
         /// The server's words.
         why: String,
+        /// How long the server asks to wait before the next connection.
+        reconnect_after: Option<Duration>,
     },
 }
 

@@ -11,6 +11,7 @@ use crate::{
     connection::Connection,
     error::ErrorCode,
     reply::BoxFuture,
+    session::{Registry, Session},
 };
 
 pub use crate::reply::Reply;
@@ -112,6 +113,11 @@ impl Request {
         &self.connection
     }
 
+    /// The session of the client that asks; `None` at a client, and once the session has ended.
+    pub fn session(&self) -> Option<Session> {
+        self.connection.owner::<Registry>()?.of_connection(self.connection.id())
+    }
+
     /// The payload, unpacked if it came compressed.
     ///
     /// # Errors
@@ -171,6 +177,11 @@ impl Context {
     /// The connection the request came on. Keep a clone to push to this peer later.
     pub fn connection(&self) -> &Connection {
         &self.request.connection
+    }
+
+    /// The session of the client that asks; see [`Request::session`].
+    pub fn session(&self) -> Option<Session> {
+        self.request.session()
     }
 
     /// The caller's pairs.

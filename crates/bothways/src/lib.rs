@@ -34,12 +34,13 @@ pub mod layer;
 mod reply;
 pub mod router;
 pub mod server;
+pub mod session;
 pub mod transport;
 pub mod xclient;
 
 pub use self::{
     caller::{CallOptions, Caller, Response},
-    client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages},
+    client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages, SessionLost},
     codec::Payload,
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
@@ -47,6 +48,7 @@ pub use self::{
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder},
+    session::{Class, Priority, Push, Receipt, Session, Stage, Target},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };
 #[cfg(feature = "macros")]

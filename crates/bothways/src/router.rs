@@ -133,10 +133,10 @@ impl Router {
 
     /// Every path and method, sorted.
     pub fn routes(&self) -> Vec<(String, String)> {
-        let each = |(path, methods): (&Box<str>, &HashMap<Box<str>, BoxHandler>)| {
-            methods.keys().map(|method| (path.to_string(), method.to_string())).collect::<Vec<_>>()
-        };
-        let mut routes: Vec<_> = self.services.iter().flat_map(each).collect();
+        let mut routes = Vec::new();
+        for (path, methods) in &self.services {
+            routes.extend(methods.keys().map(|method| (path.to_string(), method.to_string())));
+        }
         routes.sort();
         routes
     }

@@ -96,13 +96,14 @@ impl<W> Connection<W> {
         })
     }
 
-    /// The number of the next push or oneway call.
+    /// The number of the next oneway request. A server's has no count: on a push that number is the offset
+    /// in its session's log, and 0 says that it is not tracked.
     pub fn next_push(&mut self) -> Seq {
         self.pushes += 1;
         match self.role {
             // Beyond every number of the table of calls, so that nothing can be paired with it.
             Role::Client => Seq::new(Seq::of_call_to_client(self.pushes).get() & !(1 << 63)),
-            Role::Server => Seq::of_push(self.pushes),
+            Role::Server => Seq::of_push(0),
         }
     }
 

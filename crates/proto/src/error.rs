@@ -135,6 +135,9 @@ pub enum PeerMisbehaved {
     /// A server that did not negotiate sent a heartbeat request.
     #[error("the server sent a heartbeat request (number {0}) although none was negotiated")]
     PingFromPlainServer(Seq),
+    /// A client acknowledged a push that it was never sent, or in a form that is none.
+    #[error("the client acknowledged what it was never sent")]
+    FalseAck,
     /// A second Hello, or one that is not the first frame.
     #[error("the client sent a Hello that is not its first frame")]
     LateHello,

@@ -22,6 +22,26 @@ pub mod keys {
     pub const CANCEL: &str = "Cancel";
     /// Which call [`CANCEL`] means: its number as it stands on the wire, decimal.
     pub const CANCEL_SEQ: &str = "_bw.seq";
+    /// A method of the control path: the server dropped pushes of this session.
+    pub const GAP: &str = "Gap";
+    /// Metadata of a [`GAP`] notice: how many pushes were dropped, decimal.
+    pub const GAP_MISSED: &str = "_bw.missed";
+    /// The method by which a client acknowledges tracked pushes.
+    pub const ACK: &str = "Ack";
+    /// Metadata of an [`ACK`]: the offsets received and handled, decimal, with a comma between.
+    pub const ACK_OFFSETS: &str = "_bw.ack";
+    /// The session's number: in Hello of a client that wants it back, and in Welcome.
+    pub const SESSION_ID: &str = "_bw.sid";
+    /// The session's secret, beside [`SESSION_ID`].
+    pub const SESSION_KEY: &str = "_bw.key";
+    /// In Hello: the offset up to which the client has handled. In Welcome: where the session stands.
+    pub const SESSION_OFFSET: &str = "_bw.off";
+    /// In Welcome: `1` if the session was resumed.
+    pub const SESSION_RESUMED: &str = "_bw.res";
+    /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown` or `revoked`.
+    pub const SESSION_WHY: &str = "_bw.why";
+    /// The id of a call to a client, by which a client that came back knows that it has run it.
+    pub const CALL_ID: &str = "_bw.id";
     /// The method by which a server says that it is about to close the connection. A oneway request.
     pub const GOODBYE: &str = "Goodbye";
     /// Why the server says [`GOODBYE`], for a program to branch on.

@@ -34,11 +34,18 @@ impl Capabilities {
     pub const GOODBYE: Self = Self(4);
     /// Answers heartbeats of either side. On the wire: `ping`.
     pub const PING: Self = Self(8);
+    /// Keeps a session across connections, and acknowledges tracked pushes. On the wire: `sessions`.
+    pub const SESSIONS: Self = Self(16);
     /// All that this version knows.
-    pub const ALL: Self = Self(15);
+    pub const ALL: Self = Self(31);
 
-    const NAMES: [(Self, &str); 4] =
-        [(Self::CALLS, "calls"), (Self::CANCEL, "cancel"), (Self::GOODBYE, "goodbye"), (Self::PING, "ping")];
+    const NAMES: [(Self, &str); 5] = [
+        (Self::CALLS, "calls"),
+        (Self::CANCEL, "cancel"),
+        (Self::GOODBYE, "goodbye"),
+        (Self::PING, "ping"),
+        (Self::SESSIONS, "sessions"),
+    ];
 
     /// True if every one of `others` is here.
     pub const fn contains(self, others: Self) -> bool {
@@ -154,6 +161,6 @@ mod tests {
         let mut metadata = Metadata::new();
         Hello { version: VERSION, capabilities: Capabilities::ALL }.put(&mut metadata);
         assert_eq!(Welcome::from_metadata(&metadata), None);
-        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping"));
+        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions"));
     }
 }

@@ -43,6 +43,19 @@ impl Seq {
         self.0 & (Self::FROM_SERVER | Self::CALL) == Self::FROM_SERVER | Self::CALL
     }
 
+    /// Writes the number into a frame, which begins with its header.
+    ///
+    /// # Panics
+    /// If the frame is shorter than a header.
+    pub fn put(self, frame: &mut [u8]) {
+        frame[4..crate::HEADER_LEN].copy_from_slice(&self.0.to_be_bytes());
+    }
+
+    /// True for the number of a push that a Bothways server sends.
+    pub const fn is_push(self) -> bool {
+        self.0 & (Self::FROM_SERVER | Self::CALL) == Self::FROM_SERVER
+    }
+
     /// The number without the marks of its sender.
     pub const fn unmarked(self) -> u64 {
         self.0 & (Self::CALL - 1)

@@ -36,20 +36,58 @@ pub enum ConnectionEvent {
         /// reader is slow.
         losses: u64,
     },
+    /// The connection stands again, but the server no longer has this client's session: what it subscribed
+    /// to, and what it was owed, is gone.
+    SessionLost {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// Why.
+        why: SessionLost,
+    },
+}
+
+/// Why a server could not take a client back into its session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum SessionLost {
+    /// The client was away for longer than the resume window.
+    Expired,
+    /// What the client has not handled is not all there any more.
+    Gap,
+    /// The server knows no such session: it was restarted, or the session was ended.
+    Unknown,
+    /// The client is somebody else now.
+    Revoked,
+    /// The server speaks plain rpcx now.
+    Plain,
+}
+
+impl SessionLost {
+    pub(super) fn from_wire(why: &str) -> Self {
+        match why {
+            "expired" => Self::Expired,
+            "gap" => Self::Gap,
+            "revoked" => Self::Revoked,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 impl ConnectionEvent {
     /// The server it is about.
     pub fn server(&self) -> &Arc<str> {
         match self {
-            Self::Connected { server } | Self::Lost { server, .. } | Self::Restored { server, .. } => server,
+            Self::Connected { server }
+            | Self::Lost { server, .. }
+            | Self::Restored { server, .. }
+            | Self::SessionLost { server, .. } => server,
         }
     }
 }
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most two events per server wait: to a reader that is slow, a loss and a restoration that
+/// At most three events per server wait: to a reader that is slow, a loss and a restoration that
 /// it has not read become one restoration that says how many losses it stands for.
 #[derive(Debug)]
 pub struct ConnectionEvents {
@@ -92,8 +130,18 @@ impl State {
     }
 
     fn add(&mut self, event: ConnectionEvent) {
-        let of_same: Vec<usize> =
-            (0..self.waiting.len()).filter(|at| self.waiting[*at].server() == event.server()).collect();
+        let of_same: Vec<usize> = (0..self.waiting.len())
+            .filter(|at| self.waiting[*at].server() == event.server())
+            .filter(|at| !matches!(self.waiting[*at], ConnectionEvent::SessionLost { .. }))
+            .collect();
+        if matches!(event, ConnectionEvent::SessionLost { .. }) {
+            // One that waits already says the same.
+            self.waiting.retain(|waiting| {
+                !matches!(waiting, ConnectionEvent::SessionLost { .. }) || waiting.server() != event.server()
+            });
+            self.waiting.push_back(event);
+            return self.wake();
+        }
         let event = match (event, of_same.as_slice()) {
             // Lost and restored again before anybody read the loss: one event for both.
             (ConnectionEvent::Restored { server, mut losses }, [.., last])
@@ -175,6 +223,7 @@ mod tests {
             ConnectionEvent::Connected { .. } => "C".to_owned(),
             ConnectionEvent::Lost { .. } => "L".to_owned(),
             ConnectionEvent::Restored { losses, .. } => format!("R{losses}"),
+            ConnectionEvent::SessionLost { .. } => "S".to_owned(),
         };
         events.shared.lock().waiting.iter().map(letter).collect()
     }

@@ -5,9 +5,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use bothways_proto::{Message, Metadata};
+use bothways_proto::{Message, Metadata, keys};
 
-use super::messages::{MessageAdder, ServerMessages};
+use super::{
+    events::{ConnectionEvent, EventSender},
+    messages::{MessageAdder, ServerMessages},
+    results::Results,
+    session::{Received, SessionMemory},
+};
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
     error::CloseReason,
@@ -21,6 +26,9 @@ pub(super) struct ClientInlet {
     pub(super) server: Arc<str>,
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
+    pub(super) memory: Arc<SessionMemory>,
+    pub(super) events: EventSender,
+    pub(super) results: Results,
     pub(super) unheard: AtomicU64,
     pub(super) warned: AtomicBool,
 }
@@ -37,7 +45,7 @@ impl Inlet for ClientInlet {
         };
         let request = Request { message, connection: connection.clone(), deadline };
         match self.handlers.find(request.service_path(), request.service_method()) {
-            Ok(handler) => Answer::Later(handler.handle(request), deadline),
+            Ok(handler) => Answer::Later(self.results.once(request, handler), deadline),
             Err(why) => Answer::Ready(no_route(&request, why)),
         }
     }
@@ -47,13 +55,31 @@ impl Inlet for ClientInlet {
     }
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    fn handle_welcome(&self, _: &Connection, welcome: Option<&Metadata>) {
+        if let Some(why) = self.memory.handle_welcome(welcome) {
+            let server = Arc::clone(&self.server);
+            self.events.tell(&ConnectionEvent::SessionLost { server, why });
+        }
+    }
 }
 
 impl ClientInlet {
     fn handle_message(&self, connection: &Connection, message: Message) {
         match &self.messages {
+            Some(queue) if message.service_path() == keys::CONTROL_PATH && connection.is_negotiated() => {
+                if message.service_method() == keys::GAP {
+                    let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
+                    queue.add_gap(missed.unwrap_or(0));
+                }
+            }
             Some(queue) => {
-                if !queue.add(message, connection, &self.server) {
+                let ack = match self.memory.receive(message.header().seq()) {
+                    Received::Untracked => None,
+                    Received::New(ack) => Some(ack),
+                    Received::Repeated => return,
+                };
+                if !queue.add(message, connection, &self.server, ack) {
                     connection.end_as_slow("this client's queue of server messages is full");
                 }
             }
@@ -76,6 +102,8 @@ impl ClientInlet {
 pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
     tokio::spawn(async move {
         while let Some(message) = messages.next().await {
+            // Handled, and acknowledged as such, when this is dropped.
+            let _ack = message.ack;
             let request = Request { message: message.message, connection: message.connection, deadline: None };
             match handlers.find(request.service_path(), request.service_method()) {
                 Ok(handler) => {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Metadata, Role, keys};
+use bothways_proto::{Capabilities, Role, keys};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -29,6 +29,8 @@ use super::{
     inlet::ClientInlet,
     messages::MessageQueue,
     options::ClientOptions,
+    results::Results,
+    session::SessionMemory,
 };
 use crate::{
     connection::{Connection, Inlet, Settings},
@@ -89,14 +91,22 @@ impl Link {
             ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
         });
         let server: Arc<str> = link.address.to_string().into();
+        let mut settings = link.options.settings();
+        if adder.is_none() {
+            // Without a listener nothing is ever handled, and nothing may be promised.
+            settings.capabilities = settings.capabilities.without(Capabilities::SESSIONS);
+        }
         let inlet = Arc::new(ClientInlet {
             server: Arc::clone(&server),
             handlers,
             messages: adder,
+            memory: Arc::default(),
+            events: events.clone(),
+            results: Results::default(),
             unheard: 0.into(),
             warned: false.into(),
         });
-        let settings = link.options.settings();
+        let settings = Arc::new(settings);
         let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events });
         tokio::spawn(async move {
             keep(&kept, keeper).await;
@@ -214,6 +224,14 @@ impl Link {
         });
     }
 
+    /// Waits for as long as the server asked, or until the link is ended.
+    async fn rest(&self, wait: Duration) {
+        let mut states = self.state.subscribe();
+        let ended = states.wait_for(|state| matches!(state, State::Ended(_)));
+        // Either is an end of the waiting.
+        let _ = tokio::time::timeout(wait, ended).await;
+    }
+
     /// Waits before the next try: a random part of a limit that doubles with each failure in a row (full
     /// jitter). Sooner if a call waits; until the link is ended at most.
     async fn pause(&self, failures: u32) {
@@ -286,7 +304,7 @@ async fn keep(link: &Link, keeper: Keeper) {
         let connection = keeper.connect(link, socket);
         if !link.enter(State::Up(connection.clone())) {
             connection.close();
-            watch_until_closed(&connection, keeper.settings.watch.tick()).await;
+            watch_until_closed(&connection, keeper.settings.watch.tick(), &keeper.inlet.memory).await;
             return;
         }
         failures = 0;
@@ -298,8 +316,13 @@ async fn keep(link: &Link, keeper: Keeper) {
         lost_before = true;
 
         let began = Instant::now();
-        let reason = watch_until_closed(&connection, keeper.settings.watch.tick()).await;
+        let tick = keeper.settings.watch.tick();
+        let reason = watch_until_closed(&connection, tick, &keeper.inlet.memory).await;
         let refused = matches!(reason, CloseReason::Unauthenticated(_));
+        let asked_to_wait = match reason {
+            CloseReason::Goodbye { reconnect_after, .. } => reconnect_after.unwrap_or_default(),
+            _ => Duration::ZERO,
+        };
         let next = match &reason {
             CloseReason::Unauthenticated(text) => {
                 State::Ended(ConnectError::Refused { address: link.address.to_string(), reason: text.clone() })
@@ -320,6 +343,7 @@ async fn keep(link: &Link, keeper: Keeper) {
             // A server that takes connections and drops them at once is not asked in a tight loop.
             failures = 1;
         }
+        link.rest(asked_to_wait).await;
         link.pause(failures).await;
         failures += 1;
     }
@@ -327,16 +351,19 @@ async fn keep(link: &Link, keeper: Keeper) {
 
 impl Keeper {
     fn connect(&self, link: &Link, socket: transport::AnySocket) -> Connection {
-        let hello = link.options.negotiates().then(|| match link.options.token() {
-            Some(token) => Metadata::new().with(keys::AUTH, token),
-            None => Metadata::new(),
+        let hello = link.options.negotiates().then(|| {
+            let mut hello = self.inlet.memory.hello();
+            if let Some(token) = link.options.token() {
+                hello.insert(keys::AUTH, token);
+            }
+            hello
         });
         let inlet: Arc<dyn Inlet> = Arc::clone(&self.inlet) as _;
         Connection::start(Role::Client, socket, Arc::clone(&self.settings), inlet, hello, |_| {})
     }
 }
 
-async fn watch_until_closed(connection: &Connection, tick: Duration) -> CloseReason {
+async fn watch_until_closed(connection: &Connection, tick: Duration, memory: &SessionMemory) -> CloseReason {
     let closed = connection.closed();
     tokio::pin!(closed);
     let mut ticks = tokio::time::interval(tick);
@@ -345,6 +372,7 @@ async fn watch_until_closed(connection: &Connection, tick: Duration) -> CloseRea
         tokio::select! {
             reason = &mut closed => return reason,
             _ = ticks.tick() => connection.watch(Instant::now()),
+            (received, handled) = memory.due() => connection.acknowledge(received, handled),
         }
     }
 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
+use super::session::Ack;
 use crate::{
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
@@ -25,6 +26,8 @@ pub struct ServerMessage {
     pub(super) connection: Connection,
     server: Arc<str>,
     dropped_before: u64,
+    /// A tracked message is handled, and acknowledged as such, when the last clone is dropped.
+    pub(super) ack: Option<Arc<Ack>>,
 }
 
 impl ServerMessage {
@@ -74,7 +77,7 @@ impl ServerMessage {
         &self.connection
     }
 
-    /// How many messages the rule for a full queue dropped right before this one: a gap.
+    /// How many messages were dropped right before this one, here or by the server: a gap.
     pub fn dropped_before(&self) -> u64 {
         self.dropped_before
     }
@@ -157,16 +160,20 @@ impl MessageQueue {
 impl MessageAdder {
     /// Adds a message; to a queue that has ended, nothing. False: the queue is full, and its rule is to
     /// end the connection.
-    pub(super) fn add(&self, message: Message, connection: &Connection, server: &Arc<str>) -> bool {
+    ///
+    /// A tracked message is always taken: the server sends no more of them than its session's log holds
+    /// unhandled, and to drop one here would make that promise a lie.
+    pub(super) fn add(&self, message: Message, connection: &Connection, server: &Arc<str>, ack: Option<Ack>) -> bool {
         let shared = &*self.shared;
-        let mut message =
-            ServerMessage { message, connection: connection.clone(), server: Arc::clone(server), dropped_before: 0 };
+        let (connection, server, ack) = (connection.clone(), Arc::clone(server), ack.map(Arc::new));
+        let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack };
         let mut state = shared.state.lock();
         if state.ended {
             return true;
         }
-        while shared.messages_max <= state.waiting.len()
-            || (shared.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty())
+        while message.ack.is_none()
+            && (shared.messages_max <= state.waiting.len()
+                || (shared.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty()))
         {
             state.dropped += 1;
             match shared.overflow {
@@ -176,10 +183,15 @@ impl MessageAdder {
                     return true;
                 }
                 Overflow::DropOldest => {
-                    let dropped = state.waiting.pop_front().expect("a full queue is not empty");
+                    let Some(at) = state.waiting.iter().position(|waiting| waiting.ack.is_none()) else {
+                        // Only tracked ones wait: the new one gives way.
+                        state.gap += 1;
+                        return true;
+                    };
+                    let dropped = state.waiting.remove(at).expect("it was just seen");
                     state.bytes -= dropped.bytes();
                     let gap = 1 + dropped.dropped_before;
-                    match state.waiting.front_mut() {
+                    match state.waiting.get_mut(at) {
                         Some(next) => next.dropped_before += gap,
                         None => state.gap += gap,
                     }
@@ -198,6 +210,15 @@ impl MessageAdder {
     }
 }
 
+impl MessageAdder {
+    /// The server says that it dropped this many messages.
+    pub(super) fn add_gap(&self, missed: u64) {
+        let mut state = self.shared.state.lock();
+        state.dropped += missed;
+        state.gap += missed;
+    }
+}
+
 impl ServerMessages {
     /// The next message; `None` when the client is closed. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<ServerMessage> {
@@ -212,7 +233,7 @@ impl ServerMessages {
         }
     }
 
-    /// Messages that the rule for a full queue dropped since the beginning.
+    /// Messages that were dropped since the beginning, by the rule for a full queue here or by the server.
     pub fn dropped(&self) -> u64 {
         self.shared.state.lock().dropped
     }

@@ -7,6 +7,8 @@
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of server messages, and its stream |
+//! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
+//! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
 //! | `events.rs` | connected, lost, restored: told always, in order |
 
 mod events;
@@ -14,6 +16,8 @@ mod inlet;
 mod link;
 mod messages;
 mod options;
+mod results;
+mod session;
 
 use std::sync::Arc;
 
@@ -23,7 +27,7 @@ use tokio::time::Instant;
 use self::link::Link;
 pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue};
 pub use self::{
-    events::{ConnectionEvent, ConnectionEvents},
+    events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
     options::ClientOptions,
 };

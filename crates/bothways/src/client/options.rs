@@ -170,8 +170,8 @@ impl ClientOptions {
         super::messages::queue(self.messages_max, self.message_bytes_max, self.message_overflow)
     }
 
-    pub(super) fn settings(&self) -> Arc<Settings> {
-        Arc::new(self.settings.clone())
+    pub(super) fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     pub(super) fn connect(&self) -> &ConnectOptions {

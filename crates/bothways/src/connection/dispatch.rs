@@ -26,6 +26,20 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
     /// The connection is over. Called exactly once.
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason);
+
+    /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome.
+    fn welcome(&self, _: &Connection, _hello: &Metadata) -> Metadata {
+        Metadata::new()
+    }
+
+    /// The Welcome is queued: what follows it may be.
+    fn handle_welcomed(&self, _: &Connection) {}
+
+    /// The answer to our Hello came. `None`: the server speaks plain rpcx.
+    fn handle_welcome(&self, _: &Connection, _welcome: Option<&Metadata>) {}
+
+    /// Everything is written, as was asked to be told.
+    fn handle_room(&self, _: &Connection) {}
 }
 
 /// How a request is answered.
@@ -272,24 +286,28 @@ impl Connection {
     }
 
     fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), (ErrorCode, String)>) {
-        let mut reply = message.metadata();
-        reply.remove(keys::AUTH);
-        let mut state = self.shared.state.lock();
-        state.hello_pending = false;
         let header = message.header().reply();
+        let mut sessions = false;
         let frame = match &outcome {
             Ok(()) => {
-                state.proto.welcome(hello, self.shared.settings.capabilities).put(&mut reply);
-                Message::new(header, "", "", &reply, &[])
+                let said = message.metadata();
+                let welcome = self.shared.state.lock().proto.welcome(hello, self.shared.settings.capabilities);
+                sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
+                let mut pairs = if sessions { self.shared.inlet.welcome(self, &said) } else { Metadata::new() };
+                welcome.put(&mut pairs);
+                Message::new(header, "", "", &pairs, &[])
             }
             Err((code, text)) => {
                 let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code.name());
                 Message::new(header.with_status(Status::ERROR), "", "", &refusal, &[])
             }
         };
-        drop(state);
         self.control(frame.frame());
+        self.shared.state.lock().hello_pending = false;
         self.shared.changed.notify_waiters();
+        if sessions {
+            self.shared.inlet.handle_welcomed(self);
+        }
         if let Err((ErrorCode::Unauthenticated, text)) = outcome {
             self.close_after_flush(CloseReason::Unauthenticated(text));
         }

@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     sync::atomic::Ordering,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bothways_proto::{Deframer, Inbound, Message, Role, keys};
@@ -165,9 +166,11 @@ impl Driver {
         if state.outbox.writing == Writing::Busy {
             return Ok(());
         }
+        let mut room_wanted = false;
         loop {
             let Some(mut wire) = shared.take(&mut state) else {
                 state.outbox.writing = Writing::Idle;
+                room_wanted = std::mem::take(&mut state.room_wanted);
                 break;
             };
             state.outbox.writing = Writing::Busy;
@@ -210,6 +213,9 @@ impl Driver {
             }
         }
         drop(state);
+        if room_wanted {
+            shared.inlet.handle_room(&self.connection);
+        }
         match shared.socket.poll_flush(cx) {
             Poll::Ready(Err(error)) => {
                 self.connection.close_now(error.into());
@@ -322,11 +328,14 @@ fn handle_message(connection: &Connection, message: Message) -> Result<(), Close
                 let _ = reply.send(Ok(message));
             }
             Waiter::Hello => {
-                state.proto.handle_welcome(&message);
+                let welcomed = state.proto.handle_welcome(&message).is_some();
                 let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
                 if code == Some(ErrorCode::Unauthenticated) {
                     state.drain(CloseReason::Unauthenticated(message.error_text().unwrap_or_default()));
                 }
+                drop(state);
+                let metadata = message.metadata();
+                connection.shared.inlet.handle_welcome(connection, welcomed.then_some(&metadata));
             }
             Waiter::Ping => {}
         },
@@ -336,8 +345,12 @@ fn handle_message(connection: &Connection, message: Message) -> Result<(), Close
             connection.cancel(seq);
         }
         Inbound::Goodbye(message) => {
-            let why = message.metadata().get(keys::GOODBYE_WHY).unwrap_or_default().to_owned();
-            state.drain(CloseReason::Goodbye { why });
+            let said = message.metadata();
+            let why = said.get(keys::GOODBYE_WHY).unwrap_or_default().to_owned();
+            let after = said.get(keys::GOODBYE_AFTER).and_then(|millis| millis.parse().ok());
+            // An hour at most: a server must not send its clients away for good.
+            let reconnect_after = after.map(|millis: u64| Duration::from_millis(millis.min(3_600_000)));
+            state.drain(CloseReason::Goodbye { why, reconnect_after });
             drop(state);
             connection.shared.changed.notify_waiters();
         }

@@ -18,11 +18,12 @@ mod outbox;
 mod watch;
 
 use std::{
+    any::Any,
     collections::HashMap,
     future::Future,
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
@@ -172,6 +173,8 @@ struct Shared {
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
     calls_running: AtomicUsize,
+    /// What the layer above keeps with its connections, for those who hold only a connection.
+    owner: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
     state: Mutex<State>,
@@ -194,6 +197,8 @@ struct State {
     late_replies: u64,
     /// The driver does not read until something is written.
     paused: bool,
+    /// The layer above wants to know when everything is written.
+    room_wanted: bool,
 }
 
 /// How far the connection is from its end.
@@ -255,10 +260,25 @@ impl PushFrame {
         payload: &[u8],
         limits: &Limits,
     ) -> Result<Self, PushError> {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
-        let seq = Seq::of_push(NUMBER.fetch_add(1, Ordering::Relaxed));
-        let header = Header::oneway(seq, SerializeType::RAW);
+        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
+        Self::with_header(header, service_path, service_method, metadata, payload, limits)
+    }
+
+    /// Encodes a push with this header.
+    pub(crate) fn with_header(
+        header: Header,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, PushError> {
         Ok(Self(proto::frame(header, service_path, service_method, metadata, payload, limits)?))
+    }
+
+    /// The frame as it travels.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.0.clone()
     }
 }
 
@@ -296,6 +316,7 @@ impl Connection {
             watch: Watch::new(&settings.watch, Instant::now()),
             late_replies: 0,
             paused: false,
+            room_wanted: false,
         };
         let connection = Self {
             shared: Arc::new(Shared {
@@ -306,6 +327,7 @@ impl Connection {
                 reads: AtomicU64::new(0),
                 answering: AtomicBool::new(false),
                 calls_running: AtomicUsize::new(0),
+                owner: OnceLock::new(),
                 changed: Notify::new(),
                 state: Mutex::new(state),
             }),
@@ -316,6 +338,23 @@ impl Connection {
         before(&connection);
         tokio::spawn(Driver::new(connection.clone()));
         connection
+    }
+
+    /// Gives the connection to its owner, once.
+    pub(crate) fn set_owner(&self, owner: Arc<dyn Any + Send + Sync>) {
+        // A second owner would be a mistake of ours; the first one stays.
+        let _ = self.shared.owner.set(owner);
+    }
+
+    /// Its owner, if it is of this type.
+    pub(crate) fn owner<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(self.shared.owner.get()?).downcast().ok()
+    }
+
+    /// Tells the server how far this client is with what it was sent.
+    pub(crate) fn acknowledge(&self, received: u64, handled: u64) {
+        self.control_request(keys::ACK, &Metadata::new().with(keys::ACK_OFFSETS, format!("{received},{handled}")));
+        self.flush();
     }
 
     /// The number of this connection in this process.
@@ -380,6 +419,11 @@ impl Connection {
     /// Ends the connection now; what is queued is dropped, and counted.
     pub(crate) fn cut(&self) {
         self.close_now(CloseReason::Local);
+    }
+
+    /// Ends the connection now because its client acknowledged what it was never sent.
+    pub(crate) fn end_as_misbehaved(&self) {
+        self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));
     }
 
     /// Ends the connection now because what it brings is not taken fast enough.
@@ -454,6 +498,49 @@ impl Connection {
         self.check_added(&mut state, added)?;
         self.write_if_much(state);
         Ok(())
+    }
+
+    /// True if a push that is added now goes straight to the socket's next write.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.shared.state.lock();
+        matches!(state.phase, Phase::Open) && state.outbox.goes_direct()
+    }
+
+    /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
+    /// behind it; see [`Self::pushes_written`].
+    pub(crate) fn queue_as(&self, frame: &Bytes, seq: Seq) -> Result<u64, PushError> {
+        let mut state = self.shared.state.lock();
+        state.check_open()?;
+        let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &self.shared.settings.bounds());
+        self.check_added(&mut state, added)?;
+        Ok(state.outbox.pushes_added())
+    }
+
+    /// Queues the notice that pushes were dropped. Answers as [`Self::queue_as`].
+    pub(crate) fn queue_gap(&self, missed: u64) -> Result<u64, PushError> {
+        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
+        let metadata = Metadata::new().with(keys::GAP_MISSED, missed.to_string());
+        let limits = Limits::default();
+        self.queue_as(
+            &PushFrame::with_header(header, keys::CONTROL_PATH, keys::GAP, &metadata, &[], &limits)?.0,
+            Seq::of_push(0),
+        )
+    }
+
+    /// Where the counter of pushes stood behind the last one of which the kernel has all.
+    pub(crate) fn pushes_written(&self) -> u64 {
+        self.shared.state.lock().outbox.pushes_written()
+    }
+
+    /// Asks for [`Inlet::handle_room`], once, when everything is written.
+    pub(crate) fn tell_of_room(&self) {
+        let mut state = self.shared.state.lock();
+        if state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
+            drop(state);
+            self.shared.inlet.handle_room(self);
+        } else {
+            state.room_wanted = true;
+        }
     }
 
     /// Writes what is queued, as far as the socket takes it without waiting.
@@ -580,10 +667,14 @@ impl Connection {
     }
 
     /// Tells a client that the server is about to close the connection, if it understands that.
-    pub(crate) fn say_goodbye(&self, why: &str) {
+    /// `code` is for programs, `why` for people.
+    pub(crate) fn say_goodbye(&self, code: &str, why: &str) {
         let understands = self.shared.state.lock().proto.peer_can(Capabilities::GOODBYE);
         if understands {
-            self.control_request(keys::GOODBYE, &Metadata::new().with(keys::GOODBYE_WHY, why));
+            self.control_request(
+                keys::GOODBYE,
+                &Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, why),
+            );
             self.flush_soon();
         }
     }
@@ -609,7 +700,7 @@ impl Connection {
     }
 
     /// Writes soon: at once, or, within the handling of a read, when that is done.
-    fn flush_soon(&self) -> Sent {
+    pub(crate) fn flush_soon(&self) -> Sent {
         if driver::put_off_flush(self) { Sent::Queued } else { self.flush() }
     }
 
@@ -634,7 +725,7 @@ impl Connection {
         }
         for _ in 0..ROUNDS {
             let Some(mut wire) = shared.take(&mut state) else {
-                state.written_out();
+                self.written_out(state);
                 return true;
             };
             state.outbox.writing = Writing::Busy;
@@ -671,12 +762,24 @@ impl Connection {
             }
         }
         if state.outbox.is_empty() {
-            state.written_out();
+            self.written_out(state);
             return true;
         }
         state.outbox.writing = Writing::Blocked;
         state.wake_driver();
         false
+    }
+
+    /// Everything is with the kernel: the driver, or the layer above, may have waited for that.
+    fn written_out(&self, mut state: MutexGuard<'_, State>) {
+        if state.paused || !matches!(state.phase, Phase::Open) {
+            state.wake_driver();
+        }
+        let wanted = std::mem::take(&mut state.room_wanted);
+        drop(state);
+        if wanted {
+            self.shared.inlet.handle_room(self);
+        }
     }
 
     /// Ends the connection once what waits is written.
@@ -830,13 +933,6 @@ impl State {
     fn drain(&mut self, reason: CloseReason) {
         if matches!(self.phase, Phase::Open) {
             self.phase = Phase::Draining(reason);
-        }
-    }
-
-    /// Everything is with the kernel: the driver may have waited for that.
-    fn written_out(&self) {
-        if self.paused || !matches!(self.phase, Phase::Open) {
-            self.wake_driver();
         }
     }
 

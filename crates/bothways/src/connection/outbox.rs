@@ -13,7 +13,7 @@
 
 use std::{collections::VecDeque, io::IoSlice};
 
-use bothways_proto::{EncodeError, FrameParts, Limits};
+use bothways_proto::{EncodeError, FrameParts, HEADER_LEN, Limits, Seq};
 use bytes::Bytes;
 
 use crate::connection::Overflow;
@@ -231,6 +231,11 @@ pub(super) struct Outbox {
     /// Pushes that were given to the outbox, and those dropped by the rule for a full one.
     pushes_added: u64,
     pushes_dropped: u64,
+    /// Pushes that were put onto the wire, that are under way, and that the kernel has whole. In the order of
+    /// the adding, unless the rule for a full queue drops some.
+    pushes_on_wire: u64,
+    pushes_under_way: u64,
+    pushes_written: u64,
     /// Total bytes the socket took; what the write deadline watches.
     written_bytes: u64,
 }
@@ -251,6 +256,9 @@ impl Outbox {
             calls_under_way: 0,
             pushes_added: 0,
             pushes_dropped: 0,
+            pushes_on_wire: 0,
+            pushes_under_way: 0,
+            pushes_written: 0,
             written_bytes: 0,
         }
     }
@@ -288,15 +296,38 @@ impl Outbox {
 
     /// Takes one frame that is encoded already, and perhaps shared with other connections.
     pub(super) fn add_frame(&mut self, lane: Lane, frame: &Bytes, bounds: &OutboxBounds) -> Result<u64, Refused> {
+        self.add_frame_as(lane, frame, None, bounds)
+    }
+
+    /// Like [`Self::add_frame`], under another number: the body stays shared.
+    pub(super) fn add_frame_as(
+        &mut self,
+        lane: Lane,
+        frame: &Bytes,
+        seq: Option<Seq>,
+        bounds: &OutboxBounds,
+    ) -> Result<u64, Refused> {
         let direct = self.goes_direct();
         if !direct {
             self.make_room(lane, frame.len(), bounds)?;
         }
         if direct && frame.len() < SHARE_BYTES && self.wire.tail.is_empty() {
+            let at = self.wire.flat.len();
             self.wire.push_flat(frame);
+            if let Some(seq) = seq {
+                seq.put(&mut self.wire.flat[at..]);
+            }
             return Ok(self.count(lane, true));
         }
-        Ok(self.add_entry(Entry { lane, call: 0, head: frame.clone(), body: Bytes::new() }, direct))
+        let (head, body) = match seq {
+            None => (frame.clone(), Bytes::new()),
+            Some(seq) => {
+                let mut head = frame[..HEADER_LEN].to_vec();
+                seq.put(&mut head);
+                (head.into(), frame.slice(HEADER_LEN..))
+            }
+        };
+        Ok(self.add_entry(Entry { lane, call: 0, head, body }, direct))
     }
 
     /// True if the peer may have seen the call of this number.
@@ -334,6 +365,11 @@ impl Outbox {
         self.pushes_added
     }
 
+    /// Of the pushes that were added, how many the kernel has whole: exact as long as none was dropped.
+    pub(super) fn pushes_written(&self) -> u64 {
+        self.pushes_written
+    }
+
     /// How many pushes the rule for a full queue dropped.
     pub(super) fn pushes_dropped(&self) -> u64 {
         self.pushes_dropped
@@ -346,6 +382,7 @@ impl Outbox {
             return None;
         }
         self.calls_under_way = self.calls_on_wire;
+        self.pushes_under_way = self.pushes_on_wire;
         Some(std::mem::take(&mut self.wire))
     }
 
@@ -354,6 +391,9 @@ impl Outbox {
         if 0 < written {
             self.calls_written = self.calls_under_way;
             self.written_bytes += written as u64;
+        }
+        if wire.is_empty() {
+            self.pushes_written = self.pushes_under_way;
         }
         self.wire.prepend(wire);
     }
@@ -404,7 +444,7 @@ impl Outbox {
         WIRE_BYTES <= self.wire.bytes && self.writing == Writing::Idle
     }
 
-    fn goes_direct(&self) -> bool {
+    pub(super) fn goes_direct(&self) -> bool {
         self.wire.bytes < WIRE_BYTES
             && self.control.is_empty()
             && self.replies.is_empty()
@@ -434,6 +474,8 @@ impl Outbox {
                             };
                             self.push_bytes -= dropped.len();
                             self.pushes_dropped += 1;
+                            // Those behind it keep their numbers.
+                            self.pushes_on_wire += 1;
                         }
                     }
                 }
@@ -485,7 +527,12 @@ impl Outbox {
                     self.calls_on_wire = self.calls_added;
                 }
             }
-            Lane::Push => self.pushes_added += 1,
+            Lane::Push => {
+                self.pushes_added += 1;
+                if on_wire {
+                    self.pushes_on_wire = self.pushes_added;
+                }
+            }
             Lane::Control | Lane::Reply => {}
         }
         self.calls_added
@@ -504,8 +551,10 @@ impl Outbox {
                 Some(entry)
             });
             let Some(entry) = next else { return };
-            if entry.lane == Lane::Call {
-                self.calls_on_wire = entry.call;
+            match entry.lane {
+                Lane::Call => self.calls_on_wire = entry.call,
+                Lane::Push => self.pushes_on_wire += 1,
+                Lane::Control | Lane::Reply => {}
             }
             self.put_on_wire(entry);
         }

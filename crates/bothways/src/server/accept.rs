@@ -102,6 +102,8 @@ async fn take(shared: Arc<Shared>, accepted: Accepted) {
         connections.insert(connection.id(), connection.clone());
         shared.handshaking.fetch_sub(1, Ordering::Relaxed);
         drop(connections);
+        connection.set_owner(Arc::clone(&shared.sessions) as _);
+        shared.sessions.open(connection);
         if let Some(hook) = &shared.hooks.on_connect {
             isolated("on_connect", || hook(connection));
         }
@@ -128,5 +130,6 @@ async fn watch_connections(shared: Weak<Shared>) {
         for connection in connections {
             connection.watch(now);
         }
+        shared.sessions.sweep(now);
     }
 }

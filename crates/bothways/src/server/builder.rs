@@ -15,6 +15,7 @@ use crate::{
     layer::Layer,
     reply::BoxFuture,
     router::{Router, Service, WhitelistError},
+    session::{Registry, SessionOptions},
     transport::ListenOptions,
 };
 
@@ -49,6 +50,7 @@ pub struct ServerBuilder {
     connections_max: usize,
     calls_max: usize,
     admin_token: Option<String>,
+    sessions: SessionOptions,
 }
 
 impl ServerBuilder {
@@ -62,6 +64,7 @@ impl ServerBuilder {
             connections_max: 1 << 20,
             calls_max: 1 << 17,
             admin_token: None,
+            sessions: SessionOptions::default(),
         }
     }
 
@@ -240,6 +243,27 @@ impl ServerBuilder {
         self
     }
 
+    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s.
+    /// Only Bothways clients that listen have sessions that outlive their connections.
+    pub fn resume_window(mut self, window: Duration) -> Self {
+        self.sessions.resume_window = window;
+        self
+    }
+
+    /// Tracked pushes, and their bytes, that a session keeps until its client has handled them; more are
+    /// refused, and the client is told of the gap. Default 1,000 pushes, 1 MiB.
+    pub fn session_log(mut self, messages_max: usize, bytes_max: usize) -> Self {
+        self.sessions.set_log(messages_max, bytes_max);
+        self
+    }
+
+    /// Pushes of class `Fire`, and their bytes, that may wait for one session; beyond them the oldest is
+    /// dropped. Default 256 pushes, 256 KiB.
+    pub fn fire_queue(mut self, messages_max: usize, bytes_max: usize) -> Self {
+        self.sessions.set_fire_queue(messages_max, bytes_max);
+        self
+    }
+
     /// Drop running handlers when the connection that asked is over. Default: they run to their end,
     /// as in Go.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
@@ -274,7 +298,9 @@ impl ServerBuilder {
         }
         let mut settings = self.settings;
         settings.load = Arc::new(Load::new(self.calls_max));
-        let server = Server {
+        let mut sessions = self.sessions;
+        sessions.limits = settings.limits.clone();
+        Server {
             shared: Arc::new_cyclic(|shared| Shared {
                 router: match self.admin_token {
                     Some(token) => admin::add_routes(router, token, shared.clone()),
@@ -286,14 +312,14 @@ impl ServerBuilder {
                 connections_max: self.connections_max,
                 connections: Mutex::new(HashMap::new()),
                 handshaking: 0.into(),
+                sessions: Arc::new(Registry::new(sessions)),
                 emptied: Notify::new(),
                 watching: false.into(),
                 stopping: watch::Sender::new(false),
                 stopped: OnceCell::new(),
                 counters: Counters::default(),
             }),
-        };
-        server
+        }
     }
 }
 

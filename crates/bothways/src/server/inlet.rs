@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bothways_proto::{Message, Metadata};
+use bothways_proto::{Message, Metadata, keys};
 
 use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, token};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
+    session::{Registry, Session},
 };
 
 /// What an auth hook decides on.
@@ -30,6 +31,12 @@ pub struct AuthRequest {
 }
 
 impl AuthRequest {
+    /// The session of who asks. Bind it to the user that the token stands for, so that
+    /// [`Target::user`](crate::session::Target::user) finds it.
+    pub fn session(&self) -> Option<Session> {
+        self.connection.owner::<Registry>()?.of_connection(self.connection.id())
+    }
+
     /// True before a client's first request: the client says who it is, and asks for nothing yet.
     pub fn is_hello(&self) -> bool {
         self.service_path.is_empty() && self.service_method.is_empty()
@@ -42,6 +49,9 @@ pub(super) struct ServerInlet(pub(super) Arc<Shared>);
 impl Inlet for ServerInlet {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         let shared = &*self.0;
+        if message.header().is_oneway() && message.service_path() == keys::CONTROL_PATH {
+            return self.handle_control(connection, &message);
+        }
         if shared.is_stopping() {
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
@@ -91,6 +101,31 @@ impl Inlet for ServerInlet {
 
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
         self.0.forget(connection, reason);
+        self.0.sessions.leave(connection);
+    }
+
+    fn welcome(&self, connection: &Connection, hello: &Metadata) -> Metadata {
+        self.0.sessions.arrive(connection, hello).unwrap_or_default()
+    }
+
+    fn handle_welcomed(&self, connection: &Connection) {
+        self.0.sessions.welcomed(connection);
+    }
+
+    fn handle_room(&self, connection: &Connection) {
+        if let Some(session) = self.0.sessions.of_connection(connection.id()) {
+            session.pump();
+        }
+    }
+}
+
+impl ServerInlet {
+    /// What clients tell the framework itself.
+    fn handle_control(&self, connection: &Connection, message: &Message) -> Answer {
+        if message.service_method() == keys::ACK && !self.0.sessions.ack(connection, &message.metadata()) {
+            connection.end_as_misbehaved();
+        }
+        Answer::Nothing
     }
 }
 

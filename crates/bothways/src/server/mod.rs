@@ -44,6 +44,7 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
+    session::{Push, Receipt, Registry, SendError, Session, SessionId, Target},
     transport::ListenOptions,
 };
 
@@ -73,6 +74,7 @@ struct Shared {
     connections: Mutex<HashMap<ConnectionId, Connection>>,
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
+    sessions: Arc<Registry>,
     /// Woken when the last connection is gone.
     emptied: Notify,
     watching: AtomicBool,
@@ -93,6 +95,8 @@ struct Counters {
 pub struct ServerStats {
     /// Connections that are open.
     pub connections: usize,
+    /// Sessions that live, those whose clients are away among them.
+    pub sessions: usize,
     /// Connections that were ever taken.
     pub connections_accepted: u64,
     /// Connections that were refused because `connections_max` were open, or failed their handshake.
@@ -172,6 +176,40 @@ impl Server {
         Ok(fan_out(&connections, &[frame]))
     }
 
+    /// Pushes to every session that `target` names. The push is encoded once, and nobody waits for anybody.
+    ///
+    /// The receipt says what becomes of it for each; no target at all means that there was no route.
+    ///
+    /// # Errors
+    /// [`SendError`]: nobody got it.
+    pub fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
+        self.shared.sessions.push(target, push)
+    }
+
+    /// The sessions that `target` names, each once.
+    ///
+    /// # Errors
+    /// [`SendError::Topic`]: the target is a topic, and its name is none.
+    pub fn sessions(&self, target: &Target) -> Result<Vec<Session>, SendError> {
+        Ok(self.shared.sessions.find(target)?)
+    }
+
+    /// The session of this number, if it lives.
+    pub fn session(&self, id: SessionId) -> Option<Session> {
+        self.shared.sessions.session(id)
+    }
+
+    /// Ends every session that `target` names, and answers how many: their clients are told why, and cannot
+    /// come back to them.
+    ///
+    /// # Errors
+    /// As [`Self::sessions`].
+    pub fn kick(&self, target: &Target, why: &str) -> Result<usize, SendError> {
+        let sessions = self.sessions(target)?;
+        sessions.iter().for_each(|session| session.end(why));
+        Ok(sessions.len())
+    }
+
     /// Stops accepting, tells clients, answers what is running, and closes; at the latest after `deadline`.
     ///
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
@@ -191,6 +229,7 @@ impl Server {
     pub fn stats(&self) -> ServerStats {
         ServerStats {
             connections: self.shared.connections.lock().len(),
+            sessions: self.shared.sessions.len(),
             connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),
             connections_refused: self.shared.counters.refused.load(Ordering::Relaxed),
             calls_running: self.shared.settings.load.running(),

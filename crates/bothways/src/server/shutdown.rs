@@ -31,7 +31,7 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     }
     let connections = || -> Vec<Connection> { shared.connections.lock().values().cloned().collect() };
     for connection in connections() {
-        connection.say_goodbye("the server is shutting down");
+        connection.say_goodbye("shutting_down", "the server is shutting down");
     }
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
     let calls_unfinished = shared.settings.load.running();

@@ -298,7 +298,8 @@ impl Ledger {
         if handled < self.handled || !self.ack(handled, handled) {
             return false;
         }
-        self.unwritten.clear();
+        // The old connection may still be open: what it was given counts for nothing.
+        self.disconnect();
         self.replay = Some(self.handled + 1);
         true
     }
@@ -319,11 +320,6 @@ impl Ledger {
     /// The last offset given to the wire; the position at which a new session's client begins.
     pub(super) fn last_offset(&self) -> u64 {
         self.next_offset - 1
-    }
-
-    /// Everything up to here the client has handled.
-    pub(super) fn handled(&self) -> u64 {
-        self.handled
     }
 
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.

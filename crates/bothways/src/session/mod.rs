@@ -29,21 +29,22 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::Seq;
+use bothways_proto::{Seq, keys};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+pub use self::registry::SendError;
+pub(crate) use self::registry::{Registry, SessionOptions};
+use self::{
+    ledger::{Entry, Ledger, Next},
+    receipt::Ticket,
+};
 pub use self::{
     push::{Class, Priority, Push},
     receipt::{DropReason, Outcomes, Receipt, Stage},
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
-};
-pub(crate) use self::registry::{Arrival, Registry, SessionOptions};
-use self::{
-    ledger::{Entry, Ledger, Next},
-    receipt::Ticket,
 };
 use crate::{
     caller::{Caller, RawCall, RawReply},
@@ -334,7 +335,7 @@ impl Caller for Session {
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = Instant::now() + timeout;
         let id = format!("{:016x}", rand::random::<u64>());
-        call.options.metadata.insert(CALL_ID, id);
+        call.options.metadata.insert(keys::CALL_ID, id);
         let mut may_have_run = None;
         let attempts = async {
             loop {
@@ -373,9 +374,6 @@ impl Caller for Session {
 
 /// How long a call to a session takes at most if it names no time of its own.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The metadata key of a call's id, by which a client that came back knows a call that it has run.
-pub(crate) const CALL_ID: &str = "_bw.id";
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

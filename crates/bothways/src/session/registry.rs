@@ -3,13 +3,16 @@
 //! Tables are sharded, and no lock is held across an await, a write, or another shard's lock.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
-    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use bothways_proto::{Header, Limits, Metadata, Seq};
+use bothways_proto::{Header, Limits, Metadata, Seq, keys};
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, time::Instant};
@@ -57,32 +60,36 @@ impl SessionOptions {
     }
 }
 
-/// What a client knows of its session, hashed: the secret of now, and, until the client has shown
-/// that it got that one, the one before.
+/// What a client may know of its session, hashed: the last secret that it has shown to know, and those
+/// that were sent since. A Welcome may be lost, so that the client still has the one before.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
-    now: Option<[u8; 32]>,
-    before: Option<[u8; 32]>,
+    hashes: VecDeque<[u8; 32]>,
 }
 
 impl Secrets {
+    /// Welcomes that may be lost in a row.
+    const KEPT: usize = 5;
+
     /// A new secret, in the client's form.
     fn rotate(&mut self) -> String {
         let secret = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        self.before = self.now.take();
-        self.now = Some(hash(&secret));
+        if Self::KEPT <= self.hashes.len() {
+            // The oldest but one: the first may be the only one that the client has.
+            self.hashes.remove(1);
+        }
+        self.hashes.push_back(hash(&secret));
         secret
     }
 
     fn admits(&self, secret: &str) -> bool {
-        let presented = hash(secret);
-        // Hashes of secrets: their comparison's time tells nothing of use.
-        self.now == Some(presented) || self.before == Some(presented)
+        // Of hashes of secrets, the time of a comparison tells nothing of use.
+        self.hashes.contains(&hash(secret))
     }
 
     /// The client has shown that it got the newest one.
     fn confirm(&mut self) {
-        self.before = None;
+        self.hashes.drain(..self.hashes.len().saturating_sub(1));
     }
 }
 
@@ -101,33 +108,6 @@ pub(crate) struct Registry {
     /// Sessions whose clients are away, to be ended when their window is over.
     away: Mutex<Vec<(Instant, Session, u64)>>,
     count: AtomicUsize,
-}
-
-/// What a Hello led to.
-pub(crate) struct Arrival {
-    pub(crate) session: Session,
-    /// The pairs of the Welcome.
-    pub(crate) welcome: Metadata,
-}
-
-pub(crate) use self::wire::*;
-
-/// Metadata keys of sessions in Hello, Welcome and acks.
-mod wire {
-    /// The session's number.
-    pub(crate) const SESSION_ID: &str = "_bw.sid";
-    /// The session's secret.
-    pub(crate) const SESSION_KEY: &str = "_bw.key";
-    /// In Hello: the offset up to which the client has handled. In Welcome: where a new session begins.
-    pub(crate) const OFFSET: &str = "_bw.off";
-    /// `1` if the session was resumed.
-    pub(crate) const RESUMED: &str = "_bw.res";
-    /// Why it was not.
-    pub(crate) const WHY: &str = "_bw.rwhy";
-    /// The control method by which a client acknowledges.
-    pub(crate) const ACK: &str = "Ack";
-    /// Its offsets: received and handled, with a comma between.
-    pub(crate) const ACK_OFFSETS: &str = "_bw.ack";
 }
 
 impl Registry {
@@ -180,39 +160,52 @@ impl Registry {
     }
 
     /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
-    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Option<Arrival> {
+    ///
+    /// Answers the pairs of the Welcome. Until [`Self::welcomed`] nothing is sent to it.
+    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Option<Metadata> {
         let fresh = self.of_connection(connection.id())?;
-        let asked = hello.get(SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
+        let asked = hello.get(keys::SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
         let resumed = asked.map(|id| self.resume(connection, &fresh, id, hello));
         let mut welcome = Metadata::new();
         let session = match resumed {
             Some(Ok(session)) => {
-                welcome.insert(RESUMED, "1");
+                welcome.insert(keys::SESSION_RESUMED, "1");
                 session
             }
             other => {
                 if let Some(Err(why)) = other {
-                    welcome.insert(WHY, why);
+                    welcome.insert(keys::SESSION_WHY, why);
                 }
-                let mut state = fresh.inner.state.lock();
-                state.resumable = true;
-                state.ledger.connect(true);
-                drop(state);
+                fresh.inner.state.lock().resumable = true;
                 fresh
             }
         };
         let mut state = session.inner.state.lock();
-        welcome.insert(SESSION_ID, session.id().to_string());
-        welcome.insert(SESSION_KEY, state.secret.rotate());
-        welcome.insert(OFFSET, state.ledger.last_offset().to_string());
+        welcome.insert(keys::SESSION_ID, session.id().to_string());
+        welcome.insert(keys::SESSION_KEY, state.secret.rotate());
+        welcome.insert(keys::SESSION_OFFSET, state.ledger.last_offset().to_string());
         drop(state);
-        Some(Arrival { session, welcome })
+        Some(welcome)
     }
 
-    fn resume(&self, connection: &Connection, fresh: &Session, id: SessionId, hello: &Metadata) -> Result<Session, &'static str> {
+    /// The Welcome is on its way: what the session owes its client follows it.
+    pub(crate) fn welcomed(&self, connection: &Connection) {
+        if let Some(session) = self.of_connection(connection.id()) {
+            session.inner.state.lock().ledger.connect(true);
+            session.pump();
+        }
+    }
+
+    fn resume(
+        &self,
+        connection: &Connection,
+        fresh: &Session,
+        id: SessionId,
+        hello: &Metadata,
+    ) -> Result<Session, &'static str> {
         let session = self.session(id).ok_or("unknown")?;
-        let handled = hello.get(OFFSET).and_then(|offset| offset.parse().ok()).ok_or("unknown")?;
-        let key = hello.get(SESSION_KEY).ok_or("unknown")?;
+        let handled = hello.get(keys::SESSION_OFFSET).and_then(|offset| offset.parse().ok()).ok_or("unknown")?;
+        let key = hello.get(keys::SESSION_KEY).ok_or("unknown")?;
         // Whom the auth hook bound to the new connection must be whom the session belongs to.
         let arriving = fresh.user();
         let before = {
@@ -229,7 +222,6 @@ impl Registry {
             if !state.ledger.resume(handled) {
                 return Err("gap");
             }
-            state.ledger.connect(true);
             state.generation += 1;
             state.marks.clear();
             state.lost_at = None;
@@ -238,7 +230,7 @@ impl Registry {
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
             self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
-            before.say_goodbye("the session is on another connection now");
+            before.say_goodbye("moved", "the session is on another connection now");
             before.close();
         }
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
@@ -252,7 +244,7 @@ impl Registry {
     /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
     /// never sent.
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
-        let offsets = metadata.get(ACK_OFFSETS).and_then(|text| text.split_once(','));
+        let offsets = metadata.get(keys::ACK_OFFSETS).and_then(|text| text.split_once(','));
         let Some((Ok(received), Ok(handled))) = offsets.map(|(r, h)| (r.parse::<u64>(), h.parse::<u64>())) else {
             return false;
         };
@@ -318,7 +310,7 @@ impl Registry {
         let connection = session.inner.state.lock().connection.clone();
         self.remove(session);
         if let Some(connection) = connection {
-            connection.say_goodbye(why);
+            connection.say_goodbye("ended", why);
             connection.close();
         }
     }
@@ -422,7 +414,9 @@ impl Registry {
                 self.topics.read().each(name, |session| found.push(session.clone()));
                 unique(found)
             }
-            Who::Everyone => self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect(),
+            Who::Everyone => {
+                self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+            }
         };
         found.retain(|session| target.admits(session));
         Ok(found)

@@ -13,7 +13,9 @@ pub enum TopicError {
     #[error("`{0}` has a wildcard: `*` and `>` stand for whole segments of a subscription, `>` for the last ones")]
     Wildcard(String),
     /// Longer than [`TOPIC_BYTES_MAX`], or more than [`SEGMENTS_MAX`] segments.
-    #[error("a topic of {bytes} bytes and {segments} segments is beyond the limits of {TOPIC_BYTES_MAX} and {SEGMENTS_MAX}")]
+    #[error(
+        "a topic of {bytes} bytes and {segments} segments is beyond the limits of {TOPIC_BYTES_MAX} and {SEGMENTS_MAX}"
+    )]
     TooLong {
         /// Its bytes.
         bytes: usize,
@@ -121,11 +123,7 @@ impl<S: PartialEq> Subscriptions<S> {
 }
 
 /// True if the node is empty afterwards.
-fn remove<'a, S: PartialEq>(
-    node: &mut Node<S>,
-    mut segments: impl Iterator<Item = &'a str>,
-    subscriber: &S,
-) -> bool {
+fn remove<'a, S: PartialEq>(node: &mut Node<S>, mut segments: impl Iterator<Item = &'a str>, subscriber: &S) -> bool {
     match segments.next() {
         None => {
             if let Some(at) = node.subscribers.iter().position(|s| s == subscriber) {

@@ -9,5 +9,6 @@ mod negotiation;
 mod overflow;
 mod push;
 mod scripted;
+mod sessions;
 mod support;
 mod xclient;

@@ -21,7 +21,9 @@ async fn hello_comes_first_and_calls_do_not_wait_for_the_welcome() {
     let first = peer.next().await;
     assert!(first.header().is_heartbeat() && first.service_path().is_empty() && first.service_method().is_empty());
     assert_eq!(first.header().serialize(), SerializeType::MSGPACK, "as every heartbeat of Go");
-    assert_eq!(Hello::from_metadata(&first.metadata()).map(|hello| hello.capabilities), Some(Capabilities::ALL));
+    // It does not listen, so that it promises to handle nothing.
+    let all_but_sessions = Capabilities::ALL.without(Capabilities::SESSIONS);
+    assert_eq!(Hello::from_metadata(&first.metadata()).map(|hello| hello.capabilities), Some(all_but_sessions));
     assert_eq!(first.metadata().get(keys::AUTH), Some("bearer t"));
     let second = peer.next().await;
     assert_eq!((second.service_method(), second.metadata().get(keys::AUTH)), ("Echo", Some("bearer t")));

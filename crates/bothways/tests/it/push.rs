@@ -52,7 +52,7 @@ async fn a_push_is_the_bytes_that_go_sends() {
     connection.send_message("p", "m", &Metadata::new().with("k", "v"), "abcde").expect("there is room");
     client
         .hears(hex!(
-            "08 00 20 00 8000000000000001 00000021 00000001 70 00000001 6d"
+            "08 00 20 00 8000000000000000 00000021 00000001 70 00000001 6d"
             "0000000a 00000001 6b 00000001 76 00000005 6162636465"
         ))
         .await;

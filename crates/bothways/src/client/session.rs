@@ -1,0 +1,183 @@
+//! What a client remembers of its session: secret, offsets, and what to acknowledge.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bothways_proto::{Metadata, Seq, keys};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::events::SessionLost;
+
+/// Messages after which an acknowledgement is due at once.
+const ACK_MESSAGES: u64 = 32;
+
+/// How long fewer may wait.
+const ACK_DELAY: Duration = Duration::from_millis(50);
+
+/// Shared between the reader of the connection, the messages that were handed out, and the link's task.
+#[derive(Debug, Default)]
+pub(super) struct SessionMemory {
+    state: Mutex<State>,
+    /// Told when there is something to acknowledge.
+    progress: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts sessions, so that a message of an earlier one acknowledges nothing of this one.
+    epoch: u64,
+    known: Option<Known>,
+    offsets: Offsets,
+}
+
+struct Known {
+    id: String,
+    key: String,
+}
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Known").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// How far a client is with one session.
+#[derive(Debug, Default)]
+struct Offsets {
+    received: u64,
+    /// Everything up to here is handled.
+    handled: u64,
+    /// Handled beyond that.
+    handled_ahead: BTreeSet<u64>,
+    /// What the server was last told.
+    told: (u64, u64),
+}
+
+impl Offsets {
+    fn starting_at(offset: u64) -> Self {
+        Self { received: offset, handled: offset, handled_ahead: BTreeSet::new(), told: (offset, offset) }
+    }
+
+    fn handle(&mut self, offset: u64) {
+        self.handled_ahead.insert(offset);
+        while self.handled_ahead.remove(&(self.handled + 1)) {
+            self.handled += 1;
+        }
+    }
+
+    /// How much the server does not know yet.
+    fn untold(&self) -> u64 {
+        (self.received - self.told.0).max(self.handled - self.told.1)
+    }
+}
+
+/// What a number makes of a message.
+pub(super) enum Received {
+    /// Not tracked.
+    Untracked,
+    /// Tracked, and here for the first time.
+    New(Ack),
+    /// Here already: it was sent again because the server could not know.
+    Repeated,
+}
+
+/// Acknowledges one message as handled when dropped.
+#[derive(Debug)]
+pub(super) struct Ack {
+    memory: Arc<SessionMemory>,
+    epoch: u64,
+    offset: u64,
+}
+
+impl Drop for Ack {
+    fn drop(&mut self) {
+        let mut state = self.memory.state.lock();
+        if state.epoch == self.epoch {
+            state.offsets.handle(self.offset);
+            drop(state);
+            self.memory.progress.notify_one();
+        }
+    }
+}
+
+impl SessionMemory {
+    /// The pairs of a Hello: who this client was, and how far it is.
+    pub(super) fn hello(&self) -> Metadata {
+        let state = self.state.lock();
+        match &state.known {
+            None => Metadata::new(),
+            Some(known) => Metadata::new()
+                .with(keys::SESSION_ID, &known.id)
+                .with(keys::SESSION_KEY, &known.key)
+                .with(keys::SESSION_OFFSET, state.offsets.handled.to_string()),
+        }
+    }
+
+    /// Takes the answer to a Hello in; `None` from a plain server. Answers why a session was lost, if one was.
+    pub(super) fn handle_welcome(&self, welcome: Option<&Metadata>) -> Option<SessionLost> {
+        let mut state = self.state.lock();
+        let had = state.known.is_some();
+        let named = welcome.and_then(|welcome| {
+            let (id, key) = (welcome.get(keys::SESSION_ID)?, welcome.get(keys::SESSION_KEY)?);
+            Some(Known { id: id.to_owned(), key: key.to_owned() })
+        });
+        let resumed = welcome.is_some_and(|welcome| welcome.value(keys::SESSION_RESUMED).is_some());
+        state.known = named;
+        if resumed && had && state.known.is_some() {
+            // What the server heard last may have been lost with the old connection.
+            state.offsets.told = (0, 0);
+            drop(state);
+            self.progress.notify_one();
+            return None;
+        }
+        let begin = welcome.and_then(|welcome| welcome.get(keys::SESSION_OFFSET)).and_then(|at| at.parse().ok());
+        state.epoch += 1;
+        state.offsets = Offsets::starting_at(begin.unwrap_or(0));
+        let why = match welcome {
+            None => SessionLost::Plain,
+            Some(welcome) => SessionLost::from_wire(welcome.get(keys::SESSION_WHY).unwrap_or_default()),
+        };
+        had.then_some(why)
+    }
+
+    /// A message came under this number.
+    pub(super) fn receive(self: &Arc<Self>, seq: Seq) -> Received {
+        let offset = if seq.is_push() { seq.unmarked() } else { 0 };
+        let mut state = self.state.lock();
+        if offset == 0 || state.known.is_none() {
+            return Received::Untracked;
+        }
+        if offset <= state.offsets.received {
+            return Received::Repeated;
+        }
+        state.offsets.received = offset;
+        let epoch = state.epoch;
+        drop(state);
+        self.progress.notify_one();
+        Received::New(Ack { memory: Arc::clone(self), epoch, offset })
+    }
+
+    /// Waits until an acknowledgement is due, and answers its offsets: received, handled.
+    ///
+    /// Dropping the future loses nothing: what is due stays due.
+    pub(super) async fn due(&self) -> (u64, u64) {
+        loop {
+            let untold = self.state.lock().offsets.untold();
+            if ACK_MESSAGES <= untold {
+                return self.tell();
+            }
+            if 0 < untold {
+                tokio::time::sleep(ACK_DELAY).await;
+                return self.tell();
+            }
+            self.progress.notified().await;
+        }
+    }
+
+    fn tell(&self) -> (u64, u64) {
+        let mut state = self.state.lock();
+        let offsets = &mut state.offsets;
+        offsets.told = (offsets.received, offsets.handled);
+        offsets.told
+    }
+}

@@ -1,0 +1,258 @@
+//! Sessions: who is who, who gets what, and what becomes of it.
+
+use std::time::Duration;
+
+use bothways::{
+    Class, Client, ClientOptions, ConnectionEvent, Push, Reply, Request, Server, ServerMessages, SessionLost, Stage,
+    Target, session::DropReason,
+};
+
+use crate::support::address;
+
+/// A server at which a client becomes the user whose name is its token, and subscribes to what it sends.
+fn server() -> Server {
+    Server::builder()
+        .auth(|request| async move {
+            match request.token.as_str() {
+                "" => Err("a name is needed"),
+                name => {
+                    if let Some(session) = request.session() {
+                        session.bind_user(name);
+                    }
+                    Ok(())
+                }
+            }
+        })
+        .handler("Topics", "Join", |request: Request| {
+            let session = request.session().expect("the client is connected");
+            let pattern: String = request.decode().expect("a text");
+            let outcome = session.subscribe(&pattern);
+            std::future::ready(outcome.map_or_else(|error| Reply::error(error.to_string()), |()| Reply::ok("")))
+        })
+        .build()
+}
+
+async fn client(address: &str, user: &str) -> (Client, ServerMessages) {
+    let options = ClientOptions::new().auth(user).backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let (client, messages) = Client::bidirectional(address, options).await.expect("it listens");
+    client.call::<()>("Topics", "Join", &format!("own.{user}")).await.expect("a topic");
+    (client, messages)
+}
+
+async fn text(messages: &mut ServerMessages) -> String {
+    let message = messages.next().await.expect("the client is open");
+    String::from_utf8(message.payload().expect("not packed").to_vec()).expect("a text")
+}
+
+/// Users, topics and labels name sessions, each once, and exceptions hold.
+#[tokio::test(start_paused = true)]
+async fn targets_name_sessions() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (phone, mut on_phone) = client(listening.address(), "ann").await;
+    let (_desk, mut at_desk) = client(listening.address(), "ann").await;
+    let (bob, mut to_bob) = client(listening.address(), "bob").await;
+    phone.call::<()>("Topics", "Join", &"news.*".to_owned()).await.expect("a pattern");
+    phone.call::<()>("Topics", "Join", &"news.>".to_owned()).await.expect("a pattern");
+    bob.call::<()>("Topics", "Join", &"news.sport".to_owned()).await.expect("a topic");
+
+    let reached = |target: Target| server.sessions(&target).expect("a topic's name").len();
+    assert_eq!(reached(Target::user("ann")), 2);
+    assert_eq!(reached(Target::users(["ann", "bob", "ann"])), 3);
+    assert_eq!(reached(Target::everyone()), 3);
+    assert_eq!(reached(Target::topic("news.sport")), 2, "by however many patterns, each once");
+    assert_eq!(reached(Target::topic("news.sport.today")), 1);
+    assert_eq!(reached(Target::user("nobody")), 0);
+
+    let of_bob = server.sessions(&Target::user("bob")).expect("no topic")[0].clone();
+    of_bob.set_label("device", "watch");
+    assert_eq!(reached(Target::everyone().except(of_bob.id())), 2);
+    assert_eq!(reached(Target::everyone().only_labelled("device", "watch")), 1);
+
+    let receipt = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi ann")).expect("small");
+    assert_eq!((text(&mut on_phone).await, text(&mut at_desk).await), ("hi ann".to_owned(), "hi ann".to_owned()));
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 2);
+    assert!(to_bob.try_next().is_none());
+    assert_eq!(
+        server.push(&Target::user("nobody"), &Push::new("Chat", "say", "?")).expect("small").outcomes().targets(),
+        0
+    );
+}
+
+/// A receipt tells each stage as it is reached: written, received, and handled only when the application is done.
+#[tokio::test(start_paused = true)]
+async fn a_receipt_tells_each_stage() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) = client(listening.address(), "ann").await;
+    let receipt = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi")).expect("small");
+    assert_eq!(receipt.received().await.at(Stage::Received), 1);
+    let message = messages.next().await.expect("it came");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(receipt.outcomes().at(Stage::Received), 1, "the application still has it");
+    drop(message);
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+}
+
+/// A client whose connection is cut comes back to its session: what it had not handled is there once, in order,
+/// before anything new.
+#[tokio::test(start_paused = true)]
+async fn a_cut_loses_nothing_and_repeats_nothing() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    let mut receipts = Vec::new();
+    for number in 0..100 {
+        receipts.push(session.push(&Push::new("Chat", "say", number.to_string())).expect("small"));
+        if number % 10 == 5
+            && let Ok(connection) = client.connection()
+        {
+            connection.close();
+            // The server may or may not have noticed; both are right.
+            for _ in 0..number % 7 {
+                tokio::task::yield_now().await;
+            }
+        }
+        if number % 3 == 0 {
+            assert_eq!(text(&mut messages).await, (number / 3).to_string());
+        }
+    }
+    for number in 34..100 {
+        assert_eq!(text(&mut messages).await, number.to_string());
+    }
+    for receipt in receipts {
+        assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+    }
+    assert_eq!(server.sessions(&Target::user("ann")).expect("no topic"), std::slice::from_ref(&session));
+    assert!(1 < session.generation());
+    assert!(messages.try_next().is_none());
+}
+
+/// A client that stays away for too long finds a new session, is told so, and its sender too.
+#[tokio::test(start_paused = true)]
+async fn a_session_ends_with_its_window() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let mut events = client.events();
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    // The client is away: its server does not listen any more, but lives.
+    let place = listening.address().to_owned();
+    drop(listening);
+    client.connection().expect("it is up").close();
+    assert!(matches!(events.next().await, Some(ConnectionEvent::Lost { .. })));
+    let receipt = session.push(&Push::new("Chat", "say", "are you there?")).expect("small");
+    tokio::time::sleep(Duration::from_secs(119)).await;
+    assert_eq!(receipt.outcomes().at(Stage::Queued), 1, "the window is still open");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(receipt.outcomes().at(Stage::Dropped(DropReason::SessionEnded)), 1);
+    let _listening = server.listen(&place).await.expect("the name is free again");
+    assert!(matches!(events.next().await, Some(ConnectionEvent::Restored { .. })));
+    let lost = events.next().await;
+    assert!(matches!(lost, Some(ConnectionEvent::SessionLost { why: SessionLost::Unknown, .. })), "{lost:?}");
+    assert!(messages.try_next().is_none());
+}
+
+/// Of values of one key that wait, the newest arrives; those it replaced say so.
+#[tokio::test(start_paused = true)]
+async fn the_newest_value_of_a_key_arrives() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    client.connection().expect("it is up").close();
+    while session.connection().is_some() {
+        tokio::task::yield_now().await;
+    }
+    let price = |value: &str| Push::new("Prices", "set", value.to_owned()).class(Class::Latest("EUR".to_owned()));
+    let receipts: Vec<_> = ["1.1", "1.2", "1.3"].iter().map(|v| session.push(&price(v)).expect("small")).collect();
+    let fire = session.push(&Push::new("Cursor", "at", "1,2").class(Class::Fire)).expect("small");
+    assert_eq!(text(&mut messages).await, "1.3");
+    assert_eq!(receipts[2].handled().await.at(Stage::Handled), 1);
+    assert_eq!(receipts[0].outcomes().at(Stage::Superseded), 1);
+    assert_eq!(fire.outcomes().at(Stage::Dropped(DropReason::Disconnected)), 1);
+}
+
+/// A push that is too old is not sent, wherever it waited.
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_is_not_sent() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    let place = listening.address().to_owned();
+    drop(listening);
+    client.connection().expect("it is up").close();
+    while session.connection().is_some() {
+        tokio::task::yield_now().await;
+    }
+    let old = Push::new("Chat", "say", "old").time_to_live(Duration::from_secs(1));
+    let old = session.push(&old).expect("small");
+    let new = session.push(&Push::new("Chat", "say", "new")).expect("small");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let _listening = server.listen(&place).await.expect("the name is free again");
+    assert_eq!(text(&mut messages).await, "new");
+    assert_eq!(old.outcomes().at(Stage::Expired), 1);
+    assert_eq!(new.handled().await.at(Stage::Handled), 1);
+}
+
+/// A client that does not handle what it gets is owed no more than its log holds; the rest is refused, and it
+/// is told of the gap.
+#[tokio::test(start_paused = true)]
+async fn a_full_log_refuses_and_tells_of_the_gap() {
+    let server = Server::builder().session_log(10, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let session = server.sessions(&Target::everyone()).expect("no topic")[0].clone();
+    let refused: usize = (0..15)
+        .map(|number| session.push(&Push::new("Chat", "say", number.to_string())).expect("small").outcomes().dropped())
+        .sum();
+    assert_eq!(refused, 5);
+    for number in 0..10 {
+        assert_eq!(text(&mut messages).await, number.to_string());
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let after = session.push(&Push::new("Chat", "say", "after")).expect("small");
+    let message = messages.next().await.expect("it came");
+    assert_eq!((message.dropped_before(), messages.dropped()), (5, 5));
+    drop(message);
+    assert_eq!(after.handled().await.at(Stage::Handled), 1);
+}
+
+/// A plain client gets pushes by user too; its receipts say written, and claim no more.
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_gets_plain_pushes() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let options = ClientOptions::new().auth("ann").negotiate(false);
+    let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+    client.call::<()>("Topics", "Join", &"a".to_owned()).await.expect("a topic");
+    let receipt = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi")).expect("small");
+    assert_eq!(text(&mut messages).await, "hi");
+    assert_eq!(receipt.handled().await.at(Stage::PlainWritten), 1);
+    client.close();
+    while server.stats().sessions != 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A session that is sent away learns why, and cannot come back to it.
+#[tokio::test(start_paused = true)]
+async fn who_is_kicked_stays_away() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, _messages) = client(listening.address(), "ann").await;
+    let mut events = client.events();
+    let before = server.sessions(&Target::user("ann")).expect("no topic")[0].id();
+    assert_eq!(server.kick(&Target::user("ann"), "maintenance").expect("no topic"), 1);
+    match events.next().await {
+        Some(ConnectionEvent::Lost { reason, .. }) => assert!(reason.to_string().contains("maintenance"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(events.next().await, Some(ConnectionEvent::Restored { .. })));
+    assert!(matches!(events.next().await, Some(ConnectionEvent::SessionLost { .. })));
+    assert_ne!(server.sessions(&Target::everyone()).expect("no topic")[0].id(), before);
+}
