@@ -1,9 +1,28 @@
-//! What wraps a handler: limits, time, panics, traces.
+//! What wraps a handler: limits, time, traces.
 //!
 //! A layer takes a handler and gives one back. It acts before the arguments are decoded.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `timeout.rs` | [`timeout()`]: a limit on the time of handlers |
+//! | `concurrency.rs` | [`concurrency()`]: a limit on how many run at once |
+//! | `trace.rs` | [`trace()`]: a span for each request |
+//!
+//! Panics need no layer: every connection catches those of its handlers, answers
+//! [`ErrorCode::Internal`](crate::ErrorCode::Internal) with an id and no word of the arguments, and logs
+//! the panic under that id.
+
+mod concurrency;
+mod timeout;
+mod trace;
 
 use std::{future::Future, sync::Arc};
 
+pub use self::{
+    concurrency::{Concurrency, concurrency},
+    timeout::{Timeout, timeout},
+    trace::{Trace, trace},
+};
 use crate::handler::{BoxHandler, Reply, Request};
 
 /// Wraps handlers.

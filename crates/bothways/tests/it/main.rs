@@ -5,6 +5,7 @@ mod call_back;
 mod calls;
 mod deadlines;
 mod keepalive;
+mod layers;
 mod negotiation;
 mod overflow;
 mod push;
