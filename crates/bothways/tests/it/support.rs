@@ -57,11 +57,6 @@ impl Asked {
         let _ = self.answer.send(reply);
     }
 
-    /// The payload, as text.
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.request.payload().expect("not compressed").to_vec()).expect("UTF-8")
-    }
-
     /// Waits until the handler is dropped without an answer.
     pub(crate) async fn dropped(&mut self) {
         soon(self.answer.closed()).await;

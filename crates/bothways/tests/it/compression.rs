@@ -1,0 +1,119 @@
+//! Payloads worth packing.
+
+use bothways::{CallError, Client, ClientOptions, ErrorCode, Limits, Metadata, Router, SerializeType, codec::Raw};
+use bothways_proto::{CompressType, Header, Message, Seq, gzip};
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, reply_to},
+    support::{address, call, connections, echo, echoing, until},
+};
+
+fn packed_request(payload: &[u8]) -> Vec<u8> {
+    let header = Header::request(Seq::new(1), SerializeType::RAW).with_compress(CompressType::GZIP);
+    Message::new(header, "T", "Echo", &Metadata::new(), &gzip(payload)).frame().to_vec()
+}
+
+/// 1.6. Arguments above 1,024 bytes are packed if that is wanted, smaller ones never.
+#[tokio::test(start_paused = true)]
+async fn arguments_are_packed_above_1024_bytes() {
+    for (compress, len, packed) in
+        [(CompressType::GZIP, 1024, false), (CompressType::GZIP, 1025, true), (CompressType::NONE, 100_000, false)]
+    {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().compress(compress);
+        let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+        let client = client.expect("it listens");
+        let script = async {
+            let request = peer.next().await;
+            assert_eq!(request.header().compress() == CompressType::GZIP, packed);
+            assert_eq!(request.payload(&Limits::default()).expect("valid").len(), len);
+            assert_eq!(request.wire_payload().len() < len, packed);
+            peer.say(reply_to(&request, b"")).await;
+        };
+        let (answer, ()) = tokio::join!(call(&client, "Ask", vec![b'x'; len]), script);
+        answer.expect("answered");
+    }
+}
+
+/// 1.6. A reply is packed if it is above 1,024 bytes and its request was packed.
+#[tokio::test(start_paused = true)]
+async fn replies_are_packed_as_their_requests() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    for (len, packed) in [(1024, false), (1025, true)] {
+        client.say(packed_request(&vec![b'x'; len])).await;
+        let answer = client.next().await;
+        assert_eq!(answer.header().compress() == CompressType::GZIP, packed);
+        assert_eq!(answer.payload(&Limits::default()).expect("valid").len(), len);
+    }
+    client.say(crate::scripted::request(1, "Echo", &[b'x'; 5000])).await;
+    assert_eq!(client.next().await.header().compress(), CompressType::NONE);
+}
+
+/// S3, W1. A payload that unpacks to too much, or not at all, costs its call and nothing else.
+#[tokio::test(start_paused = true)]
+async fn a_bomb_costs_one_call() {
+    let read = |request: bothways::Request| {
+        std::future::ready(match request.into_typed::<Raw>() {
+            Ok((_, payload)) => bothways::Reply::ok(payload.0),
+            Err(refusal) => refusal,
+        })
+    };
+    let server = bothways::Server::builder()
+        .handler("T", "Echo", read)
+        .limits(Limits::default().decompressed_bytes_max(10_000))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    let mut broken = packed_request(&[0; 100]);
+    let at = broken.len() - 20;
+    broken[at] ^= 0xff;
+    for bad in [packed_request(&[0; 10_001]), broken] {
+        client.say(bad).await;
+        let answer = client.next().await;
+        assert!(answer.error_text().is_some(), "{answer:?}");
+        assert_eq!(answer.metadata().get(bothways_proto::keys::ERROR_CODE), Some(ErrorCode::BadArguments.name()));
+    }
+    client.say(packed_request(&[0; 10_000])).await;
+    assert!(client.next().await.error_text().is_none());
+}
+
+/// Both ends of ours pack, in both directions, and nobody notices.
+#[tokio::test(start_paused = true)]
+async fn packing_is_not_noticed() {
+    let server = echoing().compress(CompressType::GZIP).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let options = ClientOptions::new().compress(CompressType::GZIP);
+    let handlers = Router::new().handler("T", "Echo", echo);
+    let client = Client::with_handlers(listening.address(), options, handlers).await.expect("it listens");
+    let connection = connections(&server, 1).await.remove(0);
+    until(|| connection.takes_calls()).await;
+    for len in [0, 1, 1024, 1025, 1_000_000] {
+        let payload: Vec<u8> = (0..len).map(|n: u32| (n / 7) as u8).collect();
+        assert_eq!(call(&client, "Echo", payload.clone()).await.expect("answered")[..], payload);
+        assert_eq!(call(&connection, "Echo", payload.clone()).await.expect("answered")[..], payload);
+    }
+    assert!(client.stats().written_bytes < 500_000, "it travelled packed");
+}
+
+/// A packed reply that unpacks to too much is an error of that call, and the connection goes on.
+#[tokio::test(start_paused = true)]
+async fn a_bomb_in_a_reply_costs_one_call() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().limits(Limits::default().decompressed_bytes_max(1000));
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    for len in [1001, 1000] {
+        let script = async {
+            let request = peer.next().await;
+            let header = request.header().reply().with_compress(CompressType::GZIP);
+            peer.say(Message::new(header, "T", "Ask", &Metadata::new(), &gzip(&vec![0; len])).frame()).await;
+        };
+        let (answer, ()) = tokio::join!(call(&client, "Ask", ""), script);
+        match len {
+            1000 => assert_eq!(answer.expect("it fits").len(), 1000),
+            _ => assert!(matches!(answer, Err(CallError::Decode(_)))),
+        }
+    }
+}

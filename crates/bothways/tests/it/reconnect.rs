@@ -1,0 +1,233 @@
+//! A connection that comes back by itself, and who is told of it.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways::{
+    CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, PushError,
+};
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, control, oneway, reply_to},
+    support::{address, call, connections, echoing, oneshot_to, settle, soon, until},
+};
+
+/// The next event, as a letter and the reason of a loss.
+async fn next(events: &mut ConnectionEvents) -> (char, Option<CloseReason>) {
+    match soon(events.next()).await.expect("the client lives") {
+        ConnectionEvent::Connected { .. } => ('C', None),
+        ConnectionEvent::Lost { reason, .. } => ('L', Some(reason)),
+        ConnectionEvent::Restored { losses: 1, .. } => ('R', None),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn ask(client: &Client, server: &mut Scripted, answer: &[u8]) -> Result<bytes::Bytes, CallError> {
+    let answering = async {
+        let request = server.next().await;
+        server.say(reply_to(&request, answer)).await;
+    };
+    tokio::join!(call(client, "Ask", ""), answering).0
+}
+
+/// B8, B9. A client whose server goes away and comes back is connected again, without a call; its
+/// events say so, in order, and its stream of messages goes on.
+#[tokio::test(start_paused = true)]
+async fn a_client_comes_back() {
+    let address = address();
+    let server = ScriptedServer::listen_on(&address).await;
+    let (client, mut peer) = tokio::join!(Client::bidirectional(&address, ClientOptions::new()), server.accept_plain());
+    let (client, mut messages) = client.expect("it listens");
+    let mut events = client.events();
+    ask(&client, &mut peer, b"1").await.expect("answered");
+    peer.say(oneway(1, "News", b"")).await;
+    drop((peer, server));
+    assert!(matches!(next(&mut events).await, ('L', Some(CloseReason::PeerClosed))));
+    assert!(matches!(client.connection(), Err(ConnectError::Reconnecting { .. })));
+
+    // A server that is away for a while is found again.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let server = ScriptedServer::listen_on(&address).await;
+    let mut peer = server.accept_plain().await;
+    assert!(matches!(next(&mut events).await, ('R', None)));
+    ask(&client, &mut peer, b"2").await.expect("answered");
+    peer.say(oneway(1, "News", b"")).await;
+    for _ in 0..2 {
+        assert_eq!(soon(messages.next()).await.expect("it goes on").service_method(), "News");
+    }
+    peer.reset();
+    assert!(matches!(next(&mut events).await, ('L', Some(CloseReason::Io(_)))));
+    let mut peer = server.accept_plain().await;
+    assert!(matches!(next(&mut events).await, ('R', None)));
+    ask(&client, &mut peer, b"3").await.expect("answered");
+}
+
+/// B9. One's own close is no loss; streams end with it.
+#[tokio::test(start_paused = true)]
+async fn ones_own_close_is_no_loss() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let mut events = client.events();
+    call(&client, "Echo", "").await.expect("answered");
+    client.close();
+    assert!(soon(events.next()).await.is_none());
+    assert!(soon(messages.next()).await.is_none());
+    let error = call(&client, "Echo", "").await.expect_err("it is closed");
+    assert!(matches!(error, CallError::NotConnected(ConnectError::Closed)), "{error}");
+    let error = oneshot_to(&client, "Echo", "").await.expect_err("it is closed");
+    assert!(matches!(error, PushError::NotConnected(ConnectError::Closed)), "{error}");
+    connections(&server, 0).await;
+}
+
+/// Waiting before each new try keeps a crowd of clients from coming back at once: a random time, up to
+/// a limit that doubles.
+#[tokio::test(start_paused = true)]
+async fn tries_are_spread_and_slow_down() {
+    let address = address();
+    let server = ScriptedServer::listen_on(&address).await;
+    let options = ClientOptions::new().backoff(Duration::from_secs(1), Duration::from_secs(4));
+    let (client, peer) = tokio::join!(Client::connect(&address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    let mut events = client.events();
+    drop(peer);
+    // A server that takes connections and drops them at once is asked at most as often as the limits allow.
+    let began = Instant::now();
+    for _ in 0..20 {
+        drop(server.accept().await);
+    }
+    let took = began.elapsed();
+    assert!(Duration::from_secs(4) <= took && took <= Duration::from_secs(60), "{took:?}");
+    assert_eq!(next(&mut events).await.0, 'L');
+    drop(client);
+}
+
+/// A call that waits while the connection is made is sent when it stands; with no patience it fails at once.
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_the_connection() {
+    for (wait, waits) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+        let address = address();
+        let server = ScriptedServer::listen_on(&address).await;
+        let options = ClientOptions::new().connection_wait(wait);
+        let (client, peer) = tokio::join!(Client::connect(&address, options), server.accept_plain());
+        let client = client.expect("it listens");
+        drop((peer, server));
+        settle().await;
+        let asking = tokio::spawn({
+            let client = client.clone();
+            async move { call(&client, "Ask", "").await }
+        });
+        settle().await;
+        assert_ne!(asking.is_finished(), waits);
+        let server = ScriptedServer::listen_on(&address).await;
+        let mut peer = server.accept_plain().await;
+        if waits {
+            let request = peer.next().await;
+            peer.say(reply_to(&request, b"at last")).await;
+            assert_eq!(asking.await.expect("no panic").expect("answered"), "at last");
+        } else {
+            let error = asking.await.expect("no panic").expect_err("there is no connection");
+            assert!(matches!(error, CallError::NotConnected(ConnectError::Reconnecting { .. })), "{error}");
+            assert!(error.is_safe_to_retry());
+        }
+    }
+}
+
+/// A call whose bytes left may have run, one whose bytes did not cannot: the error says which it is.
+#[tokio::test(start_paused = true)]
+async fn a_lost_call_says_whether_it_may_have_run() {
+    let server = ScriptedServer::listen().await;
+    let (client, mut peer) =
+        tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_negotiated());
+    let client = client.expect("it listens");
+    let ask = |method: &'static str, len: usize| {
+        let client = client.clone();
+        tokio::spawn(async move { call(&client, method, vec![0; len]).await })
+    };
+    let written = ask("Read", 10);
+    assert_eq!(peer.next().await.service_method(), "Read");
+    let partly = ask("Partly", 200_000);
+    settle().await;
+    let unwritten = ask("Unwritten", 10);
+    settle().await;
+    peer.reset();
+    for (call, expected) in [(written, true), (partly, true), (unwritten, false)] {
+        let error = call.await.expect("no panic").expect_err("it is lost");
+        let CallError::Closed { written, reason: CloseReason::Io(_) } = &error else { panic!("{error}") };
+        assert_eq!(*written, expected);
+        assert_eq!(error.is_safe_to_retry(), !expected);
+    }
+}
+
+/// A client that must not come back ends with its connection.
+#[tokio::test(start_paused = true)]
+async fn a_client_need_not_come_back() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().reconnect(false);
+    let (client, peer) = tokio::join!(Client::bidirectional(&server.address, options), server.accept_plain());
+    let (client, mut messages) = client.expect("it listens");
+    let mut events = client.events();
+    drop(peer);
+    assert!(matches!(next(&mut events).await, ('L', Some(CloseReason::PeerClosed))));
+    assert!(soon(messages.next()).await.is_none());
+    let error = call(&client, "Ask", "").await.expect_err("it is over");
+    assert!(matches!(error, CallError::NotConnected(_)), "{error}");
+}
+
+/// Nobody there at the first try is an error of `connect`, and nothing goes on behind it.
+#[tokio::test(start_paused = true)]
+async fn nobody_there_is_an_error() {
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let error = Client::connect(&address(), ClientOptions::new()).await.expect_err("nobody listens");
+    assert!(matches!(error, ConnectError::Io { .. }), "{error}");
+    until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() == before).await;
+    let error = Client::connect("nonsense@x", ClientOptions::new()).await.expect_err("no address");
+    assert!(matches!(error, ConnectError::Address(_)), "{error}");
+}
+
+/// A server that says goodbye gets no new call; what it has is answered; the loss names its words.
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_ends_in_good_order() {
+    let server = ScriptedServer::listen().await;
+    let (client, mut peer) =
+        tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_negotiated());
+    let client = client.expect("it listens");
+    let mut events = client.events();
+    let running = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, "Ask", "").await }
+    });
+    let request = peer.next().await;
+    peer.say(control(1 << 63 | 1, "Goodbye", "_bw.why", "so long")).await;
+    settle().await;
+    let error = oneshot_to(&client, "Late", "").await.expect_err("nothing new is sent");
+    assert!(matches!(error, PushError::Closed(CloseReason::Goodbye { .. })), "{error}");
+    peer.say(reply_to(&request, b"still")).await;
+    assert_eq!(running.await.expect("no panic").expect("answered"), "still");
+    drop(peer);
+    let (letter, reason) = next(&mut events).await;
+    let Some(CloseReason::Goodbye { why, .. }) = reason else { panic!("{reason:?}") };
+    assert_eq!((letter, &*why), ('L', "so long"));
+    let mut peer = server.accept_negotiated().await;
+    assert_eq!(next(&mut events).await.0, 'R');
+    assert_eq!(ask(&client, &mut peer, b"again").await.expect("answered"), "again");
+}
+
+/// B10. Events and messages name their server.
+#[tokio::test(start_paused = true)]
+async fn events_and_messages_name_their_server() {
+    let server = echoing()
+        .on_connect(|connection| {
+            connection.send_message("T", "News", &Metadata::new(), "").expect("room");
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let mut events = client.events();
+    let expected: Arc<str> = listening.address().into();
+    assert_eq!(soon(messages.next()).await.expect("it is connected").server(), &*expected);
+    server.shutdown(Duration::ZERO).await;
+    assert_eq!(soon(events.next()).await.expect("it is told").server(), &expected);
+}

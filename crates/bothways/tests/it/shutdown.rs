@@ -1,0 +1,260 @@
+//! A server that stops in good order, and hooks that run as often as they should.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, ServeError};
+use bothways_proto::keys;
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, is_control, ping, reply, request},
+    support::{address, call, connections, echoing, gate, settle, soon, until},
+};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// B16, W8, W19. What runs is answered, negotiated clients are told, new calls are refused, nobody new
+/// gets in, and the report says that nothing was left.
+#[tokio::test(start_paused = true)]
+async fn a_server_stops_in_good_order() {
+    let (handler, mut asked) = gate();
+    let hooks = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hooks);
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .on_shutdown(move || async move {
+            tokio::time::sleep(s(1)).await;
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .on_shutdown(|| async { panic!("a hook of the application") })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut plain = Scripted::connect(listening.address()).await;
+    let mut negotiated = Scripted::connect_negotiated(listening.address()).await;
+    for client in [&mut plain, &mut negotiated] {
+        client.say(request(1, "Wait", b"")).await;
+    }
+    let running = [soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
+    let stopping = tokio::spawn({
+        let server = server.clone();
+        async move { server.shutdown(s(60)).await }
+    });
+    let goodbye = negotiated.next().await;
+    assert!(is_control(&goodbye, keys::GOODBYE), "{goodbye:?}");
+    assert!(goodbye.metadata().get(keys::GOODBYE_WHY).is_some());
+    assert_eq!(hooks.load(Ordering::Relaxed), 1, "hooks run before clients are told");
+    soon(listening.stopped()).await;
+    let error = server.listen(&address()).await.expect_err("it stops");
+    assert!(matches!(error, ServeError::ShutDown), "{error}");
+    negotiated.say(request(2, "Echo", b"")).await;
+    let refused = negotiated.next().await;
+    assert_eq!(refused.metadata().get(keys::ERROR_CODE), Some(ErrorCode::ShuttingDown.name()));
+    assert!(!stopping.is_finished());
+
+    running.into_iter().for_each(|asked| asked.answer(Reply::ok("done")));
+    for client in [&mut plain, &mut negotiated] {
+        client.hears(reply(1, "Wait", b"done")).await;
+        client.hears_the_end().await;
+        client.end().await;
+    }
+    let report = soon(stopping).await.expect("no panic");
+    assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0));
+    assert_eq!(server.stats().connections, 0);
+    assert_eq!(server.shutdown(s(60)).await, report, "again, it is the same end");
+    assert_eq!(hooks.load(Ordering::Relaxed), 1);
+}
+
+/// What is not done at the deadline is cut, and reported.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_cuts() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(request(1, "Wait", b"")).await;
+    let _running = soon(asked.recv()).await.expect("it runs");
+    let began = Instant::now();
+    let report = server.shutdown(s(3)).await;
+    assert_eq!(began.elapsed(), s(3));
+    assert_eq!((report.calls_unfinished, report.connections_cut), (1, 1));
+    client.hears_the_end().await;
+    connections(&server, 0).await;
+}
+
+/// Two that stop the server at once wait for one end; clients are told once.
+#[tokio::test(start_paused = true)]
+async fn a_server_stops_once() {
+    let server = echoing().on_shutdown(|| tokio::time::sleep(s(2))).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    let began = Instant::now();
+    let hear = async {
+        assert!(is_control(&client.next().await, keys::GOODBYE));
+        client.hears_the_end().await;
+        client.end().await;
+    };
+    let (first, second, ()) = tokio::join!(server.shutdown(s(10)), server.shutdown(s(10)), hear);
+    assert_eq!(first, second);
+    assert_eq!(began.elapsed(), s(2));
+}
+
+/// A client that is being accepted while the server stops is not left behind.
+#[tokio::test(start_paused = true)]
+async fn nobody_slips_in_while_a_server_stops() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        clients.push(Scripted::connect(listening.address()).await);
+        tokio::task::yield_now().await;
+    }
+    let report = tokio::join!(server.shutdown(s(5)), async {
+        for client in &mut clients {
+            client.rest().await;
+            client.end().await;
+        }
+    })
+    .0;
+    assert_eq!(report.calls_unfinished, 0);
+    drop(listening);
+    connections(&server, 0).await;
+}
+
+/// B15. Each connection's hooks run once, whoever ends it and however; one that panics harms nobody.
+#[tokio::test(start_paused = true)]
+async fn hooks_run_exactly_once() {
+    let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (begins, ends) = (Arc::clone(&begun), Arc::clone(&ended));
+    let server = echoing()
+        .on_connect(move |_| {
+            if begins.fetch_add(1, Ordering::Relaxed) == 3 {
+                panic!("a hook of the application");
+            }
+        })
+        .on_disconnect(move |connection, _| {
+            assert!(connection.is_closed());
+            if ends.fetch_add(1, Ordering::Relaxed) == 2 {
+                panic!("a hook of the application");
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    // Ended by the client, by the network, by a bad frame, by the server, and by the shutdown.
+    for n in 0..5 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(ping(0)).await;
+        client.next().await;
+        assert_eq!(begun.load(Ordering::Relaxed), n + 1);
+        match n {
+            0 => client.end().await,
+            1 => client.reset(),
+            2 => client.say("nonsense").await,
+            3 => {
+                let connection = connections(&server, 1).await.remove(0);
+                connection.close();
+                connection.close();
+            }
+            _ => {
+                let hear = async {
+                    client.hears_the_end().await;
+                    client.end().await;
+                };
+                tokio::join!(server.shutdown(s(60)), hear);
+            }
+        }
+        drop(client);
+        until(|| ended.load(Ordering::Relaxed) == n + 1).await;
+    }
+    settle().await;
+    assert_eq!((begun.load(Ordering::Relaxed), ended.load(Ordering::Relaxed)), (5, 5));
+}
+
+/// Clients of ours see the goodbye as the reason, and one that runs a handler for the server finishes it.
+#[tokio::test(start_paused = true)]
+async fn our_clients_see_a_goodbye() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let options = ClientOptions::new().reconnect(false);
+    let client = Client::connect(listening.address(), options).await.expect("it listens");
+    call(&client, "Echo", "").await.expect("answered");
+    let connection = client.connection().expect("it is up");
+    let report = server.shutdown(s(60)).await;
+    assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0));
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::Goodbye { .. }), "{reason}");
+}
+
+/// B7, W7. A close writes what waits, then ends; new messages are refused from the first moment.
+#[tokio::test(start_paused = true)]
+async fn a_close_writes_what_waits() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(ping(0)).await;
+    client.next().await;
+    let connection = connections(&server, 1).await.remove(0);
+    for _ in 0..300 {
+        connection.send_message("T", "News", &Metadata::new(), vec![0; 1000]).expect("room");
+    }
+    connection.close();
+    assert!(connection.send_message("T", "Late", &Metadata::new(), "").is_err());
+    assert!(!connection.is_closed());
+    assert_eq!(client.rest().await.len(), 300);
+    client.end().await;
+    assert!(matches!(soon(connection.closed()).await, CloseReason::Local));
+    assert_eq!(connection.stats().pushes_dropped, 0);
+}
+
+/// A peer that does not end its side is given `close_timeout`, five seconds, and no more.
+#[tokio::test(start_paused = true)]
+async fn a_close_waits_for_the_peer_but_not_for_ever() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(ping(0)).await;
+    client.next().await;
+    let connection = connections(&server, 1).await.remove(0);
+    connection.close();
+    let began = Instant::now();
+    client.hears_the_end().await;
+    client.say(request(1, "Echo", b"nobody reads it")).await;
+    soon(connection.closed()).await;
+    assert!(s(4) <= began.elapsed() && began.elapsed() <= s(8), "{:?}", began.elapsed());
+}
+
+/// Calls under way fail at once when their own side closes; what had not left never leaves.
+#[tokio::test(start_paused = true)]
+async fn ones_own_close_fails_calls_at_once() {
+    let server = crate::scripted::ScriptedServer::listen().await;
+    let (client, mut peer) =
+        tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_negotiated());
+    let client = client.expect("it listens");
+    let ask = |method: &'static str, len: usize| {
+        let client = client.clone();
+        tokio::spawn(async move { call(&client, method, vec![0; len]).await })
+    };
+    let on_its_way = ask("Big", 200_000);
+    settle().await;
+    let waiting = ask("Small", 10);
+    settle().await;
+    let began = Instant::now();
+    client.close();
+    for (call, expected) in [(on_its_way, true), (waiting, false)] {
+        let error = call.await.expect("no panic").expect_err("closed");
+        assert!(
+            matches!(error, bothways::CallError::Closed { written, reason: CloseReason::Local } if written == expected),
+            "{error}"
+        );
+    }
+    assert!(began.elapsed() < s(1));
+    let heard = peer.rest().await;
+    assert!(matches!(&heard[..], [big] if big.service_method() == "Big"), "{heard:?}");
+}
