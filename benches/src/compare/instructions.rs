@@ -1,6 +1,6 @@
-//! How many instructions a call and a push take.
+//! How many instructions and allocations a call and a push take.
 //!
-//! Instructions hold where times do not: on a machine that does other things too. A [`Step`] is run
+//! They hold where times do not: on a machine that does other things too. A [`Step`] is run
 //! twice under valgrind, with few and with many repetitions; the difference leaves out the start of
 //! the program. Everything is in one thread and goes over memory, so that neither the kernel nor a
 //! second thread has a part in it.
@@ -110,41 +110,51 @@ pub(super) fn run(args: &InstructionsArgs) -> anyhow::Result<()> {
         println!("instructions: skipped, no valgrind: {error}");
         return Ok(());
     }
-    println!("{:<16} {:>12}   of what (payloads of 581 bytes)", "step", "instructions");
-    for step in Step::value_variants() {
+    println!("{:<16} {:>12} {:>11}   of what (payloads of 581 bytes)", "step", "instructions", "allocations");
+    for &step in Step::value_variants() {
         let name = step.name();
         if args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             continue;
         }
-        let repeats = REPEATS.map(|repeats| repeats / step.units().min(50));
-        let counts = [count(*step, repeats[0], None)?, count(*step, repeats[1], args.profiles.as_ref())?];
-        let units = (repeats[1] - repeats[0]) * step.units();
-        println!("{name:<16} {:>12.0}   {}", (counts[1] - counts[0]) as f64 / units as f64, step.question());
+        let profile = match &args.profiles {
+            None => PathBuf::from("/dev/null"),
+            Some(directory) => {
+                std::fs::create_dir_all(directory)?;
+                directory.join(format!("callgrind.out.{name}"))
+            }
+        };
+        let profile = format!("--callgrind-out-file={}", profile.display());
+        let instructions = each(step, &["--tool=callgrind", &profile], "Collected :")?;
+        let allocations = each(step, &["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;
+        println!("{name:<16} {instructions:>12.0} {allocations:>11.2}   {}", step.question());
     }
     Ok(())
 }
 
-/// Instructions of a whole run.
-fn count(step: Step, repeats: u64, profiles: Option<&PathBuf>) -> anyhow::Result<u64> {
+/// What one unit of a step adds to a figure that valgrind tells at the end.
+fn each(step: Step, options: &[&str], figure: &str) -> anyhow::Result<f64> {
+    let repeats = REPEATS.map(|repeats| repeats / step.units().min(50));
+    let (few, many) = (count(step, repeats[0], options, figure)?, count(step, repeats[1], options, figure)?);
+    Ok((many as f64 - few as f64) / ((repeats[1] - repeats[0]) * step.units()) as f64)
+}
+
+/// The figure of a whole run.
+fn count(step: Step, repeats: u64, options: &[&str], figure: &str) -> anyhow::Result<u64> {
     let name = step.name();
-    let profile = match profiles {
-        None => PathBuf::from("/dev/null"),
-        Some(directory) => {
-            std::fs::create_dir_all(directory)?;
-            directory.join(format!("callgrind.out.{name}"))
-        }
-    };
     let output = Command::new("valgrind")
         // glibc copies some KiB and more with one `rep movsb`, which valgrind counts once for each byte.
         .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS")
-        .args(["--tool=callgrind", &format!("--callgrind-out-file={}", profile.display())])
+        .args(options)
         .arg(env::current_exe()?)
         .args(["steps", &name, &repeats.to_string()])
         .output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} failed under valgrind: {text}");
-    let collected = text.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok());
-    collected.with_context(|| format!("valgrind says nothing of instructions: {text}"))
+    let told = text.lines().find_map(|line| {
+        let number = line.split_once(figure)?.1.split_whitespace().next()?;
+        number.replace(',', "").parse().ok()
+    });
+    told.with_context(|| format!("valgrind does not tell {figure:?}: {text}"))
 }
 
 /// Runs one step, without counting anything.
@@ -173,12 +183,17 @@ async fn steps(step: Step, repeats: u64) -> anyhow::Result<()> {
         }
         Step::Call16 | Step::Call1 | Step::CallRecord16 => {
             let client = Client::connect(address, ClientOptions::new()).await?;
-            for _ in 0..repeats {
-                let calls: Vec<_> = (0..step.units()).map(|_| call(step, client.clone())).collect();
-                for call in calls.into_iter().map(tokio::spawn).collect::<Vec<_>>() {
-                    call.await??;
-                }
+            let mut callers = tokio::task::JoinSet::new();
+            for _ in 0..step.units() {
+                let client = client.clone();
+                callers.spawn(async move {
+                    for _ in 0..repeats {
+                        call(step, &client).await?;
+                    }
+                    anyhow::Ok(())
+                });
             }
+            callers.join_all().await.into_iter().collect::<anyhow::Result<()>>()?;
         }
         Step::Push1 | Step::Push16 => push(&server, address, step.units() as usize / RECEIVERS, repeats).await?,
         Step::EncodePush => {
@@ -201,7 +216,7 @@ async fn steps(step: Step, repeats: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn call(step: Step, client: Client) -> anyhow::Result<()> {
+async fn call(step: Step, client: &Client) -> anyhow::Result<()> {
     if step == Step::CallRecord16 {
         let record = Record::sample(0);
         let got: Record = client.call(contract::SERVICE, contract::RECORD, &record).await?;
