@@ -8,7 +8,7 @@
 //! | `Join` | empty | empty | this connection gets broadcasts from now on |
 //! | `Broadcast` | `COUNT SIZE` in decimal | empty | COUNT pushes of SIZE bytes, at least 8, to `Bench`/`Tick` on every joined connection; each begins with the wall clock |
 //!
-//! The clock is nanoseconds since 1970 as 8 bytes, big-endian.
+//! The clock is nanoseconds since 1970 as 8 bytes, big-endian. On one connection it always goes forward.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,9 +58,19 @@ pub fn wall_clock() -> u64 {
     u64::try_from(since.as_nanos()).expect("the clock is before the year 2554")
 }
 
-/// Puts the clock where a push carries it.
-pub fn stamp(payload: &mut [u8]) {
-    payload[..CLOCK_LEN].copy_from_slice(&wall_clock().to_be_bytes());
+/// Stamps the messages of one broadcast. No two get the same time, and none an earlier one than the
+/// message before: whoever receives them can tell that each came once and in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stamps {
+    last: u64,
+}
+
+impl Stamps {
+    /// Puts the clock where a push carries it.
+    pub fn stamp(&mut self, payload: &mut [u8]) {
+        self.last = wall_clock().max(self.last + 1);
+        payload[..CLOCK_LEN].copy_from_slice(&self.last.to_be_bytes());
+    }
 }
 
 /// The clock that a push carries. `None` if it is too short for one.
@@ -83,10 +93,16 @@ mod tests {
 
     #[test]
     fn a_push_tells_when_it_was_sent() {
-        let (before, mut payload) = (wall_clock(), [7; 9]);
-        stamp(&mut payload);
+        let (before, mut payload, mut stamps) = (wall_clock(), [7; 9], Stamps::default());
+        stamps.stamp(&mut payload);
         let clock = stamped(&payload).expect("a clock");
         assert!(before <= clock && clock <= wall_clock());
+        let mut last = clock;
+        for _ in 0..1000 {
+            stamps.stamp(&mut payload);
+            assert!(last < stamped(&payload).expect("a clock"));
+            last = stamped(&payload).expect("a clock");
+        }
         assert_eq!((payload[8], stamped(&payload[..7])), (7, None));
     }
 }

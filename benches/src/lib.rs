@@ -10,6 +10,7 @@
 //! | `process.rs` | CPU time and memory of a process |
 //! | `programs.rs` | what the binaries do |
 //! | `compare.rs` | all questions in one command: `cargo run --release -p bothways-benches -- compare` |
+//! | `plot.rs` | pictures of what came out |
 
 pub mod compare;
 pub mod contract;
@@ -17,6 +18,7 @@ pub mod limit;
 pub mod load;
 pub mod ours;
 pub mod pair;
+pub mod plot;
 pub mod process;
 pub mod programs;
 pub mod server;

@@ -26,7 +26,7 @@ use bytes::{Buf, Bytes};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::contract::{self, BroadcastArgs};
+use crate::contract::{self, BroadcastArgs, Stamps};
 
 /// One read takes at most this much.
 const READ_BYTES: usize = 256 << 10;
@@ -87,6 +87,7 @@ pub fn serve(listener: TcpListener, threads: usize) -> io::Result<()> {
             joined: HashMap::new(),
             jobs: VecDeque::new(),
             pushed: 0,
+            stamps: Stamps::default(),
             buffer: vec![0; READ_BYTES],
         };
         workers.push(std::thread::Builder::new().name(format!("limit-{index}")).spawn(move || worker.run())?);
@@ -153,6 +154,7 @@ struct Worker {
     /// Broadcasts under way, and how many messages each has left.
     jobs: VecDeque<(Arc<Job>, usize)>,
     pushed: u64,
+    stamps: Stamps,
     buffer: Vec<u8>,
 }
 
@@ -374,7 +376,7 @@ impl Worker {
             let mut bytes = Vec::with_capacity(batch * (job.args.size + 64));
             for _ in 0..batch {
                 self.pushed += 1;
-                contract::stamp(&mut payload);
+                self.stamps.stamp(&mut payload);
                 let header = Header::oneway(Seq::new(self.pushed), SerializeType::RAW);
                 bytes.extend_from_slice(&frame(header, contract::TICK, &payload));
             }

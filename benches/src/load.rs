@@ -51,8 +51,12 @@ pub struct Measured {
     pub count: u64,
     /// Time it took.
     pub elapsed: Duration,
-    /// Nanoseconds from a call to its reply, or from the clock in a push to its arrival.
+    /// Nanoseconds from a call to its reply, or from the clock in a push to its arrival. A server may read
+    /// that clock once for all, or for each connection when its turn comes: this does not compare servers.
     pub latency: Histogram<u64>,
+    /// Nanoseconds from asking for a broadcast to the arrival of each push, by the load's own clock. Of
+    /// calls, the same as `latency`.
+    pub since_asked: Histogram<u64>,
     /// CPU time that the server used.
     pub server_cpu: Duration,
     /// CPU time that the load used: near `elapsed` for each of its threads, the load is what is measured.
@@ -65,6 +69,7 @@ impl Measured {
         self.count += other.count;
         self.elapsed += other.elapsed;
         self.latency.add(&other.latency).expect("same bounds");
+        self.since_asked.add(&other.since_asked).expect("same bounds");
         self.server_cpu += other.server_cpu;
         self.load_cpu += other.load_cpu;
     }
@@ -146,7 +151,8 @@ impl Load {
             for of_thread in &results {
                 latency.add(of_thread).expect("same bounds");
             }
-            Ok(Measured { count: latency.len(), elapsed: work.measure, latency, server_cpu, load_cpu })
+            let (count, since_asked) = (latency.len(), latency.clone());
+            Ok(Measured { count, elapsed: work.measure, latency, since_asked, server_cpu, load_cpu })
         })
     }
 
@@ -164,18 +170,19 @@ impl Load {
         let before = (self.server.cpu()?, Process::current().cpu()?);
         let start = Instant::now();
         control.write_all(&request)?;
-        let results = self.each_fleet(|fleet| receive(fleet, args))?;
+        let results = self.each_fleet(|fleet| receive(fleet, args, start))?;
         let elapsed = start.elapsed();
         let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
         if wait_for_reply {
             control.set_read_timeout(Some(Duration::from_secs(20)))?;
             control.read_exact(&mut [0; bothways_proto::PREFIX_LEN]).context("no answer to the broadcast")?;
         }
-        let mut latency = latencies();
+        let (mut latency, mut since_asked) = (latencies(), latencies());
         for of_thread in &results {
-            latency.add(of_thread).expect("same bounds");
+            latency.add(&of_thread.latency).expect("same bounds");
+            since_asked.add(&of_thread.since_asked).expect("same bounds");
         }
-        Ok(Measured { count: latency.len(), elapsed, latency, server_cpu, load_cpu })
+        Ok(Measured { count: latency.len(), elapsed, latency, since_asked, server_cpu, load_cpu })
     }
 
     fn each_fleet<T: Send>(&mut self, work: impl Fn(&mut Fleet) -> anyhow::Result<T> + Sync) -> anyhow::Result<Vec<T>> {
@@ -281,32 +288,36 @@ fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant
     Ok(latency)
 }
 
-fn receive(fleet: &mut Fleet, args: BroadcastArgs) -> anyhow::Result<Histogram<u64>> {
+struct Arrivals {
+    latency: Histogram<u64>,
+    since_asked: Histogram<u64>,
+}
+
+fn receive(fleet: &mut Fleet, args: BroadcastArgs, asked: Instant) -> anyhow::Result<Arrivals> {
     #[derive(Clone, Copy, Default)]
     struct Received {
         count: usize,
-        seq: u64,
         clock: u64,
     }
     let mut received = vec![Received::default(); fleet.len()];
     let left = Cell::new(fleet.len() * args.count);
-    let mut latency = latencies();
+    let (mut latency, mut since_asked) = (latencies(), latencies());
     let is_done = || left.get() == 0;
     fleet.run(is_done, |place, frame, now, _| {
         frame.must_be_push()?;
         ensure!(frame.payload.len() == args.size, "a push of {} bytes, not {}", frame.payload.len(), args.size);
         let clock = contract::stamped(frame.payload).context("a push without a clock")?;
         let of_connection = &mut received[place];
-        // Servers count their pushes upwards, so this also finds one that came twice.
-        let in_order = of_connection.count == 0 || (of_connection.seq < frame.seq && of_connection.clock <= clock);
-        ensure!(in_order, "push {} came out of order or twice", frame.seq);
-        *of_connection = Received { count: of_connection.count + 1, seq: frame.seq, clock };
+        // The clock goes forward, so this also finds one that came twice.
+        ensure!(of_connection.clock < clock, "a push of {clock} ns after one of {} ns", of_connection.clock);
+        *of_connection = Received { count: of_connection.count + 1, clock };
         ensure!(of_connection.count <= args.count, "more pushes than were asked for");
         latency.saturating_record(now.wall.saturating_sub(clock).max(1));
+        since_asked.saturating_record(now.instant.duration_since(asked).as_nanos() as u64);
         left.set(left.get() - 1);
         Ok(())
     })?;
-    Ok(latency)
+    Ok(Arrivals { latency, since_asked })
 }
 
 /// Bytes that are not all alike.

@@ -3,6 +3,7 @@
 use bothways_benches::{
     compare::{self, CompareArgs, StepsArgs},
     pair::{ClientArgs, ServeArgs},
+    plot::{self, PlotArgs},
     programs,
 };
 use clap::{Parser, Subcommand, ValueEnum};
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Puts all questions to all kinds, and prints medians and ratios.
     Compare(CompareArgs),
+    /// Draws what `compare --json` wrote, a picture for each question.
+    Plot(PlotArgs),
     /// Serves the contract.
     Serve {
         kind: Server,
@@ -48,6 +51,7 @@ enum Client {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Compare(args) => compare::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Serve { kind: Server::Bothways, args } => programs::serve_ours(&args),
         Command::Serve { kind: Server::Limit, args } => programs::serve_limit(&args),
         Command::Call { kind: Client::Bothways, args } => programs::call_ours(args),

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::{
-    contract::{self, BroadcastArgs},
+    contract::{self, BroadcastArgs, Stamps},
     pair::Record,
 };
 
@@ -109,8 +109,9 @@ async fn broadcast_share(connections: Vec<Connection>, args: BroadcastArgs) -> R
     };
     let metadata = Metadata::new();
     let mut payload = vec![0; args.size];
+    let mut stamps = Stamps::default();
     let mut encode = || {
-        contract::stamp(&mut payload);
+        stamps.stamp(&mut payload);
         PushFrame::new(contract::SERVICE, contract::TICK, &metadata, &payload, &limits)
     };
     let mut pace = Pace::new(&connections);
@@ -220,7 +221,7 @@ mod tests {
             for _ in 0..args.count {
                 let payload = messages.next().await.expect("the connection stays").payload().expect("is plain");
                 let clock = contract::stamped(&payload).expect("a clock");
-                assert!(last <= clock && payload.len() == args.size);
+                assert!(last < clock && payload.len() == args.size);
                 last = clock;
             }
             assert_eq!(messages.dropped(), 0);

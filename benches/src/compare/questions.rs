@@ -1,4 +1,5 @@
-//! What is asked. A question is a load, the kinds it is put to, and the figures it gives.
+//! What is asked. A question is a load, the kinds it is put to, and the figures it gives: the first of
+//! them is the answer, the others explain it.
 
 use std::{thread, time::Duration};
 
@@ -103,7 +104,12 @@ impl Question {
             Ask::Calls { connections, in_flight } => {
                 let Times { warm_up, measure } = self.times;
                 let work = ClosedLoop { in_flight, payload_bytes: PAYLOAD_BYTES, warm_up, measure };
-                Ok(calls(&connect(&server, connections)?.closed_loop(work)?))
+                let mut figures = calls(&connect(&server, connections)?.closed_loop(work)?);
+                if connections * in_flight == 1 {
+                    // One call at a time: the question is how long it takes.
+                    figures.swap(0, 1);
+                }
+                Ok(figures)
             }
             Ask::Broadcast { clients, args, repeats } => {
                 let mut load = connect(&server, clients)?;
@@ -131,11 +137,13 @@ impl Question {
                 };
                 let (without, _) = broadcast(&server, 0)?;
                 let (with, more_bytes) = broadcast(&tools.serve(kind)?, stalled)?;
+                // By the clock in the push, which each server reads at another moment: only the ratio between
+                // the two runs of one server compares.
                 let p99 = |measured: &Measured| measured.latency.value_at_quantile(0.99) as f64 / 1e6;
                 Ok(vec![
-                    Figure::new("p99 without, ms", p99(&without)),
-                    Figure::new("p99 with, ms", p99(&with)),
-                    Figure::new("with ÷ without", p99(&with) / p99(&without)),
+                    Figure::new("p99 with ÷ without", p99(&with) / p99(&without)),
+                    Figure::new("own p99 without, ms", p99(&without)),
+                    Figure::new("own p99 with, ms", p99(&with)),
                     Figure::new("pushes/s without", without.per_second()),
                     Figure::new("pushes/s with", with.per_second()),
                     Figure::new("memory with, MiB", more_bytes as f64 / f64::from(1 << 20)),
@@ -197,8 +205,8 @@ fn calls(measured: &Measured) -> Vec<Figure> {
 fn pushes(measured: &Measured) -> Vec<Figure> {
     vec![
         Figure::new("pushes/s", measured.per_second()),
-        Figure::new("p50 ms", measured.latency.value_at_quantile(0.5) as f64 / 1e6),
-        Figure::new("p99 ms", measured.latency.value_at_quantile(0.99) as f64 / 1e6),
+        Figure::new("p50 ms since asked", measured.since_asked.value_at_quantile(0.5) as f64 / 1e6),
+        Figure::new("p99 ms since asked", measured.since_asked.value_at_quantile(0.99) as f64 / 1e6),
         Figure::new("CPU µs/push", measured.server_cpu_nanos_each() / 1e3),
         Figure::new("load CPU, %", load_cpu(measured)),
     ]
