@@ -282,7 +282,7 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use bothways::{Payload, SerializeType};
+    use bothways::{Encode, SerializeType};
 
     use super::*;
 

@@ -6,7 +6,7 @@ use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
 
 use crate::{
-    codec::Payload,
+    codec::{Encode, Payload},
     error::{CallError, PushError},
 };
 
@@ -28,7 +28,7 @@ pub trait Caller: Send + Sync {
     }
 
     /// Makes one call: encodes the arguments, waits, decodes the reply.
-    fn call_typed<A: Payload + Sync, R: Payload>(
+    fn call_typed<A: Encode + Sync + ?Sized, R: Payload>(
         &self,
         service_path: &str,
         service_method: &str,
@@ -45,7 +45,7 @@ pub trait Caller: Send + Sync {
     }
 
     /// Sends one message that wants no reply: encodes it and queues it.
-    fn push_typed<A: Payload + Sync>(
+    fn push_typed<A: Encode + Sync + ?Sized>(
         &self,
         service_path: &str,
         service_method: &str,

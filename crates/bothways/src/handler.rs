@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    codec::{CodecError, Payload},
+    codec::{CodecError, Encode, Payload},
     connection::Connection,
     error::ErrorCode,
     reply::BoxFuture,
@@ -200,7 +200,7 @@ impl Context {
     }
 
     /// The reply of a typed handler: the value in the request's codec, or the error's text.
-    pub fn into_reply<T: Payload, E: std::fmt::Display>(self, outcome: Result<T, E>) -> Reply {
+    pub fn into_reply<T: Encode, E: std::fmt::Display>(self, outcome: Result<T, E>) -> Reply {
         let reply = match outcome {
             Ok(value) => Reply::encode(&value, self.request.serialize_type()),
             Err(error) => Reply::error(error.to_string()),

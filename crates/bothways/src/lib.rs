@@ -41,7 +41,7 @@ pub mod xclient;
 pub use self::{
     caller::{CallOptions, Caller, Response},
     client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages, SessionLost},
-    codec::Payload,
+    codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
     error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ServeError},

@@ -7,7 +7,7 @@ use std::{future::Future, pin::Pin};
 use bothways_proto::{Metadata, SerializeType, keys};
 use bytes::Bytes;
 
-use crate::{codec::Payload, error::ErrorCode};
+use crate::{codec::Encode, error::ErrorCode};
 
 /// A future on the heap.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -37,7 +37,7 @@ impl Reply {
     }
 
     /// Success, with this value. A type that cannot travel in the request's codec travels in its own.
-    pub fn encode<T: Payload>(value: &T, request: SerializeType) -> Self {
+    pub fn encode<T: Encode + ?Sized>(value: &T, request: SerializeType) -> Self {
         let serialize = T::serialize_type(request);
         match value.encode(serialize) {
             Ok(payload) => Self { serialize: Some(serialize), ..Self::ok(payload) },

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, future::Future, sync::Arc};
 
 use crate::{
-    codec::Payload,
+    codec::{Encode, Payload},
     handler::{BoxHandler, Context, Handler, Reply, Request},
     layer::Layer,
 };
@@ -87,7 +87,7 @@ impl Router {
     pub fn function<A, R, E, F, Fut>(self, service_path: &str, service_method: &str, function: F) -> Self
     where
         A: Payload + 'static,
-        R: Payload,
+        R: Encode,
         E: std::fmt::Display,
         F: Fn(A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bothways::{
-    CallOptions, Caller, Client, ClientOptions, CloseReason, Connection, ConnectionEvent, Metadata, Payload, Reply,
+    CallOptions, Caller, Client, ClientOptions, CloseReason, Connection, ConnectionEvent, Encode, Metadata, Reply,
     Request, Router, SerializeType, Server, connection::ConnectionId, server::Listening,
 };
 use bothways_proto::{Header, Limits, Seq, frame};

@@ -1,7 +1,7 @@
 //! Pushes, and looks at connections, through a server's admin service.
 
 use bothways::{
-    CallOptions, Client, Metadata, Payload,
+    CallOptions, Client, Encode, Metadata, Payload,
     server::{ADMIN_PATH, ADMIN_TOKEN_KEY, AdminPush, AdminPushOutcome, ConnectionView, PushTarget},
 };
 
@@ -34,7 +34,7 @@ impl Admin {
         Ok(Self { client, options: CallOptions::new().metadata(metadata).timeout(args.timeout) })
     }
 
-    async fn call<R: Payload>(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<R, Failure> {
+    async fn call<R: Payload>(&self, service_method: &str, args: &(impl Encode + Sync + ?Sized)) -> Result<R, Failure> {
         let reply = self.client.call_with(ADMIN_PATH, service_method, args, self.options.clone()).await;
         reply.map(|reply| reply.value).map_err(|error| match error.remote_text() {
             Some(text) if text.starts_with("rpcx: can't find service") => {

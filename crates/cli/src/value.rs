@@ -8,7 +8,7 @@
 //! is also read that way, so that what was printed can be sent again.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use bothways::{Payload, SerializeType};
+use bothways::{Encode, SerializeType};
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,

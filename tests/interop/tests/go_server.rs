@@ -221,7 +221,7 @@ async fn errors_have_gos_texts() {
 /// Bytes in a serialize type that neither side has a codec for.
 struct InUnknownCodec(SerializeType);
 
-impl bothways::Payload for InUnknownCodec {
+impl bothways::Encode for InUnknownCodec {
     fn serialize_type(_: SerializeType) -> SerializeType {
         SerializeType::new(9).expect("four bits")
     }
@@ -230,7 +230,9 @@ impl bothways::Payload for InUnknownCodec {
         assert_eq!(serialize, self.0);
         Ok(bytes::Bytes::from_static(b"x"))
     }
+}
 
+impl bothways::Payload for InUnknownCodec {
     fn decode(serialize: SerializeType, _: bytes::Bytes) -> Result<Self, bothways::codec::CodecError> {
         Ok(Self(serialize))
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bothways::{
-    Payload, SerializeType,
+    Encode, Payload, SerializeType,
     codec::{Protobuf, Thrift},
 };
 use bytes::Bytes;

@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
-    codec::Payload,
+    codec::{Encode, Payload},
     connection::{Connection, ConnectionStats},
     error::{CallError, ConnectError, PushError},
     router::Router,
@@ -47,7 +47,7 @@ use crate::{
 /// use bothways::{Client, ClientOptions};
 ///
 /// let client = Client::connect("tcp@127.0.0.1:8972", ClientOptions::new()).await?;
-/// let upper: String = client.call("Text", "Upper", &"abcde".to_owned()).await?;
+/// let upper: String = client.call("Text", "Upper", "abcde").await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -127,7 +127,7 @@ impl Client {
         &self,
         service_path: &str,
         service_method: &str,
-        args: &(impl Payload + Sync),
+        args: &(impl Encode + Sync + ?Sized),
     ) -> Result<R, CallError> {
         Ok(self.call_with(service_path, service_method, args, CallOptions::new()).await?.value)
     }
@@ -140,7 +140,7 @@ impl Client {
         &self,
         service_path: &str,
         service_method: &str,
-        args: &(impl Payload + Sync),
+        args: &(impl Encode + Sync + ?Sized),
         options: CallOptions,
     ) -> Result<Response<R>, CallError> {
         self.call_typed(service_path, service_method, args, options).await
@@ -154,7 +154,7 @@ impl Client {
         &self,
         service_path: &str,
         service_method: &str,
-        args: &(impl Payload + Sync),
+        args: &(impl Encode + Sync + ?Sized),
     ) -> Result<(), PushError> {
         self.push_typed(service_path, service_method, args, CallOptions::new()).await
     }

@@ -10,7 +10,7 @@
 //! needs nothing: its serde already says that it is bytes.
 //!
 //! ```
-//! use bothways::{Payload, SerializeType};
+//! use bothways::{Encode, Payload, SerializeType};
 //!
 //! #[derive(serde::Deserialize, serde::Serialize)]
 //! struct Chunk {

@@ -5,7 +5,7 @@
 //! `#[bothways::message]` such fields travel this way by themselves.
 //!
 //! ```
-//! use bothways::{Payload, SerializeType};
+//! use bothways::{Encode, Payload, SerializeType};
 //! use std::time::Duration;
 //!
 //! #[derive(serde::Deserialize, serde::Serialize)]

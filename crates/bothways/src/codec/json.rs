@@ -13,7 +13,7 @@ use serde_json::ser::Formatter;
 
 use super::{CodecError, lenient::Lenient};
 
-pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     let mut payload = Vec::with_capacity(128);
     let mut serializer = serde_json::Serializer::with_formatter(&mut payload, GoFormatter);
     value.serialize(&mut serializer).map_err(|error| CodecError::codec(SerializeType::JSON, error))?;

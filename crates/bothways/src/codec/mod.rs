@@ -24,7 +24,7 @@
 #![cfg_attr(not(feature = "thrift"), doc = "| `Thrift` (feature `thrift`) | Thrift's binary protocol | Thrift |")]
 //!
 //! ```
-//! use bothways::{Payload, SerializeType, codec::Raw};
+//! use bothways::{Encode, Payload, SerializeType, codec::Raw};
 //!
 //! // A string can travel in what the caller prefers, raw bytes only as themselves.
 //! assert_eq!(String::serialize_type(SerializeType::MSGPACK), SerializeType::MSGPACK);
@@ -91,13 +91,33 @@ pub use self::{
     raw::Raw,
 };
 
+/// A value that can be sent: the half of [`Payload`] that arguments need.
+///
+/// Implemented for every type that serde can serialize, borrowed ones such as `str` among them.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the payload of a message",
+    label = "is no `Payload`",
+    note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs"
+)]
+pub trait Encode: Send {
+    /// The serialize type this value travels in when the caller would like `preferred`: that one if
+    /// it can, else its own.
+    fn serialize_type(preferred: SerializeType) -> SerializeType;
+
+    /// Value → bytes.
+    ///
+    /// # Errors
+    /// [`CodecError::Unsupported`], or what the codec says.
+    fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError>;
+}
+
 /// A value that can be the payload of a message.
 ///
 /// Implemented for every serde type. Implement it yourself for a codec of your own, on a type that is
 /// not `Serialize`: rpcx leaves the serialize types 5 to 15 to applications.
 ///
 /// ```
-/// use bothways::{Payload, SerializeType, codec::CodecError};
+/// use bothways::{Encode, Payload, SerializeType, codec::CodecError};
 /// use bytes::Bytes;
 ///
 /// /// Text in upper case, on the wire as serialize type 9.
@@ -105,7 +125,7 @@ pub use self::{
 ///
 /// const SHOUT: SerializeType = SerializeType::new(9).unwrap();
 ///
-/// impl Payload for Shout {
+/// impl Encode for Shout {
 ///     fn serialize_type(_preferred: SerializeType) -> SerializeType {
 ///         SHOUT
 ///     }
@@ -116,7 +136,9 @@ pub use self::{
 ///         }
 ///         Ok(Bytes::from(self.0.to_uppercase()))
 ///     }
+/// }
 ///
+/// impl Payload for Shout {
 ///     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
 ///         if serialize != SHOUT {
 ///             return Err(CodecError::unsupported::<Self>(serialize, "serialize type 9"));
@@ -134,17 +156,7 @@ pub use self::{
     label = "is no `Payload`",
     note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs"
 )]
-pub trait Payload: Sized + Send {
-    /// The serialize type this value travels in when the caller would like `preferred`: that one if
-    /// it can, else its own.
-    fn serialize_type(preferred: SerializeType) -> SerializeType;
-
-    /// Value → bytes.
-    ///
-    /// # Errors
-    /// [`CodecError::Unsupported`], or what the codec says.
-    fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError>;
-
+pub trait Payload: Encode + Sized {
     /// Bytes → value. The bytes come from a peer: whatever they are, the answer is a value or an error.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::{
     lenient::{Lenient, NESTING_MAX},
 };
 
-pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     let mut payload = Vec::with_capacity(128);
     let mut serializer = Serializer::new(&mut payload).with_struct_map();
     value.serialize(&mut serializer).map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))?;

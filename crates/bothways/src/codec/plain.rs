@@ -9,14 +9,14 @@ use serde::{
 
 #[cfg(feature = "json")]
 use super::json;
-use super::{CodecError, Payload, msgpack};
+use super::{CodecError, Encode, Payload, msgpack};
 
 #[cfg(feature = "json")]
 const CAN: &str = "msgpack or json";
 #[cfg(not(feature = "json"))]
 const CAN: &str = "msgpack (json is behind the feature `json`)";
 
-impl<T: Serialize + DeserializeOwned + Send> Payload for T {
+impl<T: Serialize + Send + ?Sized> Encode for T {
     fn serialize_type(preferred: SerializeType) -> SerializeType {
         match preferred {
             #[cfg(feature = "json")]
@@ -33,7 +33,9 @@ impl<T: Serialize + DeserializeOwned + Send> Payload for T {
             _ => Err(CodecError::unsupported::<T>(serialize, CAN)),
         }
     }
+}
 
+impl<T: Serialize + DeserializeOwned + Send> Payload for T {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
         let decode = match serialize {
             SerializeType::MSGPACK => msgpack::decode,

@@ -6,14 +6,14 @@ use ::bytes::Bytes;
 use bothways_proto::SerializeType;
 use prost::Message;
 
-use super::{CodecError, Payload};
+use super::{CodecError, Encode, Payload};
 
 /// A prost message as a payload: the plain wire format, without an envelope.
 ///
 /// An empty payload is a message in which every field has its default, as the format says.
 ///
 /// ```
-/// use bothways::{Payload, SerializeType, codec::Protobuf};
+/// use bothways::{Encode, Payload, SerializeType, codec::Protobuf};
 ///
 /// #[derive(Clone, PartialEq, prost::Message)]
 /// struct Args {
@@ -32,7 +32,7 @@ use super::{CodecError, Payload};
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Protobuf<M>(pub M);
 
-impl<M: Message + Default> Payload for Protobuf<M> {
+impl<M: Message + Default> Encode for Protobuf<M> {
     fn serialize_type(_preferred: SerializeType) -> SerializeType {
         SerializeType::PROTOBUF
     }
@@ -43,7 +43,9 @@ impl<M: Message + Default> Payload for Protobuf<M> {
             _ => Err(CodecError::unsupported::<Self>(serialize, "protobuf")),
         }
     }
+}
 
+impl<M: Message + Default> Payload for Protobuf<M> {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
         match serialize {
             SerializeType::PROTOBUF => {

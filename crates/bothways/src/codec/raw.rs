@@ -5,7 +5,7 @@ use std::ops::Deref;
 use ::bytes::Bytes;
 use bothways_proto::SerializeType;
 
-use super::{CodecError, Payload};
+use super::{CodecError, Encode, Payload};
 
 /// A payload without a codec: the bytes are the application's own.
 ///
@@ -48,13 +48,13 @@ impl Raw {
     /// ```
     ///
     /// # Errors
-    /// As [`Payload::encode`].
-    pub fn of<T: Payload>(value: &T, serialize: SerializeType) -> Result<Self, CodecError> {
+    /// As [`Encode::encode`].
+    pub fn of<T: Encode + ?Sized>(value: &T, serialize: SerializeType) -> Result<Self, CodecError> {
         value.encode(serialize).map(Self)
     }
 }
 
-impl Payload for Raw {
+impl Encode for Raw {
     fn serialize_type(_preferred: SerializeType) -> SerializeType {
         SerializeType::RAW
     }
@@ -65,7 +65,9 @@ impl Payload for Raw {
             _ => Err(CodecError::unsupported::<Self>(serialize, "raw bytes")),
         }
     }
+}
 
+impl Payload for Raw {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
         match serialize {
             SerializeType::RAW => Ok(Self(payload)),

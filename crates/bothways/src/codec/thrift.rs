@@ -9,7 +9,7 @@ use thrift::{
     protocol::{TBinaryInputProtocol, TBinaryOutputProtocol, TSerializable},
 };
 
-use super::{CodecError, Payload};
+use super::{CodecError, Encode, Payload};
 
 /// A Thrift struct as a payload: the binary protocol (not the compact one), without a message header.
 ///
@@ -17,7 +17,7 @@ use super::{CodecError, Payload};
 /// the size of the payload, and structs nest at most 64 deep.
 ///
 /// ```
-/// use bothways::{Payload, SerializeType, codec::Thrift};
+/// use bothways::{Encode, Payload, SerializeType, codec::Thrift};
 /// use thrift::protocol::{TFieldIdentifier, TInputProtocol, TOutputProtocol, TSerializable, TStructIdentifier, TType};
 ///
 /// #[derive(Debug, Default, PartialEq)]
@@ -61,7 +61,7 @@ use super::{CodecError, Payload};
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Thrift<T>(pub T);
 
-impl<T: TSerializable + Send> Payload for Thrift<T> {
+impl<T: TSerializable + Send> Encode for Thrift<T> {
     fn serialize_type(_preferred: SerializeType) -> SerializeType {
         SerializeType::THRIFT
     }
@@ -75,7 +75,9 @@ impl<T: TSerializable + Send> Payload for Thrift<T> {
         self.0.write_to_out_protocol(&mut output).map_err(|error| CodecError::codec(serialize, error))?;
         Ok(payload.into())
     }
+}
 
+impl<T: TSerializable + Send> Payload for Thrift<T> {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
         if serialize != SerializeType::THRIFT {
             return Err(CodecError::unsupported::<Self>(serialize, "thrift"));

@@ -6,7 +6,7 @@
 //! `#[bothways::message]` such fields travel this way by themselves.
 //!
 //! ```
-//! use bothways::{Payload, SerializeType};
+//! use bothways::{Encode, Payload, SerializeType};
 //! use std::time::{Duration, SystemTime, UNIX_EPOCH};
 //!
 //! #[derive(serde::Deserialize, serde::Serialize)]
@@ -369,7 +369,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Payload, SerializeType};
+    use crate::{Encode, Payload, SerializeType};
 
     #[derive(Debug, Deserialize, PartialEq, Serialize)]
     struct Stamp(#[serde(with = "super")] SystemTime);

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, OnceCell, watch};
 
 use super::{AuthRequest, Counters, Server, Shared, admin};
 use crate::{
-    codec::Payload,
+    codec::{Encode, Payload},
     connection::{Connection, Load, Overflow, Settings},
     error::CloseReason,
     handler::Handler,
@@ -93,7 +93,7 @@ impl ServerBuilder {
     pub fn function<A, R, E, F, Fut>(mut self, service_path: &str, service_method: &str, function: F) -> Self
     where
         A: Payload + 'static,
-        R: Payload,
+        R: Encode,
         E: std::fmt::Display,
         F: Fn(A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,

@@ -72,7 +72,7 @@ impl Push {
     ///
     /// # Errors
     /// What its codec says.
-    pub fn of<T: crate::codec::Payload>(
+    pub fn of<T: crate::codec::Encode + ?Sized>(
         service_path: &str,
         service_method: &str,
         value: &T,

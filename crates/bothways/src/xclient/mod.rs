@@ -126,7 +126,7 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     client::{Client, ConnectionEvents, EventSender, MessageQueue, ServerMessages},
-    codec::Payload,
+    codec::{Encode, Payload},
     connection::Connection,
     discovery::{Discovery, ServerEntry},
     error::{CallError, PushError},
@@ -263,7 +263,11 @@ impl XClient {
     /// # Errors
     /// That of the last try, or [`CallError::NoServer`]; [`CallError::TimedOut`] if the deadline passed,
     /// however many tries were made; [`CallError::NotConnected`] after [`Self::close`].
-    pub async fn call<R: Payload>(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<R, CallError> {
+    pub async fn call<R: Payload>(
+        &self,
+        service_method: &str,
+        args: &(impl Encode + Sync + ?Sized),
+    ) -> Result<R, CallError> {
         Ok(self.call_with(service_method, args, CallOptions::new()).await?.value)
     }
 
@@ -274,7 +278,7 @@ impl XClient {
     pub async fn call_with<R: Payload>(
         &self,
         service_method: &str,
-        args: &(impl Payload + Sync),
+        args: &(impl Encode + Sync + ?Sized),
         options: CallOptions,
     ) -> Result<Response<R>, CallError> {
         self.call_typed(&self.shared.service_path, service_method, args, options).await
@@ -288,7 +292,7 @@ impl XClient {
     /// [`PushError`]: nothing was queued anywhere.
     ///
     /// Source: Go rpcx `client/xclient.go`, `Oneshot`.
-    pub async fn oneshot(&self, service_method: &str, args: &(impl Payload + Sync)) -> Result<(), PushError> {
+    pub async fn oneshot(&self, service_method: &str, args: &(impl Encode + Sync + ?Sized)) -> Result<(), PushError> {
         self.push_typed(&self.shared.service_path, service_method, args, CallOptions::new()).await
     }
 
