@@ -15,6 +15,8 @@
 mod dispatch;
 mod driver;
 mod outbox;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::{

@@ -1,0 +1,132 @@
+//! Two engines that face each other over a pipe as small as one likes.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
+//! | `threads.rs` | many threads on one connection whose socket is full most of the time |
+
+mod model;
+mod threads;
+
+use std::{
+    io::{self, IoSlice},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bothways_proto::{Message, Metadata, Role, SerializeType};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Answer, Connection, Inlet, Settings};
+use crate::{
+    caller::{CallOptions, Caller, RawCall},
+    error::{CallError, CloseReason},
+    reply::{BoxFuture, Reply},
+    transport::{AnySocket, Socket, memory, memory::MemorySocket},
+};
+
+/// A socket that the test can break.
+#[derive(Clone)]
+struct Breakable(Arc<MemorySocket>);
+
+impl Socket for Breakable {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_read(cx, buf)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, slices)
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write(slices)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.0.peer()
+    }
+}
+
+/// A call of method `wait`, to be answered by the test.
+struct Asked {
+    payload: Bytes,
+    answer: oneshot::Sender<Reply>,
+}
+
+/// What one end hears.
+struct Heard {
+    asked: mpsc::UnboundedReceiver<Asked>,
+    pushes: mpsc::UnboundedReceiver<Bytes>,
+    closed: mpsc::UnboundedReceiver<CloseReason>,
+}
+
+struct Ears {
+    asked: mpsc::UnboundedSender<Asked>,
+    pushes: mpsc::UnboundedSender<Bytes>,
+    closed: mpsc::UnboundedSender<CloseReason>,
+}
+
+impl Inlet for Ears {
+    fn handle_request(&self, _: &Connection, message: Message) -> Answer {
+        let payload = message.wire_payload();
+        // The test may have stopped listening.
+        if message.header().is_oneway() {
+            let _ = self.pushes.send(payload);
+            return Answer::Nothing;
+        }
+        if message.service_method() == "echo" {
+            return Answer::Ready(Reply::ok(payload));
+        }
+        let (answer, reply) = oneshot::channel();
+        let _ = self.asked.send(Asked { payload, answer });
+        Answer::Later(Box::pin(async { reply.await.unwrap_or_else(|_| Reply::error("the test is over")) }), None)
+    }
+
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn handle_closed(&self, _: &Connection, reason: &CloseReason) {
+        let _ = self.closed.send(reason.clone());
+    }
+}
+
+fn ears() -> (Arc<dyn Inlet>, Heard) {
+    let ((asked, a), (pushes, b), (closed, c)) =
+        (mpsc::unbounded_channel(), mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    (Arc::new(Ears { asked, pushes, closed }), Heard { asked: a, pushes: b, closed: c })
+}
+
+/// Client and server, negotiated, what each hears, and the pipe between them.
+async fn engines(buffer_bytes: usize, settings: Settings) -> ([Connection; 2], [Heard; 2], Breakable) {
+    let (client, server) = memory::pair(buffer_bytes);
+    let (client, server) = (Breakable(Arc::new(client)), Breakable(Arc::new(server)));
+    let settings = Arc::new(settings);
+    let start = |role, socket: &Breakable, hello| {
+        let (inlet, heard) = ears();
+        let socket = AnySocket::Other(Box::new(socket.clone()));
+        (Connection::start(role, socket, Arc::clone(&settings), inlet, hello, |_| {}), heard)
+    };
+    let (server_end, server_heard) = start(Role::Server, &server, None);
+    let (client_end, client_heard) = start(Role::Client, &client, Some(Metadata::new()));
+    while !(client_end.is_negotiated() && server_end.is_negotiated()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ([client_end, server_end], [client_heard, server_heard], client)
+}
+
+async fn call(connection: &Connection, service_method: &str, payload: Bytes) -> Result<Bytes, CallError> {
+    let (serialize, options) = (SerializeType::RAW, CallOptions::new());
+    let call = RawCall { service_path: "T", service_method, serialize, payload, options };
+    Ok(connection.call_raw(call).await?.payload)
+}
