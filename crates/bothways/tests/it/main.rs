@@ -7,6 +7,7 @@ mod compression;
 mod deadlines;
 mod keepalive;
 mod layers;
+mod leaks;
 mod limits;
 mod metadata;
 mod negotiation;
