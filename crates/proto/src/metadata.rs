@@ -24,7 +24,7 @@ pub mod keys {
     pub const CANCEL_SEQ: &str = "_bw.seq";
     /// A method of the control path: the server dropped pushes of this session.
     pub const GAP: &str = "Gap";
-    /// Metadata of a [`GAP`] notice: how many pushes were dropped, decimal.
+    /// Metadata of a [`GAP`] notice: how many pushes were dropped since the session began, decimal.
     pub const GAP_MISSED: &str = "_bw.missed";
     /// The method by which a client acknowledges tracked pushes.
     pub const ACK: &str = "Ack";

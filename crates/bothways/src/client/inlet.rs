@@ -70,7 +70,7 @@ impl ClientInlet {
             Some(queue) if message.service_path() == keys::CONTROL_PATH && connection.is_negotiated() => {
                 if message.service_method() == keys::GAP {
                     let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
-                    queue.add_gap(missed.unwrap_or(0));
+                    queue.add_gap(self.memory.miss(missed.unwrap_or(0)));
                 }
             }
             Some(queue) => {

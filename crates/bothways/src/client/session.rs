@@ -27,6 +27,9 @@ struct State {
     /// Counts sessions, so that a message of an earlier one acknowledges nothing of this one.
     epoch: u64,
     known: Option<Known>,
+    /// The server has answered on the present connection. Before that, nobody knows which session an
+    /// acknowledgement would count for.
+    welcomed: bool,
     offsets: Offsets,
 }
 
@@ -51,11 +54,13 @@ struct Offsets {
     handled_ahead: BTreeSet<u64>,
     /// What the server was last told.
     told: (u64, u64),
+    /// Pushes that the server has told to be missing.
+    missed: u64,
 }
 
 impl Offsets {
     fn starting_at(offset: u64) -> Self {
-        Self { received: offset, handled: offset, handled_ahead: BTreeSet::new(), told: (offset, offset) }
+        Self { received: offset, handled: offset, handled_ahead: BTreeSet::new(), told: (offset, offset), missed: 0 }
     }
 
     fn handle(&mut self, offset: u64) {
@@ -103,7 +108,8 @@ impl Drop for Ack {
 impl SessionMemory {
     /// The pairs of a Hello: who this client was, and how far it is.
     pub(super) fn hello(&self) -> Metadata {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.welcomed = false;
         match &state.known {
             None => Metadata::new(),
             Some(known) => Metadata::new()
@@ -123,6 +129,7 @@ impl SessionMemory {
         });
         let resumed = welcome.is_some_and(|welcome| welcome.value(keys::SESSION_RESUMED).is_some());
         state.known = named;
+        state.welcomed = true;
         if resumed && had && state.known.is_some() {
             // What the server heard last may have been lost with the old connection.
             state.offsets.told = (0, 0);
@@ -157,12 +164,24 @@ impl SessionMemory {
         Received::New(Ack { memory: Arc::clone(self), epoch, offset })
     }
 
+    /// The server says how many pushes it dropped since the session began. Answers how many of them are news:
+    /// it says so again on each connection.
+    pub(super) fn miss(&self, since_beginning: u64) -> u64 {
+        let mut state = self.state.lock();
+        let news = since_beginning.saturating_sub(state.offsets.missed);
+        state.offsets.missed += news;
+        news
+    }
+
     /// Waits until an acknowledgement is due, and answers its offsets: received, handled.
     ///
     /// Dropping the future loses nothing: what is due stays due.
     pub(super) async fn due(&self) -> (u64, u64) {
         loop {
-            let untold = self.state.lock().offsets.untold();
+            let untold = {
+                let state = self.state.lock();
+                if state.welcomed { state.offsets.untold() } else { 0 }
+            };
             if ACK_MESSAGES <= untold {
                 return self.tell();
             }

@@ -62,7 +62,7 @@ impl Entry {
 pub(super) enum Next {
     /// This frame, with this offset; 0 if it is not tracked.
     Frame { frame: Bytes, offset: u64 },
-    /// A notice that this many pushes were dropped.
+    /// A notice that this many pushes were dropped for want of room since the session began.
     Gap { missed: u64 },
 }
 
@@ -101,8 +101,10 @@ pub(super) struct Ledger {
     /// While a new connection is brought up to date: the next offset to send again.
     replay: Option<u64>,
     unwritten: VecDeque<Unwritten>,
-    /// Dropped since the client was last told.
+    /// Dropped for want of room since the session began, and how many of them the present connection was given
+    /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
     missed: u64,
+    told: u64,
     dropped: u64,
 }
 
@@ -110,6 +112,12 @@ pub(super) struct Ledger {
 enum Queued {
     Entry(Entry),
     Latest(Box<str>),
+}
+
+impl Queued {
+    fn may_go(&self, behind: bool) -> bool {
+        !behind || !matches!(self, Self::Latest(_))
+    }
 }
 
 impl Ledger {
@@ -129,6 +137,7 @@ impl Ledger {
             replay: None,
             unwritten: VecDeque::new(),
             missed: 0,
+            told: 0,
             dropped: 0,
         }
     }
@@ -198,9 +207,10 @@ impl Ledger {
             }
             self.replay = None;
         }
-        if 0 < self.missed && self.confirms {
+        if self.told < self.missed && self.confirms {
+            self.told = self.missed;
             self.unwritten.push_back(Unwritten::Notice);
-            return Some(Next::Gap { missed: std::mem::take(&mut self.missed) });
+            return Some(Next::Gap { missed: self.missed });
         }
         loop {
             let mut entry = self.take_queued()?;
@@ -231,8 +241,8 @@ impl Ledger {
     /// The first that may be sent. The newest values of keys wait, and are replaced, while the client is
     /// behind with what it confirms.
     fn take_queued(&mut self) -> Option<Entry> {
-        let behind = self.confirms && self.is_full_for(0);
-        let may_go = |queued: &Queued| !behind || !matches!(queued, Queued::Latest(_));
+        let behind = self.is_behind();
+        let may_go = |queued: &Queued| queued.may_go(behind);
         let queued = self.queues.iter_mut().find_map(|queue| {
             let at = queue.iter().position(may_go)?;
             queue.remove(at)
@@ -243,10 +253,19 @@ impl Ledger {
         })
     }
 
-    /// True if something waits to go on the wire.
+    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
+    /// count: whoever asks for more whenever there is room would ask without end.
     pub(super) fn has_next(&self) -> bool {
+        let behind = self.is_behind();
         self.connected
-            && (self.replay.is_some() || 0 < self.missed || self.queues.iter().any(|queue| !queue.is_empty()))
+            && (self.replay.is_some_and(|at| at < self.next_offset)
+                || (self.confirms && self.told < self.missed)
+                || self.queues.iter().flatten().any(|queued| queued.may_go(behind)))
+    }
+
+    /// The client has so much to confirm that values which a newer one may replace are not sent yet.
+    fn is_behind(&self) -> bool {
+        self.confirms && self.is_full_for(0)
     }
 
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
@@ -308,6 +327,7 @@ impl Ledger {
     pub(super) fn disconnect(&mut self) {
         self.connected = false;
         self.replay = None;
+        self.told = 0;
         for unwritten in self.unwritten.drain(..) {
             if let Unwritten::Fire(mut ticket) = unwritten {
                 ticket.advance(Stage::Dropped(DropReason::Disconnected));
@@ -375,3 +395,6 @@ impl Ledger {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -268,8 +268,12 @@ impl Session {
                 Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
                 Next::Gap { missed } => connection.queue_gap(missed),
             };
-            // An error: the connection is over, and its end is on its way here.
-            let Ok(mark) = added else { break };
+            let Ok(mark) = added else {
+                // It is over, and its end is on its way here; or others filled it this moment. Then it ends
+                // too: what the ledger has given away, the client must get on this connection or the next.
+                connection.cut();
+                break;
+            };
             state.marks.push_back(mark);
         }
         drop(state);

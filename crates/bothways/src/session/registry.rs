@@ -61,7 +61,7 @@ impl SessionOptions {
 }
 
 /// What a client may know of its session, hashed: the last secret that it has shown to know, and those
-/// that were sent since. A Welcome may be lost, so that the client still has the one before.
+/// that were sent since, oldest first. A Welcome may be lost, so that the client still has the one before.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
     hashes: VecDeque<[u8; 32]>,
@@ -85,6 +85,14 @@ impl Secrets {
     fn admits(&self, secret: &str) -> bool {
         // Of hashes of secrets, the time of a comparison tells nothing of use.
         self.hashes.contains(&hash(secret))
+    }
+
+    /// The client has come back with this one: those before it are over.
+    fn show(&mut self, secret: &str) {
+        let shown = hash(secret);
+        while self.hashes.front().is_some_and(|hash| *hash != shown) {
+            self.hashes.pop_front();
+        }
     }
 
     /// The client has shown that it got the newest one.
@@ -190,10 +198,16 @@ impl Registry {
 
     /// The Welcome is on its way: what the session owes its client follows it.
     pub(crate) fn welcomed(&self, connection: &Connection) {
-        if let Some(session) = self.of_connection(connection.id()) {
-            session.inner.state.lock().ledger.connect(true);
-            session.pump();
+        let Some(session) = self.of_connection(connection.id()) else { return };
+        {
+            let mut state = session.inner.state.lock();
+            // Another connection may have claimed the session this moment, and is not welcomed yet.
+            if state.connection.as_ref() != Some(connection) {
+                return;
+            }
+            state.ledger.connect(true);
         }
+        session.pump();
     }
 
     fn resume(
@@ -222,6 +236,7 @@ impl Registry {
             if !state.ledger.resume(handled) {
                 return Err("gap");
             }
+            state.secret.show(key);
             state.generation += 1;
             state.marks.clear();
             state.lost_at = None;
@@ -238,6 +253,10 @@ impl Registry {
         fresh.inner.state.lock().connection = None;
         self.remove(fresh);
         session.inner.changed.notify_waiters();
+        if connection.is_closed() {
+            // It may have ended before it was in the table, and then has left the fresh session only.
+            self.leave(connection);
+        }
         Ok(session)
     }
 
@@ -301,7 +320,8 @@ impl Registry {
             still_away && now < *until
         });
         for session in over {
-            self.remove(&session);
+            // Its client may have come back this moment.
+            self.remove_if(&session, |state| state.connection.is_none());
         }
     }
 
@@ -317,11 +337,16 @@ impl Registry {
 
     /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
     fn remove(&self, session: &Session) {
+        self.remove_if(session, |_| true);
+    }
+
+    fn remove_if(&self, session: &Session, still: impl FnOnce(&State) -> bool) {
         let (user, patterns, ledger) = {
             let mut state = session.inner.state.lock();
-            if std::mem::replace(&mut state.ended, true) {
+            if state.ended || !still(&state) {
                 return;
             }
+            state.ended = true;
             state.resumable = false;
             let empty = Ledger::new(self.options.bounds.clone());
             (state.user.take(), std::mem::take(&mut state.patterns), std::mem::replace(&mut state.ledger, empty))

@@ -256,3 +256,48 @@ async fn who_is_kicked_stays_away() {
     assert!(matches!(events.next().await, Some(ConnectionEvent::SessionLost { .. })));
     assert_ne!(server.sessions(&Target::everyone()).expect("no topic")[0].id(), before);
 }
+
+/// A value that waits because its client is behind keeps nobody busy, and goes when there is room.
+#[tokio::test(start_paused = true)]
+async fn a_value_waits_for_a_client_that_is_behind() {
+    let server = Server::builder().session_log(2, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let session = server.sessions(&Target::everyone()).expect("no topic")[0].clone();
+    for number in 0..2 {
+        session.push(&Push::new("Chat", "say", number.to_string())).expect("small");
+    }
+    let held = [messages.next().await, messages.next().await];
+    let price = Push::new("Prices", "set", "1.1").class(Class::Latest("EUR".to_owned()));
+    let receipt = session.push(&price).expect("small");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(receipt.outcomes().at(Stage::Queued), 1);
+    drop(held);
+    assert_eq!(text(&mut messages).await, "1.1");
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+}
+
+/// A client that comes back confirms nothing before it is welcomed: until then the server takes it for somebody
+/// new, to whom nothing was ever sent.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_confirmed_before_the_welcome() {
+    let server = Server::builder()
+        .auth(|_| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, String>(())
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let options = ClientOptions::new().backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let session = server.sessions(&Target::everyone()).expect("no topic")[0].clone();
+    let receipt = session.push(&Push::new("Chat", "say", "hi")).expect("small");
+    assert_eq!(text(&mut messages).await, "hi");
+    client.connection().expect("it is up").close();
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((session.generation(), server.stats().connections_accepted), (2, 2));
+}

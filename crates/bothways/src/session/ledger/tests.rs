@@ -1,0 +1,708 @@
+//! Every rule of the ledger as a sentence, then all of them at once: any history against a client that
+//! remembers, and a specification that only keeps lists.
+
+use super::*;
+use crate::session::receipt::Receipt;
+
+const NOW: Duration = Duration::ZERO;
+
+fn bounds() -> Bounds {
+    Bounds { fire_messages: 3, fire_bytes: 64, latest_keys: 2, tracked_messages: 4, tracked_bytes: 64 }
+}
+
+fn ledger(confirms: bool) -> Ledger {
+    let mut ledger = Ledger::new(bounds());
+    ledger.connect(confirms);
+    ledger
+}
+
+fn entry(class: Class, text: &str) -> (Entry, Receipt) {
+    let receipt = Receipt::new();
+    let (priority, frame) = (Priority::Normal, Bytes::copy_from_slice(text.as_bytes()));
+    (Entry { class, priority, frame, expires: None, ticket: receipt.ticket() }, receipt)
+}
+
+/// Takes a push in, and gives its receipt.
+fn push(ledger: &mut Ledger, class: Class, text: &str) -> Receipt {
+    let (entry, receipt) = entry(class, text);
+    ledger.push(entry, NOW);
+    receipt
+}
+
+fn push_at(ledger: &mut Ledger, priority: Priority, class: Class, text: &str) -> Receipt {
+    let (mut entry, receipt) = entry(class, text);
+    entry.priority = priority;
+    ledger.push(entry, NOW);
+    receipt
+}
+
+fn latest(key: &str) -> Class {
+    Class::Latest(key.to_owned())
+}
+
+/// All that goes on the wire now: texts and their offsets; a gap is its number.
+fn all(ledger: &mut Ledger) -> Vec<(String, u64)> {
+    std::iter::from_fn(|| ledger.next(NOW))
+        .map(|next| match next {
+            Next::Frame { frame, offset } => (String::from_utf8(frame.to_vec()).expect("a text"), offset),
+            Next::Gap { missed } => (format!("gap {missed}"), 0),
+        })
+        .collect()
+}
+
+fn texts(ledger: &mut Ledger) -> Vec<String> {
+    all(ledger).into_iter().map(|(text, _)| text).collect()
+}
+
+/// The one stage at which a push to one session stands.
+fn stage(receipt: &Receipt) -> Stage {
+    const ALL: [Stage; 10] = [
+        Stage::Queued,
+        Stage::Written,
+        Stage::Received,
+        Stage::Handled,
+        Stage::PlainWritten,
+        Stage::Expired,
+        Stage::Superseded,
+        Stage::Dropped(DropReason::Full),
+        Stage::Dropped(DropReason::Disconnected),
+        Stage::Dropped(DropReason::SessionEnded),
+    ];
+    let outcomes = receipt.outcomes();
+    assert_eq!(outcomes.targets(), 1);
+    ALL.into_iter().find(|stage| outcomes.at(*stage) == 1).expect("it is somewhere")
+}
+
+#[test]
+fn offsets_have_no_holes_whatever_is_not_tracked() {
+    let mut ledger = ledger(true);
+    push(&mut ledger, Class::Tracked, "a");
+    push(&mut ledger, Class::Fire, "b");
+    push(&mut ledger, latest("k"), "c");
+    push(&mut ledger, Class::Tracked, "d");
+    let expected = [("a", 1), ("b", 0), ("c", 2), ("d", 3)];
+    assert_eq!(all(&mut ledger), expected.map(|(text, offset)| (text.to_owned(), offset)));
+    assert_eq!(ledger.last_offset(), 3);
+}
+
+#[test]
+fn the_higher_priority_goes_first_and_the_older_within_one() {
+    let mut ledger = ledger(true);
+    push_at(&mut ledger, Priority::Bulk, Class::Fire, "bulk");
+    push_at(&mut ledger, Priority::Normal, Class::Tracked, "normal 1");
+    push_at(&mut ledger, Priority::High, Class::Tracked, "high");
+    push_at(&mut ledger, Priority::Normal, Class::Fire, "normal 2");
+    assert_eq!(texts(&mut ledger), ["high", "normal 1", "normal 2", "bulk"]);
+}
+
+#[test]
+fn what_overflows_is_the_oldest_fire_of_the_lowest_priority_and_the_client_is_told_first() {
+    let mut ledger = ledger(true);
+    let kept = push_at(&mut ledger, Priority::High, Class::Fire, "high");
+    let dropped = push_at(&mut ledger, Priority::Bulk, Class::Fire, "bulk 1");
+    push_at(&mut ledger, Priority::Bulk, Class::Fire, "bulk 2");
+    push_at(&mut ledger, Priority::Normal, Class::Fire, "normal");
+    assert_eq!((stage(&dropped), stage(&kept)), (Stage::Dropped(DropReason::Full), Stage::Queued));
+    assert_eq!(texts(&mut ledger), ["gap 1", "high", "normal", "bulk 2"]);
+    assert_eq!(ledger.dropped(), 1);
+}
+
+#[test]
+fn a_single_push_is_taken_however_large() {
+    let mut ledger = ledger(true);
+    let large = "x".repeat(1000);
+    let (fire, tracked) = (push(&mut ledger, Class::Fire, &large), push(&mut ledger, Class::Tracked, &large));
+    assert_eq!((stage(&fire), stage(&tracked)), (Stage::Queued, Stage::Queued));
+    let refused = push(&mut ledger, Class::Tracked, "x");
+    assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full), "it does not fit beside the large one");
+}
+
+#[test]
+fn a_full_log_refuses_until_something_is_handled() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3", "4"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    let refused = push(&mut ledger, Class::Tracked, "5");
+    assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full));
+    assert_eq!(texts(&mut ledger), ["gap 1", "1", "2", "3", "4"]);
+    ledger.written(5);
+    assert!(ledger.ack(4, 0));
+    assert!(ledger.is_full_for(1), "received is not handled");
+    assert!(ledger.ack(4, 1));
+    assert_eq!(stage(&push(&mut ledger, Class::Tracked, "6")), Stage::Queued);
+}
+
+#[test]
+fn a_newer_value_takes_the_place_of_the_one_that_waits() {
+    let mut ledger = ledger(true);
+    let first = push(&mut ledger, latest("k"), "1");
+    push(&mut ledger, Class::Tracked, "between");
+    push(&mut ledger, latest("k"), "2");
+    assert_eq!(stage(&first), Stage::Superseded);
+    assert_eq!(texts(&mut ledger), ["2", "between"]);
+    let third = push(&mut ledger, latest("k"), "3");
+    assert_eq!((stage(&third), texts(&mut ledger)), (Stage::Queued, vec!["3".to_owned()]), "2 is on its way already");
+}
+
+#[test]
+fn a_key_too_many_is_refused() {
+    let mut ledger = ledger(true);
+    push(&mut ledger, latest("a"), "1");
+    push(&mut ledger, latest("b"), "2");
+    assert_eq!(stage(&push(&mut ledger, latest("c"), "3")), Stage::Dropped(DropReason::Full));
+    assert_eq!(stage(&push(&mut ledger, latest("a"), "4")), Stage::Queued);
+}
+
+/// And nothing says that there is more to send: whoever asks as long as there is would never stop.
+#[test]
+fn values_wait_for_a_client_that_is_behind() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3", "4"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    push(&mut ledger, latest("k"), "old");
+    assert_eq!(texts(&mut ledger), ["1", "2", "3", "4"]);
+    assert!(!ledger.has_next());
+    push(&mut ledger, latest("k"), "new");
+    ledger.written(4);
+    assert!(ledger.ack(1, 1));
+    assert!(ledger.has_next());
+    assert_eq!(texts(&mut ledger), ["new"]);
+}
+
+#[test]
+fn a_plain_client_gets_no_offsets_and_no_gap_and_confirms_nothing() {
+    let mut ledger = ledger(false);
+    let dropped = push(&mut ledger, Class::Fire, "0");
+    for text in ["1", "2", "3"] {
+        push(&mut ledger, Class::Fire, text);
+    }
+    let tracked = push(&mut ledger, Class::Tracked, "4");
+    assert_eq!(stage(&dropped), Stage::Dropped(DropReason::Full));
+    let expected = ["1", "2", "3", "4"].map(|text| (text.to_owned(), 0));
+    assert_eq!(all(&mut ledger), expected);
+    assert!(!ledger.has_next(), "a gap of which nobody is told is nothing to send");
+    ledger.written(4);
+    assert_eq!(stage(&tracked), Stage::PlainWritten);
+    assert_eq!(ledger.waiting(), (0, 0));
+}
+
+#[test]
+fn written_is_what_the_wire_took_first() {
+    let mut ledger = ledger(true);
+    let (a, b) = (push(&mut ledger, Class::Tracked, "a"), push(&mut ledger, Class::Fire, "b"));
+    all(&mut ledger);
+    ledger.written(1);
+    assert_eq!((stage(&a), stage(&b)), (Stage::Written, Stage::Queued));
+    ledger.written(9);
+    assert_eq!(stage(&b), Stage::PlainWritten);
+}
+
+#[test]
+fn what_was_never_sent_cannot_be_confirmed() {
+    let mut ledger = ledger(true);
+    let (a, b) = (push(&mut ledger, Class::Tracked, "a"), push(&mut ledger, Class::Tracked, "b"));
+    ledger.next(NOW);
+    assert!(!ledger.ack(2, 0));
+    assert!(!ledger.ack(0, 2));
+    assert!(!ledger.resume(2));
+    assert_eq!((stage(&a), stage(&b)), (Stage::Queued, Stage::Queued));
+    assert!(ledger.has_next(), "a false claim changes nothing");
+}
+
+#[test]
+fn confirmations_only_go_on() {
+    let mut ledger = ledger(true);
+    let receipts = ["a", "b"].map(|text| push(&mut ledger, Class::Tracked, text));
+    all(&mut ledger);
+    assert!(ledger.ack(0, 1), "what is handled was received");
+    assert!(ledger.ack(2, 0));
+    assert!(ledger.ack(1, 1));
+    assert_eq!(receipts.each_ref().map(stage), [Stage::Handled, Stage::Received]);
+}
+
+#[test]
+fn what_is_not_handled_is_sent_again_before_anything_new() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    ledger.next(NOW);
+    ledger.next(NOW);
+    ledger.disconnect();
+    assert_eq!(ledger.next(NOW), None);
+    push_at(&mut ledger, Priority::High, Class::Tracked, "new");
+    assert!(ledger.resume(1));
+    assert_eq!(ledger.next(NOW), None, "nothing goes before the welcome");
+    ledger.connect(true);
+    let expected = [("2", 2), ("new", 3), ("3", 4)].map(|(text, offset)| (text.to_owned(), offset));
+    assert_eq!(all(&mut ledger), expected);
+}
+
+#[test]
+fn a_client_that_knows_less_than_it_confirmed_has_lost_its_place() {
+    let mut ledger = ledger(true);
+    push(&mut ledger, Class::Tracked, "1");
+    push(&mut ledger, Class::Tracked, "2");
+    all(&mut ledger);
+    assert!(ledger.ack(2, 2));
+    assert!(!ledger.resume(1));
+    assert!(ledger.resume(2), "an empty log resumes");
+}
+
+#[test]
+fn fire_ends_with_its_connection_and_the_rest_waits() {
+    let mut ledger = ledger(true);
+    let (a, b) = (push(&mut ledger, Class::Fire, "a"), push(&mut ledger, Class::Tracked, "b"));
+    ledger.next(NOW);
+    let (c, d) = (push(&mut ledger, Class::Fire, "c"), push(&mut ledger, latest("k"), "d"));
+    ledger.disconnect();
+    let away = push(&mut ledger, Class::Fire, "away");
+    for receipt in [a, c, away] {
+        assert_eq!(stage(&receipt), Stage::Dropped(DropReason::Disconnected));
+    }
+    assert_eq!((stage(&b), stage(&d), ledger.dropped()), (Stage::Queued, Stage::Queued, 3));
+    assert!(ledger.resume(0));
+    ledger.connect(true);
+    assert_eq!(texts(&mut ledger), ["b", "d"]);
+}
+
+#[test]
+fn a_gap_whose_notice_is_lost_is_told_again() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3", "4", "5"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 1 }));
+    ledger.written(1);
+    assert!(ledger.resume(0));
+    ledger.connect(true);
+    push(&mut ledger, Class::Tracked, "6");
+    assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 2 }), "all of it, so that a repeat does no harm");
+    assert_ne!(ledger.next(NOW), Some(Next::Gap { missed: 2 }));
+}
+
+#[test]
+fn what_is_too_old_is_neither_taken_nor_sent() {
+    let mut ledger = ledger(true);
+    let second = Duration::from_secs(1);
+    let (mut waits, waited) = entry(Class::Tracked, "a");
+    waits.expires = Some(second);
+    assert!(ledger.push(waits, NOW));
+    let (mut late, was_late) = entry(Class::Fire, "b");
+    late.expires = Some(second);
+    assert!(!ledger.push(late, second));
+    push(&mut ledger, Class::Tracked, "c");
+    assert_eq!(ledger.next(second), Some(Next::Frame { frame: Bytes::from_static(b"c"), offset: 1 }));
+    assert_eq!((stage(&waited), stage(&was_late)), (Stage::Expired, Stage::Expired));
+    assert_eq!(ledger.waiting(), (1, 1), "what expired takes no room");
+}
+
+#[test]
+fn a_session_that_ends_tells_the_sender_of_all_it_owed() {
+    let mut ledger = ledger(true);
+    let receipts = [Class::Tracked, Class::Fire, latest("k")].map(|class| push(&mut ledger, class, "x"));
+    ledger.next(NOW);
+    drop(ledger);
+    for receipt in receipts {
+        assert_eq!(stage(&receipt), Stage::Dropped(DropReason::SessionEnded));
+    }
+}
+
+/// Any history, against what was promised.
+mod histories {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Command {
+        Push {
+            class: Kind,
+            priority: Priority,
+            lives: Option<u64>,
+            len: usize,
+        },
+        /// Give this many to the wire.
+        Next(usize),
+        /// The kernel took this many more.
+        Written(usize),
+        /// This many more arrive at the client.
+        Arrive(usize),
+        /// The application is done with this many more.
+        Handle(usize),
+        /// The client confirms what it has.
+        Ack,
+        /// The client claims what it was never sent.
+        FalseAck,
+        Disconnect,
+        /// The client comes back with the offset it has handled; twice in a row is two claims.
+        Resume,
+        /// It claims to have handled what it was never sent, or less than it confirmed.
+        FalseResume,
+        /// It is welcomed.
+        Connect,
+        Advance(u64),
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Fire,
+        Latest(u8),
+        Tracked,
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        let class =
+            prop_oneof![Just(Kind::Fire), (0..3_u8).prop_map(Kind::Latest), Just(Kind::Tracked), Just(Kind::Tracked),];
+        let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
+        let push = (class, priority, prop::option::weighted(0.2, 0..20_u64), 2..30_usize)
+            .prop_map(|(class, priority, lives, len)| Command::Push { class, priority, lives, len });
+        prop_oneof![
+            8 => push,
+            4 => (1..6_usize).prop_map(Command::Next),
+            3 => (1..6_usize).prop_map(Command::Written),
+            3 => (1..6_usize).prop_map(Command::Arrive),
+            3 => (1..6_usize).prop_map(Command::Handle),
+            3 => Just(Command::Ack),
+            1 => Just(Command::FalseAck),
+            1 => Just(Command::Disconnect),
+            2 => Just(Command::Resume),
+            1 => Just(Command::FalseResume),
+            3 => Just(Command::Connect),
+            1 => (0..20_u64).prop_map(Command::Advance),
+        ]
+    }
+
+    /// What the specification remembers of one push.
+    struct Pushed {
+        class: Kind,
+        priority: Priority,
+        expires: Option<Duration>,
+        frame: Bytes,
+        receipt: Receipt,
+        /// It stands in the queue behind all that were pushed before this one: its own number, or that of the
+        /// value of its key that it replaced.
+        place: usize,
+        queue: Priority,
+        waits: bool,
+        offset: Option<u64>,
+        on_wire: bool,
+        written: bool,
+        received: bool,
+        handled: u32,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Wire {
+        Push(usize),
+        Gap(u64),
+    }
+
+    struct World {
+        ledger: Ledger,
+        confirms: bool,
+        connected: bool,
+        now: Duration,
+        pushes: Vec<Pushed>,
+        /// On the present connection, not yet arrived; the first `written` of them are with the kernel.
+        wire: VecDeque<Wire>,
+        written: usize,
+        /// The offset that the next tracked frame must have.
+        next_offset: u64,
+        last_offset: u64,
+        client: Remembering,
+        refused: u64,
+        told: u64,
+    }
+
+    /// The client: it drops repeats by offset, and handles in order.
+    #[derive(Default)]
+    struct Remembering {
+        received: u64,
+        handled: u64,
+        confirmed: u64,
+        held: VecDeque<(u64, usize)>,
+    }
+
+    impl World {
+        fn new(confirms: bool) -> Self {
+            Self {
+                ledger: ledger(confirms),
+                confirms,
+                connected: true,
+                now: NOW,
+                pushes: Vec::new(),
+                wire: VecDeque::new(),
+                written: 0,
+                next_offset: 1,
+                last_offset: 0,
+                client: Remembering::default(),
+                refused: 0,
+                told: 0,
+            }
+        }
+
+        fn run(&mut self, command: &Command) {
+            match *command {
+                Command::Push { class, priority, lives, len } => self.push(class, priority, lives, len),
+                Command::Next(count) => {
+                    for _ in 0..count {
+                        self.next();
+                    }
+                }
+                Command::Written(count) => {
+                    let count = count.min(self.wire.len() - self.written);
+                    self.ledger.written(count);
+                    for item in self.wire.iter().skip(self.written).take(count) {
+                        if let Wire::Push(number) = *item {
+                            self.pushes[number].written = true;
+                        }
+                    }
+                    self.written += count;
+                }
+                Command::Arrive(count) => (0..count).for_each(|_| self.arrive()),
+                Command::Handle(count) => {
+                    for (offset, number) in self.client.held.drain(..count.min(self.client.held.len())) {
+                        assert_eq!(offset, self.client.handled + 1, "an offset is missing");
+                        self.client.handled = offset;
+                        self.pushes[number].handled += 1;
+                    }
+                }
+                Command::Ack if self.connected && self.confirms => {
+                    assert!(self.ledger.ack(self.client.received, self.client.handled));
+                    self.client.confirmed = self.client.handled;
+                    // What is confirmed meanwhile is not sent again.
+                    self.next_offset = self.next_offset.max(self.client.handled + 1);
+                }
+                Command::FalseAck if self.confirms => assert!(!self.ledger.ack(self.last_offset + 1, 0)),
+                Command::Disconnect => self.disconnect(),
+                Command::Resume if self.confirms => {
+                    assert!(self.ledger.resume(self.client.handled));
+                    self.client.confirmed = self.client.handled;
+                    self.lose_wire();
+                    self.next_offset = self.client.handled + 1;
+                }
+                Command::FalseResume if self.confirms => {
+                    assert!(!self.ledger.resume(self.last_offset + 1));
+                    if let Some(less) = self.client.confirmed.checked_sub(1) {
+                        assert!(!self.ledger.resume(less));
+                    }
+                }
+                Command::Connect if self.confirms && !self.connected => {
+                    assert!(self.ledger.resume(self.client.handled));
+                    self.client.confirmed = self.client.handled;
+                    self.next_offset = self.client.handled + 1;
+                    self.ledger.connect(true);
+                    self.connected = true;
+                }
+                Command::Advance(time) => self.now += Duration::from_secs(time),
+                Command::Ack | Command::FalseAck | Command::Resume | Command::FalseResume | Command::Connect => {}
+            }
+            self.check();
+        }
+
+        fn push(&mut self, class: Kind, priority: Priority, lives: Option<u64>, len: usize) {
+            let number = self.pushes.len();
+            let mut frame = number.to_be_bytes()[6..].to_vec();
+            frame.resize(len, number as u8);
+            let (receipt, frame) = (Receipt::new(), Bytes::from(frame));
+            let expires = lives.map(|lives| self.now + Duration::from_secs(lives));
+            let of_class = match class {
+                Kind::Fire => Class::Fire,
+                Kind::Latest(key) => latest(&key.to_string()),
+                Kind::Tracked => Class::Tracked,
+            };
+            let entry = Entry { class: of_class, priority, frame: frame.clone(), expires, ticket: receipt.ticket() };
+            let taken = self.ledger.push(entry, self.now);
+            let (mut place, mut queue) = (number, priority);
+            if taken
+                && let Kind::Latest(_) = class
+                && let Some(older) = self.pushes.iter_mut().find(|pushed| pushed.waits && pushed.class == class)
+            {
+                assert_eq!(stage(&older.receipt), Stage::Superseded);
+                (older.waits, place, queue) = (false, older.place, older.queue);
+            }
+            if !taken {
+                assert!(stage(&receipt).is_final());
+            }
+            self.pushes.push(Pushed {
+                class,
+                priority,
+                expires,
+                frame,
+                receipt,
+                place,
+                queue,
+                waits: taken,
+                offset: None,
+                on_wire: false,
+                written: false,
+                received: false,
+                handled: 0,
+            });
+            self.note_dropped();
+        }
+
+        /// What the ledger gave up waits no more; what it gave up for want of room is owed a notice.
+        fn note_dropped(&mut self) {
+            self.refused = 0;
+            for pushed in &mut self.pushes {
+                let stage = stage(&pushed.receipt);
+                if stage == Stage::Dropped(DropReason::Full) {
+                    self.refused += 1;
+                    assert_ne!(
+                        pushed.class == Kind::Tracked && pushed.waits,
+                        true,
+                        "a tracked push was taken, and dropped"
+                    );
+                }
+                pushed.waits &= !stage.is_final();
+            }
+        }
+
+        /// Of those that wait, the one whose turn it is.
+        fn turn(&self, with_latest: bool) -> Option<usize> {
+            let waiting = self.pushes.iter().enumerate().filter(|(_, pushed)| {
+                let expired = pushed.expires.is_some_and(|expires| expires <= self.now);
+                pushed.waits && !expired && (with_latest || !matches!(pushed.class, Kind::Latest(_)))
+            });
+            waiting.min_by_key(|(_, pushed)| (pushed.queue.index(), pushed.place)).map(|(number, _)| number)
+        }
+
+        fn next(&mut self) -> bool {
+            let next = self.ledger.next(self.now);
+            let item = match &next {
+                None => {
+                    assert!(!self.ledger.has_next(), "it has more, and gives nothing");
+                    assert!(!self.connected || self.turn(false).is_none(), "something is not sent");
+                    return false;
+                }
+                Some(Next::Gap { missed }) => Wire::Gap(*missed),
+                Some(Next::Frame { frame, offset }) => {
+                    let number = usize::from(u16::from_be_bytes([frame[0], frame[1]]));
+                    let turns = [self.turn(true), self.turn(false)];
+                    let pushed = &mut self.pushes[number];
+                    assert_eq!(pushed.frame, frame, "it was changed on its way");
+                    if *offset == 0 {
+                        assert!(pushed.class == Kind::Fire || !self.confirms, "it needs an offset");
+                    } else {
+                        assert_eq!(*offset, self.next_offset, "offsets have no holes");
+                        assert_ne!(pushed.class, Kind::Fire);
+                        self.next_offset += 1;
+                    }
+                    if *offset == 0 || self.last_offset < *offset {
+                        assert!(!pushed.on_wire, "what is not a repeat is sent once");
+                        assert!(turns.contains(&Some(number)), "{} is not the next: {turns:?}", number);
+                        pushed.waits = false;
+                        self.last_offset = self.last_offset.max(*offset);
+                        pushed.offset = Some(*offset).filter(|offset| 0 < *offset);
+                    } else {
+                        assert_eq!(pushed.offset, Some(*offset), "a repeat has its offset");
+                    }
+                    pushed.on_wire = true;
+                    Wire::Push(number)
+                }
+            };
+            assert!(self.connected, "nothing is sent to nobody");
+            self.wire.push_back(item);
+            self.note_dropped();
+            true
+        }
+
+        fn arrive(&mut self) {
+            if self.written == 0 {
+                return;
+            }
+            self.written -= 1;
+            match self.wire.pop_front().expect("what is written is on the wire") {
+                Wire::Gap(missed) => self.told = self.told.max(missed),
+                Wire::Push(number) => {
+                    let pushed = &mut self.pushes[number];
+                    pushed.received = true;
+                    if let Some(offset) = pushed.offset
+                        && self.client.received < offset
+                    {
+                        self.client.received = offset;
+                        self.client.held.push_back((offset, number));
+                    }
+                }
+            }
+        }
+
+        fn lose_wire(&mut self) {
+            self.connected = false;
+            self.wire.clear();
+            self.written = 0;
+            self.note_dropped();
+        }
+
+        fn disconnect(&mut self) {
+            self.ledger.disconnect();
+            self.lose_wire();
+        }
+
+        /// Bounds hold, and no receipt is better than the truth.
+        fn check(&self) {
+            let bounds = bounds();
+            let (messages, bytes) = self.ledger.waiting();
+            assert!(messages <= bounds.tracked_messages + bounds.fire_messages + bounds.latest_keys);
+            // One value may be sent while there is any room; values that wait are bounded by their number.
+            assert!(bytes <= bounds.tracked_bytes + bounds.fire_bytes + 30 * (bounds.latest_keys + 1));
+            for pushed in &self.pushes {
+                let stage = stage(&pushed.receipt);
+                let is_true = match stage {
+                    Stage::Queued => pushed.waits || pushed.on_wire,
+                    Stage::Written | Stage::PlainWritten => pushed.written,
+                    Stage::Received => pushed.received,
+                    Stage::Handled => pushed.handled == 1,
+                    Stage::Expired => !pushed.on_wire && pushed.expires.is_some_and(|expires| expires <= self.now),
+                    Stage::Superseded => !pushed.on_wire && matches!(pushed.class, Kind::Latest(_)),
+                    Stage::Dropped(DropReason::Full) => !pushed.on_wire,
+                    Stage::Dropped(DropReason::Disconnected) => pushed.class == Kind::Fire || !self.confirms,
+                    Stage::Dropped(DropReason::SessionEnded) => false,
+                };
+                assert!(is_true, "{:?} {:?} says {stage:?}", pushed.class, pushed.priority);
+                assert!(pushed.handled <= 1, "it was handled twice");
+            }
+        }
+
+        /// All comes to rest: nothing is left without a final stage, and what is tracked was handled once.
+        fn finish(&mut self) {
+            self.run(&Command::Connect);
+            for _ in 0..100 {
+                while self.next() {}
+                for command in [Command::Written(1000), Command::Arrive(1000), Command::Handle(1000), Command::Ack] {
+                    self.run(&command);
+                }
+            }
+            if !self.connected {
+                return;
+            }
+            for pushed in &self.pushes {
+                let stage = stage(&pushed.receipt);
+                assert!(stage.is_final(), "{:?} stays {stage:?}", pushed.class);
+                let owed = self.confirms && pushed.class != Kind::Fire && pushed.on_wire;
+                assert_eq!(stage == Stage::Handled, owed, "{:?} is {stage:?}", pushed.class);
+                assert_eq!(pushed.handled, u32::from(owed));
+            }
+            assert!(!self.confirms || self.refused == self.told, "{} are missing, {} told", self.refused, self.told);
+            assert_eq!(self.ledger.waiting(), (0, 0));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        /// Nothing is invented, changed, reordered, sent twice as new, or lost without a word; offsets have no
+        /// holes; receipts never say more than is true; and when all is at rest nothing is left over.
+        #[test]
+        fn promises_hold(confirms in prop::bool::weighted(0.8), commands in prop::collection::vec(command(), 0..80)) {
+            let mut world = World::new(confirms);
+            for command in &commands {
+                world.run(command);
+            }
+            world.finish();
+        }
+    }
+}
