@@ -21,6 +21,8 @@ pub struct Reply {
     pub(crate) serialize: Option<SerializeType>,
     /// The connection ends behind this reply.
     pub(crate) then_close: bool,
+    /// What a session owes its client follows this reply.
+    pub(crate) then_welcome: bool,
 }
 
 /// An error on its way to the caller.
@@ -33,7 +35,13 @@ pub(crate) struct Failure {
 impl Reply {
     /// Success, with these bytes in the request's codec.
     pub fn ok(payload: impl Into<Bytes>) -> Self {
-        Self { outcome: Ok(payload.into()), metadata: Metadata::new(), serialize: None, then_close: false }
+        Self {
+            outcome: Ok(payload.into()),
+            metadata: Metadata::new(),
+            serialize: None,
+            then_close: false,
+            then_welcome: false,
+        }
     }
 
     /// Success, with this value. A type that cannot travel in the request's codec travels in its own.

@@ -42,6 +42,15 @@ pub mod keys {
     pub const SESSION_WHY: &str = "_bw.why";
     /// The id of a call to a client, by which a client that came back knows that it has run it.
     pub const CALL_ID: &str = "_bw.id";
+    /// The method by which a client that speaks plain rpcx asks for a session that can be acknowledged,
+    /// called and resumed.
+    pub const ENABLE: &str = "Enable";
+    /// The method by which such a client takes its session to a new connection.
+    pub const RESUME: &str = "Resume";
+    /// The method by which such a client answers a call of the server.
+    pub const REPLY: &str = "Reply";
+    /// The number of a call to such a client: in the push that is the call, and in its [`REPLY`]. Decimal.
+    pub const CALL_NUMBER: &str = "_bw.call";
     /// The method by which a server says that it is about to close the connection. A oneway request.
     pub const GOODBYE: &str = "Goodbye";
     /// Why the server says [`GOODBYE`], for a program to branch on.

@@ -71,6 +71,15 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(client.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::CANCEL, &cancel, b"")
         }),
+        ("call-by-push", {
+            let number = Metadata::new().with(keys::CALL_NUMBER, to_client.seq().unmarked().to_string());
+            Message::new(Header::oneway(server.next_push(), MSGPACK), "Chat", "last", &number, b"")
+        }),
+        ("reply-by-call", {
+            let number = Metadata::new().with(keys::CALL_NUMBER, to_client.seq().unmarked().to_string());
+            let header = Header::oneway(Seq::new(5), MSGPACK);
+            Message::new(header, keys::CONTROL_PATH, keys::REPLY, &number, &hex!("a26869"))
+        }),
         ("goodbye", {
             let header = Header::oneway(server.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &goodbye, b"")

@@ -33,8 +33,8 @@ use std::{
 };
 
 use bothways_proto::{
-    self as proto, Capabilities, CompressType, FrameParts, Header, Limits, Message, Metadata, Peer, Role, Seq,
-    SerializeType, Status, keys,
+    self as proto, Capabilities, CompressType, FrameParts, Header, Limits, Message, MessageKind, Metadata, Peer, Role,
+    Seq, SerializeType, Status, keys,
 };
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -191,8 +191,10 @@ struct State {
     running: HashMap<Seq, Option<AbortHandle>>,
     /// Requests that want no reply, dropped because too much ran already.
     oneways_refused: u64,
-    /// A Hello came and its token is being checked.
+    /// A Hello came and its token is being checked, or a plain client is about to be welcomed.
     hello_pending: bool,
+    /// A plain client has asked to be called by pushes.
+    called_by_pushes: bool,
     phase: Phase,
     driver: Option<Waker>,
     watch: Watch,
@@ -313,6 +315,7 @@ impl Connection {
             running: HashMap::new(),
             oneways_refused: 0,
             hello_pending: false,
+            called_by_pushes: false,
             phase: Phase::Open,
             driver: None,
             watch: Watch::new(&settings.watch, Instant::now()),
@@ -374,9 +377,36 @@ impl Connection {
         &self.shared.settings.limits
     }
 
-    /// True once the peer has said that it takes calls: a Bothways client, never a plain rpcx one.
+    /// True once the peer has said that it takes calls: a Bothways client, or a plain rpcx one that has asked
+    /// for it by `_bothways`/`Enable`.
     pub fn takes_calls(&self) -> bool {
-        self.shared.state.lock().proto.peer_can(Capabilities::CALLS)
+        let state = self.shared.state.lock();
+        state.called_by_pushes || state.proto.peer_can(Capabilities::CALLS)
+    }
+
+    /// A plain client asks for a session: calls to it wait from here on until it is welcomed. False: it was
+    /// welcomed already, by whatever means.
+    pub(crate) fn begin_welcome(&self) -> bool {
+        let mut state = self.shared.state.lock();
+        let is_new = !state.hello_pending && !state.called_by_pushes && state.proto.peer() == Peer::Plain;
+        state.hello_pending |= is_new;
+        is_new
+    }
+
+    /// A plain client answers the call of this number. False: nobody waits for it any more.
+    pub(crate) fn answer_call(&self, number: u64, answer: Result<Message, CallError>) -> bool {
+        let mut state = self.shared.state.lock();
+        if !state.called_by_pushes {
+            return false;
+        }
+        let Some(Waiter::Call { reply, .. }) = state.proto.forget(Seq::of_call_to_client(number)) else {
+            state.late_replies += 1;
+            return false;
+        };
+        drop(state);
+        // Nobody listens if the call's future was dropped this moment.
+        let _ = reply.send(answer);
+        true
     }
 
     /// True if the peer agreed on anything beyond rpcx.
@@ -642,7 +672,15 @@ impl Connection {
             state.outbox.last_reply_behind_pushes();
         }
         let failed = self.check_added(&mut state, added).err();
+        if reply.then_welcome {
+            state.hello_pending = false;
+            state.called_by_pushes = true;
+        }
         self.write_if_much(state);
+        if reply.then_welcome {
+            shared.changed.notify_waiters();
+            shared.inlet.handle_welcomed(self);
+        }
         if let Some(error) = failed {
             tracing::warn!(connection = %self.id(), %error, "a reply was lost");
         } else if reply.then_close {
@@ -864,7 +902,8 @@ impl Connection {
         if let Err(PushError::Closed(reason)) = state.check_open() {
             return Err(CallError::Closed { written: false, reason });
         }
-        if state.proto.role() == Role::Server && !state.proto.peer_can(Capabilities::CALLS) {
+        let by_push = state.called_by_pushes;
+        if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
             return Err(CallError::NotSupported);
         }
         let (sender, reply) = oneshot::channel();
@@ -872,7 +911,15 @@ impl Connection {
         let seq = begun.map_err(|full| CallError::TooManyCalls { max: full.max })?;
         let (service_path, service_method) = (call.service_path, call.service_method);
         let payload_len = payload.len();
-        let parts = FrameParts { header: header.with_seq(seq), service_path, service_method, metadata, payload_len };
+        let numbered;
+        let (header, metadata) = if by_push {
+            // A plain client would take a request that wants a reply for the reply to a call of its own.
+            numbered = metadata.clone().with(keys::CALL_NUMBER, seq.unmarked().to_string());
+            (Header::oneway(Seq::of_push(0), header.serialize()).with_compress(header.compress()), &numbered)
+        } else {
+            (header.with_seq(seq), metadata)
+        };
+        let parts = FrameParts { header, service_path, service_method, metadata, payload_len };
         let added = state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds());
         match added {
             Ok(number) => {
@@ -962,12 +1009,14 @@ impl Drop for Forget<'_> {
         let Some(seq) = self.seq else { return };
         let mut state = self.connection.shared.state.lock();
         let Some(Waiter::Call { number, .. }) = state.proto.forget(seq) else { return };
+        let by_push = state.called_by_pushes;
         let tell = !state.outbox.forget_call(number)
-            && state.proto.peer_can(Capabilities::CANCEL)
+            && (by_push || state.proto.peer_can(Capabilities::CANCEL))
             && state.outbox.has_room_for_cancels();
         drop(state);
         if tell {
-            self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, seq.to_string()));
+            let number = if by_push { seq.unmarked() } else { seq.get() };
+            self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, number.to_string()));
             self.connection.flush_soon();
         }
     }
@@ -1073,7 +1122,12 @@ fn raw_reply(message: Message, limits: &Limits) -> Result<RawReply, CallError> {
         let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
         return Err(CallError::Remote { text, code });
     }
-    let (serialize, metadata) = (message.header().serialize(), message.metadata());
+    let (serialize, mut metadata) = (message.header().serialize(), message.metadata());
+    if message.header().kind() == MessageKind::Request {
+        // A plain client's request that answers: these pairs say that it does, and who asks.
+        metadata.remove(keys::CALL_NUMBER);
+        metadata.remove(keys::AUTH);
+    }
     let payload = message.into_payload(limits).map_err(|error| CallError::Decode(error.into()))?;
     Ok(RawReply { serialize, payload, metadata })
 }

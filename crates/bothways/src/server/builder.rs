@@ -6,7 +6,7 @@ use bothways_proto::{CompressType, Limits};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
-use super::{AuthRequest, Counters, Server, Shared, admin};
+use super::{AuthRequest, Counters, Server, Shared, admin, control};
 use crate::{
     codec::{Encode, Payload},
     connection::{Connection, Load, Overflow, Settings},
@@ -296,6 +296,7 @@ impl ServerBuilder {
         for layer in self.layers.iter().rev() {
             router = router.layer(&**layer);
         }
+        let router = control::add_routes(router);
         let mut settings = self.settings;
         settings.load = Arc::new(Load::new(self.calls_max));
         let mut sessions = self.sessions;

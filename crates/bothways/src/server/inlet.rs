@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bothways_proto::{Message, Metadata, keys};
 
-use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, token};
+use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
     error::{CloseReason, ErrorCode},
@@ -49,10 +49,12 @@ pub(super) struct ServerInlet(pub(super) Arc<Shared>);
 impl Inlet for ServerInlet {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         let shared = &*self.0;
-        if message.header().is_oneway() && message.service_path() == keys::CONTROL_PATH {
+        let is_control = message.service_path() == keys::CONTROL_PATH;
+        if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return self.handle_control(connection, &message);
         }
-        if shared.is_stopping() {
+        let ends_something = is_control && control::ends_something(message.service_method());
+        if shared.is_stopping() && !ends_something {
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
         let deadline = match deadline(&message) {
@@ -120,7 +122,7 @@ impl Inlet for ServerInlet {
 }
 
 impl ServerInlet {
-    /// What clients tell the framework itself.
+    /// What Bothways clients tell the framework itself; what plain ones do is a service (`control.rs`).
     fn handle_control(&self, connection: &Connection, message: &Message) -> Answer {
         if message.service_method() == keys::ACK && !self.0.sessions.ack(connection, &message.metadata()) {
             connection.end_as_misbehaved();

@@ -7,11 +7,13 @@
 //! | `accept.rs` | from a listening socket to connections |
 //! | `inlet.rs` | from a request to its handler: limits, token, route |
 //! | `shutdown.rs` | answers what runs, says goodbye, closes |
+//! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
 
 mod accept;
 mod admin;
 mod builder;
+mod control;
 mod inlet;
 mod shutdown;
 
@@ -220,7 +222,7 @@ impl Server {
         *self.shared.stopped.get_or_init(|| shutdown::shutdown(&self.shared, deadline)).await
     }
 
-    /// Every path and method that is served, sorted.
+    /// Every path and method that is served, sorted; the framework's own, `_bothways`, among them.
     pub fn routes(&self) -> Vec<(String, String)> {
         self.shared.router.routes()
     }

@@ -104,7 +104,7 @@ struct State {
     marks: VecDeque<u64>,
     /// Counts connections: what belongs to an earlier one counts for nothing.
     generation: u64,
-    /// The client speaks sessions, and may come back.
+    /// The client speaks sessions, or a plain one asked for one, and may come back.
     resumable: bool,
     ended: bool,
     lost_at: Option<Instant>,

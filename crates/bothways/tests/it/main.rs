@@ -11,6 +11,7 @@ mod leaks;
 mod limits;
 mod metadata;
 mod negotiation;
+mod optin;
 mod overflow;
 mod panic;
 mod push;

@@ -1,0 +1,107 @@
+//! The service `_bothways`: what an application on an unmodified rpcx library asks of the framework.
+//!
+//! Its methods are ordinary calls: they pass the auth hook, and may come in any codec, because all that they
+//! say is metadata. Only the payload of `Reply` counts: it is the application's own answer.
+//!
+//! | method | says | answers |
+//! |---|---|---|
+//! | `Enable` | | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
+//! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off` | the same, with `_bw.res` or `_bw.why` |
+//! | `Ack` | `_bw.ack` | nothing |
+//! | `Reply` | `_bw.call`, and `__rpcx_error__` if the call failed; the payload | nothing |
+//!
+//! Layers do not see them. A Bothways client says the same in its own frames, and needs none of this.
+
+use std::future::ready;
+
+use bothways_proto::{Metadata, keys};
+
+use crate::{
+    error::{CallError, ErrorCode},
+    handler::{Reply, Request},
+    router::Router,
+    session::Registry,
+};
+
+/// Answers one method at once.
+type Method = fn(&Request) -> Reply;
+
+const METHODS: [(&str, Method); 4] =
+    [(keys::ENABLE, enable), (keys::RESUME, resume), (keys::ACK, acknowledge), (keys::REPLY, answer_call)];
+
+/// Adds the methods to what is served.
+pub(super) fn add_routes(router: Router) -> Router {
+    METHODS.into_iter().fold(router, |router, (name, method)| {
+        router.handler(keys::CONTROL_PATH, name, move |request: Request| ready(method(&request)))
+    })
+}
+
+/// True for methods that finish what is under way: a server that is shutting down still takes them.
+pub(super) fn ends_something(service_method: &str) -> bool {
+    matches!(service_method, keys::ACK | keys::REPLY)
+}
+
+/// The client's session becomes one that can be acknowledged, called and resumed.
+fn enable(request: &Request) -> Reply {
+    welcome(request, &Metadata::new())
+}
+
+/// The client takes its session from the connection that it lost to this one.
+fn resume(request: &Request) -> Reply {
+    let said = request.metadata();
+    if [keys::SESSION_ID, keys::SESSION_KEY, keys::SESSION_OFFSET].iter().any(|key| said.get(key).is_none()) {
+        return bad("Resume needs the metadata _bw.sid, _bw.key and _bw.off");
+    }
+    welcome(request, &said)
+}
+
+/// What the session owes the client follows the reply, so that the client knows by then where it stands.
+fn welcome(request: &Request, said: &Metadata) -> Reply {
+    let connection = request.connection();
+    if request.is_oneway() {
+        return bad("the answer tells the session: ask for a reply");
+    }
+    let Some(registry) = connection.owner::<Registry>() else {
+        return Reply::refused(ErrorCode::Internal, "this server keeps no sessions");
+    };
+    if !connection.begin_welcome() {
+        return bad("this connection has its session already");
+    }
+    match registry.arrive(connection, said) {
+        Some(pairs) => Reply { then_welcome: true, ..Reply::ok("").with_metadata(pairs) },
+        None => Reply::refused(ErrorCode::Internal, "the connection is over"),
+    }
+}
+
+/// The client says how far it is with what it was sent.
+fn acknowledge(request: &Request) -> Reply {
+    let connection = request.connection();
+    if !connection.takes_calls() && !connection.is_negotiated() {
+        return bad("Ack comes after Enable or Resume");
+    }
+    let is_true = connection.owner::<Registry>().is_none_or(|all| all.ack(connection, &request.metadata()));
+    if !is_true {
+        connection.end_as_misbehaved();
+    }
+    Reply::ok("")
+}
+
+/// The client answers a call.
+fn answer_call(request: &Request) -> Reply {
+    let said = request.metadata();
+    let Some(number) = said.get(keys::CALL_NUMBER).and_then(|number| number.parse().ok()) else {
+        return bad("Reply needs the metadata _bw.call, as it came with the call");
+    };
+    let answer = match said.value(keys::ERROR) {
+        None => Ok(request.message.clone()),
+        Some(text) => Err(CallError::Remote { text: String::from_utf8_lossy(text).into_owned(), code: None }),
+    };
+    match request.connection().answer_call(number, answer) {
+        true => Reply::ok(""),
+        false => Reply::refused(ErrorCode::NotFound, format!("nobody waits for the reply to call {number}")),
+    }
+}
+
+fn bad(text: &str) -> Reply {
+    Reply::refused(ErrorCode::BadArguments, text)
+}

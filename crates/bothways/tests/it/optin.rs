@@ -1,0 +1,428 @@
+//! Plain rpcx clients that ask for more through the service `_bothways`: sessions, calls, acknowledgements.
+
+use std::time::Duration;
+
+use bothways::{
+    CallError, CallOptions, Class, ErrorCode, Metadata, Push, Reply, Request, SerializeType, Server, Session, Stage,
+    Target, session::DropReason,
+};
+use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
+use bytes::Bytes;
+
+use crate::{
+    scripted::{Scripted, hello, request},
+    support::{address, call, call_with, connections, echoing, gate, settle, until},
+};
+
+/// A request of the service `_bothways` that wants a reply.
+fn control(seq: u64, method: &str, pairs: &Metadata, payload: &[u8]) -> Bytes {
+    let header = Header::request(Seq::new(seq), SerializeType::RAW);
+    Message::new(header, keys::CONTROL_PATH, method, pairs, payload).frame().clone()
+}
+
+/// The same, wanting none.
+fn control_oneway(seq: u64, method: &str, pairs: &Metadata, payload: &[u8]) -> Bytes {
+    let header = Header::oneway(Seq::new(seq), SerializeType::RAW);
+    Message::new(header, keys::CONTROL_PATH, method, pairs, payload).frame().clone()
+}
+
+fn pair(key: &str, value: impl AsRef<str>) -> Metadata {
+    Metadata::new().with(key, value.as_ref())
+}
+
+/// A plain client says this, and gets a success whose pairs are answered.
+async fn ask(client: &mut Scripted, method: &str, pairs: &Metadata) -> Metadata {
+    client.say(control(7, method, pairs, b"")).await;
+    let reply = client.next().await;
+    assert_eq!((reply.header().seq().get(), reply.header().status()), (7, Status::NORMAL), "{reply:?}");
+    reply.metadata()
+}
+
+/// A plain client says this, and is refused; the text is answered.
+async fn refused(client: &mut Scripted, method: &str, pairs: &Metadata) -> String {
+    client.say(control(8, method, pairs, b"")).await;
+    let reply = client.next().await;
+    assert!(reply.metadata().get(keys::ERROR_CODE).is_none(), "codes are for Bothways clients");
+    reply.error_text().expect("a refusal")
+}
+
+/// What a client says to take its session to another connection.
+fn resume_pairs(welcome: &Metadata, handled: u64) -> Metadata {
+    pair(keys::SESSION_ID, welcome.get(keys::SESSION_ID).expect("it has a session"))
+        .with(keys::SESSION_KEY, welcome.get(keys::SESSION_KEY).expect("it has a secret"))
+        .with(keys::SESSION_OFFSET, handled.to_string())
+}
+
+/// A server, and a plain client that has enabled its session.
+async fn enabled(server: &Server, address: &str) -> (Scripted, Metadata, Session) {
+    let mut client = Scripted::connect(address).await;
+    let welcome = ask(&mut client, keys::ENABLE, &Metadata::new()).await;
+    let id = welcome.get(keys::SESSION_ID).expect("a session").parse().expect("a number");
+    (client, welcome, server.session(id).expect("it lives"))
+}
+
+fn push(text: &str) -> Push {
+    Push::new("Chat", "say", text.to_owned())
+}
+
+/// The next message is this tracked push.
+async fn hears_push(client: &mut Scripted, offset: u64, text: &str) {
+    let message = client.next().await;
+    assert!(message.header().is_oneway(), "{message:?}");
+    assert_eq!((message.service_path(), message.service_method()), ("Chat", "say"));
+    assert_eq!((message.header().seq(), &message.wire_payload()[..]), (Seq::of_push(offset), text.as_bytes()));
+}
+
+/// The next message is a call; answers its number.
+async fn hears_call(client: &mut Scripted, method: &str) -> (String, Message) {
+    let message = client.next().await;
+    assert!(message.header().is_oneway(), "a plain client would take anything else for a reply: {message:?}");
+    assert_eq!((message.service_path(), message.service_method()), ("T", method));
+    assert_eq!(message.header().seq(), Seq::of_push(0), "it is not tracked");
+    (message.metadata().get(keys::CALL_NUMBER).expect("a number").to_owned(), message)
+}
+
+/// Before Enable a client gets plain pushes; behind the reply to Enable tracked ones carry their offset, and what is
+/// acknowledged is handled.
+#[tokio::test(start_paused = true)]
+async fn after_enable_pushes_carry_offsets() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(request(1, "Echo", b"x")).await;
+    client.next().await;
+    let before = server.push(&Target::everyone(), &push("before")).expect("small");
+    hears_push(&mut client, 0, "before").await;
+    assert_eq!(before.handled().await.at(Stage::PlainWritten), 1);
+
+    let welcome = ask(&mut client, keys::ENABLE, &Metadata::new()).await;
+    assert_eq!(welcome.get(keys::SESSION_OFFSET), Some("0"));
+    assert!(welcome.get(keys::SESSION_WHY).is_none() && welcome.get(keys::SESSION_RESUMED).is_none());
+    let session = &server.sessions(&Target::everyone()).expect("no topic")[0];
+    assert_eq!(welcome.get(keys::SESSION_ID), Some(&*session.id().to_string()));
+    assert!(session.is_resumable());
+
+    let receipts: Vec<_> = ["a", "b"].map(|text| session.push(&push(text)).expect("small")).into();
+    let fire = session.push(&push("f").class(Class::Fire)).expect("small");
+    hears_push(&mut client, 1, "a").await;
+    hears_push(&mut client, 2, "b").await;
+    hears_push(&mut client, 0, "f").await;
+    assert_eq!(fire.handled().await.at(Stage::PlainWritten), 1);
+    assert_eq!(receipts[0].outcomes().at(Stage::Written), 1);
+    client.say(control_oneway(2, keys::ACK, &pair(keys::ACK_OFFSETS, "2,1"), b"")).await;
+    assert_eq!(receipts[0].handled().await.at(Stage::Handled), 1);
+    assert_eq!(receipts[1].outcomes().at(Stage::Received), 1);
+    ask(&mut client, keys::ACK, &pair(keys::ACK_OFFSETS, "2,2")).await;
+    assert_eq!(receipts[1].outcomes().at(Stage::Handled), 1);
+}
+
+/// A call goes out as a push with a number, a deadline and an id; `Reply` under that number answers it, whatever
+/// comes between, and its pairs are the application's.
+#[tokio::test(start_paused = true)]
+async fn a_call_is_a_push_and_reply_answers_it() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    assert!(session.connection().expect("it is connected").takes_calls());
+    let asking = |payload: &'static str| {
+        let session = session.clone();
+        tokio::spawn(async move {
+            let options = CallOptions::new().timeout(Duration::from_secs(5)).metadata(pair("k", "v"));
+            call_with(&session, "Ask", payload, options).await
+        })
+    };
+    let (first, second) = (asking("one"), asking("two"));
+    let (number_one, one) = hears_call(&mut client, "Ask").await;
+    let (number_two, two) = hears_call(&mut client, "Ask").await;
+    assert_ne!(number_one, number_two);
+    assert_eq!((&one.wire_payload()[..], &two.wire_payload()[..]), (&b"one"[..], &b"two"[..]));
+    let said = one.metadata();
+    assert_eq!((said.get("k"), said.get(keys::SERVER_TIMEOUT)), (Some("v"), Some("5000")));
+    assert!(said.get(keys::CALL_ID).is_some());
+
+    // The second is answered first, and as a call of its own.
+    let pairs = pair(keys::CALL_NUMBER, &number_two).with("x", "y").with(keys::AUTH, "secret");
+    client.say(control(9, keys::REPLY, &pairs, b"answer two")).await;
+    assert_eq!(client.next().await.error_text(), None);
+    let reply = second.await.expect("no panic").expect("answered");
+    assert_eq!((reply.payload, reply.metadata), (Bytes::from("answer two"), pair("x", "y")));
+
+    client.say(control_oneway(10, keys::REPLY, &pair(keys::CALL_NUMBER, &number_one), b"answer one")).await;
+    assert_eq!(first.await.expect("no panic").expect("answered").payload, "answer one");
+
+    let text = refused(&mut client, keys::REPLY, &pair(keys::CALL_NUMBER, &number_one)).await;
+    assert!(text.contains("nobody waits"), "{text}");
+    let connection = session.connection().expect("it is connected");
+    assert_eq!((connection.stats().calls_pending, connection.stats().late_replies), (0, 1));
+}
+
+/// An answer with an error text fails the call with that text.
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_be_an_error() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let asking = tokio::spawn(async move { call(&session, "Ask", "").await });
+    let (number, _) = hears_call(&mut client, "Ask").await;
+    let pairs = pair(keys::CALL_NUMBER, number).with(keys::ERROR, "no time");
+    client.say(control_oneway(2, keys::REPLY, &pairs, b"")).await;
+    let error = asking.await.expect("no panic").expect_err("it failed");
+    assert_eq!((error.remote_text(), error.code()), (Some("no time"), None));
+}
+
+/// A call whose future is dropped, or whose deadline passes, is cancelled by a push with its number.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_given_up_is_cancelled_by_a_push() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let hears_cancel = async |client: &mut Scripted, number: &str| {
+        let cancel = client.next().await;
+        assert!(cancel.header().is_oneway());
+        assert_eq!((cancel.service_path(), cancel.service_method()), (keys::CONTROL_PATH, keys::CANCEL));
+        assert_eq!(cancel.metadata(), pair(keys::CANCEL_SEQ, number));
+    };
+
+    let of_drop = session.clone();
+    let asking = tokio::spawn(async move { call(&of_drop, "Ask", "").await });
+    let (number, _) = hears_call(&mut client, "Ask").await;
+    asking.abort();
+    hears_cancel(&mut client, &number).await;
+
+    let wait = Duration::from_secs(2);
+    let asking =
+        tokio::spawn(async move { call_with(&session, "Ask", "", CallOptions::new().timeout(wait)).await.map(|_| ()) });
+    let (number, _) = hears_call(&mut client, "Ask").await;
+    hears_cancel(&mut client, &number).await;
+    assert!(matches!(asking.await.expect("no panic"), Err(CallError::TimedOut(after)) if after == wait));
+    // The late answer disturbs nobody.
+    client.say(control_oneway(3, keys::REPLY, &pair(keys::CALL_NUMBER, number), b"late")).await;
+    client.say(request(4, "Echo", b"still here")).await;
+    assert_eq!(client.next().await.wire_payload()[..], b"still here"[..]);
+}
+
+/// A client that enabled nothing is never called, and cannot answer.
+#[tokio::test(start_paused = true)]
+async fn who_enabled_nothing_is_not_called() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(request(1, "Echo", b"x")).await;
+    client.next().await;
+    let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+    assert!(matches!(call(&session, "Ask", "").await, Err(CallError::NotSupported)));
+    assert!(refused(&mut client, keys::ACK, &pair(keys::ACK_OFFSETS, "0,0")).await.contains("Enable"));
+    refused(&mut client, keys::REPLY, &pair(keys::CALL_NUMBER, "4294967296")).await;
+    client.hears_nothing().await;
+}
+
+/// On a new connection a client resumes: what it has not handled comes again, before anything new and behind the
+/// reply. The old connection is fenced and closed.
+#[tokio::test(start_paused = true)]
+async fn resume_replays_what_was_not_handled() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut old, welcome, session) = enabled(&server, listening.address()).await;
+    let receipts: Vec<_> = ["a", "b", "c"].map(|text| session.push(&push(text)).expect("small")).into();
+    for (offset, text) in [(1, "a"), (2, "b"), (3, "c")] {
+        hears_push(&mut old, offset, text).await;
+    }
+
+    // The server has not noticed that the old connection is of no use.
+    let mut new = Scripted::connect(listening.address()).await;
+    let resumed = ask(&mut new, keys::RESUME, &resume_pairs(&welcome, 1)).await;
+    assert_eq!((resumed.get(keys::SESSION_RESUMED), resumed.get(keys::SESSION_OFFSET)), (Some("1"), Some("3")));
+    assert_eq!(resumed.get(keys::SESSION_ID), welcome.get(keys::SESSION_ID));
+    assert_ne!(resumed.get(keys::SESSION_KEY), welcome.get(keys::SESSION_KEY));
+    let live = session.push(&push("d")).expect("small");
+    for (offset, text) in [(2, "b"), (3, "c"), (4, "d")] {
+        hears_push(&mut new, offset, text).await;
+    }
+    assert_eq!(receipts[0].outcomes().at(Stage::Handled), 1, "it said so when it resumed");
+    old.hears_the_end().await;
+    assert_eq!((server.stats().sessions, session.generation()), (1, 2));
+    new.say(control_oneway(2, keys::ACK, &pair(keys::ACK_OFFSETS, "4,4"), b"")).await;
+    assert_eq!(live.handled().await.at(Stage::Handled), 1);
+
+    // After a cut that the server has seen, what came meanwhile is there too.
+    new.reset();
+    until(|| session.connection().is_none()).await;
+    session.push(&push("e")).expect("small");
+    let mut newest = Scripted::connect(listening.address()).await;
+    ask(&mut newest, keys::RESUME, &resume_pairs(&resumed, 4)).await;
+    hears_push(&mut newest, 5, "e").await;
+    newest.hears_nothing().await;
+}
+
+/// A call that was under way when the connection was lost is sent again after the resume, under the same id.
+#[tokio::test(start_paused = true)]
+async fn a_call_survives_a_resume() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut old, welcome, session) = enabled(&server, listening.address()).await;
+    let asking = tokio::spawn(async move { call(&session, "Ask", "x").await });
+    let (_, first) = hears_call(&mut old, "Ask").await;
+    old.reset();
+    settle().await;
+    let mut new = Scripted::connect(listening.address()).await;
+    ask(&mut new, keys::RESUME, &resume_pairs(&welcome, 0)).await;
+    let (number, again) = hears_call(&mut new, "Ask").await;
+    assert_eq!(first.metadata().get(keys::CALL_ID), again.metadata().get(keys::CALL_ID));
+    new.say(control_oneway(2, keys::REPLY, &pair(keys::CALL_NUMBER, number), b"done")).await;
+    assert_eq!(asking.await.expect("no panic").expect("answered"), "done");
+}
+
+/// A session that cannot be resumed is told so with a reason, and the client has a new one that works.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_resume_has_a_new_session() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (old, welcome, session) = enabled(&server, listening.address()).await;
+    let receipt = session.push(&push("a")).expect("small");
+    let mut thief = Scripted::connect(listening.address()).await;
+    let mut wrong = resume_pairs(&welcome, 0);
+    wrong.insert(keys::SESSION_KEY, "guessed");
+    let fresh = ask(&mut thief, keys::RESUME, &wrong).await;
+    assert_eq!((fresh.get(keys::SESSION_WHY), fresh.get(keys::SESSION_RESUMED)), (Some("unknown"), None));
+    assert_ne!(fresh.get(keys::SESSION_ID), welcome.get(keys::SESSION_ID));
+    server.push(&Target::everyone(), &push("b")).expect("small");
+    hears_push(&mut thief, 1, "b").await;
+
+    drop(old);
+    until(|| session.connection().is_none()).await;
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    assert_eq!(receipt.outcomes().at(Stage::Dropped(DropReason::SessionEnded)), 1);
+    let mut late = Scripted::connect(listening.address()).await;
+    let fresh = ask(&mut late, keys::RESUME, &resume_pairs(&welcome, 0)).await;
+    assert_eq!(fresh.get(keys::SESSION_WHY), Some("unknown"));
+}
+
+/// A connection has one session: whoever has it cannot enable again, nor leave it by a Resume; a Bothways client has
+/// it by its Hello. What lacks its pairs is refused.
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_one_session() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, welcome, session) = enabled(&server, listening.address()).await;
+    for (method, pairs) in [(keys::ENABLE, Metadata::new()), (keys::RESUME, resume_pairs(&welcome, 0))] {
+        assert!(refused(&mut client, method, &pairs).await.contains("already"), "{method}");
+    }
+    refused(&mut client, keys::RESUME, &pair(keys::SESSION_ID, "1")).await;
+    refused(&mut client, keys::REPLY, &Metadata::new()).await;
+    client.say(control_oneway(5, keys::ENABLE, &Metadata::new(), b"")).await;
+    session.push(&push("a")).expect("small");
+    hears_push(&mut client, 1, "a").await;
+
+    let mut bothways = Scripted::connect(listening.address()).await;
+    bothways.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    bothways.next().await;
+    bothways.say(control(1, keys::ENABLE, &Metadata::new(), b"")).await;
+    let reply = bothways.next().await;
+    assert_eq!(reply.metadata().get(keys::ERROR_CODE), Some(ErrorCode::BadArguments.name()));
+}
+
+/// An acknowledgement of what was never sent ends the connection.
+#[tokio::test(start_paused = true)]
+async fn a_false_acknowledgement_ends_the_connection() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for oneway in [true, false] {
+        let (mut client, ..) = enabled(&server, listening.address()).await;
+        let frame = if oneway { control_oneway } else { control };
+        client.say(frame(2, keys::ACK, &pair(keys::ACK_OFFSETS, "1,1"), b"")).await;
+        client.hears_the_end().await;
+    }
+}
+
+/// The methods pass the auth hook like any other call, and do nothing before it; a user that it binds must be the
+/// one whom the session belongs to.
+#[tokio::test(start_paused = true)]
+async fn the_auth_hook_is_asked() {
+    let server = Server::builder()
+        .auth(|request| async move {
+            let session = request.session().expect("the client is connected");
+            match request.token.as_str() {
+                "" => Err("a name is needed"),
+                name => {
+                    session.bind_user(name);
+                    Ok(())
+                }
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let ann = pair(keys::AUTH, "ann");
+    let mut client = Scripted::connect(listening.address()).await;
+    let welcome = ask(&mut client, keys::ENABLE, &ann).await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic").remove(0);
+    session.push(&push("a")).expect("small");
+    hears_push(&mut client, 1, "a").await;
+
+    for token in ["bob", "ann"] {
+        let mut other = Scripted::connect(listening.address()).await;
+        let pairs = resume_pairs(&welcome, 0).with(keys::AUTH, token);
+        let answer = ask(&mut other, keys::RESUME, &pairs).await;
+        match token {
+            "ann" => hears_push(&mut other, 1, "a").await,
+            _ => assert_eq!(answer.get(keys::SESSION_WHY), Some("revoked")),
+        }
+    }
+
+    // An acknowledgement without a token is refused like any oneway call: without a frame.
+    let mut client = Scripted::connect(listening.address()).await;
+    ask(&mut client, keys::ENABLE, &ann).await;
+    client.say(control_oneway(2, keys::ACK, &pair(keys::ACK_OFFSETS, "0,0"), b"")).await;
+    client.hears_the_end().await;
+
+    let mut nobody = Scripted::connect(listening.address()).await;
+    assert_eq!(refused(&mut nobody, keys::ENABLE, &Metadata::new()).await, "a name is needed");
+    nobody.hears_the_end().await;
+}
+
+/// A handler may call the client that asks it, and a server that shuts down still takes the answer.
+#[tokio::test(start_paused = true)]
+async fn a_handler_may_call_its_caller_even_at_the_end() {
+    let (gate, mut asked) = gate();
+    let server = Server::builder()
+        .handler("T", "Gate", gate)
+        .handler("T", "Back", |request: Request| async move {
+            match call(request.connection(), "Ask", "back").await {
+                Ok(answer) => Reply::ok(answer),
+                Err(error) => Reply::error(error.to_string()),
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, ..) = enabled(&server, listening.address()).await;
+    client.say(request(1, "Back", b"")).await;
+    let (number, _) = hears_call(&mut client, "Ask").await;
+    client.say(request(2, "Gate", b"")).await;
+    let waits = asked.recv().await.expect("it is asked");
+    let stopping = tokio::spawn(async move { server.shutdown(Duration::from_secs(10)).await });
+    settle().await;
+    client.say(control_oneway(3, keys::REPLY, &pair(keys::CALL_NUMBER, number), b"and forth")).await;
+    let reply = client.next().await;
+    assert_eq!((reply.header().seq().get(), &reply.wire_payload()[..]), (1, &b"and forth"[..]));
+    waits.answer(Reply::ok("done"));
+    assert_eq!(client.next().await.wire_payload()[..], b"done"[..]);
+    client.hears_the_end().await;
+    let report = stopping.await.expect("no panic");
+    assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0));
+}
+
+/// What a session that is behind drops is told to its client, once it has enabled that.
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_told_by_a_push() {
+    let server = Server::builder().session_log(2, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    for text in ["a", "b", "c"] {
+        session.push(&push(text)).expect("small");
+    }
+    hears_push(&mut client, 1, "a").await;
+    hears_push(&mut client, 2, "b").await;
+    let gap = client.next().await;
+    assert_eq!((gap.service_path(), gap.service_method()), (keys::CONTROL_PATH, keys::GAP));
+    assert_eq!((gap.header().is_oneway(), gap.metadata()), (true, pair(keys::GAP_MISSED, "1")));
+    assert_eq!(connections(&server, 1).await.len(), 1);
+}
