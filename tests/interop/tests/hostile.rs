@@ -321,15 +321,14 @@ async fn slow_first_frames_run_out_of_time() {
     bystander.noticed_nothing().await;
 }
 
-/// 10 KiB that would unpack to 1 MiB, where a quarter of it is allowed: each call fails. While one is unpacked it
-/// may take twice the limit, and two are at a time: less than 8 MiB in all. The sizes are small because the
-/// server unpacks where it reads, and a build without optimizations takes a second for 10 MiB.
+/// 400 KiB that would unpack to 40 MiB, where 32 MiB are allowed: each call fails. While one is unpacked it may
+/// take twice the limit, and two are at a time: less than 192 MiB in all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gzip_bombs_fail_their_calls_only() {
-    let (mut server, bystander) = server(&["--unpacked", "262144"]).await;
+    let (mut server, bystander) = server(&["--default-limits"]).await;
     let before = memory(&server);
-    let packed = bothways_proto::gzip(&vec![0; 1 << 20]);
-    assert!(packed.len() < 16 << 10, "{} bytes", packed.len());
+    let packed = bothways_proto::gzip(&vec![0; 40 << 20]);
+    assert!(packed.len() < 1 << 20, "{} bytes", packed.len());
     let mut bombers = Vec::new();
     for _ in 0..4 {
         bombers.push(RawConnection::connect(server.socket_address()).await);
@@ -349,7 +348,7 @@ async fn gzip_bombs_fail_their_calls_only() {
         let answer = bomber.receive(LONG).await.expect("the connection goes on");
         assert_eq!(answer.wire_payload(), "still here?");
     }
-    assert_grew_less(&server, before, 8 * MIB, "16 bombs");
+    assert_grew_less(&server, before, 192 * MIB, "16 bombs");
     drop(bombers);
     only_the_bystander(&mut server, 5).await;
     bystander.noticed_nothing().await;

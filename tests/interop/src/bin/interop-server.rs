@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! interop-server [--addr tcp@127.0.0.1:0] [--auth TOKEN] [--first-frame MILLIS] [--idle MILLIS] [--write MILLIS]
-//!                [--heartbeat MILLIS] [--cancel-on-disconnect] [--default-limits] [--unpacked BYTES]
+//!                [--heartbeat MILLIS] [--cancel-on-disconnect] [--default-limits]
 //!                [-tls-cert FILE -tls-key FILE [-tls-client-ca FILE]]
 //! ```
 //!
@@ -52,7 +52,7 @@ struct Stats {
 async fn main() -> anyhow::Result<()> {
     let mut address = "tcp@127.0.0.1:0".to_owned();
     let (mut token, mut first_frame, mut idle, mut write, mut heartbeat) = (None, None, None, None, None);
-    let (mut cancel, mut default_limits, mut unpacked) = (false, false, None);
+    let (mut cancel, mut default_limits) = (false, false);
     let (mut certificate, mut key, mut client_authority) = (None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -67,7 +67,6 @@ async fn main() -> anyhow::Result<()> {
             "--heartbeat" => heartbeat = millis(value()?)?,
             "--cancel-on-disconnect" => cancel = true,
             "--default-limits" => default_limits = true,
-            "--unpacked" => unpacked = Some(value()?.parse()?),
             "-tls-cert" => certificate = Some(value()?),
             "-tls-key" => key = Some(value()?),
             "-tls-client-ca" => client_authority = Some(value()?),
@@ -106,9 +105,6 @@ async fn main() -> anyhow::Result<()> {
             None => TlsServer::new(identity)?,
         };
         builder = builder.listen_options(ListenOptions::default().tls(tls));
-    }
-    if let Some(bytes) = unpacked {
-        builder = builder.limits(Limits::default().decompressed_bytes_max(bytes));
     }
     if let Some(limit) = first_frame {
         builder = builder.first_frame_timeout(limit);
