@@ -38,7 +38,7 @@ const BATCH_BYTES: usize = 64 << 10;
 const BEHIND_BYTES: usize = 256 << 10;
 
 /// Unless it took nothing for this long.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Replies that wait for a client that does not read, before its requests are no longer read either.
 const REPLY_BYTES: usize = 4 << 20;

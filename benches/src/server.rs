@@ -40,8 +40,9 @@ const BEHIND_BYTES: usize = 256 << 10;
 /// How often those who are behind are looked at.
 const PACE: Duration = Duration::from_millis(1);
 
-/// A connection that is behind and took nothing in so many looks is not waited for.
-const PATIENCE_LOOKS: u32 = 50;
+/// A connection that is behind and took nothing in so many looks is not waited for. Few, for all others
+/// wait with it; one that was only slow to be scheduled has its queue.
+const PATIENCE_LOOKS: u32 = 4;
 
 /// Connections that are worth a share of their own.
 const SHARE_CONNECTIONS: usize = 32;
