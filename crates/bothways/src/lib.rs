@@ -48,7 +48,7 @@ pub use self::{
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder},
-    session::{Class, Priority, Push, Receipt, Session, Stage, Target},
+    session::{Class, Explanation, Priority, Push, Receipt, Session, Stage, Target},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };
 #[cfg(feature = "macros")]

@@ -567,6 +567,10 @@ impl Connection {
     /// Asks for [`Inlet::handle_room`], once, when everything is written.
     pub(crate) fn tell_of_room(&self) {
         let mut state = self.shared.state.lock();
+        if !matches!(state.phase, Phase::Open) {
+            // It takes no push any more: its end is on its way to whoever asks.
+            return;
+        }
         if state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
             drop(state);
             self.shared.inlet.handle_room(self);

@@ -264,6 +264,20 @@ impl ServerBuilder {
         self
     }
 
+    /// Values of class `Latest`, and their bytes with those of their keys, that may wait for one session;
+    /// more are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
+    pub fn latest_queue(mut self, keys_max: usize, bytes_max: usize) -> Self {
+        self.sessions.set_latest(keys_max, bytes_max);
+        self
+    }
+
+    /// Events that [`Server::explain`] tells of one session, and how many sessions that ended it still knows.
+    /// Default 64 events, about 5 KiB once they have come, and 256 sessions. 0 turns either off.
+    pub fn explain(mut self, events_max: usize, ended_sessions_max: usize) -> Self {
+        (self.sessions.events_max, self.sessions.ended_max) = (events_max, ended_sessions_max);
+        self
+    }
+
     /// Drop running handlers when the connection that asked is over. Default: they run to their end,
     /// as in Go.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {

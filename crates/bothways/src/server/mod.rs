@@ -46,7 +46,7 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
-    session::{Push, Receipt, Registry, SendError, Session, SessionId, Target},
+    session::{Explanation, Push, Receipt, Registry, SendError, Session, SessionId, Target},
     transport::ListenOptions,
 };
 
@@ -199,6 +199,24 @@ impl Server {
     /// The session of this number, if it lives.
     pub fn session(&self, id: SessionId) -> Option<Session> {
         self.shared.sessions.session(id)
+    }
+
+    /// What lately happened to the sessions that `target` names, for who asks why a message did not arrive:
+    /// connections, pushes with their stages, calls, and why a session ended. Never payloads or tokens.
+    ///
+    /// A user or a session is found for a while after it ended; see [`ServerBuilder::explain`].
+    ///
+    /// # Errors
+    /// As [`Self::sessions`].
+    pub fn explain(&self, target: &Target) -> Result<Vec<Explanation>, SendError> {
+        Ok(self.shared.sessions.explain(target)?)
+    }
+
+    /// What the session of one client can take of memory at most, in bytes, if no push is larger than
+    /// `push_bytes`: the sum of the bounds on its queues, its log and its past, and of what each push takes
+    /// beside its bytes. `docs/slow-clients.md` has the sum term by term.
+    pub fn session_bytes_max(&self, push_bytes: usize) -> usize {
+        self.shared.sessions.session_bytes_max(push_bytes)
     }
 
     /// Ends every session that `target` names, and answers how many: their clients are told why, and cannot

@@ -24,6 +24,7 @@ pub(super) struct Bounds {
     pub(super) fire_messages: usize,
     pub(super) fire_bytes: usize,
     pub(super) latest_keys: usize,
+    pub(super) latest_bytes: usize,
     pub(super) tracked_messages: usize,
     pub(super) tracked_bytes: usize,
 }
@@ -34,9 +35,36 @@ impl Default for Bounds {
             fire_messages: 256,
             fire_bytes: 256 << 10,
             latest_keys: 1024,
+            latest_bytes: 1 << 20,
             tracked_messages: 1000,
             tracked_bytes: 1 << 20,
         }
+    }
+}
+
+/// What one push takes beside the bytes of its frame: its places in a queue and in the log, which grow by
+/// doubling, the counters of its frame and its receipt, its name, and what the allocator adds to each.
+const PUSH_OVERHEAD_BYTES: usize = 1024;
+
+/// What is between ledger and kernel: a batch that is being written and one that is being filled, each of 64 KiB
+/// as one buffer that grows by doubling, and the tickets of the smallest pushes that these can hold.
+const UNDER_WAY_BYTES: usize = 768 << 10;
+
+/// An empty session, its connection, and its places in the tables.
+const SESSION_BYTES: usize = 8 << 10;
+
+impl Bounds {
+    /// What all queues of one session and what is under way to its socket take at most, if no push is larger
+    /// than this. Each queue takes one push that is larger than its bound, if nothing else is in it.
+    pub(super) fn bytes_max(&self, push_bytes: usize) -> usize {
+        let queues = [
+            (self.fire_messages, self.fire_bytes),
+            (self.latest_keys, self.latest_bytes),
+            (self.tracked_messages, self.tracked_bytes),
+        ];
+        let queued: usize =
+            queues.iter().map(|(count, bytes)| bytes.max(&push_bytes) + count * PUSH_OVERHEAD_BYTES).sum();
+        SESSION_BYTES + queued + UNDER_WAY_BYTES + 2 * push_bytes
     }
 }
 
@@ -52,6 +80,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// What counts of it against the bound of its class.
+    fn len(&self) -> usize {
+        match &self.class {
+            Class::Latest(key) => self.frame.len() + key.len(),
+            Class::Fire | Class::Tracked => self.frame.len(),
+        }
+    }
+
     fn is_expired(&self, now: Duration) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
@@ -90,6 +126,7 @@ pub(super) struct Ledger {
     confirms: bool,
     queues: [VecDeque<Queued>; Priority::COUNT],
     latest: HashMap<Box<str>, Entry>,
+    latest_bytes: usize,
     fire: (usize, usize),
     tracked: (usize, usize),
     /// Sent, and not handled; offsets without holes.
@@ -115,8 +152,18 @@ enum Queued {
 }
 
 impl Queued {
+    /// Values of keys wait for a client that is behind; nothing else does.
     fn may_go(&self, behind: bool) -> bool {
         !behind || !matches!(self, Self::Latest(_))
+    }
+}
+
+/// Gives back what a burst took, once it is over: an idle session is small.
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    /// Places that stay.
+    const KEPT: usize = 64;
+    if queue.is_empty() && KEPT < queue.capacity() {
+        *queue = VecDeque::new();
     }
 }
 
@@ -128,6 +175,7 @@ impl Ledger {
             confirms: false,
             queues: Default::default(),
             latest: HashMap::new(),
+            latest_bytes: 0,
             fire: (0, 0),
             tracked: (0, 0),
             sent: VecDeque::new(),
@@ -165,13 +213,18 @@ impl Ledger {
             }
             Class::Latest(key) => {
                 let key: Box<str> = key.as_str().into();
+                let older = self.latest.get(&key).map(Entry::len);
+                let others = self.latest_bytes - older.unwrap_or(0);
+                if (older.is_none() && self.bounds.latest_keys <= self.latest.len())
+                    || (0 < others && self.bounds.latest_bytes < others + entry.len())
+                {
+                    return self.refuse(entry);
+                }
+                self.latest_bytes = others + entry.len();
                 if let Some(older) = self.latest.get_mut(&key) {
                     older.ticket.advance(Stage::Superseded);
                     *older = entry;
                     return true;
-                }
-                if self.bounds.latest_keys <= self.latest.len() {
-                    return self.refuse(entry);
                 }
                 self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
                 self.latest.insert(key, entry);
@@ -232,6 +285,7 @@ impl Ledger {
             self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             let offset = self.next_offset;
             self.next_offset += 1;
+            entry.ticket.numbered(offset);
             self.unwritten.push_back(Unwritten::Tracked(offset));
             self.sent.push_back(Sent { offset, entry });
             return Some(Next::Frame { frame, offset });
@@ -242,14 +296,19 @@ impl Ledger {
     /// behind with what it confirms.
     fn take_queued(&mut self) -> Option<Entry> {
         let behind = self.is_behind();
-        let may_go = |queued: &Queued| queued.may_go(behind);
         let queued = self.queues.iter_mut().find_map(|queue| {
-            let at = queue.iter().position(may_go)?;
-            queue.remove(at)
+            let at = queue.iter().position(|queued| queued.may_go(behind))?;
+            let queued = queue.remove(at);
+            give_back(queue);
+            queued
         })?;
         Some(match queued {
             Queued::Entry(entry) => entry,
-            Queued::Latest(key) => self.latest.remove(&key).expect("a key that is queued has a value"),
+            Queued::Latest(key) => {
+                let entry = self.latest.remove(&key).expect("a key that is queued has a value");
+                self.latest_bytes -= entry.len();
+                entry
+            }
         })
     }
 
@@ -268,6 +327,11 @@ impl Ledger {
         self.confirms && self.is_full_for(0)
     }
 
+    /// Tracked pushes that were sent and are not handled.
+    pub(super) fn unhandled(&self) -> usize {
+        self.sent.len()
+    }
+
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
     pub(super) fn written(&mut self, count: usize) {
         for _ in 0..count {
@@ -279,9 +343,10 @@ impl Ledger {
                     }
                 }
                 Some(Unwritten::Notice) => {}
-                None => return,
+                None => break,
             }
         }
+        give_back(&mut self.unwritten);
     }
 
     /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
@@ -297,6 +362,7 @@ impl Ledger {
             sent.entry.ticket.advance(Stage::Handled);
             self.forget_tracked(sent.entry.frame.len());
         }
+        give_back(&mut self.sent);
         let upto = self.received;
         for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
             sent.entry.ticket.advance(Stage::Received);

@@ -9,6 +9,7 @@
 //! | `mod.rs` | [`Session`], the handle |
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
 //! | `receipt.rs` | what became of it |
+//! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `topic.rs` | names, patterns, who subscribes |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
@@ -16,6 +17,7 @@
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
+mod explain;
 mod ledger;
 mod push;
 mod receipt;
@@ -34,17 +36,19 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-pub use self::registry::SendError;
 pub(crate) use self::registry::{Registry, SessionOptions};
-use self::{
-    ledger::{Entry, Ledger, Next},
-    receipt::Ticket,
-};
 pub use self::{
+    explain::{CallOutcome, Event, Explanation, Happened, Standing},
     push::{Class, Priority, Push},
     receipt::{DropReason, Outcomes, Receipt, Stage},
+    registry::SendError,
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
+};
+use self::{
+    explain::{Trail, What},
+    ledger::{Entry, Ledger, Next},
+    receipt::Ticket,
 };
 use crate::{
     caller::{Caller, RawCall, RawReply},
@@ -82,6 +86,19 @@ impl std::str::FromStr for SessionId {
     }
 }
 
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SessionId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A client, as its server knows it. A clone is the same session.
 #[derive(Clone)]
 pub struct Session {
@@ -92,6 +109,7 @@ struct Inner {
     id: SessionId,
     began: Instant,
     registry: Weak<Registry>,
+    trail: Arc<Trail>,
     /// Told when the session gets or loses a connection, or ends.
     changed: Notify,
     state: Mutex<State>,
@@ -192,6 +210,19 @@ impl Session {
         self.inner.state.lock().ledger.dropped()
     }
 
+    /// What lately happened to it, for who asks why a message did not arrive.
+    pub fn explain(&self) -> Explanation {
+        let state = self.inner.state.lock();
+        let standing = match &state.connection {
+            _ if state.ended => Standing::Ended,
+            Some(connection) => Standing::Connected(connection.id().to_string()),
+            None => Standing::Away,
+        };
+        let user = state.user.clone();
+        drop(state);
+        self.inner.trail.tell(self.id(), user.as_deref(), standing)
+    }
+
     /// Ends the session: the client is told why, its connection closed, and it cannot come back to it.
     pub fn end(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
@@ -241,7 +272,9 @@ impl Session {
     }
 
     /// Enters a push into the ledger; the caller pumps.
-    fn add(&self, push: &Push, frame: Bytes, ticket: Ticket) {
+    fn add(&self, push: &Push, frame: Bytes, mut ticket: Ticket) {
+        let trail = &self.inner.trail;
+        ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
         let mut state = self.inner.state.lock();
         if state.ended {
             return;
@@ -266,7 +299,10 @@ impl Session {
             let Some(next) = state.ledger.next(now) else { break };
             let added = match next {
                 Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
-                Next::Gap { missed } => connection.queue_gap(missed),
+                Next::Gap { missed } => {
+                    self.inner.trail.note(What::GapTold(missed));
+                    connection.queue_gap(missed)
+                }
             };
             let Ok(mark) = added else {
                 // It is over, and its end is on its way here; or others filled it this moment. Then it ends
@@ -341,6 +377,7 @@ impl Caller for Session {
         let id = format!("{:016x}", rand::random::<u64>());
         call.options.metadata.insert(keys::CALL_ID, id);
         let mut may_have_run = None;
+        let trail = self.inner.trail.call(call.service_path, call.service_method);
         let attempts = async {
             loop {
                 let Some(connection) = self.connected().await else {
@@ -348,6 +385,7 @@ impl Caller for Session {
                 };
                 let mut attempt = call.clone();
                 attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
+                trail.sent();
                 match connection.call_raw(attempt).await {
                     Err(error @ CallError::Closed { .. }) if self.is_resumable() => may_have_run = Some(error),
                     Err(CallError::TimedOut(_)) => return Err(CallError::TimedOut(timeout)),
@@ -356,10 +394,12 @@ impl Caller for Session {
                 self.left(&connection).await;
             }
         };
-        match tokio::time::timeout_at(deadline, attempts).await {
+        let outcome = match tokio::time::timeout_at(deadline, attempts).await {
             Ok(outcome) => outcome,
             Err(_) => Err(CallError::TimedOut(timeout)),
-        }
+        };
+        trail.ended(&outcome);
+        outcome
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {

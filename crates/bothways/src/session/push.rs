@@ -1,9 +1,14 @@
 //! One push: what is sent, in which class, with which priority and for how long.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bothways_proto::Metadata;
 use bytes::Bytes;
+
+use super::explain;
 
 /// What is promised of a push.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -51,6 +56,8 @@ pub struct Push {
     pub(super) class: Class,
     pub(super) priority: Priority,
     pub(super) time_to_live: Option<Duration>,
+    /// What trails call it, made once for all sessions.
+    pub(super) name: OnceLock<Arc<str>>,
 }
 
 impl Push {
@@ -65,6 +72,7 @@ impl Push {
             class: Class::Tracked,
             priority: Priority::Normal,
             time_to_live: None,
+            name: OnceLock::new(),
         }
     }
 
@@ -79,6 +87,10 @@ impl Push {
     ) -> Result<Self, crate::codec::CodecError> {
         let serialize = T::serialize_type(bothways_proto::SerializeType::MSGPACK);
         Ok(Self { serialize, ..Self::new(service_path, service_method, value.encode(serialize)?) })
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        self.name.get_or_init(|| explain::name(&self.service_path, &self.service_method))
     }
 
     /// The pairs beside the payload.

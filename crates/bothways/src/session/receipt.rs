@@ -13,10 +13,13 @@
 use std::{pin::pin, sync::Arc};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::explain::Trail;
+
 /// How far one push to one session has come.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Stage {
     /// It waits for the session's connection.
@@ -39,7 +42,7 @@ pub enum Stage {
 }
 
 /// Why a push was dropped.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum DropReason {
     /// The session's bounds were reached: the client reads, or handles, too slowly.
@@ -120,7 +123,7 @@ impl Receipt {
     /// The place of one more target, which is queued.
     pub(super) fn ticket(&self) -> Ticket {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
-        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued }
+        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, trail: None }
     }
 
     /// How many targets stand where, now.
@@ -162,9 +165,23 @@ impl Receipt {
 pub(super) struct Ticket {
     tally: Arc<Tally>,
     stage: Stage,
+    /// Where its session tells of it, and under which number.
+    trail: Option<(Arc<Trail>, u64)>,
 }
 
 impl Ticket {
+    /// From here on the trail tells of it too, as the event of this number.
+    pub(super) fn follow(&mut self, trail: &Arc<Trail>, number: u64) {
+        self.trail = Some((Arc::clone(trail), number));
+    }
+
+    /// It is sent under this offset.
+    pub(super) fn numbered(&self, offset: u64) {
+        if let Some((trail, number)) = &self.trail {
+            trail.numbered(*number, offset);
+        }
+    }
+
     /// Moves on. Never back, and never out of a final stage.
     pub(super) fn advance(&mut self, to: Stage) {
         if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
@@ -176,6 +193,9 @@ impl Ticket {
             outcomes.counts[to.index()] += 1;
         }
         self.stage = to;
+        if let Some((trail, number)) = &self.trail {
+            trail.reached(*number, to);
+        }
         self.tally.changed.notify_waiters();
     }
 

@@ -19,6 +19,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Inner, Session, SessionId, State,
+    explain::{self, Explanation, Standing, Trail, What},
     ledger::{Bounds, Ledger},
     push::Push,
     receipt::Receipt,
@@ -39,12 +40,22 @@ pub(crate) struct SessionOptions {
     /// How long a session waits for its client to come back.
     pub(crate) resume_window: Duration,
     pub(super) bounds: Bounds,
+    /// Events that a session keeps of its past.
+    pub(crate) events_max: usize,
+    /// Sessions that ended whose past is kept.
+    pub(crate) ended_max: usize,
     pub(crate) limits: Limits,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { resume_window: Duration::from_secs(120), bounds: Bounds::default(), limits: Limits::default() }
+        Self {
+            resume_window: Duration::from_secs(120),
+            bounds: Bounds::default(),
+            events_max: explain::EVENTS_MAX,
+            ended_max: explain::ENDED_MAX,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -57,6 +68,11 @@ impl SessionOptions {
     /// Pushes of class `Fire`, and their bytes, that may wait.
     pub(crate) fn set_fire_queue(&mut self, messages: usize, bytes: usize) {
         (self.bounds.fire_messages, self.bounds.fire_bytes) = (messages.max(1), bytes);
+    }
+
+    /// Values of class `Latest`, and their bytes with those of their keys, that may wait.
+    pub(crate) fn set_latest(&mut self, keys: usize, bytes: usize) {
+        (self.bounds.latest_keys, self.bounds.latest_bytes) = (keys.max(1), bytes);
     }
 }
 
@@ -115,7 +131,16 @@ pub(crate) struct Registry {
     topics: RwLock<Subscriptions<Session>>,
     /// Sessions whose clients are away, to be ended when their window is over.
     away: Mutex<Vec<(Instant, Session, u64)>>,
+    /// What is left of sessions that ended, oldest first.
+    ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
+}
+
+/// What is left of a session that ended.
+struct Past {
+    id: SessionId,
+    user: Option<Arc<str>>,
+    trail: Arc<Trail>,
 }
 
 impl Registry {
@@ -128,6 +153,7 @@ impl Registry {
             by_user: shards(),
             topics: RwLock::default(),
             away: Mutex::default(),
+            ended: Mutex::default(),
             count: AtomicUsize::new(0),
         }
     }
@@ -140,11 +166,14 @@ impl Registry {
     pub(crate) fn open(self: &Arc<Self>, connection: &Connection) -> Session {
         let mut ledger = Ledger::new(self.options.bounds.clone());
         ledger.connect(false);
+        let trail = Arc::new(Trail::new(self.options.events_max));
+        trail.note(What::Connected(connection.id()));
         let session = Session {
             inner: Arc::new(Inner {
                 id: SessionId::random(),
                 began: Instant::now(),
                 registry: Arc::downgrade(self),
+                trail,
                 changed: Notify::new(),
                 state: Mutex::new(State {
                     connection: Some(connection.clone()),
@@ -181,9 +210,11 @@ impl Registry {
                 session
             }
             other => {
-                if let Some(Err(why)) = other {
+                if let (Some(wanted), Some(Err(why))) = (asked, other) {
+                    fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why });
                     welcome.insert(keys::SESSION_WHY, why);
                 }
+                fresh.inner.trail.note(What::Resumable);
                 fresh.inner.state.lock().resumable = true;
                 fresh
             }
@@ -240,7 +271,13 @@ impl Registry {
             state.generation += 1;
             state.marks.clear();
             state.lost_at = None;
-            state.connection.replace(connection.clone())
+            let before = state.connection.replace(connection.clone());
+            if let Some(before) = &before {
+                session.inner.trail.note(What::TakenOver(before.id()));
+            }
+            let (generation, repeated) = (state.generation, state.ledger.unhandled());
+            session.inner.trail.note(What::Resumed { connection: connection.id(), generation, repeated });
+            before
         };
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
@@ -251,7 +288,7 @@ impl Registry {
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
         // What the fresh session was for is done by the old one.
         fresh.inner.state.lock().connection = None;
-        self.remove(fresh);
+        self.remove(fresh, None);
         session.inner.changed.notify_waiters();
         if connection.is_closed() {
             // It may have ended before it was in the table, and then has left the fresh session only.
@@ -297,13 +334,16 @@ impl Registry {
             state.marks.clear();
             state.ledger.disconnect();
             state.lost_at = Some(Instant::now());
-            (state.resumable && !state.ended, state.generation)
+            let waits = state.resumable && !state.ended;
+            let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
+            session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
+            (waits, state.generation)
         };
         session.inner.changed.notify_waiters();
         if waits {
             self.away.lock().push((Instant::now() + self.options.resume_window, session, generation));
         } else {
-            self.remove(&session);
+            self.remove(&session, Some("with its connection: its client does not speak sessions"));
         }
     }
 
@@ -321,14 +361,15 @@ impl Registry {
         });
         for session in over {
             // Its client may have come back this moment.
-            self.remove_if(&session, |state| state.connection.is_none());
+            let why = Some("its client did not come back within `resume_window`");
+            self.remove_if(&session, why, |state| state.connection.is_none());
         }
     }
 
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str) {
         let connection = session.inner.state.lock().connection.clone();
-        self.remove(session);
+        self.remove(session, Some(why));
         if let Some(connection) = connection {
             connection.say_goodbye("ended", why);
             connection.close();
@@ -336,11 +377,13 @@ impl Registry {
     }
 
     /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
-    fn remove(&self, session: &Session) {
-        self.remove_if(session, |_| true);
+    ///
+    /// Without a reason nothing is left of it: another one stands for it.
+    fn remove(&self, session: &Session, why: Option<&str>) {
+        self.remove_if(session, why, |_| true);
     }
 
-    fn remove_if(&self, session: &Session, still: impl FnOnce(&State) -> bool) {
+    fn remove_if(&self, session: &Session, why: Option<&str>, still: impl FnOnce(&State) -> bool) {
         let (user, patterns, ledger) = {
             let mut state = session.inner.state.lock();
             if state.ended || !still(&state) {
@@ -351,7 +394,21 @@ impl Registry {
             let empty = Ledger::new(self.options.bounds.clone());
             (state.user.take(), std::mem::take(&mut state.patterns), std::mem::replace(&mut state.ledger, empty))
         };
+        let trail = &session.inner.trail;
+        if let Some(why) = why {
+            trail.note(What::Ended(explain::text(why)));
+        }
+        // What was waiting tells its end after that of the session.
         drop(ledger);
+        if why.is_some() && 0 < self.options.events_max && 0 < self.options.ended_max {
+            trail.shrink();
+            let past = Past { id: session.id(), user: user.clone(), trail: Arc::clone(trail) };
+            let mut ended = self.ended.lock();
+            if self.options.ended_max <= ended.len() {
+                ended.pop_front();
+            }
+            ended.push_back(past);
+        }
         if let Some(user) = user {
             self.unbind(session, &user);
         }
@@ -374,6 +431,7 @@ impl Registry {
             if state.ended || state.user == name {
                 return;
             }
+            session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
             std::mem::replace(&mut state.user, name.clone())
         };
         if let Some(before) = before {
@@ -397,7 +455,9 @@ impl Registry {
     pub(super) fn subscribe(&self, session: &Session, pattern: &str) {
         let mut topics = self.topics.write();
         let mut state = session.inner.state.lock();
-        if !state.ended && state.patterns.insert(pattern.into()) {
+        let shared: Arc<str> = pattern.into();
+        if !state.ended && state.patterns.insert(Arc::clone(&shared)) {
+            session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
             topics.add(pattern, session.clone());
         }
     }
@@ -405,6 +465,7 @@ impl Registry {
     pub(super) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let mut topics = self.topics.write();
         if session.inner.state.lock().patterns.remove(pattern) {
+            session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
             topics.remove(pattern, session);
         }
     }
@@ -445,6 +506,23 @@ impl Registry {
         };
         found.retain(|session| target.admits(session));
         Ok(found)
+    }
+
+    /// What lately happened to the sessions that a target names: first those that ended.
+    pub(crate) fn explain(&self, target: &Target) -> Result<Vec<Explanation>, TopicError> {
+        let live = self.find(target)?;
+        let ended = self.ended.lock();
+        let past = ended.iter().filter(|past| target.admits_past(past.id, past.user.as_deref()));
+        let past = past.map(|past| past.trail.tell(past.id, past.user.as_deref(), Standing::Ended));
+        let mut told: Vec<_> = past.collect();
+        drop(ended);
+        told.extend(live.iter().map(Session::explain));
+        Ok(told)
+    }
+
+    /// What one session can take at most, if no push is larger than this.
+    pub(crate) fn session_bytes_max(&self, push_bytes: usize) -> usize {
+        self.options.bounds.bytes_max(push_bytes) + self.options.events_max * explain::EVENT_BYTES_MAX
     }
 
     pub(super) fn encode(&self, push: &Push) -> Result<PushFrame, PushError> {

@@ -68,6 +68,17 @@ impl Target {
         self
     }
 
+    /// True if a session that ended would be named by who it was; topics and labels ended with it.
+    pub(super) fn admits_past(&self, id: SessionId, user: Option<&str>) -> bool {
+        let named = match &self.who {
+            Who::Session(session) => *session == id,
+            Who::Users(names) => user.is_some_and(|user| names.iter().any(|name| name == user)),
+            Who::Everyone => true,
+            Who::Connection(_) | Who::Topic(_) => false,
+        };
+        named && self.labels.is_empty() && !self.except.contains(&id)
+    }
+
     /// True if the session is not excluded.
     pub(super) fn admits(&self, session: &Session) -> bool {
         !self.except.contains(&session.id())

@@ -7,7 +7,14 @@ use crate::session::receipt::Receipt;
 const NOW: Duration = Duration::ZERO;
 
 fn bounds() -> Bounds {
-    Bounds { fire_messages: 3, fire_bytes: 64, latest_keys: 2, tracked_messages: 4, tracked_bytes: 64 }
+    Bounds {
+        fire_messages: 3,
+        fire_bytes: 64,
+        latest_keys: 2,
+        latest_bytes: usize::MAX,
+        tracked_messages: 4,
+        tracked_bytes: 64,
+    }
 }
 
 fn ledger(confirms: bool) -> Ledger {

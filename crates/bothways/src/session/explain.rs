@@ -1,0 +1,633 @@
+//! Why a message arrived, or did not: what lately happened to a session, told as a story.
+//!
+//! Each session has a [`Trail`]: a ring of its last events, [`EVENTS_MAX`] unless chosen otherwise. A push is one
+//! event, which its ticket keeps up to date, so that a trail covers as many pushes as it has places. No payload,
+//! metadata or token is ever kept, and every text is cut at [`TEXT_BYTES_MAX`]. An event takes
+//! [`EVENT_BYTES_MAX`] at most; memory is taken as events come.
+//!
+//! A session that ended leaves its trail behind: the registry keeps the last [`ENDED_MAX`].
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{SessionId, push::Class, receipt::DropReason, receipt::Stage};
+use crate::connection::ConnectionId;
+
+/// Events that a session keeps: some minutes of a chat, some seconds of a busy feed.
+pub(super) const EVENTS_MAX: usize = 64;
+
+/// Sessions that ended and can still be explained.
+pub(super) const ENDED_MAX: usize = 256;
+
+/// Longer texts in an event are cut: names, reasons.
+pub(super) const TEXT_BYTES_MAX: usize = 128;
+
+/// What one event takes at most: its place in the ring, and its two texts.
+pub(super) const EVENT_BYTES_MAX: usize = size_of::<Record>() + 2 * (TEXT_BYTES_MAX + 2 * size_of::<usize>());
+
+const _: () = assert!(size_of::<Record>() <= 64, "a place in the ring is small");
+
+/// What lately happened to one session.
+///
+/// ```text
+/// session 0b5c… of ann, connected as c12
+/// 2026-03-01 12:00:01.003 connected as c12
+/// 2026-03-01 12:00:01.004 user ann
+/// 2026-03-01 12:00:07.120 push Chat.say (tracked, offset 1, 45 B): written after 0 ms, received after 2 ms, handled after 2 ms
+/// ```
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The session.
+    pub session: SessionId,
+    /// The user it is, or was last, bound to.
+    pub user: Option<String>,
+    /// Where it stands now.
+    pub standing: Standing,
+    /// Older events that are not kept any more.
+    pub forgotten: u64,
+    /// What happened, oldest first.
+    pub events: Vec<Happened>,
+}
+
+/// Where a session stands.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It has this connection, such as `c12`.
+    Connected(String),
+    /// Its client is away, and may come back.
+    Away,
+    /// It ended.
+    Ended,
+}
+
+/// One event and its time.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Happened {
+    /// Milliseconds since 1970, by the server's clock.
+    pub at_ms: u64,
+    /// What it was.
+    pub event: Event,
+}
+
+/// What can happen to a session. Times are milliseconds since the event began.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub enum Event {
+    /// Its client connected, as this connection.
+    Connected(String),
+    /// Its client speaks sessions, and may come back to it.
+    Resumable,
+    /// Its client wanted another session back, and did not get it.
+    NotResumed {
+        /// The session that it wanted.
+        wanted: String,
+        /// Why not: `expired`, `gap`, `unknown` or `revoked`.
+        why: String,
+    },
+    /// The connection was lost.
+    Lost {
+        /// Which, such as `c12`.
+        connection: String,
+        /// Why.
+        why: String,
+        /// True if the session waits for its client to come back.
+        waits: bool,
+    },
+    /// Its client came back to it.
+    Resumed {
+        /// The new connection.
+        connection: String,
+        /// How many connections it has had.
+        generation: u64,
+        /// Tracked pushes that had been sent and were not handled: they are sent again.
+        repeated: usize,
+    },
+    /// A new connection took it over while this one was still open.
+    TakenOver(String),
+    /// It was bound to a user; `None`: to nobody any more.
+    Bound(Option<String>),
+    /// It subscribed to this pattern.
+    Subscribed(String),
+    /// It ended a subscription.
+    Unsubscribed(String),
+    /// Its client was told that so many pushes were dropped since the session began.
+    GapTold(u64),
+    /// Something was pushed to it.
+    Push {
+        /// Path and method, with a dot between them.
+        name: String,
+        /// `fire`, `latest` or `tracked`.
+        class: String,
+        /// The number under which a tracked push was sent.
+        offset: Option<u64>,
+        /// The bytes of its frame.
+        bytes: u32,
+        /// How far it came.
+        stage: Stage,
+        /// When the kernel had it.
+        written_ms: Option<u32>,
+        /// When the client's library had it.
+        received_ms: Option<u32>,
+        /// When it came to its end, whatever that is.
+        done_ms: Option<u32>,
+    },
+    /// Its client was called.
+    Call {
+        /// Path and method, with a dot between them.
+        name: String,
+        /// How often it was sent: more than once if the connection was lost.
+        attempts: u16,
+        /// What came of it.
+        outcome: CallOutcome,
+        /// When that was.
+        done_ms: Option<u32>,
+    },
+    /// It ended.
+    Ended(String),
+}
+
+/// What came of a call to a client.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub enum CallOutcome {
+    /// It waits for its reply.
+    Waits,
+    /// It was answered.
+    Answered,
+    /// It failed, for this reason.
+    Failed(String),
+    /// Its caller does not wait for it any more.
+    GivenUp,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "session {}", self.session)?;
+        if let Some(user) = &self.user {
+            write!(f, " of {user}")?;
+        }
+        match &self.standing {
+            Standing::Connected(connection) => write!(f, ", connected as {connection}")?,
+            Standing::Away => f.write_str(", its client is away")?,
+            Standing::Ended => f.write_str(", ended")?,
+        }
+        if self.forgotten != 0 {
+            write!(f, "\n({} older events are not kept)", self.forgotten)?;
+        }
+        self.events.iter().try_for_each(|happened| write!(f, "\n{happened}"))
+    }
+}
+
+impl fmt::Display for Happened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, in_day) = (self.at_ms / 86_400_000, self.at_ms % 86_400_000);
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (in_day / 3_600_000, in_day / 60_000 % 60, in_day / 1000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03} ", in_day % 1000)?;
+        self.event.fmt(f)
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected(connection) => write!(f, "connected as {connection}"),
+            Self::Resumable => f.write_str("its client speaks sessions and may come back to it"),
+            Self::NotResumed { wanted, why } => write!(f, "its client wanted session {wanted} back: {why}"),
+            Self::Lost { connection, why, waits } => {
+                let then = if *waits { "; the session waits for its client" } else { "" };
+                write!(f, "connection {connection} lost: {why}{then}")
+            }
+            Self::Resumed { connection, generation, repeated } => {
+                write!(f, "resumed as {connection}, generation {generation}; {repeated} pushes are sent again")
+            }
+            Self::TakenOver(connection) => write!(f, "taken over from {connection}, which was still open"),
+            Self::Bound(Some(user)) => write!(f, "user {user}"),
+            Self::Bound(None) => f.write_str("no user any more"),
+            Self::Subscribed(pattern) => write!(f, "subscribed to {pattern}"),
+            Self::Unsubscribed(pattern) => write!(f, "unsubscribed from {pattern}"),
+            Self::GapTold(missed) => write!(f, "told its client that {missed} pushes were dropped so far"),
+            Self::Push { name, class, offset, bytes, stage, written_ms, received_ms, done_ms } => {
+                write!(f, "push {name} ({class}")?;
+                if let Some(offset) = offset {
+                    write!(f, ", offset {offset}")?;
+                }
+                write!(f, ", {bytes} B): ")?;
+                for (what, after) in [("written", written_ms), ("received", received_ms)] {
+                    if let Some(after) = after {
+                        write!(f, "{what} after {after} ms, ")?;
+                    }
+                }
+                f.write_str(match stage {
+                    Stage::Queued => "waits",
+                    Stage::Written => "its client has not confirmed it",
+                    Stage::Received => "its client has not handled it yet",
+                    Stage::Handled => "handled",
+                    Stage::PlainWritten => "written, and nothing more is ever confirmed,",
+                    Stage::Expired => "expired",
+                    Stage::Superseded => "superseded by a newer value of its key",
+                    Stage::Dropped(DropReason::Full) => "dropped because too much waited already,",
+                    Stage::Dropped(DropReason::Disconnected) => "dropped with its connection",
+                    Stage::Dropped(DropReason::SessionEnded) => "dropped with the session",
+                })?;
+                done_ms.map_or(Ok(()), |after| write!(f, " after {after} ms"))
+            }
+            Self::Call { name, attempts, outcome, done_ms } => {
+                write!(f, "call {name}")?;
+                if 1 < *attempts {
+                    write!(f, " (sent {attempts} times)")?;
+                }
+                match outcome {
+                    CallOutcome::Waits => f.write_str(": waits for its reply")?,
+                    CallOutcome::Answered => f.write_str(": answered")?,
+                    CallOutcome::Failed(why) => write!(f, ": failed: {why};")?,
+                    CallOutcome::GivenUp => f.write_str(": given up by its caller")?,
+                }
+                done_ms.map_or(Ok(()), |after| write!(f, " after {after} ms"))
+            }
+            Self::Ended(why) => write!(f, "ended: {why}"),
+        }
+    }
+}
+
+/// Year, month and day of a day since 1970, in the calendar of today.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Eras of 400 years that begin on the first of March: the leap day comes last in its year.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// The events of one session. Its own lock: tickets reach it without the session.
+#[derive(Debug)]
+pub(super) struct Trail {
+    events_max: usize,
+    began: Instant,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    records: VecDeque<Record>,
+    /// The number of the first record: that many were forgotten.
+    first: u64,
+}
+
+#[derive(Debug)]
+struct Record {
+    /// Microseconds since the trail began.
+    at: u64,
+    what: What,
+}
+
+/// What the ring keeps of an event.
+#[derive(Debug)]
+pub(super) enum What {
+    Connected(ConnectionId),
+    Resumable,
+    NotResumed { wanted: Arc<str>, why: &'static str },
+    Lost { connection: ConnectionId, why: Arc<str>, waits: bool },
+    Resumed { connection: ConnectionId, generation: u64, repeated: usize },
+    TakenOver(ConnectionId),
+    Bound(Option<Arc<str>>),
+    Subscribed(Arc<str>),
+    Unsubscribed(Arc<str>),
+    GapTold(u64),
+    Push(PushRecord),
+    Call { name: Arc<str>, attempts: u16, outcome: Outcome, done: u32 },
+    Ended(Arc<str>),
+}
+
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Waits,
+    Answered,
+    Failed(Arc<str>),
+    GivenUp,
+}
+
+/// A class without its key.
+#[derive(Clone, Copy, Debug)]
+enum ClassName {
+    Fire,
+    Latest,
+    Tracked,
+}
+
+#[derive(Debug)]
+pub(super) struct PushRecord {
+    name: Arc<str>,
+    /// 0: none.
+    offset: u64,
+    bytes: u32,
+    class: ClassName,
+    stage: Stage,
+    /// Milliseconds since it was pushed; [`NEVER`] until then.
+    written: u32,
+    received: u32,
+    done: u32,
+}
+
+const NEVER: u32 = u32::MAX;
+
+/// A text as an event keeps it.
+pub(super) fn text(text: &str) -> Arc<str> {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].into()
+}
+
+/// A text that is shared already, if it is short enough.
+pub(super) fn shared(shared: &Arc<str>) -> Arc<str> {
+    if shared.len() <= TEXT_BYTES_MAX { Arc::clone(shared) } else { text(shared) }
+}
+
+impl Trail {
+    pub(super) fn new(events_max: usize) -> Self {
+        Self { events_max, began: Instant::now(), ring: Mutex::default() }
+    }
+
+    /// Takes an event in; answers its number, by which [`Self::update`] finds it.
+    pub(super) fn note(&self, what: What) -> u64 {
+        if self.events_max == 0 {
+            return u64::MAX;
+        }
+        let at = self.began.elapsed().as_micros() as u64;
+        let mut ring = self.ring.lock();
+        if self.events_max <= ring.records.len() {
+            ring.records.pop_front();
+            ring.first += 1;
+        }
+        ring.records.push_back(Record { at, what });
+        ring.first + ring.records.len() as u64 - 1
+    }
+
+    /// Notes a push of this class; its ticket tells how it goes on.
+    pub(super) fn note_push(&self, name: &Arc<str>, class: &Class, bytes: usize) -> u64 {
+        let class = match class {
+            Class::Fire => ClassName::Fire,
+            Class::Latest(_) => ClassName::Latest,
+            Class::Tracked => ClassName::Tracked,
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let (stage, name) = (Stage::Queued, Arc::clone(name));
+        let (written, received, done) = (NEVER, NEVER, NEVER);
+        self.note(What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done }))
+    }
+
+    /// A push reached a stage.
+    pub(super) fn reached(&self, number: u64, to: Stage) {
+        self.update(number, |after, what| {
+            let What::Push(push) = what else { return };
+            push.stage = to;
+            match to {
+                Stage::Queued => {}
+                Stage::Written => push.written = after,
+                Stage::Received => push.received = after,
+                _ => push.done = after,
+            }
+        });
+    }
+
+    /// A push was given its offset.
+    pub(super) fn numbered(&self, number: u64, offset: u64) {
+        self.update(number, |_, what| {
+            if let What::Push(push) = what {
+                push.offset = offset;
+            }
+        });
+    }
+
+    fn update(&self, number: u64, change: impl FnOnce(u32, &mut What)) {
+        if self.events_max == 0 {
+            return;
+        }
+        let now = self.began.elapsed().as_micros() as u64;
+        let mut ring = self.ring.lock();
+        let Some(at) = number.checked_sub(ring.first) else { return };
+        if let Some(record) = ring.records.get_mut(at as usize) {
+            let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
+            change(after, &mut record.what);
+        }
+    }
+
+    /// Notes a call; the answer follows it.
+    pub(super) fn call(&self, service_path: &str, service_method: &str) -> CallTrail<'_> {
+        if self.events_max == 0 {
+            return CallTrail { trail: self, number: u64::MAX, outcome: None };
+        }
+        let name = name(service_path, service_method);
+        let number = self.note(What::Call { name, attempts: 0, outcome: Outcome::Waits, done: NEVER });
+        CallTrail { trail: self, number, outcome: Some(Outcome::GivenUp) }
+    }
+
+    /// Gives back memory that no event will need.
+    pub(super) fn shrink(&self) {
+        self.ring.lock().records.shrink_to_fit();
+    }
+
+    /// The story so far.
+    pub(super) fn tell(&self, session: SessionId, user: Option<&str>, standing: Standing) -> Explanation {
+        // The clock may have been set since; times are right as of now.
+        let began =
+            (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(self.began.elapsed());
+        let ring = self.ring.lock();
+        let happened = |record: &Record| Happened {
+            at_ms: (began + Duration::from_micros(record.at)).as_millis() as u64,
+            event: record.what.event(),
+        };
+        let events = ring.records.iter().map(happened).collect();
+        Explanation { session, user: user.map(str::to_owned), standing, forgotten: ring.first, events }
+    }
+}
+
+/// `Path.method`, cut to what an event keeps.
+pub(super) fn name(service_path: &str, service_method: &str) -> Arc<str> {
+    text(&format!("{service_path}.{service_method}"))
+}
+
+impl What {
+    fn event(&self) -> Event {
+        let known = |after: u32| (after != NEVER).then_some(after);
+        match self {
+            Self::Connected(connection) => Event::Connected(connection.to_string()),
+            Self::Resumable => Event::Resumable,
+            Self::NotResumed { wanted, why } => {
+                Event::NotResumed { wanted: wanted.to_string(), why: (*why).to_owned() }
+            }
+            Self::Lost { connection, why, waits } => {
+                Event::Lost { connection: connection.to_string(), why: why.to_string(), waits: *waits }
+            }
+            Self::Resumed { connection, generation, repeated } => {
+                let (generation, repeated) = (*generation, *repeated);
+                Event::Resumed { connection: connection.to_string(), generation, repeated }
+            }
+            Self::TakenOver(connection) => Event::TakenOver(connection.to_string()),
+            Self::Bound(user) => Event::Bound(user.as_deref().map(str::to_owned)),
+            Self::Subscribed(pattern) => Event::Subscribed(pattern.to_string()),
+            Self::Unsubscribed(pattern) => Event::Unsubscribed(pattern.to_string()),
+            Self::GapTold(missed) => Event::GapTold(*missed),
+            Self::Push(push) => Event::Push {
+                name: push.name.to_string(),
+                class: match push.class {
+                    ClassName::Fire => "fire",
+                    ClassName::Latest => "latest",
+                    ClassName::Tracked => "tracked",
+                }
+                .to_owned(),
+                offset: (push.offset != 0).then_some(push.offset),
+                bytes: push.bytes,
+                stage: push.stage,
+                written_ms: known(push.written),
+                received_ms: known(push.received),
+                done_ms: known(push.done),
+            },
+            Self::Call { name, attempts, outcome, done } => Event::Call {
+                name: name.to_string(),
+                attempts: *attempts,
+                outcome: match outcome {
+                    Outcome::Waits => CallOutcome::Waits,
+                    Outcome::Answered => CallOutcome::Answered,
+                    Outcome::Failed(why) => CallOutcome::Failed(why.to_string()),
+                    Outcome::GivenUp => CallOutcome::GivenUp,
+                },
+                done_ms: known(*done),
+            },
+            Self::Ended(why) => Event::Ended(why.to_string()),
+        }
+    }
+}
+
+/// A call under way. Dropped before its end, it was given up.
+pub(super) struct CallTrail<'a> {
+    trail: &'a Trail,
+    number: u64,
+    outcome: Option<Outcome>,
+}
+
+impl CallTrail<'_> {
+    /// It is sent, once more perhaps.
+    pub(super) fn sent(&self) {
+        self.trail.update(self.number, |_, what| {
+            if let What::Call { attempts, .. } = what {
+                *attempts = attempts.saturating_add(1);
+            }
+        });
+    }
+
+    /// It has come to its end.
+    pub(super) fn ended<T, E: fmt::Display>(mut self, result: &Result<T, E>) {
+        if self.outcome.is_some() {
+            self.outcome = Some(match result {
+                Ok(_) => Outcome::Answered,
+                Err(error) => Outcome::Failed(text(&error.to_string())),
+            });
+        }
+    }
+}
+
+impl Drop for CallTrail<'_> {
+    fn drop(&mut self) {
+        let Some(ended) = self.outcome.take() else { return };
+        self.trail.update(self.number, |after, what| {
+            if let What::Call { outcome, done, .. } = what {
+                (*outcome, *done) = (ended, after);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(trail: &Trail) -> Explanation {
+        trail.tell(SessionId::random(), None, Standing::Ended)
+    }
+
+    /// A trail keeps the newest, says how many it forgot, and what is forgotten is not mistaken for what stays.
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_events_stay() {
+        let trail = Trail::new(3);
+        let name: Arc<str> = "Chat.say".into();
+        let first = trail.note_push(&name, &Class::Fire, 40);
+        let others: Vec<u64> = (0..3).map(|_| trail.note_push(&name, &Class::Tracked, 41)).collect();
+        tokio::time::advance(Duration::from_millis(7)).await;
+        trail.reached(first, Stage::PlainWritten);
+        trail.numbered(others[1], 17);
+        trail.reached(others[1], Stage::Written);
+        let story = told(&trail);
+        assert_eq!((story.forgotten, story.events.len()), (1, 3));
+        let texts: Vec<String> = story.events.iter().map(|happened| happened.event.to_string()).collect();
+        assert_eq!(
+            texts,
+            [
+                "push Chat.say (tracked, 41 B): waits",
+                "push Chat.say (tracked, offset 17, 41 B): written after 7 ms, its client has not confirmed it",
+                "push Chat.say (tracked, 41 B): waits",
+            ]
+        );
+    }
+
+    /// A trail of no events keeps none.
+    #[test]
+    fn a_trail_can_be_turned_off() {
+        let trail = Trail::new(0);
+        let number = trail.note_push(&"A.b".into(), &Class::Fire, 1);
+        trail.reached(number, Stage::Written);
+        drop(trail.call("A", "b"));
+        assert_eq!(told(&trail).events, []);
+        assert_eq!(trail.ring.lock().records.capacity(), 0);
+    }
+
+    /// However long a name is, an event is small.
+    #[test]
+    fn texts_are_cut_between_characters() {
+        let long = "ü".repeat(1000);
+        assert_eq!(name(&long, "x").len(), TEXT_BYTES_MAX);
+        assert_eq!(text(&format!("x{long}")).len(), TEXT_BYTES_MAX - 1);
+    }
+
+    /// A call that nobody waits for any more says so.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_tells_its_end() {
+        let trail = Trail::new(8);
+        let given_up = trail.call("A", "b");
+        given_up.sent();
+        tokio::time::advance(Duration::from_millis(3)).await;
+        drop(given_up);
+        let failed = trail.call("A", "c");
+        failed.sent();
+        failed.sent();
+        failed.ended(&Err::<(), _>("no"));
+        let texts: Vec<String> = told(&trail).events.iter().map(|happened| happened.event.to_string()).collect();
+        assert_eq!(
+            texts,
+            ["call A.b: given up by its caller after 3 ms", "call A.c (sent 2 times): failed: no; after 0 ms"]
+        );
+    }
+
+    #[test]
+    fn days_have_their_dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(11_016), (2000, 2, 29));
+        assert_eq!(civil(20_512), (2026, 2, 28));
+        assert_eq!(civil(20_513), (2026, 3, 1));
+        let happened = Happened { at_ms: 951_782_400_000 + 45_296_789, event: Event::Resumable };
+        assert!(happened.to_string().starts_with("2000-02-29 12:34:56.789 "), "{happened}");
+    }
+}

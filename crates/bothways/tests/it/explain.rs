@@ -1,0 +1,171 @@
+//! Why a message arrived, or did not.
+
+use std::time::Duration;
+
+use bothways::{
+    CallError, CallOptions, Caller, Class, Client, ClientOptions, Push, Reply, Request, Router, SerializeType, Server,
+    ServerMessages, Target, caller::RawCall, session::Standing,
+};
+
+use crate::support::{address, settle, until};
+
+fn server() -> bothways::ServerBuilder {
+    Server::builder().auth(|request| async move {
+        if let Some(session) = request.session() {
+            session.bind_user(&request.token);
+        }
+        Ok::<_, String>(())
+    })
+}
+
+async fn client(address: &str, user: &str) -> (Client, ServerMessages) {
+    let options = ClientOptions::new().auth(user).backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let client = Client::bidirectional(address, options).await.expect("it listens");
+    settle().await;
+    client
+}
+
+/// The events of the one session that is told of, without their times.
+fn story(server: &Server, target: &Target) -> Vec<String> {
+    let told = server.explain(target).expect("no topic");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    told[0].events.iter().map(|happened| happened.event.to_string()).collect()
+}
+
+/// From connecting to a lost connection, a resume, and the end: one story, in order, without a word of what was sent.
+#[tokio::test(start_paused = true)]
+async fn a_session_tells_its_story() {
+    let server = server().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let ann = Target::user("ann");
+    let session = server.sessions(&ann).expect("no topic")[0].clone();
+    session.subscribe("news.*").expect("a pattern");
+    server.push(&ann, &Push::new("Chat", "say", "top secret")).expect("small");
+    drop(messages.next().await.expect("it came"));
+    settle().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+
+    let first = session.connection().expect("it is up").id();
+    let place = listening.address().to_owned();
+    drop(listening);
+    client.connection().expect("it is up").close();
+    until(|| session.connection().is_none()).await;
+    assert_eq!(server.explain(&ann).expect("no topic")[0].standing, Standing::Away);
+    session.push(&Push::new("Chat", "say", "while away")).expect("small");
+    session.push(&Push::new("Chat", "typing", "").class(Class::Fire)).expect("small");
+    let _listening = server.listen(&place).await.expect("the name is free again");
+    drop(messages.next().await.expect("it came"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let second = session.connection().expect("it is up").id();
+    server.kick(&ann, "maintenance").expect("no topic");
+    settle().await;
+
+    let told = server.explain(&Target::session(session.id())).expect("no topic");
+    assert_eq!((told[0].standing.clone(), told[0].user.as_deref()), (Standing::Ended, Some("ann")));
+    let lines = story(&server, &Target::session(session.id()));
+    let expected = [
+        &format!("connected as {first}")[..],
+        "user ann",
+        "its client speaks sessions and may come back to it",
+        "subscribed to news.*",
+        "push Chat.say (tracked, offset 1, ",
+        &format!("connection {first} lost: "),
+        "push Chat.say (tracked, offset 2, ",
+        "push Chat.typing (fire, ",
+        &format!("resumed as {second}, generation 2; 0 pushes are sent again"),
+        "ended: maintenance",
+        &format!("connection {second} lost: "),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, begins) in lines.iter().zip(expected) {
+        assert!(line.starts_with(begins), "`{line}` does not begin with `{begins}`");
+    }
+    assert!(lines[4].contains("written after 0 ms, ") && lines[4].contains("handled after "));
+    assert!(lines[5].ends_with("the session waits for its client"));
+    assert!(lines[7].ends_with("dropped with its connection after 0 ms"));
+    let text = told[0].to_string();
+    assert!(text.starts_with(&format!("session {} of ann, ended\n", session.id())), "{text}");
+    assert!(!text.contains("secret") && !text.contains("while away"), "{text}");
+}
+
+/// What a client's queue had no room for, and what is sent again, is told with its reason.
+#[tokio::test(start_paused = true)]
+async fn what_did_not_arrive_has_its_reason() {
+    let server = server().session_log(2, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    for _ in 0..3 {
+        session.push(&Push::new("Chat", "say", "x")).expect("small");
+    }
+    let message = messages.next().await.expect("it came");
+    settle().await;
+    client.connection().expect("it is up").close();
+    settle().await;
+    until(|| session.generation() == 2).await;
+    drop(message);
+    let lines = story(&server, &Target::user("ann"));
+    assert!(lines[5].ends_with("dropped because too much waited already, after 0 ms"), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.ends_with("2 pushes are sent again")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line == "told its client that 1 pushes were dropped so far"), "{lines:#?}");
+}
+
+/// A call to a client is one event, which says what came of it.
+#[tokio::test(start_paused = true)]
+async fn calls_are_told_too() {
+    let server = server().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let handlers = Router::new().handler("Device", "Beep", |_: Request| std::future::ready(Reply::ok("beep"))).handler(
+        "Device",
+        "Sleep",
+        |_: Request| std::future::pending::<Reply>(),
+    );
+    let options = ClientOptions::new().auth("ann");
+    let _client = Client::with_handlers(listening.address(), options, handlers).await.expect("it listens");
+    settle().await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    let call = |method| RawCall {
+        service_path: "Device",
+        service_method: method,
+        serialize: SerializeType::RAW,
+        payload: "x".into(),
+        options: CallOptions::new().timeout(Duration::from_millis(250)),
+    };
+    session.call_raw(call("Beep")).await.expect("answered");
+    let late = session.call_raw(call("Sleep")).await.expect_err("it sleeps");
+    assert!(matches!(late, CallError::TimedOut(_)), "{late}");
+    let lines = story(&server, &Target::user("ann"));
+    assert!(lines[3].starts_with("call Device.Beep: answered after "), "{lines:#?}");
+    assert!(lines[4].starts_with("call Device.Sleep: failed: ") && lines[4].contains("250ms"), "{lines:#?}");
+}
+
+/// So many sessions that ended are known, and a session that only made way for another one is none of them.
+#[tokio::test(start_paused = true)]
+async fn the_last_that_ended_are_known() {
+    let server = server().explain(8, 2).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    for user in ["ann", "bob", "cid"] {
+        let (client, _messages) = client(listening.address(), user).await;
+        client.connection().expect("it is up").close();
+        until(|| server.sessions(&Target::user(user)).expect("no topic")[0].generation() == 2).await;
+        server.kick(&Target::user(user), "enough").expect("no topic");
+        client.close();
+        until(|| server.stats().connections == 0).await;
+    }
+    let known = |user: &str| {
+        let told = server.explain(&Target::user(user)).expect("no topic");
+        told.iter()
+            .filter(|told| told.events.iter().any(|happened| happened.event.to_string() == "ended: enough"))
+            .count()
+    };
+    assert_eq!((known("ann"), known("bob"), known("cid")), (0, 1, 1));
+    let off = Server::builder().explain(0, 256).build();
+    let listening = off.listen(&address()).await.expect("a free name");
+    let _client = client_of(listening.address()).await;
+    assert_eq!(off.explain(&Target::everyone()).expect("no topic")[0].events, []);
+}
+
+async fn client_of(address: &str) -> (Client, ServerMessages) {
+    client(address, "").await
+}

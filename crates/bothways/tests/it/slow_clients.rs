@@ -1,0 +1,233 @@
+//! Clients that do not read: what waits for them, what becomes of it, and when they are sent away.
+
+use std::time::Duration;
+
+use bothways::{
+    Class, CloseReason, Metadata, Push, Receipt, Server, ServerBuilder, Session, Stage, Target, session::DropReason,
+};
+use bothways_proto::{Capabilities, Message, keys};
+
+use crate::{
+    scripted::{Scripted, hello, oneway, ping},
+    support::{address, settle, soon, until},
+};
+
+/// A thousand bytes that begin with a number.
+fn payload(number: usize) -> Vec<u8> {
+    let mut payload = vec![0; 1000];
+    payload[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    payload
+}
+
+fn number(message: &Message) -> usize {
+    u64::from_be_bytes(*message.wire_payload().first_chunk().expect("eight bytes")) as usize
+}
+
+fn push(session: &Session, class: Class, number: usize) -> Receipt {
+    session.push(&Push::new("T", "News", payload(number)).class(class)).expect("small")
+}
+
+/// A server and the session of a client that has said this.
+async fn server_and_client(builder: ServerBuilder, first: Vec<u8>) -> (Server, impl Sized, String, Scripted, Session) {
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let place = listening.address().to_owned();
+    let mut client = Scripted::connect(&place).await;
+    client.say(first).await;
+    client.next().await;
+    let session = server.sessions(&Target::everyone()).expect("no topic")[0].clone();
+    (server, listening, place, client, session)
+}
+
+/// Pushes until so many wait in the session that nothing goes on; answers all receipts.
+async fn fill(session: &Session, class: &Class) -> Vec<Receipt> {
+    let mut receipts = Vec::new();
+    while receipts.iter().map(|receipt: &Receipt| receipt.outcomes().dropped()).sum::<usize>() < 50 {
+        receipts.push(push(session, class.clone(), receipts.len()));
+        settle().await;
+    }
+    receipts
+}
+
+fn at(receipts: &[Receipt], stage: Stage) -> Vec<usize> {
+    (0..receipts.len()).filter(|number| receipts[*number].outcomes().at(stage) == 1).collect()
+}
+
+/// To a plain client the newest is refused, and what was taken arrives in order. That something was refused, it
+/// cannot be told; this must not keep the server busy.
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_loses_the_newest() {
+    let builder = Server::builder().session_log(10, 1 << 20);
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, ping(0)).await;
+    let receipts = fill(&session, &Class::Tracked).await;
+    let dropped = at(&receipts, Stage::Dropped(DropReason::Full));
+    let taken: Vec<usize> = (0..receipts.len()).filter(|number| !dropped.contains(number)).collect();
+    assert_eq!(dropped, (taken.len()..receipts.len()).collect::<Vec<_>>(), "the newest");
+    for expected in &taken {
+        assert_eq!(number(&client.next().await), *expected);
+    }
+    settle().await;
+    assert_eq!(at(&receipts, Stage::PlainWritten), taken);
+    push(&session, Class::Tracked, 7777);
+    assert_eq!(number(&client.next().await), 7777, "there is room again");
+}
+
+/// Of pushes of class `Fire` the oldest is dropped: what arrives ends with the newest.
+#[tokio::test(start_paused = true)]
+async fn a_negotiated_client_loses_the_oldest_fires() {
+    let builder = Server::builder().fire_queue(10, 1 << 20);
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
+    let receipts = fill(&session, &Class::Fire).await;
+    assert_eq!(session.waiting().0, 10);
+    let dropped = at(&receipts, Stage::Dropped(DropReason::Full));
+    for expected in (0..receipts.len()).filter(|number| !dropped.contains(number)) {
+        let mut message = client.next().await;
+        if message.service_method() == keys::GAP {
+            assert_eq!(message.metadata().get(keys::GAP_MISSED), Some("50"));
+            message = client.next().await;
+        }
+        assert_eq!(number(&message), expected);
+    }
+    settle().await;
+    assert_eq!(at(&receipts, Stage::PlainWritten).last(), Some(&(receipts.len() - 1)));
+}
+
+/// While a client has confirmed too little for more, the newest values of keys wait: they must not keep the server
+/// busy, and they go as soon as it confirms.
+#[tokio::test(start_paused = true)]
+async fn newest_values_wait_for_a_client_that_is_behind() {
+    let builder = Server::builder().session_log(3, 1 << 20);
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
+    for n in 0..3 {
+        push(&session, Class::Tracked, n);
+        client.next().await;
+    }
+    let old = push(&session, Class::Latest("EUR".to_owned()), 3);
+    let new = push(&session, Class::Latest("EUR".to_owned()), 4);
+    client.hears_nothing().await;
+    assert_eq!((old.outcomes().at(Stage::Superseded), new.outcomes().at(Stage::Queued)), (1, 1));
+    client.say(ack("3,3")).await;
+    assert_eq!(number(&client.next().await), 4);
+}
+
+/// Values of keys are bounded in bytes, those of the keys among them; a value that replaces one takes its place.
+#[tokio::test(start_paused = true)]
+async fn newest_values_are_bounded_in_bytes() {
+    let builder = Server::builder().session_log(1, 1 << 20).latest_queue(100, 5000);
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
+    push(&session, Class::Tracked, 0);
+    client.next().await;
+    let outcomes: Vec<_> =
+        (0..6).map(|n| push(&session, Class::Latest(format!("key {n}")), n).outcomes().dropped()).collect();
+    assert_eq!(outcomes, [0, 0, 0, 0, 1, 1]);
+    assert_eq!(push(&session, Class::Latest("key 0".to_owned()), 7).outcomes().dropped(), 0);
+    let long = push(&session, Class::Latest("k".repeat(5000)), 8);
+    assert_eq!(long.outcomes().at(Stage::Dropped(DropReason::Full)), 1, "keys count");
+    let larger = Push::new("T", "News", vec![0; 3000]).class(Class::Latest("key 0".to_owned()));
+    assert_eq!(session.push(&larger).expect("small").outcomes().dropped(), 1, "a larger value finds no room");
+    client.say(ack("1,1")).await;
+    for missed in ["1", "2", "3", "4"] {
+        assert_eq!(client.next().await.metadata().get(keys::GAP_MISSED), Some(missed), "each is told at once");
+    }
+    for (offset, expected) in [(2, 7), (3, 1), (4, 2)] {
+        assert_eq!(number(&client.next().await), expected);
+        client.say(ack(&format!("{offset},{offset}"))).await;
+    }
+}
+
+fn ack(offsets: &str) -> Vec<u8> {
+    let header = bothways_proto::Header::oneway(bothways_proto::Seq::new(9), bothways::SerializeType::RAW);
+    let metadata = Metadata::new().with(keys::ACK_OFFSETS, offsets);
+    Message::new(header, keys::CONTROL_PATH, keys::ACK, &metadata, &[]).frame().to_vec()
+}
+
+/// A client that takes no byte for 10 s loses its connection and nothing else: when it comes back, everything that it
+/// has not handled is there, once, in order, before anything new.
+#[tokio::test(start_paused = true)]
+async fn a_frozen_reader_is_disconnected_and_resumes() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut frozen = Scripted::connect(listening.address()).await;
+    frozen.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    let welcome = frozen.next().await.metadata();
+    let session = server.sessions(&Target::everyone()).expect("no topic")[0].clone();
+    let connection = session.connection().expect("it is up");
+    let receipts: Vec<_> = (0..300).map(|n| push(&session, Class::Tracked, n)).collect();
+    let began = tokio::time::Instant::now();
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason}");
+    assert!((10..=12).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    until(|| session.connection().is_none()).await;
+    assert_eq!((session.is_resumable(), session.dropped(), session.waiting().0), (true, 0, 300));
+    let told = session.explain().to_string();
+    assert!(told.contains("reads too slowly") && told.contains("the session waits for its client"), "{told}");
+
+    let back = Metadata::new()
+        .with(keys::SESSION_ID, welcome.get(keys::SESSION_ID).expect("a session"))
+        .with(keys::SESSION_KEY, welcome.get(keys::SESSION_KEY).expect("its secret"))
+        .with(keys::SESSION_OFFSET, "0");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &back)).await;
+    assert!(client.next().await.metadata().get(keys::SESSION_RESUMED).is_some());
+    push(&session, Class::Tracked, 300);
+    for expected in 0..=300 {
+        let message = client.next().await;
+        assert_eq!((number(&message), message.header().seq().unmarked()), (expected, expected as u64 + 1));
+    }
+    client.say(ack("301,301")).await;
+    until(|| session.waiting().0 == 0).await;
+    assert_eq!(at(&receipts, Stage::Handled).len(), 300);
+}
+
+/// A plain client that takes no byte for 10 s is closed, and its session ends with it.
+#[tokio::test(start_paused = true)]
+async fn a_frozen_plain_client_is_closed() {
+    let (server, _listening, _, _client, session) = server_and_client(Server::builder(), ping(0)).await;
+    let receipts: Vec<_> = (0..300).map(|n| push(&session, Class::Tracked, n)).collect();
+    let reason = soon(session.connection().expect("it is up").closed()).await;
+    assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason}");
+    until(|| server.stats().sessions == 0).await;
+    let dropped: usize = receipts.iter().map(|receipt| receipt.outcomes().dropped()).sum();
+    assert!(200 < dropped, "what the socket did not take: {dropped}");
+}
+
+/// A push to a session whose connection is about to be closed waits for the next one, and nothing runs in circles.
+#[tokio::test(start_paused = true)]
+async fn a_push_during_a_close_waits() {
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, mut client, session) = server_and_client(Server::builder(), first).await;
+    session.connection().expect("it is up").close();
+    let receipt = push(&session, Class::Tracked, 1);
+    assert_eq!(receipt.outcomes().at(Stage::Queued), 1);
+    client.hears_the_end().await;
+    client.end().await;
+    until(|| session.connection().is_none()).await;
+    assert_eq!(receipt.outcomes().at(Stage::Queued), 1);
+}
+
+/// Who may wait gets its place as soon as the client has handled something, and is refused when the time is over.
+#[tokio::test(start_paused = true)]
+async fn a_push_may_wait_for_room() {
+    let builder = Server::builder().session_log(1, 1 << 20);
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
+    push(&session, Class::Tracked, 0);
+    client.next().await;
+    let late = Push::new("T", "News", payload(1));
+    let began = tokio::time::Instant::now();
+    let refused = session.push_within(Duration::from_secs(2), &late).await.expect("small");
+    assert_eq!(refused.outcomes().at(Stage::Dropped(DropReason::Full)), 1);
+    assert_eq!(began.elapsed().as_secs(), 2);
+    let (receipt, ()) = tokio::join!(session.push_within(Duration::from_secs(60), &late), async {
+        settle().await;
+        client.say(ack("1,1")).await;
+        // First the notice of the one that was refused.
+        assert_eq!(client.next().await.service_method(), keys::GAP);
+        assert_eq!(number(&client.next().await), 1);
+    });
+    assert_eq!(receipt.expect("small").outcomes().dropped(), 0);
+    client.say(oneway(1, "Nothing", b"")).await;
+}
