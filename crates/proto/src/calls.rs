@@ -42,7 +42,12 @@ impl<W> Calls<W> {
     /// # Errors
     /// [`TooManyCalls`] if `max` calls wait already; the waiter is handed back by being dropped.
     pub fn insert(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
-        if self.max <= self.slots.len() {
+        self.insert_beyond(waiter, 0)
+    }
+
+    /// Enters a call although the table is full, as long as no more than `beyond` are too many.
+    pub(crate) fn insert_beyond(&mut self, waiter: W, beyond: usize) -> Result<Seq, TooManyCalls> {
+        if self.max.saturating_add(beyond) <= self.slots.len() {
             return Err(TooManyCalls { max: self.max });
         }
         self.generation = (self.generation + 1) & GENERATION_MASK;

@@ -53,6 +53,9 @@ pub enum Inbound<W> {
     Late(Message),
 }
 
+/// Heartbeats that may wait for their answer beside a full table of calls.
+const HEARTBEATS_MAX: usize = 4;
+
 /// Numbers, pending calls and manners of one connection. `W` is whoever waits for a reply.
 #[derive(Debug)]
 pub struct Connection<W> {
@@ -90,6 +93,19 @@ impl<W> Connection<W> {
     /// [`TooManyCalls`]; nothing changes.
     pub fn begin_call(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
         let seq = self.calls.insert(waiter)?;
+        Ok(match self.role {
+            Role::Client => seq,
+            Role::Server => Seq::of_call_to_client(seq.get()),
+        })
+    }
+
+    /// Enters a heartbeat: like [`Self::begin_call`], but a table that is full of calls has room for it, so
+    /// that a busy connection is not taken for a dead one.
+    ///
+    /// # Errors
+    /// [`TooManyCalls`] if heartbeats alone have used that up; nothing changes.
+    pub fn begin_heartbeat(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
+        let seq = self.calls.insert_beyond(waiter, HEARTBEATS_MAX)?;
         Ok(match self.role {
             Role::Client => seq,
             Role::Server => Seq::of_call_to_client(seq.get()),

@@ -16,10 +16,7 @@ use std::{
 use bothways_proto::{Deframer, Inbound, Message, Role, keys};
 
 use super::{Connection, Phase, Waiter, Writing};
-use crate::{
-    error::{CloseReason, ErrorCode},
-    transport::Socket,
-};
+use crate::error::{CloseReason, ErrorCode};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
 /// holds none.
@@ -269,6 +266,7 @@ impl Driver {
         if !self.done {
             self.done = true;
             self.connection.close_now(CloseReason::Local);
+            self.connection.shared.socket.close();
             let reason = self.connection.close_reason().expect("it was just closed");
             self.connection.shared.inlet.handle_closed(&self.connection, &reason);
         }

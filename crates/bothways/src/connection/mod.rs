@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mod.rs` | [`Connection`], the handle that everybody else holds |
+//! | `socket.rs` | the socket, until the connection is over |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
@@ -15,6 +16,7 @@
 mod dispatch;
 mod driver;
 mod outbox;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -51,12 +53,13 @@ pub(crate) use self::{
 use self::{
     driver::Driver,
     outbox::{Lane, Outbox, OutboxBounds, Refused, Wire, Writing},
+    socket::SocketSlot,
 };
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError},
     reply::Reply,
-    transport::{AnySocket, Socket},
+    transport::AnySocket,
 };
 
 /// Payloads of more than this many bytes are worth compressing. Source: Go `share`, 1024.
@@ -167,7 +170,7 @@ pub struct Connection {
 
 struct Shared {
     id: ConnectionId,
-    socket: AnySocket,
+    socket: SocketSlot,
     settings: Arc<Settings>,
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
@@ -199,6 +202,8 @@ struct State {
     driver: Option<Waker>,
     watch: Watch,
     late_replies: u64,
+    /// The last heartbeat.
+    ping: Option<Seq>,
     /// The driver does not read until something is written.
     paused: bool,
     /// The layer above wants to know when everything is written.
@@ -320,13 +325,14 @@ impl Connection {
             driver: None,
             watch: Watch::new(&settings.watch, Instant::now()),
             late_replies: 0,
+            ping: None,
             paused: false,
             room_wanted: false,
         };
         let connection = Self {
             shared: Arc::new(Shared {
                 id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
-                socket,
+                socket: SocketSlot::new(socket),
                 settings,
                 inlet,
                 reads: AtomicU64::new(0),
@@ -369,7 +375,7 @@ impl Connection {
 
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
     pub fn peer_address(&self) -> String {
-        self.shared.socket.peer()
+        self.shared.socket.peer().to_owned()
     }
 
     /// The bounds in force.
@@ -735,7 +741,13 @@ impl Connection {
 
     /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
     fn heartbeat(&self, state: &mut State, waiter: Waiter, metadata: &Metadata) {
-        if let Ok(seq) = state.proto.begin_call(waiter) {
+        let is_ping = matches!(waiter, Waiter::Ping);
+        if let Some(unanswered) = state.ping.take_if(|_| is_ping) {
+            // Whatever came since was a sign of life; its answer is not waited for any more.
+            state.proto.forget(unanswered);
+        }
+        if let Ok(seq) = state.proto.begin_heartbeat(waiter) {
+            state.ping = is_ping.then_some(seq);
             // Go's heartbeat carries the clock as a MessagePack int64; nobody reads it.
             let ping = Message::ping(seq, metadata, &[0xd3, 0, 0, 0, 0, 0, 0, 0, 0]);
             let added = state.outbox.add_frame(Lane::Control, ping.frame(), &self.shared.settings.bounds());

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Client, ClientOptions, CloseReason, Metadata, ServerBuilder};
-use bothways_proto::{Capabilities, Hello};
+use bothways::{Client, ClientOptions, CloseReason, Limits, Metadata, SerializeType, ServerBuilder};
+use bothways_proto::{Capabilities, Header, Hello, Message, Seq};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, hello, ping, request},
-    support::{address, connections, echoing, settle, soon},
+    scripted::{Scripted, ScriptedServer, hello, ping, reply_to, request},
+    support::{address, call, connections, echoing, settle, soon},
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -149,4 +149,45 @@ async fn an_idle_client_is_closed_if_that_is_wanted() {
     assert!(s(9) <= began.elapsed() && began.elapsed() <= s(13), "{:?}", began.elapsed());
     settle().await;
     assert!(matches!(reasons.lock().expect("no panic")[..], [CloseReason::Idle(_)]));
+}
+
+/// A client whose table of calls is full can still ask for a sign of life: a server that answers heartbeats
+/// and takes its time with the calls is not dead.
+#[tokio::test(start_paused = true)]
+async fn a_full_table_of_calls_is_no_sign_of_death() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new()
+        .heartbeat(Some(s(15)), s(10))
+        .limits(Limits::default().calls_pending_max(1))
+        .negotiate(false);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept());
+    let client = client.expect("it listens");
+    let calling = client.clone();
+    let asking = tokio::spawn(async move { call(&calling, "Slow", "x").await });
+    let slow = peer.next().await;
+    for _ in 0..10 {
+        let asked = peer.next().await;
+        assert!(asked.header().is_heartbeat(), "{asked:?}");
+        peer.say(asked.pong()).await;
+    }
+    assert!(!client.connection().expect("it is up").is_closed());
+    peer.say(reply_to(&slow, b"y")).await;
+    assert_eq!(asking.await.expect("no panic").expect("answered"), "y");
+}
+
+/// Heartbeats that a peer never answers, while it says other things, leave nothing behind.
+#[tokio::test(start_paused = true)]
+async fn unanswered_heartbeats_do_not_pile_up() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).negotiate(false);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept());
+    let client = client.expect("it listens");
+    for _ in 0..10 {
+        assert!(peer.next().await.header().is_heartbeat());
+        peer.say(
+            Message::new(Header::oneway(Seq::new(1), SerializeType::RAW), "T", "x", &Metadata::new(), b"").frame(),
+        )
+        .await;
+    }
+    assert!(client.stats().calls_pending <= 1, "{:?}", client.stats());
 }

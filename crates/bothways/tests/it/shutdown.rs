@@ -258,3 +258,18 @@ async fn ones_own_close_fails_calls_at_once() {
     let heard = peer.rest().await;
     assert!(matches!(&heard[..], [big] if big.service_method() == "Big"), "{heard:?}");
 }
+
+/// A handle that is kept for ever keeps no socket: whoever goes on writing learns that nobody reads.
+#[tokio::test(start_paused = true)]
+async fn a_kept_handle_keeps_no_socket() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let kept = connections(&server, 1).await.remove(0);
+    let peer = kept.peer_address();
+    client.end().await;
+    soon(kept.closed()).await;
+    settle().await;
+    assert!(client.try_say([0]).await.is_err(), "somebody reads still");
+    assert_eq!(kept.peer_address(), peer, "who it was is still known");
+}

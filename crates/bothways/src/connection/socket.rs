@@ -1,0 +1,63 @@
+//! The socket of a connection, until it is over.
+
+use std::{
+    io::{self, IoSlice},
+    task::{Context, Poll},
+};
+
+use parking_lot::RwLock;
+
+use crate::transport::{AnySocket, Socket};
+
+/// Holds a socket, and lets go of it when the connection is over: a handle that an application keeps for
+/// ever must not keep a file open, nor let a peer write to nobody.
+pub(super) struct SocketSlot {
+    socket: RwLock<Option<AnySocket>>,
+    peer: Box<str>,
+}
+
+impl SocketSlot {
+    pub(super) fn new(socket: AnySocket) -> Self {
+        let peer = socket.peer().into();
+        Self { socket: RwLock::new(Some(socket)), peer }
+    }
+
+    /// The other end, also after the end.
+    pub(super) fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.with(|socket| socket.poll_read(cx, buf)).unwrap_or_else(over)
+    }
+
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.with(|socket| socket.poll_write(cx, slices)).unwrap_or_else(over)
+    }
+
+    pub(super) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.with(|socket| socket.try_write(slices)).unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
+    }
+
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| socket.poll_flush(cx)).unwrap_or_else(over)
+    }
+
+    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| socket.poll_shutdown(cx)).unwrap_or_else(over)
+    }
+
+    /// Lets go of the socket, which closes it.
+    pub(super) fn close(&self) {
+        let socket = self.socket.write().take();
+        drop(socket);
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&AnySocket) -> R) -> Option<R> {
+        self.socket.read().as_ref().map(act)
+    }
+}
+
+fn over<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+}
