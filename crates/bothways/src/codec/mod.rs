@@ -6,7 +6,7 @@
 //!
 //! 1. A caller has a preferred serialize type: that of the call's options, else that of the
 //!    [`Caller`](crate::Caller), which is MessagePack unless it was told otherwise.
-//! 2. The type of the arguments has the last word ([`Payload::serialize_type`]): what can travel in
+//! 2. The type of the arguments has the last word ([`Encode::serialize_type`]): what can travel in
 //!    the preferred type does; what cannot travels in its own.
 //! 3. The reply comes in the codec of the request, as in Go, if the reply's type can travel in it;
 //!    else in that type's own. The caller reads what the reply's frame says.
