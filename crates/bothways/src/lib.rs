@@ -9,6 +9,7 @@
 //! | hear what a server sends unasked | [`Client::bidirectional`], or typed: [`Client::with_handlers`] |
 //! | send to a client unasked | [`Context::connection`], [`Connection::send_message`], [`Server::broadcast`] |
 //! | call a client and get its answer | a generated stub over its [`Connection`]: it is a [`Caller`] |
+//! | publish, and let clients subscribe | [`Server::publish`], [`Client::subscribe`], [`session::TopicOptions`] |
 //! | know what a failed call may have done | [`CallError::is_safe_to_retry`] |
 //! | bound what peers can cost | [`Limits`], [`ServerBuilder`], [`ClientOptions`] |
 //!

@@ -51,6 +51,18 @@ pub mod keys {
     pub const REPLY: &str = "Reply";
     /// The number of a call to such a client: in the push that is the call, and in its [`REPLY`]. Decimal.
     pub const CALL_NUMBER: &str = "_bw.call";
+    /// A method of the control path: a client subscribes to a topic. An ordinary call.
+    pub const SUBSCRIBE: &str = "Subscribe";
+    /// A method of the control path: a client ends a subscription. An ordinary call.
+    pub const UNSUBSCRIBE: &str = "Unsubscribe";
+    /// A method of the control path: who has come to a topic, or gone. A push.
+    pub const PRESENCE: &str = "Presence";
+    /// Metadata of a push: the topic to which it was published.
+    pub const TOPIC: &str = "_bw.t";
+    /// Metadata of a push of a topic with history: the epoch of that history, decimal.
+    pub const TOPIC_EPOCH: &str = "_bw.te";
+    /// Metadata of a push of a topic with history: its offset within the epoch, decimal.
+    pub const TOPIC_OFFSET: &str = "_bw.to";
     /// The method by which a server says that it is about to close the connection. A oneway request.
     pub const GOODBYE: &str = "Goodbye";
     /// Why the server says [`GOODBYE`], for a program to branch on.

@@ -84,6 +84,15 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(server.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &goodbye, b"")
         }),
+        ("subscribe", {
+            let args = hex!("83 a5546f706963 a46e657773 a545706f6368 cd03e8 a64f6666736574 04");
+            Message::new(call, keys::CONTROL_PATH, keys::SUBSCRIBE, &none, &args)
+        }),
+        ("published", {
+            let position =
+                Metadata::new().with(keys::TOPIC, "news").with(keys::TOPIC_EPOCH, "1000").with(keys::TOPIC_OFFSET, "5");
+            Message::new(Header::oneway(Seq::of_push(1), RAW), "News", "say", &position, b"hi")
+        }),
     ]
 }
 

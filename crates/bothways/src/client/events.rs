@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use crate::error::CloseReason;
+use crate::error::{CallError, CloseReason};
 
 /// What happened to a connection of a client.
 #[derive(Clone, Debug)]
@@ -36,13 +36,35 @@ pub enum ConnectionEvent {
         /// reader is slow.
         losses: u64,
     },
-    /// The connection stands again, but the server no longer has this client's session: what it subscribed
-    /// to, and what it was owed, is gone.
+    /// The connection stands again, but the server no longer has this client's session: what it was owed is
+    /// gone, and so is what an application's own methods subscribed it to. What the client subscribed to with
+    /// [`Client::subscribe`](crate::Client::subscribe) it subscribes to again by itself:
+    /// [`Self::Resubscribed`] or [`Self::SubscriptionLost`] follow for each.
     SessionLost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
         /// Why.
         why: SessionLost,
+    },
+    /// The client has subscribed again, by itself and from where it was, because its session was lost.
+    Resubscribed {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// The topic, or the pattern.
+        topic: Arc<str>,
+        /// All that was published meanwhile was sent or is on its way. False: some of it may be missing, and
+        /// the state that the messages stand for is to be had otherwise. Of several of the same topic that
+        /// wait for a slow reader one is left, which is true if all were.
+        recovered: bool,
+    },
+    /// The client could not subscribe again after its session was lost, and does not try any more.
+    SubscriptionLost {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// The topic, or the pattern.
+        topic: Arc<str>,
+        /// Why.
+        error: CallError,
     },
 }
 
@@ -80,15 +102,26 @@ impl ConnectionEvent {
             Self::Connected { server }
             | Self::Lost { server, .. }
             | Self::Restored { server, .. }
-            | Self::SessionLost { server, .. } => server,
+            | Self::SessionLost { server, .. }
+            | Self::Resubscribed { server, .. }
+            | Self::SubscriptionLost { server, .. } => server,
+        }
+    }
+
+    /// The topic of an event about one.
+    fn topic(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Resubscribed { topic, .. } | Self::SubscriptionLost { topic, .. } => Some(topic),
+            _ => None,
         }
     }
 }
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most three events per server wait: to a reader that is slow, a loss and a restoration that
-/// it has not read become one restoration that says how many losses it stands for.
+/// At most three events per server wait, one that its session was lost, and one per topic: to a reader that is
+/// slow, a loss and a restoration that it has not read become one restoration that says how many losses it
+/// stands for.
 #[derive(Debug)]
 pub struct ConnectionEvents {
     shared: Arc<Mutex<State>>,
@@ -130,9 +163,13 @@ impl State {
     }
 
     fn add(&mut self, event: ConnectionEvent) {
+        if event.topic().is_some() {
+            return self.add_of_topic(event);
+        }
         let of_same: Vec<usize> = (0..self.waiting.len())
             .filter(|at| self.waiting[*at].server() == event.server())
             .filter(|at| !matches!(self.waiting[*at], ConnectionEvent::SessionLost { .. }))
+            .filter(|at| self.waiting[*at].topic().is_none())
             .collect();
         if matches!(event, ConnectionEvent::SessionLost { .. }) {
             // One that waits already says the same.
@@ -157,6 +194,22 @@ impl State {
             }
             (event, _) => event,
         };
+        self.waiting.push_back(event);
+        self.wake();
+    }
+}
+
+impl State {
+    /// In place of what waits of the same topic.
+    fn add_of_topic(&mut self, mut event: ConnectionEvent) {
+        let is_same =
+            |waiting: &ConnectionEvent| waiting.topic() == event.topic() && waiting.server() == event.server();
+        if let Some(at) = self.waiting.iter().position(is_same) {
+            let before = self.waiting.remove(at);
+            if let (ConnectionEvent::Resubscribed { recovered, .. }, Some(before)) = (&mut event, before) {
+                *recovered &= matches!(before, ConnectionEvent::Resubscribed { recovered: true, .. });
+            }
+        }
         self.waiting.push_back(event);
         self.wake();
     }
@@ -224,6 +277,8 @@ mod tests {
             ConnectionEvent::Lost { .. } => "L".to_owned(),
             ConnectionEvent::Restored { losses, .. } => format!("R{losses}"),
             ConnectionEvent::SessionLost { .. } => "S".to_owned(),
+            ConnectionEvent::Resubscribed { topic, recovered, .. } => format!("[{topic} {recovered}]"),
+            ConnectionEvent::SubscriptionLost { topic, .. } => format!("[{topic} lost]"),
         };
         events.shared.lock().waiting.iter().map(letter).collect()
     }
@@ -241,6 +296,26 @@ mod tests {
         assert_eq!(letters(&events), "CR1000");
         sender.tell(&lost(&server));
         assert_eq!(letters(&events), "CR1000L");
+    }
+
+    /// Of one topic one event waits, and it claims no more than all that it stands for.
+    #[test]
+    fn of_a_topic_the_worst_is_told() {
+        let (sender, server): (_, Arc<str>) = (EventSender::default(), Arc::from("tcp@a:1"));
+        let events = sender.subscribe();
+        let again = |topic: &str, recovered| {
+            let (server, topic) = (Arc::clone(&server), Arc::from(topic));
+            sender.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
+        };
+        again("a", true);
+        again("b", false);
+        sender.tell(&lost(&server));
+        again("a", true);
+        again("b", true);
+        assert_eq!(letters(&events), "L[a true][b false]");
+        let (error, topic) = (CallError::Remote { text: "no".to_owned(), code: None }, Arc::from("a"));
+        sender.tell(&ConnectionEvent::SubscriptionLost { server: Arc::clone(&server), topic, error });
+        assert_eq!(letters(&events), "L[b false][a lost]");
     }
 
     /// Events of different servers do not hide each other.

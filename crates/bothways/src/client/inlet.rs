@@ -11,7 +11,8 @@ use super::{
     events::{ConnectionEvent, EventSender},
     messages::{MessageAdder, ServerMessages},
     results::Results,
-    session::{Received, SessionMemory},
+    session::{Arrival, Received, SessionMemory},
+    subscriptions::Resubscriber,
 };
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
@@ -29,6 +30,7 @@ pub(super) struct ClientInlet {
     pub(super) memory: Arc<SessionMemory>,
     pub(super) events: EventSender,
     pub(super) results: Results,
+    pub(super) resubscriber: Resubscriber,
     pub(super) unheard: AtomicU64,
     pub(super) warned: AtomicBool,
 }
@@ -56,18 +58,29 @@ impl Inlet for ClientInlet {
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
 
-    fn handle_welcome(&self, _: &Connection, welcome: Option<&Metadata>) {
-        if let Some(why) = self.memory.handle_welcome(welcome) {
-            let server = Arc::clone(&self.server);
-            self.events.tell(&ConnectionEvent::SessionLost { server, why });
-        }
+    fn handle_welcome(&self, connection: &Connection, welcome: Option<&Metadata>) {
+        let resumed = match self.memory.handle_welcome(welcome) {
+            Arrival::Resumed => true,
+            Arrival::New { lost } => {
+                if let Some(why) = lost {
+                    let server = Arc::clone(&self.server);
+                    self.events.tell(&ConnectionEvent::SessionLost { server, why });
+                }
+                false
+            }
+        };
+        self.resubscriber.begin(connection, resumed);
     }
 }
 
 impl ClientInlet {
     fn handle_message(&self, connection: &Connection, message: Message) {
         match &self.messages {
-            Some(queue) if message.service_path() == keys::CONTROL_PATH && connection.is_negotiated() => {
+            Some(queue)
+                if message.service_path() == keys::CONTROL_PATH
+                    && message.service_method() != keys::PRESENCE
+                    && connection.is_negotiated() =>
+            {
                 if message.service_method() == keys::GAP {
                     let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
                     queue.add_gap(self.memory.miss(missed.unwrap_or(0)));
@@ -79,6 +92,7 @@ impl ClientInlet {
                     Received::New(ack) => Some(ack),
                     Received::Repeated => return,
                 };
+                self.resubscriber.subscriptions.note(|| message.metadata());
                 if !queue.add(message, connection, &self.server, ack) {
                     connection.end_as_slow("this client's queue of server messages is full");
                 }

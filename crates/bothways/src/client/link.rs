@@ -31,6 +31,7 @@ use super::{
     options::ClientOptions,
     results::Results,
     session::SessionMemory,
+    subscriptions::{Resubscriber, Subscriptions},
 };
 use crate::{
     connection::{Connection, Inlet, Settings},
@@ -49,6 +50,7 @@ pub(super) struct Link {
     wanted: Notify,
     /// Taken when the link has ended, so that streams of events and messages end.
     ears: Mutex<Option<Ears>>,
+    subscriptions: Arc<Subscriptions>,
 }
 
 /// Doublings of the wait between tries while a call waits for the connection: with the default base of
@@ -89,6 +91,7 @@ impl Link {
             failures: 0.into(),
             wanted: Notify::new(),
             ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
+            subscriptions: Arc::default(),
         });
         let server: Arc<str> = link.address.to_string().into();
         let mut settings = link.options.settings();
@@ -96,8 +99,16 @@ impl Link {
             // Without a listener nothing is ever handled, and nothing may be promised.
             settings.capabilities = settings.capabilities.without(Capabilities::SESSIONS);
         }
+        let resubscriber = Resubscriber {
+            server: Arc::clone(&server),
+            subscriptions: Arc::clone(&link.subscriptions),
+            events: events.clone(),
+            token: link.options.token().map(Arc::from),
+            timeout: link.options.default_timeout(),
+        };
         let inlet = Arc::new(ClientInlet {
             server: Arc::clone(&server),
+            resubscriber,
             handlers,
             messages: adder,
             memory: Arc::default(),
@@ -121,6 +132,10 @@ impl Link {
 
     pub(super) fn options(&self) -> &ClientOptions {
         &self.options
+    }
+
+    pub(super) fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
     }
 
     pub(super) fn events(&self) -> ConnectionEvents {
@@ -359,7 +374,12 @@ impl Keeper {
             hello
         });
         let inlet: Arc<dyn Inlet> = Arc::clone(&self.inlet) as _;
-        Connection::start(Role::Client, socket, Arc::clone(&self.settings), inlet, hello, |_| {})
+        Connection::start(Role::Client, socket, Arc::clone(&self.settings), inlet, hello, |connection| {
+            if !link.options.negotiates() {
+                // No Welcome will come: each connection is a session of its own.
+                self.inlet.resubscriber.begin(connection, false);
+            }
+        })
     }
 }
 

@@ -8,15 +8,16 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bothways_proto::{Limits, Message, Metadata, SerializeType};
+use bothways_proto::{Limits, Message, Metadata, SerializeType, keys};
 use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use super::session::Ack;
+use super::{session::Ack, subscriptions};
 use crate::{
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
+    session::Position,
 };
 
 /// A message that a server sent unasked.
@@ -65,6 +66,17 @@ impl ServerMessage {
     /// Any [`CodecError`].
     pub fn decode<T: Payload>(&self) -> Result<T, CodecError> {
         T::decode(self.serialize_type(), self.payload()?)
+    }
+
+    /// The topic to which it was published, if the server said so.
+    pub fn topic(&self) -> Option<String> {
+        self.message.metadata().get(keys::TOPIC).map(str::to_owned)
+    }
+
+    /// Where it stands in its topic, if that has a history: what
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from.
+    pub fn position(&self) -> Option<Position> {
+        subscriptions::position(&self.message.metadata())
     }
 
     /// The address of the server that it came from, in rpcx's form.

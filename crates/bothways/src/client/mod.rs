@@ -8,6 +8,7 @@
 //! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of server messages, and its stream |
 //! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
+//! | `subscriptions.rs` | what the client subscribes to, and subscribes to again when its session is lost |
 //! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
 //! | `events.rs` | connected, lost, restored: told always, in order |
 
@@ -18,8 +19,9 @@ mod messages;
 mod options;
 mod results;
 mod session;
+mod subscriptions;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bothways_proto::{SerializeType, keys};
 use tokio::time::Instant;
@@ -34,9 +36,10 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::{Encode, Payload},
-    connection::{Connection, ConnectionStats},
+    connection::{Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, PushError},
     router::Router,
+    session::{Position, Subscribed},
     transport::Address,
 };
 
@@ -159,6 +162,42 @@ impl Client {
         self.push_typed(service_path, service_method, args, CallOptions::new()).await
     }
 
+    /// Subscribes to a topic, or to all topics that match a pattern (`*` is one segment, a last `>` the rest):
+    /// what is published to them from now on comes among the messages or to the handlers.
+    ///
+    /// The subscription lives in the client's session, and comes back with it after a lost connection. If
+    /// the session itself is lost, or this client keeps none, the client subscribes again by itself, from the
+    /// last message that it got; [`ConnectionEvent::Resubscribed`] says whether it missed something.
+    ///
+    /// Dropping the future may leave the session subscribed: [`Self::unsubscribe`] undoes it.
+    ///
+    /// # Errors
+    /// [`CallError::Remote`] with the server's reason for a refusal, or any other [`CallError`]: this client
+    /// does not subscribe again by itself.
+    pub async fn subscribe(&self, pattern: &str) -> Result<Subscribed, CallError> {
+        self.subscribe_at(pattern, None).await
+    }
+
+    /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
+    /// earlier one, had reached: all of it, or nothing of it if [`Subscribed::recovered`] is false. What the
+    /// session has got already by another subscription does not come again.
+    ///
+    /// # Errors
+    /// As [`Self::subscribe`].
+    pub async fn subscribe_from(&self, topic: &str, position: Position) -> Result<Subscribed, CallError> {
+        self.subscribe_at(topic, Some(position)).await
+    }
+
+    /// Ends a subscription to this topic or pattern; one that is not there is no error. Messages that are on their
+    /// way still come.
+    ///
+    /// # Errors
+    /// Any [`CallError`]: the server may still have it, but this client does not subscribe again by itself.
+    pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
+        self.handle.link.subscriptions().forget(pattern);
+        subscriptions::unsubscribe(self, pattern, CallOptions::new()).await
+    }
+
     /// The events of this client's connection, from now on. Each of several streams gets all of them.
     pub fn events(&self) -> ConnectionEvents {
         self.handle.link.events()
@@ -214,6 +253,19 @@ impl Client {
 }
 
 impl Client {
+    async fn subscribe_at(&self, pattern: &str, from: Option<Position>) -> Result<Subscribed, CallError> {
+        let claim = self.handle.link.subscriptions().claim(pattern);
+        loop {
+            let over = Over { client: self, used: OnceLock::new() };
+            let subscribed = subscriptions::subscribe(&over, pattern, from, CallOptions::new()).await?;
+            let connection = over.used.get().expect("a call that was answered had a connection");
+            if claim.hold(*connection, &subscribed) {
+                return Ok(subscribed);
+            }
+            // The session to which that answer belonged is lost since.
+        }
+    }
+
     async fn call_over(
         &self,
         connection: impl Future<Output = Result<Connection, ConnectError>>,
@@ -249,16 +301,51 @@ impl Client {
     }
 }
 
-impl Caller for Client {
+/// A client's calls, with a note of the connection that was used last.
+struct Over<'a> {
+    client: &'a Client,
+    used: OnceLock<ConnectionId>,
+}
+
+impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let connection = async {
+            let connection = self.client.handle.link.connection().await?;
+            self.used.get_or_init(|| connection.id());
+            Ok(connection)
+        };
+        self.client.call_by(connection, call).await
+    }
+
+    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        self.client.push_raw(push).await
+    }
+
+    fn serialize_type(&self) -> SerializeType {
+        self.client.serialize_type()
+    }
+}
+
+impl Client {
+    async fn call_by(
+        &self,
+        connection: impl Future<Output = Result<Connection, ConnectError>>,
+        call: RawCall<'_>,
+    ) -> Result<RawReply, CallError> {
         let link = &self.handle.link;
         let timeout = call.options.timeout.or(link.options().default_timeout());
         // A time that the clock cannot count is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.call_over(link.connection(), call, deadline).await.map_err(|error| match (error, timeout) {
+        self.call_over(connection, call, deadline).await.map_err(|error| match (error, timeout) {
             (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
             (error, _) => error,
         })
+    }
+}
+
+impl Caller for Client {
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        self.call_by(self.handle.link.connection(), call).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {

@@ -76,6 +76,17 @@ impl Offsets {
     }
 }
 
+/// In which session a client is after a Hello.
+pub(super) enum Arrival {
+    /// In the one that it had.
+    Resumed,
+    /// In a new one, or in none that outlives its connection.
+    New {
+        /// Why the one that it had was lost, if it had one.
+        lost: Option<SessionLost>,
+    },
+}
+
 /// What a number makes of a message.
 pub(super) enum Received {
     /// Not tracked.
@@ -119,8 +130,8 @@ impl SessionMemory {
         }
     }
 
-    /// Takes the answer to a Hello in; `None` from a plain server. Answers why a session was lost, if one was.
-    pub(super) fn handle_welcome(&self, welcome: Option<&Metadata>) -> Option<SessionLost> {
+    /// Takes the answer to a Hello in; `None` from a plain server.
+    pub(super) fn handle_welcome(&self, welcome: Option<&Metadata>) -> Arrival {
         let mut state = self.state.lock();
         let had = state.known.is_some();
         let named = welcome.and_then(|welcome| {
@@ -135,7 +146,7 @@ impl SessionMemory {
             state.offsets.told = (0, 0);
             drop(state);
             self.progress.notify_one();
-            return None;
+            return Arrival::Resumed;
         }
         let begin = welcome.and_then(|welcome| welcome.get(keys::SESSION_OFFSET)).and_then(|at| at.parse().ok());
         state.epoch += 1;
@@ -144,7 +155,7 @@ impl SessionMemory {
             None => SessionLost::Plain,
             Some(welcome) => SessionLost::from_wire(welcome.get(keys::SESSION_WHY).unwrap_or_default()),
         };
-        had.then_some(why)
+        Arrival::New { lost: had.then_some(why) }
     }
 
     /// A message came under this number.

@@ -6,7 +6,7 @@ use bothways_proto::{CompressType, Limits};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
-use super::{AuthRequest, Counters, Server, Shared, admin, control};
+use super::{AuthRequest, Counters, Server, Shared, admin, control, topics};
 use crate::{
     codec::{Encode, Payload},
     connection::{Connection, Load, Overflow, Settings},
@@ -15,7 +15,7 @@ use crate::{
     layer::Layer,
     reply::BoxFuture,
     router::{Router, Service, WhitelistError},
-    session::{Registry, SessionOptions},
+    session::{Registry, SessionOptions, TopicError, TopicOptions},
     transport::ListenOptions,
 };
 
@@ -278,6 +278,23 @@ impl ServerBuilder {
         self
     }
 
+    /// What the topics that match this pattern are like; of several patterns that match, the first added
+    /// counts. A topic that none matches has the defaults: clients cannot subscribe to it by themselves.
+    ///
+    /// # Errors
+    /// [`TopicError`]: it is no pattern.
+    pub fn topic(mut self, pattern: &str, options: TopicOptions) -> Result<Self, TopicError> {
+        self.sessions.rules.add(pattern, options)?;
+        Ok(self)
+    }
+
+    /// Most topics and patterns that one client may have subscribed to when it subscribes to another by
+    /// itself; more are refused. Default 1,000: each costs the server its name and some 200 bytes.
+    pub fn subscriptions_per_session_max(mut self, subscriptions: usize) -> Self {
+        self.sessions.subscriptions_max = subscriptions;
+        self
+    }
+
     /// Drop running handlers when the connection that asked is over. Default: they run to their end,
     /// as in Go.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
@@ -310,7 +327,7 @@ impl ServerBuilder {
         for layer in self.layers.iter().rev() {
             router = router.layer(&**layer);
         }
-        let router = control::add_routes(router);
+        let router = topics::add_routes(control::add_routes(router));
         let mut settings = self.settings;
         settings.load = Arc::new(Load::new(self.calls_max));
         let mut sessions = self.sessions;

@@ -6,6 +6,7 @@
 //! | `builder.rs` | what a server is made of: services, hooks, bounds |
 //! | `accept.rs` | from a listening socket to connections |
 //! | `inlet.rs` | from a request to its handler: limits, token, route |
+//! | `topics.rs` | the service by which clients subscribe |
 //! | `shutdown.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
@@ -16,6 +17,7 @@ mod builder;
 mod control;
 mod inlet;
 mod shutdown;
+mod topics;
 
 use std::{
     collections::HashMap,
@@ -46,7 +48,7 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
-    session::{Explanation, Push, Receipt, Registry, SendError, Session, SessionId, Target},
+    session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target},
     transport::ListenOptions,
 };
 
@@ -186,6 +188,46 @@ impl Server {
     /// [`SendError`]: nobody got it.
     pub fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
         self.shared.sessions.push(target, push)
+    }
+
+    /// Publishes to a topic: pushes to every session that subscribes to it, each once, and keeps the push if
+    /// the topic has a [history](crate::session::TopicOptions::history).
+    ///
+    /// Clients that know of topics see the pair `_bw.t` with the topic; of one with history also `_bw.te` and
+    /// `_bw.to`, epoch and offset. Others see the push as it is.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use bothways::{Client, ClientOptions, Push, Server, session::TopicOptions};
+    ///
+    /// let news = TopicOptions::new().open().history(100, Duration::from_secs(3600));
+    /// let server = Server::builder().topic("news.*", news)?.build();
+    /// let listening = server.listen("memu@news").await?;
+    ///
+    /// let (client, mut messages) = Client::bidirectional(listening.address(), ClientOptions::new()).await?;
+    /// client.subscribe("news.sport").await?;
+    /// server.publish("news.sport", &Push::new("News", "say", "2:1"))?;
+    /// let message = messages.next().await.ok_or("closed")?;
+    /// assert_eq!(message.topic().as_deref(), Some("news.sport"));
+    /// # Ok(()) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`SendError`]: nobody got it, and it is not kept.
+    pub fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
+        self.shared.sessions.publish(topic, push)
+    }
+
+    /// Who is in a topic whose options say that [presence](crate::session::TopicOptions::presence) is shown;
+    /// nobody is in any other.
+    ///
+    /// # Errors
+    /// [`SendError::Topic`]: it is the name of no topic.
+    pub fn presence(&self, topic: &str) -> Result<Presence, SendError> {
+        Ok(self.shared.sessions.presence(topic)?)
     }
 
     /// The sessions that `target` names, each once.

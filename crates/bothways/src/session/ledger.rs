@@ -247,6 +247,13 @@ impl Ledger {
         self.bounds.tracked_messages <= messages || (0 < messages && self.bounds.tracked_bytes < bytes + len)
     }
 
+    /// True if so many tracked pushes of so many bytes in all would be taken now.
+    pub(super) fn has_room_for(&self, messages: usize, bytes: usize) -> bool {
+        messages == 0
+            || (self.tracked.0 + messages <= self.bounds.tracked_messages
+                && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.bounds.tracked_bytes))
+    }
+
     /// What goes on the wire next. The caller puts it there, or ends the connection.
     pub(super) fn next(&mut self, now: Duration) -> Option<Next> {
         if !self.connected {

@@ -12,21 +12,28 @@
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `topic.rs` | names, patterns, who subscribes |
+//! | `rules.rs` | what topics are like: options by pattern |
+//! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
+//! | `hub.rs` | topics at work: subscribing, publishing, changes of presence |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
 //!
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
 mod explain;
+mod history;
+mod hub;
 mod ledger;
+mod presence;
 mod push;
 mod receipt;
 mod registry;
+mod rules;
 mod target;
 mod topic;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -36,12 +43,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-pub(crate) use self::registry::{Registry, SessionOptions};
 pub use self::{
     explain::{CallOutcome, Event, Explanation, Happened, Standing},
+    history::Position,
+    hub::Subscribed,
+    presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},
     receipt::{DropReason, Outcomes, Receipt, Stage},
     registry::SendError,
+    rules::{SubscribeRequest, TopicOptions},
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
 };
@@ -50,6 +60,10 @@ use self::{
     ledger::{Entry, Ledger, Next},
     receipt::Ticket,
 };
+pub(crate) use self::{
+    hub::{SubscribeArgs, SubscribeReply},
+    registry::{Registry, SessionOptions},
+};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     connection::Connection,
@@ -57,7 +71,7 @@ use crate::{
 };
 
 /// The public number of a session; no secret.
-#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionId(u128);
 
 impl SessionId {
@@ -128,7 +142,10 @@ struct State {
     lost_at: Option<Instant>,
     user: Option<Arc<str>>,
     labels: BTreeMap<String, String>,
-    patterns: BTreeSet<Arc<str>>,
+    /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
+    patterns: BTreeMap<Arc<str>, u64>,
+    /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
+    knows_topics: bool,
     ledger: Ledger,
     secret: registry::Secrets,
 }
@@ -178,14 +195,13 @@ impl Session {
 
     /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
     ///
+    /// No [`authorize`](TopicOptions::authorize) hook is asked: whoever calls this has decided.
+    ///
     /// # Errors
-    /// [`TopicError`]: it is no pattern.
+    /// [`TopicError`]: it is no pattern, the session is over, or a bound is reached.
     pub fn subscribe(&self, pattern: &str) -> Result<(), TopicError> {
-        topic::check_pattern(pattern)?;
-        if let Some(registry) = self.inner.registry.upgrade() {
-            registry.subscribe(self, pattern);
-        }
-        Ok(())
+        let registry = self.inner.registry.upgrade().ok_or(TopicError::SessionEnded)?;
+        registry.subscribe(self, pattern, None, false).map(|_| ())
     }
 
     /// Ends a subscription.
@@ -197,7 +213,7 @@ impl Session {
 
     /// What it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
-        self.inner.state.lock().patterns.iter().map(ToString::to_string).collect()
+        self.inner.state.lock().patterns.keys().map(ToString::to_string).collect()
     }
 
     /// Pushes that wait or are not yet handled, and their bytes.
@@ -330,6 +346,12 @@ impl Session {
         if !state.marks.is_empty() || state.ledger.has_next() {
             connection.tell_of_room();
         }
+    }
+
+    /// True if the pairs that go with what is published mean something to the client.
+    fn knows_topics(&self) -> bool {
+        let state = self.inner.state.lock();
+        state.resumable || state.knows_topics
     }
 
     fn now(&self) -> Duration {

@@ -20,11 +20,13 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     Inner, Session, SessionId, State,
     explain::{self, Explanation, Standing, Trail, What},
+    hub::Hub,
     ledger::{Bounds, Ledger},
     push::Push,
     receipt::Receipt,
+    rules::Rules,
     target::{Target, Who},
-    topic::{self, Subscriptions, TopicError},
+    topic::{self, TopicError},
 };
 use crate::{
     connection::{Connection, ConnectionId, PushFrame},
@@ -39,6 +41,9 @@ const SHARDS: usize = 64;
 pub(crate) struct SessionOptions {
     /// How long a session waits for its client to come back.
     pub(crate) resume_window: Duration,
+    /// Topics and patterns that a client may subscribe to at once.
+    pub(crate) subscriptions_max: usize,
+    pub(crate) rules: Rules,
     pub(super) bounds: Bounds,
     /// Events that a session keeps of its past.
     pub(crate) events_max: usize,
@@ -51,6 +56,8 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             resume_window: Duration::from_secs(120),
+            subscriptions_max: 1000,
+            rules: Rules::default(),
             bounds: Bounds::default(),
             events_max: explain::EVENTS_MAX,
             ended_max: explain::ENDED_MAX,
@@ -128,7 +135,7 @@ pub(crate) struct Registry {
     by_id: Vec<RwLock<HashMap<SessionId, Session>>>,
     by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
     by_user: Vec<RwLock<HashMap<Arc<str>, Vec<Session>>>>,
-    topics: RwLock<Subscriptions<Session>>,
+    pub(super) hub: Hub,
     /// Sessions whose clients are away, to be ended when their window is over.
     away: Mutex<Vec<(Instant, Session, u64)>>,
     /// What is left of sessions that ended, oldest first.
@@ -146,16 +153,20 @@ struct Past {
 impl Registry {
     pub(crate) fn new(options: SessionOptions) -> Self {
         Self {
+            hub: Hub::new(options.rules.clone()),
             options,
             hasher: RandomState::new(),
             by_id: shards(),
             by_connection: shards(),
             by_user: shards(),
-            topics: RwLock::default(),
             away: Mutex::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
         }
+    }
+
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
     }
 
     fn shard<'a, K: std::hash::Hash + ?Sized, T>(&self, shards: &'a [T], key: &K) -> &'a T {
@@ -185,6 +196,7 @@ impl Registry {
                     user: None,
                     labels: Default::default(),
                     patterns: Default::default(),
+                    knows_topics: false,
                     ledger,
                     secret: Secrets::default(),
                 }),
@@ -286,9 +298,20 @@ impl Registry {
             before.close();
         }
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
-        // What the fresh session was for is done by the old one.
-        fresh.inner.state.lock().connection = None;
-        self.remove(fresh, None);
+        // What the fresh session was for is done by the old one; a request that came behind the Hello may have
+        // been quicker than the hook that let the client in.
+        let (patterns, knows_topics) = {
+            let mut state = fresh.inner.state.lock();
+            state.connection = None;
+            (state.patterns.clone(), state.knows_topics)
+        };
+        session.inner.state.lock().knows_topics |= knows_topics;
+        for pattern in patterns.keys() {
+            if let Err(error) = self.subscribe(&session, pattern, None, false) {
+                tracing::debug!(session = %session.id(), %pattern, %error, "a subscription was not taken over");
+            }
+        }
+        self.remove(fresh, None, None);
         session.inner.changed.notify_waiters();
         if connection.is_closed() {
             // It may have ended before it was in the table, and then has left the fresh session only.
@@ -343,7 +366,9 @@ impl Registry {
         if waits {
             self.away.lock().push((Instant::now() + self.options.resume_window, session, generation));
         } else {
-            self.remove(&session, Some("with its connection: its client does not speak sessions"));
+            let why = "with its connection: its client does not speak sessions";
+            // A plain client comes back as another session of its user, if at all.
+            self.remove(&session, Some(why), Instant::now().checked_add(self.options.resume_window));
         }
     }
 
@@ -362,14 +387,15 @@ impl Registry {
         for session in over {
             // Its client may have come back this moment.
             let why = Some("its client did not come back within `resume_window`");
-            self.remove_if(&session, why, |state| state.connection.is_none());
+            self.remove_if(&session, why, None, |state| state.connection.is_none());
         }
+        self.sweep_topics();
     }
 
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str) {
         let connection = session.inner.state.lock().connection.clone();
-        self.remove(session, Some(why));
+        self.remove(session, Some(why), None);
         if let Some(connection) = connection {
             connection.say_goodbye("ended", why);
             connection.close();
@@ -378,12 +404,19 @@ impl Registry {
 
     /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
     ///
-    /// Without a reason nothing is left of it: another one stands for it.
-    fn remove(&self, session: &Session, why: Option<&str>) {
-        self.remove_if(session, why, |_| true);
+    /// Without a reason nothing is left of it: another one stands for it. `until`: its user may come back with
+    /// another one by then.
+    fn remove(&self, session: &Session, why: Option<&str>, until: Option<Instant>) {
+        self.remove_if(session, why, until, |_| true);
     }
 
-    fn remove_if(&self, session: &Session, why: Option<&str>, still: impl FnOnce(&State) -> bool) {
+    fn remove_if(
+        &self,
+        session: &Session,
+        why: Option<&str>,
+        until: Option<Instant>,
+        still: impl FnOnce(&State) -> bool,
+    ) {
         let (user, patterns, ledger) = {
             let mut state = session.inner.state.lock();
             if state.ended || !still(&state) {
@@ -412,12 +445,7 @@ impl Registry {
         if let Some(user) = user {
             self.unbind(session, &user);
         }
-        if !patterns.is_empty() {
-            let mut topics = self.topics.write();
-            for pattern in patterns {
-                topics.remove(&pattern, session);
-            }
-        }
+        self.unsubscribe_all(session, patterns.keys().map(|pattern| &**pattern), until);
         if self.shard(&self.by_id, &session.id()).write().remove(&session.id()).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
@@ -440,6 +468,7 @@ impl Registry {
         if let Some(name) = name {
             self.shard(&self.by_user, &*name).write().entry(name).or_default().push(session.clone());
         }
+        self.rename(session);
     }
 
     fn unbind(&self, session: &Session, user: &Arc<str>) {
@@ -449,24 +478,6 @@ impl Registry {
             if sessions.is_empty() {
                 users.remove(user);
             }
-        }
-    }
-
-    pub(super) fn subscribe(&self, session: &Session, pattern: &str) {
-        let mut topics = self.topics.write();
-        let mut state = session.inner.state.lock();
-        let shared: Arc<str> = pattern.into();
-        if !state.ended && state.patterns.insert(Arc::clone(&shared)) {
-            session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
-            topics.add(pattern, session.clone());
-        }
-    }
-
-    pub(super) fn unsubscribe(&self, session: &Session, pattern: &str) {
-        let mut topics = self.topics.write();
-        if session.inner.state.lock().patterns.remove(pattern) {
-            session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
-            topics.remove(pattern, session);
         }
     }
 
@@ -496,9 +507,7 @@ impl Registry {
             }
             Who::Topic(name) => {
                 topic::check_topic(name)?;
-                let mut found = Vec::new();
-                self.topics.read().each(name, |session| found.push(session.clone()));
-                unique(found)
+                self.subscribers(name)
             }
             Who::Everyone => {
                 self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
@@ -563,7 +572,7 @@ fn shards<T: Default>() -> Vec<T> {
 }
 
 /// Each once, in the order of their first place.
-fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
+pub(super) fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
     if 1 < sessions.len() {
         let mut seen = std::collections::HashSet::with_capacity(sessions.len());
         sessions.retain(|session| seen.insert(session.id()));

@@ -22,6 +22,27 @@ pub enum TopicError {
         /// Its segments.
         segments: usize,
     },
+    /// As many sessions subscribe to the topic as its options let.
+    #[error("{subscribers} sessions subscribe to the topic already, and no more may")]
+    Full {
+        /// How many.
+        subscribers: usize,
+    },
+    /// A client has as many subscriptions as it may.
+    #[error("the session has {subscriptions} subscriptions already, and may have no more")]
+    TooManySubscriptions {
+        /// How many.
+        subscriptions: usize,
+    },
+    /// The server keeps history or presence of as many topics as it may.
+    #[error("the server keeps {topics} topics already, and may keep no more")]
+    TooManyTopics {
+        /// How many.
+        topics: usize,
+    },
+    /// The session is over.
+    #[error("the session is over")]
+    SessionEnded,
 }
 
 /// Most bytes of a topic: a name, not a message.
@@ -54,6 +75,36 @@ pub(super) fn check_pattern(pattern: &str) -> Result<(), TopicError> {
         }
     }
     Ok(())
+}
+
+/// True if a checked pattern has a wildcard.
+pub(super) fn has_wildcard(pattern: &str) -> bool {
+    pattern.split('.').any(|segment| matches!(segment, "*" | ">"))
+}
+
+/// True if `pattern` matches every topic that `other` does; `other` may be a topic.
+pub(super) fn covers(pattern: &str, other: &str) -> bool {
+    let (mut pattern, mut other) = (pattern.split('.'), other.split('.'));
+    loop {
+        match (pattern.next(), other.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(o)) if o != ">" => {}
+            (Some(p), Some(o)) if p == o => {}
+            _ => return false,
+        }
+    }
+}
+
+/// True if there can be a topic that both match.
+pub(super) fn overlap(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (Some(">"), Some(_)) | (Some(_), Some(">")) | (None, None) => return true,
+            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+            _ => return false,
+        }
+    }
 }
 
 fn check(text: &str) -> Result<(), TopicError> {
@@ -114,6 +165,12 @@ impl<S: PartialEq> Subscriptions<S> {
     pub(super) fn each(&self, topic: &str, mut show: impl FnMut(&S)) {
         let segments: Vec<&str> = topic.split('.').collect();
         each(&self.root, &segments, &mut show);
+    }
+
+    /// The subscribers of exactly this pattern.
+    pub(super) fn of(&self, pattern: &str) -> &[S] {
+        let node = pattern.split('.').try_fold(&self.root, |node, segment| node.children.get(segment));
+        node.map_or(&[], |node| &node.subscribers)
     }
 
     #[cfg(test)]
@@ -217,6 +274,42 @@ mod tests {
             }
             prop_assert!(tree.is_empty());
         }
+    }
+
+    /// All topics of up to four segments of three names.
+    fn topics() -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        let mut longest = vec![String::new()];
+        for _ in 0..4 {
+            let longer = longest.iter().flat_map(|topic| ["a", "b", "c"].map(|name| format!("{topic}.{name}")));
+            longest = longer.map(|topic| topic.trim_start_matches('.').to_owned()).collect();
+            all.extend_from_slice(&longest);
+        }
+        all
+    }
+
+    proptest! {
+        /// Patterns compare as the sets of topics that they match.
+        #[test]
+        fn patterns_compare_as_sets(a in short_pattern(), b in short_pattern()) {
+            let all = topics();
+            let (of_a, of_b): (Vec<_>, Vec<_>) =
+                (all.iter().filter(|t| matches(&a, t)).collect(), all.iter().filter(|t| matches(&b, t)).collect());
+            prop_assert_eq!(overlap(&a, &b), of_a.iter().any(|topic| of_b.contains(topic)));
+            prop_assert_eq!(covers(&a, &b), of_b.iter().all(|topic| of_a.contains(topic)));
+            for topic in &all {
+                prop_assert_eq!(covers(&a, topic), matches(&a, topic));
+            }
+        }
+    }
+
+    /// Patterns of up to three segments, so that a topic of four tells a last `>` from a `*`.
+    fn short_pattern() -> impl Strategy<Value = String> {
+        let segments = prop::collection::vec(prop::sample::select(vec!["a", "b", "*"]), 0..3);
+        (segments, prop::sample::select(vec!["a", "b", "*", ">"])).prop_map(|(mut segments, last)| {
+            segments.push(last);
+            segments.join(".")
+        })
     }
 
     /// What is no topic and no pattern is told so.

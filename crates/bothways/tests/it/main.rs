@@ -22,4 +22,5 @@ mod sessions;
 mod shutdown;
 mod slow_clients;
 mod support;
+mod topics;
 mod xclient;

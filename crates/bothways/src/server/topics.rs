@@ -1,0 +1,52 @@
+//! The service by which clients subscribe: `_bothways` / `Subscribe` and `Unsubscribe`.
+//!
+//! Ordinary calls, so that a client of any rpcx library can make them; the server's auth hook is asked as for
+//! any other, and then the topic's own.
+
+use std::sync::Arc;
+
+use bothways_proto::keys;
+
+use crate::{
+    error::ErrorCode,
+    handler::{Reply, Request},
+    router::Router,
+    session::{Position, Registry, SubscribeArgs, SubscribeReply, Subscribed},
+};
+
+pub(super) fn add_routes(router: Router) -> Router {
+    router
+        .handler(keys::CONTROL_PATH, keys::SUBSCRIBE, |request: Request| async move {
+            let args: SubscribeArgs = match request.decode() {
+                Ok(args) => args,
+                Err(error) => return Reply::refused(ErrorCode::BadArguments, error.to_string()),
+            };
+            match subscribe(&request, &args).await {
+                Ok(subscribed) => Reply::encode(&SubscribeReply::from(subscribed), request.serialize_type()),
+                Err(text) => Reply::error(text),
+            }
+        })
+        .handler(keys::CONTROL_PATH, keys::UNSUBSCRIBE, |request: Request| {
+            let reply = match request.decode::<SubscribeArgs>() {
+                Ok(args) => {
+                    if let Some(session) = request.session() {
+                        session.unsubscribe(&args.topic);
+                    }
+                    Reply::encode(&SubscribeReply::default(), request.serialize_type())
+                }
+                Err(error) => Reply::refused(ErrorCode::BadArguments, error.to_string()),
+            };
+            std::future::ready(reply)
+        })
+}
+
+async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Subscribed, String> {
+    let over = || "the session is over".to_owned();
+    let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
+    let session = request.session().ok_or_else(over)?;
+    registry.authorize(&session, &args.topic).await?;
+    // The client may be back in its former session by now.
+    let session = request.session().ok_or_else(over)?;
+    let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
+    registry.subscribe_client(&session, &args.topic, from).map_err(|error| error.to_string())
+}

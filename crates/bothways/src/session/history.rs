@@ -1,0 +1,168 @@
+//! What a topic keeps of its recent messages: a ring, with an epoch and an offset for each.
+//!
+//! Without I/O and without a clock: times are durations since any fixed moment. An epoch stands for one
+//! life of a history: a position of another epoch says nothing about this one. The offset of the newest
+//! message outlives the message, so that whoever has seen it is known to miss nothing.
+
+use std::{collections::VecDeque, time::Duration};
+
+/// How far somebody is with the messages of a topic that has a history.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Position {
+    /// Which life of the history: random, and never 0.
+    pub epoch: u64,
+    /// The last message seen, counted from 1; 0 is before the first.
+    pub offset: u64,
+}
+
+/// How much a history keeps. What is beyond any of these is dropped, oldest first.
+#[derive(Clone, Debug)]
+pub(super) struct HistoryBounds {
+    pub(super) messages: usize,
+    /// The newest message is kept, however large.
+    pub(super) bytes: usize,
+    /// `None`: until newer ones take the place.
+    pub(super) time_to_live: Option<Duration>,
+}
+
+/// One message that is kept.
+#[derive(Debug)]
+pub(super) struct Kept<T> {
+    pub(super) offset: u64,
+    bytes: usize,
+    at: Duration,
+    pub(super) item: T,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct History<T> {
+    bounds: HistoryBounds,
+    epoch: u64,
+    /// The offset of the newest message, whether or not it is still kept.
+    head: u64,
+    kept: VecDeque<Kept<T>>,
+    bytes: usize,
+}
+
+impl<T> History<T> {
+    pub(super) fn new(epoch: u64, bounds: HistoryBounds) -> Self {
+        Self { bounds, epoch, head: 0, kept: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Where somebody stands who has seen everything.
+    pub(super) fn position(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.head }
+    }
+
+    /// Where the next message will stand.
+    pub(super) fn next_position(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.head + 1 }
+    }
+
+    /// Keeps a message at [`Self::next_position`].
+    pub(super) fn push(&mut self, now: Duration, bytes: usize, item: T) {
+        self.head += 1;
+        self.bytes += bytes;
+        self.kept.push_back(Kept { offset: self.head, bytes, at: now, item });
+        self.trim(now);
+    }
+
+    /// Drops what is beyond the bounds.
+    pub(super) fn trim(&mut self, now: Duration) {
+        while let Some(oldest) = self.kept.front() {
+            let old = self.bounds.time_to_live.is_some_and(|time| time <= now.saturating_sub(oldest.at));
+            let many = self.bounds.messages < self.kept.len();
+            let large = self.bounds.bytes < self.bytes && 1 < self.kept.len();
+            if !(old || many || large) {
+                return;
+            }
+            self.bytes -= oldest.bytes;
+            self.kept.pop_front();
+        }
+    }
+
+    /// Everything behind this position, oldest first; `None` if not all of it is here any more, or the
+    /// position is of another life.
+    pub(super) fn after(&self, position: Position) -> Option<impl Iterator<Item = &Kept<T>>> {
+        let first_kept = self.kept.front().map_or(self.head + 1, |kept| kept.offset);
+        let whole = position.epoch == self.epoch && position.offset <= self.head && first_kept <= position.offset + 1;
+        // Offsets have no holes.
+        let seen = usize::try_from((position.offset + 1).saturating_sub(first_kept)).unwrap_or(usize::MAX);
+        whole.then(|| self.kept.iter().skip(seen))
+    }
+
+    /// The newest message, if it is kept.
+    pub(super) fn newest(&self) -> Option<&Kept<T>> {
+        self.kept.back()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bounds(messages: usize, bytes: usize, seconds: Option<u64>) -> HistoryBounds {
+        HistoryBounds { messages, bytes, time_to_live: seconds.map(Duration::from_secs) }
+    }
+
+    proptest! {
+        /// What is given behind a position is exactly what was pushed behind it, or nothing at all; and nothing
+        /// only if something of it had to go.
+        #[test]
+        fn recovery_is_whole_or_none(
+            messages in 1..8_usize,
+            bytes in 1..40_usize,
+            seconds in prop::option::of(1..20_u64),
+            pushes in prop::collection::vec((0..5_u64, 1..12_usize), 0..30),
+            late in 0..10_u64,
+            offset in 0..32_u64,
+            epoch in 7..9_u64,
+        ) {
+            let mut history = History::new(7, bounds(messages, bytes, seconds));
+            let (mut now, mut all) = (Duration::ZERO, Vec::new());
+            for (pause, size) in pushes {
+                now += Duration::from_secs(pause);
+                prop_assert_eq!(history.next_position().offset, all.len() as u64 + 1);
+                history.push(now, size, all.len());
+                all.push((now, size));
+            }
+            now += Duration::from_secs(late);
+            history.trim(now);
+            prop_assert_eq!(history.position(), Position { epoch: 7, offset: all.len() as u64 });
+
+            // The definition, without a ring: a message stays if it is young, and those from it on are few and small.
+            let stays = |at: usize| {
+                let rest = &all[at..];
+                let young = seconds.is_none_or(|s| now - all[at].0 < Duration::from_secs(s));
+                young && rest.len() <= messages && (rest.len() == 1 || rest.iter().map(|m| m.1).sum::<usize>() <= bytes)
+            };
+            let missed = usize::try_from(offset).expect("small");
+            let expected: Option<Vec<usize>> = (epoch == 7 && missed <= all.len() && (missed..all.len()).all(stays))
+                .then(|| (missed..all.len()).collect());
+            let given: Option<Vec<usize>> =
+                history.after(Position { epoch, offset }).map(|kept| kept.map(|kept| kept.item).collect());
+            prop_assert_eq!(given, expected);
+            let newest = all.len().checked_sub(1).filter(|at| stays(*at));
+            prop_assert_eq!(history.newest().map(|kept| kept.item), newest);
+        }
+    }
+
+    /// Whoever has seen all misses nothing, however long it was quiet.
+    #[test]
+    fn the_head_outlives_its_message() {
+        let mut history = History::new(3, bounds(10, 100, Some(1)));
+        history.push(Duration::ZERO, 1, "a");
+        let seen = history.position();
+        history.trim(Duration::from_secs(60));
+        assert!(history.is_empty());
+        assert_eq!(history.after(seen).map(Iterator::count), Some(0));
+        assert!(history.after(Position { epoch: 3, offset: 0 }).is_none(), "one is gone");
+    }
+}

@@ -1,0 +1,201 @@
+//! What a server's topics are like: options by pattern, of which the first that matches counts.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use super::{
+    Session,
+    history::HistoryBounds,
+    topic::{self, TopicError},
+};
+use crate::reply::BoxFuture;
+
+/// Decides whether a session may subscribe.
+pub(super) type AuthorizeHook = Arc<dyn Fn(SubscribeRequest) -> BoxFuture<Result<(), String>> + Send + Sync>;
+
+/// A client wants to subscribe: what a topic's [`authorize`](TopicOptions::authorize) hook decides on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SubscribeRequest {
+    /// Who asks.
+    pub session: Session,
+    /// The topic, or the pattern: all that it matches is asked for.
+    pub pattern: String,
+}
+
+/// What some topics are like; given to [`ServerBuilder::topic`](crate::ServerBuilder::topic).
+///
+/// By default a topic keeps nothing and shows nobody, and clients cannot subscribe to it: only the server
+/// subscribes them ([`Session::subscribe`]).
+#[derive(Clone, Default)]
+#[must_use]
+pub struct TopicOptions {
+    pub(super) history: Option<HistoryBounds>,
+    pub(super) latest_only: bool,
+    pub(super) subscribers_max: Option<usize>,
+    pub(super) presence: bool,
+    pub(super) access: Access,
+}
+
+/// Which clients may subscribe.
+#[derive(Clone, Default)]
+pub(super) enum Access {
+    #[default]
+    Nobody,
+    Anyone,
+    Asked(AuthorizeHook),
+}
+
+/// Bytes of messages that a topic keeps if nothing else is said: with 1,000 topics 1 GiB at most.
+const HISTORY_BYTES_MAX: usize = 1 << 20;
+
+impl TopicOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps the last `messages_max` messages of each topic, none longer than `time_to_live`, and no more than
+    /// [`Self::history_bytes_max`]: a client that says how far it was gets what it missed.
+    ///
+    /// Of a topic with history the messages go in the order of their offsets: each as
+    /// [`Priority::Normal`](super::Priority::Normal), and [`Class::Latest`](super::Class::Latest) as `Tracked`.
+    pub fn history(mut self, messages_max: usize, time_to_live: Duration) -> Self {
+        let bytes = self.history.map_or(HISTORY_BYTES_MAX, |history| history.bytes);
+        self.history = Some(HistoryBounds { messages: messages_max.max(1), bytes, time_to_live: Some(time_to_live) });
+        self.latest_only = false;
+        self
+    }
+
+    /// Most bytes of messages, as frames, that one topic keeps; its newest message is kept however large.
+    /// Default 1 MiB. Without effect on a topic that keeps nothing.
+    pub fn history_bytes_max(mut self, bytes: usize) -> Self {
+        if let Some(history) = &mut self.history {
+            history.bytes = bytes;
+        }
+        self
+    }
+
+    /// Only the newest message of each topic counts: it is kept for as long as the server runs, sent to
+    /// whoever subscribes, and takes the place of older ones that still wait for a client. In place of
+    /// [`Self::history`].
+    pub fn latest_only(mut self) -> Self {
+        self.history = Some(HistoryBounds { messages: 1, bytes: usize::MAX, time_to_live: None });
+        self.latest_only = true;
+        self
+    }
+
+    /// Most sessions that subscribe to one topic; more are refused with [`TopicError::Full`]. Default: no
+    /// bound. Clients then cannot subscribe to these topics by a wildcard, which would not count.
+    pub fn subscribers_max(mut self, sessions: usize) -> Self {
+        self.subscribers_max = Some(sessions);
+        self
+    }
+
+    /// Who subscribes to such a topic by its name is present: [`Server::presence`](crate::Server::presence) says
+    /// who, and subscribers are told of changes ([`PresenceChange`](super::PresenceChange)). Whoever subscribes by
+    /// a wildcard watches unseen. Default: no.
+    ///
+    /// Each change goes to all subscribers: n who come cost n² messages.
+    pub fn presence(mut self, shown: bool) -> Self {
+        self.presence = shown;
+        self
+    }
+
+    /// Every client that may call the server may subscribe.
+    pub fn open(mut self) -> Self {
+        self.access = Access::Anyone;
+        self
+    }
+
+    /// Clients that this hook lets in may subscribe. The text of a refusal goes to the client.
+    ///
+    /// Asked at each subscribing, also when a client subscribes again after it has lost its session; not while
+    /// a session lives or resumes, and not when the server subscribes a session.
+    pub fn authorize<F, Fut, E>(mut self, hook: F) -> Self
+    where
+        F: Fn(SubscribeRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        self.access = Access::Asked(Arc::new(move |request| {
+            let decision = hook(request);
+            Box::pin(async move { decision.await.map_err(|error| error.to_string()) })
+        }));
+        self
+    }
+
+    /// True if a topic has anything to keep.
+    pub(super) fn keeps(&self) -> bool {
+        self.history.is_some() || self.presence
+    }
+}
+
+impl std::fmt::Debug for TopicOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let access = match self.access {
+            Access::Nobody => "nobody",
+            Access::Anyone => "anyone",
+            Access::Asked(_) => "asked",
+        };
+        f.debug_struct("TopicOptions")
+            .field("history", &self.history)
+            .field("latest_only", &self.latest_only)
+            .field("subscribers_max", &self.subscribers_max)
+            .field("presence", &self.presence)
+            .field("access", &access)
+            .finish()
+    }
+}
+
+/// Options by pattern, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    list: Vec<(String, TopicOptions)>,
+}
+
+impl Rules {
+    pub(crate) fn add(&mut self, pattern: &str, options: TopicOptions) -> Result<(), TopicError> {
+        topic::check_pattern(pattern)?;
+        self.list.push((pattern.to_owned(), options));
+        Ok(())
+    }
+
+    /// The options of a topic, or of all topics of a pattern. `Err`: topics of the pattern have different ones.
+    pub(super) fn of(&self, pattern: &str) -> Result<Option<&TopicOptions>, &str> {
+        match self.list.iter().find(|(rule, _)| topic::overlap(rule, pattern)) {
+            Some((rule, options)) if topic::covers(rule, pattern) => Ok(Some(options)),
+            Some((rule, _)) => Err(rule),
+            None => Ok(None),
+        }
+    }
+
+    /// The options of a topic.
+    pub(super) fn of_topic(&self, topic: &str) -> Option<&TopicOptions> {
+        // A rule that overlaps with one topic covers it.
+        self.of(topic).ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first rule that matches counts, and a pattern cannot reach behind a rule that it does not obey.
+    #[test]
+    fn the_first_rule_that_matches_counts() {
+        let mut rules = Rules::default();
+        for (pattern, max) in [("secret.>", 1), ("*.news", 2), ("a.>", 3)] {
+            rules.add(pattern, TopicOptions::new().subscribers_max(max)).expect("a pattern");
+        }
+        let of = |pattern| rules.of(pattern).map(|options| options.and_then(|options| options.subscribers_max));
+        assert_eq!(of("secret.news"), Ok(Some(1)));
+        assert_eq!(of("a.news"), Ok(Some(2)));
+        assert_eq!(of("a.b"), Ok(Some(3)));
+        assert_eq!(of("b"), Ok(None));
+        assert_eq!(of("a.b.*"), Ok(Some(3)));
+        assert_eq!(of(">"), Err("secret.>"), "what is everything has no options in common");
+        assert_eq!(of("*.news"), Err("secret.>"));
+        assert_eq!(of("a.*"), Err("*.news"));
+        assert!(rules.add("a..b", TopicOptions::new()).is_err());
+    }
+}
