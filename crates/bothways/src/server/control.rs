@@ -105,3 +105,31 @@ fn answer_call(request: &Request) -> Reply {
 fn bad(text: &str) -> Reply {
     Reply::refused(ErrorCode::BadArguments, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{CallOptions, Caller, Client, ClientOptions, Server};
+
+    /// Between the taking over of a session and the reply that says so, on another thread, a call may find the new
+    /// connection: it waits for the reply, and is not refused as if the client took no calls.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_waits_for_the_welcome() {
+        let server = Server::builder().build();
+        let listening = server.listen("memory@control-welcome").await.expect("the name is free");
+        let options = ClientOptions::new().negotiate(false);
+        let client = Client::connect(listening.address(), options).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let connection = server.connections().remove(0);
+        let ask = async || {
+            let options = CallOptions::new().timeout(Duration::from_secs(1));
+            connection.call_typed::<(), ()>("T", "Ask", &(), options).await.map(|_| ())
+        };
+        assert!(matches!(ask().await, Err(CallError::NotSupported)));
+        assert!(connection.begin_welcome());
+        assert!(!connection.begin_welcome(), "one at a time");
+        assert!(matches!(ask().await, Err(CallError::TimedOut(_))));
+    }
+}
