@@ -268,6 +268,22 @@ async fn the_newest_is_there_for_whoever_comes() {
     assert_eq!(texts(&mut to_ann).await, ["1.6"]);
 }
 
+/// A client that is behind with its log gets the newest value once there is room, as it gets any value.
+#[tokio::test(start_paused = true)]
+async fn the_newest_waits_for_room() {
+    let server = server(&[("price", TopicOptions::new().open().latest_only())]).session_log(1, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut to_ann) = client(listening.address(), "ann").await;
+    ann.call::<()>("Nothing", "is", &()).await.expect_err("there is no such service");
+    session_of(&server, "ann").push(&push("first")).expect("small");
+    let first = soon(to_ann.next()).await.expect("open");
+    server.publish("price", &push("1.1")).expect("small");
+    ann.subscribe("price").await.expect("open");
+    assert!(texts(&mut to_ann).await.is_empty(), "the first is not handled");
+    drop(first);
+    assert_eq!(text(&mut to_ann).await, "1.1");
+}
+
 /// A hook decides who may subscribe, its text reaches the client, and nothing gets around it: not a wildcard over
 /// several rules, and not a topic without a rule.
 #[tokio::test(start_paused = true)]
