@@ -36,6 +36,8 @@ mod reply;
 pub mod router;
 pub mod server;
 pub mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 pub mod xclient;
 

@@ -22,5 +22,7 @@ mod sessions;
 mod shutdown;
 mod slow_clients;
 mod support;
+#[cfg(feature = "testing")]
+mod testing;
 mod topics;
 mod xclient;

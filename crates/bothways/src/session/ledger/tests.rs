@@ -559,11 +559,7 @@ mod histories {
                 let stage = stage(&pushed.receipt);
                 if stage == Stage::Dropped(DropReason::Full) {
                     self.refused += 1;
-                    assert_ne!(
-                        pushed.class == Kind::Tracked && pushed.waits,
-                        true,
-                        "a tracked push was taken, and dropped"
-                    );
+                    assert!(!(pushed.class == Kind::Tracked && pushed.waits), "a tracked push was taken, and dropped");
                 }
                 pushed.waits &= !stage.is_final();
             }
