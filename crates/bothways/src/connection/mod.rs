@@ -202,6 +202,8 @@ struct State {
     driver: Option<Waker>,
     watch: Watch,
     late_replies: u64,
+    /// A caller will write once the others have had their turn.
+    flush_comes: bool,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// The driver does not read until something is written.
@@ -325,6 +327,7 @@ impl Connection {
             driver: None,
             watch: Watch::new(&settings.watch, Instant::now()),
             late_replies: 0,
+            flush_comes: false,
             ping: None,
             paused: false,
             room_wanted: false,
@@ -895,6 +898,16 @@ impl Connection {
         self.shared.changed.notify_waiters();
     }
 
+    /// Writes, after every task that is ready now has had its turn. Callers whose replies came in one read
+    /// are ready together, and so are their next calls: these leave in one write instead of one each.
+    async fn flush_together(&self) {
+        if std::mem::replace(&mut self.shared.state.lock().flush_comes, true) {
+            return;
+        }
+        let _flush = FlushOnDrop(self);
+        tokio::task::yield_now().await;
+    }
+
     async fn hello_answered(&self) {
         loop {
             let changed = self.shared.changed.notified();
@@ -942,7 +955,9 @@ impl Connection {
                 if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
                     *of_waiter = number;
                 }
-                Ok(Begun { reply, guard: Forget { connection: self, seq: Some(seq) } })
+                let alone = state.proto.calls().len() == 1;
+                self.write_if_much(state);
+                Ok(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, alone })
             }
             Err(refused) => {
                 state.proto.forget(seq);
@@ -1012,6 +1027,18 @@ impl State {
 struct Begun<'a> {
     reply: oneshot::Receiver<Result<Message, CallError>>,
     guard: Forget<'a>,
+    /// No other call waits for its reply.
+    alone: bool,
+}
+
+/// Writes for all who rely on it, also if the future that was to do it is dropped.
+struct FlushOnDrop<'a>(&'a Connection);
+
+impl Drop for FlushOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.shared.state.lock().flush_comes = false;
+        self.0.flush_soon();
+    }
 }
 
 /// Takes a call out of the table when its future is dropped, and tells a peer that understands.
@@ -1053,8 +1080,12 @@ impl Caller for Connection {
         if hello_pending {
             within(timeout, deadline, self.hello_answered()).await?;
         }
-        let Begun { reply, mut guard } = self.begin_call(&call, &payload, header, &metadata)?;
-        self.flush_soon();
+        let Begun { reply, mut guard, alone } = self.begin_call(&call, &payload, header, &metadata)?;
+        if alone {
+            self.flush_soon();
+        } else {
+            self.flush_together().await;
+        }
         let reply = within(timeout, deadline, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;

@@ -1,6 +1,10 @@
 //! Calls and their replies, in any order, at most once.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply, SerializeType};
 use bothways_proto::{Header, Message, Seq, Status, keys};
@@ -358,4 +362,28 @@ async fn a_client_that_ends_its_side_gets_its_replies() {
     client.hears(reply(1, "Wait", b"done")).await;
     client.hears_the_end().await;
     connections(&server, 0).await;
+}
+
+/// Calls that are made together leave together; one that is given up just then holds nobody up.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_given_up_writes_for_the_others_all_the_same() {
+    let server = ScriptedServer::listen().await;
+    let (client, mut peer) =
+        tokio::join!(Client::connect(&server.address, ClientOptions::new().negotiate(false)), server.accept());
+    let client = client.expect("it listens");
+    let waiting = client.clone();
+    let _first = tokio::spawn(async move { call(&waiting, "First", "x").await });
+    assert_eq!(peer.next().await.service_method(), "First");
+
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut given_up = Box::pin(call(&client, "GivenUp", "x"));
+    let mut relies = Box::pin(call(&client, "Relies", "x"));
+    assert!(given_up.as_mut().poll(&mut cx).is_pending());
+    assert!(relies.as_mut().poll(&mut cx).is_pending());
+    drop(given_up);
+    let mut next = peer.next().await;
+    if next.service_method() == "GivenUp" {
+        next = peer.next().await;
+    }
+    assert_eq!(next.service_method(), "Relies");
 }
