@@ -37,7 +37,7 @@ or connection lost, 4 no answer in time. NO_COLOR turns colours off.";
 pub(crate) enum Command {
     /// Show it all in one process: calls both ways, pushes, a lost connection, a client that stalls
     Demo(DemoArgs),
-    /// Serve the demo services: Arith, Echo and Bench
+    /// Serve the demo services: Arith, Echo, Bench and Demo
     Serve(ServeArgs),
     /// Call a method with arguments in JSON, and print the reply as JSON
     Call(CallArgs),
@@ -47,6 +47,12 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// List a server's connections, through its admin service
     Connections(ConnectionsArgs),
+    /// List a server's sessions: users, connections, what waits, what was dropped
+    Sessions(SessionsArgs),
+    /// Tell what lately happened to a session: why a message did or did not arrive
+    Explain(ExplainArgs),
+    /// End sessions; their clients are told why
+    Kick(KickArgs),
     /// Show frames in readable form: from a file, from standard input, or as a proxy in the middle
     Dump(DumpArgs),
     /// Put load on a server and measure: calls, or pushes to many connections
@@ -85,7 +91,8 @@ pub(crate) struct DemoArgs {
   bothways serve tcp@127.0.0.1:0 --push-every 250ms
   ADMIN_TOKEN=... bothways serve --admin-token-env ADMIN_TOKEN
 
-Every caller of Arith is remembered, and gets the push `abcde` each second as
+Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, whoever asks, and
+subscribes it. Every caller of Arith is remembered, and gets the push `abcde` each second as
 test_service_path.test_service_method. Ctrl-C or SIGTERM stops in good order; a second one at once."))]
 pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
@@ -239,21 +246,52 @@ pub(crate) struct AdminArgs {
 #[command(after_help = help("\
   bothways push 127.0.0.1:8972 --everyone News.Flash 'hello, all of you' --admin-token-env ADMIN_TOKEN
   bothways push 127.0.0.1:8972 --to c12 Chat.Say @message.json --meta from=ops --admin-token-file token
+  bothways push 127.0.0.1:8972 --user ann Chat.Say 'are you there?' --until handled --admin-token-env T
+  bothways push 127.0.0.1:8972 --topic prices.EUR Prices.Set 1.08 --latest EUR --admin-token-env T
 
-The server must have been started with an admin token. `bothways connections` tells the numbers of its
-connections. Queued is not arrived: the push leaves as soon as the client reads."))]
+The server must have been started with an admin token. `bothways sessions` tells who is there. The push is
+tracked unless --fire or --latest says otherwise: a client that is away for a moment gets it when it is back.
+Written is not arrived, and more is never known of plain rpcx clients. The exit code is 1 if nobody gets it."))]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub(crate) struct PushArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
 
-    /// Push to every connection
+    /// Push to every session
     #[arg(long, group = "target")]
     pub(crate) everyone: bool,
 
     /// Push to one connection, such as c12
     #[arg(long, group = "target", value_name = "CONNECTION")]
     pub(crate) to: Option<String>,
+
+    /// Push to all sessions of a user
+    #[arg(long, group = "target", value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// Push to one session
+    #[arg(long, group = "target", value_name = "ID")]
+    pub(crate) session: Option<String>,
+
+    /// Push to all sessions that subscribe to a topic
+    #[arg(long, group = "target", value_name = "A.B")]
+    pub(crate) topic: Option<String>,
+
+    /// At most once, to who is connected; the oldest that waits is dropped when too many do
+    #[arg(long, conflicts_with = "latest")]
+    pub(crate) fire: bool,
+
+    /// The newest value of this key: it takes the place of those that still wait
+    #[arg(long, value_name = "KEY")]
+    pub(crate) latest: Option<String>,
+
+    /// Wait until every session is so far
+    #[arg(long, value_enum, default_value_t = Until::Written)]
+    pub(crate) until: Until,
+
+    /// But no longer than this, 10 s at most
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::duration)]
+    pub(crate) within: Duration,
 
     /// The service path and the method that the client sees; the last dot separates them
     #[arg(value_name = "PATH.METHOD")]
@@ -266,6 +304,98 @@ pub(crate) struct PushArgs {
     /// A pair of metadata that goes with the push; may be repeated
     #[arg(long = "meta", value_name = "K=V")]
     pub(crate) metadata: Vec<Pair>,
+
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How far a push should come before its outcome is printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Until {
+    Queued,
+    Written,
+    Received,
+    Handled,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways sessions 127.0.0.1:8972 --admin-token-env ADMIN_TOKEN
+  bothways sessions 127.0.0.1:8972 --user ann --admin-token-file token --json | jq '.sessions[].id'
+
+CONNECTION is `away` while the client may still come back; GEN counts its connections. WAITING are pushes that
+wait or are not handled yet, DROPPED those that never arrive. Who asks is not listed."))]
+pub(crate) struct SessionsArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// Only those of this user
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// Only those that subscribe to this topic
+    #[arg(long, value_name = "A.B", conflicts_with = "user")]
+    pub(crate) topic: Option<String>,
+
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) max: u32,
+
+    /// Print the list as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways explain 127.0.0.1:8972 --user ann --admin-token-env ADMIN_TOKEN
+  bothways explain 127.0.0.1:8972 --session 0b5c... --admin-token-file token --json
+
+A server remembers the last events of each session, and for a while those of sessions that ended: connections,
+pushes and how far each came, calls, and why it ended. Never what was in a message. Times are UTC, by the
+server's clock. The exit code is 1 if it knows no such session."))]
+#[command(group = clap::ArgGroup::new("whose").required(true))]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// All sessions of a user
+    #[arg(long, group = "whose", value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// One session
+    #[arg(long, group = "whose", value_name = "ID")]
+    pub(crate) session: Option<String>,
+
+    /// Print the events as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways kick 127.0.0.1:8972 --user ann --why 'too many messages' --admin-token-env ADMIN_TOKEN
+  bothways kick 127.0.0.1:8972 --session 0b5c... --why maintenance --admin-token-file token
+
+A client that is sent away is told why, and cannot come back to its session; it may begin a new one. The exit
+code is 1 if there was nobody to send away."))]
+#[command(group = clap::ArgGroup::new("whose").required(true))]
+pub(crate) struct KickArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// All sessions of a user
+    #[arg(long, group = "whose", value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// One session
+    #[arg(long, group = "whose", value_name = "ID")]
+    pub(crate) session: Option<String>,
+
+    /// What their clients are told
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) why: String,
 
     /// Print the outcome as JSON
     #[arg(long)]

@@ -11,6 +11,7 @@
 //! | `demo.rs` | the whole framework in one process, step by step, each step checked |
 //! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
 //! | `call.rs`, `listen.rs`, `push.rs` | one command each |
+//! | `sessions.rs` | lists, explains and ends sessions |
 //! | `dump.rs` | frames, from a file or from a proxy in the middle |
 //! | `load.rs`, `broadcast.rs`, `latency.rs` | load in either direction, and how long things took |
 
@@ -28,6 +29,7 @@ mod plan;
 mod push;
 mod serve;
 mod service;
+mod sessions;
 mod term;
 mod value;
 
@@ -70,6 +72,9 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Listen(args) => listen::run(args).await,
         Command::Push(args) => push::run(args).await,
         Command::Connections(args) => push::connections(args).await,
+        Command::Sessions(args) => sessions::list(args).await,
+        Command::Explain(args) => sessions::explain(args).await,
+        Command::Kick(args) => sessions::kick(args).await,
         Command::Dump(args) => dump::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Completions { shell } => {

@@ -1,12 +1,16 @@
 //! Pushes, and looks at connections, through a server's admin service.
 
+use std::time::Duration;
+
 use bothways::{
     CallOptions, Client, Encode, Metadata, Payload,
-    server::{ADMIN_PATH, ADMIN_TOKEN_KEY, AdminPush, AdminPushOutcome, ConnectionView, PushTarget},
+    server::{
+        ADMIN_PATH, ADMIN_TOKEN_KEY, AdminPush, AdminPushOutcome, ConnectionView, PushClass, PushTarget, PushUntil,
+    },
 };
 
 use crate::{
-    args::{AdminArgs, ConnectionsArgs, PushArgs},
+    args::{AdminArgs, ConnectionsArgs, PushArgs, Until},
     failure::{Exit, Failure},
     plan::{self, Secret},
     term::{self, Out, Paint},
@@ -14,13 +18,14 @@ use crate::{
 };
 
 /// A connection to the admin service.
-struct Admin {
+pub(crate) struct Admin {
     client: Client,
     options: CallOptions,
 }
 
 impl Admin {
-    async fn connect(args: &AdminArgs) -> Result<Self, Failure> {
+    /// Its answers may take `more` than other answers.
+    pub(crate) async fn connect(args: &AdminArgs, more: Duration) -> Result<Self, Failure> {
         let token = match (&args.admin_token_env, &args.admin_token_file) {
             (Some(name), _) => Secret::from_env(name)?,
             (None, Some(path)) => Secret::from_file(path)?,
@@ -31,10 +36,14 @@ impl Admin {
         // No Hello: it would be asked for the token of ordinary clients, which an operator need not have.
         let client = args.peer.connect(args.peer.options()?.negotiate(false)).await?;
         let metadata = Metadata::new().with(ADMIN_TOKEN_KEY, token.reveal());
-        Ok(Self { client, options: CallOptions::new().metadata(metadata).timeout(args.timeout) })
+        Ok(Self { client, options: CallOptions::new().metadata(metadata).timeout(args.timeout + more) })
     }
 
-    async fn call<R: Payload>(&self, service_method: &str, args: &(impl Encode + Sync + ?Sized)) -> Result<R, Failure> {
+    pub(crate) async fn call<R: Payload>(
+        &self,
+        service_method: &str,
+        args: &(impl Encode + Sync + ?Sized),
+    ) -> Result<R, Failure> {
         let reply = self.client.call_with(ADMIN_PATH, service_method, args, self.options.clone()).await;
         reply.map(|reply| reply.value).map_err(|error| match error.remote_text() {
             Some(text) if text.starts_with("rpcx: can't find service") => {
@@ -46,44 +55,77 @@ impl Admin {
                     .hint("the variable or file must hold exactly the token that the server was started with")
             }
             Some(text) if error.code().is_none() => Failure::new(Exit::Peer, format!("the peer answered: {text}"))
-                .hint("`bothways connections` tells the numbers of the connections that are open"),
+                .hint("`bothways connections` and `bothways sessions` tell who is there"),
             _ => Failure::call(&format!("{ADMIN_PATH}.{service_method}"), &error),
         })
     }
 }
 
 pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
-    let target = args.to.clone().map_or(PushTarget::Everyone, PushTarget::Connection);
+    let target = (args.to.clone().map(PushTarget::Connection))
+        .or_else(|| args.session.clone().map(PushTarget::Session))
+        .or_else(|| args.user.clone().map(PushTarget::User))
+        .or_else(|| args.topic.clone().map(PushTarget::Topic))
+        .or_else(|| args.everyone.then_some(PushTarget::Everyone))
+        .ok_or_else(|| Failure::usage("say to whom: --everyone, --user, --topic, --session or --to"))?;
+    let class = match &args.latest {
+        Some(key) => PushClass::Latest(key.clone()),
+        None if args.fire => PushClass::Fire,
+        None => PushClass::Tracked,
+    };
     let push = AdminPush {
         target,
         service_path: args.method.service_path.clone(),
         service_method: args.method.service_method.clone(),
         metadata: value::pairs(&plan::metadata(&args.metadata), true),
         payload: args.payload.read()?,
+        class,
+        until: match args.until {
+            Until::Queued => PushUntil::Queued,
+            Until::Written => PushUntil::Written,
+            Until::Received => PushUntil::Received,
+            Until::Handled => PushUntil::Handled,
+        },
+        wait_ms: args.within.as_millis() as u64,
     };
-    let admin = Admin::connect(&args.admin).await?;
+    let admin = Admin::connect(&args.admin, args.within).await?;
     let outcome: AdminPushOutcome = admin.call("Push", &push).await?;
-    let AdminPushOutcome { queued, full, closed } = outcome;
-    if args.json {
-        Out::new().line(&serde_json::to_string(&outcome).expect("an outcome can be written as JSON"))?;
-    } else {
-        let mut text = format!("queued for {}", term::count(queued as u64, "connection"));
-        for (number, what) in [(full, "whose queue is full"), (closed, "that ended meanwhile")] {
-            if number != 0 {
-                text += &format!(", not for {} {what}", term::count(number as u64, "connection"));
-            }
-        }
-        Out::new().line(&text)?;
+    let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
+    Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
+    if outcome.targets() == 0 && !args.everyone {
+        return Err(Failure::new(Exit::Peer, "nobody is there to push to")
+            .hint("`bothways sessions` tells who is; `bothways explain` where they went"));
     }
-    match (queued, full + closed) {
-        (0, missed) if missed != 0 => Err(Failure::new(Exit::Peer, "nobody took the push")
-            .hint("`bothways connections` shows how much waits for each connection")),
+    match outcome.missed() {
+        missed if missed != 0 && missed == outcome.targets() => Err(Failure::new(Exit::Peer, "nobody gets the push")
+            .hint("`bothways explain` tells why; `bothways sessions` shows how much waits for each")),
         _ => Ok(()),
     }
 }
 
+/// Where the sessions stand that a push was for.
+fn counts(outcome: &AdminPushOutcome) -> String {
+    let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped } = *outcome;
+    let stages = [
+        (handled, "handled"),
+        (received, "received"),
+        (written, "written"),
+        (queued, "queued"),
+        (expired, "expired"),
+        (superseded, "superseded"),
+        (dropped, "dropped"),
+    ];
+    let mut text = term::count(outcome.targets() as u64, "session");
+    let mut separator = ": ";
+    for (number, stage) in stages.iter().filter(|(number, _)| *number != 0) {
+        text += &format!("{separator}{number} {stage}");
+        separator = ", ";
+    }
+    text
+}
+
 pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
-    let admin = Admin::connect(&args.admin).await?;
+    let admin = Admin::connect(&args.admin, Duration::ZERO).await?;
     let views: Vec<ConnectionView> = admin.call("Connections", &()).await?;
     let out = Out::new();
     if args.json {
@@ -112,7 +154,7 @@ fn row(view: &ConnectionView) -> [String; 7] {
 }
 
 /// Columns as wide as their widest cell: text to the left, numbers to the right.
-fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let line = |row: &[String; N]| {

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
     let out = Out::new();
     out.line(&format!("listening on {}", listening.address()))?;
-    out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast)")?;
+    out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast), Demo (Login)")?;
     out.line(&format!("callers of Arith get the push \"abcde\" every {}", term::time(args.push_every)))?;
     if admin_is_open {
         out.line("the admin service is open to whoever has the token")?;

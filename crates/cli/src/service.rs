@@ -35,6 +35,14 @@ pub(crate) struct Answer {
     pub(crate) c: i64,
 }
 
+/// Who somebody says to be, and what they want to hear of.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Login {
+    user: String,
+    topics: Vec<String>,
+}
+
 /// Connections to push to: those that asked for it, for as long as they are open.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Remembered {
@@ -88,6 +96,7 @@ pub(crate) fn routes(callers: &Remembered, joined: &Remembered) -> Router {
     let joining = joined.clone();
     let joined = joined.clone();
     router
+        .handler("Demo", "Login", login)
         .handler("Echo", "Echo", echo)
         .handler("Bench", "Echo", echo)
         .handler("Bench", "Join", move |request: Request| {
@@ -120,6 +129,20 @@ fn arith(
             Ok((context, numbers)) => context.into_reply(calculate(numbers).map(|c| Answer { c })),
             Err(refusal) => refusal,
         })
+    })
+}
+
+/// Makes the caller's session one of this user, and subscribes it. A demo: nobody is asked for a proof.
+fn login(request: Request) -> std::future::Ready<Reply> {
+    let session = request.session();
+    std::future::ready(match request.into_typed::<Login>() {
+        Ok((context, Login { user, topics })) => {
+            let Some(session) = session else { return std::future::ready(Reply::error("the session is over")) };
+            session.bind_user(&user);
+            let subscribed = topics.iter().try_for_each(|pattern| session.subscribe(pattern));
+            context.into_reply(subscribed.map(|()| session.id().to_string()))
+        }
+        Err(refusal) => refusal,
     })
 }
 

@@ -37,8 +37,8 @@ use self::builder::Hooks;
 pub use self::{
     accept::Listening,
     admin::{
-        AdminPush, AdminPushOutcome, ConnectionView, PushTarget, SERVICE_PATH as ADMIN_PATH,
-        TOKEN_KEY as ADMIN_TOKEN_KEY,
+        AdminKick, AdminPush, AdminPushOutcome, ConnectionView, PushClass, PushTarget, PushUntil,
+        SERVICE_PATH as ADMIN_PATH, SessionView, SessionsAsked, SessionsListed, TOKEN_KEY as ADMIN_TOKEN_KEY,
     },
     builder::ServerBuilder,
     inlet::AuthRequest,

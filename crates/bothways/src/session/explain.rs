@@ -33,7 +33,7 @@ pub(super) const TEXT_BYTES_MAX: usize = 128;
 /// What one event takes at most: its place in the ring, and its two texts.
 pub(super) const EVENT_BYTES_MAX: usize = size_of::<Record>() + 2 * (TEXT_BYTES_MAX + 2 * size_of::<usize>());
 
-const _: () = assert!(size_of::<Record>() <= 64, "a place in the ring is small");
+const _: () = assert!(EVENT_BYTES_MAX <= 352, "the number in docs/slow-clients.md");
 
 /// What lately happened to one session.
 ///

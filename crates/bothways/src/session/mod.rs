@@ -188,6 +188,11 @@ impl Session {
         self.inner.state.lock().labels.get(key).cloned()
     }
 
+    /// All its labels.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.inner.state.lock().labels.clone()
+    }
+
     /// Sets a label, by which [`Target::only_labelled`] selects.
     pub fn set_label(&self, key: impl Into<String>, value: impl Into<String>) {
         self.inner.state.lock().labels.insert(key.into(), value.into());

@@ -2,7 +2,20 @@
 
 use crate::support::{bothways, finish, run};
 
-const COMMANDS: [&str; 9] = ["demo", "serve", "call", "listen", "push", "connections", "dump", "load", "completions"];
+const COMMANDS: [&str; 12] = [
+    "demo",
+    "serve",
+    "call",
+    "listen",
+    "push",
+    "connections",
+    "sessions",
+    "explain",
+    "kick",
+    "dump",
+    "load",
+    "completions",
+];
 
 #[test]
 fn help_names_every_command_and_where_to_start() {
@@ -39,6 +52,9 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["demo", "--clients", "1"], &["2..=200"]),
         (&["push", "127.0.0.1:1", "--everyone", "A.b", "x"], &["--admin-token-env"]),
         (&["push", "127.0.0.1:1", "A.b", "x", "--admin-token-env", "T"], &["--everyone|--to"]),
+        (&["explain", "127.0.0.1:1", "--admin-token-env", "T"], &["--user <NAME>|--session <ID>"]),
+        (&["kick", "127.0.0.1:1", "--user", "ann", "--admin-token-env", "T"], &["--why"]),
+        (&["push", "127.0.0.1:1", "--user", "a", "--topic", "b", "A.b", "x"], &["cannot be used with"]),
         (&["dump", "--proxy", "127.0.0.1:0"], &["--to"]),
         (&["dump", "--proxy", "unix@/x", "--to", "127.0.0.1:1"], &["only TCP"]),
         (&["dump", "/does/not/exist"], &["cannot open /does/not/exist"]),

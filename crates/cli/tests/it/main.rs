@@ -8,6 +8,7 @@ mod listening;
 mod load;
 mod pushing;
 mod serving;
+mod sessions;
 mod support;
 #[cfg(feature = "tls")]
 mod tls;

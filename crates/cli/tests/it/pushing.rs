@@ -2,20 +2,20 @@
 
 use crate::support::{Ran, Running, Serving, bothways, finish, run};
 
-const TOKEN: &str = "t0p-s3cret";
+pub(crate) const TOKEN: &str = "t0p-s3cret";
 
-fn serving() -> Serving {
+pub(crate) fn serving() -> Serving {
     Serving::with(&["--admin-token-env", "BW_ADMIN", "--push-every", "1h"], &[("BW_ADMIN", TOKEN)])
 }
 
 /// Runs a command of an operator, with this token.
-fn operate(args: &[&str], token: &str) -> Ran {
+pub(crate) fn operate(args: &[&str], token: &str) -> Ran {
     let mut command = bothways(args);
     command.args(["--admin-token-env", "BW_ADMIN"]).env("BW_ADMIN", token);
     finish(command, b"")
 }
 
-fn listener(server: &Serving, more: &[&str]) -> Running {
+pub(crate) fn listener(server: &Serving, more: &[&str]) -> Running {
     let listener = Running::start(bothways(&[&["listen", &server.address], more].concat()));
     listener.err.until("connected to");
     listener
@@ -31,7 +31,7 @@ fn a_push_reaches_everyone_or_one() {
     second.err.until("answered");
 
     let ran = operate(&["push", &server.address, "--everyone", "News.Flash", "hello, all"], TOKEN);
-    assert_eq!(ran.ended(0), "queued for 2 connections\n");
+    assert!(ran.ended(0).starts_with("2 sessions: "), "{ran:?}");
     for listener in [&first, &second] {
         assert!(listener.out.until("News.Flash").ends_with("\"hello, all\""));
     }
@@ -47,7 +47,8 @@ fn a_push_reaches_everyone_or_one() {
     let mut command = bothways(&["push", &server.address, "--to", id, "Chat.Say", "-", "--meta", "from=ops", "--json"]);
     command.args(["--admin-token-env", "BW_ADMIN"]).env("BW_ADMIN", TOKEN);
     let ran = finish(command, b"\x00\xff");
-    assert_eq!(ran.ended(0), "{\"queued\":1,\"full\":0,\"closed\":0}\n");
+    let outcome: serde_json::Value = serde_json::from_str(ran.ended(0)).expect("JSON");
+    assert_eq!((&outcome["written"], &outcome["dropped"]), (&1.into(), &0.into()), "a plain client confirms no more");
     assert!(second.out.until("Chat.Say").ends_with("{from=\"ops\"} hex:00ff"));
 }
 
@@ -66,7 +67,9 @@ fn who_is_not_there_is_told_as_such() {
     operate(&["push", &server.address, "--to", "c99", "A.b", "x"], TOKEN)
         .failed(1, &["there is no connection c99", "bothways connections"]);
     let ran = operate(&["push", &server.address, "--everyone", "A.b", "x"], TOKEN);
-    assert_eq!(ran.ended(0), "queued for 0 connections\n");
+    assert_eq!(ran.ended(0), "0 sessions\n");
+    operate(&["push", &server.address, "--user", "nobody", "A.b", "x"], TOKEN)
+        .failed(1, &["nobody is there", "bothways sessions"]);
 }
 
 #[test]
