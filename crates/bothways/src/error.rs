@@ -54,6 +54,19 @@ pub enum CallError {
     /// No server to choose from.
     #[error("no server: {0}")]
     NoServer(String),
+    /// No client to call: the user has no session, or its client stayed away. Nothing was sent.
+    #[error("no client: {0}")]
+    NoClient(String),
+    /// Too few of the user's clients succeeded; others may have run the call.
+    #[error("{answered} of the {wanted} clients that are wanted answered; another: {error}")]
+    NoQuorum {
+        /// How many had to.
+        wanted: usize,
+        /// How many did.
+        answered: usize,
+        /// What another said.
+        error: Box<CallError>,
+    },
 }
 
 impl CallError {
@@ -61,7 +74,7 @@ impl CallError {
     pub fn is_safe_to_retry(&self) -> bool {
         match self {
             Self::Closed { written, .. } => !written,
-            Self::NotConnected(_) | Self::TooManyCalls { .. } | Self::NoServer(_) => true,
+            Self::NotConnected(_) | Self::TooManyCalls { .. } | Self::NoServer(_) | Self::NoClient(_) => true,
             Self::Remote { code, .. } => matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown)),
             _ => false,
         }
@@ -160,6 +173,9 @@ pub enum PushError {
     /// No server to choose from. Nothing was queued.
     #[error("no server: {0}")]
     NoServer(String),
+    /// No client to push to. Nothing was queued.
+    #[error("no client: {0}")]
+    NoClient(String),
 }
 
 /// Why a connection ended.

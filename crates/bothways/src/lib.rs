@@ -51,7 +51,7 @@ pub use self::{
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder},
-    session::{Class, Explanation, Priority, Push, Receipt, Session, Stage, Target},
+    session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, Stage, Target, User},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };
 #[cfg(feature = "macros")]

@@ -63,6 +63,11 @@ impl Reply {
         Self { outcome: Err(Failure { text: text.into(), code: Some(code) }), ..Self::ok(Bytes::new()) }
     }
 
+    /// The bytes of the payload, or of the error's text.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        self.outcome.as_ref().map_or_else(|failure| failure.text.len(), Bytes::len)
+    }
+
     /// The same reply with these pairs beside it; pairs that it has already stay.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {

@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use bothways_proto::{Message, Metadata, keys};
+use parking_lot::Mutex;
 
 use super::{
     events::{ConnectionEvent, EventSender},
@@ -31,6 +32,9 @@ pub(super) struct ClientInlet {
     pub(super) events: EventSender,
     pub(super) results: Results,
     pub(super) resubscriber: Resubscriber,
+    /// Held from the check of a message's number until it is queued: a connection that ends may still be
+    /// handing out what it read when the next one is there.
+    pub(super) turn: Mutex<()>,
     pub(super) unheard: AtomicU64,
     pub(super) warned: AtomicBool,
 }
@@ -59,7 +63,7 @@ impl Inlet for ClientInlet {
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
 
     fn handle_welcome(&self, connection: &Connection, welcome: Option<&Metadata>) {
-        let resumed = match self.memory.handle_welcome(welcome) {
+        let resumed = match self.memory.handle_welcome(connection.id(), welcome) {
             Arrival::Resumed => true,
             Arrival::New { lost } => {
                 if let Some(why) = lost {
@@ -87,13 +91,16 @@ impl ClientInlet {
                 }
             }
             Some(queue) => {
-                let ack = match self.memory.receive(message.header().seq()) {
+                let turn = self.turn.lock();
+                let ack = match self.memory.receive(connection.id(), message.header().seq()) {
                     Received::Untracked => None,
                     Received::New(ack) => Some(ack),
                     Received::Repeated => return,
                 };
                 self.resubscriber.subscriptions.note(|| message.metadata());
-                if !queue.add(message, connection, &self.server, ack) {
+                let added = queue.add(message, connection, &self.server, ack);
+                drop(turn);
+                if !added {
                     connection.end_as_slow("this client's queue of server messages is full");
                 }
             }

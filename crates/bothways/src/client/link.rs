@@ -114,6 +114,7 @@ impl Link {
             memory: Arc::default(),
             events: events.clone(),
             results: Results::default(),
+            turn: Mutex::default(),
             unheard: 0.into(),
             warned: false.into(),
         });
@@ -392,7 +393,7 @@ async fn watch_until_closed(connection: &Connection, tick: Duration, memory: &Se
         tokio::select! {
             reason = &mut closed => return reason,
             _ = ticks.tick() => connection.watch(Instant::now()),
-            (received, handled) = memory.due() => connection.acknowledge(received, handled),
+            (received, handled) = memory.due(connection.id()) => connection.acknowledge(received, handled),
         }
     }
 }

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::events::SessionLost;
+use crate::connection::ConnectionId;
 
 /// Messages after which an acknowledgement is due at once.
 const ACK_MESSAGES: u64 = 32;
@@ -27,9 +28,9 @@ struct State {
     /// Counts sessions, so that a message of an earlier one acknowledges nothing of this one.
     epoch: u64,
     known: Option<Known>,
-    /// The server has answered on the present connection. Before that, nobody knows which session an
-    /// acknowledgement would count for.
-    welcomed: bool,
+    /// The connection on which the server last said which session this is. What an earlier one still brings
+    /// belongs to a session that may be gone, and is sent again if it does not.
+    connection: Option<ConnectionId>,
     offsets: Offsets,
 }
 
@@ -120,7 +121,7 @@ impl SessionMemory {
     /// The pairs of a Hello: who this client was, and how far it is.
     pub(super) fn hello(&self) -> Metadata {
         let mut state = self.state.lock();
-        state.welcomed = false;
+        state.connection = None;
         match &state.known {
             None => Metadata::new(),
             Some(known) => Metadata::new()
@@ -131,8 +132,9 @@ impl SessionMemory {
     }
 
     /// Takes the answer to a Hello in; `None` from a plain server.
-    pub(super) fn handle_welcome(&self, welcome: Option<&Metadata>) -> Arrival {
+    pub(super) fn handle_welcome(&self, connection: ConnectionId, welcome: Option<&Metadata>) -> Arrival {
         let mut state = self.state.lock();
+        state.connection = Some(connection);
         let had = state.known.is_some();
         let named = welcome.and_then(|welcome| {
             let (id, key) = (welcome.get(keys::SESSION_ID)?, welcome.get(keys::SESSION_KEY)?);
@@ -140,7 +142,6 @@ impl SessionMemory {
         });
         let resumed = welcome.is_some_and(|welcome| welcome.value(keys::SESSION_RESUMED).is_some());
         state.known = named;
-        state.welcomed = true;
         if resumed && had && state.known.is_some() {
             // What the server heard last may have been lost with the old connection.
             state.offsets.told = (0, 0);
@@ -159,11 +160,14 @@ impl SessionMemory {
     }
 
     /// A message came under this number.
-    pub(super) fn receive(self: &Arc<Self>, seq: Seq) -> Received {
+    pub(super) fn receive(self: &Arc<Self>, connection: ConnectionId, seq: Seq) -> Received {
         let offset = if seq.is_push() { seq.unmarked() } else { 0 };
         let mut state = self.state.lock();
         if offset == 0 || state.known.is_none() {
             return Received::Untracked;
+        }
+        if state.connection != Some(connection) {
+            return Received::Repeated;
         }
         if offset <= state.offsets.received {
             return Received::Repeated;
@@ -184,14 +188,17 @@ impl SessionMemory {
         news
     }
 
-    /// Waits until an acknowledgement is due, and answers its offsets: received, handled.
+    /// Waits until an acknowledgement is due on this connection, and answers its offsets: received, handled.
+    ///
+    /// None is due before the server has said which session the connection has: it could belong to another, and
+    /// a server takes the first for a sign that its Welcome arrived.
     ///
     /// Dropping the future loses nothing: what is due stays due.
-    pub(super) async fn due(&self) -> (u64, u64) {
+    pub(super) async fn due(&self, connection: ConnectionId) -> (u64, u64) {
         loop {
             let untold = {
                 let state = self.state.lock();
-                if state.welcomed { state.offsets.untold() } else { 0 }
+                if state.connection == Some(connection) { state.offsets.untold() } else { 0 }
             };
             if ACK_MESSAGES <= untold {
                 return self.tell();

@@ -305,11 +305,11 @@ impl Connection {
         self.control(frame.frame());
         self.shared.state.lock().hello_pending = false;
         self.shared.changed.notify_waiters();
-        if sessions {
-            self.shared.inlet.handle_welcomed(self);
-        }
-        if let Err((ErrorCode::Unauthenticated, text)) = outcome {
-            self.close_after_flush(CloseReason::Unauthenticated(text));
+        match outcome {
+            Err((ErrorCode::Unauthenticated, text)) => self.close_after_flush(CloseReason::Unauthenticated(text)),
+            _ if sessions => self.shared.inlet.handle_welcomed(self),
+            // What waited for the answer goes on its way.
+            _ => self.shared.inlet.handle_room(self),
         }
     }
 }

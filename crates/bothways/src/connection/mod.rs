@@ -541,10 +541,17 @@ impl Connection {
         Ok(())
     }
 
-    /// True if a push that is added now goes straight to the socket's next write.
+    /// True if a push that is added now goes straight to the socket's next write. Not while a Hello is being
+    /// checked: until its answer nobody knows what the client is owed, and by which session.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.shared.state.lock();
-        matches!(state.phase, Phase::Open) && state.outbox.goes_direct()
+        matches!(state.phase, Phase::Open) && !state.hello_pending && state.outbox.goes_direct()
+    }
+
+    /// True while the peer's Hello is being checked.
+    pub(crate) fn is_being_let_in(&self) -> bool {
+        let state = self.shared.state.lock();
+        matches!(state.phase, Phase::Open) && state.hello_pending
     }
 
     /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
@@ -576,11 +583,10 @@ impl Connection {
     /// Asks for [`Inlet::handle_room`], once, when everything is written.
     pub(crate) fn tell_of_room(&self) {
         let mut state = self.shared.state.lock();
-        if !matches!(state.phase, Phase::Open) {
-            // It takes no push any more: its end is on its way to whoever asks.
-            return;
-        }
-        if state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
+        // Who cannot take anything has no room, however empty it is: its end, or the answer to its Hello, is on its
+        // way to whoever asks.
+        let takes = matches!(state.phase, Phase::Open) && !state.hello_pending;
+        if takes && state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
             drop(state);
             self.shared.inlet.handle_room(self);
         } else {

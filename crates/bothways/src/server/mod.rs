@@ -48,7 +48,7 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
-    session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target},
+    session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, User},
     transport::ListenOptions,
 };
 
@@ -241,6 +241,11 @@ impl Server {
     /// The session of this number, if it lives.
     pub fn session(&self, id: SessionId) -> Option<Session> {
         self.shared.sessions.session(id)
+    }
+
+    /// A user as someone to call, whether there is a session of that name now or not.
+    pub fn user(&self, name: &str) -> User {
+        User::new(Arc::clone(&self.shared.sessions), name)
     }
 
     /// What lately happened to the sessions that `target` names, for who asks why a message did not arrive:

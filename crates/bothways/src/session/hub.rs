@@ -427,7 +427,7 @@ impl Registry {
             };
             let receipt = Receipt::new();
             for session in &subscribers {
-                session.add(&push, frame.bytes(), receipt.ticket());
+                session.add(&push, frame.bytes(), &receipt);
             }
         }
         subscribers
@@ -452,7 +452,7 @@ impl Registry {
             let mut frames = Frames { registry: self, push, with_topic, plain: None };
             let subscribers = self.subscribers(topic);
             for session in &subscribers {
-                session.add(push, frames.for_session(session)?, receipt.ticket());
+                session.add(push, frames.for_session(session)?, &receipt);
             }
             subscribers.iter().for_each(Session::pump);
             return Ok(receipt);
@@ -482,7 +482,7 @@ impl Registry {
             Published { frame, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
         for session in &subscribers {
-            session.add(&push, frames.for_session(session)?, receipt.ticket());
+            session.add(&push, frames.for_session(session)?, &receipt);
         }
         drop(kept);
         subscribers.iter().for_each(Session::pump);

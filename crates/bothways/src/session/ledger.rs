@@ -299,8 +299,7 @@ impl Ledger {
         }
     }
 
-    /// The first that may be sent. The newest values of keys wait, and are replaced, while the client is
-    /// behind with what it confirms.
+    /// The first that may be sent.
     fn take_queued(&mut self) -> Option<Entry> {
         let behind = self.is_behind();
         let queued = self.queues.iter_mut().find_map(|queue| {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Session`], the handle |
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
+//! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `receipt.rs` | what became of it |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
@@ -20,6 +21,7 @@
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
+mod call;
 mod explain;
 mod history;
 mod hub;
@@ -31,6 +33,7 @@ mod registry;
 mod rules;
 mod target;
 mod topic;
+mod user;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -38,7 +41,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Seq, keys};
+use bothways_proto::Seq;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
@@ -54,20 +57,19 @@ pub use self::{
     rules::{SubscribeRequest, TopicOptions},
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
+    user::{CallPolicy, DEVICE_LABEL, User},
 };
 use self::{
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
-    receipt::Ticket,
 };
 pub(crate) use self::{
     hub::{SubscribeArgs, SubscribeReply},
     registry::{Registry, SessionOptions},
 };
 use crate::{
-    caller::{Caller, RawCall, RawReply},
-    connection::Connection,
-    error::{CallError, ConnectError, PushError},
+    connection::{Connection, ConnectionId, after},
+    error::PushError,
 };
 
 /// The public number of a session; no secret.
@@ -261,7 +263,7 @@ impl Session {
             Some(registry) => registry.encode(push)?,
             None => return Ok(receipt),
         };
-        self.add(push, frame.bytes(), receipt.ticket());
+        self.add(push, frame.bytes(), &receipt);
         self.pump();
         Ok(receipt)
     }
@@ -273,42 +275,57 @@ impl Session {
     /// # Errors
     /// As [`Self::push`]. A receipt that says dropped because full means that there was no room in time.
     pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
-        let deadline = Instant::now() + wait;
-        let len = match self.inner.registry.upgrade() {
-            Some(registry) => registry.encode(push)?.bytes().len(),
-            None => 0,
+        let deadline = after(wait);
+        let receipt = Receipt::new();
+        let frame = match self.inner.registry.upgrade() {
+            Some(registry) => registry.encode(push)?.bytes(),
+            None => return Ok(receipt),
         };
         loop {
             let changed = self.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let full = {
-                let state = self.inner.state.lock();
-                !state.ended && state.ledger.is_full_for(len)
-            };
-            if !full || tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return self.push(push);
+            // Looked at and taken under one lock: of several that wait, each takes room that is there.
+            let added = self.add_if(push, &frame, &receipt, |ledger| !ledger.is_full_for(frame.len()));
+            if !added {
+                if tokio::time::timeout_at(deadline, changed).await.is_ok() {
+                    continue;
+                }
+                self.add_if(push, &frame, &receipt, |_| true);
             }
+            self.pump();
+            return Ok(receipt);
         }
     }
 
     /// Enters a push into the ledger; the caller pumps.
-    fn add(&self, push: &Push, frame: Bytes, mut ticket: Ticket) {
-        let trail = &self.inner.trail;
-        ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
+    fn add(&self, push: &Push, frame: Bytes, receipt: &Receipt) {
+        self.add_if(push, &frame, receipt, |_| true);
+    }
+
+    /// Enters a push into the ledger if that suits; the caller pumps. True if there is nothing to wait for.
+    fn add_if(&self, push: &Push, frame: &Bytes, receipt: &Receipt, suits: impl FnOnce(&Ledger) -> bool) -> bool {
         let mut state = self.inner.state.lock();
+        if !state.ended && push.class == Class::Tracked && !suits(&state.ledger) {
+            return false;
+        }
+        let trail = &self.inner.trail;
+        let mut ticket = receipt.ticket();
+        ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
         if state.ended {
-            return;
+            // The ticket counts as dropped with its session.
+            return true;
         }
         let now = self.now();
         let entry = Entry {
             class: push.class.clone(),
             priority: push.priority,
-            frame,
+            frame: frame.clone(),
             expires: push.time_to_live.map(|time| now + time),
             ticket,
         };
         state.ledger.push(entry, now);
+        true
     }
 
     /// Moves as much as the socket takes from the ledger to the connection, and notes what is written.
@@ -359,6 +376,22 @@ impl Session {
         state.resumable || state.knows_topics
     }
 
+    /// True if a call can reach its client, now or when the client is back.
+    fn takes_calls(&self) -> bool {
+        let state = self.inner.state.lock();
+        match &state.connection {
+            Some(connection) => state.resumable || (!connection.is_being_let_in() && connection.takes_calls()),
+            None => state.resumable,
+        }
+    }
+
+    /// Orders sessions by when their clients were last there: those that are away come first, in the order in
+    /// which they left, then those that are connected, in the order in which they came.
+    fn recency(&self) -> (Option<ConnectionId>, Option<Instant>) {
+        let state = self.inner.state.lock();
+        (state.connection.as_ref().map(Connection::id), state.lost_at)
+    }
+
     fn now(&self) -> Duration {
         self.inner.began.elapsed()
     }
@@ -394,57 +427,6 @@ impl Session {
         }
     }
 }
-
-impl Caller for Session {
-    /// Calls the client. If its connection is lost and it comes back before the deadline, the same call is
-    /// sent again under the same id, and the client runs it once.
-    async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
-        let deadline = Instant::now() + timeout;
-        let id = format!("{:016x}", rand::random::<u64>());
-        call.options.metadata.insert(keys::CALL_ID, id);
-        let mut may_have_run = None;
-        let trail = self.inner.trail.call(call.service_path, call.service_method);
-        let attempts = async {
-            loop {
-                let Some(connection) = self.connected().await else {
-                    return Err(may_have_run.clone().unwrap_or(CallError::NotConnected(ConnectError::Closed)));
-                };
-                let mut attempt = call.clone();
-                attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
-                trail.sent();
-                match connection.call_raw(attempt).await {
-                    Err(error @ CallError::Closed { .. }) if self.is_resumable() => may_have_run = Some(error),
-                    Err(CallError::TimedOut(_)) => return Err(CallError::TimedOut(timeout)),
-                    outcome => return outcome,
-                }
-                self.left(&connection).await;
-            }
-        };
-        let outcome = match tokio::time::timeout_at(deadline, attempts).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(CallError::TimedOut(timeout)),
-        };
-        trail.ended(&outcome);
-        outcome
-    }
-
-    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        let RawCall { service_path, service_method, serialize, payload, options } = push;
-        let push = Push { serialize, ..Push::new(service_path, service_method, payload).metadata(options.metadata) };
-        let receipt = self.push_within(options.timeout.unwrap_or_default(), &push).await?;
-        match receipt.outcomes().at(Stage::Dropped(DropReason::Full)) {
-            0 => Ok(()),
-            _ => {
-                let (frames, bytes) = self.waiting();
-                Err(PushError::Full { frames, bytes })
-            }
-        }
-    }
-}
-
-/// How long a call to a session takes at most if it names no time of its own.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

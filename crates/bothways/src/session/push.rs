@@ -9,6 +9,7 @@ use bothways_proto::Metadata;
 use bytes::Bytes;
 
 use super::explain;
+use crate::caller::RawCall;
 
 /// What is promised of a push.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -91,6 +92,12 @@ impl Push {
 
     pub(super) fn name(&self) -> &Arc<str> {
         self.name.get_or_init(|| explain::name(&self.service_path, &self.service_method))
+    }
+
+    /// What a caller sends without wanting a reply: a tracked push.
+    pub(super) fn from_raw(raw: RawCall<'_>) -> Self {
+        let RawCall { service_path, service_method, serialize, payload, options } = raw;
+        Self { serialize, ..Self::new(service_path, service_method, payload).metadata(options.metadata) }
     }
 
     /// The pairs beside the payload.

@@ -236,6 +236,11 @@ impl Registry {
         welcome.insert(keys::SESSION_KEY, state.secret.rotate());
         welcome.insert(keys::SESSION_OFFSET, state.ledger.last_offset().to_string());
         drop(state);
+        if connection.is_closed() {
+            // It ended while its client was being let in, and its end may have found only the session that it
+            // had before. A session whose connection is over waits for its client.
+            self.leave(connection);
+        }
         Some(welcome)
     }
 
@@ -542,13 +547,17 @@ impl Registry {
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
     pub(crate) fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
+        Ok(self.push_to(&self.find(target)?, push)?)
+    }
+
+    /// Pushes to these sessions.
+    pub(super) fn push_to(&self, sessions: &[Session], push: &Push) -> Result<Receipt, PushError> {
         let frame = self.encode(push)?;
         let receipt = Receipt::new();
-        let sessions = self.find(target)?;
-        for session in &sessions {
-            session.add(push, frame.bytes(), receipt.ticket());
+        for session in sessions {
+            session.add(push, frame.bytes(), &receipt);
         }
-        for session in &sessions {
+        for session in sessions {
             session.pump();
         }
         Ok(receipt)

@@ -2,6 +2,7 @@
 
 mod auth;
 mod call_back;
+mod call_users;
 mod calls;
 mod compression;
 mod deadlines;

@@ -1,0 +1,272 @@
+//! Calls to a user, who may have several sessions: a phone, a desk, a watch.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use super::{DropReason, Push, Registry, Session, Stage, Target, call::CALL_TIMEOUT};
+use crate::{
+    caller::{CallOptions, Caller, RawCall, RawReply, Response},
+    codec::Payload,
+    error::{CallError, PushError},
+};
+
+/// The label that names a device: [`CallPolicy::Device`] looks for it.
+pub const DEVICE_LABEL: &str = "device";
+
+/// Which sessions of a user a call goes to, and when it is done.
+///
+/// Sessions whose clients speak plain rpcx take no calls and are left out. One whose client is away takes the
+/// call when the client comes back before the deadline.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum CallPolicy {
+    /// All of them; the first that succeeds is the reply, and the others are cancelled. If none does, the error
+    /// is one that a handler gave, if there is one.
+    #[default]
+    First,
+    /// The one whose client connected last; one that is connected before one that is away.
+    MostRecent,
+    /// All of them; done when `quorum` have succeeded, with the reply of the first of these. Those that are
+    /// not done then are cancelled. 0 means every one.
+    ///
+    /// The error is [`CallError::NoQuorum`] as soon as too few can succeed. If there are fewer sessions than
+    /// that, nothing is sent.
+    All {
+        /// How many must succeed.
+        quorum: usize,
+    },
+    /// The one whose label [`DEVICE_LABEL`] has this value, or whose number in text form this is; of several,
+    /// as [`Self::MostRecent`].
+    Device(String),
+}
+
+/// A user as someone to call: [`Server::user`](crate::Server::user).
+///
+/// A [`Caller`], so that a generated stub works over it. What it calls is looked up at each call, so that it may
+/// be kept while sessions come and go. A call that names no time has 30 s.
+///
+/// ```no_run
+/// # async fn example(server: bothways::Server) -> Result<(), bothways::CallError> {
+/// use bothways::{CallOptions, Caller, session::CallPolicy};
+///
+/// let ann = server.user("ann").policy(CallPolicy::MostRecent);
+/// let yes: bool = ann.call_typed("Customer", "Confirm", &"Pay 5?".to_owned(), CallOptions::new()).await?.value;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct User {
+    registry: Arc<Registry>,
+    name: Arc<str>,
+    policy: CallPolicy,
+}
+
+impl User {
+    pub(crate) fn new(registry: Arc<Registry>, name: &str) -> Self {
+        Self { registry, name: name.into(), policy: CallPolicy::default() }
+    }
+
+    /// The user's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which sessions a call goes to. Default [`CallPolicy::First`].
+    pub fn policy(mut self, policy: CallPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The user's sessions now, those whose clients are away among them.
+    pub fn sessions(&self) -> Vec<Session> {
+        self.registry.find(&Target::user(&*self.name)).expect("only a topic's name can be wrong")
+    }
+
+    /// Calls every session, whatever the policy, and answers what became of each when all are done: at the
+    /// latest at the deadline. A plain client's is [`CallError::NotSupported`].
+    ///
+    /// Dropping the future gives all calls up.
+    ///
+    /// # Errors
+    /// [`CallError::Encode`]: nothing was sent. All others are among the outcomes.
+    pub async fn call_all<A: Payload + Sync, R: Payload>(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        args: &A,
+        options: CallOptions,
+    ) -> Result<Vec<(Session, Result<Response<R>, CallError>)>, CallError> {
+        let serialize = A::serialize_type(options.serialize.unwrap_or(self.serialize_type()));
+        let payload = args.encode(serialize).map_err(CallError::Encode)?;
+        let sessions = self.sessions();
+        let call = RawCall { service_path, service_method, serialize, payload, options };
+        let mut calls = Calls::begin(&sessions, call);
+        let mut outcomes: Vec<_> = sessions.iter().map(|_| None).collect();
+        while let Some((at, outcome)) = calls.next().await {
+            outcomes[at] = Some(outcome.and_then(|reply| {
+                let value = R::decode(reply.serialize, reply.payload).map_err(CallError::Decode)?;
+                Ok(Response { value, metadata: reply.metadata })
+            }));
+        }
+        drop(calls);
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("each call has ended"));
+        Ok(sessions.into_iter().zip(outcomes).collect())
+    }
+
+    /// The sessions that a call goes to by the policy.
+    fn callees(&self) -> Result<Vec<Session>, CallError> {
+        let mut sessions = self.sessions();
+        if let CallPolicy::Device(device) = &self.policy {
+            sessions.retain(|session| is_device(session, device));
+        }
+        if sessions.is_empty() {
+            return Err(CallError::NoClient(match &self.policy {
+                CallPolicy::Device(device) => format!("the user {} has no session on {device}", self.name),
+                _ => format!("the user {} has no session", self.name),
+            }));
+        }
+        let (mut callees, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(Session::takes_calls);
+        if callees.is_empty() {
+            // Whoever is being let in may be about to come back to one of the user's sessions: called only if
+            // there is no other, or the same client would be called twice.
+            let being_let_in = |session: &Session| session.connection().is_some_and(|c| c.is_being_let_in());
+            callees = others.into_iter().filter(being_let_in).collect();
+        }
+        match &self.policy {
+            CallPolicy::MostRecent | CallPolicy::Device(_) => {
+                callees = callees.into_iter().max_by_key(Session::recency).into_iter().collect();
+            }
+            CallPolicy::All { quorum } if !callees.is_empty() && callees.len() < *quorum => {
+                let (name, there) = (&self.name, callees.len());
+                return Err(CallError::NoClient(format!(
+                    "{quorum} sessions of the user {name} are wanted, not {there}"
+                )));
+            }
+            CallPolicy::First | CallPolicy::All { .. } => {}
+        }
+        if callees.is_empty() { Err(CallError::NotSupported) } else { Ok(callees) }
+    }
+}
+
+fn is_device(session: &Session, device: &str) -> bool {
+    session.label(DEVICE_LABEL).as_deref() == Some(device) || session.id().to_string() == device
+}
+
+impl Caller for User {
+    /// Calls the user by the policy.
+    ///
+    /// Dropping the future gives the call up everywhere.
+    ///
+    /// # Errors
+    /// As of a call to a [`Session`], and
+    /// - [`CallError::NoClient`]: the user has no session, not this device, or fewer sessions than the quorum.
+    /// - [`CallError::NotSupported`]: all clients of the user speak plain rpcx.
+    /// - [`CallError::NoQuorum`]: too few succeeded.
+    ///
+    /// In the first two nothing was sent.
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let callees = self.callees()?;
+        let quorum = match &self.policy {
+            CallPolicy::All { quorum: 0 } => callees.len(),
+            CallPolicy::All { quorum } => *quorum,
+            _ => 1,
+        };
+        // Whoever is not done when this returns is dropped with it, and so cancelled.
+        let mut calls = Calls::begin(&callees, call);
+        let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
+        let mut left = callees.len();
+        while let Some((_, outcome)) = calls.next().await {
+            left -= 1;
+            match outcome {
+                Ok(reply) => {
+                    answered += 1;
+                    let first = &*first.get_or_insert(reply);
+                    if answered == quorum {
+                        return Ok(first.clone());
+                    }
+                }
+                Err(error) => match &failed {
+                    Some(worse) if weight(&error) <= weight(worse) => {}
+                    _ => failed = Some(error),
+                },
+            }
+            if answered + left < quorum {
+                break;
+            }
+        }
+        let error = failed.expect("without an error each of the callees has answered");
+        match &self.policy {
+            CallPolicy::All { .. } => Err(CallError::NoQuorum { wanted: quorum, answered, error: Box::new(error) }),
+            _ => Err(error),
+        }
+    }
+
+    /// Pushes to every session of the user, or to the device alone, and never waits.
+    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        let mut sessions = self.sessions();
+        if let CallPolicy::Device(device) = &self.policy {
+            sessions.retain(|session| is_device(session, device));
+        }
+        if sessions.is_empty() {
+            return Err(PushError::NoClient(format!("the user {} has no session to push to", self.name)));
+        }
+        let receipt = self.registry.push_to(&sessions, &Push::from_raw(push))?;
+        let outcomes = receipt.outcomes();
+        if outcomes.at(Stage::Dropped(DropReason::Full)) < outcomes.targets() {
+            return Ok(());
+        }
+        let (frames, bytes) = sessions.iter().map(Session::waiting).max().unwrap_or_default();
+        Err(PushError::Full { frames, bytes })
+    }
+}
+
+/// How much an error says about the call as a whole: an answer more than a failure, and that it may have run more
+/// than that it has not.
+fn weight(error: &CallError) -> u8 {
+    match error {
+        CallError::Remote { code: None, .. } => 2,
+        error if !error.is_safe_to_retry() => 1,
+        _ => 0,
+    }
+}
+
+type CallFuture<'a> = Pin<Box<dyn Future<Output = Result<RawReply, CallError>> + Send + 'a>>;
+
+/// The same call to several sessions, side by side.
+struct Calls<'a> {
+    running: Vec<(usize, CallFuture<'a>)>,
+}
+
+impl<'a> Calls<'a> {
+    fn begin(sessions: &'a [Session], mut call: RawCall<'a>) -> Self {
+        call.options.timeout = call.options.timeout.or(Some(CALL_TIMEOUT));
+        let begin = |(at, session): (usize, &'a Session)| -> (usize, CallFuture<'a>) {
+            (at, Box::pin(session.call_raw(call.clone())))
+        };
+        Self { running: sessions.iter().enumerate().map(begin).collect() }
+    }
+
+    /// The next that ends, with the place of its session; `None` when all have.
+    async fn next(&mut self) -> Option<(usize, Result<RawReply, CallError>)> {
+        poll_fn(|cx| {
+            for at in 0..self.running.len() {
+                if let Poll::Ready(outcome) = self.running[at].1.as_mut().poll(cx) {
+                    let (place, _) = self.running.swap_remove(at);
+                    return Poll::Ready(Some((place, outcome)));
+                }
+            }
+            if self.running.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("User").field("name", &self.name).field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
