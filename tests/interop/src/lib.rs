@@ -8,20 +8,25 @@
 //! | `peers.rs` | servers in processes of their own, in Go and in Rust; the Go client |
 //! | `wire.rs` | a socket without a library, for frames that no library sends |
 //! | `proxy.rs` | stands between a client and a server, and remembers every frame |
+//! | `fault_proxy.rs` | the same, but as a bad network: delays, freezes, half closes, cuts between frames and within |
+//! | `soak.rs` | what the two ends of a soak say of it |
 //! | `certificates.rs` | certificates that live as long as a test |
 //! | `golden.rs` | reads `golden/*.hex` |
 //! | `bin/interop-server.rs` | the Rust server; says how it is when it is asked |
 //! | `bin/interop-client.rs` | a Rust client for tests to kill |
+//! | `bin/soak-server.rs`, `bin/soak-clients.rs` | a server that pushes numbers, and many clients that check them |
 //!
 //! `README.md` says which test of Go's own has which counterpart here.
 
 pub mod certificates;
 pub mod contract;
+pub mod fault_proxy;
 pub mod go;
 pub mod golden;
 pub mod peers;
 pub mod process;
 pub mod proxy;
+pub mod soak;
 pub mod wire;
 
 use std::time::Duration;
