@@ -7,6 +7,8 @@ mod calls;
 mod compression;
 mod deadlines;
 mod explain;
+#[cfg(feature = "testing")]
+mod histories;
 mod keepalive;
 mod layers;
 mod leaks;
