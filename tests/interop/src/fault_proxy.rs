@@ -50,8 +50,8 @@ pub struct FaultPlan {
     pub seed: u64,
     /// Connections that are cut in all; the network is good afterwards.
     pub cuts: usize,
-    /// Most frames to the client before a cut in that direction. In the other one in 32 counts, since
-    /// acknowledgements are that much rarer at least.
+    /// Most frames to the client before a cut in that direction. In the other one in 256 counts, and 4 at least:
+    /// one acknowledgement stands for all that came since the one before, hundreds for a busy client.
     pub frames_max: u64,
     /// How long something that lasts a while lasts.
     pub pause: Duration,
@@ -135,7 +135,7 @@ impl Shared {
     fn draw(&self) -> Fate {
         let random = &mut self.state.lock().expect("nobody panics with it").random;
         let way = if random.random_bool(0.5) { Way::ToClient } else { Way::ToServer };
-        let most = if way == Way::ToClient { self.plan.frames_max } else { self.plan.frames_max / 32 };
+        let most = if way == Way::ToClient { self.plan.frames_max } else { (self.plan.frames_max / 256).max(4) };
         let frames = random.random_range(0..=most);
         let fault = Fault::ALL[random.random_range(0..Fault::ALL.len())];
         Fate { way, fault, frames, delay_at: random.random_range(0..=most) }
