@@ -1,0 +1,136 @@
+//! How a connection ends: after what waits is written, once all is answered, or at once.
+
+use std::sync::atomic::Ordering;
+
+use bothways_proto as proto;
+use bothways_proto::Role;
+
+use super::{Connection, State, call::Waiter};
+use crate::error::{CallError, CloseReason, PushError};
+
+/// How far the connection is from its end.
+pub(super) enum Phase {
+    Open,
+    /// The peer is about to end the connection: nothing new is sent, but replies still come.
+    Draining(CloseReason),
+    /// The peer sends nothing more: what it asked for is answered, then the connection ends.
+    Answering(CloseReason),
+    /// Nothing new is taken; what waits is written, then the connection ends.
+    Closing(CloseReason),
+    Closed(CloseReason),
+}
+
+impl State {
+    pub(super) fn check_open(&self) -> Result<(), PushError> {
+        match &self.phase {
+            Phase::Open => Ok(()),
+            Phase::Draining(reason) | Phase::Answering(reason) | Phase::Closing(reason) | Phase::Closed(reason) => {
+                Err(PushError::Closed(reason.clone()))
+            }
+        }
+    }
+
+    /// True while answers may still be sent.
+    pub(super) fn can_answer(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Draining(_) | Phase::Answering(_))
+    }
+
+    /// No reply will be read any more: whoever waits for one is told. What is on its way still
+    /// leaves, so that a call is only called unwritten if it can be taken back.
+    pub(super) fn fail_calls(&mut self, reason: &CloseReason) {
+        for waiter in self.proto.drain() {
+            if let Waiter::Call { reply, number } = waiter {
+                let written = !self.outbox.forget_call(number);
+                // Nobody listens if the call's future was dropped this moment.
+                let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
+            }
+        }
+    }
+
+    /// Notes that the peer is about to end the connection, and why.
+    pub(super) fn drain(&mut self, reason: CloseReason) {
+        if matches!(self.phase, Phase::Open) {
+            self.phase = Phase::Draining(reason);
+        }
+    }
+
+    pub(super) fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+}
+
+impl Connection {
+    /// Ends the connection now; what is queued is dropped, and counted.
+    pub(crate) fn cut(&self) {
+        self.close_now(CloseReason::Local);
+    }
+
+    /// Ends the connection now because its client acknowledged what it was never sent.
+    pub(crate) fn end_as_misbehaved(&self) {
+        self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));
+    }
+
+    /// Ends the connection now because what it brings is not taken fast enough.
+    pub(crate) fn end_as_slow(&self, why: &'static str) {
+        self.close_now(CloseReason::SlowPeer(why));
+    }
+
+    /// Ends the connection once what waits is written.
+    pub(super) fn close_after_flush(&self, reason: CloseReason) {
+        let mut state = self.shared.state.lock();
+        if state.can_answer() {
+            state.fail_calls(&reason);
+            state.phase = Phase::Closing(reason);
+            state.wake_driver();
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    /// Nothing more comes from the peer. What it asked for is still answered, as long as that is
+    /// worth something; false if there is nothing to answer.
+    pub(super) fn answer_the_rest(&self, reason: &CloseReason) -> bool {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect;
+        if !worth_it || !matches!(state.phase, Phase::Open) {
+            return false;
+        }
+        shared.answering.store(true, Ordering::SeqCst);
+        if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() {
+            return false;
+        }
+        state.fail_calls(reason);
+        state.phase = Phase::Answering(reason.clone());
+        shared.changed.notify_waiters();
+        true
+    }
+
+    /// Ends the connection now: what waits is dropped, and everyone who waits is told.
+    pub(super) fn close_now(&self, reason: CloseReason) {
+        self.end(&mut self.shared.state.lock(), reason);
+    }
+
+    pub(super) fn end(&self, state: &mut State, reason: CloseReason) {
+        if matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        // Why the peer sends nothing more says more than how the answers failed.
+        let reason = match &state.phase {
+            Phase::Answering(first) => first.clone(),
+            _ => reason,
+        };
+        for waiter in state.proto.drain() {
+            if let Waiter::Call { reply, number } = waiter {
+                let written = state.outbox.call_may_be_written(number);
+                // Nobody listens if the call's future was dropped this moment.
+                let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
+            }
+        }
+        state.outbox.clear();
+        state.phase = Phase::Closed(reason);
+        state.wake_driver();
+        self.shared.changed.notify_waiters();
+    }
+}

@@ -1,0 +1,251 @@
+//! Messages that want no reply: to one connection, or encoded once for many.
+
+use std::time::Duration;
+
+use bothways_proto as proto;
+use bothways_proto::{FrameParts, Header, Limits, Metadata, Seq, SerializeType, keys};
+use bytes::Bytes;
+
+use super::{
+    Connection, State, after,
+    end::Phase,
+    outbox::{Lane, Refused, Writing},
+};
+use crate::error::{CloseReason, PushError};
+
+/// What became of a message that was sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Sent {
+    /// The kernel has all of it. That is not delivery.
+    Written,
+    /// It waits in the connection's queue and leaves as soon as the socket takes it.
+    Queued,
+}
+
+/// A push, encoded once for any number of connections. A clone is a counter.
+#[derive(Clone, Debug)]
+pub struct PushFrame(Bytes);
+
+impl PushFrame {
+    /// Encodes a push without a codec, as Go's `SendMessage` does.
+    ///
+    /// # Errors
+    /// [`PushError::TooLarge`] beyond `limits`.
+    pub fn new(
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, PushError> {
+        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
+        Self::with_header(header, service_path, service_method, metadata, payload, limits)
+    }
+
+    /// Encodes a push with this header.
+    pub(crate) fn with_header(
+        header: Header,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, PushError> {
+        Ok(Self(proto::frame(header, service_path, service_method, metadata, payload, limits)?))
+    }
+
+    /// The frame as it travels.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+/// What became of a push to many connections.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FanOut {
+    /// Connections that took it.
+    pub queued: usize,
+    /// Connections whose queue was full.
+    pub full: usize,
+    /// Connections that are over.
+    pub closed: usize,
+}
+
+/// Sends pushes that were encoded once to many connections: first all are queued, then each
+/// connection is written once. Never waits for any of them.
+///
+/// A push counts once per connection and frame in the answer.
+pub fn fan_out(connections: &[Connection], frames: &[PushFrame]) -> FanOut {
+    let mut outcome = FanOut::default();
+    for connection in connections {
+        for frame in frames {
+            match connection.queue(frame) {
+                Ok(()) => outcome.queued += 1,
+                Err(PushError::Full { .. }) => outcome.full += 1,
+                Err(_) => outcome.closed += 1,
+            }
+        }
+        connection.flush_soon();
+    }
+    outcome
+}
+
+impl Connection {
+    /// Sends one message that wants no reply. Never waits: a peer that does not read hurts only itself.
+    ///
+    /// # Errors
+    /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
+    /// - [`PushError::Closed`]: the connection is over.
+    /// - [`PushError::TooLarge`]: the message is beyond `body_bytes_max`.
+    ///
+    /// In each case nothing was queued.
+    ///
+    /// Source: Go rpcx `server/server_response.go`, `Server.SendMessage` (a oneway request, raw codec).
+    pub fn send_message(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: impl Into<Bytes>,
+    ) -> Result<Sent, PushError> {
+        self.push(service_path, service_method, SerializeType::RAW, metadata, &payload.into())
+    }
+
+    /// Like [`Self::send_message`], but waits for room in the queue, up to `wait`.
+    ///
+    /// Dropping the future before it is done sends nothing.
+    ///
+    /// # Errors
+    /// As [`Self::send_message`]; [`PushError::Full`] after `wait`.
+    pub async fn send_message_within(
+        &self,
+        wait: Duration,
+        service_path: &str,
+        service_method: &str,
+        metadata: &Metadata,
+        payload: impl Into<Bytes>,
+    ) -> Result<Sent, PushError> {
+        let payload = payload.into();
+        self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
+    }
+
+    /// Queues a push that was encoded before, and leaves the writing to the next
+    /// [`flush`](Self::flush), to the connection's own next write, or to [`fan_out`].
+    ///
+    /// # Errors
+    /// As [`Self::send_message`].
+    pub fn queue(&self, frame: &PushFrame) -> Result<(), PushError> {
+        let mut state = self.shared.state.lock();
+        state.check_open()?;
+        let added = state.outbox.add_frame(Lane::Push, &frame.0, &self.shared.settings.bounds());
+        self.check_added(&mut state, added)?;
+        self.write_if_much(state);
+        Ok(())
+    }
+
+    /// True if a push that is added now goes straight to the socket's next write. Not while a Hello is being
+    /// checked: until its answer nobody knows what the client is owed, and by which session.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.shared.state.lock();
+        matches!(state.phase, Phase::Open) && !state.hello_pending && state.outbox.goes_direct()
+    }
+
+    /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
+    /// behind it; see [`Self::pushes_written`].
+    pub(crate) fn queue_as(&self, frame: &Bytes, seq: Seq) -> Result<u64, PushError> {
+        let mut state = self.shared.state.lock();
+        state.check_open()?;
+        let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &self.shared.settings.bounds());
+        self.check_added(&mut state, added)?;
+        Ok(state.outbox.pushes_added())
+    }
+
+    /// Queues the notice that pushes were dropped. Answers as [`Self::queue_as`].
+    pub(crate) fn queue_gap(&self, missed: u64) -> Result<u64, PushError> {
+        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
+        let metadata = Metadata::new().with(keys::GAP_MISSED, missed.to_string());
+        let limits = Limits::default();
+        self.queue_as(
+            &PushFrame::with_header(header, keys::CONTROL_PATH, keys::GAP, &metadata, &[], &limits)?.0,
+            Seq::of_push(0),
+        )
+    }
+
+    /// Where the counter of pushes stood behind the last one of which the kernel has all.
+    pub(crate) fn pushes_written(&self) -> u64 {
+        self.shared.state.lock().outbox.pushes_written()
+    }
+
+    /// Asks for [`Inlet::handle_room`], once, when everything is written.
+    pub(crate) fn tell_of_room(&self) {
+        let mut state = self.shared.state.lock();
+        // Who cannot take anything has no room, however empty it is: its end, or the answer to its Hello, is on its
+        // way to whoever asks.
+        let takes = matches!(state.phase, Phase::Open) && !state.hello_pending;
+        if takes && state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
+            drop(state);
+            self.shared.inlet.handle_room(self);
+        } else {
+            state.room_wanted = true;
+        }
+    }
+
+    pub(super) fn push(
+        &self,
+        service_path: &str,
+        service_method: &str,
+        serialize: SerializeType,
+        metadata: &Metadata,
+        payload: &Bytes,
+    ) -> Result<Sent, PushError> {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        state.check_open()?;
+        let header = Header::oneway(state.proto.next_push(), serialize);
+        let parts = FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() };
+        let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
+        self.check_added(&mut state, added)?;
+        self.write_if_much(state);
+        Ok(self.flush_soon())
+    }
+
+    /// Tries again whenever room appears, up to `wait`.
+    pub(super) async fn with_room<T>(
+        &self,
+        wait: Duration,
+        mut attempt: impl FnMut() -> Result<T, PushError>,
+    ) -> Result<T, PushError> {
+        let deadline = after(wait);
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match attempt() {
+                Err(full @ PushError::Full { .. }) => {
+                    if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                        return Err(full);
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    pub(super) fn check_added(&self, state: &mut State, added: Result<u64, Refused>) -> Result<u64, PushError> {
+        match added {
+            Ok(number) => Ok(number),
+            Err(Refused::TooLarge(error)) => Err(PushError::TooLarge(error)),
+            Err(Refused::Full { frames, bytes }) => Err(PushError::Full { frames, bytes }),
+            Err(Refused::Disconnect(why)) => {
+                let reason = CloseReason::SlowPeer(why);
+                self.end(state, reason.clone());
+                Err(PushError::Closed(reason))
+            }
+        }
+    }
+
+    pub(super) fn pushes_added(&self) -> u64 {
+        self.shared.state.lock().outbox.pushes_added()
+    }
+}

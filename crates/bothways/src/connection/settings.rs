@@ -1,0 +1,53 @@
+//! Bounds and habits that all connections of one server or client share.
+
+use std::sync::Arc;
+
+use bothways_proto::{Capabilities, CompressType, Limits};
+
+use super::{Overflow, dispatch::Load, outbox::OutboxBounds, watch};
+
+/// Bounds and habits that all connections of one server or client share.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) limits: Limits,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) push_frames_max: usize,
+    pub(crate) push_bytes_max: usize,
+    pub(crate) overflow: Overflow,
+    /// A server stops reading while replies of more than this wait for a client that does not read.
+    pub(crate) reply_bytes_max: usize,
+    /// Requests of the peer that may run at once.
+    pub(crate) calls_running_max: usize,
+    /// Requests that run, and may run, in all connections with these settings.
+    pub(crate) load: Arc<Load>,
+    /// Drop running handlers when their connection ends.
+    pub(crate) cancel_on_disconnect: bool,
+    /// Pack payloads of calls above [`COMPRESS_ABOVE`].
+    pub(crate) compress: CompressType,
+    /// Moments of the connection's life; see [`Watch`].
+    pub(crate) watch: watch::Deadlines,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            capabilities: Capabilities::ALL,
+            push_frames_max: 1024,
+            push_bytes_max: 1 << 20,
+            overflow: Overflow::default(),
+            reply_bytes_max: 4 << 20,
+            calls_running_max: 16_384,
+            load: Arc::new(Load::new(131_072)),
+            cancel_on_disconnect: false,
+            compress: CompressType::NONE,
+            watch: watch::Deadlines::default(),
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn bounds(&self) -> OutboxBounds {
+        OutboxBounds { push_frames: self.push_frames_max, push_bytes: self.push_bytes_max, overflow: self.overflow }
+    }
+}
