@@ -94,6 +94,13 @@ impl ServerMessage {
         self.dropped_before
     }
 
+    /// Nobody will handle it: its sender is not told that somebody has.
+    fn forget(&mut self) {
+        if let Some(ack) = self.ack.as_mut().and_then(Arc::get_mut) {
+            ack.forget();
+        }
+    }
+
     fn limits(&self) -> &Limits {
         self.connection.limits()
     }
@@ -181,6 +188,7 @@ impl MessageAdder {
         let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack };
         let mut state = shared.state.lock();
         if state.ended {
+            message.forget();
             return true;
         }
         while message.ack.is_none()
@@ -283,9 +291,9 @@ impl Drop for ServerMessages {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.ended = true;
-        let waiting = std::mem::take(&mut state.waiting);
+        let mut waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        drop(waiting);
+        waiting.iter_mut().for_each(ServerMessage::forget);
     }
 }
 

@@ -106,6 +106,13 @@ pub(super) struct Ack {
     offset: u64,
 }
 
+impl Ack {
+    /// Nobody has handled the message, and nobody will: it is not acknowledged.
+    pub(super) fn forget(&mut self) {
+        self.epoch = u64::MAX;
+    }
+}
+
 impl Drop for Ack {
     fn drop(&mut self) {
         let mut state = self.memory.state.lock();

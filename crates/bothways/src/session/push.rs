@@ -118,7 +118,8 @@ impl Push {
         self
     }
 
-    /// Not sent any more after this long. Default none.
+    /// Not sent for the first time any more after this long. Default none. A tracked push that was sent in time,
+    /// and whose client lost its connection before it said that it has it, is sent again all the same.
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
         self

@@ -94,6 +94,23 @@ async fn a_receipt_tells_each_stage() {
     assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
 }
 
+/// What nobody reads any more is received and no more: dropping the stream handles nothing.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_stream_handles_nothing() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, messages) = client(listening.address(), "ann").await;
+    let before = server.push(&Target::user("ann"), &Push::new("Chat", "say", "waits")).expect("small");
+    assert_eq!(before.received().await.at(Stage::Received), 1);
+    drop(messages);
+    let after = server.push(&Target::user("ann"), &Push::new("Chat", "say", "comes later")).expect("small");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for receipt in [before, after] {
+        assert_eq!(receipt.outcomes().at(Stage::Received), 1, "{receipt:?}");
+    }
+    drop(client);
+}
+
 /// A client whose connection is cut comes back to its session: what it had not handled is there once, in order,
 /// before anything new.
 #[tokio::test(start_paused = true)]
