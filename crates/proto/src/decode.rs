@@ -106,6 +106,11 @@ impl Deframer {
         parsed.map(Some)
     }
 
+    /// True if [`next_message`](Self::next_message) has nothing more to say of what was fed.
+    pub fn is_drained(&self) -> bool {
+        self.finished.is_empty() && self.ready.is_empty() && self.error.is_none()
+    }
+
     /// True in the middle of a frame: an end of the stream here loses something.
     pub fn is_mid_frame(&self) -> bool {
         !self.partial.is_empty()

@@ -76,14 +76,13 @@ impl Driver {
         Self { connection, deframer: Deframer::new(), shut_down: false, done: false }
     }
 
-    /// Handles what one read brought.
-    fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), CloseReason> {
-        let connection = &self.connection;
-        let limits = connection.limits();
+    /// Handles the messages that a read brought, until there is none, or the client lets its replies pile up:
+    /// one read may hold a thousand small requests for large replies.
+    fn handle_messages(&mut self) -> Result<(), CloseReason> {
         let _turn = Turn::begin();
-        self.deframer.feed(bytes, limits);
-        while let Some(message) = self.deframer.next_message(limits)? {
-            handle_message(connection, message)?;
+        while !self.must_not_read() {
+            let Some(message) = self.deframer.next_message(self.connection.limits())? else { break };
+            handle_message(&self.connection, message)?;
         }
         Ok(())
     }
@@ -98,6 +97,18 @@ impl Driver {
                 outcome = Some(Poll::Pending);
                 break;
             }
+            let closing = self.is_closing();
+            if !closing && !self.deframer.is_drained() {
+                if let Err(reason) = self.handle_messages() {
+                    outcome = Some(Poll::Ready(reason));
+                    break;
+                }
+                if self.poll_writes(cx).is_err() {
+                    outcome = Some(Poll::Pending);
+                    break;
+                }
+                continue;
+            }
             match self.connection.shared.socket.poll_read(cx, &mut buffer) {
                 Poll::Pending => {
                     outcome = Some(Poll::Pending);
@@ -111,10 +122,11 @@ impl Driver {
                 }
                 Poll::Ready(Ok(n)) => {
                     self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
-                    if self.is_closing() {
+                    if closing {
                         continue;
                     }
-                    if let Err(reason) = self.handle_bytes(&buffer[..n]) {
+                    self.deframer.feed(&buffer[..n], self.connection.limits());
+                    if let Err(reason) = self.handle_messages() {
                         outcome = Some(Poll::Ready(reason));
                         break;
                     }

@@ -1,12 +1,21 @@
 //! What does not fit: peers that do not read, and applications that do not take.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use bothways::{Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Server, ServerBuilder};
+use bothways::{
+    Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Reply, Request, Server,
+    ServerBuilder,
+};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, oneway, ping},
+    scripted::{Scripted, ScriptedServer, oneway, ping, request},
     support::{address, call, connections, echoing, settle, soon},
 };
 
@@ -289,4 +298,29 @@ async fn a_client_that_does_not_listen_drops_what_comes() {
     }
     call(&client, "Echo", "").await.expect("answered");
     drop(server);
+}
+
+/// One read may hold a thousand small requests for large replies: no more of them run than have room, and all
+/// run once the client reads.
+#[tokio::test(start_paused = true)]
+async fn many_small_requests_in_one_read_are_answered_as_there_is_room() {
+    const REQUESTS: u64 = 100;
+    let ran = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ran);
+    let large = move |_: Request| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Reply::ok(vec![0; 1 << 20]))
+    };
+    let server = echoing().handler("T", "Large", large).reply_bytes_max(4 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let requests: Vec<u8> = (0..REQUESTS).flat_map(|seq| request(seq, "Large", b"")).collect();
+    client.say(requests).await;
+    settle().await;
+    let before = ran.load(Ordering::Relaxed);
+    assert!((1..10).contains(&before), "{before} MiB of replies wait");
+    for _ in 0..REQUESTS {
+        assert_eq!(client.next().await.wire_payload().len(), 1 << 20);
+    }
+    assert_eq!(ran.load(Ordering::Relaxed), REQUESTS as usize);
 }
