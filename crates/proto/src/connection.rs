@@ -93,10 +93,7 @@ impl<W> Connection<W> {
     /// [`TooManyCalls`]; nothing changes.
     pub fn begin_call(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
         let seq = self.calls.insert(waiter)?;
-        Ok(match self.role {
-            Role::Client => seq,
-            Role::Server => Seq::of_call_to_client(seq.get()),
-        })
+        Ok(self.mark(seq))
     }
 
     /// Enters a heartbeat: like [`Self::begin_call`], but a table that is full of calls has room for it, so
@@ -106,10 +103,7 @@ impl<W> Connection<W> {
     /// [`TooManyCalls`] if heartbeats alone have used that up; nothing changes.
     pub fn begin_heartbeat(&mut self, waiter: W) -> Result<Seq, TooManyCalls> {
         let seq = self.calls.insert_beyond(waiter, HEARTBEATS_MAX)?;
-        Ok(match self.role {
-            Role::Client => seq,
-            Role::Server => Seq::of_call_to_client(seq.get()),
-        })
+        Ok(self.mark(seq))
     }
 
     /// The number of the next oneway request. A server's has no count: on a push that number is the offset
@@ -221,6 +215,15 @@ impl<W> Connection<W> {
             Some(waiter) => Inbound::Reply(waiter, message),
             None => Inbound::Late(message),
         })
+    }
+
+    /// The number on the wire of a call in the table: a server's is marked, so that its client cannot mistake it
+    /// for a reply.
+    fn mark(&self, seq: Seq) -> Seq {
+        match self.role {
+            Role::Client => seq,
+            Role::Server => Seq::of_call_to_client(seq.get()),
+        }
     }
 
     /// The number in the table of calls; `None` if it cannot be one of ours.
