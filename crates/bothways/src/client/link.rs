@@ -386,14 +386,19 @@ impl Keeper {
 
 async fn watch_until_closed(connection: &Connection, tick: Duration, memory: &SessionMemory) -> CloseReason {
     let closed = connection.closed();
-    tokio::pin!(closed);
+    // Kept over the ticks: one that began again with each would never be due if they come quickly.
+    let due = memory.due(connection.id());
+    tokio::pin!(closed, due);
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             reason = &mut closed => return reason,
             _ = ticks.tick() => connection.watch(Instant::now()),
-            (received, handled) = memory.due(connection.id()) => connection.acknowledge(received, handled),
+            (received, handled) = &mut due => {
+                connection.acknowledge(received, handled);
+                due.set(memory.due(connection.id()));
+            }
         }
     }
 }

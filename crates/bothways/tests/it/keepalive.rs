@@ -5,13 +5,16 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Client, ClientOptions, CloseReason, Limits, Metadata, SerializeType, ServerBuilder};
+use bothways::{
+    Client, ClientOptions, CloseReason, Limits, Metadata, Push, SerializeType, Server, ServerBuilder, Session, Stage,
+    Target,
+};
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq};
 use tokio::time::Instant;
 
 use crate::{
     scripted::{Scripted, ScriptedServer, hello, ping, reply_to, request},
-    support::{address, call, connections, echoing, settle, soon},
+    support::{address, call, connections, echoing, settle, soon, until},
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -190,4 +193,20 @@ async fn unanswered_heartbeats_do_not_pile_up() {
         .await;
     }
     assert!(client.stats().calls_pending <= 1, "{:?}", client.stats());
+}
+
+/// A client whose deadlines are short looks at its connection often, and acknowledges in time all the same.
+#[tokio::test(start_paused = true)]
+async fn short_deadlines_do_not_keep_acknowledgements_back() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let options = ClientOptions::new().heartbeat(Some(Duration::from_millis(100)), Duration::from_millis(100));
+    let (_client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+    until(|| server.sessions(&Target::everyone()).is_ok_and(|all| all.iter().any(Session::is_resumable))).await;
+
+    let receipt = server.push(&Target::everyone(), &Push::new("Chat", "say", "hi")).expect("small");
+    drop(messages.next().await);
+
+    let handled = tokio::time::timeout(Duration::from_secs(1), receipt.handled()).await;
+    assert_eq!(handled.expect("50 ms and a way").at(Stage::Handled), 1);
 }
