@@ -143,6 +143,8 @@ struct State {
     ended: bool,
     lost_at: Option<Instant>,
     user: Option<Arc<str>>,
+    /// In how many users' lists of the registry it stands: more than one only while several bind it at once.
+    listed: u16,
     labels: BTreeMap<String, String>,
     /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
     patterns: BTreeMap<Arc<str>, u64>,

@@ -1,6 +1,7 @@
 //! Finds sessions: by connection, number, user and topic. Resumes them, and ends them.
 //!
-//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock.
+//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock. Whoever needs both
+//! locks a shard first, and then a session.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -194,6 +195,7 @@ impl Registry {
                     ended: false,
                     lost_at: None,
                     user: None,
+                    listed: 0,
                     labels: Default::default(),
                     patterns: Default::default(),
                     knows_topics: false,
@@ -448,7 +450,7 @@ impl Registry {
             ended.push_back(past);
         }
         if let Some(user) = user {
-            self.unbind(session, &user);
+            self.settle_user(session, &user);
         }
         self.unsubscribe_all(session, patterns.keys().map(|pattern| &**pattern), until);
         if self.shard(&self.by_id, &session.id()).write().remove(&session.id()).is_some() {
@@ -459,30 +461,46 @@ impl Registry {
 
     pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let before = {
-            let mut state = session.inner.state.lock();
-            if state.ended || state.user == name {
-                return;
-            }
-            session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
-            std::mem::replace(&mut state.user, name.clone())
-        };
-        if let Some(before) = before {
-            self.unbind(session, &before);
-        }
-        if let Some(name) = name {
-            self.shard(&self.by_user, &*name).write().entry(name).or_default().push(session.clone());
+        let Some(before) = self.note_user(session, name.clone()) else { return };
+        for user in before.iter().chain(&name) {
+            self.settle_user(session, user);
         }
         self.rename(session);
     }
 
-    fn unbind(&self, session: &Session, user: &Arc<str>) {
+    /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
+    fn note_user(&self, session: &Session, name: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
+        let mut state = session.inner.state.lock();
+        if state.ended || state.user == name {
+            return None;
+        }
+        session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
+        Some(std::mem::replace(&mut state.user, name))
+    }
+
+    /// Makes the table say of this user and this session what the session itself says now. Whoever has changed that
+    /// comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
+    /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
+    fn settle_user(&self, session: &Session, user: &Arc<str>) {
         let mut users = self.shard(&self.by_user, &**user).write();
-        if let Some(sessions) = users.get_mut(user) {
-            sessions.retain(|other| other != session);
-            if sessions.is_empty() {
-                users.remove(user);
+        let mut state = session.inner.state.lock();
+        let is_theirs = !state.ended && state.user.as_ref() == Some(user);
+        // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
+        let is_listed = 0 < state.listed && users.get(user).is_some_and(|sessions| sessions.contains(session));
+        match (is_theirs, is_listed) {
+            (true, false) => {
+                users.entry(Arc::clone(user)).or_default().push(session.clone());
+                state.listed += 1;
             }
+            (false, true) => {
+                let sessions = users.get_mut(user).expect("it was just seen");
+                sessions.retain(|other| other != session);
+                if sessions.is_empty() {
+                    users.remove(user);
+                }
+                state.listed -= 1;
+            }
+            _ => {}
         }
     }
 
@@ -587,4 +605,57 @@ pub(super) fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
         sessions.retain(|session| seen.insert(session.id()));
     }
     sessions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ClientOptions, Server};
+
+    /// A server's sessions, and one of them.
+    async fn one_session(name: &str) -> (Server, Client, Arc<Registry>, Session) {
+        let server = Server::builder().build();
+        let listening = server.listen(&format!("memory@registry-{name}")).await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        (server, client, registry, session)
+    }
+
+    fn bound_to(registry: &Registry, name: &str) -> usize {
+        registry.find(&Target::user(name)).expect("no topic").len()
+    }
+
+    /// The table kept such a session for ever: found, pushed to, and never forgotten.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_ends_while_it_is_bound_is_nobodys() {
+        let (_server, _client, registry, session) = one_session("ends-while-bound").await;
+        let ann: Arc<str> = "ann".into();
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        registry.remove(&session, Some("now"), None);
+        registry.settle_user(&session, &ann);
+        assert_eq!(bound_to(&registry, "ann"), 0);
+        assert!(registry.by_user.iter().all(|shard| shard.read().is_empty()), "nothing is left");
+        registry.bind_user(&session, Some("bob"));
+        assert_eq!(bound_to(&registry, "bob"), 0, "it has ended");
+    }
+
+    /// Two threads bind a session to two users, and one of them comes to the table late.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_bound_twice_at_once_is_found_under_the_last_name_once() {
+        let (_server, _client, registry, session) = one_session("bound-twice").await;
+        let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        registry.bind_user(&session, Some("bob"));
+        registry.settle_user(&session, &ann);
+        assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
+
+        // From bob to ann and back to bob, while the first of these is late.
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(Some(Arc::clone(&bob))));
+        registry.bind_user(&session, Some("bob"));
+        registry.settle_user(&session, &bob);
+        registry.settle_user(&session, &ann);
+        assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
+    }
 }
