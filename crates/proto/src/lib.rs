@@ -29,6 +29,7 @@ mod limits;
 mod message;
 mod metadata;
 mod negotiation;
+mod rate;
 mod seq;
 
 #[cfg(feature = "gzip")]
@@ -48,5 +49,6 @@ pub use self::{
     message::Message,
     metadata::{Metadata, MetadataError, Pairs, keys},
     negotiation::{Capabilities, Hello, VERSION, Welcome},
+    rate::{Rate, TokenBucket},
     seq::Seq,
 };

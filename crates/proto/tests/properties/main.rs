@@ -6,3 +6,4 @@ mod frames;
 mod gzip;
 mod keepalive;
 mod metadata;
+mod rate;
