@@ -36,6 +36,10 @@ pub mod keys {
     pub const SESSION_KEY: &str = "_bw.key";
     /// In Hello: the offset up to which the client has handled. In Welcome: where the session stands.
     pub const SESSION_OFFSET: &str = "_bw.off";
+    /// In Hello: the offset up to which the client has received. It understands [`SKIP`].
+    pub const SESSION_RECEIVED: &str = "_bw.rcv";
+    /// A method of the control path, under an offset: in place of a push whose time to live is over.
+    pub const SKIP: &str = "Skip";
     /// In Welcome: `1` if the session was resumed.
     pub const SESSION_RESUMED: &str = "_bw.res";
     /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown` or `revoked`.

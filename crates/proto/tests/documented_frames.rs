@@ -80,6 +80,7 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(Seq::new(5), MSGPACK);
             Message::new(header, keys::CONTROL_PATH, keys::REPLY, &number, &hex!("a26869"))
         }),
+        ("skip", Message::new(Header::oneway(Seq::of_push(5), RAW), keys::CONTROL_PATH, keys::SKIP, &none, b"")),
         ("goodbye", {
             let header = Header::oneway(server.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &goodbye, b"")

@@ -134,7 +134,8 @@ impl SessionMemory {
             Some(known) => Metadata::new()
                 .with(keys::SESSION_ID, &known.id)
                 .with(keys::SESSION_KEY, &known.key)
-                .with(keys::SESSION_OFFSET, state.offsets.handled.to_string()),
+                .with(keys::SESSION_OFFSET, state.offsets.handled.to_string())
+                .with(keys::SESSION_RECEIVED, state.offsets.received.to_string()),
         }
     }
 

@@ -163,13 +163,20 @@ impl Connection {
 
     /// Queues the notice that pushes were dropped. Answers as [`Self::queue_as`].
     pub(crate) fn queue_gap(&self, missed: u64) -> Result<u64, PushError> {
-        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
         let metadata = Metadata::new().with(keys::GAP_MISSED, missed.to_string());
+        self.queue_notice(keys::GAP, &metadata, Seq::of_push(0))
+    }
+
+    /// Queues the notice that the push of this number does not come. Answers as [`Self::queue_as`].
+    pub(crate) fn queue_skip(&self, seq: Seq) -> Result<u64, PushError> {
+        self.queue_notice(keys::SKIP, &Metadata::new(), seq)
+    }
+
+    fn queue_notice(&self, service_method: &str, metadata: &Metadata, seq: Seq) -> Result<u64, PushError> {
+        let header = Header::oneway(seq, SerializeType::RAW);
         let limits = Limits::default();
-        self.queue_as(
-            &PushFrame::with_header(header, keys::CONTROL_PATH, keys::GAP, &metadata, &[], &limits)?.0,
-            Seq::of_push(0),
-        )
+        let frame = PushFrame::with_header(header, keys::CONTROL_PATH, service_method, metadata, &[], &limits)?;
+        self.queue_as(&frame.0, seq)
     }
 
     /// Where the counter of pushes stood behind the last one of which the kernel has all.

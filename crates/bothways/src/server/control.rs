@@ -6,7 +6,7 @@
 //! | method | says | answers |
 //! |---|---|---|
 //! | `Enable` | | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
-//! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off` | the same, with `_bw.res` or `_bw.why` |
+//! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off`; `_bw.rcv` | the same, with `_bw.res` or `_bw.why` |
 //! | `Ack` | `_bw.ack` | nothing |
 //! | `Reply` | `_bw.call`, and `__rpcx_error__` if the call failed; the payload | nothing |
 //!

@@ -110,7 +110,8 @@ pub enum Event {
         connection: String,
         /// How many connections it has had.
         generation: u64,
-        /// Tracked pushes that had been sent and were not handled: they are sent again.
+        /// Tracked pushes that had been sent, and that its client had not received: they are sent again, but for
+        /// those whose time is over.
         repeated: usize,
     },
     /// A new connection took it over while this one was still open.

@@ -98,6 +98,8 @@ impl Entry {
 pub(super) enum Next {
     /// This frame, with this offset; 0 if it is not tracked.
     Frame { frame: Bytes, offset: u64 },
+    /// A notice that what had this offset has expired, and does not come again.
+    Skip { offset: u64 },
     /// A notice that this many pushes were dropped for want of room since the session began.
     Gap { missed: u64 },
 }
@@ -135,14 +137,23 @@ pub(super) struct Ledger {
     next_offset: u64,
     received: u64,
     handled: u64,
-    /// While a new connection is brought up to date: the next offset to send again.
-    replay: Option<u64>,
+    /// While a new connection is brought up to date.
+    replay: Option<Replay>,
     unwritten: VecDeque<Unwritten>,
     /// Dropped for want of room since the session began, and how many of them the present connection was given
     /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
     missed: u64,
     told: u64,
     dropped: u64,
+}
+
+/// What is sent again.
+#[derive(Clone, Copy, Debug)]
+struct Replay {
+    /// The next offset.
+    at: u64,
+    /// The client understands that something is skipped.
+    skips: bool,
 }
 
 #[derive(Debug)]
@@ -259,13 +270,8 @@ impl Ledger {
         if !self.connected {
             return None;
         }
-        if let Some(at) = self.replay {
-            if let Some(sent) = self.sent.iter().find(|sent| at <= sent.offset) {
-                self.replay = Some(sent.offset + 1);
-                self.unwritten.push_back(Unwritten::Tracked(sent.offset));
-                return Some(Next::Frame { frame: sent.entry.frame.clone(), offset: sent.offset });
-            }
-            self.replay = None;
+        if let Some(again) = self.next_again(now) {
+            return Some(again);
         }
         if self.told < self.missed && self.confirms {
             self.told = self.missed;
@@ -299,6 +305,31 @@ impl Ledger {
         }
     }
 
+    /// What the client has not received, in the order in which it was sent. What has expired meanwhile leaves its
+    /// offset behind; but not what the client has said to have, which it may only have lost the place of.
+    fn next_again(&mut self, now: Duration) -> Option<Next> {
+        let Replay { at, skips } = self.replay?;
+        // What was handled meanwhile is gone.
+        let at = at.max(self.handled + 1);
+        let Some(sent) = self.sent_mut(at) else {
+            self.replay = None;
+            return None;
+        };
+        let (entry, mut freed) = (&mut sent.entry, 0);
+        if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
+            entry.ticket.advance(Stage::Expired);
+            freed = std::mem::take(&mut entry.frame).len();
+        }
+        let next = match entry.ticket.stage() {
+            Stage::Expired => Next::Skip { offset: at },
+            _ => Next::Frame { frame: entry.frame.clone(), offset: at },
+        };
+        self.tracked.1 -= freed;
+        self.replay = Some(Replay { at: at + 1, skips });
+        self.unwritten.push_back(Unwritten::Tracked(at));
+        Some(next)
+    }
+
     /// The first that may be sent.
     fn take_queued(&mut self) -> Option<Entry> {
         let behind = self.is_behind();
@@ -323,7 +354,7 @@ impl Ledger {
     pub(super) fn has_next(&self) -> bool {
         let behind = self.is_behind();
         self.connected
-            && (self.replay.is_some_and(|at| at < self.next_offset)
+            && (0 < self.unrepeated()
                 || (self.confirms && self.told < self.missed)
                 || self.queues.iter().flatten().any(|queued| queued.may_go(behind)))
     }
@@ -333,9 +364,10 @@ impl Ledger {
         self.confirms && self.is_full_for(0)
     }
 
-    /// Tracked pushes that were sent and are not handled.
-    pub(super) fn unhandled(&self) -> usize {
-        self.sent.len()
+    /// Tracked pushes that are still to be sent again, or to be skipped.
+    pub(super) fn unrepeated(&self) -> usize {
+        let from = |replay: Replay| replay.at.max(self.handled + 1);
+        self.replay.map_or(0, |replay| self.next_offset.saturating_sub(from(replay)) as usize)
     }
 
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
@@ -382,16 +414,18 @@ impl Ledger {
         self.confirms = confirms;
     }
 
-    /// The client came back, and has handled everything up to this offset: what it has not is sent again,
-    /// before anything new. False: it claims what was never sent, or less than it acknowledged before, and
+    /// The client came back, and has handled everything up to this offset, and received up to the other: what it
+    /// has not received is sent again, before anything new. One that names no other takes what it has not handled,
+    /// and all of it, however old. False: it claims what was never sent, or less than it acknowledged before, and
     /// what it wants is gone.
-    pub(super) fn resume(&mut self, handled: u64) -> bool {
-        if handled < self.handled || !self.ack(handled, handled) {
+    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>) -> bool {
+        let has = received.map_or(handled, |received| received.max(handled));
+        if handled < self.handled || !self.ack(has, handled) {
             return false;
         }
         // The old connection may still be open: what it was given counts for nothing.
         self.disconnect();
-        self.replay = Some(self.handled + 1);
+        self.replay = Some(Replay { at: has + 1, skips: received.is_some() });
         true
     }
 

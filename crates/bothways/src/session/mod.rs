@@ -339,6 +339,7 @@ impl Session {
             let Some(next) = state.ledger.next(now) else { break };
             let added = match next {
                 Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
+                Next::Skip { offset } => connection.queue_skip(Seq::of_push(offset)),
                 Next::Gap { missed } => {
                     self.inner.trail.note(What::GapTold(missed));
                     connection.queue_gap(missed)

@@ -118,8 +118,10 @@ impl Push {
         self
     }
 
-    /// Not sent for the first time any more after this long. Default none. A tracked push that was sent in time,
-    /// and whose client lost its connection before it said that it has it, is sent again all the same.
+    /// Not sent any more after this long, neither for the first time nor again after a lost connection: its receipt
+    /// says [`Expired`](super::Stage::Expired). Default none. What the client's library has received in time the
+    /// application gets, however late; and a client of another library that comes back without saying what it has
+    /// received gets again what was sent to it in time.
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
         self

@@ -1,8 +1,9 @@
 //! What became of a push: counted per stage, and awaitable.
 //!
 //! ```text
-//!             ┌──► expired, superseded, dropped (why)          final
+//!             ┌──► superseded, dropped (why)                   final
 //!  queued ──► written ──► received ──► handled                 handled is final
+//!      │         └──► expired: at the latest here              final
 //!      └────► plain written: nobody confirms more              final
 //!  no route                                                    final
 //! ```
@@ -33,7 +34,7 @@ pub enum Stage {
     /// The kernel took it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push
     /// is [`Fire`](super::Class::Fire).
     PlainWritten,
-    /// Its time was over before it was sent.
+    /// Its time was over before the client had it: it was not sent, or was lost with a connection and not sent again.
     Expired,
     /// A newer value of the same key took its place.
     Superseded,
@@ -199,7 +200,6 @@ impl Ticket {
         self.tally.changed.notify_waiters();
     }
 
-    #[cfg(test)]
     pub(super) fn stage(&self) -> Stage {
         self.stage
     }

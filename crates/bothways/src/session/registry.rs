@@ -269,6 +269,7 @@ impl Registry {
     ) -> Result<Session, &'static str> {
         let session = self.session(id).ok_or("unknown")?;
         let handled = hello.get(keys::SESSION_OFFSET).and_then(|offset| offset.parse().ok()).ok_or("unknown")?;
+        let received = hello.get(keys::SESSION_RECEIVED).map(str::parse).transpose().map_err(|_| "unknown")?;
         let key = hello.get(keys::SESSION_KEY).ok_or("unknown")?;
         // Whom the auth hook bound to the new connection must be whom the session belongs to.
         let arriving = fresh.user();
@@ -283,7 +284,7 @@ impl Registry {
             if arriving.is_some() && arriving != state.user {
                 return Err("revoked");
             }
-            if !state.ledger.resume(handled) {
+            if !state.ledger.resume(handled, received) {
                 return Err("gap");
             }
             state.secret.show(key);
@@ -294,7 +295,7 @@ impl Registry {
             if let Some(before) = &before {
                 session.inner.trail.note(What::TakenOver(before.id()));
             }
-            let (generation, repeated) = (state.generation, state.ledger.unhandled());
+            let (generation, repeated) = (state.generation, state.ledger.unrepeated());
             session.inner.trail.note(What::Resumed { connection: connection.id(), generation, repeated });
             before
         };

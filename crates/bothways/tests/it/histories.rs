@@ -62,7 +62,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..2_u8).prop_map(|key| Class::Latest(key.to_string())),
     ];
     let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
-    let push = (to, class, priority, prop::option::weighted(0.1, 0..3000_u64))
+    let push = (to, class, priority, prop::option::weighted(0.25, 0..3000_u64))
         .prop_map(|(to, class, priority, lives)| Command::Push { to, class, priority, lives });
     prop_oneof![
         16 => push,

@@ -254,6 +254,47 @@ async fn resume_replays_what_was_not_handled() {
     newest.hears_nothing().await;
 }
 
+/// A client that says what it has received gets no more than the rest again, and of what is too old no more than its
+/// offset. One that does not say it gets all that was sent in time.
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_is_skipped_for_who_knows_of_it() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut old, welcome, session) = enabled(&server, listening.address()).await;
+    let brief = |text: &str| push(text).time_to_live(Duration::from_secs(1));
+    let pushes = [push("a"), brief("b"), brief("c"), push("d")];
+    let receipts = pushes.each_ref().map(|push| session.push(push).expect("small"));
+    for (offset, text) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
+        hears_push(&mut old, offset, text).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    let mut unaware = Scripted::connect(listening.address()).await;
+    let resumed = ask(&mut unaware, keys::RESUME, &resume_pairs(&welcome, 1)).await;
+    for (offset, text) in [(2, "b"), (3, "c"), (4, "d")] {
+        hears_push(&mut unaware, offset, text).await;
+    }
+    assert_eq!(receipts[1].outcomes().at(Stage::Written), 1);
+
+    let mut aware = Scripted::connect(listening.address()).await;
+    let pairs = resume_pairs(&resumed, 1).with(keys::SESSION_RECEIVED, "2");
+    let resumed = ask(&mut aware, keys::RESUME, &pairs).await;
+    let skip = aware.next().await;
+    assert_eq!((skip.service_path(), skip.service_method()), (keys::CONTROL_PATH, keys::SKIP));
+    assert!(skip.header().is_oneway() && skip.header().seq() == Seq::of_push(3), "{skip:?}");
+    hears_push(&mut aware, 4, "d").await;
+    let stages = [Stage::Handled, Stage::Received, Stage::Expired, Stage::Written];
+    for (receipt, stage) in receipts.iter().zip(stages) {
+        assert_eq!(receipt.outcomes().at(stage), 1, "{receipt:?}");
+    }
+    ask(&mut aware, keys::ACK, &pair(keys::ACK_OFFSETS, "4,4")).await;
+    assert_eq!(session.waiting(), (0, 0));
+
+    let mut babbling = Scripted::connect(listening.address()).await;
+    let pairs = resume_pairs(&resumed, 4).with(keys::SESSION_RECEIVED, "many");
+    assert_eq!(ask(&mut babbling, keys::RESUME, &pairs).await.get(keys::SESSION_WHY), Some("unknown"));
+}
+
 /// A call that was under way when the connection was lost is sent again after the resume, under the same id.
 #[tokio::test(start_paused = true)]
 async fn a_call_survives_a_resume() {

@@ -214,6 +214,37 @@ async fn what_is_too_old_is_not_sent() {
     assert_eq!(new.handled().await.at(Stage::Handled), 1);
 }
 
+/// Nor is it sent again after a lost connection, and the client counts it all the same: what it has received in
+/// time it has, however late its application comes for it.
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_is_not_sent_again() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+    let brief = |text: &str| Push::new("Chat", "say", text.to_owned()).time_to_live(Duration::from_secs(1));
+    let received = session.push(&brief("received")).expect("small");
+    assert_eq!(received.received().await.at(Stage::Received), 1);
+
+    // These are written, and its connection ends before the client reads them.
+    let lost = session.push(&brief("lost")).expect("small");
+    let lasting = session.push(&Push::new("Chat", "say", "lasting")).expect("small");
+    let place = listening.address().to_owned();
+    drop(listening);
+    client.connection().expect("it is up").close();
+    assert_eq!(lost.outcomes().at(Stage::Written), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(lost.outcomes().at(Stage::Expired), 0, "the client may have received it");
+    let _listening = server.listen(&place).await.expect("the name is free again");
+
+    assert_eq!(text(&mut messages).await, "received");
+    assert_eq!(text(&mut messages).await, "lasting");
+    assert_eq!(lost.handled().await.at(Stage::Expired), 1);
+    assert_eq!(received.handled().await.at(Stage::Handled), 1);
+    assert_eq!(lasting.handled().await.at(Stage::Handled), 1);
+    assert_eq!(session.waiting(), (0, 0), "the one that was skipped is acknowledged with the others");
+}
+
 /// A client that does not handle what it gets is owed no more than its log holds; the rest is refused, and it
 /// is told of the gap.
 #[tokio::test(start_paused = true)]

@@ -71,6 +71,7 @@ func (s *Session) enable(ctx context.Context, c *client.Client) error {
 	method, said, answer, none := "Enable", map[string]string{}, map[string]string{}, struct{}{}
 	if s.known != nil {
 		said["_bw.sid"], said["_bw.key"], said["_bw.off"] = s.known["_bw.sid"], s.known["_bw.key"], fmt.Sprint(s.handled)
+		said["_bw.rcv"] = said["_bw.off"] // what it has received it has handled; and it knows what a Skip is
 		method = "Resume"
 	}
 	ctx = context.WithValue(s.with(ctx, said), share.ResMetaDataKey, answer)
@@ -99,6 +100,8 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 			if known, ok := running.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
 				known.(*call).cancel()
 			}
+		case m.ServicePath == "_bothways" && m.ServiceMethod == "Skip": // what had this offset is too old to come
+			s.handled = max(s.handled, m.Seq()&^(1<<63))
 		case m.ServicePath == "_bothways": // a Gap: _bw.missed pushes were dropped, because this application was too slow
 		case number != "":
 			id := cmp.Or(m.Metadata["_bw.id"], fmt.Sprintf("%p/%s", c, number))

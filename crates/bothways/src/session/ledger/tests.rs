@@ -52,6 +52,7 @@ fn all(ledger: &mut Ledger) -> Vec<(String, u64)> {
     std::iter::from_fn(|| ledger.next(NOW))
         .map(|next| match next {
             Next::Frame { frame, offset } => (String::from_utf8(frame.to_vec()).expect("a text"), offset),
+            Next::Skip { offset } => ("skip".to_owned(), offset),
             Next::Gap { missed } => (format!("gap {missed}"), 0),
         })
         .collect()
@@ -213,7 +214,7 @@ fn what_was_never_sent_cannot_be_confirmed() {
     ledger.next(NOW);
     assert!(!ledger.ack(2, 0));
     assert!(!ledger.ack(0, 2));
-    assert!(!ledger.resume(2));
+    assert!(!ledger.resume(2, None));
     assert_eq!((stage(&a), stage(&b)), (Stage::Queued, Stage::Queued));
     assert!(ledger.has_next(), "a false claim changes nothing");
 }
@@ -240,11 +241,107 @@ fn what_is_not_handled_is_sent_again_before_anything_new() {
     ledger.disconnect();
     assert_eq!(ledger.next(NOW), None);
     push_at(&mut ledger, Priority::High, Class::Tracked, "new");
-    assert!(ledger.resume(1));
+    assert!(ledger.resume(1, None));
     assert_eq!(ledger.next(NOW), None, "nothing goes before the welcome");
     ledger.connect(true);
     let expected = [("2", 2), ("new", 3), ("3", 4)].map(|(text, offset)| (text.to_owned(), offset));
     assert_eq!(all(&mut ledger), expected);
+}
+
+#[test]
+fn what_the_client_has_received_is_not_sent_again() {
+    let mut ledger = ledger(true);
+    let receipts = ["1", "2", "3"].map(|text| push(&mut ledger, Class::Tracked, text));
+    all(&mut ledger);
+    assert!(ledger.resume(1, Some(2)));
+    ledger.connect(true);
+    assert_eq!(receipts.each_ref().map(stage), [Stage::Handled, Stage::Received, Stage::Queued]);
+    assert_eq!(ledger.unrepeated(), 1);
+    assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
+    assert!(!ledger.resume(1, Some(4)), "it was never sent");
+    assert!(ledger.resume(1, Some(0)), "what is handled was received");
+    ledger.connect(true);
+    assert_eq!(all(&mut ledger), [("2".to_owned(), 2), ("3".to_owned(), 3)]);
+}
+
+/// Acknowledgements may come between two that are sent again.
+#[test]
+fn what_is_handled_meanwhile_is_not_sent_again() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    all(&mut ledger);
+    assert!(ledger.resume(0, None));
+    ledger.connect(true);
+    ledger.next(NOW);
+    assert!(ledger.ack(2, 2));
+    assert!(ledger.has_next());
+    assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
+    assert!(ledger.resume(2, None));
+    ledger.connect(true);
+    assert!(ledger.ack(3, 3));
+    assert!(!ledger.has_next(), "nothing is left");
+}
+
+#[test]
+fn what_expired_meanwhile_leaves_its_offset_behind() {
+    let mut ledger = ledger(true);
+    let second = Duration::from_secs(1);
+    let mut receipts = Vec::new();
+    for text in ["received", "expired", "lives"] {
+        let (mut one, receipt) = entry(Class::Tracked, text);
+        one.expires = (text != "lives").then_some(second);
+        assert!(ledger.push(one, NOW));
+        receipts.push(receipt);
+    }
+    all(&mut ledger);
+    ledger.written(3);
+    assert!(ledger.resume(0, Some(1)));
+    ledger.connect(true);
+    let again: Vec<_> = std::iter::from_fn(|| ledger.next(second)).collect();
+    assert_eq!(again, [Next::Skip { offset: 2 }, Next::Frame { frame: Bytes::from_static(b"lives"), offset: 3 }]);
+    ledger.written(2);
+    let stages: Vec<_> = receipts.iter().map(stage).collect();
+    assert_eq!(stages, [Stage::Received, Stage::Expired, Stage::Written]);
+    assert_eq!(ledger.waiting(), (3, "received".len() + "lives".len()), "its bytes are free, its place is not");
+
+    // The notice may be lost with its connection, and its receipt stays what it is.
+    assert!(ledger.resume(1, Some(1)));
+    ledger.connect(true);
+    assert_eq!(ledger.next(NOW), Some(Next::Skip { offset: 2 }));
+    assert!(ledger.ack(3, 3));
+    assert_eq!((stage(&receipts[1]), ledger.waiting()), (Stage::Expired, (0, 0)));
+}
+
+/// It may have forgotten them with its process, and asks for them again.
+#[test]
+fn what_a_client_has_said_to_have_does_not_expire() {
+    let mut ledger = ledger(true);
+    let (mut one, receipt) = entry(Class::Tracked, "1");
+    one.expires = Some(Duration::from_secs(1));
+    assert!(ledger.push(one, NOW));
+    all(&mut ledger);
+    assert!(ledger.ack(1, 0));
+    assert!(ledger.resume(0, Some(0)));
+    ledger.connect(true);
+    let again = ledger.next(Duration::from_secs(2));
+    assert_eq!(again, Some(Next::Frame { frame: Bytes::from_static(b"1"), offset: 1 }));
+    assert_eq!(stage(&receipt), Stage::Received);
+}
+
+#[test]
+fn a_client_that_does_not_know_of_skips_gets_what_was_sent_in_time() {
+    let mut ledger = ledger(true);
+    let (mut one, receipt) = entry(Class::Tracked, "1");
+    one.expires = Some(Duration::from_secs(1));
+    assert!(ledger.push(one, NOW));
+    all(&mut ledger);
+    assert!(ledger.resume(0, None));
+    ledger.connect(true);
+    let again = ledger.next(Duration::from_secs(2));
+    assert_eq!(again, Some(Next::Frame { frame: Bytes::from_static(b"1"), offset: 1 }));
+    assert_eq!(stage(&receipt), Stage::Queued);
 }
 
 #[test]
@@ -254,8 +351,8 @@ fn a_client_that_knows_less_than_it_confirmed_has_lost_its_place() {
     push(&mut ledger, Class::Tracked, "2");
     all(&mut ledger);
     assert!(ledger.ack(2, 2));
-    assert!(!ledger.resume(1));
-    assert!(ledger.resume(2), "an empty log resumes");
+    assert!(!ledger.resume(1, None));
+    assert!(ledger.resume(2, None), "an empty log resumes");
 }
 
 #[test]
@@ -270,7 +367,7 @@ fn fire_ends_with_its_connection_and_the_rest_waits() {
         assert_eq!(stage(&receipt), Stage::Dropped(DropReason::Disconnected));
     }
     assert_eq!((stage(&b), stage(&d), ledger.dropped()), (Stage::Queued, Stage::Queued, 3));
-    assert!(ledger.resume(0));
+    assert!(ledger.resume(0, None));
     ledger.connect(true);
     assert_eq!(texts(&mut ledger), ["b", "d"]);
 }
@@ -283,7 +380,7 @@ fn a_gap_whose_notice_is_lost_is_told_again() {
     }
     assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 1 }));
     ledger.written(1);
-    assert!(ledger.resume(0));
+    assert!(ledger.resume(0, None));
     ledger.connect(true);
     push(&mut ledger, Class::Tracked, "6");
     assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 2 }), "all of it, so that a repeat does no harm");
@@ -344,7 +441,7 @@ mod histories {
         /// The client claims what it was never sent.
         FalseAck,
         Disconnect,
-        /// The client comes back with the offset it has handled; twice in a row is two claims.
+        /// The client comes back with the offsets it has handled and received; twice in a row is two claims.
         Resume,
         /// It claims to have handled what it was never sent, or less than it confirmed.
         FalseResume,
@@ -404,6 +501,7 @@ mod histories {
     #[derive(Clone, Copy)]
     enum Wire {
         Push(usize),
+        Skip(u64),
         Gap(u64),
     }
 
@@ -430,7 +528,8 @@ mod histories {
         received: u64,
         handled: u64,
         confirmed: u64,
-        held: VecDeque<(u64, usize)>,
+        /// Received, and not handled; nothing for an offset that was skipped.
+        held: VecDeque<(u64, Option<usize>)>,
     }
 
     impl World {
@@ -474,7 +573,9 @@ mod histories {
                     for (offset, number) in self.client.held.drain(..count.min(self.client.held.len())) {
                         assert_eq!(offset, self.client.handled + 1, "an offset is missing");
                         self.client.handled = offset;
-                        self.pushes[number].handled += 1;
+                        if let Some(number) = number {
+                            self.pushes[number].handled += 1;
+                        }
                     }
                 }
                 Command::Ack if self.connected && self.confirms => {
@@ -486,21 +587,18 @@ mod histories {
                 Command::FalseAck if self.confirms => assert!(!self.ledger.ack(self.last_offset + 1, 0)),
                 Command::Disconnect => self.disconnect(),
                 Command::Resume if self.confirms => {
-                    assert!(self.ledger.resume(self.client.handled));
-                    self.client.confirmed = self.client.handled;
+                    self.resume();
                     self.lose_wire();
-                    self.next_offset = self.client.handled + 1;
                 }
                 Command::FalseResume if self.confirms => {
-                    assert!(!self.ledger.resume(self.last_offset + 1));
+                    assert!(!self.ledger.resume(self.last_offset + 1, None));
+                    assert!(!self.ledger.resume(self.client.handled, Some(self.last_offset + 1)));
                     if let Some(less) = self.client.confirmed.checked_sub(1) {
-                        assert!(!self.ledger.resume(less));
+                        assert!(!self.ledger.resume(less, Some(self.client.received)));
                     }
                 }
                 Command::Connect if self.confirms && !self.connected => {
-                    assert!(self.ledger.resume(self.client.handled));
-                    self.client.confirmed = self.client.handled;
-                    self.next_offset = self.client.handled + 1;
+                    self.resume();
                     self.ledger.connect(true);
                     self.connected = true;
                 }
@@ -508,6 +606,12 @@ mod histories {
                 Command::Ack | Command::FalseAck | Command::Resume | Command::FalseResume | Command::Connect => {}
             }
             self.check();
+        }
+
+        fn resume(&mut self) {
+            assert!(self.ledger.resume(self.client.handled, Some(self.client.received)));
+            self.client.confirmed = self.client.handled;
+            self.next_offset = self.client.received + 1;
         }
 
         fn push(&mut self, class: Kind, priority: Priority, lives: Option<u64>, len: usize) {
@@ -583,6 +687,14 @@ mod histories {
                     return false;
                 }
                 Some(Next::Gap { missed }) => Wire::Gap(*missed),
+                Some(Next::Skip { offset }) => {
+                    assert_eq!(*offset, self.next_offset, "offsets have no holes");
+                    assert!(*offset <= self.last_offset, "nothing is skipped the first time");
+                    self.next_offset += 1;
+                    let skipped = self.pushes.iter().find(|pushed| pushed.offset == Some(*offset));
+                    assert_eq!(stage(&skipped.expect("it was sent before").receipt), Stage::Expired);
+                    Wire::Skip(*offset)
+                }
                 Some(Next::Frame { frame, offset }) => {
                     let number = usize::from(u16::from_be_bytes([frame[0], frame[1]]));
                     let turns = [self.turn(true), self.turn(false)];
@@ -603,6 +715,10 @@ mod histories {
                         pushed.offset = Some(*offset).filter(|offset| 0 < *offset);
                     } else {
                         assert_eq!(pushed.offset, Some(*offset), "a repeat has its offset");
+                        assert!(
+                            pushed.expires.is_none_or(|expires| self.now < expires),
+                            "it is too old to be repeated"
+                        );
                     }
                     pushed.on_wire = true;
                     Wire::Push(number)
@@ -621,6 +737,12 @@ mod histories {
             self.written -= 1;
             match self.wire.pop_front().expect("what is written is on the wire") {
                 Wire::Gap(missed) => self.told = self.told.max(missed),
+                Wire::Skip(offset) => {
+                    if self.client.received < offset {
+                        self.client.received = offset;
+                        self.client.held.push_back((offset, None));
+                    }
+                }
                 Wire::Push(number) => {
                     let pushed = &mut self.pushes[number];
                     pushed.received = true;
@@ -628,7 +750,7 @@ mod histories {
                         && self.client.received < offset
                     {
                         self.client.received = offset;
-                        self.client.held.push_back((offset, number));
+                        self.client.held.push_back((offset, Some(number)));
                     }
                 }
             }
@@ -660,7 +782,7 @@ mod histories {
                     Stage::Written | Stage::PlainWritten => pushed.written,
                     Stage::Received => pushed.received,
                     Stage::Handled => pushed.handled == 1,
-                    Stage::Expired => !pushed.on_wire && pushed.expires.is_some_and(|expires| expires <= self.now),
+                    Stage::Expired => !pushed.received && pushed.expires.is_some_and(|expires| expires <= self.now),
                     Stage::Superseded => !pushed.on_wire && matches!(pushed.class, Kind::Latest(_)),
                     Stage::Dropped(DropReason::Full) => !pushed.on_wire,
                     Stage::Dropped(DropReason::Disconnected) => pushed.class == Kind::Fire || !self.confirms,
@@ -686,7 +808,8 @@ mod histories {
             for pushed in &self.pushes {
                 let stage = stage(&pushed.receipt);
                 assert!(stage.is_final(), "{:?} stays {stage:?}", pushed.class);
-                let owed = self.confirms && pushed.class != Kind::Fire && pushed.on_wire;
+                let lost_in_time = stage == Stage::Expired && !pushed.received;
+                let owed = self.confirms && pushed.class != Kind::Fire && pushed.on_wire && !lost_in_time;
                 assert_eq!(stage == Stage::Handled, owed, "{:?} is {stage:?}", pushed.class);
                 assert_eq!(pushed.handled, u32::from(owed));
             }
