@@ -257,6 +257,15 @@ impl ServerBuilder {
         self
     }
 
+    /// Bytes that the logs of one user's sessions hold together; a tracked push beyond is refused, and the client is
+    /// told of the gap, though the session's own log has room. Default 16 MiB: 16 devices that are all full.
+    ///
+    /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
+    pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
+        self.sessions.user_bytes_max = bytes;
+        self
+    }
+
     /// Pushes of class `Fire`, and their bytes, that may wait for one session; beyond them the oldest is
     /// dropped. Default 256 pushes, 256 KiB.
     pub fn fire_queue(mut self, messages_max: usize, bytes_max: usize) -> Self {

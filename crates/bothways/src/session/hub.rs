@@ -267,7 +267,7 @@ impl Registry {
             let missed = Missed::of(history, from, latest_only, since);
             let bytes = missed.messages.iter().map(|published| published.frame.len()).sum();
             // The newest value waits for room as any value does.
-            let fits = latest_only || state.ledger.has_room_for(missed.messages.len(), bytes);
+            let fits = latest_only || state.ledger.claim_room(missed.messages.len(), bytes);
             outcome = match fits {
                 true => missed.outcome,
                 // In part is not at all.
@@ -292,8 +292,11 @@ impl Registry {
                     ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
                     let (class, priority) = (class.clone(), Priority::Normal);
                     let entry = Entry { class, priority, frame, expires, ticket };
-                    // Of values there may be too many; what has expired is not owed.
-                    outcome.recovered &= state.ledger.push(entry, session.now()) || !latest_only;
+                    match latest_only {
+                        // Of values there may be too many; what has expired is not owed.
+                        true => outcome.recovered &= state.ledger.push(entry, session.now()),
+                        false => state.ledger.push_claimed(entry, session.now()),
+                    }
                 }
             }
         }

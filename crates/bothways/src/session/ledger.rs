@@ -8,12 +8,14 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 
 use super::{
+    account::Account,
     push::{Class, Priority},
     receipt::{DropReason, Stage, Ticket},
 };
@@ -131,6 +133,8 @@ pub(super) struct Ledger {
     latest_bytes: usize,
     fire: (usize, usize),
     tracked: (usize, usize),
+    /// Where the user of the session, if it has one, is billed the bytes of `tracked` too.
+    account: Option<Arc<Account>>,
     /// Sent, and not handled; offsets without holes.
     sent: VecDeque<Sent>,
     /// The next offset.
@@ -189,6 +193,7 @@ impl Ledger {
             latest_bytes: 0,
             fire: (0, 0),
             tracked: (0, 0),
+            account: None,
             sent: VecDeque::new(),
             next_offset: 1,
             received: 0,
@@ -242,7 +247,7 @@ impl Ledger {
                 return true;
             }
             Class::Tracked => {
-                if self.is_full_for(len) {
+                if self.is_full_for(len) || !self.account.as_ref().is_none_or(|account| account.take(len)) {
                     return self.refuse(entry);
                 }
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
@@ -252,17 +257,56 @@ impl Ledger {
         true
     }
 
-    /// True if a tracked push of this size would be refused now.
+    /// Takes a tracked push in for which there is room by [`Self::claim_room`].
+    pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
+        let len = entry.frame.len();
+        if entry.is_expired(now) {
+            self.give_back(len);
+            return entry.ticket.advance(Stage::Expired);
+        }
+        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+    }
+
+    /// From here on another user is billed, or none.
+    pub(super) fn bill(&mut self, account: Option<Arc<Account>>) {
+        self.give_back(self.tracked.1);
+        if let Some(account) = &account {
+            // Also what is beyond its bound: it is owed already.
+            account.take_anyway(self.tracked.1);
+        }
+        self.account = account;
+    }
+
+    /// Where the session's user is billed.
+    pub(super) fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        if let Some(account) = &self.account {
+            account.give_back(bytes);
+        }
+    }
+
+    /// True if a tracked push of this size would be refused now, for want of room here or with the user.
+    pub(super) fn refuses(&self, len: usize) -> bool {
+        self.is_full_for(len) || !self.account.as_ref().is_none_or(|account| account.has_room_for(len))
+    }
+
+    /// True if a tracked push of this size finds no room in this log now.
     pub(super) fn is_full_for(&self, len: usize) -> bool {
         let (messages, bytes) = self.tracked;
         self.bounds.tracked_messages <= messages || (0 < messages && self.bounds.tracked_bytes < bytes + len)
     }
 
-    /// True if so many tracked pushes of so many bytes in all would be taken now.
-    pub(super) fn has_room_for(&self, messages: usize, bytes: usize) -> bool {
+    /// True if there is room for so many tracked pushes of so many bytes in all: [`Self::push_claimed`] follows for
+    /// each of them.
+    pub(super) fn claim_room(&mut self, messages: usize, bytes: usize) -> bool {
         messages == 0
             || (self.tracked.0 + messages <= self.bounds.tracked_messages
-                && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.bounds.tracked_bytes))
+                && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.bounds.tracked_bytes)
+                && self.account.as_ref().is_none_or(|account| account.take(bytes)))
     }
 
     /// What goes on the wire next. The caller puts it there, or ends the connection.
@@ -281,21 +325,31 @@ impl Ledger {
         loop {
             let mut entry = self.take_queued()?;
             let len = entry.frame.len();
+            // What the user is billed for it already.
+            let mut billed = 0;
             match entry.class {
                 Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
-                Class::Tracked => self.forget_tracked(len),
+                Class::Tracked => {
+                    billed = len;
+                    self.forget_tracked(len);
+                }
                 Class::Latest(_) => {}
             }
             if entry.is_expired(now) {
+                self.give_back(billed);
                 entry.ticket.advance(Stage::Expired);
                 continue;
             }
             let frame = entry.frame.clone();
             if entry.class == Class::Fire || !self.confirms {
+                self.give_back(billed);
                 self.unwritten.push_back(Unwritten::Fire(entry.ticket));
                 return Some(Next::Frame { frame, offset: 0 });
             }
             self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            if let Some(account) = &self.account {
+                account.take_anyway(len - billed);
+            }
             let offset = self.next_offset;
             self.next_offset += 1;
             entry.ticket.numbered(offset);
@@ -399,6 +453,7 @@ impl Ledger {
             let mut sent = self.sent.pop_front().expect("it was just seen");
             sent.entry.ticket.advance(Stage::Handled);
             self.forget_tracked(sent.entry.frame.len());
+            self.give_back(sent.entry.frame.len());
         }
         give_back(&mut self.sent);
         let upto = self.received;
@@ -499,6 +554,12 @@ impl Ledger {
             }
         }
         false
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.give_back(self.tracked.1);
     }
 }
 

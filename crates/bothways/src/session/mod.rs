@@ -11,6 +11,7 @@
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `receipt.rs` | what became of it |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
+//! | `account.rs` | what the logs of a user's sessions hold together |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `topic.rs` | names, patterns, who subscribes |
 //! | `rules.rs` | what topics are like: options by pattern |
@@ -21,6 +22,7 @@
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
+mod account;
 mod call;
 mod explain;
 mod history;
@@ -287,10 +289,23 @@ impl Session {
             let changed = self.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            let account = self.inner.state.lock().ledger.account().cloned();
+            let room = account.as_ref().map(|account| account.room.notified());
+            tokio::pin!(room);
+            if let Some(room) = room.as_mut().as_pin_mut() {
+                room.enable();
+            }
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
-            let added = self.add_if(push, &frame, &receipt, |ledger| !ledger.is_full_for(frame.len()));
+            let added = self.add_if(push, &frame, &receipt, |ledger| !ledger.refuses(frame.len()));
             if !added {
-                if tokio::time::timeout_at(deadline, changed).await.is_ok() {
+                // Another session of the user may make room too.
+                let more_room = async {
+                    match room.as_pin_mut() {
+                        Some(room) => tokio::select! { () = changed => {}, () = room => {} },
+                        None => changed.await,
+                    }
+                };
+                if tokio::time::timeout_at(deadline, more_room).await.is_ok() {
                     continue;
                 }
                 self.add_if(push, &frame, &receipt, |_| true);

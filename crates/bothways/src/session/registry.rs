@@ -20,6 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Inner, Session, SessionId, State,
+    account::Account,
     explain::{self, Explanation, Standing, Trail, What},
     hub::Hub,
     ledger::{Bounds, Ledger},
@@ -46,6 +47,8 @@ pub(crate) struct SessionOptions {
     pub(crate) subscriptions_max: usize,
     pub(crate) rules: Rules,
     pub(super) bounds: Bounds,
+    /// Bytes that the logs of one user's sessions may hold together.
+    pub(crate) user_bytes_max: usize,
     /// Events that a session keeps of its past.
     pub(crate) events_max: usize,
     /// Sessions that ended whose past is kept.
@@ -60,6 +63,7 @@ impl Default for SessionOptions {
             subscriptions_max: 1000,
             rules: Rules::default(),
             bounds: Bounds::default(),
+            user_bytes_max: 16 << 20,
             events_max: explain::EVENTS_MAX,
             ended_max: explain::ENDED_MAX,
             limits: Limits::default(),
@@ -135,13 +139,19 @@ pub(crate) struct Registry {
     hasher: RandomState,
     by_id: Vec<RwLock<HashMap<SessionId, Session>>>,
     by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
-    by_user: Vec<RwLock<HashMap<Arc<str>, Vec<Session>>>>,
+    by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
     /// Sessions whose clients are away, to be ended when their window is over.
     away: Mutex<Vec<(Instant, Session, u64)>>,
     /// What is left of sessions that ended, oldest first.
     ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
+}
+
+/// What belongs to one user.
+struct OfUser {
+    sessions: Vec<Session>,
+    account: Arc<Account>,
 }
 
 /// What is left of a session that ended.
@@ -487,16 +497,22 @@ impl Registry {
         let mut state = session.inner.state.lock();
         let is_theirs = !state.ended && state.user.as_ref() == Some(user);
         // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
-        let is_listed = 0 < state.listed && users.get(user).is_some_and(|sessions| sessions.contains(session));
+        let is_listed = 0 < state.listed && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
         match (is_theirs, is_listed) {
             (true, false) => {
-                users.entry(Arc::clone(user)).or_default().push(session.clone());
+                let new = || OfUser { sessions: Vec::new(), account: Account::new(self.options.user_bytes_max).into() };
+                let theirs = users.entry(Arc::clone(user)).or_insert_with(new);
+                theirs.sessions.push(session.clone());
                 state.listed += 1;
+                state.ledger.bill(Some(Arc::clone(&theirs.account)));
             }
             (false, true) => {
-                let sessions = users.get_mut(user).expect("it was just seen");
-                sessions.retain(|other| other != session);
-                if sessions.is_empty() {
+                let theirs = users.get_mut(user).expect("it was just seen");
+                theirs.sessions.retain(|other| other != session);
+                if state.ledger.account().is_some_and(|account| Arc::ptr_eq(account, &theirs.account)) {
+                    state.ledger.bill(None);
+                }
+                if theirs.sessions.is_empty() {
                     users.remove(user);
                 }
                 state.listed -= 1;
@@ -525,7 +541,8 @@ impl Registry {
             Who::Session(id) => self.session(*id).into_iter().collect(),
             Who::Users(names) => {
                 let of_user = |name: &String| -> Vec<Session> {
-                    self.shard(&self.by_user, name.as_str()).read().get(name.as_str()).cloned().unwrap_or_default()
+                    let users = self.shard(&self.by_user, name.as_str()).read();
+                    users.get(name.as_str()).map(|theirs| theirs.sessions.clone()).unwrap_or_default()
                 };
                 unique(names.iter().flat_map(of_user).collect())
             }

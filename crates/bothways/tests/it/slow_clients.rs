@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    Class, CloseReason, Metadata, Push, Receipt, Server, ServerBuilder, Session, Stage, Target, session::DropReason,
+    Class, Client, ClientOptions, CloseReason, Metadata, Push, Receipt, Server, ServerBuilder, Session, Stage, Target,
+    session::DropReason,
 };
 use bothways_proto::{Capabilities, Message, keys};
 
@@ -230,4 +231,44 @@ async fn a_push_may_wait_for_room() {
     });
     assert_eq!(receipt.expect("small").outcomes().dropped(), 0);
     client.say(oneway(1, "Nothing", b"")).await;
+}
+
+/// What one device of a user has not handled takes room from the others, and from nobody else; who waits for room at
+/// one device gets it when another handles.
+#[tokio::test(start_paused = true)]
+async fn the_devices_of_a_user_are_bounded_together() {
+    let server = Server::builder().user_log_bytes_max(2500).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut devices = Vec::new();
+    for user in ["ann", "ann", "bob"] {
+        let (client, messages) =
+            Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+        settle().await;
+        let connection = server.connections().pop().expect("it is connected");
+        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        session.bind_user(user);
+        devices.push((client, messages, session));
+    }
+    let [phone, desk, bobs] = [0, 1, 2].map(|at: usize| devices[at].2.clone());
+    let on_phone = [0, 1].map(|number| push(&phone, Class::Tracked, number));
+    for receipt in &on_phone {
+        assert_eq!(receipt.received().await.at(Stage::Received), 1);
+    }
+    let refused = push(&desk, Class::Tracked, 2);
+    assert_eq!(refused.outcomes().at(Stage::Dropped(DropReason::Full)), 1);
+    assert_eq!(push(&bobs, Class::Tracked, 3).outcomes().dropped(), 0, "another user");
+
+    let late = Push::new("T", "News", payload(4));
+    let began = tokio::time::Instant::now();
+    let (receipt, ()) = tokio::join!(desk.push_within(Duration::from_secs(60), &late), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(devices[0].1.next().await.expect("it came"));
+    });
+    let receipt = receipt.expect("small");
+    assert_eq!(receipt.received().await.at(Stage::Received), 1);
+    assert_eq!(began.elapsed().as_secs(), 2);
+    // A session that ends leaves its room to the others.
+    assert_eq!(push(&desk, Class::Tracked, 5).outcomes().dropped(), 1);
+    phone.end("lost in a taxi");
+    assert_eq!(push(&desk, Class::Tracked, 6).outcomes().dropped(), 0);
 }

@@ -414,6 +414,53 @@ fn a_session_that_ends_tells_the_sender_of_all_it_owed() {
     }
 }
 
+/// A user's sessions are bounded as one: what one of them holds, another has no room for, until it is handled.
+#[test]
+fn the_logs_of_a_user_are_bounded_together() {
+    let account = Arc::new(Account::new(10));
+    let [mut phone, mut desk] = [(); 2].map(|()| {
+        let mut ledger = ledger(true);
+        ledger.bill(Some(Arc::clone(&account)));
+        ledger
+    });
+    push(&mut phone, Class::Tracked, "12345678");
+    push(&mut phone, latest("k"), "a value waits for nobody's bytes");
+    assert!(desk.refuses(3) && !desk.is_full_for(3) && !desk.refuses(2));
+    let refused = push(&mut desk, Class::Tracked, "123");
+    assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full));
+    assert_eq!(texts(&mut desk), ["gap 1"]);
+    assert_eq!(stage(&push(&mut desk, Class::Tracked, "12")), Stage::Queued);
+    assert_eq!(account.held_bytes(), 10);
+    assert_eq!(phone.next(NOW), Some(Next::Frame { frame: Bytes::from_static(b"12345678"), offset: 1 }));
+    assert_eq!(account.held_bytes(), 10, "sent is not handled");
+    assert!(phone.ack(1, 1));
+    assert_eq!(stage(&push(&mut desk, Class::Tracked, "12345678")), Stage::Queued);
+    drop(desk);
+    assert_eq!(account.held_bytes(), 0, "a session that ended holds nothing");
+    let large = push(&mut phone, Class::Tracked, "a single push is taken however large");
+    assert_eq!(stage(&large), Stage::Queued);
+}
+
+/// Room that was claimed is used or given back, and what is owed goes along to another user.
+#[test]
+fn an_account_holds_what_the_log_holds() {
+    let [ann, bob] = [(); 2].map(|()| Arc::new(Account::new(10)));
+    let mut ledger = ledger(true);
+    ledger.bill(Some(Arc::clone(&ann)));
+    assert!(ledger.claim_room(2, 8));
+    let ((a, _a), (mut b, was_late)) = (entry(Class::Tracked, "1234"), entry(Class::Tracked, "5678"));
+    b.expires = Some(NOW);
+    ledger.push_claimed(a, NOW);
+    ledger.push_claimed(b, NOW);
+    assert_eq!((ann.held_bytes(), stage(&was_late)), (4, Stage::Expired));
+    assert!(!ledger.claim_room(1, 7) && ann.held_bytes() == 4, "the user has no room");
+    bob.take_anyway(9);
+    ledger.bill(Some(Arc::clone(&bob)));
+    assert_eq!((ann.held_bytes(), bob.held_bytes()), (0, 13), "also beyond the bound: it is owed");
+    ledger.bill(None);
+    assert_eq!(bob.held_bytes(), 9);
+}
+
 /// Any history, against what was promised.
 mod histories {
     use proptest::prelude::*;
@@ -507,6 +554,7 @@ mod histories {
 
     struct World {
         ledger: Ledger,
+        account: Arc<Account>,
         confirms: bool,
         connected: bool,
         now: Duration,
@@ -534,8 +582,12 @@ mod histories {
 
     impl World {
         fn new(confirms: bool) -> Self {
+            let account = Arc::new(Account::new(usize::MAX));
+            let mut ledger = ledger(confirms);
+            ledger.bill(Some(Arc::clone(&account)));
             Self {
-                ledger: ledger(confirms),
+                ledger,
+                account,
                 confirms,
                 connected: true,
                 now: NOW,
@@ -771,6 +823,7 @@ mod histories {
         /// Bounds hold, and no receipt is better than the truth.
         fn check(&self) {
             let bounds = bounds();
+            assert_eq!(self.account.held_bytes(), self.ledger.tracked.1, "the user is billed what the log holds");
             let (messages, bytes) = self.ledger.waiting();
             assert!(messages <= bounds.tracked_messages + bounds.fire_messages + bounds.latest_keys);
             // One value may be sent while there is any room; values that wait are bounded by their number.
