@@ -250,6 +250,15 @@ impl ServerBuilder {
         self
     }
 
+    /// Most sessions that wait so at once. When one more client leaves, the session whose client has been away for
+    /// longest ends: what it was owed counts as dropped because the session ended, and its client gets a new session
+    /// if it comes back. Default 100,000, with nothing owed to them about 150 MiB: all the clients of a busy server at
+    /// once, when the network before it blinks.
+    pub fn sessions_away_max(mut self, sessions: usize) -> Self {
+        self.sessions.away_max = sessions;
+        self
+    }
+
     /// Tracked pushes, and their bytes, that a session keeps until its client has handled them; more are
     /// refused, and the client is told of the gap. Default 1,000 pushes, 1 MiB.
     pub fn session_log(mut self, messages_max: usize, bytes_max: usize) -> Self {

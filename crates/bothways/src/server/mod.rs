@@ -101,6 +101,8 @@ pub struct ServerStats {
     pub connections: usize,
     /// Sessions that live, those whose clients are away among them.
     pub sessions: usize,
+    /// Sessions whose clients are away.
+    pub sessions_away: usize,
     /// Connections that were ever taken.
     pub connections_accepted: u64,
     /// Connections that were refused because `connections_max` were open, or failed their handshake.
@@ -297,6 +299,7 @@ impl Server {
         ServerStats {
             connections: self.shared.connections.lock().len(),
             sessions: self.shared.sessions.len(),
+            sessions_away: self.shared.sessions.away(),
             connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),
             connections_refused: self.shared.counters.refused.load(Ordering::Relaxed),
             calls_running: self.shared.settings.load.running(),

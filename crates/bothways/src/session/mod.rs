@@ -17,12 +17,14 @@
 //! | `rules.rs` | what topics are like: options by pattern |
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
 //! | `hub.rs` | topics at work: subscribing, publishing, changes of presence |
+//! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
 //!
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
 mod account;
+mod away;
 mod call;
 mod explain;
 mod history;

@@ -21,6 +21,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     Inner, Session, SessionId, State,
     account::Account,
+    away::Away,
     explain::{self, Explanation, Standing, Trail, What},
     hub::Hub,
     ledger::{Bounds, Ledger},
@@ -43,6 +44,8 @@ const SHARDS: usize = 64;
 pub(crate) struct SessionOptions {
     /// How long a session waits for its client to come back.
     pub(crate) resume_window: Duration,
+    /// Sessions that may wait so at once.
+    pub(crate) away_max: usize,
     /// Topics and patterns that a client may subscribe to at once.
     pub(crate) subscriptions_max: usize,
     pub(crate) rules: Rules,
@@ -60,6 +63,7 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             resume_window: Duration::from_secs(120),
+            away_max: 100_000,
             subscriptions_max: 1000,
             rules: Rules::default(),
             bounds: Bounds::default(),
@@ -141,8 +145,7 @@ pub(crate) struct Registry {
     by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
     by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
-    /// Sessions whose clients are away, to be ended when their window is over.
-    away: Mutex<Vec<(Instant, Session, u64)>>,
+    pub(super) away: Away,
     /// What is left of sessions that ended, oldest first.
     ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
@@ -170,7 +173,7 @@ impl Registry {
             by_id: shards(),
             by_connection: shards(),
             by_user: shards(),
-            away: Mutex::default(),
+            away: Away::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
         }
@@ -298,6 +301,7 @@ impl Registry {
                 return Err("gap");
             }
             state.secret.show(key);
+            self.away.recount(state.is_away(), false);
             state.generation += 1;
             state.marks.clear();
             state.lost_at = None;
@@ -375,14 +379,15 @@ impl Registry {
             state.marks.clear();
             state.ledger.disconnect();
             state.lost_at = Some(Instant::now());
-            let waits = state.resumable && !state.ended;
+            let waits = state.is_away();
+            self.away.recount(false, waits);
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
             session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
             (waits, state.generation)
         };
         session.inner.changed.notify_waiters();
         if waits {
-            self.away.lock().push((Instant::now() + self.options.resume_window, session, generation));
+            self.wait_for_client(session, generation);
         } else {
             let why = "with its connection: its client does not speak sessions";
             // A plain client comes back as another session of its user, if at all.
@@ -390,23 +395,9 @@ impl Registry {
         }
     }
 
-    /// Ends the sessions whose window is over.
+    /// Ends sessions whose window is over, and forgets what topics need not keep.
     pub(crate) fn sweep(&self, now: Instant) {
-        let mut over = Vec::new();
-        self.away.lock().retain(|(until, session, generation)| {
-            let state = session.inner.state.lock();
-            let still_away = state.generation == *generation && state.connection.is_none() && !state.ended;
-            drop(state);
-            if still_away && *until <= now {
-                over.push(session.clone());
-            }
-            still_away && now < *until
-        });
-        for session in over {
-            // Its client may have come back this moment.
-            let why = Some("its client did not come back within `resume_window`");
-            self.remove_if(&session, why, None, |state| state.connection.is_none());
-        }
+        self.sweep_away(now);
         self.sweep_topics();
     }
 
@@ -428,7 +419,7 @@ impl Registry {
         self.remove_if(session, why, until, |_| true);
     }
 
-    fn remove_if(
+    pub(super) fn remove_if(
         &self,
         session: &Session,
         why: Option<&str>,
@@ -440,6 +431,7 @@ impl Registry {
             if state.ended || !still(&state) {
                 return;
             }
+            self.away.recount(state.is_away(), false);
             state.ended = true;
             state.resumable = false;
             let empty = Ledger::new(self.options.bounds.clone());
@@ -527,6 +519,11 @@ impl Registry {
 
     pub(crate) fn of_connection(&self, id: ConnectionId) -> Option<Session> {
         self.shard(&self.by_connection, &id).read().get(&id).cloned()
+    }
+
+    /// Sessions whose clients are away.
+    pub(crate) fn away(&self) -> usize {
+        self.away.len()
     }
 
     /// Sessions that live.

@@ -1,6 +1,7 @@
 //! The library from outside, a module per topic. One binary, so that it links once.
 
 mod auth;
+mod bounds;
 mod call_back;
 mod call_users;
 mod calls;
