@@ -33,8 +33,11 @@ pub enum CallError {
     /// There is no connection, and none could be made. The call was not sent.
     #[error("not connected: {0}")]
     NotConnected(#[from] ConnectError),
-    /// The peer does not take calls: it did not negotiate them. Nothing was sent.
-    #[error("the peer takes no calls: it speaks plain rpcx, in which only clients call")]
+    /// The peer does not take calls, as it did not negotiate them, or not this one: it has said which methods it
+    /// handles. Nothing was sent.
+    #[error(
+        "the peer takes no such call: it speaks plain rpcx, in which only clients call, or does not handle the method"
+    )]
     NotSupported,
     /// Too many calls wait for a reply already (`calls_pending_max`). Nothing was sent.
     #[error("{max} calls wait for a reply already (`calls_pending_max`); nothing was sent")]

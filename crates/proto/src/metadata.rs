@@ -38,6 +38,9 @@ pub mod keys {
     pub const SESSION_OFFSET: &str = "_bw.off";
     /// In Hello: the offset up to which the client has received. It understands [`SKIP`].
     pub const SESSION_RECEIVED: &str = "_bw.rcv";
+    /// In Hello, and in [`ENABLE`] and [`RESUME`]: which methods the client handles, each as `Path.method`, with commas
+    /// between; at most 4,096 bytes. Without it a server asks and sees.
+    pub const METHODS: &str = "_bw.fns";
     /// A method of the control path, under an offset: in place of a push whose time to live is over.
     pub const SKIP: &str = "Skip";
     /// In Welcome: `1` if the session was resumed.

@@ -9,6 +9,7 @@
 //! | `_bw.caps` | both | capabilities, separated by commas; unknown ones are ignored |
 //! | `_bw.ok` | Welcome | `1`; its presence is what makes the echo a Welcome |
 //! | `__AUTH` | Hello | the token, if the client has one |
+//! | `_bw.fns` | Hello | which of the server's calls the client handles |
 
 use crate::Metadata;
 

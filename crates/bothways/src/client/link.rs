@@ -34,7 +34,7 @@ use super::{
     subscriptions::{Resubscriber, Subscriptions},
 };
 use crate::{
-    connection::{Connection, Inlet, Settings},
+    connection::{Connection, Inlet, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
     transport::{self, Address},
@@ -119,7 +119,8 @@ impl Link {
             warned: false.into(),
         });
         let settings = Arc::new(settings);
-        let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events });
+        let methods = Methods::announce(&inlet.handlers.routes());
+        let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events, methods });
         tokio::spawn(async move {
             keep(&kept, keeper).await;
             kept.ears.lock().take();
@@ -296,6 +297,8 @@ struct Keeper {
     inlet: Arc<ClientInlet>,
     settings: Arc<Settings>,
     events: EventSender,
+    /// What the handlers take, as a Hello announces it.
+    methods: Option<String>,
 }
 
 /// The task of a link.
@@ -371,6 +374,9 @@ impl Keeper {
             let mut hello = self.inlet.memory.hello();
             if let Some(token) = link.options.token() {
                 hello.insert(keys::AUTH, token);
+            }
+            if let Some(methods) = &self.methods {
+                hello.insert(keys::METHODS, methods);
             }
             hello
         });

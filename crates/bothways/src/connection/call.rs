@@ -134,6 +134,9 @@ impl Connection {
         if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
             return Err(CallError::NotSupported);
         }
+        if state.methods.as_ref().is_some_and(|methods| !methods.contains(call.service_path, call.service_method)) {
+            return Err(CallError::NotSupported);
+        }
         let (sender, reply) = oneshot::channel();
         let begun = state.proto.begin_call(Waiter::Call { reply: sender, number: u64::MAX });
         let seq = begun.map_err(|full| CallError::TooManyCalls { max: full.max })?;

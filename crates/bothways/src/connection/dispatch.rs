@@ -291,7 +291,12 @@ impl Connection {
         let frame = match &outcome {
             Ok(()) => {
                 let said = message.metadata();
-                let welcome = self.shared.state.lock().proto.welcome(hello, self.shared.settings.capabilities);
+                let methods = self.shared.settings.announced.take(said.get(keys::METHODS));
+                let welcome = {
+                    let mut state = self.shared.state.lock();
+                    state.methods = methods;
+                    state.proto.welcome(hello, self.shared.settings.capabilities)
+                };
                 sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
                 let mut pairs = if sessions { self.shared.inlet.welcome(self, &said) } else { Metadata::new() };
                 welcome.put(&mut pairs);

@@ -8,6 +8,7 @@
 //! | `control.rs` | replies, heartbeats, Hello, acks, goodbyes |
 //! | `write.rs` | who writes, and when |
 //! | `end.rs` | how a connection ends |
+//! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
 //! | `socket.rs` | the socket, until the connection is over |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
@@ -19,6 +20,7 @@
 //! driver works through what one read brought, writing is put off until it is done, so that many
 //! replies leave in one write. When the socket is full the driver waits for it; nobody else does.
 
+mod announced;
 mod call;
 mod control;
 mod dispatch;
@@ -50,17 +52,18 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 pub use self::send::{FanOut, PushFrame, Sent, fan_out};
+pub(crate) use self::{
+    announced::Methods,
+    dispatch::{Answer, Inlet, Load, deadline},
+    settings::Settings,
+    watch::Watch,
+};
 use self::{
     call::Waiter,
     driver::Driver,
     end::Phase,
     outbox::{Lane, Outbox, Writing},
     socket::SocketSlot,
-};
-pub(crate) use self::{
-    dispatch::{Answer, Inlet, Load, deadline},
-    settings::Settings,
-    watch::Watch,
 };
 use crate::{
     error::{CallError, CloseReason},
@@ -144,6 +147,8 @@ struct State {
     hello_pending: bool,
     /// A plain client has asked to be called by pushes.
     called_by_pushes: bool,
+    /// What the client has said to handle; `None`: nothing, and it is asked.
+    methods: Option<Methods>,
     phase: Phase,
     driver: Option<Waker>,
     watch: Watch,
@@ -201,6 +206,7 @@ impl Connection {
             oneways_refused: 0,
             hello_pending: false,
             called_by_pushes: false,
+            methods: None,
             phase: Phase::Open,
             driver: None,
             watch: Watch::new(&settings.watch, Instant::now()),
@@ -265,13 +271,21 @@ impl Connection {
         state.called_by_pushes || state.proto.peer_can(Capabilities::CALLS)
     }
 
-    /// A plain client asks for a session: calls to it wait from here on until it is welcomed. False: it was
-    /// welcomed already, by whatever means.
-    pub(crate) fn begin_welcome(&self) -> bool {
+    /// A plain client asks for a session, and says what it handles: calls to it wait from here on until it is
+    /// welcomed. False: it was welcomed already, by whatever means.
+    pub(crate) fn begin_welcome(&self, methods: Option<&str>) -> bool {
+        let methods = self.shared.settings.announced.take(methods);
         let mut state = self.shared.state.lock();
         let is_new = !state.hello_pending && !state.called_by_pushes && state.proto.peer() == Peer::Plain;
-        state.hello_pending |= is_new;
+        if is_new {
+            (state.hello_pending, state.methods) = (true, methods);
+        }
         is_new
+    }
+
+    /// What the client has said to handle; `None` if it has said nothing, or too much.
+    pub(crate) fn methods(&self) -> Option<Methods> {
+        self.shared.state.lock().methods.clone()
     }
 
     /// A plain client answers the call of this number. False: nobody waits for it any more.

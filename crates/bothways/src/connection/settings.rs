@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bothways_proto::{Capabilities, CompressType, Limits};
 
-use super::{Overflow, dispatch::Load, outbox::OutboxBounds, watch};
+use super::{Overflow, announced::AnnouncedLists, dispatch::Load, outbox::OutboxBounds, watch};
 
 /// Bounds and habits that all connections of one server or client share.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) calls_running_max: usize,
     /// Requests that run, and may run, in all connections with these settings.
     pub(crate) load: Arc<Load>,
+    /// What clients announced.
+    pub(crate) announced: Arc<AnnouncedLists>,
     /// Drop running handlers when their connection ends.
     pub(crate) cancel_on_disconnect: bool,
     /// Pack payloads of calls above [`COMPRESS_ABOVE`].
@@ -39,6 +41,7 @@ impl Default for Settings {
             reply_bytes_max: 4 << 20,
             calls_running_max: 16_384,
             load: Arc::new(Load::new(131_072)),
+            announced: Arc::default(),
             cancel_on_disconnect: false,
             compress: CompressType::NONE,
             watch: watch::Deadlines::default(),

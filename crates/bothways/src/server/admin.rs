@@ -67,6 +67,9 @@ pub struct SessionView {
     pub dropped: u64,
     /// What it subscribes to.
     pub subscriptions: Vec<String>,
+    /// The methods that its client handles, each as `Path.method`; `None`: it has not said.
+    #[serde(default)]
+    pub methods: Option<Vec<String>>,
 }
 
 /// Which sessions an operator wants listed.
@@ -337,6 +340,7 @@ fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) ->
             waiting_bytes,
             dropped: session.dropped(),
             subscriptions: session.subscriptions(),
+            methods: session.methods(),
         }
     };
     let mut sessions: Vec<_> = found.iter().take(asked.max).map(each).collect();

@@ -5,8 +5,8 @@
 //!
 //! | method | says | answers |
 //! |---|---|---|
-//! | `Enable` | | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
-//! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off`; `_bw.rcv` | the same, with `_bw.res` or `_bw.why` |
+//! | `Enable` | `_bw.fns` | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
+//! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off`; `_bw.rcv`, `_bw.fns` | the same, with `_bw.res` or `_bw.why` |
 //! | `Ack` | `_bw.ack` | nothing |
 //! | `Reply` | `_bw.call`, and `__rpcx_error__` if the call failed; the payload | nothing |
 //!
@@ -64,7 +64,7 @@ fn welcome(request: &Request, said: &Metadata) -> Reply {
     let Some(registry) = connection.owner::<Registry>() else {
         return Reply::refused(ErrorCode::Internal, "this server keeps no sessions");
     };
-    if !connection.begin_welcome() {
+    if !connection.begin_welcome(request.metadata().get(keys::METHODS)) {
         return bad("this connection has its session already");
     }
     match registry.arrive(connection, said) {
@@ -128,8 +128,8 @@ mod tests {
             connection.call_typed::<(), ()>("T", "Ask", &(), options).await.map(|_| ())
         };
         assert!(matches!(ask().await, Err(CallError::NotSupported)));
-        assert!(connection.begin_welcome());
-        assert!(!connection.begin_welcome(), "one at a time");
+        assert!(connection.begin_welcome(None));
+        assert!(!connection.begin_welcome(None), "one at a time");
         assert!(matches!(ask().await, Err(CallError::TimedOut(_))));
     }
 }

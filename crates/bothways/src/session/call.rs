@@ -46,6 +46,9 @@ impl Session {
         trail: &CallTrail<'_>,
     ) -> Result<RawReply, CallError> {
         loop {
+            if !self.handles(call.service_path, call.service_method) {
+                return Err(CallError::NotSupported);
+            }
             let Some(connection) = self.connected().await else {
                 return Err(CallError::NoClient(format!("session {} has ended", self.id())));
             };
@@ -79,7 +82,8 @@ impl Caller for Session {
     ///
     /// # Errors
     /// Any [`CallError`]. Of note:
-    /// - [`CallError::NotSupported`]: the client speaks plain rpcx. Nothing was sent.
+    /// - [`CallError::NotSupported`]: the client speaks plain rpcx, or has said which methods it handles, and this is
+    ///   none of them; if it is away, by what it said when it was there. Nothing was sent.
     /// - [`CallError::NoClient`]: the session ended, or its client stayed away until the deadline. Nothing was sent.
     /// - [`CallError::Closed`]: the session ended under the call; `written` says whether it may have run.
     /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client runs as many calls as

@@ -72,7 +72,7 @@ pub(crate) use self::{
     registry::{Registry, SessionOptions},
 };
 use crate::{
-    connection::{Connection, ConnectionId, after},
+    connection::{Connection, ConnectionId, Methods, after},
     error::PushError,
 };
 
@@ -152,6 +152,8 @@ struct State {
     labels: BTreeMap<String, String>,
     /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
     patterns: BTreeMap<Arc<str>, u64>,
+    /// What its client handled when it was there last.
+    methods: Option<Methods>,
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
     knows_topics: bool,
     ledger: Ledger,
@@ -227,6 +229,12 @@ impl Session {
     /// What it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
         self.inner.state.lock().patterns.keys().map(ToString::to_string).collect()
+    }
+
+    /// The methods that its client handles, each as `Path.method`, by what it said when it was there last; `None`: it
+    /// has not said, or named more than 4,096 bytes of them, and is asked.
+    pub fn methods(&self) -> Option<Vec<String>> {
+        self.announced().map(|methods| methods.names())
     }
 
     /// Pushes that wait or are not yet handled, and their bytes.
@@ -403,6 +411,16 @@ impl Session {
             Some(connection) => state.resumable || (!connection.is_being_let_in() && connection.takes_calls()),
             None => state.resumable,
         }
+    }
+
+    /// False if its client has said what it handles, and this is not among it.
+    fn handles(&self, service_path: &str, service_method: &str) -> bool {
+        self.announced().is_none_or(|methods| methods.contains(service_path, service_method))
+    }
+
+    fn announced(&self) -> Option<Methods> {
+        let state = self.inner.state.lock();
+        state.connection.as_ref().map_or_else(|| state.methods.clone(), Connection::methods)
     }
 
     /// Orders sessions by when their clients were last there: those that are away come first, in the order in

@@ -211,6 +211,7 @@ impl Registry {
                     listed: 0,
                     labels: Default::default(),
                     patterns: Default::default(),
+                    methods: None,
                     knows_topics: false,
                     ledger,
                     secret: Secrets::default(),
@@ -376,6 +377,7 @@ impl Registry {
                 return;
             }
             state.connection = None;
+            state.methods = connection.methods();
             state.marks.clear();
             state.ledger.disconnect();
             state.lost_at = Some(Instant::now());

@@ -19,8 +19,9 @@ pub const DEVICE_LABEL: &str = "device";
 
 /// Which sessions of a user a call goes to, and when it is done.
 ///
-/// Sessions whose clients speak plain rpcx take no calls and are left out. One whose client is away takes the
-/// call when the client comes back before the deadline.
+/// Sessions whose clients speak plain rpcx take no calls and are left out, as are those whose clients have said which
+/// methods they handle, if this is none of them. One whose client is away takes the call when the client comes back
+/// before the deadline.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum CallPolicy {
@@ -87,7 +88,7 @@ impl User {
     }
 
     /// Calls every session, whatever the policy, and answers what became of each when all are done: at the
-    /// latest at the deadline. A plain client's is [`CallError::NotSupported`].
+    /// latest at the deadline. That of a client that takes no such call is [`CallError::NotSupported`].
     ///
     /// Dropping the future gives all calls up.
     ///
@@ -118,7 +119,7 @@ impl User {
     }
 
     /// The sessions that a call goes to by the policy.
-    fn callees(&self) -> Result<Vec<Session>, CallError> {
+    fn callees(&self, call: &RawCall<'_>) -> Result<Vec<Session>, CallError> {
         let mut sessions = self.sessions();
         if let CallPolicy::Device(device) = &self.policy {
             sessions.retain(|session| is_device(session, device));
@@ -129,7 +130,10 @@ impl User {
                 _ => format!("the user {} has no session", self.name),
             }));
         }
-        let (mut callees, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(Session::takes_calls);
+        let (mut callees, others): (Vec<_>, Vec<_>) = sessions
+            .into_iter()
+            .filter(|session| session.handles(call.service_path, call.service_method))
+            .partition(Session::takes_calls);
         if callees.is_empty() {
             // Whoever is being let in may be about to come back to one of the user's sessions: called only if
             // there is no other, or the same client would be called twice.
@@ -164,12 +168,12 @@ impl Caller for User {
     /// # Errors
     /// As of a call to a [`Session`], and
     /// - [`CallError::NoClient`]: the user has no session, not this device, or fewer sessions than the quorum.
-    /// - [`CallError::NotSupported`]: all clients of the user speak plain rpcx.
+    /// - [`CallError::NotSupported`]: no client of the user takes such a call.
     /// - [`CallError::NoQuorum`]: too few succeeded.
     ///
     /// In the first two nothing was sent.
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let callees = self.callees()?;
+        let callees = self.callees(&call)?;
         let quorum = match &self.policy {
             CallPolicy::All { quorum: 0 } => callees.len(),
             CallPolicy::All { quorum } => *quorum,

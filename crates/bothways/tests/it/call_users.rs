@@ -235,6 +235,94 @@ async fn each_session_has_its_outcome() {
     drop(plain);
 }
 
+/// A client announces what it handles: who does not handle a method is not asked for it, by whatever policy.
+#[tokio::test(start_paused = true)]
+async fn only_who_handles_a_method_is_called() {
+    let server = builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let named = |name: &'static str| move |_: Request| std::future::ready(Reply::ok(name));
+    let both = Router::new().handler("T", "Ask", named("phone")).handler("T", "Confirm", named("phone"));
+    let _phone = Client::with_handlers(listening.address(), options("ann/phone"), both).await.expect("it listens");
+    let _desk = device_with(&server, listening.address(), "ann/desk", named("desk")).await;
+    let (_stream, _messages) =
+        Client::bidirectional(listening.address(), options("ann/wall")).await.expect("it listens");
+    until(|| server.user("ann").sessions().len() == 3).await;
+    let sessions = server.user("ann").sessions();
+    let of = |device: &str| {
+        let session = sessions.iter().find(|session| session.label(DEVICE_LABEL).as_deref() == Some(device));
+        session.expect("it is connected").clone()
+    };
+    assert_eq!(of("phone").methods().expect("it said so"), ["T.Ask", "T.Confirm"]);
+    assert_eq!(of("desk").methods().expect("it said so"), ["T.Ask"]);
+    assert!(of("wall").methods().expect("it said so").is_empty(), "it handles nothing");
+
+    let ann = |policy| server.user("ann").policy(policy);
+    let written = || sessions.iter().map(|s| s.connection().expect("up").stats().written_bytes).sum::<u64>();
+    assert_eq!(call(&ann(CallPolicy::MostRecent), "Ask", "").await.expect("answered"), "desk");
+    for policy in [CallPolicy::First, CallPolicy::MostRecent, CallPolicy::All { quorum: 0 }] {
+        assert_eq!(call(&ann(policy), "Confirm", "").await.expect("answered"), "phone");
+    }
+    settle().await;
+    let before = written();
+    let error = call(&ann(CallPolicy::All { quorum: 2 }), "Confirm", "").await.expect_err("one handles it");
+    assert!(matches!(error, CallError::NoClient(_)), "{error}");
+    for policy in [CallPolicy::First, CallPolicy::All { quorum: 1 }, CallPolicy::Device("phone".to_owned())] {
+        let error = call(&ann(policy), "Other", "").await.expect_err("nobody handles it");
+        assert!(matches!(error, CallError::NotSupported), "{error}");
+    }
+    let desk = CallPolicy::Device("desk".to_owned());
+    assert!(matches!(call(&ann(desk), "Confirm", "").await, Err(CallError::NotSupported)));
+    assert!(matches!(call(&of("desk"), "Confirm", "").await, Err(CallError::NotSupported)));
+    let connection = of("desk").connection().expect("up");
+    assert!(matches!(call(&connection, "Confirm", "").await, Err(CallError::NotSupported)));
+    assert_eq!(written(), before, "nobody was asked");
+}
+
+/// Whoever comes back with other handlers is asked for those; who is away, for what it handled when it was there.
+/// Who says nothing, or names more than is listened to, is asked and answers for itself.
+#[tokio::test(start_paused = true)]
+async fn the_latest_announcement_counts() {
+    let server = builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let announces = |text: &str| Metadata::new().with(keys::METHODS, text);
+    let (old, welcome) = scripted(listening.address(), announces("T.Ask")).await;
+    let session = server.user("ann").sessions().remove(0);
+    assert!(matches!(call(&session, "Confirm", "").await, Err(CallError::NotSupported)));
+
+    old.reset();
+    until(|| session.connection().is_none()).await;
+    assert!(matches!(call(&session, "Confirm", "").await, Err(CallError::NotSupported)));
+    let waits = tokio::spawn({
+        let session = session.clone();
+        async move { call(&session, "Ask", "").await }
+    });
+    settle().await;
+
+    let pairs = again(&welcome, 0).with(keys::METHODS, "T.Confirm,Other.Thing");
+    let (mut new, welcome) = scripted(listening.address(), pairs).await;
+    assert_eq!(session.generation(), 2);
+    assert!(matches!(waits.await.expect("no panic"), Err(CallError::NotSupported)), "it is not handled any more");
+    let asking = asking_for(&session, "Confirm");
+    let request = new.next().await;
+    assert_eq!(request.service_method(), "Confirm");
+    new.say(reply_to(&request, b"yes")).await;
+    assert_eq!(asking.await.expect("no panic").expect("answered"), "yes");
+
+    for said in [again(&welcome, 0), again(&welcome, 0).with(keys::METHODS, "x".repeat(4097))] {
+        let (mut silent, _) = scripted(listening.address(), said).await;
+        let asking = asking_for(&session, "Anything");
+        let request = silent.next().await;
+        silent.say(reply_to(&request, b"yes")).await;
+        assert_eq!(asking.await.expect("no panic").expect("answered"), "yes");
+        assert_eq!(session.methods(), None);
+    }
+}
+
+fn asking_for(session: &Session, method: &'static str) -> JoinHandle<Result<bytes::Bytes, CallError>> {
+    let session = session.clone();
+    tokio::spawn(async move { call(&session, method, "?").await })
+}
+
 /// A call that names no time ends after 30 s, at a user and at a session.
 #[tokio::test(start_paused = true)]
 async fn no_call_waits_for_ever() {

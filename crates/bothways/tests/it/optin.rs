@@ -156,6 +156,28 @@ async fn a_call_is_a_push_and_reply_answers_it() {
     assert_eq!((connection.stats().calls_pending, connection.stats().late_replies), (0, 1));
 }
 
+/// A plain client may say with Enable and with Resume what it handles; what it said last counts.
+#[tokio::test(start_paused = true)]
+async fn who_enables_may_say_what_it_handles() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let welcome = ask(&mut client, keys::ENABLE, &pair(keys::METHODS, "T.Ask")).await;
+    let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+    assert!(matches!(call(&session, "Confirm", "").await, Err(CallError::NotSupported)));
+    client.hears_nothing().await;
+    let mut client = Scripted::connect(listening.address()).await;
+    ask(&mut client, keys::RESUME, &resume_pairs(&welcome, 0).with(keys::METHODS, "T.Confirm")).await;
+    let asking = tokio::spawn({
+        let session = session.clone();
+        async move { call(&session, "Confirm", "").await }
+    });
+    let (number, _) = hears_call(&mut client, "Confirm").await;
+    client.say(control(9, keys::REPLY, &pair(keys::CALL_NUMBER, &number), b"yes")).await;
+    assert_eq!(asking.await.expect("no panic").expect("answered"), "yes");
+    assert!(matches!(call(&session, "Ask", "").await, Err(CallError::NotSupported)));
+}
+
 /// An answer with an error text fails the call with that text.
 #[tokio::test(start_paused = true)]
 async fn an_answer_may_be_an_error() {

@@ -8,7 +8,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,7 +71,8 @@ func (s *Session) Call(ctx context.Context, path, method string, args, reply any
 
 // enable gets a session, or takes the one that is there to this connection: the first thing that is said on it.
 func (s *Session) enable(ctx context.Context, c *client.Client) error {
-	method, said, answer, none := "Enable", map[string]string{}, map[string]string{}, struct{}{}
+	handles := strings.Join(slices.Sorted(maps.Keys(s.Handlers)), ",") // so that the server asks for nothing else
+	method, said, answer, none := "Enable", map[string]string{"_bw.fns": handles}, map[string]string{}, struct{}{}
 	if s.known != nil {
 		said["_bw.sid"], said["_bw.key"], said["_bw.off"] = s.known["_bw.sid"], s.known["_bw.key"], fmt.Sprint(s.handled)
 		said["_bw.rcv"] = said["_bw.off"] // what it has received it has handled; and it knows what a Skip is
