@@ -21,7 +21,7 @@ use bothways::{
     connection::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
 };
-use bothways_proto::{Deframer, FrameParts, Header, Seq};
+use bothways_proto::{Deframer, FrameParts, Header, Names, Seq};
 use clap::{Args, ValueEnum};
 
 use crate::{contract, pair::Record, server::server};
@@ -253,8 +253,8 @@ async fn push(server: &Server, address: &str, frames: usize, repeats: u64) -> an
 
 fn request(number: u64) -> Vec<u8> {
     let header = Header::request(Seq::new(number), SerializeType::RAW);
-    let (service_path, service_method, metadata) = (contract::SERVICE, contract::ECHO, &Metadata::new());
-    let parts = FrameParts { header, service_path, service_method, metadata, payload_len: PAYLOAD.len() };
+    let (names, metadata) = (Names::new(contract::SERVICE, contract::ECHO), &Metadata::new());
+    let parts = FrameParts { header, names, metadata, payload_len: PAYLOAD.len() };
     let mut frame = Vec::new();
     parts.put_frame(&mut frame, &PAYLOAD, &Limits::default()).expect("within the limits");
     frame

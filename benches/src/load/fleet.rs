@@ -253,8 +253,7 @@ pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[
     let metadata = Metadata::new();
     let parts = proto::FrameParts {
         header,
-        service_path: contract::SERVICE,
-        service_method: method,
+        names: proto::Names::new(contract::SERVICE, method),
         metadata: &metadata,
         payload_len: payload.len(),
     };

@@ -85,15 +85,18 @@ impl Reply {
         self.outcome.as_ref().err().map(|failure| failure.text.as_str())
     }
 
-    /// The pairs that travel: the handler's, and the error's.
-    pub(crate) fn wire_metadata(&self) -> Metadata {
-        let mut metadata = self.metadata.clone();
-        if let Err(failure) = &self.outcome {
-            metadata.insert(keys::ERROR, &failure.text);
-            if let Some(code) = failure.code {
-                metadata.insert(keys::ERROR_CODE, code.name());
+    /// What travels: the payload, and the pairs, which are the handler's and the error's.
+    pub(crate) fn into_wire(self) -> (Bytes, Metadata) {
+        let mut metadata = self.metadata;
+        match self.outcome {
+            Ok(payload) => (payload, metadata),
+            Err(failure) => {
+                metadata.insert(keys::ERROR, &failure.text);
+                if let Some(code) = failure.code {
+                    metadata.insert(keys::ERROR_CODE, code.name());
+                }
+                (Bytes::new(), metadata)
             }
         }
-        metadata
     }
 }

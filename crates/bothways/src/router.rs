@@ -1,6 +1,13 @@
 //! Service path and method → handler: the same for a server's services and a client's push handlers.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
+
+use bothways_proto::{Message, Names};
 
 use crate::{
     codec::{Encode, Payload},
@@ -20,7 +27,19 @@ pub trait Service: Send + Sync + 'static {
 /// Finds the handler of a request. Built once, then read by every connection without a lock.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
-    services: HashMap<Box<str>, HashMap<Box<str>, BoxHandler>>,
+    /// By both names as they travel: a request finds its handler with one look-up, and without texts. Two
+    /// look-ups by texts, with the standard hash, cost 400 instructions more; the step `serve16` of `compare
+    /// instructions` shows it.
+    routes: HashMap<Box<[u8]>, Route, BuildHasherDefault<NamesHasher>>,
+    /// Services that have a method: what tells an unknown method from an unknown service.
+    services: HashSet<Box<str>>,
+}
+
+#[derive(Clone, Debug)]
+struct Route {
+    service_path: Box<str>,
+    service_method: Box<str>,
+    handler: BoxHandler,
 }
 
 /// Why there is no handler.
@@ -116,43 +135,85 @@ impl Router {
     /// Adds every route of `other`; where both have one, `other`'s counts.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
-        for (path, methods) in other.services {
-            self.services.entry(path).or_default().extend(methods);
-        }
+        self.routes.extend(other.routes);
+        self.services.extend(other.services);
         self
     }
 
     /// Wraps every handler that is there already; the layer that is added last sees a request first.
     #[must_use]
     pub fn layer(mut self, layer: &dyn Layer) -> Self {
-        for handler in self.services.values_mut().flat_map(HashMap::values_mut) {
-            *handler = layer.wrap(handler.clone());
+        for route in self.routes.values_mut() {
+            route.handler = layer.wrap(route.handler.clone());
         }
         self
     }
 
     /// Every path and method, sorted.
     pub fn routes(&self) -> Vec<(String, String)> {
-        let mut routes = Vec::new();
-        for (path, methods) in &self.services {
-            routes.extend(methods.keys().map(|method| (path.to_string(), method.to_string())));
-        }
+        let names = |route: &Route| (route.service_path.to_string(), route.service_method.to_string());
+        let mut routes: Vec<_> = self.routes.values().map(names).collect();
         routes.sort();
         routes
     }
 
     /// True if there is no route.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty()
+        self.routes.is_empty()
     }
 
-    pub(crate) fn find(&self, service_path: &str, service_method: &str) -> Result<&BoxHandler, NoRoute> {
-        let methods = self.services.get(service_path).ok_or(NoRoute::Service)?;
-        methods.get(service_method).ok_or(NoRoute::Method)
+    /// The handler of a message.
+    pub(crate) fn find(&self, message: &Message) -> Result<&BoxHandler, NoRoute> {
+        match self.routes.get(message.names_block()) {
+            Some(route) => Ok(&route.handler),
+            None if self.services.contains(message.service_path()) => Err(NoRoute::Method),
+            None => Err(NoRoute::Service),
+        }
     }
 
     fn insert(&mut self, service_path: &str, service_method: &str, handler: BoxHandler) {
-        self.services.entry(service_path.into()).or_default().insert(service_method.into(), handler);
+        let names = Names::new(service_path, service_method).to_block().into();
+        let route = Route { service_path: service_path.into(), service_method: service_method.into(), handler };
+        self.routes.insert(names, route);
+        self.services.insert(service_path.into());
+    }
+}
+
+/// Hashes the names of a request: eight bytes at a time, each folded in by one multiplication.
+///
+/// Whoever asks chooses the names, but only the application adds any: a name that was made to collide costs
+/// its sender's own request a comparison of bytes, and nobody else anything. That is why the hash of a route
+/// need not be keyed, and can cost a tenth of the standard one.
+#[derive(Clone, Copy, Debug, Default)]
+struct NamesHasher(u64);
+
+impl NamesHasher {
+    fn fold(&mut self, word: u64) {
+        // An odd number without pattern: the fraction of the golden ratio.
+        const FACTOR: u128 = 0x9e37_79b9_7f4a_7c15;
+        let product = u128::from(self.0 ^ word).wrapping_mul(FACTOR);
+        self.0 = product as u64 ^ (product >> 64) as u64;
+    }
+}
+
+impl Hasher for NamesHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, _) = bytes.as_chunks::<8>();
+        for word in words {
+            self.fold(u64::from_le_bytes(*word));
+        }
+        // The names with their lengths are never shorter, and the last eight bytes hold whatever is left.
+        if let Some(last) = bytes.last_chunk::<8>() {
+            self.fold(u64::from_le_bytes(*last));
+        }
+    }
+
+    fn write_usize(&mut self, len: usize) {
+        self.fold(len as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -171,4 +232,54 @@ pub struct WhitelistError {
 /// The reply to a request that no handler takes.
 pub(crate) fn no_route(request: &Request, why: NoRoute) -> Reply {
     Reply::refused(crate::error::ErrorCode::NotFound, why.text(request.service_path(), request.service_method()))
+}
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::{Header, Metadata, Seq, SerializeType};
+
+    use super::*;
+
+    fn message(service_path: &str, service_method: &str) -> Message {
+        Message::new(
+            Header::request(Seq::new(1), SerializeType::RAW),
+            service_path,
+            service_method,
+            &Metadata::new(),
+            b"",
+        )
+    }
+
+    /// A route is found by both names and by nothing else; a miss says which of them is unknown.
+    #[test]
+    fn a_route_is_found_by_both_names() {
+        let router = Router::new().handler("Arith", "Mul", |_| async { Reply::ok("") });
+        let router = router.merge(Router::new().handler("Chat", "say", |_| async { Reply::ok("") }));
+        assert_eq!(router.routes(), [("Arith", "Mul"), ("Chat", "say")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+        let found = |path, method| router.find(&message(path, method)).map(drop);
+        assert_eq!(found("Arith", "Mul"), Ok(()));
+        assert_eq!(found("Chat", "say"), Ok(()));
+        assert_eq!(found("Arith", "say"), Err(NoRoute::Method));
+        assert_eq!(found("Arith", ""), Err(NoRoute::Method));
+        assert_eq!(found("ArithM", "ul"), Err(NoRoute::Service));
+        assert_eq!(found("", ""), Err(NoRoute::Service));
+    }
+
+    /// Names that differ a little have hashes that differ in the bits that a table looks at first, and in those
+    /// that it looks at next: the lowest, which say the place, and the highest seven.
+    #[test]
+    fn names_that_differ_a_little_are_told_apart_by_their_hashes() {
+        use std::hash::BuildHasher;
+
+        let hasher = BuildHasherDefault::<NamesHasher>::default();
+        let blocks = (0..64).flat_map(|service| {
+            (0..64).map(move |method| Names::new(&format!("Service{service}"), &format!("method{method}")).to_block())
+        });
+        let hashes: Vec<u64> = blocks.map(|block| hasher.hash_one(&*block)).collect();
+        let spread = |part: fn(u64) -> u64| hashes.iter().map(|hash| part(*hash)).collect::<HashSet<_>>().len();
+        assert_eq!(spread(|hash| hash), 4096);
+        // Thrown at random, 4096 balls leave 4096 boxes about 63 % full.
+        assert!(2400 < spread(|hash| hash % 4096), "{}", spread(|hash| hash % 4096));
+        assert_eq!(spread(|hash| hash >> 57), 128);
+    }
 }

@@ -189,7 +189,7 @@ impl<W> Connection<W> {
     }
 
     fn handle_oneway(&self, message: Message) -> Inbound<W> {
-        if matches!(self.peer, Peer::Negotiated(_)) && message.service_path() == keys::CONTROL_PATH {
+        if matches!(self.peer, Peer::Negotiated(_)) && message.has_service_path(keys::CONTROL_PATH) {
             match message.service_method() {
                 keys::CANCEL if self.peer_can(Capabilities::CANCEL) => {
                     if let Some(seq) = message.metadata().get(keys::CANCEL_SEQ).and_then(|seq| seq.parse().ok()) {

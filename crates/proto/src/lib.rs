@@ -28,6 +28,7 @@ mod keepalive;
 mod limits;
 mod message;
 mod metadata;
+mod names;
 mod negotiation;
 mod rate;
 mod seq;
@@ -48,6 +49,7 @@ pub use self::{
     limits::Limits,
     message::Message,
     metadata::{Metadata, MetadataError, Pairs, keys},
+    names::Names,
     negotiation::{Capabilities, Hello, VERSION, Welcome},
     rate::{Rate, TokenBucket},
     seq::Seq,

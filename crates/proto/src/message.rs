@@ -2,7 +2,9 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::{DecodeError, FrameParts, Header, Limits, MessageKind, Metadata, PREFIX_LEN, SerializeType, Status, keys};
+use crate::{
+    DecodeError, FrameParts, Header, Limits, MessageKind, Metadata, Names, PREFIX_LEN, SerializeType, Status, keys,
+};
 
 /// One message as it came off the wire, or as it would go onto it.
 ///
@@ -31,7 +33,8 @@ impl Message {
         let mut frame = Vec::new();
         let limits =
             Limits::default().body_bytes_max(usize::MAX).metadata_bytes_max(usize::MAX).metadata_pairs_max(usize::MAX);
-        FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() }
+        let names = Names::new(service_path, service_method);
+        FrameParts { header, names, metadata, payload_len: payload.len() }
             .put_frame(&mut frame, payload, &limits)
             .expect("the parts of a message made by hand are below 4 GiB");
         Self {
@@ -77,13 +80,18 @@ impl Message {
         if stated != payload.len() {
             return Err(DecodeError::PayloadLength { stated, actual: payload.len() });
         }
-        str::from_utf8(path).map_err(|_| DecodeError::NotUtf8 { part: "service path" })?;
-        str::from_utf8(method).map_err(|_| DecodeError::NotUtf8 { part: "service method" })?;
-        if !metadata.is_empty() {
-            crate::metadata::check(metadata, limits)?;
-        }
         let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
-        Ok(Self { header, frame, path_len, method_len, metadata_len })
+        let message = Self { header, frame, path_len, method_len, metadata_len };
+        // Most names are ASCII, and so are their lengths: one look at all of it, 100 instructions less a message.
+        // The step `decode` of `compare instructions` shows it.
+        if !message.names_block().is_ascii() {
+            message.check_text(PATH_AT, path_len, "service path")?;
+            message.check_text(message.method_at(), method_len, "service method")?;
+        }
+        if metadata_len != 0 {
+            crate::metadata::check(message.metadata_bytes(), limits)?;
+        }
+        Ok(message)
     }
 
     /// The header.
@@ -101,12 +109,34 @@ impl Message {
         self.text(self.method_at(), self.method_len)
     }
 
+    /// True if it is for this service.
+    pub fn has_service_path(&self, service_path: &str) -> bool {
+        self.frame[PATH_AT..PATH_AT + self.path_len as usize] == *service_path.as_bytes()
+    }
+
+    /// Both names, for a frame that repeats them.
+    pub fn names(&self) -> Names<'_> {
+        Names::of_block(self.names_block())
+    }
+
+    /// Both names as they travel; see [`Names::to_block`]. Texts are checked for UTF-8 each time they are
+    /// asked for, these bytes were checked once.
+    pub fn names_block(&self) -> &[u8] {
+        &self.frame[PREFIX_LEN..self.method_at() + self.method_len as usize]
+    }
+
+    /// The value of one pair beside the payload, like [`Metadata::value`], without taking hold of them all.
+    pub fn metadata_value(&self, key: &str) -> Option<&[u8]> {
+        let pairs = crate::Pairs::of_block(self.metadata_bytes());
+        pairs.filter(|(k, _)| *k == key.as_bytes()).last().map(|(_, value)| value)
+    }
+
     /// The pairs beside the payload.
     pub fn metadata(&self) -> Metadata {
         if self.metadata_len == 0 {
             return Metadata::new();
         }
-        Metadata::from_checked_block(self.metadata_block())
+        Metadata::from_checked_block(self.frame.slice_ref(self.metadata_bytes()))
     }
 
     /// The payload as it travelled: still compressed if the header says so.
@@ -183,6 +213,11 @@ impl Message {
         str::from_utf8(&self.frame[at..at + len as usize]).expect("checked when the message was made")
     }
 
+    fn check_text(&self, at: usize, len: u32, part: &'static str) -> Result<(), DecodeError> {
+        let text = str::from_utf8(&self.frame[at..at + len as usize]);
+        text.map(drop).map_err(|_| DecodeError::NotUtf8 { part })
+    }
+
     fn method_at(&self) -> usize {
         PATH_AT + self.path_len as usize + 4
     }
@@ -191,9 +226,9 @@ impl Message {
         self.method_at() + self.method_len as usize + 4
     }
 
-    fn metadata_block(&self) -> Bytes {
+    fn metadata_bytes(&self) -> &[u8] {
         let at = self.metadata_at();
-        self.frame.slice(at..at + self.metadata_len as usize)
+        &self.frame[at..at + self.metadata_len as usize]
     }
 
     fn payload_at(&self) -> usize {

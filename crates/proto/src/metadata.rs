@@ -255,6 +255,13 @@ pub struct Pairs<'a> {
     rest: &'a [u8],
 }
 
+impl<'a> Pairs<'a> {
+    /// The pairs of a block that went through [`check`] before.
+    pub(crate) fn of_block(block: &'a [u8]) -> Self {
+        Self { rest: block }
+    }
+}
+
 impl<'a> Iterator for Pairs<'a> {
     type Item = (&'a [u8], &'a [u8]);
 

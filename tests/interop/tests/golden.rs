@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use bothways_interop::golden::{self, GoldenFile, hex};
-use bothways_proto::{Deframer, FrameParts, Header, Limits, Message, MessageKind, Metadata};
+use bothways_proto::{Deframer, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names};
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -105,8 +105,8 @@ fn every_frame_is_written_as_go_wrote_it() {
             payload = bothways_proto::gzip(&payload);
         }
         let mut frame = Vec::new();
-        let (service_path, service_method) = (decoded.path.as_str(), decoded.method.as_str());
-        FrameParts { header, service_path, service_method, metadata: &metadata, payload_len: payload.len() }
+        let names = Names::new(&decoded.path, &decoded.method);
+        FrameParts { header, names, metadata: &metadata, payload_len: payload.len() }
             .put_frame(&mut frame, &payload, &Limits::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         if header.compress().get() == 0 {

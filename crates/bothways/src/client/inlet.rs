@@ -50,7 +50,7 @@ impl Inlet for ClientInlet {
             Err(reply) => return Answer::Ready(reply),
         };
         let request = Request { message, connection: connection.clone(), deadline };
-        match self.handlers.find(request.service_path(), request.service_method()) {
+        match self.handlers.find(&request.message) {
             Ok(handler) => Answer::Later(self.results.once(request, handler), deadline),
             Err(why) => Answer::Ready(no_route(&request, why)),
         }
@@ -81,7 +81,7 @@ impl ClientInlet {
     fn handle_message(&self, connection: &Connection, message: Message) {
         match &self.messages {
             Some(queue)
-                if message.service_path() == keys::CONTROL_PATH
+                if message.has_service_path(keys::CONTROL_PATH)
                     && message.service_method() != keys::PRESENCE
                     && connection.is_negotiated() =>
             {
@@ -131,7 +131,7 @@ pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
             // Handled, and acknowledged as such, when this is dropped.
             let _ack = message.ack;
             let request = Request { message: message.message, connection: message.connection, deadline: None };
-            match handlers.find(request.service_path(), request.service_method()) {
+            match handlers.find(&request.message) {
                 Ok(handler) => {
                     let (path, method) = (request.service_path().to_owned(), request.service_method().to_owned());
                     // A task of its own only so that a panic ends this message and no other.

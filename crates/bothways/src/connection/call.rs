@@ -1,6 +1,8 @@
 //! Calls to the peer: their place in the table, the wait for the reply, and what a dropped future leaves.
 
-use bothways_proto::{Capabilities, FrameParts, Header, Limits, Message, MessageKind, Metadata, Role, Seq, keys};
+use bothways_proto::{
+    Capabilities, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
+};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -140,7 +142,7 @@ impl Connection {
         let (sender, reply) = oneshot::channel();
         let begun = state.proto.begin_call(Waiter::Call { reply: sender, number: u64::MAX });
         let seq = begun.map_err(|full| CallError::TooManyCalls { max: full.max })?;
-        let (service_path, service_method) = (call.service_path, call.service_method);
+        let names = Names::new(call.service_path, call.service_method);
         let payload_len = payload.len();
         let numbered;
         let (header, metadata) = if by_push {
@@ -150,7 +152,7 @@ impl Connection {
         } else {
             (header.with_seq(seq), metadata)
         };
-        let parts = FrameParts { header, service_path, service_method, metadata, payload_len };
+        let parts = FrameParts { header, names, metadata, payload_len };
         let added = state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds());
         match added {
             Ok(number) => {

@@ -23,18 +23,15 @@ impl Connection {
     /// Sends the reply to `request`.
     pub(super) fn reply(&self, request: &Message, reply: Reply, lane: Lane, pushes_before: Option<u64>) {
         let shared = &*self.shared;
-        let mut metadata = reply.wire_metadata();
         let mut header = request.header().reply();
         if let Some(serialize) = reply.serialize {
             header = header.with_serialize(serialize);
         }
-        let payload = match reply.outcome {
-            Ok(payload) => payload,
-            Err(_) => {
-                header = header.with_status(Status::ERROR);
-                Bytes::new()
-            }
-        };
+        if !reply.is_ok() {
+            header = header.with_status(Status::ERROR);
+        }
+        let (then_welcome, then_close) = (reply.then_welcome, reply.then_close);
+        let (payload, mut metadata) = reply.into_wire();
         let (header, payload) = compressed(header, payload, request.header().compress());
         let mut state = shared.state.lock();
         if !state.can_answer() {
@@ -44,32 +41,31 @@ impl Connection {
             // A plain client's application would find it among the metadata of its reply.
             metadata.remove(keys::ERROR_CODE);
         }
-        let (service_path, service_method) = (request.service_path(), request.service_method());
-        let parts =
-            FrameParts { header, service_path, service_method, metadata: &metadata, payload_len: payload.len() };
+        let names = request.names();
+        let parts = FrameParts { header, names, metadata: &metadata, payload_len: payload.len() };
         let mut added = state.outbox.add(lane, &parts, &payload, self.limits(), &shared.settings.bounds());
         if let Err(Refused::TooLarge(error)) = &added {
             let metadata = Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {error}"));
             let header = request.header().reply().with_status(Status::ERROR);
-            let parts = FrameParts { header, service_path, service_method, metadata: &metadata, payload_len: 0 };
+            let parts = FrameParts { header, names, metadata: &metadata, payload_len: 0 };
             added = state.outbox.add(lane, &parts, &Bytes::new(), self.limits(), &shared.settings.bounds());
         }
         if pushes_before.is_some_and(|before| before != state.outbox.pushes_added()) {
             state.outbox.last_reply_behind_pushes();
         }
         let failed = self.check_added(&mut state, added).err();
-        if reply.then_welcome {
+        if then_welcome {
             state.hello_pending = false;
             state.called_by_pushes = true;
         }
         self.write_if_much(state);
-        if reply.then_welcome {
+        if then_welcome {
             shared.changed.notify_waiters();
             shared.inlet.handle_welcomed(self);
         }
         if let Some(error) = failed {
             tracing::warn!(connection = %self.id(), %error, "a reply was lost");
-        } else if reply.then_close {
+        } else if then_close {
             let why = metadata.get(keys::ERROR).unwrap_or_default().to_owned();
             self.close_after_flush(CloseReason::Unauthenticated(why));
         }

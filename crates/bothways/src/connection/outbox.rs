@@ -568,7 +568,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{Header, Metadata, Seq, SerializeType};
+    use bothways_proto::{Header, Metadata, Names, Seq, SerializeType};
 
     use super::*;
 
@@ -580,9 +580,7 @@ mod tests {
         let payload = Bytes::copy_from_slice(text.as_bytes());
         let metadata = Metadata::new();
         let header = Header::oneway(Seq::new(0), SerializeType::RAW);
-        let (service_path, service_method) = ("", "");
-        let parts =
-            FrameParts { header, service_path, service_method, metadata: &metadata, payload_len: payload.len() };
+        let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: payload.len() };
         outbox.add(lane, &parts, &payload, &Limits::default(), &bounds(overflow))
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bothways_proto as proto;
-use bothways_proto::{FrameParts, Header, Limits, Metadata, Seq, SerializeType, keys};
+use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Seq, SerializeType, keys};
 use bytes::Bytes;
 
 use super::{
@@ -210,7 +210,8 @@ impl Connection {
         let mut state = shared.state.lock();
         state.check_open()?;
         let header = Header::oneway(state.proto.next_push(), serialize);
-        let parts = FrameParts { header, service_path, service_method, metadata, payload_len: payload.len() };
+        let names = Names::new(service_path, service_method);
+        let parts = FrameParts { header, names, metadata, payload_len: payload.len() };
         let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
         self.check_added(&mut state, added)?;
         self.write_if_much(state);
@@ -250,9 +251,5 @@ impl Connection {
                 Err(PushError::Closed(reason))
             }
         }
-    }
-
-    pub(super) fn pushes_added(&self) -> u64 {
-        self.shared.state.lock().outbox.pushes_added()
     }
 }

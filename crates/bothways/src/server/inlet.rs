@@ -49,7 +49,7 @@ pub(super) struct ServerInlet(pub(super) Arc<Shared>);
 impl Inlet for ServerInlet {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         let shared = &*self.0;
-        let is_control = message.service_path() == keys::CONTROL_PATH;
+        let is_control = message.has_service_path(keys::CONTROL_PATH);
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return self.handle_control(connection, &message);
         }
@@ -63,7 +63,7 @@ impl Inlet for ServerInlet {
         };
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let request = Request { message, connection: connection.clone(), deadline };
-        let handler = shared.router.find(request.service_path(), request.service_method());
+        let handler = shared.router.find(&request.message);
         let auth = shared.hooks.auth.as_ref().filter(|_| request.service_path() != admin::SERVICE_PATH);
         let answer = match (auth, handler) {
             (None, Ok(handler)) => handler.handle(request),
