@@ -229,6 +229,25 @@ pub enum CloseReason {
         /// How long the server asks to wait before the next connection.
         reconnect_after: Option<Duration>,
     },
+    /// The server lets so many clients in at a time, and this one was too many. Nothing that it sent was run.
+    #[error("not admitted: {why}; it may try again after {retry_after:?}")]
+    NotAdmitted {
+        /// The server's words.
+        why: String,
+        /// How long the server asks to wait before the next connection.
+        retry_after: Duration,
+    },
+}
+
+impl CloseReason {
+    /// How long the server asked its client to wait before the next connection: a client of ours does.
+    pub fn reconnect_after(&self) -> Option<Duration> {
+        match self {
+            Self::Goodbye { reconnect_after, .. } => *reconnect_after,
+            Self::NotAdmitted { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
 }
 
 impl From<std::io::Error> for CloseReason {

@@ -21,6 +21,10 @@ pub enum ConnectionEvent {
         server: Arc<str>,
     },
     /// The connection was lost, and not by this side's own close. Calls under way have failed.
+    ///
+    /// Or the server ends it, and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] at its
+    /// beginning. Calls under way may still be answered then, and the reason says how long the client waits before it
+    /// connects again.
     Lost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,

@@ -6,6 +6,10 @@
 //!      └───────────┴──────┴──► closed, by this side, or for good if it must not reconnect
 //! ```
 //!
+//! A server may say goodbye and when to come back, or not admit the client for now. The connection counts as lost
+//! from then on, though what runs on it is still answered, and the waiting begins when the time that the server named
+//! is over.
+//!
 //! A call that waits for the connection shortens the waiting between tries: a server that is back after
 //! a long absence is not left alone for the rest of a long back-off.
 
@@ -30,7 +34,6 @@ use super::{
     messages::MessageQueue,
     options::ClientOptions,
     results::Results,
-    session::SessionMemory,
     subscriptions::{Resubscriber, Subscriptions},
 };
 use crate::{
@@ -122,7 +125,7 @@ impl Link {
         let methods = Methods::announce(&inlet.handlers.routes());
         let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events, methods });
         tokio::spawn(async move {
-            keep(&kept, keeper).await;
+            keep(&kept, &keeper).await;
             kept.ears.lock().take();
         });
         link
@@ -241,20 +244,24 @@ impl Link {
         });
     }
 
-    /// Waits for as long as the server asked, or until the link is ended.
-    async fn rest(&self, wait: Duration) {
-        let mut states = self.state.subscribe();
-        let ended = states.wait_for(|state| matches!(state, State::Ended(_)));
+    /// Waits until the moment that the server named, or until the link is ended.
+    async fn rest(&self, until: Instant) {
         // Either is an end of the waiting.
-        let _ = tokio::time::timeout(wait, ended).await;
+        let _ = tokio::time::timeout_at(until, self.ended()).await;
+    }
+
+    /// Waits until the link is ended.
+    async fn ended(&self) {
+        let mut states = self.state.subscribe();
+        // The sender is here: it is not gone while `self` is borrowed.
+        let _ = states.wait_for(|state| matches!(state, State::Ended(_))).await;
     }
 
     /// Waits before the next try: a random part of a limit that doubles with each failure in a row (full
     /// jitter). Sooner if a call waits; until the link is ended at most.
     async fn pause(&self, failures: u32) {
         let (began, part) = (Instant::now(), rand::random::<f64>());
-        let until = |failures| began + self.options.backoff_limit(failures).mul_f64(part);
-        let mut states = self.state.subscribe();
+        let until = |failures| began + self.options.backoff_wait(failures, part);
         let wanted = async {
             self.wanted.notified().await;
             sleep_until(until(failures.min(WANTED_DOUBLINGS))).await;
@@ -262,7 +269,7 @@ impl Link {
         tokio::select! {
             () = sleep_until(until(failures)) => {}
             () = wanted => {}
-            _ = states.wait_for(|state| matches!(state, State::Ended(_))) => {}
+            () = self.ended() => {}
         }
     }
 }
@@ -292,6 +299,7 @@ impl State {
 }
 
 /// What the keeping task needs beside the link.
+#[derive(Clone)]
 struct Keeper {
     server: Arc<str>,
     inlet: Arc<ClientInlet>,
@@ -302,7 +310,7 @@ struct Keeper {
 }
 
 /// The task of a link.
-async fn keep(link: &Link, keeper: Keeper) {
+async fn keep(link: &Arc<Link>, keeper: &Keeper) {
     let mut failures = 0;
     let mut lost_before = false;
     while !link.is_ended() {
@@ -323,10 +331,9 @@ async fn keep(link: &Link, keeper: Keeper) {
         let connection = keeper.connect(link, socket);
         if !link.enter(State::Up(connection.clone())) {
             connection.close();
-            watch_until_closed(&connection, keeper.settings.watch.tick(), &keeper.inlet.memory).await;
+            keeper.watch(&connection, connection.closed()).await;
             return;
         }
-        failures = 0;
         let server = Arc::clone(&keeper.server);
         keeper.events.tell(&match lost_before {
             false => ConnectionEvent::Connected { server },
@@ -335,13 +342,12 @@ async fn keep(link: &Link, keeper: Keeper) {
         lost_before = true;
 
         let began = Instant::now();
-        let tick = keeper.settings.watch.tick();
-        let reason = watch_until_closed(&connection, tick, &keeper.inlet.memory).await;
-        let refused = matches!(reason, CloseReason::Unauthenticated(_));
-        let asked_to_wait = match reason {
-            CloseReason::Goodbye { reconnect_after, .. } => reconnect_after.unwrap_or_default(),
-            _ => Duration::ZERO,
+        let reason = match link.options.reconnects() {
+            true => keeper.watch(&connection, connection.leaving()).await,
+            false => keeper.watch(&connection, connection.closed()).await,
         };
+        let refused = matches!(reason, CloseReason::Unauthenticated(_));
+        let not_before = Instant::now() + reason.reconnect_after().unwrap_or_default();
         let next = match &reason {
             CloseReason::Unauthenticated(text) => {
                 State::Ended(ConnectError::Refused { address: link.address.to_string(), reason: text.clone() })
@@ -354,18 +360,36 @@ async fn keep(link: &Link, keeper: Keeper) {
         if !link.enter(next) {
             return;
         }
+        failures = match &reason {
+            // Each time more patient, as with tries that fail.
+            CloseReason::NotAdmitted { .. } => failures.max(1),
+            // A server that takes connections and drops them at once is not asked in a tight loop.
+            _ if began.elapsed() < Duration::from_secs(1) => 1,
+            _ => 0,
+        };
         keeper.events.tell(&ConnectionEvent::Lost { server: Arc::clone(&keeper.server), reason });
         if refused || !link.options.reconnects() {
             return;
         }
-        if began.elapsed() < Duration::from_secs(1) {
-            // A server that takes connections and drops them at once is not asked in a tight loop.
-            failures = 1;
+        if !connection.is_closed() {
+            tokio::spawn(outlive(Arc::clone(link), keeper.clone(), connection));
         }
-        link.rest(asked_to_wait).await;
+        link.rest(not_before).await;
         link.pause(failures).await;
         failures += 1;
     }
+}
+
+/// Watches a connection that its server ends, while the next one is made: what runs on it is still answered.
+async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
+    let ended = async {
+        tokio::select! {
+            () = link.ended() => connection.close(),
+            _ = connection.closed() => {}
+        }
+    };
+    keeper.watch(&connection, ended).await;
+    keeper.watch(&connection, connection.closed()).await;
 }
 
 impl Keeper {
@@ -388,22 +412,23 @@ impl Keeper {
             }
         })
     }
-}
 
-async fn watch_until_closed(connection: &Connection, tick: Duration, memory: &SessionMemory) -> CloseReason {
-    let closed = connection.closed();
-    // Kept over the ticks: one that began again with each would never be due if they come quickly.
-    let due = memory.due(connection.id());
-    tokio::pin!(closed, due);
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            reason = &mut closed => return reason,
-            _ = ticks.tick() => connection.watch(Instant::now()),
-            (received, handled) = &mut due => {
-                connection.acknowledge(received, handled);
-                due.set(memory.due(connection.id()));
+    /// Does for a connection what is due, until something has happened.
+    async fn watch<T>(&self, connection: &Connection, happened: impl Future<Output = T>) -> T {
+        let memory = &self.inlet.memory;
+        // Kept over the ticks: one that began again with each would never be due if they come quickly.
+        let due = memory.due(connection.id());
+        tokio::pin!(happened, due);
+        let mut ticks = tokio::time::interval(self.settings.watch.tick());
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                outcome = &mut happened => return outcome,
+                _ = ticks.tick() => connection.watch(Instant::now()),
+                (received, handled) = &mut due => {
+                    connection.acknowledge(received, handled);
+                    due.set(memory.due(connection.id()));
+                }
             }
         }
     }

@@ -206,9 +206,9 @@ impl ClientOptions {
         self.reconnect
     }
 
-    /// The longest wait before try number `failures + 1`.
-    pub(super) fn backoff_limit(&self, failures: u32) -> Duration {
-        self.backoff_base.saturating_mul(1 << failures.min(20)).min(self.backoff_max)
+    /// The wait before try number `failures + 1`: this part, which is drawn, of a limit that doubles.
+    pub(super) fn backoff_wait(&self, failures: u32, part: f64) -> Duration {
+        self.backoff_base.saturating_mul(1 << failures.min(20)).min(self.backoff_max).mul_f64(part)
     }
 }
 
@@ -220,5 +220,24 @@ impl std::fmt::Debug for ClientOptions {
             .field("timeout", &self.timeout)
             .field("reconnect", &self.reconnect)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From nothing at all up to a limit that doubles with each failure, and no further than the longest: full jitter.
+    #[test]
+    fn a_wait_is_any_part_of_a_limit_that_doubles() {
+        let ms = Duration::from_millis;
+        let options = ClientOptions::new().backoff(ms(50), ms(1000));
+        let limits: Vec<_> = (0..7).map(|failures| options.backoff_wait(failures, 1.0)).collect();
+        assert_eq!(limits, [50, 100, 200, 400, 800, 1000, 1000].map(ms));
+        for failures in [0, 1, 7, u32::MAX] {
+            let limit = options.backoff_wait(failures, 1.0);
+            assert_eq!(options.backoff_wait(failures, 0.0), Duration::ZERO);
+            assert_eq!(options.backoff_wait(failures, 0.25), limit / 4);
+        }
     }
 }

@@ -204,25 +204,37 @@ impl SessionMemory {
     /// Dropping the future loses nothing: what is due stays due.
     pub(super) async fn due(&self, connection: ConnectionId) -> (u64, u64) {
         loop {
-            let untold = {
+            let (untold, is_past) = {
                 let state = self.state.lock();
-                if state.connection == Some(connection) { state.offsets.untold() } else { 0 }
+                let is_here = state.connection == Some(connection);
+                (if is_here { state.offsets.untold() } else { 0 }, Some(connection) < state.connection)
             };
-            if ACK_MESSAGES <= untold {
-                return self.tell();
+            if is_past {
+                // What woke this one was for the one that has taken its place.
+                self.progress.notify_one();
+                return std::future::pending().await;
             }
             if 0 < untold {
-                tokio::time::sleep(ACK_DELAY).await;
-                return self.tell();
+                if untold < ACK_MESSAGES {
+                    tokio::time::sleep(ACK_DELAY).await;
+                }
+                if let Some(told) = self.tell(connection) {
+                    return told;
+                }
+                continue;
             }
             self.progress.notified().await;
         }
     }
 
-    fn tell(&self) -> (u64, u64) {
+    /// What to acknowledge; `None` if the session has left this connection.
+    fn tell(&self, connection: ConnectionId) -> Option<(u64, u64)> {
         let mut state = self.state.lock();
+        let is_here = state.connection == Some(connection);
         let offsets = &mut state.offsets;
-        offsets.told = (offsets.received, offsets.handled);
-        offsets.told
+        is_here.then(|| {
+            offsets.told = (offsets.received, offsets.handled);
+            offsets.told
+        })
     }
 }

@@ -62,6 +62,22 @@ impl State {
 }
 
 impl Connection {
+    /// Waits until the connection is over, or its server has said that it ends it and when to come back. It takes
+    /// no calls from then on, but what runs is still answered.
+    pub(crate) async fn leaving(&self) -> CloseReason {
+        loop {
+            let changed = self.shared.changed.notified();
+            match &self.shared.state.lock().phase {
+                Phase::Closed(reason)
+                | Phase::Draining(reason @ (CloseReason::Goodbye { .. } | CloseReason::NotAdmitted { .. })) => {
+                    return reason.clone();
+                }
+                _ => {}
+            }
+            changed.await;
+        }
+    }
+
     /// Ends the connection now; what is queued is dropped, and counted.
     pub(crate) fn cut(&self) {
         self.close_now(CloseReason::Local);
@@ -123,7 +139,9 @@ impl Connection {
         };
         for waiter in state.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {
-                let written = state.outbox.call_may_be_written(number);
+                // Who was not admitted was not listened to.
+                let unheard = matches!(reason, CloseReason::NotAdmitted { .. });
+                let written = state.outbox.call_may_be_written(number) && !unheard;
                 // Nobody listens if the call's future was dropped this moment.
                 let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
             }

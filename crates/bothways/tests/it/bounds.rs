@@ -77,12 +77,12 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
 
     let _listening = server.listen(&place).await.expect("the name is free");
     until(|| guests[3].2.connection().is_some()).await;
-    loop {
-        match events.next().await.expect("the client is open") {
-            ConnectionEvent::SessionLost { why, .. } => break assert_eq!(why, SessionLost::Unknown),
-            _ => {}
+    let why = loop {
+        if let ConnectionEvent::SessionLost { why, .. } = events.next().await.expect("the client is open") {
+            break why;
         }
-    }
+    };
+    assert_eq!(why, SessionLost::Unknown);
     assert_eq!(receipts[1].received().await.at(Stage::Received), 1);
     assert_eq!(server.stats().sessions_away, 0);
 }

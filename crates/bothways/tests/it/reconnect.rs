@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, PushError,
 };
+use bothways_proto::{Capabilities, Hello, Message, Welcome, keys};
 use tokio::time::Instant;
 
 use crate::{
@@ -186,7 +187,8 @@ async fn nobody_there_is_an_error() {
     assert!(matches!(error, ConnectError::Address(_)), "{error}");
 }
 
-/// A server that says goodbye gets no new call; what it has is answered; the loss names its words.
+/// A server that says goodbye gets no new call; what it has is answered, also when the next connection stands already.
+/// The loss is told at once, and names its words.
 #[tokio::test(start_paused = true)]
 async fn a_goodbye_ends_in_good_order() {
     let server = ScriptedServer::listen().await;
@@ -194,24 +196,93 @@ async fn a_goodbye_ends_in_good_order() {
         tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_negotiated());
     let client = client.expect("it listens");
     let mut events = client.events();
-    let running = tokio::spawn({
+    let ask_later = |method: &'static str| {
         let client = client.clone();
-        async move { call(&client, "Ask", "").await }
-    });
+        tokio::spawn(async move { call(&client, method, "").await })
+    };
+    let running = ask_later("Ask");
     let request = peer.next().await;
     peer.say(control(1 << 63 | 1, "Goodbye", "_bw.why", "so long")).await;
-    settle().await;
-    let error = oneshot_to(&client, "Late", "").await.expect_err("nothing new is sent");
-    assert!(matches!(error, PushError::Closed(CloseReason::Goodbye { .. })), "{error}");
-    peer.say(reply_to(&request, b"still")).await;
-    assert_eq!(running.await.expect("no panic").expect("answered"), "still");
-    drop(peer);
     let (letter, reason) = next(&mut events).await;
     let Some(CloseReason::Goodbye { why, .. }) = reason else { panic!("{reason:?}") };
     assert_eq!((letter, &*why), ('L', "so long"));
-    let mut peer = server.accept_negotiated().await;
+    let late = ask_later("Late");
+    let mut second = server.accept_negotiated().await;
     assert_eq!(next(&mut events).await.0, 'R');
-    assert_eq!(ask(&client, &mut peer, b"again").await.expect("answered"), "again");
+    let request_of_late = second.next().await;
+    assert_eq!(request_of_late.service_method(), "Late");
+    second.say(reply_to(&request_of_late, b"here")).await;
+    assert_eq!(late.await.expect("no panic").expect("answered"), "here");
+    assert!(!running.is_finished());
+    peer.say(reply_to(&request, b"still")).await;
+    assert_eq!(running.await.expect("no panic").expect("answered"), "still");
+    // With the client end both connections.
+    client.close();
+    second.hears_the_end().await;
+    peer.hears_the_end().await;
+}
+
+/// A client that was told when to come back comes then, counted from the telling: neither for a call that waits, nor
+/// because the old connection ends, nor while that one stays open.
+#[tokio::test(start_paused = true)]
+async fn a_client_keeps_its_slot() {
+    for old_one_stays in [true, false] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().connection_wait(Duration::from_secs(60));
+        let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+        let client = client.expect("it listens");
+        let mut events = client.events();
+        peer.say(control(1 << 63 | 1, "Goodbye", "_bw.after", "30000")).await;
+        let began = Instant::now();
+        let (_, reason) = next(&mut events).await;
+        assert_eq!(reason.and_then(|reason| reason.reconnect_after()), Some(Duration::from_secs(30)));
+        assert!(matches!(client.connection(), Err(ConnectError::Reconnecting { .. })));
+        let waiting = tokio::spawn(async move { call(&client, "Ask", "").await });
+        let kept = if old_one_stays {
+            Some(peer)
+        } else {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            drop(peer);
+            None
+        };
+        let mut second = server.accept_negotiated().await;
+        let took = began.elapsed();
+        assert!(Duration::from_secs(30) <= took && took <= Duration::from_millis(30_200), "{took:?}");
+        let request = second.next().await;
+        second.say(reply_to(&request, b"here")).await;
+        assert_eq!(waiting.await.expect("no panic").expect("answered"), "here");
+        drop(kept);
+    }
+}
+
+/// While the old connection lives on beside the new one, what the new one brings is acknowledged on the new one.
+#[tokio::test(start_paused = true)]
+async fn an_old_connection_takes_no_acknowledgement_from_the_new_one() {
+    let server = ScriptedServer::listen().await;
+    let welcome = async |id: &str| {
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        let mut pairs = Metadata::new().with(keys::SESSION_ID, id).with(keys::SESSION_KEY, "k");
+        pairs.insert(keys::SESSION_OFFSET, "0");
+        let said = Hello::from_metadata(&hello.metadata()).expect("a Hello");
+        Welcome::answer(&said, Capabilities::ALL).put(&mut pairs);
+        peer.say(Message::new(hello.header().reply(), "", "", &pairs, &[]).frame()).await;
+        peer
+    };
+    let (client, mut old) = tokio::join!(Client::bidirectional(&server.address, ClientOptions::new()), welcome("1"));
+    let (client, _messages) = client.expect("it listens");
+    old.say(control(1 << 63, "Goodbye", "_bw.why", "so long")).await;
+    let mut new = welcome("2").await;
+    for offset in 1..20 {
+        new.say(oneway(1 << 63 | offset, "News", b"")).await;
+        let began = Instant::now();
+        let ack = new.next().await;
+        let expected = format!("{offset},0");
+        assert_eq!(ack.metadata().get(keys::ACK_OFFSETS), Some(&*expected));
+        assert!(began.elapsed() <= Duration::from_millis(100));
+    }
+    old.hears_nothing().await;
+    drop(client);
 }
 
 /// B10. Events and messages name their server.
