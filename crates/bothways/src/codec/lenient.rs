@@ -1,7 +1,9 @@
 //! Go's leniency, laid over a serde deserializer: `nil` is the zero value of whatever is asked for.
 //!
 //! [`Lenient`] sits between a user's type and the codec's own deserializer, at every level of the
-//! value, and so also bounds how deep values nest and how much room a length from the wire may ask for.
+//! value, and so also bounds how deep values nest and how much room a length from the wire may ask for. JSON is
+//! read through it. MessagePack has a reader of its own, which keeps to the same rules and leaves what is rare
+//! to this one.
 
 use std::fmt;
 
@@ -53,13 +55,17 @@ where
 
 /// The bounds of one payload, at some level in it.
 #[derive(Clone, Copy)]
-struct Bounds {
+pub(super) struct Bounds {
     levels_left: usize,
     /// Bytes of the payload. No container has more elements than that.
     elements_max: usize,
 }
 
 impl Bounds {
+    pub(super) fn new(levels_left: usize, elements_max: usize) -> Self {
+        Self { levels_left, elements_max }
+    }
+
     fn deeper<E: Error>(self) -> Result<Self, E> {
         let levels_left = self.levels_left.checked_sub(1);
         let levels_left = levels_left.ok_or_else(|| E::custom(format!("nested deeper than {NESTING_MAX} levels")))?;
@@ -75,14 +81,20 @@ pub(super) struct Lenient<D> {
 
 impl<D> Lenient<D> {
     /// Over a codec's deserializer of a payload of this many bytes.
+    #[cfg(any(feature = "json", test))]
     pub(super) fn new(inner: D, payload_bytes: usize) -> Self {
-        Self { inner, bounds: Bounds { levels_left: NESTING_MAX, elements_max: payload_bytes } }
+        Self::within(inner, Bounds::new(NESTING_MAX, payload_bytes))
+    }
+
+    /// Over the deserializer of a part of a payload.
+    pub(super) fn within(inner: D, bounds: Bounds) -> Self {
+        Self { inner, bounds }
     }
 }
 
 /// What the user's type asked for: what `nil` is the zero of.
 #[derive(Clone, Copy)]
-enum Asked {
+pub(super) enum Asked {
     Any,
     Option,
     Bool,
@@ -201,10 +213,17 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
 }
 
 /// Stands between the codec's deserializer and the visitor of the user's type.
-struct Answer<V> {
+pub(super) struct Answer<V> {
     visitor: V,
     asked: Asked,
     bounds: Bounds,
+}
+
+impl<V> Answer<V> {
+    /// Whatever the codec's deserializer finds becomes an answer to what was asked for.
+    pub(super) fn new(visitor: V, asked: Asked, bounds: Bounds) -> Self {
+        Self { visitor, asked, bounds }
+    }
 }
 
 macro_rules! pass_on {

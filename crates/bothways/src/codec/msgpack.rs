@@ -2,41 +2,57 @@
 //!
 //! Structs are maps from field names. Integers take the shortest form, `f32` four bytes.
 //! Source: Go rpcx `codec/codec.go`, `MsgpackCodec`.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `mark.rs` | the first bytes of values |
+//! | `read.rs` | payload → value |
+//! | `write.rs` | value → payload |
+
+mod mark;
+mod read;
+mod write;
+
+use std::cell::Cell;
 
 use ::bytes::Bytes;
 use bothways_proto::SerializeType;
-use rmp_serde::{Deserializer, Serializer, decode::Error};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    CodecError,
-    lenient::{Lenient, NESTING_MAX},
-};
+use self::{read::Reader, write::Writer};
+use super::CodecError;
+
+/// The name of a newtype whose value is an extension: a tuple of its number and its data. The one that
+/// `rmp-serde` gave it, so that types that were made for it travel here too.
+pub(super) const EXTENSION: &str = "_ExtStruct";
+
+/// A payload of more than this is not copied out of the buffer, but takes it along.
+const COPY_BYTES: usize = 16 << 10;
+
+thread_local! {
+    /// Where payloads are written before their size is known, so that each takes one allocation of exactly that.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
-    let mut payload = Vec::with_capacity(128);
-    let mut serializer = Serializer::new(&mut payload).with_struct_map();
-    value.serialize(&mut serializer).map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))?;
-    Ok(payload.into())
+    // A value may encode another one while it is being written: that one finds no buffer, and makes one.
+    let mut writer = Writer::new(BUFFER.take());
+    let written = value.serialize(&mut writer);
+    let mut buffer = writer.into_inner();
+    let payload = match written {
+        Ok(()) if COPY_BYTES < buffer.len() => return Ok(buffer.into()),
+        Ok(()) => Ok(Bytes::copy_from_slice(&buffer)),
+        Err(error) => Err(CodecError::codec(SerializeType::MSGPACK, error)),
+    };
+    buffer.clear();
+    buffer.shrink_to(COPY_BYTES);
+    BUFFER.set(buffer);
+    payload
 }
 
 /// Bytes behind the value are ignored, as in Go.
 pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
-    let mut deserializer = Deserializer::from_read_ref(payload);
-    // For what is skipped, which `Lenient` does not see. rmp-serde stops at the level of this number.
-    deserializer.set_max_depth(NESTING_MAX + 1);
-    T::deserialize(Lenient::new(&mut deserializer, payload.len()))
-        .map_err(|error| CodecError::codec(SerializeType::MSGPACK, words(&error)))
-}
-
-fn words(error: &Error) -> String {
-    match error {
-        Error::InvalidMarkerRead(_) | Error::InvalidDataRead(_) => "the payload ends within a value".to_owned(),
-        Error::DepthLimitExceeded => format!("nested deeper than {NESTING_MAX} levels"),
-        Error::TypeMismatch(marker) => format!("{marker:?} is not what belongs here"),
-        Error::LengthMismatch(len) => format!("a container has more elements than the {len} that belong there"),
-        error => error.to_string(),
-    }
+    T::deserialize(&mut Reader::new(payload)).map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))
 }
 
 #[cfg(test)]
@@ -48,7 +64,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::Payload;
+    use crate::{Payload, codec::NESTING_MAX};
 
     #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
     #[serde(rename_all = "PascalCase")]

@@ -89,7 +89,7 @@ impl GoTime for SystemTime {
         }
         let (bytes, len) = instant.to_extension();
         let data = Data(&bytes[..len]);
-        serializer.serialize_newtype_struct(rmp_serde::MSGPACK_EXT_STRUCT_NAME, &(EXTENSION_TYPE, data))
+        serializer.serialize_newtype_struct(super::msgpack::EXTENSION, &(EXTENSION_TYPE, data))
     }
 
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
