@@ -379,6 +379,7 @@ impl Ledger {
             _ => Next::Frame { frame: entry.frame.clone(), offset: at },
         };
         self.tracked.1 -= freed;
+        self.give_back(freed);
         self.replay = Some(Replay { at: at + 1, skips });
         self.unwritten.push_back(Unwritten::Tracked(at));
         Some(next)
