@@ -115,7 +115,7 @@ impl Request {
 
     /// The session of the client that asks; `None` at a client, and once the session has ended.
     pub fn session(&self) -> Option<Session> {
-        self.connection.owner::<Registry>()?.of_connection(self.connection.id())
+        self.connection.owner::<Registry>()?.of(&self.connection)
     }
 
     /// The payload, unpacked if it came compressed.

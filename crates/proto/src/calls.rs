@@ -14,9 +14,10 @@ use crate::{Seq, TooManyCalls};
 /// that was forgotten never reaches another call in the same place.
 #[derive(Debug)]
 pub struct Calls<W> {
-    slots: Slab<Slot<W>>,
+    /// None before the first call, and none after a rest.
+    slots: Option<Box<Slab<Slot<W>>>>,
     generation: u32,
-    max: usize,
+    max: u32,
 }
 
 #[derive(Debug)]
@@ -33,8 +34,8 @@ impl<W> Calls<W> {
     /// A table for at most `max` calls. Takes no memory until the first.
     pub const fn new(max: usize) -> Self {
         // A place is 32 bits of a number.
-        let max = if (u32::MAX as usize) < max { u32::MAX as usize } else { max };
-        Self { slots: Slab::new(), generation: 0, max }
+        let max = if (u32::MAX as usize) < max { u32::MAX } else { max as u32 };
+        Self { slots: None, generation: 0, max }
     }
 
     /// Enters a call and answers the number that will find it.
@@ -47,11 +48,13 @@ impl<W> Calls<W> {
 
     /// Enters a call although the table is full, as long as no more than `beyond` are too many.
     pub(crate) fn insert_beyond(&mut self, waiter: W, beyond: usize) -> Result<Seq, TooManyCalls> {
-        if self.max.saturating_add(beyond) <= self.slots.len() {
-            return Err(TooManyCalls { max: self.max });
+        let max = self.max as usize;
+        let slots = self.slots.get_or_insert_with(Box::default);
+        if max.saturating_add(beyond) <= slots.len() {
+            return Err(TooManyCalls { max });
         }
         self.generation = (self.generation + 1) & GENERATION_MASK;
-        let place = self.slots.insert(Slot { generation: self.generation, waiter });
+        let place = slots.insert(Slot { generation: self.generation, waiter });
         Ok(Seq::new(u64::from(self.generation) << PLACE_BITS | place as u64))
     }
 
@@ -67,34 +70,42 @@ impl<W> Calls<W> {
 
     /// Takes all calls out, because the connection ended.
     pub fn drain(&mut self) -> impl Iterator<Item = W> + use<W> {
-        std::mem::take(&mut self.slots).into_iter().map(|(_, slot)| slot.waiter)
+        self.slots.take().into_iter().flat_map(|slots| *slots).map(|(_, slot)| slot.waiter)
     }
 
     /// Changes what waits under this number.
     pub fn waiter_mut(&mut self, seq: Seq) -> Option<&mut W> {
         let (place, generation) = place_and_generation(seq)?;
-        self.slots.get_mut(place).filter(|slot| slot.generation == generation).map(|slot| &mut slot.waiter)
+        self.slots.as_mut()?.get_mut(place).filter(|slot| slot.generation == generation).map(|slot| &mut slot.waiter)
     }
 
     /// How many calls wait.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.as_ref().map_or(0, |slots| slots.len())
     }
 
     /// True if no call waits.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
+    }
+
+    /// Gives back the memory of calls that were, if none waits.
+    pub fn shrink(&mut self) {
+        if self.is_empty() {
+            self.slots = None;
+        }
     }
 
     fn remove(&mut self, seq: Seq) -> Option<W> {
         let (place, generation) = place_and_generation(seq)?;
-        if self.slots.get(place)?.generation != generation {
+        let slots = self.slots.as_mut()?;
+        if slots.get(place)?.generation != generation {
             return None;
         }
-        let slot = self.slots.remove(place);
-        if self.slots.is_empty() && 64 < self.slots.capacity() {
+        let slot = slots.remove(place);
+        if slots.is_empty() && 64 < slots.capacity() {
             // A burst is over: an idle connection keeps no memory of it.
-            self.slots = Slab::new();
+            self.slots = None;
         }
         Some(slot.waiter)
     }

@@ -133,6 +133,11 @@ impl<W> Connection<W> {
         &self.calls
     }
 
+    /// Gives back memory that only calls under way need, if there are none.
+    pub fn shrink(&mut self) {
+        self.calls.shrink();
+    }
+
     /// The connection ended: everyone who waited.
     pub fn drain(&mut self) -> impl Iterator<Item = W> + use<W> {
         self.calls.drain()

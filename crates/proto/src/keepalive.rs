@@ -36,6 +36,11 @@ impl Keepalive {
         Self { interval, timeout, received: now, pinged: None }
     }
 
+    /// The same, if it was pinged at that moment and nothing came since.
+    pub fn pinged_at(self, pinged: Option<Duration>) -> Self {
+        Self { pinged, ..self }
+    }
+
     /// Something came from the peer, whatever it was.
     pub fn handle_received(&mut self, now: Duration) {
         self.received = self.received.max(now);
@@ -82,6 +87,14 @@ mod tests {
         let mut keepalive = Keepalive::new(s(30), Duration::MAX, s(1));
         assert_eq!(keepalive.poll(s(31)), Ping);
         assert_eq!(keepalive.poll(s(1 << 40)), WaitUntil(Duration::MAX));
+    }
+
+    /// Who keeps two moments of many peers has no need of more.
+    #[test]
+    fn a_watch_is_made_of_two_moments() {
+        assert_eq!(Keepalive::new(s(30), s(10), s(5)).pinged_at(None).poll(s(34)), WaitUntil(s(35)));
+        let mut pinged = Keepalive::new(s(30), s(10), s(5)).pinged_at(Some(s(36)));
+        assert_eq!((pinged.poll(s(45)), pinged.poll(s(46))), (WaitUntil(s(46)), Gone));
     }
 
     /// Any byte is a sign of life, not only the answer to the ping.

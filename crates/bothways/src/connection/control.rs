@@ -110,12 +110,14 @@ impl Connection {
     /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
     pub(super) fn heartbeat(&self, state: &mut State, waiter: Waiter, metadata: &Metadata) {
         let is_ping = matches!(waiter, Waiter::Ping);
-        if let Some(unanswered) = state.ping.take_if(|_| is_ping) {
+        if let Some(unanswered) = state.seldom.as_mut().and_then(|seldom| seldom.ping.take_if(|_| is_ping)) {
             // Whatever came since was a sign of life; its answer is not waited for any more.
             state.proto.forget(unanswered);
         }
         if let Ok(seq) = state.proto.begin_heartbeat(waiter) {
-            state.ping = is_ping.then_some(seq);
+            if is_ping {
+                state.seldom().ping = Some(seq);
+            }
             // Go's heartbeat carries the clock as a MessagePack int64; nobody reads it.
             let ping = Message::ping(seq, metadata, &[0xd3, 0, 0, 0, 0, 0, 0, 0, 0]);
             let added = state.outbox.add_frame(Lane::Control, ping.frame(), &self.shared.settings.bounds());

@@ -1,8 +1,12 @@
 //! Runs handlers: in line while they are ready at once, else in tasks of their own.
 
 use std::{
+    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -37,6 +41,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
     /// The answer to our Hello came. `None`: the server speaks plain rpcx.
     fn handle_welcome(&self, _: &Connection, _welcome: Option<&Metadata>) {}
+
+    /// What those find who hold only a connection.
+    fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
+    }
 
     /// Everything is written, as was asked to be told.
     fn handle_room(&self, _: &Connection) {}
@@ -185,7 +194,7 @@ impl Connection {
             return;
         };
         let Ok(permit) = place.take(self) else {
-            self.shared.state.lock().oneways_refused += 1;
+            self.shared.state.lock().seldom().oneways_refused += 1;
             return;
         };
         match poll_once(&mut handler, &message) {
@@ -238,7 +247,7 @@ impl Connection {
 
     /// The peer gave up a call: its handler is dropped at its next `await`.
     pub(super) fn cancel(&self, seq: Seq) {
-        let handler = self.shared.state.lock().running.remove(&seq);
+        let handler = self.shared.state.lock().take_running(seq);
         if let Some(Some(handler)) = handler {
             handler.abort();
         }
@@ -272,9 +281,10 @@ impl Connection {
         let seq = message.header().seq();
         let mut state = self.shared.state.lock();
         // A number that a peer uses twice at once finds its first call only.
-        let remember = state.proto.peer_can(Capabilities::CANCEL) && !state.running.contains_key(&seq);
+        let remember = state.proto.peer_can(Capabilities::CANCEL)
+            && !state.running.as_ref().is_some_and(|running| running.contains_key(&seq));
         if remember {
-            state.running.insert(seq, None);
+            state.running.get_or_insert_default().insert(seq, None);
         }
         // Not under the lock: a runtime that is shutting down drops the handler on the spot, and with
         // it perhaps a call of its own on this connection.
@@ -284,11 +294,8 @@ impl Connection {
             let reply = connection.run_while_wanted(handler, deadline, &message).await;
             if remember {
                 let mut state = connection.shared.state.lock();
-                if state.running.remove(&seq).is_none() {
+                if state.take_running(seq).is_none() {
                     return;
-                }
-                if state.running.is_empty() {
-                    state.running.shrink_to(0);
                 }
             }
             if let Some(reply) = reply {
@@ -297,7 +304,7 @@ impl Connection {
             }
         });
         if remember {
-            match self.shared.state.lock().running.get_mut(&seq) {
+            match self.shared.state.lock().running.as_mut().and_then(|running| running.get_mut(&seq)) {
                 Some(entry) => *entry = Some(task.abort_handle()),
                 // Done already, or cancelled: then it stops at its next `await`.
                 None => task.abort(),

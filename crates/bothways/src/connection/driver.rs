@@ -268,7 +268,7 @@ impl Driver {
             return;
         }
         let reason = match &connection.shared.state.lock().phase {
-            Phase::Closing(ours) | Phase::Draining(ours) => ours.clone(),
+            Phase::Closing(ours) | Phase::Draining(ours) => CloseReason::clone(ours),
             _ => reason,
         };
         connection.close_now(reason);
@@ -383,7 +383,7 @@ fn handle_message(
             }
             Waiter::Ping => {}
         },
-        Inbound::Late(_) => state.late_replies += 1,
+        Inbound::Late(_) => state.seldom().late_replies += 1,
         Inbound::Cancel(seq) => {
             drop(state);
             connection.cancel(seq);

@@ -12,12 +12,12 @@ use crate::error::{CallError, CloseReason, PushError};
 pub(super) enum Phase {
     Open,
     /// The peer is about to end the connection: nothing new is sent, but replies still come.
-    Draining(CloseReason),
+    Draining(Box<CloseReason>),
     /// The peer sends nothing more: what it asked for is answered, then the connection ends.
-    Answering(CloseReason),
+    Answering(Box<CloseReason>),
     /// Nothing new is taken; what waits is written, then the connection ends.
-    Closing(CloseReason),
-    Closed(CloseReason),
+    Closing(Box<CloseReason>),
+    Closed(Box<CloseReason>),
 }
 
 impl State {
@@ -25,7 +25,7 @@ impl State {
         match &self.phase {
             Phase::Open => Ok(()),
             Phase::Draining(reason) | Phase::Answering(reason) | Phase::Closing(reason) | Phase::Closed(reason) => {
-                Err(PushError::Closed(reason.clone()))
+                Err(PushError::Closed(CloseReason::clone(reason)))
             }
         }
     }
@@ -50,7 +50,7 @@ impl State {
     /// Notes that the peer is about to end the connection, and why.
     pub(super) fn drain(&mut self, reason: CloseReason) {
         if matches!(self.phase, Phase::Open) {
-            self.phase = Phase::Draining(reason);
+            self.phase = Phase::Draining(Box::new(reason));
         }
     }
 
@@ -68,9 +68,11 @@ impl Connection {
         loop {
             let changed = self.shared.changed.notified();
             match &self.shared.state.lock().phase {
-                Phase::Closed(reason)
-                | Phase::Draining(reason @ (CloseReason::Goodbye { .. } | CloseReason::NotAdmitted { .. })) => {
-                    return reason.clone();
+                Phase::Closed(reason) => return CloseReason::clone(reason),
+                Phase::Draining(reason)
+                    if matches!(**reason, CloseReason::Goodbye { .. } | CloseReason::NotAdmitted { .. }) =>
+                {
+                    return CloseReason::clone(reason);
                 }
                 _ => {}
             }
@@ -98,7 +100,7 @@ impl Connection {
         let mut state = self.shared.state.lock();
         if state.can_answer() {
             state.fail_calls(&reason);
-            state.phase = Phase::Closing(reason);
+            state.phase = Phase::Closing(Box::new(reason));
             state.wake_driver();
             self.shared.changed.notify_waiters();
         }
@@ -118,7 +120,7 @@ impl Connection {
             return false;
         }
         state.fail_calls(reason);
-        state.phase = Phase::Answering(reason.clone());
+        state.phase = Phase::Answering(Box::new(reason.clone()));
         shared.changed.notify_waiters();
         true
     }
@@ -134,7 +136,7 @@ impl Connection {
         }
         // Why the peer sends nothing more says more than how the answers failed.
         let reason = match &state.phase {
-            Phase::Answering(first) => first.clone(),
+            Phase::Answering(first) => CloseReason::clone(first),
             _ => reason,
         };
         for waiter in state.proto.drain() {
@@ -147,7 +149,7 @@ impl Connection {
             }
         }
         state.outbox.clear();
-        state.phase = Phase::Closed(reason);
+        state.phase = Phase::Closed(Box::new(reason));
         state.wake_driver();
         self.shared.changed.notify_waiters();
     }

@@ -40,8 +40,8 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -123,26 +123,28 @@ struct Shared {
     settings: Arc<Settings>,
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
-    reads: AtomicU64,
+    reads: AtomicU32,
+    calls_running: AtomicUsize,
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
-    calls_running: AtomicUsize,
-    /// What the layer above keeps with its connections, for those who hold only a connection.
-    owner: OnceLock<Arc<dyn Any + Send + Sync>>,
+    /// The layer above keeps something for this connection, or did.
+    adopted: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
     state: Mutex<State>,
 }
 
 /// Everything under the one lock. Held for table operations, never across an await or a write.
+///
+/// What only some connections need is behind a pointer, and made when it is needed: there may be a million
+/// that are idle.
 struct State {
     proto: proto::Connection<Waiter>,
     outbox: Outbox,
     /// Handlers in tasks of their own, by the number of their call; filled only for peers that may cancel.
     /// `None` for the moment in which the task is being made.
-    running: HashMap<Seq, Option<AbortHandle>>,
-    /// Requests that want no reply, dropped because too much ran already.
-    oneways_refused: u64,
+    running: Option<Box<Running>>,
+    seldom: Option<Box<Seldom>>,
     /// A Hello came and its token is being checked, or a plain client is about to be welcomed.
     hello_pending: bool,
     /// A plain client has asked to be called by pushes.
@@ -152,15 +154,39 @@ struct State {
     phase: Phase,
     driver: Option<Waker>,
     watch: Watch,
-    late_replies: u64,
     /// A caller will write once the others have had their turn.
     flush_comes: bool,
-    /// The last heartbeat.
-    ping: Option<Seq>,
     /// The driver does not read until something is written.
     paused: bool,
     /// The layer above wants to know when everything is written.
     room_wanted: bool,
+}
+
+type Running = HashMap<Seq, Option<AbortHandle>>;
+
+/// What few connections ever have.
+#[derive(Default)]
+struct Seldom {
+    /// Requests that want no reply, dropped because too much ran already.
+    oneways_refused: u64,
+    late_replies: u64,
+    /// The last heartbeat.
+    ping: Option<Seq>,
+}
+
+impl State {
+    fn seldom(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
+    }
+
+    fn take_running(&mut self, seq: Seq) -> Option<Option<AbortHandle>> {
+        let running = self.running.as_mut()?;
+        let taken = running.remove(&seq);
+        if running.is_empty() {
+            self.running = None;
+        }
+        taken
+    }
 }
 
 /// Counters of one connection.
@@ -202,17 +228,15 @@ impl Connection {
         let state = State {
             proto: proto::Connection::new(role, settings.limits.calls_pending()),
             outbox: Outbox::new(),
-            running: HashMap::new(),
-            oneways_refused: 0,
+            running: None,
+            seldom: None,
             hello_pending: false,
             called_by_pushes: false,
             methods: None,
             phase: Phase::Open,
             driver: None,
-            watch: Watch::new(&settings.watch, Instant::now()),
-            late_replies: 0,
+            watch: Watch::new(Instant::now()),
             flush_comes: false,
-            ping: None,
             paused: false,
             room_wanted: false,
         };
@@ -222,10 +246,10 @@ impl Connection {
                 socket: SocketSlot::new(socket),
                 settings,
                 inlet,
-                reads: AtomicU64::new(0),
-                answering: AtomicBool::new(false),
+                reads: AtomicU32::new(0),
                 calls_running: AtomicUsize::new(0),
-                owner: OnceLock::new(),
+                answering: AtomicBool::new(false),
+                adopted: AtomicBool::new(false),
                 changed: Notify::new(),
                 state: Mutex::new(state),
             }),
@@ -238,15 +262,24 @@ impl Connection {
         connection
     }
 
-    /// Gives the connection to its owner, once.
-    pub(crate) fn set_owner(&self, owner: Arc<dyn Any + Send + Sync>) {
-        // A second owner would be a mistake of ours; the first one stays.
-        let _ = self.shared.owner.set(owner);
-    }
-
     /// Its owner, if it is of this type.
     pub(crate) fn owner<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        Arc::clone(self.shared.owner.get()?).downcast().ok()
+        self.shared.inlet.owner()?.downcast().ok()
+    }
+
+    /// True if its owner keeps something for it, or did.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.shared.adopted.load(Ordering::Acquire)
+    }
+
+    /// Its owner keeps something for it from here on.
+    pub(crate) fn adopt(&self) {
+        self.shared.adopted.store(true, Ordering::Release);
+    }
+
+    /// When it began.
+    pub(crate) fn began(&self) -> Instant {
+        self.shared.state.lock().watch.began()
     }
 
     /// The number of this connection in this process.
@@ -256,7 +289,7 @@ impl Connection {
 
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
     pub fn peer_address(&self) -> String {
-        self.shared.socket.peer().to_owned()
+        self.shared.socket.peer()
     }
 
     /// The bounds in force.
@@ -295,7 +328,7 @@ impl Connection {
             return false;
         }
         let Some(Waiter::Call { reply, .. }) = state.proto.forget(Seq::of_call_to_client(number)) else {
-            state.late_replies += 1;
+            state.seldom().late_replies += 1;
             return false;
         };
         drop(state);
@@ -322,7 +355,7 @@ impl Connection {
     /// Why the connection is over; `None` while it is not.
     pub fn close_reason(&self) -> Option<CloseReason> {
         match &self.shared.state.lock().phase {
-            Phase::Closed(reason) => Some(reason.clone()),
+            Phase::Closed(reason) => Some(CloseReason::clone(reason)),
             _ => None,
         }
     }
@@ -347,6 +380,8 @@ impl Connection {
     pub fn stats(&self) -> ConnectionStats {
         let state = self.shared.state.lock();
         let (pushes_waiting, push_bytes_waiting) = state.outbox.pushes_waiting();
+        let (oneways_refused, late_replies) =
+            state.seldom.as_ref().map_or((0, 0), |seldom| (seldom.oneways_refused, seldom.late_replies));
         ConnectionStats {
             calls_pending: state.proto.calls().len(),
             calls_running: self.shared.calls_running.load(Ordering::Relaxed),
@@ -354,8 +389,8 @@ impl Connection {
             push_bytes_waiting,
             pushes_sent: state.outbox.pushes_added(),
             pushes_dropped: state.outbox.pushes_dropped(),
-            oneways_refused: state.oneways_refused,
-            late_replies: state.late_replies,
+            oneways_refused,
+            late_replies,
             written_bytes: state.outbox.written_bytes(),
         }
     }

@@ -99,6 +99,59 @@ pub(super) struct Wire {
     bytes: usize,
 }
 
+/// What waits behind a full socket.
+#[derive(Debug, Default)]
+struct Lanes {
+    control: VecDeque<Entry>,
+    replies: VecDeque<Entry>,
+    pushes: VecDeque<Entry>,
+    reply_bytes: usize,
+    push_bytes: usize,
+}
+
+impl Lanes {
+    fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.replies.is_empty() && self.pushes.is_empty()
+    }
+
+    /// What leaves next.
+    fn pop(&mut self) -> Option<Entry> {
+        let next = self.control.pop_front().or_else(|| {
+            let entry = self.replies.pop_front()?;
+            self.reply_bytes -= entry.len();
+            Some(entry)
+        });
+        next.or_else(|| {
+            let entry = self.pushes.pop_front()?;
+            self.push_bytes -= entry.len();
+            Some(entry)
+        })
+    }
+}
+
+/// How far calls or pushes are, each by how many went that far.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Given to the outbox.
+    added: u64,
+    on_wire: u64,
+    /// In a write that is under way, or was the last one.
+    under_way: u64,
+    /// Of calls: begun to be written; a call with a number up to this may have reached the peer. Of pushes: the
+    /// kernel has them whole.
+    written: u64,
+}
+
+/// What is counted of calls and pushes.
+#[derive(Debug, Default)]
+struct Counted {
+    calls: Progress,
+    /// In the order of the adding, unless the rule for a full queue drops some.
+    pushes: Progress,
+    /// By that rule, or with the connection.
+    pushes_dropped: u64,
+}
+
 impl Wire {
     pub(super) fn is_empty(&self) -> bool {
         self.bytes == 0
@@ -177,20 +230,13 @@ impl Wire {
         }
     }
 
-    /// Puts what was not written in front of what came meanwhile.
-    fn prepend(&mut self, mut older: Self) {
-        if older.is_empty() {
-            if self.flat.capacity() == 0 && self.tail.is_empty() {
-                older.flat.clear();
-                older.written = 0;
-                self.flat = older.flat;
-            }
-            return;
-        }
-        let newer = std::mem::replace(self, older);
-        if newer.is_empty() {
-            return;
-        }
+    fn push_entry(&mut self, entry: Entry) {
+        self.push(entry.head);
+        self.push_shared(entry.body);
+    }
+
+    /// Puts what came meanwhile behind what was not written.
+    fn append(&mut self, newer: Self) {
         self.bytes += newer.bytes;
         if self.tail.is_empty() {
             self.flat.extend_from_slice(&newer.flat[newer.written..]);
@@ -202,9 +248,10 @@ impl Wire {
 }
 
 /// Who writes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Writing {
     /// Nobody: whoever adds a frame may write.
+    #[default]
     Idle,
     /// Somebody does, outside the lock, and will look again when done.
     Busy,
@@ -212,55 +259,22 @@ pub(super) enum Writing {
     Blocked,
 }
 
-/// Frames on their way to the socket.
-#[derive(Debug)]
+/// Frames on their way to the socket. Small while there are none.
+#[derive(Debug, Default)]
 pub(super) struct Outbox {
-    wire: Wire,
-    control: VecDeque<Entry>,
-    replies: VecDeque<Entry>,
-    pushes: VecDeque<Entry>,
-    reply_bytes: usize,
-    push_bytes: usize,
-    pub(super) writing: Writing,
-    /// Calls that were given to the outbox, put onto the wire, and begun to be written. A call with
-    /// a number up to the last may have reached the peer.
-    calls_added: u64,
-    calls_on_wire: u64,
-    calls_written: u64,
-    calls_under_way: u64,
-    /// Pushes that were given to the outbox, and those dropped by the rule for a full one.
-    pushes_added: u64,
-    pushes_dropped: u64,
-    /// Pushes that were put onto the wire, that are under way, and that the kernel has whole. In the order of
-    /// the adding, unless the rule for a full queue drops some.
-    pushes_on_wire: u64,
-    pushes_under_way: u64,
-    pushes_written: u64,
+    /// Kept with its buffer between writes, and given back at a look.
+    wire: Option<Box<Wire>>,
+    lanes: Option<Box<Lanes>>,
+    /// None before the first call and the first push.
+    counted: Option<Box<Counted>>,
     /// Total bytes the socket took; what the write deadline watches.
     written_bytes: u64,
+    pub(super) writing: Writing,
 }
 
 impl Outbox {
     pub(super) fn new() -> Self {
-        Self {
-            wire: Wire::default(),
-            control: VecDeque::new(),
-            replies: VecDeque::new(),
-            pushes: VecDeque::new(),
-            reply_bytes: 0,
-            push_bytes: 0,
-            writing: Writing::Idle,
-            calls_added: 0,
-            calls_on_wire: 0,
-            calls_written: 0,
-            calls_under_way: 0,
-            pushes_added: 0,
-            pushes_dropped: 0,
-            pushes_on_wire: 0,
-            pushes_under_way: 0,
-            pushes_written: 0,
-            written_bytes: 0,
-        }
+        Self::default()
     }
 
     /// Takes one frame: `parts` and its payload. Answers, for a call, the number that
@@ -277,11 +291,14 @@ impl Outbox {
         if !direct {
             self.make_room(lane, bothways_proto::PREFIX_LEN + parts.body_len(), bounds)?;
         }
-        if direct && payload.len() < SHARE_BYTES && self.wire.tail.is_empty() {
-            let before = self.wire.flat.len();
-            parts.put_frame(&mut self.wire.flat, payload, limits)?;
-            self.wire.bytes += self.wire.flat.len() - before;
-            return Ok(self.count(lane, true));
+        if direct && payload.len() < SHARE_BYTES {
+            let wire = &mut **self.wire.get_or_insert_default();
+            if wire.tail.is_empty() {
+                let before = wire.flat.len();
+                parts.put_frame(&mut wire.flat, payload, limits)?;
+                wire.bytes += wire.flat.len() - before;
+                return Ok(self.count(lane, true));
+            }
         }
         let mut head = Vec::new();
         let body = if payload.len() < SHARE_BYTES {
@@ -311,13 +328,16 @@ impl Outbox {
         if !direct {
             self.make_room(lane, frame.len(), bounds)?;
         }
-        if direct && frame.len() < SHARE_BYTES && self.wire.tail.is_empty() {
-            let at = self.wire.flat.len();
-            self.wire.push_flat(frame);
-            if let Some(seq) = seq {
-                seq.put(&mut self.wire.flat[at..]);
+        if direct && frame.len() < SHARE_BYTES {
+            let wire = &mut **self.wire.get_or_insert_default();
+            if wire.tail.is_empty() {
+                let at = wire.flat.len();
+                wire.push_flat(frame);
+                if let Some(seq) = seq {
+                    seq.put(&mut wire.flat[at..]);
+                }
+                return Ok(self.count(lane, true));
             }
-            return Ok(self.count(lane, true));
         }
         let (head, body) = match seq {
             None => (frame.clone(), Bytes::new()),
@@ -332,70 +352,81 @@ impl Outbox {
 
     /// True if the peer may have seen the call of this number.
     pub(super) fn call_may_be_written(&self, number: u64) -> bool {
-        number <= self.calls_written || (self.writing == Writing::Busy && number <= self.calls_under_way)
+        let Some(counted) = &self.counted else { return false };
+        let calls = &counted.calls;
+        number <= calls.written || (self.writing == Writing::Busy && number <= calls.under_way)
     }
 
     /// Takes the call of this number out if it has not left its lane: then it never leaves, and the
     /// peer need not be told. False: it is on the wire, or gone.
     pub(super) fn forget_call(&mut self, number: u64) -> bool {
-        let at = self.replies.partition_point(|entry| entry.call < number);
-        let Some(entry) = self
-            .replies
-            .get_mut(at)
-            .filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
+        let Some(lanes) = &mut self.lanes else { return false };
+        let replies = &mut lanes.replies;
+        let at = replies.partition_point(|entry| entry.call < number);
+        let Some(entry) =
+            replies.get_mut(at).filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
         else {
             return false;
         };
-        self.reply_bytes -= entry.len();
+        lanes.reply_bytes -= entry.len();
         // An empty entry keeps the place of those behind it; at either end it can go.
         (entry.head, entry.body) = (Bytes::new(), Bytes::new());
-        while self.replies.pop_front_if(|entry| entry.len() == 0).is_some() {}
-        while self.replies.pop_back_if(|entry| entry.len() == 0).is_some() {}
+        while replies.pop_front_if(|entry| entry.len() == 0).is_some() {}
+        while replies.pop_back_if(|entry| entry.len() == 0).is_some() {}
         true
     }
 
     /// True while the peer may be told of calls that were given up. When it does not read, that can
     /// wait for ever, and answers to its heartbeats have more need of the room.
     pub(super) fn has_room_for_cancels(&self) -> bool {
-        self.control.len() < CONTROL_FRAMES / 2
+        self.lanes.as_ref().is_none_or(|lanes| lanes.control.len() < CONTROL_FRAMES / 2)
     }
 
     /// How many pushes were ever added: a reply that was begun before a push was added stays behind it.
     pub(super) fn pushes_added(&self) -> u64 {
-        self.pushes_added
+        self.counted.as_ref().map_or(0, |counted| counted.pushes.added)
     }
 
     /// Of the pushes that were added, how many the kernel has whole: exact as long as none was dropped.
     pub(super) fn pushes_written(&self) -> u64 {
-        self.pushes_written
+        self.counted.as_ref().map_or(0, |counted| counted.pushes.written)
     }
 
     /// How many pushes the rule for a full queue dropped.
     pub(super) fn pushes_dropped(&self) -> u64 {
-        self.pushes_dropped
+        self.counted.as_ref().map_or(0, |counted| counted.pushes_dropped)
     }
 
     /// Takes what is next to be written out of the outbox; `None` if there is nothing.
-    pub(super) fn take(&mut self) -> Option<Wire> {
+    pub(super) fn take(&mut self) -> Option<Box<Wire>> {
         self.refill();
-        if self.wire.is_empty() {
-            return None;
+        let wire = self.wire.take_if(|wire| !wire.is_empty())?;
+        if let Some(Counted { calls, pushes, .. }) = self.counted.as_deref_mut() {
+            calls.under_way = calls.on_wire;
+            pushes.under_way = pushes.on_wire;
         }
-        self.calls_under_way = self.calls_on_wire;
-        self.pushes_under_way = self.pushes_on_wire;
-        Some(std::mem::take(&mut self.wire))
+        Some(wire)
     }
 
     /// Puts back what [`Self::take`] gave; `written` bytes of it went out.
-    pub(super) fn put_back(&mut self, wire: Wire, written: usize) {
-        if 0 < written {
-            self.calls_written = self.calls_under_way;
-            self.written_bytes += written as u64;
+    pub(super) fn put_back(&mut self, mut wire: Box<Wire>, written: usize) {
+        self.written_bytes += written as u64;
+        if let Some(Counted { calls, pushes, .. }) = self.counted.as_deref_mut() {
+            if 0 < written {
+                calls.written = calls.under_way;
+            }
+            if wire.is_empty() {
+                pushes.written = pushes.under_way;
+            }
         }
-        if wire.is_empty() {
-            self.pushes_written = self.pushes_under_way;
+        match &mut self.wire {
+            None => self.wire = Some(wire),
+            Some(_) if wire.is_empty() => {}
+            Some(newer) => {
+                std::mem::swap(newer, &mut wire);
+                newer.append(*wire);
+            }
         }
-        self.wire.prepend(wire);
     }
 
     /// Total bytes that the socket took.
@@ -405,77 +436,80 @@ impl Outbox {
 
     /// Bytes of replies that wait behind a full socket.
     pub(super) fn reply_bytes(&self) -> usize {
-        self.reply_bytes
+        self.lanes.as_ref().map_or(0, |lanes| lanes.reply_bytes)
     }
 
     /// Pushes and their bytes that wait behind a full socket.
     pub(super) fn pushes_waiting(&self) -> (usize, usize) {
-        (self.pushes.len(), self.push_bytes)
+        self.lanes.as_ref().map_or((0, 0), |lanes| (lanes.pushes.len(), lanes.push_bytes))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.wire.is_empty() && self.control.is_empty() && self.replies.is_empty() && self.pushes.is_empty()
+        self.wire.as_ref().is_none_or(|wire| wire.is_empty())
+            && self.lanes.as_ref().is_none_or(|lanes| lanes.is_empty())
     }
 
     /// Gives back memory that a burst took, unless something waits.
     pub(super) fn shrink(&mut self) {
         if self.is_empty() && self.writing == Writing::Idle {
-            self.wire = Wire::default();
-            self.control = VecDeque::new();
-            self.replies = VecDeque::new();
-            self.pushes = VecDeque::new();
+            self.wire = None;
+            self.lanes = None;
         }
     }
 
     /// Forgets everything, because the connection is over.
     pub(super) fn clear(&mut self) {
-        let pushes = self.pushes.iter().filter(|entry| entry.lane == Lane::Push).count() as u64;
-        self.pushes_dropped += pushes;
-        self.wire = Wire::default();
-        self.control = VecDeque::new();
-        self.replies = VecDeque::new();
-        self.pushes = VecDeque::new();
-        (self.reply_bytes, self.push_bytes) = (0, 0);
+        self.wire = None;
+        if let Some(lanes) = self.lanes.take() {
+            let pushes = lanes.pushes.iter().filter(|entry| entry.lane == Lane::Push).count() as u64;
+            if 0 < pushes {
+                self.counted.get_or_insert_default().pushes_dropped += pushes;
+            }
+        }
     }
 
     /// True if enough is on the wire for a write of its own, and nobody writes: putting the write off
     /// any longer would only fill the lanes of a socket that may be free.
     pub(super) fn wants_write(&self) -> bool {
-        WIRE_BYTES <= self.wire.bytes && self.writing == Writing::Idle
+        WIRE_BYTES <= self.wire_bytes() && self.writing == Writing::Idle
     }
 
     pub(super) fn goes_direct(&self) -> bool {
-        self.wire.bytes < WIRE_BYTES
-            && self.control.is_empty()
-            && self.replies.is_empty()
-            && self.pushes.is_empty()
+        self.wire_bytes() < WIRE_BYTES
+            && self.lanes.as_ref().is_none_or(|lanes| lanes.is_empty())
             && self.writing != Writing::Blocked
     }
 
+    fn wire_bytes(&self) -> usize {
+        self.wire.as_ref().map_or(0, |wire| wire.bytes)
+    }
+
     fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
+        let lanes = self.lanes.get_or_insert_default();
         match lane {
-            Lane::Control if CONTROL_FRAMES <= self.control.len() => {
+            Lane::Control if CONTROL_FRAMES <= lanes.control.len() => {
                 Err(Refused::Disconnect("it lets heartbeat answers and refusals pile up"))
             }
             Lane::Push => {
-                let full = |outbox: &Self| {
-                    bounds.push_frames <= outbox.pushes.len()
-                        || (bounds.push_bytes < outbox.push_bytes + len && !outbox.pushes.is_empty())
+                let full = |lanes: &Lanes| {
+                    bounds.push_frames <= lanes.pushes.len()
+                        || (bounds.push_bytes < lanes.push_bytes + len && !lanes.pushes.is_empty())
                 };
-                while full(self) {
-                    let (frames, bytes) = self.pushes_waiting();
+                while full(lanes) {
+                    let (frames, bytes) = (lanes.pushes.len(), lanes.push_bytes);
                     match bounds.overflow {
                         Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
                         Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
                         Overflow::DropOldest => {
-                            let oldest = self.pushes.iter().position(|entry| entry.lane == Lane::Push);
-                            let Some(dropped) = oldest.and_then(|at| self.pushes.remove(at)) else {
+                            let oldest = lanes.pushes.iter().position(|entry| entry.lane == Lane::Push);
+                            let Some(dropped) = oldest.and_then(|at| lanes.pushes.remove(at)) else {
                                 return Err(Refused::Full { frames, bytes });
                             };
-                            self.push_bytes -= dropped.len();
-                            self.pushes_dropped += 1;
+                            lanes.push_bytes -= dropped.len();
+                            let counted = self.counted.get_or_insert_default();
+                            counted.pushes_dropped += 1;
                             // Those behind it keep their numbers.
-                            self.pushes_on_wire += 1;
+                            counted.pushes.on_wire += 1;
                         }
                     }
                 }
@@ -488,20 +522,21 @@ impl Outbox {
     fn add_entry(&mut self, mut entry: Entry, direct: bool) -> u64 {
         let lane = entry.lane;
         if direct {
-            self.put_on_wire(entry);
+            self.wire.get_or_insert_default().push_entry(entry);
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
         entry.call = number;
+        let lanes = self.lanes.get_or_insert_default();
         match lane {
-            Lane::Control => self.control.push_back(entry),
+            Lane::Control => lanes.control.push_back(entry),
             Lane::Reply | Lane::Call => {
-                self.reply_bytes += entry.len();
-                self.replies.push_back(entry);
+                lanes.reply_bytes += entry.len();
+                lanes.replies.push_back(entry);
             }
             Lane::Push => {
-                self.push_bytes += entry.len();
-                self.pushes.push_back(entry);
+                lanes.push_bytes += entry.len();
+                lanes.pushes.push_back(entry);
             }
         }
         number
@@ -509,60 +544,42 @@ impl Outbox {
 
     /// Moves the replies that were just added behind the pushes that wait: their handlers pushed first.
     pub(super) fn last_reply_behind_pushes(&mut self) {
-        if self.pushes.is_empty() {
-            return;
-        }
-        if let Some(entry) = self.replies.pop_back_if(|entry| entry.lane == Lane::Reply) {
-            self.reply_bytes -= entry.len();
-            self.push_bytes += entry.len();
-            self.pushes.push_back(entry);
+        let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.pushes.is_empty()) else { return };
+        if let Some(entry) = lanes.replies.pop_back_if(|entry| entry.lane == Lane::Reply) {
+            lanes.reply_bytes -= entry.len();
+            lanes.push_bytes += entry.len();
+            lanes.pushes.push_back(entry);
         }
     }
 
+    /// Counts a frame that was added. Answers the number of the last call that was.
     fn count(&mut self, lane: Lane, on_wire: bool) -> u64 {
-        match lane {
-            Lane::Call => {
-                self.calls_added += 1;
-                if on_wire {
-                    self.calls_on_wire = self.calls_added;
-                }
-            }
-            Lane::Push => {
-                self.pushes_added += 1;
-                if on_wire {
-                    self.pushes_on_wire = self.pushes_added;
-                }
-            }
-            Lane::Control | Lane::Reply => {}
+        let counted = match lane {
+            Lane::Call | Lane::Push => self.counted.get_or_insert_default(),
+            Lane::Control | Lane::Reply => return self.counted.as_ref().map_or(0, |counted| counted.calls.added),
+        };
+        let progress = if lane == Lane::Call { &mut counted.calls } else { &mut counted.pushes };
+        progress.added += 1;
+        if on_wire {
+            progress.on_wire = progress.added;
         }
-        self.calls_added
+        counted.calls.added
     }
 
     fn refill(&mut self) {
-        while self.wire.bytes < WIRE_BYTES {
-            let next = self.control.pop_front().or_else(|| {
-                let entry = self.replies.pop_front()?;
-                self.reply_bytes -= entry.len();
-                Some(entry)
-            });
-            let next = next.or_else(|| {
-                let entry = self.pushes.pop_front()?;
-                self.push_bytes -= entry.len();
-                Some(entry)
-            });
-            let Some(entry) = next else { return };
-            match entry.lane {
-                Lane::Call => self.calls_on_wire = entry.call,
-                Lane::Push => self.pushes_on_wire += 1,
-                Lane::Control | Lane::Reply => {}
+        let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.is_empty()) else { return };
+        let wire = self.wire.get_or_insert_default();
+        while wire.bytes < WIRE_BYTES {
+            let Some(entry) = lanes.pop() else { return };
+            if let Some(counted) = &mut self.counted {
+                match entry.lane {
+                    Lane::Call => counted.calls.on_wire = entry.call,
+                    Lane::Push => counted.pushes.on_wire += 1,
+                    Lane::Control | Lane::Reply => {}
+                }
             }
-            self.put_on_wire(entry);
+            wire.push_entry(entry);
         }
-    }
-
-    fn put_on_wire(&mut self, entry: Entry) {
-        self.wire.push(entry.head);
-        self.wire.push_shared(entry.body);
     }
 }
 

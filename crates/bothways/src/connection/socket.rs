@@ -11,20 +11,25 @@ use crate::transport::{AnySocket, Socket};
 
 /// Holds a socket, and lets go of it when the connection is over: a handle that an application keeps for
 /// ever must not keep a file open, nor let a peer write to nobody.
-pub(super) struct SocketSlot {
-    socket: RwLock<Option<AnySocket>>,
-    peer: Box<str>,
+pub(super) struct SocketSlot(RwLock<Slot>);
+
+enum Slot {
+    Open(AnySocket),
+    /// The peer, as the socket named it.
+    Over(Box<str>),
 }
 
 impl SocketSlot {
     pub(super) fn new(socket: AnySocket) -> Self {
-        let peer = socket.peer().into();
-        Self { socket: RwLock::new(Some(socket)), peer }
+        Self(RwLock::new(Slot::Open(socket)))
     }
 
     /// The other end, also after the end.
-    pub(super) fn peer(&self) -> &str {
-        &self.peer
+    pub(super) fn peer(&self) -> String {
+        match &*self.0.read() {
+            Slot::Open(socket) => socket.peer(),
+            Slot::Over(peer) => peer.to_string(),
+        }
     }
 
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -49,12 +54,19 @@ impl SocketSlot {
 
     /// Lets go of the socket, which closes it.
     pub(super) fn close(&self) {
-        let socket = self.socket.write().take();
-        drop(socket);
+        let mut slot = self.0.write();
+        let Slot::Open(socket) = &*slot else { return };
+        let over = Slot::Over(socket.peer().into());
+        let open = std::mem::replace(&mut *slot, over);
+        drop(slot);
+        drop(open);
     }
 
     fn with<R>(&self, act: impl FnOnce(&AnySocket) -> R) -> Option<R> {
-        self.socket.read().as_ref().map(act)
+        match &*self.0.read() {
+            Slot::Open(socket) => Some(act(socket)),
+            Slot::Over(_) => None,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! one) calls [`Connection::watch`] about once a second; the times below are kept to that
 //! precision.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
 use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
@@ -55,25 +55,40 @@ impl Deadlines {
     }
 }
 
-/// What was seen of a connection at the last look.
+/// What was seen of a connection at the last look. Small, for every connection has one.
 #[derive(Debug)]
 pub(crate) struct Watch {
     began: Instant,
-    keepalive: Option<Keepalive>,
-    reads: u64,
-    read_at: Instant,
-    written_bytes: u64,
-    written_at: Instant,
-    closing_since: Option<Instant>,
+    /// When something had come. Milliseconds, as all times here: since the beginning.
+    read_at: u64,
+    reads: u32,
+    written_bytes: u32,
+    /// The last 32 bits of when something was taken by the socket, or nothing waited for it: never long ago.
+    written_at: u32,
+    /// Likewise of when a heartbeat was sent that is not answered.
+    pinged_at: Option<NonZeroU32>,
+    /// Likewise of when it began to close.
+    closing_since: Option<NonZeroU32>,
 }
 
 impl Watch {
-    pub(crate) fn new(deadlines: &Deadlines, now: Instant) -> Self {
-        let keepalive = deadlines
-            .heartbeat_interval
-            .map(|interval| Keepalive::new(interval, deadlines.heartbeat_timeout, Duration::ZERO));
-        Self { began: now, keepalive, reads: 0, read_at: now, written_bytes: 0, written_at: now, closing_since: None }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { began: now, read_at: 0, reads: 0, written_bytes: 0, written_at: 0, pinged_at: None, closing_since: None }
     }
+
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+}
+
+/// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
+fn mark(now: u64) -> NonZeroU32 {
+    NonZeroU32::new(now as u32).unwrap_or(NonZeroU32::MAX)
+}
+
+/// How long ago a moment was of which these are the last 32 bits.
+fn since(now: u64, then: u32) -> Duration {
+    Duration::from_millis(u64::from((now as u32).wrapping_sub(then)))
 }
 
 impl Connection {
@@ -84,38 +99,38 @@ impl Connection {
         let mut state = self.shared.state.lock();
         let state = &mut *state;
         let watch = &mut state.watch;
+        let now = now.saturating_duration_since(watch.began).as_millis() as u64;
         if reads != watch.reads {
             watch.reads = reads;
             watch.read_at = now;
-            if let Some(keepalive) = &mut watch.keepalive {
-                keepalive.handle_received(now - watch.began);
-            }
+            watch.pinged_at = None;
         }
-        let written_bytes = state.outbox.written_bytes();
+        // No socket takes just 4 GiB between two looks.
+        let written_bytes = state.outbox.written_bytes() as u32;
         if written_bytes != watch.written_bytes || state.outbox.is_empty() {
             watch.written_bytes = written_bytes;
-            watch.written_at = now;
+            watch.written_at = now as u32;
         }
         match state.phase {
             Phase::Closed(_) => return,
             Phase::Closing(ref reason) | Phase::Answering(ref reason) => {
-                let since = *watch.closing_since.get_or_insert(now);
-                if deadlines.close_timeout <= now - since {
-                    let reason = reason.clone();
+                let began = *watch.closing_since.get_or_insert(mark(now));
+                if deadlines.close_timeout <= since(now, began.get()) {
+                    let reason = CloseReason::clone(reason);
                     self.end(state, reason);
                 }
                 return;
             }
             Phase::Open | Phase::Draining(_) => {}
         }
-        let silent = now - watch.read_at;
+        let silent = Duration::from_millis(now.saturating_sub(watch.read_at));
         let role = state.proto.role();
         // Bytes are no frame: one byte now and then must not hold a connection.
         let no_frame = role == Role::Server && state.proto.peer() == Peer::Unknown;
-        if no_frame && deadlines.first_frame_timeout <= now - watch.began {
+        if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
             return self.end(state, CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
-        if deadlines.write_timeout <= now - watch.written_at {
+        if deadlines.write_timeout <= since(now, watch.written_at) {
             return self.end(state, CloseReason::SlowPeer("it took no byte within `write_timeout`"));
         }
         if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
@@ -123,9 +138,14 @@ impl Connection {
         }
         // A plain server answers heartbeats, a plain client would take one for a reply.
         let answers = role == Role::Client || state.proto.peer_can(Capabilities::PING);
-        let action = watch.keepalive.as_mut().filter(|_| answers).map(|keepalive| keepalive.poll(now - watch.began));
+        let action = deadlines.heartbeat_interval.filter(|_| answers).map(|interval| {
+            let [received, now_at] = [watch.read_at, now].map(Duration::from_millis);
+            let pinged = watch.pinged_at.map(|pinged| now_at.saturating_sub(since(now, pinged.get())));
+            Keepalive::new(interval, deadlines.heartbeat_timeout, received).pinged_at(pinged).poll(now_at)
+        });
         match action {
             Some(KeepaliveAction::Ping) => {
+                watch.pinged_at = Some(mark(now));
                 self.heartbeat(state, Waiter::Ping, &Metadata::new());
                 state.wake_driver();
             }
@@ -133,5 +153,6 @@ impl Connection {
             Some(KeepaliveAction::WaitUntil(_)) | None => {}
         }
         state.outbox.shrink();
+        state.proto.shrink();
     }
 }

@@ -103,7 +103,7 @@ impl Connection {
 
 impl Shared {
     /// Takes what is next to be written; tells those who wait for room in the queue of pushes.
-    pub(super) fn take(&self, state: &mut State) -> Option<Wire> {
+    pub(super) fn take(&self, state: &mut State) -> Option<Box<Wire>> {
         let waiting = state.outbox.pushes_waiting();
         let wire = state.outbox.take();
         if state.outbox.pushes_waiting() != waiting {

@@ -60,6 +60,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Listener) {
+    let inlet = Arc::new(ServerInlet(Arc::clone(&shared)));
     let mut stopping = shared.stopping.subscribe();
     loop {
         let accepted = tokio::select! {
@@ -80,11 +81,11 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             continue;
         }
         // A handshake takes the client's time, not that of others.
-        tokio::spawn(take(Arc::clone(&shared), accepted));
+        tokio::spawn(take(Arc::clone(&shared), Arc::clone(&inlet), accepted));
     }
 }
 
-async fn take(shared: Arc<Shared>, accepted: Accepted) {
+async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) {
     let limit = shared.settings.watch.first_frame_timeout;
     let socket = match accepted.handshake(limit).await {
         Ok(socket) => socket,
@@ -96,14 +97,13 @@ async fn take(shared: Arc<Shared>, accepted: Accepted) {
         }
     };
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    let inlet = Arc::new(ServerInlet(Arc::clone(&shared)));
-    let connection = Connection::start(Role::Server, socket, Arc::clone(&shared.settings), inlet, None, |connection| {
+    let settings = Arc::clone(&shared.settings);
+    let connection = Connection::start(Role::Server, socket, settings, inlet, None, |connection| {
+        shared.sessions.open();
         let mut connections = shared.connections.lock();
         connections.insert(connection.id(), connection.clone());
         shared.handshaking.fetch_sub(1, Ordering::Relaxed);
         drop(connections);
-        connection.set_owner(Arc::clone(&shared.sessions) as _);
-        shared.sessions.open(connection);
         if let Some(hook) = &shared.hooks.on_connect {
             isolated("on_connect", || hook(connection));
         }

@@ -1,6 +1,6 @@
 //! What a server is made of: services, hooks, bounds.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bothways_proto::{CompressType, Limits};
 use parking_lot::Mutex;
@@ -350,6 +350,7 @@ impl ServerBuilder {
         settings.load = Arc::new(Load::new(self.calls_max));
         let mut sessions = self.sessions;
         sessions.limits = settings.limits.clone();
+        let connections = Arc::default();
         Server {
             shared: Arc::new_cyclic(|shared| Shared {
                 router: match self.admin_token {
@@ -360,9 +361,9 @@ impl ServerBuilder {
                 settings: Arc::new(settings),
                 listen: self.listen,
                 connections_max: self.connections_max,
-                connections: Mutex::new(HashMap::new()),
                 handshaking: 0.into(),
-                sessions: Arc::new(Registry::new(sessions)),
+                sessions: Registry::new(sessions, Arc::clone(&connections)),
+                connections,
                 emptied: Notify::new(),
                 watching: false.into(),
                 stopping: watch::Sender::new(false),

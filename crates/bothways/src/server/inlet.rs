@@ -1,6 +1,6 @@
 //! From a request to its handler: stopping, token, route.
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use bothways_proto::{Message, Metadata, keys};
 
@@ -34,7 +34,7 @@ impl AuthRequest {
     /// The session of who asks. Bind it to the user that the token stands for, so that
     /// [`Target::user`](crate::session::Target::user) finds it.
     pub fn session(&self) -> Option<Session> {
-        self.connection.owner::<Registry>()?.of_connection(self.connection.id())
+        self.connection.owner::<Registry>()?.of(&self.connection)
     }
 
     /// True before a client's first request: the client says who it is, and asks for nothing yet.
@@ -88,6 +88,10 @@ impl Inlet for ServerInlet {
         Answer::Later(answer, deadline)
     }
 
+    fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(Arc::clone(&self.0.sessions) as _)
+    }
+
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>> {
         match &self.0.hooks.auth {
             None => Box::pin(std::future::ready(Ok(()))),
@@ -102,6 +106,8 @@ impl Inlet for ServerInlet {
     }
 
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
+        // Its end is part of its session's story, and `on_disconnect` may ask for it.
+        self.0.sessions.of(connection);
         self.0.forget(connection, reason);
         self.0.sessions.leave(connection);
     }
@@ -115,7 +121,7 @@ impl Inlet for ServerInlet {
     }
 
     fn handle_room(&self, connection: &Connection) {
-        if let Some(session) = self.0.sessions.of_connection(connection.id()) {
+        if let Some(session) = self.0.sessions.made_of(connection) {
             session.pump();
         }
     }

@@ -75,7 +75,7 @@ struct Shared {
     settings: Arc<Settings>,
     listen: ListenOptions,
     connections_max: usize,
-    connections: Mutex<HashMap<ConnectionId, Connection>>,
+    connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
     sessions: Arc<Registry>,

@@ -358,8 +358,16 @@ pub(super) fn shared(shared: &Arc<str>) -> Arc<str> {
 }
 
 impl Trail {
+    #[cfg(test)]
     pub(super) fn new(events_max: usize) -> Self {
         Self { events_max, began: Instant::now(), ring: Mutex::default() }
+    }
+
+    /// A trail that began then, with this event.
+    pub(super) fn begun(events_max: usize, began: Instant, what: What) -> Self {
+        let trail = Self { events_max, began, ring: Mutex::default() };
+        trail.note_at(0, what);
+        trail
     }
 
     /// Takes an event in; answers its number, by which [`Self::update`] finds it.
@@ -367,7 +375,13 @@ impl Trail {
         if self.events_max == 0 {
             return u64::MAX;
         }
-        let at = self.began.elapsed().as_micros() as u64;
+        self.note_at(self.began.elapsed().as_micros() as u64, what)
+    }
+
+    fn note_at(&self, at: u64, what: What) -> u64 {
+        if self.events_max == 0 {
+            return u64::MAX;
+        }
         let mut ring = self.ring.lock();
         if self.events_max <= ring.records.len() {
             ring.records.pop_front();

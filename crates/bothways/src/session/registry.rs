@@ -1,13 +1,14 @@
 //! Finds sessions: by connection, number, user and topic. Resumes them, and ends them.
 //!
-//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock. Whoever needs both
+//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock; but that a session
+//! is entered by its number while its connection's shard is locked. Whoever needs both
 //! locks a shard first, and then a session.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -143,6 +144,11 @@ pub(crate) struct Registry {
     hasher: RandomState,
     by_id: Vec<RwLock<HashMap<SessionId, Session>>>,
     by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
+    /// The server's connections: those that have no session yet get it from here.
+    connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
+    /// Connections that have no session yet.
+    unmade: AtomicUsize,
+    me: Weak<Registry>,
     by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
     pub(super) away: Away,
@@ -165,18 +171,24 @@ struct Past {
 }
 
 impl Registry {
-    pub(crate) fn new(options: SessionOptions) -> Self {
-        Self {
+    pub(crate) fn new(
+        options: SessionOptions,
+        connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             hub: Hub::new(options.rules.clone()),
             options,
             hasher: RandomState::new(),
             by_id: shards(),
             by_connection: shards(),
+            connections,
+            unmade: AtomicUsize::new(0),
+            me: me.clone(),
             by_user: shards(),
             away: Away::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
-        }
+        })
     }
 
     pub(super) fn options(&self) -> &SessionOptions {
@@ -187,18 +199,67 @@ impl Registry {
         &shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    /// The session of a connection that just opened. Plain until a Hello says otherwise.
-    pub(crate) fn open(self: &Arc<Self>, connection: &Connection) -> Session {
+    /// A connection is about to open: its session begins, and is made when somebody asks for it.
+    pub(crate) fn open(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.unmade.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The session of a connection; `None` once it has gone to another connection, or is over.
+    ///
+    /// It is made when it is first asked for: a client that only calls costs its server none.
+    pub(crate) fn of(&self, connection: &Connection) -> Option<Session> {
+        let id = connection.id();
+        let shard = self.shard(&self.by_connection, &id);
+        if connection.is_adopted() {
+            return shard.read().get(&id).cloned();
+        }
+        let mut of_shard = shard.write();
+        if !connection.is_adopted() {
+            let session = self.make(connection);
+            self.shard(&self.by_id, &session.id()).write().insert(session.id(), session.clone());
+            of_shard.insert(id, session);
+            self.unmade.fetch_sub(1, Ordering::Relaxed);
+            connection.adopt();
+        }
+        of_shard.get(&id).cloned()
+    }
+
+    /// As [`Self::of`], but none is made: if nobody has asked for it, there is nothing in it.
+    pub(crate) fn made_of(&self, connection: &Connection) -> Option<Session> {
+        if connection.is_adopted() { self.of(connection) } else { None }
+    }
+
+    /// As [`Self::of`], by number.
+    pub(crate) fn of_connection(&self, id: ConnectionId) -> Option<Session> {
+        let made = self.shard(&self.by_connection, &id).read().get(&id).cloned();
+        made.or_else(|| {
+            let connection = self.connections.lock().get(&id).cloned()?;
+            self.of(&connection)
+        })
+    }
+
+    /// Makes the sessions that nobody has asked for yet.
+    fn make_all(&self) {
+        if self.unmade.load(Ordering::Relaxed) != 0 {
+            let all: Vec<Connection> = self.connections.lock().values().cloned().collect();
+            for connection in all.iter().filter(|connection| !connection.is_adopted()) {
+                self.of(connection);
+            }
+        }
+    }
+
+    /// The session of a connection as it began. Plain until a Hello says otherwise.
+    fn make(&self, connection: &Connection) -> Session {
         let mut ledger = Ledger::new(self.options.bounds.clone());
         ledger.connect(false);
-        let trail = Arc::new(Trail::new(self.options.events_max));
-        trail.note(What::Connected(connection.id()));
-        let session = Session {
+        let began = connection.began();
+        Session {
             inner: Arc::new(Inner {
                 id: SessionId::random(),
-                began: Instant::now(),
-                registry: Arc::downgrade(self),
-                trail,
+                began,
+                registry: self.me.clone(),
+                trail: Arc::new(Trail::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),
                 state: Mutex::new(State {
                     connection: Some(connection.clone()),
@@ -217,18 +278,14 @@ impl Registry {
                     secret: Secrets::default(),
                 }),
             }),
-        };
-        self.shard(&self.by_id, &session.id()).write().insert(session.id(), session.clone());
-        self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
-        self.count.fetch_add(1, Ordering::Relaxed);
-        session
+        }
     }
 
     /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
     ///
     /// Answers the pairs of the Welcome. Until [`Self::welcomed`] nothing is sent to it.
     pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Option<Metadata> {
-        let fresh = self.of_connection(connection.id())?;
+        let fresh = self.of(connection)?;
         let asked = hello.get(keys::SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
         let resumed = asked.map(|id| self.resume(connection, &fresh, id, hello));
         let mut welcome = Metadata::new();
@@ -262,7 +319,7 @@ impl Registry {
 
     /// The Welcome is on its way: what the session owes its client follows it.
     pub(crate) fn welcomed(&self, connection: &Connection) {
-        let Some(session) = self.of_connection(connection.id()) else { return };
+        let Some(session) = self.made_of(connection) else { return };
         {
             let mut state = session.inner.state.lock();
             // Another connection may have claimed the session this moment, and is not welcomed yet.
@@ -350,7 +407,7 @@ impl Registry {
         let Some((Ok(received), Ok(handled))) = offsets.map(|(r, h)| (r.parse::<u64>(), h.parse::<u64>())) else {
             return false;
         };
-        let Some(session) = self.of_connection(connection.id()) else { return true };
+        let Some(session) = self.made_of(connection) else { return true };
         {
             let mut state = session.inner.state.lock();
             if state.connection.as_ref() != Some(connection) {
@@ -519,10 +576,6 @@ impl Registry {
         self.shard(&self.by_id, &id).read().get(&id).cloned()
     }
 
-    pub(crate) fn of_connection(&self, id: ConnectionId) -> Option<Session> {
-        self.shard(&self.by_connection, &id).read().get(&id).cloned()
-    }
-
     /// Sessions whose clients are away.
     pub(crate) fn away(&self) -> usize {
         self.away.len()
@@ -550,6 +603,7 @@ impl Registry {
                 self.subscribers(name)
             }
             Who::Everyone => {
+                self.make_all();
                 self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
             }
         };
@@ -642,6 +696,50 @@ mod tests {
 
     fn bound_to(registry: &Registry, name: &str) -> usize {
         registry.find(&Target::user(name)).expect("no topic").len()
+    }
+
+    /// A client that only calls costs no session. Asked for, it has one, which tells of everything from the beginning.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_made_when_it_is_asked_for() {
+        let registry = Arc::new(Mutex::new(None::<Arc<Registry>>));
+        let ended = Arc::new(Mutex::new(None));
+        let (of_hook, asked) = (Arc::clone(&registry), Arc::clone(&ended));
+        let server = Server::builder()
+            .on_disconnect(move |connection, _| {
+                *asked.lock() = of_hook.lock().as_ref().and_then(|registry| registry.of_connection(connection.id()));
+            })
+            .build();
+        let listening = server.listen("memory@registry-asked-for").await.expect("the name is free");
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            clients.push(client);
+        }
+        let [first, second] = server.connections().try_into().expect("two");
+        let all = first.owner::<Registry>().expect("a server's connection");
+        *registry.lock() = Some(Arc::clone(&all));
+        assert_eq!((all.made_of(&first), all.made_of(&second), server.stats().sessions), (None, None, 2));
+
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let told = server.explain(&Target::connection(first.id())).expect("no topic").remove(0);
+        let since: Duration = Duration::from_millis(told.events[0].at_ms);
+        let ago = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970") - since;
+        assert!(Duration::from_secs(5) <= ago, "{ago:?}, as it connected");
+        assert_eq!(told.events[0].event, super::super::Event::Connected(first.id().to_string()));
+        assert_eq!((all.made_of(&first), all.made_of(&second)), (all.of(&first), None), "one, and the same for all");
+
+        let everyone = server.sessions(&Target::everyone()).expect("no topic");
+        assert_eq!((everyone.len(), all.unmade.load(Ordering::Relaxed)), (2, 0));
+        let third = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        third.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        clients.push(third);
+        let last = server.connections().pop().expect("three");
+        drop(clients.pop());
+        last.closed().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(ended.lock().is_some(), "`on_disconnect` finds it");
+        assert_eq!((all.of(&last), all.of_connection(last.id()), server.stats().sessions), (None, None, 2));
     }
 
     /// The table kept such a session for ever: found, pushed to, and never forgotten.
