@@ -184,18 +184,16 @@ impl Connection {
         self.shared.state.lock().outbox.pushes_written()
     }
 
-    /// Asks for [`Inlet::handle_room`], once, when everything is written.
-    pub(crate) fn tell_of_room(&self) {
+    /// Asks for [`Inlet::handle_room`], once, when everything is written. False: it is written already, and nobody
+    /// will be told. The caller may hold locks of the layer above.
+    pub(crate) fn tell_of_room(&self) -> bool {
         let mut state = self.shared.state.lock();
         // Who cannot take anything has no room, however empty it is: its end, or the answer to its Hello, is on its
         // way to whoever asks.
         let takes = matches!(state.phase, Phase::Open) && !state.hello_pending;
-        if takes && state.outbox.is_empty() && state.outbox.writing == Writing::Idle {
-            drop(state);
-            self.shared.inlet.handle_room(self);
-        } else {
-            state.room_wanted = true;
-        }
+        let has_room = takes && state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
+        state.room_wanted |= !has_room;
+        !has_room
     }
 
     pub(super) fn push(

@@ -357,8 +357,13 @@ impl Session {
 
     /// Moves as much as the socket takes from the ledger to the connection, and notes what is written.
     pub(crate) fn pump(&self) {
+        while self.pump_once() {}
+    }
+
+    /// True if others have written meanwhile, so that there is more to note or to move.
+    fn pump_once(&self) -> bool {
         let mut state = self.inner.state.lock();
-        let Some(connection) = state.connection.clone() else { return };
+        let Some(connection) = state.connection.clone() else { return false };
         let now = self.now();
         while connection.has_room() {
             let Some(next) = state.ledger.next(now) else { break };
@@ -380,22 +385,20 @@ impl Session {
         }
         drop(state);
         connection.flush_soon();
-        self.note_written(&connection);
+        self.note_written(&connection)
     }
 
-    /// Takes over from the connection what is written, and asks it to tell when more is.
-    fn note_written(&self, connection: &Connection) {
+    /// Takes over from the connection what is written, and asks it to tell when more is. True if it is already.
+    fn note_written(&self, connection: &Connection) -> bool {
         let mut state = self.inner.state.lock();
         if state.connection.as_ref() != Some(connection) {
-            return;
+            return false;
         }
         let upto = connection.pushes_written();
         let written = state.marks.iter().take_while(|mark| **mark <= upto).count();
         state.marks.drain(..written);
         state.ledger.written(written);
-        if !state.marks.is_empty() || state.ledger.has_next() {
-            connection.tell_of_room();
-        }
+        (!state.marks.is_empty() || state.ledger.has_next()) && !connection.tell_of_room()
     }
 
     /// True if the pairs that go with what is published mean something to the client.
@@ -479,3 +482,29 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ClientOptions, Server};
+
+    /// Another thread writes the rest between the look at what is written and the question whether all of it is: that is
+    /// an answer, and no call back into the session under its own lock.
+    #[tokio::test(start_paused = true)]
+    async fn what_others_write_meanwhile_blocks_nobody() {
+        let server = Server::builder().build();
+        let listening = server.listen("memory@session-others-write").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+        let connection = session.connection().expect("it is up");
+        assert!(!session.note_written(&connection), "nothing is owed");
+        // At the look this one was not written.
+        session.inner.state.lock().marks.push_back(connection.pushes_written() + 1);
+        let (done, over) = std::sync::mpsc::channel();
+        let (of_thread, on) = (session.clone(), connection.clone());
+        std::thread::spawn(move || done.send(of_thread.note_written(&on)));
+        let again = over.recv_timeout(Duration::from_secs(10)).expect("it is not blocked");
+        assert!(again, "there is more to note");
+    }
+}

@@ -349,3 +349,50 @@ async fn nothing_is_confirmed_before_the_welcome() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!((session.generation(), server.stats().connections_accepted), (2, 2));
 }
+
+/// Threads that push to one session meet the one that reads its acknowledgements, and none waits for another for ever:
+/// a session once asked its connection for room under its own lock, and got the answer under the same lock.
+#[test]
+fn threads_that_push_to_one_session_do_not_block_each_other() {
+    const THREADS: usize = 3;
+    const PUSHES: usize = 3000;
+    let (done, over) = std::sync::mpsc::channel();
+    // On a thread of its own: what is blocked for ever cannot be dropped.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
+        let runtime = runtime.expect("a runtime");
+        let server = server();
+        let connecting = async {
+            let listening = server.listen(&address()).await.expect("a free name");
+            let client = client(listening.address(), "ann").await;
+            (listening, client)
+        };
+        let (_listening, (_client, mut messages)) = runtime.block_on(connecting);
+        let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
+        let pushing: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (session, handle) = (session.clone(), runtime.handle().clone());
+                std::thread::spawn(move || {
+                    for number in 0..PUSHES {
+                        let push = Push::new("Chat", "say", format!("{thread} {number}"));
+                        let pushed = handle.block_on(session.push_within(Duration::from_secs(60), &push));
+                        assert_eq!(pushed.expect("small").outcomes().dropped(), 0);
+                    }
+                })
+            })
+            .collect();
+        let mut next = [0; THREADS];
+        for _ in 0..THREADS * PUSHES {
+            let said = runtime.block_on(text(&mut messages));
+            let (thread, number) = said.split_once(' ').expect("two numbers");
+            let next = &mut next[thread.parse::<usize>().expect("a number")];
+            assert_eq!(number, next.to_string(), "in the order of its thread");
+            *next += 1;
+        }
+        for thread in pushing {
+            thread.join().expect("no panic");
+        }
+        done.send(()).expect("the test waits");
+    });
+    over.recv_timeout(Duration::from_secs(60)).expect("all is pushed, and nobody is blocked");
+}
