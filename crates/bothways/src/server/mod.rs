@@ -131,6 +131,10 @@ impl Server {
 
     /// Starts to listen on this address, and serves in the background for as long as the answer is kept.
     ///
+    /// The runtime in which it is called drives the connections that come in there. Several runtimes may listen
+    /// for one server, also on one port ([`ListenOptions::reuse_port`]): the example `per_core` has one for each
+    /// core. The one that listened first keeps the deadlines of all connections, and must live as long as they.
+    ///
     /// # Errors
     /// [`ServeError::Address`], [`ServeError::Listen`], [`ServeError::Tls`], or
     /// [`ServeError::ShutDown`] if the server was shut down before.

@@ -19,6 +19,9 @@ mod negotiation;
 mod optin;
 mod overflow;
 mod panic;
+// Elsewhere the system does not spread connections over the listeners of a port.
+#[cfg(target_os = "linux")]
+mod per_core;
 mod push;
 mod reconnect;
 mod scripted;
