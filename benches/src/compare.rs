@@ -7,25 +7,40 @@
 //! | file | what it is |
 //! |---|---|
 //! | `questions.rs` | what is asked |
+//! | `ask.rs` | how a question is put to one kind, once |
+//! | `targets.rs` | what is to be reached, and whether it is |
 //! | `kinds.rs` | who is asked: how each kind of server and client is built and started |
+//! | `scaling.rs` | what one more client and one more byte cost |
 //! | `report.rs` | medians, ratios, table, JSON |
 //! | `instructions.rs` | how many instructions a call and a push take |
 
+mod ask;
 mod instructions;
 mod kinds;
 mod questions;
 mod report;
+mod scaling;
+mod targets;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
+pub(crate) use self::report::{Figure, number};
+use self::{
+    instructions::InstructionsArgs,
+    kinds::{Kind, Tools},
+    questions::questions,
+    report::Answer,
+    scaling::ScalingArgs,
+};
 pub use self::{
     instructions::{StepsArgs, run_steps},
-    report::{Answered, OfKind, OfMetric, Report},
+    report::{Answered, Counted, Curve, Line, OfKind, OfMetric, Point, Report},
+    targets::Reached,
 };
-use self::{kinds::Tools, questions::questions, report::Answer};
+use crate::page::{self, PageArgs};
 
 /// What to compare, and how often.
 #[derive(Args, Debug)]
@@ -47,6 +62,9 @@ pub struct CompareArgs {
     /// Builds the peers (tonic, tarpc, jsonrpsee) first: some minutes the first time.
     #[arg(long)]
     peers: bool,
+    /// Another build of this program, to be put beside this one in the same run.
+    #[arg(long)]
+    beside: Option<PathBuf>,
     /// Threads of each server. Default: its own default, one for each core.
     #[arg(long)]
     server_threads: Option<usize>,
@@ -55,20 +73,50 @@ pub struct CompareArgs {
     load_threads: usize,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum What {
     /// Counts the instructions of a call and of a push, which do not depend on what else the machine does.
-    Instructions(instructions::InstructionsArgs),
+    Instructions(InstructionsArgs),
+    /// Measures what one client costs as clients grow, and what one message costs as messages grow.
+    Scaling(ScalingArgs),
+    /// All of it, and then writes the page with its pictures.
+    Everything(PageArgs),
 }
 
 /// Asks, and prints what came out.
 ///
 /// # Errors
-/// A file cannot be written, no question has the name asked for, or Bothways failed at one.
+/// A file cannot be written, no question has the name asked for, or Bothways failed at one: never that
+/// something took too long.
 pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    if let Some(What::Instructions(args)) = &args.what {
-        return instructions::run(args);
+    match &args.what {
+        None => write(args.json.as_deref(), &ask(args, &Tools::find(args)?)?),
+        Some(What::Instructions(of)) => write(args.json.as_deref(), &instructions::measure(of)?),
+        Some(What::Scaling(of)) => write(args.json.as_deref(), &scaling::measure(of, &Tools::find(args)?)?),
+        Some(What::Everything(page)) => {
+            let tools = Tools::find(args)?;
+            let mut report = ask(args, &tools)?;
+            report.curves = scaling::measure(&ScalingArgs::all(args.quick), &tools)?.curves;
+            report.steps = instructions::measure(&InstructionsArgs::default())?.steps;
+            write(args.json.as_deref(), &report)?;
+            page::write(&report, page)
+        }
     }
+}
+
+fn write(path: Option<&Path>, report: &Report) -> anyhow::Result<()> {
+    if let Some(path) = path {
+        let json = serde_json::to_string_pretty(report)?;
+        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    match report.answers.iter().filter(|answer| answer.skipped.contains_key(Kind::Ours.name())).collect::<Vec<_>>() {
+        failed if failed.is_empty() => Ok(()),
+        failed => bail!("Bothways failed at {}", failed.iter().map(|of| &*of.name).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Puts all questions to all kinds.
+fn ask(args: &CompareArgs, tools: &Tools) -> anyhow::Result<Report> {
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 }).max(1);
     let asked = |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.contains(only));
     let mut questions = questions(args.quick);
@@ -77,34 +125,23 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if questions.is_empty() {
         bail!("no question has such a name; there are {}", names.join(", "));
     }
-    let tools = Tools::find(args.peers, args.server_threads, args.load_threads)?;
+    if args.beside.is_some() {
+        questions.iter_mut().for_each(|question| question.kinds.insert(1, Kind::Beside));
+    }
     let mut report = Report::new(rounds, args.quick);
-    let mut failed = Vec::new();
     for question in &questions {
         let mut answer = Answer::new(question);
         for round in 0..rounds {
             for &kind in &question.kinds {
                 eprintln!("{}: {}, round {} of {rounds}", question.name, kind.name(), round + 1);
-                match question.put_to(kind, &tools) {
+                match question.ask.put_to(kind, question.times, tools) {
                     Ok(figures) => answer.add(kind, round, figures),
-                    Err(error) => {
-                        if kind == kinds::Kind::Ours {
-                            failed.push(question.name);
-                        }
-                        answer.add_failure(kind, format!("{error:#}"));
-                    }
+                    Err(error) => answer.add_failure(kind, format!("{error:#}")),
                 }
             }
         }
         println!("{}", answer.table());
         report.answers.push(answer.finish());
     }
-    if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    match &*failed {
-        [] => Ok(()),
-        failed => bail!("Bothways failed at {}", failed.join(", ")),
-    }
+    Ok(report)
 }

@@ -7,16 +7,21 @@
 //! | `limit.rs` | the bare limit: a server of that contract on epoll alone |
 //! | `load.rs` | one neutral load for every server of that contract |
 //! | `pair.rs` | the load that a framework's own client makes; `ours.rs` is our client |
+//! | `governance.rs` | what choosing a server, fail modes and layers take of a call |
+//! | `crowd.rs` | very many sessions within one process |
 //! | `process.rs` | CPU time and memory of a process |
 //! | `programs.rs` | what the binaries do |
 //! | `compare.rs` | all questions in one command: `cargo run --release -p bothways-benches -- compare` |
-//! | `plot.rs` | pictures of what came out |
+//! | `plot.rs`, `page.rs` | what came out as pictures, and as `docs/performance.md` |
 
 pub mod compare;
 pub mod contract;
+pub mod crowd;
+mod governance;
 pub mod limit;
 pub mod load;
 pub mod ours;
+pub mod page;
 pub mod pair;
 pub mod plot;
 pub mod process;

@@ -7,7 +7,7 @@ mod fleet;
 
 use std::{
     cell::Cell,
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     thread,
     time::{Duration, Instant},
@@ -16,9 +16,9 @@ use std::{
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 
-use self::fleet::{Fleet, connect, put_request};
+use self::fleet::{Fleet, Frame, connect, limits, put_heartbeat, put_request, read_frame};
 use crate::{
-    contract::{self, BroadcastArgs},
+    contract::{self, BroadcastArgs, PublishArgs, Published},
     process::Process,
 };
 
@@ -38,10 +38,25 @@ pub struct ClosedLoop {
     pub in_flight: usize,
     /// Bytes of each payload.
     pub payload_bytes: usize,
+    /// What is asked for.
+    pub call: Call,
+    /// A heartbeat goes out this often, on a connection that has calls in flight.
+    pub heartbeat_every: Option<Duration>,
     /// Time before the measurement.
     pub warm_up: Duration,
     /// Time of the measurement.
     pub measure: Duration,
+}
+
+/// What calls of a closed loop ask for, and so what their replies must be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Call {
+    /// The payload back.
+    Echo,
+    /// The payload back, and the server is known to refuse: each reply must say so.
+    EchoRefused,
+    /// A reply of this many bytes. Our server only.
+    Fill(usize),
 }
 
 /// What was measured of calls or pushes.
@@ -57,6 +72,8 @@ pub struct Measured {
     /// Nanoseconds from asking for a broadcast to the arrival of each push, by the load's own clock. Of
     /// calls, the same as `latency`.
     pub since_asked: Histogram<u64>,
+    /// Nanoseconds from a heartbeat to its answer, of those that were asked for.
+    pub heartbeats: Histogram<u64>,
     /// CPU time that the server used.
     pub server_cpu: Duration,
     /// CPU time that the load used: near `elapsed` for each of its threads, the load is what is measured.
@@ -70,6 +87,7 @@ impl Measured {
         self.elapsed += other.elapsed;
         self.latency.add(&other.latency).expect("same bounds");
         self.since_asked.add(&other.since_asked).expect("same bounds");
+        self.heartbeats.add(&other.heartbeats).expect("same bounds");
         self.server_cpu += other.server_cpu;
         self.load_cpu += other.load_cpu;
     }
@@ -129,7 +147,23 @@ impl Load {
         self.each_fleet(|fleet| fleet.call_each(contract::JOIN, b"", b"")).map(drop)
     }
 
-    /// Calls `Echo` in a closed loop. Each payload carries its call's number.
+    /// From now on all sessions get what is published. Our server only.
+    ///
+    /// # Errors
+    /// A reply is wrong or does not come.
+    pub fn enter_all(&mut self) -> anyhow::Result<()> {
+        self.each_fleet(|fleet| fleet.call_each(contract::ENTER, b"", b"")).map(drop)
+    }
+
+    /// Begins so many calls on each connection that run as long as it. Our server only.
+    ///
+    /// # Errors
+    /// The server does not answer a call behind them.
+    pub fn hold(&mut self, calls: usize) -> anyhow::Result<()> {
+        self.each_fleet(|fleet| hold(fleet, calls)).map(drop)
+    }
+
+    /// Calls in a closed loop. Each payload carries its call's number.
     ///
     /// # Errors
     /// A reply is wrong or does not come.
@@ -147,12 +181,13 @@ impl Load {
             });
             let results = self.each_fleet(|fleet| closed_loop(fleet, work, begin, end))?;
             let (server_cpu, load_cpu) = cpu.join().expect("the watcher does not panic")?;
-            let mut latency = latencies();
+            let (mut latency, mut heartbeats) = (latencies(), latencies());
             for of_thread in &results {
-                latency.add(of_thread).expect("same bounds");
+                latency.add(&of_thread.calls).expect("same bounds");
+                heartbeats.add(&of_thread.heartbeats).expect("same bounds");
             }
             let (count, since_asked) = (latency.len(), latency.clone());
-            Ok(Measured { count, elapsed: work.measure, latency, since_asked, server_cpu, load_cpu })
+            Ok(Measured { count, elapsed: work.measure, latency, since_asked, heartbeats, server_cpu, load_cpu })
         })
     }
 
@@ -164,25 +199,47 @@ impl Load {
     /// # Errors
     /// A push is wrong, twice, out of order, or does not come.
     pub fn broadcast(&mut self, args: BroadcastArgs, wait_for_reply: bool) -> anyhow::Result<Measured> {
+        let (mut control, measured) = self.receive(contract::BROADCAST, &args.to_string(), args)?;
+        if wait_for_reply {
+            control.read_exact(&mut [0; bothways_proto::PREFIX_LEN]).context("no answer to the broadcast")?;
+        }
+        Ok(measured)
+    }
+
+    /// Asks that something is published, receives it on all connections, which have entered, and tells what
+    /// became of all of it, that for others among it. Our server only.
+    ///
+    /// # Errors
+    /// A push is wrong, twice, out of order, or does not come.
+    pub fn publish(&mut self, args: PublishArgs) -> anyhow::Result<(Measured, Published)> {
+        let PublishArgs { count, size, .. } = args;
+        let (mut control, measured) =
+            self.receive(contract::PUBLISH, &args.to_string(), BroadcastArgs { count, size })?;
+        let frame = read_frame(&mut control).context("no answer to the publishing")?;
+        let frame = Frame::parse(&frame)?;
+        frame.must_be_reply()?;
+        Ok((measured, Published::parse(frame.payload).context("an answer that is no account")?))
+    }
+
+    /// Asks on a connection of its own, and receives pushes on all others.
+    fn receive(&mut self, method: &str, payload: &str, args: BroadcastArgs) -> anyhow::Result<(TcpStream, Measured)> {
         let mut control = connect(self.address)?;
+        control.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut request = Vec::new();
-        put_request(&mut request, 1, contract::BROADCAST, args.to_string().as_bytes());
+        put_request(&mut request, 1, method, payload.as_bytes());
         let before = (self.server.cpu()?, Process::current().cpu()?);
         let start = Instant::now();
         control.write_all(&request)?;
         let results = self.each_fleet(|fleet| receive(fleet, args, start))?;
         let elapsed = start.elapsed();
         let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
-        if wait_for_reply {
-            control.set_read_timeout(Some(Duration::from_secs(20)))?;
-            control.read_exact(&mut [0; bothways_proto::PREFIX_LEN]).context("no answer to the broadcast")?;
-        }
         let (mut latency, mut since_asked) = (latencies(), latencies());
         for of_thread in &results {
             latency.add(&of_thread.latency).expect("same bounds");
             since_asked.add(&of_thread.since_asked).expect("same bounds");
         }
-        Ok(Measured { count: latency.len(), elapsed, latency, since_asked, server_cpu, load_cpu })
+        let (count, heartbeats) = (latency.len(), latencies());
+        Ok((control, Measured { count, elapsed, latency, since_asked, heartbeats, server_cpu, load_cpu }))
     }
 
     fn each_fleet<T: Send>(&mut self, work: impl Fn(&mut Fleet) -> anyhow::Result<T> + Sync) -> anyhow::Result<Vec<T>> {
@@ -197,19 +254,50 @@ impl Load {
     }
 }
 
-/// Connections that have joined and never read.
+/// Sends heartbeats, one after the other, on a connection that does nothing else. Nanoseconds from each to
+/// its answer.
+///
+/// # Errors
+/// One is not answered.
+pub fn heartbeats(address: &str, begin: Instant, end: Instant, every: Duration) -> anyhow::Result<Histogram<u64>> {
+    let mut stream = connect(socket_address(address)?)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut latency = latencies();
+    let (mut seq, mut frame, mut next) = (0, Vec::new(), begin);
+    while next < end {
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        seq += 1;
+        frame.clear();
+        put_heartbeat(&mut frame, seq);
+        let since = Instant::now();
+        stream.write_all(&frame)?;
+        let answer = read_frame(&mut stream).context("a heartbeat without an answer")?;
+        let answer = Frame::parse(&answer)?;
+        ensure!(answer.is_heartbeat() && answer.seq == seq, "another frame where a heartbeat was due: {answer:?}");
+        latency.saturating_record(since.elapsed().as_nanos() as u64);
+        next = (next + every).max(Instant::now());
+    }
+    Ok(latency)
+}
+
+/// Appends a request of the contract that wants a reply.
+pub fn request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
+    put_request(out, seq, method, payload);
+}
+
+/// Connections that get pushes and never read.
 #[derive(Debug)]
 pub struct Stalled(Vec<TcpStream>);
 
 impl Stalled {
-    /// Connects and joins.
+    /// Connects, and asks for pushes by this method.
     ///
     /// # Errors
     /// The server does not listen, or there are no files left.
-    pub fn connect(address: &str, connections: usize) -> anyhow::Result<Self> {
+    pub fn connect(address: &str, connections: usize, method: &str) -> anyhow::Result<Self> {
         let address = socket_address(address)?;
         let mut request = Vec::new();
-        put_request(&mut request, 1, contract::JOIN, b"");
+        put_request(&mut request, 1, method, b"");
         let one = || {
             let mut stream = connect(address)?;
             stream.write_all(&request)?;
@@ -219,6 +307,15 @@ impl Stalled {
             Ok(stream)
         };
         (0..connections).map(|_| one()).collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    /// Reads at last: what the system had taken before the server gave up, and then the end. How many
+    /// bytes all of them got.
+    ///
+    /// # Errors
+    /// A connection does not end, or something came twice or out of order.
+    pub fn read_to_the_end(self) -> anyhow::Result<u64> {
+        self.0.into_iter().map(read_to_the_end).sum()
     }
 
     /// How many there are.
@@ -232,6 +329,52 @@ impl Stalled {
     }
 }
 
+fn read_to_the_end(mut stream: TcpStream) -> anyhow::Result<u64> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        // The server need not say goodbye to who does not listen.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        Err(error) => return Err(error).context("a stalled connection does not end"),
+    }
+    let (mut at, mut last) = (0, 0);
+    while let Some(len) = bothways_proto::frame_len(&bytes[at..], &limits())? {
+        let Some(frame) = bytes.get(at..at + len) else { break };
+        let frame = Frame::parse(frame)?;
+        // The first one answers the request for pushes.
+        if 0 < at {
+            frame.must_be_push()?;
+            let clock = contract::stamped(frame.payload).context("a push without a clock")?;
+            ensure!(last < clock, "a push of {clock} ns after one of {last} ns");
+            last = clock;
+        }
+        at += len;
+    }
+    Ok(bytes.len() as u64)
+}
+
+/// Calls that run for ever, and one behind them, which shows that they run.
+fn hold(fleet: &mut Fleet, calls: usize) -> anyhow::Result<()> {
+    for place in 0..fleet.len() {
+        fleet.send(place, |out| {
+            for seq in 0..calls {
+                put_request(out, seq as u64, contract::HOLD, b"");
+            }
+            put_request(out, calls as u64, contract::ECHO, b"");
+        })?;
+        let answered = Cell::new(false);
+        // It may be refused or not: which call is the first too many is the server's own affair.
+        fleet.run(
+            || answered.get(),
+            |of, frame, _, _| {
+                answered.set(answered.get() | (of == place && frame.seq == calls as u64));
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
 /// A call that waits for its reply.
 #[derive(Clone, Copy)]
 struct InFlight {
@@ -239,12 +382,20 @@ struct InFlight {
     since: Instant,
 }
 
-fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant) -> anyhow::Result<Histogram<u64>> {
-    let mut payload = pattern(work.payload_bytes);
-    let number_len = payload.len().min(8);
+struct Replies {
+    calls: Histogram<u64>,
+    heartbeats: Histogram<u64>,
+}
+
+fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant) -> anyhow::Result<Replies> {
+    let (method, mut payload) = match work.call {
+        Call::Echo | Call::EchoRefused => (contract::ECHO, pattern(work.payload_bytes)),
+        Call::Fill(bytes) => (contract::FILL, bytes.to_string().into_bytes()),
+    };
+    let number_len = if method == contract::ECHO { payload.len().min(8) } else { 0 };
     // The frame of a request; of each only the two numbers in it are its own.
     let mut request = Vec::new();
-    put_request(&mut request, 0, contract::ECHO, &payload);
+    put_request(&mut request, 0, method, &payload);
     let payload_at = request.len() - payload.len();
     let mut put = |out: &mut Vec<u8>, seq: u64| {
         request[4..12].copy_from_slice(&seq.to_be_bytes());
@@ -262,16 +413,29 @@ fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant
         }
     }
     let waiting = Cell::new(calls.len());
+    let mut beats = Beats::new(work.heartbeat_every, begin, fleet.len());
     let mut latency = latencies();
     let is_done = || waiting.get() == 0;
     fleet.run(is_done, |place, frame, now, out| {
-        frame.must_be_reply()?;
+        if frame.is_heartbeat() {
+            return beats.answered(place, frame.seq, now.instant);
+        }
         let slot = (frame.seq & u64::from(u16::MAX)) as usize;
         ensure!(slot < work.in_flight, "a reply to no call: {}", frame.seq);
         let call = &mut calls[place * work.in_flight + slot];
         ensure!(call.seq == frame.seq, "a second reply, or one to no call: {}", frame.seq);
-        payload[..number_len].copy_from_slice(&call.seq.to_be_bytes()[8 - number_len..]);
-        ensure!(frame.payload == payload, "a reply with other bytes than its call");
+        match work.call {
+            Call::EchoRefused => frame.must_be_refusal()?,
+            Call::Echo => {
+                frame.must_be_reply()?;
+                payload[..number_len].copy_from_slice(&call.seq.to_be_bytes()[8 - number_len..]);
+                ensure!(frame.payload == payload, "a reply with other bytes than its call");
+            }
+            Call::Fill(bytes) => {
+                frame.must_be_reply()?;
+                ensure!(frame.payload.len() == bytes, "a reply of {} bytes, not {bytes}", frame.payload.len());
+            }
+        }
         if begin <= now.instant && now.instant < end {
             latency.saturating_record(now.instant.duration_since(call.since).as_nanos() as u64);
         }
@@ -279,13 +443,45 @@ fn closed_loop(fleet: &mut Fleet, work: ClosedLoop, begin: Instant, end: Instant
             call.seq += 1 << 16;
             call.since = now.instant;
             put(out, call.seq);
+            beats.put_if_due(place, now.instant, out);
         } else {
             call.seq = u64::MAX;
             waiting.set(waiting.get() - 1);
         }
         Ok(())
     })?;
-    Ok(latency)
+    Ok(Replies { calls: latency, heartbeats: beats.latency })
+}
+
+/// Heartbeats among calls. One of a connection waits for its answer at a time.
+struct Beats {
+    every: Option<Duration>,
+    next: Instant,
+    seq: u64,
+    /// By connection: the number of the one that waits, and since when.
+    waiting: Vec<Option<(u64, Instant)>>,
+    latency: Histogram<u64>,
+}
+
+impl Beats {
+    fn new(every: Option<Duration>, begin: Instant, connections: usize) -> Self {
+        Self { every, next: begin, seq: 0, waiting: vec![None; connections], latency: latencies() }
+    }
+
+    fn put_if_due(&mut self, place: usize, now: Instant, out: &mut Vec<u8>) {
+        let Some(every) = self.every.filter(|_| self.next <= now && self.waiting[place].is_none()) else { return };
+        self.seq += 1;
+        self.next = now + every;
+        self.waiting[place] = Some((self.seq, now));
+        put_heartbeat(out, self.seq);
+    }
+
+    fn answered(&mut self, place: usize, seq: u64, now: Instant) -> anyhow::Result<()> {
+        let (due, since) = self.waiting[place].take().context("the answer to no heartbeat")?;
+        ensure!(due == seq, "the answer to another heartbeat");
+        self.latency.saturating_record(now.duration_since(since).as_nanos() as u64);
+        Ok(())
+    }
 }
 
 struct Arrivals {
@@ -356,9 +552,11 @@ mod tests {
             {
                 let mut load = Load::connect(Process::current(), &address, connections, threads).expect("connects");
                 let (warm_up, measure) = (Duration::from_millis(20), Duration::from_millis(80));
-                let work = ClosedLoop { in_flight, payload_bytes, warm_up, measure };
+                let (call, heartbeat_every) = (Call::Echo, Some(Duration::from_millis(5)));
+                let work = ClosedLoop { in_flight, payload_bytes, call, heartbeat_every, warm_up, measure };
                 let measured = load.closed_loop(work).expect("all is as it should be");
                 assert!(0 < measured.count && measured.latency.value_at_quantile(0.5) < 1_000_000_000);
+                assert!(!measured.heartbeats.is_empty());
             }
         }
     }
@@ -382,10 +580,46 @@ mod tests {
         for address in servers() {
             let mut load = Load::connect(Process::current(), &address, 5, 1).expect("connects");
             load.join_all().expect("all is as it should be");
-            let stalled = Stalled::connect(&address, 2).expect("connects");
+            let stalled = Stalled::connect(&address, 2, contract::JOIN).expect("connects");
             let args = BroadcastArgs { count: 1_000, size: 16 << 10 };
             let measured = load.broadcast(args, false).expect("all is as it should be");
             assert_eq!((measured.count, stalled.len()), (5_000, 2));
         }
+    }
+
+    /// Of what is published to sessions all is accounted for, and who never reads is disconnected.
+    #[test]
+    fn what_is_published_has_an_outcome_for_everyone() {
+        let [address, _] = servers();
+        let mut load = Load::connect(Process::current(), &address, 5, 1).expect("connects");
+        load.enter_all().expect("all is as it should be");
+        let stalled = Stalled::connect(&address, 2, contract::ENTER).expect("connects");
+        let args = PublishArgs { count: 300, size: 8 << 10, every: Duration::from_millis(2) };
+        let (measured, published) = load.publish(args).expect("all is as it should be");
+        assert_eq!(measured.count, 1_500);
+        let outcomes = published.written + published.dropped_full + published.dropped_ended;
+        assert!(outcomes == 2_100 && 1_500 <= published.written && 0 < published.dropped_full, "{published:?}");
+        assert!(0 < stalled.read_to_the_end().expect("disconnected"));
+    }
+
+    #[test]
+    fn calls_beyond_the_limit_are_refused() {
+        let [address, _] = servers();
+        let mut load = Load::connect(Process::current(), &address, 2, 1).expect("connects");
+        load.hold(16_384).expect("they run");
+        let (warm_up, measure) = (Duration::ZERO, Duration::from_millis(50));
+        let call = Call::EchoRefused;
+        let work = ClosedLoop { in_flight: 3, payload_bytes: 581, call, heartbeat_every: None, warm_up, measure };
+        assert!(0 < load.closed_loop(work).expect("all are refused").count);
+    }
+
+    #[test]
+    fn a_large_reply_is_as_large_as_was_asked_for() {
+        let [address, _] = servers();
+        let mut load = Load::connect(Process::current(), &address, 1, 1).expect("connects");
+        let (warm_up, measure) = (Duration::ZERO, Duration::from_secs(1));
+        let call = Call::Fill(16 << 20);
+        let work = ClosedLoop { in_flight: 1, payload_bytes: 0, call, heartbeat_every: None, warm_up, measure };
+        assert!(0 < load.closed_loop(work).expect("all are answered").count);
     }
 }

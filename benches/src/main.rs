@@ -2,9 +2,11 @@
 
 use bothways_benches::{
     compare::{self, CompareArgs, StepsArgs},
-    pair::{ClientArgs, ServeArgs},
+    crowd::{self, CrowdArgs},
+    page::{self, FillArgs},
+    pair::ClientArgs,
     plot::{self, PlotArgs},
-    programs,
+    programs::{self, OurServeArgs},
 };
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -19,13 +21,15 @@ struct Cli {
 enum Command {
     /// Puts all questions to all kinds, and prints medians and ratios.
     Compare(CompareArgs),
-    /// Draws what `compare --json` wrote, a picture for each question.
+    /// Draws what `compare --json` wrote, a picture for each question and each curve.
     Plot(PlotArgs),
+    /// Writes what `compare --json` wrote into a page, as tables and pictures.
+    Page(FillArgs),
     /// Serves the contract.
     Serve {
         kind: Server,
         #[command(flatten)]
-        args: ServeArgs,
+        args: OurServeArgs,
     },
     /// Calls our server with our client.
     Call {
@@ -33,6 +37,8 @@ enum Command {
         #[command(flatten)]
         args: ClientArgs,
     },
+    /// Opens very many sessions within this process.
+    Crowd(CrowdArgs),
     /// Runs one step many times, to be counted from outside.
     Steps(StepsArgs),
 }
@@ -46,15 +52,20 @@ enum Server {
 #[derive(Clone, Copy, ValueEnum)]
 enum Client {
     Bothways,
+    /// One client of ten servers: of the addresses 127.0.0.1 to 127.0.0.10.
+    Xclient,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Compare(args) => compare::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Page(args) => page::run(&args),
+        Command::Crowd(args) => crowd::run(&args),
         Command::Serve { kind: Server::Bothways, args } => programs::serve_ours(&args),
-        Command::Serve { kind: Server::Limit, args } => programs::serve_limit(&args),
+        Command::Serve { kind: Server::Limit, args } => programs::serve_limit(&args.serve),
         Command::Call { kind: Client::Bothways, args } => programs::call_ours(args),
+        Command::Call { kind: Client::Xclient, args } => programs::call_ours_by_xclient(args),
         Command::Steps(args) => compare::run_steps(&args),
     }
 }

@@ -1,6 +1,9 @@
-//! Our own client as a [`Peer`], for the questions where client and server are of one kind.
+//! Our own clients as [`Peer`]s, for the questions where client and server are of one kind.
 
-use bothways::{Client, ClientOptions, codec::Raw};
+use anyhow::Context;
+use bothways::{
+    Client, ClientOptions, FailMode, MultipleServersDiscovery, SelectMode, XClient, XClientOptions, codec::Raw,
+};
 
 use crate::{
     contract,
@@ -24,6 +27,30 @@ impl Peer for OurClient {
     async fn call_record(&self, number: u64) -> anyhow::Result<()> {
         let sent = Record::sample(number);
         let got = self.0.call(contract::SERVICE, contract::RECORD, &sent).await?;
+        sent.check(&got)
+    }
+}
+
+/// One client of ten servers, each with a connection. Each address of the loopback counts as a server.
+pub struct OurXClient(XClient);
+
+impl Peer for OurXClient {
+    async fn connect(address: &str) -> anyhow::Result<Self> {
+        let (_, port) = address.rsplit_once(':').context("an address has a port")?;
+        let servers = MultipleServersDiscovery::new((1..=10).map(|host| format!("tcp@127.0.0.{host}:{port}")));
+        let options = XClientOptions::new().eager(true);
+        Ok(Self(XClient::new(contract::SERVICE, FailMode::Failover, SelectMode::RoundRobin, servers, options)))
+    }
+
+    async fn call_raw(&self, number: u64, len: usize) -> anyhow::Result<()> {
+        let sent = Raw::from(raw_payload(number, len));
+        let got: Raw = self.0.call(contract::ECHO, &sent).await?;
+        check_raw(&sent, &got)
+    }
+
+    async fn call_record(&self, number: u64) -> anyhow::Result<()> {
+        let sent = Record::sample(number);
+        let got = self.0.call(contract::RECORD, &sent).await?;
         sent.check(&got)
     }
 }

@@ -1,7 +1,15 @@
-//! A picture for each question: one bar for each kind, as SVG, which is text.
+//! Pictures of what came out, as SVG, which is text. They follow the reader's choice of light or dark.
+//!
+//! | file | what it draws |
+//! |---|---|
+//! | `bars.rs` | a question: a bar for each kind |
+//! | `lines.rs` | a curve: a line for each kind, both axes in powers of ten |
+
+mod bars;
+mod lines;
 
 use std::{
-    fmt::Write,
+    fmt::{Arguments, Write},
     fs,
     path::{Path, PathBuf},
 };
@@ -9,134 +17,100 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 
-use crate::compare::{Answered, Report};
+pub use self::{bars::bars, lines::lines};
+use crate::compare::Report;
 
 const WIDTH: f64 = 760.0;
-/// Where bars begin: left of it stand the names.
-const BARS_AT: f64 = 110.0;
-/// Right of the longest bar stands its figure.
-const FIGURE_WIDTH: f64 = 150.0;
-const BAR_HEIGHT: f64 = 24.0;
-const BAR_STEP: f64 = 34.0;
-const TOP: f64 = 64.0;
-
-const OURS: &str = "#c2410c";
-const OTHERS: &str = "#94a3b8";
 
 /// What to draw, and where to.
 #[derive(Args, Debug)]
 pub struct PlotArgs {
     /// What `compare --json` wrote.
     json: PathBuf,
-    /// A directory: each question becomes NAME.svg in it.
+    /// A directory: each question and each curve becomes NAME.svg in it.
     #[arg(long, default_value = "docs/performance")]
     out: PathBuf,
 }
 
-/// Draws every question that has figures.
+/// Draws every question and every curve that has figures.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn run(args: &PlotArgs) -> anyhow::Result<()> {
-    let json = fs::read_to_string(&args.json).with_context(|| format!("cannot read {}", args.json.display()))?;
-    let report: Report = serde_json::from_str(&json)?;
-    fs::create_dir_all(&args.out)?;
-    for answer in &report.answers {
-        let Some(picture) = picture(&report, answer) else { continue };
-        let path = args.out.join(Path::new(&answer.name).with_extension("svg"));
-        fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
+    for path in draw(&Report::read(&args.json)?, &args.out)? {
         println!("{}", path.display());
     }
     Ok(())
 }
 
-/// One question's picture. `None` if nothing was measured.
-pub fn picture(report: &Report, answer: &Answered) -> Option<String> {
-    let bars: Vec<_> = answer.kinds.iter().filter_map(|kind| Some((&*kind.kind, kind.metrics.first()?))).collect();
-    let (_, first) = bars.first()?;
-    let longest = bars.iter().map(|(_, metric)| metric.median).fold(f64::MIN_POSITIVE, f64::max);
-    let height = TOP + BAR_STEP * bars.len() as f64 + 28.0;
+/// Draws all of a report into a directory, and tells which files it wrote.
+pub(crate) fn draw(report: &Report, out: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    fs::create_dir_all(out)?;
+    let questions = report.answers.iter().map(|answer| (&answer.name, bars(report, answer)));
+    let curves = report.curves.iter().map(|curve| (&curve.name, lines(report, curve)));
+    let mut paths = Vec::new();
+    for (name, picture) in questions.chain(curves) {
+        let Some(picture) = picture else { continue };
+        let path = out.join(name).with_extension("svg");
+        fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
 
-    let mut svg = String::new();
-    let mut line = |text: std::fmt::Arguments<'_>| {
-        svg.write_fmt(text).and_then(|()| svg.write_char('\n')).expect("a string takes all text");
-    };
-    line(format_args!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13" fill="#0f172a">"##
-    ));
-    line(format_args!(r##"<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>"##));
-    line(format_args!(r#"<text x="12" y="24" font-size="14" font-weight="bold">{}</text>"#, escaped(&answer.title)));
-    line(format_args!(r##"<text x="12" y="46" fill="#475569">{}</text>"##, escaped(&first.metric)));
-    for (place, (kind, metric)) in bars.iter().enumerate() {
-        let y = TOP + BAR_STEP * place as f64;
-        let text_y = y + BAR_HEIGHT * 0.7;
-        let width = (WIDTH - BARS_AT - FIGURE_WIDTH) * (metric.median / longest).max(0.0);
-        let colour = if place == 0 { OURS } else { OTHERS };
-        let (kind, figure) = (escaped(kind), number(metric.median));
-        let figure_x = BARS_AT + width + 8.0;
-        line(format_args!(r#"<text x="{}" y="{text_y:.1}" text-anchor="end">{kind}</text>"#, BARS_AT - 8.0));
-        line(format_args!(
-            r#"<rect x="{BARS_AT}" y="{y:.1}" width="{width:.1}" height="{BAR_HEIGHT}" fill="{colour}"/>"#
+/// A picture while it is drawn.
+struct Svg(String);
+
+impl Svg {
+    /// Its frame, with a title and a line below that says what is shown.
+    fn new(height: f64, title: &str, what: &str) -> Self {
+        let mut svg = Self(String::new());
+        svg.put(format_args!(
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" font-family="sans-serif" font-size="13">"#
         ));
-        line(format_args!(r#"<text x="{figure_x:.1}" y="{text_y:.1}">{figure}{}</text>"#, spread(&metric.rounds)));
+        svg.put(format_args!("<style>{LIGHT} @media (prefers-color-scheme: dark) {{{DARK}}}</style>"));
+        svg.put(format_args!(r#"<rect class="ground" width="{WIDTH}" height="{height:.0}"/>"#));
+        svg.put(format_args!(
+            r#"<text class="ink" x="12" y="24" font-size="14" font-weight="bold">{}</text>"#,
+            escaped(title)
+        ));
+        svg.put(format_args!(r#"<text class="soft" x="12" y="46">{}</text>"#, escaped(what)));
+        svg
     }
-    let of = format!("{}; {}; median of {} rounds", report.machine, report.commit, report.rounds);
-    line(format_args!(
-        r##"<text x="12" y="{:.1}" font-size="11" fill="#64748b">{}</text>"##,
-        height - 12.0,
-        escaped(&of)
-    ));
-    line(format_args!("</svg>"));
-    Some(svg)
+
+    fn put(&mut self, text: Arguments<'_>) {
+        self.0.write_fmt(text).and_then(|()| self.0.write_char('\n')).expect("a string takes all text");
+    }
+
+    /// Where and when it was measured stands at the foot.
+    fn end(mut self, height: f64, report: &Report) -> String {
+        let rounds = if report.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", report.rounds) };
+        let of = escaped(&format!("{}; {}; median of {rounds}", report.machine, report.commit));
+        let y = height - 12.0;
+        self.put(format_args!(r#"<text class="soft" x="12" y="{y:.1}" font-size="11">{of}</text>"#));
+        self.put(format_args!("</svg>"));
+        self.0
+    }
 }
 
-/// The smallest and the largest round, where there are several.
-fn spread(rounds: &[f64]) -> String {
-    if rounds.len() < 2 {
-        return String::new();
-    }
-    let (least, most) = rounds.iter().fold((f64::MAX, f64::MIN), |(least, most), of| (least.min(*of), most.max(*of)));
-    format!(" ({}–{})", number(least), number(most))
-}
+/// Colours: the ground, what is written, grids, and one for each line; ours comes first.
+const LIGHT: &str = ".ground{fill:#fff} .ink{fill:#0f172a} .soft{fill:#475569} .grid{stroke:#e2e8f0} \
+    .c0{fill:#c2410c;stroke:#c2410c} .c1{fill:#64748b;stroke:#64748b} .c2{fill:#0369a1;stroke:#0369a1}";
+const DARK: &str = ".ground{fill:#0d1117} .ink{fill:#e6edf3} .soft{fill:#9da7b3} .grid{stroke:#30363d} \
+    .c0{fill:#fb923c;stroke:#fb923c} .c1{fill:#94a3b8;stroke:#94a3b8} .c2{fill:#38bdf8;stroke:#38bdf8}";
 
-fn number(value: f64) -> String {
+/// Few characters for a figure.
+fn short(value: f64) -> String {
+    let trimmed = |text: String, unit: &str| format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'));
     match value.abs() {
-        1e6.. => format!("{:.2} M", value / 1e6),
+        1e6.. => trimmed(format!("{:.2}", value / 1e6), " M"),
         1e4.. => format!("{:.0} k", value / 1e3),
         100.0.. => format!("{value:.0}"),
-        _ => format!("{value:.2}"),
+        0.01.. => trimmed(format!("{value:.2}"), ""),
+        _ => trimmed(format!("{value:.5}"), ""),
     }
 }
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::compare::{OfKind, OfMetric};
-
-    #[test]
-    fn a_picture_has_a_bar_for_each_kind() {
-        let kind = |kind: &str, rounds: Vec<f64>| OfKind {
-            kind: kind.into(),
-            metrics: vec![OfMetric { metric: "calls/s".into(), median: rounds[0], rounds }],
-        };
-        let answer = Answered {
-            name: "calls".into(),
-            title: "calls: a < b & c".into(),
-            kinds: vec![kind("bothways", vec![600_000.0, 500_000.0]), kind("go-rpcx", vec![1_200_000.0])],
-            ratios: Default::default(),
-            skipped: Default::default(),
-        };
-        let report =
-            Report { commit: "c".into(), machine: "m".into(), rounds: 2, quick: false, answers: vec![answer.clone()] };
-        let svg = picture(&report, &answer).expect("there are figures");
-        assert_eq!((svg.matches("<rect").count(), svg.matches(OURS).count()), (3, 1));
-        for part in ["a &lt; b &amp; c", "600 k (500 k–600 k)", "1.20 M<", "width=\"250.0\"", "width=\"500.0\""] {
-            assert!(svg.contains(part), "no {part} in {svg}");
-        }
-        assert_eq!(picture(&report, &Answered { kinds: Vec::new(), ..answer }), None);
-    }
 }

@@ -1,6 +1,14 @@
 //! What a process uses, as Linux tells it under `/proc`.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use anyhow::Context;
 
@@ -58,19 +66,60 @@ impl Process {
     }
 }
 
+/// Time on a CPU of this process so far, exactly: what other processes are asked for comes in steps.
+pub fn own_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+impl Process {
+    /// Looks at its memory every 20 ms from now on.
+    pub fn watch_resident_bytes(self) -> Peak {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let watching = thread::spawn(move || {
+            let mut most = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                most = most.max(self.resident_bytes().unwrap_or(0));
+                thread::sleep(Duration::from_millis(20));
+            }
+            most
+        });
+        Peak { stop, watching }
+    }
+}
+
+/// The most memory that a process had, while it was watched.
+#[derive(Debug)]
+pub struct Peak {
+    stop: Arc<AtomicBool>,
+    watching: JoinHandle<u64>,
+}
+
+impl Peak {
+    /// The most bytes that were resident.
+    pub fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.watching.join().expect("it does not panic")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn work_takes_time_and_memory() {
-        let before = Process::current().cpu().expect("this process is there");
+        let (before, exactly) = (Process::current().cpu().expect("this process is there"), own_cpu());
+        let peak = Process::current().watch_resident_bytes();
         let mut memory = vec![0_u8; 8 << 20];
         for round in 0..50 {
             memory.iter_mut().for_each(|byte| *byte = byte.wrapping_add(round));
         }
         std::hint::black_box(&memory);
+        assert!(exactly < own_cpu());
         assert!(before < Process::current().cpu().expect("this process is there"));
         assert!(8 << 20 < Process::current().resident_bytes().expect("this process is there"));
+        assert!(0 < peak.stop());
     }
 }

@@ -1,21 +1,29 @@
 //! Our server of the contract.
 //!
-//! A broadcast is cut into shares, one for each core, each a task of its own. A share encodes every
+//! A broadcast is cut into shares, one for each thread, each a task of its own on the runtime that drives
+//! its connections. A share encodes every
 //! message once for all of its connections, gives each connection a batch of them, writes once, and
 //! yields. Before the next batch it waits for connections that are behind and still take bytes, so
 //! that a message does not age in a queue; one that takes nothing is not waited for.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::ready,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bothways::{
-    Connection, Metadata, Overflow, Reply, Request, Server,
+    Class, Connection, Limits, Metadata, Overflow, Push, Reply, Request, Server, ServerBuilder, Stage,
     connection::{ConnectionId, PushFrame, fan_out},
+    session::DropReason,
 };
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use tokio::{runtime::Handle, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    contract::{self, BroadcastArgs, Stamps},
+    contract::{self, BroadcastArgs, PublishArgs, Published, Stamps},
     pair::Record,
 };
 
@@ -47,23 +55,70 @@ const PATIENCE_LOOKS: u32 = 4;
 /// Connections that are worth a share of their own.
 const SHARE_CONNECTIONS: usize = 32;
 
-type Joined = Arc<Mutex<HashMap<ConnectionId, Connection>>>;
+/// What is published goes here.
+pub const TOPIC: &str = "ticks";
+
+/// The largest reply to `Fill`.
+const REPLY_BYTES_MAX: usize = 16 << 20;
+
+/// The largest frame: such a reply must fit.
+pub const FRAME_BYTES_MAX: usize = REPLY_BYTES_MAX + (1 << 20);
+
+/// More than a frame of a push has beside its payload.
+const FRAME_REST_BYTES: usize = 64;
+
+/// A client that takes no byte for this long while bytes wait is disconnected. Shorter than the default of
+/// 10 s, so that a benchmark can wait for it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A load connects all its clients before the first of them calls.
+const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Each who joined, with the runtime that drives its connection.
+type Joined = Arc<Mutex<HashMap<ConnectionId, (Connection, Handle)>>>;
 
 /// The server, which listens nowhere yet.
 ///
 /// A client whose queue is full is disconnected: it could not be told which messages it missed.
 pub fn server() -> Server {
+    server_with(|builder| builder)
+}
+
+/// The server with something that is chosen otherwise.
+pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
     let joined = Joined::default();
     let (join, leave) = (Arc::clone(&joined), Arc::clone(&joined));
-    Server::builder()
+    let zeros = Bytes::from(vec![0; REPLY_BYTES_MAX]);
+    // The server holds itself, as it lives as long as its process.
+    let this = Arc::new(OnceLock::<Server>::new());
+    let publisher = Arc::clone(&this);
+    let builder = Server::builder()
+        .limits(Limits::default().body_bytes_max(FRAME_BYTES_MAX))
         .push_queue(PUSH_FRAMES_MAX, PUSH_BYTES_MAX)
         .overflow(Overflow::Disconnect)
-        .handler(contract::SERVICE, contract::ECHO, |request: Request| std::future::ready(echo(&request)))
-        .function(contract::SERVICE, contract::RECORD, |record: Record| std::future::ready(Ok::<_, String>(record)))
+        .write_timeout(WRITE_TIMEOUT)
+        .first_frame_timeout(FIRST_FRAME_TIMEOUT)
+        .handler(contract::SERVICE, contract::ECHO, |request: Request| ready(echo(&request)))
+        .function(contract::SERVICE, contract::RECORD, |record: Record| ready(Ok::<_, String>(record)))
+        .handler(contract::SERVICE, contract::FILL, move |request: Request| ready(fill(&request, &zeros)))
+        .handler(contract::SERVICE, contract::HOLD, |request: Request| async move {
+            request.connection().closed().await;
+            Reply::ok("")
+        })
+        .handler(contract::SERVICE, contract::ENTER, |request: Request| ready(enter(&request)))
+        .handler(contract::SERVICE, contract::PUBLISH, move |request: Request| {
+            let server = publisher.get().cloned();
+            async move {
+                match (server, request.payload().ok().and_then(|payload| PublishArgs::parse(&payload))) {
+                    (Some(server), Some(args)) => publish(&server, args).await,
+                    _ => Reply::error("the payload is not COUNT SIZE MICROS"),
+                }
+            }
+        })
         .handler(contract::SERVICE, contract::JOIN, move |request: Request| {
             let connection = request.connection();
-            join.lock().insert(connection.id(), connection.clone());
-            std::future::ready(Reply::ok(""))
+            join.lock().insert(connection.id(), (connection.clone(), Handle::current()));
+            ready(Reply::ok(""))
         })
         .handler(contract::SERVICE, contract::BROADCAST, move |request: Request| {
             let joined = Arc::clone(&joined);
@@ -71,16 +126,63 @@ pub fn server() -> Server {
                 match request.payload().ok().and_then(|payload| BroadcastArgs::parse(&payload)) {
                     None => Reply::error("the payload is not COUNT SIZE"),
                     Some(args) => {
-                        let connections = joined.lock().values().cloned().collect();
-                        broadcast(connections, args).await
+                        let joined = joined.lock().values().cloned().collect();
+                        broadcast(joined, args).await
                     }
                 }
             }
         })
         .on_disconnect(move |connection, _| {
             leave.lock().remove(&connection.id());
-        })
-        .build()
+        });
+    let server = choose(builder).build();
+    this.get_or_init(|| server.clone());
+    server
+}
+
+fn fill(request: &Request, zeros: &Bytes) -> Reply {
+    let payload = request.payload().unwrap_or_default();
+    match str::from_utf8(&payload).ok().and_then(|size| size.parse::<usize>().ok()) {
+        Some(size) if size <= zeros.len() => Reply::ok(zeros.slice(..size)),
+        _ => Reply::error(format!("the payload is not SIZE of at most {REPLY_BYTES_MAX}")),
+    }
+}
+
+fn enter(request: &Request) -> Reply {
+    let Some(session) = request.session() else { return Reply::error("the session has ended") };
+    session.bind_user(&format!("user-{}", session.id()));
+    match session.subscribe(TOPIC) {
+        Ok(()) => Reply::ok(""),
+        Err(error) => Reply::error(error.to_string()),
+    }
+}
+
+/// Publishes at an even pace, and waits until all has an outcome.
+async fn publish(server: &Server, args: PublishArgs) -> Reply {
+    let mut ticks = tokio::time::interval(args.every.max(Duration::from_micros(1)));
+    // One that is late is not made up for by several at once.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut stamps, mut receipts) = (Stamps::default(), Vec::new());
+    for _ in 0..args.count {
+        ticks.tick().await;
+        let mut payload = vec![0; args.size];
+        stamps.stamp(&mut payload);
+        let push = Push::new(contract::SERVICE, contract::TICK, payload).class(Class::Fire);
+        match server.publish(TOPIC, &push) {
+            Ok(receipt) => receipts.push(receipt),
+            Err(error) => return Reply::error(error.to_string()),
+        }
+    }
+    let session_bytes_max = server.session_bytes_max(args.size + FRAME_REST_BYTES) as u64;
+    let mut published = Published { session_bytes_max, ..Published::default() };
+    for receipt in receipts {
+        let outcomes = receipt.handled().await;
+        let full = outcomes.at(Stage::Dropped(DropReason::Full));
+        published.written += outcomes.at(Stage::PlainWritten) as u64;
+        published.dropped_full += full as u64;
+        published.dropped_ended += (outcomes.dropped() - full) as u64;
+    }
+    Reply::ok(published.to_string())
 }
 
 fn echo(request: &Request) -> Reply {
@@ -91,12 +193,17 @@ fn echo(request: &Request) -> Reply {
 }
 
 /// Pushes to all, in shares; the reply comes when everything is queued.
-async fn broadcast(connections: Vec<Connection>, args: BroadcastArgs) -> Reply {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = connections.len().div_ceil(cores).max(SHARE_CONNECTIONS);
+async fn broadcast(joined: Vec<(Connection, Handle)>, args: BroadcastArgs) -> Reply {
+    let mut runtimes = HashMap::new();
+    for (connection, runtime) in joined {
+        runtimes.entry(runtime.id()).or_insert_with(|| (runtime, Vec::new())).1.push(connection);
+    }
     let mut shares = JoinSet::new();
-    for connections in connections.chunks(share) {
-        shares.spawn(broadcast_share(connections.to_vec(), args));
+    for (runtime, connections) in runtimes.into_values() {
+        let share = connections.len().div_ceil(runtime.metrics().num_workers()).max(SHARE_CONNECTIONS);
+        for connections in connections.chunks(share) {
+            shares.spawn_on(broadcast_share(connections.to_vec(), args), &runtime);
+        }
     }
     match shares.join_all().await.into_iter().find_map(Result::err) {
         None => Reply::ok(""),

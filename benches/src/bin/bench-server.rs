@@ -6,14 +6,14 @@
 //!
 //! The first line on stdout is `LISTENING tcp@127.0.0.1:8972`, when clients can connect.
 
-use bothways_benches::{pair::ServeArgs, programs};
+use bothways_benches::programs::{self, OurServeArgs};
 use clap::Parser;
 
 #[derive(Parser)]
 #[command(about = "Serves `Bench`: Echo, Join and Broadcast, with raw bytes")]
 struct Args {
     #[command(flatten)]
-    serve: ServeArgs,
+    serve: OurServeArgs,
 }
 
 fn main() -> anyhow::Result<()> {

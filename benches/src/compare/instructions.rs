@@ -24,17 +24,22 @@ use bothways::{
 use bothways_proto::{Deframer, FrameParts, Header, Names, Seq};
 use clap::{Args, ValueEnum};
 
+use super::report::{Counted, Report};
 use crate::{contract, pair::Record, server::server};
 
 /// Repetitions of the short run and of the long one.
 const REPEATS: [u64; 2] = [1_000, 6_000];
 
-const PAYLOAD: [u8; 581] = [7; 581];
+/// Payload of a call or a push, unless it is asked for another.
+const PAYLOAD_BYTES: usize = 581;
 
 /// Connections that a push goes to.
 const RECEIVERS: usize = 64;
 
-#[derive(Args, Debug)]
+/// The same where messages grow: a MiB to each is much to count.
+const RECEIVERS_OF_SIZE: usize = 8;
+
+#[derive(Args, Clone, Debug, Default)]
 pub(super) struct InstructionsArgs {
     /// Only the steps whose name contains this.
     #[arg(long)]
@@ -50,6 +55,12 @@ pub struct StepsArgs {
     #[arg(value_enum)]
     step: Step,
     repeats: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = PAYLOAD_BYTES)]
+    payload: usize,
+    /// Connections that a push goes to.
+    #[arg(long, default_value_t = RECEIVERS)]
+    receivers: usize,
 }
 
 /// What is counted.
@@ -105,10 +116,20 @@ impl Step {
     }
 }
 
-pub(super) fn run(args: &InstructionsArgs) -> anyhow::Result<()> {
-    if let Err(error) = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status() {
-        println!("instructions: skipped, no valgrind: {error}");
-        return Ok(());
+/// Whether valgrind is there, or why not.
+pub(super) fn find_valgrind() -> Result<(), String> {
+    match Command::new("valgrind").arg("--version").stdout(Stdio::null()).status() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("no valgrind: {error}")),
+    }
+}
+
+/// Counts every step, and prints it at once.
+pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
+    let mut report = Report::new(1, false);
+    if let Err(why) = find_valgrind() {
+        println!("instructions: skipped, {why}");
+        return Ok(report);
     }
     println!("{:<16} {:>12} {:>11}   of what (payloads of 581 bytes)", "step", "instructions", "allocations");
     for &step in Step::value_variants() {
@@ -124,37 +145,66 @@ pub(super) fn run(args: &InstructionsArgs) -> anyhow::Result<()> {
             }
         };
         let profile = format!("--callgrind-out-file={}", profile.display());
-        let instructions = each(step, &["--tool=callgrind", &profile], "Collected :")?;
-        let allocations = each(step, &["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;
+        let repeats = REPEATS.map(|repeats| repeats / step.units().min(50));
+        let each = |options: &[&str], figure| Counting { step, repeats, more: Vec::new() }.each(options, figure);
+        let instructions = each(&["--tool=callgrind", &profile], INSTRUCTIONS)?;
+        let allocations = each(&["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;
         println!("{name:<16} {instructions:>12.0} {allocations:>11.2}   {}", step.question());
+        report.steps.push(Counted { name, title: step.question().to_owned(), instructions, allocations });
     }
-    Ok(())
+    Ok(report)
 }
 
-/// What one unit of a step adds to a figure that valgrind tells at the end.
-fn each(step: Step, options: &[&str], figure: &str) -> anyhow::Result<f64> {
-    let repeats = REPEATS.map(|repeats| repeats / step.units().min(50));
-    let (few, many) = (count(step, repeats[0], options, figure)?, count(step, repeats[1], options, figure)?);
-    Ok((many as f64 - few as f64) / ((repeats[1] - repeats[0]) * step.units()) as f64)
+/// Instructions of one unit of a step with payloads of this size.
+pub(super) fn of_size(step: &str, payload: usize) -> anyhow::Result<f64> {
+    let step = Step::from_str(step, false).map_err(anyhow::Error::msg)?;
+    // As many of the large ones as take some seconds.
+    let few = ((4 << 20) / payload as u64).clamp(4, 400);
+    let more = vec![format!("--payload={payload}"), format!("--receivers={RECEIVERS_OF_SIZE}")];
+    let counting = Counting { step, repeats: [few, 4 * few], more };
+    let nanos = counting.each(&["--tool=callgrind", "--callgrind-out-file=/dev/null"], INSTRUCTIONS)?;
+    // Counted as a push to one of the usual number.
+    Ok(if step == Step::Push1 { nanos * RECEIVERS as f64 / RECEIVERS_OF_SIZE as f64 } else { nanos })
 }
 
-/// The figure of a whole run.
-fn count(step: Step, repeats: u64, options: &[&str], figure: &str) -> anyhow::Result<u64> {
-    let name = step.name();
-    let output = Command::new("valgrind")
-        // glibc copies some KiB and more with one `rep movsb`, which valgrind counts once for each byte.
-        .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS")
-        .args(options)
-        .arg(env::current_exe()?)
-        .args(["steps", &name, &repeats.to_string()])
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name} failed under valgrind: {text}");
-    let told = text.lines().find_map(|line| {
-        let number = line.split_once(figure)?.1.split_whitespace().next()?;
-        number.replace(',', "").parse().ok()
-    });
-    told.with_context(|| format!("valgrind does not tell {figure:?}: {text}"))
+/// What callgrind calls them.
+const INSTRUCTIONS: &str = "Collected :";
+
+/// A step under valgrind, in a short run and in a long one.
+struct Counting {
+    step: Step,
+    repeats: [u64; 2],
+    /// Options of the step.
+    more: Vec<String>,
+}
+
+impl Counting {
+    /// What one unit of the step adds to a figure that valgrind tells at the end.
+    fn each(&self, options: &[&str], figure: &str) -> anyhow::Result<f64> {
+        let [few, many] = self.repeats;
+        let added = self.count(many, options, figure)? as f64 - self.count(few, options, figure)? as f64;
+        Ok(added / ((many - few) * self.step.units()) as f64)
+    }
+
+    /// The figure of a whole run.
+    fn count(&self, repeats: u64, options: &[&str], figure: &str) -> anyhow::Result<u64> {
+        let name = self.step.name();
+        let output = Command::new("valgrind")
+            // glibc copies some KiB and more with one `rep movsb`, which valgrind counts once for each byte.
+            .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS")
+            .args(options)
+            .arg(env::current_exe()?)
+            .args(["steps", &name, &repeats.to_string()])
+            .args(&self.more)
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{name} failed under valgrind: {text}");
+        let told = text.lines().find_map(|line| {
+            let number = line.split_once(figure)?.1.split_whitespace().next()?;
+            number.replace(',', "").parse().ok()
+        });
+        told.with_context(|| format!("valgrind does not tell {figure:?}: {text}"))
+    }
 }
 
 /// Runs one step, without counting anything.
@@ -163,20 +213,26 @@ fn count(step: Step, repeats: u64, options: &[&str], figure: &str) -> anyhow::Re
 /// An answer is not as it should be.
 pub fn run_steps(args: &StepsArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(steps(args.step, args.repeats))
+    runtime.block_on(steps(args))
 }
 
-async fn steps(step: Step, repeats: u64) -> anyhow::Result<()> {
+async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
+    let StepsArgs { step, repeats, payload, receivers } = *args;
+    let payload = &*vec![7; payload];
     let server = server();
     let listening = server.listen("memory@steps").await?;
     let address = listening.address();
     match step {
         Step::Serve16 | Step::Serve1 => {
             let socket = connect(&address.parse()?, &ConnectOptions::default()).await?;
-            let request: Vec<u8> = (0..step.units()).flat_map(request).collect();
+            let request: Vec<u8> = (0..step.units()).flat_map(|number| request(number, payload)).collect();
             let mut buffer = vec![0; 64 << 10];
             for _ in 0..repeats {
-                ensure!(socket.try_write(&[IoSlice::new(&request)])? == request.len(), "no room for the calls");
+                let mut rest = &*request;
+                while !rest.is_empty() {
+                    let written = poll_fn(|cx| socket.poll_write(cx, &[IoSlice::new(rest)])).await?;
+                    rest = &rest[written..];
+                }
                 // The names and the payload come back: as many bytes as were sent.
                 read(&socket, &mut buffer, request.len()).await?;
             }
@@ -185,25 +241,29 @@ async fn steps(step: Step, repeats: u64) -> anyhow::Result<()> {
             let client = Client::connect(address, ClientOptions::new()).await?;
             let mut callers = tokio::task::JoinSet::new();
             for _ in 0..step.units() {
-                let client = client.clone();
+                let (client, payload) = (client.clone(), Raw::from(payload.to_vec()));
                 callers.spawn(async move {
                     for _ in 0..repeats {
-                        call(step, &client).await?;
+                        call(step, &client, &payload).await?;
                     }
                     anyhow::Ok(())
                 });
             }
             callers.join_all().await.into_iter().collect::<anyhow::Result<()>>()?;
         }
-        Step::Push1 | Step::Push16 => push(&server, address, step.units() as usize / RECEIVERS, repeats).await?,
+        Step::Push1 | Step::Push16 => {
+            let frames = step.units() as usize / RECEIVERS;
+            push(&server, address, receivers, payload, frames, repeats).await?;
+        }
         Step::EncodePush => {
             let (metadata, limits) = (Metadata::new(), Limits::default());
             for _ in 0..repeats {
-                black_box(PushFrame::new(contract::SERVICE, contract::TICK, &metadata, &PAYLOAD, &limits)?);
+                black_box(PushFrame::new(contract::SERVICE, contract::TICK, &metadata, payload, &limits)?);
             }
         }
         Step::Decode => {
-            let (bytes, limits) = ((0..step.units()).flat_map(request).collect::<Vec<u8>>(), Limits::default());
+            let (bytes, limits) =
+                ((0..step.units()).flat_map(|number| request(number, payload)).collect::<Vec<u8>>(), Limits::default());
             let mut deframer = Deframer::new();
             for _ in 0..repeats {
                 deframer.feed(&bytes, &limits);
@@ -216,34 +276,40 @@ async fn steps(step: Step, repeats: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn call(step: Step, client: &Client) -> anyhow::Result<()> {
+async fn call(step: Step, client: &Client, payload: &Raw) -> anyhow::Result<()> {
     if step == Step::CallRecord16 {
         let record = Record::sample(0);
         let got: Record = client.call(contract::SERVICE, contract::RECORD, &record).await?;
         return record.check(&got);
     }
-    let payload = Raw::from(&PAYLOAD[..]);
-    let got: Raw = client.call(contract::SERVICE, contract::ECHO, &payload).await?;
-    ensure!(got == payload, "a reply with other bytes than its call");
+    let got: Raw = client.call(contract::SERVICE, contract::ECHO, payload).await?;
+    ensure!(got == *payload, "a reply with other bytes than its call");
     Ok(())
 }
 
-async fn push(server: &Server, address: &str, frames: usize, repeats: u64) -> anyhow::Result<()> {
+async fn push(
+    server: &Server,
+    address: &str,
+    receivers: usize,
+    payload: &[u8],
+    frames: usize,
+    repeats: u64,
+) -> anyhow::Result<()> {
     let mut sockets = Vec::new();
-    for _ in 0..RECEIVERS {
+    for _ in 0..receivers {
         sockets.push(connect(&address.parse()?, &ConnectOptions::default()).await?);
     }
-    while server.stats().connections < RECEIVERS {
+    while server.stats().connections < receivers {
         tokio::task::yield_now().await;
     }
     let connections: Vec<Connection> = server.connections();
     let mut buffer = vec![0; 64 << 10];
-    let frame_len = request(0).len();
-    let frame = PushFrame::new(contract::SERVICE, contract::ECHO, &Metadata::new(), &PAYLOAD, &Limits::default())?;
+    let frame = PushFrame::new(contract::SERVICE, contract::ECHO, &Metadata::new(), payload, &Limits::default())?;
+    let frame_len = request(0, payload).len();
     let batch = vec![frame; frames];
     for _ in 0..repeats {
         let outcome = fan_out(&connections, &batch);
-        ensure!(outcome.queued == RECEIVERS * frames, "a push was refused: {outcome:?}");
+        ensure!(outcome.queued == receivers * frames, "a push was refused: {outcome:?}");
         for socket in &sockets {
             read(socket, &mut buffer, frame_len * frames).await?;
         }
@@ -251,12 +317,12 @@ async fn push(server: &Server, address: &str, frames: usize, repeats: u64) -> an
     Ok(())
 }
 
-fn request(number: u64) -> Vec<u8> {
+fn request(number: u64, payload: &[u8]) -> Vec<u8> {
     let header = Header::request(Seq::new(number), SerializeType::RAW);
     let (names, metadata) = (Names::new(contract::SERVICE, contract::ECHO), &Metadata::new());
-    let parts = FrameParts { header, names, metadata, payload_len: PAYLOAD.len() };
+    let parts = FrameParts { header, names, metadata, payload_len: payload.len() };
     let mut frame = Vec::new();
-    parts.put_frame(&mut frame, &PAYLOAD, &Limits::default()).expect("within the limits");
+    parts.put_frame(&mut frame, payload, &Limits::default()).expect("within the limits");
     frame
 }
 

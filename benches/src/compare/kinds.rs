@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
+use super::CompareArgs;
 use crate::{
     pair::{MEASURING, PairReport, Shape},
     process::Process,
@@ -20,6 +21,12 @@ use crate::{
 pub(super) enum Kind {
     /// Bothways.
     Ours,
+    /// Bothways with a runtime for each core.
+    PerCore,
+    /// Bothways, its client being an `XClient`.
+    XClient,
+    /// Another build of Bothways.
+    Beside,
     /// The bare limit.
     Limit,
     /// Go rpcx.
@@ -33,6 +40,9 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ours => "bothways",
+            Self::PerCore => "bothways-per-core",
+            Self::XClient => "bothways-xclient",
+            Self::Beside => "beside",
             Self::Limit => "limit",
             Self::Go => "go-rpcx",
             Self::Tonic => "tonic",
@@ -50,13 +60,14 @@ pub(super) struct Tools {
     ours: PathBuf,
     /// The others, or why they are not there.
     others: HashMap<Kind, Result<PathBuf, String>>,
+    pub(super) beside: Option<PathBuf>,
     server_threads: Option<usize>,
     pub(super) load_threads: usize,
 }
 
 impl Tools {
     /// Builds Go's server, and the peers if `build_peers`.
-    pub(super) fn find(build_peers: bool, server_threads: Option<usize>, load_threads: usize) -> anyhow::Result<Self> {
+    pub(super) fn find(args: &CompareArgs) -> anyhow::Result<Self> {
         let ours = env::current_exe().context("cannot tell which program this is")?;
         let directory = ours.parent().context("a program is in a directory")?;
         let package = env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
@@ -64,7 +75,7 @@ impl Tools {
 
         // Beside `release`, so that cleaning the workspace cleans the peers.
         let peers_target = directory.parent().unwrap_or(directory).join("peers");
-        let built = if build_peers { build_peers_into(&package, &peers_target) } else { Ok(()) };
+        let built = if args.peers { build_peers_into(&package, &peers_target) } else { Ok(()) };
         for kind in Kind::PEERS {
             let program = peers_target.join("release").join(format!("peer-{}{}", kind.name(), env::consts::EXE_SUFFIX));
             let found = match &built {
@@ -74,14 +85,24 @@ impl Tools {
             };
             others.insert(kind, found);
         }
-        Ok(Self { ours, others, server_threads, load_threads })
+        let CompareArgs { server_threads, load_threads, .. } = *args;
+        Ok(Self { ours, others, beside: args.beside.clone(), server_threads, load_threads })
     }
 
     fn program(&self, kind: Kind, role: &str) -> anyhow::Result<Command> {
         let mut command = match kind {
-            Kind::Ours | Kind::Limit => {
-                let mut command = Command::new(&self.ours);
-                command.args([role, kind.name()]);
+            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside => {
+                let program = match (kind, &self.beside) {
+                    (Kind::Beside, Some(beside)) => beside,
+                    _ => &self.ours,
+                };
+                let mut command = Command::new(program);
+                match (kind, role) {
+                    (Kind::Limit, role) => command.args([role, "limit"]),
+                    (Kind::PerCore, "serve") => command.args([role, "bothways", "--per-core"]),
+                    (Kind::XClient, "call") => command.args([role, "xclient"]),
+                    (_, role) => command.args([role, "bothways"]),
+                };
                 return Ok(command);
             }
             _ => match self.others.get(&kind) {
@@ -99,7 +120,9 @@ impl Tools {
     /// Starts a server on a free port.
     pub(super) fn serve(&self, kind: Kind) -> anyhow::Result<Running> {
         let mut command = self.program(kind, "serve")?;
-        command.args(["--addr", "tcp@127.0.0.1:0", "--attached"]);
+        // All addresses of the loopback are this server's: to an `XClient` each is a server.
+        let address = if kind == Kind::XClient { "tcp@0.0.0.0:0" } else { "tcp@127.0.0.1:0" };
+        command.args(["--addr", address, "--attached"]);
         match (kind, self.server_threads) {
             (_, None) => {}
             (Kind::Go, Some(threads)) => {
@@ -124,9 +147,14 @@ impl Tools {
             Shape::Record => "record",
         };
         command.args(["--addr", &server.address, "--shape", shape]);
+        // An `XClient` has its connections itself.
+        let (connections, in_flight) = match kind {
+            Kind::XClient => (1, pair.connections * pair.in_flight),
+            _ => (pair.connections, pair.in_flight),
+        };
         for (option, value) in [
-            ("--connections", pair.connections as u64),
-            ("--in-flight", pair.in_flight as u64),
+            ("--connections", connections as u64),
+            ("--in-flight", in_flight as u64),
             ("--payload", pair.payload_bytes as u64),
             ("--warm-up-ms", pair.warm_up_ms),
             ("--measure-ms", pair.measure_ms),

@@ -11,7 +11,7 @@ use bothways_proto::{self as proto, Header, Limits, Metadata, PREFIX_LEN, Seq, S
 use mio::{Events, Interest, Poll, Token};
 use socket2::SockRef;
 
-use crate::contract;
+use crate::{contract, server::FRAME_BYTES_MAX};
 
 /// One read takes at most this much.
 const READ_BYTES: usize = 256 << 10;
@@ -20,8 +20,12 @@ const READ_BYTES: usize = 256 << 10;
 const SILENCE: Duration = Duration::from_secs(20);
 
 const RESPONSE: u8 = 0x80;
+const HEARTBEAT: u8 = 0x40;
 const ONEWAY: u8 = 0x20;
 const STATUS: u8 = 0x03;
+
+/// How a refusal begins.
+const OVERLOADED: &[u8] = b"overloaded";
 
 /// A frame, as it came.
 #[derive(Debug)]
@@ -30,11 +34,12 @@ pub(super) struct Frame<'a> {
     pub(super) seq: u64,
     path: &'a [u8],
     method: &'a [u8],
+    metadata: &'a [u8],
     pub(super) payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    fn parse(frame: &'a [u8]) -> anyhow::Result<Self> {
+    pub(super) fn parse(frame: &'a [u8]) -> anyhow::Result<Self> {
         let mut rest = &frame[PREFIX_LEN..];
         let mut part = || {
             let (len, tail) = rest.split_first_chunk::<4>()?;
@@ -43,12 +48,12 @@ impl<'a> Frame<'a> {
             Some(part)
         };
         let parts = (part(), part(), part(), part());
-        let (Some(path), Some(method), Some(_metadata), Some(payload)) = parts else {
+        let (Some(path), Some(method), Some(metadata), Some(payload)) = parts else {
             bail!("a frame whose inner lengths are more than its own");
         };
         ensure!(rest.is_empty(), "a frame with something behind its payload");
         let seq = u64::from_be_bytes(*frame[4..].first_chunk().expect("a prefix is longer"));
-        Ok(Self { flags: frame[2], seq, path, method, payload })
+        Ok(Self { flags: frame[2], seq, path, method, metadata, payload })
     }
 
     /// Fails unless it is a reply that is no error.
@@ -56,6 +61,18 @@ impl<'a> Frame<'a> {
         ensure!(self.flags & RESPONSE != 0, "a request came where a reply was due: {self:?}");
         ensure!(self.flags & STATUS == 0, "the server answered with an error: {self:?}");
         Ok(())
+    }
+
+    /// Fails unless it is a reply that says that the server runs too many calls already.
+    pub(super) fn must_be_refusal(&self) -> anyhow::Result<()> {
+        let says_so = self.metadata.windows(OVERLOADED.len()).any(|window| window == OVERLOADED);
+        ensure!(self.flags & RESPONSE != 0 && self.flags & STATUS != 0 && says_so, "not refused: {self:?}");
+        Ok(())
+    }
+
+    /// True of the answer to a heartbeat.
+    pub(super) fn is_heartbeat(&self) -> bool {
+        self.flags & (RESPONSE | HEARTBEAT) == RESPONSE | HEARTBEAT
     }
 
     /// Fails unless it is a push of a broadcast.
@@ -198,7 +215,7 @@ impl Connection {
             };
             let moment = Moment::now();
             let mut handle = |bytes: &[u8], outgoing: &mut Vec<u8>| -> anyhow::Result<usize> {
-                let (mut at, limits) = (0, Limits::default());
+                let (mut at, limits) = (0, limits());
                 while let Some(len) = proto::frame_len(&bytes[at..], &limits)? {
                     let Some(frame) = bytes.get(at..at + len) else { break };
                     each(Frame::parse(frame)?, moment, outgoing)?;
@@ -247,6 +264,21 @@ pub(super) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
+/// What a server may send.
+pub(super) fn limits() -> Limits {
+    Limits::default().body_bytes_max(FRAME_BYTES_MAX)
+}
+
+/// Reads one whole frame from a socket that blocks, and nothing behind it.
+pub(super) fn read_frame(stream: &mut TcpStream) -> anyhow::Result<Vec<u8>> {
+    let mut frame = vec![0; PREFIX_LEN];
+    stream.read_exact(&mut frame)?;
+    let len = proto::frame_len(&frame, &limits())?.context("a prefix has the length")?;
+    frame.resize(len, 0);
+    stream.read_exact(&mut frame[PREFIX_LEN..])?;
+    Ok(frame)
+}
+
 /// Appends a request that wants a reply.
 pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
     let header = Header::request(Seq::new(seq), SerializeType::RAW);
@@ -258,4 +290,11 @@ pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[
         payload_len: payload.len(),
     };
     parts.put_frame(out, payload, &Limits::default()).expect("a benchmark's payload is within the limits");
+}
+
+/// Appends a heartbeat.
+pub(super) fn put_heartbeat(out: &mut Vec<u8>, seq: u64) {
+    let header = Header::heartbeat(Seq::new(seq), SerializeType::RAW);
+    let frame = proto::frame(header, "", "", &Metadata::new(), b"", &limits());
+    out.extend_from_slice(&frame.expect("it is empty"));
 }

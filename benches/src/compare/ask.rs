@@ -1,0 +1,346 @@
+//! How a question is put to one kind, once: a new server, a new load, figures.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+
+use super::{
+    kinds::{Kind, PairWork, Running, Tools},
+    report::Figure,
+};
+use crate::{
+    contract::{self, BroadcastArgs, PublishArgs},
+    governance,
+    load::{Call, ClosedLoop, Load, Measured, Stalled, heartbeats},
+    pair::Shape,
+};
+
+/// Payload of a call, unless the question is about another: a usual message of rpcx's own benchmarks.
+pub(super) const PAYLOAD_BYTES: usize = 581;
+
+/// Time for a server to come to rest before its memory is looked at.
+const REST: Duration = Duration::from_millis(2_500);
+
+/// Time in which its rest is looked at.
+const IDLE: Duration = Duration::from_millis(1_500);
+
+/// How often a heartbeat goes out.
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(5);
+
+/// A reply that takes a while.
+const LARGE_REPLY_BYTES: usize = 16 << 20;
+
+/// Calls of one connection that a server of ours runs at once, and all of them (`calls_per_connection_max`,
+/// `calls_max`).
+const CALLS_MAX: [usize; 2] = [16_384, 131_072];
+
+/// What is done, and what is measured of it.
+#[derive(Clone, Copy)]
+pub(super) enum Ask {
+    /// Calls in a closed loop.
+    Calls { connections: usize, in_flight: usize },
+    /// Broadcasts, one after the other.
+    Broadcast { clients: usize, args: BroadcastArgs, repeats: usize },
+    /// A broadcast without and with clients that never read.
+    Stalled { readers: usize, stalled: usize, args: BroadcastArgs },
+    /// The same through sessions, at an even pace.
+    StalledSessions { readers: usize, stalled: usize, args: PublishArgs },
+    /// Memory of clients that do nothing; each has a user and a topic, or is a plain one.
+    Idle { clients: usize, entered: bool },
+    /// Client and server of one kind.
+    Pair { connections: usize, in_flight: usize, shape: Shape },
+    /// Heartbeats while calls are in flight.
+    Heartbeats { connections: usize, in_flight: usize },
+    /// Pushes without and with large replies on another connection.
+    LargeReply { args: PublishArgs },
+    /// Calls beyond the limits.
+    Refused { connections: usize, in_flight: usize },
+    /// What choosing a server, fail modes and layers take of a call.
+    Governance { servers: usize, calls: usize },
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    pub(super) warm_up: Duration,
+    pub(super) measure: Duration,
+}
+
+impl Times {
+    pub(super) fn calls(self, in_flight: usize) -> ClosedLoop {
+        let Self { warm_up, measure } = self;
+        let (payload_bytes, call, heartbeat_every) = (PAYLOAD_BYTES, Call::Echo, None);
+        ClosedLoop { in_flight, payload_bytes, call, heartbeat_every, warm_up, measure }
+    }
+}
+
+impl Ask {
+    /// Asks one kind once.
+    pub(super) fn put_to(self, kind: Kind, times: Times, tools: &Tools) -> anyhow::Result<Vec<Figure>> {
+        let files = self.files();
+        let limit = open_files_max().unwrap_or(usize::MAX);
+        ensure!(files <= limit, "it takes {files} open files, and {limit} are allowed (ulimit -n)");
+        match self {
+            Self::Calls { connections, in_flight } => {
+                let server = tools.serve(kind)?;
+                let measured = connect(tools, &server, connections)?.closed_loop(times.calls(in_flight))?;
+                let mut figures = calls(&measured);
+                if connections * in_flight == 1 {
+                    // One call at a time: the question is how long it takes.
+                    figures.swap(0, 1);
+                }
+                figures.push(memory(&server)?);
+                Ok(figures)
+            }
+            Self::Broadcast { clients, args, repeats } => {
+                let server = tools.serve(kind)?;
+                let mut load = connect(tools, &server, clients)?;
+                load.join_all()?;
+                // The first is not counted: it takes the memory that later ones find.
+                load.broadcast(args, true)?;
+                let mut figures = pushes(&broadcasts(&mut load, args, repeats)?);
+                figures.push(memory(&server)?);
+                Ok(figures)
+            }
+            Self::Stalled { readers, stalled, args } => {
+                let broadcast = |stalled| {
+                    let server = tools.serve(kind)?;
+                    let mut load = connect(tools, &server, readers)?;
+                    load.join_all()?;
+                    let before = server.process().resident_bytes()?;
+                    let stalled = Stalled::connect(&server.address, stalled, contract::JOIN)?;
+                    let measured = load.broadcast(args, stalled.is_empty())?;
+                    anyhow::Ok((measured, server.process().resident_bytes()?.saturating_sub(before)))
+                };
+                let (without, _) = broadcast(0)?;
+                let (with, more_bytes) = broadcast(stalled)?;
+                // By the clock in the push, which each server reads at another moment: only the ratio between
+                // the two runs of one server compares.
+                Ok(vec![
+                    Figure::new("p99 with ÷ without", p99_ms(&with) / p99_ms(&without)),
+                    Figure::new("own p99 without, ms", p99_ms(&without)),
+                    Figure::new("own p99 with, ms", p99_ms(&with)),
+                    Figure::new("pushes/s without", without.per_second()),
+                    Figure::new("pushes/s with", with.per_second()),
+                    Figure::new("memory with, MiB", mib(more_bytes)),
+                ])
+            }
+            Self::StalledSessions { readers, stalled, args } => stalled_sessions(kind, tools, readers, stalled, args),
+            Self::Idle { clients, entered } => {
+                let server = tools.serve(kind)?;
+                let before = server.process().resident_bytes()?;
+                let mut load = connect(tools, &server, clients)?;
+                load.call_each(PAYLOAD_BYTES)?;
+                if entered {
+                    load.enter_all()?;
+                }
+                thread::sleep(REST);
+                let bytes = server.process().resident_bytes()?.saturating_sub(before);
+                let cpu = server.process().cpu()?;
+                thread::sleep(IDLE);
+                let cpu = server.process().cpu()? - cpu;
+                Ok(vec![
+                    Figure::new("bytes/client", bytes as f64 / clients as f64),
+                    Figure::new("idle CPU, %", 100.0 * cpu.as_secs_f64() / IDLE.as_secs_f64()),
+                ])
+            }
+            Self::Pair { connections, in_flight, shape } => {
+                let server = tools.serve(kind)?;
+                let millis = |duration: Duration| duration.as_millis() as u64;
+                let (warm_up_ms, measure_ms) = (millis(times.warm_up), millis(times.measure));
+                let payload_bytes = PAYLOAD_BYTES;
+                let work = PairWork { connections, in_flight, payload_bytes, shape, warm_up_ms, measure_ms };
+                let measured = tools.call(kind, &server, &work)?;
+                let report = measured.report;
+                Ok(vec![
+                    Figure::new("calls/s", report.calls as f64 / report.seconds),
+                    Figure::new("p50 µs", report.p50_ns as f64 / 1e3),
+                    Figure::new("p99 µs", report.p99_ns as f64 / 1e3),
+                    Figure::new("CPU µs/call, both", measured.cpu.as_nanos() as f64 / 1e3 / report.calls as f64),
+                    memory(&server)?,
+                ])
+            }
+            Self::Heartbeats { connections, in_flight } => {
+                let server = tools.serve(kind)?;
+                let mut load = connect(tools, &server, connections)?;
+                let (address, begin) = (server.address.clone(), Instant::now() + times.warm_up);
+                let end = begin + times.measure;
+                let alone = thread::spawn(move || heartbeats(&address, begin, end, HEARTBEAT_EVERY));
+                let work = ClosedLoop { heartbeat_every: Some(HEARTBEAT_EVERY), ..times.calls(in_flight) };
+                let measured = load.closed_loop(work)?;
+                let alone = alone.join().expect("a thread of the load does not panic")?;
+                let millis = |nanos: u64| nanos as f64 / 1e6;
+                ensure!(!measured.heartbeats.is_empty() && !alone.is_empty(), "no heartbeat was answered");
+                Ok(vec![
+                    Figure::new("max ms", millis(measured.heartbeats.max().max(alone.max()))),
+                    Figure::new("p99 ms", millis(measured.heartbeats.value_at_quantile(0.99))),
+                    Figure::new("p99 ms, idle connection", millis(alone.value_at_quantile(0.99))),
+                    Figure::new("max ms, idle connection", millis(alone.max())),
+                    Figure::new("calls/s", measured.per_second()),
+                ])
+            }
+            Self::LargeReply { args } => large_reply(kind, tools, args),
+            Self::Refused { connections, in_flight } => {
+                let server = tools.serve(kind)?;
+                // Their calls go on for as long as they are kept.
+                let mut holding = connect(tools, &server, CALLS_MAX[1] / CALLS_MAX[0])?;
+                holding.hold(CALLS_MAX[0])?;
+                let work = ClosedLoop { call: Call::EchoRefused, ..times.calls(in_flight) };
+                let mut figures = calls(&connect(tools, &server, connections)?.closed_loop(work)?);
+                figures.push(memory(&server)?);
+                Ok(figures)
+            }
+            Self::Governance { servers, calls } => governance::measure(servers, calls, times.measure),
+        }
+    }
+
+    /// Files that one process opens, roughly.
+    fn files(self) -> usize {
+        const OTHERS: usize = 64;
+        OTHERS
+            + match self {
+                Self::Calls { connections, .. }
+                | Self::Pair { connections, .. }
+                | Self::Heartbeats { connections, .. }
+                | Self::Refused { connections, .. } => connections,
+                Self::Broadcast { clients, .. } | Self::Idle { clients, .. } => clients,
+                Self::Stalled { readers, stalled, .. } | Self::StalledSessions { readers, stalled, .. } => {
+                    readers + stalled
+                }
+                Self::LargeReply { .. } | Self::Governance { .. } => 2,
+            }
+    }
+}
+
+pub(super) fn connect(tools: &Tools, server: &Running, clients: usize) -> anyhow::Result<Load> {
+    Load::connect(server.process(), &server.address, clients, tools.load_threads)
+}
+
+/// Several, as one.
+pub(super) fn broadcasts(load: &mut Load, args: BroadcastArgs, repeats: usize) -> anyhow::Result<Measured> {
+    let mut sum = load.broadcast(args, true)?;
+    for _ in 1..repeats {
+        sum.add(&load.broadcast(args, true)?);
+    }
+    Ok(sum)
+}
+
+fn stalled_sessions(
+    kind: Kind,
+    tools: &Tools,
+    readers: usize,
+    stalled: usize,
+    args: PublishArgs,
+) -> anyhow::Result<Vec<Figure>> {
+    let publish = |stalled: usize| {
+        let server = tools.serve(kind)?;
+        let mut load = connect(tools, &server, readers)?;
+        load.enter_all()?;
+        let before = server.process().resident_bytes()?;
+        let stalling = Stalled::connect(&server.address, stalled, contract::ENTER)?;
+        let peak = server.process().watch_resident_bytes();
+        let (measured, published) = load.publish(args)?;
+        let more_bytes = peak.stop().saturating_sub(before);
+        let outcomes = published.written + published.dropped_full + published.dropped_ended;
+        // All of them have one by now; who was disconnected before the last push is no longer meant by it.
+        let meant = (args.count * (readers + stalled)) as u64;
+        ensure!(outcomes <= meant && measured.count <= published.written, "outcomes for {meant}? {published:?}");
+        if 0 < stalled {
+            // Their policy: the oldest is dropped, and who takes nothing for too long is disconnected.
+            ensure!(0 < published.dropped_full, "nothing was dropped: {published:?}");
+            stalling.read_to_the_end()?;
+        } else {
+            ensure!(published.dropped_full == 0, "a push to a client that reads was dropped: {published:?}");
+        }
+        anyhow::Ok((measured, published, more_bytes))
+    };
+    let (without, _, usual_bytes) = publish(0)?;
+    let (with, published, more_bytes) = publish(stalled)?;
+    let bound = published.session_bytes_max * stalled as u64;
+    let dropped = published.dropped_full + published.dropped_ended;
+    Ok(vec![
+        Figure::new("p99 with ÷ without", p99_ms(&with) / p99_ms(&without)),
+        Figure::new("own p99 without, ms", p99_ms(&without)),
+        Figure::new("own p99 with, ms", p99_ms(&with)),
+        Figure::new("memory with, MiB", mib(more_bytes)),
+        Figure::new("memory without, MiB", mib(usual_bytes)),
+        Figure::new("bound of docs/slow-clients.md, MiB", mib(bound)),
+        Figure::new("memory ÷ bound", more_bytes as f64 / bound as f64),
+        Figure::new("dropped, % of the stalled", 100.0 * dropped as f64 / (args.count * stalled) as f64),
+    ])
+}
+
+fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let mut listening = connect(tools, &server, 1)?;
+    listening.enter_all()?;
+    // The first is not counted: it takes the memory that later ones find.
+    listening.publish(PublishArgs { count: 20, ..args })?;
+    let (without, _) = listening.publish(args)?;
+
+    let mut asking = connect(tools, &server, 1)?;
+    let measure = args.every * u32::try_from(args.count).context("a count of some hundreds")?;
+    let asking = thread::spawn(move || {
+        let (warm_up, call) = (Duration::from_millis(50), Call::Fill(LARGE_REPLY_BYTES));
+        asking.closed_loop(ClosedLoop { in_flight: 1, payload_bytes: 0, call, heartbeat_every: None, warm_up, measure })
+    });
+    thread::sleep(Duration::from_millis(50));
+    let (with, _) = listening.publish(args)?;
+    let replies = asking.join().expect("a thread of the load does not panic")?;
+    let micros = |measured: &Measured, quantile| measured.latency.value_at_quantile(quantile) as f64 / 1e3;
+    Ok(vec![
+        Figure::new("p99 µs with", micros(&with, 0.99)),
+        Figure::new("p99 µs without", micros(&without, 0.99)),
+        Figure::new("p50 µs with", micros(&with, 0.5)),
+        Figure::new("p50 µs without", micros(&without, 0.5)),
+        Figure::new("max µs with", micros(&with, 1.0)),
+        Figure::new("max µs without", micros(&without, 1.0)),
+        Figure::new("µs a reply of 16 MiB", micros(&replies, 0.5)),
+    ])
+}
+
+fn calls(measured: &Measured) -> Vec<Figure> {
+    vec![
+        Figure::new("calls/s", measured.per_second()),
+        Figure::new("p50 µs", measured.latency.value_at_quantile(0.5) as f64 / 1e3),
+        Figure::new("p99 µs", measured.latency.value_at_quantile(0.99) as f64 / 1e3),
+        Figure::new("CPU µs/call", measured.server_cpu_nanos_each() / 1e3),
+        Figure::new("load CPU, %", load_cpu(measured)),
+    ]
+}
+
+fn pushes(measured: &Measured) -> Vec<Figure> {
+    vec![
+        Figure::new("pushes/s", measured.per_second()),
+        Figure::new("p50 ms since asked", measured.since_asked.value_at_quantile(0.5) as f64 / 1e6),
+        Figure::new("p99 ms since asked", measured.since_asked.value_at_quantile(0.99) as f64 / 1e6),
+        Figure::new("CPU µs/push", measured.server_cpu_nanos_each() / 1e3),
+        Figure::new("load CPU, %", load_cpu(measured)),
+    ]
+}
+
+fn memory(server: &Running) -> anyhow::Result<Figure> {
+    Ok(Figure::new("server MiB", mib(server.process().resident_bytes()?)))
+}
+
+fn p99_ms(measured: &Measured) -> f64 {
+    measured.latency.value_at_quantile(0.99) as f64 / 1e6
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Near 100 for each thread of the load, it is the load that is measured.
+fn load_cpu(measured: &Measured) -> f64 {
+    100.0 * measured.load_cpu.as_secs_f64() / measured.elapsed.as_secs_f64()
+}
+
+/// The soft limit. `None` where the system does not say.
+fn open_files_max() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

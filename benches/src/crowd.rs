@@ -1,0 +1,189 @@
+//! Very many sessions in one process, over the transport within it: what each takes, and what a publish to
+//! all of them takes.
+//!
+//! Sockets have a bound (20,000 files a process is usual), these have none. Both ends are in this process;
+//! what their pipes and the client's ends take is measured by themselves and left out.
+
+use std::{
+    future::poll_fn,
+    io::IoSlice,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use bothways::{
+    Class, Push,
+    transport::{AnySocket, ConnectOptions, ListenOptions, Listener, Socket, connect},
+};
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    contract,
+    load::request,
+    process::{Process, own_cpu},
+    server::{TOPIC, server},
+};
+
+/// Time to come to rest, and then again to be looked at. A server gives memory of bursts back at its next
+/// looks, a second apart.
+const REST: Duration = Duration::from_millis(2_500);
+
+/// A push that has not come after this long is lost.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Publishes that are measured, after one that takes the memory which later ones find.
+const PUBLISHES: u32 = 3;
+
+const PUSH_BYTES: usize = 128;
+
+/// A crowd, opened in this process.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CrowdArgs {
+    /// What each of it is.
+    #[arg(value_enum)]
+    who: Who,
+    /// How many.
+    sessions: usize,
+}
+
+/// What each of a crowd is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Who {
+    /// A pipe and nothing at its ends.
+    Pipe,
+    /// A session after one call.
+    Plain,
+    /// A session with a user and one topic.
+    Entered,
+}
+
+impl Who {
+    /// As on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("none is hidden").get_name().to_owned()
+    }
+}
+
+/// What was measured of a crowd, each figure for one of it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct CrowdReport {
+    /// Memory.
+    pub bytes: f64,
+    /// CPU time in a second in which nothing happens.
+    pub idle_nanos: f64,
+    /// CPU time of a publish to all, for those who have entered.
+    pub publish_cpu_nanos: f64,
+    /// Time of the same.
+    pub publish_nanos: f64,
+}
+
+/// Opens the crowd, and prints what was measured as JSON.
+///
+/// # Errors
+/// An answer or a push is not as it should be.
+pub fn run(args: &CrowdArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(open(*args, REST))?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
+    let name = format!("memory@crowd-{}", args.who.name());
+    if args.who == Who::Pipe {
+        return open_pipes(&name, args.sessions).await;
+    }
+    let server = server();
+    let _listening = server.listen(&name).await?;
+    let (address, options) = (name.parse()?, ConnectOptions::default());
+    // Empty for `Enter`, and for the call as usual for calls.
+    let (method, payload) = match args.who {
+        Who::Entered => (contract::ENTER, Vec::new()),
+        _ => (contract::ECHO, vec![7; 581]),
+    };
+    let mut asked = Vec::new();
+    request(&mut asked, 1, method, &payload);
+    let mut buffer = vec![0; 64 << 10];
+    let mut crowd = Vec::with_capacity(args.sessions);
+    let before = Process::current().resident_bytes()?;
+    for _ in 0..args.sessions {
+        let socket = connect(&address, &options).await?;
+        ensure!(socket.try_write(&[IoSlice::new(&asked)])? == asked.len(), "no room for a call");
+        // The names and the payload come back.
+        let len = poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await?;
+        ensure!(len == asked.len() && buffer[..len].ends_with(&payload), "not the reply that was due");
+        crowd.push(socket);
+    }
+    tokio::time::sleep(rest).await;
+    let bytes = Process::current().resident_bytes()?.saturating_sub(before);
+    let cpu = own_cpu();
+    tokio::time::sleep(rest).await;
+    let idle = own_cpu() - cpu;
+    ensure!(server.stats().connections == args.sessions, "a connection was lost");
+    let each = |value: f64| value / args.sessions as f64;
+    let mut report = CrowdReport {
+        bytes: each(bytes as f64),
+        idle_nanos: each(idle.as_nanos() as f64 / rest.as_secs_f64()),
+        ..CrowdReport::default()
+    };
+    if args.who == Who::Entered {
+        let payload = Bytes::from(vec![7; PUSH_BYTES]);
+        let push = Push::new(contract::SERVICE, contract::TICK, payload.clone()).class(Class::Fire);
+        // As long as a request of the same names.
+        let mut frame = Vec::new();
+        request(&mut frame, 1, contract::TICK, &payload);
+        let (mut cpu, mut time) = (Duration::ZERO, Duration::ZERO);
+        for publish in 0..=PUBLISHES {
+            let (cpu_before, begin) = (own_cpu(), Instant::now());
+            let receipt = server.publish(TOPIC, &push)?;
+            if 0 < publish {
+                time += begin.elapsed();
+                cpu += own_cpu() - cpu_before;
+            }
+            let outcomes = receipt.handled().await;
+            ensure!(outcomes.targets() == args.sessions && outcomes.dropped() == 0, "not for all: {outcomes:?}");
+            for socket in &crowd {
+                let len = read(socket, &mut buffer).await?;
+                ensure!(len == frame.len() && buffer[..len].ends_with(&payload), "not the push that was due");
+            }
+        }
+        let each = |time: Duration| time.as_nanos() as f64 / f64::from(PUBLISHES) / args.sessions as f64;
+        (report.publish_cpu_nanos, report.publish_nanos) = (each(cpu), each(time));
+    }
+    Ok(report)
+}
+
+async fn open_pipes(name: &str, pipes: usize) -> anyhow::Result<CrowdReport> {
+    let address = name.parse()?;
+    let listener = Listener::bind(&address, &ListenOptions::default()).await?;
+    let (mut near, mut far) = (Vec::with_capacity(pipes), Vec::with_capacity(pipes));
+    let before = Process::current().resident_bytes()?;
+    for _ in 0..pipes {
+        near.push(connect(&address, &ConnectOptions::default()).await?);
+        far.push(listener.accept().await.handshake(REST).await?);
+    }
+    let bytes = Process::current().resident_bytes()?.saturating_sub(before);
+    Ok(CrowdReport { bytes: bytes as f64 / pipes as f64, ..CrowdReport::default() })
+}
+
+/// What one read brings.
+async fn read(socket: &AnySocket, buffer: &mut [u8]) -> anyhow::Result<usize> {
+    let read = poll_fn(|cx| socket.poll_read(cx, buffer));
+    Ok(tokio::time::timeout(SILENCE, read).await.context("a push is missing")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_of_a_crowd_get_what_is_published() {
+        for who in [Who::Pipe, Who::Plain, Who::Entered] {
+            let report =
+                open(CrowdArgs { who, sessions: 100 }, Duration::from_millis(1)).await.expect("all is as it should be");
+            assert_eq!(0.0 < report.publish_cpu_nanos, who == Who::Entered, "{report:?}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What choosing a server, fail modes and layers take of a call, in CPU time of both ends.
+//!
+//! Everything is in one thread and goes over memory, so that little else takes time. The ways to call take
+//! turns in short slices, so that what the machine does meanwhile meets all of them.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::ensure;
+use bothways::{
+    Client, ClientOptions, FailMode, MultipleServersDiscovery, SelectMode, ServerBuilder, XClient, codec::Raw, layer,
+    server::Listening,
+};
+use tokio::task::JoinSet;
+
+use crate::{
+    compare::Figure,
+    contract,
+    pair::{check_raw, raw_payload},
+    process::own_cpu,
+    server::server_with,
+};
+
+const PAYLOAD_BYTES: usize = 581;
+
+/// Calls of a slice: some milliseconds.
+const SLICE_CALLS: usize = 4_000;
+
+/// One way to call.
+#[derive(Clone)]
+enum Way {
+    /// One client for each server, in turn by hand.
+    Bare(Arc<Vec<Client>>),
+    XClient(XClient),
+}
+
+/// The CPU time of a call in each way, and what that is above a bare client's.
+///
+/// # Errors
+/// A call failed, or its reply was not what was due.
+pub(crate) fn measure(servers: usize, in_flight: usize, time: Duration) -> anyhow::Result<Vec<Figure>> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let plain = listen("plain", servers, |builder| builder).await?;
+        let layered = listen("layered", servers, |builder| {
+            let builder = builder.layer(layer::trace()).layer(layer::timeout(Duration::from_secs(10)));
+            builder.layer(layer::concurrency(1 << 16))
+        })
+        .await?;
+        let mut clients = Vec::new();
+        for listening in &plain {
+            clients.push(Client::connect(listening.address(), ClientOptions::new()).await?);
+        }
+        let xclient = |servers: &[Listening], fail_mode, select_mode| {
+            let addresses: Vec<_> = servers.iter().map(Listening::address).collect();
+            let discovery = MultipleServersDiscovery::new(addresses);
+            Way::XClient(XClient::new(contract::SERVICE, fail_mode, select_mode, discovery, ClientOptions::new()))
+        };
+        let ways = [
+            Way::Bare(Arc::new(clients)),
+            xclient(&plain, FailMode::Failover, SelectMode::RoundRobin),
+            xclient(&plain, FailMode::Failtry, SelectMode::RandomSelect),
+            xclient(&layered, FailMode::Failover, SelectMode::RoundRobin),
+        ];
+        for way in &ways {
+            slice(way, in_flight, SLICE_CALLS / 10).await?;
+        }
+        let mut cpu = [Duration::ZERO; 4];
+        let mut slices = 0;
+        while slices == 0 || cpu.iter().sum::<Duration>() < time {
+            for (way, cpu) in ways.iter().zip(&mut cpu) {
+                let before = own_cpu();
+                slice(way, in_flight, SLICE_CALLS).await?;
+                *cpu += own_cpu() - before;
+            }
+            slices += 1;
+        }
+        let micros = cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / (slices * SLICE_CALLS) as f64);
+        let [bare, over, random, layered] = micros;
+        Ok(vec![
+            Figure::new("governance, CPU µs/call", over - bare),
+            Figure::new("with layers, CPU µs/call", layered - bare),
+            Figure::new("random and failtry, CPU µs/call", random - bare),
+            Figure::new("bare, CPU µs/call", bare),
+        ])
+    })
+}
+
+async fn listen(
+    name: &str,
+    servers: usize,
+    choose: impl Fn(ServerBuilder) -> ServerBuilder,
+) -> anyhow::Result<Vec<Listening>> {
+    let mut listening = Vec::new();
+    for server in 0..servers {
+        listening.push(server_with(&choose).listen(&format!("memory@governance-{name}-{server}")).await?);
+    }
+    Ok(listening)
+}
+
+/// So many calls in one way, by tasks that call again as soon as they have their reply.
+async fn slice(way: &Way, in_flight: usize, calls: usize) -> anyhow::Result<()> {
+    let mut tasks = JoinSet::new();
+    for task in 0..in_flight {
+        let way = way.clone();
+        tasks.spawn(async move {
+            for call in 0..calls / in_flight {
+                let number = (task * calls + call) as u64;
+                let sent = Raw::from(raw_payload(number, PAYLOAD_BYTES));
+                let got: Raw = match &way {
+                    Way::Bare(clients) => {
+                        let client = &clients[(task + call) % clients.len()];
+                        client.call(contract::SERVICE, contract::ECHO, &sent).await?
+                    }
+                    Way::XClient(xclient) => xclient.call(contract::ECHO, &sent).await?,
+                };
+                check_raw(&sent, &got)?;
+            }
+            anyhow::Ok(calls / in_flight)
+        });
+    }
+    let mut answered = 0;
+    for of_task in tasks.join_all().await {
+        answered += of_task?;
+    }
+    ensure!(answered == calls / in_flight * in_flight, "a task has not called as often as it should");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn governance_has_a_price_for_each_way() {
+        let figures = measure(2, 4, Duration::ZERO).expect("all calls are answered");
+        assert_eq!(figures.len(), 4);
+    }
+}
