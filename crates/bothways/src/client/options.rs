@@ -160,6 +160,15 @@ impl ClientOptions {
         self
     }
 
+    /// Bytes of replies that may wait for a server that calls this client and does not read what it is answered,
+    /// before its further calls are answered as overloaded at once. Default 4 MiB. The client reads on, for the
+    /// replies to its own calls. Its worst is this, and the replies of
+    /// [`server_calls_max`](Self::server_calls_max) handlers that run already.
+    pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.reply_bytes_max = bytes;
+        self
+    }
+
     /// How to connect: time limit, keep-alive of the system, TLS.
     pub fn connect_options(mut self, options: ConnectOptions) -> Self {
         self.connect = options;

@@ -164,15 +164,7 @@ impl Connection {
     pub(super) fn run_call(&self, message: Message, pushes_before: u64, place: &mut Place) {
         let permit = match place.take(self) {
             Ok(permit) => permit,
-            Err(text) => {
-                // A server stops reading when replies pile up. A client never does: there the small lane
-                // is the bound.
-                let lane = match self.shared.state.lock().proto.role() {
-                    Role::Server => Lane::Reply,
-                    Role::Client => Lane::Control,
-                };
-                return self.reply(&message, Reply::refused(ErrorCode::Overloaded, text), lane, None);
-            }
+            Err(text) => return self.refuse_call(&message, text),
         };
         let pushes_before = Some(pushes_before);
         match self.shared.inlet.handle_request(self, message.clone()) {
@@ -184,6 +176,16 @@ impl Connection {
             },
         }
         place.keep(permit);
+    }
+
+    /// Answers a request for which there is no room.
+    pub(super) fn refuse_call(&self, message: &Message, text: String) {
+        // A server stops reading when replies pile up. A client never does: there the small lane is the bound.
+        let lane = match self.shared.state.lock().proto.role() {
+            Role::Server => Lane::Reply,
+            Role::Client => Lane::Control,
+        };
+        self.reply(message, Reply::refused(ErrorCode::Overloaded, text), lane, None);
     }
 
     /// Handles a request that wants no reply.

@@ -293,11 +293,14 @@ impl State {
             Phase::Closed(_) => true,
             Phase::Closing(_) => !shut_down,
             Phase::Answering(_) => true,
-            Phase::Open | Phase::Draining(_) => {
-                settings.reply_bytes_max < self.outbox.reply_bytes() && self.proto.role() == Role::Server
-            }
+            Phase::Open | Phase::Draining(_) => self.replies_pile_up(settings) && self.proto.role() == Role::Server,
         };
         self.paused
+    }
+
+    /// True if the peer calls and does not read what it is answered.
+    fn replies_pile_up(&self, settings: &Settings) -> bool {
+        settings.reply_bytes_max < self.outbox.reply_bytes()
     }
 
     /// True if there is nothing to do but to read.
@@ -397,6 +400,12 @@ fn handle_message(
             state.drain(CloseReason::Goodbye { why, reconnect_after });
             drop(state);
             connection.shared.changed.notify_waiters();
+        }
+        // A client reads on, for the replies to its own calls: if neither side read while its replies pile up, both
+        // would wait for ever.
+        Inbound::Call(message) if state.replies_pile_up(&connection.shared.settings) => {
+            drop(state);
+            connection.refuse_call(&message, "overloaded: the replies to earlier calls are not read".to_owned());
         }
         Inbound::Call(message) => {
             let pushes_before = state.outbox.pushes_added();

@@ -227,7 +227,7 @@ impl Connection {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let state = State {
             proto: proto::Connection::new(role, settings.limits.calls_pending()),
-            outbox: Outbox::new(),
+            outbox: Outbox::new(role),
             running: None,
             seldom: None,
             hello_pending: false,

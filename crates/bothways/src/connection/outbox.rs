@@ -13,7 +13,7 @@
 
 use std::{collections::VecDeque, io::IoSlice};
 
-use bothways_proto::{EncodeError, FrameParts, HEADER_LEN, Limits, Seq};
+use bothways_proto::{EncodeError, FrameParts, HEADER_LEN, Limits, Role, Seq};
 use bytes::Bytes;
 
 use crate::connection::Overflow;
@@ -39,7 +39,7 @@ pub(super) enum Lane {
     Control,
     /// Replies of handlers.
     Reply,
-    /// Calls that wait for a reply.
+    /// Calls that wait for a reply. A client's go with its pushes, in order.
     Call,
     /// Requests that want no reply.
     Push,
@@ -75,8 +75,8 @@ pub(super) struct OutboxBounds {
 #[derive(Debug)]
 struct Entry {
     lane: Lane,
-    /// Of a call its number, of anything else that of the last call before it: in the lane of replies
-    /// and calls these numbers never fall.
+    /// Of a call its number, of anything else that of the last call before it: within a lane these numbers
+    /// never fall.
     call: u64,
     head: Bytes,
     /// A shared payload behind the head.
@@ -103,9 +103,14 @@ pub(super) struct Wire {
 #[derive(Debug, Default)]
 struct Lanes {
     control: VecDeque<Entry>,
+    /// Replies, and a server's calls.
     replies: VecDeque<Entry>,
+    /// Pushes, the replies of handlers that pushed first, and a client's calls.
     pushes: VecDeque<Entry>,
+    /// Of replies, wherever they wait.
     reply_bytes: usize,
+    /// Of pushes alone.
+    push_frames: usize,
     push_bytes: usize,
 }
 
@@ -116,16 +121,32 @@ impl Lanes {
 
     /// What leaves next.
     fn pop(&mut self) -> Option<Entry> {
-        let next = self.control.pop_front().or_else(|| {
-            let entry = self.replies.pop_front()?;
-            self.reply_bytes -= entry.len();
-            Some(entry)
-        });
-        next.or_else(|| {
-            let entry = self.pushes.pop_front()?;
-            self.push_bytes -= entry.len();
-            Some(entry)
-        })
+        let next = self.control.pop_front().or_else(|| self.replies.pop_front());
+        let entry = next.or_else(|| self.pushes.pop_front())?;
+        self.count_out(entry.lane, entry.len());
+        Some(entry)
+    }
+
+    fn count_in(&mut self, lane: Lane, len: usize) {
+        match lane {
+            Lane::Reply => self.reply_bytes += len,
+            Lane::Push => {
+                self.push_frames += 1;
+                self.push_bytes += len;
+            }
+            Lane::Control | Lane::Call => {}
+        }
+    }
+
+    fn count_out(&mut self, lane: Lane, len: usize) {
+        match lane {
+            Lane::Reply => self.reply_bytes -= len,
+            Lane::Push => {
+                self.push_frames -= 1;
+                self.push_bytes -= len;
+            }
+            Lane::Control | Lane::Call => {}
+        }
     }
 }
 
@@ -270,11 +291,14 @@ pub(super) struct Outbox {
     /// Total bytes the socket took; what the write deadline watches.
     written_bytes: u64,
     pub(super) writing: Writing,
+    /// Calls wait in the lane of pushes: a client's requests leave in the order in which they were made, whether
+    /// they want a reply or not.
+    requests_in_order: bool,
 }
 
 impl Outbox {
-    pub(super) fn new() -> Self {
-        Self::default()
+    pub(super) fn new(role: Role) -> Self {
+        Self { requests_in_order: role == Role::Client, ..Self::default() }
     }
 
     /// Takes one frame: `parts` and its payload. Answers, for a call, the number that
@@ -361,18 +385,17 @@ impl Outbox {
     /// peer need not be told. False: it is on the wire, or gone.
     pub(super) fn forget_call(&mut self, number: u64) -> bool {
         let Some(lanes) = &mut self.lanes else { return false };
-        let replies = &mut lanes.replies;
-        let at = replies.partition_point(|entry| entry.call < number);
+        let calls = if self.requests_in_order { &mut lanes.pushes } else { &mut lanes.replies };
+        let at = calls.partition_point(|entry| entry.call < number);
         let Some(entry) =
-            replies.get_mut(at).filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
+            calls.get_mut(at).filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
         else {
             return false;
         };
-        lanes.reply_bytes -= entry.len();
         // An empty entry keeps the place of those behind it; at either end it can go.
         (entry.head, entry.body) = (Bytes::new(), Bytes::new());
-        while replies.pop_front_if(|entry| entry.len() == 0).is_some() {}
-        while replies.pop_back_if(|entry| entry.len() == 0).is_some() {}
+        while calls.pop_front_if(|entry| entry.len() == 0).is_some() {}
+        while calls.pop_back_if(|entry| entry.len() == 0).is_some() {}
         true
     }
 
@@ -441,7 +464,7 @@ impl Outbox {
 
     /// Pushes and their bytes that wait behind a full socket.
     pub(super) fn pushes_waiting(&self) -> (usize, usize) {
-        self.lanes.as_ref().map_or((0, 0), |lanes| (lanes.pushes.len(), lanes.push_bytes))
+        self.lanes.as_ref().map_or((0, 0), |lanes| (lanes.push_frames, lanes.push_bytes))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -461,9 +484,8 @@ impl Outbox {
     pub(super) fn clear(&mut self) {
         self.wire = None;
         if let Some(lanes) = self.lanes.take() {
-            let pushes = lanes.pushes.iter().filter(|entry| entry.lane == Lane::Push).count() as u64;
-            if 0 < pushes {
-                self.counted.get_or_insert_default().pushes_dropped += pushes;
+            if 0 < lanes.push_frames {
+                self.counted.get_or_insert_default().pushes_dropped += lanes.push_frames as u64;
             }
         }
     }
@@ -492,11 +514,11 @@ impl Outbox {
             }
             Lane::Push => {
                 let full = |lanes: &Lanes| {
-                    bounds.push_frames <= lanes.pushes.len()
-                        || (bounds.push_bytes < lanes.push_bytes + len && !lanes.pushes.is_empty())
+                    bounds.push_frames <= lanes.push_frames
+                        || (bounds.push_bytes < lanes.push_bytes + len && 0 < lanes.push_frames)
                 };
                 while full(lanes) {
-                    let (frames, bytes) = (lanes.pushes.len(), lanes.push_bytes);
+                    let (frames, bytes) = (lanes.push_frames, lanes.push_bytes);
                     match bounds.overflow {
                         Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
                         Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
@@ -505,7 +527,7 @@ impl Outbox {
                             let Some(dropped) = oldest.and_then(|at| lanes.pushes.remove(at)) else {
                                 return Err(Refused::Full { frames, bytes });
                             };
-                            lanes.push_bytes -= dropped.len();
+                            lanes.count_out(Lane::Push, dropped.len());
                             let counted = self.counted.get_or_insert_default();
                             counted.pushes_dropped += 1;
                             // Those behind it keep their numbers.
@@ -528,16 +550,12 @@ impl Outbox {
         let number = self.count(lane, false);
         entry.call = number;
         let lanes = self.lanes.get_or_insert_default();
+        lanes.count_in(lane, entry.len());
         match lane {
             Lane::Control => lanes.control.push_back(entry),
-            Lane::Reply | Lane::Call => {
-                lanes.reply_bytes += entry.len();
-                lanes.replies.push_back(entry);
-            }
-            Lane::Push => {
-                lanes.push_bytes += entry.len();
-                lanes.pushes.push_back(entry);
-            }
+            Lane::Call if self.requests_in_order => lanes.pushes.push_back(entry),
+            Lane::Reply | Lane::Call => lanes.replies.push_back(entry),
+            Lane::Push => lanes.pushes.push_back(entry),
         }
         number
     }
@@ -546,8 +564,6 @@ impl Outbox {
     pub(super) fn last_reply_behind_pushes(&mut self) {
         let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.pushes.is_empty()) else { return };
         if let Some(entry) = lanes.replies.pop_back_if(|entry| entry.lane == Lane::Reply) {
-            lanes.reply_bytes -= entry.len();
-            lanes.push_bytes += entry.len();
             lanes.pushes.push_back(entry);
         }
     }
@@ -585,7 +601,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{Header, Metadata, Names, Seq, SerializeType};
+    use bothways_proto::{Header, Metadata, Names, Role, Seq, SerializeType};
 
     use super::*;
 
@@ -629,7 +645,7 @@ mod tests {
     /// While the socket is free, frames leave in the order in which they came, whatever they are.
     #[test]
     fn a_free_socket_keeps_the_order() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         for (lane, text) in [(Lane::Push, "a"), (Lane::Reply, "b"), (Lane::Push, "c"), (Lane::Control, "d")] {
             add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
         }
@@ -639,7 +655,7 @@ mod tests {
     /// Behind a full socket, control overtakes replies, and replies overtake pushes.
     #[test]
     fn a_full_socket_sorts_by_lane() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         outbox.writing = Writing::Blocked;
         for (lane, text) in [(Lane::Push, "a"), (Lane::Reply, "b"), (Lane::Push, "c"), (Lane::Control, "d")] {
             add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
@@ -647,10 +663,49 @@ mod tests {
         assert_eq!(drain(&mut outbox), "dbac");
     }
 
+    /// A client's requests keep their order whether they want a reply or not; its replies overtake them, and a call
+    /// that is given up leaves no gap.
+    #[test]
+    fn a_clients_requests_keep_their_order() {
+        let mut outbox = Outbox::new(Role::Client);
+        outbox.writing = Writing::Blocked;
+        let mut given_up = 0;
+        for (lane, text) in [
+            (Lane::Push, "a"),
+            (Lane::Call, "b"),
+            (Lane::Call, "x"),
+            (Lane::Push, "c"),
+            (Lane::Reply, "d"),
+            (Lane::Call, "e"),
+        ] {
+            let number = add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
+            given_up = if text == "x" { number } else { given_up };
+        }
+        assert!(outbox.forget_call(given_up));
+        assert_eq!((outbox.pushes_waiting().0, outbox.reply_bytes()), (2, 33));
+        assert_eq!(drain(&mut outbox), "dabce");
+        assert_eq!((outbox.pushes_waiting(), outbox.reply_bytes()), ((0, 0), 0));
+    }
+
+    /// However many calls wait, a client's oneway requests have a bound of their own.
+    #[test]
+    fn calls_do_not_crowd_out_oneway_requests() {
+        let mut outbox = Outbox::new(Role::Client);
+        outbox.writing = Writing::Blocked;
+        for _ in 0..10 {
+            add(&mut outbox, Lane::Call, "call", Overflow::RefuseNewest).expect("room");
+        }
+        for _ in 0..3 {
+            add(&mut outbox, Lane::Push, "push", Overflow::RefuseNewest).expect("room");
+        }
+        let refused = add(&mut outbox, Lane::Push, "push", Overflow::RefuseNewest);
+        assert!(matches!(refused, Err(Refused::Full { frames: 3, .. })), "{refused:?}");
+    }
+
     /// A reply whose handler pushed first stays behind that push even when the socket is full.
     #[test]
     fn a_reply_stays_behind_its_handlers_push() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         outbox.writing = Writing::Blocked;
         add(&mut outbox, Lane::Push, "push ", Overflow::RefuseNewest).expect("room");
         add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("room");
@@ -662,7 +717,7 @@ mod tests {
     #[test]
     fn a_full_queue_follows_its_rule() {
         let fill = |overflow| {
-            let mut outbox = Outbox::new();
+            let mut outbox = Outbox::new(Role::Server);
             outbox.writing = Writing::Blocked;
             for text in ["a", "b", "c"] {
                 add(&mut outbox, Lane::Push, text, overflow).expect("room");
@@ -681,7 +736,7 @@ mod tests {
     /// Replies and calls are taken however many pushes wait.
     #[test]
     fn pushes_do_not_crowd_out_replies() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         outbox.writing = Writing::Blocked;
         while add(&mut outbox, Lane::Push, "p", Overflow::RefuseNewest).is_ok() {}
         add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("replies have room");
@@ -691,7 +746,7 @@ mod tests {
     /// A call counts as written from the first write that took a byte of its batch, not before.
     #[test]
     fn a_call_is_written_when_the_socket_took_a_byte() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         let first = add(&mut outbox, Lane::Call, "one", Overflow::RefuseNewest).expect("room");
         assert!(!outbox.call_may_be_written(first));
         let wire = outbox.take().expect("one frame");
@@ -714,7 +769,7 @@ mod tests {
     /// and their numbers.
     #[test]
     fn a_call_that_is_given_up_in_its_lane_never_leaves() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         outbox.writing = Writing::Blocked;
         let added = |outbox: &mut Outbox, lane, text| add(outbox, lane, text, Overflow::RefuseNewest).expect("room");
         let calls = ["a", "b", "c", "d"].map(|text| added(&mut outbox, Lane::Call, text));
@@ -734,7 +789,7 @@ mod tests {
     /// Large payloads are shared and small ones copied; the bytes are the same.
     #[test]
     fn large_payloads_keep_their_place() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         let large = "x".repeat(SHARE_BYTES);
         for text in ["a", &large, "b", &large, "c"] {
             add(&mut outbox, Lane::Reply, text, Overflow::RefuseNewest).expect("room");
@@ -745,7 +800,7 @@ mod tests {
     /// What is added while a write is under way comes behind what that write left.
     #[test]
     fn leftovers_come_first() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Role::Server);
         add(&mut outbox, Lane::Reply, "one", Overflow::RefuseNewest).expect("room");
         let mut wire = outbox.take().expect("one frame");
         outbox.writing = Writing::Busy;

@@ -14,7 +14,8 @@ pub(crate) struct Settings {
     pub(crate) push_frames_max: usize,
     pub(crate) push_bytes_max: usize,
     pub(crate) overflow: Overflow,
-    /// A server stops reading while replies of more than this wait for a client that does not read.
+    /// While replies of more bytes than this wait for a peer that does not read them, a server stops reading, and a
+    /// client refuses calls.
     pub(crate) reply_bytes_max: usize,
     /// Requests of the peer that may run at once.
     pub(crate) calls_running_max: usize,

@@ -188,6 +188,45 @@ async fn a_client_that_does_not_read_its_replies_is_not_read() {
     assert_eq!(before.connections_accepted, server.stats().connections_accepted);
 }
 
+/// A server that calls its client and does not read the replies is answered that the client is overloaded. The
+/// client reads on, and answers again as soon as it is read.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_read_its_replies_is_refused_more() {
+    let server = ScriptedServer::listen().await;
+    let large = |_: Request| std::future::ready(Reply::ok(vec![0; 100_000]));
+    let options = ClientOptions::new().reply_bytes_max(300_000);
+    let handlers = bothways::Router::new().handler("T", "Large", large);
+    let (client, mut peer) =
+        tokio::join!(Client::with_handlers(&server.address, options, handlers), server.accept_negotiated());
+    let client = client.expect("it listens");
+    for seq in 1..=50 {
+        peer.say(request(1 << 63 | 1 << 62 | seq, "Large", b"")).await;
+    }
+    settle().await;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, "Ask", "").await }
+    });
+    let (mut answered, mut refused, mut was_asked) = (0, 0, false);
+    while answered + refused < 50 || !was_asked {
+        let message = peer.next().await;
+        if message.service_method() == "Ask" {
+            was_asked = true;
+            peer.say(crate::scripted::reply_to(&message, b"read")).await;
+        } else if let Some(text) = message.error_text() {
+            assert!(text.contains("overloaded"), "{text}");
+            refused += 1;
+        } else {
+            answered += 1;
+        }
+    }
+    // Three fill the bound and one goes beyond; what the line and the writer hold is not waiting.
+    assert!((4..10).contains(&answered), "{answered} replies of 100 kB were kept");
+    assert_eq!(asked.await.expect("no panic").expect("answered"), "read");
+    peer.say(request(1 << 63 | 1 << 62 | 99, "Large", b"")).await;
+    assert_eq!(peer.next().await.wire_payload().len(), 100_000, "there is room again");
+}
+
 /// S9. A client that sends heartbeats and never reads the answers is closed, too.
 #[tokio::test(start_paused = true)]
 async fn answers_to_heartbeats_are_bounded() {

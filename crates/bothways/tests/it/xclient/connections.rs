@@ -20,15 +20,6 @@ async fn first_calls_at_once_make_one_connection() {
     assert_eq!((server.asked(), server.server.stats().connections_accepted), (100, 1));
 }
 
-/// An address whose listener accepts nobody and has no room for more: connecting takes its full time.
-async fn full_listener() -> (String, impl Sized) {
-    let text = address();
-    let address: Address = text.parse().expect("an address");
-    let listener = Listener::bind(&address, &ListenOptions::default().backlog(1)).await.expect("the name is free");
-    let first = transport::connect(&address, &ConnectOptions::default()).await.expect("there is room for one");
-    (text, (listener, first))
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_slow_dial_holds_up_nobody_else() {
     let (full, _holding) = full_listener().await;

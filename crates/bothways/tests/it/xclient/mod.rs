@@ -140,3 +140,12 @@ async fn name(xclient: &XClient) -> Result<String, CallError> {
 async fn settle() {
     sleep(Duration::from_millis(1)).await;
 }
+
+/// An address whose listener accepts nobody and has no room for more: connecting takes its full time.
+async fn full_listener() -> (String, impl Sized) {
+    let text = address();
+    let address: Address = text.parse().expect("an address");
+    let listener = Listener::bind(&address, &ListenOptions::default().backlog(1)).await.expect("the name is free");
+    let first = transport::connect(&address, &ConnectOptions::default()).await.expect("there is room for one");
+    (text, (listener, first))
+}
