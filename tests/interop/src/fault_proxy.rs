@@ -48,7 +48,7 @@ impl Fault {
 pub struct FaultPlan {
     /// What everything is drawn from.
     pub seed: u64,
-    /// Connections that are cut in all; the network is good afterwards.
+    /// Connections that are cut in all, until [`FaultProxy::cut_more`]; the network is good afterwards.
     pub cuts: usize,
     /// Most frames to the client before a cut in that direction. In the other one in 256 counts, and 4 at least:
     /// one acknowledgement stands for all that came since the one before, hundreds for a busy client.
@@ -74,6 +74,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     random: StdRng,
+    /// Cuts in all.
+    planned: usize,
     cuts: Vec<(Way, Fault)>,
 }
 
@@ -100,7 +102,8 @@ impl FaultProxy {
     pub async fn start(server: &str, plan: FaultPlan) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = format!("tcp@{}", listener.local_addr().expect("it is bound"));
-        let state = Mutex::new(State { random: StdRng::seed_from_u64(plan.seed), cuts: Vec::new() });
+        let state =
+            Mutex::new(State { random: StdRng::seed_from_u64(plan.seed), planned: plan.cuts, cuts: Vec::new() });
         let shared = Arc::new(Shared { plan, state });
         let (server, of_tasks) = (server.to_owned(), Arc::clone(&shared));
         let accepting = tokio::spawn(async move {
@@ -116,6 +119,11 @@ impl FaultProxy {
     /// Where to connect to, in rpcx's form.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Plans so many cuts more. A connection that has passed the frame at which it was to be cut is cut at its next.
+    pub fn cut_more(&self, cuts: usize) {
+        self.shared.state.lock().expect("nobody panics with it").planned += cuts;
     }
 
     /// What was done so far.
@@ -143,10 +151,10 @@ impl Shared {
 
     /// Notes a cut; false if there were enough.
     fn cut(&self, fate: Fate) -> bool {
-        let cuts = &mut self.state.lock().expect("nobody panics with it").cuts;
-        let go_on = cuts.len() < self.plan.cuts;
+        let mut state = self.state.lock().expect("nobody panics with it");
+        let go_on = state.cuts.len() < state.planned;
         if go_on {
-            cuts.push((fate.way, fate.fault));
+            state.cuts.push((fate.way, fate.fault));
         }
         go_on
     }
@@ -245,7 +253,7 @@ async fn copy(
                 to.write_all(&std::mem::take(&mut batch)).await?;
                 tokio::time::sleep(shared.plan.pause / 10).await;
             }
-            if fate.way == way && passed == fate.frames && shared.cut(fate) {
+            if fate.way == way && fate.frames <= passed && shared.cut(fate) {
                 if fate.fault == Fault::WithinFrame {
                     batch.extend_from_slice(&message.frame()[..message.frame().len() / 2]);
                 }

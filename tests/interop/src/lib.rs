@@ -9,17 +9,22 @@
 //! | `wire.rs` | a socket without a library, for frames that no library sends |
 //! | `proxy.rs` | stands between a client and a server, and remembers every frame |
 //! | `fault_proxy.rs` | the same, but as a bad network: delays, freezes, half closes, cuts between frames and within |
+//! | `app.rs` | applications in processes of their own, with a session or without, in Go and in Rust |
+//! | `device.rs` | what a server and its clients offer each other where sessions are tested |
 //! | `soak.rs` | what the two ends of a soak say of it |
 //! | `certificates.rs` | certificates that live as long as a test |
 //! | `golden.rs` | reads `golden/*.hex` |
 //! | `bin/interop-server.rs` | the Rust server; says how it is when it is asked |
 //! | `bin/interop-client.rs` | a Rust client for tests to kill |
+//! | `bin/session-server.rs`, `bin/session-client.rs` | a server that knows its clients and does what it is told; a client that says what happens to it |
 //! | `bin/soak-server.rs`, `bin/soak-clients.rs` | a server that pushes numbers, and many clients that check them |
 //!
 //! `README.md` says which test of Go's own has which counterpart here.
 
+pub mod app;
 pub mod certificates;
 pub mod contract;
+pub mod device;
 pub mod fault_proxy;
 pub mod go;
 pub mod golden;
@@ -38,7 +43,7 @@ pub const LONG: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// If it does not hold within this long.
-pub async fn until<F: Future<Output = bool>>(what: &str, limit: Duration, mut holds: impl FnMut() -> F) {
+pub async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + limit;
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within {limit:?}");

@@ -4,18 +4,18 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, CallOptions, Caller, Client, ClientOptions, Metadata, Push, Request, Response, Router, Server,
-    ServerBuilder, Session, Stage, Target, server::Listening,
+    CallError, CallOptions, Caller, Push, Request, Response, Server, ServerBuilder, Session, Stage, Target,
+    server::Listening, session::TopicOptions,
 };
 use bothways_interop::{
     LONG,
+    app::App,
     contract::{Args, Reply},
     go::{Go, go},
-    process::Process,
     until, within,
 };
 use serde_json::{Value, json};
-use tokio::{process::Command, sync::mpsc, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 /// A server at which a client becomes the user whose name is its token, and joins topics.
 async fn server() -> (Server, Listening) {
@@ -46,37 +46,16 @@ async fn serve(builder: ServerBuilder) -> (Server, Listening) {
     (server, listening)
 }
 
-/// A running `cmd/optin`.
-struct App(Process);
+fn start(go: Go, listening: &Listening, arguments: &[&str]) -> App {
+    App::go(go, listening.address(), arguments)
+}
 
-impl App {
-    fn start(go: Go, listening: &Listening, arguments: &[&str]) -> Self {
-        let mut command = Command::new(go.program("optin"));
-        command.args(["-addr", listening.address()]).args(arguments);
-        Self(Process::start(command))
-    }
-
-    /// The application of user `ann`, and its session.
-    async fn of_ann(go: Go, server: &Server, listening: &Listening, arguments: &[&str]) -> (Self, Session) {
-        let mut app = Self::start(go, listening, &[&["-token", "ann"], arguments].concat());
-        assert_eq!(app.next("connected").await["lost"], "");
-        let session = server.sessions(&Target::user("ann")).expect("no topic").remove(0);
-        (app, session)
-    }
-
-    /// The next event, which is of this kind.
-    async fn next(&mut self, event: &str) -> Value {
-        let line = self.0.line(LONG).await;
-        let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
-        assert_eq!(value["event"], event, "{line}");
-        value
-    }
-
-    async fn end(mut self) {
-        let status = self.0.stop(LONG).await;
-        assert!(status.success(), "it complained: {}", self.0.errors());
-        assert_eq!(self.0.lines_so_far(), [""; 0], "nothing is left unread");
-    }
+/// The application of user `ann`, and its session.
+async fn of_ann(go: Go, server: &Server, listening: &Listening, arguments: &[&str]) -> (App, Session) {
+    let mut app = start(go, listening, &[&["-token", "ann"], arguments].concat());
+    assert_eq!(app.next("connected").await["lost"], "");
+    let session = server.sessions(&Target::user("ann")).expect("no topic").remove(0);
+    (app, session)
 }
 
 async fn ask(session: &Session, method: &str, args: Args, limit: Duration) -> Result<Reply, CallError> {
@@ -94,7 +73,7 @@ fn asking(session: &Session, method: &'static str, limit: Duration) -> JoinHandl
 async fn a_go_application_answers_its_server() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let (app, session) = App::of_ann(go, &server, &listening, &[]).await;
+    let (app, session) = of_ann(go, &server, &listening, &[]).await;
     let reply = ask(&session, "Mul", Args { a: 6, b: 7 }, LONG).await.expect("it answers");
     assert_eq!(reply, Reply { c: 42 });
     let error = ask(&session, "Fail", Args { a: 0, b: 0 }, LONG).await.expect_err("it fails");
@@ -123,7 +102,7 @@ async fn a_go_application_answers_its_server() {
 async fn a_deadline_ends_a_call_at_both_ends() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let (mut app, session) = App::of_ann(go, &server, &listening, &[]).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
     let limit = Duration::from_millis(300);
     let call = asking(&session, "Wait", limit);
     app.next("waiting").await;
@@ -138,7 +117,7 @@ async fn a_deadline_ends_a_call_at_both_ends() {
 async fn a_call_that_is_given_up_is_cancelled() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let (mut app, session) = App::of_ann(go, &server, &listening, &[]).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
     let call = asking(&session, "Wait", LONG);
     app.next("waiting").await;
     call.abort();
@@ -155,7 +134,7 @@ async fn a_go_application_misses_nothing() {
     let Some(go) = go() else { return };
     // So small a log that an application which does not come back gets no further than 50 pushes.
     let (server, listening) = serve(Server::builder().session_log(50, 1 << 20)).await;
-    let (mut app, session) = App::of_ann(go, &server, &listening, &["-delay", "1ms"]).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &["-delay", "1ms"]).await;
     let pushing = tokio::spawn({
         let session = session.clone();
         async move {
@@ -169,19 +148,18 @@ async fn a_go_application_misses_nothing() {
     });
     let (mut number, mut came_back, mut cut_at) = (0, 0, Some(70));
     while number < PUSHES {
-        let line = app.0.line(LONG).await;
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+        let said = app.any().await;
         if said["event"] == "connected" {
             assert_eq!(said["lost"], "", "it is the same session");
             came_back += 1;
             cut_at = (came_back < CUTS).then_some(number + 70);
             continue;
         }
-        assert_eq!((&said["text"], &said["offset"]), (&json!(number.to_string()), &json!(number + 1)), "{line}");
+        assert_eq!((&said["text"], &said["offset"]), (&json!(number.to_string()), &json!(number + 1)), "{said}");
         if cut_at == Some(number) {
             match came_back + 1 {
                 CUTS => session.connection().expect("it came back").close(),
-                _ => app.0.tell("cut").await,
+                _ => app.tell("cut").await,
             }
         }
         number += 1;
@@ -199,10 +177,10 @@ async fn a_go_application_misses_nothing() {
 async fn a_call_runs_once_across_a_lost_connection() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let (mut app, session) = App::of_ann(go, &server, &listening, &[]).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
     let call = asking(&session, "Count", LONG);
     app.next("counting").await;
-    app.0.tell("cut").await;
+    app.tell("cut").await;
     app.next("connected").await;
     assert_eq!(call.await.expect("no panic").expect("it answers"), Reply { c: 1 });
     assert_eq!(session.generation(), 2);
@@ -218,7 +196,7 @@ async fn a_call_runs_once_across_a_lost_connection() {
 async fn a_go_application_hears_that_its_session_is_gone() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let (mut app, session) = App::of_ann(go, &server, &listening, &[]).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
     session.push(&Push::new("Chat", "say", "before")).expect("small");
     assert_eq!(app.next("push").await["offset"], 1);
     assert_eq!(server.kick(&Target::user("ann"), "maintenance").expect("no topic"), 1);
@@ -232,65 +210,199 @@ async fn a_go_application_hears_that_its_session_is_gone() {
     app.end().await;
 }
 
-/// A server with a plain Go client, a Go client with the helper, and a Rust client: pushes reach all three in the form
-/// that each understands, and calls reach the two that can be called.
+/// An application that copes with its connection by itself needs forty lines of the helper: it is called and answers,
+/// and what it has handled is known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_server_serves_all_three() {
+async fn a_go_application_needs_little_to_be_called() {
     let Some(go) = go() else { return };
     let (server, listening) = server().await;
-    let mut plain = App::start(go, &listening, &["-token", "ann", "-topic", "news.sport", "-plain"]);
-    plain.next("joined").await;
-    let mut helped = App::start(go, &listening, &["-token", "ann", "-topic", "news.*"]);
-    helped.next("connected").await;
-    helped.next("joined").await;
-    let (sender, mut heard) = mpsc::unbounded_channel();
-    let handlers = Router::new()
-        .handler("Chat", "say", move |request: Request| {
-            let payload = request.payload().expect("not packed");
-            sender
-                .send((String::from_utf8(payload.to_vec()).expect("a text"), request.metadata()))
-                .expect("it is heard");
-            std::future::ready(bothways::Reply::ok(""))
-        })
-        .function("Device", "Mul", |args: Args| async move { Ok::<_, String>(Reply { c: args.a * args.b }) });
-    let rust = Client::with_handlers(listening.address(), ClientOptions::new().auth("ann"), handlers).await;
-    let rust = rust.expect("it listens");
-    rust.call::<()>("Topics", "Join", &"news.>".to_owned()).await.expect("a pattern");
+    let (mut app, session) = of_ann(go, &server, &listening, &["-minimal"]).await;
+    assert_eq!(ask(&session, "Mul", Args { a: 6, b: 7 }, LONG).await.expect("it answers"), Reply { c: 42 });
+    let error = ask(&session, "Fly", Args { a: 0, b: 0 }, LONG).await.expect_err("there is none");
+    assert_eq!(error.remote_text(), Some("only Mul"));
+    for offset in 1..=3 {
+        let receipt = session.push(&Push::new("Chat", "say", "hi")).expect("small");
+        assert_eq!(app.next("push").await["offset"], offset);
+        assert_eq!(within(LONG, "the acknowledgement", receipt.handled()).await.at(Stage::Handled), 1);
+    }
+    app.end().await;
+}
 
-    let targets = [Target::user("ann"), Target::topic("news.sport"), Target::everyone()];
-    for (number, target) in (1..).zip(targets) {
-        let text = format!("push {number}");
-        let push = Push::new("Chat", "say", text.clone()).metadata(Metadata::new().with("k", "v"));
-        let receipt = server.push(&target, &push).expect("small");
-        for (app, offset) in [(&mut plain, 0), (&mut helped, number)] {
-            let said = app.next("push").await;
-            assert_eq!((&said["method"], &said["text"]), (&json!("Chat.say"), &json!(text)), "{said}");
-            assert_eq!((&said["offset"], &said["metadata"]), (&json!(offset), &json!({"k": "v"})), "{said}");
+/// Topics of each kind: `news` keeps a hundred messages, `short` three, `price` the newest; `room` shows who is there.
+fn with_topics() -> ServerBuilder {
+    let history = |messages| TopicOptions::new().open().history(messages, Duration::from_secs(600));
+    let topics = [
+        ("news.>", history(100)),
+        ("short", history(3)),
+        ("price", TopicOptions::new().open().latest_only()),
+        ("room", TopicOptions::new().open().presence(true)),
+        ("secret", TopicOptions::new()),
+    ];
+    topics
+        .into_iter()
+        .fold(Server::builder(), |builder, (pattern, options)| builder.topic(pattern, options).expect("a pattern"))
+}
+
+fn publish(server: &Server, topic: &str, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        server.publish(topic, &Push::new("News", "say", number.to_string())).expect("a topic");
+    }
+}
+
+/// Subscribes, and says what came of it: recovered, and the position.
+async fn subscribe(app: &mut App, topic: &str, from: Option<(u64, u64)>) -> (bool, u64, u64) {
+    let from = from.map(|(epoch, offset)| format!(" {epoch} {offset}")).unwrap_or_default();
+    app.tell(&format!("subscribe {topic}{from}")).await;
+    // What is sent because of it may be there before the answer is.
+    let said = app.next_of("subscribed").await;
+    let number = |field: &str| said[field].as_u64().expect("a number");
+    (said["recovered"].as_bool().expect("yes or no"), number("epoch"), number("offset"))
+}
+
+/// The next pushes are those of these numbers in this topic, which are their offsets too.
+async fn hears(app: &mut App, topic: &str, epoch: u64, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        let said = app.next_of("push").await;
+        assert_eq!(
+            (&said["text"], &said["topic"], &said["epoch"], &said["at"]),
+            (&json!(number.to_string()), &json!(topic), &json!(epoch), &json!(number)),
+            "{said}"
+        );
+    }
+}
+
+/// With the helper or without: a Go application subscribes, and gets what is published from then on. When it subscribes
+/// again, and says where it was, it gets what it missed, and nothing else before what is new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_subscribes_and_recovers() {
+    let Some(go) = go() else { return };
+    for kind in [&["-token", "ann"][..], &["-token", "ann", "-minimal"], &["-token", "ann", "-plain"]] {
+        let (server, listening) = serve(with_topics()).await;
+        publish(&server, "news.sport", 1..=2);
+        let mut app = start(go, &listening, kind);
+        if !kind.contains(&"-plain") {
+            app.next("connected").await;
         }
-        let (said, pairs) = within(LONG, "the Rust client", heard.recv()).await.expect("it lives");
-        assert_eq!((said, pairs.get("k")), (text, Some("v")));
-        let outcomes = within(LONG, "the acknowledgements", receipt.handled()).await;
-        let stages = [Stage::Handled, Stage::PlainWritten].map(|stage| outcomes.at(stage));
-        assert_eq!((outcomes.targets(), stages), (3, [2, 1]));
+        let (recovered, epoch, offset) = subscribe(&mut app, "news.sport", None).await;
+        assert_eq!((recovered, offset), (false, 2), "it asked for nothing");
+        publish(&server, "news.sport", 3..=5);
+        hears(&mut app, "news.sport", epoch, 3..=5).await;
+
+        app.tell("unsubscribe news.sport").await;
+        app.next("unsubscribed").await;
+        publish(&server, "news.sport", 6..=20);
+        assert_eq!(subscribe(&mut app, "news.sport", Some((epoch, 5))).await, (true, epoch, 5));
+        publish(&server, "news.sport", 21..=22);
+        hears(&mut app, "news.sport", epoch, 6..=22).await;
+        // Again from the same place, on the same session: nothing comes twice.
+        assert_eq!(subscribe(&mut app, "news.sport", Some((epoch, 5))).await, (true, epoch, 5));
+        publish(&server, "news.sport", 23..=23);
+        hears(&mut app, "news.sport", epoch, 23..=23).await;
+        app.end().await;
+    }
+}
+
+/// The process ends and with it its session. The next one begins where it was: by the epoch and the offset that it
+/// noted, in a session of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_recovers_what_was_published_while_it_did_not_run() {
+    let Some(go) = go() else { return };
+    let (server, listening) = serve(with_topics()).await;
+    let (mut app, first) = of_ann(go, &server, &listening, &[]).await;
+    let (_, epoch, _) = subscribe(&mut app, "news.sport", None).await;
+    publish(&server, "news.sport", 1..=10);
+    hears(&mut app, "news.sport", epoch, 1..=10).await;
+    app.process.kill().await;
+    until("the server notices", LONG, async || first.connection().is_none()).await;
+    first.end("the test is at its second part");
+    publish(&server, "news.sport", 11..=60);
+
+    let (mut app, second) = of_ann(go, &server, &listening, &[]).await;
+    assert_ne!(first.id(), second.id());
+    assert_eq!(subscribe(&mut app, "news.sport", Some((epoch, 10))).await, (true, epoch, 10));
+    publish(&server, "news.sport", 61..=62);
+    hears(&mut app, "news.sport", epoch, 11..=62).await;
+    app.end().await;
+}
+
+/// What is not all there any more is not recovered in part, and the answer says so: a position that is too old, and one
+/// of another life of the topic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_hears_that_it_missed_something() {
+    let Some(go) = go() else { return };
+    let (server, listening) = serve(with_topics()).await;
+    let (mut app, _) = of_ann(go, &server, &listening, &[]).await;
+    publish(&server, "short", 1..=10);
+    let (_, epoch, _) = subscribe(&mut app, "short", None).await;
+    for (from, expected) in [((epoch, 6), (false, epoch, 10)), ((epoch + 1, 9), (false, epoch, 10))] {
+        app.tell("unsubscribe short").await;
+        app.next("unsubscribed").await;
+        assert_eq!(subscribe(&mut app, "short", Some(from)).await, expected);
+    }
+    publish(&server, "short", 11..=11);
+    hears(&mut app, "short", epoch, 11..=11).await;
+    app.tell("unsubscribe short").await;
+    app.next("unsubscribed").await;
+    assert_eq!(subscribe(&mut app, "short", Some((epoch, 8))).await, (true, epoch, 8), "three are kept");
+    hears(&mut app, "short", epoch, 9..=11).await;
+    app.end().await;
+}
+
+/// A connection breaks while a topic is published to, and the session takes its subscriptions along: each message comes
+/// once and in order, without another word of the application.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_outlives_a_lost_connection() {
+    let Some(go) = go() else { return };
+    let (server, listening) = serve(with_topics()).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &["-delay", "1ms"]).await;
+    let (_, epoch, _) = subscribe(&mut app, "news.sport", None).await;
+    for cut in 0..3 {
+        let first = cut * 200 + 1;
+        publish(&server, "news.sport", first..=first + 199);
+        hears(&mut app, "news.sport", epoch, first..=first + 99).await;
+        app.tell("cut").await;
+        hears(&mut app, "news.sport", epoch, first + 100..=first + 199).await;
+        assert_eq!(app.next_of("connected").await["lost"], "");
+    }
+    assert_eq!(session.generation(), 4);
+    app.end().await;
+}
+
+/// Patterns have no position; a topic of which the newest counts sends that to whoever comes; who may not subscribe is
+/// told so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_subscribes_to_every_kind_of_topic() {
+    let Some(go) = go() else { return };
+    let (server, listening) = serve(with_topics()).await;
+    let (mut app, _) = of_ann(go, &server, &listening, &[]).await;
+    assert_eq!(subscribe(&mut app, "news.*", None).await, (false, 0, 0));
+    publish(&server, "news.art", 1..=2);
+    let epoch = {
+        let said = app.next_of("push").await;
+        assert_eq!((&said["text"], &said["topic"], &said["at"]), (&json!("1"), &json!("news.art"), &json!(1)));
+        said["epoch"].as_u64().expect("a number")
+    };
+    hears(&mut app, "news.art", epoch, 2..=2).await;
+
+    publish(&server, "price", 1..=5);
+    let (recovered, epoch, offset) = subscribe(&mut app, "price", None).await;
+    assert_eq!((recovered, offset), (false, 4), "the newest is on its way");
+    hears(&mut app, "price", epoch, 5..=5).await;
+
+    for (topic, words) in [("secret", "may not subscribe"), ("a..b", "empty segment"), (">", "wider")] {
+        app.tell(&format!("subscribe {topic}")).await;
+        let why = app.next("refused").await["why"].as_str().expect("a text").to_owned();
+        assert!(why.contains(words), "{topic}: {why}");
     }
 
-    let (mut answered, mut unsupported) = (0, 0);
-    for session in server.sessions(&Target::user("ann")).expect("no topic") {
-        match ask(&session, "Mul", Args { a: 6, b: 7 }, LONG).await {
-            Ok(reply) => {
-                assert_eq!(reply, Reply { c: 42 });
-                answered += 1;
-            }
-            Err(CallError::NotSupported) => unsupported += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert_eq!((answered, unsupported), (2, 1));
-    helped.end().await;
-    plain.end().await;
-    rust.close();
-    until("every plain connection's session is over", LONG, || async {
-        server.sessions(&Target::everyone()).expect("no topic").iter().all(Session::is_resumable)
-    })
-    .await;
+    subscribe(&mut app, "room", None).await;
+    let mut other = start(go, &listening, &["-token", "bob", "-plain"]);
+    subscribe(&mut other, "room", None).await;
+    let Value::Object(change) = app.next("presence").await else { panic!("it is no object") };
+    assert_eq!(
+        (&change["topic"], &change["user"], &change["status"]),
+        (&json!("room"), &json!("bob"), &json!("online"))
+    );
+    app.end().await;
+    other.end().await;
 }

@@ -11,7 +11,7 @@ use crate::{
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
-    session::{Registry, Session},
+    session::{Claim, Registry, Session},
 };
 
 /// What an auth hook decides on.
@@ -63,6 +63,8 @@ impl Inlet for ServerInlet {
         };
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let request = Request { message, connection: connection.clone(), deadline };
+        let claims = is_control && request.service_method() == keys::RESUME;
+        let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
         let handler = shared.router.find(&request.message);
         let auth = shared.hooks.auth.as_ref().filter(|_| request.service_path() != admin::SERVICE_PATH);
         let answer = match (auth, handler) {
@@ -81,6 +83,14 @@ impl Inlet for ServerInlet {
                 })
             }
         };
+        let answer = match claim {
+            None => answer,
+            Some(claim) => Box::pin(async move {
+                // To the end of the handler, also if nobody waits for that.
+                let _claim = claim;
+                answer.await
+            }),
+        };
         let answer = match on_error {
             None => answer,
             Some((hook, message)) => rewrite_errors(hook, message, answer),
@@ -95,13 +105,24 @@ impl Inlet for ServerInlet {
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>> {
         match &self.0.hooks.auth {
             None => Box::pin(std::future::ready(Ok(()))),
-            Some(auth) => auth(AuthRequest {
-                token: token(&metadata),
-                service_path: String::new(),
-                service_method: String::new(),
-                metadata,
-                connection: connection.clone(),
-            }),
+            Some(auth) => {
+                let claim = self.claim(connection, &metadata);
+                let decision = auth(AuthRequest {
+                    token: token(&metadata),
+                    service_path: String::new(),
+                    service_method: String::new(),
+                    metadata,
+                    connection: connection.clone(),
+                });
+                match claim {
+                    None => decision,
+                    Some(claim) => Box::pin(async move {
+                        decision.await?;
+                        claim.granted();
+                        Ok(())
+                    }),
+                }
+            }
         }
     }
 
@@ -128,6 +149,11 @@ impl Inlet for ServerInlet {
 }
 
 impl ServerInlet {
+    /// If this client names a session that it had.
+    fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
+        said.get(keys::SESSION_ID).and_then(|_| self.0.sessions.claim(connection))
+    }
+
     /// What Bothways clients tell the framework itself; what plain ones do is a service (`control.rs`).
     fn handle_control(&self, connection: &Connection, message: &Message) -> Answer {
         if message.service_method() == keys::ACK && !self.0.sessions.ack(connection, &message.metadata()) {

@@ -69,7 +69,7 @@ use self::{
 };
 pub(crate) use self::{
     hub::{SubscribeArgs, SubscribeReply},
-    registry::{Registry, SessionOptions},
+    registry::{Claim, Registry, SessionOptions},
 };
 use crate::{
     connection::{Connection, ConnectionId, Methods, after},
@@ -144,6 +144,9 @@ struct State {
     generation: u64,
     /// The client speaks sessions, or a plain one asked for one, and may come back.
     resumable: bool,
+    /// The client has named another session that it had, and is being let in: until it is known which of the two it
+    /// gets, this one is nobody to send to.
+    claims: bool,
     ended: bool,
     lost_at: Option<Instant>,
     user: Option<Arc<str>>,
@@ -333,6 +336,9 @@ impl Session {
     /// Enters a push into the ledger if that suits; the caller pumps. True if there is nothing to wait for.
     fn add_if(&self, push: &Push, frame: &Bytes, receipt: &Receipt, suits: impl FnOnce(&Ledger) -> bool) -> bool {
         let mut state = self.inner.state.lock();
+        if state.claims {
+            return true;
+        }
         if !state.ended && push.class == Class::Tracked && !suits(&state.ledger) {
             return false;
         }

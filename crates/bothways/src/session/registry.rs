@@ -266,6 +266,7 @@ impl Registry {
                     marks: Default::default(),
                     generation: 1,
                     resumable: false,
+                    claims: false,
                     ended: false,
                     lost_at: None,
                     user: None,
@@ -279,6 +280,21 @@ impl Registry {
                 }),
             }),
         }
+    }
+
+    /// The client of a connection names a session that it had, and is about to be let in, which may take a while. What
+    /// is pushed to its user meanwhile is for the session that it had, and not for the one of its connection as well.
+    pub(crate) fn claim(&self, connection: &Connection) -> Option<Claim> {
+        let session = self.of(connection)?;
+        {
+            let mut state = session.inner.state.lock();
+            // Whoever has a session claims none: it will be told so.
+            if state.resumable {
+                return None;
+            }
+            state.claims = true;
+        }
+        Some(Claim { session: Some(session) })
     }
 
     /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
@@ -300,7 +316,9 @@ impl Registry {
                     welcome.insert(keys::SESSION_WHY, why);
                 }
                 fresh.inner.trail.note(What::Resumable);
-                fresh.inner.state.lock().resumable = true;
+                let mut state = fresh.inner.state.lock();
+                (state.resumable, state.claims) = (true, false);
+                drop(state);
                 fresh
             }
         };
@@ -607,7 +625,7 @@ impl Registry {
                 self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
             }
         };
-        found.retain(|session| target.admits(session));
+        found.retain(|session| target.admits(session) && !session.inner.state.lock().claims);
         Ok(found)
     }
 
@@ -650,6 +668,26 @@ impl Registry {
             session.pump();
         }
         Ok(receipt)
+    }
+}
+
+/// See [`Registry::claim`]. Ends when dropped.
+pub(crate) struct Claim {
+    session: Option<Session>,
+}
+
+impl Claim {
+    /// The client is let in: [`Registry::arrive`] ends it.
+    pub(crate) fn granted(mut self) {
+        self.session = None;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.inner.state.lock().claims = false;
+        }
     }
 }
 

@@ -489,3 +489,75 @@ async fn a_gap_is_told_by_a_push() {
     assert_eq!((gap.header().is_oneway(), gap.metadata()), (true, pair(keys::GAP_MISSED, "1")));
     assert_eq!(connections(&server, 1).await.len(), 1);
 }
+
+/// While a client that comes back is being let in, what is pushed to its user, its label or everybody is for the session
+/// that it had: the receipt counts one target, and the client gets it once. It once went to the connection as well, as
+/// a push of a plain client, and the application got it twice.
+#[tokio::test(start_paused = true)]
+async fn what_is_pushed_while_a_client_comes_back_comes_once() {
+    for by_hello in [false, true] {
+        let server = Server::builder()
+            .auth(|request| async move {
+                let session = request.session().expect("the client is connected");
+                session.bind_user("ann");
+                session.set_label("device", "phone");
+                // It asks a database, and has bound the session before.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok::<_, String>(())
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let (old, welcome, session) = enabled(&server, listening.address()).await;
+        old.reset();
+        until(|| session.connection().is_none()).await;
+
+        let mut new = Scripted::connect(listening.address()).await;
+        match by_hello {
+            true => new.say(hello(7, Capabilities::ALL, &resume_pairs(&welcome, 0))).await,
+            false => new.say(control(7, keys::RESUME, &resume_pairs(&welcome, 0), b"")).await,
+        }
+        settle().await;
+        let targets = [Target::user("ann"), Target::everyone(), Target::everyone().only_labelled("device", "phone")];
+        let mut receipts = Vec::new();
+        for target in &targets {
+            assert_eq!(server.sessions(target).expect("no topic"), std::slice::from_ref(&session));
+            receipts.push(server.push(target, &push("once")).expect("small"));
+        }
+        assert_eq!(new.next().await.metadata().get(keys::SESSION_RESUMED), Some("1"));
+        for (offset, receipt) in (1..).zip(&receipts) {
+            hears_push(&mut new, offset, "once").await;
+            assert_eq!((receipt.outcomes().targets(), receipt.outcomes().at(Stage::Written)), (1, 1));
+        }
+        new.hears_nothing().await;
+        assert_eq!(server.stats().sessions, 1);
+    }
+}
+
+/// A client that claims a session in vain has its new one, and gets what is pushed from then on.
+#[tokio::test(start_paused = true)]
+async fn who_claims_in_vain_is_somebody_all_the_same() {
+    for by_hello in [false, true] {
+        let server = Server::builder()
+            .auth(|request| async move {
+                request.session().expect("the client is connected").bind_user("ann");
+                Ok::<_, String>(())
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        let pairs = pair(keys::SESSION_ID, "1").with(keys::SESSION_KEY, "x").with(keys::SESSION_OFFSET, "0");
+        match by_hello {
+            true => client.say(hello(7, Capabilities::ALL, &pairs)).await,
+            false => client.say(control(7, keys::RESUME, &pairs, b"")).await,
+        }
+        assert_eq!(client.next().await.metadata().get(keys::SESSION_WHY), Some("unknown"));
+        server.push(&Target::user("ann"), &push("a")).expect("small");
+        hears_push(&mut client, 1, "a").await;
+        if !by_hello {
+            // Whoever has a session and asks for another is refused, and is reached meanwhile.
+            refused(&mut client, keys::RESUME, &pairs).await;
+            server.push(&Target::user("ann"), &push("b")).expect("small");
+            hears_push(&mut client, 2, "b").await;
+        }
+    }
+}

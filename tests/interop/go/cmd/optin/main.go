@@ -1,10 +1,15 @@
 // Command optin is a Go application that a Bothways server can call, and that misses nothing when its connection is
-// lost: an unmodified rpcx client with the helper of the package bothways. With -plain it does without the helper.
+// lost: an unmodified rpcx client with the helper of the package bothways. With -minimal it makes do with bothways.go,
+// and with -plain with nothing.
 //
-//	optin -addr tcp@127.0.0.1:8972 [-token NAME] [-topic TOPIC] [-delay 1ms] [-plain]
+//	optin -addr tcp@127.0.0.1:8972 [-token NAME] [-topic TOPIC] [-delay 1ms] [-minimal | -plain]
 //
-// It prints a line of JSON for each event, and ends when stdin closes. The line "cut" on stdin breaks the connection as
-// a network does.
+// It prints a line of JSON for each event, and ends when stdin closes. A line on stdin is a command:
+//
+//	cut                             breaks the connection as a network does
+//	subscribe TOPIC [EPOCH OFFSET]  subscribes, from a position if one is given
+//	unsubscribe TOPIC               ends that
+//	call A B                        calls Arith.Mul of the server, again until it answers
 package main
 
 import (
@@ -16,6 +21,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +40,7 @@ func main() {
 	token := flag.String("token", "", "token to send with every call")
 	topic := flag.String("topic", "", "topic to join by the server's Topics.Join, once connected")
 	delay := flag.Duration("delay", 0, "how long the application takes for each push")
+	minimal := flag.Bool("minimal", false, "an rpcx client with no more of the helper than bothways.go")
 	plain := flag.Bool("plain", false, "an rpcx client without the helper")
 	flag.Parse()
 	peer.LogToStderr()
@@ -43,7 +50,10 @@ func main() {
 		os.Exit(2)
 	}
 	run := runOptIn
-	if *plain {
+	switch {
+	case *minimal:
+		run = runMinimal
+	case *plain:
 		run = runPlain
 	}
 	if err := run(network, address, *token, *topic, *delay); err != nil {
@@ -98,25 +108,52 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 	if err := join(session.Call, topic); err != nil {
 		return err
 	}
-	obey(func() net.Conn { return session.Client().Conn })
+	obey(session.Call, func() net.Conn { return session.Client().Conn })
 	stop()
 	running.Wait()
 	return nil
 }
 
-func runPlain(network, address, token, topic string, delay time.Duration) error {
-	option := client.DefaultOption
-	option.BidirectionalBlock = true
-	c, messages := client.NewClient(option), make(chan *protocol.Message, 16)
-	c.RegisterServerMessageChan(messages)
-	if err := c.Connect(network, address); err != nil {
+// runMinimal answers calls of Device.Mul and acknowledges pushes. It does not come back.
+func runMinimal(network, address, token, topic string, delay time.Duration) error {
+	c, messages, err := connect(network, address)
+	if err != nil {
 		return err
 	}
 	defer c.Close()
-	call := func(ctx context.Context, path, method string, args, reply any) error {
-		pairs := map[string]string{share.AuthKey: token}
-		return c.Call(context.WithValue(ctx, share.ReqMetaDataKey, pairs), path, method, args, reply)
+	ctx := context.WithValue(context.Background(), share.ReqMetaDataKey, map[string]string{share.AuthKey: token})
+	if _, err := bothways.Enable(ctx, c); err != nil {
+		return err
 	}
+	tell("connected", map[string]any{"lost": ""})
+	go func() {
+		for m := range messages {
+			switch {
+			case m.MessageStatusType() == protocol.Error:
+				return
+			case m.Metadata["_bw.call"] != "":
+				var args contract.Args
+				err := share.Codecs[m.SerializeType()].Decode(m.Payload, &args)
+				if err == nil && m.ServiceMethod != "Mul" {
+					err = errors.New("only Mul")
+				}
+				bothways.Reply(ctx, c, m, contract.Reply{C: args.A * args.B}, err)
+			case m.ServicePath != "_bothways":
+				time.Sleep(delay)
+				tellPush(m)
+				bothways.Ack(ctx, c, bothways.Offset(m))
+			}
+		}
+	}()
+	return finish(c, token, topic)
+}
+
+func runPlain(network, address, token, topic string, delay time.Duration) error {
+	c, messages, err := connect(network, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
 	go func() {
 		for m := range messages {
 			if m.MessageStatusType() == protocol.Error {
@@ -126,14 +163,31 @@ func runPlain(network, address, token, topic string, delay time.Duration) error 
 			tellPush(m)
 		}
 	}()
+	return finish(c, token, topic)
+}
+
+func connect(network, address string) (*client.Client, <-chan *protocol.Message, error) {
+	option := client.DefaultOption
+	option.BidirectionalBlock = true
+	c, messages := client.NewClient(option), make(chan *protocol.Message, 16)
+	c.RegisterServerMessageChan(messages)
+	return c, messages, c.Connect(network, address)
+}
+
+// finish does what is left for a client without a session that comes back.
+func finish(c *client.Client, token, topic string) error {
+	call := func(ctx context.Context, path, method string, args, reply any) error {
+		pairs := map[string]string{share.AuthKey: token}
+		return c.Call(context.WithValue(ctx, share.ReqMetaDataKey, pairs), path, method, args, reply)
+	}
 	if err := join(call, topic); err != nil {
 		return err
 	}
-	obey(func() net.Conn { return c.Conn })
+	obey(call, func() net.Conn { return c.Conn })
 	return nil
 }
 
-func join(call func(context.Context, string, string, any, any) error, topic string) error {
+func join(call bothways.Call, topic string) error {
 	if topic == "" {
 		return nil
 	}
@@ -146,19 +200,62 @@ func join(call func(context.Context, string, string, any, any) error, topic stri
 }
 
 // obey does what stdin says until it closes.
-func obey(conn func() net.Conn) {
+func obey(call bothways.Call, conn func() net.Conn) {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if tcp, ok := conn().(*net.TCPConn); ok && lines.Text() == "cut" {
-			_ = tcp.SetLinger(0) // what is on its way is lost, in both directions
-			_ = tcp.Close()
+		words := strings.Fields(lines.Text())
+		number := func(at int) (n uint64) {
+			if at < len(words) {
+				n, _ = strconv.ParseUint(words[at], 10, 64)
+			}
+			return n
+		}
+		switch words[0] {
+		case "cut":
+			if tcp, ok := conn().(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // what is on its way is lost, in both directions
+				_ = tcp.Close()
+			}
+		case "subscribe":
+			from := bothways.Position{Epoch: number(2), Offset: number(3)}
+			got, err := bothways.Subscribe(context.Background(), call, words[1], from)
+			if err != nil {
+				tell("refused", map[string]any{"why": err.Error()})
+				continue
+			}
+			tell("subscribed", map[string]any{"recovered": got.Recovered, "epoch": got.Epoch, "offset": got.Offset})
+		case "unsubscribe":
+			if err := bothways.Unsubscribe(context.Background(), call, words[1]); err != nil {
+				tell("refused", map[string]any{"why": err.Error()})
+				continue
+			}
+			tell("unsubscribed", nil)
+		case "call":
+			args, reply := contract.Args{A: int(number(1)), B: int(number(2))}, contract.Reply{}
+			go func() {
+				for call(context.Background(), "Arith", "Mul", &args, &reply) != nil {
+					time.Sleep(10 * time.Millisecond) // it multiplies: to ask again does no harm
+				}
+				tell("answered", map[string]any{"a": args.A, "b": args.B, "c": reply.C})
+			}()
+		default:
+			tell("refused", map[string]any{"why": "no such command: " + lines.Text()})
 		}
 	}
 }
 
 func tellPush(m *protocol.Message) {
+	if m.ServicePath == "_bothways" && m.ServiceMethod == "Presence" {
+		var change struct{ Topic, User, Status string }
+		if err := share.Codecs[m.SerializeType()].Decode(m.Payload, &change); err != nil {
+			panic(err) // the test waits for it
+		}
+		tell("presence", map[string]any{"topic": change.Topic, "user": change.User, "status": change.Status})
+		return
+	}
+	topic, at := bothways.PositionOf(m)
 	tell("push", map[string]any{
 		"method": m.ServicePath + "." + m.ServiceMethod, "text": string(m.Payload),
-		"offset": m.Seq() &^ (1 << 63), "metadata": m.Metadata,
+		"offset": bothways.Offset(m), "metadata": m.Metadata, "topic": topic, "epoch": at.Epoch, "at": at.Offset,
 	})
 }
 

@@ -1,7 +1,3 @@
-// Package bothways makes an application on the unmodified rpcx client more than a plain one towards a Bothways server:
-// the server can call it, knows what it has handled, and sends it what it missed when its connection was lost.
-//
-// It needs nothing but rpcx. Copy it, and change what does not suit you: docs/protocol.md tells what it says and why.
 package bothways
 
 import (
@@ -64,7 +60,7 @@ func (s *Session) Client() *client.Client { return s.client.Load() }
 // Call calls the server on the connection of now.
 func (s *Session) Call(ctx context.Context, path, method string, args, reply any) error {
 	if c := s.Client(); c != nil {
-		return c.Call(s.with(ctx, nil), path, method, args, reply)
+		return c.Call(s.with(ctx), path, method, args, reply)
 	}
 	return client.ErrShutdown
 }
@@ -72,14 +68,14 @@ func (s *Session) Call(ctx context.Context, path, method string, args, reply any
 // enable gets a session, or takes the one that is there to this connection: the first thing that is said on it.
 func (s *Session) enable(ctx context.Context, c *client.Client) error {
 	handles := strings.Join(slices.Sorted(maps.Keys(s.Handlers)), ",") // so that the server asks for nothing else
-	method, said, answer, none := "Enable", map[string]string{"_bw.fns": handles}, map[string]string{}, struct{}{}
-	if s.known != nil {
-		said["_bw.sid"], said["_bw.key"], said["_bw.off"] = s.known["_bw.sid"], s.known["_bw.key"], fmt.Sprint(s.handled)
-		said["_bw.rcv"] = said["_bw.off"] // what it has received it has handled; and it knows what a Skip is
-		method = "Resume"
+	said, answer, err := map[string]string{"_bw.fns": handles}, map[string]string(nil), error(nil)
+	if s.known == nil {
+		answer, err = Enable(with(s.with(ctx), said), c)
+	} else {
+		said["_bw.rcv"] = fmt.Sprint(s.handled) // what it has received it has handled; and it knows what a Skip is
+		answer, err = Resume(with(s.with(ctx), said), c, s.known, s.handled)
 	}
-	ctx = context.WithValue(s.with(ctx, said), share.ResMetaDataKey, answer)
-	if err := c.Call(ctx, "_bothways", method, none, &none); err != nil {
+	if err != nil {
 		return err
 	}
 	if s.known = answer; answer["_bw.res"] == "" { // a new session begins behind this offset
@@ -105,8 +101,8 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 				known.(*call).cancel()
 			}
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Skip": // what had this offset is too old to come
-			s.handled = max(s.handled, m.Seq()&^(1<<63))
-		case m.ServicePath == "_bothways": // a Gap: _bw.missed pushes were dropped, because this application was too slow
+			s.handled = max(s.handled, Offset(m))
+		case m.ServicePath == "_bothways" && m.ServiceMethod == "Gap": // _bw.missed pushes were dropped: it was too slow
 		case number != "":
 			id := cmp.Or(m.Metadata["_bw.id"], fmt.Sprintf("%p/%s", c, number))
 			millis, _ := strconv.Atoi(m.Metadata["__ServerTimeout"])
@@ -122,15 +118,14 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 			go s.answer(c, m, known.(*call))
 		default:
 			// The offset is 0 if the server does not keep the push for us.
-			if offset := m.Seq() &^ (1 << 63); offset == 0 || s.handled < offset {
+			if offset := Offset(m); offset == 0 || s.handled < offset {
 				s.Push(m)
 				s.handled = max(s.handled, offset)
 			}
 		}
 		if acked != s.handled && (len(messages) == 0 || 32 <= s.handled-acked) {
 			acked = s.handled
-			said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", acked, acked)}
-			c.Go(s.with(context.Background(), said), "_bothways", "Ack", struct{}{}, nil, nil) // no reply: oneway
+			Ack(s.with(context.Background()), c, acked)
 		}
 	}
 }
@@ -147,23 +142,15 @@ func (s *Session) answer(c *client.Client, m *protocol.Message, call *call) {
 	if call.ctx.Err() != nil { // cancelled or too late: nobody waits
 		return
 	}
-	said := map[string]string{"_bw.call": m.Metadata["_bw.call"]}
-	if call.err != nil {
-		said["__rpcx_error__"] = call.err.Error()
-	}
-	c.Go(s.with(context.Background(), said), "_bothways", "Reply", call.value, nil, nil)
+	Reply(s.with(context.Background()), c, m, call.value, call.err)
 }
 
-// with is the context that makes rpcx send these pairs, and the token.
-func (s *Session) with(ctx context.Context, said map[string]string) context.Context {
-	pairs := map[string]string{}
-	for key, value := range said {
-		pairs[key] = value
+// with is a context that makes rpcx send the token.
+func (s *Session) with(ctx context.Context) context.Context {
+	if s.Token == "" {
+		return ctx
 	}
-	if s.Token != "" {
-		pairs[share.AuthKey] = s.Token
-	}
-	return context.WithValue(ctx, share.ReqMetaDataKey, pairs)
+	return with(ctx, map[string]string{share.AuthKey: s.Token})
 }
 
 // Handle makes a handler of a function with arguments and a value of its own types.

@@ -1,0 +1,65 @@
+// Package bothways makes an application on the unmodified rpcx client more than a plain one towards a Bothways server:
+// the server can call it, knows what it has handled, and sends it what it missed when its connection was lost.
+//
+// It needs nothing but rpcx. This file is all of it, for an application that copes with its connection by itself;
+// session.go copes with that, and topics.go subscribes. Copy what you need: docs/protocol.md tells what it says and why.
+package bothways
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"github.com/smallnest/rpcx/client"
+	"github.com/smallnest/rpcx/protocol"
+	"github.com/smallnest/rpcx/share"
+)
+
+// Enable is what to say first on a connection: from here on the server may call the application, and keeps each push
+// until it is acknowledged. What it answers names the session, for Resume.
+func Enable(ctx context.Context, c *client.Client) (session map[string]string, err error) {
+	return ask(ctx, c, "Enable", nil)
+}
+
+// Resume is what to say first on the next connection: what came behind the push of this offset comes again. If the
+// session is gone the answer names a new one, and says in "_bw.why" why.
+func Resume(ctx context.Context, c *client.Client, session map[string]string, handled uint64) (map[string]string, error) {
+	said := map[string]string{"_bw.sid": session["_bw.sid"], "_bw.key": session["_bw.key"], "_bw.off": fmt.Sprint(handled)}
+	return ask(ctx, c, "Resume", said)
+}
+
+// Offset counts the pushes of a session; 0 if the server does not keep this one.
+func Offset(m *protocol.Message) uint64 { return m.Seq() &^ (1 << 63) }
+
+// Ack says that every push up to this offset is handled.
+func Ack(ctx context.Context, c *client.Client, offset uint64) {
+	tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
+}
+
+// Reply answers a call of the server: a message with "_bw.call" in its metadata.
+func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value any, err error) {
+	said := map[string]string{"_bw.call": call.Metadata["_bw.call"]}
+	if err != nil {
+		said["__rpcx_error__"] = err.Error()
+	}
+	tell(ctx, c, "Reply", said, value)
+}
+
+func ask(ctx context.Context, c *client.Client, method string, said map[string]string) (map[string]string, error) {
+	answer, none := map[string]string{}, struct{}{}
+	return answer, c.Call(context.WithValue(with(ctx, said), share.ResMetaDataKey, answer), "_bothways", method, none, &none)
+}
+
+func tell(ctx context.Context, c *client.Client, method string, said map[string]string, value any) {
+	c.Go(with(ctx, said), "_bothways", method, value, nil, nil) // no reply: oneway
+}
+
+// with adds pairs to those that the application itself sends, such as its token.
+func with(ctx context.Context, said map[string]string) context.Context {
+	pairs := map[string]string{}
+	if own, ok := ctx.Value(share.ReqMetaDataKey).(map[string]string); ok {
+		maps.Copy(pairs, own)
+	}
+	maps.Copy(pairs, said)
+	return context.WithValue(ctx, share.ReqMetaDataKey, pairs)
+}
