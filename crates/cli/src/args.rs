@@ -285,6 +285,10 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "KEY")]
     pub(crate) latest: Option<String>,
 
+    /// Of several pushes with the same key, each session is sent one: try again without doing it twice
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+
     /// Wait until every session is so far
     #[arg(long, value_enum, default_value_t = Until::Written)]
     pub(crate) until: Until,

@@ -80,6 +80,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         metadata: value::pairs(&plan::metadata(&args.metadata), true),
         payload: args.payload.read()?,
         class,
+        idempotency_key: args.idempotency_key.clone(),
         until: match args.until {
             Until::Queued => PushUntil::Queued,
             Until::Written => PushUntil::Written,
@@ -105,7 +106,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
 
 /// Where the sessions stand that a push was for.
 fn counts(outcome: &AdminPushOutcome) -> String {
-    let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped } = *outcome;
+    let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped, duplicate } = *outcome;
     let stages = [
         (handled, "handled"),
         (received, "received"),
@@ -114,6 +115,7 @@ fn counts(outcome: &AdminPushOutcome) -> String {
         (expired, "expired"),
         (superseded, "superseded"),
         (dropped, "dropped"),
+        (duplicate, "sent before"),
     ];
     let mut text = term::count(outcome.targets() as u64, "session");
     let mut separator = ": ";

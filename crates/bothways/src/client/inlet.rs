@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use super::{
     events::{ConnectionEvent, EventSender},
     messages::{MessageAdder, ServerMessages},
+    repeats::{Met, ReceivedKeys},
     results::Results,
-    session::{Arrival, Received, SessionMemory},
+    session::{Ack, Arrival, Received, SessionMemory},
     subscriptions::Resubscriber,
 };
 use crate::{
@@ -29,6 +30,7 @@ pub(super) struct ClientInlet {
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
     pub(super) memory: Arc<SessionMemory>,
+    pub(super) keys: ReceivedKeys,
     pub(super) events: EventSender,
     pub(super) results: Results,
     pub(super) resubscriber: Resubscriber,
@@ -103,7 +105,12 @@ impl ClientInlet {
                     Received::Repeated => return,
                 };
                 self.resubscriber.subscriptions.note(|| message.metadata());
-                let added = queue.add(message, connection, &self.server, ack);
+                let (ack, first) = match self.meet_key(connection, &message, ack) {
+                    Ok(Met::Again) => return,
+                    Ok(Met::First(first, ack)) => (ack, Some(first)),
+                    Err(ack) => (ack, None),
+                };
+                let added = queue.add(message, connection, &self.server, ack, first);
                 drop(turn);
                 if !added {
                     connection.end_as_slow("this client's queue of server messages is full");
@@ -124,12 +131,23 @@ impl ClientInlet {
     }
 }
 
+impl ClientInlet {
+    /// What its idempotency key makes of a message; `Err`: it has none.
+    fn meet_key(&self, connection: &Connection, message: &Message, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
+        let metadata = message.metadata();
+        match metadata.get(keys::IDEMPOTENCY_KEY) {
+            Some(key) if connection.is_negotiated() => self.keys.meet(key, ack),
+            _ => Err(ack),
+        }
+    }
+}
+
 /// Runs a handler for each message, one after the other, until the queue ends.
 pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
     tokio::spawn(async move {
         while let Some(message) = messages.next().await {
             // Handled, and acknowledged as such, when this is dropped.
-            let _ack = message.ack;
+            let _ends = (message.ack, message.first);
             let request = Request { message: message.message, connection: message.connection, deadline: None };
             match handlers.find(&request.message) {
                 Ok(handler) => {

@@ -33,6 +33,7 @@ use super::{
     inlet::ClientInlet,
     messages::MessageQueue,
     options::ClientOptions,
+    repeats::ReceivedKeys,
     results::Results,
     subscriptions::{Resubscriber, Subscriptions},
 };
@@ -115,6 +116,7 @@ impl Link {
             handlers,
             messages: adder,
             memory: Arc::default(),
+            keys: ReceivedKeys::default(),
             events: events.clone(),
             results: Results::default(),
             turn: Mutex::default(),

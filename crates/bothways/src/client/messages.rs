@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use super::{session::Ack, subscriptions};
+use super::{repeats::FirstOfKey, session::Ack, subscriptions};
 use crate::{
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
@@ -29,6 +29,8 @@ pub struct ServerMessage {
     dropped_before: u64,
     /// A tracked message is handled, and acknowledged as such, when the last clone is dropped.
     pub(super) ack: Option<Arc<Ack>>,
+    /// So is one that has an idempotency key, for those that come again.
+    pub(super) first: Option<Arc<FirstOfKey>>,
 }
 
 impl ServerMessage {
@@ -98,6 +100,9 @@ impl ServerMessage {
     fn forget(&mut self) {
         if let Some(ack) = self.ack.as_mut().and_then(Arc::get_mut) {
             ack.forget();
+        }
+        if let Some(first) = self.first.as_mut().and_then(Arc::get_mut) {
+            first.forget();
         }
     }
 
@@ -182,10 +187,18 @@ impl MessageAdder {
     ///
     /// A tracked message is always taken: the server sends no more of them than its session's log holds
     /// unhandled, and to drop one here would make that promise a lie.
-    pub(super) fn add(&self, message: Message, connection: &Connection, server: &Arc<str>, ack: Option<Ack>) -> bool {
+    pub(super) fn add(
+        &self,
+        message: Message,
+        connection: &Connection,
+        server: &Arc<str>,
+        ack: Option<Ack>,
+        first: Option<FirstOfKey>,
+    ) -> bool {
         let shared = &*self.shared;
-        let (connection, server, ack) = (connection.clone(), Arc::clone(server), ack.map(Arc::new));
-        let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack };
+        let (connection, server) = (connection.clone(), Arc::clone(server));
+        let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
+        let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack, first };
         let mut state = shared.state.lock();
         if state.ended {
             message.forget();
@@ -197,19 +210,25 @@ impl MessageAdder {
         {
             state.dropped += 1;
             match shared.overflow {
-                Overflow::Disconnect => return false,
+                Overflow::Disconnect => {
+                    message.forget();
+                    return false;
+                }
                 Overflow::RefuseNewest => {
                     state.gap += 1;
+                    message.forget();
                     return true;
                 }
                 Overflow::DropOldest => {
                     let Some(at) = state.waiting.iter().position(|waiting| waiting.ack.is_none()) else {
                         // Only tracked ones wait: the new one gives way.
                         state.gap += 1;
+                        message.forget();
                         return true;
                     };
-                    let dropped = state.waiting.remove(at).expect("it was just seen");
+                    let mut dropped = state.waiting.remove(at).expect("it was just seen");
                     state.bytes -= dropped.bytes();
+                    dropped.forget();
                     let gap = 1 + dropped.dropped_before;
                     match state.waiting.get_mut(at) {
                         Some(next) => next.dropped_before += gap,

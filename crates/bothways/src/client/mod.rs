@@ -7,6 +7,7 @@
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of server messages, and its stream |
+//! | `repeats.rs` | idempotency keys of what was received, so that a repetition is not handed on |
 //! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
 //! | `subscriptions.rs` | what the client subscribes to, and subscribes to again when its session is lost |
 //! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
@@ -17,6 +18,7 @@ mod inlet;
 mod link;
 mod messages;
 mod options;
+mod repeats;
 mod results;
 mod session;
 mod subscriptions;

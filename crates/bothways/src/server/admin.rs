@@ -131,6 +131,10 @@ pub struct AdminPush {
     /// What is promised of it.
     #[serde(default)]
     pub class: PushClass,
+    /// What names it, so that a session is sent one of several with the same; see
+    /// [`Push::idempotency_key`](crate::Push::idempotency_key).
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
     /// Wait until it has come so far with every session,
     #[serde(default)]
     pub until: PushUntil,
@@ -182,12 +186,15 @@ pub struct AdminPushOutcome {
     pub superseded: usize,
     /// It was dropped; explaining the session tells why.
     pub dropped: usize,
+    /// One of the same idempotency key was sent before.
+    #[serde(default)]
+    pub duplicate: usize,
 }
 
 impl AdminPushOutcome {
     /// Sessions in all.
     pub fn targets(&self) -> usize {
-        self.queued + self.written + self.received + self.handled + self.missed()
+        self.queued + self.written + self.received + self.handled + self.missed() + self.duplicate
     }
 
     /// Sessions that it will never reach.
@@ -206,6 +213,7 @@ impl From<Outcomes> for AdminPushOutcome {
             expired: outcomes.at(Stage::Expired),
             superseded: outcomes.at(Stage::Superseded),
             dropped: outcomes.dropped(),
+            duplicate: outcomes.at(Stage::Duplicate),
         }
     }
 }
@@ -356,7 +364,10 @@ async fn run_push(server: &Server, asking: ConnectionId, push: AdminPush) -> Res
         PushClass::Fire => Class::Fire,
         PushClass::Latest(key) => Class::Latest(key),
     };
-    let sent = Push::new(&push.service_path, &push.service_method, push.payload).metadata(metadata).class(class);
+    let mut sent = Push::new(&push.service_path, &push.service_method, push.payload).metadata(metadata).class(class);
+    if let Some(key) = &push.idempotency_key {
+        sent = sent.idempotency_key(key).map_err(|error| error.to_string())?;
+    }
     let receipt = server.push(&target, &sent).map_err(|error| error.to_string())?;
     let wait = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
     let reached = async {
@@ -403,6 +414,7 @@ mod tests {
             metadata: vec![("k".into(), "v".into())],
             payload: b"\x00\xff".to_vec(),
             class: PushClass::Tracked,
+            idempotency_key: Some("flash 1".into()),
             until: PushUntil::Received,
             wait_ms: 1000,
         };
@@ -412,6 +424,11 @@ mod tests {
         assert_eq!((message.service_path(), message.metadata().get("k")), ("News", Some("v")));
         assert_eq!(message.payload().expect("not compressed"), b"\x00\xff"[..]);
         assert!(unheard.try_next().is_none());
+        let again: AdminPushOutcome = ask(&operator, "right", "Push", &push).await.expect("the token is right");
+        assert_eq!(again, AdminPushOutcome { duplicate: 1, ..AdminPushOutcome::default() });
+        assert_eq!((again.targets(), again.missed()), (1, 0));
+        let push = AdminPush { idempotency_key: Some(String::new()), ..push };
+        ask::<AdminPushOutcome>(&operator, "right", "Push", &push).await.expect_err("a key has a length");
 
         let views: Vec<ConnectionView> = ask(&operator, "right", "Connections", &()).await.expect("the token is right");
         let asking: Vec<bool> = views.iter().map(|view| view.is_asking).collect();
@@ -443,6 +460,7 @@ mod tests {
             metadata: Vec::new(),
             payload: b"hi".to_vec(),
             class: PushClass::Latest("greeting".into()),
+            idempotency_key: None,
             until: PushUntil::Handled,
             wait_ms: 100,
         };

@@ -289,6 +289,13 @@ impl ServerBuilder {
         self
     }
 
+    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; of more the oldest are forgotten.
+    /// Default 1,024: a burst of retries, and 64 KiB once so many have come. 0: none, and nothing is repeated.
+    pub fn idempotency_keys(mut self, keys_max: usize) -> Self {
+        self.sessions.set_idempotency_keys(keys_max);
+        self
+    }
+
     /// Events that [`Server::explain`] tells of one session, and how many sessions that ended it still knows.
     /// Default 64 events, about 5 KiB once they have come, and 256 sessions. 0 turns either off.
     pub fn explain(mut self, events_max: usize, ended_sessions_max: usize) -> Self {

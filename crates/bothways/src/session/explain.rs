@@ -238,6 +238,7 @@ impl fmt::Display for Event {
                     Stage::PlainWritten => "written, and nothing more is ever confirmed,",
                     Stage::Expired => "expired",
                     Stage::Superseded => "superseded by a newer value of its key",
+                    Stage::Duplicate => "not sent, as one of the same idempotency key was,",
                     Stage::Dropped(DropReason::Full) => "dropped because too much waited already,",
                     Stage::Dropped(DropReason::Disconnected) => "dropped with its connection",
                     Stage::Dropped(DropReason::SessionEnded) => "dropped with the session",

@@ -16,7 +16,6 @@ use std::{
 };
 
 use bothways_proto::keys;
-use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -27,6 +26,7 @@ use super::{
     history::{History, Position},
     ledger::Entry,
     presence::{Change, Presence, PresenceChange, PresenceMember, PresenceStatus, Roster, Who},
+    push::Encoded,
     receipt::Receipt,
     registry::{Registry, SendError, unique},
     rules::{Access, Rules, SubscribeRequest, TopicOptions},
@@ -102,8 +102,8 @@ struct Kept {
 }
 
 struct Published {
-    /// The encoded frame, with its position.
-    frame: Bytes,
+    /// Encoded, with its position.
+    encoded: Encoded,
     /// What trails call it.
     name: Arc<str>,
     /// By the hub's clock.
@@ -118,19 +118,19 @@ struct Published {
 struct Frames<'a> {
     registry: &'a Registry,
     push: &'a Push,
-    with_topic: Bytes,
-    plain: Option<Bytes>,
+    with_topic: Encoded,
+    plain: Option<Encoded>,
 }
 
 impl Frames<'_> {
-    fn for_session(&mut self, session: &Session) -> Result<Bytes, SendError> {
+    fn for_session(&mut self, session: &Session) -> Result<&Encoded, SendError> {
         if session.knows_topics() {
-            return Ok(self.with_topic.clone());
+            return Ok(&self.with_topic);
         }
         if self.plain.is_none() {
-            self.plain = Some(self.registry.encode(self.push)?.bytes());
+            self.plain = Some(self.registry.encode(self.push)?);
         }
-        Ok(self.plain.clone().expect("it was just made"))
+        Ok(self.plain.as_ref().expect("it was just made"))
     }
 }
 
@@ -265,7 +265,7 @@ impl Registry {
             let latest_only = options.is_some_and(|options| options.latest_only);
             history.trim(self.hub.now());
             let missed = Missed::of(history, from, latest_only, since);
-            let bytes = missed.messages.iter().map(|published| published.frame.len()).sum();
+            let bytes = missed.messages.iter().map(|published| published.encoded.frame.len()).sum();
             // The newest value waits for room as any value does.
             let fits = latest_only || state.ledger.claim_room(missed.messages.len(), bytes);
             outcome = match fits {
@@ -280,21 +280,23 @@ impl Registry {
                 };
                 let knows_topics = by_client || state.resumable || state.knows_topics;
                 for published in missed.messages {
-                    let frame = match &published.push {
+                    let encoded = match &published.push {
                         // It was encoded before, with pairs that made it larger.
-                        Some(push) if !knows_topics => self.encode(push).map(|frame| frame.bytes()),
-                        _ => Ok(published.frame.clone()),
+                        Some(push) if !knows_topics => self.encode(push),
+                        _ => Ok(published.encoded.clone()),
                     };
-                    let Ok(frame) = frame else { continue };
+                    let Ok(Encoded { frame, keyed }) = encoded else { continue };
                     since = since.min(published.stamp);
                     let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.began));
                     let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket());
                     ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
                     let (class, priority) = (class.clone(), Priority::Normal);
-                    let entry = Entry { class, priority, frame, expires, ticket };
+                    // What it has got by another way it has.
+                    let is_known = state.ledger.has_taken(keyed.as_ref());
+                    let entry = Entry { class, priority, frame, keyed, expires, ticket };
                     match latest_only {
                         // Of values there may be too many; what has expired is not owed.
-                        true => outcome.recovered &= state.ledger.push(entry, session.now()),
+                        true => outcome.recovered &= state.ledger.push(entry, session.now()) || is_known,
                         false => state.ledger.push_claimed(entry, session.now()),
                     }
                 }
@@ -430,7 +432,7 @@ impl Registry {
             };
             let receipt = Receipt::new();
             for session in &subscribers {
-                session.add(&push, frame.bytes(), &receipt);
+                session.add(&push, &frame, &receipt);
             }
         }
         subscribers
@@ -451,7 +453,7 @@ impl Registry {
         let options = self.hub.rules.of_topic(topic);
         let receipt = Receipt::new();
         let Some(options) = options.filter(|options| options.history.is_some()) else {
-            let with_topic = self.encode(&positioned)?.bytes();
+            let with_topic = self.encode(&positioned)?;
             let mut frames = Frames { registry: self, push, with_topic, plain: None };
             let subscribers = self.subscribers(topic);
             for session in &subscribers {
@@ -469,8 +471,8 @@ impl Registry {
         let position = history.next_position();
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
-        let frame = self.encode(&positioned)?.bytes();
-        let mut frames = Frames { registry: self, push: &push, with_topic: frame.clone(), plain: None };
+        let encoded = self.encode(&positioned)?;
+        let mut frames = Frames { registry: self, push: &push, with_topic: encoded.clone(), plain: None };
         let (subscribers, stamp) = {
             let subscriptions = self.hub.subscriptions.read();
             let mut found = Vec::new();
@@ -478,11 +480,11 @@ impl Registry {
             (unique(found), self.hub.clock.fetch_add(1, Ordering::Relaxed))
         };
         let expires = push.time_to_live.and_then(|time| Instant::now().checked_add(time));
-        let (bytes, kept_push) = (frame.len(), options.latest_only.then(|| push.clone().into_owned()));
+        let (bytes, kept_push) = (encoded.frame.len(), options.latest_only.then(|| push.clone().into_owned()));
         history.push(
             self.hub.now(),
             bytes,
-            Published { frame, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
+            Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
         for session in &subscribers {
             session.add(&push, frames.for_session(session)?, &receipt);

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use super::{
     account::Account,
+    keys::{KEPT_KEY_BYTES, Keyed, TakenKeys},
     push::{Class, Priority},
     receipt::{DropReason, Stage, Ticket},
 };
@@ -29,6 +30,7 @@ pub(super) struct Bounds {
     pub(super) latest_bytes: usize,
     pub(super) tracked_messages: usize,
     pub(super) tracked_bytes: usize,
+    pub(super) idempotency_keys: usize,
 }
 
 impl Default for Bounds {
@@ -40,6 +42,7 @@ impl Default for Bounds {
             latest_bytes: 1 << 20,
             tracked_messages: 1000,
             tracked_bytes: 1 << 20,
+            idempotency_keys: 1024,
         }
     }
 }
@@ -66,7 +69,7 @@ impl Bounds {
         ];
         let queued: usize =
             queues.iter().map(|(count, bytes)| bytes.max(&push_bytes) + count * PUSH_OVERHEAD_BYTES).sum();
-        SESSION_BYTES + queued + UNDER_WAY_BYTES + 2 * push_bytes
+        SESSION_BYTES + queued + UNDER_WAY_BYTES + 2 * push_bytes + self.idempotency_keys * KEPT_KEY_BYTES
     }
 }
 
@@ -77,6 +80,8 @@ pub(super) struct Entry {
     pub(super) priority: Priority,
     /// The encoded frame, shared between all sessions of a fan-out.
     pub(super) frame: Bytes,
+    /// If it has an idempotency key, which is in the frame.
+    pub(super) keyed: Option<Arc<Keyed>>,
     pub(super) expires: Option<Duration>,
     pub(super) ticket: Ticket,
 }
@@ -116,7 +121,7 @@ struct Sent {
 #[derive(Debug)]
 enum Unwritten {
     /// Its ticket ends with being written.
-    Fire(Ticket),
+    Fire(Ticket, Option<Arc<Keyed>>),
     Tracked(u64),
     Notice,
 }
@@ -135,6 +140,8 @@ pub(super) struct Ledger {
     tracked: (usize, usize),
     /// Where the user of the session, if it has one, is billed the bytes of `tracked` too.
     account: Option<Arc<Account>>,
+    /// Of pushes that were taken and not given up.
+    keys: TakenKeys,
     /// Sent, and not handled; offsets without holes.
     sent: VecDeque<Sent>,
     /// The next offset.
@@ -194,6 +201,7 @@ impl Ledger {
             fire: (0, 0),
             tracked: (0, 0),
             account: None,
+            keys: TakenKeys::default(),
             sent: VecDeque::new(),
             next_offset: 1,
             received: 0,
@@ -206,12 +214,26 @@ impl Ledger {
         }
     }
 
-    /// Takes a push in. False: it was dropped at once, and its ticket says why.
+    /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
+    /// which.
     pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        if self.has_taken(entry.keyed.as_ref()) {
+            entry.ticket.advance(Stage::Duplicate);
+            return false;
+        }
         if entry.is_expired(now) {
             entry.ticket.advance(Stage::Expired);
             return false;
         }
+        let keyed = entry.keyed.clone();
+        let taken = self.queue(entry);
+        if taken {
+            self.take_key(keyed.as_ref());
+        }
+        taken
+    }
+
+    fn queue(&mut self, mut entry: Entry) -> bool {
         let len = entry.frame.len();
         match &entry.class {
             Class::Fire => {
@@ -257,13 +279,33 @@ impl Ledger {
         true
     }
 
+    /// True if a push with this key was taken, and would be repeated.
+    pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
+        keyed.is_some_and(|keyed| self.keys.contains(keyed.hash))
+    }
+
+    fn take_key(&mut self, keyed: Option<&Arc<Keyed>>) {
+        if let Some(keyed) = keyed {
+            self.keys.insert(keyed.hash, self.bounds.idempotency_keys);
+        }
+    }
+
+    /// The client has not got it, and does not get it: whoever tries again is not refused for it.
+    fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
+        if let Some(keyed) = keyed {
+            self.keys.free(keyed.hash);
+        }
+    }
+
     /// Takes a tracked push in for which there is room by [`Self::claim_room`].
     pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
         let len = entry.frame.len();
-        if entry.is_expired(now) {
+        let is_known = self.has_taken(entry.keyed.as_ref());
+        if is_known || entry.is_expired(now) {
             self.give_back(len);
-            return entry.ticket.advance(Stage::Expired);
+            return entry.ticket.advance(if is_known { Stage::Duplicate } else { Stage::Expired });
         }
+        self.take_key(entry.keyed.as_ref());
         self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
     }
@@ -337,13 +379,17 @@ impl Ledger {
             }
             if entry.is_expired(now) {
                 self.give_back(billed);
+                self.free_key(entry.keyed.as_ref());
                 entry.ticket.advance(Stage::Expired);
                 continue;
             }
-            let frame = entry.frame.clone();
+            let frame = match &entry.keyed {
+                Some(keyed) if !self.confirms => keyed.plain.clone(),
+                _ => entry.frame.clone(),
+            };
             if entry.class == Class::Fire || !self.confirms {
                 self.give_back(billed);
-                self.unwritten.push_back(Unwritten::Fire(entry.ticket));
+                self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
                 return Some(Next::Frame { frame, offset: 0 });
             }
             self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
@@ -369,10 +415,11 @@ impl Ledger {
             self.replay = None;
             return None;
         };
-        let (entry, mut freed) = (&mut sent.entry, 0);
+        let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
         if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
             entry.ticket.advance(Stage::Expired);
             freed = std::mem::take(&mut entry.frame).len();
+            keyed = entry.keyed.take();
         }
         let next = match entry.ticket.stage() {
             Stage::Expired => Next::Skip { offset: at },
@@ -380,6 +427,7 @@ impl Ledger {
         };
         self.tracked.1 -= freed;
         self.give_back(freed);
+        self.free_key(keyed.as_ref());
         self.replay = Some(Replay { at: at + 1, skips });
         self.unwritten.push_back(Unwritten::Tracked(at));
         Some(next)
@@ -429,7 +477,7 @@ impl Ledger {
     pub(super) fn written(&mut self, count: usize) {
         for _ in 0..count {
             match self.unwritten.pop_front() {
-                Some(Unwritten::Fire(mut ticket)) => ticket.advance(Stage::PlainWritten),
+                Some(Unwritten::Fire(mut ticket, _)) => ticket.advance(Stage::PlainWritten),
                 Some(Unwritten::Tracked(offset)) => {
                     if let Some(sent) = self.sent_mut(offset) {
                         sent.entry.ticket.advance(Stage::Written);
@@ -490,9 +538,10 @@ impl Ledger {
         self.connected = false;
         self.replay = None;
         self.told = 0;
-        for unwritten in self.unwritten.drain(..) {
-            if let Unwritten::Fire(mut ticket) = unwritten {
+        for unwritten in std::mem::take(&mut self.unwritten) {
+            if let Unwritten::Fire(mut ticket, keyed) = unwritten {
                 ticket.advance(Stage::Dropped(DropReason::Disconnected));
+                self.free_key(keyed.as_ref());
                 self.dropped += 1;
             }
         }
@@ -550,6 +599,7 @@ impl Ledger {
             if let Some(Queued::Entry(mut entry)) = queue.remove(at) {
                 self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
                 entry.ticket.advance(Stage::Dropped(reason));
+                self.free_key(entry.keyed.as_ref());
                 self.dropped += 1;
                 return true;
             }

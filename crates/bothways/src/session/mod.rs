@@ -13,6 +13,7 @@
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `account.rs` | what the logs of a user's sessions hold together |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
+//! | `keys.rs` | which idempotency keys a session has taken |
 //! | `topic.rs` | names, patterns, who subscribes |
 //! | `rules.rs` | what topics are like: options by pattern |
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
@@ -29,6 +30,7 @@ mod call;
 mod explain;
 mod history;
 mod hub;
+mod keys;
 mod ledger;
 mod presence;
 mod push;
@@ -46,7 +48,6 @@ use std::{
 };
 
 use bothways_proto::Seq;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -54,6 +55,7 @@ pub use self::{
     explain::{CallOutcome, Event, Explanation, Happened, Standing},
     history::Position,
     hub::Subscribed,
+    keys::{InvalidKey, KEY_BYTES_MAX},
     presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},
     receipt::{DropReason, Outcomes, Receipt, Stage},
@@ -66,6 +68,7 @@ pub use self::{
 use self::{
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
+    push::Encoded,
 };
 pub(crate) use self::{
     hub::{SubscribeArgs, SubscribeReply},
@@ -280,7 +283,7 @@ impl Session {
             Some(registry) => registry.encode(push)?,
             None => return Ok(receipt),
         };
-        self.add(push, frame.bytes(), &receipt);
+        self.add(push, &frame, &receipt);
         self.pump();
         Ok(receipt)
     }
@@ -295,7 +298,7 @@ impl Session {
         let deadline = after(wait);
         let receipt = Receipt::new();
         let frame = match self.inner.registry.upgrade() {
-            Some(registry) => registry.encode(push)?.bytes(),
+            Some(registry) => registry.encode(push)?,
             None => return Ok(receipt),
         };
         loop {
@@ -309,7 +312,9 @@ impl Session {
                 room.enable();
             }
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
-            let added = self.add_if(push, &frame, &receipt, |ledger| !ledger.refuses(frame.len()));
+            let added = self.add_if(push, &frame, &receipt, |ledger| {
+                !ledger.refuses(frame.frame.len()) || ledger.has_taken(frame.keyed.as_ref())
+            });
             if !added {
                 // Another session of the user may make room too.
                 let more_room = async {
@@ -329,12 +334,13 @@ impl Session {
     }
 
     /// Enters a push into the ledger; the caller pumps.
-    fn add(&self, push: &Push, frame: Bytes, receipt: &Receipt) {
-        self.add_if(push, &frame, receipt, |_| true);
+    fn add(&self, push: &Push, encoded: &Encoded, receipt: &Receipt) {
+        self.add_if(push, encoded, receipt, |_| true);
     }
 
     /// Enters a push into the ledger if that suits; the caller pumps. True if there is nothing to wait for.
-    fn add_if(&self, push: &Push, frame: &Bytes, receipt: &Receipt, suits: impl FnOnce(&Ledger) -> bool) -> bool {
+    fn add_if(&self, push: &Push, encoded: &Encoded, receipt: &Receipt, suits: impl FnOnce(&Ledger) -> bool) -> bool {
+        let Encoded { frame, keyed } = encoded;
         let mut state = self.inner.state.lock();
         if state.claims {
             return true;
@@ -354,6 +360,7 @@ impl Session {
             class: push.class.clone(),
             priority: push.priority,
             frame: frame.clone(),
+            keyed: keyed.clone(),
             expires: push.time_to_live.map(|time| now + time),
             ticket,
         };

@@ -8,7 +8,10 @@ use std::{
 use bothways_proto::Metadata;
 use bytes::Bytes;
 
-use super::explain;
+use super::{
+    explain,
+    keys::{InvalidKey, KeyHash, Keyed},
+};
 use crate::caller::RawCall;
 
 /// What is promised of a push.
@@ -45,6 +48,13 @@ impl Priority {
     }
 }
 
+/// A push as frames, made once for any number of sessions. A clone is a counter.
+#[derive(Clone, Debug)]
+pub(super) struct Encoded {
+    pub(super) frame: Bytes,
+    pub(super) keyed: Option<Arc<Keyed>>,
+}
+
 /// One push, for any number of targets.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -57,6 +67,7 @@ pub struct Push {
     pub(super) class: Class,
     pub(super) priority: Priority,
     pub(super) time_to_live: Option<Duration>,
+    pub(super) key: Option<(Arc<str>, KeyHash)>,
     /// What trails call it, made once for all sessions.
     pub(super) name: OnceLock<Arc<str>>,
 }
@@ -73,6 +84,7 @@ impl Push {
             class: Class::Tracked,
             priority: Priority::Normal,
             time_to_live: None,
+            key: None,
             name: OnceLock::new(),
         }
     }
@@ -125,5 +137,25 @@ impl Push {
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
         self
+    }
+
+    /// What names this push, however often it is pushed: of several with the same key a session is sent one, and the
+    /// receipts of the others say [`Duplicate`](super::Stage::Duplicate). So whoever does not know whether it has
+    /// pushed, to a user or to a topic, may push again.
+    ///
+    /// A push that was dropped, or has expired, does not count: the next one with its key is sent. One that was
+    /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place.
+    ///
+    /// A session remembers the last 1,024 keys ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)).
+    /// A new session of the same client remembers none, but the client does: a Bothways client that listens remembers
+    /// the last 1,024 keys of what it has received, over all its sessions, and hands none on twice; what it drops so is
+    /// handled when the first one is. Topics with history keep each push, and whoever gets several from there is sent
+    /// one.
+    ///
+    /// # Errors
+    /// [`InvalidKey`]: the key is empty, or has more than 64 bytes.
+    pub fn idempotency_key(mut self, key: &str) -> Result<Self, InvalidKey> {
+        self.key = Some((key.into(), KeyHash::of(key)?));
+        Ok(self)
     }
 }

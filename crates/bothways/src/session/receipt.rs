@@ -5,6 +5,7 @@
 //!  queued ──► written ──► received ──► handled                 handled is final
 //!      │         └──► expired: at the latest here              final
 //!      └────► plain written: nobody confirms more              final
+//!  duplicate: one of the same idempotency key was taken        final
 //!  no route                                                    final
 //! ```
 //!
@@ -38,6 +39,9 @@ pub enum Stage {
     Expired,
     /// A newer value of the same key took its place.
     Superseded,
+    /// It was not sent to this session, which was sent one of the same
+    /// [idempotency key](super::Push::idempotency_key), or is about to be.
+    Duplicate,
     /// It was dropped.
     Dropped(DropReason),
 }
@@ -72,6 +76,7 @@ impl Stage {
             Self::Dropped(DropReason::Full) => 7,
             Self::Dropped(DropReason::Disconnected) => 8,
             Self::Dropped(DropReason::SessionEnded) => 9,
+            Self::Duplicate => 10,
         }
     }
 }
@@ -79,7 +84,7 @@ impl Stage {
 /// How many targets of one push stand where. Every target is in exactly one place.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Outcomes {
-    counts: [usize; 10],
+    counts: [usize; 11],
 }
 
 impl Outcomes {
@@ -95,7 +100,7 @@ impl Outcomes {
 
     /// Targets that were dropped, for whatever reason.
     pub fn dropped(&self) -> usize {
-        self.counts[7..].iter().sum()
+        self.counts[7..10].iter().sum()
     }
 
     /// Targets for which something can still follow.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bothways_proto::{Header, Limits, Metadata, Seq, keys};
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, time::Instant};
@@ -25,8 +26,9 @@ use super::{
     away::Away,
     explain::{self, Explanation, Standing, Trail, What},
     hub::Hub,
+    keys::Keyed,
     ledger::{Bounds, Ledger},
-    push::Push,
+    push::{Encoded, Push},
     receipt::Receipt,
     rules::Rules,
     target::{Target, Who},
@@ -85,6 +87,11 @@ impl SessionOptions {
     /// Pushes of class `Fire`, and their bytes, that may wait.
     pub(crate) fn set_fire_queue(&mut self, messages: usize, bytes: usize) {
         (self.bounds.fire_messages, self.bounds.fire_bytes) = (messages.max(1), bytes);
+    }
+
+    /// Idempotency keys that a session remembers.
+    pub(crate) fn set_idempotency_keys(&mut self, keys_max: usize) {
+        self.bounds.idempotency_keys = keys_max;
     }
 
     /// Values of class `Latest`, and their bytes with those of their keys, that may wait.
@@ -646,10 +653,19 @@ impl Registry {
         self.options.bounds.bytes_max(push_bytes) + self.options.events_max * explain::EVENT_BYTES_MAX
     }
 
-    pub(super) fn encode(&self, push: &Push) -> Result<PushFrame, PushError> {
+    pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {
+        let plain = self.encode_with(push, &push.metadata)?;
+        let Some((key, hash)) = &push.key else { return Ok(Encoded { frame: plain, keyed: None }) };
+        let frame = self.encode_with(push, &push.metadata.clone().with(keys::IDEMPOTENCY_KEY, &**key))?;
+        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash: *hash, plain })) })
+    }
+
+    fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {
         let header = Header::oneway(Seq::of_push(0), push.serialize);
         let limits = &self.options.limits;
-        PushFrame::with_header(header, &push.service_path, &push.service_method, &push.metadata, &push.payload, limits)
+        let frame =
+            PushFrame::with_header(header, &push.service_path, &push.service_method, metadata, &push.payload, limits)?;
+        Ok(frame.bytes())
     }
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
@@ -662,7 +678,7 @@ impl Registry {
         let frame = self.encode(push)?;
         let receipt = Receipt::new();
         for session in sessions {
-            session.add(push, frame.bytes(), &receipt);
+            session.add(push, &frame, &receipt);
         }
         for session in sessions {
             session.pump();

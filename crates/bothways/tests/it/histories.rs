@@ -22,6 +22,7 @@ enum Command {
         class: Class,
         priority: Priority,
         lives: Option<u64>,
+        key: Option<u8>,
     },
     Subscribe(usize),
     Unsubscribe(usize),
@@ -62,8 +63,9 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..2_u8).prop_map(|key| Class::Latest(key.to_string())),
     ];
     let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
-    let push = (to, class, priority, prop::option::weighted(0.25, 0..3000_u64))
-        .prop_map(|(to, class, priority, lives)| Command::Push { to, class, priority, lives });
+    let key = prop::option::weighted(0.3, 0..6_u8);
+    let push = (to, class, priority, prop::option::weighted(0.25, 0..3000_u64), key)
+        .prop_map(|(to, class, priority, lives, key)| Command::Push { to, class, priority, lives, key });
     prop_oneof![
         16 => push,
         2 => who().prop_map(Command::Subscribe),
@@ -91,6 +93,7 @@ fn command() -> impl Strategy<Value = Command> {
 struct Pushed {
     class: Class,
     priority: Priority,
+    key: Option<u8>,
     to: Vec<SessionId>,
     receipt: Receipt,
 }
@@ -152,7 +155,7 @@ impl World {
 
     async fn run(&mut self, command: &Command) {
         match command.clone() {
-            Command::Push { to, class, priority, lives } => {
+            Command::Push { to, class, priority, lives, key } => {
                 let target = match to {
                     To::User(who) => Target::user(USERS[who]),
                     To::Topic => Target::topic("news.today"),
@@ -165,9 +168,12 @@ impl World {
                 if let Some(lives) = lives {
                     push = push.time_to_live(Duration::from_millis(lives));
                 }
+                if let Some(key) = key {
+                    push = push.idempotency_key(&key.to_string()).expect("short");
+                }
                 let receipt = self.network.server().push(&target, &push).expect("small");
                 assert_eq!(receipt.outcomes().targets(), to.len());
-                self.pushes.push(Pushed { class, priority, to, receipt });
+                self.pushes.push(Pushed { class, priority, key, to, receipt });
             }
             Command::Subscribe(who) => {
                 for session in self.sessions_of(&Target::user(USERS[who])) {
@@ -229,14 +235,21 @@ impl World {
                 let of_user = |id: &SessionId| self.sessions.get(id).is_none_or(|of| *of == who);
                 assert!(pushed.to.iter().any(of_user), "push {number} came to somebody else");
                 assert_eq!(*count, 1, "push {number} came twice");
+                let has_key = |other: &&usize| pushed.key.is_some() && self.pushes[**other].key == pushed.key;
+                assert!(got.keys().filter(has_key).count() <= 1, "what push {number} is about came twice");
             }
         }
         for (number, pushed) in self.pushes.iter().enumerate() {
             let came = got.iter().filter(|got| got.contains_key(&number)).count();
             let outcomes = pushed.receipt.outcomes();
             let handled = outcomes.at(Stage::Handled);
-            assert!(handled <= came, "push {number} says {handled} handled, and {came} were");
-            let never_sent = [Stage::Expired, Stage::Superseded, Stage::Dropped(DropReason::Full)];
+            // A repetition that is sent to another session of the same client is handled with the first.
+            let has_key = |other: &usize| pushed.key.is_some() && self.pushes[*other].key == pushed.key;
+            let has_had = |id: &&SessionId| self.sessions.get(id).is_none_or(|who| got[*who].keys().any(has_key));
+            let came_once = pushed.to.iter().filter(has_had).count();
+            let may_be = if pushed.key.is_some() { came_once } else { came };
+            assert!(handled <= may_be, "push {number} says {handled} handled, and {may_be} were");
+            let never_sent = [Stage::Expired, Stage::Superseded, Stage::Duplicate, Stage::Dropped(DropReason::Full)];
             let never_sent: usize = never_sent.into_iter().map(|stage| outcomes.at(stage)).sum();
             assert!(came + never_sent <= pushed.to.len(), "push {number} came, and says that it was never sent");
         }
@@ -269,10 +282,14 @@ impl World {
                     outcomes.at(Stage::Handled)
                         + outcomes.at(Stage::PlainWritten)
                         + outcomes.dropped()
+                        + outcomes.at(Stage::Duplicate)
                         + outcomes.at(Stage::Expired),
                     pushed.to.len(),
                     "push {number} is lost without a word: {outcomes:?}"
                 );
+                if pushed.key.is_some() {
+                    continue;
+                }
                 assert!(outcomes.at(Stage::Handled) <= came);
                 if !pushed.to.iter().any(sent_away) {
                     assert_eq!(outcomes.at(Stage::Dropped(DropReason::SessionEnded)), 0, "push {number}: {outcomes:?}");

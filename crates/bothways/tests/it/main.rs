@@ -10,6 +10,7 @@ mod deadlines;
 mod explain;
 #[cfg(feature = "testing")]
 mod histories;
+mod idempotency;
 mod keepalive;
 mod layers;
 mod leaks;

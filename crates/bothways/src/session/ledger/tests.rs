@@ -2,7 +2,7 @@
 //! remembers, and a specification that only keeps lists.
 
 use super::*;
-use crate::session::receipt::Receipt;
+use crate::session::{keys::KeyHash, receipt::Receipt};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -14,7 +14,21 @@ fn bounds() -> Bounds {
         latest_bytes: usize::MAX,
         tracked_messages: 4,
         tracked_bytes: 64,
+        idempotency_keys: 3,
     }
+}
+
+fn keyed(key: &str, plain: &'static str) -> Option<Arc<Keyed>> {
+    let hash = KeyHash::of(key).expect("short");
+    Some(Arc::new(Keyed { hash, plain: Bytes::from_static(plain.as_bytes()) }))
+}
+
+/// Takes a push with this key in, and gives its receipt.
+fn push_keyed(ledger: &mut Ledger, class: Class, text: &str, key: &str) -> Receipt {
+    let (mut entry, receipt) = entry(class, text);
+    entry.keyed = keyed(key, "plain");
+    ledger.push(entry, NOW);
+    receipt
 }
 
 fn ledger(confirms: bool) -> Ledger {
@@ -26,7 +40,7 @@ fn ledger(confirms: bool) -> Ledger {
 fn entry(class: Class, text: &str) -> (Entry, Receipt) {
     let receipt = Receipt::new();
     let (priority, frame) = (Priority::Normal, Bytes::copy_from_slice(text.as_bytes()));
-    (Entry { class, priority, frame, expires: None, ticket: receipt.ticket() }, receipt)
+    (Entry { class, priority, frame, keyed: None, expires: None, ticket: receipt.ticket() }, receipt)
 }
 
 /// Takes a push in, and gives its receipt.
@@ -64,7 +78,7 @@ fn texts(ledger: &mut Ledger) -> Vec<String> {
 
 /// The one stage at which a push to one session stands.
 fn stage(receipt: &Receipt) -> Stage {
-    const ALL: [Stage; 10] = [
+    const ALL: [Stage; 11] = [
         Stage::Queued,
         Stage::Written,
         Stage::Received,
@@ -72,6 +86,7 @@ fn stage(receipt: &Receipt) -> Stage {
         Stage::PlainWritten,
         Stage::Expired,
         Stage::Superseded,
+        Stage::Duplicate,
         Stage::Dropped(DropReason::Full),
         Stage::Dropped(DropReason::Disconnected),
         Stage::Dropped(DropReason::SessionEnded),
@@ -345,6 +360,95 @@ fn a_client_that_does_not_know_of_skips_gets_what_was_sent_in_time() {
 }
 
 #[test]
+fn of_several_with_one_key_the_first_is_sent() {
+    let mut ledger = ledger(true);
+    let first = push_keyed(&mut ledger, Class::Tracked, "1", "k");
+    let again = push_keyed(&mut ledger, Class::Tracked, "2", "k");
+    assert_eq!((stage(&first), stage(&again)), (Stage::Queued, Stage::Duplicate));
+    assert_eq!(all(&mut ledger), [("1".to_owned(), 1)]);
+    assert!(ledger.ack(1, 1));
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Fire, "3", "k")), Stage::Duplicate, "whatever its class");
+    assert_eq!((ledger.waiting(), ledger.dropped()), ((0, 0), 0), "a repetition is no loss");
+}
+
+#[test]
+fn what_was_not_sent_does_not_take_its_key() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3", "4"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    let refused = push_keyed(&mut ledger, Class::Tracked, "5", "k");
+    assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full));
+    let dropped = push_keyed(&mut ledger, Class::Fire, "6", "k");
+    for text in ["7", "8", "9"] {
+        push(&mut ledger, Class::Fire, text);
+    }
+    assert_eq!(stage(&dropped), Stage::Dropped(DropReason::Full));
+    let lost = push_keyed(&mut ledger, Class::Fire, "10", "k");
+    all(&mut ledger);
+    ledger.disconnect();
+    assert_eq!(stage(&lost), Stage::Dropped(DropReason::Disconnected));
+
+    let (mut brief, expired) = entry(latest("v"), "11");
+    (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_secs(1)));
+    assert!(ledger.push(brief, NOW));
+    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "12", "k")), Stage::Duplicate, "it waits still");
+    assert!(ledger.resume(4, None));
+    ledger.connect(true);
+    assert_eq!(ledger.next(Duration::from_secs(1)), Some(Next::Gap { missed: 3 }));
+    assert_eq!(ledger.next(Duration::from_secs(1)), None);
+    assert_eq!(stage(&expired), Stage::Expired);
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "13", "k")), Stage::Queued);
+}
+
+#[test]
+fn what_is_skipped_does_not_take_its_key_and_not_its_bytes() {
+    let mut ledger = ledger(true);
+    let account = Arc::new(Account::new(100));
+    ledger.bill(Some(Arc::clone(&account)));
+    let (mut brief, expired) = entry(Class::Tracked, "12345");
+    (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_secs(1)));
+    assert!(ledger.push(brief, NOW));
+    all(&mut ledger);
+    assert_eq!(account.held_bytes(), 5);
+    assert!(ledger.resume(0, Some(0)));
+    ledger.connect(true);
+    assert_eq!(ledger.next(Duration::from_secs(1)), Some(Next::Skip { offset: 1 }));
+    assert_eq!((stage(&expired), account.held_bytes()), (Stage::Expired, 0));
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "again", "k")), Stage::Queued);
+}
+
+/// Whoever tries again would put the old value in the place of the new one.
+#[test]
+fn a_value_that_was_superseded_is_not_repeated() {
+    let mut ledger = ledger(true);
+    let old = push_keyed(&mut ledger, latest("v"), "old", "k 1");
+    push_keyed(&mut ledger, latest("v"), "new", "k 2");
+    assert_eq!(stage(&old), Stage::Superseded);
+    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "old", "k 1")), Stage::Duplicate);
+    assert_eq!(texts(&mut ledger), ["new"]);
+}
+
+#[test]
+fn the_oldest_key_is_forgotten() {
+    let mut ledger = ledger(true);
+    for key in ["a", "b", "c", "d"] {
+        push_keyed(&mut ledger, Class::Tracked, key, key);
+    }
+    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "a", "a")), Stage::Queued);
+    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "d", "d")), Stage::Duplicate);
+}
+
+#[test]
+fn a_plain_client_does_not_see_the_key() {
+    let mut ledger = ledger(false);
+    push_keyed(&mut ledger, Class::Tracked, "with its key", "k");
+    assert_eq!(all(&mut ledger), [("plain".to_owned(), 0)]);
+    ledger.written(1);
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "x", "k")), Stage::Duplicate);
+}
+
+#[test]
 fn a_client_that_knows_less_than_it_confirmed_has_lost_its_place() {
     let mut ledger = ledger(true);
     push(&mut ledger, Class::Tracked, "1");
@@ -474,6 +578,7 @@ mod histories {
             priority: Priority,
             lives: Option<u64>,
             len: usize,
+            key: Option<u8>,
         },
         /// Give this many to the wire.
         Next(usize),
@@ -508,8 +613,9 @@ mod histories {
         let class =
             prop_oneof![Just(Kind::Fire), (0..3_u8).prop_map(Kind::Latest), Just(Kind::Tracked), Just(Kind::Tracked),];
         let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
-        let push = (class, priority, prop::option::weighted(0.2, 0..20_u64), 2..30_usize)
-            .prop_map(|(class, priority, lives, len)| Command::Push { class, priority, lives, len });
+        let key = prop::option::weighted(0.3, 0..6_u8);
+        let push = (class, priority, prop::option::weighted(0.2, 0..20_u64), 2..30_usize, key)
+            .prop_map(|(class, priority, lives, len, key)| Command::Push { class, priority, lives, len, key });
         prop_oneof![
             8 => push,
             4 => (1..6_usize).prop_map(Command::Next),
@@ -559,6 +665,8 @@ mod histories {
         connected: bool,
         now: Duration,
         pushes: Vec<Pushed>,
+        /// Those that are taken, and by which push.
+        keys: Vec<(u8, usize)>,
         /// On the present connection, not yet arrived; the first `written` of them are with the kernel.
         wire: VecDeque<Wire>,
         written: usize,
@@ -592,6 +700,7 @@ mod histories {
                 connected: true,
                 now: NOW,
                 pushes: Vec::new(),
+                keys: Vec::new(),
                 wire: VecDeque::new(),
                 written: 0,
                 next_offset: 1,
@@ -604,7 +713,7 @@ mod histories {
 
         fn run(&mut self, command: &Command) {
             match *command {
-                Command::Push { class, priority, lives, len } => self.push(class, priority, lives, len),
+                Command::Push { class, priority, lives, len, key } => self.push(class, priority, lives, len, key),
                 Command::Next(count) => {
                     for _ in 0..count {
                         self.next();
@@ -666,7 +775,7 @@ mod histories {
             self.next_offset = self.client.received + 1;
         }
 
-        fn push(&mut self, class: Kind, priority: Priority, lives: Option<u64>, len: usize) {
+        fn push(&mut self, class: Kind, priority: Priority, lives: Option<u64>, len: usize, key: Option<u8>) {
             let number = self.pushes.len();
             let mut frame = number.to_be_bytes()[6..].to_vec();
             frame.resize(len, number as u8);
@@ -677,8 +786,16 @@ mod histories {
                 Kind::Latest(key) => latest(&key.to_string()),
                 Kind::Tracked => Class::Tracked,
             };
-            let entry = Entry { class: of_class, priority, frame: frame.clone(), expires, ticket: receipt.ticket() };
+            let keyed = key.map(|key| {
+                let hash = KeyHash::of(&key.to_string()).expect("short");
+                Arc::new(Keyed { hash, plain: frame.clone() })
+            });
+            let (frame_of, ticket) = (frame.clone(), receipt.ticket());
+            let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, ticket };
+            // A key is taken by the last three that took one and did not come to nothing.
+            let is_taken = key.is_some_and(|key| self.keys.iter().any(|(other, _)| *other == key));
             let taken = self.ledger.push(entry, self.now);
+            assert_eq!(stage(&receipt) == Stage::Duplicate, is_taken, "{:?}", self.keys);
             let (mut place, mut queue) = (number, priority);
             if taken
                 && let Kind::Latest(_) = class
@@ -706,6 +823,11 @@ mod histories {
                 handled: 0,
             });
             self.note_dropped();
+            if let Some(key) = key.filter(|_| taken) {
+                self.keys.push((key, number));
+                let old = self.keys.len().saturating_sub(bounds().idempotency_keys);
+                self.keys.drain(..old);
+            }
         }
 
         /// What the ledger gave up waits no more; what it gave up for want of room is owed a notice.
@@ -719,6 +841,9 @@ mod histories {
                 }
                 pushed.waits &= !stage.is_final();
             }
+            let pushes = &self.pushes;
+            self.keys
+                .retain(|(_, number)| !matches!(stage(&pushes[*number].receipt), Stage::Expired | Stage::Dropped(_)));
         }
 
         /// Of those that wait, the one whose turn it is.
@@ -734,6 +859,8 @@ mod histories {
             let next = self.ledger.next(self.now);
             let item = match &next {
                 None => {
+                    // What it looked at may have expired.
+                    self.note_dropped();
                     assert!(!self.ledger.has_next(), "it has more, and gives nothing");
                     assert!(!self.connected || self.turn(false).is_none(), "something is not sent");
                     return false;
@@ -836,6 +963,7 @@ mod histories {
                     Stage::Received => pushed.received,
                     Stage::Handled => pushed.handled == 1,
                     Stage::Expired => !pushed.received && pushed.expires.is_some_and(|expires| expires <= self.now),
+                    Stage::Duplicate => !pushed.on_wire,
                     Stage::Superseded => !pushed.on_wire && matches!(pushed.class, Kind::Latest(_)),
                     Stage::Dropped(DropReason::Full) => !pushed.on_wire,
                     Stage::Dropped(DropReason::Disconnected) => pushed.class == Kind::Fire || !self.confirms,

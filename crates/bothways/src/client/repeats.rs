@@ -1,0 +1,168 @@
+//! Idempotency keys of what a client has received, over all its sessions: what comes again under one of them is not
+//! handed on again.
+//!
+//! ```text
+//!              ┌──► handled: a repetition is handled at once
+//!  received ───┤
+//!              └──► forgotten: nobody will handle it, and the next one with its key is the first
+//! ```
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use super::session::Ack;
+use crate::session::KEY_BYTES_MAX;
+
+/// Keys that a client remembers: as many as a session of its server does, and some 256 KiB.
+const KEYS_MAX: usize = 1024;
+
+/// Shared between the reader of the connection and the messages that were handed out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReceivedKeys {
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    runs: HashMap<Arc<str>, Arc<Run>>,
+    order: VecDeque<Arc<str>>,
+}
+
+/// What becomes of the first message with a key.
+#[derive(Debug, Default)]
+struct Run {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The application has not dealt with it; the acknowledgements of its repetitions wait for that.
+    Open(Vec<Ack>),
+    Handled,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Open(Vec::new())
+    }
+}
+
+/// The first message with a key is handled when this is dropped.
+#[derive(Debug)]
+pub(super) struct FirstOfKey {
+    keys: ReceivedKeys,
+    key: Arc<str>,
+    run: Arc<Run>,
+    is_forgotten: bool,
+}
+
+/// What a key makes of a message.
+pub(super) enum Met {
+    First(FirstOfKey, Option<Ack>),
+    /// Received already, and acknowledged when the first is.
+    Again,
+}
+
+impl ReceivedKeys {
+    /// A message with this key came. `Err`: the key is none, and says nothing.
+    pub(super) fn meet(&self, key: &str, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
+        if key.is_empty() || KEY_BYTES_MAX < key.len() {
+            return Err(ack);
+        }
+        let mut known = self.known.lock();
+        if let Some(run) = known.runs.get(key).map(Arc::clone) {
+            drop(known);
+            run.repeat(ack);
+            return Ok(Met::Again);
+        }
+        let (key, run): (Arc<str>, _) = (key.into(), Arc::<Run>::default());
+        while KEYS_MAX <= known.order.len() {
+            if let Some(oldest) = known.order.pop_front() {
+                known.runs.remove(&oldest);
+            }
+        }
+        known.runs.insert(Arc::clone(&key), Arc::clone(&run));
+        known.order.push_back(Arc::clone(&key));
+        Ok(Met::First(FirstOfKey { keys: self.clone(), key, run, is_forgotten: false }, ack))
+    }
+
+    fn free(&self, key: &Arc<str>, run: &Arc<Run>) {
+        let mut known = self.known.lock();
+        if known.runs.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, run)) {
+            known.runs.remove(key);
+            known.order.retain(|other| other != key);
+        }
+    }
+}
+
+impl Run {
+    fn repeat(&self, ack: Option<Ack>) {
+        let mut state = self.state.lock();
+        if let (State::Open(waiting), Some(ack)) = (&mut *state, ack) {
+            waiting.push(ack);
+        }
+        // Dropped, and so given, if the first is handled.
+    }
+}
+
+impl FirstOfKey {
+    /// Nobody has handled the message, and nobody will.
+    pub(super) fn forget(&mut self) {
+        self.is_forgotten = true;
+    }
+}
+
+impl Drop for FirstOfKey {
+    fn drop(&mut self) {
+        if self.is_forgotten {
+            self.keys.free(&self.key, &self.run);
+        }
+        let state = std::mem::replace(&mut *self.run.state.lock(), State::Handled);
+        if let State::Open(mut waiting) = state
+            && self.is_forgotten
+        {
+            waiting.iter_mut().for_each(Ack::forget);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(keys: &ReceivedKeys, key: &str) -> Option<FirstOfKey> {
+        match keys.meet(key, None) {
+            Ok(Met::First(first, _)) => Some(first),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_key_has_one_first_message_unless_that_is_forgotten() {
+        let keys = ReceivedKeys::default();
+        let mut held = first(&keys, "a").expect("it is the first");
+        assert!(first(&keys, "a").is_none());
+        held.forget();
+        drop(held);
+        drop(first(&keys, "a").expect("the one before was lost"));
+        assert!(first(&keys, "a").is_none(), "it was handled");
+        assert!(keys.meet("", None).is_err() && keys.meet(&"x".repeat(65), None).is_err());
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_is_forgotten() {
+        let keys = ReceivedKeys::default();
+        let mut oldest = first(&keys, "0").expect("new");
+        (1..=KEYS_MAX).for_each(|n| drop(first(&keys, &n.to_string()).expect("new")));
+        assert_eq!(keys.known.lock().order.len(), KEYS_MAX);
+        let again = first(&keys, "0").expect("it is not remembered");
+        oldest.forget();
+        drop(oldest);
+        drop(again);
+        assert!(first(&keys, "0").is_none(), "an earlier one with its key takes nothing from it");
+    }
+}

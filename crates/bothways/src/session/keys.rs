@@ -1,0 +1,140 @@
+//! Idempotency keys: which ones a session has taken lately, so that a push that is repeated is sent once.
+
+use std::collections::{HashSet, VecDeque};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+/// Longest idempotency key, in bytes: room for a hash in hexadecimal digits.
+pub const KEY_BYTES_MAX: usize = 64;
+
+/// What a key that is remembered takes at most, in a table and in a queue that grow by doubling.
+pub(super) const KEPT_KEY_BYTES: usize = 64;
+
+/// An idempotency key that is empty, or longer than [`KEY_BYTES_MAX`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {bytes}")]
+pub struct InvalidKey {
+    /// Its bytes.
+    pub bytes: usize,
+}
+
+/// A key as sessions remember it: half of its SHA-256, so that every key takes the same.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct KeyHash([u64; 2]);
+
+impl KeyHash {
+    pub(super) fn of(key: &str) -> Result<Self, InvalidKey> {
+        if key.is_empty() || KEY_BYTES_MAX < key.len() {
+            return Err(InvalidKey { bytes: key.len() });
+        }
+        let hash = Sha256::digest(key.as_bytes());
+        let half = |at: usize| u64::from_be_bytes(hash[at..at + 8].try_into().expect("eight of 32 bytes"));
+        Ok(Self([half(0), half(8)]))
+    }
+}
+
+/// What a push with a key is beside its frame, which has the key: shared by all sessions of a fan-out.
+#[derive(Debug)]
+pub(super) struct Keyed {
+    pub(super) hash: KeyHash,
+    /// The frame without the key: a plain client sees what Go would send.
+    pub(super) plain: Bytes,
+}
+
+/// The keys that a session has taken, oldest first. Takes no memory before the first.
+#[derive(Debug, Default)]
+pub(super) struct TakenKeys {
+    taken: Option<Box<Taken>>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    set: HashSet<KeyHash>,
+    order: VecDeque<KeyHash>,
+}
+
+impl TakenKeys {
+    pub(super) fn contains(&self, key: KeyHash) -> bool {
+        self.taken.as_ref().is_some_and(|taken| taken.set.contains(&key))
+    }
+
+    /// Takes a key that is free; of more than `max` the oldest is forgotten.
+    pub(super) fn insert(&mut self, key: KeyHash, max: usize) {
+        if max == 0 {
+            return;
+        }
+        let taken = self.taken.get_or_insert_default();
+        while max <= taken.order.len() {
+            if let Some(oldest) = taken.order.pop_front() {
+                taken.set.remove(&oldest);
+            }
+        }
+        if taken.set.insert(key) {
+            taken.order.push_back(key);
+        }
+    }
+
+    /// What took this key did not go its way: the next may.
+    pub(super) fn free(&mut self, key: KeyHash) {
+        let Some(taken) = &mut self.taken else { return };
+        if taken.set.remove(&key)
+            && let Some(at) = taken.order.iter().position(|other| *other == key)
+        {
+            taken.order.remove(at);
+        }
+        if taken.order.is_empty() {
+            self.taken = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> KeyHash {
+        KeyHash::of(text).expect("short")
+    }
+
+    #[test]
+    fn a_key_is_taken_until_it_is_freed_or_the_oldest_of_too_many() {
+        let mut keys = TakenKeys::default();
+        for text in ["a", "b", "c"] {
+            assert!(!keys.contains(key(text)));
+            keys.insert(key(text), 3);
+        }
+        keys.free(key("b"));
+        assert!(keys.contains(key("a")) && !keys.contains(key("b")));
+        keys.insert(key("d"), 3);
+        assert!(keys.contains(key("a")), "the place of the one that was freed is free");
+        keys.insert(key("b"), 3);
+        assert!(!keys.contains(key("a")), "the oldest");
+        assert!(["b", "c", "d"].iter().all(|text| keys.contains(key(text))));
+        ["b", "c", "d"].iter().for_each(|text| keys.free(key(text)));
+        assert!(keys.taken.is_none(), "no memory without keys");
+        keys.insert(key("a"), 0);
+        assert!(keys.taken.is_none());
+    }
+
+    #[test]
+    fn a_key_has_a_length() {
+        assert_eq!(KeyHash::of(""), Err(InvalidKey { bytes: 0 }));
+        assert_eq!(KeyHash::of(&"x".repeat(65)), Err(InvalidKey { bytes: 65 }));
+        assert_ne!(key(&"x".repeat(64)), key(&"x".repeat(63)));
+    }
+
+    /// The number that the bound of a session's memory is made of.
+    #[test]
+    fn a_key_takes_no_more_than_is_said() {
+        let mut taken = Taken::default();
+        for n in 0..1024 {
+            taken.set.insert(key(&n.to_string()));
+            taken.order.push_back(key(&n.to_string()));
+        }
+        // A table has a place more for each seven, and a byte beside each place.
+        let buckets = (taken.set.capacity() * 8 / 7).next_power_of_two();
+        let bytes = buckets * (size_of::<KeyHash>() + 1) + taken.order.capacity() * size_of::<KeyHash>();
+        assert!(bytes <= 1024 * KEPT_KEY_BYTES, "{bytes}");
+    }
+}
