@@ -56,7 +56,7 @@ pub use self::{
 };
 #[cfg(feature = "macros")]
 pub use bothways_macros::{message, service};
-pub use bothways_proto::{Limits, Metadata, SerializeType};
+pub use bothways_proto::{Limits, Metadata, Rate, SerializeType};
 
 /// For what the macros generate. Not for use.
 #[doc(hidden)]

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use bothways::{Server, transport::Address};
+use bothways::{Rate, Server, transport::Address};
 use bytes::Bytes;
 
 use crate::{
@@ -21,6 +21,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
             left.forget(connection);
             gone.forget(connection);
         });
+    if let Some(clients) = args.new_clients_per_second {
+        builder = builder.new_sessions_rate(Some(Rate::per_second(clients)));
+    }
     if let Some(name) = &args.auth_token_env {
         let expected = Secret::from_env(name)?;
         builder = builder.auth(move |request| {

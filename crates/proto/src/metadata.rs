@@ -80,6 +80,9 @@ pub mod keys {
     pub const GOODBYE_WHY: &str = "_bw.why";
     /// How long the client waits before it connects again after [`GOODBYE`]: milliseconds, decimal.
     pub const GOODBYE_AFTER: &str = "_bw.after";
+    /// Metadata of the refusal of a Hello, if there are too many clients: milliseconds to wait before trying again,
+    /// decimal.
+    pub const RETRY_AFTER: &str = "_bw.after";
 }
 
 /// Key and value pairs, in the order in which they were added.

@@ -52,6 +52,9 @@ fn built() -> Vec<(&'static str, Message)> {
         .with(keys::GOODBYE_WHY, "new version")
         .with(keys::GOODBYE_AFTER, "500");
     let busy = Metadata::new().with(keys::ERROR, "busy").with(keys::ERROR_CODE, "overloaded");
+    let full =
+        Metadata::new().with(keys::ERROR, "full").with(keys::ERROR_CODE, "overloaded").with(keys::RETRY_AFTER, "500");
+    let refused_hello = Message::new(asked.header().reply().with_status(Status::ERROR), "", "", &full, b"");
     let gzip = hex!("1f8b08000000000000ff000700f8ff82a1410aa14214000000ffff0300deb9a45a07000000");
     let gzip_call = Header::request(Seq::new(1), MSGPACK).with_compress(bothways_proto::CompressType::GZIP);
     vec![
@@ -65,6 +68,7 @@ fn built() -> Vec<(&'static str, Message)> {
         ("failed-reply-with-code", Message::new(call.reply().with_status(Status::ERROR), "Arith", "Mul", &busy, b"")),
         ("hello", hello),
         ("welcome", welcome),
+        ("refused-hello", refused_hello),
         ("call-to-a-client", Message::new(to_client, "Chat", "last", &none, b"")),
         ("reply-of-a-client", Message::new(to_client.reply(), "Chat", "last", &none, &hex!("a26869"))),
         ("cancel", {

@@ -191,10 +191,11 @@ impl Link {
         }
     }
 
-    /// The outcome of the first try.
+    /// The outcome of the first try. A server that asks to come again later is waited for.
     pub(super) async fn first_connection(&self) -> Result<Connection, ConnectError> {
         let mut states = self.state.subscribe();
-        let settled = states.wait_for(|state| !matches!(state, State::Connecting(None))).await;
+        let asks_to_wait = |state: &State| matches!(state, State::Lost(reason) if reason.reconnect_after().is_some());
+        let settled = states.wait_for(|state| !matches!(state, State::Connecting(None)) && !asks_to_wait(state)).await;
         match settled {
             Ok(state) => state.connection(&self.address),
             Err(_) => Err(ConnectError::Closed),

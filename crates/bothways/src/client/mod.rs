@@ -74,6 +74,8 @@ impl Drop for Handle {
 impl Client {
     /// Connects to a server. What it sends unasked is dropped and counted, unless the options name handlers.
     ///
+    /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept.
+    ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn connect(address: &str, options: ClientOptions) -> Result<Self, ConnectError> {

@@ -25,6 +25,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 
+    /// The first frame of a client, whatever it is. `Err`: there are too many now, and it may try again after so long.
+    fn admit(&self, _first: &Message) -> Result<(), Duration> {
+        Ok(())
+    }
+
     /// The first frame of a peer that can do more than rpcx. `Err` refuses it, and the connection ends.
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>>;
 
@@ -221,6 +226,28 @@ impl Connection {
         if reply.then_close {
             self.close_after_flush(CloseReason::Unauthenticated(reply.error_text().unwrap_or_default().to_owned()));
         }
+    }
+
+    /// Asks whether a client may come, by its first frame. `Err`: it may not, and the connection is to end at once;
+    /// a client that said Hello is told when to try again, and its connection ends behind that.
+    pub(super) fn admit(&self, first: &Message) -> Result<(), CloseReason> {
+        let Err(retry_after) = self.shared.inlet.admit(first) else { return Ok(()) };
+        // Whole milliseconds travel, and a moment too early is in vain.
+        let millis = u64::try_from(retry_after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        let retry_after = Duration::from_millis(millis);
+        let why = "too many clients come at once";
+        let reason = CloseReason::NotAdmitted { why: why.to_owned(), retry_after };
+        if !first.header().is_heartbeat() || Hello::from_metadata(&first.metadata()).is_none() {
+            return Err(reason);
+        }
+        let refusal = Metadata::new()
+            .with(keys::ERROR, why)
+            .with(keys::ERROR_CODE, ErrorCode::Overloaded.name())
+            .with(keys::RETRY_AFTER, millis.to_string());
+        let header = first.header().reply().with_status(Status::ERROR);
+        self.control(Message::new(header, "", "", &refusal, &[]).frame());
+        self.close_after_flush(reason);
+        Ok(())
     }
 
     /// Checks and answers a Hello.

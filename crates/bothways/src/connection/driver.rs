@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Deframer, Inbound, Message, Role, keys};
+use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, keys};
 
 use parking_lot::MutexGuard;
 
@@ -356,15 +356,23 @@ impl Drop for Driver {
 }
 
 /// Does what a message asks for.
-fn handle_message(
-    connection: &Connection,
-    mut state: MutexGuard<'_, State>,
+fn handle_message<'a>(
+    connection: &'a Connection,
+    mut state: MutexGuard<'a, State>,
     message: Message,
     place: &mut Place,
 ) -> Result<(), CloseReason> {
     if !state.can_answer() {
         // A frame before it in the same read ended the connection, such as a refused token.
         return Ok(());
+    }
+    if state.proto.peer() == Peer::Unknown && state.proto.role() == Role::Server {
+        drop(state);
+        connection.admit(&message)?;
+        state = connection.shared.state.lock();
+        if !state.can_answer() {
+            return Ok(());
+        }
     }
     let inbound = state.proto.handle_message(message)?;
     match inbound {
@@ -376,12 +384,23 @@ fn handle_message(
             }
             Waiter::Hello => {
                 let welcomed = state.proto.handle_welcome(&message).is_some();
-                let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
-                if code == Some(ErrorCode::Unauthenticated) {
-                    state.drain(CloseReason::Unauthenticated(message.error_text().unwrap_or_default()));
+                let metadata = message.metadata();
+                match metadata.get(keys::ERROR_CODE).and_then(ErrorCode::from_name) {
+                    Some(ErrorCode::Unauthenticated) => {
+                        state.drain(CloseReason::Unauthenticated(message.error_text().unwrap_or_default()));
+                    }
+                    Some(ErrorCode::Overloaded) => {
+                        let why = message.error_text().unwrap_or_default();
+                        let retry_after = wait_asked_for(&metadata, keys::RETRY_AFTER).unwrap_or_default();
+                        state.drain(CloseReason::NotAdmitted { why, retry_after });
+                        drop(state);
+                        connection.shared.changed.notify_waiters();
+                        // No session was given or lost: there will be another Hello.
+                        return Ok(());
+                    }
+                    _ => {}
                 }
                 drop(state);
-                let metadata = message.metadata();
                 connection.shared.inlet.handle_welcome(connection, welcomed.then_some(&metadata));
             }
             Waiter::Ping => {}
@@ -394,9 +413,7 @@ fn handle_message(
         Inbound::Goodbye(message) => {
             let said = message.metadata();
             let why = said.get(keys::GOODBYE_WHY).unwrap_or_default().to_owned();
-            let after = said.get(keys::GOODBYE_AFTER).and_then(|millis| millis.parse().ok());
-            // An hour at most: a server must not send its clients away for good.
-            let reconnect_after = after.map(|millis: u64| Duration::from_millis(millis.min(3_600_000)));
+            let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
             state.drain(CloseReason::Goodbye { why, reconnect_after });
             drop(state);
             connection.shared.changed.notify_waiters();
@@ -426,4 +443,11 @@ fn handle_message(
         }
     }
     Ok(())
+}
+
+/// How long a server asks its client to wait before the next connection. An hour at most: it must not send its clients
+/// away for good.
+fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
+    let millis: u64 = said.get(key)?.parse().ok()?;
+    Some(Duration::from_millis(millis.min(3_600_000)))
 }

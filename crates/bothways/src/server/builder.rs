@@ -2,11 +2,15 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use bothways_proto::{CompressType, Limits};
+use bothways_proto::{CompressType, Limits, Rate};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
-use super::{AuthRequest, Counters, Server, Shared, admin, control, topics};
+use super::{
+    AuthRequest, Counters, Server, Shared, admin,
+    admission::{Admission, AdmissionOptions},
+    control, topics,
+};
 use crate::{
     codec::{Encode, Payload},
     connection::{Connection, Load, Overflow, Settings},
@@ -48,6 +52,7 @@ pub struct ServerBuilder {
     settings: Settings,
     listen: ListenOptions,
     connections_max: usize,
+    admission: AdmissionOptions,
     calls_max: usize,
     admin_token: Option<String>,
     sessions: SessionOptions,
@@ -62,6 +67,7 @@ impl ServerBuilder {
             settings: Settings::default(),
             listen: ListenOptions::default(),
             connections_max: 1 << 20,
+            admission: AdmissionOptions::default(),
             calls_max: 1 << 17,
             admin_token: None,
             sessions: SessionOptions::default(),
@@ -177,6 +183,24 @@ impl ServerBuilder {
     /// process usually has files for.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.connections_max = connections;
+        self
+    }
+
+    /// How many clients may begin a session. One that is too many is told when to try again, before its token is
+    /// looked at, and a client of ours does; a plain rpcx client is closed with its first frame, of which nothing ran.
+    ///
+    /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. What
+    /// a hook for tokens asks, such as a database, usually takes less: then choose what it takes. `None`: no bound.
+    pub fn new_sessions_rate(mut self, rate: Option<Rate>) -> Self {
+        self.admission.new_sessions = rate;
+        self
+    }
+
+    /// How many clients may come back to a session that waits for them, in place of [`Self::new_sessions_rate`].
+    /// Default 50,000 a second and 500,000 at once: more than of new ones, for their state is here already, and what
+    /// they are owed takes memory until they come. `None`: no bound.
+    pub fn resumes_rate(mut self, rate: Option<Rate>) -> Self {
+        self.admission.resumes = rate;
         self
     }
 
@@ -368,6 +392,7 @@ impl ServerBuilder {
                 settings: Arc::new(settings),
                 listen: self.listen,
                 connections_max: self.connections_max,
+                admission: Admission::new(&self.admission),
                 handshaking: 0.into(),
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
                 connections,

@@ -1,10 +1,14 @@
 //! From a request to its handler: stopping, token, route.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bothways_proto::{Message, Metadata, keys};
 
-use super::{Shared, admin, builder::AuthHook, builder::ErrorHook, control, token};
+use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
     error::{CloseReason, ErrorCode},
@@ -100,6 +104,18 @@ impl Inlet for ServerInlet {
 
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(Arc::clone(&self.0.sessions) as _)
+    }
+
+    fn admit(&self, first: &Message) -> Result<(), Duration> {
+        let shared = &*self.0;
+        let arrival = match shared.sessions.waits_for(&first.metadata()) {
+            true => Arrival::Resume,
+            false => Arrival::New,
+        };
+        shared.admission.admit(arrival).inspect_err(|retry_after| {
+            shared.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(?arrival, ?retry_after, "a client was not admitted: too many come at once");
+        })
     }
 
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>> {

@@ -5,6 +5,7 @@
 //! | `mod.rs` | [`Server`], the handle: connections, sending, counters |
 //! | `builder.rs` | what a server is made of: services, hooks, bounds |
 //! | `accept.rs` | from a listening socket to connections |
+//! | `admission.rs` | how many clients come at a time |
 //! | `inlet.rs` | from a request to its handler: limits, token, route |
 //! | `topics.rs` | the service by which clients subscribe |
 //! | `shutdown.rs` | answers what runs, says goodbye, closes |
@@ -13,6 +14,7 @@
 
 mod accept;
 mod admin;
+mod admission;
 mod builder;
 mod control;
 mod inlet;
@@ -33,7 +35,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
-use self::builder::Hooks;
 pub use self::{
     accept::Listening,
     admin::{
@@ -44,6 +45,7 @@ pub use self::{
     inlet::AuthRequest,
     shutdown::ShutdownReport,
 };
+use self::{admission::Admission, builder::Hooks};
 use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
@@ -75,6 +77,7 @@ struct Shared {
     settings: Arc<Settings>,
     listen: ListenOptions,
     connections_max: usize,
+    admission: Admission,
     connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
@@ -91,6 +94,7 @@ struct Shared {
 struct Counters {
     accepted: AtomicU64,
     refused: AtomicU64,
+    not_admitted: AtomicU64,
 }
 
 /// Counters of a server since it was built.
@@ -107,6 +111,8 @@ pub struct ServerStats {
     pub connections_accepted: u64,
     /// Connections that were refused because `connections_max` were open, or failed their handshake.
     pub connections_refused: u64,
+    /// Clients that were sent away with their first frame because too many came at once.
+    pub clients_not_admitted: u64,
     /// Requests whose handlers run.
     pub calls_running: usize,
 }
@@ -306,6 +312,7 @@ impl Server {
             sessions_away: self.shared.sessions.away(),
             connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),
             connections_refused: self.shared.counters.refused.load(Ordering::Relaxed),
+            clients_not_admitted: self.shared.counters.not_admitted.load(Ordering::Relaxed),
             calls_running: self.shared.settings.load.running(),
         }
     }

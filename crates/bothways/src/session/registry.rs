@@ -356,6 +356,14 @@ impl Registry {
         session.pump();
     }
 
+    /// True if a client that says this has a session here to come back to.
+    pub(crate) fn waits_for(&self, hello: &Metadata) -> bool {
+        let Some(id) = hello.get(keys::SESSION_ID).and_then(|id| id.parse().ok()) else { return false };
+        let (Some(session), Some(key)) = (self.session(id), hello.get(keys::SESSION_KEY)) else { return false };
+        let state = session.inner.state.lock();
+        state.resumable && !state.ended && state.secret.admits(key)
+    }
+
     fn resume(
         &self,
         connection: &Connection,

@@ -1,13 +1,27 @@
-//! Bounds on how many come, stay and ask: sessions whose clients are away.
+//! Bounds on how many stay and how many come: sessions whose clients are away, and admission.
 
 use std::time::Duration;
 
-use bothways::{
-    Client, ClientOptions, ConnectionEvent, Push, Server, ServerMessages, Session, SessionLost, Stage, Target,
-    session::{DropReason, PresenceChange, PresenceStatus, TopicOptions},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use crate::support::{address, settle, until};
+use bothways::{
+    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate, Server,
+    ServerMessages, Session, SessionLost, Stage, Target,
+    session::{DropReason, PresenceChange, PresenceStatus, TopicOptions},
+};
+use bothways_proto::{Capabilities, Message, Status, keys};
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, hello, ping, reply, request},
+    support::{address, call, echoing, settle, soon, until},
+};
 
 /// A client whose tries to come back are a second apart, and its session.
 async fn guest(server: &Server, address: &str, user: &str) -> (Client, ServerMessages, Session) {
@@ -99,4 +113,171 @@ async fn a_bound_of_none_lets_none_wait() {
     drop(client);
     until(|| server.stats().sessions == 0).await;
     assert_eq!((server.stats().sessions_away, session.is_resumable()), (0, false));
+}
+
+/// A client too many is told when to try again, before anybody looks at its token, and nothing that it sent is run; a
+/// plain one is closed.
+#[tokio::test(start_paused = true)]
+async fn who_is_too_many_is_told_when_to_come_again() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
+    let server = echoing()
+        .auth(move |_| {
+            asks.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok::<_, String>(()))
+        })
+        .new_sessions_rate(Some(Rate::per_second(2).burst(1)))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut first = Scripted::connect(listening.address()).await;
+    first.say(request(1, "Echo", b"a")).await;
+    first.hears(reply(1, "Echo", b"a")).await;
+
+    let mut negotiated = Scripted::connect(listening.address()).await;
+    negotiated.say([hello(0, Capabilities::ALL, &Metadata::new()), request(1, "Echo", b"b")].concat()).await;
+    let refusal = negotiated.next().await;
+    assert_eq!((refusal.header().is_heartbeat(), refusal.header().status()), (true, Status::ERROR));
+    let said = refusal.metadata();
+    assert_eq!(said.get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()));
+    assert_eq!(said.get(keys::RETRY_AFTER), Some("500"));
+    negotiated.hears_the_end().await;
+    for plain in [request(1, "Echo", b"c"), ping(1)] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(plain).await;
+        client.hears_the_end().await;
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "only who was let in");
+    assert_eq!(server.stats().clients_not_admitted, 3);
+
+    // Who was let in stays, and there is room again.
+    first.say(request(2, "Echo", b"d")).await;
+    first.hears(reply(2, "Echo", b"d")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(Scripted::connect_negotiated(listening.address()).await);
+}
+
+/// Those who come back have a place of their own, whatever crowd comes new; a wrong secret is none.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_does_not_wait_behind_who_comes_new() {
+    let one = Rate::per_second(1);
+    let server = echoing().new_sessions_rate(Some(one.burst(2))).resumes_rate(Some(one)).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut welcomes = Vec::new();
+    for _ in 0..2 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+        welcomes.push(client.next().await.metadata());
+    }
+    let back = |welcome: &Metadata, secret: Option<&str>| {
+        let value = |key| welcome.get(key).expect("a session").to_owned();
+        let key = secret.map_or_else(|| value(keys::SESSION_KEY), str::to_owned);
+        let pairs = Metadata::new().with(keys::SESSION_ID, value(keys::SESSION_ID)).with(keys::SESSION_KEY, key);
+        hello(0, Capabilities::ALL, &pairs.with(keys::SESSION_OFFSET, "0"))
+    };
+    let mut outcomes = Vec::new();
+    for (welcome, secret) in [(0, Some("wrong")), (0, None), (1, None)] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(back(&welcomes[welcome], secret)).await;
+        let answer = client.next().await.metadata();
+        outcomes.push((answer.get(keys::SESSION_RESUMED).is_some(), answer.get(keys::RETRY_AFTER).is_some()));
+    }
+    assert_eq!(outcomes, [(false, true), (true, false), (false, true)]);
+}
+
+/// A client of ours that is not admitted stays trying, from its beginning and later, and its application knows why. What
+/// it asked meanwhile did not run, and may be asked again.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_not_admitted_waits_and_comes_again() {
+    let server = echoing().new_sessions_rate(Some(Rate::per_second(1).burst(1))).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let first = Scripted::connect_negotiated(listening.address()).await;
+    let began = Instant::now();
+    let options = ClientOptions::new().connection_wait(Duration::from_secs(60));
+    let client = Client::connect(listening.address(), options).await.expect("it listens");
+    assert_eq!(call(&client, "Echo", "1").await.expect("admitted"), "1");
+    let took = began.elapsed();
+    assert!(Duration::from_secs(1) <= took && took < Duration::from_secs(2), "{took:?}");
+
+    let (mut events, before) = (client.events(), server.stats().clients_not_admitted);
+    let told = tokio::spawn(async move {
+        loop {
+            if let ConnectionEvent::Lost { reason: reason @ CloseReason::NotAdmitted { .. }, .. } =
+                events.next().await.expect("the client is open")
+            {
+                return reason;
+            }
+        }
+    });
+    client.connection().expect("it is up").close();
+    let began = Instant::now();
+    let answer = loop {
+        match call(&client, "Echo", "2").await {
+            Ok(answer) => break answer,
+            Err(error) => assert!(error.is_safe_to_retry(), "{error:?}"),
+        }
+        settle().await;
+    };
+    assert_eq!(answer, "2");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(before < server.stats().clients_not_admitted);
+    let why = soon(told).await.expect("no panic");
+    let wait = why.reconnect_after().expect("it says when");
+    assert!(Duration::from_millis(500) < wait && wait <= Duration::from_secs(1), "{wait:?}");
+    drop(first);
+}
+
+/// What was sent behind a Hello that is refused did not run, and says so.
+#[tokio::test(start_paused = true)]
+async fn nothing_behind_a_refused_hello_was_run() {
+    let server = ScriptedServer::listen().await;
+    let client = Client::connect(&server.address, ClientOptions::new()).await.expect("it listens");
+    let (error, ()) = tokio::join!(call(&client, "Ask", ""), async {
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        let why = Metadata::new().with(keys::ERROR, "full").with(keys::ERROR_CODE, "overloaded");
+        let header = hello.header().reply().with_status(Status::ERROR);
+        let refusal = Message::new(header, "", "", &why.with(keys::RETRY_AFTER, "700"), &[]);
+        assert_eq!(peer.next().await.service_method(), "Ask");
+        peer.say(refusal.frame()).await;
+        peer.end().await;
+    });
+    match error.expect_err("nobody ran it") {
+        CallError::Closed { written: false, reason: CloseReason::NotAdmitted { why, retry_after } } => {
+            assert_eq!((&*why, retry_after), ("full", Duration::from_millis(700)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Of a crowd that comes at once, each is admitted about when the rate allows, with few tries: those who are sent away
+/// have moments of their own.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_is_let_in_at_the_rate() {
+    const CLIENTS: usize = 300;
+    let server = echoing().new_sessions_rate(Some(Rate::per_second(50).burst(20))).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let began = Instant::now();
+    let crowd: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let address = listening.address().to_owned();
+            tokio::spawn(async move {
+                let options = ClientOptions::new().connection_wait(Duration::from_secs(60));
+                let client = Client::connect(&address, options).await.expect("it listens");
+                while call(&client, "Echo", "").await.is_err() {}
+                (Instant::now(), client)
+            })
+        })
+        .collect();
+    let (mut by_second, mut clients) = (BTreeMap::<u64, usize>::new(), Vec::new());
+    for client in crowd {
+        let (at, client) = client.await.expect("no panic");
+        *by_second.entry((at - began).as_secs()).or_default() += 1;
+        clients.push(client);
+    }
+    let took = began.elapsed().as_secs_f64();
+    assert!((5.0..12.0).contains(&took), "{took}: 280 of them at 50 a second");
+    assert!(by_second.values().all(|count| *count <= 71), "{by_second:?}");
+    let sent_away = server.stats().clients_not_admitted;
+    assert!(sent_away < 3 * CLIENTS as u64, "{sent_away}");
+    assert_eq!(server.stats().connections, CLIENTS);
 }
