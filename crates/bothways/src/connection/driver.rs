@@ -17,7 +17,7 @@ use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, keys};
 
 use parking_lot::MutexGuard;
 
-use super::{Connection, Phase, Settings, State, Waiter, Writing, dispatch::Place};
+use super::{Connection, Phase, Settings, State, Waiter, Writing, dispatch::Place, outbox::WRITE_BYTES};
 use crate::error::{CloseReason, ErrorCode};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
@@ -69,13 +69,15 @@ impl Drop for Turn {
 pub(super) struct Driver {
     connection: Connection,
     deframer: Deframer,
+    /// Bytes written since the task was woken.
+    written: usize,
     shut_down: bool,
     done: bool,
 }
 
 impl Driver {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, deframer: Deframer::new(), shut_down: false, done: false }
+        Self { connection, deframer: Deframer::new(), written: 0, shut_down: false, done: false }
     }
 
     /// Handles the messages that a read brought, until there is none, or the client lets its replies pile up:
@@ -117,7 +119,7 @@ impl Driver {
                     outcome = Some(Poll::Ready(reason));
                     break;
                 }
-                if self.poll_writes(cx).is_err() {
+                if self.poll_replies(cx).is_err() {
                     outcome = Some(Poll::Pending);
                     break;
                 }
@@ -144,7 +146,7 @@ impl Driver {
                         outcome = Some(Poll::Ready(reason));
                         break;
                     }
-                    if self.poll_writes(cx).is_err() {
+                    if self.poll_replies(cx).is_err() {
                         outcome = Some(Poll::Pending);
                         break;
                     }
@@ -163,75 +165,23 @@ impl Driver {
         })
     }
 
-    /// Writes what waits, and arranges a wake-up if the socket is full. `Err`: the connection ended.
+    /// Writes what waits, and arranges a wake-up if the socket is full, or if [`WRITE_BYTES`] were written since
+    /// the last one: then others have their turn first. `Err`: the connection ended.
     fn poll_writes(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
-        let shared = &*self.connection.shared;
-        let mut state = shared.state.lock();
-        if state.outbox.writing == Writing::Busy {
-            return Ok(());
+        let state = self.connection.shared.state.lock();
+        match state.outbox.writing {
+            Writing::Busy => Ok(()),
+            Writing::Idle | Writing::Blocked => write(&self.connection, state, &mut self.written, cx),
         }
-        let mut room_wanted = false;
-        loop {
-            let Some(mut wire) = shared.take(&mut state) else {
-                state.outbox.writing = Writing::Idle;
-                room_wanted = std::mem::take(&mut state.room_wanted);
-                break;
-            };
-            state.outbox.writing = Writing::Busy;
-            drop(state);
-            let mut written = 0;
-            let result = loop {
-                let result = wire.write_with(
-                    |slices| shared.socket.poll_write(cx, slices),
-                    |polled| match polled {
-                        Poll::Ready(Ok(n)) => *n,
-                        _ => 0,
-                    },
-                );
-                match result {
-                    Poll::Ready(Ok(0)) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
-                    Poll::Ready(Ok(n)) => {
-                        written += n;
-                        if wire.is_empty() {
-                            break Ok(true);
-                        }
-                    }
-                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Poll::Ready(Err(error)) => break Err(error),
-                    Poll::Pending => break Ok(false),
-                }
-            };
-            state = shared.state.lock();
-            state.outbox.put_back(wire, written);
-            match result {
-                Ok(true) => state.outbox.writing = Writing::Idle,
-                Ok(false) => {
-                    state.outbox.writing = Writing::Blocked;
-                    break;
-                }
-                Err(error) => {
-                    state.outbox.writing = Writing::Idle;
-                    self.connection.end(&mut state, error.into());
-                    return Err(());
-                }
-            }
-        }
-        drop(state);
-        if room_wanted {
-            shared.inlet.handle_room(&self.connection);
-        }
-        self.poll_flush(cx)
     }
 
-    /// Moves on what the socket itself holds. `Err`: the connection ended.
-    fn poll_flush(&self, cx: &mut Context<'_>) -> Result<(), ()> {
-        match self.connection.shared.socket.poll_flush(cx) {
-            Poll::Ready(Err(error)) => {
-                self.connection.close_now(error.into());
-                Err(())
-            }
-            // A flush that is not done has arranged its own wake-up.
-            _ => Ok(()),
+    /// Writes the replies to what was just read. If the socket is full, or somebody wrote enough for now, that
+    /// has arranged a wake-up already.
+    fn poll_replies(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        let state = self.connection.shared.state.lock();
+        match state.outbox.writing {
+            Writing::Busy | Writing::Blocked => Ok(()),
+            Writing::Idle => write(&self.connection, state, &mut self.written, cx),
         }
     }
 
@@ -317,6 +267,7 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        this.written = 0;
         let quiet = {
             let mut state = this.connection.shared.state.lock();
             match &mut state.driver {
@@ -327,7 +278,7 @@ impl Future for Driver {
         };
         // Most wake-ups are for reading: to find that out by trying to write takes two locks more. The step `serve1`
         // of `compare instructions` shows it.
-        let goes_on = if quiet { this.poll_flush(cx) } else { this.poll_writes(cx) };
+        let goes_on = if quiet { flush(&this.connection, cx) } else { this.poll_writes(cx) };
         if goes_on.is_ok() {
             if !quiet {
                 this.poll_closing(cx);
@@ -352,6 +303,86 @@ impl Drop for Driver {
     /// A runtime that shuts down drops its tasks: whoever waits is told all the same.
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// Writes what waits; see [`Driver::poll_writes`]. `done` is what this turn wrote already.
+fn write<'a>(
+    connection: &'a Connection,
+    mut state: MutexGuard<'a, State>,
+    done: &mut usize,
+    cx: &mut Context<'_>,
+) -> Result<(), ()> {
+    let shared = &*connection.shared;
+    let mut room_wanted = false;
+    loop {
+        let Some(mut wire) = shared.take(&mut state) else {
+            state.outbox.writing = Writing::Idle;
+            room_wanted = std::mem::take(&mut state.room_wanted);
+            break;
+        };
+        if WRITE_BYTES <= *done {
+            state.outbox.put_back(wire, 0);
+            state.outbox.writing = Writing::Blocked;
+            cx.waker().wake_by_ref();
+            break;
+        }
+        state.outbox.writing = Writing::Busy;
+        drop(state);
+        let mut written = 0;
+        let result = loop {
+            let result = wire.write_with(
+                |slices| shared.socket.poll_write(cx, slices),
+                |polled| match polled {
+                    Poll::Ready(Ok(n)) => *n,
+                    _ => 0,
+                },
+            );
+            match result {
+                Poll::Ready(Ok(0)) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                Poll::Ready(Ok(n)) => {
+                    written += n;
+                    if wire.is_empty() || WRITE_BYTES <= *done + written {
+                        break Ok(true);
+                    }
+                }
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Poll::Ready(Err(error)) => break Err(error),
+                Poll::Pending => break Ok(false),
+            }
+        };
+        *done += written;
+        state = shared.state.lock();
+        state.outbox.put_back(wire, written);
+        match result {
+            Ok(true) => state.outbox.writing = Writing::Idle,
+            Ok(false) => {
+                state.outbox.writing = Writing::Blocked;
+                break;
+            }
+            Err(error) => {
+                state.outbox.writing = Writing::Idle;
+                connection.end(&mut state, error.into());
+                return Err(());
+            }
+        }
+    }
+    drop(state);
+    if room_wanted {
+        shared.inlet.handle_room(connection);
+    }
+    flush(connection, cx)
+}
+
+/// Moves on what the socket itself holds. `Err`: the connection ended.
+fn flush(connection: &Connection, cx: &mut Context<'_>) -> Result<(), ()> {
+    match connection.shared.socket.poll_flush(cx) {
+        Poll::Ready(Err(error)) => {
+            connection.close_now(error.into());
+            Err(())
+        }
+        // A flush that is not done has arranged its own wake-up.
+        _ => Ok(()),
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use bothways_proto as proto;
 use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Seq, SerializeType, keys};
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 
 use super::{
-    Connection, State, after,
+    Connection, State, after, driver,
     end::Phase,
-    outbox::{Lane, Refused, Writing},
+    outbox::{Lane, Refused, SHARE_BYTES, WIRE_BYTES, Writing},
 };
 use crate::error::{CloseReason, PushError};
 
@@ -78,17 +79,24 @@ pub struct FanOut {
 /// A push counts once per connection and frame in the answer.
 pub fn fan_out(connections: &[Connection], frames: &[PushFrame]) -> FanOut {
     let mut outcome = FanOut::default();
+    let joined = if 1 < connections.len() { join(frames) } else { None };
     for connection in connections {
-        for frame in frames {
-            match connection.queue(frame) {
-                Ok(()) => outcome.queued += 1,
-                Err(PushError::Full { .. }) => outcome.full += 1,
-                Err(_) => outcome.closed += 1,
-            }
-        }
-        connection.flush_soon();
+        connection.fan_out_to(frames, joined.as_ref(), &mut outcome);
     }
     outcome
+}
+
+/// Small pushes in one piece, which a connection whose socket is free takes as one, and from [`SHARE_BYTES`] on
+/// without a copy: 195 instructions less a push of 581 bytes, 16 at once. The step `push16` of `compare
+/// instructions` shows it. `None` if that gains nothing: it is one push, or each is shared as it is.
+fn join(frames: &[PushFrame]) -> Option<Bytes> {
+    let bytes: usize = frames.iter().map(|frame| frame.0.len()).sum();
+    if frames.len() < 2 || WIRE_BYTES < bytes || SHARE_BYTES * frames.len() <= bytes {
+        return None;
+    }
+    let mut joined = Vec::with_capacity(bytes);
+    frames.iter().for_each(|frame| joined.extend_from_slice(&frame.0));
+    Some(joined.into())
 }
 
 impl Connection {
@@ -142,6 +150,37 @@ impl Connection {
         self.check_added(&mut state, added)?;
         self.write_if_much(state);
         Ok(())
+    }
+
+    /// One connection's share of [`fan_out`]: everything is queued under one lock, and written.
+    fn fan_out_to(&self, frames: &[PushFrame], joined: Option<&Bytes>, outcome: &mut FanOut) {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        let is_open = matches!(state.phase, Phase::Open);
+        if joined.is_some_and(|joined| is_open && state.outbox.add_joined_pushes(joined, frames.len())) {
+            outcome.queued += frames.len();
+        } else {
+            let bounds = shared.settings.bounds();
+            for (done, frame) in frames.iter().enumerate() {
+                // The rule for a full queue may have ended it just now.
+                if !matches!(state.phase, Phase::Open) {
+                    outcome.closed += frames.len() - done;
+                    break;
+                }
+                let added = state.outbox.add_frame(Lane::Push, &frame.0, &bounds);
+                match self.check_added(&mut state, added) {
+                    Ok(_) => outcome.queued += 1,
+                    Err(PushError::Full { .. }) => outcome.full += 1,
+                    Err(_) => outcome.closed += 1,
+                }
+                if state.outbox.wants_write() {
+                    MutexGuard::unlocked(&mut state, || self.write_out());
+                }
+            }
+        }
+        if !driver::put_off_flush(self) {
+            self.write_out_of(state);
+        }
     }
 
     /// True if a push that is added now goes straight to the socket's next write. Not while a Hello is being

@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 use super::{
     Connection, Shared, State, driver,
     end::Phase,
-    outbox::{Wire, Writing},
+    outbox::{WRITE_BYTES, Wire, Writing},
     send::Sent,
 };
 
@@ -33,15 +33,23 @@ impl Connection {
 
     /// Writes until nothing is left (true), or until the socket is full or somebody else writes (false).
     pub(super) fn write_out(&self) -> bool {
+        self.write_out_of(self.shared.state.lock())
+    }
+
+    /// Like [`Self::write_out`], for who holds the lock already.
+    pub(super) fn write_out_of<'a>(&'a self, mut state: MutexGuard<'a, State>) -> bool {
         /// Batches that a caller writes before it leaves the rest to the driver, so that it is not
         /// kept busy with what others add.
         const ROUNDS: usize = 4;
         let shared = &*self.shared;
-        let mut state = shared.state.lock();
         if state.outbox.writing != Writing::Idle {
             return false;
         }
+        let mut total = 0;
         for _ in 0..ROUNDS {
+            if WRITE_BYTES <= total {
+                break;
+            }
             let Some(mut wire) = shared.take(&mut state) else {
                 self.written_out(state);
                 return true;
@@ -55,7 +63,7 @@ impl Connection {
                     Ok(0) => break Some(io::Error::from(io::ErrorKind::WriteZero)),
                     Ok(n) => {
                         written += n;
-                        if wire.is_empty() {
+                        if wire.is_empty() || WRITE_BYTES <= total + written {
                             break None;
                         }
                     }
@@ -63,6 +71,7 @@ impl Connection {
                     Err(error) => break Some(error),
                 }
             };
+            total += written;
             state = shared.state.lock();
             state.outbox.put_back(wire, written);
             match error {
@@ -89,7 +98,7 @@ impl Connection {
     }
 
     /// Everything is with the kernel: the driver, or the layer above, may have waited for that.
-    pub(super) fn written_out(&self, mut state: MutexGuard<'_, State>) {
+    fn written_out(&self, mut state: MutexGuard<'_, State>) {
         if state.paused || !matches!(state.phase, Phase::Open) {
             state.wake_driver();
         }

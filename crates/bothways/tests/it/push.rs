@@ -174,13 +174,15 @@ async fn a_broadcast_reaches_everybody() {
     let outcome = server.broadcast("T", "All", &Metadata::new(), b"x").expect("it is small");
     assert_eq!(outcome, FanOut { queued: 5, ..FanOut::default() });
     let limits = Limits::default();
-    let frame = PushFrame::new("T", "Many", &Metadata::new(), &[0; 1000], &limits).expect("it is small");
-    let outcome = fan_out(&connections, &vec![frame; 60]);
+    let frame = |n| PushFrame::new("T", "Many", &Metadata::new(), &[n; 1000], &limits).expect("it is small");
+    let outcome = fan_out(&connections, &(1..61).map(frame).collect::<Vec<_>>());
     assert_eq!(outcome, FanOut { queued: 5 * 60, ..FanOut::default() });
     for (_, messages) in &mut clients {
         for n in 0..61 {
             let message = soon(messages.next()).await.expect("it is connected");
             assert_eq!(message.service_method(), if n == 0 { "All" } else { "Many" });
+            let payload = message.payload().expect("it is not packed");
+            assert_eq!(payload, if n == 0 { b"x".to_vec() } else { vec![n; 1000] });
         }
     }
     drop(clients);

@@ -2,9 +2,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `fairness.rs` | one connection's large frame does not hold up the others |
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 
+mod fairness;
 mod model;
 mod threads;
 
