@@ -61,6 +61,15 @@ pub(super) struct Link {
 /// 50 ms at most 0.8 s. That is soon for the caller, and bearable for a server to which all come back.
 const WANTED_DOUBLINGS: u32 = 4;
 
+/// What a call waits for that finds no connection.
+#[derive(Clone, Copy)]
+pub(super) enum Patience {
+    /// The connection.
+    Connection,
+    /// The outcome of the next try to make it.
+    OneTry,
+}
+
 /// Those who are told what happens, and what comes.
 struct Ears {
     events: EventSender,
@@ -154,13 +163,28 @@ impl Link {
         self.state.borrow().connection(&self.address)
     }
 
+    /// What a call gets that waits for this; `None` if that is still to come.
+    pub(super) fn at_once(&self, patience: Patience) -> Option<Result<Connection, ConnectError>> {
+        let state = self.state.borrow();
+        let settled = match patience {
+            Patience::Connection => matches!(&*state, State::Up(_) | State::Ended(_)),
+            Patience::OneTry => state.is_settled(),
+        };
+        (settled || self.options.wait().is_zero()).then(|| state.connection(&self.address))
+    }
+
+    /// What a call gets, after waiting for it.
+    pub(super) async fn wait(&self, patience: Patience) -> Result<Connection, ConnectError> {
+        match patience {
+            Patience::Connection => self.connection().await,
+            Patience::OneTry => self.connection_or_failure().await,
+        }
+    }
+
     /// The connection, after waiting for it if it is being made.
-    pub(super) async fn connection(&self) -> Result<Connection, ConnectError> {
-        {
-            let state = self.state.borrow();
-            if matches!(&*state, State::Up(_) | State::Ended(_)) || self.options.wait().is_zero() {
-                return state.connection(&self.address);
-            }
+    async fn connection(&self) -> Result<Connection, ConnectError> {
+        if let Some(outcome) = self.at_once(Patience::Connection) {
+            return outcome;
         }
         let mut states = self.state.subscribe();
         self.wanted.notify_one();
@@ -173,13 +197,10 @@ impl Link {
     }
 
     /// The connection; if it is not there, the outcome of the next try to make it.
-    pub(super) async fn connection_or_failure(&self) -> Result<Connection, ConnectError> {
+    async fn connection_or_failure(&self) -> Result<Connection, ConnectError> {
         let failures = self.failures.load(Ordering::Acquire);
-        {
-            let state = self.state.borrow();
-            if state.is_settled() || self.options.wait().is_zero() {
-                return state.connection(&self.address);
-            }
+        if let Some(outcome) = self.at_once(Patience::OneTry) {
+            return outcome;
         }
         let mut states = self.state.subscribe();
         self.wanted.notify_one();

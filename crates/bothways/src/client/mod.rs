@@ -23,12 +23,14 @@ mod results;
 mod session;
 mod subscriptions;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use bothways_proto::{SerializeType, keys};
-use tokio::time::Instant;
+use bothways_proto::SerializeType;
 
-use self::link::Link;
+use self::link::{Link, Patience};
 pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
@@ -38,7 +40,7 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::{Encode, Payload},
-    connection::{Connection, ConnectionId, ConnectionStats},
+    connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, PushError},
     router::Router,
     session::{Position, Subscribed},
@@ -136,7 +138,7 @@ impl Client {
         service_method: &str,
         args: &(impl Encode + Sync + ?Sized),
     ) -> Result<R, CallError> {
-        Ok(self.call_with(service_path, service_method, args, CallOptions::new()).await?.value)
+        Ok(self.call_typed(service_path, service_method, args, CallOptions::new()).await?.value)
     }
 
     /// Calls a method with metadata, a deadline or a codec of its own, and gives the reply's metadata too.
@@ -225,19 +227,16 @@ impl Client {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
     }
 
-    /// As [`Caller::call_raw`], but waits for the outcome of one try to connect at most, and not for the
-    /// connection: whoever has other servers to ask would rather know.
-    pub(crate) async fn call_after_one_try(
-        &self,
-        call: RawCall<'_>,
-        deadline: Option<Instant>,
-    ) -> Result<RawReply, CallError> {
-        self.call_over(self.handle.link.connection_or_failure(), call, deadline).await
+    /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
+    /// most, and not for the connection: whoever has other servers to ask would rather know.
+    pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
+        connection.call_with_token(call, self.handle.link.options().token(), time).await
     }
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
-    pub(crate) async fn push_after_one_try(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.push_over(self.handle.link.connection_or_failure(), push).await
+    pub(crate) async fn try_push(&self, push: &RawCall<'_>) -> Result<(), PushError> {
+        self.push_over(Patience::OneTry, push).await
     }
 
     /// True if the last try to connect failed, or the connection is lost or about to be.
@@ -270,38 +269,55 @@ impl Client {
         }
     }
 
-    async fn call_over(
+    /// The connection for a call, and the time that the call has once it is there.
+    async fn connection_for(
         &self,
-        connection: impl Future<Output = Result<Connection, ConnectError>>,
-        mut call: RawCall<'_>,
-        deadline: Option<Instant>,
-    ) -> Result<RawReply, CallError> {
-        if let Some(token) = self.handle.link.options().token() {
-            call.options.metadata.insert(keys::AUTH, token);
+        patience: Patience,
+        time: Option<CallTime>,
+    ) -> Result<(Connection, Option<CallTime>), CallError> {
+        let link = &self.handle.link;
+        if let Some(outcome) = link.at_once(patience) {
+            return Ok((outcome?, time));
         }
-        let Some(deadline) = deadline else {
-            call.options.timeout = None;
-            return connection.await?.call_raw(call).await;
-        };
-        // The time for the call includes the time for its connection.
-        let timed_out = || CallError::TimedOut(call.options.timeout.unwrap_or_default());
-        let connection = tokio::time::timeout_at(deadline, connection).await.map_err(|_| timed_out())??;
-        call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
-        connection.call_raw(call).await
+        // Seldom, and larger than all the rest of a call: it is put aside, so that calls are small.
+        let waited = Box::pin(async {
+            match time {
+                None => Ok(link.wait(patience).await?),
+                // The time for the call includes the time for its connection.
+                Some(time) => match tokio::time::timeout_at(time.end, link.wait(patience)).await {
+                    Ok(outcome) => Ok(outcome?),
+                    Err(_) => Err(CallError::TimedOut(Duration::ZERO)),
+                },
+            }
+        });
+        Ok((waited.await?, time.map(CallTime::rest)))
     }
 
-    async fn push_over(
-        &self,
-        connection: impl Future<Output = Result<Connection, ConnectError>>,
-        mut push: RawCall<'_>,
-    ) -> Result<(), PushError> {
-        let connection = connection.await?;
+    /// Makes a call within its own time or the client's, over the connection that `used` is shown.
+    async fn call_noting(&self, call: &RawCall<'_>, used: impl FnOnce(&Connection)) -> Result<RawReply, CallError> {
         let options = self.handle.link.options();
-        if let Some(token) = options.token() {
-            push.options.metadata.insert(keys::AUTH, token);
-        }
-        push.options.timeout = push.options.timeout.or(Some(options.message_wait()));
-        connection.push_raw(push).await
+        let timeout = call.options.timeout.or(options.default_timeout());
+        let outcome = match self.connection_for(Patience::Connection, timeout.and_then(CallTime::new)).await {
+            Err(error) => Err(error),
+            Ok((connection, time)) => {
+                used(&connection);
+                connection.call_with_token(call, options.token(), time).await
+            }
+        };
+        outcome.map_err(|error| match (error, timeout) {
+            (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
+            (error, _) => error,
+        })
+    }
+
+    async fn push_over(&self, patience: Patience, push: &RawCall<'_>) -> Result<(), PushError> {
+        let link = &self.handle.link;
+        let connection = match link.at_once(patience) {
+            Some(outcome) => outcome?,
+            None => Box::pin(link.wait(patience)).await?,
+        };
+        let wait = push.options.timeout.unwrap_or(link.options().message_wait());
+        connection.push_with_token(push, link.options().token(), wait).await
     }
 }
 
@@ -313,12 +329,10 @@ struct Over<'a> {
 
 impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let connection = async {
-            let connection = self.client.handle.link.connection().await?;
+        let used = |connection: &Connection| {
             self.used.get_or_init(|| connection.id());
-            Ok(connection)
         };
-        self.client.call_by(connection, call).await
+        self.client.call_noting(&call, used).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
@@ -330,30 +344,13 @@ impl Caller for Over<'_> {
     }
 }
 
-impl Client {
-    async fn call_by(
-        &self,
-        connection: impl Future<Output = Result<Connection, ConnectError>>,
-        call: RawCall<'_>,
-    ) -> Result<RawReply, CallError> {
-        let link = &self.handle.link;
-        let timeout = call.options.timeout.or(link.options().default_timeout());
-        // A time that the clock cannot count is none.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.call_over(connection, call, deadline).await.map_err(|error| match (error, timeout) {
-            (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
-            (error, _) => error,
-        })
-    }
-}
-
 impl Caller for Client {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.call_by(self.handle.link.connection(), call).await
+        self.call_noting(&call, |_| {}).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.push_over(self.handle.link.connection(), push).await
+        self.push_over(Patience::Connection, &push).await
     }
 
     fn serialize_type(&self) -> SerializeType {

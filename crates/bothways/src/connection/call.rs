@@ -1,10 +1,11 @@
 //! Calls to the peer: their place in the table, the wait for the reply, and what a dropped future leaves.
 
+use std::time::Duration;
+
 use bothways_proto::{
-    Capabilities, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
+    Capabilities, CompressType, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
 };
-use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Connection, State, after,
@@ -28,8 +29,38 @@ pub(super) enum Waiter {
 pub(super) struct Begun<'a> {
     pub(super) reply: oneshot::Receiver<Result<Message, CallError>>,
     pub(super) guard: Forget<'a>,
-    /// No other call waits for its reply.
-    alone: bool,
+    written: Written,
+}
+
+/// Who writes a call that was queued.
+enum Written {
+    /// Its caller: no other call waits for its reply.
+    AtOnce,
+    /// Its caller, for others too, once every task that is ready has had its turn.
+    Together,
+    /// The caller who does so already.
+    ByAnother,
+}
+
+/// The time that a call has.
+#[derive(Clone, Copy)]
+pub(crate) struct CallTime {
+    /// What the peer is told.
+    pub(super) left: Duration,
+    pub(crate) end: Instant,
+}
+
+impl CallTime {
+    /// From now on. `None`: a time that the clock cannot count is none.
+    pub(crate) fn new(timeout: Duration) -> Option<Self> {
+        Some(Self { left: timeout, end: Instant::now().checked_add(timeout)? })
+    }
+
+    /// What is left of it now.
+    #[must_use]
+    pub(crate) fn rest(self) -> Self {
+        Self { left: self.end.saturating_duration_since(Instant::now()), ..self }
+    }
 }
 
 /// Takes a call out of the table when its future is dropped, and tells a peer that understands.
@@ -57,38 +88,13 @@ impl Drop for Forget<'_> {
 }
 
 impl Caller for Connection {
-    async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let mut metadata = std::mem::take(&mut call.options.metadata);
-        let timeout = call.options.timeout;
-        let deadline = timeout.map(after);
-        if let Some(timeout) = timeout {
-            // At least one: the peer takes zero for a deadline that has passed.
-            metadata.insert(keys::SERVER_TIMEOUT, timeout.as_millis().max(1).to_string());
-        }
-        let header = Header::request(Seq::default(), call.serialize);
-        let (header, payload) = compressed(header, call.payload.clone(), self.shared.settings.compress);
-        let hello_pending = self.shared.state.lock().hello_pending;
-        if hello_pending {
-            within(timeout, deadline, self.hello_answered()).await?;
-        }
-        let Begun { reply, mut guard, alone } = self.begin_call(&call, &payload, header, &metadata)?;
-        if alone {
-            self.flush_soon();
-        } else {
-            self.flush_together().await;
-        }
-        let reply = within(timeout, deadline, reply).await?;
-        guard.seq = None;
-        let reply = reply.expect("a waiter is answered before it leaves the table")?;
-        raw_reply(reply, self.limits())
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
+        self.call_with_token(&call, None, time).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        let RawCall { service_path, service_method, serialize, payload, options } = push;
-        let wait = options.timeout.unwrap_or_default();
-        self.with_room(wait, || self.push(service_path, service_method, serialize, &options.metadata, &payload))
-            .await
-            .map(|_| ())
+        self.push_with_token(&push, None, push.options.timeout.unwrap_or_default()).await
     }
 }
 
@@ -108,8 +114,65 @@ pub(super) fn raw_reply(message: Message, limits: &Limits) -> Result<RawReply, C
     Ok(RawReply { serialize, payload, metadata })
 }
 
+/// The pairs of a call, if more than its own go with it.
+fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<CallTime>) -> Option<Metadata> {
+    if token.is_none() && time.is_none() {
+        return None;
+    }
+    let mut metadata = metadata.clone();
+    if let Some(token) = token {
+        metadata.insert(keys::AUTH, token);
+    }
+    if let Some(time) = time {
+        // At least one: the peer takes zero for a deadline that has passed.
+        metadata.insert(keys::SERVER_TIMEOUT, time.left.as_millis().max(1).to_string());
+    }
+    Some(metadata)
+}
+
 impl Connection {
-    pub(super) async fn hello_answered(&self) {
+    /// As [`Caller::call_raw`], but for the time of the call, which is this one, and a token that goes with it. The
+    /// call is only looked at: whoever tries it at several servers copies nothing of it.
+    pub(crate) async fn call_with_token(
+        &self,
+        call: &RawCall<'_>,
+        token: Option<&str>,
+        time: Option<CallTime>,
+    ) -> Result<RawReply, CallError> {
+        let Begun { reply, mut guard, written } = loop {
+            match self.begin_call(call, token, time)? {
+                Some(begun) => break begun,
+                // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
+                None => Box::pin(within(time, self.hello_answered())).await?,
+            }
+        };
+        match written {
+            Written::AtOnce => drop(self.flush_soon()),
+            Written::Together => self.flush_together().await,
+            Written::ByAnother => {}
+        }
+        let reply = within(time, reply).await?;
+        guard.seq = None;
+        let reply = reply.expect("a waiter is answered before it leaves the table")?;
+        raw_reply(reply, self.limits())
+    }
+
+    /// As [`Caller::push_raw`], with a token, and waiting up to `wait` for room in the queue.
+    pub(crate) async fn push_with_token(
+        &self,
+        push: &RawCall<'_>,
+        token: Option<&str>,
+        wait: Duration,
+    ) -> Result<(), PushError> {
+        let RawCall { service_path, service_method, serialize, payload, options } = push;
+        let more = with_more(&options.metadata, token, None);
+        let metadata = more.as_ref().unwrap_or(&options.metadata);
+        self.with_room(wait, || self.push(service_path, service_method, *serialize, metadata, payload))
+            .await
+            .map(|_| ())
+    }
+
+    async fn hello_answered(&self) {
         loop {
             let changed = self.shared.changed.notified();
             let pending = |state: &State| state.hello_pending && state.check_open().is_ok();
@@ -120,17 +183,26 @@ impl Connection {
         }
     }
 
-    pub(super) fn begin_call(
+    /// Queues a call. `None`: it cannot be sent before the Hello is answered.
+    fn begin_call(
         &self,
         call: &RawCall<'_>,
-        payload: &Bytes,
-        header: Header,
-        metadata: &Metadata,
-    ) -> Result<Begun<'_>, CallError> {
+        token: Option<&str>,
+        time: Option<CallTime>,
+    ) -> Result<Option<Begun<'_>>, CallError> {
         let shared = &*self.shared;
+        let more = with_more(&call.options.metadata, token, time);
+        let metadata = more.as_ref().unwrap_or(&call.options.metadata);
+        let header = Header::request(Seq::default(), call.serialize);
+        let packed = (shared.settings.compress != CompressType::NONE)
+            .then(|| compressed(header, call.payload.clone(), shared.settings.compress));
+        let (header, payload) = packed.as_ref().map_or((header, &call.payload), |(header, payload)| (*header, payload));
         let mut state = shared.state.lock();
         if let Err(PushError::Closed(reason)) = state.check_open() {
             return Err(CallError::Closed { written: false, reason });
+        }
+        if state.hello_pending {
+            return Ok(None);
         }
         let by_push = state.called_by_pushes;
         if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
@@ -159,9 +231,13 @@ impl Connection {
                 if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
                     *of_waiter = number;
                 }
-                let alone = state.proto.calls().len() == 1;
+                let written = match state.proto.calls().len() {
+                    1 => Written::AtOnce,
+                    _ if std::mem::replace(&mut state.flush_comes, true) => Written::ByAnother,
+                    _ => Written::Together,
+                };
                 self.write_if_much(state);
-                Ok(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, alone })
+                Ok(Some(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, written }))
             }
             Err(refused) => {
                 state.proto.forget(seq);

@@ -54,6 +54,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 pub use self::send::{FanOut, PushFrame, Sent, fan_out};
 pub(crate) use self::{
     announced::Methods,
+    call::CallTime,
     dispatch::{Answer, Inlet, Load, deadline},
     settings::Settings,
     watch::Watch,
@@ -403,10 +404,8 @@ impl Connection {
 
     /// Writes, after every task that is ready now has had its turn. Callers whose replies came in one read
     /// are ready together, and so are their next calls: these leave in one write instead of one each.
+    /// Whoever comes here has noted that the flush comes.
     async fn flush_together(&self) {
-        if std::mem::replace(&mut self.shared.state.lock().flush_comes, true) {
-            return;
-        }
         let _flush = FlushOnDrop(self);
         tokio::task::yield_now().await;
     }
@@ -442,17 +441,12 @@ pub(crate) fn after(wait: Duration) -> Instant {
     Instant::now() + wait.min(FOR_EVER)
 }
 
-/// Waits up to the deadline, which is `timeout` from the beginning of the call.
-async fn within<T>(
-    timeout: Option<Duration>,
-    deadline: Option<Instant>,
-    future: impl Future<Output = T>,
-) -> Result<T, CallError> {
-    match deadline {
+/// Waits as long as the call has time.
+async fn within<T>(time: Option<CallTime>, future: impl Future<Output = T>) -> Result<T, CallError> {
+    match time {
         None => Ok(future.await),
-        Some(deadline) => {
-            let outcome = tokio::time::timeout_at(deadline, future).await;
-            outcome.map_err(|_| CallError::TimedOut(timeout.unwrap_or_default()))
+        Some(CallTime { left, end }) => {
+            tokio::time::timeout_at(end, future).await.map_err(|_| CallError::TimedOut(left))
         }
     }
 }

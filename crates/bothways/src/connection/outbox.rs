@@ -503,10 +503,8 @@ impl Outbox {
     /// Forgets everything, because the connection is over.
     pub(super) fn clear(&mut self) {
         self.wire = None;
-        if let Some(lanes) = self.lanes.take() {
-            if 0 < lanes.push_frames {
-                self.counted.get_or_insert_default().pushes_dropped += lanes.push_frames as u64;
-            }
+        if let Some(lanes) = self.lanes.take().filter(|lanes| 0 < lanes.push_frames) {
+            self.counted.get_or_insert_default().pushes_dropped += lanes.push_frames as u64;
         }
     }
 

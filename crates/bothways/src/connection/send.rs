@@ -261,6 +261,10 @@ impl Connection {
         wait: Duration,
         mut attempt: impl FnMut() -> Result<T, PushError>,
     ) -> Result<T, PushError> {
+        match attempt() {
+            Err(PushError::Full { .. }) => {}
+            done => return done,
+        }
         let deadline = after(wait);
         loop {
             let changed = self.shared.changed.notified();

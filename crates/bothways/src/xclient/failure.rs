@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     caller::{RawCall, RawReply},
+    connection::CallTime,
     error::{CallError, ConnectError, ErrorCode, PushError},
 };
 
@@ -37,17 +38,15 @@ enum Again {
 }
 
 impl XClient {
-    pub(super) async fn call_by_fail_mode(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
+    pub(super) async fn call_by_fail_mode(&self, call: &RawCall<'_>) -> Result<RawReply, CallError> {
         let options = self.shared.servers.options();
         let timeout = call.options.timeout.or(options.client.default_timeout());
-        call.options.timeout = timeout;
-        // A time that the clock cannot count is none.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let time = timeout.and_then(CallTime::new);
         let reply = match self.fail_mode {
-            FailMode::Failfast => self.failfast(call, deadline).await,
-            FailMode::Failtry => self.failtry(call, deadline).await,
-            FailMode::Failover => self.failover(call, deadline).await,
-            FailMode::Failbackup => self.failbackup(call, deadline).await,
+            FailMode::Failfast => self.failfast(call, time).await,
+            FailMode::Failtry => self.failtry(call, time).await,
+            FailMode::Failover => self.failover(call, time).await,
+            FailMode::Failbackup => self.failbackup(call, time).await,
         };
         reply.map_err(|error| match (error, timeout) {
             // The time of the call, and not what was left of it for the last try.
@@ -58,16 +57,16 @@ impl XClient {
 
     /// Sends to one server. Nothing was queued by a try that failed, so that another one is always safe:
     /// all modes but `Failfast` make it.
-    pub(super) async fn push_by_fail_mode(&self, push: RawCall<'_>) -> Result<(), PushError> {
+    pub(super) async fn push_by_fail_mode(&self, push: &RawCall<'_>) -> Result<(), PushError> {
         let options = self.shared.servers.options();
         let retries = match self.fail_mode {
             FailMode::Failfast => 0,
             _ => options.retries,
         };
         let mut tried = Vec::new();
-        let mut pick = self.pick(&push, &tried)?;
+        let mut pick = self.pick(push, &tried)?;
         for left in (0..=retries).rev() {
-            let error = match pick.client.push_after_one_try(push.clone()).await {
+            let error = match pick.client.try_push(push).await {
                 Ok(()) => return Ok(()),
                 Err(error @ (PushError::Closed(_) | PushError::NotConnected(_))) if 0 < left => error,
                 Err(error) => return Err(error),
@@ -81,30 +80,31 @@ impl XClient {
                 },
                 _ => {
                     tried.push(pick.slot);
-                    self.pick(&push, &tried)?
+                    self.pick(push, &tried)?
                 }
             };
         }
         unreachable!("the last try returns")
     }
 
-    async fn failfast(&self, call: RawCall<'_>, deadline: Option<Instant>) -> Result<RawReply, CallError> {
-        let Pick { slot, client } = self.pick(&call, &[])?;
-        let reply = client.call_after_one_try(call, deadline).await;
+    async fn failfast(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let Pick { slot, client } = self.pick(call, &[])?;
+        let reply = client.try_call(call, time).await;
         self.note_outcome(&slot, &reply);
         reply
     }
 
-    async fn failtry(&self, call: RawCall<'_>, deadline: Option<Instant>) -> Result<RawReply, CallError> {
-        let Pick { slot, mut client } = self.pick(&call, &[])?;
+    async fn failtry(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let Pick { slot, mut client } = self.pick(call, &[])?;
         for _ in 0..self.shared.servers.options().retries {
-            let error = match client.call_after_one_try(call.clone(), deadline).await {
+            let error = match client.try_call(call, time).await {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
                 reply => return reply,
             };
-            if !self.pause_before_retry(deadline).await {
+            if !self.pause_before_retry(time).await {
                 return Err(error);
             }
+            time = time.map(CallTime::rest);
             if client.is_ended() {
                 match self.shared.servers.client_again(&slot) {
                     Some(again) => client = again,
@@ -112,41 +112,42 @@ impl XClient {
                 }
             }
         }
-        let reply = client.call_after_one_try(call, deadline).await;
+        let reply = client.try_call(call, time).await;
         self.note_outcome(&slot, &reply);
         reply
     }
 
-    async fn failover(&self, call: RawCall<'_>, deadline: Option<Instant>) -> Result<RawReply, CallError> {
-        let mut pick = self.pick(&call, &[])?;
+    async fn failover(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let mut pick = self.pick(call, &[])?;
         let mut tried = Vec::new();
         for _ in 0..self.shared.servers.options().retries {
-            let reply = pick.client.call_after_one_try(call.clone(), deadline).await;
+            let reply = pick.client.try_call(call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) => error,
                 reply => return reply,
             };
-            if !self.pause_before_retry(deadline).await {
+            if !self.pause_before_retry(time).await {
                 return Err(error);
             }
+            time = time.map(CallTime::rest);
             tried.push(pick.slot);
-            pick = match self.pick(&call, &tried) {
+            pick = match self.pick(call, &tried) {
                 Ok(pick) => pick,
                 // The list is empty by now: that is not what this call failed of.
                 Err(NoPick::NoServer(_)) => return Err(error),
                 Err(closed) => return Err(closed.into()),
             };
         }
-        let reply = pick.client.call_after_one_try(call, deadline).await;
+        let reply = pick.client.try_call(call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply
     }
 
-    async fn failbackup(&self, call: RawCall<'_>, deadline: Option<Instant>) -> Result<RawReply, CallError> {
-        let Pick { slot, client } = self.pick(&call, &[])?;
+    async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let Pick { slot, client } = self.pick(call, &[])?;
         let first = async {
-            let reply = client.call_after_one_try(call.clone(), deadline).await;
+            let reply = client.try_call(call, time).await;
             self.note_outcome(&slot, &reply);
             reply
         };
@@ -162,13 +163,13 @@ impl XClient {
             Some(Err(error)) if self.may_try_again(&error, Again::Elsewhere) => Some(error),
             Some(reply) => return reply,
         };
-        let Some(backup) = self.pick_other(&call, &slot) else {
+        let Some(backup) = self.pick_other(call, &slot) else {
             return match failed {
                 Some(error) => Err(error),
                 None => first.await,
             };
         };
-        let second = backup.client.call_after_one_try(call.clone(), deadline);
+        let second = backup.client.try_call(call, time.map(CallTime::rest));
         if failed.is_some() {
             return second.await;
         }
@@ -204,10 +205,10 @@ impl XClient {
     }
 
     /// False if no time is left for another try.
-    async fn pause_before_retry(&self, deadline: Option<Instant>) -> bool {
+    async fn pause_before_retry(&self, time: Option<CallTime>) -> bool {
         let interval = self.shared.servers.options().retry_interval;
         let until = Instant::now() + interval;
-        if deadline.is_some_and(|deadline| deadline <= until) {
+        if time.is_some_and(|time| time.end <= until) {
             return false;
         }
         if interval != Duration::ZERO {

@@ -356,11 +356,11 @@ impl XClient {
 
 impl Caller for XClient {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.call_by_fail_mode(call).await
+        self.call_by_fail_mode(&call).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.push_by_fail_mode(push).await
+        self.push_by_fail_mode(&push).await
     }
 
     fn serialize_type(&self) -> SerializeType {

@@ -387,3 +387,15 @@ async fn a_call_that_is_given_up_writes_for_the_others_all_the_same() {
     }
     assert_eq!(next.service_method(), "Relies");
 }
+
+/// A thousand tasks that call hold a thousand of these: what is seldom needed, the wait for a connection or for the
+/// answer to a Hello, has no room in them.
+#[tokio::test(start_paused = true)]
+async fn the_future_of_a_call_is_small() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let args = String::new();
+    let call = client.call::<String>("Echo", "Echo", &args);
+    assert!(size_of_val(&call) <= 1024, "{} bytes", size_of_val(&call));
+}
