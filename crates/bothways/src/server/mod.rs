@@ -50,7 +50,9 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
-    session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, User},
+    session::{
+        Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
+    },
     transport::ListenOptions,
 };
 
@@ -199,7 +201,33 @@ impl Server {
     /// # Errors
     /// [`SendError`]: nobody got it.
     pub fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
-        self.shared.sessions.push(target, push)
+        let receipt = Receipt::new();
+        self.shared.sessions.push(target, push, &receipt)?;
+        Ok(receipt)
+    }
+
+    /// As [`Self::push`], and tells the end of each target as it comes: which session has handled it, and which
+    /// never will.
+    ///
+    /// ```no_run
+    /// # async fn example(server: bothways::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// use bothways::{Push, Stage, Target};
+    ///
+    /// let (_receipt, mut outcomes) = server.push_each(&Target::everyone(), &Push::new("News", "Flash", "rain"))?;
+    /// while let Some((session, stage)) = outcomes.next().await {
+    ///     if stage != Stage::Handled {
+    ///         println!("{session} has not handled it: {stage:?}");
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_each(&self, target: &Target, push: &Push) -> Result<(Receipt, TargetOutcomes), SendError> {
+        let (receipt, outcomes) = Receipt::with_outcomes();
+        self.shared.sessions.push(target, push, &receipt)?;
+        Ok((receipt, outcomes))
     }
 
     /// Publishes to a topic: pushes to every session that subscribes to it, each once, and keeps the push if
@@ -230,7 +258,19 @@ impl Server {
     /// # Errors
     /// [`SendError`]: nobody got it, and it is not kept.
     pub fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
-        self.shared.sessions.publish(topic, push)
+        let receipt = Receipt::new();
+        self.shared.sessions.publish(topic, push, &receipt)?;
+        Ok(receipt)
+    }
+
+    /// As [`Self::publish`], and tells the end of each target as it comes, as [`Self::push_each`] does.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn publish_each(&self, topic: &str, push: &Push) -> Result<(Receipt, TargetOutcomes), SendError> {
+        let (receipt, outcomes) = Receipt::with_outcomes();
+        self.shared.sessions.publish(topic, push, &receipt)?;
+        Ok((receipt, outcomes))
     }
 
     /// Who is in a topic whose options say that [presence](crate::session::TopicOptions::presence) is shown;

@@ -288,7 +288,7 @@ impl Registry {
                     let Ok(Encoded { frame, keyed }) = encoded else { continue };
                     since = since.min(published.stamp);
                     let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.began));
-                    let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket());
+                    let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket(session.id()));
                     ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
                     let (class, priority) = (class.clone(), Priority::Normal);
                     // What it has got by another way it has.
@@ -446,21 +446,20 @@ impl Registry {
     }
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
-    pub(crate) fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
+    pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         topic::check_topic(topic)?;
         let mut positioned = push.clone();
         positioned.metadata.insert(keys::TOPIC, topic);
         let options = self.hub.rules.of_topic(topic);
-        let receipt = Receipt::new();
         let Some(options) = options.filter(|options| options.history.is_some()) else {
             let with_topic = self.encode(&positioned)?;
             let mut frames = Frames { registry: self, push, with_topic, plain: None };
             let subscribers = self.subscribers(topic);
             for session in &subscribers {
-                session.add(push, frames.for_session(session)?, &receipt);
+                session.add(push, frames.for_session(session)?, receipt);
             }
             subscribers.iter().for_each(Session::pump);
-            return Ok(receipt);
+            return Ok(());
         };
         let push = in_order(push, topic, options.latest_only);
         let kept = self.hub.keep(topic, options)?;
@@ -487,11 +486,11 @@ impl Registry {
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
         for session in &subscribers {
-            session.add(&push, frames.for_session(session)?, &receipt);
+            session.add(&push, frames.for_session(session)?, receipt);
         }
         drop(kept);
         subscribers.iter().for_each(Session::pump);
-        Ok(receipt)
+        Ok(())
     }
 
     /// Who is in a topic.

@@ -10,6 +10,7 @@
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `receipt.rs` | what became of it |
+//! | `each.rs` | what became of it for each of many, for who asks |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `account.rs` | what the logs of a user's sessions hold together |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
@@ -27,6 +28,7 @@
 mod account;
 mod away;
 mod call;
+mod each;
 mod explain;
 mod history;
 mod hub;
@@ -52,6 +54,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 pub use self::{
+    each::TargetOutcomes,
     explain::{CallOutcome, Event, Explanation, Happened, Standing},
     history::Position,
     hub::Subscribed,
@@ -349,7 +352,7 @@ impl Session {
             return false;
         }
         let trail = &self.inner.trail;
-        let mut ticket = receipt.ticket();
+        let mut ticket = receipt.ticket(self.id());
         ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
         if state.ended {
             // The ticket counts as dropped with its session.

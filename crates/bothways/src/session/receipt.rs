@@ -18,7 +18,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::explain::Trail;
+use super::{
+    SessionId,
+    each::{Each, TargetOutcomes},
+    explain::Trail,
+};
 
 /// How far one push to one session has come.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -119,6 +123,8 @@ pub struct Receipt {
 struct Tally {
     outcomes: Mutex<Outcomes>,
     changed: Notify,
+    /// If somebody wants to know the end of each target, and not only how many there are.
+    each: Option<Arc<Each>>,
 }
 
 impl Receipt {
@@ -126,10 +132,18 @@ impl Receipt {
         Self { tally: Arc::default() }
     }
 
+    /// A receipt whose targets tell their ends too. All of them are entered before anybody reads these.
+    pub(crate) fn with_outcomes() -> (Self, TargetOutcomes) {
+        let each = Arc::<Each>::default();
+        let tally = Tally { each: Some(Arc::clone(&each)), ..Tally::default() };
+        (Self { tally: Arc::new(tally) }, TargetOutcomes::new(each))
+    }
+
     /// The place of one more target, which is queued.
-    pub(super) fn ticket(&self) -> Ticket {
+    pub(super) fn ticket(&self, session: SessionId) -> Ticket {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
-        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, trail: None }
+        let place = self.tally.each.as_ref().map_or(0, |each| each.enter(session));
+        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, trail: None }
     }
 
     /// How many targets stand where, now.
@@ -171,6 +185,8 @@ impl Receipt {
 pub(super) struct Ticket {
     tally: Arc<Tally>,
     stage: Stage,
+    /// Among those that tell their ends.
+    place: u32,
     /// Where its session tells of it, and under which number.
     trail: Option<(Arc<Trail>, u64)>,
 }
@@ -199,6 +215,9 @@ impl Ticket {
             outcomes.counts[to.index()] += 1;
         }
         self.stage = to;
+        if let Some(each) = self.tally.each.as_ref().filter(|_| to.is_final()) {
+            each.end(self.place, to);
+        }
         if let Some((trail, number)) = &self.trail {
             trail.reached(*number, to);
         }
@@ -220,11 +239,44 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
+    fn ticket(receipt: &Receipt) -> Ticket {
+        receipt.ticket(SessionId(7))
+    }
+
+    /// Who asks is told of each target once, in the order of their ends; who does not read any more costs nothing.
+    #[tokio::test]
+    async fn each_target_tells_its_end_once() {
+        let (receipt, mut outcomes) = Receipt::with_outcomes();
+        let mut tickets: Vec<_> = (0..3).map(|n| receipt.ticket(SessionId(n))).collect();
+        let reading = tokio::spawn(async move {
+            let mut told = Vec::new();
+            while let Some((session, stage)) = outcomes.next().await {
+                told.push((session.0, stage));
+            }
+            told
+        });
+        tokio::task::yield_now().await;
+        tickets[2].advance(Stage::Received);
+        tickets[2].advance(Stage::Handled);
+        tickets[2].advance(Stage::Expired);
+        tokio::task::yield_now().await;
+        drop(tickets);
+        let gone = Stage::Dropped(DropReason::SessionEnded);
+        assert_eq!(reading.await.expect("no panic"), [(2, Stage::Handled), (0, gone), (1, gone)]);
+
+        let (receipt, outcomes) = Receipt::with_outcomes();
+        let ticket = receipt.ticket(SessionId(1));
+        drop(outcomes);
+        drop(ticket);
+        assert_eq!(receipt.outcomes().dropped(), 1, "the receipt counts on");
+        assert_eq!(Receipt::with_outcomes().1.next().await, None, "no target, no outcome");
+    }
+
     /// Each target is in one place, and a ticket that is lost is counted, not forgotten.
     #[test]
     fn every_target_is_somewhere() {
         let receipt = Receipt::new();
-        let (mut a, b) = (receipt.ticket(), receipt.ticket());
+        let (mut a, b) = (ticket(&receipt), ticket(&receipt));
         a.advance(Stage::Received);
         a.advance(Stage::Written);
         assert_eq!(a.stage(), Stage::Received, "never back");
@@ -240,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_ends_with_the_last_target() {
         let receipt = Receipt::new();
-        let (mut a, b) = (receipt.ticket(), receipt.ticket());
+        let (mut a, b) = (ticket(&receipt), ticket(&receipt));
         let waiting = tokio::spawn({
             let receipt = receipt.clone();
             async move { receipt.handled().await }

@@ -677,21 +677,20 @@ impl Registry {
     }
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
-    pub(crate) fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
-        Ok(self.push_to(&self.find(target)?, push)?)
+    pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        Ok(self.push_to(&self.find(target)?, push, receipt)?)
     }
 
     /// Pushes to these sessions.
-    pub(super) fn push_to(&self, sessions: &[Session], push: &Push) -> Result<Receipt, PushError> {
+    pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
         let frame = self.encode(push)?;
-        let receipt = Receipt::new();
         for session in sessions {
-            session.add(push, &frame, &receipt);
+            session.add(push, &frame, receipt);
         }
         for session in sessions {
             session.pump();
         }
-        Ok(receipt)
+        Ok(())
     }
 }
 

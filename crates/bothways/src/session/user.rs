@@ -7,7 +7,7 @@ use std::{
     task::Poll,
 };
 
-use super::{DropReason, Push, Registry, Session, Stage, Target, call::CALL_TIMEOUT};
+use super::{DropReason, Push, Receipt, Registry, Session, Stage, Target, call::CALL_TIMEOUT};
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
@@ -218,7 +218,8 @@ impl Caller for User {
         if sessions.is_empty() {
             return Err(PushError::NoClient(format!("the user {} has no session to push to", self.name)));
         }
-        let receipt = self.registry.push_to(&sessions, &Push::from_raw(push))?;
+        let receipt = Receipt::new();
+        self.registry.push_to(&sessions, &Push::from_raw(push), &receipt)?;
         let outcomes = receipt.outcomes();
         if outcomes.at(Stage::Dropped(DropReason::Full)) < outcomes.targets() {
             return Ok(());

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bothways::{
     Class, ClientOptions, Priority, Push, Receipt, Server, ServerMessage, Session, Stage, Target,
-    session::{DropReason, SessionId},
+    session::{DropReason, SessionId, TargetOutcomes},
     testing::{Direction, Network, TestClient, run},
 };
 use proptest::prelude::*;
@@ -23,6 +23,7 @@ enum Command {
         priority: Priority,
         lives: Option<u64>,
         key: Option<u8>,
+        each: bool,
     },
     Subscribe(usize),
     Unsubscribe(usize),
@@ -64,8 +65,8 @@ fn command() -> impl Strategy<Value = Command> {
     ];
     let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
     let key = prop::option::weighted(0.3, 0..6_u8);
-    let push = (to, class, priority, prop::option::weighted(0.25, 0..3000_u64), key)
-        .prop_map(|(to, class, priority, lives, key)| Command::Push { to, class, priority, lives, key });
+    let push = (to, class, priority, prop::option::weighted(0.25, 0..3000_u64), key, any::<bool>())
+        .prop_map(|(to, class, priority, lives, key, each)| Command::Push { to, class, priority, lives, key, each });
     prop_oneof![
         16 => push,
         2 => who().prop_map(Command::Subscribe),
@@ -96,6 +97,8 @@ struct Pushed {
     key: Option<u8>,
     to: Vec<SessionId>,
     receipt: Receipt,
+    /// The end of each, of those pushes for which somebody wants to know.
+    outcomes: Option<TargetOutcomes>,
 }
 
 struct End {
@@ -155,7 +158,7 @@ impl World {
 
     async fn run(&mut self, command: &Command) {
         match command.clone() {
-            Command::Push { to, class, priority, lives, key } => {
+            Command::Push { to, class, priority, lives, key, each } => {
                 let target = match to {
                     To::User(who) => Target::user(USERS[who]),
                     To::Topic => Target::topic("news.today"),
@@ -171,9 +174,14 @@ impl World {
                 if let Some(key) = key {
                     push = push.idempotency_key(&key.to_string()).expect("short");
                 }
-                let receipt = self.network.server().push(&target, &push).expect("small");
+                let server = self.network.server();
+                let (receipt, outcomes) = match each {
+                    true => server.push_each(&target, &push).map(|(receipt, each)| (receipt, Some(each))),
+                    false => server.push(&target, &push).map(|receipt| (receipt, None)),
+                }
+                .expect("small");
                 assert_eq!(receipt.outcomes().targets(), to.len());
-                self.pushes.push(Pushed { class, priority, key, to, receipt });
+                self.pushes.push(Pushed { class, priority, key, to, receipt, outcomes });
             }
             Command::Subscribe(who) => {
                 for session in self.sessions_of(&Target::user(USERS[who])) {
@@ -273,6 +281,20 @@ impl World {
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
         self.check();
+        for pushed in &mut self.pushes {
+            let Some(each) = &mut pushed.outcomes else { continue };
+            let outcomes = pushed.receipt.outcomes();
+            let mut told = HashMap::new();
+            while told.len() < outcomes.targets() - outcomes.open() {
+                let (session, stage) = each.next().await.expect("not all of them were told");
+                assert!(stage.is_final() && pushed.to.contains(&session));
+                assert_eq!(told.insert(session, stage), None, "it has one end");
+            }
+            for stage in told.values() {
+                let count = told.values().filter(|other| *other == stage).count();
+                assert_eq!(count, outcomes.at(*stage), "the receipt says something else");
+            }
+        }
         for (number, pushed) in self.pushes.iter().enumerate() {
             let came = self.ends.iter().filter(|end| end.got.contains(&number)).count();
             let outcomes = pushed.receipt.outcomes();

@@ -94,6 +94,37 @@ async fn a_receipt_tells_each_stage() {
     assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
 }
 
+/// Who asks is told of each target of a fan-out when it has come to its end: by a topic, too.
+#[tokio::test(start_paused = true)]
+async fn each_target_of_a_fan_out_tells_its_end() {
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_ann, mut to_ann) = client(listening.address(), "ann").await;
+    let (bob, _to_bob) = client(listening.address(), "bob").await;
+    let options = ClientOptions::new().auth("carl").negotiate(false);
+    let carl = Client::connect(listening.address(), options).await.expect("it listens");
+    carl.call::<()>("Topics", "Join", &"own.carl").await.expect("a topic");
+    let of = |user: &str| server.sessions(&Target::user(user)).expect("no topic").remove(0).id();
+    let (ann, bob_s, carl_s) = (of("ann"), of("bob"), of("carl"));
+
+    let (receipt, mut each) = server.push_each(&Target::everyone(), &Push::new("Chat", "say", "hi")).expect("small");
+    assert_eq!(each.next().await, Some((carl_s, Stage::PlainWritten)));
+    assert!(tokio::time::timeout(Duration::from_secs(1), each.next()).await.is_err(), "nobody is done");
+    drop(to_ann.next().await.expect("it came"));
+    assert_eq!(each.next().await, Some((ann, Stage::Handled)));
+    assert_eq!(futures_core::Stream::size_hint(&each), (1, Some(1)));
+    bob.close();
+    assert_eq!(each.next().await, Some((bob_s, Stage::Dropped(DropReason::SessionEnded))), "he did not come back");
+    assert_eq!(each.next().await, None);
+    assert_eq!(receipt.outcomes().open(), 0);
+
+    let (_receipt, mut each) = server.publish_each("own.ann", &Push::new("Chat", "say", "hi")).expect("small");
+    drop(to_ann.next().await.expect("it came"));
+    assert_eq!((each.next().await, each.next().await), (Some((ann, Stage::Handled)), None));
+    let (_receipt, mut nobody) = server.push_each(&Target::user("dora"), &Push::new("Chat", "say", "")).expect("small");
+    assert_eq!(nobody.next().await, None);
+}
+
 /// What nobody reads any more is received and no more: dropping the stream handles nothing.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_stream_handles_nothing() {

@@ -2,7 +2,7 @@
 //! remembers, and a specification that only keeps lists.
 
 use super::*;
-use crate::session::{keys::KeyHash, receipt::Receipt};
+use crate::session::{SessionId, keys::KeyHash, receipt::Receipt};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -40,7 +40,7 @@ fn ledger(confirms: bool) -> Ledger {
 fn entry(class: Class, text: &str) -> (Entry, Receipt) {
     let receipt = Receipt::new();
     let (priority, frame) = (Priority::Normal, Bytes::copy_from_slice(text.as_bytes()));
-    (Entry { class, priority, frame, keyed: None, expires: None, ticket: receipt.ticket() }, receipt)
+    (Entry { class, priority, frame, keyed: None, expires: None, ticket: receipt.ticket(SessionId(7)) }, receipt)
 }
 
 /// Takes a push in, and gives its receipt.
@@ -790,7 +790,7 @@ mod histories {
                 let hash = KeyHash::of(&key.to_string()).expect("short");
                 Arc::new(Keyed { hash, plain: frame.clone() })
             });
-            let (frame_of, ticket) = (frame.clone(), receipt.ticket());
+            let (frame_of, ticket) = (frame.clone(), receipt.ticket(SessionId(7)));
             let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, ticket };
             // A key is taken by the last three that took one and did not come to nothing.
             let is_taken = key.is_some_and(|key| self.keys.iter().any(|(other, _)| *other == key));
