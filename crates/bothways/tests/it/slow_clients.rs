@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bothways::{
     Class, Client, ClientOptions, CloseReason, Metadata, Push, Receipt, Server, ServerBuilder, Session, Stage, Target,
-    session::DropReason,
+    session::{DropReason, SessionId},
+    transport::tcp::TcpSocket,
 };
 use bothways_proto::{Capabilities, Message, keys};
 
 use crate::{
-    scripted::{Scripted, hello, oneway, ping},
-    support::{address, settle, soon, until},
+    scripted::{Scripted, hello, oneway, ping, request},
+    support::{address, call, echoing, settle, soon, until},
 };
 
 /// A thousand bytes that begin with a number.
@@ -271,4 +272,137 @@ async fn the_devices_of_a_user_are_bounded_together() {
     assert_eq!(push(&desk, Class::Tracked, 5).outcomes().dropped(), 1);
     phone.end("lost in a taxi");
     assert_eq!(push(&desk, Class::Tracked, 6).outcomes().dropped(), 0);
+}
+
+/// A client over TCP whose kernel takes little for it.
+async fn narrow(address: &str) -> Scripted {
+    let place = address.strip_prefix("tcp@").expect("TCP").parse().expect("an address");
+    let socket = tokio::net::TcpSocket::new_v4().expect("the system has sockets");
+    socket.set_recv_buffer_size(4 << 10).expect("it may be small");
+    let stream = socket.connect(place).await.expect("it listens");
+    Scripted::over(TcpSocket::new(stream).expect("it is connected"))
+}
+
+/// Over real sockets: ninety clients that read, half of them plain, get all of a broadcast in order while ten do not read
+/// a byte of it. What those are owed stays within its bounds, which receipts say of each push; they lose their
+/// connections, and those that can come back get what their log held, and are told what it did not hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_in_a_hundred_that_do_not_read_hurt_nobody_else() {
+    const PUSHES: usize = 1000;
+    const LOG: usize = 200;
+    /// Of each kind.
+    const READERS: usize = 45;
+    const STALLED: usize = 5;
+    /// A frame around its payload.
+    const FRAME_BYTES: usize = 1000 + 64;
+    let server = echoing().session_log(LOG, 1 << 20).write_timeout(Duration::from_secs(3)).build();
+    let listening = server.listen("tcp@127.0.0.1:0").await.expect("a port is free");
+    let mut reading = Vec::new();
+    for reader in 0..2 * READERS {
+        let options = ClientOptions::new().negotiate(reader % 2 == 0).message_queue_bounds(2 * PUSHES, 16 << 20);
+        let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+        call(&client, "Echo", "here").await.expect("answered");
+        reading.push(tokio::spawn(async move {
+            for expected in 0..PUSHES {
+                let message = messages.next().await.expect("the client is open");
+                let payload = message.payload().expect("not packed");
+                assert_eq!(u64::from_be_bytes(*payload.first_chunk().expect("eight bytes")), expected as u64);
+                assert_eq!(message.dropped_before(), 0);
+            }
+            (client, messages)
+        }));
+    }
+    let readers = server.sessions(&Target::everyone()).expect("no topic");
+    assert_eq!(readers.len(), 2 * READERS);
+    let (mut welcomes, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..STALLED {
+        let mut client = narrow(listening.address()).await;
+        client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+        welcomes.push((client.next().await.metadata(), client));
+        let mut client = narrow(listening.address()).await;
+        client.say(request(1, "Echo", b"here")).await;
+        client.next().await;
+        plain.push(client);
+    }
+    let everybody = server.sessions(&Target::everyone()).expect("no topic");
+    assert_eq!(everybody.len(), 2 * READERS + 2 * STALLED);
+    let frozen = everybody.iter().filter(|session| !readers.contains(session));
+    let frozen: Vec<_> = frozen.map(|session| session.connection().expect("it is up")).collect();
+
+    let mut receipts = Vec::new();
+    for n in 0..PUSHES {
+        receipts.push(server.push(&Target::everyone(), &Push::new("T", "News", payload(n))).expect("small"));
+        for session in &everybody {
+            let (messages, bytes) = session.waiting();
+            assert!(messages <= LOG && bytes <= LOG * FRAME_BYTES, "{messages} and {bytes} wait");
+        }
+        if n % 50 == 49 {
+            // As an application does that wants those who read to miss nothing.
+            until(|| readers.iter().all(|session| session.waiting().0 == 0)).await;
+        }
+    }
+    let mut heard = Vec::new();
+    for reader in reading {
+        heard.push(reader.await.expect("all came, in order"));
+    }
+
+    // A plain client's session is over; the others' wait for them.
+    let ids: Vec<SessionId> = welcomes
+        .iter()
+        .map(|(said, _)| said.get(keys::SESSION_ID).expect("it has one").parse().expect("a number"))
+        .collect();
+    let stalled: Vec<Session> = ids.iter().map(|id| server.session(*id).expect("it waits")).collect();
+    until(|| stalled.iter().all(|session| session.connection().is_none())).await;
+    until(|| server.stats().sessions == 2 * READERS + STALLED).await;
+    for connection in frozen {
+        let reason = soon(connection.closed()).await;
+        assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason}");
+    }
+    for session in &stalled {
+        assert_eq!((session.waiting().0, session.dropped()), (LOG, (PUSHES - LOG) as u64));
+    }
+    for (n, receipt) in receipts.iter().enumerate() {
+        let outcomes = receipt.outcomes();
+        let written = outcomes.at(Stage::PlainWritten);
+        assert_eq!(outcomes.at(Stage::Handled), READERS, "push {n}: {outcomes:?}");
+        assert!((READERS..=READERS + STALLED).contains(&written), "push {n}: {outcomes:?}");
+        let refused = if n < LOG { 0 } else { STALLED };
+        assert!(refused <= outcomes.at(Stage::Dropped(DropReason::Full)), "push {n}: {outcomes:?}");
+        // What the kernel took of a frozen socket is known; the rest of what waited ended with its session.
+        assert_eq!(outcomes.open(), STALLED - refused, "push {n}: {outcomes:?}");
+    }
+    assert_eq!(receipts[PUSHES - 1].outcomes().at(Stage::PlainWritten), READERS, "the last found no room");
+
+    for ((welcome, _frozen), session) in welcomes.into_iter().zip(&stalled) {
+        let back = Metadata::new()
+            .with(keys::SESSION_ID, welcome.get(keys::SESSION_ID).expect("a session"))
+            .with(keys::SESSION_KEY, welcome.get(keys::SESSION_KEY).expect("its secret"))
+            .with(keys::SESSION_OFFSET, "0");
+        let mut client = narrow(listening.address()).await;
+        client.say(hello(0, Capabilities::ALL, &back)).await;
+        assert!(client.next().await.metadata().get(keys::SESSION_RESUMED).is_some());
+        // What was sent before comes first; the notice is the first thing that is new.
+        let (mut expected, mut told) = (0, None);
+        while expected < LOG || told.is_none() {
+            let message = client.next().await;
+            if message.service_method() == keys::GAP {
+                assert!(told.replace(message.metadata()).is_none(), "it is told once");
+                continue;
+            }
+            assert_eq!((number(&message), message.header().seq().unmarked()), (expected, expected as u64 + 1));
+            expected += 1;
+        }
+        let missed = told.as_ref().and_then(|told| told.get(keys::GAP_MISSED));
+        assert_eq!(missed, Some(&*(PUSHES - LOG).to_string()));
+        client.say(ack(&format!("{LOG},{LOG}"))).await;
+        until(|| session.waiting().0 == 0).await;
+    }
+    for (n, receipt) in receipts.iter().enumerate() {
+        let came_back = if n < LOG { STALLED } else { 0 };
+        let outcomes = receipt.outcomes();
+        assert_eq!((outcomes.at(Stage::Handled), outcomes.open()), (READERS + came_back, 0), "push {n}: {outcomes:?}");
+    }
+    for (_client, mut messages) in heard {
+        assert!(messages.try_next().is_none(), "nothing comes twice");
+    }
 }
