@@ -1,8 +1,9 @@
 //! Who writes: a model of the connection's writer protocol under a scheduler that tries the orders.
 //!
-//! The real code lives in `connection/mod.rs` (`write_out`) and `connection/driver.rs` (`poll_writes`, the
-//! start of `poll`), on locks and wakers that such a scheduler cannot steer. This is the same protocol
-//! line by line, with bytes for frames and no lanes: a change there is a change here.
+//! The real code lives in `connection/write.rs` (`write_out`), `connection/driver.rs` (`poll_writes`, the start and
+//! the end of `poll`) and `connection/rest.rs` (`make_driver`, `wake_driver`, `poll_rest`), on locks and wakers that
+//! such a scheduler cannot steer. This is the same protocol line by line, with bytes for frames and no lanes: a
+//! change there is a change here.
 //! `connection/tests/threads.rs` presses the real one with real threads.
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use shuttle::{
     future,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
     thread,
 };
 
@@ -24,10 +25,18 @@ enum Writing {
     Blocked,
 }
 
+/// As there: who writes when the socket was full.
+enum Driving {
+    Resting,
+    Called,
+    Made,
+    Task(Waker),
+}
+
 struct State {
     waiting: VecDeque<u8>,
     writing: Writing,
-    driver: Option<Waker>,
+    driving: Driving,
     added: u8,
     /// Nothing more is added, and the driver ends when all is written.
     closing: bool,
@@ -49,14 +58,8 @@ const ROUNDS: usize = 2;
 struct Shared {
     state: Mutex<State>,
     pipe: Mutex<Pipe>,
-}
-
-impl State {
-    /// As `Connection::close_after_flush`.
-    fn close(&mut self) {
-        self.closing = true;
-        Shared::wake_driver(self);
-    }
+    /// Told when a driver has ended the connection.
+    ended: mpsc::Sender<()>,
 }
 
 impl Shared {
@@ -84,27 +87,49 @@ impl Shared {
         bytes.is_empty()
     }
 
-    fn wake_driver(state: &State) {
-        if let Some(driver) = &state.driver {
-            driver.wake_by_ref();
+    /// As `Connection::close_after_flush`.
+    fn close(self: &Arc<Self>, state: &mut State) {
+        state.closing = true;
+        self.wake_driver(state);
+    }
+
+    fn wake_driver(self: &Arc<Self>, state: &mut State) {
+        match &state.driving {
+            Driving::Task(driver) => driver.wake_by_ref(),
+            Driving::Called | Driving::Made => {}
+            Driving::Resting => {
+                state.driving = Driving::Called;
+                let shared = Arc::clone(self);
+                thread::spawn(move || shared.make_driver());
+            }
         }
     }
 
-    fn written_out(state: &State) {
+    fn make_driver(self: Arc<Self>) {
+        let mut state = self.lock();
+        if !matches!(state.driving, Driving::Resting | Driving::Called) {
+            return;
+        }
+        state.driving = Driving::Made;
+        drop(state);
+        thread::spawn(move || future::block_on(poll_fn(|cx| self.poll_driver(cx))));
+    }
+
+    fn written_out(self: &Arc<Self>, state: &mut State) {
         if state.closing {
-            Self::wake_driver(state);
+            self.wake_driver(state);
         }
     }
 
     /// As `Connection::write_out`.
-    fn write_out(&self) {
+    fn write_out(self: &Arc<Self>) {
         let mut state = self.lock();
         if state.writing != Writing::Idle {
             return;
         }
         for _ in 0..ROUNDS {
             if state.waiting.is_empty() {
-                Self::written_out(&state);
+                self.written_out(&mut state);
                 return;
             }
             let mut wire = std::mem::take(&mut state.waiting);
@@ -116,17 +141,17 @@ impl Shared {
             state.waiting = wire;
             if !done {
                 state.writing = Writing::Blocked;
-                Self::wake_driver(&state);
+                self.wake_driver(&mut state);
                 return;
             }
             state.writing = Writing::Idle;
         }
         if state.waiting.is_empty() {
-            Self::written_out(&state);
+            self.written_out(&mut state);
             return;
         }
         state.writing = Writing::Blocked;
-        Self::wake_driver(&state);
+        self.wake_driver(&mut state);
     }
 
     /// As `Driver::poll_writes`.
@@ -155,15 +180,20 @@ impl Shared {
         }
     }
 
-    /// As `Driver::poll`: the waker first, then the writes, then the end.
+    /// As `Driver::poll`: the waker first, then the writes, then the end, or the rest.
     fn poll_driver(&self, cx: &Context<'_>) -> Poll<()> {
-        self.lock().driver = Some(cx.waker().clone());
+        self.lock().driving = Driving::Task(cx.waker().clone());
         self.poll_writes(cx);
-        let state = self.lock();
-        if state.closing && state.waiting.is_empty() && state.writing == Writing::Idle {
-            return Poll::Ready(());
+        let mut state = self.lock();
+        if !state.waiting.is_empty() || state.writing != Writing::Idle {
+            return Poll::Pending;
         }
-        Poll::Pending
+        if state.closing {
+            self.ended.send(()).expect("it is waited for");
+        } else {
+            state.driving = Driving::Resting;
+        }
+        Poll::Ready(())
     }
 
     fn poll_read(&self, cx: &Context<'_>, count: usize) -> Poll<()> {
@@ -189,12 +219,11 @@ impl Shared {
 fn run(close_at_once: bool) {
     const CALLERS: u8 = 3;
     const FRAMES: u8 = 3;
-    let state = State { waiting: VecDeque::new(), writing: Writing::Idle, driver: None, added: 0, closing: false };
-    let shared = Arc::new(Shared { state: Mutex::new(state), pipe: Mutex::new(Pipe::default()) });
-    let driver = {
-        let shared = Arc::clone(&shared);
-        thread::spawn(move || future::block_on(poll_fn(|cx| shared.poll_driver(cx))))
-    };
+    let (ended, has_ended) = mpsc::channel();
+    let (waiting, writing, driving) = (VecDeque::new(), Writing::Idle, Driving::Resting);
+    let state = State { waiting, writing, driving, added: 0, closing: false };
+    let shared = Arc::new(Shared { state: Mutex::new(state), pipe: Mutex::new(Pipe::default()), ended });
+    Arc::clone(&shared).make_driver();
     let reader = {
         let shared = Arc::clone(&shared);
         let count = usize::from(CALLERS * FRAMES);
@@ -209,7 +238,7 @@ fn run(close_at_once: bool) {
                     state.waiting.push_back(caller * FRAMES + n);
                     state.added += 1;
                     if close_at_once && state.added == CALLERS * FRAMES {
-                        state.close();
+                        shared.close(&mut state);
                     }
                     drop(state);
                     shared.write_out();
@@ -223,9 +252,9 @@ fn run(close_at_once: bool) {
     // A close wakes the driver, and would hide a wake-up that was lost before it.
     reader.join().expect("no panic");
     if !close_at_once {
-        shared.lock().close();
+        shared.close(&mut shared.lock());
     }
-    driver.join().expect("no panic");
+    has_ended.recv().expect("a driver ends");
     let mut taken = std::mem::take(&mut shared.pipe.lock().expect("no panic").taken);
     for caller in 0..CALLERS {
         let own = taken.iter().copied().filter(|byte| byte / FRAMES == caller);

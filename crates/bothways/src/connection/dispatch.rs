@@ -12,7 +12,7 @@ use std::{
 };
 
 use bothways_proto::{Capabilities, Hello, Message, Metadata, Role, Seq, Status, keys};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{Connection, Lane, after};
 use crate::{
@@ -46,6 +46,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
     /// The answer to our Hello came. `None`: the server speaks plain rpcx.
     fn handle_welcome(&self, _: &Connection, _welcome: Option<&Metadata>) {}
+
+    /// Where tasks of a connection are made, if it may do without one while it is idle.
+    fn runtime(&self) -> Option<&Handle> {
+        None
+    }
 
     /// What those find who hold only a connection.
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
@@ -138,7 +143,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let shared = &*self.0.shared;
         if shared.calls_running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.answering.load(Ordering::SeqCst) {
-            shared.state.lock().wake_driver();
+            self.0.wake_driver(&mut shared.state.lock());
         }
         if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.settings.load.idle.notify_waiters();

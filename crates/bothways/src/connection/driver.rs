@@ -72,12 +72,15 @@ pub(super) struct Driver {
     /// Bytes written since the task was woken.
     written: usize,
     shut_down: bool,
+    /// It has not been polled yet.
+    is_new: bool,
+    /// The connection is over, or at rest.
     done: bool,
 }
 
 impl Driver {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, deframer: Deframer::new(), written: 0, shut_down: false, done: false }
+        Self { connection, deframer: Deframer::new(), written: 0, shut_down: false, is_new: true, done: false }
     }
 
     /// Handles the messages that a read brought, until there is none, or the client lets its replies pile up:
@@ -254,7 +257,7 @@ impl State {
     }
 
     /// True if there is nothing to do but to read.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Open)
             && self.outbox.is_empty()
             && self.outbox.writing == Writing::Idle
@@ -268,13 +271,11 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.written = 0;
-        let quiet = {
+        let is_new = std::mem::take(&mut this.is_new);
+        let (quiet, asked) = {
             let mut state = this.connection.shared.state.lock();
-            match &mut state.driver {
-                Some(waker) if waker.will_wake(cx.waker()) => {}
-                waker => *waker = Some(cx.waker().clone()),
-            }
-            state.is_quiet()
+            state.driving.note(cx.waker());
+            (state.is_quiet(), std::mem::take(&mut state.rest_wanted))
         };
         // Most wake-ups are for reading: to find that out by trying to write takes two locks more. The step `serve1`
         // of `compare instructions` shows it.
@@ -288,6 +289,12 @@ impl Future for Driver {
             }
         }
         if !this.connection.is_closed() {
+            // Between frames the deframer keeps nothing.
+            let may_rest = (is_new || asked) && this.deframer.is_drained() && !this.deframer.is_mid_frame();
+            if may_rest && this.connection.poll_rest(is_new, asked) {
+                this.done = true;
+                return Poll::Ready(());
+            }
             return Poll::Pending;
         }
         if !this.shut_down {

@@ -53,12 +53,6 @@ impl State {
             self.phase = Phase::Draining(Box::new(reason));
         }
     }
-
-    pub(super) fn wake_driver(&self) {
-        if let Some(driver) = &self.driver {
-            driver.wake_by_ref();
-        }
-    }
 }
 
 impl Connection {
@@ -101,7 +95,7 @@ impl Connection {
         if state.can_answer() {
             state.fail_calls(&reason);
             state.phase = Phase::Closing(Box::new(reason));
-            state.wake_driver();
+            self.wake_driver(&mut state);
             self.shared.changed.notify_waiters();
         }
     }
@@ -150,7 +144,7 @@ impl Connection {
         }
         state.outbox.clear();
         state.phase = Phase::Closed(Box::new(reason));
-        state.wake_driver();
+        self.wake_driver(state);
         self.shared.changed.notify_waiters();
     }
 }

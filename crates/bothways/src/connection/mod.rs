@@ -13,6 +13,7 @@
 //! | `socket.rs` | the socket, until the connection is over |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
+//! | `rest.rs` | how it does without that task while there is nothing to do |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
 //!
@@ -27,6 +28,7 @@ mod dispatch;
 mod driver;
 mod end;
 mod outbox;
+mod rest;
 mod send;
 mod settings;
 mod socket;
@@ -43,7 +45,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    task::Waker,
     time::Duration,
 };
 
@@ -61,9 +62,9 @@ pub(crate) use self::{
 };
 use self::{
     call::Waiter,
-    driver::Driver,
     end::Phase,
     outbox::{Lane, Outbox, Writing},
+    rest::Driving,
     socket::SocketSlot,
 };
 use crate::{
@@ -153,7 +154,11 @@ struct State {
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
     phase: Phase,
-    driver: Option<Waker>,
+    driving: Driving,
+    /// The socket woke the connection, rather than a task.
+    stirred: bool,
+    /// A look found the driver idle.
+    rest_wanted: bool,
     watch: Watch,
     /// A caller will write once the others have had their turn.
     flush_comes: bool,
@@ -235,7 +240,9 @@ impl Connection {
             called_by_pushes: false,
             methods: None,
             phase: Phase::Open,
-            driver: None,
+            driving: Driving::Resting,
+            stirred: false,
+            rest_wanted: false,
             watch: Watch::new(Instant::now()),
             flush_comes: false,
             paused: false,
@@ -259,7 +266,7 @@ impl Connection {
             connection.say_hello(metadata);
         }
         before(&connection);
-        tokio::spawn(Driver::new(connection.clone()));
+        connection.begin();
         connection
     }
 

@@ -52,6 +52,16 @@ impl SocketSlot {
         self.with(|socket| socket.poll_shutdown(cx)).unwrap_or_else(over)
     }
 
+    /// True for a socket of the system: the end of its runtime wakes it.
+    pub(super) fn can_rest(&self) -> bool {
+        self.with(AnySocket::can_rest).unwrap_or(false)
+    }
+
+    /// Waits for something to read, without reading. `None`: no socket that can.
+    pub(super) fn poll_rest(&self, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        self.with(|socket| socket.poll_rest(cx)).flatten()
+    }
+
     /// Lets go of the socket, which closes it.
     pub(super) fn close(&self) {
         let mut slot = self.0.write();

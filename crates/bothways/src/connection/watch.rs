@@ -76,6 +76,11 @@ impl Watch {
         Self { began: now, read_at: 0, reads: 0, written_bytes: 0, written_at: 0, pinged_at: None, closing_since: None }
     }
 
+    /// Reads since the last look.
+    pub(super) fn reads_since(&self, reads: u32) -> u32 {
+        reads.wrapping_sub(self.reads)
+    }
+
     pub(super) fn began(&self) -> Instant {
         self.began
     }
@@ -100,7 +105,8 @@ impl Connection {
         let state = &mut *state;
         let watch = &mut state.watch;
         let now = now.saturating_duration_since(watch.began).as_millis() as u64;
-        if reads != watch.reads {
+        let is_quiet = reads == watch.reads;
+        if !is_quiet {
             watch.reads = reads;
             watch.read_at = now;
             watch.pinged_at = None;
@@ -147,10 +153,13 @@ impl Connection {
             Some(KeepaliveAction::Ping) => {
                 watch.pinged_at = Some(mark(now));
                 self.heartbeat(state, Waiter::Ping, &Metadata::new());
-                state.wake_driver();
+                self.wake_driver(state);
             }
             Some(KeepaliveAction::Gone) => self.end(state, CloseReason::Gone { silent }),
             Some(KeepaliveAction::WaitUntil(_)) | None => {}
+        }
+        if is_quiet {
+            self.ask_to_rest(state);
         }
         state.outbox.shrink();
         state.proto.shrink();

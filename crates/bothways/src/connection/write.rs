@@ -78,7 +78,7 @@ impl Connection {
                 None => state.outbox.writing = Writing::Idle,
                 Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     state.outbox.writing = Writing::Blocked;
-                    state.wake_driver();
+                    self.wake_driver(&mut state);
                     return false;
                 }
                 Some(error) => {
@@ -93,14 +93,14 @@ impl Connection {
             return true;
         }
         state.outbox.writing = Writing::Blocked;
-        state.wake_driver();
+        self.wake_driver(&mut state);
         false
     }
 
     /// Everything is with the kernel: the driver, or the layer above, may have waited for that.
     fn written_out(&self, mut state: MutexGuard<'_, State>) {
         if state.paused || !matches!(state.phase, Phase::Open) {
-            state.wake_driver();
+            self.wake_driver(&mut state);
         }
         let wanted = std::mem::take(&mut state.room_wanted);
         drop(state);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bothways_proto::Role;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
@@ -60,7 +60,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Listener) {
-    let inlet = Arc::new(ServerInlet(Arc::clone(&shared)));
+    let inlet = Arc::new(ServerInlet(Arc::clone(&shared), Handle::current()));
     let mut stopping = shared.stopping.subscribe();
     loop {
         let accepted = tokio::select! {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bothways_proto::{Message, Metadata, keys};
+use tokio::runtime::Handle;
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
@@ -47,8 +48,8 @@ impl AuthRequest {
     }
 }
 
-/// The ears of a server.
-pub(super) struct ServerInlet(pub(super) Arc<Shared>);
+/// The ears of a server at one address, and the runtime that listens there.
+pub(super) struct ServerInlet(pub(super) Arc<Shared>, pub(super) Handle);
 
 impl Inlet for ServerInlet {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
@@ -100,6 +101,10 @@ impl Inlet for ServerInlet {
             Some((hook, message)) => rewrite_errors(hook, message, answer),
         };
         Answer::Later(answer, deadline)
+    }
+
+    fn runtime(&self) -> Option<&Handle> {
+        Some(&self.1)
     }
 
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {

@@ -44,6 +44,28 @@ macro_rules! delegate {
     };
 }
 
+impl AnySocket {
+    /// True for a bare socket of the system: the end of its runtime wakes whoever waits for it.
+    pub(crate) fn can_rest(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+            #[cfg(unix)]
+            Self::Unix(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Waits for something to read, without reading. `None`: it is no bare socket of the system.
+    pub(crate) fn poll_rest(&self, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        match self {
+            Self::Tcp(socket) => Some(socket.poll_readable(cx)),
+            #[cfg(unix)]
+            Self::Unix(socket) => Some(socket.poll_readable(cx)),
+            _ => None,
+        }
+    }
+}
+
 impl Socket for AnySocket {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         delegate!(self, socket => socket.poll_read(cx, buf))

@@ -43,6 +43,13 @@ impl TcpSocket {
     }
 }
 
+impl TcpSocket {
+    /// Waits for something to read: bytes, the end, or an error.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_read_ready(cx).map(|_| ())
+    }
+}
+
 impl Socket for TcpSocket {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {

@@ -37,6 +37,13 @@ impl UnixSocket {
     }
 }
 
+impl UnixSocket {
+    /// Waits for something to read: bytes, the end, or an error.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_read_ready(cx).map(|_| ())
+    }
+}
+
 impl Socket for UnixSocket {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {

@@ -25,6 +25,8 @@ mod panic;
 mod per_core;
 mod push;
 mod reconnect;
+#[cfg(unix)]
+mod rest;
 mod scripted;
 mod sessions;
 mod shutdown;
