@@ -184,9 +184,7 @@ impl Hub {
         for topic in topics {
             // Nobody can get hold of it while the table is locked, so that a count of one stays one.
             let is_unused = all.get(topic).is_some_and(|kept| {
-                Arc::strong_count(kept) == 1
-                    && kept.lock().is_unused()
-                    && self.subscriptions.read().of(topic).is_empty()
+                Arc::strong_count(kept) == 1 && kept.lock().is_unused() && self.subscriptions.read().count(topic) == 0
             });
             if is_unused {
                 all.remove(topic);
@@ -249,7 +247,7 @@ impl Registry {
         }
         let known = state.patterns.get(pattern).copied();
         if known.is_none() {
-            let subscribers = subscriptions.of(pattern).len();
+            let subscribers = subscriptions.count(pattern);
             if options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers) {
                 return Err(TopicError::Full { subscribers });
             }

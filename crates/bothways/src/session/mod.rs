@@ -45,6 +45,7 @@ mod user;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{Hash, Hasher},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -498,6 +499,12 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+impl Hash for Session {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.inner.id.hash(state);
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,9 @@
 //! Topics: names with `.` between segments, and patterns over them.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 /// Why a text is no topic or pattern.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -127,12 +130,13 @@ pub(super) struct Subscriptions<S> {
 #[derive(Debug)]
 struct Node<S> {
     children: HashMap<Box<str>, Node<S>>,
-    subscribers: Vec<S>,
+    /// A set: a topic may have a million of them, who come and go one by one.
+    subscribers: HashSet<S>,
 }
 
 impl<S> Default for Node<S> {
     fn default() -> Self {
-        Self { children: HashMap::new(), subscribers: Vec::new() }
+        Self { children: HashMap::new(), subscribers: HashSet::new() }
     }
 }
 
@@ -142,7 +146,7 @@ impl<S> Default for Subscriptions<S> {
     }
 }
 
-impl<S: PartialEq> Subscriptions<S> {
+impl<S: Eq + Hash> Subscriptions<S> {
     /// Adds a subscriber to a checked pattern, once.
     pub(super) fn add(&mut self, pattern: &str, subscriber: S) {
         let node = pattern.split('.').fold(&mut self.root, |node, segment| {
@@ -151,9 +155,7 @@ impl<S: PartialEq> Subscriptions<S> {
             }
             node.children.get_mut(segment).expect("it was just added")
         });
-        if !node.subscribers.contains(&subscriber) {
-            node.subscribers.push(subscriber);
-        }
+        node.subscribers.insert(subscriber);
     }
 
     /// Removes a subscriber from a pattern, and what is left without subscribers.
@@ -167,10 +169,10 @@ impl<S: PartialEq> Subscriptions<S> {
         each(&self.root, &segments, &mut show);
     }
 
-    /// The subscribers of exactly this pattern.
-    pub(super) fn of(&self, pattern: &str) -> &[S] {
+    /// How many subscribe to exactly this pattern.
+    pub(super) fn count(&self, pattern: &str) -> usize {
         let node = pattern.split('.').try_fold(&self.root, |node, segment| node.children.get(segment));
-        node.map_or(&[], |node| &node.subscribers)
+        node.map_or(0, |node| node.subscribers.len())
     }
 
     #[cfg(test)]
@@ -180,11 +182,12 @@ impl<S: PartialEq> Subscriptions<S> {
 }
 
 /// True if the node is empty afterwards.
-fn remove<'a, S: PartialEq>(node: &mut Node<S>, mut segments: impl Iterator<Item = &'a str>, subscriber: &S) -> bool {
+fn remove<'a, S: Eq + Hash>(node: &mut Node<S>, mut segments: impl Iterator<Item = &'a str>, subscriber: &S) -> bool {
     match segments.next() {
         None => {
-            if let Some(at) = node.subscribers.iter().position(|s| s == subscriber) {
-                node.subscribers.swap_remove(at);
+            node.subscribers.remove(subscriber);
+            if node.subscribers.len() < node.subscribers.capacity() / 8 {
+                node.subscribers.shrink_to_fit();
             }
         }
         Some(segment) => {
@@ -214,6 +217,8 @@ fn each<S>(node: &Node<S>, segments: &[&str], show: &mut impl FnMut(&S)) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -274,6 +279,41 @@ mod tests {
             }
             prop_assert!(tree.is_empty());
         }
+    }
+
+    /// A subscriber that counts how often it is compared.
+    #[derive(Clone, Copy, Debug, Eq)]
+    struct Compared(u32);
+
+    thread_local! {
+        static COMPARISONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    impl PartialEq for Compared {
+        fn eq(&self, other: &Self) -> bool {
+            COMPARISONS.set(COMPARISONS.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Hash for Compared {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    /// Who subscribes is not compared with all who do: a crowd would take the square of its number.
+    #[test]
+    fn a_subscriber_comes_and_goes_at_the_same_price_in_a_crowd() {
+        const CROWD: u32 = 10_000;
+        let mut tree = Subscriptions::default();
+        for number in (0..CROWD).chain(0..CROWD) {
+            tree.add("news", Compared(number));
+        }
+        assert_eq!(tree.count("news"), CROWD as usize);
+        (0..CROWD).for_each(|number| tree.remove("news", &Compared(number)));
+        assert!(tree.is_empty());
+        assert!(COMPARISONS.get() < 5 * CROWD as usize, "{} comparisons", COMPARISONS.get());
     }
 
     /// All topics of up to four segments of three names.
