@@ -96,7 +96,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         Some(What::Everything(page)) => {
             let tools = Tools::find(args)?;
             let mut report = ask(args, &tools)?;
-            report.curves = scaling::measure(&ScalingArgs::all(args.quick), &tools)?.curves;
+            report.curves = scaling::measure(&ScalingArgs::all(args.rounds, args.quick), &tools)?.curves;
             report.steps = instructions::measure(&InstructionsArgs::default())?.steps;
             write(args.json.as_deref(), &report)?;
             page::write(&report, page)

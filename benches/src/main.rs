@@ -10,6 +10,10 @@ use bothways_benches::{
 };
 use clap::{Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(about = "Benchmarks of Bothways beside Go rpcx, other frameworks and the bare limit")]
 struct Cli {

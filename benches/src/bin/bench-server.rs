@@ -9,6 +9,10 @@
 use bothways_benches::programs::{self, OurServeArgs};
 use clap::Parser;
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(about = "Serves `Bench`: Echo, Join and Broadcast, with raw bytes")]
 struct Args {

@@ -44,6 +44,9 @@ const RECEIVERS: usize = 32;
 const PUSHED_BYTES: usize = 256 << 20;
 const PUSHES: usize = 5_000;
 
+/// Rounds of what is timed, unless others are asked for. Steps beside each other show what is chance.
+const ROUNDS: usize = 2;
+
 #[derive(Args, Clone, Debug)]
 pub(super) struct ScalingArgs {
     /// How often what is timed is measured: clients and sizes. Crowds and instructions are counted once.
@@ -59,13 +62,13 @@ pub(super) struct ScalingArgs {
 
 impl ScalingArgs {
     /// As in a run of everything.
-    pub(super) fn all(quick: bool) -> Self {
-        Self { rounds: None, quick, only: Vec::new() }
+    pub(super) fn all(rounds: Option<usize>, quick: bool) -> Self {
+        Self { rounds: rounds.map(|rounds| rounds.min(ROUNDS)), quick, only: Vec::new() }
     }
 }
 
 pub(super) fn measure(args: &ScalingArgs, tools: &Tools) -> anyhow::Result<Report> {
-    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 2 }).max(1);
+    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { ROUNDS }).max(1);
     let mut report = Report::new(rounds, args.quick);
     let few = |all: &[usize], quick: usize| if args.quick { all[..quick].to_vec() } else { all.to_vec() };
     type Part = fn(&mut Report, &[usize], &Tools, usize) -> anyhow::Result<()>;
@@ -102,8 +105,11 @@ fn clients(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -
                 std::thread::sleep(REST);
                 let bytes = server.process().resident_bytes()?.saturating_sub(before);
                 memory.add(kind.name(), clients, bytes as f64 / clients as f64);
-                let measure = Duration::from_millis(1_000);
-                let measured = load.closed_loop(closed_loop(1, 581, measure))?;
+                let mut work = closed_loop(1, 581, Duration::from_millis(1_000));
+                // All have sent their first call before the time begins.
+                work.warm_up += Duration::from_micros(100) * clients as u32;
+                let measured = load.closed_loop(work)?;
+                ensure!(0 < measured.count, "{clients} clients got no reply within a second");
                 call.add(kind.name(), clients, measured.server_cpu_nanos_each() / 1e3);
                 load.join_all()?;
                 let args = BroadcastArgs { count: 1, size: 128 };
