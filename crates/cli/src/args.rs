@@ -107,6 +107,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
     pub(crate) grace: Duration,
 
+    /// When stopping, send clients away one by one, so that they come back at this rate; --grace is the time for it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) reconnects_per_second: Option<u32>,
+
     /// Let in so many new clients a second, and as many at once; others are told when to try again
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) new_clients_per_second: Option<u32>,

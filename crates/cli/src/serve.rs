@@ -71,15 +71,25 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     pushing.abort();
     out.line("stopping: no new connections, running calls are answered")?;
     drop(listening);
+    let stopping = async {
+        match args.reconnects_per_second {
+            Some(rate) => server.drain(args.grace, rate).await,
+            None => server.shutdown(args.grace).await,
+        }
+    };
     let report = tokio::select! {
-        report = server.shutdown(args.grace) => report,
+        report = stopping => report,
         () = signals.next() => {
             out.line("stopped at once: connections were cut")?;
             return Ok(());
         }
     };
+    let unhandled = match report.pushes_unhandled {
+        0 => String::new(),
+        pushes => format!(", {} not handled by clients", term::count(pushes as u64, "message")),
+    };
     out.line(&format!(
-        "stopped: {} served, {} unfinished, {} cut",
+        "stopped: {} served, {} unfinished, {} cut{unhandled}",
         term::count(server.stats().connections_accepted, "connection"),
         term::count(report.calls_unfinished as u64, "call"),
         term::count(report.connections_cut as u64, "connection"),

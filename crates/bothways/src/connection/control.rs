@@ -1,5 +1,7 @@
 //! What a connection says besides messages and calls: replies, heartbeats, Hello, acks, goodbyes.
 
+use std::time::Duration;
+
 use bothways_proto as proto;
 use bothways_proto::{
     Capabilities, CompressType, FrameParts, Header, Limits, Message, Metadata, Peer, SerializeType, Status, keys,
@@ -91,14 +93,21 @@ impl Connection {
     /// Tells a client that the server is about to close the connection, if it understands that.
     /// `code` is for programs, `why` for people.
     pub(crate) fn say_goodbye(&self, code: &str, why: &str) {
+        self.say_goodbye_for(code, why, None);
+    }
+
+    /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it.
+    pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
         let understands = self.shared.state.lock().proto.peer_can(Capabilities::GOODBYE);
         if understands {
-            self.control_request(
-                keys::GOODBYE,
-                &Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, why),
-            );
+            let mut said = Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, why);
+            if let Some(wait) = reconnect_after {
+                said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
+            }
+            self.control_request(keys::GOODBYE, &said);
             self.flush_soon();
         }
+        understands
     }
 
     pub(super) fn say_hello(&self, mut metadata: Metadata) {

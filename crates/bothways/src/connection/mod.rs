@@ -129,6 +129,8 @@ struct Shared {
     calls_running: AtomicUsize,
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
+    /// The server is about to close it, and takes no calls of it any more.
+    calls_refused: AtomicBool,
     /// The layer above keeps something for this connection, or did.
     adopted: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
@@ -257,6 +259,7 @@ impl Connection {
                 reads: AtomicU32::new(0),
                 calls_running: AtomicUsize::new(0),
                 answering: AtomicBool::new(false),
+                calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
                 changed: Notify::new(),
                 state: Mutex::new(state),
@@ -401,6 +404,22 @@ impl Connection {
             late_replies,
             written_bytes: state.outbox.written_bytes(),
         }
+    }
+
+    /// From here on the layer above refuses the peer's calls.
+    pub(crate) fn take_no_calls(&self) {
+        self.shared.calls_refused.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn takes_no_calls(&self) -> bool {
+        self.shared.calls_refused.load(Ordering::Acquire)
+    }
+
+    /// True while a call of either side runs, or the peer is being let in.
+    pub(crate) fn is_busy(&self) -> bool {
+        let state = self.shared.state.lock();
+        let waits = state.hello_pending || !state.proto.calls().is_empty();
+        0 < self.shared.calls_running.load(Ordering::Acquire) || (waits && state.can_answer())
     }
 
     /// True while the peer's Hello is being checked.

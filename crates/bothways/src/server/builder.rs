@@ -399,6 +399,7 @@ impl ServerBuilder {
                 emptied: Notify::new(),
                 watching: false.into(),
                 stopping: watch::Sender::new(false),
+                draining: false.into(),
                 stopped: OnceCell::new(),
                 counters: Counters::default(),
             }),

@@ -59,7 +59,7 @@ impl Inlet for ServerInlet {
             return self.handle_control(connection, &message);
         }
         let ends_something = is_control && control::ends_something(message.service_method());
-        if shared.is_stopping() && !ends_something {
+        if shared.refuses_calls_of(connection) && !ends_something {
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
         let deadline = match deadline(&message) {

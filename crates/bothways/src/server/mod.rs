@@ -88,6 +88,8 @@ struct Shared {
     emptied: Notify,
     watching: AtomicBool,
     stopping: watch::Sender<bool>,
+    /// It stops client by client: who has not been told goodbye is served.
+    draining: AtomicBool,
     stopped: OnceCell<ShutdownReport>,
     counters: Counters,
 }
@@ -332,11 +334,38 @@ impl Server {
     /// Stops accepting, tells clients, answers what is running, and closes; at the latest after `deadline`.
     ///
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
-    /// end of the connection. Calls that arrive meanwhile are refused as shutting down. Calling it
-    /// again, from anywhere, waits for the same end and gives the same report; the deadline is that of
-    /// the first.
+    /// end of the connection. Calls that arrive meanwhile are refused as shutting down. Sessions end with it. Calling
+    /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
+    /// that of the first.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
         *self.shared.stopped.get_or_init(|| shutdown::shutdown(&self.shared, deadline)).await
+    }
+
+    /// As [`Self::shutdown`], but client by client, so that those who come back, to another server or to the next one
+    /// at this address, come at this rate and not as a crowd. 0 a second counts as 1.
+    ///
+    /// Accepting stops at once. Then each client has a slot, in random order. In its slot it is told goodbye, or, if
+    /// it speaks plain rpcx, just closed; until then it is served, and its connection ends when its running calls
+    /// are answered. If the slots take longer than half of the deadline, clients are told earlier and asked to wait
+    /// for their slots, which ours do; plain ones come back when they like.
+    ///
+    /// Sessions are not handed to another server: they end with this one, at the latest at the deadline, and the report
+    /// says how many, and how many pushes their clients have not handled.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// let server = bothways::Server::builder().build();
+    /// let listening = server.listen("memu@drained").await?;
+    /// let report = server.drain(Duration::from_secs(60), 500).await;
+    /// assert_eq!((report.connections_cut, report.calls_unfinished, report.pushes_unhandled), (0, 0, 0));
+    /// # Ok(()) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub async fn drain(&self, deadline: Duration, reconnects_per_second: u32) -> ShutdownReport {
+        let drain = || shutdown::drain(&self.shared, deadline, reconnects_per_second);
+        *self.shared.stopped.get_or_init(drain).await
     }
 
     /// Every path and method that is served, sorted; the framework's own, `_bothways`, among them.
@@ -361,6 +390,15 @@ impl Server {
 impl Shared {
     fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
+    }
+
+    /// True if this client's calls are not taken any more.
+    fn refuses_calls_of(&self, connection: &Connection) -> bool {
+        self.is_stopping() && (!self.draining.load(Ordering::Acquire) || connection.takes_no_calls())
+    }
+
+    fn all_connections(&self) -> Vec<Connection> {
+        self.connections.lock().values().cloned().collect()
     }
 
     fn forget(&self, connection: &Connection, reason: &CloseReason) {

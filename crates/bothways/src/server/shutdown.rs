@@ -1,24 +1,153 @@
-//! Stops in good order: answers what runs, says goodbye, closes.
+//! Stops in good order: answers what runs, says goodbye, closes. At once, or client by client.
+//!
+//! ```text
+//!  shutdown   accepting ends, calls are refused ──► goodbye to all ──► nothing runs ──► all are closed
+//!  drain      accepting ends ──► in its turn, each: goodbye and its slot ──► nothing runs of it ──► it is closed
+//!                                         at the deadline: what is left is cut, and counted
+//! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use tokio::time::timeout_at;
+use rand::seq::SliceRandom;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Shared;
 use crate::connection::{Connection, after};
 
-/// What a shutdown left behind.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What a shutdown did, and what it left behind.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Requests whose handlers still ran at the deadline: their callers got no reply.
-    pub calls_unfinished: usize,
+    /// Clients that were told goodbye. Plain rpcx clients cannot be told: they see the end of the connection.
+    pub clients_told: usize,
+    /// Connections that ended before the deadline, with everything for them written.
+    pub connections_closed: usize,
     /// Connections that had to be cut at the deadline, with bytes for them unwritten.
     pub connections_cut: usize,
+    /// Requests whose handlers still ran at the deadline: their callers got no reply.
+    pub calls_unfinished: usize,
+    /// Sessions that ended with the server though their clients might have come back to them: they find none.
+    pub sessions_left: usize,
+    /// Pushes that these sessions had not seen handled, or not even sent; their receipts say dropped.
+    pub pushes_unhandled: usize,
 }
 
+const CODE: &str = "shutting_down";
+const WHY: &str = "the server is shutting down";
+
+/// How often a drain looks whether those who were told are done.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a client that was told may take to acknowledge what it has, before its connection is closed: several times
+/// what our clients take.
+const ACK_GRACE: Duration = Duration::from_millis(500);
+
+/// Stops at once.
 pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> ShutdownReport {
     let deadline = after(deadline);
+    begin(shared, deadline).await;
+    let connections = shared.all_connections();
+    let mut report = ShutdownReport::default();
+    for connection in &connections {
+        report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, None));
+    }
+    finish(shared, deadline, connections.len(), report).await
+}
+
+/// Stops client by client.
+pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_per_second: u32) -> ShutdownReport {
+    let deadline = after(deadline);
+    shared.draining.store(true, Ordering::Release);
+    begin(shared, deadline).await;
+    let mut connections = shared.all_connections();
+    connections.shuffle(&mut rand::rng());
+    let count = connections.len();
+    let began = Instant::now();
+    let turns = Turns::new(count, reconnects_per_second, deadline.saturating_duration_since(began) / 2);
+    let mut report = ShutdownReport::default();
+    let mut leaving = Leaving { shared, told: Vec::new() };
+    for (place, connection) in connections.into_iter().enumerate() {
+        let (turn, slot) = turns.of(place);
+        leaving.until(began + turn).await;
+        connection.take_no_calls();
+        report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, Some(slot - turn)));
+        leaving.told.push((connection, Instant::now()));
+    }
+    leaving.until_all(deadline).await;
+    finish(shared, deadline, count, report).await
+}
+
+/// When each of many clients is told, and when it is to come back, counted from the beginning.
+///
+/// The slots follow each other at the rate. A client is told in its slot, and used to the server until then; but all
+/// are told within `telling`, so that what runs has the time behind it. What is missing to its slot, a client waits.
+struct Turns {
+    nanos_between: u64,
+    /// What part of its slot is the turn of each.
+    part: f64,
+}
+
+impl Turns {
+    fn new(count: usize, per_second: u32, telling: Duration) -> Self {
+        let nanos_between = 1_000_000_000 / u64::from(per_second.max(1));
+        let last = Duration::from_nanos(nanos_between.saturating_mul(count as u64));
+        let part = if last <= telling { 1.0 } else { telling.as_secs_f64() / last.as_secs_f64() };
+        Self { nanos_between, part }
+    }
+
+    /// The turn and the slot of the client at this place.
+    fn of(&self, place: usize) -> (Duration, Duration) {
+        let slot = Duration::from_nanos(self.nanos_between.saturating_mul(place as u64));
+        (if self.part < 1.0 { slot.mul_f64(self.part) } else { slot }, slot)
+    }
+}
+
+/// Those whose clients were told, and who are not closed yet.
+struct Leaving<'a> {
+    shared: &'a Shared,
+    /// Since when.
+    told: Vec<(Connection, Instant)>,
+}
+
+impl Leaving<'_> {
+    /// Closes those who are done, until this moment.
+    async fn until(&mut self, moment: Instant) {
+        while self.look() < moment {
+            let next = Instant::now() + LOOK;
+            sleep_until(if self.told.is_empty() { moment } else { moment.min(next) }).await;
+        }
+    }
+
+    /// Closes those who are done, until all are or the deadline is there.
+    async fn until_all(&mut self, deadline: Instant) {
+        while self.look() < deadline && !self.told.is_empty() {
+            sleep_until(deadline.min(Instant::now() + LOOK)).await;
+        }
+    }
+
+    /// Closes those of whom nothing runs, and from whom nothing more is to be heard. Answers the time.
+    fn look(&mut self) -> Instant {
+        let now = Instant::now();
+        self.told.retain(|(connection, since)| {
+            let acknowledges = || {
+                let session = self.shared.sessions.of_connection(connection.id());
+                connection.is_negotiated() && session.is_some_and(|session| 0 < session.waiting().0)
+            };
+            let stays = connection.is_busy() || (now - *since < ACK_GRACE && acknowledges());
+            if !stays {
+                connection.close();
+            }
+            stays
+        });
+        now
+    }
+}
+
+/// Nobody new comes in, and the application is told.
+async fn begin(shared: &Shared, deadline: Instant) {
     shared.stopping.send_replace(true);
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
@@ -29,21 +158,24 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
             Err(_) => tracing::warn!("a shutdown hook was not done within the deadline"),
         }
     }
-    let connections = || -> Vec<Connection> { shared.connections.lock().values().cloned().collect() };
-    for connection in connections() {
-        connection.say_goodbye("shutting_down", "the server is shutting down");
-    }
+}
+
+/// Waits for what runs, closes who is still there, and ends the sessions.
+async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut report: ShutdownReport) -> ShutdownReport {
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
-    let calls_unfinished = shared.settings.load.running();
-    for connection in connections() {
+    report.calls_unfinished = shared.settings.load.running();
+    for connection in shared.all_connections() {
         connection.close();
     }
     let _ = timeout_at(deadline, emptied(shared)).await;
-    let left = connections();
+    let left = shared.all_connections();
     for connection in &left {
         connection.cut();
     }
-    ShutdownReport { calls_unfinished, connections_cut: left.len() }
+    report.connections_cut = left.len();
+    report.connections_closed = connections.saturating_sub(left.len());
+    (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server");
+    report
 }
 
 async fn emptied(shared: &Shared) {
@@ -53,5 +185,29 @@ async fn emptied(shared: &Shared) {
             return;
         }
         emptied.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// With time for all, each is told in its slot; with less, earlier, and waits for the slot itself.
+    #[test]
+    fn slots_follow_the_rate_and_turns_the_deadline() {
+        let turns = Turns::new(300, 100, ms(3000));
+        assert_eq!([0, 1, 299].map(|place| turns.of(place)), [(ms(0), ms(0)), (ms(10), ms(10)), (ms(2990), ms(2990))]);
+        let turns = Turns::new(300, 100, ms(1000));
+        for place in 0..300 {
+            let (turn, slot) = turns.of(place);
+            assert_eq!(slot, ms(10 * place as u64));
+            assert!(turn <= slot && turn <= ms(1000), "{turn:?}");
+        }
+        assert!(ms(990) < turns.of(299).0);
+        assert_eq!(Turns::new(3, 0, ms(0)).of(2), (ms(0), ms(2000)), "0 a second is 1");
     }
 }

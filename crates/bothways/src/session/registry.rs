@@ -493,6 +493,18 @@ impl Registry {
         self.sweep_topics();
     }
 
+    /// Ends all sessions, because no client can come back to any. Answers to how many a client might have, and how
+    /// many pushes these were owed.
+    pub(crate) fn end_all(&self, why: &str) -> (usize, usize) {
+        let (mut sessions, mut pushes) = (0, 0);
+        for session in self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()) {
+            sessions += usize::from(session.is_resumable());
+            pushes += session.waiting().0;
+            self.remove(&session, Some(why), None);
+        }
+        (sessions, pushes)
+    }
+
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str) {
         let connection = session.inner.state.lock().connection.clone();

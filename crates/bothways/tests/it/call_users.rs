@@ -614,7 +614,8 @@ async fn who_is_being_let_in_gets_a_push_once() {
     until(|| session.connection().is_none()).await;
     let mut client = Scripted::connect(listening.address()).await;
     client.say(hello(0, Capabilities::ALL, &again(&welcome, 0))).await;
-    until(|| server.user("ann").sessions().len() == 2).await;
+    settle().await;
+    assert_eq!(server.user("ann").sessions(), [session], "the one it had, and no other");
     let receipt = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi")).expect("small");
     // Called now, it is called as the session that it was, and once.
     let asking = asking(server.user("ann"));

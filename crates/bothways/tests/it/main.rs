@@ -7,6 +7,7 @@ mod call_users;
 mod calls;
 mod compression;
 mod deadlines;
+mod drain;
 mod explain;
 #[cfg(feature = "testing")]
 mod histories;

@@ -1,5 +1,7 @@
 //! `bothways serve`: how it starts and how it stops.
 
+#[cfg(unix)]
+use crate::support::{Running, bothways};
 use crate::support::{Serving, run};
 
 #[test]
@@ -24,5 +26,18 @@ fn a_signal_stops_it_in_good_order() {
     assert_eq!(server.program.terminate(), Some(0));
     server.program.out.until("stopping");
     let stopped = server.program.out.next();
+    assert_eq!(stopped, "stopped: 1 connection served, 0 calls unfinished, 0 connections cut");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_sends_clients_away_one_by_one() {
+    let mut server = Serving::with(&["--reconnects-per-second", "100", "--new-clients-per-second", "100"], &[]);
+    let listening = Running::start(bothways(&["listen", &server.address, "--call", "Arith.Mul"]));
+    listening.out.next();
+    assert_eq!(server.program.terminate(), Some(0));
+    let lost = listening.err.until("connection lost");
+    assert!(lost.contains("the server said goodbye"), "{lost}");
+    let stopped = server.program.out.until("stopped");
     assert_eq!(stopped, "stopped: 1 connection served, 0 calls unfinished, 0 connections cut");
 }
