@@ -413,6 +413,7 @@ fn handle_message<'a>(
         }
     }
     let inbound = state.proto.handle_message(message)?;
+    let asks_first = state.note_request(&inbound);
     match inbound {
         Inbound::Reply(waiter, message) => match waiter {
             Waiter::Call { reply, .. } => {
@@ -479,6 +480,9 @@ fn handle_message<'a>(
             drop(state);
             connection.run_hello(hello, message);
         }
+    }
+    if asks_first {
+        connection.tell_waiting_pushes();
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{self as proto, Capabilities, Limits, Message, Metadata, Peer, Role, Seq};
+use bothways_proto::{self as proto, Capabilities, Inbound, Limits, Message, Metadata, Peer, Role, Seq, keys};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
@@ -153,6 +153,8 @@ struct State {
     hello_pending: bool,
     /// A plain client has asked to be called by pushes.
     called_by_pushes: bool,
+    /// A plain client has asked for something, and so listens.
+    has_asked: bool,
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
     phase: Phase,
@@ -183,6 +185,27 @@ struct Seldom {
 }
 
 impl State {
+    /// True if what its session is owed may go to the client. Not while a Hello is being checked: until its answer
+    /// nobody knows what that is, and by which session. And not to a plain client before its first request: Go's
+    /// client reads before its application listens, and drops what comes too early.
+    fn takes_pushes(&self) -> bool {
+        let listens = self.has_asked || self.called_by_pushes || matches!(self.proto.peer(), Peer::Negotiated(_));
+        matches!(self.phase, Phase::Open) && !self.hello_pending && listens
+    }
+
+    /// Notes that a plain client asks for something. True if it does for the first time. What it is owed does not go
+    /// before the answer to `Enable` or `Resume`, which begins its session.
+    fn note_request(&mut self, inbound: &Inbound<Waiter>) -> bool {
+        let (Inbound::Call(message) | Inbound::Push(message)) = inbound else { return false };
+        if self.has_asked || self.called_by_pushes || self.proto.peer() != Peer::Plain {
+            return false;
+        }
+        let begins_session = message.service_path() == keys::CONTROL_PATH
+            && matches!(message.service_method(), keys::ENABLE | keys::RESUME);
+        self.has_asked = !begins_session;
+        self.has_asked
+    }
+
     fn seldom(&mut self) -> &mut Seldom {
         self.seldom.get_or_insert_default()
     }
@@ -240,6 +263,7 @@ impl Connection {
             seldom: None,
             hello_pending: false,
             called_by_pushes: false,
+            has_asked: false,
             methods: None,
             phase: Phase::Open,
             driving: Driving::Resting,

@@ -102,6 +102,10 @@ fn join(frames: &[PushFrame]) -> Option<Bytes> {
 impl Connection {
     /// Sends one message that wants no reply. Never waits: a peer that does not read hurts only itself.
     ///
+    /// It goes at once, also to a plain client that has asked for nothing yet. An application on Go's `XClient` does
+    /// not listen by then, and loses it. What is pushed to the client's session
+    /// ([`Session::push`](crate::Session::push), [`Server::push`](crate::Server::push)) waits for its first request.
+    ///
     /// # Errors
     /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
     /// - [`PushError::Closed`]: the connection is over.
@@ -183,11 +187,10 @@ impl Connection {
         }
     }
 
-    /// True if a push that is added now goes straight to the socket's next write. Not while a Hello is being
-    /// checked: until its answer nobody knows what the client is owed, and by which session.
+    /// True if a push that is added now goes straight to the socket's next write.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.shared.state.lock();
-        matches!(state.phase, Phase::Open) && !state.hello_pending && state.outbox.goes_direct()
+        state.takes_pushes() && state.outbox.goes_direct()
     }
 
     /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
@@ -227,12 +230,18 @@ impl Connection {
     /// will be told. The caller may hold locks of the layer above.
     pub(crate) fn tell_of_room(&self) -> bool {
         let mut state = self.shared.state.lock();
-        // Who cannot take anything has no room, however empty it is: its end, or the answer to its Hello, is on its
-        // way to whoever asks.
-        let takes = matches!(state.phase, Phase::Open) && !state.hello_pending;
-        let has_room = takes && state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
+        // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, or its first
+        // request, is on its way to whoever asks.
+        let has_room = state.takes_pushes() && state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
         state.room_wanted |= !has_room;
         !has_room
+    }
+
+    /// What waited for the client's first request goes now.
+    pub(super) fn tell_waiting_pushes(&self) {
+        if std::mem::take(&mut self.shared.state.lock().room_wanted) {
+            self.shared.inlet.handle_room(self);
+        }
     }
 
     pub(super) fn push(

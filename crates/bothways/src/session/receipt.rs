@@ -28,7 +28,8 @@ use super::{
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Stage {
-    /// It waits for the session's connection.
+    /// It waits for the session's connection: for room in it, for a client that is away, or for the first request of
+    /// one that speaks plain rpcx.
     Queued,
     /// The kernel took it. That is not delivery.
     Written,

@@ -1,13 +1,21 @@
 //! Sessions: who is who, who gets what, and what becomes of it.
 
-use std::time::Duration;
-
-use bothways::{
-    Class, Client, ClientOptions, ConnectionEvent, Push, Reply, Request, Server, ServerMessages, SessionLost, Stage,
-    Target, session::DropReason,
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
-use crate::support::address;
+use bothways::{
+    Class, Client, ClientOptions, ConnectionEvent, Metadata, Push, Reply, Request, Server, ServerMessages, SessionLost,
+    Stage, Target, session::DropReason,
+};
+use bothways_proto::{Header, Message, Seq, SerializeType, keys};
+use tokio::sync::mpsc;
+
+use crate::{
+    scripted::{Scripted, oneway, ping, request},
+    support::{address, connections, echoing},
+};
 
 /// A server at which a client becomes the user whose name is its token, and subscribes to what it sends.
 fn server() -> Server {
@@ -123,6 +131,96 @@ async fn each_target_of_a_fan_out_tells_its_end() {
     assert_eq!((each.next().await, each.next().await), (Some((ann, Stage::Handled)), None));
     let (_receipt, mut nobody) = server.push_each(&Target::user("dora"), &Push::new("Chat", "say", "")).expect("small");
     assert_eq!(nobody.next().await, None);
+}
+
+/// Go's client reads before its application listens: what a plain client is owed waits until it asks for something,
+/// in the queue that bounds it, and a heartbeat asks for nothing.
+#[tokio::test(start_paused = true)]
+async fn what_a_plain_client_is_owed_waits_for_its_first_request() {
+    let server = echoing().fire_queue(3, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let mut plain = Scripted::connect(listening.address()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    let push = |text: &str| Push::new("Chat", "say", text.to_owned());
+    let target = Target::connection(connection.id());
+    let receipts = ["1", "2"].map(|text| server.push(&target, &push(text)).expect("small"));
+    plain.hears_nothing().await;
+    plain.say(ping(0)).await;
+    assert!(plain.next().await.header().is_heartbeat());
+    plain.hears_nothing().await;
+    let fires: Vec<_> = ["3", "4", "5", "6"]
+        .map(|text| server.push(&target, &push(text).class(Class::Fire)).expect("small"))
+        .into_iter()
+        .collect();
+    assert_eq!(fires[0].outcomes().at(Stage::Dropped(DropReason::Full)), 1, "the oldest of too many");
+    assert_eq!(receipts[0].outcomes().at(Stage::Queued), 1);
+    // The plain form goes at once: whoever sends knows who listens.
+    connection.send_message("Chat", "say", &Metadata::new(), "at once").expect("room");
+    assert_eq!(plain.next().await.wire_payload()[..], b"at once"[..]);
+
+    plain.say(request(1, "Echo", b"x")).await;
+    let mut pushed = Vec::new();
+    for _ in 0..6 {
+        let message = plain.next().await;
+        if message.header().is_oneway() {
+            assert_eq!(message.header().seq(), Seq::of_push(0));
+            pushed.extend(String::from_utf8(message.wire_payload().to_vec()));
+        }
+    }
+    assert_eq!(pushed, ["1", "2", "4", "5", "6"]);
+    assert_eq!(receipts[1].outcomes().at(Stage::PlainWritten), 1);
+    server.push(&target, &push("7")).expect("small");
+    assert_eq!(plain.next().await.wire_payload()[..], b"7"[..], "from now on at once");
+
+    // One that leaves without a request has got nothing, and its sender is told.
+    let silent = Scripted::connect(listening.address()).await;
+    let connection = connections(&server, 2).await.remove(1);
+    let lost = server.push(&Target::connection(connection.id()), &push("8")).expect("small");
+    silent.reset();
+    assert_eq!(lost.handled().await.at(Stage::Dropped(DropReason::SessionEnded)), 1);
+}
+
+/// A oneway request is one too; and what waits for one that begins its session comes behind the answer to that, and
+/// is tracked.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_request_goes_as_the_request_says() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let push = || Push::new("Chat", "say", "hi");
+    let mut plain = Scripted::connect(listening.address()).await;
+    connections(&server, 1).await;
+    server.push(&Target::everyone(), &push()).expect("small");
+    plain.say(oneway(1, "Echo", b"x")).await;
+    assert_eq!(plain.next().await.header().seq(), Seq::of_push(0));
+
+    let mut enables = Scripted::connect(listening.address()).await;
+    let connection = connections(&server, 2).await.remove(1);
+    server.push(&Target::connection(connection.id()), &push()).expect("small");
+    let header = Header::request(Seq::new(1), SerializeType::RAW);
+    let enable = Message::new(header, keys::CONTROL_PATH, keys::ENABLE, &Metadata::new(), b"");
+    enables.say(enable.frame()).await;
+    assert!(!enables.next().await.header().is_oneway());
+    assert_eq!(enables.next().await.header().seq(), Seq::of_push(1));
+}
+
+/// Who is greeted when it connects hears it: a Bothways client behind its Welcome, and tracked.
+#[tokio::test(start_paused = true)]
+async fn a_greeting_waits_for_the_welcome() {
+    let greeter = Arc::new(OnceLock::<Server>::new());
+    let greets = Arc::clone(&greeter);
+    let (told, mut receipts) = mpsc::unbounded_channel();
+    let server = Server::builder().on_connect(move |connection| {
+        let server = greets.get().expect("it was built");
+        let receipt = server.push(&Target::connection(connection.id()), &Push::new("Chat", "say", "welcome"));
+        told.send(receipt.expect("small")).expect("the test listens");
+    });
+    let server = greeter.get_or_init(|| server.build()).clone();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    assert_eq!(text(&mut messages).await, "welcome");
+    let receipt = receipts.recv().await.expect("it was pushed");
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
 }
 
 /// What nobody reads any more is received and no more: dropping the stream handles nothing.

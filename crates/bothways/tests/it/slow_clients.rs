@@ -10,7 +10,7 @@ use bothways::{
 use bothways_proto::{Capabilities, Message, keys};
 
 use crate::{
-    scripted::{Scripted, hello, oneway, ping, request},
+    scripted::{Scripted, hello, oneway, request},
     support::{address, call, echoing, settle, soon, until},
 };
 
@@ -60,7 +60,7 @@ fn at(receipts: &[Receipt], stage: Stage) -> Vec<usize> {
 #[tokio::test(start_paused = true)]
 async fn a_plain_client_loses_the_newest() {
     let builder = Server::builder().session_log(10, 1 << 20);
-    let (_server, _listening, _, mut client, session) = server_and_client(builder, ping(0)).await;
+    let (_server, _listening, _, mut client, session) = server_and_client(builder, request(0, "None", b"")).await;
     let receipts = fill(&session, &Class::Tracked).await;
     let dropped = at(&receipts, Stage::Dropped(DropReason::Full));
     let taken: Vec<usize> = (0..receipts.len()).filter(|number| !dropped.contains(number)).collect();
@@ -187,7 +187,7 @@ async fn a_frozen_reader_is_disconnected_and_resumes() {
 /// A plain client that takes no byte for 10 s is closed, and its session ends with it.
 #[tokio::test(start_paused = true)]
 async fn a_frozen_plain_client_is_closed() {
-    let (server, _listening, _, _client, session) = server_and_client(Server::builder(), ping(0)).await;
+    let (server, _listening, _, _client, session) = server_and_client(Server::builder(), request(0, "None", b"")).await;
     let receipts: Vec<_> = (0..300).map(|n| push(&session, Class::Tracked, n)).collect();
     let reason = soon(session.connection().expect("it is up").closed()).await;
     assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason}");
