@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use bothways_proto::{Message, Metadata, SerializeType};
+use bothways_proto::{CompressType, DecodeError, Message, Metadata, SerializeType};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -10,6 +10,7 @@ use crate::{
     codec::{CodecError, Encode, Payload},
     connection::Connection,
     error::ErrorCode,
+    packing,
     reply::BoxFuture,
     session::{Registry, Session},
 };
@@ -20,7 +21,7 @@ pub use crate::reply::Reply;
 ///
 /// Any `Fn(Request) -> impl Future<Output = Reply>` is one. A handler is first polled in line by the
 /// connection that received the request: one that is ready at once costs no task. One that is not is
-/// moved to a task of its own. Compute for long, or block, only behind
+/// moved to a task of its own, and so is one whose payload takes long to unpack. Compute for long, or block, only behind
 /// [`tokio::task::spawn_blocking`]: until its first `await` a handler holds up its own connection.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. Of a oneway request the reply is dropped.
@@ -64,7 +65,14 @@ trait ErasedHandler: Send + Sync + 'static {
 }
 
 impl<H: Handler> ErasedHandler for H {
-    fn handle_boxed(self: Arc<Self>, request: Request) -> BoxFuture<Reply> {
+    fn handle_boxed(self: Arc<Self>, mut request: Request) -> BoxFuture<Reply> {
+        if request.message.header().compress() != CompressType::NONE && request.unpacked.is_none() {
+            return Box::pin(async move {
+                let unpacked = packing::unpack(&request.message, request.connection.limits()).await;
+                request.unpacked = Some(Box::new(unpacked));
+                self.handle(request).await
+            });
+        }
         Box::pin(async move { self.handle(request).await })
     }
 }
@@ -75,9 +83,15 @@ pub struct Request {
     pub(crate) message: Message,
     pub(crate) connection: Connection,
     pub(crate) deadline: Option<Instant>,
+    /// The payload of a message that travelled packed, before a handler sees it.
+    unpacked: Option<Box<Result<Bytes, DecodeError>>>,
 }
 
 impl Request {
+    pub(crate) fn new(message: Message, connection: Connection, deadline: Option<Instant>) -> Self {
+        Self { message, connection, deadline, unpacked: None }
+    }
+
     /// The service asked for, such as `Arith`.
     pub fn service_path(&self) -> &str {
         self.message.service_path()
@@ -123,7 +137,10 @@ impl Request {
     /// # Errors
     /// [`CodecError::Compressed`].
     pub fn payload(&self) -> Result<Bytes, CodecError> {
-        Ok(self.message.payload(self.connection.limits())?)
+        match &self.unpacked {
+            None => Ok(self.message.payload(self.connection.limits())?),
+            Some(unpacked) => Ok((**unpacked).clone()?),
+        }
     }
 
     /// The payload as a value.

@@ -32,6 +32,7 @@ pub mod discovery;
 pub mod error;
 pub mod handler;
 pub mod layer;
+mod packing;
 mod reply;
 pub mod router;
 pub mod server;

@@ -19,6 +19,8 @@ pub struct Reply {
     pub(crate) metadata: Metadata,
     /// `None`: the request's.
     pub(crate) serialize: Option<SerializeType>,
+    /// The payload is gzip already.
+    pub(crate) packed: bool,
     /// The connection ends behind this reply.
     pub(crate) then_close: bool,
     /// What a session owes its client follows this reply.
@@ -39,6 +41,7 @@ impl Reply {
             outcome: Ok(payload.into()),
             metadata: Metadata::new(),
             serialize: None,
+            packed: false,
             then_close: false,
             then_welcome: false,
         }

@@ -51,7 +51,7 @@ impl Inlet for ClientInlet {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };
-        let request = Request { message, connection: connection.clone(), deadline };
+        let request = Request::new(message, connection.clone(), deadline);
         match self.handlers.find(&request.message) {
             Ok(handler) => Answer::Later(self.results.once(request, handler), deadline),
             Err(why) => Answer::Ready(no_route(&request, why)),
@@ -148,7 +148,7 @@ pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
         while let Some(message) = messages.next().await {
             // Handled, and acknowledged as such, when this is dropped.
             let _ends = (message.ack, message.first);
-            let request = Request { message: message.message, connection: message.connection, deadline: None };
+            let request = Request::new(message.message, message.connection, None);
             match handlers.find(&request.message) {
                 Ok(handler) => {
                     let (path, method) = (request.service_path().to_owned(), request.service_method().to_owned());

@@ -23,25 +23,28 @@ impl Connection {
     }
 
     /// Sends the reply to `request`.
-    pub(super) fn reply(&self, request: &Message, reply: Reply, lane: Lane, pushes_before: Option<u64>) {
+    pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<u64>) {
         let shared = &*self.shared;
         let mut header = request.header().reply();
         if let Some(serialize) = reply.serialize {
             header = header.with_serialize(serialize);
         }
-        if !reply.is_ok() {
+        if let Err(failure) = &mut reply.outcome {
             header = header.with_status(Status::ERROR);
+            if failure.code.is_some() && !matches!(shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
+                // A plain client's application would find it among the metadata of its reply.
+                failure.code = None;
+            }
         }
-        let (then_welcome, then_close) = (reply.then_welcome, reply.then_close);
-        let (payload, mut metadata) = reply.into_wire();
-        let (header, payload) = compressed(header, payload, request.header().compress());
+        let (then_welcome, then_close, packed) = (reply.then_welcome, reply.then_close, reply.packed);
+        let (payload, metadata) = reply.into_wire();
+        let (header, payload) = match packed {
+            true => (header.with_compress(CompressType::GZIP), payload),
+            false => compressed(header, payload, request.header().compress()),
+        };
         let mut state = shared.state.lock();
         if !state.can_answer() {
             return;
-        }
-        if header.status().is_error() && !matches!(state.proto.peer(), Peer::Negotiated(_)) {
-            // A plain client's application would find it among the metadata of its reply.
-            metadata.remove(keys::ERROR_CODE);
         }
         let names = request.names();
         let parts = FrameParts { header, names, metadata: &metadata, payload_len: payload.len() };

@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Capabilities, Hello, Message, Metadata, Role, Seq, Status, keys};
+use bothways_proto::{Capabilities, CompressType, Hello, Message, Metadata, Role, Seq, Status, keys};
+use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{Connection, Lane, after};
 use crate::{
     error::{CloseReason, ErrorCode},
+    packing,
     reply::{BoxFuture, Reply},
 };
 
@@ -76,6 +78,10 @@ pub(crate) enum Answer {
 /// and be the outcome of the call in place of its deadline.
 const LATE_REFUSAL: Duration = Duration::from_millis(250);
 
+/// Refusals that wait for [`LATE_REFUSAL`] in all connections of one server or client; one more leaves at once.
+/// 4,096: a burst of callers that give up together. Each holds its request.
+const LATE_REFUSALS: usize = 4096;
+
 /// When the caller of a request gives up. A text that is no number is ignored, as in Go; a time that is
 /// over means that nobody waits for the handler.
 pub(crate) fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
@@ -91,14 +97,16 @@ pub(crate) fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
 #[derive(Debug)]
 pub(crate) struct Load {
     running: AtomicUsize,
+    /// Requests whose handlers were dropped at the deadline, and whose callers are still to be told.
+    late: AtomicUsize,
     max: usize,
-    /// Woken when nothing runs any more.
+    /// Woken when nothing runs any more, and when nobody is to be told any more.
     idle: Notify,
 }
 
 impl Load {
     pub(crate) fn new(max: usize) -> Self {
-        Self { running: AtomicUsize::new(0), max, idle: Notify::new() }
+        Self { running: AtomicUsize::new(0), late: AtomicUsize::new(0), max, idle: Notify::new() }
     }
 
     /// Requests that run now.
@@ -106,11 +114,11 @@ impl Load {
         self.running.load(Ordering::Acquire)
     }
 
-    /// Waits until nothing runs.
+    /// Waits until nothing runs, and all are told.
     pub(crate) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
-            if self.running() == 0 {
+            if self.running() == 0 && self.late.load(Ordering::Acquire) == 0 {
                 return;
             }
             idle.await;
@@ -119,7 +127,10 @@ impl Load {
 }
 
 /// The right to run one request; gives its place back when dropped.
-struct Permit(Connection);
+struct Permit {
+    connection: Connection,
+    is_late: bool,
+}
 
 impl Permit {
     /// `Err`: which bound is reached, for the caller.
@@ -128,7 +139,7 @@ impl Permit {
         let load = &*shared.settings.load;
         let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel);
         let in_all = load.running.fetch_add(1, Ordering::AcqRel);
-        let permit = Self(connection.clone());
+        let permit = Self { connection: connection.clone(), is_late: false };
         if shared.settings.calls_running_max <= in_connection {
             return Err(format!("overloaded: {in_connection} calls of this connection run already"));
         }
@@ -137,16 +148,36 @@ impl Permit {
         }
         Ok(permit)
     }
+
+    /// Nothing runs any more, but the caller is to be told so later: others may have the place at once. False: so
+    /// many wait for that already that it is told now.
+    fn retire(&mut self) -> bool {
+        // Counted before it leaves the others: who waits for both to be none must not see that in between.
+        let late = self.connection.shared.settings.load.late.fetch_add(1, Ordering::AcqRel);
+        self.leave();
+        self.is_late = true;
+        late < LATE_REFUSALS
+    }
+
+    fn leave(&self) {
+        let shared = &*self.connection.shared;
+        if shared.calls_running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.answering.load(Ordering::SeqCst) {
+            self.connection.wake_driver(&mut shared.state.lock());
+        }
+        if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            shared.settings.load.idle.notify_waiters();
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let shared = &*self.0.shared;
-        if shared.calls_running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.answering.load(Ordering::SeqCst) {
-            self.0.wake_driver(&mut shared.state.lock());
+        if !self.is_late {
+            return self.leave();
         }
-        if shared.settings.load.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            shared.settings.load.idle.notify_waiters();
+        let load = &*self.connection.shared.settings.load;
+        if load.late.fetch_sub(1, Ordering::AcqRel) == 1 {
+            load.idle.notify_waiters();
         }
     }
 }
@@ -176,15 +207,18 @@ impl Connection {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
         };
-        let pushes_before = Some(pushes_before);
-        match self.shared.inlet.handle_request(self, message.clone()) {
-            Answer::Ready(reply) => self.reply(&message, reply, Lane::Reply, pushes_before),
-            Answer::Nothing => {}
+        let reply = match self.shared.inlet.handle_request(self, message.clone()) {
+            Answer::Ready(reply) => reply,
+            Answer::Nothing => return place.keep(permit),
             Answer::Later(mut handler, deadline) => match poll_once(&mut handler, &message) {
-                Poll::Ready(reply) => self.reply(&message, reply, Lane::Reply, pushes_before),
+                Poll::Ready(reply) => reply,
                 Poll::Pending => return self.spawn_call(handler, deadline, message, permit, pushes_before),
             },
+        };
+        if takes_long_to_pack(&message, &reply) {
+            return self.spawn_call(Box::pin(std::future::ready(reply)), None, message, permit, pushes_before);
         }
+        self.reply(&message, reply, Lane::Reply, Some(pushes_before));
         place.keep(permit);
     }
 
@@ -205,7 +239,7 @@ impl Connection {
         let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
             return;
         };
-        let Ok(permit) = place.take(self) else {
+        let Ok(mut permit) = place.take(self) else {
             self.shared.state.lock().seldom().oneways_refused += 1;
             return;
         };
@@ -217,10 +251,9 @@ impl Connection {
             Poll::Pending => {
                 let connection = self.clone();
                 tokio::spawn(async move {
-                    if let Some(reply) = connection.run_while_wanted(handler, deadline, &message).await {
+                    if let Some(reply) = connection.run_while_wanted(handler, deadline, &message, &mut permit).await {
                         connection.finish_oneway(&reply);
                     }
-                    drop(permit);
                 });
             }
         }
@@ -293,8 +326,9 @@ impl Connection {
         handler: BoxFuture<Reply>,
         deadline: Option<Instant>,
         message: &Message,
+        permit: &mut Permit,
     ) -> Option<Reply> {
-        let reply = run(handler, deadline, message);
+        let reply = run(handler, deadline, message, permit);
         if !self.shared.settings.cancel_on_disconnect {
             return Some(reply.await);
         }
@@ -309,8 +343,8 @@ impl Connection {
         handler: BoxFuture<Reply>,
         deadline: Option<Instant>,
         message: Message,
-        permit: Permit,
-        pushes_before: Option<u64>,
+        mut permit: Permit,
+        pushes_before: u64,
     ) {
         let seq = message.header().seq();
         let mut state = self.shared.state.lock();
@@ -324,8 +358,14 @@ impl Connection {
         // it perhaps a call of its own on this connection.
         drop(state);
         let task = tokio::spawn(async move {
-            let connection = &permit.0;
-            let reply = connection.run_while_wanted(handler, deadline, &message).await;
+            let connection = permit.connection.clone();
+            let mut reply = connection.run_while_wanted(handler, deadline, &message, &mut permit).await;
+            if let Some(reply) = reply.as_mut().filter(|reply| takes_long_to_pack(&message, reply))
+                && let Ok(payload) = &mut reply.outcome
+            {
+                *payload = packing::pack(std::mem::take(payload)).await;
+                reply.packed = true;
+            }
             if remember {
                 let mut state = connection.shared.state.lock();
                 if state.take_running(seq).is_none() {
@@ -333,7 +373,7 @@ impl Connection {
                 }
             }
             if let Some(reply) = reply {
-                connection.reply(&message, reply, Lane::Reply, pushes_before);
+                connection.reply(&message, reply, Lane::Reply, Some(pushes_before));
                 connection.flush();
             }
         });
@@ -380,6 +420,12 @@ impl Connection {
     }
 }
 
+/// True if packing this reply as its request was packed would hold up whoever does it.
+fn takes_long_to_pack(request: &Message, reply: &Reply) -> bool {
+    let is_large = |payload: &Bytes| packing::IN_LINE_BYTES < payload.len();
+    request.header().compress() == CompressType::GZIP && reply.outcome.as_ref().is_ok_and(is_large)
+}
+
 /// Polls a handler for the first time, without a task.
 fn poll_once(handler: &mut BoxFuture<Reply>, message: &Message) -> Poll<Reply> {
     // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
@@ -389,7 +435,12 @@ fn poll_once(handler: &mut BoxFuture<Reply>, message: &Message) -> Poll<Reply> {
 }
 
 /// Runs a handler to its end, its panic or its caller's deadline.
-async fn run(mut handler: BoxFuture<Reply>, deadline: Option<Instant>, message: &Message) -> Reply {
+async fn run(
+    mut handler: BoxFuture<Reply>,
+    deadline: Option<Instant>,
+    message: &Message,
+    permit: &mut Permit,
+) -> Reply {
     let guarded = std::future::poll_fn(|cx| {
         catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)))
             .unwrap_or_else(|panic| Poll::Ready(panicked(&*panic, message)))
@@ -400,7 +451,9 @@ async fn run(mut handler: BoxFuture<Reply>, deadline: Option<Instant>, message: 
             Ok(reply) => reply,
             Err(_) => {
                 drop(handler);
-                tokio::time::sleep(LATE_REFUSAL).await;
+                if permit.retire() && !message.header().is_oneway() {
+                    tokio::time::sleep(LATE_REFUSAL).await;
+                }
                 Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler was done")
             }
         },

@@ -67,7 +67,7 @@ impl Inlet for ServerInlet {
             Err(reply) => return Answer::Ready(reply),
         };
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
-        let request = Request { message, connection: connection.clone(), deadline };
+        let request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
         let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
         let handler = shared.router.find(&request.message);

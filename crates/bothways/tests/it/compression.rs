@@ -4,7 +4,7 @@ use bothways::{CallError, Client, ClientOptions, ErrorCode, Limits, Metadata, Ro
 use bothways_proto::{CompressType, Header, Message, Seq, gzip};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, reply_to},
+    scripted::{Scripted, ScriptedServer, ping, reply_to},
     support::{address, call, connections, echo, echoing, until},
 };
 
@@ -116,4 +116,48 @@ async fn a_bomb_in_a_reply_costs_one_call() {
             _ => assert!(matches!(answer, Err(CallError::Decode(_)))),
         }
     }
+}
+
+/// A large payload is unpacked, and a large reply packed, apart from the connection's own task: what the client
+/// sends behind it is answered first.
+#[tokio::test(start_paused = true)]
+async fn large_payloads_do_not_hold_up_their_connection() {
+    let large = || vec![7; 8 << 20];
+    let server = bothways::Server::builder()
+        .function("T", "Count", |payload: Raw| {
+            std::future::ready(Ok::<_, String>(Raw::from(payload.0.len().to_string().into_bytes())))
+        })
+        .function("T", "Large", move |_: Raw| std::future::ready(Ok::<_, String>(Raw::from(large()))))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let header = Header::request(Seq::new(1), SerializeType::RAW).with_compress(CompressType::GZIP);
+    for (method, payload, in_line) in
+        [("Count", vec![7; 200 << 10], true), ("Count", large(), false), ("Large", Vec::new(), false)]
+    {
+        let request = Message::new(header, "T", method, &Metadata::new(), &gzip(&payload));
+        client.say([&request.frame()[..], &ping(2)].concat()).await;
+        let answers = [client.next().await, client.next().await];
+        assert_eq!(answers[0].header().is_heartbeat(), !in_line, "{method}");
+        let answer = answers.iter().find(|answer| !answer.header().is_heartbeat()).expect("one of them");
+        let answer = answer.payload(&Limits::default()).expect("valid");
+        match method {
+            "Count" => assert_eq!(answer, payload.len().to_string()),
+            _ => assert_eq!(answer, large()),
+        }
+    }
+}
+
+/// What a payload says of its own size is not believed: in line no more is unpacked than goes in line.
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_lies_about_its_size_does_not_hold_up_its_connection() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let mut lie = packed_request(&vec![7; 8 << 20]);
+    let at = lie.len() - 4;
+    lie[at..].copy_from_slice(&1000_u32.to_le_bytes());
+    client.say([&lie[..], &ping(2)].concat()).await;
+    assert!(client.next().await.header().is_heartbeat());
+    assert!(client.next().await.error_text().is_some());
 }

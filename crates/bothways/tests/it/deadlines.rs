@@ -7,7 +7,7 @@ use bothways_proto::keys;
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, request_with},
+    scripted::{Scripted, ScriptedServer, reply, request, request_with},
     support::{address, call, call_with, echoing, gate, settle, soon, until},
 };
 
@@ -108,4 +108,51 @@ async fn waiting_for_a_connection_counts() {
     assert_eq!(began.elapsed(), Duration::from_secs(2));
     client.close();
     call(&client, "Wait", "").await.expect_err("it is closed");
+}
+
+/// S10. A call whose caller has given up takes no place: others run in it before its caller is told.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_given_up_takes_no_place() {
+    for per_connection in [true, false] {
+        let (handler, mut asked) = gate();
+        let builder = echoing().handler("T", "Wait", handler);
+        let server = match per_connection {
+            true => builder.calls_per_connection_max(1).build(),
+            false => builder.calls_max(1).build(),
+        };
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, "100"), b"")).await;
+        let mut running = soon(asked.recv()).await.expect("it runs");
+        running.dropped().await;
+        let began = Instant::now();
+        client.say(request(2, "Echo", b"now")).await;
+        client.hears(reply(2, "Echo", b"now")).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(client.next().await.error_text().is_some_and(|text| text.contains("deadline")));
+        assert_ne!(began.elapsed(), Duration::ZERO);
+    }
+}
+
+/// So many callers that gave up wait for the end of their time; one more is told at once, for each holds its request.
+#[tokio::test(start_paused = true)]
+async fn refusals_that_wait_are_bounded() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let timeout = Metadata::new().with(keys::SERVER_TIMEOUT, "1000");
+    let mut running = Vec::new();
+    for n in 0..4100 {
+        client.say(request_with(n, "Wait", &timeout, b"")).await;
+        running.push(soon(asked.recv()).await.expect("it runs"));
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for at_once in [4, 4096] {
+        for _ in 0..at_once {
+            client.next().await;
+        }
+        client.hears_nothing().await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }

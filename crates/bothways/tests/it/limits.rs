@@ -71,6 +71,30 @@ async fn calls_at_once_are_bounded() {
     }
 }
 
+/// Heartbeats are answered at once while as many calls run as one likes, on their own connection and elsewhere.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_are_answered_while_calls_run() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say((0..128).flat_map(|n| request(n, "Wait", b"")).collect::<Vec<u8>>()).await;
+        clients.push(client);
+    }
+    let mut running = Vec::new();
+    while running.len() < 64 * 128 {
+        running.push(soon(asked.recv()).await.expect("it runs"));
+    }
+    let began = Instant::now();
+    for client in &mut clients {
+        client.say(ping(999)).await;
+        assert!(client.next().await.header().is_heartbeat());
+    }
+    assert_eq!((began.elapsed(), server.stats().calls_running), (Duration::ZERO, 64 * 128));
+}
+
 /// S2, S4. What is no frame ends the connection before memory is taken for it; what came before it is
 /// answered, and nobody else notices.
 #[tokio::test(start_paused = true)]
