@@ -28,6 +28,7 @@ mod push;
 mod reconnect;
 #[cfg(unix)]
 mod rest;
+mod resume;
 mod scripted;
 mod sessions;
 mod shutdown;

@@ -1,0 +1,379 @@
+//! Coming back to a session: every order in which a connection, a claim and an end can meet.
+//!
+//! The traps of rpcx and of sessions, and what keeps us out of each:
+//!
+//! | trap | the test that fails in it |
+//! |---|---|
+//! | a server's request without oneway, or its heartbeat, finishes a plain client's own call of that number | `call_back::a_plain_client_is_never_called`, `keepalive::a_plain_client_is_never_asked`, `optin::a_call_is_a_push_and_reply_answers_it` |
+//! | some clients take any frame with a pending number for the reply: pushes have bit 63 | `push::a_push_is_the_bytes_that_go_sends`, `proto/tests/pair` |
+//! | one process holds several connections of one user | `sessions::targets_name_sessions`, `topics::presence_is_of_users`, `histories` (a user with two clients) |
+//! | the order of Go's metadata is random | `interop/tests/golden.rs`: pairs are compared as maps |
+//! | a Go reader ends at any compression but none and gzip | `compression::replies_are_packed_as_their_requests` |
+//! | what is sent again comes behind what is new | [`what_is_sent_again_comes_before_what_is_new`], `optin::resume_replays_what_was_not_handled` |
+//! | a quiet session with an empty log forgets how far it is | [`a_quiet_session_is_resumed`]; for topics `history.rs`, `the_head_outlives_its_message` |
+//! | a network that blinks is a leave | `topics::a_blink_is_no_leave`, `topics::presence_is_of_users` |
+//! | an old connection that is half open still speaks for the session | [`the_old_connection_speaks_for_nobody`] |
+//! | a Welcome is lost, and with it the only secret that counts | [`any_number_of_welcomes_may_be_lost_in_a_row`] |
+//! | two claims at once are both let in | [`of_two_claims_at_once_the_last_has_the_session`] |
+//! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`] |
+//! | the end of an earlier absence ends a session whose client is away again | [`each_absence_has_a_window_of_its_own`] |
+//! | an acknowledgement before the Welcome is taken for one of the new session | `call_users::nothing_is_acknowledged_before_the_welcome` |
+//! | a push to a user goes to the connection that is being let in as well | `call_users::who_is_being_let_in_gets_a_push_once`, `optin::what_is_pushed_while_a_client_comes_back_comes_once` |
+//! | a subscription overtakes the hook, and is for a session that is about to go | `topics::a_subscription_behind_a_slow_hello_is_not_lost` |
+//! | the notice of a gap is lost with its connection | [`a_gap_is_told_again_until_it_is_heard`] |
+//! | a client takes what a server repeats for something new | [`a_client_hands_on_once_what_comes_twice`] |
+//! | a client that lost its place resumes as if nothing were missing | [`who_lost_its_place_is_told_so`] |
+
+use std::{sync::Arc, time::Duration};
+
+use bothways::{
+    Client, ClientOptions, Metadata, Push, Receipt, SerializeType, Server, Session, Stage, Target, session::SessionId,
+};
+use bothways_proto::{Capabilities, Header, Message, Seq, Welcome, keys};
+use tokio::sync::Semaphore;
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, hello},
+    support::{address, settle, soon, until},
+};
+
+/// A client that says Hello with these pairs, and the pairs of its Welcome.
+async fn arrive(address: &str, pairs: &Metadata) -> (Scripted, Metadata) {
+    let mut client = Scripted::connect(address).await;
+    client.say(hello(0, Capabilities::ALL, pairs)).await;
+    let welcome = client.next().await.metadata();
+    assert!(Welcome::from_metadata(&welcome).is_some(), "{welcome:?}");
+    (client, welcome)
+}
+
+/// What a client says that comes back, and has handled this much.
+fn claim(welcome: &Metadata, handled: u64) -> Metadata {
+    [keys::SESSION_ID, keys::SESSION_KEY]
+        .iter()
+        .fold(Metadata::new(), |pairs, key| pairs.with(key, welcome.get(key).expect("it is in each Welcome")))
+        .with(keys::SESSION_OFFSET, handled.to_string())
+}
+
+fn session(server: &Server, welcome: &Metadata) -> Session {
+    let id: SessionId = welcome.get(keys::SESSION_ID).expect("a session").parse().expect("a number");
+    server.session(id).expect("it lives")
+}
+
+fn push(session: &Session, text: &str) -> Receipt {
+    session.push(&Push::new("Chat", "say", text.to_owned())).expect("small")
+}
+
+fn pushed(offset: u64, text: &str) -> Vec<u8> {
+    let header = Header::oneway(Seq::of_push(offset), SerializeType::RAW);
+    Message::new(header, "Chat", "say", &Metadata::new(), text.as_bytes()).frame().to_vec()
+}
+
+fn ack(upto: u64) -> Vec<u8> {
+    let header = Header::oneway(Seq::new(9), SerializeType::RAW);
+    let pairs = Metadata::new().with(keys::ACK_OFFSETS, format!("{upto},{upto}"));
+    Message::new(header, keys::CONTROL_PATH, keys::ACK, &pairs, &[]).frame().to_vec()
+}
+
+fn is_resumed(welcome: &Metadata) -> bool {
+    welcome.get(keys::SESSION_RESUMED).is_some()
+}
+
+/// A server whose hook takes a permit for each Hello.
+fn gated() -> (Server, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let checked = Arc::clone(&gate);
+    let server = Server::builder().auth(move |_| {
+        let checked = Arc::clone(&checked);
+        async move {
+            checked.acquire().await.expect("it is open").forget();
+            Ok::<_, String>(())
+        }
+    });
+    (server.build(), gate)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_comes_before_what_is_new() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    for (offset, text) in [(1, "a"), (2, "b")] {
+        push(&session, text);
+        client.hears(pushed(offset, text)).await;
+    }
+    client.reset();
+    until(|| session.connection().is_none()).await;
+    push(&session, "while away");
+    let mut back = Scripted::connect(listening.address()).await;
+    back.say(hello(0, Capabilities::ALL, &claim(&welcome, 1))).await;
+    push(&session, "before the Welcome");
+    assert!(is_resumed(&back.next().await.metadata()));
+    push(&session, "behind the Welcome");
+    for (offset, text) in (2..).zip(["b", "while away", "before the Welcome", "behind the Welcome"]) {
+        back.hears(pushed(offset, text)).await;
+    }
+    back.hears_nothing().await;
+}
+
+/// All is handled and the log is empty: the session still knows its place, and its client comes back to it.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_session_is_resumed() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    for (offset, text) in [(1, "a"), (2, "b")] {
+        let receipt = push(&session, text);
+        client.hears(pushed(offset, text)).await;
+        client.say(ack(offset)).await;
+        assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+    }
+    assert_eq!(session.waiting(), (0, 0));
+    client.reset();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let (mut back, again) = arrive(listening.address(), &claim(&welcome, 2)).await;
+    assert!(is_resumed(&again));
+    assert_eq!(again.get(keys::SESSION_OFFSET), Some("2"));
+    push(&session, "c");
+    back.hears(pushed(3, "c")).await;
+}
+
+/// A client whose old connection is half open, at the server, has taken its session away from it. What that connection
+/// still says counts for nothing, and it gets nothing.
+#[tokio::test(start_paused = true)]
+async fn the_old_connection_speaks_for_nobody() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut old, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    let receipt = push(&session, "a");
+    old.hears(pushed(1, "a")).await;
+    let (mut new, again) = arrive(listening.address(), &claim(&welcome, 0)).await;
+    assert!(is_resumed(&again));
+    // It may be gone already.
+    let _ = old.try_say(ack(1)).await;
+    settle().await;
+    assert_eq!(receipt.outcomes().at(Stage::Written), 1, "nobody has confirmed it");
+    let live = push(&session, "b");
+    new.hears(pushed(1, "a")).await;
+    new.hears(pushed(2, "b")).await;
+    let rest = old.rest().await;
+    assert!(rest.iter().all(|message| message.service_path() == keys::CONTROL_PATH), "{rest:?}");
+    assert_eq!((session.generation(), server.stats().sessions), (2, 1));
+    new.say(ack(2)).await;
+    assert_eq!(live.handled().await.at(Stage::Handled), 1);
+}
+
+/// Each Welcome brings a new secret, and may be lost: the one that the client has counts until it shows a newer one,
+/// and not longer.
+#[tokio::test(start_paused = true)]
+async fn any_number_of_welcomes_may_be_lost_in_a_row() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, first) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &first);
+    client.reset();
+    for lost in 0..20 {
+        let (client, welcome) = arrive(listening.address(), &claim(&first, 0)).await;
+        assert!(is_resumed(&welcome), "after {lost}");
+        client.reset();
+        until(|| session.connection().is_none()).await;
+    }
+    let (client, second) = arrive(listening.address(), &claim(&first, 0)).await;
+    client.reset();
+    let (mut client, third) = arrive(listening.address(), &claim(&second, 0)).await;
+    assert!(is_resumed(&third), "the newest counts as well");
+    client.say(ack(0)).await;
+    settle().await;
+    client.reset();
+    for over in [&first, &second] {
+        let (_, refused) = arrive(listening.address(), &claim(over, 0)).await;
+        assert_eq!(refused.get(keys::SESSION_WHY), Some("unknown"), "a newer one was shown");
+    }
+    assert!(is_resumed(&arrive(listening.address(), &claim(&third, 0)).await.1));
+}
+
+/// Two connections claim one session while the hook thinks. Both are let in, one after the other, and the last has it:
+/// it alone gets what the session owes, each once, and the other is closed.
+#[tokio::test(start_paused = true)]
+async fn of_two_claims_at_once_the_last_has_the_session() {
+    let (server, gate) = gated();
+    gate.add_permits(1);
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    client.reset();
+    until(|| session.connection().is_none()).await;
+    let owed = push(&session, "owed");
+    let mut claims = Vec::new();
+    for _ in 0..2 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(hello(0, Capabilities::ALL, &claim(&welcome, 0))).await;
+        settle().await;
+        claims.push(client);
+    }
+    // Both hooks are done in one turn.
+    gate.add_permits(2);
+    settle().await;
+    let [mut first, mut last] = claims.try_into().ok().expect("two");
+    assert!(is_resumed(&last.next().await.metadata()));
+    last.hears(pushed(1, "owed")).await;
+    push(&session, "new");
+    last.hears(pushed(2, "new")).await;
+    last.hears_nothing().await;
+    for message in first.rest().await {
+        let is_push = message.service_path() == "Chat";
+        assert!(!is_push || message.header().seq() == Seq::of_push(1), "only what was its while it had the session");
+    }
+    assert_eq!((session.generation(), server.stats().sessions), (3, 1));
+    last.say(ack(2)).await;
+    assert_eq!(owed.handled().await.at(Stage::Handled), 1);
+}
+
+/// The connection breaks while the hook thinks about its client. The session is not left with a connection that is
+/// over: it waits, its client comes back to it, and its window ends.
+#[tokio::test(start_paused = true)]
+async fn an_end_within_the_hook_leaves_a_session_that_waits() {
+    let (server, gate) = gated();
+    gate.add_permits(1);
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    client.reset();
+    until(|| session.connection().is_none()).await;
+    let mut broken = Scripted::connect(listening.address()).await;
+    broken.say(hello(0, Capabilities::ALL, &claim(&welcome, 0))).await;
+    settle().await;
+    broken.reset();
+    settle().await;
+    gate.add_permits(1);
+    settle().await;
+    assert!(session.connection().is_none(), "what it would get goes nowhere");
+    let receipt = push(&session, "owed");
+    assert_eq!(receipt.outcomes().at(Stage::Queued), 1);
+
+    gate.add_permits(1);
+    let (mut back, again) = arrive(listening.address(), &claim(&welcome, 0)).await;
+    assert!(is_resumed(&again));
+    back.hears(pushed(1, "owed")).await;
+    back.reset();
+    tokio::time::sleep(Duration::from_secs(125)).await;
+    assert_eq!((server.stats().sessions, server.stats().connections), (0, 0), "nothing is left");
+}
+
+/// A client is away, comes back, and is away again: the window of its first absence does not end the second.
+#[tokio::test(start_paused = true)]
+async fn each_absence_has_a_window_of_its_own() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, mut welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    client.reset();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(115)).await;
+        let (client, again) = arrive(listening.address(), &claim(&welcome, 0)).await;
+        assert!(is_resumed(&again));
+        client.reset();
+        welcome = again;
+        until(|| session.connection().is_none()).await;
+    }
+    tokio::time::sleep(Duration::from_secs(125)).await;
+    let (_client, late) = arrive(listening.address(), &claim(&welcome, 0)).await;
+    assert_eq!(late.get(keys::SESSION_WHY), Some("unknown"));
+}
+
+/// What a log had no room for is told; a notice that is lost with its connection is told on the next one.
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_told_again_until_it_is_heard() {
+    let server = Server::builder().session_log(1, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, mut welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    push(&session, "a");
+    push(&session, "refused");
+    client.hears(pushed(1, "a")).await;
+    for _ in 0..3 {
+        let gap = client.next().await;
+        assert_eq!((gap.service_method(), gap.metadata().get(keys::GAP_MISSED)), (keys::GAP, Some("1")));
+        client.hears_nothing().await;
+        client.reset();
+        until(|| session.connection().is_none()).await;
+        (client, welcome) = arrive(listening.address(), &claim(&welcome, 1)).await;
+        assert!(is_resumed(&welcome));
+    }
+}
+
+/// A server that repeats what the client has had, be it because it does not know: the application gets each once, and in
+/// order, and the server is told again how far the client is.
+#[tokio::test(start_paused = true)]
+async fn a_client_hands_on_once_what_comes_twice() {
+    let server = ScriptedServer::listen().await;
+    let connecting = tokio::spawn({
+        let (address, wait) = (server.address.clone(), Duration::from_millis(1));
+        async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
+    });
+    let welcome = |hello: &Message, pairs: Metadata| {
+        let mut metadata =
+            pairs.with(keys::SESSION_ID, "1").with(keys::SESSION_KEY, "k").with(keys::SESSION_OFFSET, "0");
+        let said = bothways_proto::Hello::from_metadata(&hello.metadata()).expect("a Hello comes first");
+        Welcome::answer(&said, Capabilities::ALL).put(&mut metadata);
+        Message::new(hello.header().reply(), "", "", &metadata, &[]).frame().to_vec()
+    };
+    let mut peer = server.accept().await;
+    let said = peer.next().await;
+    peer.say(welcome(&said, Metadata::new())).await;
+    let (_client, mut messages) = connecting.await.expect("no panic").expect("it listens");
+    for offset in [1, 2, 1, 2, 3] {
+        peer.say(pushed(offset, &offset.to_string())).await;
+    }
+    settle().await;
+    peer.reset();
+    let mut peer = server.accept().await;
+    let said = peer.next().await;
+    peer.say(welcome(&said, Metadata::new().with(keys::SESSION_RESUMED, "1"))).await;
+    for offset in [1, 2, 3, 4, 3, 5] {
+        peer.say(pushed(offset, &offset.to_string())).await;
+    }
+    for expected in 1..=5 {
+        let message = soon(messages.next()).await.expect("the client is open");
+        assert_eq!(message.payload().expect("not packed"), expected.to_string());
+    }
+    settle().await;
+    assert!(messages.try_next().is_none());
+    loop {
+        let ack = peer.next().await;
+        if ack.metadata().get(keys::ACK_OFFSETS) == Some("5,5") {
+            break;
+        }
+    }
+}
+
+/// A client that claims less than it has confirmed wants what is gone, and one that claims more was never here. Either
+/// gets a new session, and hears why.
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_place_is_told_so() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for wrong in [1, 4] {
+        let (mut client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+        let of_client = session(&server, &welcome);
+        for (offset, text) in [(1, "a"), (2, "b"), (3, "c")] {
+            push(&of_client, text);
+            client.hears(pushed(offset, text)).await;
+        }
+        client.say(ack(2)).await;
+        settle().await;
+        client.reset();
+        let (mut client, fresh) = arrive(listening.address(), &claim(&welcome, wrong)).await;
+        assert_eq!((is_resumed(&fresh), fresh.get(keys::SESSION_WHY)), (false, Some("gap")));
+        let fresh = session(&server, &fresh);
+        assert_ne!(fresh.id(), of_client.id());
+        push(&fresh, "new");
+        client.hears(pushed(1, "new")).await;
+        client.hears_nothing().await;
+        // The other one waits for who knows its place.
+        assert!(is_resumed(&arrive(listening.address(), &claim(&welcome, 2)).await.1));
+    }
+    assert!(1 < server.sessions(&Target::everyone()).expect("no topic").len());
+}
