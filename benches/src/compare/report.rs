@@ -365,7 +365,9 @@ fn machine() -> String {
     let cpu_facts = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu_facts.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let (model, release) = (model.map_or("unknown CPU", |(_, model)| model), release.trim());
+    // What the maker of the kernel adds behind its version says nothing here.
+    let release = release.trim().split('-').next().unwrap_or_default();
+    let model = model.map_or("unknown CPU", |(_, model)| model);
     format!("{cores} cores, {model}, {} {release}", std::env::consts::OS)
 }
 

@@ -6,7 +6,12 @@
 //! | 1,000 sessions | 1,000,000 | the transport within one process, each crowd in a process of its own |
 //! | 64 B | 1 MiB | sockets, 16 calls in flight, or pushes to 32 clients |
 
-use std::{env, process::Command, time::Duration};
+use std::{
+    env,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -33,6 +38,9 @@ const SESSIONS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SIZES: [usize; 8] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
 const KINDS: [Kind; 2] = [Kind::Ours, Kind::Limit];
+
+/// More than opening a crowd takes on a machine that does nothing else.
+const CROWD_TIME: Duration = Duration::from_secs(120);
 
 /// Time for a server to come to rest before its memory is looked at.
 const REST: Duration = Duration::from_millis(2_500);
@@ -102,7 +110,7 @@ fn clients(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -
                 let before = server.process().resident_bytes()?;
                 let mut load = connect(tools, &server, clients)?;
                 load.call_each(581)?;
-                std::thread::sleep(REST);
+                thread::sleep(REST);
                 let bytes = server.process().resident_bytes()?.saturating_sub(before);
                 memory.add(kind.name(), clients, bytes as f64 / clients as f64);
                 let mut work = closed_loop(1, 581, Duration::from_millis(1_000));
@@ -130,17 +138,13 @@ fn sessions(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow
     let mut idle = curve("sessions-idle", "looking after a session that does nothing", "CPU ns/session in a second");
     let mut publish = curve("sessions-publish", "a publish of 128 bytes to all", "CPU ns/session");
     for &sessions in steps {
-        let crowd = |who: Who| -> anyhow::Result<CrowdReport> {
-            eprintln!("{sessions} sessions within one process: {}", who.name());
-            let output = Command::new(env::current_exe()?)
-                .args(["crowd", &who.name(), &sessions.to_string()])
-                .output()
-                .context("cannot start this program again")?;
-            ensure!(output.status.success(), "a crowd failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-            Ok(serde_json::from_slice(&output.stdout)?)
+        let reports = [Who::Pipe, Who::Plain, Who::Entered].map(|who| crowd(who, sessions));
+        let [Some(pipe), Some(plain), Some(entered)] = reports.into_iter().collect::<anyhow::Result<Vec<_>>>()?[..]
+        else {
+            println!("{sessions} sessions within one process: skipped, opening them took more than {CROWD_TIME:?}");
+            break;
         };
-        let pipe = crowd(Who::Pipe)?.bytes;
-        let (plain, entered) = (crowd(Who::Plain)?, crowd(Who::Entered)?);
+        let pipe = pipe.bytes;
         memory.add("after one call", sessions, plain.bytes - pipe);
         memory.add("with user and topic", sessions, entered.bytes - pipe);
         idle.add("after one call", sessions, plain.idle_nanos);
@@ -149,6 +153,29 @@ fn sessions(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow
     }
     report.curves.extend([memory, idle, publish]);
     Ok(())
+}
+
+/// Opens a crowd in a process of its own. `None` if that takes too long: the machine does too much else.
+fn crowd(who: Who, sessions: usize) -> anyhow::Result<Option<CrowdReport>> {
+    eprintln!("{sessions} sessions within one process: {}", who.name());
+    let begin = Instant::now();
+    let mut child = Command::new(env::current_exe()?)
+        .args(["crowd", &who.name(), &sessions.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start this program again")?;
+    while child.try_wait()?.is_none() {
+        if CROWD_TIME < begin.elapsed() {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // It prints one line, which waits in the pipe.
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "a crowd failed");
+    Ok(Some(serde_json::from_slice(&output.stdout)?))
 }
 
 /// Cost of a byte as messages grow.
