@@ -16,6 +16,7 @@ use std::{
 use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, keys};
 
 use parking_lot::MutexGuard;
+use tokio::time::Sleep;
 
 use super::{Connection, Phase, Settings, State, Waiter, Writing, dispatch::Place, outbox::WRITE_BYTES};
 use crate::error::{CloseReason, ErrorCode};
@@ -71,6 +72,8 @@ pub(super) struct Driver {
     deframer: Deframer,
     /// Bytes written since the task was woken.
     written: usize,
+    /// The peer has sent more than its rate allows, and is read from again after this.
+    pause: Option<Pin<Box<Sleep>>>,
     shut_down: bool,
     /// It has not been polled yet.
     is_new: bool,
@@ -80,7 +83,15 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, deframer: Deframer::new(), written: 0, shut_down: false, is_new: true, done: false }
+        Self {
+            connection,
+            deframer: Deframer::new(),
+            written: 0,
+            pause: None,
+            shut_down: false,
+            is_new: true,
+            done: false,
+        }
     }
 
     /// Handles the messages that a read brought, until there is none, or the client lets its replies pile up:
@@ -97,7 +108,8 @@ impl Driver {
                 break;
             }
             let Some(message) = self.deframer.next_message(&shared.settings.limits)? else { break };
-            handle_message(&self.connection, state, message, &mut place)?;
+            let too_many = state.frame_is_too_many(&shared.settings);
+            handle_message(&self.connection, state, message, too_many, &mut place)?;
         }
         Ok(())
     }
@@ -128,7 +140,12 @@ impl Driver {
                 }
                 continue;
             }
-            match self.connection.shared.socket.poll_read(cx, &mut buffer) {
+            if !closing && self.poll_pause(cx).is_pending() {
+                outcome = Some(Poll::Pending);
+                break;
+            }
+            let room = self.connection.shared.settings.read_bytes_max(buffer.len());
+            match self.connection.shared.socket.poll_read(cx, &mut buffer[..room]) {
                 Poll::Pending => {
                     outcome = Some(Poll::Pending);
                     break;
@@ -144,6 +161,7 @@ impl Driver {
                     if closing {
                         continue;
                     }
+                    self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
                     if let Err(reason) = self.handle_messages() {
                         outcome = Some(Poll::Ready(reason));
@@ -166,6 +184,24 @@ impl Driver {
             cx.waker().wake_by_ref();
             Poll::Pending
         })
+    }
+
+    /// Ready when the peer may be read from.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// So many bytes were read: perhaps that is enough for now. Only who is held back has a timer.
+    fn pause_after(&mut self, bytes: usize) {
+        let shared = &self.connection.shared;
+        if shared.settings.bytes_rate.is_some() {
+            let pause = shared.state.lock().pause_after(&shared.settings, bytes);
+            self.pause = pause.map(|pause| Box::pin(tokio::time::sleep(pause)));
+        }
     }
 
     /// Writes what waits, and arranges a wake-up if the socket is full, or if [`WRITE_BYTES`] were written since
@@ -290,7 +326,10 @@ impl Future for Driver {
         }
         if !this.connection.is_closed() {
             // Between frames the deframer keeps nothing.
-            let may_rest = (is_new || asked) && this.deframer.is_drained() && !this.deframer.is_mid_frame();
+            let may_rest = (is_new || asked)
+                && this.pause.is_none()
+                && this.deframer.is_drained()
+                && !this.deframer.is_mid_frame();
             if may_rest && this.connection.poll_rest(is_new, asked) {
                 this.done = true;
                 return Poll::Ready(());
@@ -398,6 +437,7 @@ fn handle_message<'a>(
     connection: &'a Connection,
     mut state: MutexGuard<'a, State>,
     message: Message,
+    too_many: bool,
     place: &mut Place,
 ) -> Result<(), CloseReason> {
     if !state.can_answer() {
@@ -462,6 +502,15 @@ fn handle_message<'a>(
         Inbound::Call(message) if state.replies_pile_up(&connection.shared.settings) => {
             drop(state);
             connection.refuse_call(&message, "overloaded: the replies to earlier calls are not read".to_owned());
+        }
+        Inbound::Call(message) if too_many => {
+            drop(state);
+            let rate = connection.shared.settings.frames_rate.map(|rate| rate.to_string()).unwrap_or_default();
+            connection.refuse_call(&message, format!("overloaded: this connection may send {rate} frames"));
+        }
+        // Acknowledgements and the like are worth their place.
+        Inbound::Push(message) if too_many && !message.has_service_path(keys::CONTROL_PATH) => {
+            state.seldom().oneways_refused += 1;
         }
         Inbound::Call(message) => {
             let pushes_before = state.outbox.pushes_added();

@@ -12,6 +12,7 @@
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
 //! | `socket.rs` | the socket, until the connection is over |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
+//! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | how it does without that task while there is nothing to do |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
@@ -28,6 +29,7 @@ mod dispatch;
 mod driver;
 mod end;
 mod outbox;
+mod pace;
 mod rest;
 mod send;
 mod settings;
@@ -64,6 +66,7 @@ use self::{
     call::Waiter,
     end::Phase,
     outbox::{Lane, Outbox, Writing},
+    pace::Pace,
     rest::Driving,
     socket::SocketSlot,
 };
@@ -182,6 +185,8 @@ struct Seldom {
     late_replies: u64,
     /// The last heartbeat.
     ping: Option<Seq>,
+    /// How much of its rates the peer has used up.
+    pace: Option<Box<Pace>>,
 }
 
 impl State {
@@ -428,6 +433,11 @@ impl Connection {
             late_replies,
             written_bytes: state.outbox.written_bytes(),
         }
+    }
+
+    /// A request that wants no reply was dropped because too much ran already.
+    pub(crate) fn count_refused_oneway(&self) {
+        self.shared.state.lock().seldom().oneways_refused += 1;
     }
 
     /// From here on the layer above refuses the peer's calls.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bothways_proto::{Capabilities, CompressType, Limits};
+use bothways_proto::{Capabilities, CompressType, Limits, Rate};
 
 use super::{Overflow, announced::AnnouncedLists, dispatch::Load, outbox::OutboxBounds, watch};
 
@@ -19,6 +19,10 @@ pub(crate) struct Settings {
     pub(crate) reply_bytes_max: usize,
     /// Requests of the peer that may run at once.
     pub(crate) calls_running_max: usize,
+    /// Frames of the peer, beyond which requests are refused.
+    pub(crate) frames_rate: Option<Rate>,
+    /// Bytes of the peer, beyond which it is not read from.
+    pub(crate) bytes_rate: Option<Rate>,
     /// Requests that run, and may run, in all connections with these settings.
     pub(crate) load: Arc<Load>,
     /// What clients announced.
@@ -41,6 +45,8 @@ impl Default for Settings {
             overflow: Overflow::default(),
             reply_bytes_max: 4 << 20,
             calls_running_max: 16_384,
+            frames_rate: None,
+            bytes_rate: None,
             load: Arc::new(Load::new(131_072)),
             announced: Arc::default(),
             cancel_on_disconnect: false,

@@ -53,6 +53,7 @@ pub struct ServerBuilder {
     listen: ListenOptions,
     connections_max: usize,
     admission: AdmissionOptions,
+    calls_per_user_max: Option<usize>,
     calls_max: usize,
     admin_token: Option<String>,
     sessions: SessionOptions,
@@ -68,6 +69,7 @@ impl ServerBuilder {
             listen: ListenOptions::default(),
             connections_max: 1 << 20,
             admission: AdmissionOptions::default(),
+            calls_per_user_max: None,
             calls_max: 1 << 17,
             admin_token: None,
             sessions: SessionOptions::default(),
@@ -219,6 +221,29 @@ impl ServerBuilder {
     /// Default 16,384.
     pub fn calls_per_connection_max(mut self, calls: usize) -> Self {
         self.settings.calls_running_max = calls;
+        self
+    }
+
+    /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
+    /// once, or, if they want no answer, dropped and counted. Requests that come before the session is bound do not
+    /// count. Default `None`: no bound but those of connections, for it costs each request two look-ups.
+    pub fn calls_per_user_max(mut self, calls: Option<usize>) -> Self {
+        self.calls_per_user_max = calls;
+        self
+    }
+
+    /// How many frames one connection may send. Requests beyond are answered as overloaded at once, or, if they want
+    /// no answer, dropped and counted; heartbeats and acknowledgements count, and are taken. Default `None`: no bound,
+    /// for only the application knows what its clients do.
+    pub fn frames_per_connection_rate(mut self, rate: Option<Rate>) -> Self {
+        self.settings.frames_rate = rate;
+        self
+    }
+
+    /// How many bytes one connection may send. Beyond it the server reads no further until the client may send more:
+    /// nothing is lost, and the client's own writing slows down. Default `None`: no bound.
+    pub fn bytes_per_connection_rate(mut self, rate: Option<Rate>) -> Self {
+        self.settings.bytes_rate = rate;
         self
     }
 
@@ -397,6 +422,7 @@ impl ServerBuilder {
                 listen: self.listen,
                 connections_max: self.connections_max,
                 admission: Admission::new(&self.admission),
+                calls_per_user_max: self.calls_per_user_max,
                 handshaking: 0.into(),
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
                 connections,

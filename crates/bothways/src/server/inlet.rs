@@ -16,7 +16,7 @@ use crate::{
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
-    session::{Claim, Registry, Session},
+    session::{Claim, Registry, Session, UserCall},
 };
 
 /// What an auth hook decides on.
@@ -66,6 +66,10 @@ impl Inlet for ServerInlet {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };
+        let place = match self.place_of_user(connection, &message) {
+            Ok(place) => place,
+            Err(refusal) => return Answer::Ready(refusal),
+        };
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
@@ -88,11 +92,11 @@ impl Inlet for ServerInlet {
                 })
             }
         };
-        let answer = match claim {
-            None => answer,
-            Some(claim) => Box::pin(async move {
+        let answer = match (claim, place) {
+            (None, None) => answer,
+            held => Box::pin(async move {
                 // To the end of the handler, also if nobody waits for that.
-                let _claim = claim;
+                let _held = held;
                 answer.await
             }),
         };
@@ -170,6 +174,18 @@ impl Inlet for ServerInlet {
 }
 
 impl ServerInlet {
+    /// The place of a request among those of its user, if these are counted and there is a user.
+    fn place_of_user(&self, connection: &Connection, message: &Message) -> Result<Option<UserCall>, Reply> {
+        let Some(max) = self.0.calls_per_user_max else { return Ok(None) };
+        let Some(session) = self.0.sessions.of_connection(connection.id()) else { return Ok(None) };
+        session.begin_user_call(max).map_err(|running| {
+            if message.header().is_oneway() {
+                connection.count_refused_oneway();
+            }
+            Reply::refused(ErrorCode::Overloaded, format!("overloaded: {running} calls of this user run already"))
+        })
+    }
+
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
         said.get(keys::SESSION_ID).and_then(|_| self.0.sessions.claim(connection))

@@ -80,6 +80,7 @@ struct Shared {
     listen: ListenOptions,
     connections_max: usize,
     admission: Admission,
+    calls_per_user_max: Option<usize>,
     connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,

@@ -1,8 +1,12 @@
-//! Bytes that the logs of one user's sessions hold together: a user with many devices is bounded as one.
+//! What the sessions of one user use together: bytes in their logs, and calls that run. A user with many devices is
+//! bounded as one.
 //!
-//! One number, shared by the ledgers of the user's sessions: a push touches it, and no lock over sessions.
+//! Numbers, shared by the ledgers of the user's sessions: a push touches one, and no lock over sessions.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::sync::Notify;
 
@@ -10,6 +14,7 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(super) struct Account {
     held_bytes: AtomicUsize,
+    calls: AtomicUsize,
     bytes_max: usize,
     /// Told when there is more room than before.
     pub(super) room: Notify,
@@ -17,7 +22,7 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { held_bytes: AtomicUsize::new(0), bytes_max, room: Notify::new() }
+        Self { held_bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0), bytes_max, room: Notify::new() }
     }
 
     /// Takes so much, if there is room; whatever it is, if nothing is held.
@@ -45,6 +50,13 @@ impl Account {
         self.fits(self.held_bytes.load(Ordering::Relaxed), bytes)
     }
 
+    /// A place for one more call of the user. `Err`: as many as may run do.
+    pub(super) fn begin_call(self: &Arc<Self>, calls_max: usize) -> Result<UserCall, usize> {
+        let running = self.calls.fetch_add(1, Ordering::AcqRel);
+        let call = UserCall(Arc::clone(self));
+        if running < calls_max { Ok(call) } else { Err(running) }
+    }
+
     fn fits(&self, held: usize, bytes: usize) -> bool {
         held == 0 || held.saturating_add(bytes) <= self.bytes_max
     }
@@ -52,5 +64,15 @@ impl Account {
     #[cfg(test)]
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A call of a user that runs; gives its place back when dropped.
+#[derive(Debug)]
+pub(crate) struct UserCall(Arc<Account>);
+
+impl Drop for UserCall {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::AcqRel);
     }
 }

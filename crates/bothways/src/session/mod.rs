@@ -12,7 +12,7 @@
 //! | `receipt.rs` | what became of it |
 //! | `each.rs` | what became of it for each of many, for who asks |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
-//! | `account.rs` | what the logs of a user's sessions hold together |
+//! | `account.rs` | what the sessions of a user use together: bytes, calls |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `keys.rs` | which idempotency keys a session has taken |
 //! | `topic.rs` | names, patterns, who subscribes |
@@ -54,6 +54,11 @@ use bothways_proto::Seq;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+pub(crate) use self::{
+    account::UserCall,
+    hub::{SubscribeArgs, SubscribeReply},
+    registry::{Claim, Registry, SessionOptions},
+};
 pub use self::{
     each::TargetOutcomes,
     explain::{CallOutcome, Event, Explanation, Happened, Standing},
@@ -73,10 +78,6 @@ use self::{
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
     push::Encoded,
-};
-pub(crate) use self::{
-    hub::{SubscribeArgs, SubscribeReply},
-    registry::{Claim, Registry, SessionOptions},
 };
 use crate::{
     connection::{Connection, ConnectionId, Methods, after},
@@ -245,6 +246,12 @@ impl Session {
     /// has not said, or named more than 4,096 bytes of them, and is asked.
     pub fn methods(&self) -> Option<Vec<String>> {
         self.announced().map(|methods| methods.names())
+    }
+
+    /// A place for one more call of its user, if it has one. `Err`: so many run already.
+    pub(crate) fn begin_user_call(&self, calls_max: usize) -> Result<Option<UserCall>, usize> {
+        let account = self.inner.state.lock().ledger.account().cloned();
+        account.map(|account| account.begin_call(calls_max)).transpose()
     }
 
     /// Pushes that wait or are not yet handled, and their bytes.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate, Server,
+    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate, Reply, Server,
     ServerMessages, Session, SessionLost, Stage, Target,
     session::{DropReason, PresenceChange, PresenceStatus, TopicOptions},
 };
@@ -19,8 +19,8 @@ use bothways_proto::{Capabilities, Message, Status, keys};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, hello, ping, reply, request},
-    support::{address, call, echoing, settle, soon, until},
+    scripted::{Scripted, ScriptedServer, hello, oneway, ping, reply, request},
+    support::{address, call, echoing, gate, oneshot_to, settle, soon, until},
 };
 
 /// A client whose tries to come back are a second apart, and its session.
@@ -280,4 +280,112 @@ async fn a_crowd_is_let_in_at_the_rate() {
     let sent_away = server.stats().clients_not_admitted;
     assert!(sent_away < 3 * CLIENTS as u64, "{sent_away}");
     assert_eq!(server.stats().connections, CLIENTS);
+}
+
+/// Requests beyond the rate of frames are refused at once, each with a word if it wants one; what cannot be refused is
+/// taken; and nobody else is touched by it.
+#[tokio::test(start_paused = true)]
+async fn frames_beyond_the_rate_are_refused() {
+    let server = echoing().frames_per_connection_rate(Some(Rate::per_second(10).burst(5))).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut plain = Scripted::connect(listening.address()).await;
+    let mut said: Vec<u8> = (1..=7).flat_map(|seq| request(seq, "Echo", b"x")).collect();
+    said.extend(oneway(8, "Echo", b"x"));
+    said.extend(ping(9));
+    plain.say(said).await;
+    for seq in 1..=7 {
+        let answer = plain.next().await;
+        let outcome = (answer.header().seq().get(), answer.error_text().is_none());
+        assert_eq!(outcome, (seq, seq <= 5), "{answer:?}");
+        if let Some(text) = answer.error_text() {
+            assert!(text.contains("10 a second, 5 at once"), "{text}");
+            assert_eq!(answer.metadata().get(keys::ERROR_CODE), None, "as Go would send it");
+        }
+    }
+    assert!(plain.next().await.header().is_heartbeat());
+    assert_eq!(server.connections()[0].stats().oneways_refused, 1);
+
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    for _ in 0..4 {
+        call(&client, "Echo", "x").await.expect("another connection, whose Hello was the first frame");
+    }
+    let error = call(&client, "Echo", "x").await.expect_err("one too many");
+    assert_eq!((error.code(), error.is_safe_to_retry()), (Some(ErrorCode::Overloaded), true));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    call(&client, "Echo", "x").await.expect("ten a second");
+}
+
+/// A client that sends more bytes than it may is read from more slowly: all arrives, in its time. Another one's calls
+/// are not slower for it.
+#[tokio::test(start_paused = true)]
+async fn bytes_beyond_the_rate_wait() {
+    let server = echoing().bytes_per_connection_rate(Some(Rate::per_second(10_000))).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let other = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let began = Instant::now();
+    let calls: Vec<_> = (0..60)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { call(&client, "Echo", vec![7; 2000]).await.map(|answer| answer.len()) })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = Instant::now();
+    call(&other, "Echo", "x").await.expect("answered");
+    assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+    for call in calls {
+        assert_eq!(call.await.expect("no panic").expect("answered"), 2000);
+    }
+    let took = began.elapsed();
+    assert!(Duration::from_secs(10) <= took && took <= Duration::from_secs(14), "{took:?} for 120,000 bytes");
+    // Who has paid his debt is quick again, and who leaves in debt is let go.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let asked = Instant::now();
+    call(&client, "Echo", vec![7; 5000]).await.expect("answered");
+    assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+    oneshot_to(&client, "Echo", vec![7; 30_000]).await.expect("room");
+    settle().await;
+    client.close();
+    until(|| server.stats().connections == 1).await;
+}
+
+/// The calls of a user's devices are bounded together; another user's are not touched, and a place is free when its
+/// call is done.
+#[tokio::test(start_paused = true)]
+async fn the_calls_of_a_user_are_bounded_together() {
+    let (handler, mut asked) = gate();
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .auth(|request| async move {
+            request.session().expect("it is connected").bind_user(&request.token);
+            Ok::<_, String>(())
+        })
+        .calls_per_user_max(Some(2))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut devices = Vec::new();
+    for user in ["ann", "ann", "bob"] {
+        let options = ClientOptions::new().auth(user);
+        devices.push(Client::connect(listening.address(), options).await.expect("it listens"));
+        settle().await;
+    }
+    let ask = |at: usize| {
+        let client = devices[at].clone();
+        tokio::spawn(async move { call(&client, "Wait", "").await })
+    };
+    let running = [ask(0), ask(1)];
+    let gates = [soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
+    for at in [0, 1] {
+        let error = call(&devices[at], "Echo", "x").await.expect_err("both places are taken");
+        assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{error}");
+    }
+    oneshot_to(&devices[0], "Echo", "x").await.expect("room");
+    call(&devices[2], "Echo", "x").await.expect("another user");
+    gates.into_iter().for_each(|asked| asked.answer(Reply::ok("")));
+    for call in running {
+        call.await.expect("no panic").expect("answered");
+    }
+    assert_eq!(server.connections().iter().map(|connection| connection.stats().oneways_refused).sum::<u64>(), 1);
+    call(&devices[0], "Echo", "x").await.expect("there is room again");
 }

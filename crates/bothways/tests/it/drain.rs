@@ -151,38 +151,42 @@ async fn each_is_served_until_its_turn() {
         client.hears(reply(1, "Echo", b"a")).await;
         plain.push(client);
     }
+    // Each calls until its end, and is answered until then.
+    let plain: Vec<_> = plain
+        .into_iter()
+        .map(|mut client| {
+            tokio::spawn(async move {
+                let mut calls = 2;
+                while client.try_say(request(calls, "Echo", b"b")).await.is_ok() {
+                    let Some(answer) = client.try_next().await else { break };
+                    assert_eq!(&answer.wire_payload()[..], b"b");
+                    calls += 1;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                client.end().await;
+                Instant::now()
+            })
+        })
+        .collect();
+    let began = Instant::now();
     let draining = tokio::spawn({
         let server = server.clone();
         async move { server.drain(s(30), 1).await }
     });
-    let began = Instant::now();
     let goodbye = negotiated.next().await;
+    let mut turns = vec![Instant::now()];
     assert!(is_control(&goodbye, keys::GOODBYE), "{goodbye:?}");
     assert_eq!(goodbye.metadata().get(keys::GOODBYE_AFTER), Some("0"));
     negotiated.say(request(2, "Echo", b"")).await;
     assert_eq!(negotiated.next().await.metadata().get(keys::ERROR_CODE), Some("shutting_down"));
-
-    let ends = plain.iter_mut().map(async |client| {
-        let mut calls = 2;
-        // Called until the end, and answered until then.
-        while client.try_say(request(calls, "Echo", b"b")).await.is_ok() {
-            match client.try_next().await {
-                Some(answer) => assert_eq!(&answer.wire_payload()[..], b"b"),
-                None => break,
-            }
-            calls += 1;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        client.end().await;
-        began.elapsed()
-    });
-    let mut ends = futures_join(ends).await;
-    ends.sort();
-    for pair in ends.windows(2) {
-        let apart = pair[1] - pair[0];
-        assert!(s(1) - Duration::from_millis(200) <= apart, "{ends:?}");
+    for client in plain {
+        turns.push(client.await.expect("no panic"));
     }
-    assert!(ends[2] <= s(4), "{ends:?}");
+    turns.sort();
+    for (place, turn) in turns.iter().enumerate() {
+        let off = (*turn - began).as_secs_f64() - place as f64;
+        assert!((0.0..0.2).contains(&off), "turn {place} was {off} s late");
+    }
     tokio::time::sleep(s(6)).await;
     assert!(!draining.is_finished(), "a call runs");
     running.answer(Reply::ok("done"));
@@ -194,24 +198,6 @@ async fn each_is_served_until_its_turn() {
     assert_eq!((report.clients_told, report.connections_closed), (1, 4));
     assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0));
     assert_eq!(server.shutdown(s(1)).await, report, "it is the same end");
-}
-
-/// All of these at once, one after the other in their own time.
-async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut futures: Vec<_> = futures.map(|future| Box::pin(tokio::task::unconstrained(future))).collect();
-    let mut outcomes: Vec<Option<T>> = futures.iter().map(|_| None).collect();
-    std::future::poll_fn(|cx| {
-        for (future, outcome) in futures.iter_mut().zip(&mut outcomes) {
-            if outcome.is_none()
-                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *outcome = Some(value);
-            }
-        }
-        if outcomes.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    outcomes.into_iter().map(|outcome| outcome.expect("each is done")).collect()
 }
 
 /// What does not end is cut at the deadline, and counted. A client that is quick to handle leaves nothing behind.
