@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bothways_proto as proto;
-use bothways_proto::Role;
+use bothways_proto::{Peer, Role};
 
 use super::{Connection, State, call::Waiter};
 use crate::error::{CallError, CloseReason, PushError};
@@ -101,11 +101,15 @@ impl Connection {
     }
 
     /// Nothing more comes from the peer. What it asked for is still answered, as long as that is
-    /// worth something; false if there is nothing to answer.
+    /// worth something; false if there is nothing to answer, or nobody who would read it.
     pub(super) fn answer_the_rest(&self, reason: &CloseReason) -> bool {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
-        let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect;
+        let at_end = matches!(reason, CloseReason::PeerClosed | CloseReason::PeerClosedMidFrame);
+        // A Bothways client ends its side when it is closed, and reads no reply from then on; or it was killed. It
+        // must not be listed as connected for as long as its handlers run.
+        let reads_no_more = at_end && matches!(state.proto.peer(), Peer::Negotiated(_));
+        let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect && !reads_no_more;
         if !worth_it || !matches!(state.phase, Phase::Open) {
             return false;
         }

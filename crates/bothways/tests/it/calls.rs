@@ -7,10 +7,12 @@ use std::{
 };
 
 use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply, SerializeType};
-use bothways_proto::{Header, Message, Seq, Status, keys};
+use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
+
+use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, error_to, is_control, oneway, reply, reply_to, request},
+    scripted::{Scripted, ScriptedServer, error_to, hello, is_control, oneway, reply, reply_to, request},
     support::{Product, address, arith, call, call_with, connections, echoing, gate, settle, soon, until},
 };
 
@@ -362,6 +364,26 @@ async fn a_client_that_ends_its_side_gets_its_replies() {
     client.hears(reply(1, "Wait", b"done")).await;
     client.hears_the_end().await;
     connections(&server, 0).await;
+}
+
+/// A Bothways client reads no reply once it has ended its side: it is not connected any more, though its handlers run
+/// to their end.
+#[tokio::test(start_paused = true)]
+async fn a_bothways_client_that_is_gone_is_not_listed_while_its_handlers_run() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(1, Capabilities::ALL, &Metadata::new())).await;
+    client.next().await;
+    client.say(request(2, "Wait", b"")).await;
+    let running = soon(asked.recv()).await.expect("it runs");
+    client.end().await;
+    let began = Instant::now();
+    connections(&server, 0).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    client.hears_the_end().await;
+    assert!(!running.is_dropped());
 }
 
 /// Calls that are made together leave together; one that is given up just then holds nobody up.
