@@ -94,6 +94,7 @@ impl Link {
         handlers: Router,
         messages: Option<MessageQueue>,
         events: Option<EventSender>,
+        subscriptions: Subscriptions,
     ) -> Arc<Self> {
         let events = events.unwrap_or_default();
         let adder = messages.as_ref().map(MessageQueue::adder);
@@ -104,7 +105,7 @@ impl Link {
             failures: 0.into(),
             wanted: Notify::new(),
             ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
-            subscriptions: Arc::default(),
+            subscriptions: Arc::new(subscriptions),
         });
         let server: Arc<str> = link.address.to_string().into();
         let mut settings = link.options.settings();

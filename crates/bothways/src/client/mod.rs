@@ -30,12 +30,15 @@ use std::{
 
 use bothways_proto::SerializeType;
 
-use self::link::{Link, Patience};
 pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
     options::ClientOptions,
+};
+use self::{
+    link::{Link, Patience},
+    subscriptions::Subscriptions,
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
@@ -81,7 +84,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn connect(address: &str, options: ClientOptions) -> Result<Self, ConnectError> {
-        let client = Self::start(address, options, Router::new(), None, None)?;
+        let client = Self::start(address, options, Router::new(), None, None, &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)
     }
@@ -93,7 +96,7 @@ impl Client {
     /// [`ConnectError`]: there is no client then.
     pub async fn bidirectional(address: &str, options: ClientOptions) -> Result<(Self, ServerMessages), ConnectError> {
         let (queue, messages) = options.message_queue();
-        let client = Self::start(address, options, Router::new(), Some(queue), None)?;
+        let client = Self::start(address, options, Router::new(), Some(queue), None, &[])?;
         client.handle.link.first_connection().await?;
         Ok((client, messages))
     }
@@ -107,21 +110,23 @@ impl Client {
     pub async fn with_handlers(address: &str, options: ClientOptions, handlers: Router) -> Result<Self, ConnectError> {
         let (queue, messages) = options.message_queue();
         inlet::handle_messages(messages, handlers.clone());
-        let client = Self::start(address, options, handlers, Some(queue), None)?;
+        let client = Self::start(address, options, handlers, Some(queue), None, &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)
     }
 
-    /// A client that is connecting in the background. Must be called within a tokio runtime.
+    /// A client that is connecting in the background, and subscribes to these topics as soon as it is. Must be called within a tokio runtime.
     pub(crate) fn start(
         address: &str,
         options: ClientOptions,
         handlers: Router,
         messages: Option<MessageQueue>,
         events: Option<EventSender>,
+        topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
         let address: Address = address.parse()?;
-        let link = Link::start(address, options, handlers, messages, events);
+        let subscriptions = Subscriptions::wanting(topics.iter().cloned());
+        let link = Link::start(address, options, handlers, messages, events, subscriptions);
         Ok(Self { handle: Arc::new(Handle { link }) })
     }
 
@@ -181,7 +186,7 @@ impl Client {
     /// [`CallError::Remote`] with the server's reason for a refusal, or any other [`CallError`]: this client
     /// does not subscribe again by itself.
     pub async fn subscribe(&self, pattern: &str) -> Result<Subscribed, CallError> {
-        self.subscribe_at(pattern, None).await
+        self.subscribe_at(pattern, None, Patience::Connection).await
     }
 
     /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
@@ -191,7 +196,7 @@ impl Client {
     /// # Errors
     /// As [`Self::subscribe`].
     pub async fn subscribe_from(&self, topic: &str, position: Position) -> Result<Subscribed, CallError> {
-        self.subscribe_at(topic, Some(position)).await
+        self.subscribe_at(topic, Some(position), Patience::Connection).await
     }
 
     /// Ends a subscription to this topic or pattern; one that is not there is no error. Messages that are on their
@@ -239,6 +244,30 @@ impl Client {
         self.push_over(Patience::OneTry, push).await
     }
 
+    /// As [`Self::subscribe`], but waits for the outcome of one try to connect at most; and if the connection is
+    /// missing or lost, subscribes when it is there.
+    pub(crate) async fn subscribe_lastingly(&self, pattern: &str) -> Result<Subscribed, CallError> {
+        let link = &self.handle.link;
+        loop {
+            match self.subscribe_at(pattern, None, Patience::OneTry).await {
+                Err(error @ (CallError::Closed { .. } | CallError::NotConnected(_))) => {
+                    link.subscriptions().want(pattern);
+                    // A connection that stands by now may not have known of it.
+                    match link.at_once(Patience::OneTry) {
+                        Some(Ok(connection)) if connection.is_open() => {}
+                        _ => return Err(error),
+                    }
+                }
+                outcome => {
+                    if outcome.is_err() {
+                        link.subscriptions().forget(pattern);
+                    }
+                    return outcome;
+                }
+            }
+        }
+    }
+
     /// True if the last try to connect failed, or the connection is lost or about to be.
     pub(crate) fn is_down(&self) -> bool {
         self.handle.link.is_down()
@@ -256,10 +285,15 @@ impl Client {
 }
 
 impl Client {
-    async fn subscribe_at(&self, pattern: &str, from: Option<Position>) -> Result<Subscribed, CallError> {
+    async fn subscribe_at(
+        &self,
+        pattern: &str,
+        from: Option<Position>,
+        patience: Patience,
+    ) -> Result<Subscribed, CallError> {
         let claim = self.handle.link.subscriptions().claim(pattern);
         loop {
-            let over = Over { client: self, used: OnceLock::new() };
+            let over = Over { client: self, patience, used: OnceLock::new() };
             let subscribed = subscriptions::subscribe(&over, pattern, from, CallOptions::new()).await?;
             let connection = over.used.get().expect("a call that was answered had a connection");
             if claim.hold(*connection, &subscribed) {
@@ -294,10 +328,15 @@ impl Client {
     }
 
     /// Makes a call within its own time or the client's, over the connection that `used` is shown.
-    async fn call_noting(&self, call: &RawCall<'_>, used: impl FnOnce(&Connection)) -> Result<RawReply, CallError> {
+    async fn call_noting(
+        &self,
+        call: &RawCall<'_>,
+        patience: Patience,
+        used: impl FnOnce(&Connection),
+    ) -> Result<RawReply, CallError> {
         let options = self.handle.link.options();
         let timeout = call.options.timeout.or(options.default_timeout());
-        let outcome = match self.connection_for(Patience::Connection, timeout.and_then(CallTime::new)).await {
+        let outcome = match self.connection_for(patience, timeout.and_then(CallTime::new)).await {
             Err(error) => Err(error),
             Ok((connection, time)) => {
                 used(&connection);
@@ -324,6 +363,7 @@ impl Client {
 /// A client's calls, with a note of the connection that was used last.
 struct Over<'a> {
     client: &'a Client,
+    patience: Patience,
     used: OnceLock<ConnectionId>,
 }
 
@@ -332,7 +372,7 @@ impl Caller for Over<'_> {
         let used = |connection: &Connection| {
             self.used.get_or_init(|| connection.id());
         };
-        self.client.call_noting(&call, used).await
+        self.client.call_noting(&call, self.patience, used).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
@@ -346,7 +386,7 @@ impl Caller for Over<'_> {
 
 impl Caller for Client {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.call_noting(&call, |_| {}).await
+        self.call_noting(&call, Patience::Connection, |_| {}).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {

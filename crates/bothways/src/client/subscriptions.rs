@@ -104,6 +104,19 @@ impl Claim<'_> {
 }
 
 impl Subscriptions {
+    /// With these as soon as there is a session, and in each one after it.
+    pub(super) fn wanting(topics: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let this = Self::default();
+        topics.into_iter().for_each(|topic| this.want(&topic));
+        this
+    }
+
+    /// Has this one in each session that begins from now on. The present one is the caller's business.
+    pub(super) fn want(&self, topic: &str) {
+        self.state.lock().list.entry(topic.into()).or_default().wanted = true;
+        self.any.store(true, Ordering::Release);
+    }
+
     /// Notes positions of a topic from now on: its messages may come before the reply.
     pub(super) fn claim<'a>(&'a self, topic: &'a str) -> Claim<'a> {
         let mut state = self.state.lock();

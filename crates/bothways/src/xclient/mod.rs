@@ -111,11 +111,11 @@ mod options;
 mod select;
 mod servers;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use bothways_proto::SerializeType;
 use bytes::Bytes;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use self::servers::{Ears, Servers};
 pub use self::{
@@ -129,7 +129,8 @@ use crate::{
     codec::{Encode, Payload},
     connection::Connection,
     discovery::{Discovery, ServerEntry},
-    error::{CallError, PushError},
+    error::{CallError, ConnectError, PushError},
+    session::Subscribed,
 };
 
 /// A client of many servers that offer the same service. A clone is the same client; its connections end
@@ -313,6 +314,51 @@ impl XClient {
         self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await
     }
 
+    /// Subscribes to a topic, or to all topics that match a pattern, at every server: what any of them publishes to
+    /// it from now on comes among the [messages](Self::bidirectional) or to the
+    /// [handlers](XClientOptions::handlers), and says from which server. Each server keeps topics of its own, with
+    /// positions of their own; what is published at two servers comes twice.
+    ///
+    /// Connects to every server. Answers what each of them said, by its address, in the order of
+    /// [`Self::servers`]. A server whose connection is missing or lost ([`CallError::NotConnected`],
+    /// [`CallError::Closed`]) is subscribed to when it is there; a server that comes to the list is, too. Both are
+    /// told by [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed), or
+    /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. Any other error is that
+    /// server's last word, until it has left the list and comes back. With a session lost it is as with
+    /// [`Client::subscribe`].
+    ///
+    /// Dropping the future leaves some servers subscribed, and those that come: [`Self::unsubscribe`] undoes it.
+    ///
+    /// # Errors
+    /// [`CallError::NotConnected`] after [`Self::close`].
+    pub async fn subscribe(&self, pattern: &str) -> Result<Vec<(String, Result<Subscribed, CallError>)>, CallError> {
+        let closed = || CallError::NotConnected(ConnectError::Closed);
+        let servers = self.shared.servers.want_topic(pattern).ok_or_else(closed)?;
+        let (addresses, clients): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
+        let pattern: Arc<str> = pattern.into();
+        let outcomes = at_each(clients, |client| {
+            let pattern = Arc::clone(&pattern);
+            async move { client.subscribe_lastingly(&pattern).await }
+        });
+        Ok(addresses.into_iter().zip(outcomes.await).collect())
+    }
+
+    /// Ends a subscription at every server; where there is none is no error. Messages that are on their way still
+    /// come.
+    ///
+    /// # Errors
+    /// That of the first server in the list that gave one: it may still have the subscription. None is subscribed
+    /// to again.
+    pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
+        let clients = self.shared.servers.forget_topic(pattern);
+        let pattern: Arc<str> = pattern.into();
+        let outcomes = at_each(clients, |client| {
+            let pattern = Arc::clone(&pattern);
+            async move { client.unsubscribe(&pattern).await }
+        });
+        outcomes.await.into_iter().collect()
+    }
+
     /// The events of the connections to all servers, from now on: who is connected before that is among
     /// the [`connections`](Self::connections). Each of several streams gets all events. A server that leaves the list is no event: its connection was not lost.
     pub fn events(&self) -> ConnectionEvents {
@@ -352,6 +398,22 @@ impl XClient {
         self.shared.following.abort();
         self.shared.servers.close();
     }
+}
+
+/// Does something at many servers at once; answers in their order.
+async fn at_each<T, F>(clients: Vec<Client>, act: impl Fn(Client) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut running = JoinSet::new();
+    for (at, client) in clients.into_iter().enumerate() {
+        let acting = act(client);
+        running.spawn(async move { (at, acting.await) });
+    }
+    let mut outcomes = running.join_all().await;
+    outcomes.sort_unstable_by_key(|(at, _)| *at);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 impl Caller for XClient {

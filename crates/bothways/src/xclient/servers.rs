@@ -39,6 +39,8 @@ struct List {
     slots: Vec<Arc<Slot>>,
     /// Why there are no more of them.
     left_out: LeftOut,
+    /// What every server is asked for.
+    topics: Vec<Arc<str>>,
     /// Taken when the client is closed.
     ears: Option<Ears>,
 }
@@ -102,8 +104,14 @@ impl Servers {
         ears: Ears,
     ) -> Self {
         source.mark_changed();
-        let list =
-            List { source, entries: Vec::new(), slots: Vec::new(), left_out: LeftOut::default(), ears: Some(ears) };
+        let list = List {
+            source,
+            entries: Vec::new(),
+            slots: Vec::new(),
+            left_out: LeftOut::default(),
+            topics: Vec::new(),
+            ears: Some(ears),
+        };
         let servers = Self { options, eager, selector, list: RwLock::new(list), sticky: Mutex::default() };
         servers.update();
         servers
@@ -134,7 +142,7 @@ impl Servers {
             self.choose(&list, call, prefer)?
         };
         // The lock of the list is held: nobody retires the slot meanwhile.
-        match slot.client(self, ears) {
+        match slot.client(self, ears, &list.topics) {
             Ok(client) => Ok(Pick { slot, client }),
             Err(error) => Err(NoPick::NoServer(error.to_string())),
         }
@@ -144,7 +152,7 @@ impl Servers {
     /// list.
     pub(super) fn client_again(&self, slot: &Slot) -> Option<Client> {
         let list = self.list();
-        slot.client(self, list.ears.as_ref()?).ok()
+        slot.client(self, list.ears.as_ref()?, &list.topics).ok()
     }
 
     /// A server failed: calls do not stay with it.
@@ -181,7 +189,7 @@ impl Servers {
         if self.eager {
             for slot in &list.slots {
                 // Cannot fail: the address is one, and the slot is in the list.
-                let _ = slot.client(self, ears);
+                let _ = slot.client(self, ears, &list.topics);
             }
         }
         self.selector.update(&list.entries);
@@ -234,6 +242,28 @@ impl Servers {
     /// The servers that calls may go to.
     pub(super) fn entries(&self) -> Vec<ServerEntry> {
         self.list().entries.clone()
+    }
+
+    /// Asks every server for a topic from now on, those that come to the list too. Answers the clients of those
+    /// that are there, by address; `None` if they are closed.
+    pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, Client)>> {
+        let mut list = self.list.write();
+        let list = &mut *list;
+        let ears = list.ears.as_ref()?;
+        // Those that are there are asked by whoever called; only those that are made later ask by themselves.
+        let client = |slot: &Arc<Slot>| Some((slot.address.clone(), slot.client(self, ears, &list.topics).ok()?));
+        let clients = list.slots.iter().filter_map(client).collect();
+        if !list.topics.iter().any(|wanted| **wanted == *topic) {
+            list.topics.push(topic.into());
+        }
+        Some(clients)
+    }
+
+    /// Asks no server for a topic any more. Answers the clients that were made.
+    pub(super) fn forget_topic(&self, topic: &str) -> Vec<Client> {
+        let mut list = self.list.write();
+        list.topics.retain(|wanted| **wanted != *topic);
+        list.slots.iter().filter_map(|slot| slot.made()).collect()
     }
 
     /// The clients that were made.
@@ -317,7 +347,7 @@ impl Slot {
 
     /// The client: made now if there is none, or none that has a future. Starts to connect and does not
     /// wait for it.
-    fn client(&self, servers: &Servers, ears: &Ears) -> Result<Client, ConnectError> {
+    fn client(&self, servers: &Servers, ears: &Ears, topics: &[Arc<str>]) -> Result<Client, ConnectError> {
         let mut held = self.client.lock();
         match &*held {
             Held::Client(client) if !client.is_ended() => return Ok(client.clone()),
@@ -336,7 +366,7 @@ impl Slot {
             (None, None) => None,
         };
         let handlers = handlers.unwrap_or_default();
-        let client = Client::start(&self.address, options, handlers, messages, Some(ears.events.clone()))?;
+        let client = Client::start(&self.address, options, handlers, messages, Some(ears.events.clone()), topics)?;
         *held = Held::Client(client.clone());
         Ok(client)
     }

@@ -5,6 +5,7 @@ mod fail_modes;
 mod list;
 mod selection;
 mod servers_first;
+mod topics;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,112 @@
+//! One subscription at many servers.
+
+use std::collections::BTreeSet;
+
+use bothways::{Push, ServerMessages, session::TopicOptions};
+
+use super::*;
+use crate::support::soon;
+
+struct Publisher {
+    address: String,
+    server: Server,
+    _listening: Listening,
+}
+
+impl Publisher {
+    async fn start(address: String, options: TopicOptions) -> Self {
+        let server = Server::builder().topic("news.>", options).expect("a pattern").build();
+        let listening = server.listen(&address).await.expect("the name is free");
+        // As whoever subscribes hears it.
+        let address = listening.address().to_owned();
+        Self { address, server, _listening: listening }
+    }
+
+    async fn open() -> Self {
+        Self::start(address(), TopicOptions::new().open()).await
+    }
+
+    fn publish(&self) -> usize {
+        self.server
+            .publish("news.sport", &Push::new("News", "say", self.address.clone()))
+            .expect("small")
+            .outcomes()
+            .targets()
+    }
+}
+
+fn listening(discovery: impl Discovery) -> (XClient, ServerMessages) {
+    let options = ClientOptions::new().backoff(Duration::from_millis(1), Duration::from_millis(1));
+    XClient::bidirectional("News", FailMode::Failover, first(), discovery, options)
+}
+
+/// The servers from which the next messages are, each of which says its own name.
+async fn heard(messages: &mut ServerMessages, n: usize) -> BTreeSet<String> {
+    let mut heard = BTreeSet::new();
+    for _ in 0..n {
+        let message = soon(messages.next()).await.expect("the client is open");
+        assert_eq!(message.payload().expect("not packed"), message.server().as_bytes());
+        heard.insert(message.server().to_owned());
+    }
+    heard
+}
+
+async fn resubscribed(events: &mut bothways::ConnectionEvents) -> String {
+    loop {
+        if let ConnectionEvent::Resubscribed { server, .. } = soon(events.next()).await.expect("the client is open") {
+            return server.to_string();
+        }
+    }
+}
+
+/// All that are there are subscribed to at once, one that is down when it comes up, and one that is new when it
+/// comes to the list; and none after the end of the subscription.
+#[tokio::test(start_paused = true)]
+async fn a_topic_is_subscribed_to_at_every_server() {
+    let (one, two, down) = (Publisher::open().await, Publisher::open().await, address().replace("memu", "memory"));
+    let discovery = MultipleServersDiscovery::new([&*one.address, &two.address, &down]);
+    let (xclient, mut messages) = listening(discovery.clone());
+    let mut events = xclient.events();
+    let outcomes = xclient.subscribe("news.*").await.expect("the client is open");
+    let addresses: Vec<_> = outcomes.iter().map(|(address, _)| address.as_str()).collect();
+    assert_eq!(addresses, [&*one.address, &two.address, &down]);
+    assert!(outcomes[0].1.is_ok() && outcomes[1].1.is_ok(), "{outcomes:?}");
+    assert!(matches!(outcomes[2].1, Err(CallError::NotConnected(_))), "{outcomes:?}");
+    assert_eq!((one.publish(), two.publish()), (1, 1));
+    assert_eq!(heard(&mut messages, 2).await.len(), 2);
+
+    let down = Publisher::start(down, TopicOptions::new().open()).await;
+    assert_eq!(resubscribed(&mut events).await, down.address);
+    down.publish();
+    assert!(heard(&mut messages, 1).await.contains(&down.address));
+
+    let new = Publisher::open().await;
+    discovery.update([&*one.address, &two.address, &down.address, &new.address]);
+    assert_eq!(resubscribed(&mut events).await, new.address);
+    new.publish();
+    assert!(heard(&mut messages, 1).await.contains(&new.address));
+
+    xclient.unsubscribe("news.*").await.expect("all are connected");
+    let late = Publisher::open().await;
+    discovery.update([&*one.address, &two.address, &down.address, &new.address, &late.address]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.server.stats().connections, 1);
+    for server in [&one, &two, &down, &new, &late] {
+        assert_eq!(server.publish(), 0);
+    }
+    assert!(messages.try_next().is_none());
+}
+
+/// A refusal is that server's answer, and nobody else's.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_refuses_does_not_keep_others_from_it() {
+    let (open, closed) = (Publisher::open().await, Publisher::start(address(), TopicOptions::new()).await);
+    let (xclient, mut messages) = listening(MultipleServersDiscovery::new([&*closed.address, &open.address]));
+    let outcomes = xclient.subscribe("news.sport").await.expect("the client is open");
+    assert!(matches!(outcomes[0].1, Err(CallError::Remote { .. })), "{outcomes:?}");
+    assert!(outcomes[1].1.is_ok(), "{outcomes:?}");
+    assert_eq!((closed.publish(), open.publish()), (0, 1));
+    assert_eq!(heard(&mut messages, 1).await, BTreeSet::from([open.address.clone()]));
+    xclient.close();
+    assert!(matches!(xclient.subscribe("news.sport").await, Err(CallError::NotConnected(_))));
+}
