@@ -70,6 +70,8 @@ enum Step {
     Serve16,
     /// The server's part of a call, one at a time.
     Serve1,
+    /// A call beyond the bound of a server is refused, 16 at once on one connection.
+    Refuse16,
     /// Both ends of a call of raw bytes, 16 at once on one connection.
     Call16,
     /// Both ends of a call of raw bytes, one at a time.
@@ -94,7 +96,7 @@ impl Step {
     /// What is counted in one repetition.
     fn units(self) -> u64 {
         match self {
-            Self::Serve16 | Self::Call16 | Self::CallRecord16 | Self::Decode => 16,
+            Self::Serve16 | Self::Refuse16 | Self::Call16 | Self::CallRecord16 | Self::Decode => 16,
             Self::Push1 => RECEIVERS as u64,
             Self::Push16 => 16 * RECEIVERS as u64,
             Self::Serve1 | Self::Call1 | Self::EncodePush => 1,
@@ -105,6 +107,7 @@ impl Step {
         match self {
             Self::Serve16 => "server's part of a call, 16 at once",
             Self::Serve1 => "server's part of a call, one at a time",
+            Self::Refuse16 => "a call beyond the bound is refused, 16 at once",
             Self::Call16 => "both ends of a call, 16 at once",
             Self::Call1 => "both ends of a call, one at a time",
             Self::CallRecord16 => "both ends of a call of a record, 16 at once",
@@ -237,6 +240,22 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
                 read(&socket, &mut buffer, request.len()).await?;
             }
         }
+        Step::Refuse16 => {
+            let server = Server::builder().calls_max(0).build();
+            let listening = server.listen("memory@full").await?;
+            let socket = connect(&listening.address().parse()?, &ConnectOptions::default()).await?;
+            let request: Vec<u8> = (0..step.units()).flat_map(|number| request(number, payload)).collect();
+            let mut buffer = vec![0; 64 << 10];
+            let mut len = 0;
+            for _ in 0..repeats {
+                ensure!(socket.try_write(&[IoSlice::new(&request)])? == request.len(), "no room for the calls");
+                if len == 0 {
+                    len = refusals(&socket, &mut buffer, step.units()).await?;
+                } else {
+                    read(&socket, &mut buffer, len).await?;
+                }
+            }
+        }
         Step::Call16 | Step::Call1 | Step::CallRecord16 => {
             let client = Client::connect(address, ClientOptions::new()).await?;
             let mut callers = tokio::task::JoinSet::new();
@@ -324,6 +343,25 @@ fn request(number: u64, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     parts.put_frame(&mut frame, payload, &Limits::default()).expect("within the limits");
     frame
+}
+
+/// Reads so many refusals. Answers how many bytes they have.
+async fn refusals(socket: &AnySocket, buffer: &mut [u8], count: u64) -> anyhow::Result<usize> {
+    let (mut deframer, limits, mut len) = (Deframer::new(), Limits::default(), 0);
+    for _ in 0..count {
+        let message = loop {
+            if let Some(message) = deframer.next_message(&limits)? {
+                break message;
+            }
+            let read = poll_fn(|cx| socket.poll_read(cx, buffer)).await?;
+            ensure!(0 < read, "the server closed the connection");
+            deframer.feed(&buffer[..read], &limits);
+        };
+        let text = message.error_text().unwrap_or_default();
+        ensure!(text.starts_with("overloaded"), "a call beyond the bound was answered with {text:?}");
+        len += message.frame().len();
+    }
+    Ok(len)
 }
 
 /// Reads exactly so many bytes.
