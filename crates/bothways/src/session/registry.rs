@@ -846,4 +846,80 @@ mod tests {
         registry.settle_user(&session, &ann);
         assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
     }
+
+    /// Plain connections of one server, without sessions so far.
+    async fn plain_connections<const N: usize>(name: &str) -> (Server, Vec<Client>, Arc<Registry>, [Connection; N]) {
+        let server = Server::builder().build();
+        let listening = server.listen(&format!("memory@registry-{name}")).await.expect("the name is free");
+        let mut clients = Vec::new();
+        for _ in 0..N {
+            let options = ClientOptions::new().negotiate(false).reconnect(false);
+            let client = Client::connect(listening.address(), options).await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            clients.push(client);
+        }
+        let connections: [Connection; N] = server.connections().try_into().expect("as many");
+        let registry = connections[0].owner::<Registry>().expect("a server's connection");
+        (server, clients, registry, connections)
+    }
+
+    /// What the client of this Welcome says when it comes back.
+    fn claim(welcome: &Metadata) -> Metadata {
+        [keys::SESSION_ID, keys::SESSION_KEY]
+            .iter()
+            .fold(Metadata::new(), |pairs, key| pairs.with(key, welcome.get(key).expect("it is in each Welcome")))
+            .with(keys::SESSION_OFFSET, "0")
+    }
+
+    /// A thread that found the session by its connection goes on when another connection has taken the session: it
+    /// neither lets the session speak to a client that is not welcomed yet, nor confirms, nor takes it away again.
+    #[tokio::test(start_paused = true)]
+    async fn who_found_the_session_by_an_old_connection_does_nothing_to_it() {
+        let (_server, _clients, registry, [first, old, new]) = plain_connections("old-connection").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        registry.welcomed(&first);
+        let session = registry.of(&first).expect("it was made");
+        let push = |text: &str| session.push(&Push::new("Chat", "say", text.to_owned())).expect("small");
+        let sent = push("sent");
+        assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1);
+        for connection in [&old, &new] {
+            let again = registry.arrive(connection, &claim(&welcome)).expect("it is open");
+            assert!(again.get(keys::SESSION_RESUMED).is_some());
+        }
+        // The moment between the taking over and the table that says so.
+        let stale = registry.shard(&registry.by_connection, &old.id());
+        stale.write().insert(old.id(), session.clone());
+        registry.welcomed(&old);
+        let waits = push("waits");
+        assert_eq!(waits.outcomes().at(super::super::Stage::Queued), 1, "the new connection is not welcomed yet");
+        assert!(registry.ack(&old, &Metadata::new().with(keys::ACK_OFFSETS, "1,1")));
+        assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1, "nobody has confirmed it");
+        registry.leave(&old);
+        assert_eq!(session.connection().as_ref(), Some(&new));
+        registry.welcomed(&new);
+        assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1);
+    }
+
+    /// The connection is over when its client is let in, and nobody was told so far: the session, be it the one that
+    /// it had or a new one, waits for its client, and does not keep a connection that is over.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_when_it_is_let_in_leaves_a_session_that_waits() {
+        let (server, _clients, registry, [first, claims, new]) = plain_connections("gone-when-let-in").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        let session = registry.of(&first).expect("it was made");
+        claims.cut();
+        let again = registry.arrive(&claims, &claim(&welcome)).expect("it was open");
+        assert!(again.get(keys::SESSION_RESUMED).is_some());
+        assert_eq!((session.connection(), session.is_resumable()), (None, true));
+        new.cut();
+        let fresh = registry.arrive(&new, &Metadata::new()).expect("it was open");
+        let fresh = registry.session(fresh.get(keys::SESSION_ID).expect("one").parse().expect("a number"));
+        let fresh = fresh.expect("it lives");
+        assert_eq!((fresh.connection(), fresh.is_resumable()), (None, true));
+        for connection in [&first, &claims, &new] {
+            connection.closed().await;
+        }
+        tokio::time::sleep(Duration::from_secs(125)).await;
+        assert_eq!((server.stats().sessions, registry.len()), (0, 0), "they end with their windows");
+    }
 }

@@ -12,14 +12,15 @@
 //! | what is sent again comes behind what is new | [`what_is_sent_again_comes_before_what_is_new`], `optin::resume_replays_what_was_not_handled` |
 //! | a quiet session with an empty log forgets how far it is | [`a_quiet_session_is_resumed`]; for topics `history.rs`, `the_head_outlives_its_message` |
 //! | a network that blinks is a leave | `topics::a_blink_is_no_leave`, `topics::presence_is_of_users` |
-//! | an old connection that is half open still speaks for the session | [`the_old_connection_speaks_for_nobody`] |
+//! | an old connection that is half open still speaks for the session | [`the_old_connection_speaks_for_nobody`]; between two lines of the taking over: `registry.rs`, `who_found_the_session_by_an_old_connection_does_nothing_to_it` |
 //! | a Welcome is lost, and with it the only secret that counts | [`any_number_of_welcomes_may_be_lost_in_a_row`] |
 //! | two claims at once are both let in | [`of_two_claims_at_once_the_last_has_the_session`] |
-//! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`] |
+//! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`]; before anybody is told of it: `registry.rs`, `who_is_gone_when_it_is_let_in_leaves_a_session_that_waits` |
 //! | the end of an earlier absence ends a session whose client is away again | [`each_absence_has_a_window_of_its_own`] |
 //! | an acknowledgement before the Welcome is taken for one of the new session | `call_users::nothing_is_acknowledged_before_the_welcome` |
 //! | a push to a user goes to the connection that is being let in as well | `call_users::who_is_being_let_in_gets_a_push_once`, `optin::what_is_pushed_while_a_client_comes_back_comes_once` |
 //! | a subscription overtakes the hook, and is for a session that is about to go | `topics::a_subscription_behind_a_slow_hello_is_not_lost` |
+//! | a thread asks for room under a lock that the answer needs | `sessions::threads_that_push_to_one_session_do_not_block_each_other`, `session/mod.rs`, `what_others_write_meanwhile_blocks_nobody` |
 //! | the notice of a gap is lost with its connection | [`a_gap_is_told_again_until_it_is_heard`] |
 //! | a client takes what a server repeats for something new | [`a_client_hands_on_once_what_comes_twice`] |
 //! | a client that lost its place resumes as if nothing were missing | [`who_lost_its_place_is_told_so`] |
