@@ -98,6 +98,9 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
         .overflow(Overflow::Disconnect)
         .write_timeout(WRITE_TIMEOUT)
         .first_frame_timeout(FIRST_FRAME_TIMEOUT)
+        // All of a crowd come at once here, and as fast as they can.
+        .new_sessions_rate(None)
+        .resumes_rate(None)
         .handler(contract::SERVICE, contract::ECHO, |request: Request| ready(echo(&request)))
         .function(contract::SERVICE, contract::RECORD, |record: Record| ready(Ok::<_, String>(record)))
         .handler(contract::SERVICE, contract::FILL, move |request: Request| ready(fill(&request, &zeros)))
