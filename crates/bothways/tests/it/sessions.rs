@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     scripted::{Scripted, oneway, ping, request},
-    support::{address, connections, echoing},
+    support::{address, connections, echoing, soon},
 };
 
 /// A server at which a client becomes the user whose name is its token, and subscribes to what it sends.
@@ -368,9 +368,9 @@ async fn what_is_too_old_is_not_sent_again() {
 
     assert_eq!(text(&mut messages).await, "received");
     assert_eq!(text(&mut messages).await, "lasting");
-    assert_eq!(lost.handled().await.at(Stage::Expired), 1);
-    assert_eq!(received.handled().await.at(Stage::Handled), 1);
-    assert_eq!(lasting.handled().await.at(Stage::Handled), 1);
+    assert_eq!(soon(lost.handled()).await.at(Stage::Expired), 1);
+    assert_eq!(soon(received.handled()).await.at(Stage::Handled), 1);
+    assert_eq!(soon(lasting.handled()).await.at(Stage::Handled), 1);
     assert_eq!(session.waiting(), (0, 0), "the one that was skipped is acknowledged with the others");
 }
 
