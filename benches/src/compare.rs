@@ -96,10 +96,13 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         Some(What::Everything(page)) => {
             let tools = Tools::find(args)?;
             let mut report = ask(args, &tools)?;
+            // What is there is kept, whatever comes of the rest.
+            page::write(&report, page)?;
             report.curves = scaling::measure(&ScalingArgs::all(args.rounds, args.quick), &tools)?.curves;
+            page::write(&report, page)?;
             report.steps = instructions::measure(&InstructionsArgs::default())?.steps;
-            write(args.json.as_deref(), &report)?;
-            page::write(&report, page)
+            page::write(&report, page)?;
+            write(args.json.as_deref(), &report)
         }
     }
 }
