@@ -208,7 +208,7 @@ impl Connection {
         if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
             return Err(CallError::NotSupported);
         }
-        if state.methods.as_ref().is_some_and(|methods| !methods.contains(call.service_path, call.service_method)) {
+        if state.methods().is_some_and(|methods| !methods.contains(call.service_path, call.service_method)) {
             return Err(CallError::NotSupported);
         }
         let (sender, reply) = oneshot::channel();

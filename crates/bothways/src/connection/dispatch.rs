@@ -395,7 +395,7 @@ impl Connection {
                 let methods = self.shared.settings.announced.take(said.get(keys::METHODS));
                 let welcome = {
                     let mut state = self.shared.state.lock();
-                    state.methods = methods;
+                    state.set_methods(methods);
                     state.proto.welcome(hello, self.shared.settings.capabilities)
                 };
                 sessions = welcome.capabilities.contains(Capabilities::SESSIONS);

@@ -158,8 +158,6 @@ struct State {
     called_by_pushes: bool,
     /// A plain client has asked for something, and so listens.
     has_asked: bool,
-    /// What the client has said to handle; `None`: nothing, and it is asked.
-    methods: Option<Methods>,
     phase: Phase,
     driving: Driving,
     /// The socket woke the connection, rather than a task.
@@ -187,6 +185,8 @@ struct Seldom {
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.
     pace: Option<Box<Pace>>,
+    /// What the client has said to handle; `None`: nothing, and it is asked.
+    methods: Option<Methods>,
 }
 
 impl State {
@@ -213,6 +213,16 @@ impl State {
 
     fn seldom(&mut self) -> &mut Seldom {
         self.seldom.get_or_insert_default()
+    }
+
+    fn methods(&self) -> Option<&Methods> {
+        self.seldom.as_ref()?.methods.as_ref()
+    }
+
+    fn set_methods(&mut self, methods: Option<Methods>) {
+        if methods.is_some() || self.seldom.is_some() {
+            self.seldom().methods = methods;
+        }
     }
 
     fn take_running(&mut self, seq: Seq) -> Option<Option<AbortHandle>> {
@@ -269,7 +279,6 @@ impl Connection {
             hello_pending: false,
             called_by_pushes: false,
             has_asked: false,
-            methods: None,
             phase: Phase::Open,
             driving: Driving::Resting,
             stirred: false,
@@ -351,14 +360,15 @@ impl Connection {
         let mut state = self.shared.state.lock();
         let is_new = !state.hello_pending && !state.called_by_pushes && state.proto.peer() == Peer::Plain;
         if is_new {
-            (state.hello_pending, state.methods) = (true, methods);
+            state.hello_pending = true;
+            state.set_methods(methods);
         }
         is_new
     }
 
     /// What the client has said to handle; `None` if it has said nothing, or too much.
     pub(crate) fn methods(&self) -> Option<Methods> {
-        self.shared.state.lock().methods.clone()
+        self.shared.state.lock().methods().cloned()
     }
 
     /// A plain client answers the call of this number. False: nobody waits for it any more.

@@ -24,6 +24,10 @@ use crate::connection::ConnectionId;
 /// Events that a session keeps: some minutes of a chat, some seconds of a busy feed.
 pub(super) const EVENTS_MAX: usize = 64;
 
+/// Up to so many take no more than their places: connected, bound to a user, subscribed to a topic; many sessions
+/// have no more.
+const FEW_EVENTS: usize = 4;
+
 /// Sessions that ended and can still be explained.
 pub(super) const ENDED_MAX: usize = 256;
 
@@ -387,6 +391,9 @@ impl Trail {
         if self.events_max <= ring.records.len() {
             ring.records.pop_front();
             ring.first += 1;
+        }
+        if ring.records.len() == ring.records.capacity() && ring.records.len() < FEW_EVENTS {
+            ring.records.reserve_exact(1);
         }
         ring.records.push_back(Record { at, what });
         ring.first + ring.records.len() as u64 - 1

@@ -245,7 +245,7 @@ impl Registry {
         if state.ended {
             return Err(TopicError::SessionEnded);
         }
-        let known = state.patterns.get(pattern).copied();
+        let known = state.patterns.get(pattern);
         if known.is_none() {
             let subscribers = subscriptions.count(pattern);
             if options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers) {
@@ -256,7 +256,7 @@ impl Registry {
             }
         }
         // Since when the session has got everything of this topic, by whatever pattern.
-        let covering = state.patterns.iter().filter(|(held, _)| topic::covers(held, pattern)).map(|(_, since)| *since);
+        let covering = state.patterns.iter().filter(|(held, _)| topic::covers(held, pattern)).map(|(_, since)| since);
         let mut since = covering.min().unwrap_or_else(|| self.hub.clock.load(Ordering::Relaxed));
         let mut outcome = Subscribed::default();
         if let Some(history) = kept.as_mut().and_then(|kept| kept.history.as_mut()) {
@@ -327,7 +327,7 @@ impl Registry {
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let was = {
             let mut subscriptions = self.hub.subscriptions.write();
-            let was = session.inner.state.lock().patterns.remove(pattern).is_some();
+            let was = session.inner.state.lock().patterns.remove(pattern);
             if was {
                 session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
                 subscriptions.remove(pattern, session);
@@ -363,7 +363,7 @@ impl Registry {
         let Some(topic) = self.hub.find(pattern) else { return };
         let mut kept = topic.lock();
         // It may have subscribed again meanwhile.
-        if session.inner.state.lock().patterns.contains_key(pattern) {
+        if session.inner.state.lock().patterns.contains(pattern) {
             return;
         }
         let until = until.map(|until| until.saturating_duration_since(self.hub.began));
@@ -381,13 +381,13 @@ impl Registry {
 
     /// A session is somebody else's now: so is its presence.
     pub(super) fn rename(&self, session: &Session) {
-        let patterns: Vec<Arc<str>> = session.inner.state.lock().patterns.keys().cloned().collect();
+        let patterns: Vec<Arc<str>> = session.inner.state.lock().patterns.names().cloned().collect();
         for pattern in patterns {
             let Some(kept) = self.hub.find(&pattern) else { continue };
             let mut kept = kept.lock();
             let who = {
                 let state = session.inner.state.lock();
-                if !state.patterns.contains_key(&pattern) {
+                if !state.patterns.contains(&pattern) {
                     continue;
                 }
                 Who::new(state.user.clone(), session.id())

@@ -129,12 +129,12 @@ enum Unwritten {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    bounds: Bounds,
+    bounds: Arc<Bounds>,
     connected: bool,
     /// The client confirms what it receives and handles.
     confirms: bool,
-    queues: [VecDeque<Queued>; Priority::COUNT],
-    latest: HashMap<Box<str>, Entry>,
+    queues: Queues,
+    latest: Option<Box<Latest>>,
     latest_bytes: usize,
     fire: (usize, usize),
     tracked: (usize, usize),
@@ -167,6 +167,24 @@ struct Replay {
     skips: bool,
 }
 
+/// What waits, by priority. Nothing, and no memory, before the first.
+#[derive(Debug, Default)]
+struct Queues(Option<Box<[VecDeque<Queued>; Priority::COUNT]>>);
+
+impl Queues {
+    fn of(&mut self, priority: Priority) -> &mut VecDeque<Queued> {
+        &mut self.0.get_or_insert_default()[priority.index()]
+    }
+
+    fn iter(&self) -> std::slice::Iter<'_, VecDeque<Queued>> {
+        self.0.as_ref().map_or(&[][..], |queues| &queues[..]).iter()
+    }
+
+    fn iter_mut(&mut self) -> std::slice::IterMut<'_, VecDeque<Queued>> {
+        self.0.as_mut().map_or(&mut [][..], |queues| &mut queues[..]).iter_mut()
+    }
+}
+
 #[derive(Debug)]
 enum Queued {
     Entry(Entry),
@@ -180,23 +198,27 @@ impl Queued {
     }
 }
 
+/// The newest value of each key.
+type Latest = HashMap<Box<str>, Entry>;
+
+/// Places that a burst leaves.
+const KEPT: usize = 64;
+
 /// Gives back what a burst took, once it is over: an idle session is small.
 fn give_back<T>(queue: &mut VecDeque<T>) {
-    /// Places that stay.
-    const KEPT: usize = 64;
     if queue.is_empty() && KEPT < queue.capacity() {
         *queue = VecDeque::new();
     }
 }
 
 impl Ledger {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(bounds: impl Into<Arc<Bounds>>) -> Self {
         Self {
-            bounds,
+            bounds: bounds.into(),
             connected: false,
             confirms: false,
-            queues: Default::default(),
-            latest: HashMap::new(),
+            queues: Queues::default(),
+            latest: None,
             latest_bytes: 0,
             fire: (0, 0),
             tracked: (0, 0),
@@ -251,21 +273,21 @@ impl Ledger {
             }
             Class::Latest(key) => {
                 let key: Box<str> = key.as_str().into();
-                let older = self.latest.get(&key).map(Entry::len);
+                let older = self.latest.as_ref().and_then(|latest| latest.get(&key)).map(Entry::len);
                 let others = self.latest_bytes - older.unwrap_or(0);
-                if (older.is_none() && self.bounds.latest_keys <= self.latest.len())
+                if (older.is_none() && self.bounds.latest_keys <= self.latest_len())
                     || (0 < others && self.bounds.latest_bytes < others + entry.len())
                 {
                     return self.refuse(entry);
                 }
                 self.latest_bytes = others + entry.len();
-                if let Some(older) = self.latest.get_mut(&key) {
+                if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
                     older.ticket.advance(Stage::Superseded);
                     *older = entry;
                     return true;
                 }
-                self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
-                self.latest.insert(key, entry);
+                self.queues.of(entry.priority).push_back(Queued::Latest(key.clone()));
+                self.latest.get_or_insert_default().insert(key, entry);
                 return true;
             }
             Class::Tracked => {
@@ -275,7 +297,7 @@ impl Ledger {
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             }
         }
-        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        self.queues.of(entry.priority).push_back(Queued::Entry(entry));
         true
     }
 
@@ -307,7 +329,7 @@ impl Ledger {
         }
         self.take_key(entry.keyed.as_ref());
         self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        self.queues.of(entry.priority).push_back(Queued::Entry(entry));
     }
 
     /// From here on another user is billed, or none.
@@ -445,7 +467,11 @@ impl Ledger {
         Some(match queued {
             Queued::Entry(entry) => entry,
             Queued::Latest(key) => {
-                let entry = self.latest.remove(&key).expect("a key that is queued has a value");
+                let latest = self.latest.as_mut().expect("a key that is queued has a value");
+                let entry = latest.remove(&key).expect("a key that is queued has a value");
+                if latest.is_empty() && KEPT < latest.capacity() {
+                    self.latest = None;
+                }
                 self.latest_bytes -= entry.len();
                 entry
             }
@@ -555,8 +581,12 @@ impl Ledger {
 
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
     pub(super) fn waiting(&self) -> (usize, usize) {
-        let latest: usize = self.latest.values().map(|entry| entry.frame.len()).sum();
-        (self.tracked.0 + self.fire.0 + self.latest.len(), self.tracked.1 + self.fire.1 + latest)
+        let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(|entry| entry.frame.len()).sum();
+        (self.tracked.0 + self.fire.0 + self.latest_len(), self.tracked.1 + self.fire.1 + latest)
+    }
+
+    fn latest_len(&self) -> usize {
+        self.latest.as_ref().map_or(0, |latest| latest.len())
     }
 
     /// Pushes that were dropped since the session began.

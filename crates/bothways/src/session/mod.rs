@@ -78,6 +78,7 @@ use self::{
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
     push::Encoded,
+    topic::Patterns,
 };
 use crate::{
     connection::{Connection, ConnectionId, Methods, after},
@@ -162,13 +163,14 @@ struct State {
     listed: u16,
     labels: BTreeMap<String, String>,
     /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
-    patterns: BTreeMap<Arc<str>, u64>,
+    patterns: Patterns,
     /// What its client handled when it was there last.
     methods: Option<Methods>,
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
     knows_topics: bool,
     ledger: Ledger,
-    secret: registry::Secrets,
+    /// None before the first.
+    secret: Option<Box<registry::Secrets>>,
 }
 
 impl Session {
@@ -239,7 +241,7 @@ impl Session {
 
     /// What it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
-        self.inner.state.lock().patterns.keys().map(ToString::to_string).collect()
+        self.inner.state.lock().patterns.names().map(ToString::to_string).collect()
     }
 
     /// The methods that its client handles, each as `Path.method`, by what it said when it was there last; `None`: it

@@ -52,7 +52,7 @@ pub(crate) struct SessionOptions {
     /// Topics and patterns that a client may subscribe to at once.
     pub(crate) subscriptions_max: usize,
     pub(crate) rules: Rules,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: Arc<Bounds>,
     /// Bytes that the logs of one user's sessions may hold together.
     pub(crate) user_bytes_max: usize,
     /// Events that a session keeps of its past.
@@ -69,7 +69,7 @@ impl Default for SessionOptions {
             away_max: 100_000,
             subscriptions_max: 1000,
             rules: Rules::default(),
-            bounds: Bounds::default(),
+            bounds: Arc::default(),
             user_bytes_max: 16 << 20,
             events_max: explain::EVENTS_MAX,
             ended_max: explain::ENDED_MAX,
@@ -81,22 +81,25 @@ impl Default for SessionOptions {
 impl SessionOptions {
     /// Pushes and bytes that a session keeps until its client has handled them.
     pub(crate) fn set_log(&mut self, messages: usize, bytes: usize) {
-        (self.bounds.tracked_messages, self.bounds.tracked_bytes) = (messages.max(1), bytes);
+        let bounds = Arc::make_mut(&mut self.bounds);
+        (bounds.tracked_messages, bounds.tracked_bytes) = (messages.max(1), bytes);
     }
 
     /// Pushes of class `Fire`, and their bytes, that may wait.
     pub(crate) fn set_fire_queue(&mut self, messages: usize, bytes: usize) {
-        (self.bounds.fire_messages, self.bounds.fire_bytes) = (messages.max(1), bytes);
+        let bounds = Arc::make_mut(&mut self.bounds);
+        (bounds.fire_messages, bounds.fire_bytes) = (messages.max(1), bytes);
     }
 
     /// Idempotency keys that a session remembers.
     pub(crate) fn set_idempotency_keys(&mut self, keys_max: usize) {
-        self.bounds.idempotency_keys = keys_max;
+        Arc::make_mut(&mut self.bounds).idempotency_keys = keys_max;
     }
 
     /// Values of class `Latest`, and their bytes with those of their keys, that may wait.
     pub(crate) fn set_latest(&mut self, keys: usize, bytes: usize) {
-        (self.bounds.latest_keys, self.bounds.latest_bytes) = (keys.max(1), bytes);
+        let bounds = Arc::make_mut(&mut self.bounds);
+        (bounds.latest_keys, bounds.latest_bytes) = (keys.max(1), bytes);
     }
 }
 
@@ -258,7 +261,7 @@ impl Registry {
 
     /// The session of a connection as it began. Plain until a Hello says otherwise.
     fn make(&self, connection: &Connection) -> Session {
-        let mut ledger = Ledger::new(self.options.bounds.clone());
+        let mut ledger = Ledger::new(Arc::clone(&self.options.bounds));
         ledger.connect(false);
         let began = connection.began();
         Session {
@@ -283,7 +286,7 @@ impl Registry {
                     methods: None,
                     knows_topics: false,
                     ledger,
-                    secret: Secrets::default(),
+                    secret: None,
                 }),
             }),
         }
@@ -331,7 +334,7 @@ impl Registry {
         };
         let mut state = session.inner.state.lock();
         welcome.insert(keys::SESSION_ID, session.id().to_string());
-        welcome.insert(keys::SESSION_KEY, state.secret.rotate());
+        welcome.insert(keys::SESSION_KEY, state.secret.get_or_insert_default().rotate());
         welcome.insert(keys::SESSION_OFFSET, state.ledger.last_offset().to_string());
         drop(state);
         if connection.is_closed() {
@@ -361,7 +364,7 @@ impl Registry {
         let Some(id) = hello.get(keys::SESSION_ID).and_then(|id| id.parse().ok()) else { return false };
         let (Some(session), Some(key)) = (self.session(id), hello.get(keys::SESSION_KEY)) else { return false };
         let state = session.inner.state.lock();
-        state.resumable && !state.ended && state.secret.admits(key)
+        state.resumable && !state.ended && state.secret.as_ref().is_some_and(|secret| secret.admits(key))
     }
 
     fn resume(
@@ -382,7 +385,7 @@ impl Registry {
             if state.ended {
                 return Err("expired");
             }
-            if !state.resumable || !state.secret.admits(key) {
+            if !state.resumable || !state.secret.as_ref().is_some_and(|secret| secret.admits(key)) {
                 return Err("unknown");
             }
             if arriving.is_some() && arriving != state.user {
@@ -391,7 +394,9 @@ impl Registry {
             if !state.ledger.resume(handled, received) {
                 return Err("gap");
             }
-            state.secret.show(key);
+            if let Some(secret) = &mut state.secret {
+                secret.show(key);
+            }
             self.away.recount(state.is_away(), false);
             state.generation += 1;
             state.marks.clear();
@@ -419,7 +424,7 @@ impl Registry {
             (state.patterns.clone(), state.knows_topics)
         };
         session.inner.state.lock().knows_topics |= knows_topics;
-        for pattern in patterns.keys() {
+        for pattern in patterns.names() {
             if let Err(error) = self.subscribe(&session, pattern, None, false) {
                 tracing::debug!(session = %session.id(), %pattern, %error, "a subscription was not taken over");
             }
@@ -446,7 +451,9 @@ impl Registry {
             if state.connection.as_ref() != Some(connection) {
                 return true;
             }
-            state.secret.confirm();
+            if let Some(secret) = &mut state.secret {
+                secret.confirm();
+            }
             if !state.ledger.ack(received, handled) {
                 return false;
             }
@@ -538,7 +545,7 @@ impl Registry {
             self.away.recount(state.is_away(), false);
             state.ended = true;
             state.resumable = false;
-            let empty = Ledger::new(self.options.bounds.clone());
+            let empty = Ledger::new(Arc::clone(&self.options.bounds));
             (state.user.take(), std::mem::take(&mut state.patterns), std::mem::replace(&mut state.ledger, empty))
         };
         let trail = &session.inner.trail;
@@ -559,7 +566,7 @@ impl Registry {
         if let Some(user) = user {
             self.settle_user(session, &user);
         }
-        self.unsubscribe_all(session, patterns.keys().map(|pattern| &**pattern), until);
+        self.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
         if self.shard(&self.by_id, &session.id()).write().remove(&session.id()).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
@@ -596,7 +603,11 @@ impl Registry {
         let is_listed = 0 < state.listed && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
         match (is_theirs, is_listed) {
             (true, false) => {
-                let new = || OfUser { sessions: Vec::new(), account: Account::new(self.options.user_bytes_max).into() };
+                // Most users have one session.
+                let new = || OfUser {
+                    sessions: Vec::with_capacity(1),
+                    account: Account::new(self.options.user_bytes_max).into(),
+                };
                 let theirs = users.entry(Arc::clone(user)).or_insert_with(new);
                 theirs.sessions.push(session.clone());
                 state.listed += 1;

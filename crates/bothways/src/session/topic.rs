@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
+    sync::Arc,
 };
 
 /// Why a text is no topic or pattern.
@@ -118,6 +119,59 @@ fn check(text: &str) -> Result<(), TopicError> {
     match text.split('.').any(str::is_empty) {
         true => Err(TopicError::EmptySegment(text.to_owned())),
         false => Ok(()),
+    }
+}
+
+/// What one subscriber has subscribed to: checked patterns, sorted, each with a stamp. One takes 24 bytes and its
+/// text, where a tree would take 280 for the first: of a million clients most have one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Patterns(Vec<(Arc<str>, u64)>);
+
+impl Patterns {
+    fn place(&self, pattern: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(held, _)| (**held).cmp(pattern))
+    }
+
+    pub(super) fn get(&self, pattern: &str) -> Option<u64> {
+        self.place(pattern).ok().map(|at| self.0[at].1)
+    }
+
+    pub(super) fn contains(&self, pattern: &str) -> bool {
+        self.place(pattern).is_ok()
+    }
+
+    /// Adds a pattern, or changes its stamp.
+    pub(super) fn insert(&mut self, pattern: Arc<str>, stamp: u64) {
+        match self.place(&pattern) {
+            Ok(at) => self.0[at].1 = stamp,
+            Err(at) => {
+                if self.0.is_empty() {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, (pattern, stamp));
+            }
+        }
+    }
+
+    /// True if it was there.
+    pub(super) fn remove(&mut self, pattern: &str) -> bool {
+        let place = self.place(pattern);
+        if let Ok(at) = place {
+            self.0.remove(at);
+        }
+        place.is_ok()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.0.iter().map(|(pattern, stamp)| (pattern, *stamp))
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
+        self.0.iter().map(|(pattern, _)| pattern)
     }
 }
 

@@ -1,0 +1,156 @@
+//! What an idle client costs its server on the heap, to the byte. Alone in its process, whose allocator counts.
+#![cfg(unix)]
+
+use std::{
+    alloc::System,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use bothways::{Metadata, Reply, Request, Server, Target};
+use bothways_proto::{Header, Limits, Seq, SerializeType, frame};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::runtime::Runtime;
+
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What an allocator adds to a block, for its own notes and for rounding up.
+const BLOCK_BYTES: usize = 16;
+
+/// Clients, and how many are counted: the others are there before, so that tables have grown. Between the two the
+/// table of connections does not grow, for it doubles at 224 and at 448, and no system allows fewer open files.
+const CLIENTS: usize = 440;
+const COUNTED: usize = 200;
+
+/// Of a client that has called: the connection (360 bytes), and what tokio keeps of its socket (256). Nothing
+/// else, and 70 bytes to spare. `docs/performance.md` says what it is in memory.
+const PLAIN_BYTES_MAX: usize = 720;
+
+/// Of one with a user and a topic: also the session with its ledger (some 500 bytes), its story (280), its user's
+/// account, two names, and its places in tables, which with few clients are mostly empty.
+const WITH_SESSION_BYTES_MAX: usize = 1984;
+
+/// Bytes on the heap, with what the allocator adds.
+fn heap() -> usize {
+    let stats = HEAP.stats();
+    let blocks = stats.allocations - stats.deallocations;
+    stats.bytes_allocated - stats.bytes_deallocated + blocks * BLOCK_BYTES
+}
+
+struct Clients {
+    runtime: Runtime,
+    streams: Vec<UnixStream>,
+}
+
+impl Clients {
+    /// More than a few looks at the connections.
+    fn rest(&self) {
+        self.runtime.block_on(async { tokio::time::sleep(Duration::from_secs(5)).await });
+    }
+
+    fn connect(&mut self, path: &Path, server: &Server, upto: usize) {
+        while self.streams.len() < upto {
+            self.streams.push(UnixStream::connect(path).expect("it listens"));
+            self.wait(|| server.stats().connections == self.streams.len());
+        }
+    }
+
+    /// Each calls this method so often.
+    fn call(&self, method: &str, from: usize, times: usize) {
+        let header = Header::request(Seq::new(1), SerializeType::RAW);
+        let call = frame(header, "T", method, &Metadata::new(), &[7; 581], &Limits::default()).expect("small");
+        for stream in &self.streams[from..] {
+            for _ in 0..times {
+                (&*stream).write_all(&call).expect("it is there");
+                self.hear(stream, 581);
+            }
+        }
+    }
+
+    /// Takes what has come, which is more than so much.
+    fn hear(&self, mut stream: &UnixStream, bytes: usize) {
+        let (mut heard, mut buffer) = (0, [0; 4096]);
+        stream.set_nonblocking(true).expect("a socket");
+        self.wait(|| {
+            while let Ok(more @ 1..) = stream.read(&mut buffer) {
+                heard += more;
+            }
+            bytes < heard
+        });
+        stream.set_nonblocking(false).expect("a socket");
+    }
+
+    fn wait(&self, mut until: impl FnMut() -> bool) {
+        for _ in 0..100_000 {
+            if until() {
+                return;
+            }
+            self.runtime.block_on(tokio::task::yield_now());
+        }
+        panic!("it takes for ever");
+    }
+}
+
+/// The heap that each of the last clients takes at rest, after this method.
+fn measured(method: &str) -> usize {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let mut clients = Clients { runtime: runtime.expect("a runtime"), streams: Vec::with_capacity(CLIENTS) };
+    let server = Server::builder()
+        .handler("T", "Echo", |request: Request| std::future::ready(Reply::ok(request.payload().expect("bytes"))))
+        .handler("T", "Join", |request: Request| {
+            let session = request.session().expect("it is connected");
+            session.bind_user(&format!("user-{:06}", request.connection().id().get()));
+            session.subscribe("news").expect("a topic");
+            std::future::ready(Reply::ok(request.payload().expect("bytes")))
+        })
+        .build();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let listening = clients.runtime.block_on(server.listen(&format!("unix@{}", path.display())));
+    let _listening = listening.expect("a new name");
+
+    clients.connect(&path, &server, CLIENTS - COUNTED);
+    clients.call(method, 0, 1);
+    clients.rest();
+    let before = heap();
+    clients.connect(&path, &server, CLIENTS);
+    clients.call(method, CLIENTS - COUNTED, 1);
+    clients.rest();
+    let after = heap();
+    let each = (after - before) / COUNTED;
+
+    // Many calls, and pushes that no socket takes at once: at rest it is as it was.
+    clients.call("Echo", CLIENTS - COUNTED, 20);
+    let large = vec![1; 1 << 20];
+    for connection in server.connections().iter().rev().take(COUNTED) {
+        connection.send_message("T", "Large", &Metadata::new(), large.clone()).expect("it is taken");
+    }
+    for stream in &clients.streams[CLIENTS - COUNTED..] {
+        clients.hear(stream, large.len());
+    }
+    drop(large);
+    clients.rest();
+    let burst = heap().saturating_sub(after) / COUNTED;
+    assert!(burst <= COUNTERS_BYTES, "a burst leaves {burst} bytes of each client");
+    assert_eq!(server.sessions(&Target::everyone()).expect("no topic").len(), CLIENTS);
+    each
+}
+
+/// Counters of pushes stay after the first one.
+const COUNTERS_BYTES: usize = 128;
+
+/// An idle client takes no more than its bound on the heap, and a burst leaves nothing.
+#[test]
+fn an_idle_client_is_small() {
+    let plain = measured("Echo");
+    assert!(plain <= PLAIN_BYTES_MAX, "a plain client takes {plain} bytes, of {PLAIN_BYTES_MAX}");
+    let with_session = measured("Join");
+    assert!(
+        with_session <= WITH_SESSION_BYTES_MAX,
+        "a client with session, user and topic takes {with_session} bytes, of {WITH_SESSION_BYTES_MAX}"
+    );
+    println!("plain {plain}, with session, user and topic {with_session}");
+}
