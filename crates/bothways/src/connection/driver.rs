@@ -311,7 +311,7 @@ impl Future for Driver {
         let (quiet, asked) = {
             let mut state = this.connection.shared.state.lock();
             state.driving.note(cx.waker());
-            (state.is_quiet(), std::mem::take(&mut state.rest_wanted))
+            (state.is_quiet(), std::mem::take(&mut state.watch.rest_wanted))
         };
         // Most wake-ups are for reading: to find that out by trying to write takes two locks more. The step `serve1`
         // of `compare instructions` shows it.

@@ -162,8 +162,6 @@ struct State {
     driving: Driving,
     /// The socket woke the connection, rather than a task.
     stirred: bool,
-    /// A look found the driver idle.
-    rest_wanted: bool,
     watch: Watch,
     /// A caller will write once the others have had their turn.
     flush_comes: bool,
@@ -282,7 +280,6 @@ impl Connection {
             phase: Phase::Open,
             driving: Driving::Resting,
             stirred: false,
-            rest_wanted: false,
             watch: Watch::new(Instant::now()),
             flush_comes: false,
             paused: false,

@@ -143,7 +143,7 @@ impl Connection {
             && self.runtime().is_some()
             && self.shared.socket.can_rest()
         {
-            state.rest_wanted = true;
+            state.watch.rest_wanted = true;
             task.wake_by_ref();
         }
     }

@@ -69,11 +69,22 @@ pub(crate) struct Watch {
     pinged_at: Option<NonZeroU32>,
     /// Likewise of when it began to close.
     closing_since: Option<NonZeroU32>,
+    /// A look found the driver idle, and asks it to rest.
+    pub(super) rest_wanted: bool,
 }
 
 impl Watch {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { began: now, read_at: 0, reads: 0, written_bytes: 0, written_at: 0, pinged_at: None, closing_since: None }
+        Self {
+            began: now,
+            read_at: 0,
+            reads: 0,
+            written_bytes: 0,
+            written_at: 0,
+            pinged_at: None,
+            closing_since: None,
+            rest_wanted: false,
+        }
     }
 
     /// Reads since the last look.

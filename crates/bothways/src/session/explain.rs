@@ -375,6 +375,11 @@ impl Trail {
         trail
     }
 
+    /// When the session began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Takes an event in; answers its number, by which [`Self::update`] finds it.
     pub(super) fn note(&self, what: What) -> u64 {
         if self.events_max == 0 {

@@ -285,7 +285,7 @@ impl Registry {
                     };
                     let Ok(Encoded { frame, keyed }) = encoded else { continue };
                     since = since.min(published.stamp);
-                    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.began));
+                    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.trail.began()));
                     let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket(session.id()));
                     ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
                     let (class, priority) = (class.clone(), Priority::Normal);

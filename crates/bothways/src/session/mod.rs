@@ -44,6 +44,7 @@ mod topic;
 mod user;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, VecDeque},
     hash::{Hash, Hasher},
     sync::{Arc, Weak},
@@ -136,7 +137,6 @@ pub struct Session {
 
 struct Inner {
     id: SessionId,
-    began: Instant,
     registry: Weak<Registry>,
     trail: Arc<Trail>,
     /// Told when the session gets or loses a connection, or ends.
@@ -460,7 +460,7 @@ impl Session {
     }
 
     fn now(&self) -> Duration {
-        self.inner.began.elapsed()
+        self.inner.trail.began().elapsed()
     }
 
     /// Waits until the session has noticed that this connection is over.
@@ -508,6 +508,13 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+/// A session hashes as its number.
+impl Borrow<SessionId> for Session {
+    fn borrow(&self) -> &SessionId {
+        &self.inner.id
+    }
+}
 
 impl Hash for Session {
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -5,7 +5,7 @@
 //! locks a shard first, and then a session.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Weak,
@@ -152,7 +152,8 @@ fn hash(secret: &str) -> [u8; 32] {
 pub(crate) struct Registry {
     options: SessionOptions,
     hasher: RandomState,
-    by_id: Vec<RwLock<HashMap<SessionId, Session>>>,
+    /// By number.
+    by_id: Vec<RwLock<HashSet<Session>>>,
     by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
     /// The server's connections: those that have no session yet get it from here.
     connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
@@ -227,7 +228,7 @@ impl Registry {
         let mut of_shard = shard.write();
         if !connection.is_adopted() {
             let session = self.make(connection);
-            self.shard(&self.by_id, &session.id()).write().insert(session.id(), session.clone());
+            self.shard(&self.by_id, &session.id()).write().insert(session.clone());
             of_shard.insert(id, session);
             self.unmade.fetch_sub(1, Ordering::Relaxed);
             connection.adopt();
@@ -267,7 +268,6 @@ impl Registry {
         Session {
             inner: Arc::new(Inner {
                 id: SessionId::random(),
-                began,
                 registry: self.me.clone(),
                 trail: Arc::new(Trail::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),
@@ -504,7 +504,7 @@ impl Registry {
     /// many pushes these were owed.
     pub(crate) fn end_all(&self, why: &str) -> (usize, usize) {
         let (mut sessions, mut pushes) = (0, 0);
-        for session in self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()) {
+        for session in self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()) {
             sessions += usize::from(session.is_resumable());
             pushes += session.waiting().0;
             self.remove(&session, Some(why), None);
@@ -567,7 +567,7 @@ impl Registry {
             self.settle_user(session, &user);
         }
         self.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
-        if self.shard(&self.by_id, &session.id()).write().remove(&session.id()).is_some() {
+        if self.shard(&self.by_id, &session.id()).write().remove(session) {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
         session.inner.changed.notify_waiters();
@@ -660,7 +660,7 @@ impl Registry {
             }
             Who::Everyone => {
                 self.make_all();
-                self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+                self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
             }
         };
         found.retain(|session| target.admits(session) && !session.inner.state.lock().claims);
