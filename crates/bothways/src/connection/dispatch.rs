@@ -137,7 +137,7 @@ impl Permit {
     fn acquire(connection: &Connection) -> Result<Self, String> {
         let shared = &*connection.shared;
         let load = &*shared.settings.load;
-        let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel);
+        let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel) as usize;
         let in_all = load.running.fetch_add(1, Ordering::AcqRel);
         let permit = Self { connection: connection.clone(), is_late: false };
         if shared.settings.calls_running_max <= in_connection {

@@ -45,7 +45,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -128,8 +128,8 @@ struct Shared {
     settings: Arc<Settings>,
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
-    reads: AtomicU32,
-    calls_running: AtomicUsize,
+    reads: AtomicU16,
+    calls_running: AtomicU32,
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
     /// The server is about to close it, and takes no calls of it any more.
@@ -291,8 +291,8 @@ impl Connection {
                 socket: SocketSlot::new(socket),
                 settings,
                 inlet,
-                reads: AtomicU32::new(0),
-                calls_running: AtomicUsize::new(0),
+                reads: AtomicU16::new(0),
+                calls_running: AtomicU32::new(0),
                 answering: AtomicBool::new(false),
                 calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
@@ -431,7 +431,7 @@ impl Connection {
             state.seldom.as_ref().map_or((0, 0), |seldom| (seldom.oneways_refused, seldom.late_replies));
         ConnectionStats {
             calls_pending: state.proto.calls().len(),
-            calls_running: self.shared.calls_running.load(Ordering::Relaxed),
+            calls_running: self.shared.calls_running.load(Ordering::Relaxed) as usize,
             pushes_waiting,
             push_bytes_waiting,
             pushes_sent: state.outbox.pushes_added(),

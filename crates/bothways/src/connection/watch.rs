@@ -61,7 +61,7 @@ pub(crate) struct Watch {
     began: Instant,
     /// When something had come. Milliseconds, as all times here: since the beginning.
     read_at: u64,
-    reads: u32,
+    reads: u16,
     written_bytes: u32,
     /// The last 32 bits of when something was taken by the socket, or nothing waited for it: never long ago.
     written_at: u32,
@@ -88,7 +88,7 @@ impl Watch {
     }
 
     /// Reads since the last look.
-    pub(super) fn reads_since(&self, reads: u32) -> u32 {
+    pub(super) fn reads_since(&self, reads: u16) -> u16 {
         reads.wrapping_sub(self.reads)
     }
 
