@@ -65,7 +65,9 @@ impl Socket for Breakable {
 #[test]
 fn a_connection_leaves_no_hole_beside_its_socket() {
     let counters = 2 * size_of::<usize>();
-    assert!(counters + size_of::<super::Shared>() <= 360, "{}", size_of::<super::Shared>());
+    // There mio keeps a number with each socket.
+    let of_debug = if cfg!(debug_assertions) { 8 } else { 0 };
+    assert!(counters + size_of::<super::Shared>() <= 360 + of_debug, "{}", size_of::<super::Shared>());
 }
 
 /// A call of method `wait`, to be answered by the test.
