@@ -1,11 +1,15 @@
 //! What the fuzz targets check, each a function of bytes that panics if something is wrong.
 
-use bothways_proto::{Deframer, Limits, Message, Metadata, frame, gunzip as unpack, gzip};
+use bothways::{Encode, Payload};
+use bothways_proto::{Deframer, Limits, Message, Metadata, SerializeType, frame, gunzip as unpack, gzip};
 
 pub use peak_alloc::PeakAlloc;
 
 mod mutate;
 pub use mutate::short_run;
+
+mod record;
+pub use record::{Kind, Record, full};
 
 #[path = "../../crates/proto/tests/pair/driver.rs"]
 mod driver;
@@ -128,6 +132,32 @@ pub fn gunzip(bytes: &[u8]) {
     if let Some(max) = bytes.len().checked_sub(1) {
         assert!(unpack(&packed, max).is_err(), "{max} bytes are too few");
     }
+}
+
+/// The first byte says which codec, the others are a payload of [`Record`]. Nothing panics; a length that is only
+/// claimed costs no memory; and what was read is written such that it is read as the same.
+pub fn codecs(bytes: &[u8]) {
+    /// What the smallest element of a list or a map may take, in a table that grows by doubling.
+    const ELEMENT_BYTES: usize = 256;
+    let Some((&which, payload)) = bytes.split_first() else {
+        return;
+    };
+    let serialize = if which % 2 == 0 { SerializeType::MSGPACK } else { SerializeType::JSON };
+    let payload = payload.to_vec().into();
+    let bytes_max = ELEMENT_BYTES * bytes.len() + (8 << 10);
+    let Ok(record) = within(bytes_max, || Record::decode(serialize, payload)) else {
+        return;
+    };
+    // Not a number is not equal to itself, and JSON has no word for it: bytes are compared.
+    let Ok(written) = record.encode(serialize) else {
+        return;
+    };
+    let again = match Record::decode(serialize, written.clone()) {
+        Ok(again) => again,
+        // The deepest record lacked a field that is a container, and was written with it.
+        Err(error) => return assert!(error.to_string().contains("nested deeper"), "what was written is read: {error}"),
+    };
+    assert_eq!(again.encode(serialize).expect("it was written before"), written, "{record:?}");
 }
 
 /// The bytes are acts of two peers and of whatever lies between them; the model that they are

@@ -5,7 +5,9 @@
 
 use std::{env, fs, path::Path};
 
-use bothways_proto::{Metadata, gzip};
+use bothways::Encode;
+use bothways_fuzz::Record;
+use bothways_proto::{Metadata, SerializeType, gzip};
 use hex_literal::hex;
 
 #[path = "../../crates/proto/tests/data/malformed.rs"]
@@ -141,13 +143,45 @@ fn connection_ops() -> Vec<(String, Vec<u8>)> {
     corpus
 }
 
+/// A full record and an empty one in each codec, and what a peer of another language makes of some fields.
+fn codecs() -> Vec<(String, Vec<u8>)> {
+    let mut corpus = Vec::new();
+    for (which, (codec, serialize)) in
+        [("msgpack", SerializeType::MSGPACK), ("json", SerializeType::JSON)].into_iter().enumerate()
+    {
+        for (name, record) in [("full", bothways_fuzz::full()), ("empty", Record::default())] {
+            let payload = record.encode(serialize).expect("it can be written");
+            corpus.push((format!("{codec}-{name}"), [&[which as u8], &payload[..]].concat()));
+        }
+    }
+    corpus.push(("json-nulls".into(), b"\x01{\"Name\":null,\"List\":null,\"Map\":null,\"Kind\":null}".to_vec()));
+    for (name, payload) in [
+        ("nil-fields", &hex!("83 a44e616d65 c0 a44c697374 c0 a34d6170 c0")[..]),
+        ("wide-integers", &hex!("82 a5536d616c6c d3ffffffffffffffff a54c61726765 cf0000000000000001")),
+        ("a-float-for-a-float", &hex!("81 a653696e676c65 cb3ff8000000000000")),
+        ("a-list-of-four-thousand-million", &hex!("81 a44c697374 ddffffffff 01")),
+        ("a-map-of-four-thousand-million", &hex!("81 a34d6170 dfffffffff a161 01")),
+        ("bytes-of-four-thousand-million", &hex!("81 a54279746573 c6ffffffff 01")),
+        ("unknown-field-and-extension", &hex!("82 a158 d40500 a4466c6167 c3")),
+        ("nested", &hex!("81 a657697468696e").repeat(200)),
+    ] {
+        corpus.push((format!("msgpack-{name}"), [&[0], payload].concat()));
+    }
+    corpus
+}
+
 /// Golden and malformed frames are where every target begins.
 #[test]
 fn the_corpus_is_there() {
     let bless = env::var_os("BLESS").is_some();
-    for (target, corpus) in
-        [("decode", decode()), ("metadata", metadata()), ("gunzip", gunzip()), ("connection_ops", connection_ops())]
-    {
+    let targets = [
+        ("decode", decode()),
+        ("metadata", metadata()),
+        ("gunzip", gunzip()),
+        ("connection_ops", connection_ops()),
+        ("codecs", codecs()),
+    ];
+    for (target, corpus) in targets {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(target).join("corpus");
         for (name, bytes) in corpus {
             let file = folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
