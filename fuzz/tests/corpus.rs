@@ -140,6 +140,8 @@ fn connection_ops() -> Vec<(String, Vec<u8>)> {
     corpus.push(("call-to-a-client".into(), vec![1, 1, 29, 255, 28, 255, 1, 0, 28, 255, 10, 1, 29, 255]));
     // The same client at a server that echoes the Hello.
     corpus.push(("plain-server".into(), vec![4, 1, 29, 255, 11, 0, 28, 255, 19, 0, 28, 255]));
+    // A dishonest server answers the Hello before it is said, under the number that it will have.
+    corpus.push(("forged-answer-to-a-hello".into(), hex!("01 00 11 04 16 fa 16 05").to_vec()));
     corpus
 }
 

@@ -476,6 +476,14 @@ impl Pair {
                         assert!(ticket.is_none_or(|ticket| ticket == waiter), "a reply to another call");
                         tally.count(if server { "reply of a client" } else { "reply" });
                         if end.hello == Some(waiter) {
+                            if ticket.is_none() {
+                                // Forged before the Hello, under the number that the Hello then got: to the client
+                                // the server is plain, to itself it may not be, and from here on they disagree.
+                                self.client.agreed = None;
+                                assert_eq!(self.client.connection.handle_welcome(&reply), None);
+                                tally.count("forged answer to a hello");
+                                return true;
+                            }
                             self.handle_welcome(&reply, tally);
                         }
                     }
