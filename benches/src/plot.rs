@@ -20,7 +20,7 @@ use clap::Args;
 pub use self::{bars::bars, lines::lines};
 use crate::compare::Report;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 800.0;
 
 /// What to draw, and where to.
 #[derive(Args, Debug)]

@@ -6,7 +6,7 @@ use crate::compare::{Answered, Report};
 /// Where bars begin: left of it stand the names.
 const BARS_AT: f64 = 140.0;
 /// Right of the longest bar stands its figure.
-const FIGURE_WIDTH: f64 = 150.0;
+const FIGURE_WIDTH: f64 = 190.0;
 const BAR_HEIGHT: f64 = 24.0;
 const BAR_STEP: f64 = 34.0;
 const TOP: f64 = 64.0;

@@ -6,7 +6,7 @@ use crate::compare::{Curve, Line, Report};
 const HEIGHT: f64 = 380.0;
 const LEFT: f64 = 76.0;
 /// Right of the lines stand their names.
-const RIGHT: f64 = WIDTH - 180.0;
+const RIGHT: f64 = WIDTH - 220.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = HEIGHT - 66.0;
 
