@@ -114,6 +114,14 @@ impl Driver {
         Ok(())
     }
 
+    /// Handles the messages that a read brought, and writes what they are answered with. `Some`: how the turn ends.
+    fn poll_handling(&mut self, cx: &mut Context<'_>) -> Option<Poll<CloseReason>> {
+        match self.handle_messages() {
+            Err(reason) => Some(Poll::Ready(reason)),
+            Ok(()) => self.poll_replies(cx).is_err().then_some(Poll::Pending),
+        }
+    }
+
     /// Reads as long as something comes, within the turn's share.
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let mut buffer = BUFFER.take();
@@ -130,12 +138,8 @@ impl Driver {
                 !state.can_answer()
             };
             if !closing && !self.deframer.is_drained() {
-                if let Err(reason) = self.handle_messages() {
-                    outcome = Some(Poll::Ready(reason));
-                    break;
-                }
-                if self.poll_replies(cx).is_err() {
-                    outcome = Some(Poll::Pending);
+                outcome = self.poll_handling(cx);
+                if outcome.is_some() {
                     break;
                 }
                 continue;
@@ -163,12 +167,8 @@ impl Driver {
                     }
                     self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
-                    if let Err(reason) = self.handle_messages() {
-                        outcome = Some(Poll::Ready(reason));
-                        break;
-                    }
-                    if self.poll_replies(cx).is_err() {
-                        outcome = Some(Poll::Pending);
+                    outcome = self.poll_handling(cx);
+                    if outcome.is_some() {
                         break;
                     }
                 }
