@@ -20,6 +20,7 @@
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
 //! | `hub.rs` | topics at work: subscribing, publishing, changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
+//! | `secrets.rs` | what a client shows to come back |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
 //!
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
@@ -39,6 +40,7 @@ mod push;
 mod receipt;
 mod registry;
 mod rules;
+mod secrets;
 mod target;
 mod topic;
 mod user;
@@ -170,7 +172,7 @@ struct State {
     knows_topics: bool,
     ledger: Ledger,
     /// None before the first.
-    secret: Option<Box<registry::Secrets>>,
+    secret: Option<Box<secrets::Secrets>>,
 }
 
 impl Session {
