@@ -16,7 +16,7 @@ use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, Welcome,
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle, time::Instant};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, hello, is_control, reply_to},
+    scripted::{Scripted, ScriptedServer, arrive, claim, control, hello, is_control, reply_to},
     support::{Asked, address, call, call_with, gate, settle, soon, until},
 };
 
@@ -298,7 +298,7 @@ async fn the_latest_announcement_counts() {
     });
     settle().await;
 
-    let pairs = again(&welcome, 0).with(keys::METHODS, "T.Confirm,Other.Thing");
+    let pairs = claim(&welcome, 0).with(keys::METHODS, "T.Confirm,Other.Thing");
     let (mut new, welcome) = scripted(listening.address(), pairs).await;
     assert_eq!(session.generation(), 2);
     assert!(matches!(waits.await.expect("no panic"), Err(CallError::NotSupported)), "it is not handled any more");
@@ -308,7 +308,7 @@ async fn the_latest_announcement_counts() {
     new.say(reply_to(&request, b"yes")).await;
     assert_eq!(asking.await.expect("no panic").expect("answered"), "yes");
 
-    for said in [again(&welcome, 0), again(&welcome, 0).with(keys::METHODS, "x".repeat(4097))] {
+    for said in [claim(&welcome, 0), claim(&welcome, 0).with(keys::METHODS, "x".repeat(4097))] {
         let (mut silent, _) = scripted(listening.address(), said).await;
         let asking = asking_for(&session, "Anything");
         let request = silent.next().await;
@@ -409,19 +409,7 @@ async fn a_call_waits_for_a_client_that_is_away() {
 
 /// A scripted client of this user, and the pairs of its Welcome.
 async fn scripted(address: &str, pairs: Metadata) -> (Scripted, Metadata) {
-    let mut client = Scripted::connect(address).await;
-    client.say(hello(0, Capabilities::ALL, &pairs.with(keys::AUTH, "ann/phone"))).await;
-    let welcome = client.next().await.metadata();
-    assert!(Welcome::from_metadata(&welcome).is_some(), "{welcome:?}");
-    (client, welcome)
-}
-
-/// What a client says that comes back.
-fn again(welcome: &Metadata, handled: u64) -> Metadata {
-    [keys::SESSION_ID, keys::SESSION_KEY]
-        .iter()
-        .fold(Metadata::new(), |pairs, key| pairs.with(key, welcome.get(key).expect("it is in each Welcome")))
-        .with(keys::SESSION_OFFSET, handled.to_string())
+    arrive(address, &pairs.with(keys::AUTH, "ann/phone")).await
 }
 
 /// A call that was sent before its connection was lost is never called safe to try again, whatever the next
@@ -437,7 +425,7 @@ async fn a_call_that_may_have_run_says_so_to_the_end() {
     let request = client.next().await;
     let id = request.metadata().get(keys::CALL_ID).expect("it has an id").to_owned();
     client.reset();
-    let (mut client, welcome) = scripted(listening.address(), again(&welcome, 0)).await;
+    let (mut client, welcome) = scripted(listening.address(), claim(&welcome, 0)).await;
     assert_eq!(welcome.get(keys::SESSION_RESUMED), Some("1"));
     let request = client.next().await;
     assert_eq!(request.metadata().get(keys::CALL_ID), Some(&*id), "the same call");
@@ -613,7 +601,7 @@ async fn who_is_being_let_in_gets_a_push_once() {
     client.reset();
     until(|| session.connection().is_none()).await;
     let mut client = Scripted::connect(listening.address()).await;
-    client.say(hello(0, Capabilities::ALL, &again(&welcome, 0))).await;
+    client.say(hello(0, Capabilities::ALL, &claim(&welcome, 0))).await;
     settle().await;
     assert_eq!(server.user("ann").sessions(), [session], "the one it had, and no other");
     let receipt = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi")).expect("small");

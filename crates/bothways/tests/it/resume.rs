@@ -34,26 +34,9 @@ use bothways_proto::{Capabilities, Header, Message, Seq, Welcome, keys};
 use tokio::sync::Semaphore;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, hello},
+    scripted::{Scripted, ScriptedServer, arrive, claim, hello},
     support::{address, settle, soon, until},
 };
-
-/// A client that says Hello with these pairs, and the pairs of its Welcome.
-async fn arrive(address: &str, pairs: &Metadata) -> (Scripted, Metadata) {
-    let mut client = Scripted::connect(address).await;
-    client.say(hello(0, Capabilities::ALL, pairs)).await;
-    let welcome = client.next().await.metadata();
-    assert!(Welcome::from_metadata(&welcome).is_some(), "{welcome:?}");
-    (client, welcome)
-}
-
-/// What a client says that comes back, and has handled this much.
-fn claim(welcome: &Metadata, handled: u64) -> Metadata {
-    [keys::SESSION_ID, keys::SESSION_KEY]
-        .iter()
-        .fold(Metadata::new(), |pairs, key| pairs.with(key, welcome.get(key).expect("it is in each Welcome")))
-        .with(keys::SESSION_OFFSET, handled.to_string())
-}
 
 fn session(server: &Server, welcome: &Metadata) -> Session {
     let id: SessionId = welcome.get(keys::SESSION_ID).expect("a session").parse().expect("a number");

@@ -208,6 +208,23 @@ pub(crate) fn hello(seq: u64, capabilities: Capabilities, more: &Metadata) -> Ve
     Message::ping(Seq::new(seq), &metadata, &[]).frame().to_vec()
 }
 
+/// A client that says Hello with these pairs, and the pairs of its Welcome.
+pub(crate) async fn arrive(address: &str, pairs: &Metadata) -> (Scripted, Metadata) {
+    let mut client = Scripted::connect(address).await;
+    client.say(hello(0, Capabilities::ALL, pairs)).await;
+    let welcome = client.next().await.metadata();
+    assert!(Welcome::from_metadata(&welcome).is_some(), "{welcome:?}");
+    (client, welcome)
+}
+
+/// What a client says that comes back, and has handled this much.
+pub(crate) fn claim(welcome: &Metadata, handled: u64) -> Metadata {
+    [keys::SESSION_ID, keys::SESSION_KEY]
+        .iter()
+        .fold(Metadata::new(), |pairs, key| pairs.with(key, welcome.get(key).expect("it is in each Welcome")))
+        .with(keys::SESSION_OFFSET, handled.to_string())
+}
+
 pub(crate) fn ping(seq: u64) -> Vec<u8> {
     Message::ping(Seq::new(seq), &Metadata::new(), b"\xd3\0\0\0\0\0\0\0\x05").frame().to_vec()
 }
