@@ -211,11 +211,25 @@ async fn call_until<P: Peer>(
 }
 
 /// The raw payload of a call: its number, then letters, so that it is a text for those that only have texts.
+///
+/// Copied rather than made: what the load itself takes hides how frameworks differ. Letter by letter it was a sixth of
+/// our client's time.
 pub fn raw_payload(number: u64, len: usize) -> Vec<u8> {
-    const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
-    let mut payload = format!("{number:016x}").into_bytes();
-    payload.extend((payload.len()..len).map(|at| LETTERS[at % LETTERS.len()]));
-    payload.truncate(len);
+    const LETTERS: [u8; 4096] = {
+        let (mut letters, mut at) = ([0; 4096], 0);
+        while at < letters.len() {
+            letters[at] = b'a' + (at % 26) as u8;
+            at += 1;
+        }
+        letters
+    };
+    static TEXT: [u8; 4096] = LETTERS;
+    let mut payload = Vec::with_capacity(len);
+    while payload.len() < len {
+        payload.extend_from_slice(&TEXT[..TEXT.len().min(len - payload.len())]);
+    }
+    let digits = (0..16).rev().map(|digit| b"0123456789abcdef"[(number >> (4 * digit)) as usize & 15]);
+    payload.iter_mut().zip(digits).for_each(|(place, digit)| *place = digit);
     payload
 }
 
