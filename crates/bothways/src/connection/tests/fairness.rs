@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Who wrote how many bytes, in order.
-type Writes = Arc<Mutex<Vec<(char, usize)>>>;
+pub(super) type Writes = Arc<Mutex<Vec<(char, usize)>>>;
 
 /// A socket with room for everything, that notes what is written.
 struct Noted {
@@ -63,7 +63,7 @@ impl Socket for Noted {
 const LARGE: usize = 16 << 20;
 
 /// Both ends of a connection whose server's writes are noted under this name.
-fn noted(name: char, writes: &Writes) -> ([Connection; 2], [Heard; 2]) {
+pub(super) fn noted(name: char, writes: &Writes) -> ([Connection; 2], [Heard; 2]) {
     let settings = Settings { limits: Limits::default().body_bytes_max(2 * LARGE), ..Settings::default() };
     let settings = Arc::new(settings);
     let (client, server) = memory::pair(4 * LARGE);
@@ -78,7 +78,7 @@ fn noted(name: char, writes: &Writes) -> ([Connection; 2], [Heard; 2]) {
 }
 
 /// Lets every task that is ready have one turn.
-async fn turn() {
+pub(super) async fn turn() {
     let mut begun = false;
     poll_fn(|cx| {
         cx.waker().wake_by_ref();

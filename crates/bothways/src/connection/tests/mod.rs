@@ -5,10 +5,12 @@
 //! | `fairness.rs` | one connection's large frame does not hold up the others |
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
+//! | `together.rs` | callers that are answered together call together |
 
 mod fairness;
 mod model;
 mod threads;
+mod together;
 
 use std::{
     io::{self, IoSlice},

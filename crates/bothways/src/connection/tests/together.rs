@@ -1,0 +1,96 @@
+//! Calls that leave in one write: the system call is most of what a small call costs.
+
+use std::{
+    future::Future,
+    task::{Context, Waker},
+};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::{
+    Asked, Heard, call,
+    fairness::{Writes, noted, turn},
+};
+use crate::{connection::Connection, reply::Reply};
+
+/// An end that calls, what it wrote since the Hello, and the other end, which the test answers for.
+async fn calling() -> (Connection, Writes, Heard, impl Sized) {
+    let writes = Writes::default();
+    let ([answering, calling], [heard, kept]) = noted('c', &writes);
+    while !calling.is_negotiated() {
+        turn().await;
+    }
+    writes.lock().clear();
+    (calling, writes, heard, (answering, kept))
+}
+
+async fn asked(heard: &mut Heard, calls: usize) -> Vec<Asked> {
+    let mut asked = Vec::new();
+    while asked.len() < calls {
+        asked.push(heard.asked.recv().await.expect("both ends stay"));
+    }
+    asked
+}
+
+/// Answers all before the one who asked has a turn: one read brings it all replies.
+fn answer(asked: Vec<Asked>) {
+    for call in asked {
+        let _ = call.answer.send(Reply::ok(Bytes::new()));
+    }
+}
+
+/// Replies that come in one read lead to calls that leave in one write: the first of the callers does not write for
+/// itself alone, although nobody else waits for a reply at that moment.
+#[tokio::test(start_paused = true)]
+async fn callers_who_are_answered_together_call_together() {
+    const CALLERS: usize = 16;
+    const ROUNDS: usize = 20;
+    let (calling, writes, mut heard, _kept) = calling().await;
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let calling = calling.clone();
+        callers.spawn(async move {
+            for _ in 0..ROUNDS {
+                call(&calling, "wait", Bytes::new()).await.expect("an answer");
+            }
+        });
+    }
+    // Who calls first knows of no other: their calls leave in two writes.
+    answer(asked(&mut heard, CALLERS).await);
+    for round in 1..ROUNDS {
+        writes.lock().clear();
+        let calls = asked(&mut heard, CALLERS).await;
+        assert_eq!(writes.lock().len(), 1, "in round {round}");
+        answer(calls);
+    }
+    callers.join_all().await;
+}
+
+/// Of two who are answered together one calls again: its call leaves once the other has had its turn, and the next
+/// one at once.
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_does_not_call_again_holds_nobody_up() {
+    let (calling, writes, mut heard, _kept) = calling().await;
+    let twice = tokio::spawn({
+        let calling = calling.clone();
+        async move {
+            for _ in 0..2 {
+                call(&calling, "wait", Bytes::new()).await.expect("an answer");
+            }
+        }
+    });
+    let once = tokio::spawn({
+        let calling = calling.clone();
+        async move { call(&calling, "wait", Bytes::new()).await.expect("an answer") }
+    });
+    answer(asked(&mut heard, 2).await);
+    once.await.expect("no panic");
+    answer(asked(&mut heard, 1).await);
+    twice.await.expect("no panic");
+
+    writes.lock().clear();
+    let mut third = Box::pin(call(&calling, "wait", Bytes::new()));
+    assert!(third.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert_eq!(writes.lock().len(), 1);
+}
