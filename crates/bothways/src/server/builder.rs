@@ -148,8 +148,9 @@ impl ServerBuilder {
     /// Runs when a connection was taken, before its first frame is handled. Must not block.
     ///
     /// Who greets a client here pushes to [`Target::connection`](crate::Target::connection): that waits for the first
-    /// request of a plain client, and for the Welcome of a Bothways one. [`Connection::send_message`] goes at once, when
-    /// an application on Go's `XClient` does not listen yet.
+    /// request of a plain client, and for the Welcome of a Bothways one. It is dropped, and its receipt says with its
+    /// session, if the client comes back to the session that it had: that one goes on, and is not greeted again.
+    /// [`Connection::send_message`] goes at once, when an application on Go's `XClient` does not listen yet.
     pub fn on_connect(mut self, hook: impl Fn(&Connection) + Send + Sync + 'static) -> Self {
         self.hooks.on_connect = Some(Arc::new(hook));
         self

@@ -282,6 +282,9 @@ impl Registry {
                 fresh.inner.trail.note(What::Resumable);
                 let mut state = fresh.inner.state.lock();
                 (state.resumable, state.claims) = (true, false);
+                // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
+                // it a thread that pushes may be quicker than the call of `welcomed`.
+                state.ledger.connect(true);
                 drop(state);
                 fresh
             }
@@ -863,6 +866,28 @@ mod tests {
         assert_eq!(session.connection().as_ref(), Some(&new));
         registry.welcomed(&new);
         assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1);
+    }
+
+    /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its
+    /// session that is a tracked push, as are those that waited for it. They once went as they go to a plain client,
+    /// and were lost with the connection.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_pushed_beside_the_welcome_is_tracked() {
+        let (_server, _clients, registry, [connection]) = plain_connections("beside-the-welcome").await;
+        let session = registry.of(&connection).expect("it is made");
+        registry.arrive(&connection, &Metadata::new()).expect("it is open");
+        let push = |text: &str| session.push(&Push::new("Chat", "say", text.to_owned())).expect("small");
+        let fire = session.push(&Push::new("Chat", "say", "f").class(super::super::Class::Fire)).expect("small");
+        let receipts = [push("1"), push("2")];
+        registry.welcomed(&connection);
+        for receipt in &receipts {
+            assert_eq!(receipt.outcomes().at(super::super::Stage::Written), 1, "{receipt:?}");
+        }
+        assert_eq!(fire.outcomes().at(super::super::Stage::PlainWritten), 1);
+        connection.cut();
+        connection.closed().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(session.waiting().0, 2, "they wait for the client to come back");
     }
 
     /// The connection is over when its client is let in, and nobody was told so far: the session, be it the one that

@@ -18,6 +18,7 @@
 //! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`]; before anybody is told of it: `registry.rs`, `who_is_gone_when_it_is_let_in_leaves_a_session_that_waits` |
 //! | the end of an earlier absence ends a session whose client is away again | [`each_absence_has_a_window_of_its_own`] |
 //! | an acknowledgement before the Welcome is taken for one of the new session | `call_users::nothing_is_acknowledged_before_the_welcome` |
+//! | a push between a connection and its Hello goes to the client's session and to the connection as well, or to a plain client that it is not | [`what_is_pushed_before_a_hello_comes_once_and_tracked`]; beside the Welcome: `registry.rs`, `what_is_pushed_beside_the_welcome_is_tracked` |
 //! | a push to a user goes to the connection that is being let in as well | `call_users::who_is_being_let_in_gets_a_push_once`, `optin::what_is_pushed_while_a_client_comes_back_comes_once` |
 //! | a subscription overtakes the hook, and is for a session that is about to go | `topics::a_subscription_behind_a_slow_hello_is_not_lost` |
 //! | a thread asks for room under a lock that the answer needs | `sessions::threads_that_push_to_one_session_do_not_block_each_other`, `session/mod.rs`, `what_others_write_meanwhile_blocks_nobody` |
@@ -28,7 +29,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Metadata, Push, Receipt, SerializeType, Server, Session, Stage, Target, session::SessionId,
+    Client, ClientOptions, Metadata, Push, Receipt, SerializeType, Server, Session, Stage, Target,
+    session::{DropReason, SessionId},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, Welcome, keys};
 use tokio::sync::Semaphore;
@@ -98,6 +100,57 @@ async fn what_is_sent_again_comes_before_what_is_new() {
         back.hears(pushed(offset, text)).await;
     }
     back.hears_nothing().await;
+}
+
+/// A client has connected and has not said who it is. What is pushed to everybody waits for that, and is a tracked push
+/// of the session that the client gets: of its new one, or of the one that it had, which was meant as well. What waited
+/// for the connection beside that ends with it, and its sender is told.
+#[tokio::test(start_paused = true)]
+async fn what_is_pushed_before_a_hello_comes_once_and_tracked() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let everyone = |text: &'static str| server.push(&Target::everyone(), &Push::new("Chat", "say", text));
+    let connect = async || {
+        let client = Scripted::connect(listening.address()).await;
+        settle().await;
+        client
+    };
+    let mut client = connect().await;
+    let waits = everyone("a").expect("small");
+    client.hears_nothing().await;
+    client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    let mut welcome = client.next().await.metadata();
+    assert_eq!(welcome.get(keys::SESSION_OFFSET), Some("0"), "nothing was sent before it");
+    client.hears(pushed(1, "a")).await;
+    client.say(ack(1)).await;
+    assert_eq!(waits.handled().await.at(Stage::Handled), 1);
+    let session = session(&server, &welcome);
+
+    for (handled, is_half_open) in [(1, false), (2, true)] {
+        if !is_half_open {
+            client.reset();
+            until(|| session.connection().is_none()).await;
+        }
+        let mut back = connect().await;
+        let of_both = everyone("b").expect("small");
+        let greeted = server.connections().pop().expect("it is the newest").id();
+        let greeting = server.push(&Target::connection(greeted), &Push::new("Chat", "say", "hi")).expect("small");
+        if is_half_open {
+            client.hears(pushed(handled + 1, "b")).await;
+        }
+        back.say(hello(0, Capabilities::ALL, &claim(&welcome, handled))).await;
+        welcome = back.next().await.metadata();
+        assert!(is_resumed(&welcome));
+        back.hears(pushed(handled + 1, "b")).await;
+        back.hears_nothing().await;
+        back.say(ack(handled + 1)).await;
+        let outcomes = of_both.handled().await;
+        let ended = Stage::Dropped(DropReason::SessionEnded);
+        assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled), outcomes.at(ended)), (2, 1, 1));
+        assert_eq!(greeting.handled().await.at(ended), 1);
+        client = back;
+    }
+    assert_eq!(server.stats().sessions, 1);
 }
 
 /// All is handled and the log is empty: the session still knows its place, and its client comes back to it.
