@@ -114,12 +114,13 @@ struct Published {
     push: Option<Push>,
 }
 
-/// A push in its two forms: for those who know of topics, and for those who see what Go would send.
+/// A push in its two forms: for those who know of topics, and for those of whom it is not known. These see what Go would
+/// send, unless they turn out to speak sessions before it goes.
 struct Frames<'a> {
     registry: &'a Registry,
     push: &'a Push,
     with_topic: Encoded,
-    plain: Option<Encoded>,
+    perhaps_plain: Option<Encoded>,
 }
 
 impl Frames<'_> {
@@ -127,10 +128,10 @@ impl Frames<'_> {
         if session.knows_topics() {
             return Ok(&self.with_topic);
         }
-        if self.plain.is_none() {
-            self.plain = Some(self.registry.encode(self.push)?);
+        if self.perhaps_plain.is_none() {
+            self.perhaps_plain = Some(self.with_topic.or_plain(self.registry.encode(self.push)?));
         }
-        Ok(self.plain.as_ref().expect("it was just made"))
+        Ok(self.perhaps_plain.as_ref().expect("it was just made"))
     }
 }
 
@@ -280,7 +281,7 @@ impl Registry {
                 for published in missed.messages {
                     let encoded = match &published.push {
                         // It was encoded before, with pairs that made it larger.
-                        Some(push) if !knows_topics => self.encode(push),
+                        Some(push) if !knows_topics => self.encode(push).map(|plain| published.encoded.or_plain(plain)),
                         _ => Ok(published.encoded.clone()),
                     };
                     let Ok(Encoded { frame, keyed }) = encoded else { continue };
@@ -451,7 +452,7 @@ impl Registry {
         let options = self.hub.rules.of_topic(topic);
         let Some(options) = options.filter(|options| options.history.is_some()) else {
             let with_topic = self.encode(&positioned)?;
-            let mut frames = Frames { registry: self, push, with_topic, plain: None };
+            let mut frames = Frames { registry: self, push, with_topic, perhaps_plain: None };
             let subscribers = self.subscribers(topic);
             for session in &subscribers {
                 session.add(push, frames.for_session(session)?, receipt);
@@ -469,7 +470,7 @@ impl Registry {
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
         let encoded = self.encode(&positioned)?;
-        let mut frames = Frames { registry: self, push: &push, with_topic: encoded.clone(), plain: None };
+        let mut frames = Frames { registry: self, push: &push, with_topic: encoded.clone(), perhaps_plain: None };
         let (subscribers, stamp) = {
             let subscriptions = self.hub.subscriptions.read();
             let mut found = Vec::new();

@@ -34,11 +34,12 @@ impl KeyHash {
     }
 }
 
-/// What a push with a key is beside its frame, which has the key: shared by all sessions of a fan-out.
+/// What a push is beside its frame, if that says more than a plain client is to see: shared by all sessions of a fan-out.
 #[derive(Debug)]
 pub(super) struct Keyed {
-    pub(super) hash: KeyHash,
-    /// The frame without the key: a plain client sees what Go would send.
+    /// Of its idempotency key, which is in the frame; `None`: the frame has its topic, and no key.
+    pub(super) hash: Option<KeyHash>,
+    /// The frame without: a plain client sees what Go would send.
     pub(super) plain: Bytes,
 }
 

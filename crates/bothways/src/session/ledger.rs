@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use super::{
     account::Account,
-    keys::{KEPT_KEY_BYTES, Keyed, TakenKeys},
+    keys::{KEPT_KEY_BYTES, KeyHash, Keyed, TakenKeys},
     push::{Class, Priority},
     receipt::{DropReason, Stage, Ticket},
 };
@@ -80,7 +80,7 @@ pub(super) struct Entry {
     pub(super) priority: Priority,
     /// The encoded frame, shared between all sessions of a fan-out.
     pub(super) frame: Bytes,
-    /// If it has an idempotency key, which is in the frame.
+    /// If its frame says more than a plain client is to see, such as an idempotency key.
     pub(super) keyed: Option<Arc<Keyed>>,
     pub(super) expires: Option<Duration>,
     pub(super) ticket: Ticket,
@@ -201,6 +201,10 @@ impl Queued {
 /// The newest value of each key.
 type Latest = HashMap<Box<str>, Entry>;
 
+fn hash_of(keyed: Option<&Arc<Keyed>>) -> Option<KeyHash> {
+    keyed?.hash
+}
+
 /// Places that a burst leaves.
 const KEPT: usize = 64;
 
@@ -303,19 +307,19 @@ impl Ledger {
 
     /// True if a push with this key was taken, and would be repeated.
     pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
-        keyed.is_some_and(|keyed| self.keys.contains(keyed.hash))
+        hash_of(keyed).is_some_and(|hash| self.keys.contains(hash))
     }
 
     fn take_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(keyed) = keyed {
-            self.keys.insert(keyed.hash, self.bounds.idempotency_keys);
+        if let Some(hash) = hash_of(keyed) {
+            self.keys.insert(hash, self.bounds.idempotency_keys);
         }
     }
 
     /// The client has not got it, and does not get it: whoever tries again is not refused for it.
     fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(keyed) = keyed {
-            self.keys.free(keyed.hash);
+        if let Some(hash) = hash_of(keyed) {
+            self.keys.free(hash);
         }
     }
 

@@ -55,6 +55,15 @@ pub(super) struct Encoded {
     pub(super) keyed: Option<Arc<Keyed>>,
 }
 
+impl Encoded {
+    /// Goes as `self` to a client that turns out to speak sessions, and as `plain` to one that does not.
+    pub(super) fn or_plain(&self, plain: Self) -> Self {
+        let hash = self.keyed.as_ref().and_then(|keyed| keyed.hash);
+        let plain = plain.keyed.map_or(plain.frame, |keyed| keyed.plain.clone());
+        Self { frame: self.frame.clone(), keyed: Some(Arc::new(Keyed { hash, plain })) }
+    }
+}
+
 /// One push, for any number of targets.
 #[derive(Clone, Debug)]
 #[must_use]

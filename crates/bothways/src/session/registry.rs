@@ -645,7 +645,7 @@ impl Registry {
         let plain = self.encode_with(push, &push.metadata)?;
         let Some((key, hash)) = &push.key else { return Ok(Encoded { frame: plain, keyed: None }) };
         let frame = self.encode_with(push, &push.metadata.clone().with(keys::IDEMPOTENCY_KEY, &**key))?;
-        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash: *hash, plain })) })
+        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash: Some(*hash), plain })) })
     }
 
     fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {

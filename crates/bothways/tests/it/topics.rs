@@ -629,3 +629,44 @@ async fn a_subscription_behind_a_slow_hello_is_not_lost() {
     server.publish("news", &push("1")).expect("small");
     assert_eq!(text(&mut to_ann).await, "1");
 }
+
+/// The hook subscribes a client, and thinks on. What is published meanwhile, and the newest value that was there before,
+/// say which topic they are of to the client that turns out to know; a plain one sees what Go would send.
+#[tokio::test(start_paused = true)]
+async fn what_is_published_while_a_client_is_let_in_says_its_topic_to_who_knows() {
+    let topics = ["news", "kept", "value"];
+    let builder = Server::builder().auth(move |request| async move {
+        let session = request.session().expect("connected");
+        if request.is_hello() {
+            for topic in topics {
+                session.subscribe(topic).expect("a topic");
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok::<_, String>(())
+    });
+    let kept = TopicOptions::new().history(10, HOUR);
+    let builder = builder.topic("kept", kept.clone()).expect("a topic");
+    let server = builder.topic("value", kept.latest_only()).expect("a topic").build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    server.publish("value", &push("before")).expect("small");
+    let silent = options("ann").reconnect(false);
+    let connecting = async || {
+        let connected = Client::bidirectional(listening.address(), silent.clone()).await.expect("it listens");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        connected
+    };
+    let (_ann, mut to_ann) = connecting().await;
+    for topic in ["news", "kept"] {
+        let key = format!("{topic} 1");
+        server.publish(topic, &push(topic).idempotency_key(&key).expect("short")).expect("small");
+    }
+    let mut told = Vec::new();
+    for _ in topics {
+        let message = soon(to_ann.next()).await.expect("open");
+        told.push((message.topic().unwrap_or_default(), message.position().map(|position| position.offset)));
+    }
+    told.sort();
+    let told: Vec<_> = told.iter().map(|(topic, offset)| (&**topic, *offset)).collect();
+    assert_eq!(told, [("kept", Some(1)), ("news", None), ("value", Some(1))]);
+}

@@ -20,7 +20,7 @@ fn bounds() -> Bounds {
 
 fn keyed(key: &str, plain: &'static str) -> Option<Arc<Keyed>> {
     let hash = KeyHash::of(key).expect("short");
-    Some(Arc::new(Keyed { hash, plain: Bytes::from_static(plain.as_bytes()) }))
+    Some(Arc::new(Keyed { hash: Some(hash), plain: Bytes::from_static(plain.as_bytes()) }))
 }
 
 /// Takes a push with this key in, and gives its receipt.
@@ -788,7 +788,7 @@ mod histories {
             };
             let keyed = key.map(|key| {
                 let hash = KeyHash::of(&key.to_string()).expect("short");
-                Arc::new(Keyed { hash, plain: frame.clone() })
+                Arc::new(Keyed { hash: Some(hash), plain: frame.clone() })
             });
             let (frame_of, ticket) = (frame.clone(), receipt.ticket(SessionId(7)));
             let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, ticket };
