@@ -90,7 +90,7 @@ impl ClientInlet {
                 match message.service_method() {
                     keys::GAP => {
                         let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
-                        queue.add_gap(self.memory.miss(missed.unwrap_or(0)));
+                        queue.add_gap(self.memory.miss(connection.id(), missed.unwrap_or(0)));
                     }
                     // Counted, and acknowledged with that: there is nothing to handle.
                     keys::SKIP => drop(self.memory.receive(connection.id(), message.header().seq())),

@@ -189,8 +189,11 @@ impl SessionMemory {
 
     /// The server says how many pushes it dropped since the session began. Answers how many of them are news:
     /// it says so again on each connection.
-    pub(super) fn miss(&self, since_beginning: u64) -> u64 {
+    pub(super) fn miss(&self, connection: ConnectionId, since_beginning: u64) -> u64 {
         let mut state = self.state.lock();
+        if state.connection != Some(connection) {
+            return 0;
+        }
         let news = since_beginning.saturating_sub(state.offsets.missed);
         state.offsets.missed += news;
         news

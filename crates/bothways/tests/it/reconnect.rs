@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, PushError,
 };
-use bothways_proto::{Capabilities, Hello, Message, Welcome, keys};
+use bothways_proto::keys;
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, oneway, reply_to},
+    scripted::{self, Scripted, ScriptedServer, control, oneway, reply_to, session_pairs},
     support::{address, call, connections, echoing, oneshot_to, settle, soon, until},
 };
 
@@ -262,11 +262,7 @@ async fn an_old_connection_takes_no_acknowledgement_from_the_new_one() {
     let welcome = async |id: &str| {
         let mut peer = server.accept().await;
         let hello = peer.next().await;
-        let mut pairs = Metadata::new().with(keys::SESSION_ID, id).with(keys::SESSION_KEY, "k");
-        pairs.insert(keys::SESSION_OFFSET, "0");
-        let said = Hello::from_metadata(&hello.metadata()).expect("a Hello");
-        Welcome::answer(&said, Capabilities::ALL).put(&mut pairs);
-        peer.say(Message::new(hello.header().reply(), "", "", &pairs, &[]).frame()).await;
+        peer.say(scripted::welcome(&hello, session_pairs(id))).await;
         peer
     };
     let (client, mut old) = tokio::join!(Client::bidirectional(&server.address, ClientOptions::new()), welcome("1"));

@@ -23,6 +23,7 @@
 //! | a subscription overtakes the hook, and is for a session that is about to go | `topics::a_subscription_behind_a_slow_hello_is_not_lost` |
 //! | a thread asks for room under a lock that the answer needs | `sessions::threads_that_push_to_one_session_do_not_block_each_other`, `session/mod.rs`, `what_others_write_meanwhile_blocks_nobody` |
 //! | the notice of a gap is lost with its connection | [`a_gap_is_told_again_until_it_is_heard`] |
+//! | what an old connection still brings is taken for the session of the new one | [`what_an_old_connection_still_brings_counts_for_nothing`] |
 //! | a client takes what a server repeats for something new | [`a_client_hands_on_once_what_comes_twice`] |
 //! | a client that lost its place resumes as if nothing were missing | [`who_lost_its_place_is_told_so`] |
 
@@ -32,11 +33,11 @@ use bothways::{
     Client, ClientOptions, Metadata, Push, Receipt, SerializeType, Server, Session, Stage, Target,
     session::{DropReason, SessionId},
 };
-use bothways_proto::{Capabilities, Header, Message, Seq, Welcome, keys};
+use bothways_proto::{Capabilities, Header, Message, Seq, keys};
 use tokio::sync::Semaphore;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, arrive, claim, hello},
+    scripted::{Scripted, ScriptedServer, arrive, claim, control, hello, session_pairs, welcome},
     support::{address, settle, soon, until},
 };
 
@@ -350,16 +351,9 @@ async fn a_client_hands_on_once_what_comes_twice() {
         let (address, wait) = (server.address.clone(), Duration::from_millis(1));
         async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
     });
-    let welcome = |hello: &Message, pairs: Metadata| {
-        let mut metadata =
-            pairs.with(keys::SESSION_ID, "1").with(keys::SESSION_KEY, "k").with(keys::SESSION_OFFSET, "0");
-        let said = bothways_proto::Hello::from_metadata(&hello.metadata()).expect("a Hello comes first");
-        Welcome::answer(&said, Capabilities::ALL).put(&mut metadata);
-        Message::new(hello.header().reply(), "", "", &metadata, &[]).frame().to_vec()
-    };
     let mut peer = server.accept().await;
     let said = peer.next().await;
-    peer.say(welcome(&said, Metadata::new())).await;
+    peer.say(welcome(&said, session_pairs("1"))).await;
     let (_client, mut messages) = connecting.await.expect("no panic").expect("it listens");
     for offset in [1, 2, 1, 2, 3] {
         peer.say(pushed(offset, &offset.to_string())).await;
@@ -368,7 +362,7 @@ async fn a_client_hands_on_once_what_comes_twice() {
     peer.reset();
     let mut peer = server.accept().await;
     let said = peer.next().await;
-    peer.say(welcome(&said, Metadata::new().with(keys::SESSION_RESUMED, "1"))).await;
+    peer.say(welcome(&said, session_pairs("1").with(keys::SESSION_RESUMED, "1"))).await;
     for offset in [1, 2, 3, 4, 3, 5] {
         peer.say(pushed(offset, &offset.to_string())).await;
     }
@@ -384,6 +378,55 @@ async fn a_client_hands_on_once_what_comes_twice() {
             break;
         }
     }
+}
+
+/// The connection that the server ends still brings something when the client has said on the next one how far it is,
+/// and when it has another session there: neither is handed on, acknowledged, or counted as an offset of the new session,
+/// whose own pushes would pass for repetitions.
+#[tokio::test(start_paused = true)]
+async fn what_an_old_connection_still_brings_counts_for_nothing() {
+    let server = ScriptedServer::listen().await;
+    let connecting = tokio::spawn({
+        let (address, wait) = (server.address.clone(), Duration::from_millis(1));
+        async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
+    });
+    let mut first = server.accept().await;
+    let said = first.next().await;
+    first.say(welcome(&said, session_pairs("1"))).await;
+    let (_client, mut messages) = connecting.await.expect("no panic").expect("it listens");
+    let mut texts = async || {
+        settle().await;
+        let texts = std::iter::from_fn(|| messages.try_next()).map(|message| message.payload().expect("not packed"));
+        texts.map(|text| String::from_utf8(text.to_vec()).expect("a text")).collect::<Vec<_>>()
+    };
+    first.say(pushed(1, "1")).await;
+    assert_eq!(texts().await, ["1"]);
+
+    first.say(control(1 << 63, keys::GOODBYE, keys::GOODBYE_WHY, "so long")).await;
+    let mut second = server.accept().await;
+    let said = second.next().await;
+    assert_eq!(said.metadata().get(keys::SESSION_RECEIVED), Some("1"));
+    first.say(pushed(2, "2, too late")).await;
+    assert_eq!(texts().await, [""; 0], "the client has said that it has one");
+    second.say(welcome(&said, session_pairs("1").with(keys::SESSION_RESUMED, "1"))).await;
+    first.say(pushed(2, "2, too late")).await;
+    second.say(pushed(2, "2")).await;
+    assert_eq!(texts().await, ["2"]);
+
+    second.say(control(1 << 63, keys::GOODBYE, keys::GOODBYE_WHY, "so long")).await;
+    let mut third = server.accept().await;
+    let said = third.next().await;
+    third.say(welcome(&said, session_pairs("2").with(keys::SESSION_WHY, "unknown"))).await;
+    settle().await;
+    second.say(pushed(3, "3 of the one before")).await;
+    second.say(control(1 << 63, keys::GAP, keys::GAP_MISSED, "9")).await;
+    settle().await;
+    third.say(pushed(1, "new")).await;
+    assert_eq!(texts().await, ["new"]);
+    assert_eq!(third.next().await.metadata().get(keys::ACK_OFFSETS), Some("1,1"));
+    third.say(control(1 << 63, keys::GAP, keys::GAP_MISSED, "4")).await;
+    settle().await;
+    assert_eq!(messages.dropped(), 4, "and not what the session before has missed");
 }
 
 /// A client that claims less than it has confirmed wants what is gone, and one that claims more was never here. Either

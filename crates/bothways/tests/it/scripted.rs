@@ -208,6 +208,18 @@ pub(crate) fn hello(seq: u64, capabilities: Capabilities, more: &Metadata) -> Ve
     Message::ping(Seq::new(seq), &metadata, &[]).frame().to_vec()
 }
 
+/// The Welcome to this Hello, with all capabilities and these pairs.
+pub(crate) fn welcome(hello: &Message, mut pairs: Metadata) -> Vec<u8> {
+    let said = Hello::from_metadata(&hello.metadata()).expect("a Hello comes first");
+    Welcome::answer(&said, Capabilities::ALL).put(&mut pairs);
+    Message::new(hello.header().reply(), "", "", &pairs, &[]).frame().to_vec()
+}
+
+/// The pairs of a Welcome to a session of this name, in which nothing was sent yet.
+pub(crate) fn session_pairs(id: &str) -> Metadata {
+    Metadata::new().with(keys::SESSION_ID, id).with(keys::SESSION_KEY, "k").with(keys::SESSION_OFFSET, "0")
+}
+
 /// A client that says Hello with these pairs, and the pairs of its Welcome.
 pub(crate) async fn arrive(address: &str, pairs: &Metadata) -> (Scripted, Metadata) {
     let mut client = Scripted::connect(address).await;
