@@ -283,8 +283,10 @@ pub(super) enum Writing {
     Idle,
     /// Somebody does, outside the lock, and will look again when done.
     Busy,
-    /// The socket is full: the connection's task waits for it.
+    /// The socket is full, or enough was written for now: the connection's task waits for it, or for its turn.
     Blocked,
+    /// A caller wrote enough for now: the connection's task goes on, after others have had their turn.
+    LeftOff,
 }
 
 /// Frames on their way to the socket. Small while there are none.
@@ -517,7 +519,7 @@ impl Outbox {
     pub(super) fn goes_direct(&self) -> bool {
         self.wire_bytes() < WIRE_BYTES
             && self.lanes.as_ref().is_none_or(|lanes| lanes.is_empty())
-            && self.writing != Writing::Blocked
+            && !matches!(self.writing, Writing::Blocked | Writing::LeftOff)
     }
 
     fn wire_bytes(&self) -> usize {

@@ -92,7 +92,7 @@ impl Connection {
             self.written_out(state);
             return true;
         }
-        state.outbox.writing = Writing::Blocked;
+        state.outbox.writing = Writing::LeftOff;
         self.wake_driver(&mut state);
         false
     }

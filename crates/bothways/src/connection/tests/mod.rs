@@ -6,11 +6,14 @@
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 //! | `together.rs` | callers that are answered together call together |
+//! | `turns.rs` | what the network brings is handled between two turns of a large frame |
 
 mod fairness;
 mod model;
 mod threads;
 mod together;
+#[cfg(unix)]
+mod turns;
 
 use std::{
     io::{self, IoSlice},

@@ -1,0 +1,158 @@
+//! What the network brings is handled between two turns of a large frame.
+
+use std::{
+    io::{self, IoSlice, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Role, Seq, SerializeType};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{
+    io::AsyncReadExt,
+    runtime::{Builder, Runtime},
+};
+
+use super::{Heard, call, ears};
+use crate::{
+    connection::{Connection, Settings, driver::READS},
+    reply::Reply,
+    transport::{AnySocket, Socket, memory, memory::MemorySocket},
+};
+
+/// Reads (`r`) and writes (`w`) of the large frame, and what came from the network (`n`), in order.
+type Events = Arc<Mutex<String>>;
+
+/// A socket with room for everything. Each time it moves a part of the large frame, a byte comes in over another
+/// socket, which is one of the system.
+struct Ringing {
+    socket: MemorySocket,
+    bell: UnixStream,
+    events: Events,
+}
+
+impl Ringing {
+    fn note(&self, event: char, result: io::Result<usize>) -> io::Result<usize> {
+        if result.as_ref().is_ok_and(|len| LARGE / 1024 < *len) {
+            self.events.lock().push(event);
+            (&self.bell).write_all(b"!")?;
+        }
+        result
+    }
+}
+
+impl Socket for Ringing {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_read(cx, buf).map(|result| self.note('r', result))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(cx, slices).map(|result| self.note('w', result))
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.note('w', self.socket.try_write(slices))
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.socket.peer()
+    }
+}
+
+const LARGE: usize = 16 << 20;
+
+/// The kinds of runtime, each with one thread that does all the work.
+fn runtimes() -> [Runtime; 2] {
+    [Builder::new_current_thread(), Builder::new_multi_thread()]
+        .map(|mut builder| builder.worker_threads(1).enable_all().build().expect("a runtime"))
+}
+
+fn settings() -> Arc<Settings> {
+    Arc::new(Settings { limits: Limits::default().body_bytes_max(2 * LARGE), ..Settings::default() })
+}
+
+/// A server's connection whose socket rings, what it hears, and a task that notes what the network brings.
+fn ringing(socket: MemorySocket, events: &Events) -> (Connection, Heard) {
+    let (ours, bell) = UnixStream::pair().expect("a pair of sockets");
+    ours.set_nonblocking(true).expect("it can");
+    let mut ours = tokio::net::UnixStream::from_std(ours).expect("within a runtime");
+    let noted = Arc::clone(events);
+    tokio::spawn(async move {
+        while ours.read(&mut [0; 64]).await.is_ok_and(|len| 0 < len) {
+            noted.lock().push('n');
+        }
+    });
+    let socket = AnySocket::Other(Box::new(Ringing { socket, bell, events: Arc::clone(events) }));
+    let (inlet, heard) = ears();
+    (Connection::start(Role::Server, socket, settings(), inlet, None, |_| {}), heard)
+}
+
+/// The most times that this happened while the network waited.
+fn longest_run(events: &Events, event: char) -> usize {
+    events.lock().split('n').map(|run| run.matches(event).count()).max().unwrap_or_default()
+}
+
+/// While a reply of 16 MiB is written, what comes over other sockets waits for one bounded write, whoever writes and
+/// whatever the runtime is.
+#[test]
+fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
+    for in_line in [true, false] {
+        for runtime in runtimes() {
+            let events = Events::default();
+            let noted = Arc::clone(&events);
+            let calling = runtime.spawn(async move {
+                let (asking, answering) = memory::pair(4 * LARGE);
+                let (_answering, mut heard) = ringing(answering, &noted);
+                let (inlet, _heard) = ears();
+                let asking =
+                    Connection::start(Role::Client, asking.into(), settings(), inlet, Some(Metadata::new()), |_| {});
+                let large = Bytes::from(vec![7; LARGE]);
+                let reply = if in_line {
+                    call(&asking, "echo", large.clone()).await
+                } else {
+                    let answer = async {
+                        let asked = heard.asked.recv().await.expect("it asks");
+                        let _ = asked.answer.send(Reply::ok(large.clone()));
+                    };
+                    tokio::join!(call(&asking, "wait", Bytes::new()), answer).0
+                };
+                assert_eq!(reply.expect("an answer"), large);
+            });
+            runtime.block_on(calling).expect("no panic");
+            assert_eq!(longest_run(&events, 'w'), 1, "in line: {in_line}, {:?}", events.lock());
+        }
+    }
+}
+
+/// While a push of 16 MiB is read, what comes over other sockets waits for one turn of bounded reads.
+#[test]
+fn the_network_is_looked_at_after_each_turn_of_a_large_read() {
+    for runtime in runtimes() {
+        let events = Events::default();
+        let noted = Arc::clone(&events);
+        let reading = runtime.spawn(async move {
+            let (pushing, reading) = memory::pair(4 * LARGE);
+            let (metadata, payload) = (Metadata::new(), vec![7; LARGE]);
+            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+            let parts =
+                FrameParts { header, names: Names::new("T", "x"), metadata: &metadata, payload_len: payload.len() };
+            let mut frame = Vec::new();
+            parts.put_frame(&mut frame, &payload, &settings().limits).expect("within the limits");
+            assert_eq!(pushing.try_write(&[IoSlice::new(&frame)]).expect("it has room"), frame.len());
+            let (_reading, mut heard) = ringing(reading, &noted);
+            assert_eq!(heard.pushes.recv().await.expect("it was sent"), payload);
+        });
+        runtime.block_on(reading).expect("no panic");
+        assert_eq!(longest_run(&events, 'r'), READS, "{:?}", events.lock());
+    }
+}
