@@ -29,11 +29,11 @@ use tokio::{
 };
 
 use super::{
+    Common,
     events::{ConnectionEvent, ConnectionEvents, EventSender},
     inlet::ClientInlet,
     messages::MessageQueue,
     options::ClientOptions,
-    repeats::ReceivedKeys,
     results::Results,
     subscriptions::{Resubscriber, Subscriptions},
 };
@@ -93,10 +93,9 @@ impl Link {
         options: ClientOptions,
         handlers: Router,
         messages: Option<MessageQueue>,
-        events: Option<EventSender>,
+        Common { events, keys }: Common,
         subscriptions: Subscriptions,
     ) -> Arc<Self> {
-        let events = events.unwrap_or_default();
         let adder = messages.as_ref().map(MessageQueue::adder);
         let link = Arc::new(Self {
             address,
@@ -126,7 +125,7 @@ impl Link {
             handlers,
             messages: adder,
             memory: Arc::default(),
-            keys: ReceivedKeys::default(),
+            keys,
             events: events.clone(),
             results: Results::default(),
             turn: Mutex::default(),

@@ -30,7 +30,7 @@ use std::{
 
 use bothways_proto::SerializeType;
 
-pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue};
+pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue, repeats::ReceivedKeys};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
@@ -49,6 +49,13 @@ use crate::{
     session::{Position, Subscribed},
     transport::Address,
 };
+
+/// What the clients of several servers have together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Common {
+    pub(crate) events: EventSender,
+    pub(crate) keys: ReceivedKeys,
+}
 
 /// A client of one server. A clone is the same client; the connection ends with the last one.
 ///
@@ -84,7 +91,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn connect(address: &str, options: ClientOptions) -> Result<Self, ConnectError> {
-        let client = Self::start(address, options, Router::new(), None, None, &[])?;
+        let client = Self::start(address, options, Router::new(), None, Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)
     }
@@ -96,7 +103,7 @@ impl Client {
     /// [`ConnectError`]: there is no client then.
     pub async fn bidirectional(address: &str, options: ClientOptions) -> Result<(Self, ServerMessages), ConnectError> {
         let (queue, messages) = options.message_queue();
-        let client = Self::start(address, options, Router::new(), Some(queue), None, &[])?;
+        let client = Self::start(address, options, Router::new(), Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok((client, messages))
     }
@@ -110,7 +117,7 @@ impl Client {
     pub async fn with_handlers(address: &str, options: ClientOptions, handlers: Router) -> Result<Self, ConnectError> {
         let (queue, messages) = options.message_queue();
         inlet::handle_messages(messages, handlers.clone());
-        let client = Self::start(address, options, handlers, Some(queue), None, &[])?;
+        let client = Self::start(address, options, handlers, Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)
     }
@@ -121,12 +128,12 @@ impl Client {
         options: ClientOptions,
         handlers: Router,
         messages: Option<MessageQueue>,
-        events: Option<EventSender>,
+        common: Common,
         topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
         let address: Address = address.parse()?;
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());
-        let link = Link::start(address, options, handlers, messages, events, subscriptions);
+        let link = Link::start(address, options, handlers, messages, common, subscriptions);
         Ok(Self { handle: Arc::new(Handle { link }) })
     }
 

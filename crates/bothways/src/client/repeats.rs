@@ -1,5 +1,5 @@
 //! Idempotency keys of what a client has received, over all its sessions: what comes again under one of them is not
-//! handed on again.
+//! handed on again. The clients of one [`XClient`](crate::XClient) share them, so that this holds over all its servers.
 //!
 //! ```text
 //!              ┌──► handled: a repetition is handled at once
@@ -17,19 +17,26 @@ use parking_lot::Mutex;
 use super::session::Ack;
 use crate::session::KEY_BYTES_MAX;
 
-/// Keys that a client remembers: as many as a session of its server does, and some 256 KiB.
+/// Keys that a client remembers of a server: as many as a session there does, and some 256 KiB.
 const KEYS_MAX: usize = 1024;
 
-/// Shared between the reader of the connection and the messages that were handed out.
+/// Shared between the readers of connections and the messages that were handed out.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ReceivedKeys {
+pub(crate) struct ReceivedKeys {
     known: Arc<Mutex<Known>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     runs: HashMap<Arc<str>, Arc<Run>>,
     order: VecDeque<Arc<str>>,
+    max: usize,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { runs: HashMap::new(), order: VecDeque::new(), max: KEYS_MAX }
+    }
 }
 
 /// What becomes of the first message with a key.
@@ -68,6 +75,11 @@ pub(super) enum Met {
 }
 
 impl ReceivedKeys {
+    /// So many servers bring messages from here on: none of them may push out what the others have brought.
+    pub(crate) fn share_among(&self, servers: usize) {
+        self.known.lock().max = KEYS_MAX * servers.max(1);
+    }
+
     /// A message with this key came. `Err`: the key is none, and says nothing.
     pub(super) fn meet(&self, key: &str, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
         if key.is_empty() || KEY_BYTES_MAX < key.len() {
@@ -80,7 +92,7 @@ impl ReceivedKeys {
             return Ok(Met::Again);
         }
         let (key, run): (Arc<str>, _) = (key.into(), Arc::<Run>::default());
-        while KEYS_MAX <= known.order.len() {
+        while known.max <= known.order.len() {
             if let Some(oldest) = known.order.pop_front() {
                 known.runs.remove(&oldest);
             }
@@ -164,5 +176,19 @@ mod tests {
         drop(oldest);
         drop(again);
         assert!(first(&keys, "0").is_none(), "an earlier one with its key takes nothing from it");
+    }
+
+    #[test]
+    fn each_server_that_shares_them_brings_room_for_as_many() {
+        let keys = ReceivedKeys::default();
+        for (servers, remembered) in [(3, 3 * KEYS_MAX), (1, KEYS_MAX), (0, KEYS_MAX)] {
+            keys.share_among(servers);
+            (0..4 * KEYS_MAX).for_each(|n| drop(first(&keys, &format!("{servers} {n}")).expect("new")));
+            assert_eq!(keys.known.lock().order.len(), remembered, "of {servers}");
+            assert!(
+                first(&keys, &format!("{servers} {}", 4 * KEYS_MAX - remembered)).is_none(),
+                "it is among the last"
+            );
+        }
     }
 }

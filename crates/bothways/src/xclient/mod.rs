@@ -125,7 +125,7 @@ pub use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
-    client::{Client, ConnectionEvents, EventSender, MessageQueue, ServerMessages},
+    client::{Client, Common, ConnectionEvents, MessageQueue, ServerMessages},
     codec::{Encode, Payload},
     connection::Connection,
     discovery::{Discovery, ServerEntry},
@@ -234,7 +234,7 @@ impl XClient {
     ) -> Self {
         let source = discovery.subscribe();
         let mut changes = source.clone();
-        let ears = Ears { events: EventSender::default(), messages };
+        let ears = Ears { common: Common::default(), messages };
         let servers = Arc::new(Servers::new(options, eager, select_mode.into_selector(), source, ears));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     caller::RawCall,
-    client::{Client, EventSender, MessageQueue, handle_messages},
+    client::{Client, Common, EventSender, MessageQueue, handle_messages},
     discovery::ServerEntry,
     error::{AddressError, ConnectError},
     transport::Address,
@@ -47,7 +47,7 @@ struct List {
 
 /// Those who are told what happens at, and what comes from, any server.
 pub(super) struct Ears {
-    pub(super) events: EventSender,
+    pub(super) common: Common,
     pub(super) messages: Option<MessageQueue>,
 }
 
@@ -186,6 +186,7 @@ impl Servers {
             list.slots.push(old.remove(&address).unwrap_or_else(|| Arc::new(Slot::new(address))));
             list.entries.push(entry);
         }
+        ears.common.keys.share_among(list.slots.len());
         if self.eager {
             for slot in &list.slots {
                 // Cannot fail: the address is one, and the slot is in the list.
@@ -272,7 +273,7 @@ impl Servers {
     }
 
     pub(super) fn events(&self) -> EventSender {
-        self.list().ears.as_ref().map(|ears| ears.events.clone()).unwrap_or_default()
+        self.list().ears.as_ref().map(|ears| ears.common.events.clone()).unwrap_or_default()
     }
 
     /// The list; the newest one even if the task that follows it has not run yet.
@@ -366,7 +367,7 @@ impl Slot {
             (None, None) => None,
         };
         let handlers = handlers.unwrap_or_default();
-        let client = Client::start(&self.address, options, handlers, messages, Some(ears.events.clone()), topics)?;
+        let client = Client::start(&self.address, options, handlers, messages, ears.common.clone(), topics)?;
         *held = Held::Client(client.clone());
         Ok(client)
     }
@@ -421,7 +422,7 @@ mod tests {
     }
 
     fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, selector: Arc<dyn Selector>) -> Servers {
-        let ears = Ears { events: EventSender::default(), messages: None };
+        let ears = Ears { common: Common::default(), messages: None };
         Servers::new(options, false, selector, discovery.subscribe(), ears)
     }
 

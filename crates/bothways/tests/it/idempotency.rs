@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    Class, Client, ClientOptions, Push, Request, Router, Server, ServerMessages, Session, SessionLost, Stage, Target,
+    Class, Client, ClientOptions, FailMode, MultipleServersDiscovery, Push, Request, Router, SelectMode, Server,
+    ServerMessages, Session, SessionLost, Stage, Target, XClient,
     session::{DropReason, InvalidKey, TopicOptions},
 };
 use bothways_proto::keys;
@@ -170,6 +171,56 @@ async fn a_handler_that_runs_is_not_run_again() {
     assert!(ran.recv().await.is_some());
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(ran.try_recv().is_err());
+}
+
+/// A server fails with a message that the application of an `XClient` has not handled, and another one pushes it again:
+/// the application gets it once, and the second receipt says handled when it is. So it is if both push it at once.
+#[tokio::test(start_paused = true)]
+async fn a_push_that_another_server_repeats_is_handed_on_once() {
+    let (failing, other) = (server(), server());
+    let listening = failing.listen(&address()).await.expect("a free name");
+    let of_other = other.listen(&address()).await.expect("a free name");
+    let (xclient, mut messages) = XClient::bidirectional(
+        "Chat",
+        FailMode::Failover,
+        SelectMode::RoundRobin,
+        MultipleServersDiscovery::new([listening.address(), of_other.address()]),
+        ClientOptions::new().auth("ann"),
+    );
+    let knows_ann =
+        |server: &Server| server.sessions(&Target::user("ann")).expect("no topic").iter().any(Session::is_resumable);
+    until(|| knows_ann(&failing) && knows_ann(&other)).await;
+    let at = |server: &Server, text, key| server.push(&Target::user("ann"), &push(text, key)).expect("small");
+
+    let first = at(&failing, "pay 5", "order 1");
+    assert_eq!(first.received().await.at(Stage::Received), 1);
+    let held = messages.next().await.expect("it came");
+    drop(listening);
+    failing.shutdown(Duration::ZERO).await;
+    let again = at(&other, "pay 5", "order 1");
+    assert_eq!(again.received().await.at(Stage::Received), 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(texts(&mut messages), [""; 0]);
+    assert_eq!(again.outcomes().at(Stage::Received), 1, "the application is not done with the first");
+    drop(held);
+    assert_eq!(again.handled().await.at(Stage::Handled), 1);
+
+    let third = server();
+    let of_third = third.listen(&address()).await.expect("a free name");
+    let discovery = MultipleServersDiscovery::new([of_other.address(), of_third.address()]);
+    let options = ClientOptions::new().auth("bob");
+    let (_bob, mut to_bob) =
+        XClient::bidirectional("Chat", FailMode::Failover, SelectMode::RoundRobin, discovery, options);
+    let knows_bob =
+        |server: &Server| server.sessions(&Target::user("bob")).expect("no topic").iter().any(Session::is_resumable);
+    until(|| knows_bob(&other) && knows_bob(&third)).await;
+    let receipts = [&other, &third].map(|server| server.push(&Target::user("bob"), &push("both", "order 2")));
+    settle().await;
+    assert_eq!(texts(&mut to_bob), ["both"]);
+    for receipt in receipts {
+        assert_eq!(receipt.expect("small").handled().await.at(Stage::Handled), 1);
+    }
+    drop(xclient);
 }
 
 /// What the client's own queue had no room for was not handled: whoever pushes again is heard.
