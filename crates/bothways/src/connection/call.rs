@@ -1,6 +1,9 @@
 //! Calls to the peer: their place in the table, the wait for the reply, and what a dropped future leaves.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use bothways_proto::{
     Capabilities, CompressType, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
@@ -36,10 +39,22 @@ pub(super) struct Begun<'a> {
 enum Written {
     /// Its caller: nobody else is about to call, or it was the last who was.
     AtOnce,
-    /// Its caller, for others too, once every task that is ready has had its turn.
-    Together,
-    /// The caller who does so already.
+    /// Its caller, for others too, once every task that is ready on this thread has had its turn.
+    Together(Threads),
+    /// The caller of this thread who does so already.
     ByAnother,
+}
+
+/// A set of threads, a bit each. From the ninth on threads share bits.
+pub(super) type Threads = u8;
+
+/// The set of this thread alone.
+pub(super) fn this_thread() -> Threads {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    thread_local! {
+        static THIS: Threads = 1 << (NEXT.fetch_add(1, Ordering::Relaxed) % Threads::BITS);
+    }
+    THIS.with(|this| *this)
 }
 
 /// The time that a call has.
@@ -130,7 +145,48 @@ fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<CallTime>) -
     Some(metadata)
 }
 
+/// Writes for all who rely on it, also if the future that was to do it is dropped.
+struct FlushOnDrop<'a> {
+    connection: &'a Connection,
+    thread: Threads,
+}
+
+impl Drop for FlushOnDrop<'_> {
+    fn drop(&mut self) {
+        let mut state = self.connection.shared.state.lock();
+        state.flush_comes &= !self.thread;
+        if state.flush_comes == 0 {
+            // Whoever has not called again by now does something else.
+            state.callers_due = 0;
+        }
+        drop(state);
+        self.connection.flush_soon();
+    }
+}
+
 impl Connection {
+    /// Writes, after every task that is ready now on this thread has had its turn. Callers whose replies came in one
+    /// read are ready together, and so are their next calls: these leave in one write instead of one each. Each thread
+    /// has one caller who writes: one whose task blocks its thread holds up those of that thread, and no others.
+    ///
+    /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
+    /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
+    /// in flight each: `compare --only pair-64x16-raw` shows its loss.
+    async fn flush_together(&self, thread: Threads) {
+        /// Turns that callers are waited for.
+        const TURNS: usize = 16;
+        let _flush = FlushOnDrop { connection: self, thread };
+        let mut due = u8::MAX;
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+            let still_due = self.shared.state.lock().callers_due;
+            if still_due == 0 || due <= still_due {
+                break;
+            }
+            due = still_due;
+        }
+    }
+
     /// As [`Caller::call_raw`], but for the time of the call, which is this one, and a token that goes with it. The
     /// call is only looked at: whoever tries it at several servers copies nothing of it.
     pub(crate) async fn call_with_token(
@@ -148,7 +204,7 @@ impl Connection {
         };
         match written {
             Written::AtOnce => drop(self.flush_soon()),
-            Written::Together => self.flush_together().await,
+            Written::Together(thread) => self.flush_together(thread).await,
             Written::ByAnother => {}
         }
         let reply = within(time, reply).await?;
@@ -235,8 +291,11 @@ impl Connection {
                 state.callers_due = due.saturating_sub(1);
                 let written = match (due, state.proto.calls().len()) {
                     (0, 1) | (1, _) => Written::AtOnce,
-                    _ if std::mem::replace(&mut state.flush_comes, true) => Written::ByAnother,
-                    _ => Written::Together,
+                    _ if state.flush_comes & this_thread() != 0 => Written::ByAnother,
+                    _ => {
+                        state.flush_comes |= this_thread();
+                        Written::Together(this_thread())
+                    }
                 };
                 self.write_if_much(state);
                 Ok(Some(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, written }))

@@ -63,7 +63,7 @@ pub(crate) use self::{
     watch::Watch,
 };
 use self::{
-    call::Waiter,
+    call::{Threads, Waiter},
     end::Phase,
     outbox::{Lane, Outbox, Writing},
     pace::Pace,
@@ -163,8 +163,8 @@ struct State {
     /// The socket woke the connection, rather than a task.
     stirred: bool,
     watch: Watch,
-    /// A caller will write once the others have had their turn.
-    flush_comes: bool,
+    /// Threads of which a caller will write once the others have had their turn.
+    flush_comes: Threads,
     /// Callers who were answered and have had no turn since: each may call again, and the last of them writes for all.
     /// No more than 255 are counted, for a byte is what there is room for; of more, some write too early.
     callers_due: u8,
@@ -284,7 +284,7 @@ impl Connection {
             driving: Driving::Resting,
             stirred: false,
             watch: Watch::new(Instant::now()),
-            flush_comes: false,
+            flush_comes: 0,
             callers_due: 0,
             paused: false,
             room_wanted: false,
@@ -471,42 +471,6 @@ impl Connection {
     pub(crate) fn is_being_let_in(&self) -> bool {
         let state = self.shared.state.lock();
         matches!(state.phase, Phase::Open) && state.hello_pending
-    }
-
-    /// Writes, after every task that is ready now has had its turn. Callers whose replies came in one read
-    /// are ready together, and so are their next calls: these leave in one write instead of one each.
-    /// Whoever comes here has noted that the flush comes.
-    ///
-    /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
-    /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
-    /// in flight each: `compare --only pair-64x16-raw` shows its loss.
-    async fn flush_together(&self) {
-        /// Turns that callers are waited for.
-        const TURNS: usize = 16;
-        let _flush = FlushOnDrop(self);
-        let mut due = u8::MAX;
-        for _ in 0..TURNS {
-            tokio::task::yield_now().await;
-            let still_due = self.shared.state.lock().callers_due;
-            if still_due == 0 || due <= still_due {
-                break;
-            }
-            due = still_due;
-        }
-    }
-}
-
-/// Writes for all who rely on it, also if the future that was to do it is dropped.
-struct FlushOnDrop<'a>(&'a Connection);
-
-impl Drop for FlushOnDrop<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.shared.state.lock();
-        state.flush_comes = false;
-        // Whoever has not called again by now does something else.
-        state.callers_due = 0;
-        drop(state);
-        self.0.flush_soon();
     }
 }
 

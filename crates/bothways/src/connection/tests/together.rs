@@ -3,16 +3,20 @@
 use std::{
     future::Future,
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use super::{
     Asked, Heard, call,
     fairness::{Writes, noted, turn},
 };
-use crate::{connection::Connection, reply::Reply};
+use crate::{
+    connection::{Connection, call::this_thread},
+    reply::Reply,
+};
 
 /// An end that calls, what it wrote since the Hello, and the other end, which the test answers for.
 async fn calling() -> (Connection, Writes, Heard, impl Sized) {
@@ -93,4 +97,43 @@ async fn a_caller_who_does_not_call_again_holds_nobody_up() {
     let mut third = Box::pin(call(&calling, "wait", Bytes::new()));
     assert!(third.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert_eq!(writes.lock().len(), 1);
+}
+
+/// A task that waits for the others' turn and then blocks its thread holds up nobody who calls from another thread.
+#[test]
+fn a_blocked_thread_holds_up_no_call_of_another() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (blocks, blocked) = oneshot::channel();
+    let (calling, _kept) = runtime.block_on(async {
+        let ([answering, calling], heard) = noted('c', &Writes::default());
+        while !calling.is_negotiated() {
+            turn().await;
+        }
+        // Two that wait: from here on a call is not the only one, and is not written at once.
+        for _ in 0..2 {
+            let calling = calling.clone();
+            tokio::spawn(async move { call(&calling, "wait", Bytes::new()).await });
+        }
+        while calling.stats().calls_pending < 2 {
+            turn().await;
+        }
+        (calling, (answering, heard))
+    });
+    let of_blocked = calling.clone();
+    runtime.spawn(async move {
+        let mut call = Box::pin(call(&of_blocked, "wait", Bytes::new()));
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let _ = blocks.send(this_thread());
+        let _ = released.recv();
+    });
+    let blocked = runtime.block_on(blocked).expect("it runs");
+    let call_elsewhere = || {
+        let echo = async { timeout(Duration::from_secs(10), call(&calling, "echo", Bytes::new())).await };
+        (this_thread() != blocked).then(|| runtime.block_on(echo))
+    };
+    // Of nine threads in a row one has another bit.
+    let answer = (0..9).find_map(|_| std::thread::scope(|scope| scope.spawn(call_elsewhere).join().expect("no panic")));
+    drop(release);
+    assert!(answer.expect("another thread").is_ok(), "the call waits for the blocked thread");
 }
