@@ -171,7 +171,7 @@ impl Connection {
     ///
     /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
     /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
-    /// in flight each: `compare --only pair-64x16-raw` shows its loss.
+    /// in flight each: `compare --only pair-64x16-raw` shows its loss, and docs/decisions/when-callers-write.md what was tried.
     async fn flush_together(&self, thread: Threads) {
         /// Turns that callers are waited for.
         const TURNS: usize = 16;
