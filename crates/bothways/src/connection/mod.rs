@@ -93,6 +93,10 @@ pub enum Overflow {
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
+    pub(crate) fn new(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The number.
     pub fn get(self) -> u64 {
         self.0

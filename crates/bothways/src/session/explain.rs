@@ -3,12 +3,14 @@
 //! Each session has a [`Trail`]: a ring of its last events, [`EVENTS_MAX`] unless chosen otherwise. A push is one
 //! event, which its ticket keeps up to date, so that a trail covers as many pushes as it has places. No payload,
 //! metadata or token is ever kept, and every text is cut at [`TEXT_BYTES_MAX`]. An event takes
-//! [`EVENT_BYTES_MAX`] at most; memory is taken as events come.
+//! [`EVENT_BYTES_MAX`] at most; memory is taken as events come. The first ones, before anything is sent, are packed: of
+//! most sessions there are no others.
 //!
 //! A session that ended leaves its trail behind: the registry keeps the last [`ENDED_MAX`].
 
+mod opening;
+
 use std::{
-    collections::VecDeque,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,15 +20,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use self::opening::Opening;
 use super::{SessionId, push::Class, receipt::DropReason, receipt::Stage};
 use crate::connection::ConnectionId;
 
 /// Events that a session keeps: some minutes of a chat, some seconds of a busy feed.
 pub(super) const EVENTS_MAX: usize = 64;
-
-/// Up to so many take no more than their places: connected, bound to a user, subscribed to a topic; many sessions
-/// have no more.
-const FEW_EVENTS: usize = 4;
 
 /// Sessions that ended and can still be explained.
 pub(super) const ENDED_MAX: usize = 256;
@@ -283,16 +282,23 @@ fn civil(days: u64) -> (u64, u64, u64) {
 /// The events of one session. Its own lock: tickets reach it without the session.
 #[derive(Debug)]
 pub(super) struct Trail {
-    events_max: usize,
     began: Instant,
-    ring: Mutex<Ring>,
+    events_max: u32,
+    story: Mutex<Story>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
+enum Story {
+    Opening(Opening),
+    Ring(Ring),
+}
+
+#[derive(Debug)]
 struct Ring {
-    records: VecDeque<Record>,
-    /// The number of the first record: that many were forgotten.
-    first: u64,
+    /// Each event at its number, modulo how many are kept.
+    records: Vec<Record>,
+    /// The number of the next event.
+    next: u64,
 }
 
 #[derive(Debug)]
@@ -365,12 +371,17 @@ pub(super) fn shared(shared: &Arc<str>) -> Arc<str> {
 impl Trail {
     #[cfg(test)]
     pub(super) fn new(events_max: usize) -> Self {
-        Self { events_max, began: Instant::now(), ring: Mutex::default() }
+        Self::at(events_max, Instant::now())
+    }
+
+    fn at(events_max: usize, began: Instant) -> Self {
+        let events_max = u32::try_from(events_max).unwrap_or(u32::MAX);
+        Self { began, events_max, story: Mutex::new(Story::Opening(Opening::default())) }
     }
 
     /// A trail that began then, with this event.
     pub(super) fn begun(events_max: usize, began: Instant, what: What) -> Self {
-        let trail = Self { events_max, began, ring: Mutex::default() };
+        let trail = Self::at(events_max, began);
         trail.note_at(0, what);
         trail
     }
@@ -380,28 +391,36 @@ impl Trail {
         self.began
     }
 
+    fn micros(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+
     /// Takes an event in; answers its number, by which [`Self::update`] finds it.
     pub(super) fn note(&self, what: What) -> u64 {
         if self.events_max == 0 {
             return u64::MAX;
         }
-        self.note_at(self.began.elapsed().as_micros() as u64, what)
+        self.note_at(self.micros(), what)
     }
 
     fn note_at(&self, at: u64, what: What) -> u64 {
         if self.events_max == 0 {
             return u64::MAX;
         }
-        let mut ring = self.ring.lock();
-        if self.events_max <= ring.records.len() {
-            ring.records.pop_front();
-            ring.first += 1;
+        let mut story = self.story.lock();
+        let record = Record { at, what };
+        match &mut *story {
+            Story::Ring(ring) => ring.push(record, self.events_max),
+            Story::Opening(opening) => match opening.push(&record, self.events_max) {
+                Some(number) => number,
+                None => {
+                    let mut ring = Ring::after(opening);
+                    let number = ring.push(record, self.events_max);
+                    *story = Story::Ring(ring);
+                    number
+                }
+            },
         }
-        if ring.records.len() == ring.records.capacity() && ring.records.len() < FEW_EVENTS {
-            ring.records.reserve_exact(1);
-        }
-        ring.records.push_back(Record { at, what });
-        ring.first + ring.records.len() as u64 - 1
     }
 
     /// Notes a push of this class; its ticket tells how it goes on.
@@ -444,10 +463,10 @@ impl Trail {
         if self.events_max == 0 {
             return;
         }
-        let now = self.began.elapsed().as_micros() as u64;
-        let mut ring = self.ring.lock();
-        let Some(at) = number.checked_sub(ring.first) else { return };
-        if let Some(record) = ring.records.get_mut(at as usize) {
+        let now = self.micros();
+        // What is packed does not change.
+        let Story::Ring(ring) = &mut *self.story.lock() else { return };
+        if let Some(record) = ring.get_mut(number, self.events_max) {
             let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
             change(after, &mut record.what);
         }
@@ -465,7 +484,9 @@ impl Trail {
 
     /// Gives back memory that no event will need.
     pub(super) fn shrink(&self) {
-        self.ring.lock().records.shrink_to_fit();
+        if let Story::Ring(ring) = &mut *self.story.lock() {
+            ring.records.shrink_to_fit();
+        }
     }
 
     /// The story so far.
@@ -473,14 +494,56 @@ impl Trail {
         // The clock may have been set since; times are right as of now.
         let began =
             (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(self.began.elapsed());
-        let ring = self.ring.lock();
         let happened = |record: &Record| Happened {
             at_ms: (began + Duration::from_micros(record.at)).as_millis() as u64,
             event: record.what.event(),
         };
-        let events = ring.records.iter().map(happened).collect();
-        Explanation { session, user: user.map(str::to_owned), standing, forgotten: ring.first, events }
+        let (forgotten, events) = match &*self.story.lock() {
+            Story::Opening(opening) => (0, opening.records().map(|record| happened(&record)).collect()),
+            Story::Ring(ring) => (ring.first(), ring.in_order().map(happened).collect()),
+        };
+        Explanation { session, user: user.map(str::to_owned), standing, forgotten, events }
     }
+}
+
+impl Ring {
+    /// Goes on behind what is packed.
+    fn after(opening: &Opening) -> Self {
+        let mut records = Vec::with_capacity(opening.len() + 1);
+        records.extend(opening.records());
+        Self { next: records.len() as u64, records }
+    }
+
+    fn push(&mut self, record: Record, events_max: u32) -> u64 {
+        let number = self.next;
+        match self.records.get_mut(place(number, events_max)) {
+            Some(oldest) => *oldest = record,
+            None => self.records.push(record),
+        }
+        self.next += 1;
+        number
+    }
+
+    /// The number of the first record: that many were forgotten.
+    fn first(&self) -> u64 {
+        self.next - self.records.len() as u64
+    }
+
+    fn get_mut(&mut self, number: u64, events_max: u32) -> Option<&mut Record> {
+        let is_kept = self.first() <= number && number < self.next;
+        self.records.get_mut(place(number, events_max)).filter(|_| is_kept)
+    }
+
+    /// Oldest first.
+    fn in_order(&self) -> impl Iterator<Item = &Record> {
+        let oldest = self.first().checked_rem(self.records.len() as u64).unwrap_or(0);
+        let (newer, older) = self.records.split_at(oldest as usize);
+        older.iter().chain(newer)
+    }
+}
+
+fn place(number: u64, events_max: u32) -> usize {
+    (number % u64::from(events_max)) as usize
 }
 
 /// `Path.method`, cut to what an event keeps.
@@ -619,7 +682,7 @@ mod tests {
         trail.reached(number, Stage::Written);
         drop(trail.call("A", "b"));
         assert_eq!(told(&trail).events, []);
-        assert_eq!(trail.ring.lock().records.capacity(), 0);
+        assert!(matches!(&*trail.story.lock(), Story::Opening(opening) if opening.len() == 0));
     }
 
     /// However long a name is, an event is small.
