@@ -303,14 +303,14 @@ impl Registry {
         }
         state.knows_topics |= by_client;
         let who = Who::new(state.user.clone(), session.id());
-        let shared: Arc<str> = pattern.into();
+        let shared = subscriptions.shared(pattern);
         if known.is_none() {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
-        state.patterns.insert(shared, since);
+        state.patterns.insert(Arc::clone(&shared), since);
         drop(state);
         if known.is_none() {
-            subscriptions.add(pattern, session.clone());
+            subscriptions.add(&shared, session.clone());
         }
         drop(subscriptions);
 

@@ -12,6 +12,7 @@
 //! | `receipt.rs` | what became of it |
 //! | `each.rs` | what became of it for each of many, for who asks |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
+//! | `few.rs` | a list that nearly always has one item |
 //! | `account.rs` | what the sessions of a user use together: bytes, calls |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `keys.rs` | which idempotency keys a session has taken |
@@ -31,6 +32,7 @@ mod away;
 mod call;
 mod each;
 mod explain;
+mod few;
 mod history;
 mod hub;
 mod keys;
