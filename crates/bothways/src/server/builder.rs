@@ -325,7 +325,7 @@ impl ServerBuilder {
     ///
     /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
     pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
-        self.sessions.user_bytes_max = bytes;
+        self.sessions.set_user_log(bytes);
         self
     }
 
@@ -411,6 +411,7 @@ impl ServerBuilder {
         settings.load = Arc::new(Load::new(self.calls_max));
         let mut sessions = self.sessions;
         sessions.limits = settings.limits.clone();
+        sessions.counts_user_calls = self.calls_per_user_max.is_some();
         let connections = Arc::default();
         Server {
             shared: Arc::new_cyclic(|shared| Shared {

@@ -58,13 +58,18 @@ impl Account {
     }
 
     fn fits(&self, held: usize, bytes: usize) -> bool {
-        held == 0 || held.saturating_add(bytes) <= self.bytes_max
+        fits(held, bytes, self.bytes_max)
     }
 
     #[cfg(test)]
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes.load(Ordering::Relaxed)
     }
+}
+
+/// True if so many bytes may be taken beside those that are held: whatever it is, if nothing is.
+pub(super) fn fits(held: usize, bytes: usize, bytes_max: usize) -> bool {
+    held == 0 || held.saturating_add(bytes) <= bytes_max
 }
 
 /// A call of a user that runs; gives its place back when dropped.

@@ -77,7 +77,7 @@ impl Away {
 impl State {
     /// True while it waits for its client.
     pub(super) fn is_away(&self) -> bool {
-        self.connection.is_none() && self.lost_at.is_some() && self.resumable && !self.ended
+        self.connection.is_none() && self.lost_at().is_some() && self.resumable && !self.ended
     }
 }
 

@@ -5,20 +5,22 @@
 //!
 //! A tracked push gets its offset when it is first given to the wire, so that offsets on the wire have no
 //! holes whatever waited, expired or overtook. It then stays until the client has handled it.
+//!
+//! A ledger is blank, and small, until the first push: of a million sessions most may never have one. What it is from
+//! then on is in `ledger/book.rs`.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+mod book;
+
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+use self::book::Book;
 use super::{
-    account::Account,
-    keys::{KEPT_KEY_BYTES, KeyHash, Keyed, TakenKeys},
+    account::{self, Account},
+    keys::{KEPT_KEY_BYTES, Keyed},
     push::{Class, Priority},
-    receipt::{DropReason, Stage, Ticket},
+    receipt::Ticket,
 };
 
 /// Most of what waits for one client, per class.
@@ -31,6 +33,8 @@ pub(super) struct Bounds {
     pub(super) tracked_messages: usize,
     pub(super) tracked_bytes: usize,
     pub(super) idempotency_keys: usize,
+    /// Of the tracked pushes of all sessions of one user.
+    pub(super) user_bytes: usize,
 }
 
 impl Default for Bounds {
@@ -43,6 +47,7 @@ impl Default for Bounds {
             tracked_messages: 1000,
             tracked_bytes: 1 << 20,
             idempotency_keys: 1024,
+            user_bytes: 16 << 20,
         }
     }
 }
@@ -111,244 +116,30 @@ pub(super) enum Next {
     Gap { missed: u64 },
 }
 
-#[derive(Debug)]
-struct Sent {
-    offset: u64,
-    entry: Entry,
-}
-
-/// What was given to the present connection and is not known to be written.
-#[derive(Debug)]
-enum Unwritten {
-    /// Its ticket ends with being written.
-    Fire(Ticket, Option<Arc<Keyed>>),
-    Tracked(u64),
-    Notice,
-}
-
-/// See the module.
-#[derive(Debug)]
-pub(super) struct Ledger {
+/// By what a ledger is kept, whatever is in it.
+#[derive(Clone, Debug)]
+struct Terms {
     bounds: Arc<Bounds>,
+    /// Where its tracked bytes are billed, if its user has other sessions.
+    account: Option<Arc<Account>>,
+    /// It has a user: without an account one of whom this is the only session.
+    has_user: bool,
     connected: bool,
     /// The client confirms what it receives and handles.
     confirms: bool,
-    queues: Queues,
-    latest: Option<Box<Latest>>,
-    latest_bytes: usize,
-    fire: (usize, usize),
-    tracked: (usize, usize),
-    /// Where the user of the session, if it has one, is billed the bytes of `tracked` too.
-    account: Option<Arc<Account>>,
-    /// Of pushes that were taken and not given up.
-    keys: TakenKeys,
-    /// Sent, and not handled; offsets without holes.
-    sent: VecDeque<Sent>,
-    /// The next offset.
-    next_offset: u64,
-    received: u64,
-    handled: u64,
-    /// While a new connection is brought up to date.
-    replay: Option<Replay>,
-    unwritten: VecDeque<Unwritten>,
-    /// Dropped for want of room since the session began, and how many of them the present connection was given
-    /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
-    missed: u64,
-    told: u64,
-    dropped: u64,
 }
 
-/// What is sent again.
-#[derive(Clone, Copy, Debug)]
-struct Replay {
-    /// The next offset.
-    at: u64,
-    /// The client understands that something is skipped.
-    skips: bool,
-}
-
-/// What waits, by priority. Nothing, and no memory, before the first.
-#[derive(Debug, Default)]
-struct Queues(Option<Box<[VecDeque<Queued>; Priority::COUNT]>>);
-
-impl Queues {
-    fn of(&mut self, priority: Priority) -> &mut VecDeque<Queued> {
-        &mut self.0.get_or_insert_default()[priority.index()]
+impl Terms {
+    /// Takes so many bytes of the user's, of which this ledger holds so many. False: there is no room.
+    fn take(&self, held: usize, bytes: usize) -> bool {
+        self.account.as_ref().map_or_else(|| self.fits_alone(held, bytes), |account| account.take(bytes))
     }
 
-    fn iter(&self) -> std::slice::Iter<'_, VecDeque<Queued>> {
-        self.0.as_ref().map_or(&[][..], |queues| &queues[..]).iter()
-    }
-
-    fn iter_mut(&mut self) -> std::slice::IterMut<'_, VecDeque<Queued>> {
-        self.0.as_mut().map_or(&mut [][..], |queues| &mut queues[..]).iter_mut()
-    }
-}
-
-#[derive(Debug)]
-enum Queued {
-    Entry(Entry),
-    Latest(Box<str>),
-}
-
-impl Queued {
-    /// Values of keys wait for a client that is behind; nothing else does.
-    fn may_go(&self, behind: bool) -> bool {
-        !behind || !matches!(self, Self::Latest(_))
-    }
-}
-
-/// The newest value of each key.
-type Latest = HashMap<Box<str>, Entry>;
-
-fn hash_of(keyed: Option<&Arc<Keyed>>) -> Option<KeyHash> {
-    keyed?.hash
-}
-
-/// Places that a burst leaves.
-const KEPT: usize = 64;
-
-/// Gives back what a burst took, once it is over: an idle session is small.
-fn give_back<T>(queue: &mut VecDeque<T>) {
-    if queue.is_empty() && KEPT < queue.capacity() {
-        *queue = VecDeque::new();
-    }
-}
-
-impl Ledger {
-    pub(super) fn new(bounds: impl Into<Arc<Bounds>>) -> Self {
-        Self {
-            bounds: bounds.into(),
-            connected: false,
-            confirms: false,
-            queues: Queues::default(),
-            latest: None,
-            latest_bytes: 0,
-            fire: (0, 0),
-            tracked: (0, 0),
-            account: None,
-            keys: TakenKeys::default(),
-            sent: VecDeque::new(),
-            next_offset: 1,
-            received: 0,
-            handled: 0,
-            replay: None,
-            unwritten: VecDeque::new(),
-            missed: 0,
-            told: 0,
-            dropped: 0,
+    /// Takes what is held already, or must be.
+    fn take_anyway(&self, bytes: usize) {
+        if let Some(account) = &self.account {
+            account.take_anyway(bytes);
         }
-    }
-
-    /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
-    /// which.
-    pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
-        if self.has_taken(entry.keyed.as_ref()) {
-            entry.ticket.advance(Stage::Duplicate);
-            return false;
-        }
-        if entry.is_expired(now) {
-            entry.ticket.advance(Stage::Expired);
-            return false;
-        }
-        let keyed = entry.keyed.clone();
-        let taken = self.queue(entry);
-        if taken {
-            self.take_key(keyed.as_ref());
-        }
-        taken
-    }
-
-    fn queue(&mut self, mut entry: Entry) -> bool {
-        let len = entry.frame.len();
-        match &entry.class {
-            Class::Fire => {
-                if !self.connected {
-                    entry.ticket.advance(Stage::Dropped(DropReason::Disconnected));
-                    self.dropped += 1;
-                    return false;
-                }
-                while !self.fire_fits(len) {
-                    if !self.drop_oldest_fire() {
-                        break;
-                    }
-                }
-                self.fire = (self.fire.0 + 1, self.fire.1 + len);
-            }
-            Class::Latest(key) => {
-                let key: Box<str> = key.as_str().into();
-                let older = self.latest.as_ref().and_then(|latest| latest.get(&key)).map(Entry::len);
-                let others = self.latest_bytes - older.unwrap_or(0);
-                if (older.is_none() && self.bounds.latest_keys <= self.latest_len())
-                    || (0 < others && self.bounds.latest_bytes < others + entry.len())
-                {
-                    return self.refuse(entry);
-                }
-                self.latest_bytes = others + entry.len();
-                if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
-                    older.ticket.advance(Stage::Superseded);
-                    *older = entry;
-                    return true;
-                }
-                self.queues.of(entry.priority).push_back(Queued::Latest(key.clone()));
-                self.latest.get_or_insert_default().insert(key, entry);
-                return true;
-            }
-            Class::Tracked => {
-                if self.is_full_for(len) || !self.account.as_ref().is_none_or(|account| account.take(len)) {
-                    return self.refuse(entry);
-                }
-                self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-            }
-        }
-        self.queues.of(entry.priority).push_back(Queued::Entry(entry));
-        true
-    }
-
-    /// True if a push with this key was taken, and would be repeated.
-    pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
-        hash_of(keyed).is_some_and(|hash| self.keys.contains(hash))
-    }
-
-    fn take_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(hash) = hash_of(keyed) {
-            self.keys.insert(hash, self.bounds.idempotency_keys);
-        }
-    }
-
-    /// The client has not got it, and does not get it: whoever tries again is not refused for it.
-    fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(hash) = hash_of(keyed) {
-            self.keys.free(hash);
-        }
-    }
-
-    /// Takes a tracked push in for which there is room by [`Self::claim_room`].
-    pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
-        let len = entry.frame.len();
-        let is_known = self.has_taken(entry.keyed.as_ref());
-        if is_known || entry.is_expired(now) {
-            self.give_back(len);
-            return entry.ticket.advance(if is_known { Stage::Duplicate } else { Stage::Expired });
-        }
-        self.take_key(entry.keyed.as_ref());
-        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-        self.queues.of(entry.priority).push_back(Queued::Entry(entry));
-    }
-
-    /// From here on another user is billed, or none.
-    pub(super) fn bill(&mut self, account: Option<Arc<Account>>) {
-        self.give_back(self.tracked.1);
-        if let Some(account) = &account {
-            // Also what is beyond its bound: it is owed already.
-            account.take_anyway(self.tracked.1);
-        }
-        self.account = account;
-    }
-
-    /// Where the session's user is billed.
-    pub(super) fn account(&self) -> Option<&Arc<Account>> {
-        self.account.as_ref()
     }
 
     fn give_back(&self, bytes: usize) {
@@ -357,195 +148,155 @@ impl Ledger {
         }
     }
 
-    /// True if a tracked push of this size would be refused now, for want of room here or with the user.
-    pub(super) fn refuses(&self, len: usize) -> bool {
-        self.is_full_for(len) || !self.account.as_ref().is_none_or(|account| account.has_room_for(len))
+    /// True if [`Self::take`] would take so many now.
+    fn has_room_for(&self, held: usize, bytes: usize) -> bool {
+        self.account.as_ref().map_or_else(|| self.fits_alone(held, bytes), |account| account.has_room_for(bytes))
     }
 
-    /// True if a tracked push of this size finds no room in this log now.
-    pub(super) fn is_full_for(&self, len: usize) -> bool {
-        let (messages, bytes) = self.tracked;
-        self.bounds.tracked_messages <= messages || (0 < messages && self.bounds.tracked_bytes < bytes + len)
+    fn fits_alone(&self, held: usize, bytes: usize) -> bool {
+        !self.has_user || account::fits(held, bytes, self.bounds.user_bytes)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ledger(Pages);
+
+#[derive(Debug)]
+enum Pages {
+    Blank(Terms),
+    Book(Box<Book>),
+}
+
+impl Ledger {
+    pub(super) fn new(bounds: impl Into<Arc<Bounds>>) -> Self {
+        let bounds = bounds.into();
+        Self(Pages::Blank(Terms { bounds, account: None, has_user: false, connected: false, confirms: false }))
+    }
+
+    fn terms(&self) -> &Terms {
+        match &self.0 {
+            Pages::Blank(terms) => terms,
+            Pages::Book(book) => &book.terms,
+        }
+    }
+
+    fn terms_mut(&mut self) -> &mut Terms {
+        match &mut self.0 {
+            Pages::Blank(terms) => terms,
+            Pages::Book(book) => &mut book.terms,
+        }
+    }
+
+    fn book(&self) -> Option<&Book> {
+        match &self.0 {
+            Pages::Blank(_) => None,
+            Pages::Book(book) => Some(book),
+        }
+    }
+
+    fn book_mut(&mut self) -> Option<&mut Book> {
+        match &mut self.0 {
+            Pages::Blank(_) => None,
+            Pages::Book(book) => Some(book),
+        }
+    }
+
+    /// Something is entered: it is blank no more.
+    fn open(&mut self) -> &mut Book {
+        if let Pages::Blank(terms) = &self.0 {
+            self.0 = Pages::Book(Book::new(terms.clone()).into());
+        }
+        self.book_mut().expect("it was just made")
+    }
+
+    /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
+    /// which.
+    pub(super) fn push(&mut self, entry: Entry, now: Duration) -> bool {
+        self.open().push(entry, now)
+    }
+
+    /// True if a push with this key was taken, and would be repeated.
+    pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
+        self.book().is_some_and(|book| book.has_taken(keyed))
     }
 
     /// True if there is room for so many tracked pushes of so many bytes in all: [`Self::push_claimed`] follows for
     /// each of them.
     pub(super) fn claim_room(&mut self, messages: usize, bytes: usize) -> bool {
-        messages == 0
-            || (self.tracked.0 + messages <= self.bounds.tracked_messages
-                && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.bounds.tracked_bytes)
-                && self.account.as_ref().is_none_or(|account| account.take(bytes)))
+        messages == 0 || self.open().claim_room(messages, bytes)
+    }
+
+    /// Takes a tracked push in for which there is room by [`Self::claim_room`].
+    pub(super) fn push_claimed(&mut self, entry: Entry, now: Duration) {
+        self.open().push_claimed(entry, now);
+    }
+
+    /// True if a tracked push of this size would be refused now, for want of room here or with the user.
+    pub(super) fn refuses(&self, len: usize) -> bool {
+        match &self.0 {
+            Pages::Blank(terms) => !terms.has_room_for(0, len),
+            Pages::Book(book) => book.refuses(len),
+        }
+    }
+
+    /// From here on it is a user's, or nobody's. One who has other sessions has an account, which is billed.
+    pub(super) fn bill(&mut self, has_user: bool, account: Option<Arc<Account>>) {
+        let held = self.tracked_bytes();
+        let terms = self.terms_mut();
+        terms.give_back(held);
+        (terms.has_user, terms.account) = (has_user, account);
+        // Also what is beyond its bound: it is owed already.
+        terms.take_anyway(held);
+    }
+
+    /// Where the session's user is billed, if it has other sessions or its calls are counted.
+    pub(super) fn account(&self) -> Option<&Arc<Account>> {
+        self.terms().account.as_ref()
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.book().map_or(0, Book::tracked_bytes)
     }
 
     /// What goes on the wire next. The caller puts it there, or ends the connection.
     pub(super) fn next(&mut self, now: Duration) -> Option<Next> {
-        if !self.connected {
-            return None;
-        }
-        if let Some(again) = self.next_again(now) {
-            return Some(again);
-        }
-        if self.told < self.missed && self.confirms {
-            self.told = self.missed;
-            self.unwritten.push_back(Unwritten::Notice);
-            return Some(Next::Gap { missed: self.missed });
-        }
-        loop {
-            let mut entry = self.take_queued()?;
-            let len = entry.frame.len();
-            // What the user is billed for it already.
-            let mut billed = 0;
-            match entry.class {
-                Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
-                Class::Tracked => {
-                    billed = len;
-                    self.forget_tracked(len);
-                }
-                Class::Latest(_) => {}
-            }
-            if entry.is_expired(now) {
-                self.give_back(billed);
-                self.free_key(entry.keyed.as_ref());
-                entry.ticket.advance(Stage::Expired);
-                continue;
-            }
-            let frame = match &entry.keyed {
-                Some(keyed) if !self.confirms => keyed.plain.clone(),
-                _ => entry.frame.clone(),
-            };
-            if entry.class == Class::Fire || !self.confirms {
-                self.give_back(billed);
-                self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
-                return Some(Next::Frame { frame, offset: 0 });
-            }
-            self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-            if let Some(account) = &self.account {
-                account.take_anyway(len - billed);
-            }
-            let offset = self.next_offset;
-            self.next_offset += 1;
-            entry.ticket.numbered(offset);
-            self.unwritten.push_back(Unwritten::Tracked(offset));
-            self.sent.push_back(Sent { offset, entry });
-            return Some(Next::Frame { frame, offset });
-        }
-    }
-
-    /// What the client has not received, in the order in which it was sent. What has expired meanwhile leaves its
-    /// offset behind; but not what the client has said to have, which it may only have lost the place of.
-    fn next_again(&mut self, now: Duration) -> Option<Next> {
-        let Replay { at, skips } = self.replay?;
-        // What was handled meanwhile is gone.
-        let at = at.max(self.handled + 1);
-        let Some(sent) = self.sent_mut(at) else {
-            self.replay = None;
-            return None;
-        };
-        let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
-        if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
-            entry.ticket.advance(Stage::Expired);
-            freed = std::mem::take(&mut entry.frame).len();
-            keyed = entry.keyed.take();
-        }
-        let next = match entry.ticket.stage() {
-            Stage::Expired => Next::Skip { offset: at },
-            _ => Next::Frame { frame: entry.frame.clone(), offset: at },
-        };
-        self.tracked.1 -= freed;
-        self.give_back(freed);
-        self.free_key(keyed.as_ref());
-        self.replay = Some(Replay { at: at + 1, skips });
-        self.unwritten.push_back(Unwritten::Tracked(at));
-        Some(next)
-    }
-
-    /// The first that may be sent.
-    fn take_queued(&mut self) -> Option<Entry> {
-        let behind = self.is_behind();
-        let queued = self.queues.iter_mut().find_map(|queue| {
-            let at = queue.iter().position(|queued| queued.may_go(behind))?;
-            let queued = queue.remove(at);
-            give_back(queue);
-            queued
-        })?;
-        Some(match queued {
-            Queued::Entry(entry) => entry,
-            Queued::Latest(key) => {
-                let latest = self.latest.as_mut().expect("a key that is queued has a value");
-                let entry = latest.remove(&key).expect("a key that is queued has a value");
-                if latest.is_empty() && KEPT < latest.capacity() {
-                    self.latest = None;
-                }
-                self.latest_bytes -= entry.len();
-                entry
-            }
-        })
+        self.book_mut()?.next(now)
     }
 
     /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
     /// count: whoever asks for more whenever there is room would ask without end.
     pub(super) fn has_next(&self) -> bool {
-        let behind = self.is_behind();
-        self.connected
-            && (0 < self.unrepeated()
-                || (self.confirms && self.told < self.missed)
-                || self.queues.iter().flatten().any(|queued| queued.may_go(behind)))
-    }
-
-    /// The client has so much to confirm that values which a newer one may replace are not sent yet.
-    fn is_behind(&self) -> bool {
-        self.confirms && self.is_full_for(0)
+        self.book().is_some_and(Book::has_next)
     }
 
     /// Tracked pushes that are still to be sent again, or to be skipped.
     pub(super) fn unrepeated(&self) -> usize {
-        let from = |replay: Replay| replay.at.max(self.handled + 1);
-        self.replay.map_or(0, |replay| self.next_offset.saturating_sub(from(replay)) as usize)
+        self.book().map_or(0, Book::unrepeated)
     }
 
-    /// The oldest `count` of what `next` gave to the present connection are with the kernel.
-    pub(super) fn written(&mut self, count: usize) {
-        for _ in 0..count {
-            match self.unwritten.pop_front() {
-                Some(Unwritten::Fire(mut ticket, _)) => ticket.advance(Stage::PlainWritten),
-                Some(Unwritten::Tracked(offset)) => {
-                    if let Some(sent) = self.sent_mut(offset) {
-                        sent.entry.ticket.advance(Stage::Written);
-                    }
-                }
-                Some(Unwritten::Notice) => {}
-                None => break,
-            }
-        }
-        give_back(&mut self.unwritten);
+    /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
+    pub(super) fn mark(&mut self, mark: u64) {
+        self.open().mark(mark);
+    }
+
+    /// What has marks up to this one is with the kernel. True if something is left that is not known to be.
+    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
+        self.book_mut().is_some_and(|book| book.written_upto(mark))
     }
 
     /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
     pub(super) fn ack(&mut self, received: u64, handled: u64) -> bool {
-        let received = received.max(handled);
-        if self.next_offset <= received {
-            return false;
+        match self.book_mut() {
+            Some(book) => book.ack(received, handled),
+            None => (received, handled) == (0, 0),
         }
-        self.received = self.received.max(received);
-        self.handled = self.handled.max(handled);
-        while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
-            let mut sent = self.sent.pop_front().expect("it was just seen");
-            sent.entry.ticket.advance(Stage::Handled);
-            self.forget_tracked(sent.entry.frame.len());
-            self.give_back(sent.entry.frame.len());
-        }
-        give_back(&mut self.sent);
-        let upto = self.received;
-        for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
-            sent.entry.ticket.advance(Stage::Received);
-        }
-        true
     }
 
     /// A connection is there. `confirms`: its client acknowledges offsets.
     pub(super) fn connect(&mut self, confirms: bool) {
-        self.connected = true;
-        self.confirms = confirms;
+        let terms = self.terms_mut();
+        (terms.connected, terms.confirms) = (true, confirms);
     }
 
     /// The client came back, and has handled everything up to this offset, and received up to the other: what it
@@ -553,98 +304,37 @@ impl Ledger {
     /// and all of it, however old. False: it claims what was never sent, or less than it acknowledged before, and
     /// what it wants is gone.
     pub(super) fn resume(&mut self, handled: u64, received: Option<u64>) -> bool {
-        let has = received.map_or(handled, |received| received.max(handled));
-        if handled < self.handled || !self.ack(has, handled) {
-            return false;
+        match &mut self.0 {
+            Pages::Book(book) => book.resume(handled, received),
+            Pages::Blank(terms) => {
+                let is_true = (handled, received.unwrap_or(0)) == (0, 0);
+                terms.connected &= !is_true;
+                is_true
+            }
         }
-        // The old connection may still be open: what it was given counts for nothing.
-        self.disconnect();
-        self.replay = Some(Replay { at: has + 1, skips: received.is_some() });
-        true
     }
 
     /// The connection is gone. What does not outlive it is dropped.
     pub(super) fn disconnect(&mut self) {
-        self.connected = false;
-        self.replay = None;
-        self.told = 0;
-        for unwritten in std::mem::take(&mut self.unwritten) {
-            if let Unwritten::Fire(mut ticket, keyed) = unwritten {
-                ticket.advance(Stage::Dropped(DropReason::Disconnected));
-                self.free_key(keyed.as_ref());
-                self.dropped += 1;
-            }
+        match &mut self.0 {
+            Pages::Blank(terms) => terms.connected = false,
+            Pages::Book(book) => book.disconnect(),
         }
-        while self.drop_oldest_fire_as(DropReason::Disconnected) {}
     }
 
     /// The last offset given to the wire; the position at which a new session's client begins.
     pub(super) fn last_offset(&self) -> u64 {
-        self.next_offset - 1
+        self.book().map_or(0, Book::last_offset)
     }
 
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
     pub(super) fn waiting(&self) -> (usize, usize) {
-        let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(|entry| entry.frame.len()).sum();
-        (self.tracked.0 + self.fire.0 + self.latest_len(), self.tracked.1 + self.fire.1 + latest)
-    }
-
-    fn latest_len(&self) -> usize {
-        self.latest.as_ref().map_or(0, |latest| latest.len())
+        self.book().map_or((0, 0), Book::waiting)
     }
 
     /// Pushes that were dropped since the session began.
     pub(super) fn dropped(&self) -> u64 {
-        self.dropped
-    }
-
-    fn sent_mut(&mut self, offset: u64) -> Option<&mut Sent> {
-        let first = self.sent.front()?.offset;
-        self.sent.get_mut(usize::try_from(offset.checked_sub(first)?).ok()?)
-    }
-
-    fn forget_tracked(&mut self, len: usize) {
-        self.tracked = (self.tracked.0 - 1, self.tracked.1 - len);
-    }
-
-    fn refuse(&mut self, mut entry: Entry) -> bool {
-        entry.ticket.advance(Stage::Dropped(DropReason::Full));
-        self.dropped += 1;
-        self.missed += 1;
-        false
-    }
-
-    fn fire_fits(&self, len: usize) -> bool {
-        let (messages, bytes) = self.fire;
-        messages < self.bounds.fire_messages && (messages == 0 || bytes + len <= self.bounds.fire_bytes)
-    }
-
-    fn drop_oldest_fire(&mut self) -> bool {
-        let dropped = self.drop_oldest_fire_as(DropReason::Full);
-        self.missed += u64::from(dropped);
-        dropped
-    }
-
-    /// Of the lowest priority that has one.
-    fn drop_oldest_fire_as(&mut self, reason: DropReason) -> bool {
-        for queue in self.queues.iter_mut().rev() {
-            let is_fire = |queued: &Queued| matches!(queued, Queued::Entry(entry) if entry.class == Class::Fire);
-            let Some(at) = queue.iter().position(is_fire) else { continue };
-            if let Some(Queued::Entry(mut entry)) = queue.remove(at) {
-                self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
-                entry.ticket.advance(Stage::Dropped(reason));
-                self.free_key(entry.keyed.as_ref());
-                self.dropped += 1;
-                return true;
-            }
-        }
-        false
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        self.give_back(self.tracked.1);
+        self.book().map_or(0, Book::dropped)
     }
 }
 

@@ -49,7 +49,7 @@ mod user;
 
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     hash::{Hash, Hasher},
     sync::{Arc, Weak},
     time::Duration,
@@ -83,6 +83,7 @@ use self::{
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
     push::Encoded,
+    secrets::Secrets,
     topic::Patterns,
 };
 use crate::{
@@ -150,9 +151,6 @@ struct Inner {
 
 struct State {
     connection: Option<Connection>,
-    /// Where the connection's counter of pushes stood behind each push that the ledger does not know to be
-    /// written.
-    marks: VecDeque<u64>,
     /// Counts connections: what belongs to an earlier one counts for nothing.
     generation: u64,
     /// The client speaks sessions, or a plain one asked for one, and may come back.
@@ -161,20 +159,45 @@ struct State {
     /// gets, this one is nobody to send to.
     claims: bool,
     ended: bool,
-    lost_at: Option<Instant>,
     user: Option<Arc<str>>,
     /// In how many users' lists of the registry it stands: more than one only while several bind it at once.
     listed: u16,
-    labels: BTreeMap<String, String>,
     /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
     patterns: Patterns,
-    /// What its client handled when it was there last.
-    methods: Option<Methods>,
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
     knows_topics: bool,
     ledger: Ledger,
-    /// None before the first.
-    secret: Option<Box<secrets::Secrets>>,
+    seldom: Option<Box<Seldom>>,
+}
+
+/// What a session without labels, whose client speaks plain rpcx, does not have.
+#[derive(Default)]
+struct Seldom {
+    labels: BTreeMap<String, String>,
+    secrets: Secrets,
+    /// When its client left.
+    lost_at: Option<Instant>,
+    /// What its client handled when it was there last.
+    methods: Option<Methods>,
+}
+
+impl State {
+    fn seldom(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
+    }
+
+    fn label(&self, key: &str) -> Option<&String> {
+        self.seldom.as_ref()?.labels.get(key)
+    }
+
+    fn lost_at(&self) -> Option<Instant> {
+        self.seldom.as_ref()?.lost_at
+    }
+
+    /// True if this secret is one of those by which its client comes back.
+    fn admits(&self, secret: &str) -> bool {
+        self.seldom.as_ref().is_some_and(|seldom| seldom.secrets.admits(secret))
+    }
 }
 
 impl Session {
@@ -212,17 +235,17 @@ impl Session {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<String> {
-        self.inner.state.lock().labels.get(key).cloned()
+        self.inner.state.lock().label(key).cloned()
     }
 
     /// All its labels.
     pub fn labels(&self) -> BTreeMap<String, String> {
-        self.inner.state.lock().labels.clone()
+        self.inner.state.lock().seldom.as_ref().map(|seldom| seldom.labels.clone()).unwrap_or_default()
     }
 
     /// Sets a label, by which [`Target::only_labelled`] selects.
     pub fn set_label(&self, key: impl Into<String>, value: impl Into<String>) {
-        self.inner.state.lock().labels.insert(key.into(), value.into());
+        self.inner.state.lock().seldom().labels.insert(key.into(), value.into());
     }
 
     /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
@@ -411,7 +434,7 @@ impl Session {
                 connection.cut();
                 break;
             };
-            state.marks.push_back(mark);
+            state.ledger.mark(mark);
         }
         drop(state);
         connection.flush_soon();
@@ -424,11 +447,8 @@ impl Session {
         if state.connection.as_ref() != Some(connection) {
             return false;
         }
-        let upto = connection.pushes_written();
-        let written = state.marks.iter().take_while(|mark| **mark <= upto).count();
-        state.marks.drain(..written);
-        state.ledger.written(written);
-        (!state.marks.is_empty() || state.ledger.has_next()) && !connection.tell_of_room()
+        let is_left = state.ledger.written_upto(connection.pushes_written());
+        (is_left || state.ledger.has_next()) && !connection.tell_of_room()
     }
 
     /// True if the pairs that go with what is published mean something to the client.
@@ -453,14 +473,17 @@ impl Session {
 
     fn announced(&self) -> Option<Methods> {
         let state = self.inner.state.lock();
-        state.connection.as_ref().map_or_else(|| state.methods.clone(), Connection::methods)
+        match &state.connection {
+            Some(connection) => connection.methods(),
+            None => state.seldom.as_ref()?.methods.clone(),
+        }
     }
 
     /// Orders sessions by when their clients were last there: those that are away come first, in the order in
     /// which they left, then those that are connected, in the order in which they came.
     fn recency(&self) -> (Option<ConnectionId>, Option<Instant>) {
         let state = self.inner.state.lock();
-        (state.connection.as_ref().map(Connection::id), state.lost_at)
+        (state.connection.as_ref().map(Connection::id), state.lost_at())
     }
 
     fn now(&self) -> Duration {
@@ -543,7 +566,7 @@ mod tests {
         let connection = session.connection().expect("it is up");
         assert!(!session.note_written(&connection), "nothing is owed");
         // At the look this one was not written.
-        session.inner.state.lock().marks.push_back(connection.pushes_written() + 1);
+        session.inner.state.lock().ledger.mark(connection.pushes_written() + 1);
         let (done, over) = std::sync::mpsc::channel();
         let (of_thread, on) = (session.clone(), connection.clone());
         std::thread::spawn(move || done.send(of_thread.note_written(&on)));

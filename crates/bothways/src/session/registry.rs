@@ -24,6 +24,7 @@ use super::{
     account::Account,
     away::Away,
     explain::{self, Explanation, Standing, Trail, What},
+    few::Few,
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
@@ -52,8 +53,8 @@ pub(crate) struct SessionOptions {
     pub(crate) subscriptions_max: usize,
     pub(crate) rules: Rules,
     pub(super) bounds: Arc<Bounds>,
-    /// Bytes that the logs of one user's sessions may hold together.
-    pub(crate) user_bytes_max: usize,
+    /// The calls of each user are counted.
+    pub(crate) counts_user_calls: bool,
     /// Events that a session keeps of its past.
     pub(crate) events_max: usize,
     /// Sessions that ended whose past is kept.
@@ -69,7 +70,7 @@ impl Default for SessionOptions {
             subscriptions_max: 1000,
             rules: Rules::default(),
             bounds: Arc::default(),
-            user_bytes_max: 16 << 20,
+            counts_user_calls: false,
             events_max: explain::EVENTS_MAX,
             ended_max: explain::ENDED_MAX,
             limits: Limits::default(),
@@ -82,6 +83,11 @@ impl SessionOptions {
     pub(crate) fn set_log(&mut self, messages: usize, bytes: usize) {
         let bounds = Arc::make_mut(&mut self.bounds);
         (bounds.tracked_messages, bounds.tracked_bytes) = (messages.max(1), bytes);
+    }
+
+    /// Bytes that the logs of one user's sessions may hold together.
+    pub(crate) fn set_user_log(&mut self, bytes: usize) {
+        Arc::make_mut(&mut self.bounds).user_bytes = bytes;
     }
 
     /// Pushes of class `Fire`, and their bytes, that may wait.
@@ -123,9 +129,12 @@ pub(crate) struct Registry {
 }
 
 /// What belongs to one user.
+#[derive(Default)]
 struct OfUser {
-    sessions: Vec<Session>,
-    account: Arc<Account>,
+    sessions: Few<Session>,
+    /// From the second session on, or if its calls are counted. What a user of one session holds, the ledger of that
+    /// one holds.
+    account: Option<Arc<Account>>,
 }
 
 /// What is left of a session that ended.
@@ -227,20 +236,16 @@ impl Registry {
                 changed: Notify::new(),
                 state: Mutex::new(State {
                     connection: Some(connection.clone()),
-                    marks: Default::default(),
                     generation: 1,
                     resumable: false,
                     claims: false,
                     ended: false,
-                    lost_at: None,
                     user: None,
                     listed: 0,
-                    labels: Default::default(),
                     patterns: Default::default(),
-                    methods: None,
                     knows_topics: false,
                     ledger,
-                    secret: None,
+                    seldom: None,
                 }),
             }),
         }
@@ -291,7 +296,7 @@ impl Registry {
         };
         let mut state = session.inner.state.lock();
         welcome.insert(keys::SESSION_ID, session.id().to_string());
-        welcome.insert(keys::SESSION_KEY, state.secret.get_or_insert_default().rotate());
+        welcome.insert(keys::SESSION_KEY, state.seldom().secrets.rotate());
         welcome.insert(keys::SESSION_OFFSET, state.ledger.last_offset().to_string());
         drop(state);
         if connection.is_closed() {
@@ -321,7 +326,7 @@ impl Registry {
         let Some(id) = hello.get(keys::SESSION_ID).and_then(|id| id.parse().ok()) else { return false };
         let (Some(session), Some(key)) = (self.session(id), hello.get(keys::SESSION_KEY)) else { return false };
         let state = session.inner.state.lock();
-        state.resumable && !state.ended && state.secret.as_ref().is_some_and(|secret| secret.admits(key))
+        state.resumable && !state.ended && state.admits(key)
     }
 
     fn resume(
@@ -342,7 +347,7 @@ impl Registry {
             if state.ended {
                 return Err("expired");
             }
-            if !state.resumable || !state.secret.as_ref().is_some_and(|secret| secret.admits(key)) {
+            if !state.resumable || !state.admits(key) {
                 return Err("unknown");
             }
             if arriving.is_some() && arriving != state.user {
@@ -351,13 +356,11 @@ impl Registry {
             if !state.ledger.resume(handled, received) {
                 return Err("gap");
             }
-            if let Some(secret) = &mut state.secret {
-                secret.show(key);
-            }
             self.away.recount(state.is_away(), false);
+            let seldom = state.seldom();
+            seldom.secrets.show(key);
+            seldom.lost_at = None;
             state.generation += 1;
-            state.marks.clear();
-            state.lost_at = None;
             let before = state.connection.replace(connection.clone());
             if let Some(before) = &before {
                 session.inner.trail.note(What::TakenOver(before.id()));
@@ -408,8 +411,8 @@ impl Registry {
             if state.connection.as_ref() != Some(connection) {
                 return true;
             }
-            if let Some(secret) = &mut state.secret {
-                secret.confirm();
+            if let Some(seldom) = &mut state.seldom {
+                seldom.secrets.confirm();
             }
             if !state.ledger.ack(received, handled) {
                 return false;
@@ -431,10 +434,12 @@ impl Registry {
                 return;
             }
             state.connection = None;
-            state.methods = connection.methods();
-            state.marks.clear();
             state.ledger.disconnect();
-            state.lost_at = Some(Instant::now());
+            if state.resumable {
+                let (methods, lost_at) = (connection.methods(), Some(Instant::now()));
+                let seldom = state.seldom();
+                (seldom.methods, seldom.lost_at) = (methods, lost_at);
+            }
             let waits = state.is_away();
             self.away.recount(false, waits);
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
@@ -554,35 +559,61 @@ impl Registry {
     /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
     fn settle_user(&self, session: &Session, user: &Arc<str>) {
         let mut users = self.shard(&self.by_user, &**user).write();
+        if let Some(theirs) = users.get_mut(user) {
+            self.open_account(theirs, session, user);
+        }
         let mut state = session.inner.state.lock();
         let is_theirs = !state.ended && state.user.as_ref() == Some(user);
         // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
         let is_listed = 0 < state.listed && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
-        match (is_theirs, is_listed) {
-            (true, false) => {
-                // Most users have one session.
-                let new = || OfUser {
-                    sessions: Vec::with_capacity(1),
-                    account: Account::new(self.options.user_bytes_max).into(),
-                };
-                let theirs = users.entry(Arc::clone(user)).or_insert_with(new);
+        if is_theirs {
+            let theirs = users.entry(Arc::clone(user)).or_default();
+            if !is_listed {
                 theirs.sessions.push(session.clone());
                 state.listed += 1;
-                state.ledger.bill(Some(Arc::clone(&theirs.account)));
             }
-            (false, true) => {
-                let theirs = users.get_mut(user).expect("it was just seen");
-                theirs.sessions.retain(|other| other != session);
-                if state.ledger.account().is_some_and(|account| Arc::ptr_eq(account, &theirs.account)) {
-                    state.ledger.bill(None);
-                }
-                if theirs.sessions.is_empty() {
-                    users.remove(user);
-                }
-                state.listed -= 1;
+            if theirs.account.is_none() && self.options.counts_user_calls {
+                theirs.account = Some(self.new_account());
             }
-            _ => {}
+            state.ledger.bill(true, theirs.account.clone());
+        } else if is_listed {
+            let theirs = users.get_mut(user).expect("it was just seen");
+            let at = theirs.sessions.iter().position(|other| other == session).expect("it was just seen");
+            theirs.sessions.remove(at);
+            let has_user = state.user.is_some();
+            match (state.ledger.account(), &theirs.account) {
+                // Another user is billed already.
+                (Some(billed), account) if account.as_ref().is_none_or(|account| !Arc::ptr_eq(billed, account)) => {}
+                _ => state.ledger.bill(has_user, None),
+            }
+            if theirs.sessions.is_empty() {
+                users.remove(user);
+            }
+            state.listed -= 1;
         }
+    }
+
+    /// Gives a user an account who is about to have a second session: what the first one holds is billed there.
+    fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
+        let comes = || second.inner.state.lock().user.as_ref() == Some(user);
+        if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
+            return;
+        }
+        let account = self.new_account();
+        for session in theirs.sessions.iter() {
+            let mut state = session.inner.state.lock();
+            if !state.ended && state.user.as_ref() == Some(user) {
+                state.ledger.bill(true, Some(Arc::clone(&account)));
+                drop(state);
+                // Whoever waits for room there waits for the others to make some, too.
+                session.inner.changed.notify_waiters();
+            }
+        }
+        theirs.account = Some(account);
+    }
+
+    fn new_account(&self) -> Arc<Account> {
+        Account::new(self.options.bounds.user_bytes).into()
     }
 
     pub(crate) fn session(&self, id: SessionId) -> Option<Session> {
@@ -607,7 +638,7 @@ impl Registry {
             Who::Users(names) => {
                 let of_user = |name: &String| -> Vec<Session> {
                     let users = self.shard(&self.by_user, name.as_str()).read();
-                    users.get(name.as_str()).map(|theirs| theirs.sessions.clone()).unwrap_or_default()
+                    users.get(name.as_str()).map(|theirs| theirs.sessions.to_vec()).unwrap_or_default()
                 };
                 unique(names.iter().flat_map(of_user).collect())
             }

@@ -274,6 +274,40 @@ async fn the_devices_of_a_user_are_bounded_together() {
     assert_eq!(push(&desk, Class::Tracked, 6).outcomes().dropped(), 0);
 }
 
+/// A user is bounded with the first device as with more, and what the first one holds counts when a second one comes.
+#[tokio::test(start_paused = true)]
+async fn the_only_device_of_a_user_is_bounded_and_shares_with_the_next() {
+    let server = Server::builder().user_log_bytes_max(2500).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut devices = Vec::new();
+    for _ in 0..2 {
+        let (client, messages) =
+            Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+        settle().await;
+        let connection = server.connections().pop().expect("it is connected");
+        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        devices.push((client, messages, session));
+    }
+    let [phone, desk] = [0, 1].map(|at: usize| devices[at].2.clone());
+    let nobodys = [0, 1, 2].map(|number| push(&phone, Class::Tracked, number));
+    assert!(nobodys.iter().all(|receipt| receipt.outcomes().dropped() == 0), "no user, no bound but that of the log");
+    for _ in &nobodys {
+        drop(devices[0].1.next().await.expect("it came"));
+    }
+    for receipt in &nobodys {
+        receipt.handled().await;
+    }
+    phone.bind_user("ann");
+    let held = [3, 4, 5].map(|number| push(&phone, Class::Tracked, number).outcomes().dropped());
+    assert_eq!(held, [0, 0, 1]);
+    desk.bind_user("ann");
+    assert_eq!(push(&desk, Class::Tracked, 7).outcomes().dropped(), 1, "the phone holds it");
+    drop(devices[0].1.next().await.expect("it came"));
+    until(|| phone.waiting().0 == 1).await;
+    assert_eq!(push(&desk, Class::Tracked, 8).outcomes().dropped(), 0);
+    assert_eq!(push(&phone, Class::Tracked, 9).outcomes().dropped(), 1, "the desk holds it");
+}
+
 /// A client over TCP whose kernel takes little for it.
 async fn narrow(address: &str) -> Scripted {
     let place = address.strip_prefix("tcp@").expect("TCP").parse().expect("an address");

@@ -1,0 +1,518 @@
+//! What is in a ledger: what waits, what was sent and is not yet handled.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Entry, Next, Terms};
+use crate::session::{
+    keys::{KeyHash, Keyed, TakenKeys},
+    push::{Class, Priority},
+    receipt::{DropReason, Stage, Ticket},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Book {
+    pub(super) terms: Terms,
+    /// What waits, by priority.
+    queues: [VecDeque<Queued>; Priority::COUNT],
+    latest: Option<Box<Latest>>,
+    latest_bytes: usize,
+    fire: (usize, usize),
+    tracked: (usize, usize),
+    /// Of pushes that were taken and not given up.
+    keys: TakenKeys,
+    /// Sent, and not handled; offsets without holes.
+    sent: VecDeque<Sent>,
+    /// The next offset.
+    next_offset: u64,
+    received: u64,
+    handled: u64,
+    /// While a new connection is brought up to date.
+    replay: Option<Replay>,
+    unwritten: VecDeque<Unwritten>,
+    /// Where the connection's counter of pushes stood behind each of these.
+    marks: VecDeque<u64>,
+    /// Dropped for want of room since the session began, and how many of them the present connection was given
+    /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
+    missed: u64,
+    told: u64,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Sent {
+    offset: u64,
+    entry: Entry,
+}
+
+/// What was given to the present connection and is not known to be written.
+#[derive(Debug)]
+enum Unwritten {
+    /// Its ticket ends with being written.
+    Fire(Ticket, Option<Arc<Keyed>>),
+    Tracked(u64),
+    Notice,
+}
+
+/// What is sent again.
+#[derive(Clone, Copy, Debug)]
+struct Replay {
+    /// The next offset.
+    at: u64,
+    /// The client understands that something is skipped.
+    skips: bool,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Entry(Entry),
+    Latest(Box<str>),
+}
+
+impl Queued {
+    /// Values of keys wait for a client that is behind; nothing else does.
+    fn may_go(&self, behind: bool) -> bool {
+        !behind || !matches!(self, Self::Latest(_))
+    }
+}
+
+/// The newest value of each key.
+type Latest = HashMap<Box<str>, Entry>;
+
+fn hash_of(keyed: Option<&Arc<Keyed>>) -> Option<KeyHash> {
+    keyed?.hash
+}
+
+/// Places that a burst leaves.
+const KEPT: usize = 64;
+
+/// Gives back what a burst took, once it is over: an idle session is small.
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && KEPT < queue.capacity() {
+        *queue = VecDeque::new();
+    }
+}
+
+impl Book {
+    pub(super) fn new(terms: Terms) -> Self {
+        Self {
+            terms,
+            queues: Default::default(),
+            latest: None,
+            latest_bytes: 0,
+            fire: (0, 0),
+            tracked: (0, 0),
+            keys: TakenKeys::default(),
+            sent: VecDeque::new(),
+            next_offset: 1,
+            received: 0,
+            handled: 0,
+            replay: None,
+            unwritten: VecDeque::new(),
+            marks: VecDeque::new(),
+            missed: 0,
+            told: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
+    /// which.
+    pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        if self.has_taken(entry.keyed.as_ref()) {
+            entry.ticket.advance(Stage::Duplicate);
+            return false;
+        }
+        if entry.is_expired(now) {
+            entry.ticket.advance(Stage::Expired);
+            return false;
+        }
+        let keyed = entry.keyed.clone();
+        let taken = self.queue(entry);
+        if taken {
+            self.take_key(keyed.as_ref());
+        }
+        taken
+    }
+
+    fn queue(&mut self, mut entry: Entry) -> bool {
+        let len = entry.frame.len();
+        match &entry.class {
+            Class::Fire => {
+                if !self.terms.connected {
+                    entry.ticket.advance(Stage::Dropped(DropReason::Disconnected));
+                    self.dropped += 1;
+                    return false;
+                }
+                while !self.fire_fits(len) {
+                    if !self.drop_oldest_fire() {
+                        break;
+                    }
+                }
+                self.fire = (self.fire.0 + 1, self.fire.1 + len);
+            }
+            Class::Latest(key) => {
+                let key: Box<str> = key.as_str().into();
+                let older = self.latest.as_ref().and_then(|latest| latest.get(&key)).map(Entry::len);
+                let others = self.latest_bytes - older.unwrap_or(0);
+                if (older.is_none() && self.terms.bounds.latest_keys <= self.latest_len())
+                    || (0 < others && self.terms.bounds.latest_bytes < others + entry.len())
+                {
+                    return self.refuse(entry);
+                }
+                self.latest_bytes = others + entry.len();
+                if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
+                    older.ticket.advance(Stage::Superseded);
+                    *older = entry;
+                    return true;
+                }
+                self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
+                self.latest.get_or_insert_default().insert(key, entry);
+                return true;
+            }
+            Class::Tracked => {
+                if self.is_full_for(len) || !self.terms.take(self.tracked.1, len) {
+                    return self.refuse(entry);
+                }
+                self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            }
+        }
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        true
+    }
+
+    /// True if a push with this key was taken, and would be repeated.
+    pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
+        hash_of(keyed).is_some_and(|hash| self.keys.contains(hash))
+    }
+
+    fn take_key(&mut self, keyed: Option<&Arc<Keyed>>) {
+        if let Some(hash) = hash_of(keyed) {
+            self.keys.insert(hash, self.terms.bounds.idempotency_keys);
+        }
+    }
+
+    /// The client has not got it, and does not get it: whoever tries again is not refused for it.
+    fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
+        if let Some(hash) = hash_of(keyed) {
+            self.keys.free(hash);
+        }
+    }
+
+    /// Takes a tracked push in for which there is room by [`Self::claim_room`].
+    pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
+        let len = entry.frame.len();
+        let is_known = self.has_taken(entry.keyed.as_ref());
+        if is_known || entry.is_expired(now) {
+            self.terms.give_back(len);
+            return entry.ticket.advance(if is_known { Stage::Duplicate } else { Stage::Expired });
+        }
+        self.take_key(entry.keyed.as_ref());
+        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+    }
+
+    /// True if a tracked push of this size would be refused now, for want of room here or with the user.
+    pub(super) fn refuses(&self, len: usize) -> bool {
+        self.is_full_for(len) || !self.terms.has_room_for(self.tracked.1, len)
+    }
+
+    /// True if a tracked push of this size finds no room in this log now.
+    pub(super) fn is_full_for(&self, len: usize) -> bool {
+        let (messages, bytes) = self.tracked;
+        self.terms.bounds.tracked_messages <= messages
+            || (0 < messages && self.terms.bounds.tracked_bytes < bytes + len)
+    }
+
+    /// True if there is room for so many tracked pushes of so many bytes in all: [`Self::push_claimed`] follows for
+    /// each of them.
+    pub(super) fn claim_room(&mut self, messages: usize, bytes: usize) -> bool {
+        self.tracked.0 + messages <= self.terms.bounds.tracked_messages
+            && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.terms.bounds.tracked_bytes)
+            && self.terms.take(self.tracked.1, bytes)
+    }
+
+    /// What goes on the wire next. The caller puts it there, or ends the connection.
+    pub(super) fn next(&mut self, now: Duration) -> Option<Next> {
+        if !self.terms.connected {
+            return None;
+        }
+        if let Some(again) = self.next_again(now) {
+            return Some(again);
+        }
+        if self.told < self.missed && self.terms.confirms {
+            self.told = self.missed;
+            self.unwritten.push_back(Unwritten::Notice);
+            return Some(Next::Gap { missed: self.missed });
+        }
+        loop {
+            let mut entry = self.take_queued()?;
+            let len = entry.frame.len();
+            // What the user is billed for it already.
+            let mut billed = 0;
+            match entry.class {
+                Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
+                Class::Tracked => {
+                    billed = len;
+                    self.forget_tracked(len);
+                }
+                Class::Latest(_) => {}
+            }
+            if entry.is_expired(now) {
+                self.terms.give_back(billed);
+                self.free_key(entry.keyed.as_ref());
+                entry.ticket.advance(Stage::Expired);
+                continue;
+            }
+            let frame = match &entry.keyed {
+                Some(keyed) if !self.terms.confirms => keyed.plain.clone(),
+                _ => entry.frame.clone(),
+            };
+            if entry.class == Class::Fire || !self.terms.confirms {
+                self.terms.give_back(billed);
+                self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
+                return Some(Next::Frame { frame, offset: 0 });
+            }
+            self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            self.terms.take_anyway(len - billed);
+            let offset = self.next_offset;
+            self.next_offset += 1;
+            entry.ticket.numbered(offset);
+            self.unwritten.push_back(Unwritten::Tracked(offset));
+            self.sent.push_back(Sent { offset, entry });
+            return Some(Next::Frame { frame, offset });
+        }
+    }
+
+    /// What the client has not received, in the order in which it was sent. What has expired meanwhile leaves its
+    /// offset behind; but not what the client has said to have, which it may only have lost the place of.
+    fn next_again(&mut self, now: Duration) -> Option<Next> {
+        let Replay { at, skips } = self.replay?;
+        // What was handled meanwhile is gone.
+        let at = at.max(self.handled + 1);
+        let Some(sent) = self.sent_mut(at) else {
+            self.replay = None;
+            return None;
+        };
+        let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
+        if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
+            entry.ticket.advance(Stage::Expired);
+            freed = std::mem::take(&mut entry.frame).len();
+            keyed = entry.keyed.take();
+        }
+        let next = match entry.ticket.stage() {
+            Stage::Expired => Next::Skip { offset: at },
+            _ => Next::Frame { frame: entry.frame.clone(), offset: at },
+        };
+        self.tracked.1 -= freed;
+        self.terms.give_back(freed);
+        self.free_key(keyed.as_ref());
+        self.replay = Some(Replay { at: at + 1, skips });
+        self.unwritten.push_back(Unwritten::Tracked(at));
+        Some(next)
+    }
+
+    /// The first that may be sent.
+    fn take_queued(&mut self) -> Option<Entry> {
+        let behind = self.is_behind();
+        let queued = self.queues.iter_mut().find_map(|queue| {
+            let at = queue.iter().position(|queued| queued.may_go(behind))?;
+            let queued = queue.remove(at);
+            give_back(queue);
+            queued
+        })?;
+        Some(match queued {
+            Queued::Entry(entry) => entry,
+            Queued::Latest(key) => {
+                let latest = self.latest.as_mut().expect("a key that is queued has a value");
+                let entry = latest.remove(&key).expect("a key that is queued has a value");
+                if latest.is_empty() && KEPT < latest.capacity() {
+                    self.latest = None;
+                }
+                self.latest_bytes -= entry.len();
+                entry
+            }
+        })
+    }
+
+    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
+    /// count: whoever asks for more whenever there is room would ask without end.
+    pub(super) fn has_next(&self) -> bool {
+        let behind = self.is_behind();
+        self.terms.connected
+            && (0 < self.unrepeated()
+                || (self.terms.confirms && self.told < self.missed)
+                || self.queues.iter().flatten().any(|queued| queued.may_go(behind)))
+    }
+
+    /// The client has so much to confirm that values which a newer one may replace are not sent yet.
+    fn is_behind(&self) -> bool {
+        self.terms.confirms && self.is_full_for(0)
+    }
+
+    /// Tracked pushes that are still to be sent again, or to be skipped.
+    pub(super) fn unrepeated(&self) -> usize {
+        let from = |replay: Replay| replay.at.max(self.handled + 1);
+        self.replay.map_or(0, |replay| self.next_offset.saturating_sub(from(replay)) as usize)
+    }
+
+    /// The oldest `count` of what `next` gave to the present connection are with the kernel.
+    pub(super) fn written(&mut self, count: usize) {
+        for _ in 0..count {
+            match self.unwritten.pop_front() {
+                Some(Unwritten::Fire(mut ticket, _)) => ticket.advance(Stage::PlainWritten),
+                Some(Unwritten::Tracked(offset)) => {
+                    if let Some(sent) = self.sent_mut(offset) {
+                        sent.entry.ticket.advance(Stage::Written);
+                    }
+                }
+                Some(Unwritten::Notice) => {}
+                None => break,
+            }
+        }
+        give_back(&mut self.unwritten);
+    }
+
+    /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
+    pub(super) fn ack(&mut self, received: u64, handled: u64) -> bool {
+        let received = received.max(handled);
+        if self.next_offset <= received {
+            return false;
+        }
+        self.received = self.received.max(received);
+        self.handled = self.handled.max(handled);
+        while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
+            let mut sent = self.sent.pop_front().expect("it was just seen");
+            sent.entry.ticket.advance(Stage::Handled);
+            self.forget_tracked(sent.entry.frame.len());
+            self.terms.give_back(sent.entry.frame.len());
+        }
+        give_back(&mut self.sent);
+        let upto = self.received;
+        for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
+            sent.entry.ticket.advance(Stage::Received);
+        }
+        true
+    }
+
+    /// The client came back, and has handled everything up to this offset, and received up to the other: what it
+    /// has not received is sent again, before anything new. One that names no other takes what it has not handled,
+    /// and all of it, however old. False: it claims what was never sent, or less than it acknowledged before, and
+    /// what it wants is gone.
+    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>) -> bool {
+        let has = received.map_or(handled, |received| received.max(handled));
+        if handled < self.handled || !self.ack(has, handled) {
+            return false;
+        }
+        // The old connection may still be open: what it was given counts for nothing.
+        self.disconnect();
+        self.replay = Some(Replay { at: has + 1, skips: received.is_some() });
+        true
+    }
+
+    /// The connection is gone. What does not outlive it is dropped.
+    pub(super) fn disconnect(&mut self) {
+        self.terms.connected = false;
+        self.replay = None;
+        self.told = 0;
+        self.marks.clear();
+        for unwritten in std::mem::take(&mut self.unwritten) {
+            if let Unwritten::Fire(mut ticket, keyed) = unwritten {
+                ticket.advance(Stage::Dropped(DropReason::Disconnected));
+                self.free_key(keyed.as_ref());
+                self.dropped += 1;
+            }
+        }
+        while self.drop_oldest_fire_as(DropReason::Disconnected) {}
+    }
+
+    /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
+    pub(super) fn mark(&mut self, mark: u64) {
+        self.marks.push_back(mark);
+    }
+
+    /// As [`Ledger::written_upto`](super::Ledger::written_upto).
+    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
+        let written = self.marks.iter().take_while(|at| **at <= mark).count();
+        self.marks.drain(..written);
+        self.written(written);
+        !self.marks.is_empty()
+    }
+
+    pub(super) fn tracked_bytes(&self) -> usize {
+        self.tracked.1
+    }
+
+    /// The last offset given to the wire; the position at which a new session's client begins.
+    pub(super) fn last_offset(&self) -> u64 {
+        self.next_offset - 1
+    }
+
+    /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(|entry| entry.frame.len()).sum();
+        (self.tracked.0 + self.fire.0 + self.latest_len(), self.tracked.1 + self.fire.1 + latest)
+    }
+
+    fn latest_len(&self) -> usize {
+        self.latest.as_ref().map_or(0, |latest| latest.len())
+    }
+
+    /// Pushes that were dropped since the session began.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn sent_mut(&mut self, offset: u64) -> Option<&mut Sent> {
+        let first = self.sent.front()?.offset;
+        self.sent.get_mut(usize::try_from(offset.checked_sub(first)?).ok()?)
+    }
+
+    fn forget_tracked(&mut self, len: usize) {
+        self.tracked = (self.tracked.0 - 1, self.tracked.1 - len);
+    }
+
+    fn refuse(&mut self, mut entry: Entry) -> bool {
+        entry.ticket.advance(Stage::Dropped(DropReason::Full));
+        self.dropped += 1;
+        self.missed += 1;
+        false
+    }
+
+    fn fire_fits(&self, len: usize) -> bool {
+        let (messages, bytes) = self.fire;
+        messages < self.terms.bounds.fire_messages && (messages == 0 || bytes + len <= self.terms.bounds.fire_bytes)
+    }
+
+    fn drop_oldest_fire(&mut self) -> bool {
+        let dropped = self.drop_oldest_fire_as(DropReason::Full);
+        self.missed += u64::from(dropped);
+        dropped
+    }
+
+    /// Of the lowest priority that has one.
+    fn drop_oldest_fire_as(&mut self, reason: DropReason) -> bool {
+        for queue in self.queues.iter_mut().rev() {
+            let is_fire = |queued: &Queued| matches!(queued, Queued::Entry(entry) if entry.class == Class::Fire);
+            let Some(at) = queue.iter().position(is_fire) else { continue };
+            if let Some(Queued::Entry(mut entry)) = queue.remove(at) {
+                self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
+                entry.ticket.advance(Stage::Dropped(reason));
+                self.free_key(entry.keyed.as_ref());
+                self.dropped += 1;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Drop for Book {
+    fn drop(&mut self) {
+        self.terms.give_back(self.tracked.1);
+    }
+}
