@@ -46,7 +46,7 @@ pub struct Deframer {
     /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there.
     partial_len: usize,
     /// What was wrong behind the frames in `ready`, until it is reported.
-    error: Option<DecodeError>,
+    error: Option<Box<DecodeError>>,
     /// Something was wrong: nothing more is taken in.
     broken: bool,
 }
@@ -90,7 +90,7 @@ impl Deframer {
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
         let frames = if self.finished.is_empty() { &mut self.ready } else { &mut self.finished };
         if frames.is_empty() {
-            return self.error.take().map_or(Ok(None), Err);
+            return self.error.take().map_or(Ok(None), |error| Err(*error));
         }
         let parsed = match frame_len(frames, limits) {
             Ok(Some(len)) if len <= frames.len() => Message::parse(frames.split_to(len), limits),
@@ -166,7 +166,7 @@ impl Deframer {
     }
 
     fn fail(&mut self, error: DecodeError) {
-        self.error = Some(error);
+        self.error = Some(error.into());
         self.broken = true;
         self.partial = Vec::new();
         self.partial_len = 0;
