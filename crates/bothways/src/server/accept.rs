@@ -12,7 +12,7 @@ use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
     connection::Connection,
     error::ServeError,
-    transport::{Accepted, Address, Listener},
+    transport::{Accepted, Address, AnySocket, Listener},
 };
 
 /// A server listens on an address for as long as this is kept. Connections that it accepted stay.
@@ -80,24 +80,31 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             tracing::warn!(open, "a connection was refused: `connections_max` are open");
             continue;
         }
-        // A handshake takes the client's time, not that of others.
-        tokio::spawn(take(Arc::clone(&shared), Arc::clone(&inlet), accepted));
+        // A handshake takes the client's time, and a hook the application's: not that of others. All others do without
+        // a task, which has room for a handshake, 3 KiB: those of a crowd leave holes between its connections.
+        let opened = if shared.hooks.on_connect.is_none() { accepted.open() } else { Err(accepted) };
+        match opened {
+            Ok(socket) => begin(&shared, &inlet, socket),
+            Err(accepted) => _ = tokio::spawn(take(Arc::clone(&shared), Arc::clone(&inlet), accepted)),
+        }
     }
 }
 
 async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) {
     let limit = shared.settings.watch.first_frame_timeout;
-    let socket = match accepted.handshake(limit).await {
-        Ok(socket) => socket,
+    match accepted.handshake(limit).await {
+        Ok(socket) => begin(&shared, &inlet, socket),
         Err(error) => {
             shared.handshaking.fetch_sub(1, Ordering::Relaxed);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%error, "a handshake failed");
-            return;
         }
-    };
+    }
+}
+
+fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) {
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    let settings = Arc::clone(&shared.settings);
+    let (settings, inlet) = (Arc::clone(&shared.settings), Arc::clone(inlet));
     let connection = Connection::start(Role::Server, socket, settings, inlet, None, |connection| {
         shared.sessions.open();
         let mut connections = shared.connections.lock();

@@ -111,6 +111,15 @@ impl Accepted {
         self.socket.peer()
     }
 
+    /// The connection, if nothing must be done before the first frame.
+    pub(crate) fn open(self) -> Result<AnySocket, Self> {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return Err(self);
+        }
+        Ok(self.socket)
+    }
+
     /// Does what must be done before the first frame, within `limit`: the TLS handshake. It is a step of
     /// its own so that a slow peer holds up nobody but itself; without TLS it is done at once.
     ///
