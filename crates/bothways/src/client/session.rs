@@ -241,3 +241,115 @@ impl SessionMemory {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn connection(number: u64) -> ConnectionId {
+        format!("c{number}").parse().expect("a number")
+    }
+
+    fn welcome() -> Metadata {
+        Metadata::new().with(keys::SESSION_ID, "1").with(keys::SESSION_KEY, "k").with(keys::SESSION_OFFSET, "0")
+    }
+
+    fn resumed() -> Metadata {
+        welcome().with(keys::SESSION_RESUMED, "1")
+    }
+
+    /// A client with a session on its first connection.
+    fn memory() -> Arc<SessionMemory> {
+        let memory = Arc::<SessionMemory>::default();
+        memory.handle_welcome(connection(1), Some(&welcome()));
+        memory
+    }
+
+    /// What comes under these offsets, each for the first time.
+    fn receive(memory: &Arc<SessionMemory>, on: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Ack> {
+        let received = |offset| match memory.receive(connection(on), Seq::of_push(offset)) {
+            Received::New(ack) => ack,
+            Received::Untracked | Received::Repeated => panic!("{offset} is new"),
+        };
+        offsets.into_iter().map(received).collect()
+    }
+
+    async fn due(memory: &SessionMemory, on: u64) -> (u64, u64) {
+        tokio::time::timeout(Duration::from_secs(1), memory.due(connection(on))).await.expect("it is due")
+    }
+
+    /// The application deals with the second and the third message first: the server is told so when it has dealt with
+    /// the first, and the Hello of a client that comes back meanwhile says what it has received beside that.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_handled_out_of_order_is_told_in_order() {
+        let memory = memory();
+        let mut acks = receive(&memory, 1, 1..=4);
+        acks.drain(1..3);
+        assert_eq!(due(&memory, 1).await, (4, 0));
+        acks.remove(0);
+        assert_eq!(due(&memory, 1).await, (4, 3));
+        let hello = memory.hello();
+        assert_eq!((hello.get(keys::SESSION_OFFSET), hello.get(keys::SESSION_RECEIVED)), (Some("3"), Some("4")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_of_an_earlier_session_acknowledges_nothing_of_this_one() {
+        let memory = memory();
+        let earlier = receive(&memory, 1, 1..=2);
+        memory.hello();
+        assert!(matches!(memory.handle_welcome(connection(2), Some(&welcome())), Arrival::New { lost: Some(_) }));
+        let _held = receive(&memory, 2, 1..=2);
+        drop(earlier);
+        assert_eq!(due(&memory, 2).await, (2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_are_acknowledged_at_once_and_fewer_a_little_later() {
+        for (messages, wait) in [(ACK_MESSAGES, Duration::ZERO), (ACK_MESSAGES - 1, ACK_DELAY)] {
+            let memory = memory();
+            let _held = receive(&memory, 1, 1..=messages);
+            let began = Instant::now();
+            assert_eq!((due(&memory, 1).await, began.elapsed()), ((messages, 0), wait));
+        }
+    }
+
+    /// The session goes to another connection while an acknowledgement waits a little: it is made there.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_goes_with_the_session() {
+        let memory = memory();
+        let _held = receive(&memory, 1, 1..=1);
+        let (old, on) = (Arc::clone(&memory), connection(1));
+        let old = tokio::spawn(async move { old.due(on).await });
+        tokio::time::sleep(ACK_DELAY / 2).await;
+        memory.hello();
+        assert!(matches!(memory.handle_welcome(connection(2), Some(&resumed())), Arrival::Resumed));
+        assert_eq!(due(&memory, 2).await, (1, 0));
+        tokio::time::sleep(ACK_DELAY * 2).await;
+        assert!(!old.is_finished());
+        old.abort();
+    }
+
+    /// The server heard all of it before; that it hears it again tells it that its Welcome arrived.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_back_acknowledges_once_more() {
+        let memory = memory();
+        drop(receive(&memory, 1, 1..=1));
+        assert_eq!(due(&memory, 1).await, (1, 1));
+        memory.hello();
+        memory.handle_welcome(connection(2), Some(&resumed()));
+        assert_eq!(due(&memory, 2).await, (1, 1));
+    }
+
+    #[test]
+    fn who_has_no_session_counts_nothing_and_resumes_none() {
+        let memory = Arc::<SessionMemory>::default();
+        assert!(matches!(memory.handle_welcome(connection(1), None), Arrival::New { lost: None }));
+        for _ in 0..2 {
+            assert!(matches!(memory.receive(connection(1), Seq::of_push(7)), Received::Untracked), "a plain server's");
+        }
+        let claimed = memory.handle_welcome(connection(2), Some(&resumed()));
+        assert!(matches!(claimed, Arrival::New { lost: None }), "there was none to resume");
+    }
+}

@@ -307,6 +307,25 @@ mod tests {
         assert_eq!((outcomes.at(Stage::Handled), outcomes.dropped()), (1, 1));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_with_its_stage_and_not_before() {
+        let receipt = Receipt::new();
+        let mut only = ticket(&receipt);
+        let is_over = async |wait: std::pin::Pin<Box<dyn Future<Output = Outcomes> + '_>>| {
+            tokio::time::timeout(std::time::Duration::from_secs(1), wait).await.is_ok()
+        };
+        let stages = [Stage::Queued, Stage::Written, Stage::Received, Stage::Handled];
+        for (waits_over, stage) in stages.into_iter().enumerate() {
+            only.advance(stage);
+            let over = [
+                is_over(Box::pin(receipt.written())).await,
+                is_over(Box::pin(receipt.received())).await,
+                is_over(Box::pin(receipt.handled())).await,
+            ];
+            assert_eq!(over, [1, 2, 3].map(|wait| wait <= waits_over), "{stage:?}");
+        }
+    }
+
     /// A push that reached nobody is done at once, and says so.
     #[tokio::test]
     async fn no_route_is_no_target() {

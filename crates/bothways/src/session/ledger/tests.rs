@@ -160,6 +160,40 @@ fn a_single_push_is_taken_however_large() {
     assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full), "it does not fit beside the large one");
 }
 
+/// As many and as much as a bound says, and no more; of values the bytes of what is sent are free again.
+#[test]
+fn a_bound_is_reached_before_it_refuses() {
+    let half = "x".repeat(32);
+    for class in [Class::Fire, Class::Tracked] {
+        let mut ledger = ledger(true);
+        let receipts = [push(&mut ledger, class.clone(), &half), push(&mut ledger, class.clone(), &half)];
+        assert!(receipts.iter().all(|receipt| stage(receipt) == Stage::Queued), "{class:?}");
+        push(&mut ledger, class, "x");
+        assert_eq!(ledger.dropped(), 1);
+    }
+    let mut ledger = Ledger::new(Bounds { latest_bytes: 33 + 33, latest_keys: 9, ..bounds() });
+    ledger.connect(true);
+    for _ in 0..3 {
+        let values = ["a", "b", "c"].map(|key| stage(&push(&mut ledger, latest(key), &half)));
+        assert_eq!(values, [Stage::Queued, Stage::Queued, Stage::Dropped(DropReason::Full)]);
+        let sent = texts(&mut ledger);
+        assert_eq!(sent.iter().filter(|text| **text == half).count(), 2, "{sent:?}");
+        assert!(ledger.ack(ledger.last_offset(), ledger.last_offset()));
+    }
+    assert_eq!(stage(&push(&mut ledger, latest("a"), &"x".repeat(1000))), Stage::Queued, "alone, however large");
+}
+
+#[test]
+fn room_is_claimed_up_to_the_bound() {
+    let claims = |messages, bytes| ledger(true).claim_room(messages, bytes);
+    assert!(claims(4, 64) && claims(0, 0) && claims(1, 1000), "one alone, however large");
+    assert!(!claims(5, 5) && !claims(2, 65));
+    let mut ledger = ledger(true);
+    push(&mut ledger, Class::Tracked, "1234");
+    assert!(ledger.claim_room(3, 60));
+    assert!(!ledger.claim_room(4, 4) && !ledger.claim_room(1, 61));
+}
+
 #[test]
 fn a_full_log_refuses_until_something_is_handled() {
     let mut ledger = ledger(true);
@@ -229,6 +263,25 @@ fn a_plain_client_gets_no_offsets_and_no_gap_and_confirms_nothing() {
     ledger.written(4);
     assert_eq!(stage(&tracked), Stage::PlainWritten);
     assert_eq!(ledger.waiting(), (0, 0));
+
+    for text in ["1", "2", "3", "4"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    push_at(&mut ledger, Priority::High, latest("k"), "value");
+    assert_eq!(texts(&mut ledger)[0], "value", "it has nothing to confirm, and is never behind");
+}
+
+#[test]
+fn a_gap_alone_is_something_to_send() {
+    let mut ledger = ledger(true);
+    for text in ["1", "2", "3", "4"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    all(&mut ledger);
+    push(&mut ledger, Class::Tracked, "5");
+    assert!(ledger.has_next());
+    assert_eq!(texts(&mut ledger), ["gap 1"]);
+    assert!(!ledger.has_next());
 }
 
 #[test]
