@@ -881,6 +881,8 @@ mod tests {
         let push = |text: &str| session.push(&Push::new("Chat", "say", text.to_owned())).expect("small");
         let sent = push("sent");
         assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1);
+        // It has not taken this one, and never will.
+        session.inner.state.lock().ledger.mark(first.pushes_written() + 1);
         for connection in [&old, &new] {
             let again = registry.arrive(connection, &claim(&welcome)).expect("it is open");
             assert!(again.get(keys::SESSION_RESUMED).is_some());
@@ -896,7 +898,22 @@ mod tests {
         registry.leave(&old);
         assert_eq!(session.connection().as_ref(), Some(&new));
         registry.welcomed(&new);
-        assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1);
+        assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1, "by the count of the new connection");
+        session.inner.state.lock().ledger.mark(first.pushes_written());
+        assert!(!session.note_written(&first), "it says nothing of what the new one has written");
+        assert!(session.inner.state.lock().ledger.written_upto(0), "it is not known to be written");
+    }
+
+    /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_granted_its_claim_is_nobody_until_it_arrives() {
+        let (_server, _clients, registry, [first, claims]) = plain_connections("granted").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        registry.claim(&claims).expect("it is open").granted();
+        let everyone = || registry.find(&Target::everyone()).expect("no topic");
+        assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
+        registry.arrive(&claims, &claim(&welcome)).expect("it is open");
+        assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
     }
 
     /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its

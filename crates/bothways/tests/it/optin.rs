@@ -501,6 +501,7 @@ async fn what_is_pushed_while_a_client_comes_back_comes_once() {
                 let session = request.session().expect("the client is connected");
                 session.bind_user("ann");
                 session.set_label("device", "phone");
+                session.subscribe("news").expect("a topic");
                 // It asks a database, and has bound the session before.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 Ok::<_, String>(())
@@ -523,6 +524,8 @@ async fn what_is_pushed_while_a_client_comes_back_comes_once() {
             assert_eq!(server.sessions(target).expect("no topic"), std::slice::from_ref(&session));
             receipts.push(server.push(target, &push("once")).expect("small"));
         }
+        // The hook has subscribed both.
+        receipts.push(server.publish("news", &push("once")).expect("small"));
         assert_eq!(new.next().await.metadata().get(keys::SESSION_RESUMED), Some("1"));
         for (offset, receipt) in (1..).zip(&receipts) {
             hears_push(&mut new, offset, "once").await;
@@ -540,6 +543,7 @@ async fn who_claims_in_vain_is_somebody_all_the_same() {
         let server = Server::builder()
             .auth(|request| async move {
                 request.session().expect("the client is connected").bind_user("ann");
+                tokio::time::sleep(Duration::from_secs(1)).await;
                 Ok::<_, String>(())
             })
             .build();
@@ -555,9 +559,11 @@ async fn who_claims_in_vain_is_somebody_all_the_same() {
         hears_push(&mut client, 1, "a").await;
         if !by_hello {
             // Whoever has a session and asks for another is refused, and is reached meanwhile.
-            refused(&mut client, keys::RESUME, &pairs).await;
+            client.say(control(8, keys::RESUME, &pairs, b"")).await;
+            settle().await;
             server.push(&Target::user("ann"), &push("b")).expect("small");
             hears_push(&mut client, 2, "b").await;
+            assert!(client.next().await.error_text().is_some());
         }
     }
 }

@@ -281,6 +281,37 @@ async fn an_old_connection_takes_no_acknowledgement_from_the_new_one() {
     drop(client);
 }
 
+/// A client subscribes, and its server says goodbye before it answers. The answer is about a session that the client does
+/// not have any more by then: it subscribes again in the one that it has.
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_the_old_connection_subscribes_the_new_session_to_nothing() {
+    let server = ScriptedServer::listen().await;
+    let welcome = async |id: &str| {
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        peer.say(scripted::welcome(&hello, session_pairs(id))).await;
+        peer
+    };
+    let (client, mut old) = tokio::join!(Client::bidirectional(&server.address, ClientOptions::new()), welcome("1"));
+    let (client, _messages) = client.expect("it listens");
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe("news").await }
+    });
+    let asked = old.next().await;
+    assert_eq!(asked.service_method(), keys::SUBSCRIBE);
+    old.say(control(1 << 63, "Goodbye", "_bw.why", "so long")).await;
+    let mut new = welcome("2").await;
+    settle().await;
+    const EMPTY_MAP: &[u8] = b"\x80";
+    old.say(reply_to(&asked, EMPTY_MAP)).await;
+    let again = new.next().await;
+    assert_eq!(again.service_method(), keys::SUBSCRIBE);
+    assert!(!subscribing.is_finished());
+    new.say(reply_to(&again, EMPTY_MAP)).await;
+    subscribing.await.expect("no panic").expect("it may");
+}
+
 /// B10. Events and messages name their server.
 #[tokio::test(start_paused = true)]
 async fn events_and_messages_name_their_server() {

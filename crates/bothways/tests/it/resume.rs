@@ -37,7 +37,7 @@ use bothways_proto::{Capabilities, Header, Message, Seq, keys};
 use tokio::sync::Semaphore;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, arrive, claim, control, hello, session_pairs, welcome},
+    scripted::{Scripted, ScriptedServer, arrive, claim, control, hello, request, session_pairs, welcome},
     support::{address, settle, soon, until},
 };
 
@@ -154,6 +154,26 @@ async fn what_is_pushed_before_a_hello_comes_once_and_tracked() {
     assert_eq!(server.stats().sessions, 1);
 }
 
+/// The hook thinks about a client that has sent a request behind its Hello. It has asked, and still nothing goes before
+/// it is known whether it speaks sessions: that would be a push of a plain client.
+#[tokio::test(start_paused = true)]
+async fn what_is_pushed_while_the_hook_thinks_waits_though_the_client_has_asked() {
+    let (server, gate) = gated();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    client.say(request(1, "Echo", b"x")).await;
+    settle().await;
+    let receipt = server.push(&Target::everyone(), &Push::new("Chat", "say", "a")).expect("small");
+    client.hears_nothing().await;
+    gate.add_permits(1);
+    assert!(client.next().await.metadata().get(keys::SESSION_ID).is_some(), "the Welcome");
+    client.hears(pushed(1, "a")).await;
+    assert_eq!(receipt.outcomes().at(Stage::Written), 1);
+    gate.add_permits(1);
+    assert_eq!(client.next().await.header().seq(), Seq::new(1));
+}
+
 /// All is handled and the log is empty: the session still knows its place, and its client comes back to it.
 #[tokio::test(start_paused = true)]
 async fn a_quiet_session_is_resumed() {
@@ -222,6 +242,8 @@ async fn any_number_of_welcomes_may_be_lost_in_a_row() {
     client.reset();
     let (mut client, third) = arrive(listening.address(), &claim(&second, 0)).await;
     assert!(is_resumed(&third), "the newest counts as well");
+    let (_, refused) = arrive(listening.address(), &claim(&first, 0)).await;
+    assert_eq!(refused.get(keys::SESSION_WHY), Some("unknown"), "the second was shown");
     client.say(ack(0)).await;
     settle().await;
     client.reset();

@@ -238,6 +238,12 @@ async fn a_dropped_stream_handles_nothing() {
         assert_eq!(receipt.outcomes().at(Stage::Received), 1, "{receipt:?}");
     }
     drop(client);
+
+    let (_bob, messages) = self::client(listening.address(), "bob").await;
+    drop(messages);
+    let only = server.push(&Target::user("bob"), &Push::new("Chat", "say", "comes later")).expect("small");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(only.outcomes().at(Stage::Received), 1, "{only:?}");
 }
 
 /// A client whose connection is cut comes back to its session: what it had not handled is there once, in order,
@@ -314,10 +320,10 @@ async fn the_newest_value_of_a_key_arrives() {
     let price = |value: &str| Push::new("Prices", "set", value.to_owned()).class(Class::Latest("EUR".to_owned()));
     let receipts: Vec<_> = ["1.1", "1.2", "1.3"].iter().map(|v| session.push(&price(v)).expect("small")).collect();
     let fire = session.push(&Push::new("Cursor", "at", "1,2").class(Class::Fire)).expect("small");
+    assert_eq!(fire.outcomes().at(Stage::Dropped(DropReason::Disconnected)), 1, "at once");
     assert_eq!(text(&mut messages).await, "1.3");
     assert_eq!(receipts[2].handled().await.at(Stage::Handled), 1);
     assert_eq!(receipts[0].outcomes().at(Stage::Superseded), 1);
-    assert_eq!(fire.outcomes().at(Stage::Dropped(DropReason::Disconnected)), 1);
 }
 
 /// A push that is too old is not sent, wherever it waited.

@@ -268,6 +268,65 @@ async fn the_newest_is_there_for_whoever_comes() {
     assert_eq!(texts(&mut to_ann).await, ["1.6"]);
 }
 
+/// Whoever subscribes stands before the newest until it has it, so that it gets it if it asks again from there; and who
+/// has it misses nothing when it is kept no longer.
+#[tokio::test(start_paused = true)]
+async fn the_position_of_the_newest_is_before_it() {
+    let brief = TopicOptions::new().open().history(1, Duration::from_secs(5)).latest_only();
+    let server = server(&[("price", brief)]).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut to_ann) = client(listening.address(), "ann").await;
+    let (bob, mut to_bob) = client(listening.address(), "bob").await;
+    server.publish("price", &push("1.1")).expect("small");
+    let before = ann.subscribe("price").await.expect("open").position.expect("it has a history");
+    assert_eq!((before.offset, texts(&mut to_ann).await), (0, vec!["1.1".to_owned()]));
+    assert!(bob.subscribe_from("price", before).await.expect("open").recovered);
+    assert_eq!(texts(&mut to_bob).await, ["1.1"]);
+    bob.unsubscribe("price").await.expect("connected");
+    // A short time, in which nothing is swept.
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let has_it = Position { offset: 1, ..before };
+    assert!(bob.subscribe_from("price", has_it).await.expect("open").recovered);
+    assert!(texts(&mut to_bob).await.is_empty());
+}
+
+/// What is too old is not there for who comes, though nobody has swept it out yet.
+#[tokio::test(start_paused = true)]
+async fn a_history_forgets_in_time() {
+    let server = server(&[("news", TopicOptions::new().open().history(10, Duration::from_millis(100)))]).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut to_ann) = client(listening.address(), "ann").await;
+    let start = ann.subscribe("news").await.expect("open").position.expect("it has a history");
+    server.publish("news", &push("old")).expect("small");
+    assert_eq!(texts(&mut to_ann).await, ["old"]);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (bob, mut to_bob) = client(listening.address(), "bob").await;
+    assert!(!bob.subscribe_from("news", start).await.expect("open").recovered);
+    assert!(texts(&mut to_bob).await.is_empty());
+}
+
+/// Who subscribes by several patterns gets a message once, with history and without. What the server subscribes a
+/// session to is not counted against what its client may, and a session that is over subscribes to nothing.
+#[tokio::test(start_paused = true)]
+async fn a_session_subscribes_to_what_the_server_likes_while_it_lives() {
+    let builder = server(&[("kept.>", TopicOptions::new().open().history(10, HOUR))]).subscriptions_per_session_max(0);
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_ann, mut to_ann) = client(listening.address(), "ann").await;
+    until(|| !server.sessions(&Target::user("ann")).expect("no topic").is_empty()).await;
+    let session = session_of(&server, "ann");
+    for pattern in ["kept.>", "kept.*", "kept.a", "news.*", "news.a"] {
+        session.subscribe(pattern).expect("the server decides");
+    }
+    for topic in ["kept.a", "news.a"] {
+        assert_eq!(server.publish(topic, &push(topic)).expect("small").outcomes().targets(), 1);
+    }
+    assert_eq!(texts(&mut to_ann).await, ["kept.a", "news.a"]);
+    session.end("enough");
+    assert_eq!(session.subscribe("kept.a"), Err(TopicError::SessionEnded));
+    assert_eq!(server.publish("kept.a", &push("2")).expect("small").outcomes().targets(), 0);
+}
+
 /// A client that is behind with its log gets the newest value once there is room, as it gets any value.
 #[tokio::test(start_paused = true)]
 async fn the_newest_waits_for_room() {
@@ -515,8 +574,11 @@ async fn a_lost_session_is_subscribed_again() {
 /// subscribed sees exactly what the server pushed.
 #[tokio::test(start_paused = true)]
 async fn a_plain_client_subscribes_by_a_call() {
-    let topics =
-        [("news", TopicOptions::new().open().history(10, HOUR)), ("price.*", TopicOptions::new().latest_only())];
+    let topics = [
+        ("news", TopicOptions::new().open().history(10, HOUR)),
+        ("price.*", TopicOptions::new().latest_only()),
+        ("room", TopicOptions::new().presence(true)),
+    ];
     let server = server(&topics).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let plain = options("ann").negotiate(false);
@@ -553,6 +615,8 @@ async fn a_plain_client_subscribes_by_a_call() {
     bob.oneshot("Nothing", "is", &()).await.expect("connected");
     until(|| !server.sessions(&Target::user("bob")).expect("no topic").is_empty()).await;
     session_of(&server, "bob").subscribe("news").expect("the server decides");
+    session_of(&server, "bob").subscribe("room").expect("the server decides");
+    session_of(&server, "ann").subscribe("room").expect("the server decides");
     server.publish("news", &push("5")).expect("small");
     server.publish("price.EUR", &push("1.1")).expect("small");
     session_of(&server, "bob").subscribe("price.EUR").expect("the server decides");
