@@ -378,12 +378,11 @@ impl Registry {
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
         // What the fresh session was for is done by the old one; a request that came behind the Hello may have
         // been quicker than the hook that let the client in.
-        let (patterns, knows_topics) = {
+        let patterns = {
             let mut state = fresh.inner.state.lock();
             state.connection = None;
-            (state.patterns.clone(), state.knows_topics)
+            state.patterns.clone()
         };
-        session.inner.state.lock().knows_topics |= knows_topics;
         for pattern in patterns.names() {
             if let Err(error) = self.subscribe(&session, pattern, None, false) {
                 tracing::debug!(session = %session.id(), %pattern, %error, "a subscription was not taken over");
@@ -909,11 +908,13 @@ mod tests {
     async fn who_is_granted_its_claim_is_nobody_until_it_arrives() {
         let (_server, _clients, registry, [first, claims]) = plain_connections("granted").await;
         let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        let fresh = registry.of(&claims).expect("it is made");
         registry.claim(&claims).expect("it is open").granted();
         let everyone = || registry.find(&Target::everyone()).expect("no topic");
         assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
+        assert_eq!(fresh.connection(), None, "whoever holds it still is not told of a connection that is another's");
     }
 
     /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its
