@@ -23,7 +23,7 @@ use crate::error::{CloseReason, ErrorCode};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
 /// holds none.
-const READ_BYTES: usize = 64 << 10;
+pub(super) const READ_BYTES: usize = 64 << 10;
 
 /// Reads of one turn, before other tasks get theirs.
 pub(super) const READS: usize = 8;
@@ -414,6 +414,7 @@ fn write<'a>(
         let mut written = 0;
         let result = loop {
             let result = wire.write_with(
+                share.written + written,
                 |slices| shared.socket.poll_write(cx, slices),
                 |polled| match polled {
                     Poll::Ready(Ok(n)) => *n,

@@ -25,7 +25,7 @@ pub(super) const WIRE_BYTES: usize = 64 << 10;
 /// Payloads of at least this many bytes are shared, smaller ones copied.
 pub(super) const SHARE_BYTES: usize = 4 << 10;
 
-/// Most bytes of one write, and about how much a thread writes to one connection before it turns to another: a
+/// Most bytes of one write, and how much a thread writes to one connection before it turns to another: a
 /// frame of many MiB must not hold up the pushes to everybody else. 256 KiB: some 50 µs of copying, which the
 /// system call and the change of tasks around it disappear in.
 pub(super) const WRITE_BYTES: usize = 256 << 10;
@@ -183,9 +183,9 @@ impl Wire {
         self.bytes == 0
     }
 
-    /// The slices of the next write, [`WRITE_BYTES`] at most.
-    pub(super) fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES]) -> usize {
-        let (mut used, mut left) = (0, WRITE_BYTES);
+    /// The slices of the next write, of this many bytes at most.
+    fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES], mut left: usize) -> usize {
+        let mut used = 0;
         let flat = Some(&self.flat[self.written..]).filter(|flat| !flat.is_empty());
         for chunk in flat.into_iter().chain(self.tail.iter().map(|chunk| &**chunk)).take(SLICES) {
             if left == 0 {
@@ -199,14 +199,16 @@ impl Wire {
         used
     }
 
-    /// Hands the slices of the next write to `write`, and forgets what it took.
+    /// Hands the slices of the next write to `write`, and forgets what it took. `done` is what was written since the
+    /// thread turned to this connection, less than [`WRITE_BYTES`]: the two are not more together.
     pub(super) fn write_with<R>(
         &mut self,
+        done: usize,
         write: impl FnOnce(&[IoSlice<'_>]) -> R,
         taken: impl FnOnce(&R) -> usize,
     ) -> R {
         let mut space = [IoSlice::new(&[]); SLICES];
-        let used = self.slices(&mut space);
+        let used = self.slices(&mut space, WRITE_BYTES - done);
         let result = write(&space[..used]);
         self.advance(taken(&result));
         result
@@ -644,6 +646,7 @@ mod tests {
             let written = wire.bytes;
             while !wire.is_empty() {
                 wire.write_with(
+                    0,
                     |slices| {
                         let n = slices[0].len().min(5);
                         stream.extend_from_slice(&slices[0][..n]);
@@ -801,7 +804,7 @@ mod tests {
         outbox.writing = Writing::Blocked;
         assert!(!outbox.call_may_be_written(first), "the write took nothing");
         let mut wire = outbox.take().expect("two frames");
-        wire.write_with(|_| 1, |n| *n);
+        wire.write_with(0, |_| 1, |n| *n);
         outbox.put_back(wire, 1);
         assert!(outbox.call_may_be_written(first));
         assert!(outbox.call_may_be_written(second), "it was in the same batch: careful is right");
@@ -851,6 +854,7 @@ mod tests {
         add(&mut outbox, Lane::Reply, "two", Overflow::RefuseNewest).expect("room");
         let mut sent = Vec::new();
         wire.write_with(
+            0,
             |slices| {
                 sent.extend_from_slice(&slices[0][..7]);
                 7

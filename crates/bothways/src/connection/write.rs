@@ -58,7 +58,11 @@ impl Connection {
             drop(state);
             let mut written = 0;
             let error = loop {
-                let result = wire.write_with(|slices| shared.socket.try_write(slices), |n| *n.as_ref().unwrap_or(&0));
+                let result = wire.write_with(
+                    total + written,
+                    |slices| shared.socket.try_write(slices),
+                    |n| *n.as_ref().unwrap_or(&0),
+                );
                 match result {
                     Ok(0) => break Some(io::Error::from(io::ErrorKind::WriteZero)),
                     Ok(n) => {
