@@ -16,6 +16,7 @@
 //! | `Enter` | empty | empty | the session of this connection has a user and one topic from now on |
 //! | `Publish` | `COUNT SIZE MICROS` in decimal | `WRITTEN FULL ENDED BYTES` in decimal | COUNT pushes of SIZE bytes to that topic, one every MICROS, each with the clock; the reply says when all have an outcome what they were, and what a session may take at most |
 //! | `Fill` | `SIZE` in decimal | SIZE bytes | a large reply |
+//! | `Tell` | bytes, at least 8 | none, none is wanted | a push of as many bytes, which begins with how much of large replies is written (`fairness.rs`) |
 //! | `Hold` | empty | none | runs for as long as the connection |
 //!
 //! The clock is nanoseconds since 1970 as 8 bytes, big-endian. On one connection it always goes forward.
@@ -34,6 +35,8 @@ pub const ENTER: &str = "Enter";
 pub const PUBLISH: &str = "Publish";
 /// Answers with so many bytes.
 pub const FILL: &str = "Fill";
+/// Pushes how much was written on another connection.
+pub const TELL: &str = "Tell";
 /// Never answers.
 pub const HOLD: &str = "Hold";
 /// Adds the connection to those that get broadcasts.

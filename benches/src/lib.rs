@@ -8,6 +8,7 @@
 //! | `load.rs` | one neutral load for every server of that contract |
 //! | `pair.rs` | the load that a framework's own client makes; `ours.rs` is our client |
 //! | `governance.rs` | what choosing a server, fail modes and layers take of a call |
+//! | `fairness.rs` | how much of a large reply goes before a push to somebody else |
 //! | `crowd.rs` | very many sessions within one process |
 //! | `process.rs` | CPU time and memory of a process |
 //! | `programs.rs` | what the binaries do |
@@ -17,6 +18,7 @@
 pub mod compare;
 pub mod contract;
 pub mod crowd;
+mod fairness;
 mod governance;
 pub mod limit;
 pub mod load;

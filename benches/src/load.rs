@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 
-use self::fleet::{Fleet, Frame, connect, limits, put_heartbeat, put_request, read_frame};
+use self::fleet::{Fleet, Frame, connect, limits, put_heartbeat, put_oneway, put_request, read_frame};
 use crate::{
     contract::{self, BroadcastArgs, PublishArgs, Published},
     process::Process,
@@ -278,6 +278,48 @@ pub fn heartbeats(address: &str, begin: Instant, end: Instant, every: Duration) 
         next = (next + every).max(Instant::now());
     }
     Ok(latency)
+}
+
+/// One connection that asks for pushes to itself, one at a time.
+#[derive(Debug)]
+pub struct Single {
+    stream: TcpStream,
+    seq: u64,
+    frame: Vec<u8>,
+}
+
+impl Single {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The server does not listen.
+    pub fn connect(address: &str) -> anyhow::Result<Self> {
+        let stream = connect(socket_address(address)?)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self { stream, seq: 0, frame: Vec::new() })
+    }
+
+    /// Asks for a push, by a request that wants no reply.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn ask(&mut self, method: &str, payload: &[u8]) -> anyhow::Result<()> {
+        self.seq += 1;
+        self.frame.clear();
+        put_oneway(&mut self.frame, self.seq, method, payload);
+        Ok(self.stream.write_all(&self.frame)?)
+    }
+
+    /// Waits for the push. Its payload.
+    ///
+    /// # Errors
+    /// Something else comes, or nothing.
+    pub fn push(&mut self) -> anyhow::Result<Vec<u8>> {
+        let frame = read_frame(&mut self.stream).context("no push came")?;
+        let frame = Frame::parse(&frame)?;
+        frame.must_be_push()?;
+        Ok(frame.payload.to_vec())
+    }
 }
 
 /// Appends a request of the contract that wants a reply.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     contract::{self, BroadcastArgs, PublishArgs},
-    governance,
+    fairness, governance,
     load::{Call, ClosedLoop, Load, Measured, Stalled, heartbeats},
     pair::Shape,
 };
@@ -275,9 +275,16 @@ fn stalled_sessions(
     ])
 }
 
-/// Pushes alone; while another server, and then the same one, sends large replies to somebody else. The second
-/// takes as much of the machine as the third: what the third adds is the server's own doing.
+/// How much of large replies goes before a push on another connection; and, in time, pushes alone; while another server, and then the same one, sends large replies to somebody else. The second
+/// takes as much of the machine as the third. What the third adds is the system's doing, too: it shares out the cores by
+/// thread, and the one that reads a push waits longest behind the one that wrote it (`fairness.rs`).
 fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<Vec<Figure>> {
+    let turns_before = |threads| {
+        let before = fairness::kib_before_a_push(threads, LARGE_REPLY_BYTES, args)?;
+        anyhow::Ok(before.value_at_quantile(0.99) as f64 * 1024.0 / TURN_BYTES as f64)
+    };
+    let (one_thread, two_threads) = (turns_before(1)?, turns_before(2)?);
+
     let (server, other) = (tools.serve(kind)?, tools.serve(kind)?);
     let mut listening = connect(tools, &server, 1)?;
     listening.enter_all()?;
@@ -303,7 +310,8 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
     let micros = |measured: &Measured, quantile| measured.latency.value_at_quantile(quantile) as f64 / 1e3;
     let turn = micros(&replies, 0.5) * TURN_BYTES as f64 / LARGE_REPLY_BYTES as f64;
     Ok(vec![
-        Figure::new("added to p99, turns", (micros(&with, 0.99) - micros(&beside, 0.99)) / turn),
+        Figure::new("p99 writes before it, 1 thread", one_thread),
+        Figure::new("p99 writes before it, 2 threads", two_threads),
         Figure::new("p99 µs", micros(&with, 0.99)),
         Figure::new("p99 µs, replies of another server", micros(&beside, 0.99)),
         Figure::new("p99 µs, no replies", micros(&without, 0.99)),
@@ -311,7 +319,7 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
         Figure::new("p50 µs, replies of another server", micros(&beside, 0.5)),
         Figure::new("p50 µs, no replies", micros(&without, 0.5)),
         Figure::new("max µs", micros(&with, 1.0)),
-        Figure::new("µs a turn of 256 KiB", turn),
+        Figure::new("µs a write of 256 KiB", turn),
     ])
 }
 

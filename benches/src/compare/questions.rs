@@ -142,7 +142,7 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     questions.push(question("heartbeats", title, &kinds, ask, &[Target::figure("max ms").at_most(100.0)]));
     let args = PublishArgs { count: scale(500, 100), size: 128, every: Duration::from_millis(2) };
     let title = "fairness: pushes of 128 bytes, and replies of 16 MiB on another connection".to_owned();
-    let targets = [Target::figure("added to p99, turns").at_most(1.0)];
+    let targets = [Target::figure("p99 writes before it, 1 thread").at_most(1.0)];
     questions.push(question("large-reply", title, &[Kind::Ours], Ask::LargeReply { args }, &targets));
     let title = "fairness: calls that are refused, 131,072 others run; 64 connections × 16 in flight".to_owned();
     let ask = Ask::Refused { connections: 64, in_flight: 16 };

@@ -281,7 +281,15 @@ pub(super) fn read_frame(stream: &mut TcpStream) -> anyhow::Result<Vec<u8>> {
 
 /// Appends a request that wants a reply.
 pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
-    let header = Header::request(Seq::new(seq), SerializeType::RAW);
+    put(out, Header::request(Seq::new(seq), SerializeType::RAW), method, payload);
+}
+
+/// Appends a request that wants no reply.
+pub(super) fn put_oneway(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
+    put(out, Header::oneway(Seq::new(seq), SerializeType::RAW), method, payload);
+}
+
+fn put(out: &mut Vec<u8>, header: Header, method: &str, payload: &[u8]) {
     let metadata = Metadata::new();
     let parts = proto::FrameParts {
         header,
