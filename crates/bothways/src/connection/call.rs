@@ -8,7 +8,7 @@ use std::{
 use bothways_proto::{
     Capabilities, CompressType, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
 use super::{
     Connection, State, after,
@@ -39,9 +39,9 @@ pub(super) struct Begun<'a> {
 enum Written {
     /// Its caller: nobody else is about to call, or it was the last who was.
     AtOnce,
-    /// Its caller, for others too, once every task that is ready on this thread has had its turn.
+    /// A task that its caller makes, for others too, once every task that is ready on this thread has had its turn.
     Together(Threads),
-    /// The caller of this thread who does so already.
+    /// The task of this thread that does so already.
     ByAnother,
 }
 
@@ -145,13 +145,33 @@ fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<CallTime>) -
     Some(metadata)
 }
 
-/// Writes for all who rely on it, also if the future that was to do it is dropped.
-struct FlushOnDrop<'a> {
-    connection: &'a Connection,
+/// Writes for all who rely on it, also if the task that was to do it is dropped.
+struct FlushOnDrop {
+    connection: Connection,
     thread: Threads,
 }
 
-impl Drop for FlushOnDrop<'_> {
+impl FlushOnDrop {
+    /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
+    /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
+    /// in flight each: `compare --only pair-64x16-raw` shows its loss, and `docs/decisions/when-callers-write.md` says
+    /// what was tried.
+    async fn wait_for_callers(&self) {
+        /// Turns that callers are waited for.
+        const TURNS: usize = 16;
+        let mut due = u8::MAX;
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+            let still_due = self.connection.shared.state.lock().callers_due;
+            if still_due == 0 || due <= still_due {
+                break;
+            }
+            due = still_due;
+        }
+    }
+}
+
+impl Drop for FlushOnDrop {
     fn drop(&mut self) {
         let mut state = self.connection.shared.state.lock();
         state.flush_comes &= !self.thread;
@@ -167,23 +187,14 @@ impl Drop for FlushOnDrop<'_> {
 impl Connection {
     /// Writes, after every task that is ready now on this thread has had its turn. Callers whose replies came in one
     /// read are ready together, and so are their next calls: these leave in one write instead of one each. Each thread
-    /// has one caller who writes: one whose task blocks its thread holds up those of that thread, and no others.
+    /// has a flush of its own: a task that blocks its thread holds up the calls of that thread, and no others.
     ///
-    /// A turn ends early on a busy thread, and a neighbour may have taken over some of the callers: as long as more of
-    /// them come back they are waited for. That takes 0.93 of the CPU time of one turn, at 64 connections with 16 calls
-    /// in flight each: `compare --only pair-64x16-raw` shows its loss, and docs/decisions/when-callers-write.md what was tried.
-    async fn flush_together(&self, thread: Threads) {
-        /// Turns that callers are waited for.
-        const TURNS: usize = 16;
-        let _flush = FlushOnDrop { connection: self, thread };
-        let mut due = u8::MAX;
-        for _ in 0..TURNS {
-            tokio::task::yield_now().await;
-            let still_due = self.shared.state.lock().callers_due;
-            if still_due == 0 || due <= still_due {
-                break;
-            }
-            due = still_due;
+    /// A task of its own does it: a caller may hold its future without polling it, and must not hold up others by that.
+    fn flush_together(&self, thread: Threads) {
+        let flush = FlushOnDrop { connection: self.clone(), thread };
+        // Without a runtime it is dropped here, and so writes at once.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { flush.wait_for_callers().await });
         }
     }
 
@@ -204,7 +215,7 @@ impl Connection {
         };
         match written {
             Written::AtOnce => drop(self.flush_soon()),
-            Written::Together(thread) => self.flush_together(thread).await,
+            Written::Together(thread) => self.flush_together(thread),
             Written::ByAnother => {}
         }
         let reply = within(time, reply).await?;

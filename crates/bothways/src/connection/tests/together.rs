@@ -99,6 +99,23 @@ async fn a_caller_who_does_not_call_again_holds_nobody_up() {
     assert_eq!(writes.lock().len(), 1);
 }
 
+/// A call that is held and not polled again, as by a `select!` that is busy with something else, holds up no other
+/// call that was made meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_polled_no_more_holds_up_no_other() {
+    let (calling, writes, mut heard, _kept) = calling().await;
+    let waiting = calling.clone();
+    let _waiting = tokio::spawn(async move { call(&waiting, "wait", Bytes::new()).await });
+    let _unanswered = asked(&mut heard, 1).await;
+    writes.lock().clear();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut held = Box::pin(call(&calling, "wait", Bytes::new()));
+    assert!(held.as_mut().poll(&mut cx).is_pending());
+    let echo = timeout(Duration::from_secs(10), call(&calling, "echo", Bytes::new()));
+    echo.await.expect("it leaves").expect("an answer");
+    assert_eq!(writes.lock().len(), 1, "both leave together");
+}
+
 /// A task that waits for the others' turn and then blocks its thread holds up nobody who calls from another thread.
 #[test]
 fn a_blocked_thread_holds_up_no_call_of_another() {
