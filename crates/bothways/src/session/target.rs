@@ -51,7 +51,9 @@ impl Target {
         Self::new(Who::Topic(name.into()))
     }
 
-    /// All sessions.
+    /// All sessions. A client that is coming back has two while its new connection has not said whose it is: its own,
+    /// which gets the push, and one that ends with what was pushed to it
+    /// ([`DropReason::SessionEnded`](super::DropReason::SessionEnded)).
     pub fn everyone() -> Self {
         Self::new(Who::Everyone)
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bothways::{
     CallError, CallOptions, Metadata, Push, Reply, Request, Response, Server, Session, Stage, Target,
-    session::TopicOptions,
+    session::{DropReason, TopicOptions},
 };
 use bothways_interop::{
     LONG,
@@ -100,8 +100,14 @@ fn obey(server: &Server, command: Command) -> anyhow::Result<()> {
             };
             tokio::spawn(async move {
                 let outcomes = receipt.handled().await;
-                let [handled, plain] = [Stage::Handled, Stage::PlainWritten].map(|stage| outcomes.at(stage));
-                println!("{}", json!({"id": id, "targets": outcomes.targets(), "handled": handled, "plain": plain}));
+                let ended = Stage::Dropped(DropReason::SessionEnded);
+                let [handled, plain, ended] =
+                    [Stage::Handled, Stage::PlainWritten, ended].map(|stage| outcomes.at(stage));
+                let targets = outcomes.targets();
+                println!(
+                    "{}",
+                    json!({"id": id, "targets": targets, "handled": handled, "plain": plain, "ended": ended})
+                );
             });
         }
         Command::Call { id, to, a, b } => {
