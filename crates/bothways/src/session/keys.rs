@@ -1,6 +1,9 @@
 //! Idempotency keys: which ones a session has taken lately, so that a push that is repeated is sent once.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -43,6 +46,16 @@ pub(super) struct Keyed {
     pub(super) plain: Bytes,
 }
 
+/// Which push a key is of: the address of what it is beside its frame, while it lives. One that is dead frees no key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Holder(usize);
+
+impl Holder {
+    pub(super) fn of(push: &Arc<Keyed>) -> Self {
+        Self(Arc::as_ptr(push).addr())
+    }
+}
+
 /// The keys that a session has taken, oldest first. Takes no memory before the first.
 #[derive(Debug, Default)]
 pub(super) struct TakenKeys {
@@ -52,7 +65,7 @@ pub(super) struct TakenKeys {
 #[derive(Debug, Default)]
 struct Taken {
     set: HashSet<KeyHash>,
-    order: VecDeque<KeyHash>,
+    order: VecDeque<(KeyHash, Holder)>,
 }
 
 impl TakenKeys {
@@ -61,28 +74,30 @@ impl TakenKeys {
     }
 
     /// Takes a key that is free; of more than `max` the oldest is forgotten.
-    pub(super) fn insert(&mut self, key: KeyHash, max: usize) {
+    pub(super) fn insert(&mut self, key: KeyHash, holder: Holder, max: usize) {
         if max == 0 {
             return;
         }
         let taken = self.taken.get_or_insert_default();
         while max <= taken.order.len() {
-            if let Some(oldest) = taken.order.pop_front() {
+            if let Some((oldest, _)) = taken.order.pop_front() {
                 taken.set.remove(&oldest);
             }
         }
         if taken.set.insert(key) {
-            taken.order.push_back(key);
+            taken.order.push_back((key, holder));
         }
     }
 
-    /// What took this key did not go its way: the next may.
-    pub(super) fn free(&mut self, key: KeyHash) {
+    /// What took this key did not go its way: the next may. If it was forgotten meanwhile, and another push has taken
+    /// the key since, it stays that one's.
+    pub(super) fn free(&mut self, key: KeyHash, holder: Holder) {
         let Some(taken) = &mut self.taken else { return };
-        if taken.set.remove(&key)
-            && let Some(at) = taken.order.iter().position(|other| *other == key)
+        if taken.set.contains(&key)
+            && let Some(at) = taken.order.iter().position(|held| *held == (key, holder))
         {
             taken.order.remove(at);
+            taken.set.remove(&key);
         }
         if taken.order.is_empty() {
             self.taken = None;
@@ -98,23 +113,38 @@ mod tests {
         KeyHash::of(text).expect("short")
     }
 
+    const HOLDER: Holder = Holder(1);
+
     #[test]
     fn a_key_is_taken_until_it_is_freed_or_the_oldest_of_too_many() {
         let mut keys = TakenKeys::default();
         for text in ["a", "b", "c"] {
             assert!(!keys.contains(key(text)));
-            keys.insert(key(text), 3);
+            keys.insert(key(text), HOLDER, 3);
         }
-        keys.free(key("b"));
+        keys.free(key("b"), HOLDER);
         assert!(keys.contains(key("a")) && !keys.contains(key("b")));
-        keys.insert(key("d"), 3);
+        keys.insert(key("d"), HOLDER, 3);
         assert!(keys.contains(key("a")), "the place of the one that was freed is free");
-        keys.insert(key("b"), 3);
+        keys.insert(key("b"), HOLDER, 3);
         assert!(!keys.contains(key("a")), "the oldest");
         assert!(["b", "c", "d"].iter().all(|text| keys.contains(key(text))));
-        ["b", "c", "d"].iter().for_each(|text| keys.free(key(text)));
+        ["b", "c", "d"].iter().for_each(|text| keys.free(key(text), HOLDER));
         assert!(keys.taken.is_none(), "no memory without keys");
-        keys.insert(key("a"), 0);
+        keys.insert(key("a"), HOLDER, 0);
+        assert!(keys.taken.is_none());
+    }
+
+    /// A push whose key was forgotten and taken by another does not free it when it comes to nothing.
+    #[test]
+    fn a_key_is_freed_only_by_the_push_that_has_it() {
+        let mut keys = TakenKeys::default();
+        keys.insert(key("a"), Holder(1), 1);
+        keys.insert(key("b"), Holder(2), 1);
+        keys.insert(key("a"), Holder(3), 1);
+        keys.free(key("a"), Holder(1));
+        assert!(keys.contains(key("a")));
+        keys.free(key("a"), Holder(3));
         assert!(keys.taken.is_none());
     }
 
@@ -131,11 +161,11 @@ mod tests {
         let mut taken = Taken::default();
         for n in 0..1024 {
             taken.set.insert(key(&n.to_string()));
-            taken.order.push_back(key(&n.to_string()));
+            taken.order.push_back((key(&n.to_string()), HOLDER));
         }
         // A table has a place more for each seven, and a byte beside each place.
         let buckets = (taken.set.capacity() * 8 / 7).next_power_of_two();
-        let bytes = buckets * (size_of::<KeyHash>() + 1) + taken.order.capacity() * size_of::<KeyHash>();
+        let bytes = buckets * (size_of::<KeyHash>() + 1) + taken.order.capacity() * size_of::<(KeyHash, Holder)>();
         assert!(bytes <= 1024 * KEPT_KEY_BYTES, "{bytes}");
     }
 }

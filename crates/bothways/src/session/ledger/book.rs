@@ -8,7 +8,7 @@ use std::{
 
 use super::{Entry, Next, Terms};
 use crate::session::{
-    keys::{KeyHash, Keyed, TakenKeys},
+    keys::{Holder, KeyHash, Keyed, TakenKeys},
     push::{Class, Priority},
     receipt::{DropReason, Stage, Ticket},
 };
@@ -191,15 +191,15 @@ impl Book {
     }
 
     fn take_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(hash) = hash_of(keyed) {
-            self.keys.insert(hash, self.terms.bounds.idempotency_keys);
+        if let (Some(keyed), Some(hash)) = (keyed, hash_of(keyed)) {
+            self.keys.insert(hash, Holder::of(keyed), self.terms.bounds.idempotency_keys);
         }
     }
 
     /// The client has not got it, and does not get it: whoever tries again is not refused for it.
     fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
-        if let Some(hash) = hash_of(keyed) {
-            self.keys.free(hash);
+        if let (Some(keyed), Some(hash)) = (keyed, hash_of(keyed)) {
+            self.keys.free(hash, Holder::of(keyed));
         }
     }
 
