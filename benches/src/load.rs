@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 
-use self::fleet::{Fleet, Frame, connect, limits, put_heartbeat, put_oneway, put_request, read_frame};
+use self::fleet::{Fleet, Frame, connect_waiting, limits, put_heartbeat, put_oneway, put_request, read_frame};
 use crate::{
     contract::{self, BroadcastArgs, PublishArgs, Published},
     process::Process,
@@ -223,8 +223,7 @@ impl Load {
 
     /// Asks on a connection of its own, and receives pushes on all others.
     fn receive(&mut self, method: &str, payload: &str, args: BroadcastArgs) -> anyhow::Result<(TcpStream, Measured)> {
-        let mut control = connect(self.address)?;
-        control.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut control = connect_waiting(self.address)?;
         let mut request = Vec::new();
         put_request(&mut request, 1, method, payload.as_bytes());
         let before = (self.server.cpu()?, Process::current().cpu()?);
@@ -260,8 +259,7 @@ impl Load {
 /// # Errors
 /// One is not answered.
 pub fn heartbeats(address: &str, begin: Instant, end: Instant, every: Duration) -> anyhow::Result<Histogram<u64>> {
-    let mut stream = connect(socket_address(address)?)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut stream = connect_waiting(socket_address(address)?)?;
     let mut latency = latencies();
     let (mut seq, mut frame, mut next) = (0, Vec::new(), begin);
     while next < end {
@@ -294,8 +292,7 @@ impl Single {
     /// # Errors
     /// The server does not listen.
     pub fn connect(address: &str) -> anyhow::Result<Self> {
-        let stream = connect(socket_address(address)?)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let stream = connect_waiting(socket_address(address)?)?;
         Ok(Self { stream, seq: 0, frame: Vec::new() })
     }
 
@@ -341,10 +338,9 @@ impl Stalled {
         let mut request = Vec::new();
         put_request(&mut request, 1, method, b"");
         let one = || {
-            let mut stream = connect(address)?;
+            let mut stream = connect_waiting(address)?;
             stream.write_all(&request)?;
             // Once the answer waits in the socket, the server counts this one in. It is never read.
-            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
             stream.peek(&mut [0]).context("no answer to the joining")?;
             Ok(stream)
         };

@@ -275,15 +275,16 @@ fn stalled_sessions(
     ])
 }
 
-/// How much of large replies goes before a push on another connection; and, in time, pushes alone; while another server, and then the same one, sends large replies to somebody else. The second
-/// takes as much of the machine as the third. What the third adds is the system's doing, too: it shares out the cores by
+/// How much of large replies goes before a push on another connection; and, in time, pushes alone; while another server,
+/// and then the same one, sends large replies to somebody else. The second takes as much of the machine as the third. What
+/// the third adds is the system's doing, too: it shares out the cores by
 /// thread, and the one that reads a push waits longest behind the one that wrote it (`fairness.rs`).
 fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<Vec<Figure>> {
-    let turns_before = |threads| {
+    let writes_before = |threads| {
         let before = fairness::kib_before_a_push(threads, LARGE_REPLY_BYTES, args)?;
         anyhow::Ok(before.value_at_quantile(0.99) as f64 * 1024.0 / TURN_BYTES as f64)
     };
-    let (one_thread, two_threads) = (turns_before(1)?, turns_before(2)?);
+    let (one_thread, two_threads) = (writes_before(1)?, writes_before(2)?);
 
     let (server, other) = (tools.serve(kind)?, tools.serve(kind)?);
     let mut listening = connect(tools, &server, 1)?;

@@ -255,12 +255,22 @@ impl Connection {
     }
 }
 
+/// How long a benchmark waits for what must come.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Connects, and sees to it that the end of the connection leaves nothing behind: a benchmark uses
 /// more connections than there are ports to wait for their time-out.
 pub(super) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
+/// Connects for one who waits for what comes, and gives up when nothing does.
+pub(super) fn connect_waiting(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = connect(address)?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     Ok(stream)
 }
 

@@ -298,14 +298,14 @@ impl Connection {
                 if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
                     *of_waiter = number;
                 }
-                let due = state.callers_due;
+                let (due, here) = (state.callers_due, this_thread());
                 state.callers_due = due.saturating_sub(1);
                 let written = match (due, state.proto.calls().len()) {
                     (0, 1) | (1, _) => Written::AtOnce,
-                    _ if state.flush_comes & this_thread() != 0 => Written::ByAnother,
+                    _ if state.flush_comes & here != 0 => Written::ByAnother,
                     _ => {
-                        state.flush_comes |= this_thread();
-                        Written::Together(this_thread())
+                        state.flush_comes |= here;
+                        Written::Together(here)
                     }
                 };
                 self.write_if_much(state);

@@ -160,8 +160,8 @@ impl Push {
     /// the last 1,024 keys of what it has received, over all its sessions, and hands none on twice; what it drops so is
     /// handled when the first one is. An [`XClient`](crate::XClient) does so over all its servers, 1,024 keys for each: it
     /// gets once what a server pushes that takes over from another, or what several push. So a key must mean the same push
-    /// at all servers of a service, and in each life of a server: no counter of one process. Topics with history keep each push, and whoever gets several from there is sent
-    /// one.
+    /// at all servers of a service, and in each life of a server: no counter of one process. Topics with
+    /// history keep each push, and whoever gets several from there is sent one.
     ///
     /// # Errors
     /// [`InvalidKey`]: the key is empty, or has more than 64 bytes.

@@ -9,7 +9,7 @@ use bothways_proto::keys;
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{self, Scripted, ScriptedServer, control, oneway, reply_to, session_pairs},
+    scripted::{Scripted, ScriptedServer, control, oneway, reply_to, session_pairs},
     support::{address, call, connections, echoing, oneshot_to, settle, soon, until},
 };
 
@@ -259,12 +259,7 @@ async fn a_client_keeps_its_slot() {
 #[tokio::test(start_paused = true)]
 async fn an_old_connection_takes_no_acknowledgement_from_the_new_one() {
     let server = ScriptedServer::listen().await;
-    let welcome = async |id: &str| {
-        let mut peer = server.accept().await;
-        let hello = peer.next().await;
-        peer.say(scripted::welcome(&hello, session_pairs(id))).await;
-        peer
-    };
+    let welcome = async |id: &str| server.accept_with(session_pairs(id)).await;
     let (client, mut old) = tokio::join!(Client::bidirectional(&server.address, ClientOptions::new()), welcome("1"));
     let (client, _messages) = client.expect("it listens");
     old.say(control(1 << 63, "Goodbye", "_bw.why", "so long")).await;
@@ -286,12 +281,7 @@ async fn an_old_connection_takes_no_acknowledgement_from_the_new_one() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_the_old_connection_subscribes_the_new_session_to_nothing() {
     let server = ScriptedServer::listen().await;
-    let welcome = async |id: &str| {
-        let mut peer = server.accept().await;
-        let hello = peer.next().await;
-        peer.say(scripted::welcome(&hello, session_pairs(id))).await;
-        peer
-    };
+    let welcome = async |id: &str| server.accept_with(session_pairs(id)).await;
     let (client, mut old) = tokio::join!(Client::bidirectional(&server.address, ClientOptions::new()), welcome("1"));
     let (client, _messages) = client.expect("it listens");
     let subscribing = tokio::spawn({

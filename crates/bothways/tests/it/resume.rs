@@ -373,18 +373,14 @@ async fn a_client_hands_on_once_what_comes_twice() {
         let (address, wait) = (server.address.clone(), Duration::from_millis(1));
         async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
     });
-    let mut peer = server.accept().await;
-    let said = peer.next().await;
-    peer.say(welcome(&said, session_pairs("1"))).await;
+    let mut peer = server.accept_with(session_pairs("1")).await;
     let (_client, mut messages) = connecting.await.expect("no panic").expect("it listens");
     for offset in [1, 2, 1, 2, 3] {
         peer.say(pushed(offset, &offset.to_string())).await;
     }
     settle().await;
     peer.reset();
-    let mut peer = server.accept().await;
-    let said = peer.next().await;
-    peer.say(welcome(&said, session_pairs("1").with(keys::SESSION_RESUMED, "1"))).await;
+    let mut peer = server.accept_with(session_pairs("1").with(keys::SESSION_RESUMED, "1")).await;
     for offset in [1, 2, 3, 4, 3, 5] {
         peer.say(pushed(offset, &offset.to_string())).await;
     }
@@ -412,9 +408,7 @@ async fn what_an_old_connection_still_brings_counts_for_nothing() {
         let (address, wait) = (server.address.clone(), Duration::from_millis(1));
         async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
     });
-    let mut first = server.accept().await;
-    let said = first.next().await;
-    first.say(welcome(&said, session_pairs("1"))).await;
+    let mut first = server.accept_with(session_pairs("1")).await;
     let (_client, mut messages) = connecting.await.expect("no panic").expect("it listens");
     let mut texts = async || {
         settle().await;
@@ -436,9 +430,7 @@ async fn what_an_old_connection_still_brings_counts_for_nothing() {
     assert_eq!(texts().await, ["2"]);
 
     second.say(control(1 << 63, keys::GOODBYE, keys::GOODBYE_WHY, "so long")).await;
-    let mut third = server.accept().await;
-    let said = third.next().await;
-    third.say(welcome(&said, session_pairs("2").with(keys::SESSION_WHY, "unknown"))).await;
+    let mut third = server.accept_with(session_pairs("2").with(keys::SESSION_WHY, "unknown")).await;
     settle().await;
     second.say(pushed(3, "3 of the one before")).await;
     second.say(control(1 << 63, keys::GAP, keys::GAP_MISSED, "9")).await;

@@ -167,6 +167,14 @@ impl ScriptedServer {
         client.say(Message::new(message.header().reply(), "", "", &metadata, &[]).frame()).await;
         client
     }
+
+    /// A client that is welcomed with all capabilities and these pairs.
+    pub(crate) async fn accept_with(&self, pairs: Metadata) -> Scripted {
+        let mut client = self.accept().await;
+        let hello = client.next().await;
+        client.say(welcome(&hello, pairs)).await;
+        client
+    }
 }
 
 /// A request of service `T` that wants a reply.

@@ -1,64 +1,22 @@
 //! One connection's large frame, and everybody else's small ones.
 
-use std::{
-    future::poll_fn,
-    io::{self, IoSlice},
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use bothways_proto::{Limits, Metadata, Role};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Heard, call, ears};
+use super::{
+    Heard, call_back, ears,
+    noted::{Moved, Noted},
+};
 use crate::{
     connection::{Connection, Settings, outbox::WRITE_BYTES},
-    reply::Reply,
-    transport::{AnySocket, Socket, memory, memory::MemorySocket},
+    transport::{AnySocket, memory},
 };
 
 /// Who wrote how many bytes, in order.
 pub(super) type Writes = Arc<Mutex<Vec<(char, usize)>>>;
-
-/// A socket with room for everything, that notes what is written.
-struct Noted {
-    socket: MemorySocket,
-    name: char,
-    writes: Writes,
-}
-
-impl Noted {
-    fn note(&self, result: io::Result<usize>) -> io::Result<usize> {
-        result.inspect(|len| self.writes.lock().push((self.name, *len)))
-    }
-}
-
-impl Socket for Noted {
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.socket.poll_read(cx, buf)
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.socket.poll_write(cx, slices).map(|result| self.note(result))
-    }
-
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.note(self.socket.try_write(slices))
-    }
-
-    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_flush(cx)
-    }
-
-    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_shutdown(cx)
-    }
-
-    fn peer(&self) -> String {
-        self.socket.peer()
-    }
-}
 
 const LARGE: usize = 16 << 20;
 
@@ -67,7 +25,12 @@ pub(super) fn noted(name: char, writes: &Writes) -> ([Connection; 2], [Heard; 2]
     let settings = Settings { limits: Limits::default().body_bytes_max(2 * LARGE), ..Settings::default() };
     let settings = Arc::new(settings);
     let (client, server) = memory::pair(4 * LARGE);
-    let server = AnySocket::Other(Box::new(Noted { socket: server, name, writes: Arc::clone(writes) }));
+    let writes = Arc::clone(writes);
+    let server = Noted::socket(server, None, move |moved, len| {
+        if moved == Moved::Written {
+            writes.lock().push((name, len));
+        }
+    });
     let start = |role, socket: AnySocket, hello| {
         let (inlet, heard) = ears();
         (Connection::start(role, socket, Arc::clone(&settings), inlet, hello, |_| {}), heard)
@@ -113,16 +76,7 @@ async fn a_large_reply_delays_a_push_elsewhere_by_one_write() {
             pushed
         });
         let large = Bytes::from(vec![7; LARGE]);
-        let reply = match in_line {
-            true => call(&asking, "echo", large.clone()).await,
-            false => {
-                let answer = async {
-                    let asked = heard.asked.recv().await.expect("it asks");
-                    let _ = asked.answer.send(Reply::ok(large.clone()));
-                };
-                tokio::join!(call(&asking, "wait", Bytes::new()), answer).0
-            }
-        };
+        let reply = call_back(&asking, &mut heard, in_line, large.clone()).await;
         assert_eq!(reply.expect("an answer"), large);
         for _ in 0..pusher.await.expect("no panic") {
             listened.pushes.recv().await.expect("it was sent");

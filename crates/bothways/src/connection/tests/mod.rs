@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `fairness.rs` | one connection's large frame does not hold up the others |
+//! | `noted.rs` | a socket that tells what it moves |
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 //! | `together.rs` | callers that are answered together call together |
@@ -10,6 +11,7 @@
 
 mod fairness;
 mod model;
+mod noted;
 mod threads;
 mod together;
 #[cfg(unix)]
@@ -155,4 +157,16 @@ async fn call(connection: &Connection, service_method: &str, payload: Bytes) -> 
     let (serialize, options) = (SerializeType::RAW, CallOptions::new());
     let call = RawCall { service_path: "T", service_method, serialize, payload, options };
     Ok(connection.call_raw(call).await?.payload)
+}
+
+/// Calls for the payload back, from a handler that is ready at once (`in_line`), or from a task that the test wakes.
+async fn call_back(asking: &Connection, heard: &mut Heard, in_line: bool, payload: Bytes) -> Result<Bytes, CallError> {
+    if in_line {
+        return call(asking, "echo", payload).await;
+    }
+    let answer = async {
+        let asked = heard.asked.recv().await.expect("it asks");
+        let _ = asked.answer.send(Reply::ok(payload));
+    };
+    tokio::join!(call(asking, "wait", Bytes::new()), answer).0
 }

@@ -1,10 +1,9 @@
 //! What the network brings is handled between two turns of a large frame.
 
 use std::{
-    io::{self, IoSlice, Write},
+    io::{IoSlice, Write},
     os::unix::net::UnixStream,
     sync::Arc,
-    task::{Context, Poll},
 };
 
 use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Role, Seq, SerializeType};
@@ -15,72 +14,22 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 
-use super::{Heard, call, ears};
+use super::{
+    Heard, call_back, ears,
+    noted::{Moved, Noted},
+};
 use crate::{
     connection::{
         Connection, Settings,
         driver::{READ_BYTES, READS},
         outbox::WRITE_BYTES,
     },
-    reply::Reply,
-    transport::{AnySocket, Socket, memory, memory::MemorySocket},
+    transport::{Socket, memory, memory::MemorySocket},
 };
 
 /// A letter for each KiB of the large frame that was read (`r`) or written (`w`), and for what came from the network
 /// (`n`), in order.
 type Events = Arc<Mutex<String>>;
-
-/// A socket with room for everything, of which it takes so much at a time. Each time it moves a part of the large frame, a byte comes in over another
-/// socket, which is one of the system.
-struct Ringing {
-    socket: MemorySocket,
-    at_once: usize,
-    bell: UnixStream,
-    events: Events,
-}
-
-impl Ringing {
-    fn note(&self, event: &str, result: io::Result<usize>) -> io::Result<usize> {
-        if let Ok(len) = &result
-            && 1024 <= *len
-        {
-            self.events.lock().push_str(&event.repeat(len / 1024));
-            (&self.bell).write_all(b"!")?;
-        }
-        result
-    }
-
-    /// What it takes at once.
-    fn part<'a>(&self, slices: &'a [IoSlice<'a>]) -> [IoSlice<'a>; 1] {
-        [IoSlice::new(slices.first().map_or(&[], |first| &first[..first.len().min(self.at_once)]))]
-    }
-}
-
-impl Socket for Ringing {
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.socket.poll_read(cx, buf).map(|result| self.note("r", result))
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.socket.poll_write(cx, &self.part(slices)).map(|result| self.note("w", result))
-    }
-
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.note("w", self.socket.try_write(&self.part(slices)))
-    }
-
-    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_flush(cx)
-    }
-
-    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_shutdown(cx)
-    }
-
-    fn peer(&self) -> String {
-        self.socket.peer()
-    }
-}
 
 const LARGE: usize = 16 << 20;
 
@@ -94,7 +43,8 @@ fn settings() -> Arc<Settings> {
     Arc::new(Settings { limits: Limits::default().body_bytes_max(2 * LARGE), ..Settings::default() })
 }
 
-/// A server's connection whose socket rings, what it hears, and a task that notes what the network brings.
+/// A server's connection, what it hears, and a task that notes what the network brings: each time the connection's socket
+/// moves a part of the large frame, a byte comes in over another socket, which is one of the system.
 fn ringing(socket: MemorySocket, at_once: usize, events: &Events) -> (Connection, Heard) {
     let (ours, bell) = UnixStream::pair().expect("a pair of sockets");
     ours.set_nonblocking(true).expect("it can");
@@ -105,7 +55,14 @@ fn ringing(socket: MemorySocket, at_once: usize, events: &Events) -> (Connection
             noted.lock().push('n');
         }
     });
-    let socket = AnySocket::Other(Box::new(Ringing { socket, at_once, bell, events: Arc::clone(events) }));
+    let events = Arc::clone(events);
+    let socket = Noted::socket(socket, Some(at_once), move |moved, len| {
+        if 1024 <= len {
+            let event = if moved == Moved::Read { "r" } else { "w" };
+            events.lock().push_str(&event.repeat(len / 1024));
+            (&bell).write_all(b"!").expect("the bell is heard");
+        }
+    });
     let (inlet, heard) = ears();
     (Connection::start(Role::Server, socket, settings(), inlet, None, |_| {}), heard)
 }
@@ -130,15 +87,7 @@ fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
                 let asking =
                     Connection::start(Role::Client, asking.into(), settings(), inlet, Some(Metadata::new()), |_| {});
                 let large = Bytes::from(vec![7; LARGE]);
-                let reply = if in_line {
-                    call(&asking, "echo", large.clone()).await
-                } else {
-                    let answer = async {
-                        let asked = heard.asked.recv().await.expect("it asks");
-                        let _ = asked.answer.send(Reply::ok(large.clone()));
-                    };
-                    tokio::join!(call(&asking, "wait", Bytes::new()), answer).0
-                };
+                let reply = call_back(&asking, &mut heard, in_line, large.clone()).await;
                 assert_eq!(reply.expect("an answer"), large);
             });
             runtime.block_on(calling).expect("no panic");
