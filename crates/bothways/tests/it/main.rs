@@ -9,6 +9,7 @@ mod compression;
 mod deadlines;
 mod drain;
 mod explain;
+mod golden;
 #[cfg(feature = "testing")]
 mod histories;
 mod idempotency;
