@@ -138,6 +138,14 @@ pub enum PeerMisbehaved {
     /// A client acknowledged a push that it was never sent, or in a form that is none.
     #[error("the client acknowledged what it was never sent")]
     FalseAck,
+    /// A server sent a tracked push under an offset beyond the next one: what lies between is lost.
+    #[error("the server sent offset {sent} where {expected} comes next")]
+    FalseOffset {
+        /// The offset of the push.
+        sent: u64,
+        /// The next one of its session.
+        expected: u64,
+    },
     /// A second Hello, or one that is not the first frame.
     #[error("the client sent a Hello that is not its first frame")]
     LateHello,

@@ -24,6 +24,8 @@ use crate::{
     router::{Router, no_route},
 };
 
+const QUEUE_FULL: &str = "this client's queue of server messages is full";
+
 /// The ears of a client.
 pub(super) struct ClientInlet {
     pub(super) server: Arc<str>,
@@ -93,16 +95,25 @@ impl ClientInlet {
                         queue.add_gap(self.memory.miss(connection.id(), missed.unwrap_or(0)));
                     }
                     // Counted, and acknowledged with that: there is nothing to handle.
-                    keys::SKIP => drop(self.memory.receive(connection.id(), message.header().seq())),
+                    keys::SKIP => {
+                        let seq = message.header().seq();
+                        if let Received::False(what) = self.memory.receive(connection.id(), seq, || true) {
+                            connection.end_as_misbehaved_by(what);
+                        }
+                    }
                     _ => {}
                 }
             }
             Some(queue) => {
                 let turn = self.turn.lock();
-                let ack = match self.memory.receive(connection.id(), message.header().seq()) {
+                let has_room = || queue.has_room_for_tracked(&message);
+                let ack = match self.memory.receive(connection.id(), message.header().seq(), has_room) {
                     Received::Untracked => None,
                     Received::New(ack) => Some(ack),
                     Received::Repeated => return,
+                    // A resume brings it again.
+                    Received::NoRoom => return connection.end_as_slow(QUEUE_FULL),
+                    Received::False(what) => return connection.end_as_misbehaved_by(what),
                 };
                 self.resubscriber.subscriptions.note(|| message.metadata());
                 let (ack, first) = match self.meet_key(connection, &message, ack) {
@@ -113,7 +124,7 @@ impl ClientInlet {
                 let added = queue.add(message, connection, &self.server, ack, first);
                 drop(turn);
                 if !added {
-                    connection.end_as_slow("this client's queue of server messages is full");
+                    connection.end_as_slow(QUEUE_FULL);
                 }
             }
             None => {

@@ -154,15 +154,27 @@ impl Drop for Open {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    messages_max: usize,
-    bytes_max: usize,
-    overflow: Overflow,
+    bounds: QueueBounds,
+}
+
+/// What may wait for the application.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueBounds {
+    /// Of all that waits, beyond which what is not tracked is dropped by a rule.
+    pub(super) messages_max: usize,
+    pub(super) bytes_max: usize,
+    pub(super) overflow: Overflow,
+    /// Of tracked messages, beyond which the connection ends.
+    pub(super) tracked_max: usize,
+    pub(super) tracked_bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<ServerMessage>,
     bytes: usize,
+    /// Those among them that are tracked, and their bytes.
+    tracked: (usize, usize),
     dropped: u64,
     /// Dropped since the last message that was added.
     gap: u64,
@@ -170,8 +182,19 @@ struct State {
     reader: Option<Waker>,
 }
 
-pub(super) fn queue(messages_max: usize, bytes_max: usize, overflow: Overflow) -> (MessageQueue, ServerMessages) {
-    let shared = Arc::new(Shared { state: Mutex::default(), messages_max, bytes_max, overflow });
+impl State {
+    /// Notes that a message waits no more.
+    fn note_taken(&mut self, message: &ServerMessage) {
+        let bytes = message.bytes();
+        self.bytes -= bytes;
+        if message.ack.is_some() {
+            self.tracked = (self.tracked.0 - 1, self.tracked.1 - bytes);
+        }
+    }
+}
+
+pub(super) fn queue(bounds: QueueBounds) -> (MessageQueue, ServerMessages) {
+    let shared = Arc::new(Shared { state: Mutex::default(), bounds });
     (MessageQueue { open: Arc::new(Open(Arc::clone(&shared))) }, ServerMessages { shared })
 }
 
@@ -185,8 +208,8 @@ impl MessageAdder {
     /// Adds a message; to a queue that has ended, nothing. False: the queue is full, and its rule is to
     /// end the connection.
     ///
-    /// A tracked message is always taken: the server sends no more of them than its session's log holds
-    /// unhandled, and to drop one here would make that promise a lie.
+    /// A tracked message is always taken, as [`Self::has_room_for_tracked`] was asked before it was counted as
+    /// received: to drop one here would lose it.
     pub(super) fn add(
         &self,
         message: Message,
@@ -204,41 +227,47 @@ impl MessageAdder {
             message.forget();
             return true;
         }
+        let bounds = &shared.bounds;
         while message.ack.is_none()
-            && (shared.messages_max <= state.waiting.len()
-                || (shared.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty()))
+            && (bounds.messages_max <= state.waiting.len()
+                || (bounds.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty()))
         {
-            state.dropped += 1;
-            match shared.overflow {
+            state.dropped = state.dropped.saturating_add(1);
+            match bounds.overflow {
                 Overflow::Disconnect => {
                     message.forget();
                     return false;
                 }
                 Overflow::RefuseNewest => {
-                    state.gap += 1;
+                    state.gap = state.gap.saturating_add(1);
                     message.forget();
                     return true;
                 }
                 Overflow::DropOldest => {
                     let Some(at) = state.waiting.iter().position(|waiting| waiting.ack.is_none()) else {
                         // Only tracked ones wait: the new one gives way.
-                        state.gap += 1;
+                        state.gap = state.gap.saturating_add(1);
                         message.forget();
                         return true;
                     };
                     let mut dropped = state.waiting.remove(at).expect("it was just seen");
-                    state.bytes -= dropped.bytes();
+                    state.note_taken(&dropped);
                     dropped.forget();
-                    let gap = 1 + dropped.dropped_before;
-                    match state.waiting.get_mut(at) {
-                        Some(next) => next.dropped_before += gap,
-                        None => state.gap += gap,
-                    }
+                    let gap = dropped.dropped_before.saturating_add(1);
+                    let before = match state.waiting.get_mut(at) {
+                        Some(next) => &mut next.dropped_before,
+                        None => &mut state.gap,
+                    };
+                    *before = before.saturating_add(gap);
                 }
             }
         }
         message.dropped_before = std::mem::take(&mut state.gap);
-        state.bytes += message.bytes();
+        let bytes = message.bytes();
+        state.bytes += bytes;
+        if message.ack.is_some() {
+            state.tracked = (state.tracked.0 + 1, state.tracked.1 + bytes);
+        }
         state.waiting.push_back(message);
         let reader = state.reader.take();
         drop(state);
@@ -250,11 +279,21 @@ impl MessageAdder {
 }
 
 impl MessageAdder {
+    /// True if one more tracked message of this size may wait, and where nobody takes any more. One that is larger
+    /// than the bound may if no other waits.
+    pub(super) fn has_room_for_tracked(&self, message: &Message) -> bool {
+        let QueueBounds { tracked_max, tracked_bytes_max, .. } = self.shared.bounds;
+        let state = self.shared.state.lock();
+        let (messages, bytes) = state.tracked;
+        let fits = messages == 0 || (messages < tracked_max && bytes + message.frame().len() <= tracked_bytes_max);
+        fits || state.ended
+    }
+
     /// The server says that it dropped this many messages.
     pub(super) fn add_gap(&self, missed: u64) {
         let mut state = self.shared.state.lock();
-        state.dropped += missed;
-        state.gap += missed;
+        state.dropped = state.dropped.saturating_add(missed);
+        state.gap = state.gap.saturating_add(missed);
     }
 }
 
@@ -291,7 +330,7 @@ impl ServerMessages {
         let mut state = self.shared.state.lock();
         match state.waiting.pop_front() {
             Some(message) => {
-                state.bytes -= message.bytes();
+                state.note_taken(&message);
                 Poll::Ready(Some(message))
             }
             None if state.ended => Poll::Ready(None),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 
-use super::messages::{MessageQueue, ServerMessages};
+use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
     connection::{Overflow, Settings},
     transport::ConnectOptions,
@@ -25,9 +25,7 @@ pub struct ClientOptions {
     reconnect: bool,
     backoff_base: Duration,
     backoff_max: Duration,
-    messages_max: usize,
-    message_bytes_max: usize,
-    message_overflow: Overflow,
+    queue: QueueBounds,
 }
 
 impl Default for ClientOptions {
@@ -44,9 +42,13 @@ impl Default for ClientOptions {
             reconnect: true,
             backoff_base: Duration::from_millis(50),
             backoff_max: Duration::from_secs(10),
-            messages_max: 16_384,
-            message_bytes_max: 16 << 20,
-            message_overflow: Overflow::DropOldest,
+            queue: QueueBounds {
+                messages_max: 16_384,
+                bytes_max: 16 << 20,
+                overflow: Overflow::DropOldest,
+                tracked_max: 16_384,
+                tracked_bytes_max: 16 << 20,
+            },
         }
     }
 }
@@ -140,17 +142,27 @@ impl ClientOptions {
     }
 
     /// Messages from the server, and their bytes, that may wait for the application. Default 16,384
-    /// messages, 16 MiB.
+    /// messages, 16 MiB. Tracked messages have a bound of their own: [`Self::tracked_queue_bounds`].
     pub fn message_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
-        self.messages_max = messages_max.max(1);
-        self.message_bytes_max = bytes_max;
+        self.queue.messages_max = messages_max.max(1);
+        self.queue.bytes_max = bytes_max;
+        self
+    }
+
+    /// Tracked messages from the server, and their bytes, that may wait for the application. Default 16,384
+    /// messages, 16 MiB: more than a server's `session_log` holds by default. The connection ends at one more, as
+    /// [`CloseReason::SlowPeer`](crate::CloseReason::SlowPeer); nothing is lost, for the server sends it again when
+    /// the client is back. One message that is larger than the bound may wait alone.
+    pub fn tracked_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
+        self.queue.tracked_max = messages_max;
+        self.queue.tracked_bytes_max = bytes_max;
         self
     }
 
     /// What happens to a message from the server when that queue is full; each is counted. Default
     /// [`Overflow::DropOldest`]. The reading never stops for it.
     pub fn message_overflow(mut self, overflow: Overflow) -> Self {
-        self.message_overflow = overflow;
+        self.queue.overflow = overflow;
         self
     }
 
@@ -176,7 +188,7 @@ impl ClientOptions {
     }
 
     pub(crate) fn message_queue(&self) -> (MessageQueue, ServerMessages) {
-        super::messages::queue(self.messages_max, self.message_bytes_max, self.message_overflow)
+        super::messages::queue(self.queue)
     }
 
     pub(super) fn settings(&self) -> Settings {

@@ -20,6 +20,10 @@ use crate::session::KEY_BYTES_MAX;
 /// Keys that a client remembers of a server: as many as a session there does, and some 256 KiB.
 const KEYS_MAX: usize = 1024;
 
+/// Repetitions of one message whose acknowledgements wait for it. A server does not send one key twice to a session;
+/// so many servers may send it to one application. More are never acknowledged.
+const REPEATS_MAX: usize = 256;
+
 /// Shared between the readers of connections and the messages that were handed out.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReceivedKeys {
@@ -114,8 +118,12 @@ impl ReceivedKeys {
 impl Run {
     fn repeat(&self, ack: Option<Ack>) {
         let mut state = self.state.lock();
-        if let (State::Open(waiting), Some(ack)) = (&mut *state, ack) {
-            waiting.push(ack);
+        if let (State::Open(waiting), Some(mut ack)) = (&mut *state, ack) {
+            if waiting.len() < REPEATS_MAX {
+                waiting.push(ack);
+            } else {
+                ack.forget();
+            }
         }
         // Dropped, and so given, if the first is handled.
     }
@@ -176,6 +184,23 @@ mod tests {
         drop(oldest);
         drop(again);
         assert!(first(&keys, "0").is_none(), "an earlier one with its key takes nothing from it");
+    }
+
+    /// Of many repetitions of a message that nobody has dealt with, so many wait, and the others are no promise.
+    #[test]
+    fn so_many_repetitions_wait_for_the_first() {
+        let keys = ReceivedKeys::default();
+        let _held = first(&keys, "a").expect("it is the first");
+        let acks = crate::client::session::acks(REPEATS_MAX as u64 + 1);
+        for ack in acks {
+            assert!(matches!(keys.meet("a", Some(ack)), Ok(Met::Again)));
+        }
+        let state = keys.known.lock();
+        let waiting = match &*state.runs["a"].state.lock() {
+            State::Open(waiting) => waiting.len(),
+            State::Handled => 0,
+        };
+        assert_eq!(waiting, REPEATS_MAX);
     }
 
     #[test]

@@ -26,6 +26,9 @@ const CALLS: usize = 1024;
 /// was lost on its way is lost.
 const REPLY_BYTES: usize = 4 << 20;
 
+/// Most bytes of the id of a call: ours have 16. A call with a longer one runs each time it comes.
+const ID_BYTES: usize = 64;
+
 /// Calls that run or have run, by the id that their server gave them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Results {
@@ -58,7 +61,7 @@ impl Results {
     /// Dropping the future gives the call up, wherever it runs: its server cancelled it, or its time is over.
     pub(super) fn once(&self, request: Request, handler: &BoxHandler) -> BoxFuture<Reply> {
         let metadata = request.metadata();
-        let Some(id) = metadata.get(keys::CALL_ID) else {
+        let Some(id) = metadata.get(keys::CALL_ID).filter(|id| id.len() <= ID_BYTES) else {
             return handler.handle(request);
         };
         let run = Arc::clone(self.known.lock().runs.entry(id.to_owned()).or_default());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use bothways_proto::{Metadata, Seq, keys};
+use bothways_proto::{Metadata, PeerMisbehaved, Seq, keys};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -11,6 +11,9 @@ use crate::connection::ConnectionId;
 
 /// Messages after which an acknowledgement is due at once.
 const ACK_MESSAGES: u64 = 32;
+
+/// Offsets end here: the bits above say that it is a push.
+const OFFSET_MAX: u64 = (1 << 62) - 1;
 
 /// How long fewer may wait.
 const ACK_DELAY: Duration = Duration::from_millis(50);
@@ -61,6 +64,7 @@ struct Offsets {
 
 impl Offsets {
     fn starting_at(offset: u64) -> Self {
+        let offset = offset.min(OFFSET_MAX);
         Self { received: offset, handled: offset, handled_ahead: BTreeSet::new(), told: (offset, offset), missed: 0 }
     }
 
@@ -96,6 +100,10 @@ pub(super) enum Received {
     New(Ack),
     /// Here already: it was sent again because the server could not know.
     Repeated,
+    /// There is no room for it: it is as if it had not come.
+    NoRoom,
+    /// Its number is not the next one.
+    False(PeerMisbehaved),
 }
 
 /// Acknowledges one message as handled when dropped.
@@ -167,8 +175,15 @@ impl SessionMemory {
         Arrival::New { lost: had.then_some(why) }
     }
 
-    /// A message came under this number.
-    pub(super) fn receive(self: &Arc<Self>, connection: ConnectionId, seq: Seq) -> Received {
+    /// A message came under this number. `has_room` is asked if it is tracked and new.
+    ///
+    /// Offsets have no holes. What is here already may come again: the server could not know.
+    pub(super) fn receive(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        seq: Seq,
+        has_room: impl FnOnce() -> bool,
+    ) -> Received {
         let offset = if seq.is_push() { seq.unmarked() } else { 0 };
         let mut state = self.state.lock();
         if offset == 0 || state.known.is_none() {
@@ -177,8 +192,15 @@ impl SessionMemory {
         if state.connection != Some(connection) {
             return Received::Repeated;
         }
-        if offset <= state.offsets.received {
+        let next = state.offsets.received + 1;
+        if next < offset {
+            return Received::False(PeerMisbehaved::FalseOffset { sent: offset, expected: next });
+        }
+        if offset < next {
             return Received::Repeated;
+        }
+        if !has_room() {
+            return Received::NoRoom;
         }
         state.offsets.received = offset;
         let epoch = state.epoch;
@@ -242,6 +264,13 @@ impl SessionMemory {
     }
 }
 
+/// The acknowledgements of so many messages of one session.
+#[cfg(test)]
+pub(super) fn acks(messages: u64) -> Vec<Ack> {
+    let memory = Arc::<SessionMemory>::default();
+    (1..=messages).map(|offset| Ack { memory: Arc::clone(&memory), epoch: 0, offset }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::Instant;
@@ -269,9 +298,9 @@ mod tests {
 
     /// What comes under these offsets, each for the first time.
     fn receive(memory: &Arc<SessionMemory>, on: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Ack> {
-        let received = |offset| match memory.receive(connection(on), Seq::of_push(offset)) {
+        let received = |offset| match memory.receive(connection(on), Seq::of_push(offset), || true) {
             Received::New(ack) => ack,
-            Received::Untracked | Received::Repeated => panic!("{offset} is new"),
+            _ => panic!("{offset} is new"),
         };
         offsets.into_iter().map(received).collect()
     }
@@ -342,12 +371,61 @@ mod tests {
         assert_eq!(due(&memory, 2).await, (1, 1));
     }
 
+    /// What a server sends under these offsets on one connection, as letters: New, Repeated, False.
+    fn letters(memory: &Arc<SessionMemory>, on: u64, offsets: &[u64]) -> String {
+        let letter = |offset: &u64| match memory.receive(connection(on), Seq::of_push(*offset), || true) {
+            Received::New(_) => 'N',
+            Received::Repeated => 'R',
+            Received::False(_) => 'F',
+            Received::Untracked | Received::NoRoom => '?',
+        };
+        offsets.iter().map(letter).collect()
+    }
+
+    #[test]
+    fn offsets_have_no_holes() {
+        assert_eq!(letters(&memory(), 1, &[1, 2, 3, 3, 2, 5, 4, 1 << 61, OFFSET_MAX, 5]), "NNNRRFNFFN");
+        assert_eq!(letters(&memory(), 1, &[2, OFFSET_MAX]), "FF");
+        // What the client has already comes again on a new connection.
+        let memory = memory();
+        assert_eq!(letters(&memory, 1, &[1, 2, 3, 4]), "NNNN");
+        memory.hello();
+        memory.handle_welcome(connection(2), Some(&resumed()));
+        assert_eq!(letters(&memory, 2, &[3, 4, 5, 7]), "RRNF");
+        assert_eq!(letters(&memory, 1, &[6, 9]), "RR", "the session has left it");
+    }
+
+    #[test]
+    fn a_session_may_begin_at_any_offset_that_there_is() {
+        for (begin, first, letters_of_it) in [(41, 42, "N"), (OFFSET_MAX, OFFSET_MAX, "R"), (u64::MAX, 1, "R")] {
+            let memory = Arc::<SessionMemory>::default();
+            let welcome = welcome().with(keys::SESSION_OFFSET, begin.to_string());
+            memory.handle_welcome(connection(1), Some(&welcome));
+            assert_eq!(letters(&memory, 1, &[first]), letters_of_it, "from {begin}");
+        }
+    }
+
+    #[test]
+    fn what_finds_no_room_has_not_come() {
+        let memory = memory();
+        assert!(matches!(memory.receive(connection(1), Seq::of_push(1), || false), Received::NoRoom));
+        assert_eq!(letters(&memory, 1, &[1]), "N");
+    }
+
+    /// A server may count what is missing up to the largest number there is, in each of its sessions.
+    #[test]
+    fn no_number_of_missing_pushes_is_too_large() {
+        let memory = memory();
+        assert_eq!([1, u64::MAX, 3].map(|missed| memory.miss(connection(1), missed)), [1, u64::MAX - 1, 0]);
+    }
+
     #[test]
     fn who_has_no_session_counts_nothing_and_resumes_none() {
         let memory = Arc::<SessionMemory>::default();
         assert!(matches!(memory.handle_welcome(connection(1), None), Arrival::New { lost: None }));
         for _ in 0..2 {
-            assert!(matches!(memory.receive(connection(1), Seq::of_push(7)), Received::Untracked), "a plain server's");
+            let received = memory.receive(connection(1), Seq::of_push(7), || true);
+            assert!(matches!(received, Received::Untracked), "a plain server's");
         }
         let claimed = memory.handle_welcome(connection(2), Some(&resumed()));
         assert!(matches!(claimed, Arrival::New { lost: None }), "there was none to resume");

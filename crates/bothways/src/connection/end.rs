@@ -84,6 +84,11 @@ impl Connection {
         self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));
     }
 
+    /// Ends the connection now because its server sent what it must not send.
+    pub(crate) fn end_as_misbehaved_by(&self, what: proto::PeerMisbehaved) {
+        self.close_now(CloseReason::Misbehaved(what));
+    }
+
     /// Ends the connection now because what it brings is not taken fast enough.
     pub(crate) fn end_as_slow(&self, why: &'static str) {
         self.close_now(CloseReason::SlowPeer(why));

@@ -18,6 +18,7 @@ mod layers;
 mod leaks;
 mod limits;
 mod metadata;
+mod misbehaving_server;
 mod negotiation;
 mod optin;
 mod overflow;

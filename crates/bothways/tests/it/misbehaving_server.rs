@@ -1,0 +1,116 @@
+//! A server that sends what it must not: the client keeps its bounds, loses nothing, and goes on.
+
+use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, ServerMessages};
+use bothways_proto::{Metadata, keys};
+
+use crate::{
+    scripted::{Scripted, ScriptedServer, control, oneway, session_pairs, welcome},
+    support::{settle, soon},
+};
+
+const PUSH: u64 = 1 << 63;
+
+fn resumed(id: &str) -> Metadata {
+    session_pairs(id).with(keys::SESSION_RESUMED, "1")
+}
+
+/// A listening client, and the server's end of its first connection.
+async fn connected(server: &ScriptedServer, options: ClientOptions) -> (Client, ServerMessages, Scripted) {
+    let connecting = Client::bidirectional(&server.address, options);
+    let (client, peer) = tokio::join!(connecting, server.accept_with(session_pairs("1")));
+    let (client, messages) = client.expect("it listens");
+    (client, messages, peer)
+}
+
+/// Why the connection was lost.
+async fn lost(events: &mut ConnectionEvents) -> CloseReason {
+    loop {
+        if let ConnectionEvent::Lost { reason, .. } = soon(events.next()).await.expect("the client lives") {
+            return reason;
+        }
+    }
+}
+
+/// One tracked push more than may wait ends the connection. It was not taken, and the resume brings it.
+#[tokio::test(start_paused = true)]
+async fn one_tracked_push_too_many_ends_the_connection_and_comes_again() {
+    // Ten messages at once; or as many as there is room for.
+    for (messages_max, bytes_max, bytes, fit) in [(10, 1 << 20, 10, 10), (1000, 10_000, 4000, 2), (10, 10, 1000, 1)] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().tracked_queue_bounds(messages_max, bytes_max);
+        let (client, mut messages, mut peer) = connected(&server, options).await;
+        let mut events = client.events();
+        let payload = vec![0; bytes];
+        for offset in 1..=fit + 3 {
+            // Its connection may be over by now.
+            let _ = peer.try_say(oneway(PUSH | offset, "News", &payload)).await;
+        }
+        let reason = lost(&mut events).await;
+        assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason}");
+        assert_eq!(messages.len() as u64, fit);
+
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        assert_eq!(hello.metadata().get(keys::SESSION_RECEIVED), Some(&*fit.to_string()));
+        peer.say(welcome(&hello, resumed("1"))).await;
+        for _ in 0..fit {
+            soon(messages.next()).await.expect("it is open");
+        }
+        peer.say(oneway(PUSH | (fit + 1), "News", b"again")).await;
+        assert_eq!(soon(messages.next()).await.expect("it is open").payload().expect("plain"), "again");
+        assert_eq!(messages.dropped(), 0);
+    }
+}
+
+/// A stream that is dropped takes nothing, and has no bound to keep.
+#[tokio::test(start_paused = true)]
+async fn nobody_reads_and_the_connection_goes_on() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().tracked_queue_bounds(1, 1);
+    let (client, messages, mut peer) = connected(&server, options).await;
+    drop(messages);
+    for offset in 1..=10 {
+        peer.say(oneway(PUSH | offset, "News", b"")).await;
+    }
+    settle().await;
+    assert!(client.connection().is_ok_and(|connection| !connection.is_closed()));
+}
+
+/// Offsets have no holes.
+#[tokio::test(start_paused = true)]
+async fn a_false_offset_ends_the_connection() {
+    for offsets in [&[5][..], &[1, 3], &[1, 1 << 61], &[1, (1 << 62) - 1]] {
+        let server = ScriptedServer::listen().await;
+        let (client, messages, mut peer) = connected(&server, ClientOptions::new()).await;
+        let mut events = client.events();
+        for offset in offsets {
+            peer.say(oneway(PUSH | offset, "News", b"")).await;
+        }
+        let reason = lost(&mut events).await;
+        assert!(matches!(reason, CloseReason::Misbehaved(_)), "{reason}");
+        assert!(reason.to_string().contains("comes next"), "{reason}");
+        assert_eq!(messages.len(), offsets.len() - 1, "what came before it counts");
+    }
+    let server = ScriptedServer::listen().await;
+    let (client, _messages, mut peer) = connected(&server, ClientOptions::new()).await;
+    let mut events = client.events();
+    peer.say(control(PUSH | 7, keys::SKIP, "x", "")).await;
+    let reason = lost(&mut events).await;
+    assert!(matches!(reason, CloseReason::Misbehaved(_)), "{reason}");
+}
+
+/// F66. Numbers of a server are added up as far as they go.
+#[tokio::test(start_paused = true)]
+async fn a_gap_of_any_size_is_counted() {
+    let server = ScriptedServer::listen().await;
+    let (_client, mut messages, mut peer) = connected(&server, ClientOptions::new()).await;
+    for session in 2..5 {
+        peer.say(control(PUSH, keys::GAP, keys::GAP_MISSED, &u64::MAX.to_string())).await;
+        settle().await;
+        assert_eq!(messages.dropped(), u64::MAX);
+        drop(peer);
+        peer = server.accept_with(session_pairs(&session.to_string())).await;
+    }
+    peer.say(oneway(PUSH | 1, "News", b"")).await;
+    assert_eq!(soon(messages.next()).await.expect("it is open").dropped_before(), u64::MAX);
+}
