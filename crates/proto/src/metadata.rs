@@ -38,6 +38,9 @@ pub mod keys {
     pub const SESSION_OFFSET: &str = "_bw.off";
     /// In Hello: the offset up to which the client has received. It understands [`SKIP`].
     pub const SESSION_RECEIVED: &str = "_bw.rcv";
+    /// In Hello, and in [`RESUME`], of a client that comes back: which of its attempts this is, decimal. It grows; a
+    /// client that says none is always the latest.
+    pub const SESSION_TRY: &str = "_bw.try";
     /// In Hello, and in [`ENABLE`] and [`RESUME`]: which methods the client handles, each as `Path.method`, with commas
     /// between; at most 4,096 bytes. Without it a server asks and sees.
     pub const METHODS: &str = "_bw.fns";

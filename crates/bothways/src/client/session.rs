@@ -35,6 +35,8 @@ struct State {
     /// belongs to a session that may be gone, and is sent again if it does not.
     connection: Option<ConnectionId>,
     offsets: Offsets,
+    /// Attempts to come back to a session so far.
+    attempts: u64,
 }
 
 struct Known {
@@ -137,13 +139,17 @@ impl SessionMemory {
     pub(super) fn hello(&self) -> Metadata {
         let mut state = self.state.lock();
         state.connection = None;
+        if state.known.is_some() {
+            state.attempts = state.attempts.saturating_add(1);
+        }
         match &state.known {
             None => Metadata::new(),
             Some(known) => Metadata::new()
                 .with(keys::SESSION_ID, &known.id)
                 .with(keys::SESSION_KEY, &known.key)
                 .with(keys::SESSION_OFFSET, state.offsets.handled.to_string())
-                .with(keys::SESSION_RECEIVED, state.offsets.received.to_string()),
+                .with(keys::SESSION_RECEIVED, state.offsets.received.to_string())
+                .with(keys::SESSION_TRY, state.attempts.to_string()),
         }
     }
 

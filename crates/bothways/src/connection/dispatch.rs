@@ -38,9 +38,10 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// The connection is over. Called exactly once.
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason);
 
-    /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome.
-    fn welcome(&self, _: &Connection, _hello: &Metadata) -> Metadata {
-        Metadata::new()
+    /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome. `Err`: not now, and the
+    /// client may try again after so long.
+    fn welcome(&self, _: &Connection, _hello: &Metadata) -> Result<Metadata, Duration> {
+        Ok(Metadata::new())
     }
 
     /// The Welcome is queued: what follows it may be.
@@ -274,18 +275,22 @@ impl Connection {
         let millis = u64::try_from(retry_after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let retry_after = Duration::from_millis(millis);
         let why = "too many clients come at once";
-        let reason = CloseReason::NotAdmitted { why: why.to_owned(), retry_after };
         if !first.header().is_heartbeat() || Hello::from_metadata(&first.metadata()).is_none() {
-            return Err(reason);
+            return Err(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
         }
+        self.refuse_for_now(first, why, retry_after);
+        Ok(())
+    }
+
+    /// Answers a Hello with: not now. The connection ends behind that.
+    fn refuse_for_now(&self, hello: &Message, why: &str, retry_after: Duration) {
         let refusal = Metadata::new()
             .with(keys::ERROR, why)
             .with(keys::ERROR_CODE, ErrorCode::Overloaded.name())
-            .with(keys::RETRY_AFTER, millis.to_string());
-        let header = first.header().reply().with_status(Status::ERROR);
+            .with(keys::RETRY_AFTER, retry_after.as_millis().to_string());
+        let header = hello.header().reply().with_status(Status::ERROR);
         self.control(Message::new(header, "", "", &refusal, &[]).frame());
-        self.close_after_flush(reason);
-        Ok(())
+        self.close_after_flush(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
     }
 
     /// Checks and answers a Hello.
@@ -399,7 +404,14 @@ impl Connection {
                     state.proto.welcome(hello, self.shared.settings.capabilities)
                 };
                 sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
-                let mut pairs = if sessions { self.shared.inlet.welcome(self, &said) } else { Metadata::new() };
+                let pairs = if sessions { self.shared.inlet.welcome(self, &said) } else { Ok(Metadata::new()) };
+                let mut pairs = match pairs {
+                    Ok(pairs) => pairs,
+                    Err(retry_after) => {
+                        let why = "a later attempt of this client was let in before";
+                        return self.refuse_for_now(message, why, retry_after);
+                    }
+                };
                 welcome.put(&mut pairs);
                 Message::new(header, "", "", &pairs, &[])
             }

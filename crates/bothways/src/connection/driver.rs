@@ -190,12 +190,15 @@ impl Driver {
                     break;
                 }
                 Poll::Ready(Ok(n)) => {
-                    self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
+                    let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
                     if closing {
                         continue;
                     }
                     self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
+                    if is_first {
+                        self.look_ahead(cx, &mut buffer[..room]);
+                    }
                     outcome = self.poll_handling(cx);
                     if outcome.is_some() {
                         break;
@@ -222,6 +225,28 @@ impl Driver {
             self.pause = None;
         }
         Poll::Ready(())
+    }
+
+    /// Before a server looks at the first frame: has its client given the connection up already? The Hello of such a
+    /// one, read late, must not take a session from the connection that its client has since.
+    fn look_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) {
+        {
+            let state = self.connection.shared.state.lock();
+            if state.proto.peer() != Peer::Unknown || state.proto.role() != Role::Server {
+                return;
+            }
+        }
+        match self.connection.shared.socket.poll_read(cx, buffer) {
+            Poll::Pending => {}
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The next read finds it again.
+            Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.state.lock().peer_is_gone = true,
+            Poll::Ready(Ok(n)) => {
+                self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
+                self.pause_after(n);
+                self.deframer.feed(&buffer[..n], self.connection.limits());
+            }
+        }
     }
 
     /// So many bytes were read: perhaps that is enough for now. Only who is held back has a timer.

@@ -158,6 +158,8 @@ struct State {
     seldom: Option<Box<Seldom>>,
     /// A Hello came and its token is being checked, or a plain client is about to be welcomed.
     hello_pending: bool,
+    /// The client ended its side before its first frame was looked at.
+    peer_is_gone: bool,
     /// A plain client has asked to be called by pushes.
     called_by_pushes: bool,
     /// A plain client has asked for something, and so listens.
@@ -282,6 +284,7 @@ impl Connection {
             running: None,
             seldom: None,
             hello_pending: false,
+            peer_is_gone: false,
             called_by_pushes: false,
             has_asked: false,
             phase: Phase::Open,
@@ -371,6 +374,12 @@ impl Connection {
         is_new
     }
 
+    /// It is not welcomed after all, and may ask again.
+    pub(crate) fn end_welcome(&self) {
+        self.shared.state.lock().hello_pending = false;
+        self.shared.changed.notify_waiters();
+    }
+
     /// What the client has said to handle; `None` if it has said nothing, or too much.
     pub(crate) fn methods(&self) -> Option<Methods> {
         self.shared.state.lock().methods().cloned()
@@ -405,6 +414,12 @@ impl Connection {
     /// True from the moment the connection is over.
     pub fn is_closed(&self) -> bool {
         matches!(self.shared.state.lock().phase, Phase::Closed(_))
+    }
+
+    /// True if the connection is over, or about to be, or its client has ended its side.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.peer_is_gone || !matches!(state.phase, Phase::Open)
     }
 
     /// Why the connection is over; `None` while it is not.

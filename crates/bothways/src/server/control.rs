@@ -20,7 +20,7 @@ use crate::{
     error::{CallError, ErrorCode},
     handler::{Reply, Request},
     router::Router,
-    session::Registry,
+    session::{NotWelcome, Registry},
 };
 
 /// Answers one method at once.
@@ -68,8 +68,12 @@ fn welcome(request: &Request, said: &Metadata) -> Reply {
         return bad("this connection has its session already");
     }
     match registry.arrive(connection, said) {
-        Some(pairs) => Reply { then_welcome: true, ..Reply::ok("").with_metadata(pairs) },
-        None => Reply::refused(ErrorCode::Internal, "the connection is over"),
+        Ok(pairs) => Reply { then_welcome: true, ..Reply::ok("").with_metadata(pairs) },
+        Err(NotWelcome::Over) => Reply::refused(ErrorCode::Internal, "the connection is over"),
+        Err(NotWelcome::Late) => {
+            connection.end_welcome();
+            Reply::refused(ErrorCode::Overloaded, "a later attempt of this client was let in before: try again")
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
-    session::{Claim, Registry, Session, UserCall},
+    session::{Claim, NotWelcome, RETRY_LATE, Registry, Session, UserCall},
 };
 
 /// What an auth hook decides on.
@@ -158,8 +158,12 @@ impl Inlet for ServerInlet {
         self.0.sessions.leave(connection);
     }
 
-    fn welcome(&self, connection: &Connection, hello: &Metadata) -> Metadata {
-        self.0.sessions.arrive(connection, hello).unwrap_or_default()
+    fn welcome(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, Duration> {
+        match self.0.sessions.arrive(connection, hello) {
+            Ok(pairs) => Ok(pairs),
+            Err(NotWelcome::Over) => Ok(Metadata::new()),
+            Err(NotWelcome::Late) => Err(RETRY_LATE),
+        }
     }
 
     fn handle_welcomed(&self, connection: &Connection) {
@@ -188,7 +192,7 @@ impl ServerInlet {
 
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
-        said.get(keys::SESSION_ID).and_then(|_| self.0.sessions.claim(connection))
+        self.0.sessions.claim(connection, said)
     }
 
     /// What Bothways clients tell the framework itself; what plain ones do is a service (`control.rs`).

@@ -11,7 +11,7 @@ use crate::{
     error::ErrorCode,
     handler::{Reply, Request},
     router::Router,
-    session::{Position, Registry, SubscribeArgs, SubscribeReply, Subscribed},
+    session::{Position, Registry, Session, SubscribeArgs, SubscribeReply, Subscribed},
 };
 
 pub(super) fn add_routes(router: Router) -> Router {
@@ -26,27 +26,33 @@ pub(super) fn add_routes(router: Router) -> Router {
                 Err(text) => Reply::error(text),
             }
         })
-        .handler(keys::CONTROL_PATH, keys::UNSUBSCRIBE, |request: Request| {
-            let reply = match request.decode::<SubscribeArgs>() {
+        .handler(keys::CONTROL_PATH, keys::UNSUBSCRIBE, |request: Request| async move {
+            match request.decode::<SubscribeArgs>() {
                 Ok(args) => {
-                    if let Some(session) = request.session() {
+                    if let Some(session) = settled(&request).await {
                         session.unsubscribe(&args.topic);
                     }
                     Reply::encode(&SubscribeReply::default(), request.serialize_type())
                 }
                 Err(error) => Reply::refused(ErrorCode::BadArguments, error.to_string()),
-            };
-            std::future::ready(reply)
+            }
         })
+}
+
+/// The session of who asks. One who has named a session that it had, and is being let in, is answered when it is known
+/// which session it gets: what it asks for is for that one.
+async fn settled(request: &Request) -> Option<Session> {
+    request.session()?.settled().await;
+    request.session()
 }
 
 async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Subscribed, String> {
     let over = || "the session is over".to_owned();
     let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
-    let session = request.session().ok_or_else(over)?;
+    let session = settled(request).await.ok_or_else(over)?;
     registry.authorize(&session, &args.topic).await?;
-    // The client may be back in its former session by now.
-    let session = request.session().ok_or_else(over)?;
+    // It may be back in its former session by now.
+    let session = settled(request).await.ok_or_else(over)?;
     let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
     registry.subscribe_client(&session, &args.topic, from).map_err(|error| error.to_string())
 }

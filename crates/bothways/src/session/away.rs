@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -78,6 +79,11 @@ impl State {
     /// True while it waits for its client.
     pub(super) fn is_away(&self) -> bool {
         self.connection.is_none() && self.lost_at().is_some() && self.resumable && !self.ended
+    }
+
+    /// True if its client has stayed away for as long as it might: the next sweep ends it.
+    pub(super) fn is_past(&self, window: Duration) -> bool {
+        self.is_away() && self.lost_at().is_some_and(|lost_at| window <= lost_at.elapsed())
     }
 }
 

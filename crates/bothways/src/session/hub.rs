@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Class, Priority, Push, Session, SessionId,
+    claims::Listed,
     explain::{self, What},
     history::{History, Position},
     ledger::Entry,
@@ -293,10 +294,12 @@ impl Registry {
                     // What it has got by another way it has.
                     let is_known = state.ledger.has_taken(keyed.as_ref());
                     let entry = Entry { class, priority, frame, keyed, expires, ticket };
-                    match latest_only {
+                    match &mut state.claims {
+                        // It is for the session that its client gets. Only who has no position comes here.
+                        Some(claims) => claims.hold(entry, &published.name),
+                        None if !latest_only => state.ledger.push_claimed(entry, session.now()),
                         // Of values there may be too many; what has expired is not owed.
-                        true => outcome.recovered &= state.ledger.push(entry, session.now()) || is_known,
-                        false => state.ledger.push_claimed(entry, session.now()),
+                        None => outcome.recovered &= state.ledger.push(entry, session.now()) || is_known,
                     }
                 }
             }
@@ -323,6 +326,40 @@ impl Registry {
         session.pump();
         told.iter().for_each(Session::pump);
         Ok(outcome)
+    }
+
+    /// What a session subscribes to that makes way for another goes along to that one, from where it began: everything
+    /// that was published since then was sent to one of the two.
+    pub(super) fn carry_over(&self, from: &Session, to: &Session) {
+        let patterns = from.inner.state.lock().patterns.clone();
+        for (pattern, since) in patterns.iter() {
+            let kept = self.hub.find(pattern);
+            let mut kept = kept.as_ref().map(|kept| kept.lock());
+            let who = {
+                let mut subscriptions = self.hub.subscriptions.write();
+                let mut state = to.inner.state.lock();
+                if state.ended {
+                    return;
+                }
+                let known = state.patterns.get(pattern);
+                state.patterns.insert(Arc::clone(pattern), known.map_or(since, |known| known.min(since)));
+                let who = Who::new(state.user.clone(), to.id());
+                drop(state);
+                if known.is_none() {
+                    to.inner.trail.note(What::Subscribed(explain::shared(pattern)));
+                    subscriptions.add(pattern, to.clone());
+                }
+                who
+            };
+
+            let mut told = Vec::new();
+            if let Some(kept) = &mut kept {
+                let changes = kept.roster.as_mut().map(|roster| roster.enter(&who, to.id())).unwrap_or_default();
+                told = self.tell(pattern, kept, changes, Some(to));
+            }
+            drop(kept);
+            told.iter().for_each(Session::pump);
+        }
     }
 
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
@@ -429,9 +466,9 @@ impl Registry {
                 tracing::warn!(topic, "a change of presence is larger than a frame may be");
                 continue;
             };
-            let receipt = Receipt::new();
+            let (receipt, listed) = (Receipt::new(), Listed::new(&subscribers));
             for session in &subscribers {
-                session.add(&push, &frame, &receipt);
+                session.add(&push, &frame, &receipt, &listed);
             }
         }
         subscribers
@@ -454,8 +491,9 @@ impl Registry {
             let with_topic = self.encode(&positioned)?;
             let mut frames = Frames { registry: self, push, with_topic, perhaps_plain: None };
             let subscribers = self.subscribers(topic);
+            let listed = Listed::new(&subscribers);
             for session in &subscribers {
-                session.add(push, frames.for_session(session)?, receipt);
+                session.add(push, frames.for_session(session)?, receipt, &listed);
             }
             subscribers.iter().for_each(Session::pump);
             return Ok(());
@@ -484,8 +522,9 @@ impl Registry {
             bytes,
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
+        let listed = Listed::new(&subscribers);
         for session in &subscribers {
-            session.add(&push, frames.for_session(session)?, receipt);
+            session.add(&push, frames.for_session(session)?, receipt, &listed);
         }
         drop(kept);
         subscribers.iter().for_each(Session::pump);

@@ -21,6 +21,7 @@
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
 //! | `hub.rs` | topics at work: subscribing, publishing, changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
+//! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
 //! | `secrets.rs` | what a client shows to come back |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
 //!
@@ -30,6 +31,7 @@
 mod account;
 mod away;
 mod call;
+mod claims;
 mod each;
 mod explain;
 mod few;
@@ -62,7 +64,15 @@ use tokio::{sync::Notify, time::Instant};
 pub(crate) use self::{
     account::UserCall,
     hub::{SubscribeArgs, SubscribeReply},
-    registry::{Claim, Registry, SessionOptions},
+    registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
+};
+use self::{
+    claims::{Claims, Listed},
+    explain::{Trail, What},
+    ledger::{Entry, Ledger, Next},
+    push::Encoded,
+    secrets::Secret,
+    topic::Patterns,
 };
 pub use self::{
     each::TargetOutcomes,
@@ -78,13 +88,6 @@ pub use self::{
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
     user::{CallPolicy, DEVICE_LABEL, User},
-};
-use self::{
-    explain::{Trail, What},
-    ledger::{Entry, Ledger, Next},
-    push::Encoded,
-    secrets::Secrets,
-    topic::Patterns,
 };
 use crate::{
     connection::{Connection, ConnectionId, Methods, after},
@@ -156,8 +159,8 @@ struct State {
     /// The client speaks sessions, or a plain one asked for one, and may come back.
     resumable: bool,
     /// The client has named another session that it had, and is being let in: until it is known which of the two it
-    /// gets, this one is nobody to send to.
-    claims: bool,
+    /// gets, what is only for this one is held.
+    claims: Option<Box<Claims>>,
     ended: bool,
     user: Option<Arc<str>>,
     /// In how many users' lists of the registry it stands: more than one only while several bind it at once.
@@ -174,11 +177,13 @@ struct State {
 #[derive(Default)]
 struct Seldom {
     labels: BTreeMap<String, String>,
-    secrets: Secrets,
+    secret: Secret,
     /// When its client left.
     lost_at: Option<Instant>,
     /// What its client handled when it was there last.
     methods: Option<Methods>,
+    /// The session that its client came back to: what is still on its way to this one is for that.
+    merged_into: Option<Session>,
 }
 
 impl State {
@@ -194,9 +199,14 @@ impl State {
         self.seldom.as_ref()?.lost_at
     }
 
-    /// True if this secret is one of those by which its client comes back.
+    /// True if this is the secret by which its client comes back.
     fn admits(&self, secret: &str) -> bool {
-        self.seldom.as_ref().is_some_and(|seldom| seldom.secrets.admits(secret))
+        self.seldom.as_ref().is_some_and(|seldom| seldom.secret.admits(secret))
+    }
+
+    /// The session that its client came back to, once this one has made way for it.
+    fn merged_into(&self) -> Option<&Session> {
+        self.seldom.as_ref()?.merged_into.as_ref()
     }
 }
 
@@ -323,7 +333,7 @@ impl Session {
             Some(registry) => registry.encode(push)?,
             None => return Ok(receipt),
         };
-        self.add(push, &frame, &receipt);
+        self.add(push, &frame, &receipt, &Listed::default());
         self.pump();
         Ok(receipt)
     }
@@ -352,7 +362,7 @@ impl Session {
                 room.enable();
             }
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
-            let added = self.add_if(push, &frame, &receipt, |ledger| {
+            let added = self.add_if(push, &frame, &receipt, &Listed::default(), |ledger| {
                 !ledger.refuses(frame.frame.len()) || ledger.has_taken(frame.keyed.as_ref())
             });
             if !added {
@@ -366,28 +376,47 @@ impl Session {
                 if tokio::time::timeout_at(deadline, more_room).await.is_ok() {
                     continue;
                 }
-                self.add_if(push, &frame, &receipt, |_| true);
+                self.add(push, &frame, &receipt, &Listed::default());
             }
             self.pump();
             return Ok(receipt);
         }
     }
 
-    /// Enters a push into the ledger; the caller pumps.
-    fn add(&self, push: &Push, encoded: &Encoded, receipt: &Receipt) {
-        self.add_if(push, encoded, receipt, |_| true);
+    /// Enters a push into the ledger; the caller pumps. It is for all of `listed`.
+    fn add(&self, push: &Push, encoded: &Encoded, receipt: &Receipt, listed: &Listed<'_>) {
+        self.add_if(push, encoded, receipt, listed, |_| true);
     }
 
     /// Enters a push into the ledger if that suits; the caller pumps. True if there is nothing to wait for.
-    fn add_if(&self, push: &Push, encoded: &Encoded, receipt: &Receipt, suits: impl FnOnce(&Ledger) -> bool) -> bool {
+    fn add_if(
+        &self,
+        push: &Push,
+        encoded: &Encoded,
+        receipt: &Receipt,
+        listed: &Listed<'_>,
+        suits: impl FnOnce(&Ledger) -> bool,
+    ) -> bool {
         let Encoded { frame, keyed } = encoded;
         let mut state = self.inner.state.lock();
-        if state.claims {
+        let claims = state.claims.as_ref().map(|claims| claims.wanted);
+        if claims.is_some_and(|wanted| listed.contains(wanted)) {
+            // The session that the client wants gets it, and a client that does not get that one was not meant.
             return true;
         }
-        if !state.ended && push.class == Class::Tracked && !suits(&state.ledger) {
+        if let Some(into) = state.merged_into().cloned() {
+            drop(state);
+            if listed.contains(into.id()) {
+                return true;
+            }
+            let outcome = into.add_if(push, encoded, receipt, &Listed::default(), suits);
+            into.pump();
+            return outcome;
+        }
+        if !state.ended && claims.is_none() && push.class == Class::Tracked && !suits(&state.ledger) {
             return false;
         }
+
         let trail = &self.inner.trail;
         let mut ticket = receipt.ticket(self.id());
         ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
@@ -404,7 +433,10 @@ impl Session {
             expires: push.time_to_live.map(|time| now + time),
             ticket,
         };
-        state.ledger.push(entry, now);
+        match &mut state.claims {
+            Some(claims) => claims.hold(entry, push.name()),
+            None => drop(state.ledger.push(entry, now)),
+        }
         true
     }
 
@@ -488,6 +520,19 @@ impl Session {
 
     fn now(&self) -> Duration {
         self.inner.trail.began().elapsed()
+    }
+
+    /// Waits until it is known which session its client gets, if it has named another one.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let changed = self.inner.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.inner.state.lock().claims.is_none() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits until the session has noticed that this connection is over.

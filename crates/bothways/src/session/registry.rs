@@ -20,9 +20,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    Inner, Session, SessionId, State,
+    Inner, Seldom, Session, SessionId, State,
     account::Account,
     away::Away,
+    claims::{Claims, Listed},
     explain::{self, Explanation, Standing, Trail, What},
     few::Few,
     hub::Hub,
@@ -238,7 +239,7 @@ impl Registry {
                     connection: Some(connection.clone()),
                     generation: 1,
                     resumable: false,
-                    claims: false,
+                    claims: None,
                     ended: false,
                     user: None,
                     listed: 0,
@@ -253,58 +254,81 @@ impl Registry {
 
     /// The client of a connection names a session that it had, and is about to be let in, which may take a while. What
     /// is pushed to its user meanwhile is for the session that it had, and not for the one of its connection as well.
-    pub(crate) fn claim(&self, connection: &Connection) -> Option<Claim> {
+    pub(crate) fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
+        let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
         {
             let mut state = session.inner.state.lock();
             // Whoever has a session claims none: it will be told so.
-            if state.resumable {
+            if state.resumable || state.ended || state.claims.is_some() {
                 return None;
             }
-            state.claims = true;
+            state.claims = Some(Box::new(Claims::new(wanted, Arc::clone(&self.options.bounds))));
         }
         Some(Claim { session: Some(session) })
     }
 
     /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
     ///
-    /// Answers the pairs of the Welcome. Until [`Self::welcomed`] nothing is sent to it.
-    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Option<Metadata> {
-        let fresh = self.of(connection)?;
+    /// Returns the pairs of the Welcome. Until [`Self::welcomed`] nothing is sent to it.
+    ///
+    /// # Errors
+    /// [`NotWelcome`]: the client gets no session on this connection.
+    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, NotWelcome> {
+        let fresh = self.of(connection).ok_or(NotWelcome::Over)?;
+        // Whoever comes back is on another connection: this one takes nothing from that.
+        if connection.is_over() {
+            return Err(NotWelcome::Over);
+        }
+
         let asked = hello.get(keys::SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
-        let resumed = asked.map(|id| self.resume(connection, &fresh, id, hello));
+        let resumed = asked.map(|id| (id, self.resume(connection, &fresh, id, hello)));
         let mut welcome = Metadata::new();
         let session = match resumed {
-            Some(Ok(session)) => {
+            Some((_, Ok(session))) => {
                 welcome.insert(keys::SESSION_RESUMED, "1");
+                let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
+                welcome.insert(keys::SESSION_KEY, key);
                 session
             }
             other => {
-                if let (Some(wanted), Some(Err(why))) = (asked, other) {
-                    fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why });
-                    welcome.insert(keys::SESSION_WHY, why);
+                if let Some((wanted, Err(why))) = other {
+                    let text = why.code();
+                    fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
+                    if why == NotResumed::Late {
+                        return Err(NotWelcome::Late);
+                    }
+                    welcome.insert(keys::SESSION_WHY, text);
                 }
-                fresh.inner.trail.note(What::Resumable);
-                let mut state = fresh.inner.state.lock();
-                (state.resumable, state.claims) = (true, false);
-                // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
-                // it a thread that pushes may be quicker than the call of `welcomed`.
-                state.ledger.connect(true);
-                drop(state);
+                welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
                 fresh
             }
         };
-        let mut state = session.inner.state.lock();
+
         welcome.insert(keys::SESSION_ID, session.id().to_string());
-        welcome.insert(keys::SESSION_KEY, state.seldom().secrets.rotate());
-        welcome.insert(keys::SESSION_OFFSET, state.ledger.last_offset().to_string());
-        drop(state);
+        let offset = session.inner.state.lock().ledger.last_offset();
+        welcome.insert(keys::SESSION_OFFSET, offset.to_string());
         if connection.is_closed() {
             // It ended while its client was being let in, and its end may have found only the session that it
             // had before. A session whose connection is over waits for its client.
             self.leave(connection);
         }
-        Some(welcome)
+        Ok(welcome)
+    }
+
+    /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
+    fn begin(&self, fresh: &Session) -> String {
+        fresh.inner.trail.note(What::Resumable);
+        let mut state = fresh.inner.state.lock();
+        state.resumable = true;
+        // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
+        // it a thread that pushes may be quicker than the call of `welcomed`.
+        state.ledger.connect(true);
+        state.settle(fresh);
+        let secret = state.seldom().secret.make();
+        drop(state);
+        fresh.inner.changed.notify_waiters();
+        secret
     }
 
     /// The Welcome is on its way: what the session owes its client follows it.
@@ -329,46 +353,17 @@ impl Registry {
         state.resumable && !state.ended && state.admits(key)
     }
 
+    /// Gives the session of this number to the connection, whose own session makes way for it.
     fn resume(
         &self,
         connection: &Connection,
         fresh: &Session,
         id: SessionId,
         hello: &Metadata,
-    ) -> Result<Session, &'static str> {
-        let session = self.session(id).ok_or("unknown")?;
-        let handled = hello.get(keys::SESSION_OFFSET).and_then(|offset| offset.parse().ok()).ok_or("unknown")?;
-        let received = hello.get(keys::SESSION_RECEIVED).map(str::parse).transpose().map_err(|_| "unknown")?;
-        let key = hello.get(keys::SESSION_KEY).ok_or("unknown")?;
-        // Whom the auth hook bound to the new connection must be whom the session belongs to.
-        let arriving = fresh.user();
-        let before = {
-            let mut state = session.inner.state.lock();
-            if state.ended {
-                return Err("expired");
-            }
-            if !state.resumable || !state.admits(key) {
-                return Err("unknown");
-            }
-            if arriving.is_some() && arriving != state.user {
-                return Err("revoked");
-            }
-            if !state.ledger.resume(handled, received) {
-                return Err("gap");
-            }
-            self.away.recount(state.is_away(), false);
-            let seldom = state.seldom();
-            seldom.secrets.show(key);
-            seldom.lost_at = None;
-            state.generation += 1;
-            let before = state.connection.replace(connection.clone());
-            if let Some(before) = &before {
-                session.inner.trail.note(What::TakenOver(before.id()));
-            }
-            let (generation, repeated) = (state.generation, state.ledger.unrepeated());
-            session.inner.trail.note(What::Resumed { connection: connection.id(), generation, repeated });
-            before
-        };
+    ) -> Result<Session, NotResumed> {
+        let claimed = Claimed::from_hello(hello).ok_or(NotResumed::Unknown)?;
+        let session = self.session(id).ok_or(NotResumed::Unknown)?;
+        let before = self.hand_over(connection, fresh, &session, &claimed)?;
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
             self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
@@ -376,18 +371,10 @@ impl Registry {
             before.close();
         }
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
-        // What the fresh session was for is done by the old one; a request that came behind the Hello may have
-        // been quicker than the hook that let the client in.
-        let patterns = {
-            let mut state = fresh.inner.state.lock();
-            state.connection = None;
-            state.patterns.clone()
-        };
-        for pattern in patterns.names() {
-            if let Err(error) = self.subscribe(&session, pattern, None, false) {
-                tracing::debug!(session = %session.id(), %pattern, %error, "a subscription was not taken over");
-            }
-        }
+
+        // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
+        // it, as it has made way already.
+        self.carry_over(fresh, &session);
         self.remove(fresh, None, None);
         session.inner.changed.notify_waiters();
         if connection.is_closed() {
@@ -395,6 +382,59 @@ impl Registry {
             self.leave(connection);
         }
         Ok(session)
+    }
+
+    /// The part of [`Self::resume`] that happens at one moment: under the locks of both sessions. Returns the
+    /// connection that the session has had until now.
+    fn hand_over(
+        &self,
+        connection: &Connection,
+        fresh: &Session,
+        session: &Session,
+        claimed: &Claimed<'_>,
+    ) -> Result<Option<Connection>, NotResumed> {
+        if fresh == session {
+            return Err(NotResumed::Unknown);
+        }
+        // First the one that makes way: nobody locks the two in the other order.
+        let mut making_way = fresh.inner.state.lock();
+        let mut state = session.inner.state.lock();
+        if state.ended {
+            return Err(NotResumed::Expired);
+        }
+        if making_way.ended || making_way.resumable || !state.resumable || !state.admits(claimed.key) {
+            return Err(NotResumed::Unknown);
+        }
+        if state.is_past(self.options.resume_window) {
+            return Err(NotResumed::Expired);
+        }
+        let is_latest = |seldom: &Seldom| seldom.secret.is_latest(claimed.attempt);
+        if !state.seldom.as_deref().is_some_and(is_latest) {
+            return Err(NotResumed::Late);
+        }
+        // Whom the auth hook bound to the new connection must be whom the session belongs to.
+        if making_way.user.is_some() && making_way.user != state.user {
+            return Err(NotResumed::Revoked);
+        }
+        if !state.ledger.resume(claimed.handled, claimed.received) {
+            return Err(NotResumed::Gap);
+        }
+
+        self.away.recount(state.is_away(), false);
+        let seldom = state.seldom();
+        seldom.secret.let_in(claimed.attempt);
+        seldom.lost_at = None;
+        state.generation += 1;
+        let before = state.connection.replace(connection.clone());
+        let trail = &session.inner.trail;
+        if let Some(before) = &before {
+            trail.note(What::TakenOver(before.id()));
+        }
+        let (generation, repeated) = (state.generation, state.ledger.unrepeated());
+        trail.note(What::Resumed { connection: connection.id(), generation, repeated });
+        making_way.connection = None;
+        making_way.merge(&fresh.inner.trail, &mut state, session);
+        Ok(before)
     }
 
     /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
@@ -409,9 +449,6 @@ impl Registry {
             let mut state = session.inner.state.lock();
             if state.connection.as_ref() != Some(connection) {
                 return true;
-            }
-            if let Some(seldom) = &mut state.seldom {
-                seldom.secrets.confirm();
             }
             if !state.ledger.ack(received, handled) {
                 return false;
@@ -434,7 +471,8 @@ impl Registry {
             }
             state.connection = None;
             state.ledger.disconnect();
-            if state.resumable {
+            // Without a window nobody comes back.
+            if state.resumable && !self.options.resume_window.is_zero() {
                 let (methods, lost_at) = (connection.methods(), Some(Instant::now()));
                 let seldom = state.seldom();
                 (seldom.methods, seldom.lost_at) = (methods, lost_at);
@@ -449,7 +487,10 @@ impl Registry {
         if waits {
             self.wait_for_client(session, generation);
         } else {
-            let why = "with its connection: its client does not speak sessions";
+            let why = match session.is_resumable() {
+                true => "with its connection: `resume_window` is 0",
+                false => "with its connection: its client does not speak sessions",
+            };
             // A plain client comes back as another session of its user, if at all.
             self.remove(&session, Some(why), Instant::now().checked_add(self.options.resume_window));
         }
@@ -475,9 +516,7 @@ impl Registry {
 
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str) {
-        let connection = session.inner.state.lock().connection.clone();
-        self.remove(session, Some(why), None);
-        if let Some(connection) = connection {
+        if let Some(connection) = self.remove(session, Some(why), None) {
             connection.say_goodbye("ended", why);
             connection.close();
         }
@@ -486,9 +525,9 @@ impl Registry {
     /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
     ///
     /// Without a reason nothing is left of it: another one stands for it. `until`: its user may come back with
-    /// another one by then.
-    fn remove(&self, session: &Session, why: Option<&str>, until: Option<Instant>) {
-        self.remove_if(session, why, until, |_| true);
+    /// another one by then. Returns the connection that it had when it ended: nothing takes it from there.
+    fn remove(&self, session: &Session, why: Option<&str>, until: Option<Instant>) -> Option<Connection> {
+        self.remove_if(session, why, until, |_| true)
     }
 
     pub(super) fn remove_if(
@@ -497,24 +536,26 @@ impl Registry {
         why: Option<&str>,
         until: Option<Instant>,
         still: impl FnOnce(&State) -> bool,
-    ) {
-        let (user, patterns, ledger) = {
+    ) -> Option<Connection> {
+        let (user, patterns, ledger, held, connection) = {
             let mut state = session.inner.state.lock();
             if state.ended || !still(&state) {
-                return;
+                return None;
             }
             self.away.recount(state.is_away(), false);
             state.ended = true;
             state.resumable = false;
-            let empty = Ledger::new(Arc::clone(&self.options.bounds));
-            (state.user.take(), std::mem::take(&mut state.patterns), std::mem::replace(&mut state.ledger, empty))
+            let ledger = Ledger::new(Arc::clone(&self.options.bounds));
+            let ledger = std::mem::replace(&mut state.ledger, ledger);
+            let (held, connection) = (state.claims.take(), state.connection.clone());
+            (state.user.take(), std::mem::take(&mut state.patterns), ledger, held, connection)
         };
         let trail = &session.inner.trail;
         if let Some(why) = why {
             trail.note(What::Ended(explain::text(why)));
         }
         // What was waiting tells its end after that of the session.
-        drop(ledger);
+        drop((ledger, held));
         if why.is_some() && 0 < self.options.events_max && 0 < self.options.ended_max {
             trail.shrink();
             let past = Past { id: session.id(), user: user.clone(), trail: Arc::clone(trail) };
@@ -532,6 +573,7 @@ impl Registry {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
         session.inner.changed.notify_waiters();
+        connection
     }
 
     pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
@@ -650,8 +692,8 @@ impl Registry {
                 self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
             }
         };
-        found.retain(|session| target.admits(session) && !session.inner.state.lock().claims);
-        Ok(found)
+        found.retain(|session| target.admits(session));
+        Ok(without_claims(found))
     }
 
     /// What lately happened to the sessions that a target names: first those that ended.
@@ -693,9 +735,9 @@ impl Registry {
 
     /// Pushes to these sessions.
     pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
-        let frame = self.encode(push)?;
+        let (frame, listed) = (self.encode(push)?, Listed::new(sessions));
         for session in sessions {
-            session.add(push, &frame, receipt);
+            session.add(push, &frame, receipt, &listed);
         }
         for session in sessions {
             session.pump();
@@ -719,9 +761,82 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
-            session.inner.state.lock().claims = false;
+            session.inner.state.lock().settle(&session);
+            session.inner.changed.notify_waiters();
+            session.pump();
         }
     }
+}
+
+/// Why a client that was let in gets no session on its connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NotWelcome {
+    /// The connection is over, or its client has ended its side already.
+    Over,
+    /// A later attempt of the same client was let in before. If this is its client's last one all the same, the
+    /// client is to try again.
+    Late,
+}
+
+/// How long a client waits whose attempt was not its latest.
+pub(crate) const RETRY_LATE: Duration = Duration::from_millis(50);
+
+/// Why a client does not get the session back that it had.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum NotResumed {
+    Unknown,
+    Expired,
+    Gap,
+    Revoked,
+    Late,
+}
+
+impl NotResumed {
+    /// What the Welcome calls it, and a trail.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Gap => "gap",
+            Self::Revoked => "revoked",
+            Self::Late => "late",
+        }
+    }
+}
+
+/// What a client says that wants its session back.
+struct Claimed<'a> {
+    key: &'a str,
+    handled: u64,
+    received: Option<u64>,
+    attempt: Option<u64>,
+}
+
+impl<'a> Claimed<'a> {
+    /// `None`: something is missing, or is no number.
+    fn from_hello(hello: &'a Metadata) -> Option<Self> {
+        let number = |key| hello.get(key).map(str::parse).transpose().ok();
+        Some(Self {
+            key: hello.get(keys::SESSION_KEY)?,
+            handled: number(keys::SESSION_OFFSET)??,
+            received: number(keys::SESSION_RECEIVED)?,
+            attempt: number(keys::SESSION_TRY)?,
+        })
+    }
+}
+
+/// Without those whose client has named another of them: that one gets what is for both.
+fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
+    let wanted = |session: &Session| session.inner.state.lock().claims.as_ref().map(|claims| claims.wanted);
+    let claiming: Vec<(SessionId, SessionId)> =
+        sessions.iter().filter_map(|session| Some((session.id(), wanted(session)?))).collect();
+    if !claiming.is_empty() {
+        let listed = Listed::new(&sessions);
+        let hidden: HashSet<SessionId> =
+            claiming.into_iter().filter(|(_, wanted)| listed.contains(*wanted)).map(|(id, _)| id).collect();
+        sessions.retain(|session| !hidden.contains(&session.id()));
+    }
+    sessions
 }
 
 /// Why a push to a target was not even begun.
@@ -909,7 +1024,7 @@ mod tests {
         let (_server, _clients, registry, [first, claims]) = plain_connections("granted").await;
         let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
         let fresh = registry.of(&claims).expect("it is made");
-        registry.claim(&claims).expect("it is open").granted();
+        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
         let everyone = || registry.find(&Target::everyone()).expect("no topic");
         assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
@@ -939,26 +1054,48 @@ mod tests {
         assert_eq!(session.waiting().0, 2, "they wait for the client to come back");
     }
 
-    /// The connection is over when its client is let in, and nobody was told so far: the session, be it the one that
-    /// it had or a new one, waits for its client, and does not keep a connection that is over.
+    /// The connection is over when its client is let in, and nobody was told so far: it takes nothing from the
+    /// session that its client had, be that away or on a connection that lives, and begins none that waits for nobody.
     #[tokio::test(start_paused = true)]
-    async fn who_is_gone_when_it_is_let_in_leaves_a_session_that_waits() {
+    async fn who_is_gone_when_it_is_let_in_takes_nothing_over() {
         let (server, _clients, registry, [first, claims, new]) = plain_connections("gone-when-let-in").await;
         let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
         let session = registry.of(&first).expect("it was made");
-        claims.cut();
-        let again = registry.arrive(&claims, &claim(&welcome)).expect("it was open");
-        assert!(again.get(keys::SESSION_RESUMED).is_some());
-        assert_eq!((session.connection(), session.is_resumable()), (None, true));
-        new.cut();
-        let fresh = registry.arrive(&new, &Metadata::new()).expect("it was open");
-        let fresh = registry.session(fresh.get(keys::SESSION_ID).expect("one").parse().expect("a number"));
-        let fresh = fresh.expect("it lives");
-        assert_eq!((fresh.connection(), fresh.is_resumable()), (None, true));
-        for connection in [&first, &claims, &new] {
+        for gone in [&claims, &new] {
+            gone.cut();
+        }
+        assert_eq!(registry.arrive(&claims, &claim(&welcome)), Err(NotWelcome::Over));
+        assert_eq!((session.connection().as_ref(), session.generation()), (Some(&first), 1));
+        assert_eq!(registry.arrive(&new, &Metadata::new()), Err(NotWelcome::Over));
+        for connection in [&claims, &new] {
             connection.closed().await;
         }
-        tokio::time::sleep(Duration::from_secs(125)).await;
-        assert_eq!((server.stats().sessions, registry.len()), (0, 0), "they end with their windows");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!((server.stats().sessions, registry.len(), registry.away()), (1, 1, 0));
+    }
+
+    /// A session is ended while its client comes back to it on another thread. Either it has ended before, and the
+    /// client is told so; or the connection that it has by then is closed. No connection is left whose session is over.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_ends_a_session_ends_the_connection_that_it_has() {
+        const ROUNDS: usize = 64;
+        let connections = plain_connections::<{ 2 * ROUNDS }>("ends-the-connection").await;
+        let (_server, _clients, registry, connections) = connections;
+        for pair in connections.chunks(2) {
+            let welcome = registry.arrive(&pair[0], &Metadata::new()).expect("it is open");
+            let session = registry.of(&pair[0]).expect("it was made");
+            let start = std::sync::Barrier::new(2);
+            let again = std::thread::scope(|scope| {
+                let arriving = scope.spawn(|| {
+                    start.wait();
+                    registry.arrive(&pair[1], &claim(&welcome))
+                });
+                start.wait();
+                registry.end(&session, "enough");
+                arriving.join().expect("no panic")
+            });
+            let resumed = again.is_ok_and(|welcome| welcome.get(keys::SESSION_RESUMED).is_some());
+            assert!(!resumed || pair[1].is_over(), "its session is over and nobody says so");
+        }
     }
 }

@@ -1,50 +1,67 @@
-//! What a client shows to come back to its session.
-
-use std::collections::VecDeque;
+//! What a client shows to come back to its session: the session's secret, and which attempt this is.
 
 use sha2::{Digest, Sha256};
 
-/// What a client may know of its session, hashed: the last secret that it has shown to know, and those
-/// that were sent since, oldest first. A Welcome may be lost, so that the client still has the one before.
+/// The secret of a session, hashed, and the greatest attempt that was let in.
+///
+/// The secret stays for the session's life: a Welcome may be lost, and a Hello may be read long after its
+/// client has given it up, so that whatever was new in either could not be relied on. Of attempts that come
+/// in any order the greatest is the client's last one, and the ones before it take nothing from it.
 #[derive(Debug, Default)]
-pub(super) struct Secrets {
-    hashes: VecDeque<[u8; 32]>,
+pub(super) struct Secret {
+    hash: Option<[u8; 32]>,
+    attempt: u64,
 }
 
-impl Secrets {
-    /// Welcomes that may be lost in a row.
-    const KEPT: usize = 5;
-
-    /// A new secret, in the client's form.
-    pub(super) fn rotate(&mut self) -> String {
+impl Secret {
+    /// Makes the secret. Returns it in the client's form; only its hash is kept.
+    pub(super) fn make(&mut self) -> String {
         let secret = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        if Self::KEPT <= self.hashes.len() {
-            // The oldest but one: the first may be the only one that the client has.
-            self.hashes.remove(1);
-        }
-        self.hashes.push_back(hash(&secret));
+        self.hash = Some(hash(&secret));
         secret
     }
 
+    /// True if this is the secret.
     pub(super) fn admits(&self, secret: &str) -> bool {
         // Of hashes of secrets, the time of a comparison tells nothing of use.
-        self.hashes.contains(&hash(secret))
+        self.hash == Some(hash(secret))
     }
 
-    /// The client has come back with this one: those before it are over.
-    pub(super) fn show(&mut self, secret: &str) {
-        let shown = hash(secret);
-        while self.hashes.front().is_some_and(|hash| *hash != shown) {
-            self.hashes.pop_front();
-        }
+    /// True if no later attempt was let in before. A client that does not count its attempts is always the latest.
+    pub(super) fn is_latest(&self, attempt: Option<u64>) -> bool {
+        attempt.is_none_or(|attempt| self.attempt < attempt)
     }
 
-    /// The client has shown that it got the newest one.
-    pub(super) fn confirm(&mut self) {
-        self.hashes.drain(..self.hashes.len().saturating_sub(1));
+    /// This attempt is let in.
+    pub(super) fn let_in(&mut self, attempt: Option<u64>) {
+        self.attempt = self.attempt.max(attempt.unwrap_or(0));
     }
 }
 
 fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_stays_and_attempts_only_grow() {
+        let mut secret = Secret::default();
+        assert!(!secret.admits(""), "there is none");
+        let text = secret.make();
+        assert!(secret.admits(&text) && !secret.admits("guessed"));
+        for (attempt, is_latest) in [(Some(0), false), (Some(1), true), (Some(3), true), (None, true), (Some(2), false)]
+        {
+            assert_eq!(secret.is_latest(attempt), is_latest, "{attempt:?}");
+            if is_latest {
+                secret.let_in(attempt);
+            }
+        }
+        for (attempt, is_latest) in [(Some(3), false), (Some(4), true), (Some(u64::MAX), true)] {
+            assert_eq!(secret.is_latest(attempt), is_latest, "{attempt:?}");
+        }
+        assert!(secret.admits(&text));
+    }
 }

@@ -255,7 +255,7 @@ async fn resume_replays_what_was_not_handled() {
     let resumed = ask(&mut new, keys::RESUME, &resume_pairs(&welcome, 1)).await;
     assert_eq!((resumed.get(keys::SESSION_RESUMED), resumed.get(keys::SESSION_OFFSET)), (Some("1"), Some("3")));
     assert_eq!(resumed.get(keys::SESSION_ID), welcome.get(keys::SESSION_ID));
-    assert_ne!(resumed.get(keys::SESSION_KEY), welcome.get(keys::SESSION_KEY));
+    assert_eq!(resumed.get(keys::SESSION_KEY), welcome.get(keys::SESSION_KEY), "it stays for the session's life");
     let live = session.push(&push("d")).expect("small");
     for (offset, text) in [(2, "b"), (3, "c"), (4, "d")] {
         hears_push(&mut new, offset, text).await;

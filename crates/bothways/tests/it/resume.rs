@@ -14,8 +14,9 @@
 //! | a network that blinks is a leave | `topics::a_blink_is_no_leave`, `topics::presence_is_of_users` |
 //! | an old connection that is half open still speaks for the session | [`the_old_connection_speaks_for_nobody`]; between two lines of the taking over: `registry.rs`, `who_found_the_session_by_an_old_connection_does_nothing_to_it` |
 //! | a Welcome is lost, and with it the only secret that counts | [`any_number_of_welcomes_may_be_lost_in_a_row`] |
+//! | a Hello is read long after its client has given it up, before or behind the one that lives | [`late_hellos_in_any_order_never_cost_the_session`], [`a_hello_whose_connection_is_over_takes_nothing_over`] |
 //! | two claims at once are both let in | [`of_two_claims_at_once_the_last_has_the_session`] |
-//! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`]; before anybody is told of it: `registry.rs`, `who_is_gone_when_it_is_let_in_leaves_a_session_that_waits` |
+//! | a connection ends while its client is being let in | [`an_end_within_the_hook_leaves_a_session_that_waits`]; before anybody is told of it: `registry.rs`, `who_is_gone_when_it_is_let_in_takes_nothing_over` |
 //! | the end of an earlier absence ends a session whose client is away again | [`each_absence_has_a_window_of_its_own`] |
 //! | an acknowledgement before the Welcome is taken for one of the new session | `call_users::nothing_is_acknowledged_before_the_welcome` |
 //! | a push between a connection and its Hello goes to the client's session and to the connection as well, or to a plain client that it is not | [`what_is_pushed_before_a_hello_comes_once_and_tracked`], [`what_is_pushed_while_the_hook_thinks_waits_though_the_client_has_asked`]; beside the Welcome: `registry.rs`, `what_is_pushed_beside_the_welcome_is_tracked` |
@@ -223,8 +224,8 @@ async fn the_old_connection_speaks_for_nobody() {
     assert_eq!(live.handled().await.at(Stage::Handled), 1);
 }
 
-/// Each Welcome brings a new secret, and may be lost: the one that the client has counts until it shows a newer one,
-/// and not longer.
+/// The secret of a session stays as it is: however many Welcomes are lost, and whatever is shown meanwhile, the client
+/// comes back by what it has.
 #[tokio::test(start_paused = true)]
 async fn any_number_of_welcomes_may_be_lost_in_a_row() {
     let server = Server::builder().build();
@@ -235,23 +236,132 @@ async fn any_number_of_welcomes_may_be_lost_in_a_row() {
     for lost in 0..20 {
         let (client, welcome) = arrive(listening.address(), &claim(&first, 0)).await;
         assert!(is_resumed(&welcome), "after {lost}");
+        assert_eq!(welcome.get(keys::SESSION_KEY), first.get(keys::SESSION_KEY));
         client.reset();
         until(|| session.connection().is_none()).await;
     }
-    let (client, second) = arrive(listening.address(), &claim(&first, 0)).await;
-    client.reset();
-    let (mut client, third) = arrive(listening.address(), &claim(&second, 0)).await;
-    assert!(is_resumed(&third), "the newest counts as well");
-    let (_, refused) = arrive(listening.address(), &claim(&first, 0)).await;
-    assert_eq!(refused.get(keys::SESSION_WHY), Some("unknown"), "the second was shown");
-    client.say(ack(0)).await;
-    settle().await;
-    client.reset();
-    for over in [&first, &second] {
-        let (_, refused) = arrive(listening.address(), &claim(over, 0)).await;
-        assert_eq!(refused.get(keys::SESSION_WHY), Some("unknown"), "a newer one was shown");
+    let wrong = claim(&first, 0).with(keys::SESSION_KEY, "guessed");
+    let (_, refused) = arrive(listening.address(), &wrong).await;
+    assert_eq!(refused.get(keys::SESSION_WHY), Some("unknown"));
+    assert!(is_resumed(&arrive(listening.address(), &claim(&first, 0)).await.1));
+}
+
+/// Says Hello as the attempt of this number. Returns the answer, and whether it is a Welcome.
+async fn attempt(address: &str, pairs: &Metadata, number: &str) -> (Scripted, Message) {
+    let mut client = Scripted::connect(address).await;
+    client.say(hello(0, Capabilities::ALL, &pairs.clone().with(keys::SESSION_TRY, number))).await;
+    let answer = client.next().await;
+    (client, answer)
+}
+
+/// The server stood still while its client tried again and again, and reads the Hellos in any order: only one that is
+/// later than all before it takes the session, the others are asked to try again, and nothing is lost.
+#[tokio::test(start_paused = true)]
+async fn late_hellos_in_any_order_never_cost_the_session() {
+    for order in [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 1, 6, 2, 5, 4], [2, 6, 1, 1, 6, 7]] {
+        let server = Server::builder().build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+        let session = session(&server, &welcome);
+        let owed = push(&session, "owed");
+        client.reset();
+        let mut newest: Option<(u64, Scripted)> = None;
+        for number in order {
+            let (client, answer) = attempt(listening.address(), &claim(&welcome, 0), &number.to_string()).await;
+            let said = answer.metadata();
+            if newest.as_ref().is_none_or(|(let_in, _)| *let_in < number) {
+                assert!(is_resumed(&said), "{number} of {order:?}: {answer:?}");
+                newest = Some((number, client));
+                continue;
+            }
+            assert!(answer.error_text().is_some(), "{number} of {order:?}: {answer:?}");
+            assert_eq!(said.get(keys::ERROR_CODE), Some("overloaded"), "not now, for old clients as well");
+            assert!(said.get(keys::RETRY_AFTER).is_some() && said.get(keys::SESSION_ID).is_none());
+        }
+        let (_, mut client) = newest.expect("one was let in");
+        client.hears(pushed(1, "owed")).await;
+        client.say(ack(1)).await;
+        assert_eq!(soon(owed.handled()).await.at(Stage::Handled), 1);
+        assert_eq!(server.stats().sessions, 1, "the others have left none");
     }
-    assert!(is_resumed(&arrive(listening.address(), &claim(&third, 0)).await.1));
+}
+
+/// A client that does not count its attempts, as those of before, is always the latest; one that counts goes on where
+/// it was.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_count_its_attempts_is_let_in() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (_first, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let claim = claim(&welcome, 0);
+    assert!(is_resumed(&attempt(listening.address(), &claim, "7").await.1.metadata()));
+    assert!(is_resumed(&arrive(listening.address(), &claim).await.1));
+    assert!(attempt(listening.address(), &claim, "7").await.1.error_text().is_some());
+    assert!(is_resumed(&attempt(listening.address(), &claim, "8").await.1.metadata()));
+    let nonsense = attempt(listening.address(), &claim, "18446744073709551616").await.1.metadata();
+    assert_eq!(nonsense.get(keys::SESSION_WHY), Some("unknown"));
+}
+
+/// Our client counts its attempts, tries again when it is told that it was not the latest, and takes whatever secret a
+/// Welcome brings, as servers of before give a new one each time.
+#[tokio::test(start_paused = true)]
+async fn a_client_counts_its_attempts_and_takes_the_secret_of_each_welcome() {
+    let server = ScriptedServer::listen().await;
+    let connecting = tokio::spawn({
+        let (address, wait) = (server.address.clone(), Duration::from_millis(1));
+        async move { Client::bidirectional(&address, ClientOptions::new().backoff(wait, wait)).await }
+    });
+    let mut peer = server.accept_with(session_pairs("1")).await;
+    let client = connecting.await.expect("no panic").expect("it listens");
+    let mut events = client.0.events();
+    let mut key = "k".to_owned();
+    settle().await;
+    for number in ["1", "2", "3", "4"] {
+        peer.reset();
+        peer = server.accept().await;
+        let said = peer.next().await;
+        assert_eq!(said.metadata().get(keys::SESSION_TRY), Some(number));
+        assert_eq!(said.metadata().get(keys::SESSION_KEY), Some(&*key));
+        if number == "2" {
+            let refusal = Metadata::new()
+                .with(keys::ERROR, "a later attempt was let in")
+                .with(keys::ERROR_CODE, "overloaded")
+                .with(keys::RETRY_AFTER, "50");
+            let header = said.header().reply().with_status(bothways_proto::Status::ERROR);
+            peer.say(Message::new(header, "", "", &refusal, &[]).frame()).await;
+            settle().await;
+            continue;
+        }
+        key = format!("k{number}");
+        let pairs = session_pairs("1").with(keys::SESSION_KEY, &key).with(keys::SESSION_RESUMED, "1");
+        peer.say(welcome(&said, pairs)).await;
+        settle().await;
+    }
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(10), events.next()).await {
+        assert!(!matches!(event, bothways::ConnectionEvent::SessionLost { .. }), "{event:?}");
+    }
+}
+
+/// The client has given the connection up before its Hello was read: the session stays where it is, and no session is
+/// begun that waits for nobody.
+#[tokio::test(start_paused = true)]
+async fn a_hello_whose_connection_is_over_takes_nothing_over() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = session(&server, &welcome);
+    for pairs in [claim(&welcome, 0), Metadata::new()] {
+        let mut late = Scripted::connect(listening.address()).await;
+        late.say(hello(0, Capabilities::ALL, &pairs)).await;
+        late.end().await;
+        for answer in late.rest().await {
+            assert_eq!(answer.metadata().get(keys::SESSION_ID), None, "{answer:?}");
+        }
+    }
+    settle().await;
+    assert_eq!((session.generation(), server.stats().sessions, server.stats().sessions_away), (1, 1, 0));
+    push(&session, "a");
+    client.hears(pushed(1, "a")).await;
 }
 
 /// Two connections claim one session while the hook thinks. Both are let in, one after the other, and the last has it:
@@ -341,6 +451,32 @@ async fn each_absence_has_a_window_of_its_own() {
     tokio::time::sleep(Duration::from_secs(125)).await;
     let (_client, late) = arrive(listening.address(), &claim(&welcome, 0)).await;
     assert_eq!(late.get(keys::SESSION_WHY), Some("unknown"));
+}
+
+/// A window that is over is over, though no sweep has come by since; and without one no session waits at all.
+#[tokio::test(start_paused = true)]
+async fn a_window_ends_when_it_says() {
+    let window = Duration::from_millis(300);
+    for (window, away, comes_back) in [
+        (window, window - Duration::from_millis(2), true),
+        (window, window + Duration::from_millis(2), false),
+        (Duration::ZERO, Duration::ZERO, false),
+    ] {
+        let server = Server::builder().resume_window(window).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+        let session = session(&server, &welcome);
+        let owed = push(&session, "owed");
+        client.reset();
+        until(|| session.connection().is_none()).await;
+        assert_eq!(
+            (server.stats().sessions_away, owed.outcomes().open()),
+            (usize::from(!window.is_zero()), usize::from(!window.is_zero()))
+        );
+        tokio::time::sleep(away.saturating_sub(Duration::from_millis(1))).await;
+        let (_client, again) = arrive(listening.address(), &claim(&welcome, 0)).await;
+        assert_eq!(is_resumed(&again), comes_back, "{window:?} {away:?}");
+    }
 }
 
 /// What a log had no room for is told; a notice that is lost with its connection is told on the next one.

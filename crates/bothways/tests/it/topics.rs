@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, Caller, Class, Client, ClientOptions, ConnectionEvent, ConnectionEvents, Priority, Push,
-    Request, SerializeType, Server, ServerBuilder, ServerMessages, Session, Target,
+    Request, SerializeType, Server, ServerBuilder, ServerMessages, Session, Stage, Target,
     caller::RawCall,
     session::{Position, PresenceChange, PresenceStatus, SubscribeRequest, Subscribed, TopicError, TopicOptions},
 };
@@ -654,7 +654,9 @@ async fn a_client_without_a_session_subscribes_again() {
     }
 }
 
-/// A request that overtakes the hook that lets its client back in is for the session that the client had.
+/// A request that overtakes the hook that lets its client back in is for the session that the client had. What is
+/// published meanwhile to what it subscribes to, or to what the hook subscribes it to, comes once and in order, and so
+/// does the newest value that was there before.
 #[tokio::test(start_paused = true)]
 async fn a_subscription_behind_a_slow_hello_is_not_lost() {
     let hellos = Arc::new(AtomicUsize::new(0));
@@ -673,29 +675,94 @@ async fn a_subscription_behind_a_slow_hello_is_not_lost() {
             }
         })
     };
-    let builder = builder.topic("news", TopicOptions::new().open()).expect("a pattern");
+    let builder = builder.topic("news", TopicOptions::new().open().history(10, HOUR)).expect("a pattern");
+    let builder = builder.topic("one", TopicOptions::new().subscribers_max(1)).expect("a pattern");
+    let value = TopicOptions::new().history(10, HOUR).latest_only();
     let server = builder
+        .topic("value", value)
+        .expect("a pattern")
         .handler("Topics", "Join", |request: Request| {
-            let joined = request.session().expect("connected").subscribe("joined");
-            std::future::ready(
-                joined.map_or_else(|e| bothways::Reply::error(e.to_string()), |()| bothways::Reply::ok("")),
-            )
+            let session = request.session().expect("connected");
+            for topic in ["joined", "one", "value"] {
+                session.subscribe(topic).expect("a topic");
+            }
+            std::future::ready(bothways::Reply::ok(""))
         })
         .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     ann.call::<()>("Topics", "Join", &()).await.expect("connected");
     let session = session_of(&server, "ann");
-    session.unsubscribe("joined");
+    ["joined", "one", "value"].iter().for_each(|topic| session.unsubscribe(topic));
+    session.subscribe("both").expect("a topic");
+    server.publish("value", &push("value")).expect("small");
     ann.connection().expect("up").close();
     until(|| session.connection().is_none() && ann.connection().is_ok()).await;
     ann.call::<()>("Topics", "Join", &()).await.expect("connected");
+    assert_eq!(session.subscriptions(), ["both"], "the client is not back in it");
+    let subscribing = ann.subscribe("news");
+    let publishing = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let fresh = server.connections().pop().expect("it is up");
+        let fresh = server.sessions(&Target::connection(fresh.id())).expect("no topic").remove(0);
+        fresh.subscribe("both").expect("a topic");
+        let mut receipts = Vec::new();
+        for topic in ["joined", "one", "both"] {
+            for number in 1..=2 {
+                let receipt = server.publish(topic, &push(&format!("{topic} {number}"))).expect("small");
+                assert_eq!(receipt.outcomes().targets(), 1, "{topic}");
+                receipts.push(receipt);
+            }
+        }
+        assert!(session.connection().is_none(), "the hook thinks");
+        receipts
+    };
+    let (subscribed, receipts) = soon(async { tokio::join!(subscribing, publishing) }).await;
+    subscribed.expect("open");
+    assert_eq!(session.subscriptions(), ["both", "joined", "news", "one", "value"]);
+    for number in 3..=4 {
+        server.publish("joined", &push(&format!("joined {number}"))).expect("small");
+    }
+    server.publish("news", &push("news 1")).expect("small");
+    let mut texts = Vec::new();
+    for _ in 0..10 {
+        texts.push(text(&mut to_ann).await);
+    }
+    for (topic, expected) in [("joined", 4), ("one", 2), ("both", 2), ("news", 1)] {
+        let of_topic: Vec<_> = texts.iter().filter(|text| text.starts_with(topic)).collect();
+        let expected: Vec<_> = (1..=expected).map(|number| format!("{topic} {number}")).collect();
+        assert_eq!(of_topic, expected.iter().collect::<Vec<_>>(), "{texts:?}");
+    }
+    assert!(texts.iter().any(|text| text == "value"), "{texts:?}");
+    for receipt in receipts {
+        assert_eq!(soon(receipt.handled()).await.at(Stage::Handled), 1);
+    }
+}
+
+/// What a client takes back behind its Hello is taken back in the session that it gets.
+#[tokio::test(start_paused = true)]
+async fn an_unsubscription_behind_a_slow_hello_is_not_lost() {
+    let hellos = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hellos);
+    let builder = Server::builder().auth(move |request| {
+        let slow = request.is_hello() && 0 < counted.fetch_add(usize::from(request.is_hello()), Ordering::Relaxed);
+        async move {
+            tokio::time::sleep(Duration::from_secs(u64::from(slow))).await;
+            request.session().expect("connected").bind_user("ann");
+            Ok::<_, String>(())
+        }
+    });
+    let server = builder.topic("news", TopicOptions::new().open()).expect("a pattern").build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, _to_ann) = client(listening.address(), "ann").await;
     ann.subscribe("news").await.expect("open");
-    assert_eq!(session.subscriptions(), Vec::<String>::new(), "the client is not back in it");
-    until(|| session.connection().is_some()).await;
-    assert_eq!(session.subscriptions(), ["joined", "news"]);
-    server.publish("news", &push("1")).expect("small");
-    assert_eq!(text(&mut to_ann).await, "1");
+    let session = session_of(&server, "ann");
+    assert_eq!(session.subscriptions(), ["news"]);
+    ann.connection().expect("up").close();
+    until(|| session.connection().is_none() && ann.connection().is_ok()).await;
+    soon(ann.unsubscribe("news")).await.expect("connected");
+    assert!(session.connection().is_some());
+    assert_eq!(session.subscriptions(), Vec::<String>::new());
 }
 
 /// The hook subscribes a client, and thinks on. What is published meanwhile, and the newest value that was there before,

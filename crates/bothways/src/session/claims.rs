@@ -1,0 +1,89 @@
+//! What is for a session whose client has named another one that it had, until it is known which of the two it gets.
+//!
+//! A push to a user, to everybody or to a topic to which the other session subscribes too is for that one. What only
+//! this session is for, as its application has subscribed it meanwhile, is held, and goes to the session that the
+//! client gets: to each once, in order, and before anything that comes later.
+
+use std::{cell::OnceCell, collections::HashSet, sync::Arc};
+
+use super::{
+    DropReason, Session, SessionId, Stage, State,
+    explain::Trail,
+    ledger::{Bounds, Entry},
+};
+
+/// The session that a client wants, and what is held meanwhile.
+pub(super) struct Claims {
+    pub(super) wanted: SessionId,
+    held: Vec<Held>,
+    bytes: usize,
+    /// What may be held is what a log may hold.
+    bounds: Arc<Bounds>,
+}
+
+struct Held {
+    entry: Entry,
+    /// What trails call it.
+    name: Arc<str>,
+}
+
+impl Claims {
+    pub(super) fn new(wanted: SessionId, bounds: Arc<Bounds>) -> Self {
+        Self { wanted, held: Vec::new(), bytes: 0, bounds }
+    }
+
+    pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) {
+        let bytes = self.bytes + entry.frame.len();
+        let is_full = self.bounds.tracked_messages <= self.held.len() || self.bounds.tracked_bytes < bytes;
+        if is_full && !self.held.is_empty() {
+            entry.ticket.advance(Stage::Dropped(DropReason::Full));
+            return;
+        }
+        self.bytes = bytes;
+        self.held.push(Held { entry, name: Arc::clone(name) });
+    }
+}
+
+impl State {
+    /// The client gets this session and no other: what was held is its.
+    pub(super) fn settle(&mut self, session: &Session) {
+        let Some(claims) = self.claims.take() else { return };
+        let now = session.now();
+        for Held { entry, .. } in claims.held {
+            self.ledger.push(entry, now);
+        }
+    }
+
+    /// The client gets `into`, whose state is `other`: what was held here goes there, and what is still on its way
+    /// here follows it.
+    pub(super) fn merge(&mut self, from: &Trail, other: &mut State, into: &Session) {
+        let held = self.claims.take().map(|claims| claims.held).unwrap_or_default();
+        let (trail, now) = (&into.inner.trail, into.now());
+        for Held { mut entry, name } in held {
+            entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
+            // The two count their time from different moments.
+            entry.expires = entry.expires.map(|at| (from.began() + at).saturating_duration_since(trail.began()));
+            other.ledger.push(entry, now);
+        }
+        self.seldom().merged_into = Some(into.clone());
+    }
+}
+
+/// The sessions that one push is for.
+#[derive(Default)]
+pub(super) struct Listed<'a> {
+    sessions: &'a [Session],
+    /// Made when it is first asked for: hardly ever does a session claim another.
+    ids: OnceCell<HashSet<SessionId>>,
+}
+
+impl<'a> Listed<'a> {
+    pub(super) fn new(sessions: &'a [Session]) -> Self {
+        Self { sessions, ids: OnceCell::new() }
+    }
+
+    pub(super) fn contains(&self, id: SessionId) -> bool {
+        let ids = || self.sessions.iter().map(Session::id).collect();
+        !self.sessions.is_empty() && self.ids.get_or_init(ids).contains(&id)
+    }
+}
