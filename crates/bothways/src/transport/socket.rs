@@ -18,10 +18,16 @@ pub trait Socket: Send + Sync + 'static {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
 
     /// Writes some bytes, and arranges a wake-up if none can be taken now.
+    ///
+    /// `Ok(n)` as soon as any byte of the first `n` may have left, or may leave later: a call in them may run at the
+    /// peer, and is never said to be safe to try again. An error, and `Pending`, say that no byte of these slices
+    /// goes. A socket that fails with bytes half sent takes them, and fails in the next call, for which it wakes the
+    /// task.
     fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
 
     /// Writes some bytes if that is possible without waiting; `WouldBlock` if not. A socket that
-    /// cannot be written from outside its task always says so.
+    /// cannot be written from outside its task always says so. What `Ok` and an error mean is as in
+    /// [`poll_write`](Self::poll_write).
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
     /// Moves what `poll_write` took on its way. Most sockets have nothing to do.

@@ -21,36 +21,60 @@ const JOINED_BYTES_MAX: usize = 16 * 1024;
 /// says `WouldBlock`, and each push costs a wake-up of that task.
 #[derive(Debug)]
 pub struct FromAsync<S> {
-    stream: Mutex<S>,
+    stream: Mutex<Inner<S>>,
     peer: Box<str>,
+}
+
+#[derive(Debug)]
+struct Inner<S> {
+    stream: S,
+    /// How a write failed of which nobody knows how much had left: whoever writes or flushes next is told.
+    failed: Option<io::Error>,
 }
 
 impl<S> FromAsync<S> {
     /// `peer` is what [`Socket::peer`] says; best in rpcx's form, `network@address`.
     pub fn new(stream: S, peer: impl Into<String>) -> Self {
-        Self { stream: Mutex::new(stream), peer: peer.into().into() }
+        Self { stream: Mutex::new(Inner { stream, failed: None }), peer: peer.into().into() }
     }
 
     /// The stream again.
     pub fn into_inner(self) -> S {
-        self.stream.into_inner()
+        self.stream.into_inner().stream
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S> {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buf = ReadBuf::new(buf);
-        ready!(Pin::new(&mut *self.stream.lock()).poll_read(cx, &mut buf))?;
+        ready!(Pin::new(&mut self.stream.lock().stream).poll_read(cx, &mut buf))?;
         Poll::Ready(Ok(buf.filled().len()))
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let mut stream = self.stream.lock();
-        let stream = Pin::new(&mut *stream);
-        match slices {
-            [slice] => stream.poll_write(cx, slice),
-            slices if stream.is_write_vectored() => stream.poll_write_vectored(cx, slices),
-            slices => stream.poll_write(cx, &join(slices)),
+        let mut inner = self.stream.lock();
+        if let Some(error) = inner.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let stream = Pin::new(&mut inner.stream);
+        let (len, polled) = match slices {
+            [slice] => (slice.len(), stream.poll_write(cx, slice)),
+            slices if stream.is_write_vectored() => {
+                (slices.iter().map(|slice| slice.len()).sum(), stream.poll_write_vectored(cx, slices))
+            }
+            slices => {
+                let joined = join(slices);
+                (joined.len(), stream.poll_write(cx, &joined))
+            }
+        };
+        match polled {
+            // A stream that packs or encrypts may have sent some of it before it failed.
+            Poll::Ready(Err(error)) if 0 < len && error.kind() != io::ErrorKind::Interrupted => {
+                inner.failed = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Ready(Ok(len))
+            }
+            polled => polled,
         }
     }
 
@@ -59,11 +83,15 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S>
     }
 
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream.lock()).poll_flush(cx)
+        let mut inner = self.stream.lock();
+        match inner.failed.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Pin::new(&mut inner.stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream.lock()).poll_shutdown(cx)
+        Pin::new(&mut self.stream.lock().stream).poll_shutdown(cx)
     }
 
     fn peer(&self) -> String {
@@ -138,6 +166,19 @@ mod tests {
     async fn an_end_is_the_end_of_one_direction_only() {
         let (a, b) = pair(1000);
         check::half_close(a, b).await;
+    }
+
+    /// A stream of which nobody knows what it sent before it failed took what it was given; the failure comes with the
+    /// next call.
+    #[tokio::test]
+    async fn bytes_that_may_have_left_count_as_written() {
+        let (a, b) = pair(1000);
+        drop(b);
+        let write = || std::future::poll_fn(|cx| a.poll_write(cx, &[IoSlice::new(b"abc")]));
+        assert_eq!(write().await.expect("nobody knows"), 3);
+        write().await.expect_err("it failed");
+        assert_eq!(write().await.expect("nobody knows"), 3);
+        std::future::poll_fn(|cx| a.poll_flush(cx)).await.expect_err("it failed");
     }
 
     #[test]

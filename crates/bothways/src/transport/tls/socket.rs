@@ -29,6 +29,8 @@ struct Tls {
     /// Of the task that polls, to be woken when others leave it something to send.
     task: Option<Waker>,
     ended: bool,
+    /// How sending failed after bytes were encrypted: whoever writes or flushes next is told.
+    failed: Option<io::Error>,
 }
 
 impl<S> TlsSocket<S> {
@@ -47,7 +49,7 @@ impl<S: fmt::Debug> fmt::Debug for TlsSocket<S> {
 
 /// Speaks until both sides know each other.
 pub(super) async fn handshake<S: Socket>(below: S, session: Connection) -> io::Result<TlsSocket<S>> {
-    let mut tls = Tls { session, task: None, ended: false };
+    let mut tls = Tls { session, task: None, ended: false, failed: None };
     poll_fn(|cx| tls.poll_handshake(&below, cx)).await?;
     Ok(TlsSocket { below, tls: Mutex::new(tls) })
 }
@@ -58,7 +60,9 @@ impl<S: Socket> Socket for TlsSocket<S> {
         tls.note_task(cx);
         loop {
             // A failure to send is told to those who send; what the peer said before it can still be read.
-            _ = tls.poll_send(&self.below, cx);
+            if let Poll::Ready(Err(error)) = tls.poll_send(&self.below, cx) {
+                tls.failed.get_or_insert(error);
+            }
             match tls.session.reader().read(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
@@ -70,10 +74,13 @@ impl<S: Socket> Socket for TlsSocket<S> {
     fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let mut tls = self.tls.lock();
         tls.note_task(cx);
+        tls.check_failed()?;
         ready!(tls.poll_send(&self.below, cx))?;
         let len = tls.encrypt(slices)?;
-        if let Poll::Ready(sent) = tls.poll_send(&self.below, cx) {
-            sent?;
+        // From here on some of it may be gone, whatever happens: an error is for the next call.
+        if let Poll::Ready(Err(error)) = tls.poll_send(&self.below, cx) {
+            tls.failed = Some(error);
+            cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(len))
     }
@@ -81,22 +88,25 @@ impl<S: Socket> Socket for TlsSocket<S> {
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         // Whoever finds the task at work leaves the bytes to it instead of waiting.
         let mut tls = self.tls.try_lock().ok_or(io::ErrorKind::WouldBlock)?;
+        tls.check_failed()?;
         tls.try_send(&self.below)?;
         let len = tls.encrypt(slices)?;
-        match tls.try_send(&self.below) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let task = tls.task.clone();
-                drop(tls);
-                task.inspect(Waker::wake_by_ref);
-                Ok(len)
+        // From here on some of it may be gone, whatever happens. The task sends the rest, or finds the error.
+        if let Err(error) = tls.try_send(&self.below) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                tls.failed = Some(error);
             }
-            sent => sent.map(|()| len),
+            let task = tls.task.clone();
+            drop(tls);
+            task.inspect(Waker::wake_by_ref);
         }
+        Ok(len)
     }
 
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut tls = self.tls.lock();
         tls.note_task(cx);
+        tls.check_failed()?;
         ready!(tls.poll_send(&self.below, cx))?;
         self.below.poll_flush(cx)
     }
@@ -169,6 +179,11 @@ impl Tls {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Tells once how sending failed.
+    fn check_failed(&mut self) -> io::Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// Takes bytes, as many as the session has room for.
@@ -334,6 +349,91 @@ mod tests {
         assert_eq!(received, sent);
         check::write_all(&server, b"thanks").await.expect("writes");
         assert_eq!(reading.await.expect("no panic"), b"thanks");
+    }
+
+    /// A socket that takes so many bytes and then fails, once.
+    struct Breaks {
+        below: MemorySocket,
+        left: Mutex<Option<usize>>,
+    }
+
+    impl Breaks {
+        fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut left = self.left.lock();
+            match &mut *left {
+                None => Err(io::ErrorKind::WouldBlock.into()),
+                Some(0) => {
+                    *left = None;
+                    Err(io::ErrorKind::ConnectionReset.into())
+                }
+                Some(left) => {
+                    let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+                    let taken = self.below.try_write(&[IoSlice::new(&first[..first.len().min(*left)])])?;
+                    *left -= taken;
+                    Ok(taken)
+                }
+            }
+        }
+    }
+
+    impl Socket for Breaks {
+        fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+            self.below.poll_read(cx, buf)
+        }
+
+        fn poll_write(&self, _: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+            Poll::Ready(self.write(slices))
+        }
+
+        fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.write(slices)
+        }
+
+        fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.below.poll_flush(cx)
+        }
+
+        fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.below.poll_shutdown(cx)
+        }
+
+        fn peer(&self) -> String {
+            self.below.peer()
+        }
+    }
+
+    /// Once bytes are encrypted some of them may be gone: they count as written, and the failure comes with the next
+    /// call, of whatever kind, once.
+    #[tokio::test]
+    async fn bytes_that_may_have_left_count_as_written() {
+        for (tries, reads, flushes) in
+            [(true, false, false), (false, false, false), (true, true, false), (false, false, true)]
+        {
+            let (client, server) = configs();
+            let (near, far) = memory::pair(memory::BUFFER_BYTES);
+            let (near, _far) = tokio::join!(client.handshake(near, "localhost"), server.handshake(far));
+            let TlsSocket { below, tls } = near.expect("trusts");
+            let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(20_000)) }, tls };
+            let sent = [7; 40_000];
+            let slices = [IoSlice::new(&sent)];
+            let write = || async {
+                match tries {
+                    true => near.try_write(&slices),
+                    false => poll_fn(|cx| near.poll_write(cx, &slices)).await,
+                }
+            };
+            assert_eq!(write().await.expect("some may have left"), sent.len());
+            if reads {
+                let mut buf = [0; 16];
+                let reading = poll_fn(|cx| Poll::Ready(near.poll_read(cx, &mut buf)));
+                assert!(reading.await.is_pending(), "what can be read is read first");
+            }
+            let error = match flushes {
+                true => poll_fn(|cx| near.poll_flush(cx)).await.expect_err("it failed"),
+                false => write().await.expect_err("it failed"),
+            };
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
     }
 
     /// A caller on another thread writes while the task reads.
