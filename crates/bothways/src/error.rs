@@ -45,6 +45,12 @@ pub enum CallError {
         /// The limit.
         max: usize,
     },
+    /// Too many bytes of calls wait for a peer that does not read (`call_bytes_max`). Nothing was sent.
+    #[error("{bytes} bytes of calls wait already for the peer to read (`call_bytes_max`); nothing was sent")]
+    QueueFull {
+        /// The bytes that wait.
+        bytes: usize,
+    },
     /// The arguments could not be encoded. Nothing was sent.
     #[error("cannot encode the arguments: {0}")]
     Encode(CodecError),
@@ -77,7 +83,11 @@ impl CallError {
     pub fn is_safe_to_retry(&self) -> bool {
         match self {
             Self::Closed { written, .. } => !written,
-            Self::NotConnected(_) | Self::TooManyCalls { .. } | Self::NoServer(_) | Self::NoClient(_) => true,
+            Self::NotConnected(_)
+            | Self::TooManyCalls { .. }
+            | Self::QueueFull { .. }
+            | Self::NoServer(_)
+            | Self::NoClient(_) => true,
             Self::Remote { code, .. } => matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown)),
             _ => false,
         }

@@ -53,6 +53,9 @@ pub enum Inbound<W> {
     Late(Message),
 }
 
+/// Most bytes of a heartbeat, but for a Hello. Go's takes 25 bytes beside its metadata; its answer repeats all of it.
+pub const HEARTBEAT_BYTES_MAX: usize = 4 << 10;
+
 /// Heartbeats that may wait for their answer beside a full table of calls.
 const HEARTBEATS_MAX: usize = 4;
 
@@ -183,12 +186,12 @@ impl<W> Connection<W> {
 
     fn handle_heartbeat(&mut self, message: Message, first: bool) -> Result<Inbound<W>, PeerMisbehaved> {
         match self.role {
-            Role::Client if self.peer_can(Capabilities::PING) => Ok(Inbound::Ping(message)),
+            Role::Client if self.peer_can(Capabilities::PING) => ping(message),
             Role::Client => Err(PeerMisbehaved::PingFromPlainServer(message.header().seq())),
             Role::Server => match Hello::from_metadata(&message.metadata()) {
                 Some(hello) if first => Ok(Inbound::Hello(hello, message)),
                 Some(_) => Err(PeerMisbehaved::LateHello),
-                None => Ok(Inbound::Ping(message)),
+                None => ping(message),
             },
         }
     }
@@ -237,5 +240,13 @@ impl<W> Connection<W> {
             Role::Client => Some(seq),
             Role::Server => seq.is_call_to_client().then(|| Seq::new(seq.unmarked())),
         }
+    }
+}
+
+/// A heartbeat to answer, unless it is so large that the answer would be worth sending it.
+fn ping<W>(message: Message) -> Result<Inbound<W>, PeerMisbehaved> {
+    match message.frame().len() {
+        bytes if HEARTBEAT_BYTES_MAX < bytes => Err(PeerMisbehaved::LargeHeartbeat(bytes)),
+        _ => Ok(Inbound::Ping(message)),
     }
 }

@@ -149,4 +149,8 @@ pub enum PeerMisbehaved {
     /// A second Hello, or one that is not the first frame.
     #[error("the client sent a Hello that is not its first frame")]
     LateHello,
+    /// A heartbeat of more than [`HEARTBEAT_BYTES_MAX`](crate::HEARTBEAT_BYTES_MAX) bytes. Each is answered with as
+    /// many.
+    #[error("the peer sent a heartbeat of {0} bytes; 4096 is the most")]
+    LargeHeartbeat(usize),
 }

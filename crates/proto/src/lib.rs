@@ -40,7 +40,7 @@ mod compress;
 pub use self::compress::{gunzip, gzip};
 pub use self::{
     calls::Calls,
-    connection::{Connection, Inbound, Peer, Role},
+    connection::{Connection, HEARTBEAT_BYTES_MAX, Inbound, Peer, Role},
     decode::{Deframer, frame_len},
     encode::{FrameParts, frame},
     error::{DecodeError, EncodeError, PeerMisbehaved, TooManyCalls},

@@ -31,7 +31,12 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            settings: Settings { calls_running_max: 16, push_bytes_max: 16 << 20, ..Settings::default() },
+            settings: Settings {
+                calls_running_max: 16,
+                push_bytes_max: 16 << 20,
+                call_bytes_max: 64 << 20,
+                ..Settings::default()
+            },
             connect: ConnectOptions::default(),
             token: None,
             serialize: SerializeType::MSGPACK,
@@ -178,6 +183,14 @@ impl ClientOptions {
     /// [`server_calls_max`](Self::server_calls_max) handlers that run already.
     pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
         self.settings.reply_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes of calls that may wait for a server that does not read; a call beyond is refused with
+    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
+    /// taken if no other waits. Default 64 MiB.
+    pub fn call_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.call_bytes_max = bytes;
         self
     }
 

@@ -10,15 +10,10 @@ use bothways_proto::{
 };
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
-use super::{
-    Connection, State, after,
-    control::compressed,
-    outbox::{Lane, Refused},
-    within,
-};
+use super::{Connection, State, after, control::compressed, lanes::Lane, outbox::Refused, within};
 use crate::{
     caller::{Caller, RawCall, RawReply},
-    error::{CallError, ErrorCode, PushError},
+    error::{CallError, CloseReason, ErrorCode, PushError},
 };
 
 /// Whoever waits for a reply.
@@ -315,7 +310,10 @@ impl Connection {
                 state.proto.forget(seq);
                 Err(match refused {
                     Refused::TooLarge(error) => CallError::TooLarge(error),
-                    Refused::Full { .. } | Refused::Disconnect(_) => unreachable!("calls have a lane without a rule"),
+                    Refused::Full { bytes, .. } => CallError::QueueFull { bytes },
+                    Refused::Disconnect(why) => {
+                        CallError::Closed { written: false, reason: CloseReason::SlowPeer(why) }
+                    }
                 })
             }
         }

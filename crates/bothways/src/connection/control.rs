@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use bothways_proto as proto;
 use bothways_proto::{
-    Capabilities, CompressType, FrameParts, Header, Limits, Message, Metadata, Peer, SerializeType, Status, keys,
+    Capabilities, CompressType, FrameParts, Header, Limits, Message, Metadata, Names, Peer, SerializeType, Status, keys,
 };
 use bytes::Bytes;
 
-use super::{
-    Connection, State,
-    call::Waiter,
-    outbox::{Lane, Refused},
-};
+use super::{Connection, call::Waiter, lanes::Lane, lock::Locked, outbox::Refused};
 use crate::{error::CloseReason, reply::Reply};
 
 impl Connection {
@@ -49,8 +45,17 @@ impl Connection {
         let names = request.names();
         let parts = FrameParts { header, names, metadata: &metadata, payload_len: payload.len() };
         let mut added = state.outbox.add(lane, &parts, &payload, self.limits(), &shared.settings.bounds());
-        if let Err(Refused::TooLarge(error)) = &added {
-            let metadata = Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {error}"));
+        let failure = match &added {
+            Err(Refused::TooLarge(error)) => Some((error.to_string(), names)),
+            // Without the names of its request, which may be long.
+            Err(Refused::Full { bytes, .. }) => {
+                let why = format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)");
+                Some((why, Names::new("", "")))
+            }
+            _ => None,
+        };
+        if let Some((why, names)) = failure {
+            let metadata = Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {why}"));
             let header = request.header().reply().with_status(Status::ERROR);
             let parts = FrameParts { header, names, metadata: &metadata, payload_len: 0 };
             added = state.outbox.add(lane, &parts, &Bytes::new(), self.limits(), &shared.settings.bounds());
@@ -120,7 +125,7 @@ impl Connection {
     }
 
     /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
-    pub(super) fn heartbeat(&self, state: &mut State, waiter: Waiter, metadata: &Metadata) {
+    pub(super) fn heartbeat<'a>(&'a self, state: &mut Locked<'a>, waiter: Waiter, metadata: &Metadata) {
         let is_ping = matches!(waiter, Waiter::Ping);
         if let Some(unanswered) = state.seldom.as_mut().and_then(|seldom| seldom.ping.take_if(|_| is_ping)) {
             // Whatever came since was a sign of life; its answer is not waited for any more.

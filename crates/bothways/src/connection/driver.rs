@@ -15,10 +15,16 @@ use std::{
 
 use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, keys};
 
-use parking_lot::MutexGuard;
 use tokio::time::Sleep;
 
-use super::{Connection, Phase, Settings, State, Waiter, Writing, dispatch::Place, outbox::WRITE_BYTES};
+use super::{
+    Connection, Phase, Settings, State, Waiter,
+    dispatch::Place,
+    lock::Locked,
+    wire::WRITE_BYTES,
+    write::move_bytes,
+    writer::{self, Ended, Hand, Writer},
+};
 use crate::error::{CloseReason, ErrorCode};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
@@ -261,26 +267,15 @@ impl Driver {
     /// Writes what waits, and arranges a wake-up if the socket is full, or if [`WRITE_BYTES`] were written since
     /// the last one: then others have their turn first. `Err`: the connection ended.
     fn poll_writes(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
-        let mut state = self.connection.shared.state.lock();
-        match state.outbox.writing {
-            Writing::Busy => Ok(()),
-            Writing::Idle | Writing::Blocked => write(&self.connection, state, &mut self.share, cx),
-            Writing::LeftOff => {
-                state.outbox.writing = Writing::Blocked;
-                self.share.give_way(cx);
-                Ok(())
-            }
-        }
+        let state = self.connection.shared.state.lock();
+        write(&self.connection, state, &mut self.share, cx)
     }
 
     /// Writes the replies to what was just read. If the socket is full, or somebody wrote enough for now, that
     /// has arranged a wake-up already.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
         let state = self.connection.shared.state.lock();
-        match state.outbox.writing {
-            Writing::Busy | Writing::Blocked | Writing::LeftOff => Ok(()),
-            Writing::Idle => write(&self.connection, state, &mut self.share, cx),
-        }
+        if state.outbox.writer == Writer::Idle { write(&self.connection, state, &mut self.share, cx) } else { Ok(()) }
     }
 
     /// Ends the sending direction once everything is written.
@@ -290,7 +285,7 @@ impl Driver {
         }
         let shared = &*self.connection.shared;
         let mut state = shared.state.lock();
-        let drained = state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
+        let drained = state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
         if let Phase::Answering(reason) = &state.phase
             && drained
             && shared.calls_running.load(Ordering::SeqCst) == 0
@@ -341,9 +336,14 @@ impl State {
             Phase::Closed(_) => true,
             Phase::Closing(_) => !shut_down,
             Phase::Answering(_) => true,
-            Phase::Open | Phase::Draining(_) => self.replies_pile_up(settings) && self.proto.role() == Role::Server,
+            Phase::Open | Phase::Draining(_) => self.proto.role() == Role::Server && self.unread_piles_up(settings),
         };
         self.paused
+    }
+
+    /// True if the peer asks and does not read what it is answered, be it calls or heartbeats.
+    fn unread_piles_up(&self, settings: &Settings) -> bool {
+        self.replies_pile_up(settings) || self.outbox.control_piles_up()
     }
 
     /// True if the peer calls and does not read what it is answered.
@@ -355,7 +355,7 @@ impl State {
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Open)
             && self.outbox.is_empty()
-            && self.outbox.writing == Writing::Idle
+            && self.outbox.writer == Writer::Idle
             && !self.room_wanted
     }
 }
@@ -414,70 +414,29 @@ impl Drop for Driver {
 }
 
 /// Writes what waits; see [`Driver::poll_writes`].
-fn write<'a>(
-    connection: &'a Connection,
-    mut state: MutexGuard<'a, State>,
-    share: &mut Share,
-    cx: &mut Context<'_>,
-) -> Result<(), ()> {
-    let shared = &*connection.shared;
+fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, cx: &mut Context<'_>) -> Result<(), ()> {
+    let socket = &connection.shared.socket;
+    let mut turn =
+        writer::Turn { hand: Hand::Driver, batches: usize::MAX, written: share.written, bytes_max: WRITE_BYTES };
+    let (mut state, ended) = writer::write(connection, state, &mut turn, |wire, done| {
+        move_bytes(wire, done, |slices| socket.poll_write(cx, slices))
+    });
+    share.written = turn.written;
+
     let mut room_wanted = false;
-    loop {
-        let Some(mut wire) = shared.take(&mut state) else {
-            state.outbox.writing = Writing::Idle;
-            room_wanted = std::mem::take(&mut state.room_wanted);
-            break;
-        };
-        if WRITE_BYTES <= share.written {
-            state.outbox.put_back(wire, 0);
-            state.outbox.writing = Writing::Blocked;
-            share.give_way(cx);
-            break;
-        }
-        state.outbox.writing = Writing::Busy;
-        drop(state);
-        let mut written = 0;
-        let result = loop {
-            let result = wire.write_with(
-                share.written + written,
-                |slices| shared.socket.poll_write(cx, slices),
-                |polled| match polled {
-                    Poll::Ready(Ok(n)) => *n,
-                    _ => 0,
-                },
-            );
-            match result {
-                Poll::Ready(Ok(0)) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
-                Poll::Ready(Ok(n)) => {
-                    written += n;
-                    if wire.is_empty() || WRITE_BYTES <= share.written + written {
-                        break Ok(true);
-                    }
-                }
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Poll::Ready(Err(error)) => break Err(error),
-                Poll::Pending => break Ok(false),
-            }
-        };
-        share.written += written;
-        state = shared.state.lock();
-        state.outbox.put_back(wire, written);
-        match result {
-            Ok(true) => state.outbox.writing = Writing::Idle,
-            Ok(false) => {
-                state.outbox.writing = Writing::Blocked;
-                break;
-            }
-            Err(error) => {
-                state.outbox.writing = Writing::Idle;
-                connection.end(&mut state, error.into());
-                return Err(());
-            }
+    match ended {
+        Ended::Done => room_wanted = std::mem::take(&mut state.room_wanted),
+        Ended::Left => {}
+        Ended::GiveWay => share.give_way(cx),
+        Ended::Failed(error) => {
+            connection.end(&mut state, error.into());
+            return Err(());
         }
     }
     drop(state);
+
     if room_wanted {
-        shared.inlet.handle_room(connection);
+        connection.shared.inlet.handle_room(connection);
     }
     flush(connection, cx)
 }
@@ -497,7 +456,7 @@ fn flush(connection: &Connection, cx: &mut Context<'_>) -> Result<(), ()> {
 /// Does what a message asks for.
 fn handle_message<'a>(
     connection: &'a Connection,
-    mut state: MutexGuard<'a, State>,
+    mut state: Locked<'a>,
     message: Message,
     too_many: bool,
     place: &mut Place,
@@ -514,6 +473,7 @@ fn handle_message<'a>(
             return Ok(());
         }
     }
+    state.watch.note_message();
     let inbound = state.proto.handle_message(message)?;
     let asks_first = state.note_request(&inbound);
     match inbound {

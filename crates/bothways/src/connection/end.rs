@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bothways_proto as proto;
 use bothways_proto::{Peer, Role};
 
-use super::{Connection, State, call::Waiter};
+use super::{Connection, State, call::Waiter, lock::Locked};
 use crate::error::{CallError, CloseReason, PushError};
 
 /// How far the connection is from its end.
@@ -35,22 +35,23 @@ impl State {
         matches!(self.phase, Phase::Open | Phase::Draining(_) | Phase::Answering(_))
     }
 
-    /// No reply will be read any more: whoever waits for one is told. What is on its way still
-    /// leaves, so that a call is only called unwritten if it can be taken back.
-    pub(super) fn fail_calls(&mut self, reason: &CloseReason) {
-        for waiter in self.proto.drain() {
-            if let Waiter::Call { reply, number } = waiter {
-                let written = !self.outbox.forget_call(number);
-                // Nobody listens if the call's future was dropped this moment.
-                let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
-            }
-        }
-    }
-
     /// Notes that the peer is about to end the connection, and why.
     pub(super) fn drain(&mut self, reason: CloseReason) {
         if matches!(self.phase, Phase::Open) {
             self.phase = Phase::Draining(Box::new(reason));
+        }
+    }
+}
+
+impl Locked<'_> {
+    /// No reply will be read any more: whoever waits for one is told. What is on its way still
+    /// leaves, so that a call is only called unwritten if it can be taken back.
+    fn fail_calls(&mut self, reason: &CloseReason) {
+        for waiter in self.proto.drain() {
+            if let Waiter::Call { reply, number } = waiter {
+                let written = !self.outbox.forget_call(number);
+                self.answer(reply, CallError::Closed { written, reason: reason.clone() });
+            }
         }
     }
 }
@@ -101,7 +102,7 @@ impl Connection {
             state.fail_calls(&reason);
             state.phase = Phase::Closing(Box::new(reason));
             self.wake_driver(&mut state);
-            self.shared.changed.notify_waiters();
+            state.notify(&self.shared.changed);
         }
     }
 
@@ -124,7 +125,7 @@ impl Connection {
         }
         state.fail_calls(reason);
         state.phase = Phase::Answering(Box::new(reason.clone()));
-        shared.changed.notify_waiters();
+        state.notify(&shared.changed);
         true
     }
 
@@ -133,7 +134,7 @@ impl Connection {
         self.end(&mut self.shared.state.lock(), reason);
     }
 
-    pub(super) fn end(&self, state: &mut State, reason: CloseReason) {
+    pub(super) fn end<'a>(&'a self, state: &mut Locked<'a>, reason: CloseReason) {
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
@@ -147,13 +148,13 @@ impl Connection {
                 // Who was not admitted was not listened to.
                 let unheard = matches!(reason, CloseReason::NotAdmitted { .. });
                 let written = state.outbox.call_may_be_written(number) && !unheard;
-                // Nobody listens if the call's future was dropped this moment.
-                let _ = reply.send(Err(CallError::Closed { written, reason: reason.clone() }));
+                state.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }
-        state.outbox.clear();
+        let dropped = state.outbox.clear();
+        state.drop_later(dropped);
         state.phase = Phase::Closed(Box::new(reason));
         self.wake_driver(state);
-        self.shared.changed.notify_waiters();
+        state.notify(&self.shared.changed);
     }
 }

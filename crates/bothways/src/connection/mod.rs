@@ -6,12 +6,17 @@
 //! | `send.rs` | messages that want no reply: to one connection, or encoded once for many |
 //! | `call.rs` | calls to the peer, and what a dropped future leaves |
 //! | `control.rs` | replies, heartbeats, Hello, acks, goodbyes |
-//! | `write.rs` | who writes, and when |
+//! | `write.rs` | writes what waits, in the thread of whoever added it |
+//! | `writer.rs` | who writes, and who takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
 //! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
 //! | `socket.rs` | the socket, until the connection is over |
+//! | `lock.rs` | the one lock, and what waits until it is free |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
+//! | `lanes.rs` | what waits behind a full socket, and whose turn it is |
+//! | `wire.rs` | bytes in their final order |
+//! | `progress.rs` | how far calls and pushes are |
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | how it does without that task while there is nothing to do |
@@ -28,8 +33,11 @@ mod control;
 mod dispatch;
 mod driver;
 mod end;
+mod lanes;
+mod lock;
 mod outbox;
 mod pace;
+mod progress;
 mod rest;
 mod send;
 mod settings;
@@ -37,7 +45,9 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod wire;
 mod write;
+mod writer;
 
 use std::{
     any::Any,
@@ -51,7 +61,6 @@ use std::{
 };
 
 use bothways_proto::{self as proto, Capabilities, Inbound, Limits, Message, Metadata, Peer, Role, Seq, keys};
-use parking_lot::Mutex;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 pub use self::send::{FanOut, PushFrame, Sent, fan_out};
@@ -65,7 +74,9 @@ pub(crate) use self::{
 use self::{
     call::{Threads, Waiter},
     end::Phase,
-    outbox::{Lane, Outbox, Writing},
+    lanes::Lane,
+    lock::StateLock,
+    outbox::Outbox,
     pace::Pace,
     rest::Driving,
     socket::SocketSlot,
@@ -142,7 +153,7 @@ struct Shared {
     adopted: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
-    state: Mutex<State>,
+    state: StateLock,
 }
 
 /// Everything under the one lock. Held for table operations, never across an await or a write.
@@ -308,7 +319,7 @@ impl Connection {
                 calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
                 changed: Notify::new(),
-                state: Mutex::new(state),
+                state: StateLock::new(state),
             }),
         };
         if let Some(metadata) = hello {

@@ -2,53 +2,51 @@
 //!
 //! ```text
 //!            socket free                          socket full, or 64 KiB are under way
-//!  frame ───────────────► wire ──► socket     frame ──► lane: control │ replies and calls │ pushes
-//!                          ▲                                    │ first  │ then              │ last
+//!  frame ───────────────► wire ──► socket     frame ──► lane: control │ replies 8 │ calls 4 │ pushes 4
+//!                          ▲                                    │ first  │ shares by weight in bytes
 //!                          └────────────────────────────────────┴── refilled as the wire drains
 //! ```
 //!
-//! A frame that finds the lanes empty goes straight into `wire`, a flat buffer that one write takes
-//! whole: bytes copied behind each other beat a vectored write of small slices. From
-//! [`SHARE_BYTES`] on a payload is not copied but shared.
-
-use std::{collections::VecDeque, io::IoSlice};
+//! A frame that finds the lanes empty goes straight onto the [`Wire`]; [`Lanes`] says whose turn it is behind a
+//! full socket. What waits has a bound of its own in each lane, and a rule for when it is full:
+//!
+//! | lane | bound | rule |
+//! |---|---|---|
+//! | control | [`CONTROL_FRAMES`], [`CONTROL_BYTES`] | the connection ends |
+//! | replies | [`REPLY_OVERDRAFT`] times `reply_bytes_max` | a short failure takes the reply's place |
+//! | calls | `call_bytes_max` | the call is refused |
+//! | pushes | `push_queue` | [`Overflow`] |
+//!
+//! One frame that is larger than its bound is taken if nothing else waits in its lane.
 
 use bothways_proto::{EncodeError, FrameParts, HEADER_LEN, Limits, Role, Seq};
 use bytes::Bytes;
 
+use super::{
+    lanes::{Entry, Lane, Lanes, Waiting},
+    progress::Counted,
+    wire::{SHARE_BYTES, WIRE_BYTES, Wire},
+    writer::Writer,
+};
 use crate::connection::Overflow;
-
-/// Bytes whose order is settled. More than this wait in their lanes, where a reply can still
-/// overtake a push, and a push can still be dropped.
-pub(super) const WIRE_BYTES: usize = 64 << 10;
-
-/// Payloads of at least this many bytes are shared, smaller ones copied.
-pub(super) const SHARE_BYTES: usize = 4 << 10;
-
-/// Most bytes of one write, and how much a thread writes to one connection before it turns to another: a
-/// frame of many MiB must not hold up the pushes to everybody else. 256 KiB: some 50 µs of copying, which the
-/// system call and the change of tasks around it disappear in.
-pub(super) const WRITE_BYTES: usize = 256 << 10;
-
-/// Slices of one write.
-const SLICES: usize = 16;
 
 /// Heartbeat answers, refusals and other small frames that may wait. A peer that lets so many pile
 /// up is not reading.
-const CONTROL_FRAMES: usize = 1024;
+pub(super) const CONTROL_FRAMES: usize = 1024;
 
-/// What a frame is, for the order in which frames leave and for what may be dropped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Lane {
-    /// Heartbeats and their answers, refusals, goodbyes.
-    Control,
-    /// Replies of handlers.
-    Reply,
-    /// Calls that wait for a reply. A client's go with its pushes, in order.
-    Call,
-    /// Requests that want no reply.
-    Push,
-}
+/// Their bytes: a quarter of a KiB for each.
+pub(super) const CONTROL_BYTES: usize = 256 << 10;
+
+/// Replies may take so many times the bytes above which the peer is not read from: handlers that run already come
+/// to their ends. Beyond, a reply of more than [`FAILURE_BYTES`] is refused.
+pub(super) const REPLY_OVERDRAFT: usize = 16;
+
+/// A reply of at most this many bytes is taken beyond the bound of replies, for it tells a caller that its own was
+/// not; until twice that bound is full.
+const FAILURE_BYTES: usize = 1 << 10;
+
+/// Replies below this many bytes are copied when they wait: one may be a slice of a read, which it would keep whole.
+const COPY_BYTES: usize = 64 << 10;
 
 /// Why a frame was not taken.
 #[derive(Debug, Eq, PartialEq)]
@@ -75,220 +73,10 @@ pub(super) struct OutboxBounds {
     pub(super) push_frames: usize,
     pub(super) push_bytes: usize,
     pub(super) overflow: Overflow,
-}
-
-#[derive(Debug)]
-struct Entry {
-    lane: Lane,
-    /// Of a call its number, of anything else that of the last call before it: within a lane these numbers
-    /// never fall.
-    call: u64,
-    head: Bytes,
-    /// A shared payload behind the head.
-    body: Bytes,
-}
-
-impl Entry {
-    fn len(&self) -> usize {
-        self.head.len() + self.body.len()
-    }
-}
-
-/// Bytes in their final order: `flat` first, then `tail`.
-#[derive(Debug, Default)]
-pub(super) struct Wire {
-    flat: Vec<u8>,
-    /// Bytes of `flat` that the socket took already.
-    written: usize,
-    tail: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-/// What waits behind a full socket.
-#[derive(Debug, Default)]
-struct Lanes {
-    control: VecDeque<Entry>,
-    /// Replies, and a server's calls.
-    replies: VecDeque<Entry>,
-    /// Pushes, the replies of handlers that pushed first, and a client's calls.
-    pushes: VecDeque<Entry>,
-    /// Of replies, wherever they wait.
-    reply_bytes: usize,
-    /// Of pushes alone.
-    push_frames: usize,
-    push_bytes: usize,
-}
-
-impl Lanes {
-    fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.replies.is_empty() && self.pushes.is_empty()
-    }
-
-    /// What leaves next.
-    fn pop(&mut self) -> Option<Entry> {
-        let next = self.control.pop_front().or_else(|| self.replies.pop_front());
-        let entry = next.or_else(|| self.pushes.pop_front())?;
-        self.count_out(entry.lane, entry.len());
-        Some(entry)
-    }
-
-    fn count_in(&mut self, lane: Lane, len: usize) {
-        match lane {
-            Lane::Reply => self.reply_bytes += len,
-            Lane::Push => {
-                self.push_frames += 1;
-                self.push_bytes += len;
-            }
-            Lane::Control | Lane::Call => {}
-        }
-    }
-
-    fn count_out(&mut self, lane: Lane, len: usize) {
-        match lane {
-            Lane::Reply => self.reply_bytes -= len,
-            Lane::Push => {
-                self.push_frames -= 1;
-                self.push_bytes -= len;
-            }
-            Lane::Control | Lane::Call => {}
-        }
-    }
-}
-
-/// How far calls or pushes are, each by how many went that far.
-#[derive(Debug, Default)]
-struct Progress {
-    /// Given to the outbox.
-    added: u64,
-    on_wire: u64,
-    /// In a write that is under way, or was the last one.
-    under_way: u64,
-    /// Of calls: begun to be written; a call with a number up to this may have reached the peer. Of pushes: the
-    /// kernel has them whole.
-    written: u64,
-}
-
-/// What is counted of calls and pushes.
-#[derive(Debug, Default)]
-struct Counted {
-    calls: Progress,
-    /// In the order of the adding, unless the rule for a full queue drops some.
-    pushes: Progress,
-    /// By that rule, or with the connection.
-    pushes_dropped: u64,
-}
-
-impl Wire {
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    /// The slices of the next write, of this many bytes at most.
-    fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES], mut left: usize) -> usize {
-        let mut used = 0;
-        let flat = Some(&self.flat[self.written..]).filter(|flat| !flat.is_empty());
-        for chunk in flat.into_iter().chain(self.tail.iter().map(|chunk| &**chunk)).take(SLICES) {
-            if left == 0 {
-                break;
-            }
-            let chunk = &chunk[..chunk.len().min(left)];
-            left -= chunk.len();
-            space[used] = IoSlice::new(chunk);
-            used += 1;
-        }
-        used
-    }
-
-    /// Hands the slices of the next write to `write`, and forgets what it took. `done` is what was written since the
-    /// thread turned to this connection, less than [`WRITE_BYTES`]: the two are not more together.
-    pub(super) fn write_with<R>(
-        &mut self,
-        done: usize,
-        write: impl FnOnce(&[IoSlice<'_>]) -> R,
-        taken: impl FnOnce(&R) -> usize,
-    ) -> R {
-        let mut space = [IoSlice::new(&[]); SLICES];
-        let used = self.slices(&mut space, WRITE_BYTES - done);
-        let result = write(&space[..used]);
-        self.advance(taken(&result));
-        result
-    }
-
-    fn advance(&mut self, mut n: usize) {
-        self.bytes -= n;
-        let of_flat = n.min(self.flat.len() - self.written);
-        self.written += of_flat;
-        n -= of_flat;
-        if self.written == self.flat.len() {
-            self.flat.clear();
-            self.written = 0;
-        }
-        while 0 < n {
-            let front = self.tail.front_mut().expect("no more is taken than was there");
-            let of_front = n.min(front.len());
-            n -= of_front;
-            if of_front == front.len() {
-                self.tail.pop_front();
-            } else {
-                bytes::Buf::advance(front, of_front);
-            }
-        }
-    }
-
-    fn push_flat(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len();
-        if self.tail.is_empty() {
-            self.flat.extend_from_slice(bytes);
-        } else {
-            self.tail.push_back(Bytes::copy_from_slice(bytes));
-        }
-    }
-
-    fn push_shared(&mut self, bytes: Bytes) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.bytes += bytes.len();
-        self.tail.push_back(bytes);
-    }
-
-    fn push(&mut self, bytes: Bytes) {
-        if bytes.len() < SHARE_BYTES && self.tail.is_empty() {
-            self.push_flat(&bytes);
-        } else {
-            self.push_shared(bytes);
-        }
-    }
-
-    fn push_entry(&mut self, entry: Entry) {
-        self.push(entry.head);
-        self.push_shared(entry.body);
-    }
-
-    /// Puts what came meanwhile behind what was not written.
-    fn append(&mut self, newer: Self) {
-        self.bytes += newer.bytes;
-        if self.tail.is_empty() {
-            self.flat.extend_from_slice(&newer.flat[newer.written..]);
-        } else if newer.written < newer.flat.len() {
-            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..));
-        }
-        self.tail.extend(newer.tail);
-    }
-}
-
-/// Who writes.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum Writing {
-    /// Nobody: whoever adds a frame may write.
-    #[default]
-    Idle,
-    /// Somebody does, outside the lock, and will look again when done.
-    Busy,
-    /// The socket is full, or enough was written for now: the connection's task waits for it, or for its turn.
-    Blocked,
-    /// A caller wrote enough for now: the connection's task goes on, after others have had their turn.
-    LeftOff,
+    /// Bytes of replies above which the peer is not read from.
+    pub(super) reply_bytes: usize,
+    /// Bytes of calls that may wait.
+    pub(super) call_bytes: usize,
 }
 
 /// Frames on their way to the socket. Small while there are none.
@@ -301,7 +89,7 @@ pub(super) struct Outbox {
     counted: Option<Box<Counted>>,
     /// Total bytes the socket took; what the write deadline watches.
     written_bytes: u64,
-    pub(super) writing: Writing,
+    pub(super) writer: Writer,
     /// Calls wait in the lane of pushes: a client's requests leave in the order in which they were made, whether
     /// they want a reply or not.
     requests_in_order: bool,
@@ -328,10 +116,11 @@ impl Outbox {
         }
         if direct && payload.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
-            if wire.tail.is_empty() {
-                let before = wire.flat.len();
-                parts.put_frame(&mut wire.flat, payload, limits)?;
-                wire.bytes += wire.flat.len() - before;
+            if let Some(flat) = wire.flat_end() {
+                let before = flat.len();
+                parts.put_frame(flat, payload, limits)?;
+                let added = flat.len() - before;
+                wire.note_flat(added);
                 return Ok(self.count(lane, true));
             }
         }
@@ -341,7 +130,10 @@ impl Outbox {
             Bytes::new()
         } else {
             parts.put_head(&mut head, limits)?;
-            payload.clone()
+            match lane {
+                Lane::Reply if !direct && payload.len() < COPY_BYTES => Bytes::copy_from_slice(payload),
+                _ => payload.clone(),
+            }
         };
         Ok(self.add_entry(Entry { lane, call: 0, head: head.into(), body }, direct))
     }
@@ -365,12 +157,13 @@ impl Outbox {
         }
         if direct && frame.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
-            if wire.tail.is_empty() {
-                let at = wire.flat.len();
-                wire.push_flat(frame);
+            if let Some(flat) = wire.flat_end() {
+                let at = flat.len();
+                flat.extend_from_slice(frame);
                 if let Some(seq) = seq {
-                    seq.put(&mut wire.flat[at..]);
+                    seq.put(&mut flat[at..]);
                 }
+                wire.note_flat(frame.len());
                 return Ok(self.count(lane, true));
             }
         }
@@ -402,31 +195,25 @@ impl Outbox {
     pub(super) fn call_may_be_written(&self, number: u64) -> bool {
         let Some(counted) = &self.counted else { return false };
         let calls = &counted.calls;
-        number <= calls.written || (self.writing == Writing::Busy && number <= calls.under_way)
+        number <= calls.written || (self.writer == Writer::Busy && number <= calls.under_way)
     }
 
     /// Takes the call of this number out if it has not left its lane: then it never leaves, and the
     /// peer need not be told. False: it is on the wire, or gone.
     pub(super) fn forget_call(&mut self, number: u64) -> bool {
-        let Some(lanes) = &mut self.lanes else { return false };
-        let calls = if self.requests_in_order { &mut lanes.pushes } else { &mut lanes.replies };
-        let at = calls.partition_point(|entry| entry.call < number);
-        let Some(entry) =
-            calls.get_mut(at).filter(|entry| entry.lane == Lane::Call && entry.call == number && entry.len() != 0)
-        else {
-            return false;
-        };
-        // An empty entry keeps the place of those behind it; at either end it can go.
-        (entry.head, entry.body) = (Bytes::new(), Bytes::new());
-        while calls.pop_front_if(|entry| entry.len() == 0).is_some() {}
-        while calls.pop_back_if(|entry| entry.len() == 0).is_some() {}
-        true
+        self.lanes.as_mut().is_some_and(|lanes| lanes.forget_call(number).is_some())
     }
 
     /// True while the peer may be told of calls that were given up. When it does not read, that can
     /// wait for ever, and answers to its heartbeats have more need of the room.
     pub(super) fn has_room_for_cancels(&self) -> bool {
-        self.lanes.as_ref().is_none_or(|lanes| lanes.control.len() < CONTROL_FRAMES / 2)
+        !self.control_piles_up()
+    }
+
+    /// True while half of what may wait of heartbeat answers and the like does: a server reads no more of them.
+    pub(super) fn control_piles_up(&self) -> bool {
+        let Waiting { frames, bytes } = self.waiting(Lane::Control);
+        CONTROL_FRAMES / 2 <= frames || CONTROL_BYTES / 2 <= bytes
     }
 
     /// How many pushes were ever added: a reply that was begun before a push was added stays behind it.
@@ -483,12 +270,17 @@ impl Outbox {
 
     /// Bytes of replies that wait behind a full socket.
     pub(super) fn reply_bytes(&self) -> usize {
-        self.lanes.as_ref().map_or(0, |lanes| lanes.reply_bytes)
+        self.waiting(Lane::Reply).bytes
     }
 
     /// Pushes and their bytes that wait behind a full socket.
     pub(super) fn pushes_waiting(&self) -> (usize, usize) {
-        self.lanes.as_ref().map_or((0, 0), |lanes| (lanes.push_frames, lanes.push_bytes))
+        let Waiting { frames, bytes } = self.waiting(Lane::Push);
+        (frames, bytes)
+    }
+
+    fn waiting(&self, lane: Lane) -> Waiting {
+        self.lanes.as_ref().map_or(Waiting::default(), |lanes| lanes.waiting(lane))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -498,95 +290,103 @@ impl Outbox {
 
     /// Gives back memory that a burst took, unless something waits.
     pub(super) fn shrink(&mut self) {
-        if self.is_empty() && self.writing == Writing::Idle {
+        if self.is_empty() && self.writer == Writer::Idle {
             self.wire = None;
             self.lanes = None;
         }
     }
 
-    /// Forgets everything, because the connection is over.
-    pub(super) fn clear(&mut self) {
-        self.wire = None;
-        if let Some(lanes) = self.lanes.take().filter(|lanes| 0 < lanes.push_frames) {
-            self.counted.get_or_insert_default().pushes_dropped += lanes.push_frames as u64;
+    /// Forgets everything, because the connection is over. Gives what it held: payloads may be an application's
+    /// own, whose `Drop` is to run outside the lock.
+    pub(super) fn clear(&mut self) -> impl Send + 'static {
+        let (wire, lanes) = (self.wire.take(), self.lanes.take());
+        let waited = lanes.as_ref().map_or(0, |lanes| lanes.waiting(Lane::Push).frames);
+        if 0 < waited {
+            self.counted.get_or_insert_default().pushes_dropped += waited as u64;
         }
+        (wire, lanes)
     }
 
     /// True if enough is on the wire for a write of its own, and nobody writes: putting the write off
     /// any longer would only fill the lanes of a socket that may be free.
     pub(super) fn wants_write(&self) -> bool {
-        WIRE_BYTES <= self.wire_bytes() && self.writing == Writing::Idle
+        WIRE_BYTES <= self.wire_bytes() && self.writer == Writer::Idle
     }
 
     pub(super) fn goes_direct(&self) -> bool {
         self.wire_bytes() < WIRE_BYTES
             && self.lanes.as_ref().is_none_or(|lanes| lanes.is_empty())
-            && !matches!(self.writing, Writing::Blocked | Writing::LeftOff)
+            && !matches!(self.writer, Writer::Blocked | Writer::LeftOff)
     }
 
     fn wire_bytes(&self) -> usize {
-        self.wire.as_ref().map_or(0, |wire| wire.bytes)
+        self.wire.as_ref().map_or(0, |wire| wire.bytes())
     }
 
+    /// Makes room for a frame that has to wait, by the rule of its lane, or refuses it.
     fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
-        let lanes = self.lanes.get_or_insert_default();
+        let Waiting { frames, bytes } = self.waiting(lane);
+        let over = |bytes_max: usize| 0 < frames && bytes_max < bytes.saturating_add(len);
         match lane {
-            Lane::Control if CONTROL_FRAMES <= lanes.control.len() => {
+            Lane::Control if CONTROL_FRAMES <= frames || over(CONTROL_BYTES) => {
                 Err(Refused::Disconnect("it lets heartbeat answers and refusals pile up"))
             }
-            Lane::Push => {
-                let full = |lanes: &Lanes| {
-                    bounds.push_frames <= lanes.push_frames
-                        || (bounds.push_bytes < lanes.push_bytes + len && 0 < lanes.push_frames)
-                };
-                while full(lanes) {
-                    let (frames, bytes) = (lanes.push_frames, lanes.push_bytes);
-                    match bounds.overflow {
-                        Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
-                        Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
-                        Overflow::DropOldest => {
-                            let oldest = lanes.pushes.iter().position(|entry| entry.lane == Lane::Push);
-                            let Some(dropped) = oldest.and_then(|at| lanes.pushes.remove(at)) else {
-                                return Err(Refused::Full { frames, bytes });
-                            };
-                            lanes.count_out(Lane::Push, dropped.len());
-                            let counted = self.counted.get_or_insert_default();
-                            counted.pushes_dropped += 1;
-                            // Those behind it keep their numbers.
-                            counted.pushes.on_wire += 1;
-                        }
-                    }
+            Lane::Control => Ok(()),
+            Lane::Reply => {
+                let bytes_max = bounds.reply_bytes.saturating_mul(REPLY_OVERDRAFT);
+                if over(bytes_max.saturating_mul(2)) {
+                    Err(Refused::Disconnect("it lets replies pile up"))
+                } else if over(bytes_max) && FAILURE_BYTES < len {
+                    Err(Refused::Full { frames, bytes })
+                } else {
+                    Ok(())
                 }
-                Ok(())
             }
-            _ => Ok(()),
+            Lane::Call if over(bounds.call_bytes) => Err(Refused::Full { frames, bytes }),
+            Lane::Call => Ok(()),
+            Lane::Push => self.make_room_for_push(len, bounds),
+        }
+    }
+
+    fn make_room_for_push(&mut self, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
+        loop {
+            let Waiting { frames, bytes } = self.waiting(Lane::Push);
+            let over = 0 < frames && bounds.push_bytes < bytes.saturating_add(len);
+            if frames < bounds.push_frames && !over {
+                return Ok(());
+            }
+            match bounds.overflow {
+                Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
+                Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
+                Overflow::DropOldest => {
+                    if self.lanes.as_mut().and_then(|lanes| lanes.drop_oldest_push()).is_none() {
+                        return Err(Refused::Full { frames, bytes });
+                    }
+                    let counted = self.counted.get_or_insert_default();
+                    counted.pushes_dropped += 1;
+                    // Those behind it keep their numbers.
+                    counted.pushes.on_wire += 1;
+                }
+            }
         }
     }
 
     fn add_entry(&mut self, mut entry: Entry, direct: bool) -> u64 {
         let lane = entry.lane;
         if direct {
-            self.wire.get_or_insert_default().push_entry(entry);
+            self.wire.get_or_insert_default().push_frame(entry.head, entry.body);
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
         entry.call = number;
-        let lanes = self.lanes.get_or_insert_default();
-        lanes.count_in(lane, entry.len());
-        match lane {
-            Lane::Control => lanes.control.push_back(entry),
-            Lane::Call if self.requests_in_order => lanes.pushes.push_back(entry),
-            Lane::Reply | Lane::Call => lanes.replies.push_back(entry),
-            Lane::Push => lanes.pushes.push_back(entry),
-        }
+        self.lanes.get_or_insert_with(|| Box::new(Lanes::new(self.requests_in_order))).push(entry);
         number
     }
 
-    /// Moves the replies that were just added behind the pushes that wait: their handlers pushed first.
+    /// Moves the reply that was just added behind the pushes that wait: its handler pushed first.
     pub(super) fn last_reply_behind_pushes(&mut self) {
-        let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.pushes.is_empty()) else { return };
-        if let Some(entry) = lanes.replies.pop_back_if(|entry| entry.lane == Lane::Reply) {
-            lanes.pushes.push_back(entry);
+        if let Some(lanes) = &mut self.lanes {
+            lanes.last_reply_behind_pushes();
         }
     }
 
@@ -607,7 +407,7 @@ impl Outbox {
     fn refill(&mut self) {
         let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.is_empty()) else { return };
         let wire = self.wire.get_or_insert_default();
-        while wire.bytes < WIRE_BYTES {
+        while wire.bytes() < WIRE_BYTES {
             let Some(entry) = lanes.pop() else { return };
             if let Some(counted) = &mut self.counted {
                 match entry.lane {
@@ -616,7 +416,7 @@ impl Outbox {
                     Lane::Control | Lane::Reply => {}
                 }
             }
-            wire.push_entry(entry);
+            wire.push_frame(entry.head, entry.body);
         }
     }
 }
@@ -628,7 +428,7 @@ mod tests {
     use super::*;
 
     fn bounds(overflow: Overflow) -> OutboxBounds {
-        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow }
+        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow, reply_bytes: 4 << 20, call_bytes: 1 << 20 }
     }
 
     fn add(outbox: &mut Outbox, lane: Lane, text: &str, overflow: Overflow) -> Result<u64, Refused> {
@@ -643,7 +443,7 @@ mod tests {
     fn drain(outbox: &mut Outbox) -> String {
         let (mut stream, limits) = (Vec::new(), Limits::default());
         while let Some(mut wire) = outbox.take() {
-            let written = wire.bytes;
+            let written = wire.bytes();
             while !wire.is_empty() {
                 wire.write_with(
                     0,
@@ -691,23 +491,228 @@ mod tests {
             assert_eq!((outbox.pushes_added(), outbox.pushes_written()), (4, 0));
             assert_eq!(drain(&mut outbox), format!("a{}b", text.repeat(3)));
             assert_eq!(outbox.pushes_written(), 4);
-            outbox.writing = Writing::Blocked;
+            outbox.writer = Writer::Blocked;
             assert!(!outbox.add_joined_pushes(&joined, 3));
-            outbox.writing = Writing::Idle;
+            outbox.writer = Writer::Idle;
             while outbox.add_joined_pushes(&joined, 3) {}
             assert!(outbox.wire_bytes() <= WIRE_BYTES && WIRE_BYTES < outbox.wire_bytes() + joined.len());
         }
     }
 
-    /// Behind a full socket, control overtakes replies, and replies overtake pushes.
+    /// Behind a full socket control overtakes everything, and the other lanes take turns, each in its own order.
     #[test]
     fn a_full_socket_sorts_by_lane() {
         let mut outbox = Outbox::new(Role::Server);
-        outbox.writing = Writing::Blocked;
-        for (lane, text) in [(Lane::Push, "a"), (Lane::Reply, "b"), (Lane::Push, "c"), (Lane::Control, "d")] {
+        outbox.writer = Writer::Blocked;
+        let frames = [
+            (Lane::Push, "a"),
+            (Lane::Reply, "b"),
+            (Lane::Call, "x"),
+            (Lane::Push, "c"),
+            (Lane::Reply, "e"),
+            (Lane::Call, "y"),
+            (Lane::Control, "d"),
+        ];
+        for (lane, text) in frames {
             add(&mut outbox, lane, text, Overflow::RefuseNewest).expect("room");
         }
-        assert_eq!(drain(&mut outbox), "dbac");
+        let left = drain(&mut outbox);
+        assert!(left.starts_with('d'), "{left}");
+        for order in ["ac", "be", "xy"] {
+            let own: String = left.chars().filter(|letter| order.contains(*letter)).collect();
+            assert_eq!(own, order, "{left}");
+        }
+    }
+
+    /// Pushes leave behind a full socket though new replies come as fast as the socket takes them.
+    #[test]
+    fn replies_that_never_end_do_not_starve_pushes() {
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        add(&mut outbox, Lane::Push, "push", Overflow::RefuseNewest).expect("room");
+        let large = "r".repeat(3000);
+        let mut left = String::new();
+        for _ in 0..10 {
+            for _ in 0..20 {
+                add(&mut outbox, Lane::Reply, &large, Overflow::RefuseNewest).expect("room");
+            }
+            let mut wire = outbox.take().expect("much waits");
+            let mut written = 0;
+            while written < WIRE_BYTES / 2 {
+                written += wire.write_with(
+                    0,
+                    |slices| {
+                        let n = slices[0].len().min(WIRE_BYTES / 2 - written);
+                        left.push_str(&String::from_utf8_lossy(&slices[0][..n]));
+                        n
+                    },
+                    |n| *n,
+                );
+            }
+            outbox.put_back(wire, written);
+        }
+        assert!(left.contains("push"), "{} bytes of replies went first", left.len());
+    }
+
+    /// Of control frames as many wait as the bound says, and not one more; half of them stop the reading.
+    #[test]
+    fn the_bound_of_control_frames_is_exact() {
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        for n in 0..CONTROL_FRAMES {
+            assert_eq!(outbox.control_piles_up(), CONTROL_FRAMES / 2 <= n, "{n}");
+            assert_eq!(outbox.has_room_for_cancels(), n < CONTROL_FRAMES / 2, "{n}");
+            add(&mut outbox, Lane::Control, "", Overflow::RefuseNewest).expect("room");
+        }
+        let refused = add(&mut outbox, Lane::Control, "", Overflow::RefuseNewest);
+        assert!(matches!(refused, Err(Refused::Disconnect(_))), "{refused:?}");
+    }
+
+    /// How large a frame with no payload is.
+    fn frame_bytes() -> usize {
+        let mut outbox = Outbox::new(Role::Server);
+        add(&mut outbox, Lane::Reply, "", Overflow::RefuseNewest).expect("room");
+        outbox.wire_bytes()
+    }
+
+    /// A payload that makes a frame of so many bytes.
+    fn payload_of(bytes: usize) -> String {
+        "x".repeat(bytes - frame_bytes())
+    }
+
+    /// Of control frames as many bytes wait as the bound says, and not one more; a single one may be larger.
+    #[test]
+    fn the_bound_of_control_bytes_is_exact() {
+        let half = payload_of(CONTROL_BYTES / 2);
+        for (last, fits) in [(half.clone(), true), (format!("{half}x"), false)] {
+            let mut outbox = Outbox::new(Role::Server);
+            outbox.writer = Writer::Blocked;
+            assert!(!outbox.control_piles_up());
+            add(&mut outbox, Lane::Control, &half, Overflow::RefuseNewest).expect("room");
+            assert!(outbox.control_piles_up());
+            assert_eq!(add(&mut outbox, Lane::Control, &last, Overflow::RefuseNewest).is_ok(), fits);
+        }
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        add(&mut outbox, Lane::Control, &payload_of(2 * CONTROL_BYTES), Overflow::RefuseNewest).expect("alone");
+    }
+
+    /// Adds frames of half a bound each, and then one that just fits, or is one byte too large.
+    fn fill_exactly(lane: Lane, bytes_max: usize) -> [Result<u64, Refused>; 2] {
+        let half = payload_of(bytes_max / 2);
+        [half.clone(), format!("{half}x")].map(|last| {
+            let mut outbox = Outbox::new(Role::Server);
+            outbox.writer = Writer::Blocked;
+            add(&mut outbox, lane, &half, Overflow::RefuseNewest).expect("room");
+            add(&mut outbox, lane, &last, Overflow::RefuseNewest)
+        })
+    }
+
+    /// Calls wait up to their bytes; what is refused can be tried elsewhere.
+    #[test]
+    fn the_bound_of_call_bytes_is_exact() {
+        let bound = bounds(Overflow::RefuseNewest).call_bytes;
+        let [fits, beyond] = fill_exactly(Lane::Call, bound);
+        assert!(fits.is_ok());
+        assert_eq!(beyond, Err(Refused::Full { frames: 1, bytes: bound / 2 }));
+    }
+
+    /// Pushes wait up to their bytes.
+    #[test]
+    fn the_bound_of_push_bytes_is_exact() {
+        let bound = bounds(Overflow::RefuseNewest).push_bytes;
+        let [fits, beyond] = fill_exactly(Lane::Push, bound);
+        assert!(fits.is_ok());
+        assert_eq!(beyond, Err(Refused::Full { frames: 1, bytes: bound / 2 }));
+    }
+
+    /// Replies of handlers that ran when reading stopped wait up to their bytes. Beyond, a short failure is taken,
+    /// until twice as much waits.
+    #[test]
+    fn the_bound_of_reply_bytes_is_exact() {
+        let bounds = OutboxBounds { reply_bytes: 1 << 10, ..bounds(Overflow::RefuseNewest) };
+        let bound = REPLY_OVERDRAFT << 10;
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        let mut reply = |bytes: usize| {
+            let payload = Bytes::from(payload_of(bytes));
+            let metadata = Metadata::new();
+            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+            let parts =
+                FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: payload.len() };
+            outbox.add(Lane::Reply, &parts, &payload, &Limits::default(), &bounds)
+        };
+        reply(bound / 2).expect("room");
+        reply(bound / 2).expect("just fits");
+        let refused = reply(FAILURE_BYTES + 1);
+        assert_eq!(refused, Err(Refused::Full { frames: 2, bytes: bound }));
+        for _ in 0..REPLY_OVERDRAFT {
+            reply(FAILURE_BYTES).expect("a short failure");
+        }
+        assert!(matches!(reply(FAILURE_BYTES), Err(Refused::Disconnect(_))));
+    }
+
+    /// Frames go straight onto the wire until its bytes are reached, and then wait.
+    #[test]
+    fn the_bound_of_the_wire_is_exact() {
+        let mut outbox = Outbox::new(Role::Server);
+        let first = payload_of(WIRE_BYTES - 1 - frame_bytes());
+        add(&mut outbox, Lane::Push, &first, Overflow::RefuseNewest).expect("room");
+        assert!(outbox.goes_direct() && !outbox.wants_write());
+        let joined = Bytes::from(vec![0; frame_bytes() + 2]);
+        assert!(!outbox.add_joined_pushes(&joined, 2), "one byte too many");
+        assert!(outbox.add_joined_pushes(&joined.slice(..frame_bytes()), 2), "one byte less than the bound");
+        assert!(outbox.goes_direct() && !outbox.wants_write());
+        outbox.add_frame(Lane::Control, &Bytes::from_static(b"x"), &bounds(Overflow::RefuseNewest)).expect("room");
+        assert!(!outbox.goes_direct() && outbox.wants_write());
+        outbox.writer = Writer::Busy;
+        assert!(!outbox.wants_write());
+    }
+
+    /// A burst's memory is given back once nothing waits and nobody writes, and not before.
+    #[test]
+    fn an_empty_outbox_is_given_back() {
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        add(&mut outbox, Lane::Push, "a", Overflow::RefuseNewest).expect("room");
+        outbox.shrink();
+        assert_eq!(outbox.pushes_waiting().0, 1);
+        drain(&mut outbox);
+        outbox.shrink();
+        assert!(outbox.wire.is_some(), "somebody writes");
+        outbox.writer = Writer::Idle;
+        outbox.shrink();
+        assert!(outbox.wire.is_none() && outbox.lanes.is_none());
+    }
+
+    /// What waited when the connection ended was dropped, and is counted.
+    #[test]
+    fn an_end_counts_what_waited() {
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        for lane in [Lane::Push, Lane::Reply, Lane::Push] {
+            add(&mut outbox, lane, "a", Overflow::RefuseNewest).expect("room");
+        }
+        drop(outbox.clear());
+        assert_eq!((outbox.pushes_dropped(), outbox.is_empty()), (2, true));
+    }
+
+    /// A reply that waits keeps no read alive that it is a slice of; a large one is shared.
+    #[test]
+    fn a_small_reply_that_waits_is_a_copy() {
+        let read = Bytes::from(vec![1; 2 * COPY_BYTES]);
+        for (len, copied) in [(COPY_BYTES - 1, true), (COPY_BYTES, false)] {
+            let payload = read.slice(..len);
+            let metadata = Metadata::new();
+            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+            let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: len };
+            let mut outbox = Outbox::new(Role::Server);
+            outbox.writer = Writer::Blocked;
+            let added = outbox.add(Lane::Reply, &parts, &payload, &Limits::default(), &bounds(Overflow::RefuseNewest));
+            added.expect("room");
+            let entry = outbox.lanes.as_mut().and_then(|lanes| lanes.pop()).expect("it waits");
+            assert_eq!(entry.body.as_ptr() != payload.as_ptr(), copied, "{len}");
+        }
     }
 
     /// A client's requests keep their order whether they want a reply or not; its replies overtake them, and a call
@@ -715,7 +720,7 @@ mod tests {
     #[test]
     fn a_clients_requests_keep_their_order() {
         let mut outbox = Outbox::new(Role::Client);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         let mut given_up = 0;
         for (lane, text) in [
             (Lane::Push, "a"),
@@ -738,7 +743,7 @@ mod tests {
     #[test]
     fn calls_do_not_crowd_out_oneway_requests() {
         let mut outbox = Outbox::new(Role::Client);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         for _ in 0..10 {
             add(&mut outbox, Lane::Call, "call", Overflow::RefuseNewest).expect("room");
         }
@@ -753,7 +758,7 @@ mod tests {
     #[test]
     fn a_reply_stays_behind_its_handlers_push() {
         let mut outbox = Outbox::new(Role::Server);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         add(&mut outbox, Lane::Push, "push ", Overflow::RefuseNewest).expect("room");
         add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("room");
         outbox.last_reply_behind_pushes();
@@ -765,7 +770,7 @@ mod tests {
     fn a_full_queue_follows_its_rule() {
         let fill = |overflow| {
             let mut outbox = Outbox::new(Role::Server);
-            outbox.writing = Writing::Blocked;
+            outbox.writer = Writer::Blocked;
             for text in ["a", "b", "c"] {
                 add(&mut outbox, Lane::Push, text, overflow).expect("room");
             }
@@ -784,7 +789,7 @@ mod tests {
     #[test]
     fn pushes_do_not_crowd_out_replies() {
         let mut outbox = Outbox::new(Role::Server);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         while add(&mut outbox, Lane::Push, "p", Overflow::RefuseNewest).is_ok() {}
         add(&mut outbox, Lane::Reply, "reply", Overflow::RefuseNewest).expect("replies have room");
         assert!(drain(&mut outbox).starts_with("reply"));
@@ -797,11 +802,11 @@ mod tests {
         let first = add(&mut outbox, Lane::Call, "one", Overflow::RefuseNewest).expect("room");
         assert!(!outbox.call_may_be_written(first));
         let wire = outbox.take().expect("one frame");
-        outbox.writing = Writing::Busy;
+        outbox.writer = Writer::Busy;
         assert!(outbox.call_may_be_written(first), "a write is under way: nobody can tell");
         let second = add(&mut outbox, Lane::Call, "two", Overflow::RefuseNewest).expect("room");
         outbox.put_back(wire, 0);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         assert!(!outbox.call_may_be_written(first), "the write took nothing");
         let mut wire = outbox.take().expect("two frames");
         wire.write_with(0, |_| 1, |n| *n);
@@ -817,7 +822,7 @@ mod tests {
     #[test]
     fn a_call_that_is_given_up_in_its_lane_never_leaves() {
         let mut outbox = Outbox::new(Role::Server);
-        outbox.writing = Writing::Blocked;
+        outbox.writer = Writer::Blocked;
         let added = |outbox: &mut Outbox, lane, text| add(outbox, lane, text, Overflow::RefuseNewest).expect("room");
         let calls = ["a", "b", "c", "d"].map(|text| added(&mut outbox, Lane::Call, text));
         added(&mut outbox, Lane::Reply, "reply");
@@ -829,7 +834,7 @@ mod tests {
         let wire = outbox.take().expect("the rest");
         assert!(!outbox.forget_call(calls[2]), "it is on the wire");
         outbox.put_back(wire, 0);
-        assert_eq!(drain(&mut outbox), "creplye");
+        assert_eq!(drain(&mut outbox), "replyce");
         assert_eq!((outbox.reply_bytes(), outbox.call_may_be_written(last)), (0, true));
     }
 
@@ -850,7 +855,7 @@ mod tests {
         let mut outbox = Outbox::new(Role::Server);
         add(&mut outbox, Lane::Reply, "one", Overflow::RefuseNewest).expect("room");
         let mut wire = outbox.take().expect("one frame");
-        outbox.writing = Writing::Busy;
+        outbox.writer = Writer::Busy;
         add(&mut outbox, Lane::Reply, "two", Overflow::RefuseNewest).expect("room");
         let mut sent = Vec::new();
         wire.write_with(
@@ -863,7 +868,7 @@ mod tests {
         );
         outbox.put_back(wire, 7);
         let rest = outbox.take().expect("the rest");
-        sent.extend_from_slice(&rest.flat[rest.written..]);
+        sent.extend_from_slice(rest.unwritten());
         let (mut deframer, limits) = (bothways_proto::Deframer::new(), Limits::default());
         deframer.feed(&sent, &limits);
         for text in ["one", "two"] {

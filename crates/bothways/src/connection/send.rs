@@ -5,12 +5,15 @@ use std::time::Duration;
 use bothways_proto as proto;
 use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Seq, SerializeType, keys};
 use bytes::Bytes;
-use parking_lot::MutexGuard;
 
 use super::{
-    Connection, State, after, driver,
+    Connection, after, driver,
     end::Phase,
-    outbox::{Lane, Refused, SHARE_BYTES, WIRE_BYTES, Writing},
+    lanes::Lane,
+    lock::Locked,
+    outbox::Refused,
+    wire::{SHARE_BYTES, WIRE_BYTES},
+    writer::Writer,
 };
 use crate::error::{CloseReason, PushError};
 
@@ -143,7 +146,8 @@ impl Connection {
     }
 
     /// Queues a push that was encoded before, and leaves the writing to the next
-    /// [`flush`](Self::flush), to the connection's own next write, or to [`fan_out`].
+    /// [`flush`](Self::flush), to the connection's own next write, or to [`fan_out`]. If none of these comes, it
+    /// leaves within about a second, with the connection's next look at the clock.
     ///
     /// # Errors
     /// As [`Self::send_message`].
@@ -178,7 +182,7 @@ impl Connection {
                     Err(_) => outcome.closed += 1,
                 }
                 if state.outbox.wants_write() {
-                    MutexGuard::unlocked(&mut state, || self.write_out());
+                    state.unlocked(|| self.write_out());
                 }
             }
         }
@@ -232,7 +236,7 @@ impl Connection {
         let mut state = self.shared.state.lock();
         // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, or its first
         // request, is on its way to whoever asks.
-        let has_room = state.takes_pushes() && state.outbox.is_empty() && state.outbox.writing == Writing::Idle;
+        let has_room = state.takes_pushes() && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
         state.room_wanted |= !has_room;
         !has_room
     }
@@ -290,7 +294,11 @@ impl Connection {
         }
     }
 
-    pub(super) fn check_added(&self, state: &mut State, added: Result<u64, Refused>) -> Result<u64, PushError> {
+    pub(super) fn check_added<'a>(
+        &'a self,
+        state: &mut Locked<'a>,
+        added: Result<u64, Refused>,
+    ) -> Result<u64, PushError> {
         match added {
             Ok(number) => Ok(number),
             Err(Refused::TooLarge(error)) => Err(PushError::TooLarge(error)),

@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     /// While replies of more bytes than this wait for a peer that does not read them, a server stops reading, and a
     /// client refuses calls.
     pub(crate) reply_bytes_max: usize,
+    /// Bytes of calls that may wait for a peer that does not read; more are refused.
+    pub(crate) call_bytes_max: usize,
     /// Requests of the peer that may run at once.
     pub(crate) calls_running_max: usize,
     /// Frames of the peer, beyond which requests are refused.
@@ -44,6 +46,7 @@ impl Default for Settings {
             push_bytes_max: 1 << 20,
             overflow: Overflow::default(),
             reply_bytes_max: 4 << 20,
+            call_bytes_max: 16 << 20,
             calls_running_max: 16_384,
             frames_rate: None,
             bytes_rate: None,
@@ -58,6 +61,12 @@ impl Default for Settings {
 
 impl Settings {
     pub(super) fn bounds(&self) -> OutboxBounds {
-        OutboxBounds { push_frames: self.push_frames_max, push_bytes: self.push_bytes_max, overflow: self.overflow }
+        OutboxBounds {
+            push_frames: self.push_frames_max,
+            push_bytes: self.push_bytes_max,
+            overflow: self.overflow,
+            reply_bytes: self.reply_bytes_max,
+            call_bytes: self.call_bytes_max,
+        }
     }
 }

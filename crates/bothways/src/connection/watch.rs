@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
 
-use super::{Connection, Phase, Waiter};
+use super::{Connection, Phase, State, Waiter, writer::Writer};
 use crate::error::CloseReason;
 
 /// How long each kind of silence may last.
@@ -55,13 +55,23 @@ impl Deadlines {
     }
 }
 
+/// The least rate at which a peer is expected to take what it is sent, for the time in which it may answer a
+/// heartbeat that is behind it: 64 KiB/s.
+const LEAST_RATE: u64 = 64 << 10;
+
+/// What was sent and not heard of is counted in such units; less between two looks is nothing. 16 KiB.
+const UNHEARD_BYTES: u32 = 16 << 10;
+
 /// What was seen of a connection at the last look. Small, for every connection has one.
 #[derive(Debug)]
 pub(crate) struct Watch {
     began: Instant,
-    /// When something had come. Milliseconds, as all times here: since the beginning.
-    read_at: u64,
+    /// When the peer last showed that it lives: something came, or a socket that was full took bytes again.
+    /// Milliseconds, as all times here: since the beginning.
+    alive_at: u64,
     reads: u16,
+    /// What was sent since something came, in [`UNHEARD_BYTES`].
+    unheard: u16,
     written_bytes: u32,
     /// The last 32 bits of when something was taken by the socket, or nothing waited for it: never long ago.
     written_at: u32,
@@ -69,21 +79,35 @@ pub(crate) struct Watch {
     pinged_at: Option<NonZeroU32>,
     /// Likewise of when it began to close.
     closing_since: Option<NonZeroU32>,
+    /// The last 16 bits of when something was sent, in [`SAID_MILLIS`].
+    said_at: u16,
     /// A look found the driver idle, and asks it to rest.
     pub(super) rest_wanted: bool,
+    flags: u8,
 }
+
+/// Bytes waited for the socket at the last look.
+const WAITED: u8 = 1;
+/// A whole message has come since.
+const HEARD: u8 = 2;
+
+/// The unit of [`Watch::said_at`].
+const SAID_MILLIS: u64 = 64;
 
 impl Watch {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             began: now,
-            read_at: 0,
+            alive_at: 0,
             reads: 0,
+            unheard: 0,
             written_bytes: 0,
             written_at: 0,
             pinged_at: None,
             closing_since: None,
+            said_at: 0,
             rest_wanted: false,
+            flags: 0,
         }
     }
 
@@ -95,6 +119,40 @@ impl Watch {
     pub(super) fn began(&self) -> Instant {
         self.began
     }
+
+    /// A whole message came.
+    pub(super) fn note_message(&mut self) {
+        self.flags |= HEARD;
+    }
+
+    /// How long a peer may take to answer a heartbeat, beyond the time that is set: what was sent before it comes
+    /// first, and may fill the buffers of both systems and of all that is between.
+    fn on_the_way(&self) -> Duration {
+        Duration::from_millis(u64::from(self.unheard) * u64::from(UNHEARD_BYTES) * 1000 / LEAST_RATE)
+    }
+
+    /// How long ago anything was sent. Of more than an hour, what is left.
+    fn since_said(&self, now: u64) -> Duration {
+        let units = ((now / SAID_MILLIS) as u16).wrapping_sub(self.said_at);
+        Duration::from_millis(u64::from(units) * SAID_MILLIS)
+    }
+}
+
+/// What a look saw.
+struct Seen {
+    /// Nothing came.
+    is_quiet: bool,
+    /// Bytes came, and no whole message: a long frame is on its way.
+    is_long: bool,
+}
+
+/// What a look finds to be done.
+enum Due {
+    Nothing,
+    /// The connection is about to end, or over: it is left alone.
+    Over,
+    Ping,
+    End(CloseReason),
 }
 
 /// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
@@ -107,70 +165,110 @@ fn since(now: u64, then: u32) -> Duration {
     Duration::from_millis(u64::from((now as u32).wrapping_sub(then)))
 }
 
+impl State {
+    /// Notes what moved since the last look. Bytes that move are life, in either direction.
+    fn look(&mut self, reads: u16, now: u64) -> Seen {
+        let waits = !self.outbox.is_empty();
+        // What was queued and is left to a write that never comes is not the peer's fault.
+        let is_tried = self.outbox.writer != Writer::Idle;
+        let watch = &mut self.watch;
+        let is_quiet = reads == watch.reads;
+        // No socket takes just 4 GiB between two looks.
+        let written_bytes = self.outbox.written_bytes() as u32;
+        let written = written_bytes.wrapping_sub(watch.written_bytes);
+        let [waited, heard] = [WAITED, HEARD].map(|flag| watch.flags & flag != 0);
+
+        watch.reads = reads;
+        watch.written_bytes = written_bytes;
+        watch.flags = if waits { WAITED } else { 0 };
+        watch.unheard = match is_quiet {
+            true => watch.unheard.saturating_add(u16::try_from(written / UNHEARD_BYTES).unwrap_or(u16::MAX)),
+            false => 0,
+        };
+        // A socket that was full takes bytes only when the peer has taken some.
+        if !is_quiet || (waited && 0 < written) {
+            watch.alive_at = now;
+            watch.pinged_at = None;
+        }
+        if 0 < written {
+            watch.said_at = (now / SAID_MILLIS) as u16;
+        }
+        if 0 < written || !waits || !is_tried {
+            watch.written_at = now as u32;
+        }
+        Seen { is_quiet, is_long: !is_quiet && !heard }
+    }
+
+    /// What is due now.
+    fn due(&mut self, deadlines: &Deadlines, seen: &Seen, now: u64) -> Due {
+        let watch = &mut self.watch;
+        match self.phase {
+            Phase::Closed(_) => return Due::Over,
+            Phase::Closing(ref reason) | Phase::Answering(ref reason) => {
+                let began = *watch.closing_since.get_or_insert(mark(now));
+                let is_over = deadlines.close_timeout <= since(now, began.get());
+                return if is_over { Due::End(CloseReason::clone(reason)) } else { Due::Over };
+            }
+            Phase::Open | Phase::Draining(_) => {}
+        }
+
+        let silent = Duration::from_millis(now.saturating_sub(watch.alive_at));
+        let role = self.proto.role();
+        // Bytes are no frame: one byte now and then must not hold a connection.
+        let no_frame = role == Role::Server && self.proto.peer() == Peer::Unknown;
+        if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
+            return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
+        }
+        if deadlines.write_timeout <= since(now, watch.written_at) {
+            return Due::End(CloseReason::SlowPeer("it took no byte within `write_timeout`"));
+        }
+        if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
+            return Due::End(CloseReason::Idle(idle));
+        }
+
+        // A plain server answers heartbeats, a plain client would take one for a reply.
+        let answers = role == Role::Client || self.proto.peer_can(Capabilities::PING);
+        let Some(interval) = deadlines.heartbeat_interval.filter(|_| answers) else { return Due::Nothing };
+        // The sender of a long frame hears nothing meanwhile, for the answer to its heartbeat is behind the frame.
+        // One that knows no better takes that for death.
+        if seen.is_long && interval <= watch.since_said(now) {
+            return Due::Ping;
+        }
+        let [received, now_at] = [watch.alive_at, now].map(Duration::from_millis);
+        let pinged = watch.pinged_at.map(|pinged| now_at.saturating_sub(since(now, pinged.get())));
+        let timeout = deadlines.heartbeat_timeout.saturating_add(watch.on_the_way());
+        match Keepalive::new(interval, timeout, received).pinged_at(pinged).poll(now_at) {
+            KeepaliveAction::Ping => {
+                watch.pinged_at = Some(mark(now));
+                Due::Ping
+            }
+            KeepaliveAction::Gone => Due::End(CloseReason::Gone { silent }),
+            KeepaliveAction::WaitUntil(_) => Due::Nothing,
+        }
+    }
+}
+
 impl Connection {
     /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory.
     pub(crate) fn watch(&self, now: Instant) {
         let deadlines = &self.shared.settings.watch;
         let reads = self.shared.reads.load(Ordering::Relaxed);
         let mut state = self.shared.state.lock();
-        let state = &mut *state;
-        let watch = &mut state.watch;
-        let now = now.saturating_duration_since(watch.began).as_millis() as u64;
-        let is_quiet = reads == watch.reads;
-        if !is_quiet {
-            watch.reads = reads;
-            watch.read_at = now;
-            watch.pinged_at = None;
+        let now = now.saturating_duration_since(state.watch.began).as_millis() as u64;
+        let seen = state.look(reads, now);
+        match state.due(deadlines, &seen, now) {
+            Due::Nothing => {}
+            Due::Over => return,
+            Due::Ping => self.heartbeat(&mut state, Waiter::Ping, &Metadata::new()),
+            Due::End(reason) => return self.end(&mut state, reason),
         }
-        // No socket takes just 4 GiB between two looks.
-        let written_bytes = state.outbox.written_bytes() as u32;
-        if written_bytes != watch.written_bytes || state.outbox.is_empty() {
-            watch.written_bytes = written_bytes;
-            watch.written_at = now as u32;
+
+        if !state.outbox.is_empty() && state.outbox.writer == Writer::Idle {
+            // The heartbeat, or what was queued and never written.
+            self.wake_driver(&mut state);
         }
-        match state.phase {
-            Phase::Closed(_) => return,
-            Phase::Closing(ref reason) | Phase::Answering(ref reason) => {
-                let began = *watch.closing_since.get_or_insert(mark(now));
-                if deadlines.close_timeout <= since(now, began.get()) {
-                    let reason = CloseReason::clone(reason);
-                    self.end(state, reason);
-                }
-                return;
-            }
-            Phase::Open | Phase::Draining(_) => {}
-        }
-        let silent = Duration::from_millis(now.saturating_sub(watch.read_at));
-        let role = state.proto.role();
-        // Bytes are no frame: one byte now and then must not hold a connection.
-        let no_frame = role == Role::Server && state.proto.peer() == Peer::Unknown;
-        if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
-            return self.end(state, CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
-        }
-        if deadlines.write_timeout <= since(now, watch.written_at) {
-            return self.end(state, CloseReason::SlowPeer("it took no byte within `write_timeout`"));
-        }
-        if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
-            return self.end(state, CloseReason::Idle(idle));
-        }
-        // A plain server answers heartbeats, a plain client would take one for a reply.
-        let answers = role == Role::Client || state.proto.peer_can(Capabilities::PING);
-        let action = deadlines.heartbeat_interval.filter(|_| answers).map(|interval| {
-            let [received, now_at] = [watch.read_at, now].map(Duration::from_millis);
-            let pinged = watch.pinged_at.map(|pinged| now_at.saturating_sub(since(now, pinged.get())));
-            Keepalive::new(interval, deadlines.heartbeat_timeout, received).pinged_at(pinged).poll(now_at)
-        });
-        match action {
-            Some(KeepaliveAction::Ping) => {
-                watch.pinged_at = Some(mark(now));
-                self.heartbeat(state, Waiter::Ping, &Metadata::new());
-                self.wake_driver(state);
-            }
-            Some(KeepaliveAction::Gone) => self.end(state, CloseReason::Gone { silent }),
-            Some(KeepaliveAction::WaitUntil(_)) | None => {}
-        }
-        if is_quiet {
-            self.ask_to_rest(state);
+        if seen.is_quiet {
+            self.ask_to_rest(&mut state);
         }
         state.outbox.shrink();
         state.proto.shrink();

@@ -1,14 +1,17 @@
 //! Who writes, and when: whoever adds a frame to an idle outbox, outside the lock.
 
-use std::io;
-
-use parking_lot::MutexGuard;
+use std::{
+    io::{self, IoSlice},
+    task::Poll,
+};
 
 use super::{
-    Connection, Shared, State, driver,
+    Connection, driver,
     end::Phase,
-    outbox::{WRITE_BYTES, Wire, Writing},
+    lock::Locked,
     send::Sent,
+    wire::{WRITE_BYTES, Wire},
+    writer::{self, Desk, Ended, Hand, Outcome, Turn, Writer},
 };
 
 impl Connection {
@@ -23,7 +26,7 @@ impl Connection {
     }
 
     /// Ends the use of the state; writes if so much waits that a write pays for itself.
-    pub(super) fn write_if_much(&self, state: MutexGuard<'_, State>) {
+    pub(super) fn write_if_much(&self, state: Locked<'_>) {
         let much = state.outbox.wants_write();
         drop(state);
         if much {
@@ -37,72 +40,33 @@ impl Connection {
     }
 
     /// Like [`Self::write_out`], for who holds the lock already.
-    pub(super) fn write_out_of<'a>(&'a self, mut state: MutexGuard<'a, State>) -> bool {
+    pub(super) fn write_out_of<'a>(&'a self, state: Locked<'a>) -> bool {
         /// Batches that a caller writes before it leaves the rest to the driver, so that it is not
         /// kept busy with what others add.
         const ROUNDS: usize = 4;
-        let shared = &*self.shared;
-        if state.outbox.writing != Writing::Idle {
-            return false;
-        }
-        let mut total = 0;
-        for _ in 0..ROUNDS {
-            if WRITE_BYTES <= total {
-                break;
-            }
-            let Some(mut wire) = shared.take(&mut state) else {
+        let mut turn = Turn { hand: Hand::Caller, batches: ROUNDS, written: 0, bytes_max: WRITE_BYTES };
+        let (mut state, ended) = writer::write(self, state, &mut turn, |wire, done| {
+            move_bytes(wire, done, |slices| match self.shared.socket.try_write(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                result => Poll::Ready(result),
+            })
+        });
+
+        match ended {
+            Ended::Done => {
                 self.written_out(state);
-                return true;
-            };
-            state.outbox.writing = Writing::Busy;
-            drop(state);
-            let mut written = 0;
-            let error = loop {
-                let result = wire.write_with(
-                    total + written,
-                    |slices| shared.socket.try_write(slices),
-                    |n| *n.as_ref().unwrap_or(&0),
-                );
-                match result {
-                    Ok(0) => break Some(io::Error::from(io::ErrorKind::WriteZero)),
-                    Ok(n) => {
-                        written += n;
-                        if wire.is_empty() || WRITE_BYTES <= total + written {
-                            break None;
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => break Some(error),
-                }
-            };
-            total += written;
-            state = shared.state.lock();
-            state.outbox.put_back(wire, written);
-            match error {
-                None => state.outbox.writing = Writing::Idle,
-                Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    state.outbox.writing = Writing::Blocked;
-                    self.wake_driver(&mut state);
-                    return false;
-                }
-                Some(error) => {
-                    state.outbox.writing = Writing::Idle;
-                    self.end(&mut state, error.into());
-                    return false;
-                }
+                true
+            }
+            Ended::Left | Ended::GiveWay => false,
+            Ended::Failed(error) => {
+                self.end(&mut state, error.into());
+                false
             }
         }
-        if state.outbox.is_empty() {
-            self.written_out(state);
-            return true;
-        }
-        state.outbox.writing = Writing::LeftOff;
-        self.wake_driver(&mut state);
-        false
     }
 
     /// Everything is with the kernel: the driver, or the layer above, may have waited for that.
-    fn written_out(&self, mut state: MutexGuard<'_, State>) {
+    fn written_out(&self, mut state: Locked<'_>) {
         if state.paused || !matches!(state.phase, Phase::Open) {
             self.wake_driver(&mut state);
         }
@@ -114,14 +78,61 @@ impl Connection {
     }
 }
 
-impl Shared {
-    /// Takes what is next to be written; tells those who wait for room in the queue of pushes.
-    pub(super) fn take(&self, state: &mut State) -> Option<Box<Wire>> {
+impl Desk for Connection {
+    type Guard<'a> = Locked<'a>;
+    type Batch = Box<Wire>;
+
+    fn lock(&self) -> Locked<'_> {
+        self.shared.state.lock()
+    }
+
+    fn writer<'g>(state: &'g mut Locked<'_>) -> &'g mut Writer {
+        &mut state.outbox.writer
+    }
+
+    /// Also tells those who wait for room in the queue of pushes.
+    fn take<'a>(&'a self, state: &mut Locked<'a>) -> Option<Box<Wire>> {
         let waiting = state.outbox.pushes_waiting();
         let wire = state.outbox.take();
         if state.outbox.pushes_waiting() != waiting {
-            self.changed.notify_waiters();
+            state.notify(&self.shared.changed);
         }
         wire
+    }
+
+    fn put_back<'a>(&'a self, state: &mut Locked<'a>, wire: Box<Wire>, written: usize) {
+        state.outbox.put_back(wire, written);
+    }
+
+    fn wake_driver<'a>(&'a self, state: &mut Locked<'a>) {
+        Connection::wake_driver(self, state);
+    }
+}
+
+/// Moves what was taken to the socket, beside what was written in this turn already. How many bytes went, also if it
+/// failed then.
+pub(super) fn move_bytes(
+    wire: &mut Wire,
+    done: usize,
+    mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+) -> (usize, Outcome<io::Error>) {
+    let mut written = 0;
+    loop {
+        let polled = wire.write_with(done + written, &mut write, |polled| match polled {
+            Poll::Ready(Ok(n)) => *n,
+            _ => 0,
+        });
+        match polled {
+            Poll::Ready(Ok(0)) => return (written, Outcome::Failed(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(n)) => {
+                written += n;
+                if wire.is_empty() || WRITE_BYTES <= done + written {
+                    return (written, Outcome::Moved);
+                }
+            }
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Poll::Ready(Err(error)) => return (written, Outcome::Failed(error)),
+            Poll::Pending => return (written, Outcome::Full),
+        }
     }
 }

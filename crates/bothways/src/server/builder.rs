@@ -291,9 +291,18 @@ impl ServerBuilder {
     }
 
     /// Bytes of replies that may wait for a client that does not read them, before its requests are
-    /// no longer read either. Default 4 MiB.
+    /// no longer read either. Default 4 MiB. Handlers that run by then still come to their ends: of their replies 16
+    /// times as many bytes are taken, and beyond that a caller is told that its reply cannot be sent.
     pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
         self.settings.reply_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes of calls to one client that may wait for it to read; a call beyond is refused with
+    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
+    /// taken if no other waits. Default 16 MiB.
+    pub fn call_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.call_bytes_max = bytes;
         self
     }
 

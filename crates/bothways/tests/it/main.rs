@@ -17,6 +17,7 @@ mod keepalive;
 mod layers;
 mod leaks;
 mod limits;
+mod long_frames;
 mod metadata;
 mod misbehaving_server;
 mod negotiation;

@@ -9,14 +9,15 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Reply, Request, Server,
-    ServerBuilder,
+    CallError, Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Reply, Request, Server,
+    ServerBuilder, connection::PushFrame,
 };
+use bothways_proto::{Message, PeerMisbehaved, Seq};
 use tokio::time::Instant;
 
 use crate::{
     scripted::{Scripted, ScriptedServer, oneway, ping, request},
-    support::{address, call, connections, echoing, settle, soon},
+    support::{address, call, connections, echoing, gate, settle, soon},
 };
 
 const NONE: Metadata = Metadata::new();
@@ -238,6 +239,142 @@ async fn answers_to_heartbeats_are_bounded() {
     assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
     drop(connection);
     asking.await.expect("no panic");
+}
+
+/// A heartbeat is answered with all it brought: one that is large ends the connection, before any token as after it,
+/// at a server and at a client.
+#[tokio::test(start_paused = true)]
+async fn a_large_heartbeat_ends_its_connection() {
+    let large = Message::ping(Seq::new(1), &NONE, &[0; bothways_proto::HEARTBEAT_BYTES_MAX]).frame().to_vec();
+    let largest = bothways_proto::HEARTBEAT_BYTES_MAX - Message::ping(Seq::new(1), &NONE, &[]).frame().len();
+    let largest = Message::ping(Seq::new(1), &NONE, &vec![0; largest]).frame().to_vec();
+    assert_eq!(largest.len(), bothways_proto::HEARTBEAT_BYTES_MAX);
+
+    let builder = echoing().auth(|_| std::future::ready(Err("no".to_owned())));
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut slow = Scripted::connect(listening.address()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    slow.say(&largest).await;
+    slow.next().await;
+    slow.say(&large).await;
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::Misbehaved(PeerMisbehaved::LargeHeartbeat(_))), "{reason}");
+
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().reconnect(false);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+    let client = client.expect("it listens");
+    let connection = client.connection().expect("it is up");
+    peer.say(&largest).await;
+    peer.next().await;
+    peer.say(&large).await;
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::Misbehaved(PeerMisbehaved::LargeHeartbeat(_))), "{reason}");
+}
+
+/// A client that sends the largest heartbeats there are, and reads none of the answers, is not read any more: few of
+/// them are taken.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_are_not_read_while_their_answers_pile_up() {
+    let (_server, mut slow, connection, ..) = slow_and_quick(echoing()).await;
+    let payload = [0; bothways_proto::HEARTBEAT_BYTES_MAX - 100];
+    let heartbeat = Message::ping(Seq::new(1), &NONE, &payload).frame().to_vec();
+    let asking = tokio::spawn(async move {
+        let mut bytes = 0;
+        while slow.try_say(&heartbeat).await.is_ok() {
+            bytes += heartbeat.len();
+        }
+        bytes
+    });
+    assert!(matches!(soon(connection.closed()).await, CloseReason::SlowPeer(_)));
+    drop(connection);
+    let taken = asking.await.expect("no panic");
+    // Half of what may wait, twice what is under way, what one read brings, and what the line itself holds.
+    assert!(taken <= (128 << 10) + 7 * (64 << 10), "{taken} bytes of heartbeats were taken");
+}
+
+/// Calls to a client that does not read wait up to their bytes. What is refused was not sent, and says so.
+#[tokio::test(start_paused = true)]
+async fn calls_to_a_client_that_does_not_read_are_bounded_in_bytes() {
+    let server = echoing().call_bytes_max(4 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let silent = Scripted::connect_negotiated(listening.address()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    let calls: Vec<_> = (0..400)
+        .map(|_| {
+            let connection = connection.clone();
+            tokio::spawn(async move { call(&connection, "Ask", vec![0; 1 << 20]).await })
+        })
+        .collect();
+    settle().await;
+    let waiting = calls.iter().filter(|call| !call.is_finished()).count();
+    assert!((4..=6).contains(&waiting), "{waiting} calls of 1 MiB wait");
+    drop(silent);
+    let mut refused = 0;
+    for ended in calls {
+        match ended.await.expect("no panic").expect_err("nobody answers") {
+            error @ CallError::QueueFull { bytes } => {
+                assert!(bytes <= 4 << 20 && error.is_safe_to_retry(), "{error}");
+                refused += 1;
+            }
+            error => assert!(matches!(error, CallError::Closed { .. }), "{error}"),
+        }
+    }
+    assert_eq!(refused, 400 - waiting);
+}
+
+/// Handlers that run when the reading stops come to their ends. Their replies wait up to a bound; beyond it a caller
+/// is told that its own cannot be sent, and the connection goes on.
+#[tokio::test(start_paused = true)]
+async fn replies_of_handlers_that_ran_already_are_bounded() {
+    const CALLS: u64 = 100;
+    let (handler, mut asked) = gate();
+    let server = Server::builder().handler("T", "Ask", handler).reply_bytes_max(100_000).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    for seq in 0..CALLS {
+        client.say(request(seq, "Ask", b"")).await;
+    }
+    let mut running = Vec::new();
+    for _ in 0..CALLS {
+        running.push(soon(asked.recv()).await.expect("it runs"));
+    }
+    for asked in running {
+        asked.answer(Reply::ok(vec![0; 100_000]));
+    }
+    settle().await;
+    let (mut answered, mut failed) = (0, 0);
+    for _ in 0..CALLS {
+        match client.next().await.error_text() {
+            None => answered += 1,
+            Some(text) => {
+                assert!(text.contains("cannot be sent"), "{text}");
+                failed += 1;
+            }
+        }
+    }
+    // Sixteen times the bound, and what is under way and in the line.
+    assert!((15..=20).contains(&answered) && answered + failed == CALLS, "{answered} replies of 100 kB were kept");
+    client.say(request(CALLS, "Ask", b"")).await;
+    soon(asked.recv()).await.expect("it goes on").answer(Reply::ok("on"));
+    assert_eq!(client.next().await.wire_payload(), "on");
+}
+
+/// A push that is queued, and that nobody writes, leaves by itself. It is not taken for a peer that does not read.
+#[tokio::test(start_paused = true)]
+async fn a_push_that_is_queued_leaves_by_itself() {
+    let builder = echoing().write_timeout(Duration::from_millis(500));
+    let (_server, mut slow, connection, ..) = slow_and_quick(builder).await;
+    for n in 0..5 {
+        let limits = bothways::Limits::default();
+        let push = PushFrame::new("T", "News", &NONE, &payload(n), &limits).expect("small");
+        connection.queue(&push).expect("room");
+        let heard = tokio::time::timeout(Duration::from_secs(2), slow.next()).await.expect("within a second");
+        assert_eq!(number(&heard.wire_payload()), n);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    assert!(!connection.is_closed());
 }
 
 /// A client that reads after it wrote is not too slow, however many refusals one read of requests brings.

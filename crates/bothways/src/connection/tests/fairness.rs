@@ -11,7 +11,7 @@ use super::{
     noted::{Moved, Noted},
 };
 use crate::{
-    connection::{Connection, Settings, outbox::WRITE_BYTES},
+    connection::{Connection, Settings, wire::WRITE_BYTES},
     transport::{AnySocket, memory},
 };
 

@@ -8,6 +8,7 @@
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 //! | `together.rs` | callers that are answered together call together |
 //! | `turns.rs` | what the network brings is handled between two turns of a large frame |
+//! | `wakers.rs` | nobody is woken, and nothing of an application's dropped, under the lock |
 
 mod fairness;
 mod model;
@@ -16,6 +17,7 @@ mod threads;
 mod together;
 #[cfg(unix)]
 mod turns;
+mod wakers;
 
 use std::{
     io::{self, IoSlice},

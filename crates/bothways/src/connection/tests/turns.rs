@@ -22,7 +22,7 @@ use crate::{
     connection::{
         Connection, Settings,
         driver::{READ_BYTES, READS},
-        outbox::WRITE_BYTES,
+        wire::WRITE_BYTES,
     },
     transport::{Socket, memory, memory::MemorySocket},
 };

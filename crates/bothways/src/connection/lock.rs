@@ -1,0 +1,110 @@
+//! The lock of a connection, and what waits until it is free.
+//!
+//! Wakers belong to whoever waits: an executor's own waker may look at the connection it is woken for. So do the
+//! payloads of an application, which may be dropped here. Neither runs under the lock: a guard collects them, and
+//! lets them run when it has let go.
+
+use std::ops::{Deref, DerefMut};
+
+use bothways_proto::Message;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, oneshot};
+
+use super::State;
+use crate::error::CallError;
+
+/// Where the answer to a call is told.
+type Reply = oneshot::Sender<Result<Message, CallError>>;
+
+/// See the module.
+pub(super) struct StateLock(Mutex<State>);
+
+impl StateLock {
+    pub(super) fn new(state: State) -> Self {
+        Self(Mutex::new(state))
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked { state: self.0.lock(), later: Later::default() }
+    }
+}
+
+/// The state, under the lock.
+pub(super) struct Locked<'a> {
+    // Fields are dropped in this order: the lock is free before anybody is woken.
+    state: MutexGuard<'a, State>,
+    later: Later<'a>,
+}
+
+impl<'a> Locked<'a> {
+    /// Wakes everyone who waits for this, once the lock is free.
+    pub(super) fn notify(&mut self, changed: &'a Notify) {
+        self.later.changed = Some(changed);
+    }
+
+    /// Tells the caller how its call ended, once the lock is free.
+    pub(super) fn answer(&mut self, reply: Reply, error: CallError) {
+        self.later.more().answers.push((reply, error));
+    }
+
+    /// Drops this once the lock is free.
+    pub(super) fn drop_later(&mut self, value: impl Send + 'static) {
+        self.later.more().dropped.push(Box::new(value));
+    }
+
+    /// Lets go of the lock meanwhile.
+    pub(super) fn unlocked<R>(&mut self, act: impl FnOnce() -> R) -> R {
+        let later = std::mem::take(&mut self.later);
+        MutexGuard::unlocked(&mut self.state, || {
+            drop(later);
+            act()
+        })
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+/// What is done when the lock is free.
+#[derive(Default)]
+struct Later<'a> {
+    changed: Option<&'a Notify>,
+    more: Option<Box<More>>,
+}
+
+#[derive(Default)]
+struct More {
+    answers: Vec<(Reply, CallError)>,
+    dropped: Vec<Box<dyn Send>>,
+}
+
+impl Later<'_> {
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+}
+
+impl Drop for Later<'_> {
+    fn drop(&mut self) {
+        if let Some(more) = self.more.take() {
+            for (reply, error) in more.answers {
+                // Nobody listens if the call's future was dropped this moment.
+                let _ = reply.send(Err(error));
+            }
+        }
+        if let Some(changed) = self.changed.take() {
+            changed.notify_waiters();
+        }
+    }
+}

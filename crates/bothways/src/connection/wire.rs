@@ -1,0 +1,253 @@
+//! Bytes in their final order, on their way to the socket.
+//!
+//! `flat` is one buffer that a write takes whole: bytes copied behind each other beat a vectored write of small
+//! slices. From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::Bytes;
+
+/// Bytes whose order is settled. More than this wait in their lanes, where a reply can still
+/// overtake a push, and a push can still be dropped.
+pub(super) const WIRE_BYTES: usize = 64 << 10;
+
+/// Payloads of at least this many bytes are shared, smaller ones copied.
+pub(super) const SHARE_BYTES: usize = 4 << 10;
+
+/// Most bytes of one write, and how much a thread writes to one connection before it turns to another: a
+/// frame of many MiB must not hold up the pushes to everybody else. 256 KiB: some 50 µs of copying, which the
+/// system call and the change of tasks around it disappear in.
+pub(super) const WRITE_BYTES: usize = 256 << 10;
+
+/// Slices of one write.
+const SLICES: usize = 16;
+
+/// Capacity of `flat` above which it is given back between writes. 256 KiB: four times what is usually under way.
+const FLAT_BYTES_KEPT: usize = 4 * WIRE_BYTES;
+
+/// Bytes in their final order: `flat` first, then `tail`.
+#[derive(Debug, Default)]
+pub(super) struct Wire {
+    flat: Vec<u8>,
+    /// Bytes of `flat` that the socket took already.
+    written: usize,
+    tail: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Wire {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What is left of the flat buffer.
+    #[cfg(test)]
+    pub(super) fn unwritten(&self) -> &[u8] {
+        &self.flat[self.written..]
+    }
+
+    /// The slices of the next write, of this many bytes at most.
+    fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES], mut left: usize) -> usize {
+        let mut used = 0;
+        let flat = Some(&self.flat[self.written..]).filter(|flat| !flat.is_empty());
+        for chunk in flat.into_iter().chain(self.tail.iter().map(|chunk| &**chunk)).take(SLICES) {
+            if left == 0 {
+                break;
+            }
+            let chunk = &chunk[..chunk.len().min(left)];
+            left -= chunk.len();
+            space[used] = IoSlice::new(chunk);
+            used += 1;
+        }
+        used
+    }
+
+    /// Hands the slices of the next write to `write`, and forgets what it took. `done` is what was written since the
+    /// thread turned to this connection, less than [`WRITE_BYTES`]: the two are not more together.
+    pub(super) fn write_with<R>(
+        &mut self,
+        done: usize,
+        write: impl FnOnce(&[IoSlice<'_>]) -> R,
+        taken: impl FnOnce(&R) -> usize,
+    ) -> R {
+        let mut space = [IoSlice::new(&[]); SLICES];
+        let used = self.slices(&mut space, WRITE_BYTES - done);
+        let result = write(&space[..used]);
+        self.advance(taken(&result));
+        result
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        self.bytes -= n;
+        let of_flat = n.min(self.flat.len() - self.written);
+        self.written += of_flat;
+        n -= of_flat;
+        self.give_back();
+        while 0 < n {
+            let front = self.tail.front_mut().expect("no more is taken than was there");
+            let of_front = n.min(front.len());
+            n -= of_front;
+            if of_front == front.len() {
+                self.tail.pop_front();
+            } else {
+                bytes::Buf::advance(front, of_front);
+            }
+        }
+    }
+
+    /// Gives back what the socket took of `flat`: at once when that is all, and else whenever it is as much as
+    /// may wait. A peer that always reads a little less than it is sent must not make `flat` grow for ever.
+    fn give_back(&mut self) {
+        if self.written == self.flat.len() {
+            self.flat.clear();
+            self.written = 0;
+        } else if WIRE_BYTES <= self.written {
+            self.flat.drain(..self.written);
+            self.written = 0;
+        }
+
+        // One frame with very much metadata may have made it large.
+        if FLAT_BYTES_KEPT < self.flat.capacity() && self.flat.len() < WIRE_BYTES {
+            self.flat.shrink_to(WIRE_BYTES);
+        }
+    }
+
+    pub(super) fn push_flat(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        if self.tail.is_empty() {
+            self.flat.extend_from_slice(bytes);
+        } else {
+            self.tail.push_back(Bytes::copy_from_slice(bytes));
+        }
+    }
+
+    fn push_shared(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.bytes += bytes.len();
+        self.tail.push_back(bytes);
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < SHARE_BYTES && self.tail.is_empty() {
+            self.push_flat(&bytes);
+        } else {
+            self.push_shared(bytes);
+        }
+    }
+
+    /// A frame in two pieces: its head, and a payload that is shared or empty.
+    pub(super) fn push_frame(&mut self, head: Bytes, body: Bytes) {
+        self.push(head);
+        self.push_shared(body);
+    }
+
+    /// The flat buffer, if a frame that is encoded into it now comes behind everything else. Whoever writes
+    /// to it says so by [`Self::note_flat`].
+    pub(super) fn flat_end(&mut self) -> Option<&mut Vec<u8>> {
+        self.tail.is_empty().then_some(&mut self.flat)
+    }
+
+    /// This many bytes were written to the end of the flat buffer.
+    pub(super) fn note_flat(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// Puts what came meanwhile behind what was not written.
+    pub(super) fn append(&mut self, newer: Self) {
+        self.bytes += newer.bytes;
+        if self.tail.is_empty() {
+            self.flat.extend_from_slice(&newer.flat[newer.written..]);
+        } else if newer.written < newer.flat.len() {
+            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..));
+        }
+        self.tail.extend(newer.tail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes of what is next, as a socket does.
+    fn take(wire: &mut Wire, bytes: usize) -> usize {
+        wire.write_with(0, |slices| slices[0].len().min(bytes), |n| *n)
+    }
+
+    /// A peer that always reads a little less than it is sent leaves the buffer as large as what waits.
+    #[test]
+    fn written_bytes_are_given_back_as_they_go() {
+        let mut wire = Wire::default();
+        for _ in 0..4096 {
+            while wire.bytes() < WIRE_BYTES {
+                wire.push_flat(&[7; 300]);
+            }
+            take(&mut wire, 16 << 10);
+            assert!(wire.flat.capacity() <= FLAT_BYTES_KEPT, "{}", wire.flat.capacity());
+        }
+    }
+
+    /// What was written is given back at the bound and not before it: each time costs a copy of the rest.
+    #[test]
+    fn the_buffer_is_moved_once_per_bound() {
+        let mut wire = Wire::default();
+        wire.push_flat(&vec![7; 3 * WIRE_BYTES]);
+        take(&mut wire, WIRE_BYTES - 1);
+        assert_eq!((wire.written, wire.flat.len()), (WIRE_BYTES - 1, 3 * WIRE_BYTES));
+        take(&mut wire, 1);
+        assert_eq!((wire.written, wire.flat.len(), wire.bytes()), (0, 2 * WIRE_BYTES, 2 * WIRE_BYTES));
+    }
+
+    /// A buffer that one large frame made large is not kept.
+    #[test]
+    fn a_large_buffer_is_given_back() {
+        let mut wire = Wire::default();
+        wire.push_flat(&vec![7; 2 * FLAT_BYTES_KEPT]);
+        while !wire.is_empty() {
+            take(&mut wire, WIRE_BYTES);
+        }
+        assert!(wire.flat.capacity() <= FLAT_BYTES_KEPT, "{}", wire.flat.capacity());
+    }
+
+    /// One write offers no more than its share, wherever a slice ends.
+    #[test]
+    fn a_write_is_no_larger_than_its_share() {
+        let mut wire = Wire::default();
+        wire.push_flat(&[1; 100]);
+        wire.push(vec![2; WRITE_BYTES].into());
+        wire.push(vec![3; WRITE_BYTES].into());
+        let offered = |wire: &mut Wire, done| {
+            wire.write_with(done, |slices| slices.iter().map(|slice| slice.len()).sum::<usize>(), |_| 0)
+        };
+        assert_eq!(offered(&mut wire, 0), WRITE_BYTES);
+        assert_eq!(offered(&mut wire, WRITE_BYTES - 1), 1);
+    }
+
+    /// However many small pieces wait, one write has [`SLICES`] of them at most, in order.
+    #[test]
+    fn a_write_has_a_bound_of_slices() {
+        let mut wire = Wire::default();
+        for n in 0..2 * SLICES {
+            wire.push_shared(vec![n as u8; SHARE_BYTES].into());
+        }
+        let seen = wire.write_with(0, |slices| slices.iter().map(|slice| slice[0]).collect::<Vec<_>>(), |_| 0);
+        assert_eq!(seen, (0..SLICES as u8).collect::<Vec<_>>());
+    }
+
+    /// A payload is copied below the bound and shared from it on.
+    #[test]
+    fn payloads_are_shared_from_the_bound_on() {
+        let mut wire = Wire::default();
+        wire.push(vec![1; SHARE_BYTES - 1].into());
+        assert_eq!((wire.flat.len(), wire.tail.len()), (SHARE_BYTES - 1, 0));
+        wire.push(vec![2; SHARE_BYTES].into());
+        assert_eq!((wire.flat.len(), wire.tail.len()), (SHARE_BYTES - 1, 1));
+        wire.push(vec![3; 1].into());
+        assert_eq!((wire.tail.len(), wire.bytes()), (2, 2 * SHARE_BYTES));
+    }
+}
