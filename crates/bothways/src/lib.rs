@@ -65,6 +65,8 @@ pub use bothways_proto::{Limits, Metadata, Rate, SerializeType};
 pub mod __private {
     pub use serde;
 
+    pub use crate::codec::is_text;
+
     /// The default of an array of bytes of any length.
     pub fn zeros<const N: usize>() -> [u8; N] {
         [0; N]

@@ -6,8 +6,9 @@
 //!
 //! For `Vec<u8>`, [`Bytes`], `Box<[u8]>`, `[u8; N]`, also within `Option`, `Vec` and maps. An array, as
 //! in Go, is numbers in JSON, and one that comes too short is filled up with zeros. In a
-//! `#[bothways::message]` such fields travel this way by themselves. [`Bytes`] as a whole payload
-//! needs nothing: its serde already says that it is bytes.
+//! `#[bothways::message]` such fields travel this way by themselves. As a whole argument or reply,
+//! where there is no field, take [`Blob`]. [`Bytes`] needs nothing: its serde already says that it is
+//! bytes.
 //!
 //! ```
 //! use bothways::{Encode, Payload, SerializeType};
@@ -33,6 +34,8 @@ use serde::{
     Deserializer, Serializer,
     de::{Error, SeqAccess, Visitor},
 };
+
+use super::text::is_text;
 
 /// Writes the field as a byte string.
 ///
@@ -75,7 +78,7 @@ macro_rules! byte_strings {
             }
 
             fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text_is_base64 = deserializer.is_human_readable();
+                let text_is_base64 = is_text(deserializer.is_human_readable());
                 deserializer.deserialize_any(Octets { text_is_base64 }).map(Self::from)
             }
         }
@@ -100,6 +103,24 @@ impl<const N: usize> ByteString for [u8; N] {
 }
 
 super::field::within_containers!(ByteString);
+
+super::field::newtype! {
+    /// Go's `[]byte` where there is no field to put an attribute on: a whole argument or reply.
+    ///
+    /// ```
+    /// use bothways::{Encode, Payload, SerializeType, codec::Blob};
+    ///
+    /// let wire = Blob(vec![1, 2, 3]).encode(SerializeType::MSGPACK)?;
+    /// assert_eq!(wire, &b"\xc4\x03\x01\x02\x03"[..]);
+    /// assert_eq!(Blob::decode(SerializeType::MSGPACK, wire)?, Blob(vec![1, 2, 3]));
+    ///
+    /// // A `Vec<u8>` by itself is an array of numbers, which Go does not take for a `[]byte`.
+    /// let array = vec![1_u8, 2, 3].encode(SerializeType::MSGPACK)?;
+    /// assert_eq!(array, &b"\x93\x01\x02\x03"[..]);
+    /// # Ok::<(), bothways::codec::CodecError>(())
+    /// ```
+    Blob, ByteString, Vec<u8>
+}
 
 struct Octets {
     text_is_base64: bool,

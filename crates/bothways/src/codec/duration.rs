@@ -2,7 +2,8 @@
 //!
 //! A [`Duration`] travels as an integer: nanoseconds, signed, 64 bits. That is 292 years; a longer one
 //! is an error, and so is a negative one that a peer sent. For `Duration`, also within `Option`, `Vec` and maps. In a
-//! `#[bothways::message]` such fields travel this way by themselves.
+//! `#[bothways::message]` such fields travel this way by themselves. As a whole argument or reply,
+//! where there is no field, take [`Nanos`].
 //!
 //! ```
 //! use bothways::{Encode, Payload, SerializeType};
@@ -61,6 +62,20 @@ impl Nanoseconds for Duration {
 }
 
 super::field::within_containers!(Nanoseconds);
+
+super::field::newtype! {
+    /// Go's `time.Duration` where there is no field to put an attribute on: a whole argument or reply.
+    ///
+    /// ```
+    /// use bothways::{Encode, SerializeType, codec::Nanos};
+    /// use std::time::Duration;
+    ///
+    /// let wait = Nanos(Duration::from_nanos(5));
+    /// assert_eq!(wait.encode(SerializeType::MSGPACK)?, &b"\x05"[..]);
+    /// # Ok::<(), bothways::codec::CodecError>(())
+    /// ```
+    Nanos, Nanoseconds, Duration
+}
 
 fn to_nanoseconds<E: ser::Error>(duration: Duration) -> Result<i64, E> {
     i64::try_from(duration.as_nanos()).map_err(|_| E::custom("a duration of more than 292 years"))

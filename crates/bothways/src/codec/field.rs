@@ -1,5 +1,5 @@
 //! What the modules for serde's `with` share: a way to travel that is not the type's own, also within
-//! an `Option`, a `Vec` or a map.
+//! an `Option`, a `Vec` or a map, and a newtype for where there is no field.
 
 /// Gives a trait of the shape `write`, `read` the containers of values that have it.
 macro_rules! within_containers {
@@ -75,4 +75,39 @@ macro_rules! within_containers {
     };
 }
 
-pub(super) use within_containers;
+/// Makes a newtype of what has a trait of the shape `write`, `read`.
+macro_rules! newtype {
+    ($(#[$attribute:meta])* $name:ident, $trait:ident, $default:ty) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub struct $name<T = $default>(pub T);
+
+        impl<T: $trait> serde::Serialize for $name<T> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.0.write(serializer)
+            }
+        }
+
+        impl<'de, T: $trait> serde::Deserialize<'de> for $name<T> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                T::read(deserializer).map(Self)
+            }
+        }
+
+        impl<T> std::ops::Deref for $name<T> {
+            type Target = T;
+
+            fn deref(&self) -> &T {
+                &self.0
+            }
+        }
+
+        impl<T> From<T> for $name<T> {
+            fn from(value: T) -> Self {
+                Self(value)
+            }
+        }
+    };
+}
+
+pub(super) use {newtype, within_containers};

@@ -2,7 +2,7 @@
 //!
 //! [`Lenient`] sits between a user's type and the codec's own deserializer, at every level of the
 //! value, and so also bounds how deep values nest and how much room a length from the wire may ask for. JSON is
-//! read through it. MessagePack has a reader of its own, which keeps to the same rules and leaves what is rare
+//! read through it, with the names of fields in any case. MessagePack has a reader of its own, which keeps to the same rules and leaves what is rare
 //! to this one.
 
 use std::fmt;
@@ -53,17 +53,19 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The bounds of one payload, at some level in it.
+/// The bounds of one payload, at some level in it, and how its codec matches names.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     levels_left: usize,
     /// Bytes of the payload. No container has more elements than that.
     elements_max: usize,
+    /// The names of a struct's fields may come in any case, as Go's JSON has it.
+    any_case: bool,
 }
 
 impl Bounds {
     pub(super) fn new(levels_left: usize, elements_max: usize) -> Self {
-        Self { levels_left, elements_max }
+        Self { levels_left, elements_max, any_case: false }
     }
 
     fn deeper<E: Error>(self) -> Result<Self, E> {
@@ -82,8 +84,13 @@ pub(super) struct Lenient<D> {
 impl<D> Lenient<D> {
     /// Over a codec's deserializer of a payload of this many bytes.
     #[cfg(any(feature = "json", test))]
-    pub(super) fn new(inner: D, payload_bytes: usize) -> Self {
-        Self::within(inner, Bounds::new(NESTING_MAX, payload_bytes))
+    pub(super) fn new<'de>(inner: D, payload_bytes: usize) -> Self
+    where
+        D: Deserializer<'de>,
+    {
+        let any_case = inner.is_human_readable();
+        let bounds = Bounds { any_case, ..Bounds::new(NESTING_MAX, payload_bytes) };
+        Self::within(inner, bounds)
     }
 
     /// Over the deserializer of a part of a payload.
@@ -102,10 +109,12 @@ pub(super) enum Asked {
     I16,
     I32,
     I64,
+    I128,
     U8,
     U16,
     U32,
     U64,
+    U128,
     F32,
     F64,
     Char,
@@ -138,10 +147,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         deserialize_i16() => Asked::I16;
         deserialize_i32() => Asked::I32;
         deserialize_i64() => Asked::I64;
+        deserialize_i128() => Asked::I128;
         deserialize_u8() => Asked::U8;
         deserialize_u16() => Asked::U16;
         deserialize_u32() => Asked::U32;
         deserialize_u64() => Asked::U64;
+        deserialize_u128() => Asked::U128;
         deserialize_f32() => Asked::F32;
         deserialize_f64() => Asked::F64;
         deserialize_char() => Asked::Char;
@@ -166,14 +177,6 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.inner.deserialize_any(Answer { visitor, asked: Asked::Any, bounds: self.bounds })
-    }
-
-    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_i128(visitor)
-    }
-
-    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_u128(visitor)
     }
 
     /// A unit takes whatever is there.
@@ -299,8 +302,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
         match asked {
             Asked::Any | Asked::Option => visitor.visit_none(),
             Asked::Bool => visitor.visit_bool(false),
-            Asked::I8 | Asked::I16 | Asked::I32 | Asked::I64 => visitor.visit_i64(0),
-            Asked::U8 | Asked::U16 | Asked::U32 | Asked::U64 => visitor.visit_u64(0),
+            Asked::I8 | Asked::I16 | Asked::I32 | Asked::I64 | Asked::I128 => visitor.visit_i64(0),
+            Asked::U8 | Asked::U16 | Asked::U32 | Asked::U64 | Asked::U128 => visitor.visit_u64(0),
             Asked::F32 | Asked::F64 => visitor.visit_f64(0.0),
             Asked::Char => visitor.visit_char('\0'),
             Asked::Text => visitor.visit_str(""),
@@ -323,10 +326,12 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
             Asked::I16 => inner.deserialize_i16(self),
             Asked::I32 => inner.deserialize_i32(self),
             Asked::I64 => inner.deserialize_i64(self),
+            Asked::I128 => inner.deserialize_i128(self),
             Asked::U8 => inner.deserialize_u8(self),
             Asked::U16 => inner.deserialize_u16(self),
             Asked::U32 => inner.deserialize_u32(self),
             Asked::U64 => inner.deserialize_u64(self),
+            Asked::U128 => inner.deserialize_u128(self),
             Asked::F32 => inner.deserialize_f32(self),
             Asked::F64 => inner.deserialize_f64(self),
             Asked::Char => inner.deserialize_char(self),
@@ -352,7 +357,11 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
         let bounds = self.bounds.deeper()?;
-        self.visitor.visit_map(Lenient { inner, bounds })
+        let inner = Lenient { inner, bounds };
+        match self.asked {
+            Asked::Struct(_, fields) if bounds.any_case => self.visitor.visit_map(AnyCase { inner, fields }),
+            _ => self.visitor.visit_map(inner),
+        }
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
@@ -397,6 +406,113 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Lenient<A> {
     }
 }
 
+/// The entries of a map that is read as a struct. A key that is the name of a field but for its case becomes
+/// that name, unless another field has exactly this one.
+struct AnyCase<A> {
+    inner: Lenient<A>,
+    fields: &'static [&'static str],
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for AnyCase<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error>
+    where
+        S: DeserializeSeed<'de>,
+    {
+        self.inner.next_key_seed(Name { inner: seed, fields: self.fields })
+    }
+
+    fn next_value_seed<S>(&mut self, seed: S) -> Result<S::Value, A::Error>
+    where
+        S: DeserializeSeed<'de>,
+    {
+        self.inner.next_value_seed(seed)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        MapAccess::size_hint(&self.inner)
+    }
+}
+
+/// Stands before the seed, the deserializer and the visitor of a field's name.
+struct Name<T> {
+    inner: T,
+    fields: &'static [&'static str],
+}
+
+impl<T> Name<T> {
+    fn field(&self, key: &str) -> Option<&'static str> {
+        let exact = self.fields.iter().find(|field| **field == key);
+        exact.or_else(|| self.fields.iter().find(|field| is_same_but_for_case(field, key))).copied()
+    }
+}
+
+/// As Go folds names: letter by letter, whatever their lengths in bytes.
+fn is_same_but_for_case(one: &str, other: &str) -> bool {
+    fn folded(letter: char) -> char {
+        let mut upper = letter.to_uppercase();
+        let upper = if upper.len() == 1 { upper.next() } else { None };
+        let mut lower = upper.unwrap_or(letter).to_lowercase();
+        let lower = if lower.len() == 1 { lower.next() } else { None };
+        lower.unwrap_or(letter)
+    }
+    if one.is_ascii() && other.is_ascii() {
+        return one.eq_ignore_ascii_case(other);
+    }
+    one.chars().map(folded).eq(other.chars().map(folded))
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Name<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
+        self.inner.deserialize(Name { inner, fields: self.fields })
+    }
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Name<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_identifier(Name { inner: visitor, fields: self.fields })
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Name<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.expecting(f)
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<V::Value, E> {
+        match self.field(key) {
+            Some(field) => self.inner.visit_borrowed_str(field),
+            None => self.inner.visit_str(key),
+        }
+    }
+
+    fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<V::Value, E> {
+        match self.field(key) {
+            Some(field) => self.inner.visit_borrowed_str(field),
+            None => self.inner.visit_borrowed_str(key),
+        }
+    }
+
+    fn visit_string<E: Error>(self, key: String) -> Result<V::Value, E> {
+        match self.field(&key) {
+            Some(field) => self.inner.visit_borrowed_str(field),
+            None => self.inner.visit_string(key),
+        }
+    }
+}
+
 impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for Lenient<A> {
     type Error = A::Error;
     type Variant = Lenient<A::Variant>;
@@ -427,7 +543,8 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Lenient<A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.inner.struct_variant(fields, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+        let asked = if self.bounds.any_case { Asked::Struct("", fields) } else { Asked::Any };
+        self.inner.struct_variant(fields, Answer { visitor, asked, bounds: self.bounds })
     }
 }
 

@@ -38,15 +38,27 @@
 //! Go's decoders are lenient and its encoders make use of it: a nil slice travels as `nil`, not as
 //! an empty array. So both codecs here read, wherever a serde type asks for a number, a bool, a
 //! string, bytes, an array or a map, `nil` (`null` in JSON) as the zero value. An integer may come in
-//! any width; one that does not fit is an error, where Go cuts it off. An integer fills a float. A
+//! any width; one that does not fit is an error, where Go cuts it off. An integer fills a float, rounded
+//! where the float has no such value, as in Go. A
 //! MessagePack `float64` fills an `f32`, rounded, unless it is out of range, which is an error. Unknown
 //! keys are skipped. A *missing* key is an error unless the type says `#[serde(default)]`, as all
 //! fields of a `#[bothways::message]` do. Bytes behind the value are ignored. Names of fields are
-//! matched exactly; Go's JSON would take other upper and lower case as well. Values nest at most
-//! [`NESTING_MAX`] deep.
+//! matched exactly in MessagePack. In JSON an exact name goes first, and a name that is the same but for
+//! upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`] deep.
 //!
 //! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
-//! follows serde's own, stricter rules.
+//! follows serde's own, stricter rules: names are matched exactly in JSON too, and bytes there need
+//! the field attribute below.
+//!
+//! # What cannot travel
+//!
+//! A value arrives as it was, or is an error where it is written or read:
+//!
+//! - JSON has no NaN and no infinity: writing one is an error, as in Go. MessagePack has them.
+//! - `Some(())` and `Some(None)` would be read as `None`: writing one is an error.
+//! - Integers beyond 64 bits are numbers in JSON, and sixteen bytes in MessagePack, whose sign is that of the
+//!   type that reads them. Go reads neither into its integers.
+//! - Times before the year 0 or after 9999 have no JSON; durations are of at most 292 years, and never negative.
 //!
 //! # No payload at all
 //!
@@ -57,11 +69,20 @@
 //!
 //! # Go's types
 //!
-//! | Go | Rust | field attribute, unless in a `#[bothways::message]` |
-//! |---|---|---|
-//! | `[]byte` | `Vec<u8>`, [`Bytes`] | `#[serde(with = "bothways::codec::bytes")]` |
-//! | `time.Time` | `SystemTime` | `#[serde(with = "bothways::codec::time")]` |
-//! | `time.Duration` | `Duration` | `#[serde(with = "bothways::codec::duration")]` |
+//! | Go | Rust | as a field, unless in a `#[bothways::message]` | as a whole argument or reply |
+//! |---|---|---|---|
+//! | `[]byte` | `Vec<u8>`, [`Bytes`] | `#[serde(with = "bothways::codec::bytes")]` | [`Bytes`], [`Blob`] |
+//! | `time.Time` | `SystemTime` | `#[serde(with = "bothways::codec::time")]` | [`Timestamp`] |
+//! | `time.Duration` | `Duration` | `#[serde(with = "bothways::codec::duration")]` | [`Nanos`] |
+//!
+//! **The last column matters**: a `Vec<u8>`, `SystemTime` or `Duration` that is the whole payload travels
+//! as serde has it, an array or a map, which Rust reads and Go does not: its client then ends the
+//! connection. `#[bothways::service]` refuses such a method; [`Router::function`](crate::Router::function) and
+//! [`Caller::call`](crate::Caller::call) cannot see it.
+//!
+//! An embedded struct of Go's is `#[serde(flatten)]`, one behind a pointer that may be nil
+//! `#[serde(flatten)] Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags
+//! `#[message(rename = "...")]`.
 
 use bothways_proto::SerializeType;
 // The crate, not the module beside it.
@@ -78,17 +99,24 @@ mod plain;
 #[cfg(feature = "protobuf")]
 mod protobuf;
 mod raw;
+mod text;
 #[cfg(feature = "thrift")]
 mod thrift;
 pub mod time;
 
 #[cfg(feature = "protobuf")]
 pub use self::protobuf::Protobuf;
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub use self::text::is_text;
 #[cfg(feature = "thrift")]
 pub use self::thrift::Thrift;
 pub use self::{
+    bytes::Blob,
+    duration::Nanos,
     lenient::{NESTING_MAX, nil_or_default},
     raw::Raw,
+    time::Timestamp,
 };
 
 /// A value that can be sent: the half of [`Payload`] that arguments need.

@@ -20,7 +20,7 @@ use bothways_proto::SerializeType;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{read::Reader, write::Writer};
-use super::CodecError;
+use super::{CodecError, text::within_msgpack};
 
 /// The name of a newtype whose value is an extension: a tuple of its number and its data. The one that
 /// `rmp-serde` gave it, so that types that were made for it travel here too.
@@ -37,7 +37,7 @@ thread_local! {
 pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     // A value may encode another one while it is being written: that one finds no buffer, and makes one.
     let mut writer = Writer::new(BUFFER.take());
-    let written = value.serialize(&mut writer);
+    let written = within_msgpack(|| value.serialize(&mut writer));
     let mut buffer = writer.into_inner();
     let payload = match written {
         Ok(()) if COPY_BYTES < buffer.len() => return Ok(buffer.into()),
@@ -52,7 +52,8 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
 
 /// Bytes behind the value are ignored, as in Go.
 pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
-    T::deserialize(&mut Reader::new(payload)).map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))
+    within_msgpack(|| T::deserialize(&mut Reader::new(payload)))
+        .map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))
 }
 
 #[cfg(test)]
@@ -125,6 +126,8 @@ mod tests {
         assert_eq!(read::<Args>(&hex!("92 0a 14")).unwrap(), Args { a: 10, b: 20 });
         assert!(read::<Args>(&hex!("91 0a")).is_err());
         assert!(read::<Args>(&hex!("93 0a 14 1e")).is_err());
+        let short = Everything { int: 7, byte: 1, ..Everything::default() };
+        assert_eq!(read::<Everything>(&hex!("92 07 01")).unwrap(), short, "its fields are `default`");
     }
 
     #[test]
@@ -154,6 +157,10 @@ mod tests {
     /// Go cuts off what does not fit.
     #[test]
     fn an_integer_that_does_not_fit_is_an_error() {
+        assert!(read::<u128>(&hex!("ff")).is_err());
+        assert!(read::<u128>(&write(&i64::MIN)).is_err());
+        assert!(read::<u128>(&write(&-1i128)).is_err());
+        assert!(read::<i64>(&write(&i128::MAX)).is_err());
         assert!(read::<u8>(&hex!("cd0100")).is_err());
         assert!(read::<i64>(&hex!("cfffffffffffffffff")).is_err());
         assert!(read::<u64>(&hex!("ff")).is_err());
@@ -192,6 +199,25 @@ mod tests {
         assert_eq!(read::<Vec<u8>>(&hex!("c402 6869")).unwrap(), b"hi");
     }
 
+    /// Serde's own buffers say of every format that it is a text.
+    #[test]
+    fn a_string_stands_for_bytes_also_in_what_serde_buffers() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Inner {
+            #[serde(with = "crate::codec::bytes")]
+            data: Vec<u8>,
+        }
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Outer {
+            #[serde(flatten)]
+            inner: Inner,
+        }
+        let outer = Outer { inner: Inner { data: b"abcd".to_vec() } };
+        assert_eq!(read::<Outer>(&hex!("81 a4 64617461 a4 61626364")).unwrap(), outer);
+        assert_eq!(write(&outer), hex!("81 a4 64617461 c404 61626364")[..]);
+        assert_eq!(read::<Outer>(&write(&outer)).unwrap(), outer);
+    }
+
     #[test]
     fn an_array_of_bytes_is_bin_and_filled_up_with_zeros() {
         #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -209,6 +235,7 @@ mod tests {
         let nil = &hex!("c0");
         assert_eq!(read::<i32>(nil).unwrap(), 0);
         assert_eq!(read::<u64>(nil).unwrap(), 0);
+        assert_eq!((read::<i128>(nil).unwrap(), read::<u128>(nil).unwrap()), (0, 0));
         assert_eq!(read::<f64>(nil).unwrap(), 0.0);
         assert!(!read::<bool>(nil).unwrap());
         assert_eq!(read::<String>(nil).unwrap(), "");
@@ -275,6 +302,67 @@ mod tests {
         assert!(read::<Choice>(&hex!("81 a6 4e6573746564").repeat(100_000)).is_err(), "enums in enums");
     }
 
+    /// Go takes -1 for a `uint64`, and the upper half of a `uint64` for negative when it fills a float.
+    #[test]
+    fn the_widest_integers_fill_a_float_with_their_own_sign() {
+        assert_eq!(read::<f64>(&write(&u64::MAX)).unwrap(), 18_446_744_073_709_551_615.0);
+        assert_eq!(read::<f32>(&write(&i64::MIN)).unwrap(), -9_223_372_036_854_775_808.0);
+    }
+
+    #[test]
+    fn the_last_of_several_equal_keys_counts_in_a_map_and_is_an_error_in_a_struct() {
+        let wire = hex!("82 a141 01 a141 02");
+        assert_eq!(read::<BTreeMap<String, u8>>(&wire).unwrap(), BTreeMap::from([("A".into(), 2)]));
+        let error = read::<Args>(&wire).unwrap_err().to_string();
+        assert_eq!(error, "msgpack (3): duplicate field `A`");
+    }
+
+    #[test]
+    fn nil_is_the_empty_key_of_a_map_and_none_of_a_struct() {
+        let wire = hex!("81 c0 01");
+        assert_eq!(read::<BTreeMap<String, u8>>(&wire).unwrap(), BTreeMap::from([("".into(), 1)]));
+        assert!(read::<Everything>(&wire).is_err());
+    }
+
+    #[test]
+    fn an_integer_as_a_key_is_the_place_of_a_field() {
+        assert_eq!(read::<Args>(&hex!("82 00 0a 01 14")).unwrap(), Args { a: 10, b: 20 });
+    }
+
+    #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+    struct Numbers {
+        ints: (i8, i16, i32, i64, i128),
+        uints: (u8, u16, u32, u64, u128),
+        by_int: BTreeMap<i128, Option<u128>>,
+        by_flag: BTreeMap<bool, Option<Vec<()>>>,
+        by_letter: BTreeMap<char, (u64, [i64; 2])>,
+        maybe: Option<Option<u8>>,
+    }
+
+    /// Of every size, not only of the largest.
+    fn wide() -> impl Strategy<Value = i128> {
+        (any::<i128>(), 0_u32..128).prop_map(|(value, shift)| value >> shift)
+    }
+
+    fn numbers() -> impl Strategy<Value = Numbers> {
+        let ints = any::<(i8, i16, i32, i64)>();
+        let uints = any::<(u8, u16, u32, u64)>();
+        let by_int = proptest::collection::btree_map(wide(), any::<Option<u128>>(), 0..9);
+        let by_flag = proptest::collection::btree_map(any::<bool>(), any::<Option<Vec<()>>>(), 0..3);
+        let by_letter = proptest::collection::btree_map(any::<char>(), any::<(u64, [i64; 2])>(), 0..9);
+        let maybe = proptest::option::of(any::<u8>().prop_map(Some));
+        (ints, uints, wide(), wide(), by_int, by_flag, by_letter, maybe).prop_map(
+            |((a, b, c, d), (e, f, g, h), int, uint, by_int, by_flag, by_letter, maybe)| Numbers {
+                ints: (a, b, c, d, int),
+                uints: (e, f, g, h, uint.cast_unsigned()),
+                by_int,
+                by_flag,
+                by_letter,
+                maybe,
+            },
+        )
+    }
+
     fn choices() -> impl Strategy<Value = Choice> {
         let leaf = prop_oneof![
             Just(Choice::Nothing),
@@ -308,6 +396,32 @@ mod tests {
         #[test]
         fn every_value_survives(value in everything()) {
             prop_assert_eq!(read::<Everything>(&write(&value)).unwrap(), value);
+        }
+
+        #[test]
+        fn every_number_arrives_as_it_was(value in numbers()) {
+            prop_assert_eq!(read::<Numbers>(&write(&value)).unwrap(), value);
+        }
+
+        #[test]
+        fn every_float_arrives_to_the_last_bit(bits: u64) {
+            let (double, single) = (f64::from_bits(bits), f32::from_bits(bits as u32));
+            prop_assert_eq!(read::<f64>(&write(&double)).unwrap().to_bits(), bits);
+            prop_assert_eq!(read::<f32>(&write(&single)).unwrap().to_bits(), bits as u32);
+        }
+
+        /// What reads an integer reads the same number, or an error.
+        #[test]
+        fn an_integer_read_as_another_type_is_the_same_number_or_an_error(value in wide()) {
+            let wire = write(&value);
+            let fits = i64::try_from(value).is_ok() || u64::try_from(value).is_ok();
+            prop_assert_eq!(read::<i16>(&wire).ok(), i16::try_from(value).ok());
+            prop_assert_eq!(read::<i64>(&wire).ok(), i64::try_from(value).ok());
+            prop_assert_eq!(read::<u64>(&wire).ok(), u64::try_from(value).ok());
+            if fits {
+                prop_assert_eq!(read::<u128>(&wire).ok(), u128::try_from(value).ok());
+            }
+            prop_assert_eq!(read::<i128>(&wire).unwrap(), value);
         }
 
         #[test]

@@ -3,7 +3,8 @@
 //! A [`SystemTime`] travels as MessagePack's timestamp (extension type -1, in its 4, 8 or 12 bytes) and
 //! as RFC 3339 text in JSON, in UTC. It reads those, the text in MessagePack too, and `nil`, which is
 //! Go's [zero time](go_zero). For `SystemTime`, also within `Option`, `Vec` and maps. In a
-//! `#[bothways::message]` such fields travel this way by themselves.
+//! `#[bothways::message]` such fields travel this way by themselves. As a whole argument or reply,
+//! where there is no field, take [`Timestamp`].
 //!
 //! ```
 //! use bothways::{Encode, Payload, SerializeType};
@@ -28,6 +29,8 @@ use serde::{
     de::{self, SeqAccess, Visitor},
     ser,
 };
+
+use super::text::is_text;
 
 const DAY_SECONDS: i64 = 86_400;
 
@@ -83,7 +86,7 @@ pub trait GoTime: Sized {
 impl GoTime for SystemTime {
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let instant = Instant::of(*self).ok_or_else(|| ser::Error::custom("a time too far away"))?;
-        if serializer.is_human_readable() {
+        if is_text(serializer.is_human_readable()) {
             let text = instant.to_rfc3339().ok_or_else(|| ser::Error::custom("the year is not within 0 to 9999"))?;
             return serializer.serialize_str(&text);
         }
@@ -98,6 +101,22 @@ impl GoTime for SystemTime {
 }
 
 super::field::within_containers!(GoTime);
+
+super::field::newtype! {
+    /// Go's `time.Time` where there is no field to put an attribute on: a whole argument or reply.
+    ///
+    /// ```
+    /// use bothways::{Encode, Payload, SerializeType, codec::Timestamp};
+    /// use std::time::{Duration, UNIX_EPOCH};
+    ///
+    /// let stamp = Timestamp(UNIX_EPOCH + Duration::from_secs(1));
+    /// let wire = stamp.encode(SerializeType::MSGPACK)?;
+    /// assert_eq!(wire, &b"\xd6\xff\0\0\0\x01"[..]);
+    /// assert_eq!(Timestamp::decode(SerializeType::MSGPACK, wire)?, stamp);
+    /// # Ok::<(), bothways::codec::CodecError>(())
+    /// ```
+    Timestamp, GoTime, SystemTime
+}
 
 /// The data of an extension.
 struct Data<'a>(&'a [u8]);

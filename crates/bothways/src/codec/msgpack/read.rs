@@ -275,7 +275,7 @@ impl<'de> Reader<'de> {
     /// A tuple of a number and of as many bytes, which end the payload; `None` if it is something else.
     pub(super) fn number_and_bytes(mut self) -> Option<(i8, usize)> {
         let begins = self.marker().ok()? == mark::FIX_ARRAY + 2;
-        let number = self.wide_integer().ok().filter(|_| begins)?;
+        let Wide::Number(number) = self.wide_integer().ok().filter(|_| begins)? else { return None };
         let marker = self.marker().ok().filter(|marker| (mark::BIN_8..=mark::BIN_32).contains(marker))?;
         let len = self.len(marker, mark::BIN_8).ok()?;
         let bytes = self.slice(len).ok().filter(|_| self.rest.is_empty())?;
@@ -319,9 +319,9 @@ impl<'de> Reader<'de> {
         skipped
     }
 
-    fn wide_integer(&mut self) -> Result<i128, Error> {
+    fn wide_integer(&mut self) -> Result<Wide, Error> {
         let marker = self.marker()?;
-        Ok(match marker {
+        Ok(Wide::Number(match marker {
             ..=mark::FIX_POS_LAST => marker.into(),
             mark::FIX_NEG.. => marker.cast_signed().into(),
             mark::U_8 => u8::from_be_bytes(self.take()?).into(),
@@ -334,11 +334,19 @@ impl<'de> Reader<'de> {
             mark::I_64 => i64::from_be_bytes(self.take()?).into(),
             mark::BIN_8 if self.peek()? == 16 => {
                 let [_len] = self.take()?;
-                i128::from_be_bytes(self.take()?)
+                return Ok(Wide::Bits(u128::from_be_bytes(self.take()?)));
             }
             marker => return Err(Error::Misplaced(marker)),
-        })
+        }))
     }
+}
+
+/// An integer for a type of 128 bits.
+enum Wide {
+    /// In one of MessagePack's own forms.
+    Number(i128),
+    /// As sixteen bytes, because MessagePack has no such number. Only the type that reads it knows its sign.
+    Bits(u128),
 }
 
 /// Methods that ask for a scalar of this kind.
@@ -404,11 +412,26 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_i128(self.wide_integer()?)
+        if self.take_nil()? {
+            return self.nil(Asked::I128, visitor);
+        }
+        match self.wide_integer()? {
+            Wide::Number(number) => visitor.visit_i128(number),
+            Wide::Bits(bits) => visitor.visit_i128(bits.cast_signed()),
+        }
     }
 
     fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u128(self.wide_integer()?.cast_unsigned())
+        if self.take_nil()? {
+            return self.nil(Asked::U128, visitor);
+        }
+        match self.wide_integer()? {
+            Wide::Number(number) => match u128::try_from(number) {
+                Ok(number) => visitor.visit_u128(number),
+                Err(_) => visitor.visit_i128(number),
+            },
+            Wide::Bits(bits) => visitor.visit_u128(bits),
+        }
     }
 
     #[inline]

@@ -1,7 +1,8 @@
 //! Serde types → MessagePack, into one buffer.
 //!
 //! Writes what `rmp-serde` writes with `with_struct_map`, which the tests hold it against, and puts the head of a
-//! value into the buffer in one piece.
+//! value into the buffer in one piece. Two things are its own: an integer of 128 bits that fits into 64 is written
+//! as that, and `Some` of what is written as `nil`, which would be read as `None`, is an error.
 
 use serde::{
     Serialize, Serializer,
@@ -156,7 +157,11 @@ impl<'a> Serializer for &'a mut Writer {
     }
 
     fn serialize_i128(self, value: i128) -> Result<(), Error> {
-        self.serialize_bytes(&value.to_be_bytes())
+        match (u64::try_from(value), i64::try_from(value)) {
+            (Ok(value), _) => self.serialize_u64(value),
+            (_, Ok(value)) => self.serialize_i64(value),
+            _ => self.serialize_bytes(&value.to_be_bytes()),
+        }
     }
 
     fn serialize_u8(self, value: u8) -> Result<(), Error> {
@@ -184,7 +189,10 @@ impl<'a> Serializer for &'a mut Writer {
     }
 
     fn serialize_u128(self, value: u128) -> Result<(), Error> {
-        self.serialize_bytes(&value.to_be_bytes())
+        match u64::try_from(value) {
+            Ok(value) => self.serialize_u64(value),
+            Err(_) => self.serialize_bytes(&value.to_be_bytes()),
+        }
     }
 
     fn serialize_f32(self, value: f32) -> Result<(), Error> {
@@ -219,7 +227,12 @@ impl<'a> Serializer for &'a mut Writer {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
-        value.serialize(self)
+        let from = self.0.len();
+        value.serialize(&mut *self)?;
+        if self.0[from..] == [mark::NIL] {
+            return Err(Error::custom("a Some of nothing would be read as None"));
+        }
+        Ok(())
     }
 
     fn serialize_unit(self) -> Result<(), Error> {
@@ -431,7 +444,7 @@ mod tests {
     struct Everything {
         int: i64,
         ints: (i8, u8, i16, u16, i32, u32),
-        wide: (u64, i128, u128),
+        wide: (u64, i128),
         floats: (f32, f64),
         texts: Vec<String>,
         bytes: Bytes,
@@ -484,11 +497,19 @@ mod tests {
     }
 
     fn everything() -> impl Strategy<Value = Everything> {
-        let numbers =
-            (any::<i64>(), any::<(i8, u8, i16, u16, i32, u32)>(), any::<(u64, i128, u128)>(), any::<(f32, f64)>());
+        let numbers = (
+            any::<i64>(),
+            any::<(i8, u8, i16, u16, i32, u32)>(),
+            (any::<u64>(), (i128::MIN..i64::MIN.into())),
+            any::<(f32, f64)>(),
+        );
         let bytes = || proptest::collection::vec(any::<u8>(), 0..300);
-        let texts =
-            (proptest::collection::vec(".{0,40}", 0..20), bytes(), any::<char>(), any::<Option<Option<bool>>>());
+        let texts = (
+            proptest::collection::vec(".{0,40}", 0..20),
+            bytes(),
+            any::<char>(),
+            proptest::option::of(any::<bool>().prop_map(Some)),
+        );
         let maps = (
             proptest::collection::btree_map(any::<i32>(), choices(), 0..20),
             proptest::collection::btree_map("[a-z]{3}", any::<u8>(), 0..20),
@@ -538,6 +559,39 @@ mod tests {
             compare(&(0..len).map(|key| (key, true)).collect::<BTreeMap<_, _>>());
             compare(&Ext((5, vec![7; len].into())));
         }
+    }
+
+    #[test]
+    fn a_wide_integer_is_an_ordinary_one_while_it_fits_and_sixteen_bytes_beyond() {
+        for value in [0, 1, -1, i128::from(i64::MIN), i128::from(u64::MAX), -129, 70_000] {
+            match i64::try_from(value) {
+                Ok(narrow) => assert_eq!(written(&value), written(&narrow)),
+                Err(_) => assert_eq!(written(&value), written(&u64::MAX)),
+            }
+        }
+        assert_eq!(written(&u128::from(u64::MAX)), written(&u64::MAX));
+        for value in [i128::MIN, i128::from(i64::MIN) - 1, i128::from(u64::MAX) + 1, i128::MAX] {
+            compare(&value);
+            compare(&value.cast_unsigned());
+        }
+    }
+
+    #[test]
+    fn a_some_that_would_be_read_as_none_is_an_error() {
+        #[derive(Serialize)]
+        struct Within {
+            a: Vec<Option<Option<u8>>>,
+        }
+        let refused = |value: &dyn Fn(&mut Writer) -> Result<(), Error>| {
+            let error = value(&mut Writer::new(vec![mark::NIL])).unwrap_err().to_string();
+            assert_eq!(error, "a Some of nothing would be read as None");
+        };
+        refused(&|writer| Some(()).serialize(writer));
+        refused(&|writer| Some(None::<u8>).serialize(writer));
+        refused(&|writer| Within { a: vec![None, Some(Some(1)), Some(None)] }.serialize(writer));
+        compare(&Within { a: vec![None, Some(Some(1))] });
+        compare(&Some(vec![None::<u8>]));
+        compare(&Some(Nothing));
     }
 
     #[test]
