@@ -9,7 +9,10 @@ use syn::{
     Type, TypeReference, ext::IdentExt, spanned::Spanned,
 };
 
-use crate::parse::{self, Errors, Item, Rpc, Service};
+use crate::{
+    message,
+    parse::{self, Errors, Item, Rpc, Service},
+};
 
 /// A method that goes over the wire.
 pub(crate) struct Method {
@@ -91,6 +94,12 @@ fn method(rpc: Rpc, signature: &Signature) -> Result<Method> {
     receiver(signature)?;
     let (context, argument) = arguments(inputs.iter().skip(1))?;
     let answer = answer(&rpc, ident, output)?;
+    if !rpc.plain {
+        argument.iter().try_for_each(|argument| readable_by_go(&argument.ty))?;
+        if let Answer::Reply(reply) = &answer {
+            readable_by_go(reply)?;
+        }
+    }
     let wire_name = rpc.name.unwrap_or_else(|| pascal_case(&ident.unraw().to_string()));
     Ok(Method { ident: ident.clone(), wire_name, cfgs: vec![], docs: vec![], context, argument, answer })
 }
@@ -163,6 +172,15 @@ fn answer(rpc: &Rpc, ident: &Ident, output: &ReturnType) -> Result<Answer> {
     }
     nameable(reply)?;
     Ok(Answer::Reply(Box::new(reply.clone())))
+}
+
+/// What travels by an attribute on a field, and has none here.
+fn readable_by_go(ty: &Type) -> Result<()> {
+    let Some(instead) = message::instead_of(ty) else { return Ok(()) };
+    let text = format!(
+        "as a whole payload this type travels as serde has it, which Go cannot read: {instead}; `#[rpc(plain)]` leaves it so"
+    );
+    Err(Error::new(ty.span(), text))
 }
 
 /// The stub writes the type down where there is no `Self`, and where it cannot be left open.

@@ -107,6 +107,10 @@ use quote::quote;
 /// `Error` is whatever has `Display`: its text goes to the caller. rpcx has one value each way: for more,
 /// use a struct.
 ///
+/// A `Vec<u8>`, a `SystemTime` or a `Duration` that is the whole argument or reply travels as serde has it, which
+/// Go cannot read: take `bytes::Bytes`, and `Timestamp` and `Nanos` of `bothways::codec`. As fields of a
+/// `#[bothways::message]` they are right.
+///
 /// Without a return type, or with `#[rpc(push)]` and `Result<(), Error>`, a method is a push: the stub
 /// sends it oneway and returns as soon as it is queued, with a `bothways::PushError` if it was not.
 ///
@@ -122,6 +126,7 @@ use quote::quote;
 /// | `#[rpc(name = "...")]` | method | another method name |
 /// | `#[rpc(push)]` | method | oneway, though it returns a `Result` |
 /// | `#[rpc(skip)]` | method of an impl | not offered to peers |
+/// | `#[rpc(plain)]` | method | arguments and reply may be of a type that Go cannot read |
 ///
 /// A stub made with `ArithClient::at(caller, "Other")` calls the same methods under another service path.
 #[proc_macro_attribute]
@@ -188,6 +193,8 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// - Field names become Go's: `full_name` is `FullName`. Go writes initials in capitals, which nothing here can
 ///   guess: `id` is `Id` unless you say `#[message(rename = "ID")]` (or `#[serde(rename = "ID")]`). A
 ///   `#[serde(rename_all = "...")]` on the type replaces the rule. Names of variants stay.
+/// - Go's `json` tags are names in JSON only: `#[message(json = "full_name")]`, not for types with generic
+///   parameters. In JSON a name is also taken in other upper and lower case, as Go does.
 /// - A field that is missing, or `nil` (`null`), becomes its type's `Default`, as in Go. So the types of fields
 ///   need `Default`; where there is none, or a missing field shall be an error, write `#[message(required)]`.
 /// - `Vec<u8>`, `Bytes`, `Box<[u8]>` and `[u8; N]` travel as `[]byte`, `SystemTime` as `time.Time`, and
@@ -201,7 +208,9 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// | attribute | on | meaning |
 /// |---|---|---|
 /// | `#[message(crate = "...")]` | type | where `bothways` is, if not at `::bothways` |
-/// | `#[message(rename = "...")]` | field, variant | another name on the wire |
+/// | `#[message(rename = "...")]` | field, variant | another name on the wire, as a `msgpack` tag of Go's |
+/// | `#[message(json = "...")]` | field, variant | another name in JSON, as a `json` tag of Go's |
+/// | `#[message(json = "snake_case")]` | type | the names of all other fields in JSON, by one of serde's rules |
 /// | `#[message(required)]` | field | missing is an error, and so is `nil` where the type has no zero for it |
 /// | `#[message(plain)]` | field | no helper for Go's types |
 #[proc_macro_attribute]

@@ -1,55 +1,106 @@
 //! `#[message]`: serde's derives, with the attributes that make them speak Go.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{quote, quote_spanned};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::{
-    Attribute, Error, Field, Fields, GenericArgument, Generics, Item, LitStr, Meta, Path, PathArguments, Result, Token,
-    Type, parse::Parser, punctuated::Punctuated, spanned::Spanned,
+    Attribute, Error, Field, Fields, GenericArgument, Generics, Ident, Item, LitStr, Meta, Path, PathArguments, Result,
+    Token, Type, parse::Parser, punctuated::Punctuated, spanned::Spanned,
 };
 
 use crate::parse;
 
+mod names;
+
 pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut krate: Path = syn::parse_quote!(::bothways);
+    let mut json_rule: Option<LitStr> = None;
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("crate") {
             krate = parse::crate_path(&meta)?;
-            return Ok(());
+        } else if meta.path.is_ident("json") {
+            json_rule = Some(meta.value()?.parse()?);
+        } else {
+            let text =
+                "`#[message]` knows `json = \"...\"` and `crate = \"...\"`; what serde knows goes into `#[serde(...)]`";
+            return Err(meta.error(text));
         }
-        Err(meta.error("`#[message]` knows `crate = \"...\"`; what serde knows goes into `#[serde(...)]`"))
+        Ok(())
     });
     parser.parse2(attribute)?;
-    let mut item: Item = syn::parse2(item)?;
-    let (attributes, rename) = match &mut item {
+    let item: Item = syn::parse2(item)?;
+
+    let serde = quote!(#krate::__private::serde);
+    if json_rule.is_some() || names::has_json_names(&item) {
+        return names::message(&krate, &item, json_rule.as_ref());
+    }
+    let mut item = with_serde_attributes(&krate, item, Form::Every)?;
+    // In front: a helper attribute belongs behind its derive.
+    attributes_of(&mut item).insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
+    Ok(quote!(#item))
+}
+
+/// Which codecs the names of fields are for.
+#[derive(Clone, Copy)]
+enum Form<'a> {
+    /// All of them: there are no others.
+    Every,
+    /// Those that are no text.
+    Binary,
+    /// JSON, with a rule for the names that were not given.
+    Json(Option<&'a LitStr>),
+}
+
+/// The item with what serde needs to be told; all but the derives.
+fn with_serde_attributes(krate: &Path, mut item: Item, form: Form<'_>) -> Result<Item> {
+    let (rule, of_fields) = match &mut item {
         Item::Struct(item) => {
-            let rules = Rules::new(&krate, &item.attrs, &item.generics);
+            let rules = Rules::new(krate, &item.attrs, &item.generics, form);
             rules.fields(&mut item.fields)?;
-            (&mut item.attrs, quote!(rename_all = "PascalCase"))
+            ("rename_all", false)
         }
         Item::Enum(item) => {
-            let rules = Rules::new(&krate, &item.attrs, &item.generics);
+            let rules = Rules::new(krate, &item.attrs, &item.generics, form);
             for variant in &mut item.variants {
-                Said::take(&mut variant.attrs, false)?.rename(&mut variant.attrs);
+                Said::take(&mut variant.attrs, false)?.rename(&mut variant.attrs, form);
                 rules.fields(&mut variant.fields)?;
             }
-            (&mut item.attrs, quote!(rename_all_fields = "PascalCase"))
+            ("rename_all_fields", true)
         }
         other => return Err(Error::new(other.span(), "a message is a struct or an enum")),
     };
+
+    let attributes = attributes_of(&mut item);
+    let mut rename = None;
+    if let Form::Json(Some(given)) = form {
+        let rules: &[&str] = if of_fields { &["rename_all_fields"] } else { &["rename_all"] };
+        names::remove_serde(attributes, rules);
+        rename = Some(given.clone());
+    }
     let keys = serde_keys(attributes);
     let has = |key: &str| keys.iter().any(|known| known == key);
-    let rename = (!has("rename_all") && !has("rename_all_fields") && !has("transparent")).then_some(rename);
-    let serde = quote!(#krate::__private::serde);
-    let serde_path = serde.to_string().replace(' ', "");
-    // In front: a helper attribute belongs behind its derive.
-    attributes.insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
-    attributes.insert(1, syn::parse_quote!(#[serde(crate = #serde_path, #rename)]));
-    Ok(quote!(#item))
+    if rename.is_none() && !has("rename_all") && !has("rename_all_fields") && !has("transparent") {
+        rename = Some(LitStr::new("PascalCase", Span::call_site()));
+    }
+    let serde_path = quote!(#krate::__private::serde).to_string().replace(' ', "");
+    let rule = Ident::new(rule, Span::call_site());
+    let rename = rename.map(|rename| quote!(#rule = #rename));
+    attributes.insert(0, syn::parse_quote!(#[serde(crate = #serde_path, #rename)]));
+    Ok(item)
+}
+
+/// Those of the type itself.
+fn attributes_of(item: &mut Item) -> &mut Vec<Attribute> {
+    match item {
+        Item::Struct(item) => &mut item.attrs,
+        Item::Enum(item) => &mut item.attrs,
+        _ => unreachable!("a message is a struct or an enum"),
+    }
 }
 
 /// What holds for every field of a type.
 struct Rules<'a> {
     krate: &'a Path,
+    form: Form<'a>,
     /// False if the type as a whole has a default, or wants none.
     default: bool,
     /// False for a generic type: serde would no longer see which bounds the field needs.
@@ -57,10 +108,10 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
-    fn new(krate: &'a Path, attributes: &[Attribute], generics: &Generics) -> Self {
+    fn new(krate: &'a Path, attributes: &[Attribute], generics: &Generics, form: Form<'a>) -> Self {
         let keys = serde_keys(attributes);
         let default = !keys.iter().any(|key| key == "default" || key == "transparent");
-        Self { krate, default, nil_or_default: generics.type_params().next().is_none() }
+        Self { krate, form, default, nil_or_default: generics.type_params().next().is_none() }
     }
 
     fn fields(&self, fields: &mut Fields) -> Result<()> {
@@ -70,7 +121,7 @@ impl<'a> Rules<'a> {
 
     fn field(&self, field: &mut Field, named: bool) -> Result<()> {
         let said = Said::take(&mut field.attrs, true)?;
-        said.rename(&mut field.attrs);
+        said.rename(&mut field.attrs, self.form);
         let keys = serde_keys(&field.attrs);
         let has = |key: &str| keys.iter().any(|known| known == key);
         if has("skip") || has("flatten") {
@@ -112,6 +163,7 @@ fn text(krate: &Path, rest: &str, span: Span) -> LitStr {
 #[derive(Default)]
 struct Said {
     rename: Option<LitStr>,
+    json: Option<LitStr>,
     required: bool,
     plain: bool,
 }
@@ -124,14 +176,18 @@ impl Said {
             attribute.parse_nested_meta(|meta| {
                 if meta.path.is_ident("rename") {
                     said.rename = Some(meta.value()?.parse()?);
+                } else if meta.path.is_ident("json") {
+                    said.json = Some(meta.value()?.parse()?);
                 } else if of_field && meta.path.is_ident("required") {
                     said.required = true;
                 } else if of_field && meta.path.is_ident("plain") {
                     said.plain = true;
                 } else if of_field {
-                    return Err(meta.error("a field knows `rename = \"...\"`, `required` and `plain`"));
+                    return Err(
+                        meta.error("a field knows `rename = \"...\"`, `json = \"...\"`, `required` and `plain`")
+                    );
                 } else {
-                    return Err(meta.error("a variant knows `rename = \"...\"`"));
+                    return Err(meta.error("a variant knows `rename = \"...\"` and `json = \"...\"`"));
                 }
                 Ok(())
             })?;
@@ -139,10 +195,25 @@ impl Said {
         Ok(said)
     }
 
-    fn rename(&self, attributes: &mut Vec<Attribute>) {
-        if let Some(name) = &self.rename {
+    fn rename(&self, attributes: &mut Vec<Attribute>, form: Form<'_>) {
+        let json = self.json.as_ref().filter(|_| matches!(form, Form::Json(_)));
+        if json.is_some() {
+            names::remove_serde(attributes, &["rename"]);
+        }
+        if let Some(name) = json.or(self.rename.as_ref()) {
             attributes.push(syn::parse_quote!(#[serde(rename = #name)]));
         }
+    }
+}
+
+/// What to take for this type where it is a whole payload, if Go does not read it there.
+pub(crate) fn instead_of(ty: &Type) -> Option<&'static str> {
+    let is_own = || ty.to_token_stream().into_iter().any(|token| token.to_string() == "Bytes");
+    match Kind::of(ty)? {
+        Kind::Bytes if is_own() => None,
+        Kind::Bytes => Some("Go's `[]byte` is `bytes::Bytes` or `bothways::codec::Blob` there"),
+        Kind::Time => Some("Go's `time.Time` is `bothways::codec::Timestamp` there"),
+        Kind::Duration => Some("Go's `time.Duration` is `bothways::codec::Nanos` there"),
     }
 }
 

@@ -161,6 +161,8 @@ pub(crate) struct Rpc {
     pub(crate) name: Option<String>,
     pub(crate) push: bool,
     pub(crate) skip: bool,
+    /// Its payloads travel as serde has them, whether Go can read them or not.
+    pub(crate) plain: bool,
 }
 
 /// Takes the `#[rpc]` attributes off a method.
@@ -174,8 +176,10 @@ pub(crate) fn rpc(attributes: &mut Vec<Attribute>) -> Result<Rpc> {
                 rpc.push = true;
             } else if meta.path.is_ident("skip") {
                 rpc.skip = true;
+            } else if meta.path.is_ident("plain") {
+                rpc.plain = true;
             } else {
-                return Err(meta.error("`#[rpc]` knows `name = \"...\"`, `push` and `skip`"));
+                return Err(meta.error("`#[rpc]` knows `name = \"...\"`, `push`, `skip` and `plain`"));
             }
             Ok(())
         })?;

@@ -215,6 +215,93 @@ fn generics_newtypes_other_rules_and_types_of_the_same_name_work() {
     assert_eq!(json(&plain), r#"{"Lasts":{"Weeks":2},"At":{"Hour":9}}"#);
 }
 
+/// `struct { Name string `json:"full_name" msgpack:"n"`; Value int `json:"value"`; Next *Tagged }` in Go.
+#[bothways::message]
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Tagged {
+    #[message(json = "full_name", rename = "n")]
+    name: String,
+    #[message(json = "value")]
+    value: i64,
+    #[serde(rename = "Bytes")]
+    #[message(json = "data")]
+    bytes: Vec<u8>,
+    next: Option<Box<Self>>,
+}
+
+fn tagged() -> Tagged {
+    let next = Some(Box::new(Tagged { value: 7, ..Tagged::default() }));
+    Tagged { name: "Ada".into(), value: 6, bytes: vec![1], next }
+}
+
+#[test]
+fn names_for_json_are_in_json_and_nowhere_else() {
+    let text = r#"{"full_name":"Ada","value":6,"data":"AQ==","Next":{"full_name":"","value":7,"data":"","Next":null}}"#;
+    assert_eq!(json(&tagged()), text);
+    assert_eq!(Tagged::decode(SerializeType::JSON, text.into()).unwrap(), tagged());
+    let wire = hex!(
+        "84 a16e a3416461 a556616c7565 06 a54279746573 c40101 a44e657874"
+        "84 a16e a0 a556616c7565 07 a54279746573 c400 a44e657874 c0"
+    );
+    assert_eq!(write(&tagged()), wire[..]);
+    assert_eq!(read::<Tagged>(&wire).unwrap(), tagged());
+    assert_eq!(read::<Tagged>(&hex!("81 a966756c6c5f6e616d65 a3416461")).unwrap(), Tagged::default());
+    let other = Tagged::decode(SerializeType::JSON, r#"{"N":"Ada","FULL_NAME":"Eve"}"#.into());
+    assert_eq!(other.unwrap().name, "Eve");
+}
+
+#[bothways::message(json = "snake_case")]
+#[derive(Debug, Default, PartialEq)]
+struct Snake {
+    full_name: String,
+    #[message(json = "id")]
+    user_id: u64,
+}
+
+#[bothways::message]
+#[derive(Debug, PartialEq)]
+struct Embedding {
+    #[serde(flatten)]
+    tagged: Tagged,
+    #[serde(flatten)]
+    snake: Option<Snake>,
+    own: u8,
+}
+
+#[test]
+fn names_for_json_hold_in_embedded_structs_and_may_follow_a_rule() {
+    let snake = Snake { full_name: "Ada".into(), user_id: 7 };
+    assert_eq!(json(&snake), r#"{"full_name":"Ada","id":7}"#);
+    assert_eq!(write(&snake), hex!("82 a846756c6c4e616d65 a3416461 a6557365724964 07")[..]);
+    let value = Embedding { tagged: Tagged { next: None, ..tagged() }, snake: None, own: 1 };
+    let text = r#"{"full_name":"Ada","value":6,"data":"AQ==","Next":null,"Own":1}"#;
+    assert_eq!(json(&value), text);
+    assert_eq!(Embedding::decode(SerializeType::JSON, json(&value).into()).unwrap().tagged, value.tagged);
+    let wire = write(&value);
+    assert!(wire.starts_with(&hex!("85 a16e a3416461 a556616c7565 06")), "{wire:?}");
+    assert_eq!(read::<Embedding>(&wire).unwrap().tagged, value.tagged);
+}
+
+#[bothways::message]
+#[derive(Debug, PartialEq)]
+enum Told {
+    #[message(json = "nothing")]
+    Nothing,
+    Of {
+        #[message(json = "who")]
+        name: String,
+    },
+}
+
+#[test]
+fn names_for_json_may_be_those_of_variants() {
+    assert_eq!(json(&Told::Nothing), r#""nothing""#);
+    assert_eq!(write(&Told::Nothing), b"\xa7Nothing"[..]);
+    let told = Told::Of { name: "Ada".into() };
+    assert_eq!(json(&told), r#"{"Of":{"who":"Ada"}}"#);
+    assert_eq!(read::<Told>(&write(&told)).unwrap(), told);
+}
+
 #[bothways::message]
 #[derive(Debug, Default, PartialEq)]
 struct Nothing;
