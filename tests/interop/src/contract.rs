@@ -13,7 +13,7 @@ use std::{
 
 use bothways::{
     Connection, Limits, Metadata, Payload, Router, Server, ServerBuilder,
-    codec::{Protobuf, Raw, Thrift},
+    codec::{Blob, Nanos, Protobuf, Raw, Thrift, Timestamp},
     handler::{Context, Reply as HandlerReply, Request},
 };
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,28 @@ pub struct MetaReply {
 pub struct Inner {
     pub name: String,
     pub value: i64,
+}
+
+/// A struct with Go's tags, and another embedded in it by pointer.
+#[bothways::message]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[allow(missing_docs)]
+pub struct Tagged {
+    #[message(json = "full_name")]
+    pub full_name: String,
+    #[message(json = "value", rename = "v")]
+    pub value: i64,
+    #[message(json = "data")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<u8>,
+    #[serde(flatten)]
+    pub inner: Option<Inner>,
+}
+
+/// The values of Go's `contract.SampleTagged`.
+pub fn sample_tagged() -> Tagged {
+    let inner = Some(Inner { name: "within".to_owned(), value: 7 });
+    Tagged { full_name: "Ada".to_owned(), value: -6, data: vec![0, 255], inner }
 }
 
 /// A field of each Go type that the codecs treat in their own way.
@@ -269,7 +291,7 @@ pub fn server(token: Option<String>) -> ServerBuilder {
 
 /// All of the contract's services.
 pub fn services() -> Router {
-    push(meta(codecs(arith(Router::new()))))
+    push(meta(bare(codecs(arith(Router::new())))))
 }
 
 fn arith(router: Router) -> Router {
@@ -303,6 +325,22 @@ fn arith(router: Router) -> Router {
             }
         })
         .handler("Router", "Err", |_: Request| async { HandlerReply::error("router boom") })
+}
+
+/// Arguments and replies that are no structs.
+fn bare(router: Router) -> Router {
+    router
+        .function("Bare", "Bytes", |bytes: Blob| ok(bytes))
+        .function("Bare", "Lists", |lists: Vec<Blob>| ok(lists))
+        .function("Bare", "Time", |time: Timestamp| ok(time))
+        .function("Bare", "Duration", |duration: Nanos| ok(duration))
+        .function("Bare", "Float", |float: f64| ok(float))
+        .function("Bare", "Single", |float: f32| ok(float))
+        .function("Bare", "Uint", |number: u64| ok(number))
+        .function("Bare", "Int", |number: i64| ok(number))
+        .function("Bare", "Map", |map: BTreeMap<i64, String>| ok(map))
+        .function("Bare", "Tagged", |tagged: Tagged| ok(tagged))
+        .function("Bare", "NaN", |_: Args| ok(f64::NAN))
 }
 
 fn codecs(router: Router) -> Router {

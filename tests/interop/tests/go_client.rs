@@ -30,6 +30,9 @@ macro_rules! cases {
 cases! {
     msgpack "msgpack";
     json "json";
+    bare_values_in_msgpack "bare-msgpack";
+    bare_values_in_json "bare-json";
+    integers_that_do_not_fit "narrow";
     protobuf "protobuf";
     thrift "thrift";
     raw "raw";

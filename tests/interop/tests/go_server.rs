@@ -1,11 +1,14 @@
 //! The Rust client against the unmodified Go server.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use bothways::{
     CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Metadata,
     SerializeType, ServerMessages,
-    codec::{Protobuf, Raw, Thrift},
+    codec::{Blob, Nanos, Protobuf, Raw, Thrift, Timestamp, time},
     transport::{
         ConnectOptions,
         tls::{TlsClient, TlsIdentity, TlsRoots},
@@ -24,6 +27,7 @@ use bothways_interop::{
     until, within,
 };
 use bothways_proto::CompressType;
+use bytes::Bytes;
 use serde_json::Value;
 
 const TOKEN: &str = "bearer interop";
@@ -116,6 +120,78 @@ async fn every_type_in_msgpack() {
 #[tokio::test]
 async fn every_type_in_json() {
     every_type_in(SerializeType::JSON).await;
+}
+
+/// What is no struct, structs with tags, and the ends of ranges.
+async fn bare_values_in(serialize: SerializeType) {
+    let Some(go) = go() else { return };
+    let server = ServerProcess::go(go, &[]).await;
+    let client = Client::connect(&server.address, options().serialize_type(serialize)).await.expect("it listens");
+
+    for bytes in [vec![], vec![0], vec![0, 1, 254, 255], pattern(300)] {
+        echo(&client, "Bytes", Blob(bytes.clone())).await;
+        echo(&client, "Bytes", Bytes::from(bytes)).await;
+    }
+    echo(&client, "Lists", vec![Blob(vec![1_u8]), Blob(vec![])]).await;
+    let times = sample_times();
+    for time in [times.seconds, times.nanos, times.far, times.before, time::go_zero()] {
+        echo(&client, "Time", Timestamp(time)).await;
+    }
+    for duration in [Duration::ZERO, millis(1500), Duration::from_nanos(i64::MAX as u64)] {
+        echo(&client, "Duration", Nanos(duration)).await;
+    }
+    for float in [0.0, 0.1, f64::MAX, f64::MIN_POSITIVE, 5e-324, 1.0 / 3.0, 1e21, 1e-7, 1.2345678901234567e-290] {
+        echo(&client, "Float", float).await;
+        echo(&client, "Float", -float).await;
+    }
+    for float in [0.0, 0.1, f32::MAX, f32::MIN_POSITIVE, 16_777_217.0] {
+        echo(&client, "Single", float).await;
+    }
+    for number in [0, i64::MAX as u64, 1 << 63, u64::MAX] {
+        echo(&client, "Uint", number).await;
+        echo(&client, "Uint", u128::from(number)).await;
+    }
+    for number in [0, -1, i64::MIN, i64::MAX] {
+        echo(&client, "Int", number).await;
+        echo(&client, "Int", i128::from(number)).await;
+    }
+    echo(&client, "Map", BTreeMap::from([(-1, "a".to_owned()), (i64::MAX, String::new())])).await;
+    echo(&client, "Tagged", contract::sample_tagged()).await;
+    assert_eq!(mul(&client).await.expect("it multiplies"), 200);
+}
+
+async fn echo<T: bothways::Payload + PartialEq + std::fmt::Debug + Sync>(client: &Client, method: &str, value: T) {
+    let back: T = client.call("Bare", method, &value).await.unwrap_or_else(|error| panic!("{value:?}: {error}"));
+    assert_eq!(back, value, "{method}");
+}
+
+#[tokio::test]
+async fn bare_values_in_msgpack() {
+    bare_values_in(SerializeType::MSGPACK).await;
+}
+
+#[tokio::test]
+async fn bare_values_in_json() {
+    bare_values_in(SerializeType::JSON).await;
+}
+
+/// In JSON both sides refuse to write one, each in the same words.
+#[tokio::test]
+async fn a_float_that_is_no_number_travels_in_msgpack_and_is_an_error_in_json() {
+    let Some(go) = go() else { return };
+    let (_server, client) = go_and_client(go).await;
+    let nan: f64 = client.call("Bare", "NaN", &Args::default()).await.expect("MessagePack has it");
+    assert!(nan.is_nan());
+    for float in [f64::INFINITY, f64::NEG_INFINITY] {
+        echo(&client, "Float", float).await;
+    }
+
+    let options = || CallOptions::new().serialize_type(SerializeType::JSON);
+    let error = client.call_with::<f64>("Bare", "NaN", &Args::default(), options()).await.expect_err("no JSON");
+    assert!(error.to_string().contains("unsupported value: NaN"), "{error}");
+    let error = client.call_with::<f64>("Bare", "Float", &f64::NAN, options()).await.expect_err("no JSON");
+    assert!(error.to_string().contains("unsupported value: NaN"), "{error}");
+    assert_eq!(mul(&client).await.expect("it multiplies"), 200);
 }
 
 #[tokio::test]

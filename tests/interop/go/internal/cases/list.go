@@ -5,6 +5,12 @@ func All() []Case {
 	return []Case{
 		{Name: "msgpack", About: "calls and structs in msgpack", run: runMsgpack},
 		{Name: "json", About: "calls and structs in JSON", run: runJSON},
+		{Name: "bare-msgpack", About: "values that are no structs, tags and ends of ranges in msgpack", run: runBareMsgpack},
+		{Name: "bare-json", About: "the same in JSON, where a float may not be NaN and names may come in any case", run: runBareJSON},
+		{
+			Name: "narrow", About: "integers that do not fit are errors", run: runNarrow,
+			NotGo: "Go cuts them off, or takes the sign for a bit",
+		},
 		{Name: "protobuf", About: "a call in protobuf", run: runProtobuf},
 		{Name: "thrift", About: "a call in thrift", run: runThrift},
 		{Name: "raw", About: "bytes in and out without a codec, empty ones too", run: runRaw},

@@ -18,6 +18,7 @@ func register(s *server.Server, event func(string, map[string]any)) error {
 	services := map[string]any{
 		"Arith":  Arith{},
 		"Codec":  Codec{},
+		"Bare":   Bare{},
 		"Proto":  Proto{},
 		"Thrift": Thrift{},
 		"Raw":    Raw{},
