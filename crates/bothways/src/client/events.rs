@@ -147,7 +147,11 @@ impl Drop for Subscribers {
         for subscriber in self.list.get_mut().iter().filter_map(Weak::upgrade) {
             let mut state = subscriber.lock();
             state.ended = true;
-            state.wake();
+            let reader = state.reader.take();
+            drop(state);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
         }
     }
 }
@@ -160,12 +164,6 @@ struct State {
 }
 
 impl State {
-    fn wake(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
-    }
-
     fn add(&mut self, event: ConnectionEvent) {
         if event.topic().is_some() {
             return self.add_of_topic(event);
@@ -181,7 +179,7 @@ impl State {
                 !matches!(waiting, ConnectionEvent::SessionLost { .. }) || waiting.server() != event.server()
             });
             self.waiting.push_back(event);
-            return self.wake();
+            return;
         }
         let event = match (event, of_same.as_slice()) {
             // Lost and restored again before anybody read the loss: one event for both.
@@ -199,7 +197,6 @@ impl State {
             (event, _) => event,
         };
         self.waiting.push_back(event);
-        self.wake();
     }
 }
 
@@ -215,17 +212,21 @@ impl State {
             }
         }
         self.waiting.push_back(event);
-        self.wake();
     }
 }
 
 impl EventSender {
     pub(super) fn tell(&self, event: &ConnectionEvent) {
+        // Woken when all locks are free: a waker may look at the client.
+        let mut readers = Vec::new();
         self.shared.list.lock().retain(|subscriber| {
             let Some(subscriber) = subscriber.upgrade() else { return false };
-            subscriber.lock().add(event.clone());
+            let mut state = subscriber.lock();
+            state.add(event.clone());
+            readers.extend(state.reader.take());
             true
         });
+        readers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn subscribe(&self) -> ConnectionEvents {
@@ -320,6 +321,26 @@ mod tests {
         let (error, topic) = (CallError::Remote { text: "no".to_owned(), code: None }, Arc::from("a"));
         sender.tell(&ConnectionEvent::SubscriptionLost { server: Arc::clone(&server), topic, error });
         assert_eq!(letters(&events), "L[b false][a lost]");
+    }
+
+    /// A reader's waker may look at the events, and listen to more of them.
+    #[test]
+    fn a_waker_may_look_at_the_events() {
+        struct Looks(EventSender, Arc<Mutex<State>>, std::sync::mpsc::Sender<bool>);
+        impl std::task::Wake for Looks {
+            fn wake(self: Arc<Self>) {
+                let is_free = self.1.try_lock().is_some() && self.0.shared.list.try_lock().is_some();
+                let _ = self.2.send(is_free);
+            }
+        }
+        let (sender, server) = (EventSender::default(), Arc::from("tcp@a:1"));
+        let mut events = sender.subscribe();
+        let (woken, wakes) = std::sync::mpsc::channel();
+        let looks = Looks(sender.clone(), Arc::clone(&events.shared), woken);
+        let waker = Waker::from(Arc::new(looks));
+        assert!(events.poll_take(&mut Context::from_waker(&waker)).is_pending());
+        sender.tell(&lost(&server));
+        assert_eq!(wakes.try_recv(), Ok(true), "a lock is held");
     }
 
     /// Events of different servers do not hide each other.

@@ -145,7 +145,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.ended = true;
-        if let Some(reader) = state.reader.take() {
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
             reader.wake();
         }
     }

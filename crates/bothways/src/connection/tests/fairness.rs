@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Heard, call_back, ears,
+    Heard, call_back, ears, limit,
     noted::{Moved, Noted},
 };
 use crate::{
@@ -54,6 +54,7 @@ pub(super) async fn turn() {
 /// that reply is written; and the reply arrives whole.
 #[tokio::test(start_paused = true)]
 async fn a_large_reply_delays_a_push_elsewhere_by_one_write() {
+    let _limit = limit("a_large_reply_delays_a_push_elsewhere_by_one_write");
     for in_line in [true, false] {
         let writes = Writes::default();
         let ([asking, _answering], [_, mut heard]) = noted('L', &writes);

@@ -5,6 +5,7 @@
 //! | `fairness.rs` | one connection's large frame does not hold up the others |
 //! | `noted.rs` | a socket that tells what it moves |
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
+//! | `takeover.rs` | what is asked for while a caller writes happens after it |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 //! | `together.rs` | callers that are answered together call together |
 //! | `turns.rs` | what the network brings is handled between two turns of a large frame |
@@ -13,6 +14,7 @@
 mod fairness;
 mod model;
 mod noted;
+mod takeover;
 mod threads;
 mod together;
 #[cfg(unix)]
@@ -37,6 +39,22 @@ use crate::{
     reply::{BoxFuture, Reply},
     transport::{AnySocket, Socket, memory, memory::MemorySocket},
 };
+
+/// Ends the whole run, and fails it, if a test that holds it takes longer than any that does not hang. A task that
+/// turns in a circle lets no timer of its runtime pass.
+struct Limit(#[expect(dead_code, reason = "dropped with the test")] std::sync::mpsc::Sender<()>);
+
+/// See [`Limit`]. Two minutes: a hundred times what the slowest of these tests needs.
+fn limit(test: &'static str) -> Limit {
+    let (sender, ended) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(Duration::from_secs(120)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the test `{test}` hangs");
+            std::process::exit(1);
+        }
+    });
+    Limit(sender)
+}
 
 /// A socket that the test can break.
 #[derive(Clone)]

@@ -195,6 +195,7 @@ proptest! {
     /// afterwards nothing is left.
     #[test]
     fn each_call_ends_once_and_truthfully(script in steps(), buffer_bytes in prop_oneof![1..200_usize, Just(64 << 10)]) {
+        let _limit = limit("each_call_ends_once_and_truthfully");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(async {
             let played = tokio::time::timeout(Duration::from_secs(3600), play(script, buffer_bytes));

@@ -7,6 +7,7 @@ use super::*;
 /// every frame: a caller, the driver, another caller.
 #[test]
 fn nothing_is_lost_over_a_socket_that_is_always_full() {
+    let _limit = limit("nothing_is_lost_over_a_socket_that_is_always_full");
     const THREADS: u32 = 4;
     const COUNT: u32 = 400;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();

@@ -12,6 +12,7 @@ use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 use super::{
     Asked, Heard, call,
     fairness::{Writes, noted, turn},
+    limit,
 };
 use crate::{
     connection::{Connection, call::this_thread},
@@ -48,6 +49,7 @@ fn answer(asked: Vec<Asked>) {
 /// itself alone, although nobody else waits for a reply at that moment.
 #[tokio::test(start_paused = true)]
 async fn callers_who_are_answered_together_call_together() {
+    let _limit = limit("callers_who_are_answered_together_call_together");
     const CALLERS: usize = 16;
     const ROUNDS: usize = 20;
     let (calling, writes, mut heard, _kept) = calling().await;
@@ -75,6 +77,7 @@ async fn callers_who_are_answered_together_call_together() {
 /// one at once.
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_does_not_call_again_holds_nobody_up() {
+    let _limit = limit("a_caller_who_does_not_call_again_holds_nobody_up");
     let (calling, writes, mut heard, _kept) = calling().await;
     let twice = tokio::spawn({
         let calling = calling.clone();
@@ -103,6 +106,7 @@ async fn a_caller_who_does_not_call_again_holds_nobody_up() {
 /// call that was made meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_polled_no_more_holds_up_no_other() {
+    let _limit = limit("a_call_that_is_polled_no_more_holds_up_no_other");
     let (calling, writes, mut heard, _kept) = calling().await;
     let waiting = calling.clone();
     let _waiting = tokio::spawn(async move { call(&waiting, "wait", Bytes::new()).await });
@@ -119,6 +123,7 @@ async fn a_call_that_is_polled_no_more_holds_up_no_other() {
 /// A task that waits for the others' turn and then blocks its thread holds up nobody who calls from another thread.
 #[test]
 fn a_blocked_thread_holds_up_no_call_of_another() {
+    let _limit = limit("a_blocked_thread_holds_up_no_call_of_another");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (blocks, blocked) = oneshot::channel();

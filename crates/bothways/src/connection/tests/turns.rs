@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Heard, call_back, ears,
+    Heard, call_back, ears, limit,
     noted::{Moved, Noted},
 };
 use crate::{
@@ -76,6 +76,7 @@ fn longest_run(events: &Events, event: char) -> usize {
 /// however little the socket takes at once, and whatever the runtime is.
 #[test]
 fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
+    let _limit = limit("the_network_is_looked_at_after_each_write_of_a_large_reply");
     for (in_line, at_once) in [(true, LARGE), (true, 192 << 10), (false, LARGE), (false, 192 << 10)] {
         for runtime in runtimes() {
             let events = Events::default();
@@ -99,6 +100,7 @@ fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
 /// While a push of 16 MiB is read, what comes over other sockets waits for one turn of bounded reads.
 #[test]
 fn the_network_is_looked_at_after_each_turn_of_a_large_read() {
+    let _limit = limit("the_network_is_looked_at_after_each_turn_of_a_large_read");
     for runtime in runtimes() {
         let events = Events::default();
         let noted = Arc::clone(&events);

@@ -9,6 +9,8 @@ mod socket;
 
 #[cfg(test)]
 pub(super) use self::config::tests::Authority;
+#[cfg(test)]
+pub(crate) use self::socket::tests::half_sent;
 pub use self::{
     config::{TlsClient, TlsError, TlsIdentity, TlsRoots, TlsServer},
     socket::TlsSocket,

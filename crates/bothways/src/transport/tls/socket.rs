@@ -256,14 +256,14 @@ impl<S: Socket> Write for Below<'_, '_, S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{sync::Arc, thread, time::Duration};
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::transport::{
-        check,
+        AnySocket, check,
         memory::{self, MemorySocket},
         tls::{Authority, TlsClient, TlsServer, config::tests::shake_hands_in},
     };
@@ -400,6 +400,16 @@ mod tests {
         fn peer(&self) -> String {
             self.below.peer()
         }
+    }
+
+    /// A client's socket that takes so many bytes more and then fails, once, and what holds the other end.
+    pub(crate) async fn half_sent(bytes: usize) -> (AnySocket, impl Sized) {
+        let (client, server) = configs();
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        let (near, far) = tokio::join!(client.handshake(near, "localhost"), server.handshake(far));
+        let TlsSocket { below, tls } = near.expect("trusts");
+        let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(bytes)) }, tls };
+        (AnySocket::Other(Box::new(near)), far)
     }
 
     /// Once bytes are encrypted some of them may be gone: they count as written, and the failure comes with the next

@@ -1,0 +1,145 @@
+//! What is asked for while a caller writes happens when that write is done.
+
+use std::sync::{
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
+
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Runtime};
+
+use super::{fairness::turn, *};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A socket that holds a caller's write until the test lets it go.
+struct Held {
+    socket: Arc<MemorySocket>,
+    entered: mpsc::Sender<()>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Socket for Held {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_read(cx, buf)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(cx, slices)
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        // The test may be over.
+        let _ = self.entered.send(());
+        let _ = self.go.lock().recv_timeout(LIMIT);
+        self.socket.try_write(slices)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.socket.peer()
+    }
+}
+
+/// Counts how often it is told of room.
+struct Counts(Arc<AtomicUsize>);
+
+impl Inlet for Counts {
+    fn handle_request(&self, _: &Connection, _: Message) -> Answer {
+        Answer::Nothing
+    }
+
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    fn handle_room(&self, _: &Connection) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What the peer reads, and how often the layer above was told of room, if this is done while a caller writes a push.
+fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize) {
+    let runtime: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (entered, has_entered) = mpsc::channel();
+    let (go, is_let_go) = mpsc::channel();
+    let told = Arc::new(AtomicUsize::new(0));
+    runtime.block_on(async {
+        let (near, far) = memory::pair(1 << 20);
+        let held = Held { socket: Arc::new(near), entered, go: Mutex::new(is_let_go) };
+        let socket = AnySocket::Other(Box::new(held));
+        let inlet = Arc::new(Counts(Arc::clone(&told)));
+        let connection = Connection::start(Role::Client, socket, Arc::default(), inlet, None, |_| {});
+        turn().await;
+        let writing = std::thread::spawn({
+            let connection = connection.clone();
+            move || connection.send_message("T", "x", &Metadata::new(), "payload")
+        });
+        has_entered.recv_timeout(LIMIT).expect("it writes");
+
+        act(&connection);
+        // The connection's task sees that somebody writes.
+        for _ in 0..10 {
+            turn().await;
+        }
+        go.send(()).expect("it waits");
+        let sent = tokio::task::spawn_blocking(|| writing.join().expect("no panic")).await.expect("no panic");
+        sent.expect("it is open");
+
+        let mut read = Vec::new();
+        let mut buf = [0; 1024];
+        let reading = async {
+            loop {
+                let len = std::future::poll_fn(|cx| far.poll_read(cx, &mut buf)).await.expect("memory does not fail");
+                read.extend_from_slice(&buf[..len]);
+                if len == 0 || !ends {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, reading).await.expect("it goes on");
+        (read, told.load(Ordering::SeqCst))
+    })
+}
+
+/// A connection that is closed while a caller writes ends when that is written.
+#[test]
+fn a_close_during_a_callers_write_comes_after_it() {
+    let (read, _) = during_a_write(|connection| connection.close(), true);
+    assert!(read.ends_with(b"payload"), "{read:?}");
+}
+
+/// The layer above asks for room while a caller writes, and is told once when everything is written.
+#[test]
+fn room_that_is_asked_for_during_a_callers_write_is_told_of() {
+    let (read, told) = during_a_write(|connection| assert!(connection.tell_of_room()), false);
+    assert!(read.ends_with(b"payload"), "{read:?}");
+    assert_eq!(told, 1);
+}
+
+/// A call over TLS whose connection breaks with the batch half sent may have run, and says so.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_call_half_sent_over_tls_may_have_run() {
+    use crate::transport::tls::half_sent;
+    let (socket, _far) = half_sent(20_000).await;
+    let (inlet, _heard) = ears();
+    let connection = Connection::start(Role::Client, socket, Arc::default(), inlet, None, |_| {});
+    // Queued first, so that both leave in one write, before the connection's task has had a turn.
+    let limits = bothways_proto::Limits::default();
+    let frame = crate::connection::PushFrame::new("T", "x", &Metadata::new(), &[7; 40_000], &limits);
+    connection.queue(&frame.expect("small")).expect("room");
+    let calling = call(&connection, "wait", Bytes::from_static(b"small"));
+    let error = tokio::time::timeout(LIMIT, calling).await.expect("in time").expect_err("it broke");
+    assert!(matches!(error, CallError::Closed { written: true, .. }), "{error}");
+    assert!(!error.is_safe_to_retry());
+}
