@@ -30,6 +30,15 @@ pub mod keys {
     pub const ACK: &str = "Ack";
     /// Metadata of an [`ACK`]: the offsets received and handled, decimal, with a comma between.
     pub const ACK_OFFSETS: &str = "_bw.ack";
+    /// Metadata of an [`ACK`]: what is handled beyond the offsets in [`ACK_OFFSETS`]: at most 32 ranges, each as its
+    /// first and last offset with `-` between, in order, with commas between.
+    pub const ACK_AHEAD: &str = "_bw.sack";
+    /// Metadata of an [`ACK`], and of a Hello that resumes: offsets that were not handled, each as `OFFSET:CODE` or
+    /// `FIRST-LAST:CODE`, with commas between. Codes: `no_handler`, `bad_arguments`, `error`, `panicked`, `superseded`,
+    /// `unknown`.
+    pub const ACK_FAILED: &str = "_bw.nack";
+    /// Metadata of a push of the newest value of something: the key of that.
+    pub const LATEST_KEY: &str = "_bw.lk";
     /// The session's number: in Hello of a client that wants it back, and in Welcome.
     pub const SESSION_ID: &str = "_bw.sid";
     /// The session's secret, beside [`SESSION_ID`].

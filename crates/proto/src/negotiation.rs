@@ -37,15 +37,23 @@ impl Capabilities {
     pub const PING: Self = Self(8);
     /// Keeps a session across connections, and acknowledges tracked pushes. On the wire: `sessions`.
     pub const SESSIONS: Self = Self(16);
+    /// Says of each tracked push what became of it, also out of order: failed offsets and ranges in Acks. On the wire:
+    /// `outcomes`.
+    pub const OUTCOMES: Self = Self(32);
+    /// What a server pushes goes to the handlers that the client names in `_bw.fns`, and to nobody else. On the wire:
+    /// `handlers`.
+    pub const HANDLERS: Self = Self(64);
     /// All that this version knows.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(127);
 
-    const NAMES: [(Self, &str); 5] = [
+    const NAMES: [(Self, &str); 7] = [
         (Self::CALLS, "calls"),
         (Self::CANCEL, "cancel"),
         (Self::GOODBYE, "goodbye"),
         (Self::PING, "ping"),
         (Self::SESSIONS, "sessions"),
+        (Self::OUTCOMES, "outcomes"),
+        (Self::HANDLERS, "handlers"),
     ];
 
     /// True if every one of `others` is here.
@@ -162,6 +170,6 @@ mod tests {
         let mut metadata = Metadata::new();
         Hello { version: VERSION, capabilities: Capabilities::ALL }.put(&mut metadata);
         assert_eq!(Welcome::from_metadata(&metadata), None);
-        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions"));
+        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions,outcomes,handlers"));
     }
 }

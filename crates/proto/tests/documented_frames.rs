@@ -84,6 +84,14 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(Seq::new(5), MSGPACK);
             Message::new(header, keys::CONTROL_PATH, keys::REPLY, &number, &hex!("a26869"))
         }),
+        ("ack-with-outcomes", {
+            let said = Metadata::new()
+                .with(keys::ACK_OFFSETS, "9,1")
+                .with(keys::ACK_AHEAD, "3-5,7-7")
+                .with(keys::ACK_FAILED, "4:error,7:no_handler");
+            let header = Header::oneway(Seq::new(1 << 62 | 1), RAW);
+            Message::new(header, keys::CONTROL_PATH, keys::ACK, &said, b"")
+        }),
         ("skip", Message::new(Header::oneway(Seq::of_push(5), RAW), keys::CONTROL_PATH, keys::SKIP, &none, b"")),
         ("goodbye", {
             let header = Header::oneway(server.next_push(), RAW);
