@@ -106,9 +106,15 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
 
 /// Where the sessions stand that a push was for.
 fn counts(outcome: &AdminPushOutcome) -> String {
-    let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped, duplicate } = *outcome;
+    let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped, duplicate, .. } = *outcome;
+    let AdminPushOutcome { failed, unknown, .. } = *outcome;
     let stages = [
         (handled, "handled"),
+        (failed.no_handler, "failed: no handler takes it"),
+        (failed.bad_arguments, "failed: its handler cannot decode it"),
+        (failed.error, "failed: its handler returned an error"),
+        (failed.panicked, "failed: its handler panicked"),
+        (unknown, "unknown: its session ended"),
         (received, "received"),
         (written, "written"),
         (queued, "queued"),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::{
     events::{ConnectionEvent, EventSender},
-    messages::{MessageAdder, ServerMessages},
+    messages::{MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
     results::Results,
     session::{Ack, Arrival, Received, SessionMemory},
@@ -18,10 +18,11 @@ use super::{
 };
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
-    error::CloseReason,
+    error::{CloseReason, ErrorCode},
     handler::Request,
     reply::BoxFuture,
     router::{Router, no_route},
+    session::Failure,
 };
 
 const QUEUE_FULL: &str = "this client's queue of server messages is full";
@@ -155,30 +156,39 @@ impl ClientInlet {
 
 /// Runs a handler for each message, one after the other, until the queue ends.
 pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
+    messages.give_to_handlers();
     tokio::spawn(async move {
         while let Some(message) = messages.next().await {
-            // Handled, and acknowledged as such, when this is dropped.
-            let _ends = (message.ack, message.first);
-            let request = Request::new(message.message, message.connection, None);
-            match handlers.find(&request.message) {
-                Ok(handler) => {
-                    let (path, method) = (request.service_path().to_owned(), request.service_method().to_owned());
-                    // A task of its own only so that a panic ends this message and no other.
-                    match tokio::spawn(handler.handle(request)).await {
-                        Ok(reply) => {
-                            if let Some(error) = reply.error_text() {
-                                tracing::warn!(path, method, error, "a handler of server messages failed");
-                            }
-                        }
-                        Err(panic) => tracing::error!(path, method, %panic, "a handler of server messages panicked"),
-                    }
-                }
-                Err(_) => tracing::warn!(
-                    path = request.service_path(),
-                    method = request.service_method(),
-                    "no handler takes this server message: it is dropped"
-                ),
+            if let Some(failure) = handle_message(&message, &handlers).await {
+                message.end_as(failure);
             }
+            // Acknowledged now, as it is dropped.
         }
     });
+}
+
+/// Runs the handler of a message. Returns how it failed, if it did.
+async fn handle_message(message: &ServerMessage, handlers: &Router) -> Option<Failure> {
+    let request = Request::new(message.message.clone(), message.connection.clone(), None);
+    let (path, method) = (message.service_path(), message.service_method());
+    let Ok(handler) = handlers.find(&request.message) else {
+        tracing::warn!(path, method, "no handler takes this server message: it is dropped");
+        return Some(Failure::NoHandler);
+    };
+    let handler = handler.clone();
+    // A task of its own only so that a panic ends this message and no other.
+    let reply = match tokio::spawn(async move { handler.handle(request).await }).await {
+        Ok(reply) => reply,
+        Err(panic) => {
+            tracing::error!(path, method, %panic, "a handler of server messages panicked");
+            return Some(Failure::Panicked);
+        }
+    };
+    let failure = reply.outcome.as_ref().err()?;
+    tracing::warn!(path, method, error = failure.text, "a handler of server messages failed");
+    Some(match failure.code {
+        Some(ErrorCode::BadArguments) => Failure::BadArguments,
+        Some(ErrorCode::NotFound) => Failure::NoHandler,
+        _ => Failure::Error,
+    })
 }

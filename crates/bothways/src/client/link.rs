@@ -97,6 +97,7 @@ impl Link {
         subscriptions: Subscriptions,
     ) -> Arc<Self> {
         let adder = messages.as_ref().map(MessageQueue::adder);
+        let goes_to_handlers = messages.as_ref().is_some_and(MessageQueue::goes_to_handlers);
         let link = Arc::new(Self {
             address,
             options,
@@ -110,7 +111,11 @@ impl Link {
         let mut settings = link.options.settings();
         if adder.is_none() {
             // Without a listener nothing is ever handled, and nothing may be promised.
-            settings.capabilities = settings.capabilities.without(Capabilities::SESSIONS);
+            let of_sessions = Capabilities::SESSIONS.union(Capabilities::OUTCOMES);
+            settings.capabilities = settings.capabilities.without(of_sessions);
+        }
+        if !goes_to_handlers {
+            settings.capabilities = settings.capabilities.without(Capabilities::HANDLERS);
         }
         let resubscriber = Resubscriber {
             server: Arc::clone(&server),
@@ -449,8 +454,8 @@ impl Keeper {
             tokio::select! {
                 outcome = &mut happened => return outcome,
                 _ = ticks.tick() => connection.watch(Instant::now()),
-                (received, handled) = &mut due => {
-                    connection.acknowledge(received, handled);
+                acks = &mut due => {
+                    connection.acknowledge(&acks.to_metadata());
                     due.set(memory.due(connection.id()));
                 }
             }

@@ -3,12 +3,15 @@
 //! The reader of a connection only ever adds to the queue; it never waits for the application.
 
 use std::{
-    collections::VecDeque,
-    sync::Arc,
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
-use bothways_proto::{Limits, Message, Metadata, SerializeType, keys};
+use bothways_proto::{Capabilities, Limits, Message, Metadata, SerializeType, keys};
 use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
@@ -17,7 +20,7 @@ use super::{repeats::FirstOfKey, session::Ack, subscriptions};
 use crate::{
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
-    session::Position,
+    session::{Failure, Position, Stage},
 };
 
 /// A message that a server sent unasked.
@@ -31,6 +34,10 @@ pub struct ServerMessage {
     pub(super) ack: Option<Arc<Ack>>,
     /// So is one that has an idempotency key, for those that come again.
     pub(super) first: Option<Arc<FirstOfKey>>,
+    /// It is the newest value of this, as its server says.
+    latest_of: Option<Arc<str>>,
+    /// Where it stands among those that wait: numbers grow.
+    place: u64,
 }
 
 impl ServerMessage {
@@ -96,13 +103,45 @@ impl ServerMessage {
         self.dropped_before
     }
 
-    /// Nobody will handle it: its sender is not told that somebody has.
-    fn forget(&mut self) {
-        if let Some(ack) = self.ack.as_mut().and_then(Arc::get_mut) {
+    /// The application cannot deal with it: its sender's receipt ends as
+    /// [`Failed(Error)`](crate::session::Failure::Error) once the last clone is dropped, and it does not come again.
+    /// The text goes to this client's log.
+    ///
+    /// A message that is dropped without this is [handled](crate::Stage::Handled). Towards a server that does not
+    /// understand it (a Bothways server of before the capability `outcomes`), this one is, too.
+    pub fn fail(self, why: impl std::fmt::Display) {
+        let (path, method) = (self.service_path(), self.service_method());
+        tracing::warn!(path, method, error = %why, "the application failed to handle a server message");
+        self.end_as(Failure::Error);
+    }
+
+    /// It was not handled, and will not be.
+    pub(super) fn end_as(&self, failure: Failure) {
+        if let Some(ack) = &self.ack {
+            ack.end_as(Stage::Failed(failure));
+        }
+        if let Some(first) = &self.first {
+            first.fail(failure);
+        }
+    }
+
+    /// Nobody will handle it on this connection: its sender is not told that somebody has.
+    fn forget(&self) {
+        if let Some(ack) = &self.ack {
             ack.forget();
         }
-        if let Some(first) = self.first.as_mut().and_then(Arc::get_mut) {
+        if let Some(first) = &self.first {
             first.forget();
+        }
+    }
+
+    /// The application does not listen any more.
+    fn abandon(&self) {
+        if let Some(ack) = &self.ack {
+            ack.abandon();
+        }
+        if let Some(first) = &self.first {
+            first.abandon();
         }
     }
 
@@ -117,7 +156,12 @@ impl ServerMessage {
 
 /// The messages of one or more servers, in the order in which each sent them.
 ///
-/// A [`Stream`]. Ends when the client is closed or dropped, after the last message.
+/// A [`Stream`]. Ends when the client is closed or dropped, after the last message. If it is dropped before that,
+/// nobody listens any more: what waits, and every tracked push that follows, ends as
+/// [`Failed(NoHandler)`](crate::session::Failure::NoHandler) for its sender.
+///
+/// Of several values of one key of class [`Latest`](crate::Class::Latest) only the newest waits; the sender's receipts
+/// of the older ones say [`Superseded`](crate::Stage::Superseded).
 #[derive(Debug)]
 pub struct ServerMessages {
     shared: Arc<Shared>,
@@ -157,6 +201,7 @@ impl Drop for Open {
 struct Shared {
     state: Mutex<State>,
     bounds: QueueBounds,
+    goes_to_handlers: AtomicBool,
 }
 
 /// What may wait for the application.
@@ -180,7 +225,13 @@ struct State {
     dropped: u64,
     /// Dropped since the last message that was added.
     gap: u64,
+    /// The place of the next one.
+    next_place: u64,
+    /// Where the newest value of each key waits, by server and key.
+    latest: HashMap<(Arc<str>, Arc<str>), u64>,
     ended: bool,
+    /// The application has dropped its end.
+    abandoned: bool,
     reader: Option<Waker>,
 }
 
@@ -192,15 +243,52 @@ impl State {
         if message.ack.is_some() {
             self.tracked = (self.tracked.0 - 1, self.tracked.1 - bytes);
         }
+        if let Some(key) = &message.latest_of {
+            self.latest.remove(&(Arc::clone(&message.server), Arc::clone(key)));
+        }
+    }
+
+    /// Puts a message behind the others, or in the place of an older value of its key, which is returned.
+    fn put(&mut self, mut message: ServerMessage) -> Option<ServerMessage> {
+        let older = message.latest_of.as_ref().and_then(|key| {
+            let place = self.latest.get(&(Arc::clone(&message.server), Arc::clone(key)))?;
+            self.waiting.binary_search_by_key(place, |waiting| waiting.place).ok()
+        });
+        let bytes = message.bytes();
+        if let Some(at) = older {
+            let older = &mut self.waiting[at];
+            (message.place, message.dropped_before) = (older.place, older.dropped_before);
+            let older = std::mem::replace(older, message);
+            self.bytes = self.bytes - older.bytes() + bytes;
+            self.tracked.1 = self.tracked.1 - older.bytes() + bytes;
+            return Some(older);
+        }
+        message.dropped_before = std::mem::take(&mut self.gap);
+        message.place = self.next_place;
+        self.next_place += 1;
+        self.bytes += bytes;
+        if message.ack.is_some() {
+            self.tracked = (self.tracked.0 + 1, self.tracked.1 + bytes);
+        }
+        if let Some(key) = &message.latest_of {
+            self.latest.insert((Arc::clone(&message.server), Arc::clone(key)), message.place);
+        }
+        self.waiting.push_back(message);
+        None
     }
 }
 
 pub(super) fn queue(bounds: QueueBounds) -> (MessageQueue, ServerMessages) {
-    let shared = Arc::new(Shared { state: Mutex::default(), bounds });
+    let shared = Arc::new(Shared { state: Mutex::default(), bounds, goes_to_handlers: false.into() });
     (MessageQueue { open: Arc::new(Open(Arc::clone(&shared))) }, ServerMessages { shared })
 }
 
 impl MessageQueue {
+    /// Handlers take what comes, and nobody else does.
+    pub(super) fn goes_to_handlers(&self) -> bool {
+        self.open.0.goes_to_handlers.load(Ordering::Relaxed)
+    }
+
     pub(super) fn adder(&self) -> MessageAdder {
         MessageAdder { shared: Arc::clone(&self.open.0) }
     }
@@ -223,10 +311,15 @@ impl MessageAdder {
         let shared = &*self.shared;
         let (connection, server) = (connection.clone(), Arc::clone(server));
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
-        let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack, first };
+        let latest_of = latest_of(&message, ack.is_some(), &connection);
+        let place = 0;
+        let message = ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of, place };
         let mut state = shared.state.lock();
         if state.ended {
-            message.forget();
+            match state.abandoned {
+                true => message.abandon(),
+                false => message.forget(),
+            }
             return true;
         }
         let bounds = &shared.bounds;
@@ -252,7 +345,7 @@ impl MessageAdder {
                         message.forget();
                         return true;
                     };
-                    let mut dropped = state.waiting.remove(at).expect("it was just seen");
+                    let dropped = state.waiting.remove(at).expect("it was just seen");
                     state.note_taken(&dropped);
                     dropped.forget();
                     let gap = dropped.dropped_before.saturating_add(1);
@@ -264,20 +357,27 @@ impl MessageAdder {
                 }
             }
         }
-        message.dropped_before = std::mem::take(&mut state.gap);
-        let bytes = message.bytes();
-        state.bytes += bytes;
-        if message.ack.is_some() {
-            state.tracked = (state.tracked.0 + 1, state.tracked.1 + bytes);
-        }
-        state.waiting.push_back(message);
+        let older = state.put(message);
         let reader = state.reader.take();
         drop(state);
+        if let Some(ack) = older.as_ref().and_then(|older| older.ack.as_ref()) {
+            ack.end_as(Stage::Superseded);
+        }
         if let Some(reader) = reader {
             reader.wake();
         }
         true
     }
+}
+
+/// The key of a message that is the newest value of something, if its server is to be told what became of an older one.
+fn latest_of(message: &Message, is_tracked: bool, connection: &Connection) -> Option<Arc<str>> {
+    if !is_tracked {
+        return None;
+    }
+    let metadata = message.metadata();
+    let key = metadata.get(keys::LATEST_KEY)?;
+    connection.peer_can(Capabilities::OUTCOMES).then(|| key.into())
 }
 
 impl MessageAdder {
@@ -300,6 +400,11 @@ impl MessageAdder {
 }
 
 impl ServerMessages {
+    /// From here on handlers take what comes.
+    pub(super) fn give_to_handlers(&self) {
+        self.shared.goes_to_handlers.store(true, Ordering::Relaxed);
+    }
+
     /// The next message; `None` when the client is closed. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<ServerMessage> {
         std::future::poll_fn(|cx| self.poll_take(Some(cx))).await
@@ -347,13 +452,16 @@ impl ServerMessages {
 }
 
 impl Drop for ServerMessages {
-    /// What waits is dropped with its reader; it would keep its connections' memory, and they the queue's.
+    /// What waits is dropped with its reader; it would keep its connections' memory, and they the queue's. Its senders
+    /// are told that nobody listens, unless the client is closed.
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        state.ended = true;
-        let mut waiting = std::mem::take(&mut state.waiting);
+        let was_closed = std::mem::replace(&mut state.ended, true);
+        state.abandoned = !was_closed;
+        state.latest = HashMap::new();
+        let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        waiting.iter_mut().for_each(ServerMessage::forget);
+        waiting.iter().for_each(if was_closed { ServerMessage::forget } else { ServerMessage::abandon });
     }
 }
 

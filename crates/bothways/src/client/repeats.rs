@@ -4,18 +4,19 @@
 //! ```text
 //!              ┌──► handled: a repetition is handled at once
 //!  received ───┤
+//!              ├──► failed: so did its repetitions, and the next one with its key is the first
 //!              └──► forgotten: nobody will handle it, and the next one with its key is the first
 //! ```
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::Mutex;
 
 use super::session::Ack;
-use crate::session::KEY_BYTES_MAX;
+use crate::session::{Failure, KEY_BYTES_MAX, Stage};
 
 /// Keys that a client remembers of a server: as many as a session there does, and some 256 KiB.
 const KEYS_MAX: usize = 1024;
@@ -68,7 +69,15 @@ pub(super) struct FirstOfKey {
     keys: ReceivedKeys,
     key: Arc<str>,
     run: Arc<Run>,
-    is_forgotten: bool,
+    lost: OnceLock<Lost>,
+}
+
+/// Why the first message with a key was not handled.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    Forgotten,
+    Abandoned,
+    Failed(Failure),
 }
 
 /// What a key makes of a message.
@@ -103,7 +112,7 @@ impl ReceivedKeys {
         }
         known.runs.insert(Arc::clone(&key), Arc::clone(&run));
         known.order.push_back(Arc::clone(&key));
-        Ok(Met::First(FirstOfKey { keys: self.clone(), key, run, is_forgotten: false }, ack))
+        Ok(Met::First(FirstOfKey { keys: self.clone(), key, run, lost: OnceLock::new() }, ack))
     }
 
     fn free(&self, key: &Arc<str>, run: &Arc<Run>) {
@@ -118,7 +127,7 @@ impl ReceivedKeys {
 impl Run {
     fn repeat(&self, ack: Option<Ack>) {
         let mut state = self.state.lock();
-        if let (State::Open(waiting), Some(mut ack)) = (&mut *state, ack) {
+        if let (State::Open(waiting), Some(ack)) = (&mut *state, ack) {
             if waiting.len() < REPEATS_MAX {
                 waiting.push(ack);
             } else {
@@ -130,22 +139,35 @@ impl Run {
 }
 
 impl FirstOfKey {
-    /// Nobody has handled the message, and nobody will.
-    pub(super) fn forget(&mut self) {
-        self.is_forgotten = true;
+    /// Nobody has handled the message, and nobody will on this connection.
+    pub(super) fn forget(&self) {
+        let _ = self.lost.set(Lost::Forgotten);
+    }
+
+    /// The application could not handle the message. What is said first counts.
+    pub(super) fn fail(&self, failure: Failure) {
+        let _ = self.lost.set(Lost::Failed(failure));
+    }
+
+    /// The application does not listen any more.
+    pub(super) fn abandon(&self) {
+        let _ = self.lost.set(Lost::Abandoned);
     }
 }
 
 impl Drop for FirstOfKey {
     fn drop(&mut self) {
-        if self.is_forgotten {
+        let lost = self.lost.get();
+        if lost.is_some() {
             self.keys.free(&self.key, &self.run);
         }
         let state = std::mem::replace(&mut *self.run.state.lock(), State::Handled);
-        if let State::Open(mut waiting) = state
-            && self.is_forgotten
-        {
-            waiting.iter_mut().for_each(Ack::forget);
+        let State::Open(waiting) = state else { return };
+        match lost {
+            None => {}
+            Some(Lost::Forgotten) => waiting.iter().for_each(Ack::forget),
+            Some(Lost::Abandoned) => waiting.iter().for_each(Ack::abandon),
+            Some(Lost::Failed(failure)) => waiting.iter().for_each(|ack| ack.end_as(Stage::Failed(*failure))),
         }
     }
 }
@@ -164,7 +186,7 @@ mod tests {
     #[test]
     fn a_key_has_one_first_message_unless_that_is_forgotten() {
         let keys = ReceivedKeys::default();
-        let mut held = first(&keys, "a").expect("it is the first");
+        let held = first(&keys, "a").expect("it is the first");
         assert!(first(&keys, "a").is_none());
         held.forget();
         drop(held);
@@ -176,7 +198,7 @@ mod tests {
     #[test]
     fn the_oldest_of_too_many_is_forgotten() {
         let keys = ReceivedKeys::default();
-        let mut oldest = first(&keys, "0").expect("new");
+        let oldest = first(&keys, "0").expect("new");
         (1..=KEYS_MAX).for_each(|n| drop(first(&keys, &n.to_string()).expect("new")));
         assert_eq!(keys.known.lock().order.len(), KEYS_MAX);
         let again = first(&keys, "0").expect("it is not remembered");

@@ -1,19 +1,33 @@
 //! What a client remembers of its session: secret, offsets, and what to acknowledge.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
-use bothways_proto::{Metadata, PeerMisbehaved, Seq, keys};
+use bothways_proto::{Capabilities, Metadata, PeerMisbehaved, Seq, Welcome, keys};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::events::SessionLost;
-use crate::connection::ConnectionId;
+use crate::{
+    connection::ConnectionId,
+    session::{AHEAD_MAX, Acks, End, FAILED_MAX, Failure, Stage, put_failed},
+};
 
 /// Messages after which an acknowledgement is due at once.
 const ACK_MESSAGES: u64 = 32;
 
 /// Offsets end here: the bits above say that it is a push.
 const OFFSET_MAX: u64 = (1 << 62) - 1;
+
+/// Failed messages that a client remembers, for a server that may not have heard of them: as many as a session's log
+/// holds there. Some 16 KiB. Of one that is forgotten before its server has heard of it nobody knows what became.
+const FAILURES_MAX: usize = 1024;
 
 /// How long fewer may wait.
 const ACK_DELAY: Duration = Duration::from_millis(50);
@@ -37,6 +51,8 @@ struct State {
     offsets: Offsets,
     /// Attempts to come back to a session so far.
     attempts: u64,
+    /// The server understands what became of each message.
+    outcomes: bool,
 }
 
 struct Known {
@@ -56,10 +72,14 @@ struct Offsets {
     received: u64,
     /// Everything up to here is handled.
     handled: u64,
-    /// Handled beyond that.
-    handled_ahead: BTreeSet<u64>,
+    /// Dealt with beyond that: the first and the last offset of each run.
+    ahead: BTreeMap<u64, u64>,
+    /// Messages that the application has dealt with, in whatever order.
+    dealt_with: u64,
     /// What the server was last told.
     told: (u64, u64),
+    told_dealt_with: u64,
+    failures: Failures,
     /// Pushes that the server has told to be missing.
     missed: u64,
 }
@@ -67,19 +87,87 @@ struct Offsets {
 impl Offsets {
     fn starting_at(offset: u64) -> Self {
         let offset = offset.min(OFFSET_MAX);
-        Self { received: offset, handled: offset, handled_ahead: BTreeSet::new(), told: (offset, offset), missed: 0 }
+        Self { received: offset, handled: offset, told: (offset, offset), ..Self::default() }
     }
 
+    /// The application has dealt with this one, once.
     fn handle(&mut self, offset: u64) {
-        self.handled_ahead.insert(offset);
-        while self.handled_ahead.remove(&(self.handled + 1)) {
-            self.handled += 1;
+        self.dealt_with += 1;
+        let (mut first, mut last) = (offset, offset);
+        if let Some(end) = self.ahead.remove(&(offset + 1)) {
+            last = end;
+        }
+        if let Some((begin, _)) = self.ahead.range(..offset).next_back().filter(|(_, end)| **end + 1 == offset) {
+            first = *begin;
+        }
+        self.ahead.insert(first, last);
+        if first == self.handled + 1 {
+            self.ahead.remove(&first);
+            self.handled = last;
         }
     }
 
     /// How much the server does not know yet.
-    fn untold(&self) -> u64 {
-        (self.received - self.told.0).max(self.handled - self.told.1)
+    fn untold(&self, outcomes: bool) -> u64 {
+        let dealt_with = match outcomes {
+            true => self.dealt_with - self.told_dealt_with,
+            false => self.handled - self.told.1,
+        };
+        (self.received - self.told.0).max(dealt_with).max(self.failures.untold as u64)
+    }
+
+    /// Tells what there is to tell, or a first part of it.
+    fn tell(&mut self, outcomes: bool) -> Acks {
+        if !outcomes {
+            self.told = (self.received, self.handled);
+            return Acks { received: self.received, handled: self.handled, ends: Vec::new() };
+        }
+        let mut ends = self.failures.tell();
+        if 0 < self.failures.untold {
+            // The rest follows at once. Until then no offset may be taken for handled that was not.
+            self.told.0 = self.received;
+            return Acks { received: self.received, handled: self.told.1, ends };
+        }
+        (self.told, self.told_dealt_with) = ((self.received, self.handled), self.dealt_with);
+        let ahead = self.ahead.iter().take(AHEAD_MAX);
+        ends.extend(ahead.map(|(first, last)| (*first..=*last, Stage::Handled)));
+        Acks { received: self.received, handled: self.handled, ends }
+    }
+}
+
+/// Messages that were not handled, in the order in which that was known.
+#[derive(Debug, Default)]
+struct Failures {
+    all: VecDeque<(u64, Stage)>,
+    /// So many of the newest were not told on the present connection.
+    untold: usize,
+    /// Up to here some were forgotten.
+    forgotten: u64,
+}
+
+impl Failures {
+    fn add(&mut self, offset: u64, stage: Stage) {
+        if FAILURES_MAX <= self.all.len()
+            && let Some((oldest, _)) = self.all.pop_front()
+        {
+            self.forgotten = self.forgotten.max(oldest);
+        }
+        self.all.push_back((offset, stage));
+        self.untold = (self.untold + 1).min(self.all.len());
+    }
+
+    /// The next ones that were not told.
+    fn tell(&mut self) -> Vec<End> {
+        let from = self.all.len() - self.untold;
+        let told = self.untold.min(FAILED_MAX);
+        self.untold -= told;
+        self.all.iter().skip(from).take(told).map(|(offset, stage)| (*offset..=*offset, *stage)).collect()
+    }
+
+    /// All of them, for a server that may have heard of none.
+    fn all(&self) -> Vec<End> {
+        let forgotten = (0 < self.forgotten).then_some((1..=self.forgotten, Stage::Unknown));
+        self.all.iter().map(|(offset, stage)| (*offset..=*offset, *stage)).chain(forgotten).collect()
     }
 }
 
@@ -108,29 +196,67 @@ pub(super) enum Received {
     False(PeerMisbehaved),
 }
 
-/// Acknowledges one message as handled when dropped.
+/// Acknowledges one message when dropped: as handled, unless it is said before that it was not.
 #[derive(Debug)]
 pub(super) struct Ack {
     memory: Arc<SessionMemory>,
     epoch: u64,
     offset: u64,
+    /// What became of it, as [`Ack::ENDS`] counts; 0: it is handled.
+    end: AtomicU8,
 }
 
 impl Ack {
-    /// Nobody has handled the message, and nobody will: it is not acknowledged.
-    pub(super) fn forget(&mut self) {
-        self.epoch = u64::MAX;
+    const ENDS: [Stage; 5] = [
+        Stage::Failed(Failure::NoHandler),
+        Stage::Failed(Failure::BadArguments),
+        Stage::Failed(Failure::Error),
+        Stage::Failed(Failure::Panicked),
+        Stage::Superseded,
+    ];
+    /// Nobody listens: to a server that understands it, this is [`Failure::NoHandler`].
+    const ABANDONED: u8 = 254;
+    const FORGOTTEN: u8 = 255;
+
+    fn new(memory: &Arc<SessionMemory>, epoch: u64, offset: u64) -> Self {
+        Self { memory: Arc::clone(memory), epoch, offset, end: AtomicU8::new(0) }
+    }
+
+    /// Nobody has handled the message, and nobody will on this connection: it is not acknowledged.
+    pub(super) fn forget(&self) {
+        self.end.store(Self::FORGOTTEN, Ordering::Relaxed);
+    }
+
+    /// The message was not handled, and will not be. What is said first counts.
+    pub(super) fn end_as(&self, stage: Stage) {
+        let end = Self::ENDS.iter().position(|end| *end == stage).map_or(0, |at| at as u8 + 1);
+        let _ = self.end.compare_exchange(0, end, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The application does not listen any more.
+    pub(super) fn abandon(&self) {
+        let _ = self.end.compare_exchange(0, Self::ABANDONED, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
 impl Drop for Ack {
     fn drop(&mut self) {
+        let end = *self.end.get_mut();
         let mut state = self.memory.state.lock();
-        if state.epoch == self.epoch {
-            state.offsets.handle(self.offset);
-            drop(state);
-            self.memory.progress.notify_one();
+        if state.epoch != self.epoch || end == Self::FORGOTTEN || (end == Self::ABANDONED && !state.outcomes) {
+            return;
         }
+        let failed = match end {
+            0 => None,
+            Self::ABANDONED => Some(Stage::Failed(Failure::NoHandler)),
+            end => Self::ENDS.get(usize::from(end) - 1).copied(),
+        };
+        if let Some(stage) = failed.filter(|_| state.outcomes) {
+            state.offsets.failures.add(self.offset, stage);
+        }
+        state.offsets.handle(self.offset);
+        drop(state);
+        self.memory.progress.notify_one();
     }
 }
 
@@ -144,12 +270,16 @@ impl SessionMemory {
         }
         match &state.known {
             None => Metadata::new(),
-            Some(known) => Metadata::new()
-                .with(keys::SESSION_ID, &known.id)
-                .with(keys::SESSION_KEY, &known.key)
-                .with(keys::SESSION_OFFSET, state.offsets.handled.to_string())
-                .with(keys::SESSION_RECEIVED, state.offsets.received.to_string())
-                .with(keys::SESSION_TRY, state.attempts.to_string()),
+            Some(known) => {
+                let mut hello = Metadata::new()
+                    .with(keys::SESSION_ID, &known.id)
+                    .with(keys::SESSION_KEY, &known.key)
+                    .with(keys::SESSION_OFFSET, state.offsets.handled.to_string())
+                    .with(keys::SESSION_RECEIVED, state.offsets.received.to_string())
+                    .with(keys::SESSION_TRY, state.attempts.to_string());
+                put_failed(&mut hello, &state.offsets.failures.all());
+                hello
+            }
         }
     }
 
@@ -164,9 +294,12 @@ impl SessionMemory {
         });
         let resumed = welcome.is_some_and(|welcome| welcome.value(keys::SESSION_RESUMED).is_some());
         state.known = named;
+        let agreed = welcome.and_then(Welcome::from_metadata).map(|welcome| welcome.capabilities);
+        state.outcomes = agreed.is_some_and(|agreed| agreed.contains(Capabilities::OUTCOMES));
         if resumed && had && state.known.is_some() {
             // What the server heard last may have been lost with the old connection.
             state.offsets.told = (0, 0);
+            state.offsets.failures.untold = state.offsets.failures.all.len();
             drop(state);
             self.progress.notify_one();
             return Arrival::Resumed;
@@ -212,7 +345,7 @@ impl SessionMemory {
         let epoch = state.epoch;
         drop(state);
         self.progress.notify_one();
-        Received::New(Ack { memory: Arc::clone(self), epoch, offset })
+        Received::New(Ack::new(self, epoch, offset))
     }
 
     /// The server says how many pushes it dropped since the session began. Answers how many of them are news:
@@ -227,18 +360,18 @@ impl SessionMemory {
         news
     }
 
-    /// Waits until an acknowledgement is due on this connection, and answers its offsets: received, handled.
+    /// Waits until an acknowledgement is due on this connection, and returns it.
     ///
     /// None is due before the server has said which session the connection has: it could belong to another, and
     /// a server takes the first for a sign that its Welcome arrived.
     ///
     /// Dropping the future loses nothing: what is due stays due.
-    pub(super) async fn due(&self, connection: ConnectionId) -> (u64, u64) {
+    pub(super) async fn due(&self, connection: ConnectionId) -> Acks {
         loop {
             let (untold, is_past) = {
                 let state = self.state.lock();
                 let is_here = state.connection == Some(connection);
-                (if is_here { state.offsets.untold() } else { 0 }, Some(connection) < state.connection)
+                (if is_here { state.offsets.untold(state.outcomes) } else { 0 }, Some(connection) < state.connection)
             };
             if is_past {
                 // What woke this one was for the one that has taken its place.
@@ -259,14 +392,10 @@ impl SessionMemory {
     }
 
     /// What to acknowledge; `None` if the session has left this connection.
-    fn tell(&self, connection: ConnectionId) -> Option<(u64, u64)> {
+    fn tell(&self, connection: ConnectionId) -> Option<Acks> {
         let mut state = self.state.lock();
-        let is_here = state.connection == Some(connection);
-        let offsets = &mut state.offsets;
-        is_here.then(|| {
-            offsets.told = (offsets.received, offsets.handled);
-            offsets.told
-        })
+        let outcomes = state.outcomes;
+        (state.connection == Some(connection)).then(|| state.offsets.tell(outcomes))
     }
 }
 
@@ -274,7 +403,7 @@ impl SessionMemory {
 #[cfg(test)]
 pub(super) fn acks(messages: u64) -> Vec<Ack> {
     let memory = Arc::<SessionMemory>::default();
-    (1..=messages).map(|offset| Ack { memory: Arc::clone(&memory), epoch: 0, offset }).collect()
+    (1..=messages).map(|offset| Ack::new(&memory, 0, offset)).collect()
 }
 
 #[cfg(test)]
@@ -311,8 +440,14 @@ mod tests {
         offsets.into_iter().map(received).collect()
     }
 
-    async fn due(memory: &SessionMemory, on: u64) -> (u64, u64) {
+    async fn acks_due(memory: &SessionMemory, on: u64) -> Acks {
         tokio::time::timeout(Duration::from_secs(1), memory.due(connection(on))).await.expect("it is due")
+    }
+
+    async fn due(memory: &SessionMemory, on: u64) -> (u64, u64) {
+        let acks = acks_due(memory, on).await;
+        assert!(acks.ends.is_empty(), "this server understands no more");
+        (acks.received, acks.handled)
     }
 
     /// The application deals with the second and the third message first: the server is told so when it has dealt with
@@ -327,6 +462,94 @@ mod tests {
         assert_eq!(due(&memory, 1).await, (4, 3));
         let hello = memory.hello();
         assert_eq!((hello.get(keys::SESSION_OFFSET), hello.get(keys::SESSION_RECEIVED)), (Some("3"), Some("4")));
+    }
+
+    /// A client with a session at a server that understands what became of each message.
+    fn memory_with_outcomes() -> Arc<SessionMemory> {
+        let memory = Arc::<SessionMemory>::default();
+        memory.handle_welcome(connection(1), Some(&of_outcomes(welcome())));
+        memory
+    }
+
+    fn of_outcomes(mut pairs: Metadata) -> Metadata {
+        let capabilities = Capabilities::SESSIONS.union(Capabilities::OUTCOMES);
+        Welcome { version: bothways_proto::VERSION, capabilities }.put(&mut pairs);
+        pairs
+    }
+
+    fn failed(offset: u64) -> End {
+        (offset..=offset, Stage::Failed(Failure::Error))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_handled_or_failed_out_of_order_is_told_at_once() {
+        let memory = memory_with_outcomes();
+        let mut acks: Vec<_> = receive(&memory, 1, 1..=7).into_iter().map(Some).collect();
+        for offset in [7, 2, 4, 3] {
+            let ack = acks[offset - 1].take().expect("it is held");
+            if offset == 4 {
+                ack.end_as(Stage::Failed(Failure::Error));
+                ack.end_as(Stage::Failed(Failure::Panicked));
+            }
+        }
+        let (first, second) = ((2..=4, Stage::Handled), (7..=7, Stage::Handled));
+        let expected = Acks { received: 7, handled: 0, ends: vec![failed(4), first, second.clone()] };
+        assert_eq!(acks_due(&memory, 1).await, expected);
+        acks[0] = None;
+        assert_eq!(acks_due(&memory, 1).await, Acks { received: 7, handled: 4, ends: vec![second.clone()] });
+        // The server may have heard nothing of it.
+        let hello = memory.hello();
+        assert_eq!((hello.get(keys::SESSION_OFFSET), hello.get(keys::ACK_FAILED)), (Some("4"), Some("4:error")));
+        memory.handle_welcome(connection(2), Some(&of_outcomes(resumed())));
+        assert_eq!(acks_due(&memory, 2).await, Acks { received: 7, handled: 4, ends: vec![failed(4), second] });
+    }
+
+    /// No acknowledgement says of an offset that it is handled before those say so that tell which of them failed.
+    #[tokio::test(start_paused = true)]
+    async fn many_failures_are_told_before_what_follows_them() {
+        let memory = memory_with_outcomes();
+        for ack in receive(&memory, 1, 1..=300) {
+            ack.end_as(Stage::Failed(Failure::Error));
+        }
+        for (failures, handled) in [(1..=128, 0), (129..=256, 0), (257..=300, 300)] {
+            let ends: Vec<End> = failures.map(failed).collect();
+            assert_eq!(acks_due(&memory, 1).await, Acks { received: 300, handled, ends });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_failures_are_remembered_and_nothing_is_known_of_older_ones() {
+        let memory = memory_with_outcomes();
+        let more = FAILURES_MAX as u64 + 2;
+        for ack in receive(&memory, 1, 1..=more) {
+            ack.end_as(Stage::Failed(Failure::Error));
+        }
+        let hello = memory.hello();
+        let ends = crate::session::failed(&hello).expect("it is well formed");
+        assert_eq!((ends.len(), ends.first()), (FAILURES_MAX + 1, Some(&failed(3))));
+        assert_eq!(ends.last(), Some(&(1..=2, Stage::Unknown)));
+    }
+
+    /// One that is held costs a place, and not one for each that follows it.
+    #[test]
+    fn runs_of_what_is_handled_take_one_place_each() {
+        let memory = memory_with_outcomes();
+        let _held: Vec<_> = receive(&memory, 1, 1..=1000).into_iter().filter(|ack| ack.offset % 500 == 1).collect();
+        assert_eq!(memory.state.lock().offsets.ahead, BTreeMap::from([(2, 500), (502, 1000)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_server_is_told_what_it_understands() {
+        let memory = memory();
+        let mut acks = receive(&memory, 1, 1..=3);
+        acks[0].end_as(Stage::Failed(Failure::Error));
+        acks[2].abandon();
+        acks.remove(0);
+        assert_eq!(due(&memory, 1).await, (3, 1));
+        drop(acks.remove(1));
+        drop(acks);
+        assert_eq!(due(&memory, 1).await, (3, 2), "nobody has dealt with the third");
+        assert_eq!(memory.hello().get(keys::ACK_FAILED), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,8 +13,8 @@ use crate::{error::CloseReason, reply::Reply};
 
 impl Connection {
     /// Tells the server how far this client is with what it was sent.
-    pub(crate) fn acknowledge(&self, received: u64, handled: u64) {
-        self.control_request(keys::ACK, &Metadata::new().with(keys::ACK_OFFSETS, format!("{received},{handled}")));
+    pub(crate) fn acknowledge(&self, pairs: &Metadata) {
+        self.control_request(keys::ACK, pairs);
         self.flush();
     }
 

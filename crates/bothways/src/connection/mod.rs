@@ -417,6 +417,16 @@ impl Connection {
         matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_))
     }
 
+    /// True if both ends have agreed on these.
+    pub(crate) fn peer_can(&self, capabilities: Capabilities) -> bool {
+        self.shared.state.lock().proto.peer_can(capabilities)
+    }
+
+    /// True if the client has said that its pushes go to the handlers that it names, and to nobody else.
+    pub(crate) fn pushes_go_to_handlers(&self) -> bool {
+        self.peer_can(Capabilities::HANDLERS)
+    }
+
     /// True while calls and pushes are taken: the connection is not over, nor about to be.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.shared.state.lock().phase, Phase::Open)

@@ -14,7 +14,7 @@ use crate::{
     error::ErrorCode,
     handler::{Context, Reply, Request},
     router::Router,
-    session::{Class, Outcomes, Push, Session, SessionId, Stage, Target},
+    session::{Class, Failure, Outcomes, Push, Session, SessionId, Stage, Target},
 };
 
 /// The service path of the admin service.
@@ -184,22 +184,48 @@ pub struct AdminPushOutcome {
     pub expired: usize,
     /// A newer value of its key took its place.
     pub superseded: usize,
-    /// It was dropped; explaining the session tells why.
+    /// It was dropped before it was sent whole; explaining the session tells why.
     pub dropped: usize,
+    /// The client has it, and its application could not deal with it.
+    #[serde(default)]
+    pub failed: PushFailures,
+    /// Its session ended before its client said what became of it.
+    #[serde(default)]
+    pub unknown: usize,
     /// One of the same idempotency key was sent before.
     #[serde(default)]
     pub duplicate: usize,
 }
 
+/// How many clients' applications could not deal with a push, and how they failed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PushFailures {
+    /// Nobody there takes messages of this name.
+    pub no_handler: usize,
+    /// The handler could not decode it.
+    pub bad_arguments: usize,
+    /// The handler returned an error.
+    pub error: usize,
+    /// The handler panicked.
+    pub panicked: usize,
+}
+
+impl PushFailures {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.no_handler + self.bad_arguments + self.error + self.panicked
+    }
+}
+
 impl AdminPushOutcome {
     /// Sessions in all.
     pub fn targets(&self) -> usize {
-        self.queued + self.written + self.received + self.handled + self.missed() + self.duplicate
+        self.queued + self.written + self.received + self.handled + self.unknown + self.missed() + self.duplicate
     }
 
-    /// Sessions that it will never reach.
+    /// Sessions that it will never reach, or whose application could not deal with it.
     pub fn missed(&self) -> usize {
-        self.expired + self.superseded + self.dropped
+        self.expired + self.superseded + self.dropped + self.failed.total()
     }
 }
 
@@ -213,6 +239,13 @@ impl From<Outcomes> for AdminPushOutcome {
             expired: outcomes.at(Stage::Expired),
             superseded: outcomes.at(Stage::Superseded),
             dropped: outcomes.dropped(),
+            failed: PushFailures {
+                no_handler: outcomes.at(Stage::Failed(Failure::NoHandler)),
+                bad_arguments: outcomes.at(Stage::Failed(Failure::BadArguments)),
+                error: outcomes.at(Stage::Failed(Failure::Error)),
+                panicked: outcomes.at(Stage::Failed(Failure::Panicked)),
+            },
+            unknown: outcomes.at(Stage::Unknown),
             duplicate: outcomes.at(Stage::Duplicate),
         }
     }
@@ -424,6 +457,8 @@ mod tests {
         assert_eq!((message.service_path(), message.metadata().get("k")), ("News", Some("v")));
         assert_eq!(message.payload().expect("not compressed"), b"\x00\xff"[..]);
         assert!(unheard.try_next().is_none());
+        drop(message);
+        let push = AdminPush { until: PushUntil::Handled, ..push };
         let again: AdminPushOutcome = ask(&operator, "right", "Push", &push).await.expect("the token is right");
         assert_eq!(again, AdminPushOutcome { duplicate: 1, ..AdminPushOutcome::default() });
         assert_eq!((again.targets(), again.missed()), (1, 0));

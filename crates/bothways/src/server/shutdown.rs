@@ -164,6 +164,7 @@ async fn begin(shared: &Shared, deadline: Instant) {
 async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut report: ShutdownReport) -> ShutdownReport {
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
     report.calls_unfinished = shared.settings.load.running();
+    acknowledged(shared, deadline).await;
     for connection in shared.all_connections() {
         connection.close();
     }
@@ -176,6 +177,19 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     report.connections_closed = connections.saturating_sub(left.len());
     (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server");
     report
+}
+
+/// Waits until the clients that acknowledge have said what became of all that they were sent, but not for long: one may
+/// take its time to handle something.
+async fn acknowledged(shared: &Shared, deadline: Instant) {
+    let deadline = deadline.min(Instant::now() + ACK_GRACE);
+    let waits = |connection: &Connection| {
+        let session = shared.sessions.made_of(connection);
+        connection.is_open() && session.is_some_and(|session| session.awaits_acks())
+    };
+    while Instant::now() < deadline && shared.all_connections().iter().any(waits) {
+        sleep_until(deadline.min(Instant::now() + LOOK)).await;
+    }
 }
 
 async fn emptied(shared: &Shared) {

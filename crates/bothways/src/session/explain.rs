@@ -233,7 +233,12 @@ impl fmt::Display for Event {
                         write!(f, "{what} after {after} ms, ")?;
                     }
                 }
+                if let Stage::Failed(how) = stage {
+                    write!(f, "failed: {how},")?;
+                }
                 f.write_str(match stage {
+                    Stage::Failed(_) => "",
+                    Stage::Unknown => "the session ended before its client said what became of it,",
                     Stage::Queued => "waits",
                     Stage::Written => "its client has not confirmed it",
                     Stage::Received => "its client has not handled it yet",

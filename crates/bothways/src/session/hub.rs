@@ -499,6 +499,7 @@ impl Registry {
             return Ok(());
         };
         let push = in_order(push, topic, options.latest_only);
+        positioned.class = push.class.clone();
         let kept = self.hub.keep(topic, options)?;
         let mut kept = kept.lock();
         let Some(history) = kept.history.as_mut() else {
@@ -522,6 +523,7 @@ impl Registry {
             bytes,
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
+        receipt.store(position);
         let listed = Listed::new(&subscribers);
         for session in &subscribers {
             session.add(&push, frames.for_session(session)?, receipt, &listed);

@@ -37,10 +37,11 @@ impl KeyHash {
     }
 }
 
-/// What a push is beside its frame, if that says more than a plain client is to see: shared by all sessions of a fan-out.
+/// What a push is beside its frame, if that says more than a plain client is to see: shared by all sessions of a
+/// fan-out. Of its idempotency key, of the key of a newest value, or of its topic.
 #[derive(Debug)]
 pub(super) struct Keyed {
-    /// Of its idempotency key, which is in the frame; `None`: the frame has its topic, and no key.
+    /// Of its idempotency key, which is in the frame; `None`: it has none.
     pub(super) hash: Option<KeyHash>,
     /// The frame without: a plain client sees what Go would send.
     pub(super) plain: Bytes,
@@ -71,6 +72,12 @@ struct Taken {
 impl TakenKeys {
     pub(super) fn contains(&self, key: KeyHash) -> bool {
         self.taken.as_ref().is_some_and(|taken| taken.set.contains(&key))
+    }
+
+    /// Which push has taken this key.
+    pub(super) fn holder(&self, key: KeyHash) -> Option<Holder> {
+        let taken = self.taken.as_ref().filter(|taken| taken.set.contains(&key))?;
+        taken.order.iter().find(|(other, _)| *other == key).map(|(_, holder)| *holder)
     }
 
     /// Takes a key that is free; of more than `max` the oldest is forgotten.

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use self::book::Book;
 use super::{
     account::{self, Account},
+    acks::End,
     keys::{KEPT_KEY_BYTES, Keyed},
     push::{Class, Priority},
     receipt::Ticket,
@@ -60,7 +61,7 @@ const PUSH_OVERHEAD_BYTES: usize = 1024;
 /// as one buffer that grows by doubling, and the tickets of the smallest pushes that these can hold.
 const UNDER_WAY_BYTES: usize = 768 << 10;
 
-/// An empty session, its connection, and its places in the tables.
+/// An empty session, its connection, its places in the tables, and 64 repetitions of pushes that wait for the first.
 const SESSION_BYTES: usize = 8 << 10;
 
 impl Bounds {
@@ -293,6 +294,12 @@ impl Ledger {
         }
     }
 
+    /// The client says what became of these offsets, in whatever order; [`Self::ack`] follows. False: it claims what
+    /// was never sent.
+    pub(super) fn settle(&mut self, ends: &[End]) -> bool {
+        ends.is_empty() || self.book_mut().is_some_and(|book| book.settle(ends))
+    }
+
     /// A connection is there. `confirms`: its client acknowledges offsets.
     pub(super) fn connect(&mut self, confirms: bool) {
         let terms = self.terms_mut();
@@ -330,6 +337,11 @@ impl Ledger {
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
     pub(super) fn waiting(&self) -> (usize, usize) {
         self.book().map_or((0, 0), Book::waiting)
+    }
+
+    /// True if something was sent to the present connection that is to be acknowledged.
+    pub(super) fn awaits_acks(&self) -> bool {
+        self.terms().connected && self.book().is_some_and(Book::awaits_acks)
     }
 
     /// Pushes that were dropped since the session began.

@@ -10,6 +10,7 @@
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `receipt.rs` | what became of it |
+//! | `acks.rs` | how far a client is, as it says so on the wire |
 //! | `each.rs` | what became of it for each of many, for who asks |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `few.rs` | a list that nearly always has one item |
@@ -29,6 +30,7 @@
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
 
 mod account;
+mod acks;
 mod away;
 mod call;
 mod claims;
@@ -61,8 +63,11 @@ use bothways_proto::Seq;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+#[cfg(test)]
+pub(crate) use self::acks::failed;
 pub(crate) use self::{
     account::UserCall,
+    acks::{AHEAD_MAX, Acks, End, FAILED_MAX, put_failed},
     hub::{SubscribeArgs, SubscribeReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
 };
@@ -82,7 +87,7 @@ pub use self::{
     keys::{InvalidKey, KEY_BYTES_MAX},
     presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},
-    receipt::{DropReason, Outcomes, Receipt, Stage},
+    receipt::{DropReason, Failure, Outcomes, Receipt, Stage},
     registry::SendError,
     rules::{SubscribeRequest, TopicOptions},
     target::Target,
@@ -184,6 +189,8 @@ struct Seldom {
     methods: Option<Methods>,
     /// The session that its client came back to: what is still on its way to this one is for that.
     merged_into: Option<Session>,
+    /// The client has said that its handlers take its pushes, and nobody else does.
+    takes_only_these: bool,
 }
 
 impl State {
@@ -197,6 +204,12 @@ impl State {
 
     fn lost_at(&self) -> Option<Instant> {
         self.seldom.as_ref()?.lost_at
+    }
+
+    /// True if nobody at the client takes a push of this name.
+    fn takes_no_such(&self, push: &Push) -> bool {
+        let Some(seldom) = self.seldom.as_ref().filter(|seldom| seldom.takes_only_these) else { return false };
+        seldom.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
     }
 
     /// True if this is the secret by which its client comes back.
@@ -296,6 +309,12 @@ impl Session {
     /// Pushes that wait or are not yet handled, and their bytes.
     pub fn waiting(&self) -> (usize, usize) {
         self.inner.state.lock().ledger.waiting()
+    }
+
+    /// True if its client acknowledges, and has been sent what it has not acknowledged.
+    pub(crate) fn awaits_acks(&self) -> bool {
+        let state = self.inner.state.lock();
+        state.connection.is_some() && state.ledger.awaits_acks()
     }
 
     /// Pushes that were dropped since it began.
@@ -422,6 +441,10 @@ impl Session {
         ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
         if state.ended {
             // The ticket counts as dropped with its session.
+            return true;
+        }
+        if state.takes_no_such(push) {
+            ticket.advance(Stage::Failed(Failure::NoHandler));
             return true;
         }
         let now = self.now();

@@ -20,10 +20,11 @@ use crate::caller::RawCall;
 pub enum Class {
     /// At most once, to the connection that is there. When too many wait, the oldest is dropped.
     Fire,
-    /// The newest value of this key arrives, if the session lives or resumes; those before may vanish.
+    /// The newest value of this key arrives, if the session lives or resumes; those before may vanish: while they wait
+    /// for the connection, and while they wait for the application of a Bothways client.
     Latest(String),
-    /// Arrives at least once on the wire, and is handled once, in order, as long as the session lives or
-    /// resumes. To a client that speaks plain rpcx it is sent like [`Self::Fire`].
+    /// Arrives at least once on the wire, and is given to the application once, in order, as long as the session lives or
+    /// resumes; the receipt says whether that could handle it. To a client that speaks plain rpcx it is sent like [`Self::Fire`].
     #[default]
     Tracked,
 }
@@ -149,10 +150,11 @@ impl Push {
     }
 
     /// What names this push, however often it is pushed: of several with the same key a session is sent one, and the
-    /// receipts of the others say [`Duplicate`](super::Stage::Duplicate). So whoever does not know whether it has
+    /// receipts of the others say [`Duplicate`](super::Stage::Duplicate) once that one is handled, and stand or end as it
+    /// does until then; of a session 64 wait so, and one more is dropped. So whoever does not know whether it has
     /// pushed, to a user or to a topic, may push again.
     ///
-    /// A push that was dropped, or has expired, does not count: the next one with its key is sent. One that was
+    /// A push that was dropped, has expired or failed does not count: the next one with its key is sent. One that was
     /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place.
     ///
     /// A session remembers the last 1,024 keys ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)).

@@ -1,18 +1,25 @@
 //! What became of a push: counted per stage, and awaitable.
 //!
 //! ```text
-//!             ┌──► superseded, dropped (why)                   final
-//!  queued ──► written ──► received ──► handled                 handled is final
-//!      │         └──► expired: at the latest here              final
-//!      └────► plain written: nobody confirms more              final
-//!  duplicate: one of the same idempotency key was taken        final
-//!  no route                                                    final
+//!             ┌──► dropped (why): it was not sent whole          final
+//!  queued ──► written ──► received ──► handled, failed (how)     both are final
+//!      │         │           │ └────► superseded                 final; from each of these
+//!      │         │           └──────► unknown: its session ended final; from each that was sent
+//!      │         └──► expired: at the latest here                final
+//!      └────► plain written: nobody confirms more                final
+//!  duplicate: one of the same idempotency key reached the client final
+//!  no route                                                      final
 //! ```
 //!
-//! A stage is never better than the truth: `written` means that the kernel took all of it, `received`
-//! and `handled` that the client said so.
+//! A stage is never better than the truth: `written` means that the kernel took all of it, `received`, `handled` and
+//! `failed` that the client said so. It is never worse either: what may have been handled is not called dropped.
+//!
+//! A push that is the repetition of another one goes its way: see [`Ticket::repeat`].
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -22,6 +29,7 @@ use super::{
     SessionId,
     each::{Each, TargetOutcomes},
     explain::Trail,
+    history::Position,
 };
 
 /// How far one push to one session has come.
@@ -35,8 +43,13 @@ pub enum Stage {
     Written,
     /// The client's library has it.
     Received,
-    /// The client's application has dealt with it.
+    /// The client's application has dealt with it: it dropped the message, or its handler returned a success.
+    ///
+    /// A client that does not say of each push what became of it (a Bothways client of before `outcomes`, or a Go
+    /// application that sends no `_bw.nack`) acknowledges what it could not handle too.
     Handled,
+    /// The client has it, and its application could not deal with it. It does not come again.
+    Failed(Failure),
     /// The kernel took it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push
     /// is [`Fire`](super::Class::Fire).
     PlainWritten,
@@ -44,22 +57,53 @@ pub enum Stage {
     Expired,
     /// A newer value of the same key took its place.
     Superseded,
-    /// It was not sent to this session, which was sent one of the same
-    /// [idempotency key](super::Push::idempotency_key), or is about to be.
+    /// It was not sent to this session, which has dealt with one of the same
+    /// [idempotency key](super::Push::idempotency_key), or with a newer value of its key. Until then it stands where that one stands, and
+    /// ends as that one does if that comes to nothing.
     Duplicate,
-    /// It was dropped.
+    /// It was sent, at least in part, and its session ended before the client said what became of it: nobody can know
+    /// whether the client's application dealt with it.
+    Unknown,
+    /// It was dropped before it was sent whole: the client has not got it.
     Dropped(DropReason),
 }
 
-/// Why a push was dropped.
+/// How a client's application failed to deal with a push.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[non_exhaustive]
+pub enum Failure {
+    /// Nobody there takes messages of this name, or any. What a client announced that it does not take is not sent.
+    NoHandler,
+    /// The handler could not decode it.
+    BadArguments,
+    /// The handler returned an error, or the application called
+    /// [`ServerMessage::fail`](crate::ServerMessage::fail).
+    Error,
+    /// The handler panicked.
+    Panicked,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoHandler => "no handler takes it",
+            Self::BadArguments => "its handler cannot decode it",
+            Self::Error => "its handler failed",
+            Self::Panicked => "its handler panicked",
+        })
+    }
+}
+
+/// Why a push was dropped, and how far it had come.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The session's bounds were reached: the client reads, or handles, too slowly.
+    /// The session's bounds were reached: the client reads, or handles, too slowly. Nothing of it was sent.
     Full,
     /// The connection ended before the push was written whole, and its class does not outlive a connection.
     Disconnected,
-    /// The session ended: its client did not come back in time, or was sent away.
+    /// It waited, and the session ended: its client did not come back in time, or was sent away. Nothing of it was
+    /// sent, or a part that was lost with its connection.
     SessionEnded,
 }
 
@@ -82,6 +126,20 @@ impl Stage {
             Self::Dropped(DropReason::Disconnected) => 8,
             Self::Dropped(DropReason::SessionEnded) => 9,
             Self::Duplicate => 10,
+            Self::Failed(Failure::NoHandler) => 11,
+            Self::Failed(Failure::BadArguments) => 12,
+            Self::Failed(Failure::Error) => 13,
+            Self::Failed(Failure::Panicked) => 14,
+            Self::Unknown => 15,
+        }
+    }
+
+    /// Where a push stands that was not sent because another one with its idempotency key was taken, which stands
+    /// here.
+    fn of_repetition(self) -> Self {
+        match self {
+            Self::Handled | Self::PlainWritten | Self::Superseded => Self::Duplicate,
+            other => other,
         }
     }
 }
@@ -89,7 +147,7 @@ impl Stage {
 /// How many targets of one push stand where. Every target is in exactly one place.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Outcomes {
-    counts: [usize; 11],
+    counts: [usize; 16],
 }
 
 impl Outcomes {
@@ -101,6 +159,11 @@ impl Outcomes {
     /// Targets in all; 0 means that there was no route to anybody.
     pub fn targets(&self) -> usize {
         self.counts.iter().sum()
+    }
+
+    /// Targets whose application could not deal with it, for whatever reason.
+    pub fn failed(&self) -> usize {
+        self.counts[11..15].iter().sum()
     }
 
     /// Targets that were dropped, for whatever reason.
@@ -124,6 +187,8 @@ pub struct Receipt {
 struct Tally {
     outcomes: Mutex<Outcomes>,
     changed: Notify,
+    /// Where a topic keeps it.
+    stored: OnceLock<Position>,
     /// If somebody wants to know the end of each target, and not only how many there are.
     each: Option<Arc<Each>>,
 }
@@ -144,7 +209,19 @@ impl Receipt {
     pub(super) fn ticket(&self, session: SessionId) -> Ticket {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
         let place = self.tally.each.as_ref().map_or(0, |each| each.enter(session));
-        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, trail: None }
+        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, trail: None, repetitions: None }
+    }
+
+    /// A topic keeps it here.
+    pub(super) fn store(&self, position: Position) {
+        // Published once: there is no other position.
+        let _ = self.tally.stored.set(position);
+    }
+
+    /// The position at which a topic with a history keeps what was published: whoever subscribes from before it gets
+    /// it, even if there were no targets. `None`: no topic keeps it.
+    pub fn stored(&self) -> Option<Position> {
+        self.tally.stored.get().copied()
     }
 
     /// How many targets stand where, now.
@@ -162,7 +239,7 @@ impl Receipt {
         self.until(|outcomes| outcomes.at(Stage::Queued) + outcomes.at(Stage::Written) == 0).await
     }
 
-    /// Waits until every target is handled, or ended otherwise. A class that is not tracked ends with
+    /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A class that is not tracked ends with
     /// being written.
     pub async fn handled(&self) -> Outcomes {
         self.until(|outcomes| outcomes.open() == 0).await
@@ -181,7 +258,8 @@ impl Receipt {
     }
 }
 
-/// The place of one target. Dropped before its end, it counts as dropped with its session.
+/// The place of one target. Dropped before its end, it counts as dropped with its session: whoever drops one of a push
+/// that was sent says first what is known of it.
 #[derive(Debug)]
 pub(super) struct Ticket {
     tally: Arc<Tally>,
@@ -190,9 +268,25 @@ pub(super) struct Ticket {
     place: u32,
     /// Where its session tells of it, and under which number.
     trail: Option<(Arc<Trail>, u64)>,
+    /// Of pushes with the same idempotency key, which are not sent, and stand where this one stands.
+    repetitions: Option<Box<Vec<Ticket>>>,
 }
 
 impl Ticket {
+    /// A push with the same idempotency key is not sent: it stands where this one stands, until this one has come to
+    /// its end.
+    pub(super) fn repeat(&mut self, mut ticket: Self) {
+        ticket.advance(self.stage.of_repetition());
+        if !self.stage.is_final() {
+            self.repetitions.get_or_insert_default().push(ticket);
+        }
+    }
+
+    /// Pushes that stand where this one stands.
+    pub(super) fn repetitions(&self) -> usize {
+        self.repetitions.as_ref().map_or(0, |tickets| tickets.len())
+    }
+
     /// From here on the trail tells of it too, as the event of this number.
     pub(super) fn follow(&mut self, trail: &Arc<Trail>, number: u64) {
         self.trail = Some((Arc::clone(trail), number));
@@ -223,6 +317,12 @@ impl Ticket {
             trail.reached(*number, to);
         }
         self.tally.changed.notify_waiters();
+        if let Some(repetitions) = &mut self.repetitions {
+            repetitions.iter_mut().for_each(|ticket| ticket.advance(to.of_repetition()));
+            if to.is_final() {
+                self.repetitions = None;
+            }
+        }
     }
 
     pub(super) fn stage(&self) -> Stage {

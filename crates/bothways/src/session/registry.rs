@@ -22,6 +22,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     Inner, Seldom, Session, SessionId, State,
     account::Account,
+    acks::{self, Acks},
     away::Away,
     claims::{Claims, Listed},
     explain::{self, Explanation, Standing, Trail, What},
@@ -29,7 +30,7 @@ use super::{
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
-    push::{Encoded, Push},
+    push::{Class, Encoded, Push},
     receipt::Receipt,
     rules::Rules,
     target::{Target, Who},
@@ -304,7 +305,12 @@ impl Registry {
                 fresh
             }
         };
-
+        let (methods, takes_only_these) = (connection.methods(), connection.pushes_go_to_handlers());
+        {
+            let mut state = session.inner.state.lock();
+            let seldom = state.seldom();
+            (seldom.methods, seldom.takes_only_these) = (methods, takes_only_these);
+        }
         welcome.insert(keys::SESSION_ID, session.id().to_string());
         let offset = session.inner.state.lock().ledger.last_offset();
         welcome.insert(keys::SESSION_OFFSET, offset.to_string());
@@ -416,7 +422,12 @@ impl Registry {
         if making_way.user.is_some() && making_way.user != state.user {
             return Err(NotResumed::Revoked);
         }
-        if !state.ledger.resume(claimed.handled, claimed.received) {
+        if let Some(before) = &state.connection {
+            // What the kernel took before is not called lost.
+            let written = before.pushes_written();
+            state.ledger.written_upto(written);
+        }
+        if !state.ledger.settle(&claimed.failed) || !state.ledger.resume(claimed.handled, claimed.received) {
             return Err(NotResumed::Gap);
         }
 
@@ -440,17 +451,15 @@ impl Registry {
     /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
     /// never sent.
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
-        let offsets = metadata.get(keys::ACK_OFFSETS).and_then(|text| text.split_once(','));
-        let Some((Ok(received), Ok(handled))) = offsets.map(|(r, h)| (r.parse::<u64>(), h.parse::<u64>())) else {
-            return false;
-        };
+        let Some(acks) = Acks::from_metadata(metadata) else { return false };
         let Some(session) = self.made_of(connection) else { return true };
         {
             let mut state = session.inner.state.lock();
             if state.connection.as_ref() != Some(connection) {
                 return true;
             }
-            if !state.ledger.ack(received, handled) {
+            // What failed comes first: the offsets that follow count it as handled.
+            if !state.ledger.settle(&acks.ends) || !state.ledger.ack(acks.received, acks.handled) {
                 return false;
             }
         }
@@ -470,6 +479,8 @@ impl Registry {
                 return;
             }
             state.connection = None;
+            // What the kernel took before the end is not called lost.
+            state.ledger.written_upto(connection.pushes_written());
             state.ledger.disconnect();
             // Without a window nobody comes back.
             if state.resumable && !self.options.resume_window.is_zero() {
@@ -715,9 +726,18 @@ impl Registry {
 
     pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {
         let plain = self.encode_with(push, &push.metadata)?;
-        let Some((key, hash)) = &push.key else { return Ok(Encoded { frame: plain, keyed: None }) };
-        let frame = self.encode_with(push, &push.metadata.clone().with(keys::IDEMPOTENCY_KEY, &**key))?;
-        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash: Some(*hash), plain })) })
+        let mut metadata = push.metadata.clone();
+        let hash = push.key.as_ref().map(|(key, hash)| {
+            metadata.insert(keys::IDEMPOTENCY_KEY, &**key);
+            *hash
+        });
+        if let Class::Latest(key) = &push.class {
+            metadata.insert(keys::LATEST_KEY, key);
+        } else if hash.is_none() {
+            return Ok(Encoded { frame: plain, keyed: None });
+        }
+        let frame = self.encode_with(push, &metadata)?;
+        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash, plain })) })
     }
 
     fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {
@@ -810,6 +830,8 @@ struct Claimed<'a> {
     handled: u64,
     received: Option<u64>,
     attempt: Option<u64>,
+    /// What it did not handle of what it counts as handled.
+    failed: Vec<acks::End>,
 }
 
 impl<'a> Claimed<'a> {
@@ -821,6 +843,7 @@ impl<'a> Claimed<'a> {
             handled: number(keys::SESSION_OFFSET)??,
             received: number(keys::SESSION_RECEIVED)?,
             attempt: number(keys::SESSION_TRY)?,
+            failed: acks::failed(hello)?,
         })
     }
 }

@@ -388,6 +388,7 @@ impl World {
                 continue;
             }
             assert_eq!(outcomes.at(Stage::Dropped(DropReason::SessionEnded)), 0, "push {number}: {outcomes:?}");
+            assert_eq!(outcomes.at(Stage::Unknown), 0, "push {number}: {outcomes:?}");
             assert_eq!(outcomes.at(Stage::Dropped(DropReason::Disconnected)), 0, "push {number}: {outcomes:?}");
             if matches!(pushed.address, To::Journal) {
                 // To some it may come by recovery.

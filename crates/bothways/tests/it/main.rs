@@ -22,6 +22,7 @@ mod metadata;
 mod misbehaving_server;
 mod negotiation;
 mod optin;
+mod outcomes;
 mod overflow;
 mod panic;
 // Elsewhere the system does not spread connections over the listeners of a port.

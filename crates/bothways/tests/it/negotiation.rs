@@ -22,7 +22,8 @@ async fn hello_comes_first_and_calls_do_not_wait_for_the_welcome() {
     assert!(first.header().is_heartbeat() && first.service_path().is_empty() && first.service_method().is_empty());
     assert_eq!(first.header().serialize(), SerializeType::MSGPACK, "as every heartbeat of Go");
     // It does not listen, so that it promises to handle nothing.
-    let all_but_sessions = Capabilities::ALL.without(Capabilities::SESSIONS);
+    let of_listeners = Capabilities::SESSIONS.union(Capabilities::OUTCOMES).union(Capabilities::HANDLERS);
+    let all_but_sessions = Capabilities::ALL.without(of_listeners);
     assert_eq!(Hello::from_metadata(&first.metadata()).map(|hello| hello.capabilities), Some(all_but_sessions));
     assert_eq!(first.metadata().get(keys::AUTH), Some("bearer t"));
     let second = peer.next().await;

@@ -289,7 +289,8 @@ async fn the_position_of_the_newest_is_before_it() {
     assert!(bob.subscribe_from("price", none).await.expect("open").recovered);
     assert_eq!(
         (texts(&mut to_bob).await, texts(&mut to_ann).await),
-        (vec!["1.2".to_owned()], vec!["1.1".to_owned(), "1.2".to_owned()])
+        (vec!["1.2".to_owned()], vec!["1.2".to_owned()]),
+        "ann has not read the first one, which gave way to the second"
     );
 }
 

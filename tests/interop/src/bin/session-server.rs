@@ -100,9 +100,10 @@ fn obey(server: &Server, command: Command) -> anyhow::Result<()> {
             };
             tokio::spawn(async move {
                 let outcomes = receipt.handled().await;
-                let ended = Stage::Dropped(DropReason::SessionEnded);
-                let [handled, plain, ended] =
-                    [Stage::Handled, Stage::PlainWritten, ended].map(|stage| outcomes.at(stage));
+                let dropped = Stage::Dropped(DropReason::SessionEnded);
+                let stages = [Stage::Handled, Stage::PlainWritten, dropped, Stage::Unknown];
+                let [handled, plain, dropped, unknown] = stages.map(|stage| outcomes.at(stage));
+                let ended = dropped + unknown;
                 let targets = outcomes.targets();
                 println!(
                     "{}",

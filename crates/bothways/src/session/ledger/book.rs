@@ -8,6 +8,7 @@ use std::{
 
 use super::{Entry, Next, Terms};
 use crate::session::{
+    acks::End,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
     push::{Class, Priority},
     receipt::{DropReason, Stage, Ticket},
@@ -25,7 +26,7 @@ pub(super) struct Book {
     tracked: (usize, usize),
     /// Of pushes that were taken and not given up.
     keys: TakenKeys,
-    /// Sent, and not handled; offsets without holes.
+    /// Sent, and not handled, by offset.
     sent: VecDeque<Sent>,
     /// The next offset.
     next_offset: u64,
@@ -87,6 +88,21 @@ fn hash_of(keyed: Option<&Arc<Keyed>>) -> Option<KeyHash> {
     keyed?.hash
 }
 
+/// True if this is what took that key. The address alone does not say so: another push may have it by now.
+fn is_push_of(taken: Option<(KeyHash, Holder)>, keyed: Option<&Arc<Keyed>>) -> bool {
+    let of = keyed.and_then(|keyed| Some((keyed.hash?, Holder::of(keyed))));
+    of.is_some() && of == taken
+}
+
+/// Takes the place of a key out of a queue.
+fn take_key_of(queue: &mut VecDeque<Queued>, key: &str) -> Option<Queued> {
+    let at = queue.iter().position(|queued| matches!(queued, Queued::Latest(other) if **other == *key))?;
+    queue.remove(at)
+}
+
+/// Pushes of one session that wait for the end of another one with their key. One more is dropped.
+const REPETITIONS_MAX: usize = 64;
+
 /// Places that a burst leaves.
 const KEPT: usize = 64;
 
@@ -123,8 +139,9 @@ impl Book {
     /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
     /// which.
     pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        self.expire_holder(entry.keyed.as_ref(), now);
         if self.has_taken(entry.keyed.as_ref()) {
-            entry.ticket.advance(Stage::Duplicate);
+            self.repeat(entry);
             return false;
         }
         if entry.is_expired(now) {
@@ -167,7 +184,9 @@ impl Book {
                 self.latest_bytes = others + entry.len();
                 if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
                     older.ticket.advance(Stage::Superseded);
+                    let queued_at = older.priority;
                     *older = entry;
+                    self.move_up(&key, queued_at);
                     return true;
                 }
                 self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
@@ -183,6 +202,83 @@ impl Book {
         }
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
         true
+    }
+
+    /// A newer value took the place of one that was queued at this priority: if its own is higher, it goes there.
+    fn move_up(&mut self, key: &str, queued_at: Priority) {
+        let Some(entry) = self.latest.as_mut().and_then(|latest| latest.get_mut(key)) else { return };
+        if queued_at.index() <= entry.priority.index() {
+            // It stands where the older one stood, however low its own.
+            entry.priority = queued_at;
+            return;
+        }
+        let (from, to) = (queued_at.index(), entry.priority.index());
+        if let Some(queued) = take_key_of(&mut self.queues[from], key) {
+            self.queues[to].push_back(queued);
+        }
+    }
+
+    /// A push with the key of one that was taken is not sent, and goes that one's way. One whose way is not followed
+    /// any more has come to a good end: what comes to nothing gives its key back.
+    fn repeat(&mut self, mut entry: Entry) {
+        let holder = self.holder_of(entry.keyed.as_ref());
+        let is_holder = |ticket: &Ticket, keyed: &Option<Arc<Keyed>>| {
+            is_push_of(holder, keyed.as_ref()) && !ticket.stage().is_final()
+        };
+        let queued = self.queues.iter_mut().flatten().filter_map(|queued| match queued {
+            Queued::Entry(entry) => Some((&mut entry.ticket, &entry.keyed)),
+            Queued::Latest(_) => None,
+        });
+        let latest = self.latest.iter_mut().flat_map(|latest| latest.values_mut());
+        let latest = latest.map(|entry| (&mut entry.ticket, &entry.keyed));
+        let sent = self.sent.iter_mut().map(|sent| (&mut sent.entry.ticket, &sent.entry.keyed));
+        let unwritten = self.unwritten.iter_mut().filter_map(|unwritten| match unwritten {
+            Unwritten::Fire(ticket, keyed) => Some((ticket, &*keyed)),
+            Unwritten::Tracked(_) | Unwritten::Notice => None,
+        });
+        let (mut found, mut repetitions) = (None, 0);
+        for (ticket, keyed) in queued.chain(latest).chain(sent).chain(unwritten) {
+            repetitions += ticket.repetitions();
+            if found.is_none() && is_holder(ticket, keyed) {
+                found = Some(ticket);
+            }
+        }
+        match found {
+            Some(_) if REPETITIONS_MAX <= repetitions => entry.ticket.advance(Stage::Dropped(DropReason::Full)),
+            Some(holder) => holder.repeat(entry.ticket),
+            None => entry.ticket.advance(Stage::Duplicate),
+        }
+    }
+
+    /// What waits with this key and is too old gives the key back.
+    fn expire_holder(&mut self, keyed: Option<&Arc<Keyed>>, now: Duration) {
+        let holder = self.holder_of(keyed);
+        if holder.is_none() {
+            return;
+        }
+        let is_over = |entry: &Entry| is_push_of(holder, entry.keyed.as_ref()) && entry.is_expired(now);
+        let latest = self.latest.as_ref();
+        let of_key = latest.and_then(|latest| latest.iter().find(|(_, entry)| is_over(entry)));
+        let of_key = of_key.map(|(key, entry)| (key.clone(), entry.priority));
+        let mut over = None;
+        if let Some((key, priority)) = of_key {
+            over = take_key_of(&mut self.queues[priority.index()], &key);
+        }
+        for queue in &mut self.queues {
+            let found = queue.iter().position(|queued| matches!(queued, Queued::Entry(entry) if is_over(entry)));
+            over = over.or_else(|| queue.remove(found?));
+        }
+        if let Some(queued) = over {
+            let mut entry = self.take_from(queued);
+            let billed = self.leave_queue(&entry);
+            self.expire(&mut entry, billed);
+        }
+    }
+
+    /// Which push has taken this key, if one has.
+    fn holder_of(&self, keyed: Option<&Arc<Keyed>>) -> Option<(KeyHash, Holder)> {
+        let hash = hash_of(keyed)?;
+        Some((hash, self.keys.holder(hash)?))
     }
 
     /// True if a push with this key was taken, and would be repeated.
@@ -206,6 +302,7 @@ impl Book {
     /// Takes a tracked push in for which there is room by [`Self::claim_room`].
     pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
         let len = entry.frame.len();
+        self.expire_holder(entry.keyed.as_ref(), now);
         let is_known = self.has_taken(entry.keyed.as_ref());
         if is_known || entry.is_expired(now) {
             self.terms.give_back(len);
@@ -252,20 +349,9 @@ impl Book {
         loop {
             let mut entry = self.take_queued()?;
             let len = entry.frame.len();
-            // What the user is billed for it already.
-            let mut billed = 0;
-            match entry.class {
-                Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
-                Class::Tracked => {
-                    billed = len;
-                    self.forget_tracked(len);
-                }
-                Class::Latest(_) => {}
-            }
+            let billed = self.leave_queue(&entry);
             if entry.is_expired(now) {
-                self.terms.give_back(billed);
-                self.free_key(entry.keyed.as_ref());
-                entry.ticket.advance(Stage::Expired);
+                self.expire(&mut entry, billed);
                 continue;
             }
             let frame = match &entry.keyed {
@@ -288,16 +374,39 @@ impl Book {
         }
     }
 
+    /// An entry waits no more. Returns what the user is billed for it already.
+    fn leave_queue(&mut self, entry: &Entry) -> usize {
+        let len = entry.frame.len();
+        match entry.class {
+            Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
+            Class::Tracked => {
+                self.forget_tracked(len);
+                return len;
+            }
+            Class::Latest(_) => {}
+        }
+        0
+    }
+
+    /// What waited is too old.
+    fn expire(&mut self, entry: &mut Entry, billed: usize) {
+        self.terms.give_back(billed);
+        self.free_key(entry.keyed.as_ref());
+        entry.ticket.advance(Stage::Expired);
+    }
+
     /// What the client has not received, in the order in which it was sent. What has expired meanwhile leaves its
     /// offset behind; but not what the client has said to have, which it may only have lost the place of.
     fn next_again(&mut self, now: Duration) -> Option<Next> {
         let Replay { at, skips } = self.replay?;
         // What was handled meanwhile is gone.
         let at = at.max(self.handled + 1);
-        let Some(sent) = self.sent_mut(at) else {
+        let place = self.sent.partition_point(|sent| sent.offset < at);
+        let Some(sent) = self.sent.get_mut(place) else {
             self.replay = None;
             return None;
         };
+        let at = sent.offset;
         let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
         if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
             entry.ticket.advance(Stage::Expired);
@@ -325,7 +434,12 @@ impl Book {
             give_back(queue);
             queued
         })?;
-        Some(match queued {
+        Some(self.take_from(queued))
+    }
+
+    /// The entry of a place that left its queue.
+    fn take_from(&mut self, queued: Queued) -> Entry {
+        match queued {
             Queued::Entry(entry) => entry,
             Queued::Latest(key) => {
                 let latest = self.latest.as_mut().expect("a key that is queued has a value");
@@ -336,7 +450,7 @@ impl Book {
                 self.latest_bytes -= entry.len();
                 entry
             }
-        })
+        }
     }
 
     /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
@@ -357,7 +471,8 @@ impl Book {
     /// Tracked pushes that are still to be sent again, or to be skipped.
     pub(super) fn unrepeated(&self) -> usize {
         let from = |replay: Replay| replay.at.max(self.handled + 1);
-        self.replay.map_or(0, |replay| self.next_offset.saturating_sub(from(replay)) as usize)
+        let before = |replay| self.sent.partition_point(|sent| sent.offset < from(replay));
+        self.replay.map_or(0, |replay| self.sent.len() - before(replay))
     }
 
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
@@ -386,10 +501,8 @@ impl Book {
         self.received = self.received.max(received);
         self.handled = self.handled.max(handled);
         while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
-            let mut sent = self.sent.pop_front().expect("it was just seen");
-            sent.entry.ticket.advance(Stage::Handled);
-            self.forget_tracked(sent.entry.frame.len());
-            self.terms.give_back(sent.entry.frame.len());
+            let sent = self.sent.pop_front().expect("it was just seen");
+            self.finish(sent, Stage::Handled);
         }
         give_back(&mut self.sent);
         let upto = self.received;
@@ -397,6 +510,34 @@ impl Book {
             sent.entry.ticket.advance(Stage::Received);
         }
         true
+    }
+
+    /// The client says what became of these offsets, in whatever order. False: it claims what was never sent.
+    pub(super) fn settle(&mut self, ends: &[End]) -> bool {
+        if ends.iter().any(|(range, _)| range.is_empty() || self.next_offset <= *range.end()) {
+            return false;
+        }
+        for (range, stage) in ends {
+            let from = self.sent.partition_point(|sent| sent.offset < *range.start());
+            let upto = self.sent.partition_point(|sent| sent.offset <= *range.end());
+            if from < upto {
+                let settled: Vec<Sent> = self.sent.drain(from..upto).collect();
+                settled.into_iter().for_each(|sent| self.finish(sent, *stage));
+            }
+        }
+        true
+    }
+
+    /// What was sent has come to this end.
+    fn finish(&mut self, mut sent: Sent, stage: Stage) {
+        let len = sent.entry.frame.len();
+        self.forget_tracked(len);
+        self.terms.give_back(len);
+        if !matches!(stage, Stage::Handled | Stage::Superseded) {
+            // Whoever tries again is not refused for it. A client that has handled it knows the key by itself.
+            self.free_key(sent.entry.keyed.as_ref());
+        }
+        sent.entry.ticket.advance(stage);
     }
 
     /// The client came back, and has handled everything up to this offset, and received up to the other: what it
@@ -447,6 +588,10 @@ impl Book {
         self.tracked.1
     }
 
+    pub(super) fn awaits_acks(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
     /// The last offset given to the wire; the position at which a new session's client begins.
     pub(super) fn last_offset(&self) -> u64 {
         self.next_offset - 1
@@ -469,7 +614,13 @@ impl Book {
 
     fn sent_mut(&mut self, offset: u64) -> Option<&mut Sent> {
         let first = self.sent.front()?.offset;
-        self.sent.get_mut(usize::try_from(offset.checked_sub(first)?).ok()?)
+        let place = usize::try_from(offset.checked_sub(first)?).ok()?;
+        if self.sent.get(place).is_none_or(|sent| sent.offset != offset) {
+            // Some before it were handled out of order.
+            let place = self.sent.binary_search_by_key(&offset, |sent| sent.offset).ok()?;
+            return self.sent.get_mut(place);
+        }
+        self.sent.get_mut(place)
     }
 
     fn forget_tracked(&mut self, len: usize) {
@@ -512,7 +663,20 @@ impl Book {
 }
 
 impl Drop for Book {
+    /// The session ends. What its connection was given the client may have, and may have handled; of what an earlier
+    /// connection was given it has nothing, unless that is known to be written.
     fn drop(&mut self) {
         self.terms.give_back(self.tracked.1);
+        for sent in &mut self.sent {
+            let ticket = &mut sent.entry.ticket;
+            if self.terms.connected || ticket.stage() != Stage::Queued {
+                ticket.advance(Stage::Unknown);
+            }
+        }
+        for unwritten in &mut self.unwritten {
+            if let Unwritten::Fire(ticket, _) = unwritten {
+                ticket.advance(Stage::Unknown);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::session::{
     SessionId,
     keys::KeyHash,
-    receipt::{DropReason, Receipt, Stage},
+    receipt::{DropReason, Failure, Receipt, Stage},
 };
 
 const NOW: Duration = Duration::ZERO;
@@ -98,7 +98,7 @@ fn texts(ledger: &mut Ledger) -> Vec<String> {
 
 /// The one stage at which a push to one session stands.
 fn stage(receipt: &Receipt) -> Stage {
-    const ALL: [Stage; 11] = [
+    const ALL: [Stage; 16] = [
         Stage::Queued,
         Stage::Written,
         Stage::Received,
@@ -107,6 +107,11 @@ fn stage(receipt: &Receipt) -> Stage {
         Stage::Expired,
         Stage::Superseded,
         Stage::Duplicate,
+        Stage::Unknown,
+        Stage::Failed(Failure::NoHandler),
+        Stage::Failed(Failure::BadArguments),
+        Stage::Failed(Failure::Error),
+        Stage::Failed(Failure::Panicked),
         Stage::Dropped(DropReason::Full),
         Stage::Dropped(DropReason::Disconnected),
         Stage::Dropped(DropReason::SessionEnded),
@@ -437,9 +442,12 @@ fn of_several_with_one_key_the_first_is_sent() {
     let mut ledger = ledger(true);
     let first = push_keyed(&mut ledger, Class::Tracked, "1", "k");
     let again = push_keyed(&mut ledger, Class::Tracked, "2", "k");
-    assert_eq!((stage(&first), stage(&again)), (Stage::Queued, Stage::Duplicate));
+    assert_eq!((stage(&first), stage(&again)), (Stage::Queued, Stage::Queued));
     assert_eq!(all(&mut ledger), [("1".to_owned(), 1)]);
+    ledger.written(1);
+    assert_eq!(stage(&again), Stage::Written, "it stands where the first one stands");
     assert!(ledger.ack(1, 1));
+    assert_eq!((stage(&first), stage(&again)), (Stage::Handled, Stage::Duplicate));
     assert_eq!(stage(&push_keyed(&mut ledger, Class::Fire, "3", "k")), Stage::Duplicate, "whatever its class");
     assert_eq!((ledger.waiting(), ledger.dropped()), ((0, 0), 0), "a repetition is no loss");
 }
@@ -465,7 +473,12 @@ fn what_was_not_sent_does_not_take_its_key() {
     let (mut brief, expired) = entry(latest("v"), "11");
     (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_secs(1)));
     assert!(ledger.push(brief, NOW));
-    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "12", "k")), Stage::Duplicate, "it waits still");
+    assert_eq!(
+        stage(&push_keyed(&mut ledger, latest("v"), "12", "k")),
+        Stage::Queued,
+        "as the first, which waits still"
+    );
+    assert_eq!(stage(&expired), Stage::Queued);
     assert!(ledger.resume(4, None));
     ledger.connect(true);
     assert_eq!(ledger.next(Duration::from_secs(1)), Some(Next::Gap { missed: 3 }));
@@ -509,7 +522,9 @@ fn the_oldest_key_is_forgotten() {
         push_keyed(&mut ledger, Class::Tracked, key, key);
     }
     assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "a", "a")), Stage::Queued);
-    assert_eq!(stage(&push_keyed(&mut ledger, latest("v"), "d", "d")), Stage::Duplicate);
+    let again = push_keyed(&mut ledger, latest("v"), "d", "d");
+    drop(ledger);
+    assert_eq!(stage(&again), Stage::Dropped(DropReason::SessionEnded), "as the first one");
 }
 
 #[test]
@@ -586,9 +601,113 @@ fn a_session_that_ends_tells_the_sender_of_all_it_owed() {
     let receipts = [Class::Tracked, Class::Fire, latest("k")].map(|class| push(&mut ledger, class, "x"));
     ledger.next(NOW);
     drop(ledger);
-    for receipt in receipts {
-        assert_eq!(stage(&receipt), Stage::Dropped(DropReason::SessionEnded));
+    let dropped = Stage::Dropped(DropReason::SessionEnded);
+    assert_eq!(receipts.each_ref().map(stage), [Stage::Unknown, dropped, dropped], "the first is under way");
+}
+
+/// What is on a connection, or was written or received, the client may have handled; the rest it has not got.
+#[test]
+fn a_session_that_ends_calls_unknown_what_its_client_may_have_handled() {
+    let mut ledger = ledger(true);
+    let mut receipts = ["received", "written", "lost with its connection"]
+        .map(|text| push(&mut ledger, Class::Tracked, text))
+        .to_vec();
+    receipts.push(push(&mut ledger, Class::Fire, "lost as well"));
+    all(&mut ledger);
+    ledger.written(2);
+    assert!(ledger.ack(1, 0));
+    ledger.disconnect();
+    drop(ledger);
+    let stages: Vec<_> = receipts.iter().map(stage).collect();
+    let dropped = [DropReason::SessionEnded, DropReason::Disconnected].map(Stage::Dropped);
+    assert_eq!(stages, [Stage::Unknown, Stage::Unknown, dropped[0], dropped[1]]);
+
+    let mut ledger = super::tests::ledger(true);
+    let under_way = push(&mut ledger, Class::Fire, "x");
+    all(&mut ledger);
+    drop(ledger);
+    assert_eq!(stage(&under_way), Stage::Unknown);
+}
+
+/// One message that the application keeps holds up neither the receipts nor the room of the others.
+#[test]
+fn what_is_handled_out_of_order_makes_room_at_once() {
+    let mut ledger = ledger(true);
+    let held = push(&mut ledger, Class::Tracked, "held");
+    for offset in 2..100 {
+        let receipt = push(&mut ledger, Class::Tracked, "x");
+        all(&mut ledger);
+        assert!(ledger.settle(&[(offset..=offset, Stage::Handled)]) && ledger.ack(offset, 0));
+        assert_eq!((stage(&receipt), ledger.waiting()), (Stage::Handled, (1, 4)));
     }
+    assert_eq!(stage(&held), Stage::Received);
+    assert!(!ledger.settle(&[(99..=100, Stage::Handled)]), "it was never sent");
+    assert!(ledger.ack(99, 99));
+    assert_eq!((stage(&held), ledger.waiting()), (Stage::Handled, (0, 0)));
+}
+
+#[test]
+fn what_failed_counts_as_handled_for_the_log_and_gives_its_key_back() {
+    let mut ledger = ledger(true);
+    let failed = push_keyed(&mut ledger, Class::Tracked, "1", "k");
+    let again = push_keyed(&mut ledger, Class::Tracked, "2", "k");
+    let other = push(&mut ledger, Class::Tracked, "3");
+    all(&mut ledger);
+    let ends = [(1..=1, Stage::Failed(Failure::Error)), (1..=1, Stage::Handled)];
+    assert!(ledger.settle(&ends) && ledger.ack(2, 2), "what is said first counts");
+    let error = Stage::Failed(Failure::Error);
+    assert_eq!([&failed, &again, &other].map(stage), [error, error, Stage::Handled]);
+    assert_eq!(ledger.waiting(), (0, 0));
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "3", "k")), Stage::Queued);
+    assert!(ledger.resume(2, Some(2)), "it does not come again");
+    ledger.connect(true);
+    assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
+}
+
+/// A repetition was final although the first came to nothing: who took that for success lost the message.
+#[test]
+fn a_repetition_is_sent_if_the_first_is_too_old_and_ends_as_the_first_does() {
+    for class in [Class::Tracked, latest("v")] {
+        let mut ledger = ledger(true);
+        ledger.disconnect();
+        let (mut brief, first) = entry(class.clone(), "old");
+        (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_millis(1)));
+        ledger.push(brief, NOW);
+        let (mut lasting, second) = entry(class, "new");
+        lasting.keyed = keyed("k", "plain");
+        assert!(ledger.push(lasting, Duration::from_millis(100)));
+        assert_eq!((stage(&first), stage(&second)), (Stage::Expired, Stage::Queued));
+        assert!(ledger.resume(0, None));
+        ledger.connect(true);
+        assert_eq!(texts(&mut ledger), ["new"]);
+    }
+    let mut ledger = ledger(true);
+    let first = push_keyed(&mut ledger, Class::Fire, "1", "k");
+    let second = push_keyed(&mut ledger, Class::Fire, "2", "k");
+    ledger.disconnect();
+    let lost = Stage::Dropped(DropReason::Disconnected);
+    assert_eq!([first, second].each_ref().map(stage), [lost, lost]);
+}
+
+#[test]
+fn so_many_repetitions_wait_for_the_first() {
+    let mut ledger = ledger(true);
+    let first = ["a", "b"].map(|key| push_keyed(&mut ledger, Class::Tracked, "1", key));
+    let repeat = |number: usize| push_keyed(&mut ledger, Class::Tracked, "1", if number % 2 == 0 { "a" } else { "b" });
+    let repeated: Vec<_> = (0..65).map(repeat).collect();
+    assert!(first.iter().chain(&repeated[..64]).all(|receipt| stage(receipt) == Stage::Queued));
+    assert_eq!(stage(&repeated[64]), Stage::Dropped(DropReason::Full));
+}
+
+#[test]
+fn a_newer_value_of_a_higher_priority_moves_up() {
+    let mut ledger = ledger(true);
+    push_at(&mut ledger, Priority::Bulk, latest("k"), "v1");
+    push_at(&mut ledger, Priority::Normal, Class::Tracked, "normal");
+    push_at(&mut ledger, Priority::High, latest("k"), "v2");
+    push_at(&mut ledger, Priority::High, Class::Tracked, "behind it");
+    push_at(&mut ledger, Priority::Bulk, latest("k"), "v3");
+    assert_eq!(texts(&mut ledger), ["v3", "behind it", "normal"], "and not down again");
 }
 
 /// A user's sessions are bounded as one: what one of them holds, another has no room for, until it is handled.
@@ -640,6 +759,8 @@ fn an_account_holds_what_the_log_holds() {
 
 /// Any history, against what was promised.
 mod histories {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -661,6 +782,11 @@ mod histories {
         Arrive(usize),
         /// The application is done with this many more.
         Handle(usize),
+        /// It is done with one of those that it holds, in whatever order, or fails to handle it.
+        Settle {
+            which: usize,
+            fails: bool,
+        },
         /// The client confirms what it has.
         Ack,
         /// The client claims what it was never sent.
@@ -695,6 +821,7 @@ mod histories {
             3 => (1..6_usize).prop_map(Command::Written),
             3 => (1..6_usize).prop_map(Command::Arrive),
             3 => (1..6_usize).prop_map(Command::Handle),
+            2 => (0..6_usize, any::<bool>()).prop_map(|(which, fails)| Command::Settle { which, fails }),
             3 => Just(Command::Ack),
             1 => Just(Command::FalseAck),
             1 => Just(Command::Disconnect),
@@ -722,6 +849,9 @@ mod histories {
         written: bool,
         received: bool,
         handled: u32,
+        failed: u32,
+        /// It has the key of this one, and goes its way.
+        repeats: Option<usize>,
     }
 
     #[derive(Clone, Copy)]
@@ -751,14 +881,24 @@ mod histories {
         told: u64,
     }
 
-    /// The client: it drops repeats by offset, and handles in order.
+    /// The client: it drops repeats by offset, and handles in whatever order.
     #[derive(Default)]
     struct Remembering {
         received: u64,
         handled: u64,
         confirmed: u64,
+        /// Dealt with beyond `handled`.
+        ahead: BTreeSet<u64>,
+        failed: Vec<u64>,
         /// Received, and not handled; nothing for an offset that was skipped.
         held: VecDeque<(u64, Option<usize>)>,
+    }
+
+    impl Remembering {
+        fn failures(&self) -> Vec<End> {
+            let failed = |offset: &u64| (*offset..=*offset, Stage::Failed(Failure::Error));
+            self.failed.iter().map(failed).collect()
+        }
     }
 
     impl World {
@@ -804,21 +944,29 @@ mod histories {
                 }
                 Command::Arrive(count) => (0..count).for_each(|_| self.arrive()),
                 Command::Handle(count) => {
-                    for (offset, number) in self.client.held.drain(..count.min(self.client.held.len())) {
-                        assert_eq!(offset, self.client.handled + 1, "an offset is missing");
-                        self.client.handled = offset;
-                        if let Some(number) = number {
-                            self.pushes[number].handled += 1;
-                        }
+                    for _ in 0..count.min(self.client.held.len()) {
+                        self.settle(0, false);
+                    }
+                }
+                Command::Settle { which, fails } => {
+                    if let Some(which) = which.checked_rem(self.client.held.len()) {
+                        self.settle(which, fails);
                     }
                 }
                 Command::Ack if self.connected && self.confirms => {
+                    let mut ends = self.client.failures();
+                    ends.extend(self.client.ahead.iter().map(|offset| (*offset..=*offset, Stage::Handled)));
+                    assert!(self.ledger.settle(&ends));
                     assert!(self.ledger.ack(self.client.received, self.client.handled));
                     self.client.confirmed = self.client.handled;
                     // What is confirmed meanwhile is not sent again.
                     self.next_offset = self.next_offset.max(self.client.handled + 1);
                 }
-                Command::FalseAck if self.confirms => assert!(!self.ledger.ack(self.last_offset + 1, 0)),
+                Command::FalseAck if self.confirms => {
+                    let false_one = self.last_offset + 1;
+                    assert!(!self.ledger.ack(false_one, 0));
+                    assert!(!self.ledger.settle(&[(1..=false_one, Stage::Handled)]));
+                }
                 Command::Disconnect => self.disconnect(),
                 Command::Resume if self.confirms => {
                     self.resume();
@@ -842,7 +990,24 @@ mod histories {
             self.check();
         }
 
+        /// The application is done with one of those that it holds.
+        fn settle(&mut self, which: usize, fails: bool) {
+            let (offset, number) = self.client.held.remove(which).expect("it is held");
+            self.client.ahead.insert(offset);
+            if let Some(number) = number {
+                let pushed = &mut self.pushes[number];
+                *(if fails { &mut pushed.failed } else { &mut pushed.handled }) += 1;
+                if fails {
+                    self.client.failed.push(offset);
+                }
+            }
+            while self.client.ahead.remove(&(self.client.handled + 1)) {
+                self.client.handled += 1;
+            }
+        }
+
         fn resume(&mut self) {
+            assert!(self.ledger.settle(&self.client.failures()));
             assert!(self.ledger.resume(self.client.handled, Some(self.client.received)));
             self.client.confirmed = self.client.handled;
             self.next_offset = self.client.received + 1;
@@ -866,18 +1031,28 @@ mod histories {
             let (frame_of, ticket) = (frame.clone(), receipt.ticket(SessionId(7)));
             let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, ticket };
             // A key is taken by the last three that took one and did not come to nothing.
-            let is_taken = key.is_some_and(|key| self.keys.iter().any(|(other, _)| *other == key));
+            let (pushes, now) = (&self.pushes, self.now);
+            self.keys.retain(|(other, number)| {
+                let holder = &pushes[*number];
+                // Who asks for the key of one that waits, and is too old, gets it.
+                Some(*other) != key || !holder.waits || holder.expires.is_none_or(|expires| now < expires)
+            });
+            let holder = key.and_then(|key| self.keys.iter().find(|(other, _)| *other == key));
+            let repeats = holder.map(|(_, number)| *number);
             let taken = self.ledger.push(entry, self.now);
-            assert_eq!(stage(&receipt) == Stage::Duplicate, is_taken, "{:?}", self.keys);
+            assert!(!taken || repeats.is_none(), "{:?}", self.keys);
             let (mut place, mut queue) = (number, priority);
             if taken
                 && let Kind::Latest(_) = class
                 && let Some(older) = self.pushes.iter_mut().find(|pushed| pushed.waits && pushed.class == class)
             {
                 assert_eq!(stage(&older.receipt), Stage::Superseded);
-                (older.waits, place, queue) = (false, older.place, older.queue);
+                older.waits = false;
+                if older.queue.index() <= priority.index() {
+                    (place, queue) = (older.place, older.queue);
+                }
             }
-            if !taken {
+            if !taken && repeats.is_none() {
                 assert!(stage(&receipt).is_final());
             }
             self.pushes.push(Pushed {
@@ -894,6 +1069,8 @@ mod histories {
                 written: false,
                 received: false,
                 handled: 0,
+                failed: 0,
+                repeats,
             });
             self.note_dropped();
             if let Some(key) = key.filter(|_| taken) {
@@ -908,15 +1085,16 @@ mod histories {
             self.refused = 0;
             for pushed in &mut self.pushes {
                 let stage = stage(&pushed.receipt);
-                if stage == Stage::Dropped(DropReason::Full) {
+                if stage == Stage::Dropped(DropReason::Full) && pushed.repeats.is_none() {
                     self.refused += 1;
                     assert!(!(pushed.class == Kind::Tracked && pushed.waits), "a tracked push was taken, and dropped");
                 }
                 pushed.waits &= !stage.is_final();
             }
             let pushes = &self.pushes;
-            self.keys
-                .retain(|(_, number)| !matches!(stage(&pushes[*number].receipt), Stage::Expired | Stage::Dropped(_)));
+            self.keys.retain(|(_, number)| {
+                !matches!(stage(&pushes[*number].receipt), Stage::Expired | Stage::Dropped(_) | Stage::Failed(_))
+            });
         }
 
         /// Of those that wait, the one whose turn it is.
@@ -1030,20 +1208,30 @@ mod histories {
             assert!(bytes <= bounds.tracked_bytes + bounds.fire_bytes + 30 * (bounds.latest_keys + 1));
             for pushed in &self.pushes {
                 let stage = stage(&pushed.receipt);
+                if let Some(holder) = pushed.repeats {
+                    assert!(!pushed.on_wire, "a repetition is not sent");
+                    let of_holder = match super::stage(&self.pushes[holder].receipt) {
+                        Stage::Handled | Stage::PlainWritten | Stage::Superseded => Stage::Duplicate,
+                        other => other,
+                    };
+                    assert_eq!(stage, of_holder);
+                    continue;
+                }
                 let is_true = match stage {
                     Stage::Queued => pushed.waits || pushed.on_wire,
                     Stage::Written | Stage::PlainWritten => pushed.written,
                     Stage::Received => pushed.received,
                     Stage::Handled => pushed.handled == 1,
                     Stage::Expired => !pushed.received && pushed.expires.is_some_and(|expires| expires <= self.now),
-                    Stage::Duplicate => !pushed.on_wire,
+                    Stage::Failed(how) => (how, pushed.failed) == (Failure::Error, 1),
+                    Stage::Duplicate | Stage::Unknown => false,
                     Stage::Superseded => !pushed.on_wire && matches!(pushed.class, Kind::Latest(_)),
                     Stage::Dropped(DropReason::Full) => !pushed.on_wire,
                     Stage::Dropped(DropReason::Disconnected) => pushed.class == Kind::Fire || !self.confirms,
                     Stage::Dropped(DropReason::SessionEnded) => false,
                 };
                 assert!(is_true, "{:?} {:?} says {stage:?}", pushed.class, pushed.priority);
-                assert!(pushed.handled <= 1, "it was handled twice");
+                assert!(pushed.handled + pushed.failed <= 1, "it was handled twice");
             }
         }
 
@@ -1064,8 +1252,9 @@ mod histories {
                 assert!(stage.is_final(), "{:?} stays {stage:?}", pushed.class);
                 let lost_in_time = stage == Stage::Expired && !pushed.received;
                 let owed = self.confirms && pushed.class != Kind::Fire && pushed.on_wire && !lost_in_time;
-                assert_eq!(stage == Stage::Handled, owed, "{:?} is {stage:?}", pushed.class);
-                assert_eq!(pushed.handled, u32::from(owed));
+                let is_dealt_with = matches!(stage, Stage::Handled | Stage::Failed(_)) && pushed.repeats.is_none();
+                assert_eq!(is_dealt_with, owed, "{:?} is {stage:?}", pushed.class);
+                assert_eq!(pushed.handled + pushed.failed, u32::from(owed));
             }
             assert!(!self.confirms || self.refused == self.told, "{} are missing, {} told", self.refused, self.told);
             assert_eq!(self.ledger.waiting(), (0, 0));
