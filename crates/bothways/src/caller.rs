@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     codec::{Encode, Payload},
-    error::{CallError, PushError},
+    error::{CallError, PushError, ReservedName},
 };
 
 /// Whatever can make calls: a client, many servers behind an `XClient`, or a server's connection to
@@ -89,6 +89,16 @@ pub struct RawCall<'a> {
     pub options: CallOptions,
 }
 
+impl RawCall<'_> {
+    /// That it names nothing that only the framework may.
+    pub(crate) fn check_reserved(&self) -> Result<(), ReservedName> {
+        if self.options.is_own {
+            return Ok(());
+        }
+        ReservedName::check(self.service_path, &self.options.metadata)
+    }
+}
+
 /// The reply to a [`RawCall`].
 #[derive(Clone, Debug)]
 pub struct RawReply {
@@ -115,6 +125,8 @@ pub struct CallOptions {
     pub(crate) metadata: Metadata,
     pub(crate) timeout: Option<Duration>,
     pub(crate) serialize: Option<SerializeType>,
+    /// The call is the framework's own: it may name what applications may not.
+    pub(crate) is_own: bool,
 }
 
 impl CallOptions {
@@ -123,7 +135,8 @@ impl CallOptions {
         Self::default()
     }
 
-    /// The pairs that go with the call.
+    /// The pairs that go with the call. A key that begins with `_bw.` belongs to the framework: the call fails with
+    /// [`CallError::ReservedMetadata`].
     #[must_use]
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;

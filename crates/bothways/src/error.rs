@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bothways_proto::{DecodeError, EncodeError, PeerMisbehaved};
+use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, one_line};
 
 use crate::codec::CodecError;
 
@@ -12,9 +12,10 @@ use crate::codec::CodecError;
 pub enum CallError {
     /// The handler ran and answered with an error, or the peer refused the call; the text is the
     /// peer's own. A Bothways peer adds a code to its own refusals.
-    #[error("the peer answered: {text}")]
+    #[error("the peer answered: {}", one_line(.text))]
     Remote {
-        /// The text of `__rpcx_error__`; empty if the peer sent none.
+        /// The text of `__rpcx_error__`, as it came; empty if the peer sent none. The error itself shows it on one
+        /// line, with control characters escaped.
         text: String,
         /// What kind of refusal it was, from a Bothways peer.
         code: Option<ErrorCode>,
@@ -51,6 +52,9 @@ pub enum CallError {
         /// The bytes that wait.
         bytes: usize,
     },
+    /// The application named what belongs to the framework. Nothing was sent.
+    #[error(transparent)]
+    ReservedMetadata(#[from] ReservedName),
     /// The arguments could not be encoded. Nothing was sent.
     #[error("cannot encode the arguments: {0}")]
     Encode(CodecError),
@@ -159,6 +163,35 @@ impl ErrorCode {
     }
 }
 
+/// An application named what belongs to the framework: a metadata key or the key of a
+/// [`Class::Latest`](crate::Class::Latest) that begins with `_bw.`, or the service path `_bothways`.
+///
+/// A peer's pairs may hold such keys. [`Metadata::without_reserved`] leaves them out.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{}` belongs to the framework: an application may send neither keys that begin with `_bw.` nor the service path `_bothways`", one_line(.name))]
+pub struct ReservedName {
+    /// The key or the path.
+    pub name: String,
+}
+
+impl ReservedName {
+    /// Looks at what an application wants to send. Metadata without pairs costs nothing.
+    pub(crate) fn check(service_path: &str, metadata: &Metadata) -> Result<(), Self> {
+        if keys::is_reserved_path(service_path) {
+            return Err(Self { name: service_path.to_owned() });
+        }
+        match metadata.reserved_key() {
+            None => Ok(()),
+            Some(name) => Err(Self { name: name.into_owned() }),
+        }
+    }
+
+    /// As [`Self::check`], of a key that names something within the framework's own tables.
+    pub(crate) fn check_key(key: &str) -> Result<(), Self> {
+        if keys::is_reserved(key.as_bytes()) { Err(Self { name: key.to_owned() }) } else { Ok(()) }
+    }
+}
+
 /// Why a push was not queued.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -177,6 +210,9 @@ pub enum PushError {
     /// The push is too large. Nothing was queued.
     #[error(transparent)]
     TooLarge(#[from] EncodeError),
+    /// The application named what belongs to the framework. Nothing was queued.
+    #[error(transparent)]
+    ReservedMetadata(#[from] ReservedName),
     /// The value could not be encoded. Nothing was queued.
     #[error("cannot encode the message: {0}")]
     Encode(CodecError),
@@ -229,10 +265,10 @@ pub enum CloseReason {
     #[error("the peer reads too slowly: {0}")]
     SlowPeer(&'static str),
     /// The token was refused.
-    #[error("not authenticated: {0}")]
+    #[error("not authenticated: {}", one_line(.0))]
     Unauthenticated(String),
     /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
-    #[error("the server said goodbye: {why}")]
+    #[error("the server said goodbye: {}", one_line(.why))]
     Goodbye {
         /// The server's words.
         why: String,
@@ -240,7 +276,7 @@ pub enum CloseReason {
         reconnect_after: Option<Duration>,
     },
     /// The server lets so many clients in at a time, and this one was too many. Nothing that it sent was run.
-    #[error("not admitted: {why}; it may try again after {retry_after:?}")]
+    #[error("not admitted: {}; it may try again after {retry_after:?}", one_line(.why))]
     NotAdmitted {
         /// The server's words.
         why: String,
@@ -290,7 +326,7 @@ pub enum ConnectError {
         after: Duration,
     },
     /// The server did not take this client.
-    #[error("{address} refused this client: {reason}")]
+    #[error("{address} refused this client: {}", one_line(.reason))]
     Refused {
         /// Where to.
         address: String,
@@ -348,6 +384,14 @@ pub enum ServeError {
         address: String,
         /// What the system said.
         error: std::io::Error,
+    },
+    /// The admin service cannot be opened there.
+    #[error("the admin service cannot listen on {address}: {why}")]
+    Admin {
+        /// Where.
+        address: String,
+        /// What is missing.
+        why: String,
     },
     /// The server was shut down before.
     #[error("the server is shut down")]

@@ -211,7 +211,8 @@ impl Context {
         self.request.deadline
     }
 
-    /// The pairs that go back with the reply, whether it is a value or an error.
+    /// The pairs that go back with the reply, whether it is a value or an error. Those whose keys begin with `_bw.`
+    /// belong to the framework, and do not leave.
     pub fn reply_metadata(&mut self) -> &mut Metadata {
         &mut self.reply_metadata
     }

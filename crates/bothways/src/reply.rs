@@ -71,7 +71,8 @@ impl Reply {
         self.outcome.as_ref().map_or_else(|failure| failure.text.len(), Bytes::len)
     }
 
-    /// The same reply with these pairs beside it; pairs that it has already stay.
+    /// The same reply with these pairs beside it; pairs that it has already stay. Those whose keys begin with `_bw.`
+    /// belong to the framework, and do not leave.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata.merge_missing(&metadata);
@@ -90,7 +91,8 @@ impl Reply {
 
     /// What travels: the payload, and the pairs, which are the handler's and the error's.
     pub(crate) fn into_wire(self) -> (Bytes, Metadata) {
-        let mut metadata = self.metadata;
+        // What a handler gives back may be its caller's: a code in it would be taken for the framework's.
+        let mut metadata = if self.then_welcome { self.metadata } else { self.metadata.without_reserved() };
         match self.outcome {
             Ok(payload) => (payload, metadata),
             Err(failure) => {

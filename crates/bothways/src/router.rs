@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use bothways_proto::{Message, Names};
+use bothways_proto::{Message, Names, keys};
 
 use crate::{
     codec::{Encode, Payload},
@@ -33,6 +33,30 @@ pub struct Router {
     routes: HashMap<Box<[u8]>, Route, BuildHasherDefault<NamesHasher>>,
     /// Services that have a method: what tells an unknown method from an unknown service.
     services: HashSet<Box<str>>,
+    /// What was added that is not as it was meant, in the order of adding.
+    problems: Vec<RouteProblem>,
+}
+
+/// A route that was added, and is not served as it was meant.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RouteProblem {
+    /// There was one of the same names before: the later one counts.
+    #[error("{service_path}.{service_method} was added twice: the later one is served")]
+    Twice {
+        /// The service path of both.
+        service_path: String,
+        /// The method of both.
+        service_method: String,
+    },
+    /// The service path belongs to the framework: it is not served.
+    #[error("{service_path}.{service_method} is not served: the path `_bothways` belongs to the framework")]
+    Reserved {
+        /// Its service path.
+        service_path: String,
+        /// Its method.
+        service_method: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -132,12 +156,28 @@ impl Router {
         self
     }
 
-    /// Adds every route of `other`; where both have one, `other`'s counts.
+    /// Adds every route of `other`; where both have one, `other`'s counts, and [`Self::problems`] names it.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
-        self.routes.extend(other.routes);
+        self.problems.extend(other.problems);
+        for (names, route) in other.routes {
+            self.add(names, route);
+        }
         self.services.extend(other.services);
         self
+    }
+
+    /// What was added twice, or under a path that belongs to the framework. A server warns of it when it is built, and
+    /// [`ServerBuilder::try_build`](crate::ServerBuilder::try_build) refuses it.
+    pub fn problems(&self) -> &[RouteProblem] {
+        &self.problems
+    }
+
+    /// Tells of what was added and is not served as it was meant.
+    pub(crate) fn warn_of_problems(&self) {
+        for problem in &self.problems {
+            tracing::warn!(%problem, "a route is not as it was added");
+        }
     }
 
     /// Wraps every handler that is there already; the layer that is added last sees a request first.
@@ -172,10 +212,32 @@ impl Router {
     }
 
     fn insert(&mut self, service_path: &str, service_method: &str, handler: BoxHandler) {
-        let names = Names::new(service_path, service_method).to_block().into();
+        if keys::is_reserved_path(service_path) {
+            let (service_path, service_method) = (service_path.to_owned(), service_method.to_owned());
+            self.problems.push(RouteProblem::Reserved { service_path, service_method });
+            return;
+        }
         let route = Route { service_path: service_path.into(), service_method: service_method.into(), handler };
-        self.routes.insert(names, route);
-        self.services.insert(service_path.into());
+        self.add(Names::new(service_path, service_method).to_block().into(), route);
+    }
+
+    /// A route of the framework's own service.
+    #[must_use]
+    pub(crate) fn own(mut self, service_path: &str, service_method: &str, handler: impl Handler) -> Self {
+        let handler = BoxHandler::new(handler);
+        let route = Route { service_path: service_path.into(), service_method: service_method.into(), handler };
+        self.add(Names::new(service_path, service_method).to_block().into(), route);
+        self
+    }
+
+    fn add(&mut self, names: Box<[u8]>, route: Route) {
+        self.services.insert(route.service_path.clone());
+        if let Some(before) = self.routes.insert(names, route) {
+            self.problems.push(RouteProblem::Twice {
+                service_path: before.service_path.into(),
+                service_method: before.service_method.into(),
+            });
+        }
     }
 }
 
@@ -263,6 +325,22 @@ mod tests {
         assert_eq!(found("Arith", ""), Err(NoRoute::Method));
         assert_eq!(found("ArithM", "ul"), Err(NoRoute::Service));
         assert_eq!(found("", ""), Err(NoRoute::Service));
+    }
+
+    /// A route that is added twice, by whatever way, is named; so is one of the framework's path, which is not served.
+    #[test]
+    fn what_is_not_served_as_it_was_added_is_named() {
+        let one = || Router::new().handler("A", "b", |_| async { Reply::ok("") });
+        assert_eq!(one().problems(), []);
+        let twice = RouteProblem::Twice { service_path: "A".into(), service_method: "b".into() };
+        assert_eq!(one().handler("A", "b", |_| async { Reply::ok("") }).problems(), [twice.clone()]);
+        assert_eq!(one().merge(one()).problems(), [twice]);
+        for path in ["_bothways", "_bothways.Admin"] {
+            let router = one().handler(path, "Enable", |_| async { Reply::ok("") });
+            assert!(matches!(router.problems(), [RouteProblem::Reserved { .. }]), "{path}");
+            assert_eq!(router.routes().len(), 1);
+        }
+        assert_eq!(one().handler("_bothwaysX", "b", |_| async { Reply::ok("") }).problems(), []);
     }
 
     /// Names that differ a little have hashes that differ in the bits that a table looks at first, and in those

@@ -32,6 +32,7 @@ mod names;
 mod negotiation;
 mod rate;
 mod seq;
+mod text;
 
 #[cfg(feature = "gzip")]
 mod compress;
@@ -53,4 +54,5 @@ pub use self::{
     negotiation::{Capabilities, Hello, VERSION, Welcome},
     rate::{Rate, TokenBucket},
     seq::Seq,
+    text::{OneLine, one_line, steers},
 };

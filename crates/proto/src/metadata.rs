@@ -6,6 +6,29 @@ use crate::{DecodeError, Limits};
 
 /// The metadata keys that rpcx and Bothways give a meaning to.
 pub mod keys {
+    /// What the keys of the framework begin with. An application cannot send such a pair.
+    pub const RESERVED_PREFIX: &str = "_bw.";
+    /// The admin token of a request to the admin service.
+    pub const ADMIN_TOKEN: &str = "_bw.admin";
+    /// Keys whose values nothing may show: whoever has one is let in.
+    pub const SECRETS: [&str; 3] = [AUTH, ADMIN_TOKEN, SESSION_KEY];
+
+    /// True for a key whose value must not be shown, in whatever case its letters are.
+    pub fn is_secret(key: &[u8]) -> bool {
+        SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret.as_bytes()))
+    }
+
+    /// True for a service path that belongs to the framework: [`CONTROL_PATH`], and what begins with it and a dot.
+    pub fn is_reserved_path(service_path: &str) -> bool {
+        let rest = service_path.strip_prefix(CONTROL_PATH);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// True for a key that belongs to the framework.
+    pub fn is_reserved(key: &[u8]) -> bool {
+        key.starts_with(RESERVED_PREFIX.as_bytes())
+    }
+
     /// The error text of a reply with status 1. Source: Go `protocol.ServiceError`.
     pub const ERROR: &str = "__rpcx_error__";
     /// The auth token of a request. Source: Go `share.AuthKey`.
@@ -205,6 +228,21 @@ impl Metadata {
         *self = Self::of_pairs(self.pairs().filter(|(k, _)| *k != key.as_bytes()));
     }
 
+    /// The first key that belongs to the framework, `_bw.` and more. Applications cannot send one.
+    pub fn reserved_key(&self) -> Option<std::borrow::Cow<'_, str>> {
+        self.pairs().map(|(key, _)| key).find(|key| keys::is_reserved(key)).map(String::from_utf8_lossy)
+    }
+
+    /// The same pairs without those of the framework: what is left of a caller's pairs that an application may
+    /// send on.
+    #[must_use]
+    pub fn without_reserved(self) -> Self {
+        match self.reserved_key() {
+            None => self,
+            Some(_) => Self::of_pairs(self.pairs().filter(|(key, _)| !keys::is_reserved(key))),
+        }
+    }
+
     /// Adds every pair of `other` whose key is not here yet.
     pub fn merge_missing(&mut self, other: &Self) {
         if self.is_empty() {
@@ -254,9 +292,11 @@ impl Metadata {
 impl std::fmt::Debug for Metadata {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A token is a secret and logs are not.
-        f.debug_map()
-            .entries(self.iter().map(|(k, v)| if k == keys::AUTH { (k, "***".into()) } else { (k, v) }))
-            .finish()
+        let shown = |(key, value): (std::borrow::Cow<'_, str>, _)| match keys::is_secret(key.as_bytes()) {
+            true => (key.into_owned(), "***".into()),
+            false => (key.into_owned(), value),
+        };
+        f.debug_map().entries(self.iter().map(shown)).finish()
     }
 }
 
@@ -396,10 +436,30 @@ mod tests {
         );
     }
 
-    /// A token never shows in a log.
+    /// A token never shows in a log: not that of a request, of an operator or of a session.
     #[test]
-    fn debug_hides_the_token() {
+    fn debug_hides_every_secret() {
         let shown = format!("{:?}", Metadata::new().with(keys::AUTH, "secret").with("k", "v"));
         assert_eq!(shown, r#"{"__AUTH": "***", "k": "v"}"#);
+        for key in ["__AUTH", "__auth", "_bw.admin", "_bw.key"] {
+            let shown = format!("{:?}", Metadata::new().with(key, "secret"));
+            assert_eq!(shown, format!(r#"{{"{key}": "***"}}"#));
+        }
+        let shown = format!("{:?}", Metadata::new().with("_bw.sid", "9").with("_bw.keys", "k"));
+        assert_eq!(shown, r#"{"_bw.sid": "9", "_bw.keys": "k"}"#, "a number is no secret, nor a longer key");
+    }
+
+    /// What belongs to the framework is found, and can be left out; all other pairs stay as they are.
+    #[test]
+    fn reserved_pairs_are_found_and_left_out() {
+        let clean = Metadata::new().with("a", "1").with("_BW.t", "2").with("_bw", "3").with("x_bw.t", "4");
+        assert_eq!(clean.reserved_key(), None);
+        assert_eq!(clean.clone().without_reserved(), clean);
+        let mixed = Metadata::new().with("a", "1").with("_bw.", "2").with("b", "3").with("_bw.zzz", "4");
+        assert_eq!(mixed.reserved_key().as_deref(), Some("_bw."));
+        assert_eq!(mixed.without_reserved(), Metadata::new().with("a", "1").with("b", "3"));
+        let odd = from(&hex!("00000005 5f62772eff 00000000")).expect("well formed");
+        assert_eq!(odd.reserved_key().as_deref(), Some("_bw.\u{fffd}"));
+        assert!(odd.without_reserved().is_empty());
     }
 }

@@ -116,7 +116,10 @@ impl ClientInlet {
                     Received::NoRoom => return connection.end_as_slow(QUEUE_FULL),
                     Received::False(what) => return connection.end_as_misbehaved_by(what),
                 };
-                self.resubscriber.subscriptions.note(|| message.metadata());
+                if ack.is_some() {
+                    // Only the framework sends tracked messages: in others these pairs may be an application's.
+                    self.resubscriber.subscriptions.note(|| message.metadata());
+                }
                 let (ack, first) = match self.meet_key(connection, &message, ack) {
                     Ok(Met::Again) => return,
                     Ok(Met::First(first, ack)) => (ack, Some(first)),

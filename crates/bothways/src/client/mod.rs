@@ -132,6 +132,7 @@ impl Client {
         topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
         let address: Address = address.parse()?;
+        handlers.warn_of_problems();
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());
         let link = Link::start(address, options, handlers, messages, common, subscriptions);
         Ok(Self { handle: Arc::new(Handle { link }) })

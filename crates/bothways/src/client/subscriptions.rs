@@ -239,8 +239,9 @@ pub(super) async fn subscribe(
     caller: &impl Caller,
     topic: &str,
     from: Option<Position>,
-    options: CallOptions,
+    mut options: CallOptions,
 ) -> Result<Subscribed, CallError> {
+    options.is_own = true;
     let Position { epoch, offset } = from.unwrap_or(Position { epoch: 0, offset: 0 });
     let args = SubscribeArgs { topic: topic.to_owned(), epoch, offset };
     let reply = caller.call_typed::<_, SubscribeReply>(keys::CONTROL_PATH, keys::SUBSCRIBE, &args, options);
@@ -248,7 +249,8 @@ pub(super) async fn subscribe(
 }
 
 /// Unsubscribes by an ordinary call.
-pub(super) async fn unsubscribe(caller: &impl Caller, topic: &str, options: CallOptions) -> Result<(), CallError> {
+pub(super) async fn unsubscribe(caller: &impl Caller, topic: &str, mut options: CallOptions) -> Result<(), CallError> {
+    options.is_own = true;
     let args = SubscribeArgs { topic: topic.to_owned(), ..SubscribeArgs::default() };
     caller.call_typed::<_, ()>(keys::CONTROL_PATH, keys::UNSUBSCRIBE, &args, options).await?;
     Ok(())

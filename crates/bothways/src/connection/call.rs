@@ -6,7 +6,7 @@ use std::{
 };
 
 use bothways_proto::{
-    Capabilities, CompressType, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Role, Seq, keys,
+    Capabilities, CompressType, FrameParts, Header, Message, MessageKind, Metadata, Names, Role, Seq, keys,
 };
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
@@ -109,18 +109,20 @@ impl Caller for Connection {
 }
 
 /// What a caller makes of the frame that answers its call.
-pub(super) fn raw_reply(message: Message, limits: &Limits) -> Result<RawReply, CallError> {
+pub(super) fn raw_reply(message: Message, connection: &Connection) -> Result<RawReply, CallError> {
     if let Some(text) = message.error_text() {
         let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
+        // In what a plain peer says this pair is an application's.
+        let code = code.filter(|_| connection.is_negotiated());
         return Err(CallError::Remote { text, code });
     }
     let (serialize, mut metadata) = (message.header().serialize(), message.metadata());
     if message.header().kind() == MessageKind::Request {
-        // A plain client's request that answers: these pairs say that it does, and who asks.
-        metadata.remove(keys::CALL_NUMBER);
+        // A plain client's request that answers: what says so is for the framework, and its token for nobody else.
+        metadata = metadata.without_reserved();
         metadata.remove(keys::AUTH);
     }
-    let payload = message.into_payload(limits).map_err(|error| CallError::Decode(error.into()))?;
+    let payload = message.into_payload(connection.limits()).map_err(|error| CallError::Decode(error.into()))?;
     Ok(RawReply { serialize, payload, metadata })
 }
 
@@ -201,6 +203,7 @@ impl Connection {
         token: Option<&str>,
         time: Option<CallTime>,
     ) -> Result<RawReply, CallError> {
+        call.check_reserved()?;
         let Begun { reply, mut guard, written } = loop {
             match self.begin_call(call, token, time)? {
                 Some(begun) => break begun,
@@ -216,7 +219,7 @@ impl Connection {
         let reply = within(time, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
-        raw_reply(reply, self.limits())
+        raw_reply(reply, self)
     }
 
     /// As [`Caller::push_raw`], with a token, and waiting up to `wait` for room in the queue.
@@ -226,6 +229,7 @@ impl Connection {
         token: Option<&str>,
         wait: Duration,
     ) -> Result<(), PushError> {
+        push.check_reserved()?;
         let RawCall { service_path, service_method, serialize, payload, options } = push;
         let more = with_more(&options.metadata, token, None);
         let metadata = more.as_ref().unwrap_or(&options.metadata);

@@ -15,7 +15,7 @@ use super::{
     wire::{SHARE_BYTES, WIRE_BYTES},
     writer::Writer,
 };
-use crate::error::{CloseReason, PushError};
+use crate::error::{CloseReason, PushError, ReservedName};
 
 /// What became of a message that was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,15 +27,22 @@ pub enum Sent {
     Queued,
 }
 
-/// A push, encoded once for any number of connections. A clone is a counter.
-#[derive(Clone, Debug)]
+/// A push, encoded once for any number of connections. A clone is a counter. `Debug` shows its size: what is in it
+/// may be secret.
+#[derive(Clone)]
 pub struct PushFrame(Bytes);
+
+impl std::fmt::Debug for PushFrame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PushFrame").field("bytes", &self.0.len()).finish()
+    }
+}
 
 impl PushFrame {
     /// Encodes a push without a codec, as Go's `SendMessage` does.
     ///
     /// # Errors
-    /// [`PushError::TooLarge`] beyond `limits`.
+    /// [`PushError::TooLarge`] beyond `limits`; [`PushError::ReservedMetadata`].
     pub fn new(
         service_path: &str,
         service_method: &str,
@@ -43,6 +50,7 @@ impl PushFrame {
         payload: &[u8],
         limits: &Limits,
     ) -> Result<Self, PushError> {
+        ReservedName::check(service_path, metadata)?;
         let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
         Self::with_header(header, service_path, service_method, metadata, payload, limits)
     }
@@ -113,6 +121,7 @@ impl Connection {
     /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
     /// - [`PushError::Closed`]: the connection is over.
     /// - [`PushError::TooLarge`]: the message is beyond `body_bytes_max`.
+    /// - [`PushError::ReservedMetadata`]: a key begins with `_bw.`, or the path is `_bothways`.
     ///
     /// In each case nothing was queued.
     ///
@@ -124,6 +133,7 @@ impl Connection {
         metadata: &Metadata,
         payload: impl Into<Bytes>,
     ) -> Result<Sent, PushError> {
+        ReservedName::check(service_path, metadata)?;
         self.push(service_path, service_method, SerializeType::RAW, metadata, &payload.into())
     }
 
@@ -141,6 +151,7 @@ impl Connection {
         metadata: &Metadata,
         payload: impl Into<Bytes>,
     ) -> Result<Sent, PushError> {
+        ReservedName::check(service_path, metadata)?;
         let payload = payload.into();
         self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
     }

@@ -89,8 +89,10 @@ impl Caller for Session {
     /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client runs as many calls as
     ///   it may, and did not run this one.
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
+        call.check_reserved()?;
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = after(timeout);
+        call.options.is_own = true;
         call.options.metadata.insert(keys::CALL_ID, format!("{:016x}", rand::random::<u64>()));
         let trail = self.inner.trail.call(call.service_path, call.service_method);
         let mut progress = Progress::default();

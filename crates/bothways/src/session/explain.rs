@@ -16,6 +16,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bothways_proto::one_line;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -179,7 +180,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "session {}", self.session)?;
         if let Some(user) = &self.user {
-            write!(f, " of {user}")?;
+            write!(f, " of {}", one_line(user))?;
         }
         match &self.standing {
             Standing::Connected(connection) => write!(f, ", connected as {connection}")?,
@@ -203,26 +204,36 @@ impl fmt::Display for Happened {
     }
 }
 
+/// One line, whatever the names and reasons in it hold.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connected(connection) => write!(f, "connected as {connection}"),
-            Self::Resumable => f.write_str("its client speaks sessions and may come back to it"),
-            Self::NotResumed { wanted, why } => write!(f, "its client wanted session {wanted} back: {why}"),
-            Self::Lost { connection, why, waits } => {
+        one_line(&Told(self).to_string()).fmt(f)
+    }
+}
+
+/// An event as it is told, with its names as they came.
+struct Told<'a>(&'a Event);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Event::Connected(connection) => write!(f, "connected as {connection}"),
+            Event::Resumable => f.write_str("its client speaks sessions and may come back to it"),
+            Event::NotResumed { wanted, why } => write!(f, "its client wanted session {wanted} back: {why}"),
+            Event::Lost { connection, why, waits } => {
                 let then = if *waits { "; the session waits for its client" } else { "" };
                 write!(f, "connection {connection} lost: {why}{then}")
             }
-            Self::Resumed { connection, generation, repeated } => {
+            Event::Resumed { connection, generation, repeated } => {
                 write!(f, "resumed as {connection}, generation {generation}; {repeated} pushes are sent again")
             }
-            Self::TakenOver(connection) => write!(f, "taken over from {connection}, which was still open"),
-            Self::Bound(Some(user)) => write!(f, "user {user}"),
-            Self::Bound(None) => f.write_str("no user any more"),
-            Self::Subscribed(pattern) => write!(f, "subscribed to {pattern}"),
-            Self::Unsubscribed(pattern) => write!(f, "unsubscribed from {pattern}"),
-            Self::GapTold(missed) => write!(f, "told its client that {missed} pushes were dropped so far"),
-            Self::Push { name, class, offset, bytes, stage, written_ms, received_ms, done_ms } => {
+            Event::TakenOver(connection) => write!(f, "taken over from {connection}, which was still open"),
+            Event::Bound(Some(user)) => write!(f, "user {user}"),
+            Event::Bound(None) => f.write_str("no user any more"),
+            Event::Subscribed(pattern) => write!(f, "subscribed to {pattern}"),
+            Event::Unsubscribed(pattern) => write!(f, "unsubscribed from {pattern}"),
+            Event::GapTold(missed) => write!(f, "told its client that {missed} pushes were dropped so far"),
+            Event::Push { name, class, offset, bytes, stage, written_ms, received_ms, done_ms } => {
                 write!(f, "push {name} ({class}")?;
                 if let Some(offset) = offset {
                     write!(f, ", offset {offset}")?;
@@ -253,7 +264,7 @@ impl fmt::Display for Event {
                 })?;
                 done_ms.map_or(Ok(()), |after| write!(f, " after {after} ms"))
             }
-            Self::Call { name, attempts, outcome, done_ms } => {
+            Event::Call { name, attempts, outcome, done_ms } => {
                 write!(f, "call {name}")?;
                 if 1 < *attempts {
                     write!(f, " (sent {attempts} times)")?;
@@ -266,7 +277,7 @@ impl fmt::Display for Event {
                 }
                 done_ms.map_or(Ok(()), |after| write!(f, " after {after} ms"))
             }
-            Self::Ended(why) => write!(f, "ended: {why}"),
+            Event::Ended(why) => write!(f, "ended: {why}"),
         }
     }
 }

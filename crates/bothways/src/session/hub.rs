@@ -455,7 +455,8 @@ impl Registry {
                 Who::User(name) => (name.to_string(), String::new()),
                 Who::Session(id) => (String::new(), id.to_string()),
             };
-            let key = format!("{} {topic} {user} {session}", keys::PRESENCE);
+            // No application's key: those do not begin so.
+            let key = format!("{}{} {topic} {user} {session}", keys::RESERVED_PREFIX, keys::PRESENCE);
             let status = if is_in { PresenceStatus::Online } else { PresenceStatus::Offline };
             let change =
                 PresenceChange { topic: topic.to_owned(), user, session, status, generation: roster.generation };
@@ -484,6 +485,7 @@ impl Registry {
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         topic::check_topic(topic)?;
+        push.check_reserved()?;
         let mut positioned = push.clone();
         positioned.metadata.insert(keys::TOPIC, topic);
         let options = self.hub.rules.of_topic(topic);

@@ -345,8 +345,9 @@ impl Session {
     /// Pushes to this session. Never waits for the client.
     ///
     /// # Errors
-    /// [`PushError::TooLarge`]: nothing was queued.
+    /// [`PushError::TooLarge`] and [`PushError::ReservedMetadata`]: nothing was queued.
     pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
+        push.check_reserved()?;
         let receipt = Receipt::new();
         let frame = match self.inner.registry.upgrade() {
             Some(registry) => registry.encode(push)?,
@@ -364,6 +365,7 @@ impl Session {
     /// # Errors
     /// As [`Self::push`]. A receipt that says dropped because full means that there was no room in time.
     pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
+        push.check_reserved()?;
         let deadline = after(wait);
         let receipt = Receipt::new();
         let frame = match self.inner.registry.upgrade() {

@@ -12,7 +12,7 @@ use super::{
     explain,
     keys::{InvalidKey, KeyHash, Keyed},
 };
-use crate::caller::RawCall;
+use crate::{caller::RawCall, error::ReservedName};
 
 /// What is promised of a push.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -21,7 +21,8 @@ pub enum Class {
     /// At most once, to the connection that is there. When too many wait, the oldest is dropped.
     Fire,
     /// The newest value of this key arrives, if the session lives or resumes; those before may vanish: while they wait
-    /// for the connection, and while they wait for the application of a Bothways client.
+    /// for the connection, and while they wait for the application of a Bothways client. Keys that begin with `_bw.`
+    /// belong to the framework.
     Latest(String),
     /// Arrives at least once on the wire, and is given to the application once, in order, as long as the session lives or
     /// resumes; the receipt says whether that could handle it. To a client that speaks plain rpcx it is sent like [`Self::Fire`].
@@ -112,6 +113,14 @@ impl Push {
         Ok(Self { serialize, ..Self::new(service_path, service_method, value.encode(serialize)?) })
     }
 
+    /// That it names nothing that only the framework may.
+    pub(super) fn check_reserved(&self) -> Result<(), ReservedName> {
+        if let Class::Latest(key) = &self.class {
+            ReservedName::check_key(key)?;
+        }
+        ReservedName::check(&self.service_path, &self.metadata)
+    }
+
     pub(super) fn name(&self) -> &Arc<str> {
         self.name.get_or_init(|| explain::name(&self.service_path, &self.service_method))
     }
@@ -122,7 +131,9 @@ impl Push {
         Self { serialize, ..Self::new(service_path, service_method, payload).metadata(options.metadata) }
     }
 
-    /// The pairs beside the payload.
+    /// The pairs beside the payload. A key that begins with `_bw.` belongs to the framework: the push fails with
+    /// [`PushError::ReservedMetadata`](crate::PushError::ReservedMetadata).
+    /// [`Metadata::without_reserved`] takes such pairs out of what a peer sent.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     connection::{Connection, ConnectionId, PushFrame},
-    error::PushError,
+    error::{PushError, ReservedName},
 };
 
 /// Tables of one kind: enough that threads rarely meet, few enough to walk.
@@ -755,6 +755,7 @@ impl Registry {
 
     /// Pushes to these sessions.
     pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
+        push.check_reserved()?;
         let (frame, listed) = (self.encode(push)?, Listed::new(sessions));
         for session in sessions {
             session.add(push, &frame, receipt, &listed);
@@ -872,6 +873,12 @@ pub enum SendError {
     /// The message cannot be sent.
     #[error(transparent)]
     Push(#[from] PushError),
+}
+
+impl From<ReservedName> for SendError {
+    fn from(error: ReservedName) -> Self {
+        Self::Push(error.into())
+    }
 }
 
 fn shards<T: Default>() -> Vec<T> {

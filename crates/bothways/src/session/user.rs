@@ -93,7 +93,7 @@ impl User {
     /// Dropping the future gives all calls up.
     ///
     /// # Errors
-    /// [`CallError::Encode`]: nothing was sent. All others are among the outcomes.
+    /// [`CallError::Encode`] and [`CallError::ReservedMetadata`]: nothing was sent. All others are among the outcomes.
     pub async fn call_all<A: Payload + Sync, R: Payload>(
         &self,
         service_path: &str,
@@ -105,6 +105,7 @@ impl User {
         let payload = args.encode(serialize).map_err(CallError::Encode)?;
         let sessions = self.sessions();
         let call = RawCall { service_path, service_method, serialize, payload, options };
+        call.check_reserved()?;
         let mut calls = Calls::begin(&sessions, call);
         let mut outcomes: Vec<_> = sessions.iter().map(|_| None).collect();
         while let Some((at, outcome)) = calls.next().await {
@@ -173,6 +174,7 @@ impl Caller for User {
     ///
     /// In the first two nothing was sent.
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        call.check_reserved()?;
         let callees = self.callees(&call)?;
         let quorum = match &self.policy {
             CallPolicy::All { quorum: 0 } => callees.len(),
@@ -211,6 +213,7 @@ impl Caller for User {
 
     /// Pushes to every session of the user, or to the device alone, and never waits.
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        push.check_reserved()?;
         let mut sessions = self.sessions();
         if let CallPolicy::Device(device) = &self.policy {
             sessions.retain(|session| is_device(session, device));

@@ -41,4 +41,5 @@ mod support;
 #[cfg(feature = "testing")]
 mod testing;
 mod topics;
+mod trust;
 mod xclient;
