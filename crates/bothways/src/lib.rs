@@ -25,6 +25,7 @@
 //! nothing. A push that waits for room sends nothing. Everything else says so where it differs.
 
 pub mod caller;
+mod calm;
 pub mod client;
 pub mod codec;
 pub mod connection;

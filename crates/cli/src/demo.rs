@@ -138,7 +138,7 @@ impl Story {
         };
         let at = self.paint.dim(&format!("{at:>7.3} s"));
         for (number, line) in text.lines().enumerate() {
-            let line = term::printable(line);
+            let line = term::one_line(line);
             match number {
                 0 => self.out.line(&format!("{at}  {mark}  {who:<9} {line}"))?,
                 _ => self.out.line(&format!("{:>24}{line}", ""))?,

@@ -245,7 +245,7 @@ impl Printer {
         let mut parts = vec![self.kind(header)];
         let name = format!("{}.{}", message.service_path(), message.service_method());
         if name != "." {
-            parts.push(self.paint.cyan(&term::printable(&name).replace(['\n', '\t'], " ")));
+            parts.push(self.paint.cyan(&term::one_line(&name)));
         }
         let seq = header.seq().get();
         parts.push(if seq >> 62 == 0 { format!("seq {seq}") } else { format!("seq {seq:#x}") });

@@ -50,7 +50,7 @@ impl Failure {
         }
     }
 
-    /// What people are told, on one line or two.
+    /// What people are told, on one line.
     pub(crate) fn text(&self) -> &str {
         &self.what
     }
@@ -66,7 +66,7 @@ impl Failure {
             return;
         }
         let paint = Paint::stderr();
-        term::complain(&format!("{} {}", paint.red("error:"), term::printable(&self.what)));
+        term::complain(&format!("{} {}", paint.red("error:"), term::one_line(&self.what)));
         if let Some(hint) = &self.hint {
             term::complain(&format!("{} {hint}", paint.dim(" hint:")));
         }

@@ -169,7 +169,7 @@ impl Listener {
             return self.out.line(&serde_json::to_string(&line).expect("a message can be written as JSON"));
         }
         let paint = Paint::stdout();
-        let name = term::printable(&format!("{}.{}", message.service_path(), message.service_method()));
+        let name = term::one_line(&format!("{}.{}", message.service_path(), message.service_method()));
         let payload = error.map_or_else(|| shown.one_line(PAYLOAD_CHARS_MAX), |error| format!("({error})"));
         let metadata = metadata_line(&metadata, false, PAYLOAD_CHARS_MAX);
         let space = if metadata.is_empty() { "" } else { " " };
@@ -190,11 +190,11 @@ impl Listener {
     }
 
     fn note(&self, text: &str) {
-        term::complain(&self.paint.dim(&format!("{} -- {}", term::now(), term::printable(text))));
+        term::complain(&self.paint.dim(&format!("{} -- {}", term::now(), term::one_line(text))));
     }
 
     fn warn(&self, text: &str) {
-        term::complain(&format!("{} -- {}", self.paint.dim(&term::now()), self.paint.red(&term::printable(text))));
+        term::complain(&format!("{} -- {}", self.paint.dim(&term::now()), self.paint.red(&term::one_line(text))));
     }
 }
 

@@ -152,7 +152,7 @@ pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
 fn row(view: &ConnectionView) -> [String; 7] {
     [
         view.id.clone(),
-        term::printable(&view.peer) + if view.is_asking { " (this one)" } else { "" },
+        term::one_line(&view.peer) + if view.is_asking { " (this one)" } else { "" },
         if view.negotiated { "bothways" } else { "rpcx" }.to_owned(),
         view.pushes_sent.to_string(),
         view.pushes_waiting.to_string(),

@@ -43,13 +43,13 @@ fn row(view: &SessionView) -> [String; 8] {
     let speaks = if view.resumable { "" } else { " (rpcx)" };
     [
         view.id.to_string(),
-        term::printable(view.user.as_deref().unwrap_or("-")),
-        view.connection.as_deref().map_or_else(|| "away".to_owned(), |id| term::printable(id) + speaks),
+        term::one_line(view.user.as_deref().unwrap_or("-")),
+        view.connection.as_deref().map_or_else(|| "away".to_owned(), |id| term::one_line(id) + speaks),
         view.generation.to_string(),
         view.waiting.to_string(),
         view.waiting_bytes.to_string(),
         view.dropped.to_string(),
-        term::printable(&view.subscriptions.join(" ")),
+        term::one_line(&view.subscriptions.join(" ")),
     ]
 }
 

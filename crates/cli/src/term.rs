@@ -84,7 +84,8 @@ pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Text from a peer, with what could steer a terminal written as escapes.
+/// A payload from a peer, with what could steer a terminal written as escapes. It may have several lines: for all
+/// else there is [`one_line`].
 pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -97,9 +98,14 @@ pub(crate) fn printable(text: &str) -> String {
     out
 }
 
+/// A name or a notice from a peer: on one line, whatever is in it.
+pub(crate) fn one_line(text: &str) -> String {
+    bothways_proto::one_line(text).to_string()
+}
+
 /// Control characters, and those that change the direction of the text round them.
 pub(crate) fn is_control(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    bothways_proto::steers(c)
 }
 
 /// Cuts a text that is longer than `max` characters, and says so.
@@ -202,6 +208,7 @@ mod tests {
     #[test]
     fn a_peer_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\u{202e}c\n"), "a\\u{1b}[2Jb\\u{202e}c\n");
+        assert_eq!(one_line("P\n2026 forged\tx"), "P\\n2026 forged\\tx");
     }
 
     #[test]

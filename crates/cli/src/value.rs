@@ -408,7 +408,7 @@ impl Serialize for MetadataJson<'_> {
 pub(crate) fn pairs(metadata: &bothways::Metadata, show_secrets: bool) -> Vec<(String, String)> {
     let mut pairs: Vec<(String, String)> = Vec::new();
     for (key, value) in metadata.iter() {
-        let secret = !show_secrets && SECRET_KEYS.contains(&&*key);
+        let secret = !show_secrets && bothways_proto::keys::is_secret(key.as_bytes());
         let value = if secret { "***".to_owned() } else { value.into_owned() };
         match pairs.iter_mut().find(|(known, _)| *known == key) {
             Some(pair) => pair.1 = value,
@@ -418,14 +418,11 @@ pub(crate) fn pairs(metadata: &bothways::Metadata, show_secrets: bool) -> Vec<(S
     pairs
 }
 
-/// Keys whose values are tokens.
-const SECRET_KEYS: [&str; 2] = ["__AUTH", "_bw.admin"];
-
 /// `{k="v" n="1"}`, or nothing for no pairs.
 pub(crate) fn metadata_line(metadata: &bothways::Metadata, show_secrets: bool, max: usize) -> String {
     let pairs: Vec<String> = pairs(metadata, show_secrets)
         .iter()
-        .map(|(key, value)| format!("{}={}", term::printable(key).replace('\n', " "), term::cut(&escaped(value), max)))
+        .map(|(key, value)| format!("{}={}", term::one_line(key), term::cut(&escaped(value), max)))
         .collect();
     if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(" ")) }
 }

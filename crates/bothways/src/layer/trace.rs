@@ -10,8 +10,9 @@ use crate::handler::{BoxHandler, Request};
 #[derive(Clone, Copy, Debug)]
 pub struct Trace;
 
-/// Runs each handler in a span `request` with path, method and connection, and tells at its end how it
-/// ended and how long it took. All at level debug: where that is off, it costs a comparison.
+/// Runs each handler in a span `request` with path, method and connection, at level info, so that what the handler
+/// logs says which request it was for. At level debug it tells at its end how it ended and how long it took. A level
+/// that is off costs a comparison.
 ///
 /// How it ended: `ok`, the text of the error, or `dropped` if the caller gave up, the deadline passed or
 /// the handler panicked. What was asked and answered is never told.
@@ -22,7 +23,7 @@ pub fn trace() -> Trace {
 impl Layer for Trace {
     fn wrap(&self, inner: BoxHandler) -> BoxHandler {
         BoxHandler::new(move |request: Request| {
-            let span = tracing::debug_span!(
+            let span = tracing::info_span!(
                 "request",
                 path = request.service_path(),
                 method = request.service_method(),

@@ -24,6 +24,10 @@ pub struct Listening {
 }
 
 impl Listening {
+    pub(super) fn new(address: String, server: Server, accepting: AbortHandle) -> Self {
+        Self { address, server, accepting }
+    }
+
     /// Where, in rpcx's form and with the real port, such as `tcp@127.0.0.1:8972`.
     pub fn address(&self) -> &str {
         &self.address
@@ -51,12 +55,17 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let address: Address = address.parse()?;
     let listener = Listener::bind(&address, &shared.listen).await?;
     let local = listener.local_address().to_owned();
-    if !shared.watching.swap(true, Ordering::AcqRel) {
-        tokio::spawn(watch_connections(Arc::downgrade(shared)));
-    }
+    start_watch(shared);
     let accepting = tokio::spawn(accept_all(Arc::clone(shared), listener));
     tracing::info!(address = local, "listening");
     Ok(Listening { address: local, server: server.clone(), accepting: accepting.abort_handle() })
+}
+
+/// Keeps the deadlines from the first listening on.
+pub(super) fn start_watch(shared: &Arc<Shared>) {
+    if !shared.watching.swap(true, Ordering::AcqRel) {
+        tokio::spawn(watch_connections(Arc::downgrade(shared)));
+    }
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Listener) {
@@ -77,7 +86,9 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
         };
         if shared.connections_max <= open {
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(open, "a connection was refused: `connections_max` are open");
+            if let Some(left_out) = shared.calm.connections.due() {
+                tracing::warn!(open, left_out, "a connection was refused: `connections_max` are open");
+            }
             continue;
         }
         // A handshake takes the client's time, and a hook the application's: not that of others. All others do without
@@ -92,12 +103,16 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
 
 async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) {
     let limit = shared.settings.watch.first_frame_timeout;
+    let peer = accepted.peer();
     match accepted.handshake(limit).await {
         Ok(socket) => begin(&shared, &inlet, socket),
         Err(error) => {
             shared.handshaking.fetch_sub(1, Ordering::Relaxed);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(%error, "a handshake failed");
+            match shared.calm.handshakes.due() {
+                Some(left_out) => tracing::warn!(peer, %error, left_out, "a handshake failed"),
+                None => tracing::debug!(peer, %error, "a handshake failed"),
+            }
         }
     }
 }
@@ -132,7 +147,8 @@ async fn watch_connections(shared: Weak<Shared>) {
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        let connections: Vec<_> = shared.connections.lock().values().cloned().collect();
+        let mut connections: Vec<_> = shared.connections.lock().values().cloned().collect();
+        connections.extend(shared.door.iter().flat_map(|door| door.connections()));
         let now = Instant::now();
         for connection in connections {
             connection.watch(now);

@@ -1,27 +1,32 @@
-//! The service by which an operator's tools look in and push. Closed unless a token opens it.
+//! The service by which an operator's tools look in and push. Closed unless a token opens it (`door.rs`).
 //!
 //! Service path [`SERVICE_PATH`]; every request carries the admin token under the metadata key
 //! `_bw.admin`. The server's own auth hook is not asked: the token is.
 
-use std::{collections::BTreeMap, sync::Weak, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use bothways_proto::Metadata;
+use bothways_proto::{Metadata, keys};
 use serde::{Deserialize, Serialize};
 
-use super::{Server, Shared};
+use super::{Server, Shared, door::Door};
 use crate::{
+    CallOptions, Caller, Payload,
     connection::{Connection, ConnectionId},
-    error::ErrorCode,
+    error::{CallError, ErrorCode},
     handler::{Context, Reply, Request},
     router::Router,
-    session::{Class, Failure, Outcomes, Push, Session, SessionId, Stage, Target},
+    session::{Class, Explanation, Failure, Outcomes, Push, Session, SessionId, Stage, Target},
 };
 
 /// The service path of the admin service.
 pub const SERVICE_PATH: &str = "_bothways.Admin";
 
 /// The metadata key of the admin token.
-pub const TOKEN_KEY: &str = "_bw.admin";
+pub const TOKEN_KEY: &str = keys::ADMIN_TOKEN;
 
 /// One connection, as the admin service shows it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -77,8 +82,36 @@ pub struct SessionView {
 pub struct SessionsAsked {
     /// Whose.
     pub target: PushTarget,
-    /// At most so many.
+    /// At most so many; 1,000 at most.
     pub max: usize,
+    /// Those behind this one: the last of the page before.
+    #[serde(default)]
+    pub after: Option<SessionPlace>,
+}
+
+/// The place of a session in the list: by user, then by number.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SessionPlace {
+    /// Its user.
+    pub user: Option<String>,
+    /// Its public number.
+    pub id: SessionId,
+}
+
+/// Which connections an operator wants listed, oldest first. Without it, the first 1,000.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Page {
+    /// Those behind this one, such as `c12`: the last of the page before.
+    #[serde(default)]
+    pub after: Option<String>,
+    /// At most so many; 1,000 at most.
+    pub max: usize,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { after: None, max: PAGE_MAX }
+    }
 }
 
 /// The sessions that an operator asked for.
@@ -86,7 +119,7 @@ pub struct SessionsAsked {
 pub struct SessionsListed {
     /// How many there are.
     pub total: usize,
-    /// As many as were asked for.
+    /// A page of them, by user and number.
     pub sessions: Vec<SessionView>,
 }
 
@@ -254,82 +287,74 @@ impl From<Outcomes> for AdminPushOutcome {
 /// The longest that an [`AdminPush`] waits: an operator who wants to wait longer asks for the story.
 const PUSH_WAIT_MAX: Duration = Duration::from_secs(10);
 
-pub(super) fn add_routes(router: Router, token: String, shared: Weak<Shared>) -> Router {
-    let admin = Admin { token, shared };
-    let (connections, sessions, explain) = (admin.clone(), admin.clone(), admin.clone());
-    let (kick, push) = (admin.clone(), admin);
-    router
-        .handler(SERVICE_PATH, "Connections", move |request: Request| {
-            let reply = connections.answer(request, |server, asking, (): ()| Ok(view(server, asking)));
-            std::future::ready(reply)
-        })
-        .handler(SERVICE_PATH, "Sessions", move |request: Request| {
-            std::future::ready(sessions.answer(request, list_sessions))
-        })
-        .handler(SERVICE_PATH, "Explain", move |request: Request| {
-            std::future::ready(explain.answer(request, |server, asking, asked: PushTarget| {
-                // Who ended cannot be looked up any more: no check that it is there.
-                server.explain(&target(server, asking, &asked)?).map_err(|error| error.to_string())
-            }))
-        })
-        .handler(SERVICE_PATH, "Kick", move |request: Request| {
-            std::future::ready(kick.answer(request, |server, asking, AdminKick { target: asked, why }: AdminKick| {
-                server.kick(&target(server, asking, &asked)?, &why).map_err(|error| error.to_string())
-            }))
-        })
-        .handler(SERVICE_PATH, "Push", move |request: Request| {
-            let push = push.clone();
-            async move {
-                match push.check::<AdminPush>(request) {
-                    Ok((context, server, args)) => {
-                        let asking = context.connection().id();
-                        context.into_reply(run_push(&server, asking, args).await)
-                    }
-                    Err(refusal) => refusal,
-                }
-            }
-        })
+/// Sessions and connections in one answer; the next page begins behind the last of this one.
+pub(super) const PAGE_MAX: usize = 1000;
+
+/// Sessions that are explained at once: 64 events of each are some 600 KiB.
+const EXPLAINED_MAX: usize = 100;
+
+pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) -> Router {
+    let admin = Admin { door, shared };
+    let router = admin.add(router, "Connections", |server: Server, asking, page: Option<Page>| async move {
+        Ok(list_connections(&server, asking, page.unwrap_or_default()))
+    });
+    let router =
+        admin.add(router, "Sessions", |server, asking, asked| async move { list_sessions(&server, asking, asked) });
+    let router = admin.add(router, "Explain", |server, asking, asked| async move { explain(&server, asking, &asked) });
+    let router = admin.add(router, "Kick", |server: Server, asking, AdminKick { target: asked, why }| async move {
+        server.kick(&target(&server, asking, &asked)?, &why).map_err(|error| error.to_string())
+    });
+    admin.add(router, "Push", run_push)
 }
 
 #[derive(Clone)]
 struct Admin {
-    token: String,
+    door: Arc<Door>,
     shared: Weak<Shared>,
 }
 
 impl Admin {
-    fn answer<A: crate::Payload, R: crate::Payload>(
-        &self,
-        request: Request,
-        run: impl FnOnce(&Server, ConnectionId, A) -> Result<R, String>,
-    ) -> Reply {
-        match self.check(request) {
-            Ok((context, server, args)) => {
+    /// Adds a method that only those who have the token reach.
+    fn add<A, R, F, Fut>(&self, router: Router, method: &str, run: F) -> Router
+    where
+        A: Payload + 'static,
+        R: Payload + 'static,
+        F: Fn(Server, ConnectionId, A) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, String>> + Send + 'static,
+    {
+        let admin = self.clone();
+        router.own(SERVICE_PATH, method, move |request: Request| {
+            let checked = admin.check(request);
+            let run = run.clone();
+            async move {
+                let (context, server, args) = match checked {
+                    Ok(parts) => parts,
+                    Err(refusal) => return refusal,
+                };
+                // A list may be long: it is made by a task of its own, and not by whoever reads the connection.
+                tokio::task::yield_now().await;
                 let asking = context.connection().id();
-                context.into_reply(run(&server, asking, args))
+                context.into_reply(run(server, asking, args).await)
             }
-            Err(refusal) => refusal,
-        }
+        })
     }
 
     /// Lets in who has the token.
-    fn check<A: crate::Payload>(&self, request: Request) -> Result<(Context, Server, A), Reply> {
-        let metadata = request.metadata();
-        let presented = metadata.value(TOKEN_KEY).unwrap_or_default();
-        let Some(shared) = self.shared.upgrade().filter(|_| same(presented, self.token.as_bytes())) else {
-            return Err(Reply::refused(ErrorCode::Unauthenticated, "the admin token is missing or wrong"));
+    fn check<A: Payload>(&self, request: Request) -> Result<(Context, Server, A), Reply> {
+        self.door.check(request.connection(), &request.metadata())?;
+        let Some(shared) = self.shared.upgrade() else {
+            return Err(Reply::refused(ErrorCode::ShuttingDown, "the server is over"));
         };
         let (context, args) = request.into_typed::<A>()?;
         Ok((context, Server { shared }, args))
     }
 }
 
-/// Compares without telling by its time how much is right.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
-fn view(server: &Server, asking: ConnectionId) -> Vec<ConnectionView> {
+fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Vec<ConnectionView> {
+    let after = page.after.and_then(|id| id.parse::<ConnectionId>().ok());
+    let mut connections = server.shared.all_connections();
+    connections.retain(|connection| after.is_none_or(|after| after < connection.id()));
+    first_of(&mut connections, page.max.clamp(1, PAGE_MAX), Connection::id);
     let each = |connection: Connection| {
         let stats = connection.stats();
         ConnectionView {
@@ -343,7 +368,16 @@ fn view(server: &Server, asking: ConnectionId) -> Vec<ConnectionView> {
             is_asking: connection.id() == asking,
         }
     };
-    server.connections().into_iter().map(each).collect()
+    connections.into_iter().map(each).collect()
+}
+
+/// Keeps the first so many by this key, sorted, without sorting the others.
+fn first_of<T, K: Ord>(all: &mut Vec<T>, max: usize, key: impl Fn(&T) -> K) {
+    if max < all.len() {
+        all.select_nth_unstable_by_key(max, &key);
+        all.truncate(max);
+    }
+    all.sort_by_key(key);
 }
 
 /// Whom an operator means. Never the operator.
@@ -368,29 +402,52 @@ fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<T
 
 fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) -> Result<SessionsListed, String> {
     let found = server.sessions(&target(server, asking, &asked.target)?).map_err(|error| error.to_string())?;
-    let each = |session: &Session| {
-        let (waiting, waiting_bytes) = session.waiting();
-        SessionView {
-            id: session.id(),
-            user: session.user().map(|user| user.to_string()),
-            labels: session.labels(),
-            connection: session.connection().map(|connection| connection.id().to_string()),
-            generation: session.generation(),
-            resumable: session.is_resumable(),
-            waiting,
-            waiting_bytes,
-            dropped: session.dropped(),
-            subscriptions: session.subscriptions(),
-            methods: session.methods(),
-        }
-    };
-    let mut sessions: Vec<_> = found.iter().take(asked.max).map(each).collect();
-    sessions.sort_by(|a, b| (&a.user, a.id.to_string()).cmp(&(&b.user, b.id.to_string())));
-    Ok(SessionsListed { total: found.len(), sessions })
+    let total = found.len();
+    // Looked at once: whose a session is may change meanwhile.
+    let place = |session: Session| (session.user(), session.id(), session);
+    let mut placed: Vec<_> = found.into_iter().map(place).collect();
+    if let Some(SessionPlace { user, id }) = &asked.after {
+        placed.retain(|(of, session, _)| (user.as_deref(), id) < (of.as_deref(), session));
+    }
+    first_of(&mut placed, asked.max.clamp(1, PAGE_MAX), |(user, id, _)| (user.clone(), *id));
+    let sessions = placed.iter().map(|(_, _, session)| view(session)).collect();
+    Ok(SessionsListed { total, sessions })
 }
 
-async fn run_push(server: &Server, asking: ConnectionId, push: AdminPush) -> Result<AdminPushOutcome, String> {
-    let target = target(server, asking, &push.target)?;
+fn view(session: &Session) -> SessionView {
+    let (waiting, waiting_bytes) = session.waiting();
+    SessionView {
+        id: session.id(),
+        user: session.user().map(|user| user.to_string()),
+        labels: session.labels(),
+        connection: session.connection().map(|connection| connection.id().to_string()),
+        generation: session.generation(),
+        resumable: session.is_resumable(),
+        waiting,
+        waiting_bytes,
+        dropped: session.dropped(),
+        subscriptions: session.subscriptions(),
+        methods: session.methods(),
+    }
+}
+
+fn explain(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Vec<Explanation>, String> {
+    // Who ended cannot be looked up any more: no check that it is there.
+    let target = target(server, asking, asked)?;
+    let live = server.sessions(&target).map_err(|error| error.to_string())?.len();
+    if EXPLAINED_MAX < live {
+        return Err(format!(
+            "{live} sessions are meant, and {EXPLAINED_MAX} at most are explained at once: name a user or a session"
+        ));
+    }
+    let mut told = server.explain(&target).map_err(|error| error.to_string())?;
+    // Those that ended come first, oldest first.
+    told.drain(..told.len().saturating_sub(EXPLAINED_MAX));
+    Ok(told)
+}
+
+async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Result<AdminPushOutcome, String> {
+    let target = target(&server, asking, &push.target)?;
     let metadata: Metadata = push.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let class = match push.class {
         PushClass::Tracked => Class::Tracked,
@@ -415,24 +472,128 @@ async fn run_push(server: &Server, asking: ConnectionId, push: AdminPush) -> Res
     Ok(outcomes.into())
 }
 
+/// Asks the admin service of a server, through a client that is connected to where it answers
+/// ([`Server::listen_admin`]).
+///
+/// The client need not negotiate, and no auth hook is asked. `Debug` shows no token.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{
+///     Client, ClientOptions, Server,
+///     server::{AdminClient, AdminOptions, Page},
+/// };
+///
+/// let server = Server::builder().admin(AdminOptions::token("a long secret")?).build();
+/// let listening = server.listen_admin("memory@operators").await?;
+/// let client = Client::connect(listening.address(), ClientOptions::new().negotiate(false)).await?;
+/// let operator = AdminClient::new(client, "a long secret");
+/// assert!(operator.connections(Page::default()).await?.is_empty());
+/// # Ok(()) }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct AdminClient<C> {
+    caller: C,
+    token: String,
+    timeout: Duration,
+}
+
+impl<C: Caller> AdminClient<C> {
+    /// Presents this token with each question. Each answer is waited for 5 s, beyond what the question itself asks
+    /// to wait.
+    pub fn new(caller: C, token: impl Into<String>) -> Self {
+        Self { caller, token: token.into(), timeout: Duration::from_secs(5) }
+    }
+
+    /// Waits this long for each answer.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// A page of the open connections, oldest first.
+    ///
+    /// # Errors
+    /// Any [`CallError`]; after a wrong token the server closes the connection.
+    pub async fn connections(&self, page: Page) -> Result<Vec<ConnectionView>, CallError> {
+        self.ask("Connections", &Some(page), Duration::ZERO).await
+    }
+
+    /// A page of sessions, by user and number.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn sessions(&self, asked: &SessionsAsked) -> Result<SessionsListed, CallError> {
+        self.ask("Sessions", asked, Duration::ZERO).await
+    }
+
+    /// What lately happened to sessions: 100 at most.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn explain(&self, target: &PushTarget) -> Result<Vec<Explanation>, CallError> {
+        self.ask("Explain", target, Duration::ZERO).await
+    }
+
+    /// Ends sessions, and returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn kick(&self, kick: &AdminKick) -> Result<usize, CallError> {
+        self.ask("Kick", kick, Duration::ZERO).await
+    }
+
+    /// Pushes, and returns what became of it.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn push(&self, push: &AdminPush) -> Result<AdminPushOutcome, CallError> {
+        let more = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
+        self.ask("Push", push, more).await
+    }
+
+    async fn ask<R: Payload>(
+        &self,
+        method: &str,
+        args: &(impl Payload + Sync),
+        more: Duration,
+    ) -> Result<R, CallError> {
+        let metadata = Metadata::new().with(TOKEN_KEY, &self.token);
+        let mut options = CallOptions::new().metadata(metadata).timeout(self.timeout.saturating_add(more));
+        options.is_own = true;
+        Ok(self.caller.call_typed(SERVICE_PATH, method, args, options).await?.value)
+    }
+}
+
+impl<C> std::fmt::Debug for AdminClient<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminClient").field("token", &"***").finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallError, CallOptions, Client, ClientOptions};
+    use crate::{Client, ClientOptions, server::AdminOptions};
 
-    async fn ask<R: crate::Payload>(
+    fn token() -> AdminOptions {
+        AdminOptions::token("right").expect("it has characters").on_service_addresses()
+    }
+
+    async fn ask<R: Payload>(
         client: &Client,
         token: &str,
         method: &str,
-        args: &(impl crate::Payload + Sync),
+        args: &(impl Payload + Sync),
     ) -> Result<R, CallError> {
-        let options = CallOptions::new().metadata(Metadata::new().with(TOKEN_KEY, token));
-        Ok(client.call_with(SERVICE_PATH, method, args, options).await?.value)
+        AdminClient::new(client, token).ask(method, args, Duration::ZERO).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_push_to_everyone_leaves_out_who_asks() {
-        let server = Server::builder().admin("right").build();
+        let server = Server::builder().admin(token()).build();
         let listening = server.listen("memory@admin-push").await.expect("the name is free");
         let options = || ClientOptions::new();
         let (client, mut messages) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
@@ -481,7 +642,7 @@ mod tests {
             }
             Ok::<_, String>(())
         };
-        let server = Server::builder().admin("right").auth(hook).build();
+        let server = Server::builder().admin(token()).auth(hook).build();
         let listening = server.listen("memory@admin-sessions").await.expect("the name is free");
         let options = ClientOptions::new().auth("ann").reconnect(false);
         let (_client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
@@ -504,7 +665,7 @@ mod tests {
         assert_eq!((outcome.received, outcome.targets()), (1, 1), "its application has it, and is not done");
         messages.next().await.expect("it came");
 
-        let asked = SessionsAsked { target: ann.clone(), max: 10 };
+        let asked = SessionsAsked { target: ann.clone(), max: 10, after: None };
         let listed: SessionsListed = ask(&operator, "right", "Sessions", &asked).await.expect("the token is right");
         assert_eq!((listed.total, listed.sessions.len()), (1, 1));
         let session = &listed.sessions[0];
@@ -524,12 +685,82 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_the_token_nothing_is_told() {
-        let server = Server::builder().admin("right").build();
+        let server = Server::builder().admin(token()).build();
         let listening = server.listen("memory@admin-token").await.expect("the name is free");
-        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
         for token in ["", "wrong", "right "] {
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
             let error = ask::<Vec<ConnectionView>>(&client, token, "Connections", &()).await.expect_err("refused");
             assert_eq!(error.code(), Some(ErrorCode::Unauthenticated), "{token:?}");
         }
+    }
+
+    /// Lists come in pages, each in order and each session once, however many there are.
+    #[tokio::test(start_paused = true)]
+    async fn lists_come_in_pages() {
+        let server = Server::builder().admin(token()).build();
+        let listening = server.listen("memory@admin-pages").await.expect("the name is free");
+        let mut clients = Vec::new();
+        for number in 0..7 {
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            let connection = server.connections().pop().expect("it is open");
+            let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+            if number != 3 {
+                session.bind_user(&format!("user {}", number / 2));
+            }
+            clients.push(client);
+        }
+        let admin = server.listen_admin("memory@admin-pages-door").await.expect("the name is free");
+        let operator = Client::connect(admin.address(), ClientOptions::new()).await.expect("it listens");
+        let operator = AdminClient::new(operator, "right");
+        let (mut after, mut users, mut ids) = (None, Vec::new(), std::collections::BTreeSet::new());
+        loop {
+            let asked = SessionsAsked { target: PushTarget::Everyone, max: 2, after };
+            let listed = operator.sessions(&asked).await.expect("the token is right");
+            assert!(listed.total == 7 && listed.sessions.len() <= 2);
+            let Some(last) = listed.sessions.last() else { break };
+            after = Some(SessionPlace { user: last.user.clone(), id: last.id });
+            ids.extend(listed.sessions.iter().map(|session| session.id));
+            users.extend(listed.sessions.into_iter().map(|session| session.user));
+        }
+        assert!(users.is_sorted() && users.len() == 7 && ids.len() == 7, "{users:?}");
+        let (mut after, mut seen) = (None, Vec::new());
+        loop {
+            let views = operator.connections(Page { after, max: 3 }).await.expect("the token is right");
+            let Some(last) = views.last() else { break };
+            assert!(views.len() <= 3 && views.iter().all(|view| !view.is_asking));
+            after = Some(last.id.clone());
+            seen.extend(views.into_iter().map(|view| view.id));
+        }
+        let open: Vec<_> = server.connections().iter().map(|connection| connection.id().to_string()).collect();
+        assert_eq!(seen, open, "an operator's own connection is none of them");
+    }
+
+    /// What is explained at once has a bound.
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_not_explained_at_once() {
+        let server = Server::builder().admin(token()).build();
+        let listening = server.listen("memory@admin-crowd").await.expect("the name is free");
+        let mut clients = Vec::new();
+        for _ in 0..=EXPLAINED_MAX {
+            clients.push(Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens"));
+        }
+        let admin = server.listen_admin("memory@admin-crowd-door").await.expect("the name is free");
+        let operator = Client::connect(admin.address(), ClientOptions::new()).await.expect("it listens");
+        let operator = AdminClient::new(operator, "right");
+        let error = operator.explain(&PushTarget::Everyone).await.expect_err("too many");
+        assert!(error.to_string().contains("101 sessions are meant"), "{error}");
+        clients.pop();
+        until(|| server.connections().len() == EXPLAINED_MAX).await;
+        operator.explain(&PushTarget::Everyone).await.expect("as many as may");
+    }
+
+    async fn until(mut is_true: impl FnMut() -> bool) {
+        let waiting = async {
+            while !is_true() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes true");
     }
 }

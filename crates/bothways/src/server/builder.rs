@@ -7,9 +7,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
 use super::{
-    AuthRequest, Counters, Server, Shared, admin,
+    AuthRequest, Counters, Refusals, Server, Shared, admin,
     admission::{Admission, AdmissionOptions},
-    control, topics,
+    control,
+    door::{AdminOptions, Door},
+    topics,
 };
 use crate::{
     codec::{Encode, Payload},
@@ -18,7 +20,7 @@ use crate::{
     handler::Handler,
     layer::Layer,
     reply::BoxFuture,
-    router::{Router, Service, WhitelistError},
+    router::{RouteProblem, Router, Service, WhitelistError},
     session::{Registry, SessionOptions, TopicError, TopicOptions},
     transport::ListenOptions,
 };
@@ -55,7 +57,7 @@ pub struct ServerBuilder {
     admission: AdmissionOptions,
     calls_per_user_max: Option<usize>,
     calls_max: usize,
-    admin_token: Option<String>,
+    admin: Option<AdminOptions>,
     sessions: SessionOptions,
 }
 
@@ -71,7 +73,7 @@ impl ServerBuilder {
             admission: AdmissionOptions::default(),
             calls_per_user_max: None,
             calls_max: 1 << 17,
-            admin_token: None,
+            admin: None,
             sessions: SessionOptions::default(),
         }
     }
@@ -131,7 +133,9 @@ impl ServerBuilder {
     /// Asks this hook before any request runs, and before a Hello is welcomed. A refusal goes to the
     /// client as the error text, and the connection is closed behind it, as in Go.
     ///
-    /// Without a hook everybody may call everything.
+    /// Without a hook everybody may call everything. It is not asked for the [admin service](Self::admin), whose
+    /// token decides alone, and which answers at the service's addresses only if
+    /// [`AdminOptions::on_service_addresses`] says so.
     pub fn auth<F, Fut, E>(mut self, hook: F) -> Self
     where
         F: Fn(AuthRequest) -> Fut + Send + Sync + 'static,
@@ -403,14 +407,35 @@ impl ServerBuilder {
         self
     }
 
-    /// Opens the admin service to whoever presents this token. Closed by default.
-    pub fn admin(mut self, token: impl Into<String>) -> Self {
-        self.admin_token = Some(token.into());
+    /// Gives the admin service a token: it answers at [`Server::listen_admin`], and without a token nowhere. What it
+    /// answers, operators' tools ask through [`AdminClient`](super::AdminClient): who is connected, what happened to a
+    /// session; and it pushes and sends away. The [auth](Self::auth) hook is not asked for it.
+    pub fn admin(mut self, options: AdminOptions) -> Self {
+        self.admin = Some(options);
         self
     }
 
     /// The server. It serves nobody until it [listens](Server::listen).
+    ///
+    /// A route that was added twice, or under a path that belongs to the framework, is told in a warning;
+    /// [`Self::try_build`] refuses it.
     pub fn build(self) -> Server {
+        self.router.warn_of_problems();
+        self.make()
+    }
+
+    /// As [`Self::build`], but each route must be served as it was added.
+    ///
+    /// # Errors
+    /// The first [`RouteProblem`].
+    pub fn try_build(self) -> Result<Server, RouteProblem> {
+        match self.router.problems().first() {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(self.make()),
+        }
+    }
+
+    fn make(self) -> Server {
         let mut router = self.router;
         for layer in self.layers.iter().rev() {
             router = router.layer(&**layer);
@@ -422,12 +447,16 @@ impl ServerBuilder {
         sessions.limits = settings.limits.clone();
         sessions.counts_user_calls = self.calls_per_user_max.is_some();
         let connections = Arc::default();
+        let on_service_addresses = self.admin.as_ref().is_some_and(AdminOptions::is_on_service_addresses);
+        let door = self.admin.map(|options| Arc::new(Door::new(options)));
         Server {
             shared: Arc::new_cyclic(|shared| Shared {
-                router: match self.admin_token {
-                    Some(token) => admin::add_routes(router, token, shared.clone()),
-                    None => router,
+                router: match &door {
+                    Some(door) if on_service_addresses => admin::add_routes(router, Arc::clone(door), shared.clone()),
+                    _ => router,
                 },
+                door,
+                calm: Refusals::default(),
                 hooks: self.hooks,
                 settings: Arc::new(settings),
                 listen: self.listen,

@@ -32,7 +32,7 @@ const METHODS: [(&str, Method); 4] =
 /// Adds the methods to what is served.
 pub(super) fn add_routes(router: Router) -> Router {
     METHODS.into_iter().fold(router, |router, (name, method)| {
-        router.handler(keys::CONTROL_PATH, name, move |request: Request| ready(method(&request)))
+        router.own(keys::CONTROL_PATH, name, move |request: Request| ready(method(&request)))
     })
 }
 

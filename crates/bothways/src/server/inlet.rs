@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Message, Metadata, keys};
+use bothways_proto::{Message, Metadata, keys, one_line};
 use tokio::runtime::Handle;
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
@@ -19,8 +19,8 @@ use crate::{
     session::{Claim, NotWelcome, RETRY_LATE, Registry, Session, UserCall},
 };
 
-/// What an auth hook decides on.
-#[derive(Clone, Debug)]
+/// What an auth hook decides on. `Debug` masks the token.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct AuthRequest {
     /// The token that came with the request (`__AUTH`); empty if none did.
@@ -45,6 +45,18 @@ impl AuthRequest {
     /// True before a client's first request: the client says who it is, and asks for nothing yet.
     pub fn is_hello(&self) -> bool {
         self.service_path.is_empty() && self.service_method.is_empty()
+    }
+}
+
+impl std::fmt::Debug for AuthRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthRequest")
+            .field("token", &if self.token.is_empty() { "" } else { "***" })
+            .field("service_path", &self.service_path)
+            .field("service_method", &self.service_method)
+            .field("metadata", &self.metadata)
+            .field("connection", &self.connection)
+            .finish()
     }
 }
 
@@ -80,9 +92,9 @@ impl Inlet for ServerInlet {
             (None, Ok(handler)) => handler.handle(request),
             (None, Err(why)) => return Answer::Ready(no_route(&request, why)),
             (Some(auth), handler) => {
-                let (auth, handler) = (Arc::clone(auth), handler.cloned());
+                let (auth, shared, handler) = (Arc::clone(auth), Arc::clone(&self.0), handler.cloned());
                 Box::pin(async move {
-                    if let Err(refusal) = authenticate(&auth, &request).await {
+                    if let Err(refusal) = authenticate(&shared, &auth, &request).await {
                         return refusal;
                     }
                     match handler {
@@ -117,13 +129,25 @@ impl Inlet for ServerInlet {
 
     fn admit(&self, first: &Message) -> Result<(), Duration> {
         let shared = &*self.0;
-        let arrival = match shared.sessions.waits_for(&first.metadata()) {
+        // In any other frame these pairs mean nothing.
+        let names_session = first.header().is_heartbeat() || first.has_service_path(keys::CONTROL_PATH);
+        let arrival = match names_session && shared.sessions.waits_for(&first.metadata()) {
             true => Arrival::Resume,
             false => Arrival::New,
         };
         shared.admission.admit(arrival).inspect_err(|retry_after| {
             shared.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(?arrival, ?retry_after, "a client was not admitted: too many come at once");
+            match shared.calm.admissions.due() {
+                Some(left_out) => {
+                    tracing::warn!(
+                        ?arrival,
+                        ?retry_after,
+                        left_out,
+                        "a client was not admitted: too many come at once"
+                    );
+                }
+                None => tracing::debug!(?arrival, ?retry_after, "a client was not admitted: too many come at once"),
+            }
         })
     }
 
@@ -139,14 +163,14 @@ impl Inlet for ServerInlet {
                     metadata,
                     connection: connection.clone(),
                 });
-                match claim {
-                    None => decision,
-                    Some(claim) => Box::pin(async move {
-                        decision.await?;
+                let (shared, connection) = (Arc::clone(&self.0), connection.clone());
+                Box::pin(async move {
+                    decision.await.inspect_err(|text| shared.note_refused_token(&connection, text))?;
+                    if let Some(claim) = claim {
                         claim.granted();
-                        Ok(())
-                    }),
-                }
+                    }
+                    Ok(())
+                })
             }
         }
     }
@@ -204,7 +228,19 @@ impl ServerInlet {
     }
 }
 
-async fn authenticate(auth: &AuthHook, request: &Request) -> Result<(), Reply> {
+impl Shared {
+    /// The auth hook refused a client: it is counted, and told, and its token is not.
+    fn note_refused_token(&self, connection: &Connection, text: &str) {
+        let refused = 1 + self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
+        let (peer, why) = (connection.peer_address(), one_line(text));
+        match self.calm.tokens.due() {
+            Some(left_out) => tracing::warn!(peer, %why, refused, left_out, "a client was not authenticated"),
+            None => tracing::debug!(peer, %why, "a client was not authenticated"),
+        }
+    }
+}
+
+async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Result<(), Reply> {
     let metadata = request.metadata();
     let asked = AuthRequest {
         token: token(&metadata),
@@ -214,6 +250,7 @@ async fn authenticate(auth: &AuthHook, request: &Request) -> Result<(), Reply> {
         connection: request.connection().clone(),
     };
     auth(asked).await.map_err(|text| {
+        shared.note_refused_token(request.connection(), &text);
         let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
         refusal.then_close = true;
         refusal

@@ -11,12 +11,14 @@
 //! | `shutdown.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
+//! | `door.rs` | the addresses of the admin service, its token, and the pace at which tokens may be guessed |
 
 mod accept;
 mod admin;
 mod admission;
 mod builder;
 mod control;
+mod door;
 mod inlet;
 mod shutdown;
 mod topics;
@@ -38,15 +40,18 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use self::{
     accept::Listening,
     admin::{
-        AdminKick, AdminPush, AdminPushOutcome, ConnectionView, PushClass, PushTarget, PushUntil,
-        SERVICE_PATH as ADMIN_PATH, SessionView, SessionsAsked, SessionsListed, TOKEN_KEY as ADMIN_TOKEN_KEY,
+        AdminClient, AdminKick, AdminPush, AdminPushOutcome, ConnectionView, Page, PushClass, PushTarget, PushUntil,
+        SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed,
+        TOKEN_KEY as ADMIN_TOKEN_KEY,
     },
     builder::ServerBuilder,
+    door::{AdminOptions, EmptyAdminToken},
     inlet::AuthRequest,
     shutdown::ShutdownReport,
 };
-use self::{admission::Admission, builder::Hooks};
+use self::{admission::Admission, builder::Hooks, door::Door};
 use crate::{
+    calm::Calm,
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     router::Router,
@@ -93,6 +98,9 @@ struct Shared {
     draining: AtomicBool,
     stopped: OnceCell<ShutdownReport>,
     counters: Counters,
+    /// Of the admin service, if there is a token for it.
+    door: Option<Arc<Door>>,
+    calm: Refusals,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +108,18 @@ struct Counters {
     accepted: AtomicU64,
     refused: AtomicU64,
     not_admitted: AtomicU64,
+    tokens_refused: AtomicU64,
+}
+
+/// When refusals of each kind were told last.
+#[derive(Debug, Default)]
+struct Refusals {
+    connections: Calm,
+    handshakes: Calm,
+    admissions: Calm,
+    tokens: Calm,
+    slow: Calm,
+    misbehaved: Calm,
 }
 
 /// Counters of a server since it was built.
@@ -118,6 +138,10 @@ pub struct ServerStats {
     pub connections_refused: u64,
     /// Clients that were sent away with their first frame because too many came at once.
     pub clients_not_admitted: u64,
+    /// Requests and Hellos that the auth hook refused.
+    pub tokens_refused: u64,
+    /// Requests to the admin service that were refused, for a wrong token or too many of them.
+    pub admin_requests_refused: u64,
     /// Requests whose handlers run.
     pub calls_running: usize,
 }
@@ -151,6 +175,20 @@ impl Server {
     /// [`ServeError::ShutDown`] if the server was shut down before.
     pub async fn listen(&self, address: &str) -> Result<Listening, ServeError> {
         accept::listen(self, address).await
+    }
+
+    /// Opens the [admin service](ServerBuilder::admin) at this address, for as long as the answer is kept. Nothing else
+    /// answers there, and clients of the service have no way to it.
+    ///
+    /// 64 connections at most, each of which has [`ServerBuilder::first_frame_timeout`] to bring the token. One that
+    /// brings a wrong token is refused and closed, which is counted ([`ServerStats`]) and told in a warning; after ten
+    /// wrong ones a peer has one try a second. Operators are answered until a shutdown or a drain is done.
+    ///
+    /// # Errors
+    /// [`ServeError::Admin`]: the server has no admin token, or the address can be reached from other machines and
+    /// there is no TLS ([`ListenOptions::tls`]). Otherwise as [`Self::listen`].
+    pub async fn listen_admin(&self, address: &str) -> Result<Listening, ServeError> {
+        door::listen(self, address).await
     }
 
     /// All connections that are open, oldest first.
@@ -383,12 +421,30 @@ impl Server {
             connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),
             connections_refused: self.shared.counters.refused.load(Ordering::Relaxed),
             clients_not_admitted: self.shared.counters.not_admitted.load(Ordering::Relaxed),
+            tokens_refused: self.shared.counters.tokens_refused.load(Ordering::Relaxed),
+            admin_requests_refused: self.shared.door.as_ref().map_or(0, |door| door.refused.load(Ordering::Relaxed)),
             calls_running: self.shared.settings.load.running(),
         }
     }
 }
 
 impl Shared {
+    /// Tells of the end of a connection: in a warning if the client was closed for what it did.
+    fn tell_end(&self, connection: &Connection, reason: &CloseReason) {
+        let calm = match reason {
+            CloseReason::SlowPeer(_) => &self.calm.slow,
+            CloseReason::BadFrame(_) | CloseReason::Misbehaved(_) => &self.calm.misbehaved,
+            _ => return tracing::debug!(connection = %connection.id(), %reason, "a connection ended"),
+        };
+        let peer = connection.peer_address();
+        match calm.due() {
+            Some(left_out) => {
+                tracing::warn!(connection = %connection.id(), peer, %reason, left_out, "a connection was closed");
+            }
+            None => tracing::debug!(connection = %connection.id(), peer, %reason, "a connection was closed"),
+        }
+    }
+
     fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
@@ -412,7 +468,7 @@ impl Shared {
             connections.shrink_to_fit();
         }
         drop(connections);
-        tracing::debug!(connection = %connection.id(), %reason, "a connection ended");
+        self.tell_end(connection, reason);
         if let Some(hook) = &self.hooks.on_disconnect {
             isolated("on_disconnect", || hook(connection, reason));
         }

@@ -149,6 +149,8 @@ impl Leaving<'_> {
 /// Nobody new comes in, and the application is told.
 async fn begin(shared: &Shared, deadline: Instant) {
     shared.stopping.send_replace(true);
+    let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
+    tracing::info!(connections, draining, "the server begins to stop");
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
         // In a task of its own, so that its panic ends no shutdown.
@@ -176,6 +178,10 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     report.connections_cut = left.len();
     report.connections_closed = connections.saturating_sub(left.len());
     (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server");
+    if let Some(door) = &shared.door {
+        door.close();
+    }
+    tracing::info!(?report, "the server has stopped");
     report
 }
 

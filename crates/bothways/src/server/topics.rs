@@ -16,7 +16,7 @@ use crate::{
 
 pub(super) fn add_routes(router: Router) -> Router {
     router
-        .handler(keys::CONTROL_PATH, keys::SUBSCRIBE, |request: Request| async move {
+        .own(keys::CONTROL_PATH, keys::SUBSCRIBE, |request: Request| async move {
             let args: SubscribeArgs = match request.decode() {
                 Ok(args) => args,
                 Err(error) => return Reply::refused(ErrorCode::BadArguments, error.to_string()),
@@ -26,7 +26,7 @@ pub(super) fn add_routes(router: Router) -> Router {
                 Err(text) => Reply::error(text),
             }
         })
-        .handler(keys::CONTROL_PATH, keys::UNSUBSCRIBE, |request: Request| async move {
+        .own(keys::CONTROL_PATH, keys::UNSUBSCRIBE, |request: Request| async move {
             match request.decode::<SubscribeArgs>() {
                 Ok(args) => {
                     if let Some(session) = settled(&request).await {

@@ -52,6 +52,14 @@ impl ListenOptions {
         self
     }
 
+    /// True if what is listened on over TCP speaks TLS.
+    pub(crate) fn has_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
     /// How long a TCP connection is silent before the system asks whether the peer is still there.
     /// Default 3 minutes, as rpcx means to have it; `None` leaves the socket as the system makes it.
     ///
