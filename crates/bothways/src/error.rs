@@ -385,6 +385,12 @@ pub enum ServeError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// As many connections are open as may be.
+    #[error("{max} connections are open already (`connections_max`)")]
+    TooManyConnections {
+        /// The limit.
+        max: usize,
+    },
     /// The admin service cannot be opened there.
     #[error("the admin service cannot listen on {address}: {why}")]
     Admin {

@@ -18,6 +18,19 @@
 //! `macros`, `json` and `tls` are on by default; `protobuf`, `thrift` and `testing` are not. A feature adds
 //! to what is there and changes nothing.
 //!
+//! # What the log says
+//!
+//! Through `tracing`: the life of a server and of a client at level info (listening, stopping, a session that was
+//! ended, expired or resumed; connected, lost, connected again), refusals as warnings, at most one of a kind in ten
+//! seconds, and single connections at level debug. [`layer::trace`] puts what a handler logs into the span of its
+//! request. What peers say is on one line, and no secret is shown.
+//!
+//! # Names that belong to the framework
+//!
+//! Metadata keys that begin with `_bw.`, and the service path `_bothways`. Every way to send refuses them
+//! ([`PushError::ReservedMetadata`], [`CallError::ReservedMetadata`]), and replies leave such pairs out. Who hands on
+//! a peer's pairs takes [`Metadata::without_reserved`].
+//!
 //! # What dropping a future leaves behind
 //!
 //! A call's future gives the call up: its place in the table of pending calls is free at once, its late
@@ -49,7 +62,7 @@ pub use self::{
     codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
-    error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ServeError},
+    error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder},
@@ -58,7 +71,7 @@ pub use self::{
 };
 #[cfg(feature = "macros")]
 pub use bothways_macros::{message, service};
-pub use bothways_proto::{Limits, Metadata, Rate, SerializeType};
+pub use bothways_proto::{CompressType, Limits, Metadata, Rate, SerializeType};
 
 /// For what the macros generate. Not for use.
 #[doc(hidden)]

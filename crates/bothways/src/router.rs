@@ -180,7 +180,8 @@ impl Router {
         }
     }
 
-    /// Wraps every handler that is there already; the layer that is added last sees a request first.
+    /// Wraps every handler that is there already; the layer that is added last sees a request first. (Of
+    /// [`ServerBuilder::layer`](crate::ServerBuilder::layer), which keeps a list, the first does.)
     #[must_use]
     pub fn layer(mut self, layer: &dyn Layer) -> Self {
         for route in self.routes.values_mut() {

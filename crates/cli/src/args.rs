@@ -13,7 +13,7 @@ use crate::{
 
 /// Calls, watches, measures and serves rpcx services, in both directions.
 #[derive(Debug, Parser)]
-#[command(name = "bothways", version, propagate_version = true, after_help = START)]
+#[command(name = "bothways", version, propagate_version = true, after_help = START, max_term_width = 80)]
 pub(crate) struct Args {
     /// Log what the library does, on standard error; -vv logs more. RUST_LOG says it in detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -91,6 +91,8 @@ pub(crate) struct DemoArgs {
   bothways serve tcp@127.0.0.1:0 --push-every 250ms
   ADMIN_TOKEN=... bothways serve --admin-token-env ADMIN_TOKEN
 
+Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`.
+
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, whoever asks, and
 subscribes it. Every caller of Arith is remembered, and gets the push `abcde` each second as
 test_service_path.test_service_method. Ctrl-C or SIGTERM stops in good order; a second one at once."))]
@@ -129,13 +131,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Open the admin service to whoever has this token: the environment variable that holds it
-    #[arg(long, value_name = "VAR")]
+    /// Open the admin service to anyone who has this token: the environment variable that holds it
+    #[arg(long, value_name = "VAR", group = "token_of_operators")]
     pub(crate) admin_token_env: Option<String>,
 
-    /// Open the admin service to whoever has this token: the file that holds it
-    #[arg(long, value_name = "FILE", conflicts_with = "admin_token_env")]
+    /// Open the admin service to anyone who has this token: the file that holds it
+    #[arg(long, value_name = "FILE", group = "token_of_operators")]
     pub(crate) admin_token_file: Option<PathBuf>,
+
+    /// Where the admin service answers, of this machine or with TLS [default: tcp@127.0.0.1:8973 with a token]
+    #[arg(long, value_name = "ADDR", requires = "token_of_operators")]
+    pub(crate) admin: Option<Address>,
 }
 
 /// How arguments travel.
@@ -252,13 +258,15 @@ pub(crate) struct AdminArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
-  bothways push 127.0.0.1:8972 --everyone News.Flash 'hello, all of you' --admin-token-env ADMIN_TOKEN
-  bothways push 127.0.0.1:8972 --to c12 Chat.Say @message.json --meta from=ops --admin-token-file token
-  bothways push 127.0.0.1:8972 --user ann Chat.Say 'are you there?' --until handled --admin-token-env T
-  bothways push 127.0.0.1:8972 --topic prices.EUR Prices.Set 1.08 --latest EUR --admin-token-env T
+  bothways push 127.0.0.1:8973 --everyone News.Flash 'hello, all of you' --admin-token-env ADMIN_TOKEN
+  bothways push 127.0.0.1:8973 --to c12 Chat.Say @message.json --meta from=ops --admin-token-file token
+  bothways push 127.0.0.1:8973 --user ann Chat.Say 'are you there?' --until handled --admin-token-env T
+  bothways push 127.0.0.1:8973 --topic prices.EUR Prices.Set 1.08 --latest EUR --admin-token-env T
+  bothways push 127.0.0.1:8973 --user ann Chat.Say '{\"Text\":\"hi\"}' --codec msgpack --admin-token-env T
 
-The server must have been started with an admin token. `bothways sessions` tells who is there. The push is
-tracked unless --fire or --latest says otherwise: a client that is away for a moment gets it when it is back.
+ADDR is where the server's admin service answers (`bothways serve --admin`). `bothways sessions` tells who is
+there. A client whose handlers take values wants the --codec that they read. A push to a topic is published: its
+history keeps it. The push is tracked unless --fire or --latest says otherwise: a client that is away for a moment gets it when it is back.
 Written is not arrived, and more is never known of plain rpcx clients. The exit code is 1 if nobody gets it."))]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub(crate) struct PushArgs {
@@ -270,7 +278,7 @@ pub(crate) struct PushArgs {
     pub(crate) everyone: bool,
 
     /// Push to one connection, such as c12
-    #[arg(long, group = "target", value_name = "CONNECTION")]
+    #[arg(long, group = "target", value_name = "CONNECTION", value_parser = plan::connection)]
     pub(crate) to: Option<String>,
 
     /// Push to all sessions of a user
@@ -278,7 +286,7 @@ pub(crate) struct PushArgs {
     pub(crate) user: Option<String>,
 
     /// Push to one session
-    #[arg(long, group = "target", value_name = "ID")]
+    #[arg(long, group = "target", value_name = "ID", value_parser = plan::session)]
     pub(crate) session: Option<String>,
 
     /// Push to all sessions that subscribe to a topic
@@ -302,16 +310,20 @@ pub(crate) struct PushArgs {
     pub(crate) until: Until,
 
     /// But no longer than this, 10 s at most
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::up_to_10_s)]
     pub(crate) within: Duration,
 
     /// The service path and the method that the client sees; the last dot separates them
     #[arg(value_name = "PATH.METHOD")]
     pub(crate) method: Method,
 
-    /// What is pushed, as it is: the text itself, or @FILE, or - for standard input
+    /// What is pushed: the text itself, or @FILE, or - for standard input; JSON unless --codec is raw
     #[arg(value_name = "PAYLOAD", value_parser = |text: &str| Ok::<_, String>(Source::from(text)))]
     pub(crate) payload: Source,
+
+    /// How the payload travels: as it is, or a value that is typed as JSON
+    #[arg(long, value_enum, default_value_t = Codec::Raw)]
+    pub(crate) codec: Codec,
 
     /// A pair of metadata that goes with the push; may be repeated
     #[arg(long = "meta", value_name = "K=V")]
@@ -333,11 +345,12 @@ pub(crate) enum Until {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
-  bothways sessions 127.0.0.1:8972 --admin-token-env ADMIN_TOKEN
-  bothways sessions 127.0.0.1:8972 --user ann --admin-token-file token --json | jq '.sessions[].id'
+  bothways sessions 127.0.0.1:8973 --admin-token-env ADMIN_TOKEN
+  bothways sessions 127.0.0.1:8973 --user ann --admin-token-file token --json | jq '.sessions[].id'
 
-CONNECTION is `away` while the client may still come back; GEN counts its connections. WAITING are pushes that
-wait or are not handled yet, DROPPED those that never arrive. Who asks is not listed."))]
+CONN is `away` while the client may still come back; GEN counts its connections. WAIT are pushes that wait or are
+not handled yet, and BYTES theirs; DROP those that never arrive. What has no room in the line is in the next. Sessions
+are in the order of their users."))]
 pub(crate) struct SessionsArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -361,8 +374,8 @@ pub(crate) struct SessionsArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
-  bothways explain 127.0.0.1:8972 --user ann --admin-token-env ADMIN_TOKEN
-  bothways explain 127.0.0.1:8972 --session 0b5c... --admin-token-file token --json
+  bothways explain 127.0.0.1:8973 --user ann --admin-token-env ADMIN_TOKEN
+  bothways explain 127.0.0.1:8973 --session 0b5c... --admin-token-file token --json
 
 A server remembers the last events of each session, and for a while those of sessions that ended: connections,
 pushes and how far each came, calls, and why it ended. Never what was in a message. Times are UTC, by the
@@ -377,7 +390,7 @@ pub(crate) struct ExplainArgs {
     pub(crate) user: Option<String>,
 
     /// One session
-    #[arg(long, group = "whose", value_name = "ID")]
+    #[arg(long, group = "whose", value_name = "ID", value_parser = plan::session)]
     pub(crate) session: Option<String>,
 
     /// Print the events as JSON
@@ -387,8 +400,8 @@ pub(crate) struct ExplainArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
-  bothways kick 127.0.0.1:8972 --user ann --why 'too many messages' --admin-token-env ADMIN_TOKEN
-  bothways kick 127.0.0.1:8972 --session 0b5c... --why maintenance --admin-token-file token
+  bothways kick 127.0.0.1:8973 --user ann --why 'too many messages' --admin-token-env ADMIN_TOKEN
+  bothways kick 127.0.0.1:8973 --session 0b5c... --why maintenance --admin-token-file token
 
 A client that is sent away is told why, and cannot come back to its session; it may begin a new one. The exit
 code is 1 if there was nobody to send away."))]
@@ -402,7 +415,7 @@ pub(crate) struct KickArgs {
     pub(crate) user: Option<String>,
 
     /// One session
-    #[arg(long, group = "whose", value_name = "ID")]
+    #[arg(long, group = "whose", value_name = "ID", value_parser = plan::session)]
     pub(crate) session: Option<String>,
 
     /// What their clients are told
@@ -416,8 +429,8 @@ pub(crate) struct KickArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
-  bothways connections 127.0.0.1:8972 --admin-token-env ADMIN_TOKEN
-  bothways connections 127.0.0.1:8972 --admin-token-file token --json | jq '.[].id'
+  bothways connections 127.0.0.1:8973 --admin-token-env ADMIN_TOKEN
+  bothways connections 127.0.0.1:8973 --admin-token-file token --json | jq '.[].id'
 
 SENT are pushes given to the connection, WAITING those behind a full socket, DROPPED those that never
 left; CALLS are its requests that run. SPEAKS is `rpcx` for clients that can be pushed to but not called."))]

@@ -44,7 +44,8 @@ use crate::{
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    log_to_stderr(args.verbose);
+    let serves = matches!(args.command, Command::Serve(_));
+    log_to_stderr(args.verbose, serves);
     let done = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -85,15 +86,21 @@ async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// What the library logs, as far as it is asked for: `-v`, or `RUST_LOG`.
-fn log_to_stderr(verbose: u8) {
+/// What the library logs, as far as it is asked for: `-v`, or `RUST_LOG`. A server warns in any case.
+fn log_to_stderr(verbose: u8, serves: bool) {
     let level = match verbose {
+        0 if serves => "warn",
         0 => "error",
         1 => "info",
         2 => "debug",
         _ => "trace",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+    let said = std::env::var("RUST_LOG").ok().filter(|said| !said.is_empty());
+    let filter = said.map(tracing_subscriber::EnvFilter::try_new).transpose().unwrap_or_else(|error| {
+        term::complain(&format!("note: RUST_LOG is not understood, and does not count: {error}"));
+        None
+    });
+    let filter = filter.unwrap_or_else(|| level.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

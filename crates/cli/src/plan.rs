@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bothways::Metadata;
+use bothways::{Metadata, connection::ConnectionId};
 
 use crate::failure::Failure;
 
@@ -62,6 +62,30 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         return Err("that is more than a year".into());
     }
     Ok(duration)
+}
+
+/// As [`duration`], for what a server waits at most.
+pub(crate) fn up_to_10_s(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if time <= Duration::from_secs(10) => Ok(time),
+        _ => Err("a server waits 10 s at most".into()),
+    }
+}
+
+/// A connection's number, such as `c12`.
+pub(crate) fn connection(text: &str) -> Result<String, String> {
+    match text.parse::<ConnectionId>() {
+        Ok(id) if !text.contains('+') => Ok(id.to_string()),
+        _ => Err("write it as c12: `bothways connections` lists them".into()),
+    }
+}
+
+/// A session's number: 32 hexadecimal digits.
+pub(crate) fn session(text: &str) -> Result<String, String> {
+    match text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("write its 32 hexadecimal digits: `bothways sessions` lists them".into()),
+    }
 }
 
 /// `581`, `64KiB`, `1MiB`, `10kB`.
@@ -225,6 +249,21 @@ mod tests {
         for wrong in ["", "5", "s", "5 s", "-5s", "5sec", "1.2.3s", "0s", "99999999h", "1e3s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn numbers_of_connections_and_sessions_are_checked() {
+        assert_eq!((connection("c12"), connection("12")), (Ok("c12".to_owned()), Ok("c12".to_owned())));
+        for wrong in ["", "c", "zzz", "c-1", "c+1", "+1", "c1 ", "c99999999999999999999"] {
+            assert!(connection(wrong).is_err(), "{wrong}");
+        }
+        let id = "0B5c00000000000000000000000000ff";
+        assert_eq!(session(id), Ok(id.to_lowercase()));
+        for wrong in ["", "zzz", "0b5c", &format!("+{}", &id[1..]), &format!("{id}0")] {
+            assert!(session(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(up_to_10_s("10s"), Ok(Duration::from_secs(10)));
+        assert!(up_to_10_s("60s").is_err() && up_to_10_s("0s").is_err());
     }
 
     #[test]

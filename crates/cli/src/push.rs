@@ -1,63 +1,50 @@
 //! Pushes, and looks at connections, through a server's admin service.
 
-use std::time::Duration;
-
 use bothways::{
-    CallOptions, Client, Encode, Metadata, Payload,
+    CallError, Client, ErrorCode,
     server::{
-        ADMIN_PATH, ADMIN_TOKEN_KEY, AdminPush, AdminPushOutcome, ConnectionView, PushClass, PushTarget, PushUntil,
+        ADMIN_PATH, AdminClient, AdminPush, AdminPushOutcome, ConnectionView, Page, PushClass, PushTarget, PushUntil,
     },
 };
 
 use crate::{
     args::{AdminArgs, ConnectionsArgs, PushArgs, Until},
+    call,
     failure::{Exit, Failure},
     plan::{self, Secret},
     term::{self, Out, Paint},
     value,
 };
 
-/// A connection to the admin service.
-pub(crate) struct Admin {
-    client: Client,
-    options: CallOptions,
+/// Connects to the admin service.
+pub(crate) async fn connect(args: &AdminArgs) -> Result<AdminClient<Client>, Failure> {
+    let token = match (&args.admin_token_env, &args.admin_token_file) {
+        (Some(name), _) => Secret::from_env(name)?,
+        (None, Some(path)) => Secret::from_file(path)?,
+        (None, None) => {
+            return Err(Failure::usage("an admin token is needed: --admin-token-env or --admin-token-file"));
+        }
+    };
+    // No Hello: where the service has the address too, it would be asked for the token of ordinary clients.
+    let client = args.peer.connect(args.peer.options()?.negotiate(false)).await?;
+    Ok(AdminClient::new(client, token.reveal()).timeout(args.timeout))
 }
 
-impl Admin {
-    /// Its answers may take `more` than other answers.
-    pub(crate) async fn connect(args: &AdminArgs, more: Duration) -> Result<Self, Failure> {
-        let token = match (&args.admin_token_env, &args.admin_token_file) {
-            (Some(name), _) => Secret::from_env(name)?,
-            (None, Some(path)) => Secret::from_file(path)?,
-            (None, None) => {
-                return Err(Failure::usage("an admin token is needed: --admin-token-env or --admin-token-file"));
-            }
-        };
-        // No Hello: it would be asked for the token of ordinary clients, which an operator need not have.
-        let client = args.peer.connect(args.peer.options()?.negotiate(false)).await?;
-        let metadata = Metadata::new().with(ADMIN_TOKEN_KEY, token.reveal());
-        Ok(Self { client, options: CallOptions::new().metadata(metadata).timeout(args.timeout + more) })
-    }
-
-    pub(crate) async fn call<R: Payload>(
-        &self,
-        service_method: &str,
-        args: &(impl Encode + Sync + ?Sized),
-    ) -> Result<R, Failure> {
-        let reply = self.client.call_with(ADMIN_PATH, service_method, args, self.options.clone()).await;
-        reply.map(|reply| reply.value).map_err(|error| match error.remote_text() {
-            Some(text) if text.starts_with("rpcx: can't find service") => {
-                Failure::new(Exit::Peer, "the server's admin service is closed")
-                    .hint("it opens with a token: `bothways serve --admin-token-env VAR`, or ServerBuilder::admin")
-            }
-            Some(text) if text.contains("admin token") => {
-                Failure::new(Exit::Peer, format!("the peer answered: {text}"))
-                    .hint("the variable or file must hold exactly the token that the server was started with")
-            }
-            Some(text) if error.code().is_none() => Failure::new(Exit::Peer, format!("the peer answered: {text}"))
-                .hint("`bothways connections` and `bothways sessions` tell who is there"),
-            _ => Failure::call(&format!("{ADMIN_PATH}.{service_method}"), &error),
-        })
+/// What an operator is told when there is no answer.
+pub(crate) fn failed(error: &CallError) -> Failure {
+    match error.remote_text() {
+        Some(text) if text.starts_with("rpcx: can't find service") => {
+            Failure::new(Exit::Peer, "the admin service does not answer at this address")
+                .hint("it has one of its own, tcp@127.0.0.1:8973 unless `bothways serve --admin-token-env VAR --admin ADDR` says another")
+        }
+        Some(text) if text.contains("admin token") => {
+            Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+                .hint("the variable or file must hold exactly the token that the server was started with")
+        }
+        Some(text) if error.code() == Some(ErrorCode::BadArguments) => Failure::usage(text),
+        Some(text) => Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+            .hint("`bothways connections` and `bothways sessions` tell who is there"),
+        _ => Failure::call(ADMIN_PATH, error),
     }
 }
 
@@ -73,12 +60,14 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         None if args.fire => PushClass::Fire,
         None => PushClass::Tracked,
     };
+    let payload = call::encode(args.codec, Some(&args.payload))?;
     let push = AdminPush {
         target,
         service_path: args.method.service_path.clone(),
         service_method: args.method.service_method.clone(),
         metadata: value::pairs(&plan::metadata(&args.metadata), true),
-        payload: args.payload.read()?,
+        payload: payload.payload.to_vec(),
+        codec: payload.serialize.get(),
         class,
         idempotency_key: args.idempotency_key.clone(),
         until: match args.until {
@@ -89,8 +78,8 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         },
         wait_ms: args.within.as_millis() as u64,
     };
-    let admin = Admin::connect(&args.admin, args.within).await?;
-    let outcome: AdminPushOutcome = admin.call("Push", &push).await?;
+    let admin = connect(&args.admin).await?;
+    let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
     Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
     if outcome.targets() == 0 && !args.everyone {
@@ -133,8 +122,17 @@ fn counts(outcome: &AdminPushOutcome) -> String {
 }
 
 pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
-    let admin = Admin::connect(&args.admin, Duration::ZERO).await?;
-    let views: Vec<ConnectionView> = admin.call("Connections", &()).await?;
+    let admin = connect(&args.admin).await?;
+    let mut views: Vec<ConnectionView> = Vec::new();
+    loop {
+        let page = Page { after: views.last().map(|view| view.id.clone()), ..Page::default() };
+        let more = admin.connections(page).await.map_err(|error| failed(&error))?;
+        // A server of an earlier version knows no pages, and answers all again.
+        if more.is_empty() || views.last().is_some_and(|last| more.contains(last)) {
+            break;
+        }
+        views.extend(more);
+    }
     let out = Out::new();
     if args.json {
         return out.line(&serde_json::to_string(&views).expect("views can be written as JSON"));

@@ -1,16 +1,11 @@
 //! Lists, explains and ends sessions, through a server's admin service.
 
-use std::time::Duration;
-
-use bothways::{
-    Explanation,
-    server::{AdminKick, PushTarget, SessionView, SessionsAsked, SessionsListed},
-};
+use bothways::server::{AdminKick, PushTarget, SessionPlace, SessionView, SessionsAsked, SessionsListed};
 
 use crate::{
     args::{ExplainArgs, KickArgs, SessionsArgs},
     failure::{Exit, Failure},
-    push::{Admin, table},
+    push::{connect, failed, table},
     term::{self, Out, Paint},
 };
 
@@ -20,18 +15,35 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
         (None, Some(topic)) => PushTarget::Topic(topic.clone()),
         (None, None) => PushTarget::Everyone,
     };
-    let admin = Admin::connect(&args.admin, Duration::ZERO).await?;
-    let listed: SessionsListed = admin.call("Sessions", &SessionsAsked { target, max: args.max as usize }).await?;
+    let admin = connect(&args.admin).await?;
+    let (max, mut listed) = (args.max as usize, SessionsListed { total: 0, sessions: Vec::new() });
+    while listed.sessions.len() < max {
+        let after = listed.sessions.last().map(|last| SessionPlace { user: last.user.clone(), id: last.id });
+        let asked = SessionsAsked { target: target.clone(), max: max - listed.sessions.len(), after };
+        let page = admin.sessions(&asked).await.map_err(|error| failed(&error))?;
+        listed.total = page.total;
+        if page.sessions.is_empty() || listed.sessions.last().is_some_and(|last| page.sessions.contains(last)) {
+            break;
+        }
+        listed.sessions.extend(page.sessions);
+    }
     let out = Out::new();
     if args.json {
         return out.line(&serde_json::to_string(&listed).expect("a list can be written as JSON"));
     }
-    let header = ["ID", "USER", "CONNECTION", "GEN", "WAITING", "BYTES", "DROPPED", "SUBSCRIPTIONS"].map(str::to_owned);
+    let header = ["ID", "USER", "CONN", "GEN", "WAIT", "BYTES", "DROP"].map(str::to_owned);
     let mut rows = vec![header];
     rows.extend(listed.sessions.iter().map(row));
     let paint = Paint::stdout();
     for (number, line) in table(&rows).iter().enumerate() {
-        out.line(&if number == 0 { paint.bold(line) } else { line.clone() })?;
+        match number.checked_sub(1).and_then(|number| listed.sessions.get(number)) {
+            None => out.line(&paint.bold(&format!("{line}  TOPICS")))?,
+            Some(view) => {
+                for line in with_more(line, view) {
+                    out.line(&line)?;
+                }
+            }
+        }
     }
     if listed.sessions.len() < listed.total {
         out.line(&format!("{} of {}; --max shows more", listed.sessions.len(), listed.total))?;
@@ -39,7 +51,28 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn row(view: &SessionView) -> [String; 8] {
+/// The line of a session, with its topics if they have room in it, and what has none in further lines.
+fn with_more(line: &str, view: &SessionView) -> Vec<String> {
+    let topics = term::one_line(&view.subscriptions.join(" "));
+    let labels: Vec<String> = view.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels = term::one_line(&labels.join(" "));
+    let one = format!("{line}  {topics}");
+    let mut more = Vec::new();
+    let mut lines = match one.chars().count() <= term::width() {
+        true => vec![one.trim_end().to_owned()],
+        false => {
+            more.push(format!("topics {topics}"));
+            vec![line.to_owned()]
+        }
+    };
+    if !labels.is_empty() {
+        more.push(format!("labels {labels}"));
+    }
+    lines.extend(more.iter().flat_map(|text| term::wrap(&format!("    {text}"), 8)));
+    lines
+}
+
+fn row(view: &SessionView) -> [String; 7] {
     let speaks = if view.resumable { "" } else { " (rpcx)" };
     [
         view.id.to_string(),
@@ -49,13 +82,13 @@ fn row(view: &SessionView) -> [String; 8] {
         view.waiting.to_string(),
         view.waiting_bytes.to_string(),
         view.dropped.to_string(),
-        term::one_line(&view.subscriptions.join(" ")),
     ]
 }
 
 pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
-    let admin = Admin::connect(&args.admin, Duration::ZERO).await?;
-    let told: Vec<Explanation> = admin.call("Explain", &whose(args.user.as_ref(), args.session.as_ref())?).await?;
+    let whose = whose(args.user.as_ref(), args.session.as_ref())?;
+    let admin = connect(&args.admin).await?;
+    let told = admin.explain(&whose).await.map_err(|error| failed(&error))?;
     let out = Out::new();
     if args.json {
         out.line(&serde_json::to_string(&told).expect("a story can be written as JSON"))?;
@@ -64,7 +97,9 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
             if number != 0 {
                 out.line("")?;
             }
-            out.line(&term::printable(&explanation.to_string()))?;
+            for line in explanation.to_string().lines().flat_map(|line| term::wrap(&term::one_line(line), 24)) {
+                out.line(&line)?;
+            }
         }
     }
     match told.is_empty() {
@@ -75,8 +110,8 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
 
 pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let kick = AdminKick { target: whose(args.user.as_ref(), args.session.as_ref())?, why: args.why.clone() };
-    let admin = Admin::connect(&args.admin, Duration::ZERO).await?;
-    let ended: usize = admin.call("Kick", &kick).await?;
+    let admin = connect(&args.admin).await?;
+    let ended = admin.kick(&kick).await.map_err(|error| failed(&error))?;
     let text = match args.json {
         true => serde_json::json!({ "ended": ended }).to_string(),
         false => format!("ended {}", term::count(ended as u64, "session")),

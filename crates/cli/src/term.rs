@@ -108,6 +108,39 @@ pub(crate) fn is_control(c: char) -> bool {
     bothways_proto::steers(c)
 }
 
+/// Characters in a line: 80, or what `COLUMNS` says, as far as tables and stories can do with it.
+pub(crate) fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    columns.filter(|columns| (60..=1000).contains(columns)).unwrap_or(80)
+}
+
+/// Breaks a line between words, so that it has room; what follows begins so far in. A word that is longer than a line
+/// stays whole.
+pub(crate) fn wrap(line: &str, indent: usize) -> Vec<String> {
+    wrap_at(line, indent, width())
+}
+
+fn wrap_at(line: &str, indent: usize, width: usize) -> Vec<String> {
+    let begin = line.len() - line.trim_start().len();
+    let (mut lines, mut at) = (vec![line[..begin].to_owned()], begin);
+    let mut is_begun = false;
+    for word in line[begin..].split(' ') {
+        let len = word.chars().count();
+        if is_begun && width < at + 1 + len {
+            lines.push(" ".repeat(indent));
+            (at, is_begun) = (indent, false);
+        }
+        let last = lines.last_mut().expect("there is a line");
+        if is_begun {
+            last.push(' ');
+            at += 1;
+        }
+        last.push_str(word);
+        (at, is_begun) = (at + len, true);
+    }
+    lines
+}
+
 /// Cuts a text that is longer than `max` characters, and says so.
 pub(crate) fn cut(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
@@ -225,6 +258,14 @@ mod tests {
         }
         assert_eq!((grouped(1), grouped(1_234_567)), ("1".to_owned(), "1,234,567".to_owned()));
         assert_eq!((count(1, "call"), count(2000, "call")), ("1 call".to_owned(), "2,000 calls".to_owned()));
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrap_at("short", 4, 10), ["short"]);
+        assert_eq!(wrap_at("  one two  three four", 4, 12), ["  one two ", "    three", "    four"]);
+        assert_eq!(wrap_at("0123456789abcdef x", 2, 10), ["0123456789abcdef", "  x"]);
+        assert_eq!(wrap_at("", 2, 10), [""]);
     }
 
     #[test]

@@ -100,6 +100,25 @@ impl SessionLost {
 }
 
 impl ConnectionEvent {
+    /// The life of a client in the log: what went as it should at level info, what was lost as a warning.
+    fn log(&self) {
+        let server = &**self.server();
+        match self {
+            Self::Connected { .. } => tracing::info!(server, "connected"),
+            Self::Lost { reason, .. } => tracing::info!(server, %reason, "the connection was lost"),
+            Self::Restored { .. } => tracing::info!(server, "connected again"),
+            Self::SessionLost { why, .. } => tracing::warn!(server, ?why, "the session was lost"),
+            Self::Resubscribed { topic, recovered, .. } => {
+                tracing::info!(server, topic = &**topic, recovered, "subscribed again");
+            }
+            Self::SubscriptionLost { topic, error, .. } => {
+                tracing::warn!(server, topic = &**topic, %error, "could not subscribe again, and does not try any more");
+            }
+            #[allow(unreachable_patterns, reason = "an event that has no line of its own is not silent")]
+            other => tracing::warn!(server, event = ?other, "a connection changed"),
+        }
+    }
+
     /// The server it is about.
     pub fn server(&self) -> &Arc<str> {
         match self {
@@ -219,6 +238,7 @@ impl EventSender {
     pub(super) fn tell(&self, event: &ConnectionEvent) {
         // Woken when all locks are free: a waker may look at the client.
         let mut readers = Vec::new();
+        event.log();
         self.shared.list.lock().retain(|subscriber| {
             let Some(subscriber) = subscriber.upgrade() else { return false };
             let mut state = subscriber.lock();

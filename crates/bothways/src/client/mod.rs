@@ -47,7 +47,7 @@ use crate::{
     error::{CallError, ConnectError, PushError},
     router::Router,
     session::{Position, Subscribed},
-    transport::Address,
+    transport::{Address, AnySocket},
 };
 
 /// What the clients of several servers have together.
@@ -84,7 +84,8 @@ impl Drop for Handle {
 }
 
 impl Client {
-    /// Connects to a server. What it sends unasked is dropped and counted, unless the options name handlers.
+    /// Connects to a server. What it sends unasked is dropped and counted: [`Self::bidirectional`] gives it to the
+    /// application, and [`Self::with_handlers`] to handlers.
     ///
     /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept.
     ///
@@ -120,6 +121,19 @@ impl Client {
         let client = Self::start(address, options, handlers, Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)
+    }
+
+    /// A client over one socket that the application brings; see [`Server::take`](crate::Server::take) for the other end
+    /// and an example. When the socket ends the client has ended: it cannot come back by itself.
+    ///
+    /// For what the server sends unasked, [`ConnectOptions::over`](crate::transport::ConnectOptions::over) does the same
+    /// for [`Self::bidirectional`] and [`Self::with_handlers`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]: there is no client then.
+    pub async fn over(socket: impl Into<AnySocket>, options: ClientOptions) -> Result<Self, ConnectError> {
+        let connect = options.connect().clone().over(socket);
+        Self::connect("memory@over a socket", options.connect_options(connect).reconnect(false)).await
     }
 
     /// A client that is connecting in the background, and subscribes to these topics as soon as it is. Must be called within a tokio runtime.
@@ -200,6 +214,9 @@ impl Client {
     /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
     /// earlier one, had reached: all of it, or nothing of it if [`Subscribed::recovered`] is false. What the
     /// session has got already by another subscription does not come again.
+    ///
+    /// A new subscriber that wants the whole history subscribes twice: [`Self::subscribe`] tells the epoch, and then this
+    /// from offset 0 of it brings all that is kept, if nothing has been dropped from it yet.
     ///
     /// # Errors
     /// As [`Self::subscribe`].

@@ -76,36 +76,58 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|stopping| *stopping) => return,
         };
-        let open = {
-            let connections = shared.connections.lock();
-            let open = connections.len() + shared.handshaking.load(Ordering::Relaxed);
-            if open < shared.connections_max {
-                shared.handshaking.fetch_add(1, Ordering::Relaxed);
-            }
-            open
-        };
-        if shared.connections_max <= open {
-            shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-            if let Some(left_out) = shared.calm.connections.due() {
-                tracing::warn!(open, left_out, "a connection was refused: `connections_max` are open");
-            }
+        if !take_place(&shared) {
             continue;
         }
         // A handshake takes the client's time, and a hook the application's: not that of others. All others do without
         // a task, which has room for a handshake, 3 KiB: those of a crowd leave holes between its connections.
         let opened = if shared.hooks.on_connect.is_none() { accepted.open() } else { Err(accepted) };
         match opened {
-            Ok(socket) => begin(&shared, &inlet, socket),
+            Ok(socket) => drop(begin(&shared, &inlet, socket)),
             Err(accepted) => _ = tokio::spawn(take(Arc::clone(&shared), Arc::clone(&inlet), accepted)),
         }
     }
+}
+
+/// The place of one more connection, which [`begin`] gives to it. False: it is refused, for there is none.
+fn take_place(shared: &Shared) -> bool {
+    let open = {
+        let connections = shared.connections.lock();
+        let open = connections.len() + shared.handshaking.load(Ordering::Relaxed);
+        if open < shared.connections_max {
+            shared.handshaking.fetch_add(1, Ordering::Relaxed);
+        }
+        open
+    };
+    if open < shared.connections_max {
+        return true;
+    }
+    shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+    if let Some(left_out) = shared.calm.connections.due() {
+        tracing::warn!(open, left_out, "a connection was refused: `connections_max` are open");
+    }
+    false
+}
+
+/// Serves a connection that the application brings.
+pub(super) fn take_socket(server: &Server, socket: AnySocket) -> Result<Connection, ServeError> {
+    let shared = &server.shared;
+    if shared.is_stopping() {
+        return Err(ServeError::ShutDown);
+    }
+    start_watch(shared);
+    if !take_place(shared) {
+        return Err(ServeError::TooManyConnections { max: shared.connections_max });
+    }
+    let inlet = Arc::new(ServerInlet(Arc::clone(shared), Handle::current()));
+    Ok(begin(shared, &inlet, socket))
 }
 
 async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) {
     let limit = shared.settings.watch.first_frame_timeout;
     let peer = accepted.peer();
     match accepted.handshake(limit).await {
-        Ok(socket) => begin(&shared, &inlet, socket),
+        Ok(socket) => drop(begin(&shared, &inlet, socket)),
         Err(error) => {
             shared.handshaking.fetch_sub(1, Ordering::Relaxed);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +139,7 @@ async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) 
     }
 }
 
-fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) {
+fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) -> Connection {
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let (settings, inlet) = (Arc::clone(&shared.settings), Arc::clone(inlet));
     let connection = Connection::start(Role::Server, socket, settings, inlet, None, |connection| {
@@ -134,6 +156,7 @@ fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) {
     if shared.is_stopping() {
         connection.close();
     }
+    connection
 }
 
 /// Keeps the deadlines of all connections, until the server is gone.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Metadata, keys};
+use bothways_proto::{Metadata, SerializeType, keys};
 use serde::{Deserialize, Serialize};
 
 use super::{Server, Shared, door::Door};
@@ -143,7 +143,7 @@ pub enum PushTarget {
     Session(String),
     /// All sessions of this user.
     User(String),
-    /// All sessions that subscribe to this topic.
+    /// All sessions that subscribe to this topic. A push to it is published, and kept in its history.
     Topic(String),
 }
 
@@ -161,6 +161,9 @@ pub struct AdminPush {
     /// The payload.
     #[serde(with = "crate::codec::bytes")]
     pub payload: Vec<u8>,
+    /// The codec of the payload, by its number on the wire; raw if nothing is said.
+    #[serde(default)]
+    pub codec: u8,
     /// What is promised of it.
     #[serde(default)]
     pub class: PushClass,
@@ -302,9 +305,30 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
         admin.add(router, "Sessions", |server, asking, asked| async move { list_sessions(&server, asking, asked) });
     let router = admin.add(router, "Explain", |server, asking, asked| async move { explain(&server, asking, &asked) });
     let router = admin.add(router, "Kick", |server: Server, asking, AdminKick { target: asked, why }| async move {
-        server.kick(&target(&server, asking, &asked)?, &why).map_err(|error| error.to_string())
+        server.kick(&target(&server, asking, &asked)?, &why).map_err(Refused::wrong)
     });
     admin.add(router, "Push", run_push)
+}
+
+/// Why an operator gets no answer.
+enum Refused {
+    /// What was asked is wrong, whoever is there.
+    Wrong(String),
+    /// It is not so, now.
+    Failed(String),
+}
+
+impl Refused {
+    fn wrong(error: impl std::fmt::Display) -> Self {
+        Self::Wrong(error.to_string())
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Wrong(text) | Self::Failed(text)) = self;
+        f.write_str(text)
+    }
 }
 
 #[derive(Clone)]
@@ -320,7 +344,7 @@ impl Admin {
         A: Payload + 'static,
         R: Payload + 'static,
         F: Fn(Server, ConnectionId, A) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, String>> + Send + 'static,
+        Fut: Future<Output = Result<R, Refused>> + Send + 'static,
     {
         let admin = self.clone();
         router.own(SERVICE_PATH, method, move |request: Request| {
@@ -334,7 +358,10 @@ impl Admin {
                 // A list may be long: it is made by a task of its own, and not by whoever reads the connection.
                 tokio::task::yield_now().await;
                 let asking = context.connection().id();
-                context.into_reply(run(server, asking, args).await)
+                match run(server, asking, args).await {
+                    Err(Refused::Wrong(text)) => Reply::refused(ErrorCode::BadArguments, text),
+                    outcome => context.into_reply(outcome),
+                }
             }
         })
     }
@@ -381,16 +408,19 @@ fn first_of<T, K: Ord>(all: &mut Vec<T>, max: usize, key: impl Fn(&T) -> K) {
 }
 
 /// Whom an operator means. Never the operator.
-fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Target, String> {
+fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Target, Refused> {
     let target = match asked {
         PushTarget::Everyone => Target::everyone(),
         PushTarget::Connection(id) => {
-            let id: ConnectionId = id.parse().map_err(|_| format!("`{id}` is no connection: write it as c12"))?;
-            server.connection(id).ok_or_else(|| format!("there is no connection {id}"))?;
+            let id: ConnectionId =
+                id.parse().map_err(|_| Refused::Wrong(format!("`{id}` is no connection: write it as c12")))?;
+            server.connection(id).ok_or_else(|| Refused::Failed(format!("there is no connection {id}")))?;
             Target::connection(id)
         }
         PushTarget::Session(id) => {
-            let id = id.parse().map_err(|_| format!("`{id}` is no session: it is written in 32 hexadecimal digits"))?;
+            let no_session =
+                |_| Refused::Wrong(format!("`{id}` is no session: it is written in 32 hexadecimal digits"));
+            let id = id.parse().map_err(no_session)?;
             Target::session(id)
         }
         PushTarget::User(name) => Target::user(name),
@@ -400,8 +430,8 @@ fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<T
     Ok(own.iter().fold(target, |target, session| target.except(session.id())))
 }
 
-fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) -> Result<SessionsListed, String> {
-    let found = server.sessions(&target(server, asking, &asked.target)?).map_err(|error| error.to_string())?;
+fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) -> Result<SessionsListed, Refused> {
+    let found = server.sessions(&target(server, asking, &asked.target)?).map_err(Refused::wrong)?;
     let total = found.len();
     // Looked at once: whose a session is may change meanwhile.
     let place = |session: Session| (session.user(), session.id(), session);
@@ -431,22 +461,22 @@ fn view(session: &Session) -> SessionView {
     }
 }
 
-fn explain(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Vec<Explanation>, String> {
+fn explain(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Vec<Explanation>, Refused> {
     // Who ended cannot be looked up any more: no check that it is there.
     let target = target(server, asking, asked)?;
-    let live = server.sessions(&target).map_err(|error| error.to_string())?.len();
+    let live = server.sessions(&target).map_err(Refused::wrong)?.len();
     if EXPLAINED_MAX < live {
-        return Err(format!(
+        return Err(Refused::Wrong(format!(
             "{live} sessions are meant, and {EXPLAINED_MAX} at most are explained at once: name a user or a session"
-        ));
+        )));
     }
-    let mut told = server.explain(&target).map_err(|error| error.to_string())?;
+    let mut told = server.explain(&target).map_err(Refused::wrong)?;
     // Those that ended come first, oldest first.
     told.drain(..told.len().saturating_sub(EXPLAINED_MAX));
     Ok(told)
 }
 
-async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Result<AdminPushOutcome, String> {
+async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Result<AdminPushOutcome, Refused> {
     let target = target(&server, asking, &push.target)?;
     let metadata: Metadata = push.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let class = match push.class {
@@ -454,11 +484,19 @@ async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Resu
         PushClass::Fire => Class::Fire,
         PushClass::Latest(key) => Class::Latest(key),
     };
-    let mut sent = Push::new(&push.service_path, &push.service_method, push.payload).metadata(metadata).class(class);
+    let no_codec = || Refused::Wrong(format!("there is no codec {}", push.codec));
+    let serialize = SerializeType::new(push.codec).ok_or_else(no_codec)?;
+    let sent = Push::new(&push.service_path, &push.service_method, push.payload);
+    let mut sent = sent.metadata(metadata).class(class).serialize_type(serialize);
     if let Some(key) = &push.idempotency_key {
-        sent = sent.idempotency_key(key).map_err(|error| error.to_string())?;
+        sent = sent.idempotency_key(key).map_err(Refused::wrong)?;
     }
-    let receipt = server.push(&target, &sent).map_err(|error| error.to_string())?;
+    let receipt = match &push.target {
+        // Not past the topic's history.
+        PushTarget::Topic(topic) => server.publish(topic, &sent),
+        _ => server.push(&target, &sent),
+    };
+    let receipt = receipt.map_err(Refused::wrong)?;
     let wait = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
     let reached = async {
         match push.until {
@@ -607,6 +645,7 @@ mod tests {
             service_method: "Flash".into(),
             metadata: vec![("k".into(), "v".into())],
             payload: b"\x00\xff".to_vec(),
+            codec: 0,
             class: PushClass::Tracked,
             idempotency_key: Some("flash 1".into()),
             until: PushUntil::Received,
@@ -655,6 +694,7 @@ mod tests {
             service_method: "say".into(),
             metadata: Vec::new(),
             payload: b"hi".to_vec(),
+            codec: 0,
             class: PushClass::Latest("greeting".into()),
             idempotency_key: None,
             until: PushUntil::Handled,

@@ -124,7 +124,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Wraps every handler, also those added later. The layer that is added first sees a request first.
+    /// Wraps every handler, also those added later. The layer that is added first sees a request first: these layers are
+    /// a list. (Of [`Router::layer`], which wraps what is there already, the last sees it first.)
     pub fn layer(mut self, layer: impl Layer + 'static) -> Self {
         self.layers.push(Box::new(layer));
         self

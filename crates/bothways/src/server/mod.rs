@@ -58,7 +58,7 @@ use crate::{
     session::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
     },
-    transport::ListenOptions,
+    transport::{AnySocket, ListenOptions},
 };
 
 /// A server: services on one or more addresses, and its clients. A clone is the same server.
@@ -175,6 +175,34 @@ impl Server {
     /// [`ServeError::ShutDown`] if the server was shut down before.
     pub async fn listen(&self, address: &str) -> Result<Listening, ServeError> {
         accept::listen(self, address).await
+    }
+
+    /// Serves one connection that the application brings: over a [`Socket`](crate::transport::Socket) of its own kind,
+    /// or any stream of tokio's, as [`AnySocket::from_async`](crate::transport::AnySocket::from_async). It is a
+    /// connection like those that are accepted, hooks and bounds included; a handshake is the application's business.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use bothways::{Client, ClientOptions, Server, transport::AnySocket};
+    ///
+    /// let (here, there) = tokio::io::duplex(4096);
+    /// let server = Server::builder()
+    ///     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+    ///     .build();
+    /// server.take(AnySocket::from_async(there, "pipe"))?;
+    /// let client = Client::over(AnySocket::from_async(here, "pipe"), ClientOptions::new()).await?;
+    /// assert_eq!(client.call::<String>("Text", "Upper", "abc").await?, "ABC");
+    /// # Ok(()) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ServeError::ShutDown`] and [`ServeError::TooManyConnections`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn take(&self, socket: impl Into<AnySocket>) -> Result<Connection, ServeError> {
+        accept::take_socket(self, socket.into())
     }
 
     /// Opens the [admin service](ServerBuilder::admin) at this address, for as long as the answer is kept. Nothing else

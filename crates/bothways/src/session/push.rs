@@ -139,6 +139,13 @@ impl Push {
         self
     }
 
+    /// The codec in which its payload is. Default raw, as Go's `SendMessage`; a [`Push::of`] a value has that of the
+    /// value.
+    pub fn serialize_type(mut self, serialize: bothways_proto::SerializeType) -> Self {
+        self.serialize = serialize;
+        self
+    }
+
     /// What is promised of it. Default [`Class::Tracked`].
     pub fn class(mut self, class: Class) -> Self {
         self.class = class;

@@ -6,11 +6,13 @@ use std::{
     task::{Context, Poll},
 };
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 #[cfg(feature = "tls")]
 use super::tls::TlsSocket;
 #[cfg(unix)]
 use super::unix::UnixSocket;
-use super::{Socket, memory::MemorySocket, tcp::TcpSocket};
+use super::{FromAsync, Socket, memory::MemorySocket, tcp::TcpSocket};
 
 /// A socket of one of our networks, or of a kind of your own.
 #[non_exhaustive]
@@ -95,6 +97,16 @@ impl Socket for AnySocket {
 impl fmt::Debug for AnySocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("AnySocket").field(&self.peer()).finish()
+    }
+}
+
+impl AnySocket {
+    /// Any stream of tokio's. `peer` is what it is called by, best in rpcx's form, `network@address`.
+    pub fn from_async<S>(stream: S, peer: impl Into<String>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::Other(Box::new(FromAsync::new(stream, peer)))
     }
 }
 

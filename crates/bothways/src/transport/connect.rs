@@ -27,6 +27,10 @@ pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnyS
 }
 
 async fn open(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
+    if let Some(socket) = &options.over {
+        let is_over = || io::Error::new(io::ErrorKind::NotConnected, "the socket that was brought is over");
+        return socket.lock().take().ok_or_else(is_over);
+    }
     match address.network() {
         Network::Memory => Ok(memory::connect(address).await?.into()),
         #[cfg(unix)]

@@ -1,8 +1,9 @@
 //! How bytes move: listen, connect, a socket.
 //!
 //! An [`Address`] is `network@address`, as in rpcx; without `@` the network is `tcp`. [`connect`] and
-//! [`Listener`] turn one into an [`AnySocket`]; a [`Socket`] of another kind comes in through
-//! [`AnySocket::Other`], and any stream of tokio's through [`FromAsync`].
+//! [`Listener`] turn one into an [`AnySocket`]; a [`Socket`] of another kind is one as
+//! [`AnySocket::Other`], and any stream of tokio's by [`AnySocket::from_async`].
+//! [`Server::take`](crate::Server::take) and [`Client::over`](crate::Client::over) speak over what is brought so.
 //!
 //! ```text
 //!  Address ──► connect ─────────────────────────────┐

@@ -1,10 +1,12 @@
 //! What can be chosen about listening and connecting.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::tcp::Tuning;
+use parking_lot::Mutex;
+
 #[cfg(feature = "tls")]
 use super::tls::{TlsClient, TlsServer};
+use super::{AnySocket, tcp::Tuning};
 
 /// How a [`Listener`](super::Listener) listens.
 #[derive(Clone, Debug)]
@@ -93,6 +95,8 @@ impl ListenOptions {
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
     pub(super) connect_timeout: Duration,
+    /// What the application has connected already; taken by the first try.
+    pub(super) over: Option<Arc<Mutex<Option<AnySocket>>>>,
     pub(super) tcp: Tuning,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsClient>,
@@ -102,6 +106,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
+            over: None,
             tcp: Tuning::client(),
             #[cfg(feature = "tls")]
             tls: None,
@@ -115,6 +120,14 @@ impl ConnectOptions {
     /// gives up before the first repetition.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
+        self
+    }
+
+    /// Do not connect, but go over this socket: one of a kind of your own, or any stream of tokio's
+    /// ([`AnySocket::from_async`]). The address is only a name then, and there is no second connection: a client should
+    /// not reconnect. Default: none.
+    pub fn over(mut self, socket: impl Into<AnySocket>) -> Self {
+        self.over = Some(Arc::new(Mutex::new(Some(socket.into()))));
         self
     }
 

@@ -1,7 +1,7 @@
 //! Unix domain sockets: the socket, listening on a file, connecting to one.
 
 use std::{
-    fs,
+    fs::{self, TryLockError},
     io::{self, IoSlice, Read},
     net::Shutdown,
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -101,14 +101,20 @@ impl Listening {
     /// socket is not touched.
     pub(super) async fn bind(address: &Address, options: &ListenOptions) -> io::Result<Self> {
         let path = system_path(address.target());
+        if is_abstract(address.target()) {
+            let listener = listen(&path, options)?;
+            return Ok(Self { listener, address: address.to_string().into(), _file: None });
+        }
+        // Looking, removing, binding and listening are one step for all who start here: no await before it is done.
+        let _lock = lock_folder(&path).await?;
         let listener = match listen(&path, options) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&path).await? => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&path)? => {
                 fs::remove_file(&path)?;
                 listen(&path, options)
             }
             result => result,
         }?;
-        let file = if is_abstract(address.target()) { None } else { Some(OwnFile::new(path)?) };
+        let file = Some(OwnFile::new(path)?);
         Ok(Self { listener, address: address.to_string().into(), _file: file })
     }
 
@@ -126,15 +132,43 @@ fn listen(path: &Path, options: &ListenOptions) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-/// True if the path is a socket that nobody listens on.
-async fn is_stale(path: &Path) -> io::Result<bool> {
+/// True if the path is a socket that nobody listens on. Asks without waiting: a full queue has a listener.
+fn is_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path).await {
-            Err(error) => Ok(error.kind() == io::ErrorKind::ConnectionRefused),
-            Ok(_) => Ok(false),
-        },
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            let asked = socket.connect(&SockAddr::unix(path)?);
+            Ok(asked.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+        }
         _ => Ok(false),
     }
+}
+
+/// The lock of a socket's folder, while its file is taken or removed. The system gives it back with a process that
+/// ends. `None`: the folder cannot be locked, and whoever starts at the same moment may get in between.
+fn try_lock_folder(path: &Path) -> Result<Option<fs::File>, TryLockError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(folder) = fs::File::open(parent) else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// As [`try_lock_folder`], with patience: others have it for a moment only.
+async fn lock_folder(path: &Path) -> io::Result<Option<fs::File>> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    const TRIES: u32 = 2500;
+    for _ in 0..TRIES {
+        match try_lock_folder(path) {
+            Ok(lock) => return Ok(lock),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+    let text = format!("another program keeps the folder of {} locked", path.display());
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
 /// A socket's file. Dropping it removes the file, unless another has taken its place.
@@ -159,6 +193,15 @@ impl OwnFile {
 
 impl Drop for OwnFile {
     fn drop(&mut self) {
+        // Whoever starts now may be about to take its place. Held for a moment only, and never over an await.
+        let lock = (0..50).find_map(|_| {
+            let lock = try_lock_folder(&self.path);
+            if lock.is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            lock.ok()
+        });
+        let _lock = lock;
         if Self::id(&self.path).is_ok_and(|id| id == self.id) {
             _ = fs::remove_file(&self.path);
         }
@@ -284,6 +327,29 @@ mod tests {
         assert!(path.exists());
         let (client, server) = pair_at(&path).await;
         check::half_close(client, server).await;
+    }
+
+    /// Of many that start at once over a file that was left behind, one listens, and all others are told so: nobody
+    /// listens where nobody can reach it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_many_that_start_at_once_one_listens() {
+        let folder = folder();
+        for round in 0..100 {
+            let path = folder.path().join(format!("socket {round}"));
+            drop(std::os::unix::net::UnixListener::bind(&path).expect("listens"));
+            let starting: Vec<_> = (0..4).map(|_| tokio::spawn(bind(path.clone()))).collect();
+            let mut listening = Vec::new();
+            for start in starting {
+                match start.await.expect("no panic") {
+                    Ok(one) => listening.push(one),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrInUse),
+                }
+            }
+            assert_eq!(listening.len(), 1, "in round {round}");
+            let found = fs::symlink_metadata(&path).expect("it is there");
+            assert_eq!(listening[0]._file.as_ref().map(|file| file.id), Some((found.dev(), found.ino())));
+            connect(&address(&path)).await.expect("it is reached");
+        }
     }
 
     #[tokio::test]

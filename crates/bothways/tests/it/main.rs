@@ -1,5 +1,6 @@
 //! The library from outside, a module per topic. One binary, so that it links once.
 
+mod admin;
 mod auth;
 mod bounds;
 mod call_back;

@@ -49,6 +49,8 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["listen", "127.0.0.1:1", "--call", "Arith"], &["--call Arith", "Service.Method"]),
         (&["serve", "127.0.0.1:0", "--admin-token-env", "BW_UNSET"], &["BW_UNSET is not set", "export BW_UNSET"]),
         (&["serve", "127.0.0.1:0", "--admin-token-file", "/does/not/exist"], &["cannot read the token"]),
+        (&["serve", "127.0.0.1:0", "--admin", "127.0.0.1:0"], &["--admin-token-env"]),
+        (&["serve", "127.0.0.1:0", "--admin", "0.0.0.0:0", "--admin-token-file", "Cargo.toml"], &["TLS"]),
         (&["demo", "--clients", "1"], &["2..=200"]),
         (&["push", "127.0.0.1:1", "--everyone", "A.b", "x"], &["--admin-token-env"]),
         (&["push", "127.0.0.1:1", "A.b", "x", "--admin-token-env", "T"], &["--everyone|--to"]),
@@ -64,6 +66,17 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["nothing"], &["unrecognized subcommand"]),
     ] {
         run(args).failed(2, parts);
+    }
+}
+
+/// The help of each command has room in a terminal of 80 columns.
+#[test]
+fn help_has_room_in_80_columns() {
+    for command in COMMANDS.map(Some).into_iter().chain([None]) {
+        let help = run(&[command.as_slice(), &["--help"]].concat());
+        for line in help.ended(0).lines() {
+            assert!(line.chars().count() <= 80, "{command:?}: {line}");
+        }
     }
 }
 

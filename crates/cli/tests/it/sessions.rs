@@ -18,10 +18,10 @@ fn logged_in(server: &Serving, user: &str) -> Running {
 fn a_user_is_found_pushed_to_explained_and_kicked() {
     let server = serving();
     let (ann, bob) = (logged_in(&server, "ann"), logged_in(&server, "bob"));
-    let push = ["push", &server.address, "--user", "ann", "Chat.Say", "hi ann", "--until", "handled", "--within", "9s"];
+    let push = ["push", &server.admin, "--user", "ann", "Chat.Say", "hi ann", "--until", "handled", "--within", "9s"];
     assert_eq!(operate(&push, TOKEN).ended(0), "1 session: 1 handled\n");
     assert!(ann.out.until("Chat.Say").ends_with("\"hi ann\""));
-    let latest = ["push", &server.address, "--topic", "news.sport", "News.Set", "3:1", "--latest", "score", "--json"];
+    let latest = ["push", &server.admin, "--topic", "news.sport", "News.Set", "3:1", "--latest", "score", "--json"];
     let ran = operate(&latest, TOKEN);
     let outcome: serde_json::Value = serde_json::from_str(ran.ended(0)).expect("JSON");
     assert_eq!(outcome["dropped"], 0);
@@ -29,30 +29,34 @@ fn a_user_is_found_pushed_to_explained_and_kicked() {
         assert!(client.out.until("News.Set").ends_with("\"3:1\""));
     }
 
-    let table = operate(&["sessions", &server.address], TOKEN);
+    let table = operate(&["sessions", &server.admin], TOKEN);
     let lines: Vec<&str> = table.ended(0).lines().collect();
-    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("SUBSCRIPTIONS"), "{table:?}");
+    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("TOPICS"), "{table:?}");
     assert!(lines[1].contains(" ann ") && lines[1].ends_with("news.*"), "{table:?}");
     assert!(lines[2].contains(" bob ") && lines.len() == 3, "{table:?}");
-    let listed = operate(&["sessions", &server.address, "--user", "ann", "--json"], TOKEN);
+    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{table:?}");
+    let first = operate(&["sessions", &server.admin, "--max", "1"], TOKEN);
+    let lines: Vec<&str> = first.ended(0).lines().collect();
+    assert!(lines[1].contains(" ann ") && lines[2] == "1 of 2; --max shows more", "{first:?}");
+    let listed = operate(&["sessions", &server.admin, "--user", "ann", "--json"], TOKEN);
     let listed: serde_json::Value = serde_json::from_str(listed.ended(0)).expect("JSON");
     let session = &listed["sessions"][0];
     assert_eq!((&listed["total"], &session["user"], &session["resumable"]), (&1.into(), &"ann".into(), &true.into()));
     let id = session["id"].as_str().expect("a text");
 
-    let kick = ["kick", &server.address, "--session", id, "--why", "too loud"];
+    let kick = ["kick", &server.admin, "--session", id, "--why", "too loud"];
     assert_eq!(operate(&kick, TOKEN).ended(0), "ended 1 session\n");
     ann.err.until("too loud");
     operate(&kick, TOKEN).failed(1, &["no such session", "bothways sessions"]);
-    let story = operate(&["explain", &server.address, "--session", id], TOKEN);
+    let story = operate(&["explain", &server.admin, "--session", id], TOKEN);
     let story = story.ended(0);
     for part in ["of ann, ended", "user ann", "subscribed to news.*", "push Chat.Say (tracked", "ended: too loud"] {
         assert!(story.contains(part), "`{part}` is not in\n{story}");
     }
     assert!(!story.contains("hi ann"), "{story}");
-    let json = operate(&["explain", &server.address, "--user", "bob", "--json"], TOKEN);
+    let json = operate(&["explain", &server.admin, "--user", "bob", "--json"], TOKEN);
     let json: serde_json::Value = serde_json::from_str(json.ended(0)).expect("JSON");
     assert_eq!(json[0]["user"], "bob");
-    operate(&["explain", &server.address, "--user", "nobody"], TOKEN).failed(1, &["no such session"]);
-    operate(&["explain", &server.address, "--user", "bob"], "wr0ng").failed(1, &["the admin token"]);
+    operate(&["explain", &server.admin, "--user", "nobody"], TOKEN).failed(1, &["no such session"]);
+    operate(&["explain", &server.admin, "--user", "bob"], "wr0ng").failed(1, &["the admin token"]);
 }

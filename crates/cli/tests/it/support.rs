@@ -168,6 +168,8 @@ impl Lines {
 pub(crate) struct Serving {
     pub(crate) program: Running,
     pub(crate) address: String,
+    /// Where operators ask; empty without `--admin`.
+    pub(crate) admin: String,
 }
 
 impl Serving {
@@ -186,6 +188,10 @@ impl Serving {
         let program = Running::start(command);
         let line = program.out.next();
         let address = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}` is no address")).to_owned();
-        Self { program, address }
+        let admin = match args.contains(&"--admin") {
+            true => program.out.until("operators").rsplit(' ').next().unwrap_or_default().to_owned(),
+            false => String::new(),
+        };
+        Self { program, address, admin }
     }
 }

@@ -1,0 +1,235 @@
+//! The admin service from outside: where it answers, whom it lets in, and what becomes of those who guess.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bothways::{
+    CallError, Client, ClientOptions, ErrorCode, ServeError, Server, ServerBuilder,
+    server::{ADMIN_PATH, AdminClient, AdminOptions, EmptyAdminToken, Page, PushTarget, SessionsAsked},
+};
+use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
+
+use crate::{
+    scripted::Scripted,
+    support::{address, gate, settle, soon},
+};
+
+fn admin(builder: ServerBuilder) -> Server {
+    builder.admin(AdminOptions::token("right").expect("it has characters")).build()
+}
+
+async fn operator(address: &str, token: &str) -> AdminClient<Client> {
+    let client = Client::connect(address, ClientOptions::new().negotiate(false)).await.expect("it listens");
+    AdminClient::new(client, token)
+}
+
+/// A question to the admin service, with this token.
+fn ask(seq: u64, token: &str) -> Vec<u8> {
+    let header = Header::request(Seq::new(seq), SerializeType::MSGPACK);
+    let pairs = Metadata::new().with(keys::ADMIN_TOKEN, token);
+    Message::new(header, ADMIN_PATH, "Connections", &pairs, b"\xc0").frame().to_vec()
+}
+
+/// What is logged by this thread while it is kept.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        use tracing_subscriber::util::SubscriberInitExt;
+        let log = Self::default();
+        let to = log.clone();
+        let layer = tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone());
+        let guard = layer.with_max_level(tracing_subscriber::filter::LevelFilter::INFO).set_default();
+        (log, guard)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no panic").clone()).expect("a text")
+    }
+
+    fn lines(&self, part: &str) -> usize {
+        self.text().lines().filter(|line| line.contains(part)).count()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// It answers at its own address and nowhere else, and nothing else answers there.
+#[tokio::test(start_paused = true)]
+async fn the_admin_service_answers_at_its_own_address_only() {
+    let hook = |_| std::future::ready(Err::<(), _>("clients of the service only"));
+    let server = admin(Server::builder().auth(hook));
+    let (serving, operators) = (address(), address());
+    let serving = server.listen(&serving).await.expect("a free name");
+    let operators = server.listen_admin(&operators).await.expect("a free name");
+    let asking = operator(operators.address(), "right").await;
+    assert_eq!(asking.connections(Page::default()).await.expect("the token is right"), []);
+    let error = operator(serving.address(), "right").await.connections(Page::default()).await;
+    assert_eq!(error.expect_err("it is asked for its own token").code(), Some(ErrorCode::Unauthenticated));
+
+    let client = Client::connect(operators.address(), ClientOptions::new()).await.expect("it listens");
+    let error = client.call::<()>("T", "Echo", &()).await.expect_err("there is no such service");
+    assert_eq!(error.code(), Some(ErrorCode::NotFound));
+    let subscribed = client.subscribe("news").await.expect_err("there are no topics either");
+    assert_eq!(subscribed.code(), Some(ErrorCode::NotFound));
+    assert_eq!((server.stats().connections, server.stats().sessions), (0, 0), "who asks is no client");
+}
+
+/// Without a token there is no admin service, an empty one is none, and others' machines need TLS.
+#[tokio::test]
+async fn the_door_is_closed_by_default() {
+    assert_eq!(AdminOptions::token("").unwrap_err(), EmptyAdminToken);
+    let without = Server::builder().build();
+    for refused in [without.listen_admin(&address()).await, admin(Server::builder()).listen_admin("0.0.0.0:0").await] {
+        assert!(matches!(refused, Err(ServeError::Admin { .. })), "{refused:?}");
+    }
+    assert!(!format!("{:?}", AdminOptions::token("s3cret")).contains("s3cret"));
+}
+
+/// The first wrong token ends its connection: what was sent behind it is not looked at. It is counted and told.
+#[tokio::test(start_paused = true)]
+async fn a_wrong_token_ends_its_connection() {
+    let (log, _guard) = Log::begin();
+    let server = admin(Server::builder());
+    let listening = server.listen_admin(&address()).await.expect("a free name");
+    let mut guesser = Scripted::connect(listening.address()).await;
+    let guesses: Vec<u8> = (0..2000).flat_map(|seq| ask(seq, "wr0ng")).chain(ask(2000, "right")).collect();
+    guesser.try_say(guesses).await.ok();
+    let answers = guesser.rest().await;
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0].metadata().get(keys::ERROR), Some("the admin token is missing or wrong"));
+    assert_eq!(server.stats().admin_requests_refused, 1);
+    assert_eq!(log.lines("an admin request was refused"), 1, "{}", log.text());
+    assert!(log.text().contains("WARN") && !log.text().contains("wr0ng"), "{}", log.text());
+}
+
+/// Ten wrong tokens of one peer, and then none is looked at for a second: not the right one either.
+#[tokio::test(start_paused = true)]
+async fn guesses_have_a_pace() {
+    let (log, _guard) = Log::begin();
+    let server = admin(Server::builder());
+    let listening = server.listen_admin(&address()).await.expect("a free name");
+    let guess = async |token| operator(listening.address(), token).await.connections(Page::default()).await;
+    for _ in 0..10 {
+        let error = guess("wr0ng").await.expect_err("wrong");
+        assert_eq!(error.remote_text(), Some("the admin token is missing or wrong"));
+    }
+    for token in ["wr0ng", "right"] {
+        let error = guess(token).await.expect_err("too many");
+        assert!(error.remote_text().is_some_and(|text| text.contains("too many wrong admin tokens")), "{error}");
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    guess("right").await.expect("the token is right");
+    assert_eq!(server.stats().admin_requests_refused, 12);
+    assert_eq!(log.lines("an admin request was refused"), 1, "a flood is told once: {}", log.text());
+}
+
+/// Whoever connects and brings no token is sent away, and 64 at once are all that there is room for.
+#[tokio::test(start_paused = true)]
+async fn who_brings_no_token_is_sent_away() {
+    let server = admin(Server::builder().first_frame_timeout(Duration::from_secs(10)));
+    let listening = server.listen_admin(&address()).await.expect("a free name");
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        let mut connection = Scripted::connect(listening.address()).await;
+        // It says something, so that it is not closed for saying nothing.
+        connection.say(crate::scripted::request(1, "Echo", b"")).await;
+        connection.next().await;
+        idle.push(connection);
+    }
+    let mut one_more = Scripted::connect(listening.address()).await;
+    one_more.hears_the_end().await;
+    for connection in &mut idle {
+        connection.hears_the_end().await;
+    }
+    settle().await;
+    let stays = operator(listening.address(), "right").await;
+    stays.connections(Page::default()).await.expect("there is room again");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    stays.connections(Page::default()).await.expect("who has the token stays");
+}
+
+/// Operators look in while a server stops, to the end.
+#[tokio::test(start_paused = true)]
+async fn operators_are_answered_while_a_server_stops() {
+    let (log, _guard) = Log::begin();
+    let (handler, mut asked) = gate();
+    let server = admin(Server::builder().handler("T", "Wait", handler));
+    let listening = server.listen(&address()).await.expect("a free name");
+    let operators = server.listen_admin(&address()).await.expect("a free name");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let calling = tokio::spawn(async move { client.call::<()>("T", "Wait", &()).await });
+    let asked = soon(asked.recv()).await.expect("it is asked");
+    let stopping = tokio::spawn({
+        let server = server.clone();
+        async move { server.shutdown(Duration::from_secs(30)).await }
+    });
+    settle().await;
+    let asking = operator(operators.address(), "right").await;
+    let views = asking.connections(Page::default()).await.expect("it is answered");
+    assert_eq!(views.iter().map(|view| view.calls_running).collect::<Vec<_>>(), [1]);
+    asked.answer(bothways::Reply::ok(b"\xc0".to_vec()));
+    soon(calling).await.expect("no panic").expect("it is answered");
+    soon(stopping).await.expect("no panic");
+    assert!(matches!(
+        asking.connections(Page::default()).await,
+        Err(CallError::NotConnected(_) | CallError::Closed { .. } | CallError::TimedOut(_))
+    ));
+    for part in ["listening for operators", "the server begins to stop", "the server has stopped"] {
+        assert_eq!(log.lines(part), 1, "{part}: {}", log.text());
+    }
+}
+
+/// Where it was asked for, the service's own addresses answer too; a wrong token closes there as well.
+#[tokio::test(start_paused = true)]
+async fn the_service_addresses_answer_if_that_was_asked_for() {
+    let options = AdminOptions::token("right").expect("it has characters").on_service_addresses();
+    let server = Server::builder().admin(options).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let asked = SessionsAsked { target: PushTarget::Everyone, max: 10, after: None };
+    let listed = operator(listening.address(), "right").await.sessions(&asked).await.expect("the token is right");
+    assert_eq!(listed.total, 0, "who asks is not listed");
+    let mut guesser = Scripted::connect(listening.address()).await;
+    guesser.say([ask(1, ""), ask(2, "right")].concat()).await;
+    assert_eq!(guesser.rest().await.len(), 1);
+    // A program of an earlier version asks for all, without a page.
+    let mut earlier = Scripted::connect(listening.address()).await;
+    earlier.say(ask(1, "right")).await;
+    assert!(!earlier.next().await.header().status().is_error());
+}
+
+/// A refused client is counted and told once in a while, without its token, and no text of a hook forges a line.
+#[tokio::test(start_paused = true)]
+async fn refusals_are_told_and_do_not_flood() {
+    let (log, _guard) = Log::begin();
+    let hook = |_| std::future::ready(Err::<(), _>("no\n2026-01-01T00:00:00Z  INFO forged"));
+    let server = Server::builder().auth(hook).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    for _ in 0..20 {
+        let mut client = Scripted::connect(listening.address()).await;
+        let token = Metadata::new().with(keys::AUTH, "wr0ng");
+        client.say(crate::scripted::request_with(1, "Echo", &token, b"")).await;
+        client.rest().await;
+    }
+    assert_eq!(server.stats().tokens_refused, 20);
+    assert_eq!(log.lines("a client was not authenticated"), 1, "{}", log.text());
+    assert!(!log.text().contains("wr0ng") && !log.text().contains("\n2026-01-01"), "{}", log.text());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(crate::scripted::request(1, "Echo", b"")).await;
+    client.rest().await;
+    assert_eq!(log.lines("left_out=19"), 1, "{}", log.text());
+}
