@@ -9,6 +9,7 @@ use crate::{
     failure::EXIT_CODES,
     peer::PeerArgs,
     plan::{self, Method, Pair, Source},
+    term,
 };
 
 /// Calls, watches, measures and serves rpcx services, in both directions.
@@ -66,8 +67,51 @@ pub(crate) enum Command {
 }
 
 fn help(examples: &str) -> String {
-    format!("Examples:\n  {}\n\n{EXIT_CODES}", examples.trim())
+    format!("Examples:\n{}\n\n{EXIT_CODES}", in_80_columns(&format!("  {}", examples.trim())))
 }
+
+/// Commands, which are indented, go on in the next line behind a `\`; paragraphs are broken between words.
+fn in_80_columns(text: &str) -> String {
+    let (mut lines, mut paragraph) = (Vec::new(), String::new());
+    for line in text.lines().chain([""]) {
+        let is_prose = !line.is_empty() && !line.starts_with(' ');
+        if is_prose {
+            paragraph += if paragraph.is_empty() { "" } else { " " };
+            paragraph += line;
+            continue;
+        }
+        if !paragraph.is_empty() {
+            lines.extend(term::wrap_at(&std::mem::take(&mut paragraph), 0, COLUMNS));
+        }
+        lines.extend(command_lines(line));
+    }
+    lines.join("\n").trim_end().to_owned()
+}
+
+/// A command in as many lines as it takes. What is quoted stays in one.
+fn command_lines(command: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut quoted = false;
+    let words = command.split_inclusive(|c: char| {
+        quoted ^= c == '\'';
+        c == ' ' && !quoted
+    });
+    for word in words {
+        let last = lines.last().map_or(0, |line| line.chars().count());
+        if COLUMNS < last + word.trim_end().chars().count() + 2 && !word.trim().is_empty() {
+            lines.push("      ".to_owned());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(word);
+        }
+    }
+    let count = lines.len();
+    let end = |(at, line): (usize, String)| if at + 1 < count { format!("{}\\", line) } else { line };
+    lines.into_iter().enumerate().map(end).collect()
+}
+
+/// The width that help has room in.
+const COLUMNS: usize = 80;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
@@ -269,6 +313,7 @@ there. A client whose handlers take values wants the --codec that they read. A p
 history keeps it. The push is tracked unless --fire or --latest says otherwise: a client that is away for a moment gets it when it is back.
 Written is not arrived, and more is never known of plain rpcx clients. The exit code is 1 if nobody gets it."))]
 #[command(group = clap::ArgGroup::new("target").required(true))]
+#[command(override_usage = "bothways push [OPTIONS] <ADDR> <PATH.METHOD> <PAYLOAD>")]
 pub(crate) struct PushArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -351,6 +396,7 @@ pub(crate) enum Until {
 CONN is `away` while the client may still come back; GEN counts its connections. WAIT are pushes that wait or are
 not handled yet, and BYTES theirs; DROP those that never arrive. What has no room in the line is in the next. Sessions
 are in the order of their users."))]
+#[command(override_usage = "bothways sessions [OPTIONS] <ADDR>")]
 pub(crate) struct SessionsArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -381,6 +427,7 @@ A server remembers the last events of each session, and for a while those of ses
 pushes and how far each came, calls, and why it ended. Never what was in a message. Times are UTC, by the
 server's clock. The exit code is 1 if it knows no such session."))]
 #[command(group = clap::ArgGroup::new("whose").required(true))]
+#[command(override_usage = "bothways explain [OPTIONS] <ADDR>")]
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -406,6 +453,7 @@ pub(crate) struct ExplainArgs {
 A client that is sent away is told why, and cannot come back to its session; it may begin a new one. The exit
 code is 1 if there was nobody to send away."))]
 #[command(group = clap::ArgGroup::new("whose").required(true))]
+#[command(override_usage = "bothways kick [OPTIONS] --why <TEXT> <ADDR>")]
 pub(crate) struct KickArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -434,6 +482,7 @@ pub(crate) struct KickArgs {
 
 SENT are pushes given to the connection, WAITING those behind a full socket, DROPPED those that never
 left; CALLS are its requests that run. SPEAKS is `rpcx` for clients that can be pushed to but not called."))]
+#[command(override_usage = "bothways connections [OPTIONS] <ADDR>")]
 pub(crate) struct ConnectionsArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,

@@ -25,8 +25,7 @@ pub(crate) async fn connect(args: &AdminArgs) -> Result<AdminClient<Client>, Fai
             return Err(Failure::usage("an admin token is needed: --admin-token-env or --admin-token-file"));
         }
     };
-    // No Hello: where the service has the address too, it would be asked for the token of ordinary clients.
-    let client = args.peer.connect(args.peer.options()?.negotiate(false)).await?;
+    let client = args.peer.connect(args.peer.options()?).await?;
     Ok(AdminClient::new(client, token.reveal()).timeout(args.timeout))
 }
 

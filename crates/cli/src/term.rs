@@ -120,7 +120,7 @@ pub(crate) fn wrap(line: &str, indent: usize) -> Vec<String> {
     wrap_at(line, indent, width())
 }
 
-fn wrap_at(line: &str, indent: usize, width: usize) -> Vec<String> {
+pub(crate) fn wrap_at(line: &str, indent: usize, width: usize) -> Vec<String> {
     let begin = line.len() - line.trim_start().len();
     let (mut lines, mut at) = (vec![line[..begin].to_owned()], begin);
     let mut is_begun = false;

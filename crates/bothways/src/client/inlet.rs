@@ -116,8 +116,9 @@ impl ClientInlet {
                     Received::NoRoom => return connection.end_as_slow(QUEUE_FULL),
                     Received::False(what) => return connection.end_as_misbehaved_by(what),
                 };
-                if ack.is_some() {
-                    // Only the framework sends tracked messages: in others these pairs may be an application's.
+                if ack.is_some() || !connection.is_negotiated() {
+                    // Only the framework sends tracked messages: in others these pairs may be an application's. A client
+                    // without a session is sent no tracked ones, and holds topics of Bothways servers only.
                     self.resubscriber.subscriptions.note(|| message.metadata());
                 }
                 let (ack, first) = match self.meet_key(connection, &message, ack) {

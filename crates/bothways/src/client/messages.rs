@@ -77,20 +77,14 @@ impl ServerMessage {
         T::decode(self.serialize_type(), self.payload()?)
     }
 
-    /// The topic to which it was published, if a Bothways server said so.
+    /// The topic to which it was published, if the server said so.
     pub fn topic(&self) -> Option<String> {
-        if !self.connection.is_negotiated() {
-            return None; // a plain server's pairs are its application's
-        }
         self.message.metadata().get(keys::TOPIC).map(str::to_owned)
     }
 
     /// Where it stands in its topic, if that has a history: what
     /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from.
     pub fn position(&self) -> Option<Position> {
-        if !self.connection.is_negotiated() {
-            return None;
-        }
         subscriptions::position(&self.message.metadata())
     }
 

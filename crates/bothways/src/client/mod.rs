@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::SerializeType;
+use bothways_proto::{SerializeType, keys};
 
 pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue, repeats::ReceivedKeys};
 pub use self::{
@@ -44,7 +44,7 @@ use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
-    error::{CallError, ConnectError, PushError},
+    error::{CallError, ConnectError, PushError, ReservedName},
     router::Router,
     session::{Position, Subscribed},
     transport::{Address, AnySocket},
@@ -260,6 +260,7 @@ impl Client {
     /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
     /// most, and not for the connection: whoever has other servers to ask would rather know.
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
         connection.call_with_token(call, self.handle.link.options().token(), time).await
     }
@@ -328,6 +329,12 @@ impl Client {
         }
     }
 
+    /// A client that does not negotiate may speak to `_bothways` itself, as any plain rpcx client may.
+    fn check_reserved(&self, call: &RawCall<'_>) -> Result<(), ReservedName> {
+        let speaks_itself = call.service_path == keys::CONTROL_PATH && !self.handle.link.options().negotiates();
+        if speaks_itself { Ok(()) } else { call.check_reserved() }
+    }
+
     /// The connection for a call, and the time that the call has once it is there.
     async fn connection_for(
         &self,
@@ -359,6 +366,7 @@ impl Client {
         patience: Patience,
         used: impl FnOnce(&Connection),
     ) -> Result<RawReply, CallError> {
+        self.check_reserved(call)?;
         let options = self.handle.link.options();
         let timeout = call.options.timeout.or(options.default_timeout());
         let outcome = match self.connection_for(patience, timeout.and_then(CallTime::new)).await {
@@ -375,6 +383,7 @@ impl Client {
     }
 
     async fn push_over(&self, patience: Patience, push: &RawCall<'_>) -> Result<(), PushError> {
+        self.check_reserved(push)?;
         let link = &self.handle.link;
         let connection = match link.at_once(patience) {
             Some(outcome) => outcome?,

@@ -99,11 +99,13 @@ impl Drop for Forget<'_> {
 
 impl Caller for Connection {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        call.check_reserved()?;
         let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
         self.call_with_token(&call, None, time).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        push.check_reserved()?;
         self.push_with_token(&push, None, push.options.timeout.unwrap_or_default()).await
     }
 }
@@ -203,7 +205,6 @@ impl Connection {
         token: Option<&str>,
         time: Option<CallTime>,
     ) -> Result<RawReply, CallError> {
-        call.check_reserved()?;
         let Begun { reply, mut guard, written } = loop {
             match self.begin_call(call, token, time)? {
                 Some(begun) => break begun,
@@ -229,7 +230,6 @@ impl Connection {
         token: Option<&str>,
         wait: Duration,
     ) -> Result<(), PushError> {
-        push.check_reserved()?;
         let RawCall { service_path, service_method, serialize, payload, options } = push;
         let more = with_more(&options.metadata, token, None);
         let metadata = more.as_ref().unwrap_or(&options.metadata);

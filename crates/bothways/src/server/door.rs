@@ -336,7 +336,8 @@ async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, _slot: OwnedSemaphoreP
     let is_let_in = door.open.lock().get(&connection.id()).is_none_or(|(_, is_let_in)| *is_let_in);
     if !is_let_in {
         tracing::debug!(connection = %connection.id(), "an admin connection brought no token in time");
-        connection.close();
+        // At once: who does not end its side keeps no place.
+        connection.cut();
     }
     connection.closed().await;
 }

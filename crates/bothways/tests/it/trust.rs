@@ -205,19 +205,20 @@ async fn a_position_is_believed_on_tracked_messages_only() {
     drop(client);
 }
 
-/// A plain server has no topics: what its messages say of one is an application's.
+/// A plain client may ask for more, as any rpcx client may: to it `_bothways` is a service like others.
 #[tokio::test(start_paused = true)]
-async fn a_plain_servers_message_has_no_topic() {
-    let server = ScriptedServer::listen().await;
-    let connecting = Client::bidirectional(&server.address, ClientOptions::new());
-    let (client, mut served) = tokio::join!(connecting, server.accept_plain());
-    let (_client, mut messages) = client.expect("it listens");
-    let pairs = Metadata::new().with(keys::TOPIC, "news").with(keys::TOPIC_EPOCH, "1").with(keys::TOPIC_OFFSET, "9");
-    let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
-    served.say(Message::new(header, "T", "m", &pairs, b"x").frame()).await;
-    let message = soon(messages.next()).await.expect("it came");
-    assert_eq!((message.topic(), message.position()), (None, None));
-    assert_eq!(message.metadata().get(keys::TOPIC), Some("news"), "the pairs are there as they came");
+async fn a_plain_client_speaks_to_the_frameworks_service_itself() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let options = ClientOptions::new().negotiate(false);
+    let client = Client::connect(listening.address(), options).await.expect("it listens");
+    let enabled =
+        client.call_raw(RawCall { service_method: keys::ENABLE, ..call(keys::CONTROL_PATH, &Metadata::new()) });
+    assert!(enabled.await.expect("it may").metadata.get(keys::SESSION_ID).is_some());
+    let acked = Metadata::new().with(keys::ACK_OFFSETS, "0,0");
+    let ack = client.call_raw(RawCall { service_method: keys::ACK, ..call(keys::CONTROL_PATH, &acked) });
+    ack.await.expect("it may");
+    assert_eq!(refuses(&client, "T", &acked).await, [true; 2], "elsewhere these pairs are not an application's");
 }
 
 /// The pairs of a session in a plain client's ordinary request mean nothing: it is admitted as whoever is new.
