@@ -146,6 +146,10 @@ impl Door {
         }
     }
 
+    pub(super) fn is_on_service_addresses(&self) -> bool {
+        self.options.is_on_service_addresses()
+    }
+
     /// Lets in a request with the right token. A wrong one ends its connection.
     pub(super) fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<(), Reply> {
         let peer = group(&connection.peer_address());
