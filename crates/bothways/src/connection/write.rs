@@ -136,3 +136,60 @@ pub(super) fn move_bytes(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// What a socket answers, in order.
+    type Answers = VecDeque<Poll<io::Result<usize>>>;
+
+    /// Moves so many bytes to a socket that answers like this; answers what it was offered each time as well.
+    fn moved(bytes: usize, done: usize, answers: impl Into<Answers>) -> (usize, Outcome<io::Error>, Vec<usize>) {
+        let mut answers: Answers = answers.into();
+        let mut wire = Wire::default();
+        wire.push(vec![7; bytes].into());
+        let mut offered = Vec::new();
+        let (written, outcome) = move_bytes(&mut wire, done, |slices| {
+            offered.push(slices.iter().map(|slice| slice.len()).sum());
+            answers.pop_front().expect("it is asked no more often")
+        });
+        assert!(answers.is_empty(), "it is asked as often");
+        assert_eq!(wire.bytes(), bytes - written);
+        (written, outcome, offered)
+    }
+
+    fn fails(kind: io::ErrorKind) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(kind.into()))
+    }
+
+    /// Each answer of a socket has one outcome, and what it took before counts in all of them.
+    #[test]
+    fn what_a_socket_took_counts_however_it_ends() {
+        let took = |n| Poll::Ready(Ok(n));
+        assert!(matches!(moved(100, 0, [took(60), took(40)]), (100, Outcome::Moved, _)));
+        assert!(matches!(moved(100, 0, [took(60), Poll::Pending]), (60, Outcome::Full, _)));
+        let broken = moved(100, 0, [took(60), fails(io::ErrorKind::ConnectionReset)]);
+        assert!(matches!(broken, (60, Outcome::Failed(_), _)), "{broken:?}");
+        let (written, outcome, offered) = moved(100, 0, [fails(io::ErrorKind::Interrupted), took(100)]);
+        assert!(matches!((written, outcome), (100, Outcome::Moved)) && offered == [100, 100]);
+    }
+
+    /// A socket that takes nothing and says that it did is broken, and is not asked for ever.
+    #[test]
+    fn a_socket_that_takes_nothing_is_broken() {
+        let (written, outcome, _) = moved(100, 0, [Poll::Ready(Ok(0))]);
+        assert!(matches!(outcome, Outcome::Failed(error) if error.kind() == io::ErrorKind::WriteZero) && written == 0);
+    }
+
+    /// A turn ends at its share of bytes, and not before.
+    #[test]
+    fn a_turn_ends_at_its_share() {
+        let took = |n| Poll::Ready(Ok(n));
+        let (written, outcome, offered) = moved(2 * WRITE_BYTES, 10, [took(WRITE_BYTES - 11), took(1)]);
+        assert!(matches!((written, outcome), (n, Outcome::Moved) if n == WRITE_BYTES - 10));
+        assert_eq!(offered, [WRITE_BYTES - 10, 1]);
+    }
+}

@@ -96,8 +96,8 @@ async fn a_server_that_receives_a_long_frame_shows_that_it_lives() {
     let server = echoing().build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect_negotiated(listening.address()).await;
-    let frame = request(1, "Echo", &[7; 100_000]);
-    for piece in frame.chunks(1000) {
+    let frame = request(1, "Echo", &[7; 500_000]);
+    for piece in frame.chunks(5000) {
         client.say(piece).await;
         tokio::time::sleep(SECOND / 2).await;
     }
@@ -123,11 +123,11 @@ async fn a_plain_client_that_sends_a_long_frame_hears_nothing_meanwhile() {
     let mut client = Scripted::connect(listening.address()).await;
     client.say(request(1, "Echo", b"")).await;
     client.next().await;
-    for piece in request(2, "Echo", &[7; 100_000]).chunks(1000) {
+    for piece in request(2, "Echo", &[7; 500_000]).chunks(5000) {
         client.say(piece).await;
         tokio::time::sleep(SECOND / 2).await;
     }
-    assert_eq!(client.next().await.wire_payload().len(), 100_000);
+    assert_eq!(client.next().await.wire_payload().len(), 500_000);
 }
 
 /// A client shows the server that sends it a long frame that it lives.
@@ -139,11 +139,11 @@ async fn a_client_that_receives_a_long_frame_shows_that_it_lives() {
     let client = client.expect("it listens");
     let calling = tokio::spawn(async move { call(&client, "Large", "").await });
     let asked = peer.next().await;
-    for piece in crate::scripted::reply_to(&asked, &[7; 100_000]).chunks(1000) {
+    for piece in crate::scripted::reply_to(&asked, &[7; 500_000]).chunks(5000) {
         peer.say(piece).await;
         tokio::time::sleep(SECOND / 2).await;
     }
-    assert_eq!(calling.await.expect("no panic").expect("answered").len(), 100_000);
+    assert_eq!(calling.await.expect("no panic").expect("answered").len(), 500_000);
     let heard = peer.next().await;
     assert!(heard.header().is_heartbeat(), "{heard:?}");
 }
