@@ -10,6 +10,8 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
+use super::lock::{self, Changes, Wake};
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Account {
@@ -18,6 +20,12 @@ pub(super) struct Account {
     bytes_max: usize,
     /// Told when there is more room than before.
     pub(super) room: Notify,
+}
+
+impl Changes for Account {
+    fn tell(&self) {
+        self.room.notify_waiters();
+    }
 }
 
 impl Account {
@@ -38,10 +46,10 @@ impl Account {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn give_back(&self, bytes: usize) {
+    pub(super) fn give_back(self: &Arc<Self>, bytes: usize) {
         if 0 < bytes {
             self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.room.notify_waiters();
+            lock::wake(Wake::Of(Arc::clone(self) as Arc<dyn Changes>));
         }
     }
 

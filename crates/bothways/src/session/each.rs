@@ -10,7 +10,11 @@ use std::{
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use super::{SessionId, receipt::Stage};
+use super::{
+    SessionId,
+    lock::{self, Wake},
+    receipt::Stage,
+};
 
 /// How each target of a push ended: its session, and the [final](Stage::is_final) stage. In the order in which they
 /// ended, and each once; ends after the last, at once if there is no target.
@@ -60,7 +64,7 @@ impl Each {
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
-            reader.wake();
+            lock::wake(Wake::Reader(reader));
         }
     }
 }

@@ -41,6 +41,7 @@ mod history;
 mod hub;
 mod keys;
 mod ledger;
+mod lock;
 mod presence;
 mod push;
 mod receipt;
@@ -60,7 +61,6 @@ use std::{
 };
 
 use bothways_proto::Seq;
-use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 #[cfg(test)]
@@ -75,6 +75,7 @@ use self::{
     claims::{Claims, Listed},
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next},
+    lock::Lock,
     push::Encoded,
     secrets::Secret,
     topic::Patterns,
@@ -154,7 +155,7 @@ struct Inner {
     trail: Arc<Trail>,
     /// Told when the session gets or loses a connection, or ends.
     changed: Notify,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {

@@ -30,6 +30,7 @@ use super::{
     each::{Each, TargetOutcomes},
     explain::Trail,
     history::Position,
+    lock::{self, Changes, Wake},
 };
 
 /// How far one push to one session has come.
@@ -193,6 +194,12 @@ struct Tally {
     each: Option<Arc<Each>>,
 }
 
+impl Changes for Tally {
+    fn tell(&self) {
+        self.changed.notify_waiters();
+    }
+}
+
 impl Receipt {
     pub(crate) fn new() -> Self {
         Self { tally: Arc::default() }
@@ -316,7 +323,7 @@ impl Ticket {
         if let Some((trail, number)) = &self.trail {
             trail.reached(*number, to);
         }
-        self.tally.changed.notify_waiters();
+        lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
         if let Some(repetitions) = &mut self.repetitions {
             repetitions.iter_mut().for_each(|ticket| ticket.advance(to.of_repetition()));
             if to.is_final() {

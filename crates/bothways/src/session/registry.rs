@@ -30,6 +30,7 @@ use super::{
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
+    lock::Lock,
     push::{Class, Encoded, Push},
     receipt::Receipt,
     rules::Rules,
@@ -236,7 +237,7 @@ impl Registry {
                 registry: self.me.clone(),
                 trail: Arc::new(Trail::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),
-                state: Mutex::new(State {
+                state: Lock::new(State {
                     connection: Some(connection.clone()),
                     generation: 1,
                     resumable: false,

@@ -532,3 +532,43 @@ fn threads_that_push_to_one_session_do_not_block_each_other() {
     });
     over.recv_timeout(Duration::from_secs(60)).expect("all is pushed, and nobody is blocked");
 }
+
+/// A waker as another executor may have it: it looks at the session.
+struct Looks(bothways::Session);
+
+impl std::task::Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        self.0.waiting();
+    }
+}
+
+/// Who waits for a receipt, or for the end of each target, is woken when the session's lock is free.
+#[test]
+fn a_waker_may_look_at_the_session() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let server = Server::builder().build();
+            let listening = server.listen(&address()).await.expect("a free name");
+            let (_client, mut messages) =
+                Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+            let resumable = || server.sessions(&Target::everyone()).expect("a target");
+            crate::support::until(|| resumable().iter().any(bothways::Session::is_resumable)).await;
+            let session = resumable().remove(0);
+            let waker = std::task::Waker::from(Arc::new(Looks(session)));
+            let mut cx = std::task::Context::from_waker(&waker);
+            let receipt = server.push(&Target::everyone(), &Push::new("T", "x", "y")).expect("small");
+            let mut handled = Box::pin(receipt.handled());
+            assert!(handled.as_mut().poll(&mut cx).is_pending());
+
+            drop(soon(messages.next()).await);
+
+            crate::support::until(|| receipt.outcomes().at(Stage::Handled) == 1).await;
+            assert!(handled.as_mut().poll(&mut cx).is_ready());
+        });
+        // The test is over if nobody listens.
+        let _ = done.send(());
+    });
+    assert!(is_done.recv_timeout(Duration::from_secs(60)).is_ok(), "it hangs, or panicked");
+}
