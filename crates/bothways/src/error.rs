@@ -83,17 +83,61 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// True if the peer cannot have run the call, so that trying again cannot run it twice.
-    pub fn is_safe_to_retry(&self) -> bool {
+    /// True unless it is known that no handler ran. Of a call that was tried several times this is about all of its
+    /// tries.
+    pub fn may_have_run(&self) -> bool {
         match self {
-            Self::Closed { written, .. } => !written,
+            Self::Closed { written, .. } => *written,
+            Self::Remote { code: Some(code), .. } => code.may_have_run(),
+            // Zero was over before anything was sent.
+            Self::TimedOut(limit) => !limit.is_zero(),
+            Self::Remote { code: None, .. } | Self::Decode(_) | Self::NoQuorum { .. } => true,
             Self::NotConnected(_)
+            | Self::NotSupported
+            | Self::TooManyCalls { .. }
+            | Self::QueueFull { .. }
+            | Self::Encode(_)
+            | Self::TooLarge(_)
+            | Self::ReservedMetadata(_)
+            | Self::NoServer(_)
+            | Self::NoClient(_) => false,
+        }
+    }
+
+    /// True if no handler can have run the call, so that trying again cannot run it twice. Whether that is of any use
+    /// says [`Self::is_worth_retrying`].
+    pub fn is_safe_to_retry(&self) -> bool {
+        !self.may_have_run()
+    }
+
+    /// True if the same call may succeed later, or elsewhere: something was missing, lost or overloaded. False for an
+    /// answer, and for what is wrong with the call itself.
+    pub fn is_worth_retrying(&self) -> bool {
+        match self {
+            Self::Remote { code: Some(code), .. } => code.is_worth_retrying(),
+            Self::NotConnected(error) => error.is_worth_retrying(),
+            Self::NoQuorum { error, .. } => error.is_worth_retrying(),
+            Self::TimedOut(_)
+            | Self::Closed { .. }
             | Self::TooManyCalls { .. }
             | Self::QueueFull { .. }
             | Self::NoServer(_)
             | Self::NoClient(_) => true,
-            Self::Remote { code, .. } => matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown)),
-            _ => false,
+            Self::Remote { code: None, .. }
+            | Self::NotSupported
+            | Self::Encode(_)
+            | Self::TooLarge(_)
+            | Self::ReservedMetadata(_)
+            | Self::Decode(_) => false,
+        }
+    }
+
+    /// This error of the last try of a call, or that of an earlier one if it says more: that nothing ran is only true
+    /// of all tries.
+    pub(crate) fn after_tries(self, may_have_run: Option<Self>) -> Self {
+        match may_have_run {
+            Some(earlier) if !self.may_have_run() => earlier,
+            _ => self,
         }
     }
 
@@ -143,23 +187,49 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    const NAMES: [(Self, &str); 7] = [
-        (Self::Overloaded, "overloaded"),
-        (Self::Unauthenticated, "unauthenticated"),
-        (Self::NotFound, "not_found"),
-        (Self::BadArguments, "bad_arguments"),
-        (Self::Internal, "internal"),
-        (Self::Timeout, "timeout"),
-        (Self::ShuttingDown, "shutting_down"),
+    const ALL: [Self; 7] = [
+        Self::Overloaded,
+        Self::Unauthenticated,
+        Self::NotFound,
+        Self::BadArguments,
+        Self::Internal,
+        Self::Timeout,
+        Self::ShuttingDown,
     ];
 
     /// The name on the wire.
     pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(code, _)| *code == self).map_or("", |(_, name)| name)
+        match self {
+            Self::Overloaded => "overloaded",
+            Self::Unauthenticated => "unauthenticated",
+            Self::NotFound => "not_found",
+            Self::BadArguments => "bad_arguments",
+            Self::Internal => "internal",
+            Self::Timeout => "timeout",
+            Self::ShuttingDown => "shutting_down",
+        }
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(_, n)| *n == name).map(|(code, _)| *code)
+        Self::ALL.into_iter().find(|code| code.name() == name)
+    }
+
+    /// See [`CallError::may_have_run`].
+    fn may_have_run(self) -> bool {
+        match self {
+            Self::Internal | Self::Timeout => true,
+            Self::Overloaded | Self::Unauthenticated | Self::NotFound | Self::BadArguments | Self::ShuttingDown => {
+                false
+            }
+        }
+    }
+
+    /// See [`CallError::is_worth_retrying`].
+    fn is_worth_retrying(self) -> bool {
+        match self {
+            Self::Overloaded | Self::Timeout | Self::ShuttingDown => true,
+            Self::Unauthenticated | Self::NotFound | Self::BadArguments | Self::Internal => false,
+        }
     }
 }
 
@@ -267,6 +337,9 @@ pub enum CloseReason {
     /// The token was refused.
     #[error("not authenticated: {}", one_line(.0))]
     Unauthenticated(String),
+    /// The server refused the Hello, and not for its token. Nothing that was sent behind it was run.
+    #[error("the server refused the Hello: {0}")]
+    HelloRefused(String),
     /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
     #[error("the server said goodbye: {}", one_line(.why))]
     Goodbye {
@@ -333,6 +406,47 @@ pub enum ConnectError {
         /// What the server said.
         reason: String,
     },
+    /// The server took the connection, and did not answer the Hello in time. A rpcx server of any kind does.
+    #[error("{address} took the connection and did not answer the Hello within {after:?} (`connect_timeout`)")]
+    NoAnswer {
+        /// Where to.
+        address: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection ended before the server had answered the Hello.
+    #[error("the connection to {address} ended before the Hello was answered: {reason}")]
+    Unanswered {
+        /// Where to.
+        address: String,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// [`ClientOptions::credentials`](crate::ClientOptions::credentials) gave no token.
+    #[error("no credentials for {address}: {why}")]
+    Credentials {
+        /// Where to.
+        address: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// The first connection is being made.
+    #[error("the connection to {address} is being made")]
+    Connecting {
+        /// Where to.
+        address: String,
+    },
+    /// The connection is lost, and the client must not make it again.
+    #[error("the connection to {address} is lost ({lost}), and this client does not reconnect")]
+    Lost {
+        /// Where to.
+        address: String,
+        /// Why it was lost.
+        lost: CloseReason,
+    },
+    /// The runtime in which the client was made is gone, and nobody keeps its connection.
+    #[error("the client's runtime is gone")]
+    Abandoned,
     /// The connection is lost and being made again; the last try failed for this reason.
     #[error("the connection to {address} is lost ({lost}) and is being made again")]
     Reconnecting {
@@ -344,6 +458,22 @@ pub enum ConnectError {
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
+}
+
+impl ConnectError {
+    /// True if there may be a connection later.
+    fn is_worth_retrying(&self) -> bool {
+        match self {
+            Self::Io { .. }
+            | Self::TimedOut { .. }
+            | Self::NoAnswer { .. }
+            | Self::Unanswered { .. }
+            | Self::Credentials { .. }
+            | Self::Connecting { .. }
+            | Self::Reconnecting { .. } => true,
+            Self::Address(_) | Self::Refused { .. } | Self::Lost { .. } | Self::Abandoned | Self::Closed => false,
+        }
+    }
 }
 
 /// Why a text is no address.
@@ -410,4 +540,64 @@ pub enum ServeError {
         /// What is missing.
         why: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each variant says whether it may have run, and whether another try may help.
+    #[test]
+    fn an_error_says_what_it_knows_of_the_call() {
+        let remote = |code| CallError::Remote { text: String::new(), code };
+        let closed = |written| CallError::Closed { written, reason: CloseReason::PeerClosed };
+        let too_large = || CallError::TooLarge(EncodeError::TooLarge { len: 2, max: 1 });
+        let no_quorum = CallError::NoQuorum { wanted: 2, answered: 0, error: Box::new(too_large()) };
+        let refused = ConnectError::Refused { address: String::new(), reason: String::new() };
+        for (error, may_have_run, is_worth) in [
+            (remote(None), true, false),
+            (remote(Some(ErrorCode::Overloaded)), false, true),
+            (remote(Some(ErrorCode::Unauthenticated)), false, false),
+            (remote(Some(ErrorCode::NotFound)), false, false),
+            (remote(Some(ErrorCode::BadArguments)), false, false),
+            (remote(Some(ErrorCode::Internal)), true, false),
+            (remote(Some(ErrorCode::Timeout)), true, true),
+            (remote(Some(ErrorCode::ShuttingDown)), false, true),
+            (CallError::TimedOut(Duration::from_nanos(1)), true, true),
+            (CallError::TimedOut(Duration::ZERO), false, true),
+            (closed(true), true, true),
+            (closed(false), false, true),
+            (CallError::NotConnected(ConnectError::Connecting { address: String::new() }), false, true),
+            (CallError::NotConnected(refused), false, false),
+            (CallError::NotSupported, false, false),
+            (CallError::TooManyCalls { max: 1 }, false, true),
+            (CallError::QueueFull { bytes: 1 }, false, true),
+            (CallError::Encode(CodecError::Compressed(DecodeError::Gzip(String::new()))), false, false),
+            (too_large(), false, false),
+            (CallError::Decode(CodecError::Compressed(DecodeError::Gzip(String::new()))), true, false),
+            (CallError::NoServer(String::new()), false, true),
+            (CallError::NoClient(String::new()), false, true),
+            (no_quorum, true, false),
+        ] {
+            let said = (error.may_have_run(), error.is_safe_to_retry(), error.is_worth_retrying());
+            assert_eq!(said, (may_have_run, !may_have_run, is_worth), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn that_nothing_ran_is_said_of_all_tries() {
+        let written = || CallError::Closed { written: true, reason: CloseReason::PeerClosed };
+        assert!(CallError::NoServer(String::new()).after_tries(Some(written())).may_have_run());
+        assert!(!CallError::NoServer(String::new()).after_tries(None).may_have_run());
+        let answered = CallError::Remote { text: "no".to_owned(), code: None }.after_tries(Some(written()));
+        assert!(matches!(answered, CallError::Remote { .. }));
+    }
+
+    #[test]
+    fn each_code_has_a_name_of_its_own() {
+        for code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::from_name(code.name()), Some(code));
+        }
+        assert_eq!(ErrorCode::from_name("of_a_later_version"), None);
+    }
 }

@@ -40,6 +40,7 @@
 pub mod caller;
 mod calm;
 pub mod client;
+mod clock;
 pub mod codec;
 pub mod connection;
 pub mod discovery;
@@ -58,7 +59,9 @@ pub mod xclient;
 
 pub use self::{
     caller::{CallOptions, Caller, Response},
-    client::{Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages, SessionLost},
+    client::{
+        Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages, SessionLost, Token,
+    },
     codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},

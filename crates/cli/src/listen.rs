@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{CallOptions, Client, ClientOptions, CloseReason, ConnectionEvent, ServerMessage};
+use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ServerMessage};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -112,10 +112,11 @@ impl Listener {
         first_call: Option<&FirstCall>,
     ) -> Result<(), Failure> {
         match event {
-            ConnectionEvent::Lost { reason: CloseReason::Unauthenticated(text), .. } => {
-                Err(Failure::new(Exit::Peer, format!("the server refused the token: {text}"))
-                    .hint("put the token into an environment variable and name it with --auth-env"))
+            ConnectionEvent::Refused { reason, .. } => {
+                self.warn(&format!("the server refuses this client: {reason}; trying again"));
+                Ok(())
             }
+            ConnectionEvent::GaveUp { error, .. } => Err(Failure::new(Exit::Connection, error.to_string())),
             ConnectionEvent::Lost { reason, .. } => {
                 self.warn(&format!("connection lost: {reason}; connecting again"));
                 Ok(())

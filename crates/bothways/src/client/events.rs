@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use crate::error::{CallError, CloseReason};
+use crate::error::{CallError, CloseReason, ConnectError};
 
 /// What happened to a connection of a client.
 #[derive(Clone, Debug)]
@@ -22,8 +22,8 @@ pub enum ConnectionEvent {
     },
     /// The connection was lost, and not by this side's own close. Calls under way have failed.
     ///
-    /// Or the server ends it, and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] at its
-    /// beginning. Calls under way may still be answered then, and the reason says how long the client waits before it
+    /// Or the server ends it, and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before it
+    /// stood. Calls under way may still be answered then, and the reason says how long the client waits before it
     /// connects again.
     Lost {
         /// The server's address, in rpcx's form.
@@ -39,6 +39,23 @@ pub enum ConnectionEvent {
         /// How often the connection was lost since the last event that was read: more than once if the
         /// reader is slow.
         losses: u64,
+    },
+    /// The server refused this client, most likely for its token. The client tries again, with back-off up to a
+    /// minute, and at once when somebody calls; [`ClientOptions::credentials`](crate::ClientOptions::credentials) are
+    /// asked each time. It gives up if [`ClientOptions::refusals_max`](crate::ClientOptions::refusals_max) says so.
+    Refused {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// The server's words.
+        reason: String,
+    },
+    /// The client does not try any more to connect: it was refused too often, or must not
+    /// [reconnect](crate::ClientOptions::reconnect). The last event of this server.
+    GaveUp {
+        /// The server's address, in rpcx's form.
+        server: Arc<str>,
+        /// What a call gets from now on.
+        error: ConnectError,
     },
     /// The connection stands again, but the server no longer has this client's session: what it was owed is
     /// gone, and so is what an application's own methods subscribed it to. What the client subscribed to with
@@ -125,10 +142,17 @@ impl ConnectionEvent {
             Self::Connected { server }
             | Self::Lost { server, .. }
             | Self::Restored { server, .. }
+            | Self::Refused { server, .. }
+            | Self::GaveUp { server, .. }
             | Self::SessionLost { server, .. }
             | Self::Resubscribed { server, .. }
             | Self::SubscriptionLost { server, .. } => server,
         }
+    }
+
+    /// True if one of its kind says all that several would.
+    fn stands_alone(&self) -> bool {
+        matches!(self, Self::SessionLost { .. } | Self::Refused { .. })
     }
 
     /// The topic of an event about one.
@@ -142,9 +166,9 @@ impl ConnectionEvent {
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most three events per server wait, one that its session was lost, and one per topic: to a reader that is
-/// slow, a loss and a restoration that it has not read become one restoration that says how many losses it
-/// stands for.
+/// At most four events per server wait, one that its session was lost, one that it refused, and one per topic: to a
+/// reader that is slow, a loss and a restoration that it has not read become one restoration that says how many losses
+/// it stands for.
 #[derive(Debug)]
 pub struct ConnectionEvents {
     shared: Arc<Mutex<State>>,
@@ -189,18 +213,25 @@ impl State {
         }
         let of_same: Vec<usize> = (0..self.waiting.len())
             .filter(|at| self.waiting[*at].server() == event.server())
-            .filter(|at| !matches!(self.waiting[*at], ConnectionEvent::SessionLost { .. }))
+            .filter(|at| !self.waiting[*at].stands_alone())
             .filter(|at| self.waiting[*at].topic().is_none())
             .collect();
-        if matches!(event, ConnectionEvent::SessionLost { .. }) {
+        if event.stands_alone() {
             // One that waits already says the same.
-            self.waiting.retain(|waiting| {
-                !matches!(waiting, ConnectionEvent::SessionLost { .. }) || waiting.server() != event.server()
-            });
+            let kind = std::mem::discriminant(&event);
+            self.waiting
+                .retain(|waiting| std::mem::discriminant(waiting) != kind || waiting.server() != event.server());
             self.waiting.push_back(event);
             return;
         }
         let event = match (event, of_same.as_slice()) {
+            // Not admitted, again and again: the last word counts.
+            (event @ ConnectionEvent::Lost { .. }, [.., last])
+                if matches!(self.waiting[*last], ConnectionEvent::Lost { .. }) =>
+            {
+                self.waiting.remove(*last);
+                event
+            }
             // Lost and restored again before anybody read the loss: one event for both.
             (ConnectionEvent::Restored { server, mut losses }, [.., last])
                 if matches!(self.waiting[*last], ConnectionEvent::Lost { .. }) && 1 < of_same.len() =>
@@ -302,6 +333,8 @@ mod tests {
             ConnectionEvent::Lost { .. } => "L".to_owned(),
             ConnectionEvent::Restored { losses, .. } => format!("R{losses}"),
             ConnectionEvent::SessionLost { .. } => "S".to_owned(),
+            ConnectionEvent::Refused { reason, .. } => format!("({reason})"),
+            ConnectionEvent::GaveUp { .. } => "G".to_owned(),
             ConnectionEvent::Resubscribed { topic, recovered, .. } => format!("[{topic} {recovered}]"),
             ConnectionEvent::SubscriptionLost { topic, .. } => format!("[{topic} lost]"),
         };
@@ -321,6 +354,20 @@ mod tests {
         assert_eq!(letters(&events), "CR1000");
         sender.tell(&lost(&server));
         assert_eq!(letters(&events), "CR1000L");
+    }
+
+    /// However often a server refuses a client, or does not admit it, few events wait.
+    #[test]
+    fn of_many_refusals_the_last_is_told() {
+        let (sender, server): (_, Arc<str>) = (EventSender::default(), Arc::from("tcp@a:1"));
+        let events = sender.subscribe();
+        for n in 0..1000 {
+            sender.tell(&lost(&server));
+            sender.tell(&ConnectionEvent::Refused { server: Arc::clone(&server), reason: n.to_string() });
+        }
+        assert_eq!(letters(&events), "L(999)");
+        sender.tell(&restored(&server));
+        assert_eq!(letters(&events), "L(999)R1");
     }
 
     /// Of one topic one event waits, and it claims no more than all that it stands for.

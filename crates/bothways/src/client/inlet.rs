@@ -1,7 +1,7 @@
 //! What comes from the server: messages to the queue, calls to the handlers.
 
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::{
     events::{ConnectionEvent, EventSender},
+    link::Link,
     messages::{MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
     results::Results,
@@ -29,6 +30,7 @@ const QUEUE_FULL: &str = "this client's queue of server messages is full";
 
 /// The ears of a client.
 pub(super) struct ClientInlet {
+    pub(super) link: Weak<Link>,
     pub(super) server: Arc<str>,
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
@@ -68,6 +70,8 @@ impl Inlet for ClientInlet {
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
 
     fn handle_welcome(&self, connection: &Connection, welcome: Option<&Metadata>) {
+        // The first that is told of a connection is that it stands.
+        self.stands(connection);
         let resumed = match self.memory.handle_welcome(connection.id(), welcome) {
             Arrival::Resumed => true,
             Arrival::New { lost } => {
@@ -83,6 +87,18 @@ impl Inlet for ClientInlet {
 }
 
 impl ClientInlet {
+    /// The server has let this client in.
+    pub(super) fn stands(&self, connection: &Connection) {
+        let Some(link) = self.link.upgrade() else { return };
+        link.stands(connection, |again| {
+            let server = Arc::clone(&self.server);
+            self.events.tell(&match again {
+                false => ConnectionEvent::Connected { server },
+                true => ConnectionEvent::Restored { server, losses: 1 },
+            });
+        });
+    }
+
     fn handle_message(&self, connection: &Connection, message: Message) {
         match &self.messages {
             Some(queue)

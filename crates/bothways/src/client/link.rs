@@ -1,10 +1,18 @@
 //! Keeps one connection to one server: watches it, and makes it again with back-off.
 //!
 //! ```text
-//!  connecting ──► up ──► lost ──► waiting (0 to base × 2^failures, at random) ──► connecting
-//!      │           │      │
-//!      └───────────┴──────┴──► closed, by this side, or for good if it must not reconnect
+//!                    ┌───────────────────── no connection, no answer, refused, not admitted ◄──┐
+//!                    ▼                                                                         │
+//!  start ──► down: waiting (0 to base × 2^failures, at random) ──► connecting ──► greeting ────┤
+//!                    ▲                                                                         │ the Hello is answered
+//!                    └───────────────────── lost, or the server said goodbye ◄──────────── up ◄┘
+//!
+//!  any of them ──► ended: by this side, or for good if it must not try again
 //! ```
+//!
+//! A connection is up once its server has answered the Hello: before that nobody knows whether it lets this client in,
+//! and whether it is an rpcx server at all. Calls do not wait for that: they go behind the Hello, and if it is refused
+//! they were certainly not run. Events and [`Client::connect`](super::Client::connect) do.
 //!
 //! A server may say goodbye and when to come back, or not admit the client for now. The connection counts as lost
 //! from then on, though what runs on it is still answered, and the waiting begins when the time that the server named
@@ -16,7 +24,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -24,7 +32,9 @@ use std::{
 use bothways_proto::{Capabilities, Role, keys};
 use parking_lot::Mutex;
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
@@ -33,11 +43,12 @@ use super::{
     events::{ConnectionEvent, ConnectionEvents, EventSender},
     inlet::ClientInlet,
     messages::MessageQueue,
-    options::ClientOptions,
+    options::{ClientOptions, Credentials},
     results::Results,
     subscriptions::{Resubscriber, Subscriptions},
 };
 use crate::{
+    clock::{after, later},
     connection::{Connection, Inlet, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
@@ -47,9 +58,17 @@ use crate::{
 pub(super) struct Link {
     address: Address,
     options: ClientOptions,
+    /// Where the client was made: whoever calls from elsewhere borrows its clock.
+    runtime: Handle,
     state: watch::Sender<State>,
+    /// Held while a connection is found to stand, or to fail before it does: events come in the order of the states.
+    turn: Mutex<()>,
+    /// A connection has stood.
+    has_stood: AtomicBool,
     /// Tries to connect that have failed.
     failures: AtomicU64,
+    /// Those among them that the server refused.
+    refusals: AtomicU64,
     /// Told when a call waits for the connection.
     wanted: Notify,
     /// Taken when the link has ended, so that streams of events and messages end.
@@ -61,10 +80,24 @@ pub(super) struct Link {
 /// 50 ms at most 0.8 s. That is soon for the caller, and bearable for a server to which all come back.
 const WANTED_DOUBLINGS: u32 = 4;
 
+/// A connection that stood for so long has lived: the waiting before the next one begins anew. One that did not is
+/// a failure more, however it ended.
+const LIVED: Duration = Duration::from_secs(1);
+
+/// Connections that their servers are about to end, and that still answer what runs.
+const LEAVING_MAX: usize = 2;
+
+/// How long such a connection stays though nothing runs on it: for the last acknowledgements, and for its server to
+/// end it.
+const LEAVING_IDLE: Duration = Duration::from_secs(5);
+
+/// How long it stays at most.
+const LEAVING_TIME: Duration = Duration::from_secs(600);
+
 /// What a call waits for that finds no connection.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Patience {
-    /// The connection.
+    /// The connection, or a refusal.
     Connection,
     /// The outcome of the next try to make it.
     OneTry,
@@ -78,13 +111,33 @@ struct Ears {
 
 #[derive(Clone)]
 enum State {
-    /// The first connection is being made; the last try failed for this reason.
-    Connecting(Option<ConnectError>),
+    /// Being made.
+    Down(Why),
+    /// Made, but its Hello is not answered yet; and why there was none before it.
+    Greeting(Connection, Why),
     Up(Connection),
-    /// Lost, and being made again.
-    Lost(CloseReason),
     /// For good.
     Ended(ConnectError),
+}
+
+/// Why there is no connection.
+#[derive(Clone)]
+enum Why {
+    /// The first try is under way.
+    New,
+    /// The last try failed.
+    Failed(ConnectError),
+    /// The last one was lost, or not admitted.
+    Lost(CloseReason),
+}
+
+/// Ends the link when its task is gone, however it ended: nobody waits for a connection that nobody makes.
+struct Kept(Arc<Link>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.end(ConnectError::Abandoned);
+    }
 }
 
 impl Link {
@@ -101,8 +154,12 @@ impl Link {
         let link = Arc::new(Self {
             address,
             options,
-            state: watch::Sender::new(State::Connecting(None)),
+            runtime: Handle::current(),
+            state: watch::Sender::new(State::Down(Why::New)),
+            turn: Mutex::default(),
+            has_stood: false.into(),
             failures: 0.into(),
+            refusals: 0.into(),
             wanted: Notify::new(),
             ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
             subscriptions: Arc::new(subscriptions),
@@ -121,10 +178,10 @@ impl Link {
             server: Arc::clone(&server),
             subscriptions: Arc::clone(&link.subscriptions),
             events: events.clone(),
-            token: link.options.token().map(Arc::from),
             timeout: link.options.default_timeout(),
         };
         let inlet = Arc::new(ClientInlet {
+            link: Arc::downgrade(&link),
             server: Arc::clone(&server),
             resubscriber,
             handlers,
@@ -137,13 +194,10 @@ impl Link {
             unheard: 0.into(),
             warned: false.into(),
         });
-        let settings = Arc::new(settings);
         let methods = Methods::announce(&inlet.handlers.routes());
-        let (kept, keeper) = (Arc::clone(&link), Keeper { server, inlet, settings, events, methods });
-        tokio::spawn(async move {
-            keep(&kept, &keeper).await;
-            kept.ears.lock().take();
-        });
+        let keeper = Keeper { server, inlet, settings, events, methods };
+        let kept = Kept(Arc::clone(&link));
+        tokio::spawn(async move { keep(&kept.0, &keeper).await });
         link
     }
 
@@ -153,6 +207,10 @@ impl Link {
 
     pub(super) fn options(&self) -> &ClientOptions {
         &self.options
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     pub(super) fn subscriptions(&self) -> &Subscriptions {
@@ -168,88 +226,129 @@ impl Link {
         self.state.borrow().connection(&self.address)
     }
 
-    /// What a call gets that waits for this; `None` if that is still to come.
+    /// What a call gets that waits for this; `None` if that is still to come. The connection may be over already:
+    /// the call finds that out, and waits then.
     pub(super) fn at_once(&self, patience: Patience) -> Option<Result<Connection, ConnectError>> {
         let state = self.state.borrow();
-        let settled = match patience {
-            Patience::Connection => matches!(&*state, State::Up(_) | State::Ended(_)),
-            Patience::OneTry => state.is_settled(),
+        let settled = match (patience, &*state) {
+            (Patience::Connection, State::Up(connection) | State::Greeting(connection, _)) => {
+                return Some(Ok(connection.clone()));
+            }
+            _ => state.is_settled(),
         };
         (settled || self.options.wait().is_zero()).then(|| state.connection(&self.address))
     }
 
-    /// What a call gets, after waiting for it.
-    pub(super) async fn wait(&self, patience: Patience) -> Result<Connection, ConnectError> {
-        match patience {
-            Patience::Connection => self.connection().await,
-            Patience::OneTry => self.connection_or_failure().await,
-        }
-    }
-
-    /// The connection, after waiting for it if it is being made.
-    async fn connection(&self) -> Result<Connection, ConnectError> {
-        if let Some(outcome) = self.at_once(Patience::Connection) {
-            return outcome;
-        }
+    /// What a call gets, after waiting for it until this moment: a connection that is open, unless it is over by the
+    /// time the call gets it.
+    pub(super) async fn wait(&self, patience: Patience, until: Instant) -> Result<Connection, ConnectError> {
+        let counter = match patience {
+            Patience::Connection => &self.refusals,
+            Patience::OneTry => &self.failures,
+        };
+        let before = counter.load(Ordering::Acquire);
         let mut states = self.state.subscribe();
         self.wanted.notify_one();
-        let settled = states.wait_for(|state| matches!(state, State::Up(_) | State::Ended(_)));
-        match tokio::time::timeout(self.options.wait(), settled).await {
+        let settled = states.wait_for(|state| state.is_settled() || before < counter.load(Ordering::Acquire));
+        match tokio::time::timeout_at(until, settled).await {
             Ok(Ok(state)) => state.connection(&self.address),
             // Not in time; or the sender is gone, which it cannot be while `self` is borrowed.
             _ => self.current(),
         }
     }
 
-    /// The connection; if it is not there, the outcome of the next try to make it.
-    async fn connection_or_failure(&self) -> Result<Connection, ConnectError> {
-        let failures = self.failures.load(Ordering::Acquire);
-        if let Some(outcome) = self.at_once(Patience::OneTry) {
-            return outcome;
-        }
-        let mut states = self.state.subscribe();
-        self.wanted.notify_one();
-        let tried = states.wait_for(|state| state.is_settled() || failures < self.failures.load(Ordering::Acquire));
-        match tokio::time::timeout(self.options.wait(), tried).await {
-            Ok(Ok(state)) => state.connection(&self.address),
-            // Not in time; or the sender is gone, which it cannot be while `self` is borrowed.
-            _ => self.current(),
-        }
-    }
-
-    /// The outcome of the first try. A server that asks to come again later is waited for.
+    /// The outcome of the first try, or the first connection if the options say so. A server that asks to come again
+    /// later is waited for.
     pub(super) async fn first_connection(&self) -> Result<Connection, ConnectError> {
         let mut states = self.state.subscribe();
-        let asks_to_wait = |state: &State| matches!(state, State::Lost(reason) if reason.reconnect_after().is_some());
-        let settled = states.wait_for(|state| !matches!(state, State::Connecting(None)) && !asks_to_wait(state)).await;
-        match settled {
-            Ok(state) => state.connection(&self.address),
+        let is_over = |state: &State| match state {
+            State::Up(_) | State::Ended(_) => true,
+            State::Down(Why::Failed(_)) => !self.options.retries_first_connect(),
+            State::Down(Why::New | Why::Lost(_)) | State::Greeting(..) => false,
+        };
+        match states.wait_for(is_over).await {
+            // What becomes of it later is told by events.
+            Ok(state) => match &*state {
+                State::Up(connection) => Ok(connection.clone()),
+                state => state.connection(&self.address),
+            },
             Err(_) => Err(ConnectError::Closed),
         }
     }
 
     /// Ends the connection for good.
     pub(super) fn close(&self) {
-        let before = self.state.send_replace(State::Ended(ConnectError::Closed));
-        if let State::Up(connection) = before {
+        self.end(ConnectError::Closed);
+    }
+
+    /// Ends the connection for good, for this reason unless it had ended before.
+    fn end(&self, error: ConnectError) {
+        let mut ended = None;
+        self.state.send_if_modified(|state| match state {
+            State::Ended(_) => false,
+            State::Up(_) | State::Greeting(..) | State::Down(_) => {
+                ended = Some(std::mem::replace(state, State::Ended(error)));
+                true
+            }
+        });
+        if let Some(State::Up(connection) | State::Greeting(connection, _)) = ended {
             connection.close();
         }
-        self.ears.lock().take();
+        // Whoever waits for the end of a stream is woken outside of the lock.
+        let ears = self.ears.lock().take();
+        drop(ears);
     }
 
     /// True if the last try failed, or the connection is lost or about to be.
     pub(super) fn is_down(&self) -> bool {
         match &*self.state.borrow() {
-            State::Connecting(error) => error.is_some(),
+            State::Down(why) | State::Greeting(_, why) => !matches!(why, Why::New),
             State::Up(connection) => !connection.is_open(),
-            State::Lost(_) => true,
             State::Ended(_) => false,
         }
+    }
+
+    /// True if calls wait for the next connection, and there may be one.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.options.wait().is_zero() && !self.is_ended()
     }
 
     /// True if there will be no connection any more.
     pub(super) fn is_ended(&self) -> bool {
         matches!(&*self.state.borrow(), State::Ended(_))
+    }
+
+    /// The server has answered the Hello of this connection: it is up, and `tell` says so, and whether one was before
+    /// it. Nothing if it was given up meanwhile.
+    pub(super) fn stands(&self, connection: &Connection, tell: impl FnOnce(bool)) {
+        let _turn = self.turn.lock();
+        let is_greeted = match &*self.state.borrow() {
+            State::Greeting(greeted, _) => greeted == connection,
+            State::Down(_) | State::Up(_) | State::Ended(_) => false,
+        };
+        if is_greeted {
+            tell(self.has_stood.swap(true, Ordering::AcqRel));
+            self.enter(State::Up(connection.clone()));
+        }
+    }
+
+    /// A connection was made, and its Hello is on its way. False: the link was ended meanwhile.
+    fn greet(&self, connection: &Connection) -> bool {
+        self.state.send_if_modified(|state| {
+            let State::Down(why) = state else { return false };
+            *state = State::Greeting(connection.clone(), why.clone());
+            true
+        })
+    }
+
+    /// The connection that is being greeted is no more. False: it stands, or the link has ended.
+    fn forget_greeting(&self) -> bool {
+        let _turn = self.turn.lock();
+        self.state.send_if_modified(|state| {
+            let State::Greeting(_, why) = state else { return false };
+            *state = State::Down(why.clone());
+            true
+        })
     }
 
     /// Enters a state, unless the link was ended meanwhile.
@@ -263,12 +362,20 @@ impl Link {
         })
     }
 
-    /// Notes a try that failed, and tells those who wait for its outcome.
-    fn note_failure(&self, error: ConnectError) {
-        self.failures.fetch_add(1, Ordering::Release);
+    /// Notes why a try failed, and tells those who wait for its outcome.
+    fn note_failure(&self, next: Why) {
+        self.failures.fetch_add(1, Ordering::AcqRel);
+        let is_refusal = matches!(next, Why::Failed(ConnectError::Refused { .. }));
+        if is_refusal {
+            self.refusals.fetch_add(1, Ordering::AcqRel);
+        }
         self.state.send_modify(|state| {
-            if let State::Connecting(last) = state {
-                *last = Some(error);
+            if let State::Down(why) = state {
+                // Who was connected asks why it is not any more; a refusal says more than that.
+                let keeps = matches!((&*why, &next), (Why::Lost(_), Why::Failed(_))) && !is_refusal;
+                if !keeps {
+                    *why = next;
+                }
             }
         });
     }
@@ -281,16 +388,21 @@ impl Link {
 
     /// Waits until the link is ended.
     async fn ended(&self) {
+        self.reaches(|state| matches!(state, State::Ended(_))).await;
+    }
+
+    async fn reaches(&self, is_it: impl FnMut(&State) -> bool) {
         let mut states = self.state.subscribe();
         // The sender is here: it is not gone while `self` is borrowed.
-        let _ = states.wait_for(|state| matches!(state, State::Ended(_))).await;
+        let _ = states.wait_for(is_it).await;
     }
 
     /// Waits before the next try: a random part of a limit that doubles with each failure in a row (full
     /// jitter). Sooner if a call waits; until the link is ended at most.
-    async fn pause(&self, failures: u32) {
-        let (began, part) = (Instant::now(), rand::random::<f64>());
-        let until = |failures| began + self.options.backoff_wait(failures, part);
+    async fn pause(&self, failures: u32, refused: bool) {
+        let part = rand::random::<f64>();
+        let began = Instant::now();
+        let until = |failures| later(began, self.options.backoff_wait(failures, refused, part));
         let wanted = async {
             self.wanted.notified().await;
             sleep_until(until(failures.min(WANTED_DOUBLINGS))).await;
@@ -307,22 +419,22 @@ impl State {
     /// True if waiting brings nothing better.
     fn is_settled(&self) -> bool {
         match self {
-            Self::Up(connection) => connection.is_open(),
+            Self::Up(connection) | Self::Greeting(connection, _) => connection.is_open(),
             Self::Ended(_) => true,
-            Self::Connecting(_) | Self::Lost(_) => false,
+            Self::Down(_) => false,
         }
     }
 
     fn connection(&self, address: &Address) -> Result<Connection, ConnectError> {
+        let reconnecting = |lost| ConnectError::Reconnecting { address: address.to_string(), lost };
         match self {
-            Self::Up(connection) => Ok(connection.clone()),
-            Self::Connecting(Some(error)) | Self::Ended(error) => Err(error.clone()),
-            Self::Connecting(None) => {
-                Err(ConnectError::Reconnecting { address: address.to_string(), lost: CloseReason::Local })
-            }
-            Self::Lost(reason) => {
-                Err(ConnectError::Reconnecting { address: address.to_string(), lost: reason.clone() })
-            }
+            Self::Up(connection) | Self::Greeting(connection, _) => match connection.end_reason() {
+                None => Ok(connection.clone()),
+                Some(lost) => Err(reconnecting(lost)),
+            },
+            Self::Down(Why::New) => Err(ConnectError::Connecting { address: address.to_string() }),
+            Self::Down(Why::Lost(reason)) => Err(reconnecting(reason.clone())),
+            Self::Down(Why::Failed(error)) | Self::Ended(error) => Err(error.clone()),
         }
     }
 }
@@ -332,114 +444,267 @@ impl State {
 struct Keeper {
     server: Arc<str>,
     inlet: Arc<ClientInlet>,
-    settings: Arc<Settings>,
+    settings: Settings,
     events: EventSender,
     /// What the handlers take, as a Hello announces it.
     methods: Option<String>,
 }
 
+/// What came of a try to connect.
+enum Tried {
+    Stands(Connection),
+    /// There is no connection, or it ended before its Hello was answered.
+    Failed(ConnectError),
+    /// The server does not take this client.
+    Refused(String),
+    /// The server takes it later.
+    NotNow(CloseReason),
+    /// The link has ended.
+    Ended,
+}
+
+/// How long the next try is waited for.
+#[derive(Default)]
+struct Backoff {
+    /// Tries in a row that failed, and connections that did not live.
+    failures: u32,
+    /// Refusals in a row.
+    refusals: u32,
+}
+
 /// The task of a link.
 async fn keep(link: &Arc<Link>, keeper: &Keeper) {
-    let mut failures = 0;
-    let mut lost_before = false;
+    let mut backoff = Backoff::default();
+    let mut leaving = Vec::new();
     while !link.is_ended() {
-        let socket = match transport::connect(&link.address, link.options.connect()).await {
-            Ok(socket) => socket,
-            Err(error) => {
+        let mut not_before = None;
+        let tried = keeper.attempt(link).await;
+        let refused = matches!(tried, Tried::Refused(_));
+        match tried {
+            Tried::Ended => return,
+            Tried::Stands(connection) => {
+                backoff.refusals = 0;
+                let began = Instant::now();
+                let Some(reason) = keeper.keep_up(link, &connection).await else { return };
+                if LIVED <= began.elapsed() {
+                    backoff.failures = 0;
+                }
+                not_before = reason.reconnect_after();
+                if !connection.is_closed() {
+                    keeper.let_leave(link, connection, &mut leaving);
+                }
+            }
+            Tried::Failed(error) => {
                 tracing::debug!(server = &*keeper.server, %error, "a try to connect failed");
                 if !link.options.reconnects() {
-                    link.enter(State::Ended(error));
+                    return keeper.give_up(link, error);
+                }
+                link.note_failure(Why::Failed(error));
+            }
+            Tried::Refused(reason) => {
+                backoff.refusals = backoff.refusals.saturating_add(1);
+                if backoff.refusals == 1 && link.options.can_renew() {
+                    // The token may just have run out.
+                    continue;
+                }
+                if !keeper.handle_refusal(link, reason, backoff.refusals) {
                     return;
                 }
-                link.note_failure(error);
-                link.pause(failures).await;
-                failures += 1;
-                continue;
             }
-        };
-        let connection = keeper.connect(link, socket);
-        if !link.enter(State::Up(connection.clone())) {
-            connection.close();
-            keeper.watch(&connection, connection.closed()).await;
-            return;
+            Tried::NotNow(reason) => {
+                not_before = reason.reconnect_after();
+                keeper.tell_lost(&reason);
+                if !link.options.reconnects() {
+                    return keeper.give_up(link, link.lost_error(reason));
+                }
+                link.note_failure(Why::Lost(reason));
+            }
         }
-        let server = Arc::clone(&keeper.server);
-        keeper.events.tell(&match lost_before {
-            false => ConnectionEvent::Connected { server },
-            true => ConnectionEvent::Restored { server, losses: 1 },
-        });
-        lost_before = true;
+        if let Some(wait) = not_before {
+            link.rest(after(wait)).await;
+        }
+        link.pause(backoff.failures, refused).await;
+        backoff.failures = backoff.failures.saturating_add(1);
+    }
+}
 
-        let began = Instant::now();
-        let reason = match link.options.reconnects() {
-            true => keeper.watch(&connection, connection.leaving()).await,
-            false => keeper.watch(&connection, connection.closed()).await,
-        };
-        let refused = matches!(reason, CloseReason::Unauthenticated(_));
-        let not_before = Instant::now() + reason.reconnect_after().unwrap_or_default();
-        let next = match &reason {
-            CloseReason::Unauthenticated(text) => {
-                State::Ended(ConnectError::Refused { address: link.address.to_string(), reason: text.clone() })
-            }
-            reason if link.options.reconnects() => State::Lost(reason.clone()),
-            reason => {
-                State::Ended(ConnectError::Reconnecting { address: link.address.to_string(), lost: reason.clone() })
-            }
-        };
-        if !link.enter(next) {
-            return;
-        }
-        failures = match &reason {
-            // Each time more patient, as with tries that fail.
-            CloseReason::NotAdmitted { .. } => failures.max(1),
-            // A server that takes connections and drops them at once is not asked in a tight loop.
-            _ if began.elapsed() < Duration::from_secs(1) => 1,
-            _ => 0,
-        };
-        keeper.events.tell(&ConnectionEvent::Lost { server: Arc::clone(&keeper.server), reason });
-        if refused || !link.options.reconnects() {
-            return;
-        }
-        if !connection.is_closed() {
-            tokio::spawn(outlive(Arc::clone(link), keeper.clone(), connection));
-        }
-        link.rest(not_before).await;
-        link.pause(failures).await;
-        failures += 1;
+impl Link {
+    fn lost_error(&self, lost: CloseReason) -> ConnectError {
+        ConnectError::Lost { address: self.address.to_string(), lost }
     }
 }
 
 /// Watches a connection that its server ends, while the next one is made: what runs on it is still answered.
 async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
+    let until = after(LEAVING_TIME);
+    let done = async {
+        loop {
+            tokio::time::sleep(LEAVING_IDLE).await;
+            if !connection.is_busy() || until <= Instant::now() {
+                return;
+            }
+        }
+    };
     let ended = async {
         tokio::select! {
-            () = link.ended() => connection.close(),
+            () = link.ended() => {}
+            () = done => {}
             _ = connection.closed() => {}
         }
     };
     keeper.watch(&connection, ended).await;
+    connection.close();
     keeper.watch(&connection, connection.closed()).await;
 }
 
 impl Keeper {
-    fn connect(&self, link: &Link, socket: transport::AnySocket) -> Connection {
+    /// Tries once to connect, and to be let in.
+    async fn attempt(&self, link: &Link) -> Tried {
+        let opening = async {
+            let token = self.token(link).await?;
+            Ok((token, transport::connect(&link.address, link.options.connect()).await?))
+        };
+        let (token, socket) = tokio::select! {
+            opened = opening => match opened {
+                Ok(opened) => opened,
+                Err(error) => return Tried::Failed(error),
+            },
+            () = link.ended() => return Tried::Ended,
+        };
+        let connection = self.start(link, token, socket);
+        if link.is_ended() {
+            connection.close();
+            self.watch(&connection, connection.closed()).await;
+            return Tried::Ended;
+        }
+
+        let limit = link.options.connect().timeout();
+        let late = sleep_until(after(limit));
+        let over = async {
+            tokio::select! {
+                biased;
+                reason = connection.leaving() => Some(reason),
+                () = link.reaches(|state| !matches!(state, State::Greeting(..))) => None,
+                () = late => None,
+            }
+        };
+        let over = self.watch(&connection, over).await;
+        if !link.forget_greeting() {
+            if !link.is_ended() {
+                return Tried::Stands(connection);
+            }
+            self.watch(&connection, connection.closed()).await;
+            return Tried::Ended;
+        }
+        self.dismiss(connection);
+        let address = link.address.to_string();
+        match over {
+            None => Tried::Failed(ConnectError::NoAnswer { address, after: limit }),
+            Some(CloseReason::Unauthenticated(text) | CloseReason::HelloRefused(text)) => Tried::Refused(text),
+            Some(reason) if reason.reconnect_after().is_some() => Tried::NotNow(reason),
+            Some(reason) => Tried::Failed(ConnectError::Unanswered { address, reason }),
+        }
+    }
+
+    /// The token of the next connection.
+    async fn token(&self, link: &Link) -> Result<Option<Arc<str>>, ConnectError> {
+        let ask = match link.options.credentials_kind() {
+            Credentials::None => return Ok(None),
+            Credentials::Token(token) => return Ok(Some(Arc::clone(token))),
+            Credentials::Asked(ask) => Arc::clone(ask),
+        };
+        // In a task of its own, so that its panic ends no client.
+        let mut asking = JoinSet::new();
+        asking.spawn(async move { ask().await });
+        let limit = link.options.connect().timeout();
+        let why = match tokio::time::timeout(limit, asking.join_next()).await {
+            Ok(Some(Ok(token))) => return Ok(Some(token.into())),
+            Ok(_) => "whoever was asked for them panicked".to_owned(),
+            Err(_) => format!("not within {limit:?} (`connect_timeout`)"),
+        };
+        Err(ConnectError::Credentials { address: link.address.to_string(), why })
+    }
+
+    fn start(&self, link: &Link, token: Option<Arc<str>>, socket: transport::AnySocket) -> Connection {
         let hello = link.options.negotiates().then(|| {
             let mut hello = self.inlet.memory.hello();
-            if let Some(token) = link.options.token() {
-                hello.insert(keys::AUTH, token);
+            if let Some(token) = &token {
+                hello.insert(keys::AUTH, &**token);
             }
             if let Some(methods) = &self.methods {
                 hello.insert(keys::METHODS, methods);
             }
             hello
         });
+        let settings = Arc::new(Settings { token, ..self.settings.clone() });
         let inlet: Arc<dyn Inlet> = Arc::clone(&self.inlet) as _;
-        Connection::start(Role::Client, socket, Arc::clone(&self.settings), inlet, hello, |connection| {
-            if !link.options.negotiates() {
+        Connection::start(Role::Client, socket, settings, inlet, hello, |connection| {
+            if link.greet(connection) && !link.options.negotiates() {
                 // No Welcome will come: each connection is a session of its own.
+                self.inlet.stands(connection);
                 self.inlet.resubscriber.begin(connection, false);
             }
         })
+    }
+
+    /// Watches a connection that stands until it is lost. `None`: the link is over.
+    async fn keep_up(&self, link: &Link, connection: &Connection) -> Option<CloseReason> {
+        let reconnects = link.options.reconnects();
+        let reason = match reconnects {
+            true => self.watch(connection, connection.leaving()).await,
+            false => self.watch(connection, connection.closed()).await,
+        };
+        if !link.enter(State::Down(Why::Lost(reason.clone()))) {
+            return None;
+        }
+        self.tell_lost(&reason);
+        if !reconnects {
+            self.give_up(link, link.lost_error(reason));
+            return None;
+        }
+        Some(reason)
+    }
+
+    fn tell_lost(&self, reason: &CloseReason) {
+        self.events.tell(&ConnectionEvent::Lost { server: Arc::clone(&self.server), reason: reason.clone() });
+    }
+
+    /// True if there is to be another try.
+    fn handle_refusal(&self, link: &Link, reason: String, refusals: u32) -> bool {
+        let server = Arc::clone(&self.server);
+        self.events.tell(&ConnectionEvent::Refused { server, reason: reason.clone() });
+        let error = ConnectError::Refused { address: link.address.to_string(), reason };
+        if !link.options.reconnects() || link.options.refusals().is_some_and(|max| max <= refusals) {
+            self.give_up(link, error);
+            return false;
+        }
+        link.note_failure(Why::Failed(error));
+        true
+    }
+
+    /// The client does not try any more.
+    fn give_up(&self, link: &Link, error: ConnectError) {
+        self.events.tell(&ConnectionEvent::GaveUp { server: Arc::clone(&self.server), error: error.clone() });
+        link.end(error);
+    }
+
+    /// Closes a connection that has not stood, and watches it to its end.
+    fn dismiss(&self, connection: Connection) {
+        connection.close();
+        if !connection.is_closed() {
+            let keeper = self.clone();
+            tokio::spawn(async move { keeper.watch(&connection, connection.closed()).await });
+        }
+    }
+
+    /// Its server is about to end this connection. Of those before it the oldest gives way.
+    fn let_leave(&self, link: &Arc<Link>, connection: Connection, leaving: &mut Vec<Connection>) {
+        leaving.retain(|leaving| !leaving.is_closed());
+        while LEAVING_MAX <= leaving.len() {
+            leaving.remove(0).close();
+        }
+        leaving.push(connection.clone());
+        tokio::spawn(outlive(Arc::clone(link), self.clone(), connection));
     }
 
     /// Does for a connection what is due, until something has happened.

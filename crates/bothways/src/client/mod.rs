@@ -23,18 +23,17 @@ mod results;
 mod session;
 mod subscriptions;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bothways_proto::{SerializeType, keys};
+use parking_lot::Mutex;
+use tokio::{runtime, time::Instant};
 
 pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue, repeats::ReceivedKeys};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
-    options::ClientOptions,
+    options::{ClientOptions, Token},
 };
 use self::{
     link::{Link, Patience},
@@ -42,6 +41,7 @@ use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
+    clock::{after, clocked, is_outside},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, PushError, ReservedName},
@@ -58,6 +58,8 @@ pub(crate) struct Common {
 }
 
 /// A client of one server. A clone is the same client; the connection ends with the last one.
+///
+/// It belongs to the runtime in which it was made; calls may be made from any thread.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -84,10 +86,12 @@ impl Drop for Handle {
 }
 
 impl Client {
-    /// Connects to a server. What it sends unasked is dropped and counted: [`Self::bidirectional`] gives it to the
-    /// application, and [`Self::with_handlers`] to handlers.
+    /// Connects to a server: done when it has answered the Hello, and so let this client in. What it sends unasked is
+    /// dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] take it.
     ///
-    /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept.
+    /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept. So
+    /// is any server with [`ClientOptions::retry_first_connect`]. [`Self::events`] that are taken afterwards do not
+    /// begin with this connection.
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -244,10 +248,11 @@ impl Client {
         self.handle.link.address().to_string()
     }
 
-    /// The connection as it is now.
+    /// The connection as it is now. What goes over it carries this client's token.
     ///
     /// # Errors
-    /// [`ConnectError::Reconnecting`] while it is being made again; [`ConnectError::Closed`] after [`Self::close`].
+    /// [`ConnectError::Reconnecting`] while it is being made again, or another [`ConnectError`] that says how the last
+    /// try failed; [`ConnectError::Closed`] after [`Self::close`].
     pub fn connection(&self) -> Result<Connection, ConnectError> {
         self.handle.link.current()
     }
@@ -262,7 +267,7 @@ impl Client {
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
-        connection.call_with_token(call, self.handle.link.options().token(), time).await
+        connection.call_within(call, time).await
     }
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
@@ -311,6 +316,10 @@ impl Client {
 }
 
 impl Client {
+    fn runtime(&self) -> &runtime::Handle {
+        self.handle.link.runtime()
+    }
+
     async fn subscribe_at(
         &self,
         pattern: &str,
@@ -319,10 +328,10 @@ impl Client {
     ) -> Result<Subscribed, CallError> {
         let claim = self.handle.link.subscriptions().claim(pattern);
         loop {
-            let over = Over { client: self, patience, used: OnceLock::new() };
+            let over = Over { client: self, patience, used: Mutex::default() };
             let subscribed = subscriptions::subscribe(&over, pattern, from, CallOptions::new()).await?;
-            let connection = over.used.get().expect("a call that was answered had a connection");
-            if claim.hold(*connection, &subscribed) {
+            let connection = over.used.into_inner().expect("a call that was answered had a connection");
+            if claim.hold(connection, &subscribed) {
                 return Ok(subscribed);
             }
             // The session to which that answer belonged is lost since.
@@ -346,17 +355,26 @@ impl Client {
             return Ok((outcome?, time));
         }
         // Seldom, and larger than all the rest of a call: it is put aside, so that calls are small.
-        let waited = Box::pin(async {
-            match time {
-                None => Ok(link.wait(patience).await?),
-                // The time for the call includes the time for its connection.
-                Some(time) => match tokio::time::timeout_at(time.end, link.wait(patience)).await {
-                    Ok(outcome) => Ok(outcome?),
-                    Err(_) => Err(CallError::TimedOut(Duration::ZERO)),
-                },
-            }
-        });
-        Ok((waited.await?, time.map(CallTime::rest)))
+        Box::pin(self.wait_for_connection(patience, time, after(link.options().wait()))).await
+    }
+
+    /// As [`Self::connection_for`], if it is not there, until this moment.
+    async fn wait_for_connection(
+        &self,
+        patience: Patience,
+        time: Option<CallTime>,
+        until: Instant,
+    ) -> Result<(Connection, Option<CallTime>), CallError> {
+        let link = &self.handle.link;
+        let connection = match time {
+            None => link.wait(patience, until).await?,
+            // The time for the call includes the time for its connection.
+            Some(time) => match tokio::time::timeout_at(time.end, link.wait(patience, until)).await {
+                Ok(outcome) => outcome?,
+                Err(_) => return Err(CallError::TimedOut(Duration::ZERO)),
+            },
+        };
+        Ok((connection, time.map(CallTime::rest)))
     }
 
     /// Makes a call within its own time or the client's, over the connection that `used` is shown.
@@ -364,17 +382,24 @@ impl Client {
         &self,
         call: &RawCall<'_>,
         patience: Patience,
-        used: impl FnOnce(&Connection),
+        used: impl Fn(&Connection),
     ) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
-        let options = self.handle.link.options();
-        let timeout = call.options.timeout.or(options.default_timeout());
-        let outcome = match self.connection_for(patience, timeout.and_then(CallTime::new)).await {
-            Err(error) => Err(error),
-            Ok((connection, time)) => {
-                used(&connection);
-                connection.call_with_token(call, options.token(), time).await
+        let link = &self.handle.link;
+        let timeout = call.options.timeout.or(link.options().default_timeout());
+        let time = timeout.and_then(CallTime::new);
+        let first = async {
+            let (connection, time) = self.connection_for(patience, time).await?;
+            used(&connection);
+            connection.call_within(call, time).await
+        };
+        let outcome = match first.await {
+            Err(CallError::Closed { written: false, .. })
+                if patience == Patience::Connection && link.is_waited_for() =>
+            {
+                Box::pin(self.call_when_back(call, time.map(CallTime::rest), used)).await
             }
+            outcome => outcome,
         };
         outcome.map_err(|error| match (error, timeout) {
             (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
@@ -382,15 +407,46 @@ impl Client {
         })
     }
 
+    /// Makes a call whose connection ended before a byte of it had left: over the next one, and if that ends so as
+    /// well over the next, for as long as calls wait for a connection.
+    async fn call_when_back(
+        &self,
+        call: &RawCall<'_>,
+        mut time: Option<CallTime>,
+        used: impl Fn(&Connection),
+    ) -> Result<RawReply, CallError> {
+        let link = &self.handle.link;
+        let until = after(link.options().wait());
+        loop {
+            let (connection, left) = self.wait_for_connection(Patience::Connection, time, until).await?;
+            used(&connection);
+            match connection.call_within(call, left).await {
+                Err(CallError::Closed { written: false, .. }) if Instant::now() < until && !link.is_ended() => {
+                    time = left.map(CallTime::rest);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     async fn push_over(&self, patience: Patience, push: &RawCall<'_>) -> Result<(), PushError> {
         self.check_reserved(push)?;
         let link = &self.handle.link;
-        let connection = match link.at_once(patience) {
-            Some(outcome) => outcome?,
-            None => Box::pin(link.wait(patience)).await?,
-        };
+        let until = after(link.options().wait());
         let wait = push.options.timeout.unwrap_or(link.options().message_wait());
-        connection.push_with_token(push, link.options().token(), wait).await
+        let mut at_once = link.at_once(patience);
+        loop {
+            let connection = match at_once.take() {
+                Some(outcome) => outcome?,
+                None => Box::pin(link.wait(patience, until)).await?,
+            };
+            match connection.push_within(push, wait).await {
+                // Nothing was queued: the next connection is as good.
+                Err(PushError::Closed(_))
+                    if patience == Patience::Connection && Instant::now() < until && link.is_waited_for() => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
@@ -398,15 +454,17 @@ impl Client {
 struct Over<'a> {
     client: &'a Client,
     patience: Patience,
-    used: OnceLock<ConnectionId>,
+    used: Mutex<Option<ConnectionId>>,
 }
 
 impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let used = |connection: &Connection| {
-            self.used.get_or_init(|| connection.id());
-        };
-        self.client.call_noting(&call, self.patience, used).await
+        let used = |connection: &Connection| *self.used.lock() = Some(connection.id());
+        let calling = self.client.call_noting(&call, self.patience, used);
+        match is_outside() {
+            false => calling.await,
+            true => clocked(self.client.runtime(), Box::pin(calling)).await,
+        }
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
@@ -420,11 +478,19 @@ impl Caller for Over<'_> {
 
 impl Caller for Client {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.call_noting(&call, Patience::Connection, |_| {}).await
+        let calling = self.call_noting(&call, Patience::Connection, |_| {});
+        match is_outside() {
+            false => calling.await,
+            true => clocked(self.runtime(), Box::pin(calling)).await,
+        }
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.push_over(Patience::Connection, &push).await
+        let pushing = self.push_over(Patience::Connection, &push);
+        match is_outside() {
+            false => pushing.await,
+            true => clocked(self.runtime(), Box::pin(pushing)).await,
+        }
     }
 
     fn serialize_type(&self) -> SerializeType {

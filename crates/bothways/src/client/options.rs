@@ -1,12 +1,14 @@
 //! How a client connects, calls and listens.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 
 use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
+    clock::FOR_EVER,
     connection::{Overflow, Settings},
+    reply::BoxFuture,
     transport::ConnectOptions,
 };
 
@@ -16,13 +18,15 @@ use crate::{
 pub struct ClientOptions {
     settings: Settings,
     connect: ConnectOptions,
-    token: Option<Arc<str>>,
+    credentials: Credentials,
     serialize: SerializeType,
     timeout: Option<Duration>,
     connection_wait: Duration,
     room_wait: Duration,
     negotiate: bool,
     reconnect: bool,
+    retry_first_connect: bool,
+    refusals_max: Option<u32>,
     backoff_base: Duration,
     backoff_max: Duration,
     queue: QueueBounds,
@@ -38,13 +42,15 @@ impl Default for ClientOptions {
                 ..Settings::default()
             },
             connect: ConnectOptions::default(),
-            token: None,
+            credentials: Credentials::None,
             serialize: SerializeType::MSGPACK,
             timeout: None,
             connection_wait: Duration::from_secs(5),
             room_wait: Duration::from_secs(10),
             negotiate: true,
             reconnect: true,
+            retry_first_connect: false,
+            refusals_max: None,
             backoff_base: Duration::from_millis(50),
             backoff_max: Duration::from_secs(10),
             queue: QueueBounds {
@@ -66,7 +72,32 @@ impl ClientOptions {
 
     /// The token that goes with every request (`__AUTH`), such as `bearer …`. Default none.
     pub fn auth(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into().into());
+        self.credentials = Credentials::Token(token.into().into());
+        self
+    }
+
+    /// In place of [`Self::auth`]: where the token comes from, for one that runs out. Asked before each Hello, and
+    /// once more when the server has refused it; all that goes over a connection carries the token of its Hello. It
+    /// has the time of [`ConnectOptions::connect_timeout`].
+    ///
+    /// ```
+    /// use bothways::ClientOptions;
+    ///
+    /// # async fn fetch_token() -> String { "bearer t".to_owned() }
+    /// let options = ClientOptions::new().credentials(|| async { fetch_token().await });
+    /// ```
+    pub fn credentials<F, Fut>(mut self, ask: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: Into<Token>,
+    {
+        let ask = Arc::new(ask);
+        self.credentials = Credentials::Asked(Arc::new(move || {
+            let ask = Arc::clone(&ask);
+            // Within the future, so that a panic of either part is one of it.
+            Box::pin(async move { ask().await.into() })
+        }));
         self
     }
 
@@ -132,14 +163,33 @@ impl ClientOptions {
         self
     }
 
-    /// Make a lost connection again. Default yes.
+    /// Make a lost connection again, and try again where the server refuses this client. Default yes. If not, the
+    /// client ends with its connection, and [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp) says so.
     pub fn reconnect(mut self, reconnect: bool) -> Self {
         self.reconnect = reconnect;
         self
     }
 
+    /// Try again if the first connection cannot be made, or the server refuses it, as with a lost one: `connect` and
+    /// the like return when the client is connected, or has given up. Default not: they return the error of the first
+    /// try.
+    pub fn retry_first_connect(mut self, retry: bool) -> Self {
+        self.retry_first_connect = retry;
+        self
+    }
+
+    /// Give up after so many refusals in a row: the client ends, and
+    /// [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp) says so. Default `None`: never. A server may
+    /// refuse everybody while it cannot ask its user database.
+    pub fn refusals_max(mut self, refusals: Option<u32>) -> Self {
+        self.refusals_max = refusals;
+        self
+    }
+
     /// How long to wait before each new try: a random time up to `base`, doubled with every failure up to
-    /// `max`. Default 50 ms and 10 s. The randomness keeps a crowd of clients from coming back at once.
+    /// `max`, and up to six times `max` where the server refuses this client. Default 50 ms and 10 s: a minute after
+    /// refusals. A connection that ends within its first second is a failure too. The randomness keeps a crowd of
+    /// clients from coming back at once.
     pub fn backoff(mut self, base: Duration, max: Duration) -> Self {
         self.backoff_base = base.max(Duration::from_millis(1));
         self.backoff_max = max.max(self.backoff_base);
@@ -212,8 +262,21 @@ impl ClientOptions {
         &self.connect
     }
 
-    pub(super) fn token(&self) -> Option<&str> {
-        self.token.as_deref()
+    pub(super) fn credentials_kind(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// True if another token may be had than the one that was refused.
+    pub(super) fn can_renew(&self) -> bool {
+        matches!(self.credentials, Credentials::Asked(_))
+    }
+
+    pub(super) fn retries_first_connect(&self) -> bool {
+        self.reconnect && self.retry_first_connect
+    }
+
+    pub(super) fn refusals(&self) -> Option<u32> {
+        self.refusals_max
     }
 
     pub(crate) fn serialize(&self) -> SerializeType {
@@ -241,15 +304,62 @@ impl ClientOptions {
     }
 
     /// The wait before try number `failures + 1`: this part, which is drawn, of a limit that doubles.
-    pub(super) fn backoff_wait(&self, failures: u32, part: f64) -> Duration {
-        self.backoff_base.saturating_mul(1 << failures.min(20)).min(self.backoff_max).mul_f64(part)
+    pub(super) fn backoff_wait(&self, failures: u32, refused: bool, part: f64) -> Duration {
+        let max = self.backoff_max.saturating_mul(if refused { REFUSED_TIMES } else { 1 }).min(FOR_EVER);
+        self.backoff_base.saturating_mul(1 << failures.min(20)).min(max).mul_f64(part)
     }
+}
+
+/// What a client that was refused waits longer than one that found nobody: whoever refused it is busy already.
+const REFUSED_TIMES: u32 = 6;
+
+/// A token for `__AUTH`, such as `bearer …`. Its `Debug` does not show it.
+#[derive(Clone)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    /// This one.
+    pub fn new(token: impl Into<String>) -> Self {
+        Self(token.into().into())
+    }
+}
+
+impl From<String> for Token {
+    fn from(token: String) -> Self {
+        Self(token.into())
+    }
+}
+
+impl From<&str> for Token {
+    fn from(token: &str) -> Self {
+        Self(token.into())
+    }
+}
+
+impl From<Token> for Arc<str> {
+    fn from(token: Token) -> Self {
+        token.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
+/// Where the token of a connection comes from.
+#[derive(Clone)]
+pub(super) enum Credentials {
+    None,
+    Token(Arc<str>),
+    Asked(Arc<dyn Fn() -> BoxFuture<Token> + Send + Sync>),
 }
 
 impl std::fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientOptions")
-            .field("token", &self.token.as_ref().map(|_| "***"))
+            .field("token", &(!matches!(self.credentials, Credentials::None)).then_some("***"))
             .field("serialize", &self.serialize)
             .field("timeout", &self.timeout)
             .field("reconnect", &self.reconnect)
@@ -266,12 +376,36 @@ mod tests {
     fn a_wait_is_any_part_of_a_limit_that_doubles() {
         let ms = Duration::from_millis;
         let options = ClientOptions::new().backoff(ms(50), ms(1000));
-        let limits: Vec<_> = (0..7).map(|failures| options.backoff_wait(failures, 1.0)).collect();
+        let limits: Vec<_> = (0..7).map(|failures| options.backoff_wait(failures, false, 1.0)).collect();
         assert_eq!(limits, [50, 100, 200, 400, 800, 1000, 1000].map(ms));
         for failures in [0, 1, 7, u32::MAX] {
-            let limit = options.backoff_wait(failures, 1.0);
-            assert_eq!(options.backoff_wait(failures, 0.0), Duration::ZERO);
-            assert_eq!(options.backoff_wait(failures, 0.25), limit / 4);
+            let limit = options.backoff_wait(failures, false, 1.0);
+            assert_eq!(options.backoff_wait(failures, false, 0.0), Duration::ZERO);
+            assert_eq!(options.backoff_wait(failures, false, 0.25), limit / 4);
+        }
+        let limits = [0, 4, 5, 6, 7, 20].map(|failures| options.backoff_wait(failures, true, 1.0));
+        assert_eq!(limits, [50, 800, 1600, 3200, 6000, 6000].map(ms), "after refusals");
+        assert_eq!(ClientOptions::new().backoff_wait(u32::MAX, true, 1.0), Duration::from_secs(60));
+    }
+
+    /// No limit, however large, is too large for the clock.
+    #[test]
+    fn a_wait_may_be_for_ever() {
+        for base in [Duration::ZERO, Duration::MAX] {
+            let options = ClientOptions::new().backoff(base, Duration::MAX);
+            for (failures, part) in [(0, 1.0), (u32::MAX, 1.0), (3, 1.0 - f64::EPSILON)] {
+                let _ = std::time::Instant::now() + options.backoff_wait(failures, true, part);
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let options = ClientOptions::new().credentials(|| async { "bearer s3cret" });
+        for shown in
+            [format!("{options:?}"), format!("{:?}", options.auth("s3cret")), format!("{:?}", Token::new("s3cret"))]
+        {
+            assert!(!shown.contains("s3cret"), "{shown}");
         }
     }
 }

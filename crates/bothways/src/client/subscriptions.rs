@@ -174,7 +174,6 @@ pub(super) struct Resubscriber {
     pub(super) server: Arc<str>,
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) events: EventSender,
-    pub(super) token: Option<Arc<str>>,
     pub(super) timeout: Option<Duration>,
 }
 
@@ -204,10 +203,7 @@ impl Resubscriber {
         let Some(from) = self.subscriptions.position_of(&topic) else { return };
         let claim = self.subscriptions.claim(&topic);
         let (server, timeout) = (Arc::clone(&self.server), self.timeout.unwrap_or(TIMEOUT));
-        let mut options = CallOptions::new().timeout(timeout);
-        if let Some(token) = &self.token {
-            options.metadata.insert(keys::AUTH, &**token);
-        }
+        let options = CallOptions::new().timeout(timeout);
         match subscribe(connection, &topic, from, options.clone()).await {
             Ok(subscribed) => {
                 if self.subscriptions.position_of(&topic).is_none() {

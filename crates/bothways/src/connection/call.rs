@@ -101,12 +101,12 @@ impl Caller for Connection {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
         call.check_reserved()?;
         let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
-        self.call_with_token(&call, None, time).await
+        self.call_within(&call, time).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
         push.check_reserved()?;
-        self.push_with_token(&push, None, push.options.timeout.unwrap_or_default()).await
+        self.push_within(&push, push.options.timeout.unwrap_or_default()).await
     }
 }
 
@@ -128,8 +128,8 @@ pub(super) fn raw_reply(message: Message, connection: &Connection) -> Result<Raw
     Ok(RawReply { serialize, payload, metadata })
 }
 
-/// The pairs of a call, if more than its own go with it.
-fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<CallTime>) -> Option<Metadata> {
+/// The pairs of a call or a message, if more than its own go with it.
+pub(super) fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<CallTime>) -> Option<Metadata> {
     if token.is_none() && time.is_none() {
         return None;
     }
@@ -197,16 +197,11 @@ impl Connection {
         }
     }
 
-    /// As [`Caller::call_raw`], but for the time of the call, which is this one, and a token that goes with it. The
-    /// call is only looked at: whoever tries it at several servers copies nothing of it.
-    pub(crate) async fn call_with_token(
-        &self,
-        call: &RawCall<'_>,
-        token: Option<&str>,
-        time: Option<CallTime>,
-    ) -> Result<RawReply, CallError> {
+    /// As [`Caller::call_raw`], but for the time of the call, which is this one. The call is only looked at: whoever
+    /// tries it at several servers copies nothing of it.
+    pub(crate) async fn call_within(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         let Begun { reply, mut guard, written } = loop {
-            match self.begin_call(call, token, time)? {
+            match self.begin_call(call, time)? {
                 Some(begun) => break begun,
                 // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
                 None => Box::pin(within(time, self.hello_answered())).await?,
@@ -223,17 +218,10 @@ impl Connection {
         raw_reply(reply, self)
     }
 
-    /// As [`Caller::push_raw`], with a token, and waiting up to `wait` for room in the queue.
-    pub(crate) async fn push_with_token(
-        &self,
-        push: &RawCall<'_>,
-        token: Option<&str>,
-        wait: Duration,
-    ) -> Result<(), PushError> {
+    /// As [`Caller::push_raw`], waiting up to `wait` for room in the queue.
+    pub(crate) async fn push_within(&self, push: &RawCall<'_>, wait: Duration) -> Result<(), PushError> {
         let RawCall { service_path, service_method, serialize, payload, options } = push;
-        let more = with_more(&options.metadata, token, None);
-        let metadata = more.as_ref().unwrap_or(&options.metadata);
-        self.with_room(wait, || self.push(service_path, service_method, *serialize, metadata, payload))
+        self.with_room(wait, || self.push(service_path, service_method, *serialize, &options.metadata, payload))
             .await
             .map(|_| ())
     }
@@ -250,14 +238,9 @@ impl Connection {
     }
 
     /// Queues a call. `None`: it cannot be sent before the Hello is answered.
-    fn begin_call(
-        &self,
-        call: &RawCall<'_>,
-        token: Option<&str>,
-        time: Option<CallTime>,
-    ) -> Result<Option<Begun<'_>>, CallError> {
+    fn begin_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<Option<Begun<'_>>, CallError> {
         let shared = &*self.shared;
-        let more = with_more(&call.options.metadata, token, time);
+        let more = with_more(&call.options.metadata, shared.settings.token.as_deref(), time);
         let metadata = more.as_ref().unwrap_or(&call.options.metadata);
         let header = Header::request(Seq::default(), call.serialize);
         let packed = (shared.settings.compress != CompressType::NONE)

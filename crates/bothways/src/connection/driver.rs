@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, keys};
+use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, Status, keys};
 
 use tokio::time::Sleep;
 
@@ -487,20 +487,12 @@ fn handle_message<'a>(
             Waiter::Hello => {
                 let welcomed = state.proto.handle_welcome(&message).is_some();
                 let metadata = message.metadata();
-                match metadata.get(keys::ERROR_CODE).and_then(ErrorCode::from_name) {
-                    Some(ErrorCode::Unauthenticated) => {
-                        state.drain(CloseReason::Unauthenticated(message.error_text().unwrap_or_default()));
-                    }
-                    Some(ErrorCode::Overloaded) => {
-                        let why = message.error_text().unwrap_or_default();
-                        let retry_after = wait_asked_for(&metadata, keys::RETRY_AFTER).unwrap_or_default();
-                        state.drain(CloseReason::NotAdmitted { why, retry_after });
-                        drop(state);
-                        connection.shared.changed.notify_waiters();
-                        // No session was given or lost: there will be another Hello.
-                        return Ok(());
-                    }
-                    _ => {}
+                if let Some(refusal) = refusal_of_hello(&message, &metadata) {
+                    state.drain(refusal);
+                    drop(state);
+                    connection.shared.changed.notify_waiters();
+                    // No session was given or lost: there will be another Hello.
+                    return Ok(());
                 }
                 drop(state);
                 connection.shared.inlet.handle_welcome(connection, welcomed.then_some(&metadata));
@@ -557,6 +549,21 @@ fn handle_message<'a>(
         connection.tell_waiting_pushes();
     }
     Ok(())
+}
+
+/// Why the answer to a Hello is a refusal, if it is one. A plain server echoes the Hello, and refuses nobody.
+fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
+    let why = || answer.error_text().unwrap_or_default();
+    match said.get(keys::ERROR_CODE).map(ErrorCode::from_name) {
+        Some(Some(ErrorCode::Unauthenticated)) => Some(CloseReason::Unauthenticated(why())),
+        Some(Some(ErrorCode::Overloaded)) => {
+            let retry_after = wait_asked_for(said, keys::RETRY_AFTER).unwrap_or_default();
+            Some(CloseReason::NotAdmitted { why: why(), retry_after })
+        }
+        Some(_) => Some(CloseReason::HelloRefused(why())),
+        None if answer.header().status() == Status::ERROR => Some(CloseReason::HelloRefused(why())),
+        None => None,
+    }
 }
 
 /// How long a server asks its client to wait before the next connection. An hour at most: it must not send its clients

@@ -47,16 +47,35 @@ impl Locked<'_> {
     /// No reply will be read any more: whoever waits for one is told. What is on its way still
     /// leaves, so that a call is only called unwritten if it can be taken back.
     fn fail_calls(&mut self, reason: &CloseReason) {
+        let heard = was_heard(self.proto.role(), reason);
         for waiter in self.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {
-                let written = !self.outbox.forget_call(number);
+                let written = !self.outbox.forget_call(number) && heard;
                 self.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }
     }
 }
 
+/// True if a connection that ends for this reason was listened to. To a client a refusal is that of its Hello: what it
+/// sent behind that was not looked at.
+fn was_heard(role: Role, reason: &CloseReason) -> bool {
+    match reason {
+        CloseReason::NotAdmitted { .. } => false,
+        CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_) => role == Role::Server,
+        _ => true,
+    }
+}
+
 impl Connection {
+    /// Why it takes nothing new; `None` while it is open.
+    pub(crate) fn end_reason(&self) -> Option<CloseReason> {
+        match self.shared.state.lock().check_open() {
+            Err(PushError::Closed(reason)) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// Waits until the connection is over, or its server has said that it ends it and when to come back. It takes
     /// no calls from then on, but what runs is still answered.
     pub(crate) async fn leaving(&self) -> CloseReason {
@@ -65,7 +84,13 @@ impl Connection {
             match &self.shared.state.lock().phase {
                 Phase::Closed(reason) => return CloseReason::clone(reason),
                 Phase::Draining(reason)
-                    if matches!(**reason, CloseReason::Goodbye { .. } | CloseReason::NotAdmitted { .. }) =>
+                    if matches!(
+                        **reason,
+                        CloseReason::Goodbye { .. }
+                            | CloseReason::NotAdmitted { .. }
+                            | CloseReason::Unauthenticated(_)
+                            | CloseReason::HelloRefused(_)
+                    ) =>
                 {
                     return CloseReason::clone(reason);
                 }
@@ -143,11 +168,10 @@ impl Connection {
             Phase::Answering(first) => CloseReason::clone(first),
             _ => reason,
         };
+        let heard = was_heard(state.proto.role(), &reason);
         for waiter in state.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {
-                // Who was not admitted was not listened to.
-                let unheard = matches!(reason, CloseReason::NotAdmitted { .. });
-                let written = state.outbox.call_may_be_written(number) && !unheard;
+                let written = state.outbox.call_may_be_written(number) && heard;
                 state.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }

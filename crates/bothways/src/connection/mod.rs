@@ -57,7 +57,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bothways_proto::{self as proto, Capabilities, Inbound, Limits, Message, Metadata, Peer, Role, Seq, keys};
@@ -81,6 +80,7 @@ use self::{
     rest::Driving,
     socket::SocketSlot,
 };
+pub(crate) use crate::clock::after;
 use crate::{
     error::{CallError, CloseReason},
     transport::AnySocket,
@@ -527,12 +527,6 @@ impl PartialEq for Connection {
 }
 
 impl Eq for Connection {}
-
-/// The moment that long from now; without end if nobody lives to see it.
-pub(crate) fn after(wait: Duration) -> Instant {
-    const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-    Instant::now() + wait.min(FOR_EVER)
-}
 
 /// Waits as long as the call has time.
 async fn within<T>(time: Option<CallTime>, future: impl Future<Output = T>) -> Result<T, CallError> {

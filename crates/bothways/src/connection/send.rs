@@ -268,6 +268,8 @@ impl Connection {
         payload: &Bytes,
     ) -> Result<Sent, PushError> {
         let shared = &*self.shared;
+        let more = super::call::with_more(metadata, shared.settings.token.as_deref(), None);
+        let metadata = more.as_ref().unwrap_or(metadata);
         let mut state = shared.state.lock();
         state.check_open()?;
         let header = Header::oneway(state.proto.next_push(), serialize);

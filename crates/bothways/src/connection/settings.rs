@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) cancel_on_disconnect: bool,
     /// Pack payloads of calls above [`COMPRESS_ABOVE`].
     pub(crate) compress: CompressType,
+    /// The client's token, which goes with all that it sends but acknowledgements and the like.
+    pub(crate) token: Option<Arc<str>>,
     /// Moments of the connection's life; see [`Watch`].
     pub(crate) watch: watch::Deadlines,
 }
@@ -54,6 +56,7 @@ impl Default for Settings {
             announced: Arc::default(),
             cancel_on_disconnect: false,
             compress: CompressType::NONE,
+            token: None,
             watch: watch::Deadlines::default(),
         }
     }

@@ -27,12 +27,7 @@ struct Progress {
 impl Progress {
     /// What the error of the last attempt means for the call: that nothing ran is true only of all of them.
     fn judge(&self, error: CallError) -> CallError {
-        let says_nothing_ran =
-            error.is_safe_to_retry() || matches!(error, CallError::NotSupported | CallError::TooLarge(_));
-        match &self.cut {
-            Some(cut) if says_nothing_ran => cut.clone(),
-            _ => error,
-        }
+        error.after_tries(self.cut.clone())
     }
 }
 

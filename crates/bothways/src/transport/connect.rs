@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 #[cfg(unix)]
 use super::unix;
 use super::{Address, AnySocket, ConnectOptions, Network, memory, tcp};
-use crate::error::ConnectError;
+use crate::{clock::after, error::ConnectError};
 
 /// Connects. A name with several addresses is tried address by address.
 ///
@@ -18,7 +18,7 @@ use crate::error::ConnectError;
 ///   like.
 /// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {
-    let deadline = Instant::now() + options.connect_timeout;
+    let deadline = after(options.connect_timeout);
     match timeout_at(deadline, open(address, options, deadline)).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => Err(ConnectError::Io { address: address.to_string(), error: Arc::new(error) }),
@@ -44,18 +44,21 @@ async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant
     const NO_TLS: &str = "`tls@` needs to know whom to trust (`ConnectOptions::tls`)";
     match &options.tls {
         None if address.network() == Network::Tls => Err(io::Error::new(io::ErrorKind::InvalidInput, NO_TLS)),
-        None => Ok(tcp::connect(address, &options.tcp, deadline).await?.into()),
+        None => plain_tcp(address, options, deadline).await,
         Some(tls) => {
             let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
-            let socket = tcp::connect(address, &options.tcp, deadline).await?;
-            Ok(tls.handshake(socket, host).await?.into())
+            Ok(tcp::connect(address, &options.tcp, deadline, |socket| tls.handshake(socket, host)).await?.into())
         }
     }
 }
 
 #[cfg(not(feature = "tls"))]
 async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
-    Ok(tcp::connect(address, &options.tcp, deadline).await?.into())
+    plain_tcp(address, options, deadline).await
+}
+
+async fn plain_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
+    Ok(tcp::connect(address, &options.tcp, deadline, |socket| std::future::ready(Ok(socket))).await?.into())
 }
 
 #[cfg(test)]

@@ -115,8 +115,12 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The time for looking up the name, for connecting, and for the TLS handshake together. Default
-    /// 5 s. A lost first packet of TCP is sent again after 1 s and after 3 s: rpcx's own default of 1 s
+    pub(crate) fn timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// The time for looking up the name, for connecting, and for the TLS handshake together; and as long again for the
+    /// server's answer to the Hello. Default 5 s. A lost first packet of TCP is sent again after 1 s and after 3 s: rpcx's own default of 1 s
     /// gives up before the first repetition.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;

@@ -142,6 +142,12 @@ fn canonical(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
+/// What Linux takes at most, in whole seconds: nine hours.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
+
+/// What Linux takes at most, in whole milliseconds: 24 days. More would be none at all.
+const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+
 /// The options of a TCP socket. All of them help, and none is needed: what the system refuses is left.
 #[derive(Clone, Debug)]
 pub(super) struct Tuning {
@@ -172,13 +178,15 @@ impl Tuning {
         noted("TCP_NODELAY", socket.set_tcp_nodelay(true));
         if let Some(after) = self.keepalive {
             // The questions that follow an unanswered one come faster than the first.
+            let after = after.clamp(Duration::from_secs(1), KEEPALIVE_MAX);
             let every = after.min(Duration::from_secs(15));
             noted("SO_KEEPALIVE", socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every)));
         }
         #[cfg(any(target_os = "android", target_os = "linux"))]
         {
-            if self.user_timeout.is_some() {
-                noted("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(self.user_timeout));
+            if let Some(limit) = self.user_timeout {
+                let limit = limit.clamp(Duration::from_millis(1), USER_TIMEOUT_MAX);
+                noted("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(Some(limit)));
             }
             if let Some(bytes) = self.unsent_bytes_max {
                 noted("TCP_NOTSENT_LOWAT", socket.set_tcp_notsent_lowat(bytes));
@@ -256,24 +264,30 @@ fn listen(place: SocketAddr, network: Network, options: &ListenOptions) -> io::R
     TcpListener::from_std(socket.into())
 }
 
-/// Connects to the first of the name's addresses that answers. Each gets an equal share of the time
-/// that is left, so that one that does not answer leaves time for the others. The last has no share of
-/// its own: it is the caller who ends the wait at the deadline.
-pub(super) async fn connect(address: &Address, tuning: &Tuning, deadline: Instant) -> io::Result<TcpSocket> {
+/// Connects to the first of the name's addresses that answers, and goes on to `then`, such as a handshake. Each gets an
+/// equal share of the time that is left, for both, so that one that does not answer leaves time for the others. The
+/// last has no share of its own: it is the caller who ends the wait at the deadline.
+pub(super) async fn connect<T, F: Future<Output = io::Result<T>>>(
+    address: &Address,
+    tuning: &Tuning,
+    deadline: Instant,
+    then: impl Fn(TcpSocket) -> F,
+) -> io::Result<T> {
     let mut places = resolve(address).await?;
     let last = places.pop().ok_or_else(no_address)?;
     let mut failed = None;
+    let reach = async |place| then(connect_to(place, tuning).await?).await;
     let mut left = u32::try_from(places.len()).unwrap_or(u32::MAX - 1) + 1;
     for place in places {
         let share = deadline.saturating_duration_since(Instant::now()) / left;
         left -= 1;
-        match tokio::time::timeout(share, connect_to(place, tuning)).await {
+        match tokio::time::timeout(share, reach(place)).await {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) => _ = failed.get_or_insert(error),
             Err(_) => _ = failed.get_or_insert(io::ErrorKind::TimedOut.into()),
         }
     }
-    connect_to(last, tuning).await.map_err(|error| failed.unwrap_or(error))
+    reach(last).await.map_err(|error| failed.unwrap_or(error))
 }
 
 async fn connect_to(place: SocketAddr, tuning: &Tuning) -> io::Result<TcpSocket> {
@@ -312,7 +326,8 @@ mod tests {
     }
 
     async fn connect(place: &Address) -> io::Result<TcpSocket> {
-        super::connect(place, &Tuning::client(), Instant::now() + Duration::from_secs(60)).await
+        let deadline = Instant::now() + Duration::from_secs(60);
+        super::connect(place, &Tuning::client(), deadline, |socket| std::future::ready(Ok(socket))).await
     }
 
     async fn pair_at(listen: &str) -> (TcpSocket, TcpSocket) {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{sleep, sleep_until};
 
 use super::{
     XClient,
@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     caller::{RawCall, RawReply},
+    clock::after,
     connection::CallTime,
-    error::{CallError, ConnectError, ErrorCode, PushError},
+    error::{CallError, CloseReason, ConnectError, ErrorCode, PushError},
 };
 
 /// What happens when a try fails. The names are rpcx's; [the module](super#fail-modes) has a table.
@@ -65,14 +66,14 @@ impl XClient {
         };
         let mut tried = Vec::new();
         let mut pick = self.pick(push, &tried)?;
-        for left in (0..=retries).rev() {
+        for (again, left) in (0..=retries).rev().enumerate() {
             let error = match pick.client.try_push(push).await {
                 Ok(()) => return Ok(()),
                 Err(error @ (PushError::Closed(_) | PushError::NotConnected(_))) if 0 < left => error,
                 Err(error) => return Err(error),
             };
             self.shared.servers.unstick(&pick.slot);
-            sleep(options.retry_interval).await;
+            self.pause_before_retry(None, again, &pick.slot).await;
             pick = match self.fail_mode {
                 FailMode::Failtry => match self.shared.servers.client_again(&pick.slot) {
                     Some(client) => Pick { client, ..pick },
@@ -80,7 +81,8 @@ impl XClient {
                 },
                 _ => {
                     tried.push(pick.slot);
-                    self.pick(push, &tried)?
+                    // Without another server, it failed of what this one said.
+                    self.pick(push, &tried).map_err(|_| error)?
                 }
             };
         }
@@ -96,52 +98,52 @@ impl XClient {
 
     async fn failtry(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
         let Pick { slot, mut client } = self.pick(call, &[])?;
-        for _ in 0..self.shared.servers.options().retries {
+        let mut cut = None;
+        for again in 0..self.shared.servers.options().retries as usize {
             let error = match client.try_call(call, time).await {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
-                reply => return reply,
+                reply => return reply.map_err(|error| error.after_tries(cut)),
             };
-            if !self.pause_before_retry(time).await {
-                return Err(error);
+            if !self.pause_before_retry(time, again, &slot).await {
+                return Err(error.after_tries(cut));
             }
             time = time.map(CallTime::rest);
             if client.is_ended() {
                 match self.shared.servers.client_again(&slot) {
                     Some(again) => client = again,
-                    None => return Err(error),
+                    None => return Err(error.after_tries(cut)),
                 }
             }
+            note_cut(&mut cut, error);
         }
         let reply = client.try_call(call, time).await;
         self.note_outcome(&slot, &reply);
-        reply
+        reply.map_err(|error| error.after_tries(cut))
     }
 
     async fn failover(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
         let mut pick = self.pick(call, &[])?;
-        let mut tried = Vec::new();
-        for _ in 0..self.shared.servers.options().retries {
+        let (mut tried, mut cut) = (Vec::new(), None);
+        for again in 0..self.shared.servers.options().retries as usize {
             let reply = pick.client.try_call(call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) => error,
-                reply => return reply,
+                reply => return reply.map_err(|error| error.after_tries(cut)),
             };
-            if !self.pause_before_retry(time).await {
-                return Err(error);
+            if !self.pause_before_retry(time, again, &pick.slot).await {
+                return Err(error.after_tries(cut));
             }
             time = time.map(CallTime::rest);
             tried.push(pick.slot);
-            pick = match self.pick(call, &tried) {
-                Ok(pick) => pick,
-                // The list is empty by now: that is not what this call failed of.
-                Err(NoPick::NoServer(_)) => return Err(error),
-                Err(closed) => return Err(closed.into()),
-            };
+            // The list is empty by now, or the client closed: that is not what this call failed of.
+            let Ok(next) = self.pick(call, &tried) else { return Err(error.after_tries(cut)) };
+            note_cut(&mut cut, error);
+            pick = next;
         }
         let reply = pick.client.try_call(call, time).await;
         self.note_outcome(&pick.slot, &reply);
-        reply
+        reply.map_err(|error| error.after_tries(cut))
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
@@ -170,19 +172,19 @@ impl XClient {
             };
         };
         let second = backup.client.try_call(call, time.map(CallTime::rest));
-        if failed.is_some() {
-            return second.await;
+        if let Some(failed) = failed {
+            return second.await.map_err(|error| error.after_tries(cut_of(failed)));
         }
         tokio::pin!(second);
         // The first success counts. What is still under way then is dropped, which takes it back.
         tokio::select! {
             reply = &mut first => match reply {
                 Ok(reply) => Ok(reply),
-                Err(_) => second.await,
+                Err(failed) => second.await.map_err(|error| error.after_tries(cut_of(failed))),
             },
             reply = &mut second => match reply {
                 Ok(reply) => Ok(reply),
-                Err(_) => first.await,
+                Err(failed) => first.await.map_err(|error| error.after_tries(cut_of(failed))),
             },
         }
     }
@@ -204,14 +206,25 @@ impl XClient {
         backup.ok().filter(|backup| !Arc::ptr_eq(&backup.slot, first))
     }
 
-    /// False if no time is left for another try.
-    async fn pause_before_retry(&self, time: Option<CallTime>) -> bool {
-        let interval = self.shared.servers.options().retry_interval;
-        let until = Instant::now() + interval;
+    /// False if no time is left for another try. `again`: how many there were before that one; to the server of this
+    /// slot.
+    ///
+    /// Others have their turn first in any case. Where there is no other server, and no pause was chosen, the tries are
+    /// spread over some 70 ms at most: a server that resets connections is not tried again within the same moment.
+    async fn pause_before_retry(&self, time: Option<CallTime>, again: usize, slot: &Arc<Slot>) -> bool {
+        let chosen = self.shared.servers.options().retry_interval;
+        let stays = self.fail_mode == FailMode::Failtry || !self.shared.servers.has_others(std::slice::from_ref(slot));
+        let interval = match chosen.is_zero() && stays {
+            true => SAME_SERVER_PAUSE.mul_f64(rand::random::<f64>()) * (1 << again.min(2)),
+            false => chosen,
+        };
+        let until = after(interval);
         if time.is_some_and(|time| time.end <= until) {
             return false;
         }
-        if interval != Duration::ZERO {
+        if interval.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
             sleep_until(until).await;
         }
         true
@@ -228,18 +241,34 @@ impl XClient {
     fn may_try_again(&self, error: &CallError, again: Again) -> bool {
         let elsewhere = again == Again::Elsewhere;
         match error {
+            CallError::Closed {
+                written: false,
+                reason: CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_),
+            } => elsewhere,
             CallError::Closed { written, .. } => !written || self.shared.servers.options().retry_maybe_executed,
-            CallError::NotConnected(ConnectError::Closed) => false,
+            CallError::NotConnected(ConnectError::Closed | ConnectError::Abandoned) => false,
             // The same server would say the same again.
             CallError::NotConnected(ConnectError::Address(_) | ConnectError::Refused { .. }) => elsewhere,
             CallError::NotConnected(_) => true,
-            CallError::TooManyCalls { .. } => elsewhere,
+            CallError::TooManyCalls { .. } | CallError::QueueFull { .. } => elsewhere,
             CallError::Remote { code: Some(ErrorCode::Overloaded), .. } => elsewhere,
             CallError::Remote { code: Some(ErrorCode::ShuttingDown), .. } => true,
             // What a server answered is an answer; a deadline is the caller's.
             _ => false,
         }
     }
+}
+
+/// The pause before the first further try at the same server: up to this, at random.
+const SAME_SERVER_PAUSE: Duration = Duration::from_millis(10);
+
+/// Of a try that failed, what must not be forgotten.
+fn cut_of(failed: CallError) -> Option<CallError> {
+    failed.may_have_run().then_some(failed)
+}
+
+fn note_cut(cut: &mut Option<CallError>, failed: CallError) {
+    *cut = cut_of(failed).or(cut.take());
 }
 
 impl From<NoPick> for CallError {

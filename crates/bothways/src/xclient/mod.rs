@@ -126,6 +126,7 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     client::{Client, Common, ConnectionEvents, MessageQueue, ServerMessages},
+    clock::{clocked, is_outside},
     codec::{Encode, Payload},
     connection::Connection,
     discovery::{Discovery, ServerEntry},
@@ -175,6 +176,8 @@ impl XClient {
     /// `service_path` is the service that [`call`](Self::call) and the like ask for; as a
     /// [`Caller`] an `XClient` asks for whatever service it is told to.
     ///
+    /// It belongs to the runtime in which it is made; calls and all else may be made from any thread.
+    ///
     /// # Panics
     /// Outside of a tokio runtime.
     ///
@@ -193,8 +196,8 @@ impl XClient {
 
     /// A client of the servers that `discovery` knows, and the stream of what any of them sends unasked.
     ///
-    /// Every server is connected at once, and again whenever the connection is lost, without a call. (One that
-    /// refuses the token is left alone until a call goes there.) The stream ends with the last clone of the
+    /// Every server is connected at once, and again whenever the connection is lost, without a call. One that
+    /// refuses the token is tried again, less and less often, and at once when a call goes there. The stream ends with the last clone of the
     /// client, or when it is [closed](Self::close). No message is missed, however early it comes; each knows its
     /// [server](crate::ServerMessage::server), and the messages of one server are in the order in which
     /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers
@@ -336,7 +339,7 @@ impl XClient {
         let servers = self.shared.servers.want_topic(pattern).ok_or_else(closed)?;
         let (addresses, clients): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
         let pattern: Arc<str> = pattern.into();
-        let outcomes = at_each(clients, |client| {
+        let outcomes = self.at_each(clients, |client| {
             let pattern = Arc::clone(&pattern);
             async move { client.subscribe_lastingly(&pattern).await }
         });
@@ -352,7 +355,7 @@ impl XClient {
     pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
         let clients = self.shared.servers.forget_topic(pattern);
         let pattern: Arc<str> = pattern.into();
-        let outcomes = at_each(clients, |client| {
+        let outcomes = self.at_each(clients, |client| {
             let pattern = Arc::clone(&pattern);
             async move { client.unsubscribe(&pattern).await }
         });
@@ -400,29 +403,39 @@ impl XClient {
     }
 }
 
-/// Does something at many servers at once; answers in their order.
-async fn at_each<T, F>(clients: Vec<Client>, act: impl Fn(Client) -> F) -> Vec<T>
-where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
-{
-    let mut running = JoinSet::new();
-    for (at, client) in clients.into_iter().enumerate() {
-        let acting = act(client);
-        running.spawn(async move { (at, acting.await) });
+impl XClient {
+    /// Does something at many servers at once; answers in their order.
+    async fn at_each<T, F>(&self, clients: Vec<Client>, act: impl Fn(Client) -> F) -> Vec<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let mut running = JoinSet::new();
+        for (at, client) in clients.into_iter().enumerate() {
+            let acting = act(client);
+            running.spawn_on(async move { (at, acting.await) }, self.shared.servers.runtime());
+        }
+        let mut outcomes = running.join_all().await;
+        outcomes.sort_unstable_by_key(|(at, _)| *at);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
-    let mut outcomes = running.join_all().await;
-    outcomes.sort_unstable_by_key(|(at, _)| *at);
-    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 impl Caller for XClient {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.call_by_fail_mode(&call).await
+        let calling = self.call_by_fail_mode(&call);
+        match is_outside() {
+            false => calling.await,
+            true => clocked(self.shared.servers.runtime(), Box::pin(calling)).await,
+        }
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.push_by_fail_mode(&push).await
+        let pushing = self.push_by_fail_mode(&push);
+        match is_outside() {
+            false => pushing.await,
+            true => clocked(self.shared.servers.runtime(), Box::pin(pushing)).await,
+        }
     }
 
     fn serialize_type(&self) -> SerializeType {

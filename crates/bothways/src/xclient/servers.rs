@@ -7,7 +7,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     options::XClientOptions,
@@ -23,6 +23,8 @@ use crate::{
 
 pub(super) struct Servers {
     options: XClientOptions,
+    /// Where clients are made, whoever needs one first.
+    runtime: Handle,
     /// Clients are made for all servers of a list, not with the first call.
     eager: bool,
     selector: Arc<dyn Selector>,
@@ -95,7 +97,7 @@ pub(super) struct Preference<'a> {
 }
 
 impl Servers {
-    /// Follows `source`. With `eager`, must be called within a tokio runtime.
+    /// Follows `source`. Must be called within a tokio runtime.
     pub(super) fn new(
         options: XClientOptions,
         eager: bool,
@@ -112,13 +114,18 @@ impl Servers {
             topics: Vec::new(),
             ears: Some(ears),
         };
-        let servers = Self { options, eager, selector, list: RwLock::new(list), sticky: Mutex::default() };
+        let (runtime, sticky) = (Handle::current(), Mutex::default());
+        let servers = Self { options, runtime, eager, selector, list: RwLock::new(list), sticky };
         servers.update();
         servers
     }
 
     pub(super) fn options(&self) -> &XClientOptions {
         &self.options
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// Chooses the server of a try.
@@ -355,6 +362,7 @@ impl Slot {
             Held::Retired => return Err(ConnectError::Closed),
             Held::Client(_) | Held::Nothing => {}
         }
+        let _entered = servers.runtime.enter();
         let options = servers.options.client.clone();
         let handlers = servers.options.handlers.clone();
         let messages = match (&ears.messages, &handlers) {

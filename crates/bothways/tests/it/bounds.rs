@@ -19,7 +19,7 @@ use bothways_proto::{Capabilities, Message, Status, keys};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, hello, oneway, ping, reply, request},
+    scripted::{Scripted, ScriptedServer, hello, oneway, ping, reply, reply_to, request},
     support::{address, call, echoing, gate, oneshot_to, settle, soon, until},
 };
 
@@ -226,26 +226,40 @@ async fn a_client_that_is_not_admitted_waits_and_comes_again() {
     drop(first);
 }
 
-/// What was sent behind a Hello that is refused did not run, and says so.
+/// What was sent behind a Hello that is refused did not run: it waits, or says so.
 #[tokio::test(start_paused = true)]
 async fn nothing_behind_a_refused_hello_was_run() {
-    let server = ScriptedServer::listen().await;
-    let client = Client::connect(&server.address, ClientOptions::new()).await.expect("it listens");
-    let (error, ()) = tokio::join!(call(&client, "Ask", ""), async {
+    for (code, waits) in [("overloaded", true), ("overloaded", false), ("unauthenticated", false), ("internal", false)]
+    {
+        let server = ScriptedServer::listen().await;
+        let wait = if waits { Duration::from_secs(5) } else { Duration::ZERO };
+        let options = ClientOptions::new().connection_wait(wait);
+        let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+        let client = client.expect("it is let in");
+        drop(peer);
         let mut peer = server.accept().await;
         let hello = peer.next().await;
-        let why = Metadata::new().with(keys::ERROR, "full").with(keys::ERROR_CODE, "overloaded");
+        let asking = tokio::spawn(async move { (call(&client, "Ask", "").await, client) });
+        let why = Metadata::new().with(keys::ERROR, "full").with(keys::ERROR_CODE, code);
         let header = hello.header().reply().with_status(Status::ERROR);
         let refusal = Message::new(header, "", "", &why.with(keys::RETRY_AFTER, "700"), &[]);
         assert_eq!(peer.next().await.service_method(), "Ask");
         peer.say(refusal.frame()).await;
         peer.end().await;
-    });
-    match error.expect_err("nobody ran it") {
-        CallError::Closed { written: false, reason: CloseReason::NotAdmitted { why, retry_after } } => {
+        if waits {
+            let mut next = server.accept_plain().await;
+            let again = next.next().await;
+            assert_eq!(again.service_method(), "Ask");
+            next.say(reply_to(&again, b"here")).await;
+            assert_eq!(soon(asking).await.expect("no panic").0.expect("it waited"), "here");
+            continue;
+        }
+        let (error, _client) = soon(asking).await.expect("no panic");
+        let error = error.expect_err("nobody ran it");
+        assert!(matches!(&error, CallError::Closed { written: false, .. }) && error.is_safe_to_retry(), "{error:?}");
+        if let CallError::Closed { reason: CloseReason::NotAdmitted { why, retry_after }, .. } = error {
             assert_eq!((&*why, retry_after), ("full", Duration::from_millis(700)));
         }
-        other => panic!("{other:?}"),
     }
 }
 

@@ -6,6 +6,7 @@ mod bounds;
 mod call_back;
 mod call_users;
 mod calls;
+mod comes_back;
 mod compression;
 mod deadlines;
 mod drain;

@@ -10,13 +10,15 @@ use crate::{
     support::{address, call, connections, echoing, settle, soon},
 };
 
-/// B12. Hello is a heartbeat and the first frame; the first call is right behind it, unasked for.
+/// B12. Hello is a heartbeat and the first frame; a call that waits for the connection is right behind it.
 #[tokio::test(start_paused = true)]
 async fn hello_comes_first_and_calls_do_not_wait_for_the_welcome() {
     let server = ScriptedServer::listen().await;
-    let (client, mut peer) =
-        tokio::join!(Client::connect(&server.address, ClientOptions::new().auth("bearer t")), server.accept());
-    let client = client.expect("it listens");
+    let options = ClientOptions::new().auth("bearer t");
+    let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it is let in");
+    drop(peer);
+    let mut peer = server.accept().await;
     let asking = tokio::spawn(async move { call(&client, "Echo", "x").await });
     let first = peer.next().await;
     assert!(first.header().is_heartbeat() && first.service_path().is_empty() && first.service_method().is_empty());
