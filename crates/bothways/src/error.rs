@@ -295,6 +295,9 @@ pub enum PushError {
     /// No client to push to. Nothing was queued.
     #[error("no client: {0}")]
     NoClient(String),
+    /// The client has announced what its handlers take, and this is not among it. Nothing was queued.
+    #[error("the client has no handler for this, by what it announced")]
+    NotSupported,
 }
 
 /// Why a connection ended.

@@ -81,15 +81,34 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
     let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
     Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
-    if outcome.targets() == 0 && !args.everyone {
+    judge(&outcome, args.everyone)
+}
+
+/// An error if nobody gets the push, or a client's application could not deal with it.
+fn judge(outcome: &AdminPushOutcome, everyone: bool) -> Result<(), Failure> {
+    let (targets, failed) = (outcome.targets(), outcome.failed.total());
+    if targets == 0 && !everyone {
         return Err(Failure::new(Exit::Peer, "nobody is there to push to")
             .hint("`bothways sessions` tells who is; `bothways explain` where they went"));
     }
-    match outcome.missed() {
-        missed if missed != 0 && missed == outcome.targets() => Err(Failure::new(Exit::Peer, "nobody gets the push")
-            .hint("`bothways explain` tells why; `bothways sessions` shows how much waits for each")),
-        _ => Ok(()),
-    }
+
+    let (what, hint) = match outcome.missed() {
+        _ if failed != 0 && failed == targets => {
+            ("no client could handle the push", "`bothways explain` tells why for each; the clients' logs tell more")
+        }
+        missed if missed != 0 && missed == targets => {
+            ("nobody gets the push", "`bothways explain` tells why; `bothways sessions` shows how much waits for each")
+        }
+        _ if failed != 0 => (
+            "not every client could handle the push",
+            "`bothways explain` tells why for each; the clients' logs tell more",
+        ),
+        _ if outcome.unknown != 0 && outcome.unknown == targets => {
+            ("nobody knows whether the push was handled", "its sessions ended before their clients said so")
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::new(Exit::Peer, what).hint(hint))
 }
 
 /// Where the sessions stand that a push was for.
@@ -174,7 +193,42 @@ pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use bothways::server::PushFailures;
+
     use super::*;
+
+    /// What a client could not handle is no success, for a person and for a script.
+    #[test]
+    fn each_outcome_has_its_text_and_its_exit_code() {
+        let none = AdminPushOutcome::default();
+        let failed = PushFailures { no_handler: 1, ..PushFailures::default() };
+        for (outcome, text, error) in [
+            (AdminPushOutcome { handled: 2, ..none }, "2 sessions: 2 handled", None),
+            (
+                AdminPushOutcome { failed, ..none },
+                "1 session: 1 failed: no handler takes it",
+                Some("no client could handle the push"),
+            ),
+            (
+                AdminPushOutcome { handled: 1, failed, ..none },
+                "2 sessions: 1 handled, 1 failed: no handler takes it",
+                Some("not every client could handle the push"),
+            ),
+            (AdminPushOutcome { dropped: 1, ..none }, "1 session: 1 dropped", Some("nobody gets the push")),
+            (
+                AdminPushOutcome { unknown: 1, ..none },
+                "1 session: 1 unknown: its session ended",
+                Some("nobody knows whether the push was handled"),
+            ),
+            (none, "0 sessions", Some("nobody is there to push to")),
+        ] {
+            assert_eq!(counts(&outcome), text);
+            let judged = judge(&outcome, false).err();
+            assert_eq!(judged.as_ref().map(Failure::text), error, "{text}");
+            assert!(judged.is_none_or(|failure| failure.exit() == Some(Exit::Peer)));
+        }
+        assert!(judge(&none, true).is_ok(), "everyone may be nobody");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

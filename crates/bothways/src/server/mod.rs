@@ -40,8 +40,8 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use self::{
     accept::Listening,
     admin::{
-        AdminClient, AdminKick, AdminPush, AdminPushOutcome, ConnectionView, Page, PushClass, PushTarget, PushUntil,
-        SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed,
+        AdminClient, AdminKick, AdminPush, AdminPushOutcome, ConnectionView, Page, PushClass, PushFailures, PushTarget,
+        PushUntil, SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed,
         TOKEN_KEY as ADMIN_TOKEN_KEY,
     },
     builder::ServerBuilder,
@@ -401,7 +401,8 @@ impl Server {
     /// Stops accepting, tells clients, answers what is running, and closes; at the latest after `deadline`.
     ///
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
-    /// end of the connection. Calls that arrive meanwhile are refused as shutting down. Sessions end with it. Calling
+    /// end of the connection. Calls that arrive meanwhile are refused as shutting down. What clients have handled they may
+    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`]. Sessions end with it. Calling
     /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
     /// that of the first.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bothways_proto::keys;
 use tokio::time::Instant;
 
-use super::{DropReason, Push, Session, Stage, explain::CallTrail};
+use super::{Push, Session, explain::CallTrail, push};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     connection::after,
@@ -107,12 +107,6 @@ impl Caller for Session {
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
         let wait = push.options.timeout.unwrap_or_default();
         let receipt = self.push_within(wait, &Push::from_raw(push)).await?;
-        match receipt.outcomes().at(Stage::Dropped(DropReason::Full)) {
-            0 => Ok(()),
-            _ => {
-                let (frames, bytes) = self.waiting();
-                Err(PushError::Full { frames, bytes })
-            }
-        }
+        push::accepted(&receipt, || self.waiting())
     }
 }

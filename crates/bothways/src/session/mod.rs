@@ -435,7 +435,9 @@ impl Session {
             into.pump();
             return outcome;
         }
-        if !state.ended && claims.is_none() && push.class == Class::Tracked && !suits(&state.ledger) {
+        let takes_no_such = state.takes_no_such(push);
+        let may_wait = !state.ended && claims.is_none() && !takes_no_such && push.class == Class::Tracked;
+        if may_wait && !suits(&state.ledger) {
             return false;
         }
 
@@ -446,7 +448,7 @@ impl Session {
             // The ticket counts as dropped with its session.
             return true;
         }
-        if state.takes_no_such(push) {
+        if takes_no_such {
             ticket.advance(Stage::Failed(Failure::NoHandler));
             return true;
         }

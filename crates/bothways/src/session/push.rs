@@ -11,8 +11,12 @@ use bytes::Bytes;
 use super::{
     explain,
     keys::{InvalidKey, KeyHash, Keyed},
+    receipt::{DropReason, Failure, Receipt, Stage},
 };
-use crate::{caller::RawCall, error::ReservedName};
+use crate::{
+    caller::RawCall,
+    error::{PushError, ReservedName},
+};
 
 /// What is promised of a push.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -63,6 +67,27 @@ impl Encoded {
         let hash = self.keyed.as_ref().and_then(|keyed| keyed.hash);
         let plain = plain.keyed.map_or(plain.frame, |keyed| keyed.plain.clone());
         Self { frame: self.frame.clone(), keyed: Some(Arc::new(Keyed { hash, plain })) }
+    }
+}
+
+/// What a caller is told that gets no receipt: an error if it is known already that no target gets the push.
+/// `waiting`: how much waits for those who have no room.
+pub(super) fn accepted(receipt: &Receipt, waiting: impl FnOnce() -> (usize, usize)) -> Result<(), PushError> {
+    let outcomes = receipt.outcomes();
+    let [full, ended, no_handler] =
+        [Stage::Dropped(DropReason::Full), Stage::Dropped(DropReason::SessionEnded), Stage::Failed(Failure::NoHandler)]
+            .map(|stage| outcomes.at(stage));
+    if full + ended + no_handler < outcomes.targets() {
+        return Ok(());
+    }
+
+    if 0 < full {
+        let (frames, bytes) = waiting();
+        return Err(PushError::Full { frames, bytes });
+    }
+    match no_handler {
+        0 => Err(PushError::NoClient("the session has ended".to_owned())),
+        _ => Err(PushError::NotSupported),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     task::Poll,
 };
 
-use super::{DropReason, Push, Receipt, Registry, Session, Stage, Target, call::CALL_TIMEOUT};
+use super::{Push, Receipt, Registry, Session, Target, call::CALL_TIMEOUT, push};
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
@@ -223,12 +223,7 @@ impl Caller for User {
         }
         let receipt = Receipt::new();
         self.registry.push_to(&sessions, &Push::from_raw(push), &receipt)?;
-        let outcomes = receipt.outcomes();
-        if outcomes.at(Stage::Dropped(DropReason::Full)) < outcomes.targets() {
-            return Ok(());
-        }
-        let (frames, bytes) = sessions.iter().map(Session::waiting).max().unwrap_or_default();
-        Err(PushError::Full { frames, bytes })
+        push::accepted(&receipt, || sessions.iter().map(Session::waiting).max().unwrap_or_default())
     }
 }
 

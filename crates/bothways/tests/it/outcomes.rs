@@ -9,14 +9,14 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, Metadata, Push, Reply, Request, Router, Server, Stage, Target,
+    Class, Client, ClientOptions, Metadata, Push, PushError, Reply, Request, Router, Server, Stage, Target,
     session::{DropReason, Failure, Outcomes, Position, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 
 use crate::{
     scripted::{Scripted, ScriptedServer, arrive, claim, hello, session_pairs, welcome},
-    support::{address, settle, soon, until},
+    support::{address, oneshot_to, settle, soon, until},
 };
 
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -69,6 +69,11 @@ async fn a_push_that_the_application_could_not_handle_is_not_called_handled() {
         assert_eq!(handled(&server, &Push::new("C", "Good", "x")).await.at(Stage::Handled), 1);
     }
     assert_eq!(session.waiting(), (0, 0));
+    let by_stub = soon(oneshot_to(&session, "NoSuchMethod", "x")).await;
+    assert!(matches!(by_stub, Err(PushError::NotSupported)), "{by_stub:?}");
+    session.end("enough");
+    let to_nobody = soon(oneshot_to(&session, "Good", "x")).await;
+    assert!(matches!(to_nobody, Err(PushError::NoClient(_))), "{to_nobody:?}");
 }
 
 /// A client whose application takes messages by itself gets every name, whatever its handlers are for.

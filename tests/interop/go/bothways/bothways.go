@@ -36,6 +36,13 @@ func Ack(ctx context.Context, c *client.Client, offset uint64) {
 	tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
 }
 
+// Fail says the same, but for the push of this offset, which the application could not handle. The code is "no_handler",
+// "bad_arguments", "error" or "panicked". The push does not come again, and its sender learns why.
+func Fail(ctx context.Context, c *client.Client, offset uint64, code string) {
+	said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset), "_bw.nack": fmt.Sprintf("%d:%s", offset, code)}
+	tell(ctx, c, "Ack", said, struct{}{})
+}
+
 // Reply answers a call of the server: a message with "_bw.call" in its metadata.
 func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value any, err error) {
 	said := map[string]string{"_bw.call": call.Metadata["_bw.call"]}
