@@ -4,7 +4,7 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::{DecodeError, Limits, MAGIC, Message, PREFIX_LEN};
+use crate::{DecodeError, Header, Limits, MAGIC, Message, PREFIX_LEN};
 
 /// The bytes of the frame at the start of `bytes`, prefix included. `None`: the prefix is not all
 /// there yet, and nothing in what is there is wrong.
@@ -41,14 +41,24 @@ pub struct Deframer {
     finished: Bytes,
     /// The frames behind it that the last read brought whole.
     ready: Bytes,
+    /// How many bytes these were when they were read.
+    ready_len: u32,
     /// The beginning of a frame whose end has not arrived.
     partial: Vec<u8>,
     /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there.
     partial_len: usize,
-    /// What was wrong behind the frames in `ready`, until it is reported.
-    error: Option<Box<DecodeError>>,
+    /// The last thing that was wrong.
+    wrong: Option<Box<Wrong>>,
     /// Something was wrong: nothing more is taken in.
     broken: bool,
+}
+
+#[derive(Debug)]
+struct Wrong {
+    /// What, behind the frames in `ready`, until it is reported.
+    error: Option<DecodeError>,
+    /// The header of the frame, if it has one.
+    header: Option<Header>,
 }
 
 impl Deframer {
@@ -78,6 +88,7 @@ impl Deframer {
         let whole = self.whole_frames(input, limits);
         let (frames, rest) = input.split_at(whole);
         self.ready = Bytes::copy_from_slice(frames);
+        self.ready_len = u32::try_from(whole).unwrap_or(u32::MAX);
         if !self.broken {
             self.fill_partial(rest, limits);
         }
@@ -86,34 +97,63 @@ impl Deframer {
     /// The next message; `None` when what was fed is used up.
     ///
     /// # Errors
-    /// Any [`DecodeError`]. The stream cannot go on: every later call answers `None`.
+    /// Any [`DecodeError`]. After [`DecodeError::MetadataTooLarge`] the stream goes on behind that
+    /// frame. After any other it cannot: every later call answers `None`. Whose frame it was says
+    /// [`Self::refused`].
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
-        let frames = if self.finished.is_empty() { &mut self.ready } else { &mut self.finished };
+        let (frames, chunk_len) = match self.finished.is_empty() {
+            true => (&mut self.ready, self.ready_len as usize),
+            false => (&mut self.finished, 0),
+        };
         if frames.is_empty() {
-            return self.error.take().map_or(Ok(None), |error| Err(*error));
+            let error = self.wrong.as_mut().and_then(|wrong| wrong.error.take());
+            return error.map_or(Ok(None), Err);
         }
+        let header = frames.first_chunk().and_then(Header::from_bytes);
         let parsed = match frame_len(frames, limits) {
-            Ok(Some(len)) if len <= frames.len() => Message::parse(frames.split_to(len), limits),
+            Ok(Some(len)) if len <= frames.len() => {
+                Message::parse(frames.split_to(len), limits).map(|message| message.in_chunk(chunk_len))
+            }
             Ok(_) => unreachable!("only whole frames are made ready"),
             Err(error) => Err(error),
         };
-        if let Err(error) = &parsed {
-            self.fail(error.clone());
-            self.error = None;
-            self.finished.clear();
-            self.ready.clear();
+        match &parsed {
+            Ok(_) => {}
+            Err(DecodeError::MetadataTooLarge { .. }) => {
+                let error = self.wrong.take().and_then(|wrong| wrong.error);
+                self.wrong = Some(Box::new(Wrong { error, header }));
+            }
+            Err(_) => {
+                self.fail(None, header);
+                self.finished.clear();
+                self.ready.clear();
+            }
         }
         parsed.map(Some)
     }
 
     /// True if [`next_message`](Self::next_message) has nothing more to say of what was fed.
     pub fn is_drained(&self) -> bool {
-        self.finished.is_empty() && self.ready.is_empty() && self.error.is_none()
+        self.finished.is_empty()
+            && self.ready.is_empty()
+            && self.wrong.as_ref().is_none_or(|wrong| wrong.error.is_none())
     }
 
     /// True in the middle of a frame: an end of the stream here loses something.
     pub fn is_mid_frame(&self) -> bool {
         !self.partial.is_empty()
+    }
+
+    /// The header of the frame of which an error was last told: who sent it can be answered.
+    pub fn refused(&self) -> Option<Header> {
+        self.wrong.as_ref()?.header
+    }
+
+    /// The header of the frame that is not all there, and its bytes when it will be; `None` before its
+    /// prefix is there.
+    pub fn promised(&self) -> Option<(Header, usize)> {
+        let header = self.partial.first_chunk().and_then(Header::from_bytes)?;
+        (self.partial_len != 0).then_some((header, self.partial_len))
     }
 
     /// Bytes held for a frame that is not all there.
@@ -129,7 +169,10 @@ impl Deframer {
             input.advance(lacking);
             match frame_len(&self.partial, limits) {
                 Ok(len) => self.partial_len = len.unwrap_or(0),
-                Err(error) => self.fail(error),
+                Err(error) => {
+                    let header = self.partial.first_chunk().and_then(Header::from_bytes);
+                    self.fail(Some(error), header);
+                }
             }
         }
         if self.partial_len != 0 {
@@ -158,15 +201,15 @@ impl Deframer {
                 Ok(Some(len)) if len <= input.len() - at => at += len,
                 Ok(_) => return at,
                 Err(error) => {
-                    self.fail(error);
+                    self.fail(Some(error), input[at..].first_chunk().and_then(Header::from_bytes));
                     return at;
                 }
             }
         }
     }
 
-    fn fail(&mut self, error: DecodeError) {
-        self.error = Some(error.into());
+    fn fail(&mut self, error: Option<DecodeError>, header: Option<Header>) {
+        self.wrong = Some(Box::new(Wrong { error, header }));
         self.broken = true;
         self.partial = Vec::new();
         self.partial_len = 0;
@@ -178,7 +221,7 @@ mod tests {
     use hex_literal::hex;
 
     use super::*;
-    use crate::{Header, Metadata, Seq, SerializeType};
+    use crate::{Metadata, Seq, SerializeType};
 
     fn push(number: u64, payload: &[u8]) -> Bytes {
         let header = Header::oneway(Seq::new(number), SerializeType::RAW);
@@ -303,6 +346,47 @@ mod tests {
                 assert_eq!(deframer.next_message(&limits), Ok(None));
                 deframer.feed(&push(2, b"later still"), &limits);
             }
+        }
+    }
+
+    /// Too much metadata costs its frame; whose it was is known, and what follows is read.
+    #[test]
+    fn too_much_metadata_costs_one_frame() {
+        let limits = Limits::default().metadata_pairs_max(1);
+        let header = Header::oneway(Seq::new(7), SerializeType::RAW);
+        let two = Metadata::new().with("a", "1").with("b", "2");
+        let stream = [Message::new(header, "T", "x", &two, b"").frame(), &push(8, b"next")[..]].concat();
+        for size in [stream.len(), 7] {
+            let (mut deframer, mut refused, mut taken) = (Deframer::new(), None, Vec::new());
+            for piece in stream.chunks(size) {
+                deframer.feed(piece, &limits);
+                loop {
+                    match deframer.next_message(&limits) {
+                        Ok(Some(message)) => taken.push(message.header().seq().get()),
+                        Ok(None) => break,
+                        Err(error) => refused = Some((error, deframer.refused().map(|header| header.seq().get()))),
+                    }
+                }
+            }
+            let error = DecodeError::MetadataTooLarge { found: 2, max: 1, unit: "pairs" };
+            assert_eq!((refused, taken), (Some((error, Some(7))), vec![8]));
+        }
+    }
+
+    /// A frame that is too large is known by its number, and so is one that has not arrived.
+    #[test]
+    fn a_frame_is_known_before_it_is_there() {
+        let limits = Limits::default();
+        let mut deframer = Deframer::new();
+        deframer.feed(&hex!("08 00 00 30 0000000000000009 00000100 0000"), &limits);
+        assert_eq!(deframer.promised().map(|(header, len)| (header.seq().get(), len)), Some((9, PREFIX_LEN + 256)));
+        for size in [16, 3] {
+            let mut deframer = Deframer::new();
+            for piece in hex!("08 00 00 30 0000000000000005 ffffffff").chunks(size) {
+                deframer.feed(piece, &limits);
+            }
+            assert!(matches!(deframer.next_message(&limits), Err(DecodeError::TooLarge { .. })));
+            assert_eq!(deframer.refused().map(|header| header.seq().get()), Some(5));
         }
     }
 

@@ -5,14 +5,15 @@ use crate::{CompressType, Seq};
 /// Why bytes from a peer are not a frame, or a payload cannot be unpacked.
 ///
 /// An error of [`Deframer`](crate::Deframer) or [`Message::parse`](crate::Message::parse) ends the
-/// connection: where the next frame begins is no longer known. [`Self::UnknownCompression`],
+/// connection: where the next frame begins is no longer known. [`Self::MetadataTooLarge`] costs that
+/// frame only, of which the end is known. [`Self::UnknownCompression`],
 /// [`Self::Gzip`] and [`Self::DecompressedTooLarge`] come from
 /// [`Message::payload`](crate::Message::payload) and cost that one message.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The first byte of a frame is not 8: the peer does not speak rpcx, or a byte was lost.
-    #[error("the frame begins with byte {found:#04x} instead of 0x08: the peer does not speak rpcx")]
+    #[error("the frame begins with byte {found:#04x} instead of 0x08: {}", speaks(*.found))]
     WrongMagic {
         /// The byte that stood there.
         found: u8,
@@ -20,6 +21,17 @@ pub enum DecodeError {
     /// The prefix announces a body beyond [`Limits::body_bytes_max`](crate::Limits::body_bytes_max).
     #[error("the frame announces a body of {len} bytes; the limit `body_bytes_max` is {max}")]
     TooLarge {
+        /// The announced bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The prefix announces a body beyond the smaller bound for peers that have shown no token that was accepted.
+    #[error(
+        "the frame announces a body of {len} bytes; until a token was accepted the limit \
+         `unauthenticated_body_bytes_max` is {max}"
+    )]
+    TooLargeUnauthenticated {
         /// The announced bytes.
         len: usize,
         /// The limit.
@@ -84,6 +96,16 @@ pub enum DecodeError {
         /// The limit.
         max: usize,
     },
+}
+
+/// What a peer speaks that begins like that.
+fn speaks(first: u8) -> &'static str {
+    match first {
+        0x14..=0x17 => "the peer speaks TLS, and this side does not",
+        b'H' => "the peer speaks HTTP, or answers in it",
+        b'A'..=b'Z' => "the peer speaks HTTP or another protocol of text, not rpcx",
+        _ => "the peer does not speak rpcx",
+    }
 }
 
 /// Why a message of ours cannot become a frame. Nothing was sent.

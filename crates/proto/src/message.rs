@@ -10,15 +10,25 @@ use crate::{
 ///
 /// Holds the frame's bytes once; every part is a slice of them, and a clone is a counter. Keeping a
 /// message, or a payload taken from it, keeps the bytes that arrived with it in one read: at most
-/// one frame and its neighbours in the same read.
-#[derive(Clone, Eq, PartialEq)]
+/// one frame and its neighbours in the same read. Call [`Self::compact`] before keeping it for long.
+#[derive(Clone)]
 pub struct Message {
     header: Header,
     frame: Bytes,
     path_len: u32,
     method_len: u32,
     metadata_len: u32,
+    /// Bytes of the allocation that the frame is a part of.
+    chunk_len: u32,
 }
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.header == other.header && self.frame == other.frame
+    }
+}
+
+impl Eq for Message {}
 
 /// Where the first part begins: behind the prefix and its own length.
 const PATH_AT: usize = PREFIX_LEN + 4;
@@ -39,6 +49,7 @@ impl Message {
             .expect("the parts of a message made by hand are below 4 GiB");
         Self {
             header,
+            chunk_len: frame.len() as u32,
             frame: frame.into(),
             path_len: service_path.len() as u32,
             method_len: service_method.len() as u32,
@@ -81,7 +92,8 @@ impl Message {
             return Err(DecodeError::PayloadLength { stated, actual: payload.len() });
         }
         let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
-        let message = Self { header, frame, path_len, method_len, metadata_len };
+        let chunk_len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let message = Self { header, frame, path_len, method_len, metadata_len, chunk_len };
         // Most names are ASCII, and so are their lengths: one look at all of it, 100 instructions less a message.
         // The step `decode` of `compare instructions` shows it.
         if !message.names_block().is_ascii() {
@@ -181,6 +193,28 @@ impl Message {
         }
         let metadata = self.metadata();
         Some(metadata.value(keys::ERROR).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default())
+    }
+
+    /// Notes that the frame is a part of so many bytes, which are kept with it.
+    pub(crate) fn in_chunk(mut self, bytes: usize) -> Self {
+        self.chunk_len = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// Bytes that are kept in memory for as long as this message is: its frame, and what came with it
+    /// in one read.
+    pub fn pinned_bytes(&self) -> usize {
+        self.frame.len().max(self.chunk_len as usize)
+    }
+
+    /// Copies the frame out of its read if it is less than half of that: from here on this message
+    /// keeps at most twice its own bytes. For whoever keeps messages; clones and payloads that were
+    /// taken before are as they were.
+    pub fn compact(&mut self) {
+        if self.frame.len() < self.chunk_len as usize / 2 {
+            self.frame = Bytes::copy_from_slice(&self.frame);
+            self.chunk_len = self.frame.len() as u32;
+        }
     }
 
     /// The whole frame as it travels.
@@ -298,6 +332,22 @@ mod tests {
         let request = Header::request(Seq::new(1), SerializeType::MSGPACK);
         let failed = Message::error_reply(request, "Arith", "Mul", "");
         assert_eq!(failed.metadata().get(keys::ERROR), Some(""));
+    }
+
+    /// A small message that came with large ones in one read can be kept without them, and is the same.
+    #[test]
+    fn a_kept_message_lets_go_of_its_neighbours() {
+        let header = Header::request(Seq::new(1), SerializeType::RAW);
+        let [small, large] = [10, 10_000].map(|len| Message::new(header, "T", "Echo", &Metadata::new(), &vec![1; len]));
+        let mut deframer = crate::Deframer::new();
+        deframer.feed(&[&small.frame()[..], large.frame()].concat(), &Limits::default());
+        let mut next = || deframer.next_message(&Limits::default()).expect("valid").expect("whole");
+        let [mut first, mut second] = [next(), next()];
+        assert!(large.frame().len() < first.pinned_bytes());
+        first.compact();
+        assert_eq!((first.pinned_bytes(), &first), (small.frame().len(), &small));
+        second.compact();
+        assert_eq!(second.pinned_bytes(), small.frame().len() + large.frame().len(), "it is most of its read");
     }
 
     /// A payload that cannot be unpacked leaves the message readable.

@@ -35,6 +35,11 @@ impl Rate {
         Self { burst: if count == 0 { 1 } else { count }, ..self }
     }
 
+    /// How many a second.
+    pub const fn per_second_max(&self) -> u32 {
+        self.per_second
+    }
+
     /// Most at once.
     pub const fn burst_max(&self) -> u32 {
         self.burst
