@@ -20,7 +20,8 @@ pub enum CallError {
         /// What kind of refusal it was, from a Bothways peer.
         code: Option<ErrorCode>,
     },
-    /// No reply within the deadline. The handler may have run, or may still be running.
+    /// No reply within the deadline. The handler may have run, or may still be running; not if the deadline
+    /// is zero: then nothing was sent.
     #[error("no reply within {0:?}")]
     TimedOut(Duration),
     /// The connection ended before the reply.
@@ -334,6 +335,20 @@ pub enum CloseReason {
     /// No frame came within the time for the first one.
     #[error("no frame within {0:?} of connecting (`first_frame_timeout`)")]
     NoFirstFrame(Duration),
+    /// A frame of the peer began and did not go on.
+    #[error("a frame stands still: {bytes} bytes of it in the last {within:?} (`frame_progress_min`)")]
+    SlowFrame {
+        /// Bytes of it that came within the time.
+        bytes: usize,
+        /// The time.
+        within: Duration,
+    },
+    /// There was no room for a frame of the peer.
+    #[error("no room for a frame of {bytes} bytes: so many are held that have not arrived whole (`partial_bytes_max`)")]
+    NoRoom {
+        /// Bytes of the frame.
+        bytes: usize,
+    },
     /// The peer did not read: its queue was full, or no byte was taken for too long.
     #[error("the peer reads too slowly: {0}")]
     SlowPeer(&'static str),

@@ -21,8 +21,10 @@ pub use crate::reply::Reply;
 ///
 /// Any `Fn(Request) -> impl Future<Output = Reply>` is one. A handler is first polled in line by the
 /// connection that received the request: one that is ready at once costs no task. One that is not is
-/// moved to a task of its own, and so is one whose payload takes long to unpack. Compute for long, or block, only behind
-/// [`tokio::task::spawn_blocking`]: until its first `await` a handler holds up its own connection.
+/// moved to a task of its own, and so is one whose payload takes long to unpack or to decode (more than 256 KiB). Until
+/// its first `await` any other holds up what its connection brings behind it: one that computes goes behind
+/// [`layer::spawn`](crate::layer::spawn()), one that blocks behind [`tokio::task::spawn_blocking`]. What it sends
+/// meanwhile leaves at once.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. Of a oneway request the reply is dropped.
     fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
@@ -68,9 +70,18 @@ impl<H: Handler> ErasedHandler for H {
     fn handle_boxed(self: Arc<Self>, mut request: Request) -> BoxFuture<Reply> {
         if request.message.header().compress() != CompressType::NONE && request.unpacked.is_none() {
             return Box::pin(async move {
-                let unpacked = packing::unpack(&request.message, request.connection.limits()).await;
+                let connection = &request.connection;
+                let (room, share) = connection.unpacking();
+                let (unpacked, held) = match packing::unpack(&request.message, connection.limits(), room, &share).await
+                {
+                    Ok((payload, held)) => (Ok(payload), Some(Arc::new(held))),
+                    Err(error) => (Err(error), None),
+                };
                 request.unpacked = Some(Box::new(unpacked));
-                self.handle(request).await
+                let mut reply = self.handle(request).await;
+                // To the end of the call: the reply may be made of these bytes.
+                reply.held = held;
+                reply
             });
         }
         Box::pin(async move { self.handle(request).await })

@@ -45,6 +45,7 @@ pub mod codec;
 pub mod connection;
 pub mod discovery;
 pub mod error;
+mod guard;
 pub mod handler;
 pub mod layer;
 mod packing;

@@ -2,12 +2,12 @@
 //!
 //! Below the connection, which sends replies, and below the handlers, which make them.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use bothways_proto::{Metadata, SerializeType, keys};
 use bytes::Bytes;
 
-use crate::{codec::Encode, error::ErrorCode};
+use crate::{codec::Encode, error::ErrorCode, packing::Held};
 
 /// A future on the heap.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -21,6 +21,8 @@ pub struct Reply {
     pub(crate) serialize: Option<SerializeType>,
     /// The payload is gzip already.
     pub(crate) packed: bool,
+    /// The room that the unpacked payload of its request takes: the reply may be made of the same bytes.
+    pub(crate) held: Option<Arc<Held>>,
     /// The connection ends behind this reply.
     pub(crate) then_close: bool,
     /// What a session owes its client follows this reply.
@@ -42,6 +44,7 @@ impl Reply {
             metadata: Metadata::new(),
             serialize: None,
             packed: false,
+            held: None,
             then_close: false,
             then_welcome: false,
         }

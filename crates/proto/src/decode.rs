@@ -69,14 +69,24 @@ impl Deframer {
 
     /// Takes the next bytes of the stream in. After an error it takes nothing.
     ///
-    /// # Panics
-    /// If messages of the last call wait still: call [`next_message`](Self::next_message) until it
-    /// answers `None` before feeding again, or they would be lost.
-    pub fn feed(&mut self, mut input: &[u8], limits: &Limits) {
-        assert!(self.finished.is_empty() && self.ready.is_empty(), "messages are taken before more is fed");
+    /// Messages of the last call that wait still come first. They are copied for that: who takes them by
+    /// [`next_message`](Self::next_message) before feeding again saves it.
+    pub fn feed(&mut self, input: &[u8], limits: &Limits) {
         if self.broken {
             return;
         }
+        if self.finished.is_empty() && self.ready.is_empty() {
+            return self.feed_more(input, limits);
+        }
+        let mut waiting = [std::mem::take(&mut self.finished), std::mem::take(&mut self.ready)].concat();
+        self.feed_more(input, limits);
+        waiting.extend_from_slice(&std::mem::take(&mut self.finished));
+        waiting.extend_from_slice(&self.ready);
+        self.ready_len = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+        self.ready = waiting.into();
+    }
+
+    fn feed_more(&mut self, mut input: &[u8], limits: &Limits) {
         if !self.partial.is_empty() {
             input = self.fill_partial(input, limits);
             if self.partial_len == 0 || self.partial.len() < self.partial_len {
@@ -390,14 +400,20 @@ mod tests {
         }
     }
 
-    /// Feeding before all messages were taken would lose them: that is a bug, and stops.
+    /// What is fed over messages that wait comes behind them, however the stream is cut.
     #[test]
-    #[should_panic(expected = "messages are taken before more is fed")]
-    fn feeding_over_waiting_messages_panics() {
+    fn feeding_over_waiting_messages_keeps_their_order() {
         let limits = Limits::default();
-        let mut deframer = Deframer::new();
-        deframer.feed(&push(1, b""), &limits);
-        deframer.feed(&push(2, b""), &limits);
+        let stream: Vec<u8> = (0..5).flat_map(|n| push(n, &[7; 30])).collect();
+        for size in 1..stream.len() {
+            let mut deframer = Deframer::new();
+            stream.chunks(size).for_each(|piece| deframer.feed(piece, &limits));
+            for number in 0..5 {
+                let message = deframer.next_message(&limits).expect("valid").expect("whole");
+                assert_eq!(message.header().seq().get(), number, "pieces of {size}");
+            }
+            assert!(deframer.is_drained());
+        }
     }
 
     /// The largest limit still leaves room for the prefix in a `usize`, of 32 bits too.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
     error::{CloseReason, ErrorCode},
+    guard::Guarded,
     handler::Request,
     reply::BoxFuture,
     router::{Router, no_route},
@@ -195,12 +196,11 @@ async fn handle_message(message: &ServerMessage, handlers: &Router) -> Option<Fa
         tracing::warn!(path, method, "no handler takes this server message: it is dropped");
         return Some(Failure::NoHandler);
     };
-    let handler = handler.clone();
-    // A task of its own only so that a panic ends this message and no other.
-    let reply = match tokio::spawn(async move { handler.handle(request).await }).await {
+    // A panic ends this message and no other.
+    let reply = match Guarded::new(handler.handle(request)).await {
         Ok(reply) => reply,
-        Err(panic) => {
-            tracing::error!(path, method, %panic, "a handler of server messages panicked");
+        Err(panicked) => {
+            tracing::error!(path, method, panic = panicked.text(), "a handler of server messages panicked");
             return Some(Failure::Panicked);
         }
     };

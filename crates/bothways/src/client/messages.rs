@@ -294,6 +294,10 @@ impl MessageQueue {
     }
 }
 
+/// Messages that wait as they came, each with all of its read of up to 64 KiB. Those behind them are copied out of
+/// their reads if they are small parts of these: a queue that is not emptied takes what it counts.
+const AS_THEY_CAME: usize = 64;
+
 impl MessageAdder {
     /// Adds a message; to a queue that has ended, nothing. False: the queue is full, and its rule is to
     /// end the connection.
@@ -313,7 +317,8 @@ impl MessageAdder {
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
         let latest_of = latest_of(&message, ack.is_some(), &connection);
         let place = 0;
-        let message = ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of, place };
+        let mut message =
+            ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of, place };
         let mut state = shared.state.lock();
         if state.ended {
             match state.abandoned {
@@ -356,6 +361,9 @@ impl MessageAdder {
                     *before = before.saturating_add(gap);
                 }
             }
+        }
+        if AS_THEY_CAME <= state.waiting.len() {
+            message.message.compact();
         }
         let older = state.put(message);
         let reader = state.reader.take();

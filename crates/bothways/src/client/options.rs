@@ -7,7 +7,8 @@ use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
     clock::FOR_EVER,
-    connection::{Overflow, Settings},
+    connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
+    packing::Room,
     reply::BoxFuture,
     transport::ConnectOptions,
 };
@@ -255,7 +256,9 @@ impl ClientOptions {
     }
 
     pub(super) fn settings(&self) -> Settings {
-        self.settings.clone()
+        let payload_max = self.settings.limits.decompressed_bytes();
+        let room = Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, payload_max);
+        Settings { room: Arc::new(room), ..self.settings.clone() }
     }
 
     pub(super) fn connect(&self) -> &ConnectOptions {

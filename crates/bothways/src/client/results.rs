@@ -94,13 +94,18 @@ impl Wait {
             let reply = tokio::select! {
                 biased;
                 () = given_up => Reply::refused(ErrorCode::Timeout, "the call was given up, and does not run again"),
-                reply = run.reply.get_or_init(|| handler) => reply.clone(),
+                reply = run.reply.get_or_init(|| kept(handler)) => reply.clone(),
             };
             self.is_over = true;
             self.results.known.lock().end(&self.id, &run);
             reply
         })
     }
+}
+
+/// A reply that is kept has bounds of its own, and takes no room of calls that run.
+async fn kept(handler: BoxFuture<Reply>) -> Reply {
+    Reply { held: None, ..handler.await }
 }
 
 impl Drop for Wait {

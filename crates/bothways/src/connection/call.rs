@@ -92,7 +92,7 @@ impl Drop for Forget<'_> {
         if tell {
             let number = if by_push { seq.unmarked() } else { seq.get() };
             self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, number.to_string()));
-            self.connection.flush_soon();
+            self.connection.flush();
         }
     }
 }
@@ -179,7 +179,7 @@ impl Drop for FlushOnDrop {
             state.callers_due = 0;
         }
         drop(state);
-        self.connection.flush_soon();
+        self.connection.flush();
     }
 }
 
@@ -200,6 +200,10 @@ impl Connection {
     /// As [`Caller::call_raw`], but for the time of the call, which is this one. The call is only looked at: whoever
     /// tries it at several servers copies nothing of it.
     pub(crate) async fn call_within(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        if let Some(CallTime { left: Duration::ZERO, .. }) = time {
+            // Nobody would wait for the reply: nothing is sent.
+            return Err(CallError::TimedOut(Duration::ZERO));
+        }
         let Begun { reply, mut guard, written } = loop {
             match self.begin_call(call, time)? {
                 Some(begun) => break begun,
@@ -208,7 +212,7 @@ impl Connection {
             }
         };
         match written {
-            Written::AtOnce => drop(self.flush_soon()),
+            Written::AtOnce => drop(self.flush()),
             Written::Together(thread) => self.flush_together(thread),
             Written::ByAnother => {}
         }

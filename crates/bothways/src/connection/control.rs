@@ -4,12 +4,19 @@ use std::time::Duration;
 
 use bothways_proto as proto;
 use bothways_proto::{
-    Capabilities, CompressType, FrameParts, Header, Limits, Message, Metadata, Names, Peer, SerializeType, Status, keys,
+    Capabilities, CompressType, DecodeError, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Peer,
+    Role, SerializeType, Status, keys,
 };
 use bytes::Bytes;
 
 use super::{Connection, call::Waiter, lanes::Lane, lock::Locked, outbox::Refused};
-use crate::{error::CloseReason, reply::Reply};
+use crate::{
+    error::{CallError, CloseReason, ErrorCode},
+    reply::Reply,
+};
+
+/// The first byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 impl Connection {
     /// Tells the server how far this client is with what it was sent.
@@ -33,6 +40,8 @@ impl Connection {
             }
         }
         let (then_welcome, then_close, packed) = (reply.then_welcome, reply.then_close, reply.packed);
+        // To the end of this: the payload may be made of the bytes that it stands for.
+        let _held = reply.held.take();
         let (payload, metadata) = reply.into_wire();
         let (header, payload) = match packed {
             true => (header.with_compress(CompressType::GZIP), payload),
@@ -81,6 +90,71 @@ impl Connection {
         }
     }
 
+    /// A frame of the peer was passed over: whoever waits for it, or for its answer, is told why.
+    pub(super) fn refuse_frame_of(&self, header: Option<Header>, error: DecodeError) {
+        let Some(header) = header else { return };
+        tracing::debug!(connection = %self.id(), %error, "a frame was passed over");
+        match header.kind() {
+            MessageKind::Request if header.is_oneway() => {
+                self.shared.state.lock().seldom().oneways_refused += 1;
+            }
+            MessageKind::Request => self.refuse_by_header(header, ErrorCode::BadArguments, &error.to_string()),
+            MessageKind::Response => {
+                let waiter = self.shared.state.lock().proto.forget(header.seq());
+                if let Some(Waiter::Call { reply, .. }) = waiter {
+                    // Nobody listens if the call's future was dropped this moment.
+                    let _ = reply.send(Err(CallError::Decode(error.into())));
+                }
+            }
+        }
+    }
+
+    /// Tells a client why its frame, of which the header is known, ends the connection. False: there is nobody to tell.
+    pub(super) fn tell_why(&self, header: Option<Header>, reason: &CloseReason) -> bool {
+        let (role, peer) = {
+            let state = self.shared.state.lock();
+            (state.proto.role(), state.proto.peer())
+        };
+        if role == Role::Client {
+            return false;
+        }
+        let code = match reason {
+            CloseReason::BadFrame(DecodeError::WrongMagic { found }) if peer == Peer::Unknown => {
+                return self.answer_in_http(*found);
+            }
+            CloseReason::BadFrame(DecodeError::TooLarge { .. }) => ErrorCode::BadArguments,
+            CloseReason::BadFrame(DecodeError::TooLargeUnauthenticated { .. }) => ErrorCode::Unauthenticated,
+            CloseReason::NoRoom { .. } => ErrorCode::Overloaded,
+            _ => return false,
+        };
+        let Some(header) = header.filter(|header| header.kind() == MessageKind::Request && !header.is_oneway()) else {
+            return false;
+        };
+        self.refuse_by_header(header, code, &reason.to_string());
+        true
+    }
+
+    /// What came first is HTTP or TLS: clients of either show this line, or say that it is none of theirs.
+    fn answer_in_http(&self, first: u8) -> bool {
+        const ANSWER: &[u8] = b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+            this is an rpcx port: it speaks neither HTTP nor TLS\n";
+        let is_known = first.is_ascii_uppercase() || first == TLS_HANDSHAKE;
+        if is_known {
+            self.control(&Bytes::from_static(ANSWER));
+        }
+        is_known
+    }
+
+    /// A failed reply to a request of which nothing but the header was looked at.
+    fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
+        let mut said = Metadata::new().with(keys::ERROR, text);
+        if matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
+            said.insert(keys::ERROR_CODE, code.name());
+        }
+        let header = header.reply().with_compress(CompressType::NONE).with_status(Status::ERROR);
+        self.control(Message::new(header, "", "", &said, &[]).frame());
+    }
+
     /// Sends a frame of the small lane: a heartbeat or its answer, a cancel, a goodbye.
     pub(super) fn control(&self, frame: &Bytes) {
         let mut state = self.shared.state.lock();
@@ -113,7 +187,7 @@ impl Connection {
                 said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
             }
             self.control_request(keys::GOODBYE, &said);
-            self.flush_soon();
+            self.flush();
         }
         understands
     }

@@ -2,10 +2,11 @@
 
 use std::{
     any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
+    future::Future,
+    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -18,6 +19,7 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use super::{Connection, Lane, after};
 use crate::{
     error::{CloseReason, ErrorCode},
+    guard::{Guarded, Panicked},
     packing,
     reply::{BoxFuture, Reply},
 };
@@ -26,6 +28,11 @@ use crate::{
 pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
+
+    /// True if requests of a client are checked by its token before they run.
+    fn asks_for_token(&self) -> bool {
+        false
+    }
 
     /// The first frame of a client, whatever it is. `Err`: there are too many now, and it may try again after so long.
     fn admit(&self, _first: &Message) -> Result<(), Duration> {
@@ -101,13 +108,44 @@ pub(crate) struct Load {
     /// Requests whose handlers were dropped at the deadline, and whose callers are still to be told.
     late: AtomicUsize,
     max: usize,
+    /// KiB of the requests that run in tasks of their own, each rounded up.
+    request_kib: AtomicU32,
+    request_bytes_max: usize,
+    /// Bytes of the frames that have begun and not ended, of each what is beyond one read.
+    partial_bytes: AtomicUsize,
+    partial_bytes_max: usize,
     /// Woken when nothing runs any more, and when nobody is to be told any more.
     idle: Notify,
 }
 
 impl Load {
     pub(crate) fn new(max: usize) -> Self {
-        Self { running: AtomicUsize::new(0), late: AtomicUsize::new(0), max, idle: Notify::new() }
+        Self {
+            running: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+            max,
+            request_kib: AtomicU32::new(0),
+            request_bytes_max: 1 << 30,
+            partial_bytes: AtomicUsize::new(0),
+            partial_bytes_max: 256 << 20,
+            idle: Notify::new(),
+        }
+    }
+
+    /// The same, with these bounds on the bytes of requests that run, and of frames that have not ended.
+    pub(crate) fn with_bytes(self, request_bytes_max: usize, partial_bytes_max: usize) -> Self {
+        Self { request_bytes_max, partial_bytes_max, ..self }
+    }
+
+    /// A frame that had so many bytes has so many now. False: all of them together have too many.
+    pub(super) fn count_partial(&self, before: usize, now: usize) -> bool {
+        if now <= before {
+            self.partial_bytes.fetch_sub(before - now, Ordering::Relaxed);
+            return true;
+        }
+        let others = self.partial_bytes.fetch_add(now - before, Ordering::Relaxed) - before;
+        // One alone is bounded by `body_bytes_max`.
+        others == 0 || others + now <= self.partial_bytes_max
     }
 
     /// Requests that run now.
@@ -131,16 +169,31 @@ impl Load {
 struct Permit {
     connection: Connection,
     is_late: bool,
+    /// The request is the only one that is handled until the token of its connection is accepted.
+    is_check: bool,
+    /// KiB that it holds in a task of its own.
+    kib: u32,
 }
 
 impl Permit {
     /// `Err`: which bound is reached, for the caller.
-    fn acquire(connection: &Connection) -> Result<Self, String> {
+    fn acquire(connection: &Connection, message: &Message) -> Result<Self, String> {
         let shared = &*connection.shared;
         let load = &*shared.settings.load;
         let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel) as usize;
         let in_all = load.running.fetch_add(1, Ordering::AcqRel);
-        let permit = Self { connection: connection.clone(), is_late: false };
+        let permit = Self { connection: connection.clone(), is_late: false, is_check: false, kib: 0 };
+        let bytes = message.frame().len();
+        for (held, max, of) in [
+            (&shared.request_kib, shared.settings.request_bytes_max, "of this connection "),
+            (&load.request_kib, load.request_bytes_max, ""),
+        ] {
+            // One alone is bounded by `body_bytes_max`.
+            let held = (held.load(Ordering::Relaxed) as usize).saturating_mul(1024);
+            if held != 0 && max < held.saturating_add(bytes) {
+                return Err(format!("overloaded: calls {of}that hold {held} bytes run already"));
+            }
+        }
         if shared.settings.calls_running_max <= in_connection {
             return Err(format!("overloaded: {in_connection} calls of this connection run already"));
         }
@@ -148,6 +201,30 @@ impl Permit {
             return Err(format!("overloaded: {in_all} calls run already"));
         }
         Ok(permit)
+    }
+
+    /// The request goes on in a task of its own, and is kept until that ends.
+    fn keep(&mut self, message: &mut Message) {
+        /// Requests of one connection that are kept as they came, each with all of its read.
+        const AS_THEY_CAME: u32 = 16;
+        let shared = &*self.connection.shared;
+        if !shared.is_trusted.load(Ordering::Relaxed) {
+            shared.is_checking.store(true, Ordering::Relaxed);
+            self.is_check = true;
+        }
+        if self.is_check || AS_THEY_CAME < shared.calls_running.load(Ordering::Relaxed) {
+            message.compact();
+        }
+        self.charge(message.pinned_bytes());
+    }
+
+    /// It holds so many bytes more.
+    fn charge(&mut self, bytes: usize) {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.kib += kib;
+        let shared = &*self.connection.shared;
+        shared.request_kib.fetch_add(kib, Ordering::Relaxed);
+        shared.settings.load.request_kib.fetch_add(kib, Ordering::Relaxed);
     }
 
     /// Nothing runs any more, but the caller is to be told so later: others may have the place at once. False: so
@@ -173,6 +250,14 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        if self.kib != 0 {
+            let shared = &*self.connection.shared;
+            shared.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+            shared.settings.load.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+        }
+        if self.is_check {
+            self.connection.end_check();
+        }
         if !self.is_late {
             return self.leave();
         }
@@ -191,8 +276,8 @@ impl Drop for Permit {
 pub(super) struct Place(Option<Permit>);
 
 impl Place {
-    fn take(&mut self, connection: &Connection) -> Result<Permit, String> {
-        self.0.take().map_or_else(|| Permit::acquire(connection), Ok)
+    fn take(&mut self, connection: &Connection, message: &Message) -> Result<Permit, String> {
+        self.0.take().map_or_else(|| Permit::acquire(connection, message), Ok)
     }
 
     fn keep(&mut self, permit: Permit) {
@@ -204,20 +289,24 @@ impl Connection {
     /// Answers a request that wants a reply. `pushes_before` is how many pushes had been added when it was
     /// read: its reply does not overtake those that are added while its handler runs.
     pub(super) fn run_call(&self, message: Message, pushes_before: u64, place: &mut Place) {
-        let permit = match place.take(self) {
+        let permit = match place.take(self, &message) {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
         };
         let reply = match self.shared.inlet.handle_request(self, message.clone()) {
             Answer::Ready(reply) => reply,
             Answer::Nothing => return place.keep(permit),
-            Answer::Later(mut handler, deadline) => match poll_once(&mut handler, &message) {
-                Poll::Ready(reply) => reply,
-                Poll::Pending => return self.spawn_call(handler, deadline, message, permit, pushes_before),
-            },
+            Answer::Later(handler, deadline) => {
+                let mut handler = Guarded::new(handler);
+                match poll_first(&mut handler, &message) {
+                    Poll::Ready(reply) => reply,
+                    Poll::Pending => return self.spawn_call(handler, deadline, message, permit, pushes_before),
+                }
+            }
         };
         if takes_long_to_pack(&message, &reply) {
-            return self.spawn_call(Box::pin(std::future::ready(reply)), None, message, permit, pushes_before);
+            let ready = Guarded::new(Box::pin(std::future::ready(reply)));
+            return self.spawn_call(ready, None, message, permit, pushes_before);
         }
         self.reply(&message, reply, Lane::Reply, Some(pushes_before));
         place.keep(permit);
@@ -237,20 +326,22 @@ impl Connection {
     pub(super) fn run_oneway(&self, message: Message, place: &mut Place) {
         // A client's inlet queues what the server sends unasked and answers that there is nothing to
         // run: only what runs needs a place.
-        let Answer::Later(mut handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
+        let Answer::Later(handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
             return;
         };
-        let Ok(mut permit) = place.take(self) else {
+        let mut handler = Guarded::new(handler);
+        let Ok(mut permit) = place.take(self, &message) else {
             self.shared.state.lock().seldom().oneways_refused += 1;
             return;
         };
-        match poll_once(&mut handler, &message) {
+        match poll_first(&mut handler, &message) {
             Poll::Ready(reply) => {
                 place.keep(permit);
                 self.finish_oneway(&reply);
             }
             Poll::Pending => {
-                let connection = self.clone();
+                let (connection, mut message) = (self.clone(), message);
+                permit.keep(&mut message);
                 tokio::spawn(async move {
                     if let Some(reply) = connection.run_while_wanted(handler, deadline, &message, &mut permit).await {
                         connection.finish_oneway(&reply);
@@ -294,26 +385,43 @@ impl Connection {
     }
 
     /// Checks and answers a Hello.
-    pub(super) fn run_hello(&self, hello: Hello, message: Message) {
+    pub(super) fn run_hello(&self, hello: Hello, mut message: Message) {
+        message.compact();
         self.shared.state.lock().hello_pending = true;
-        let mut check = self.shared.inlet.handle_hello(self, message.metadata());
-        // A hook that panics has not said that the token is wrong: the client stays, as a plain one.
-        let mut check = Box::pin(std::future::poll_fn(move |cx| {
-            catch_unwind(AssertUnwindSafe(|| check.as_mut().poll(cx))).map_or_else(
-                |panic| Poll::Ready(Err((ErrorCode::Internal, panicked_text(&*panic, "", "auth")))),
-                |polled| polled.map_err(|text| (ErrorCode::Unauthenticated, text)),
-            )
-        }));
-        match check.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => self.finish_hello(&hello, &message, outcome),
+        let check = Guarded::begin(|| self.shared.inlet.handle_hello(self, message.metadata()));
+        let mut check = match check {
+            Ok(check) => check,
+            Err(panicked) => return self.finish_hello(&hello, &message, checked(Err(panicked))),
+        };
+        match Pin::new(&mut check).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => self.finish_hello(&hello, &message, checked(outcome)),
             Poll::Pending => {
                 let connection = self.clone();
+                let is_trusted = self.shared.is_trusted.load(Ordering::Relaxed);
+                self.shared.is_checking.store(!is_trusted, Ordering::Relaxed);
                 tokio::spawn(async move {
                     let outcome = check.await;
-                    connection.finish_hello(&hello, &message, outcome);
+                    connection.finish_hello(&hello, &message, checked(outcome));
                     connection.flush();
                 });
             }
+        }
+    }
+
+    /// The auth hook has let this client in: from here on its requests are handled side by side, and may be as large
+    /// as any.
+    pub(crate) fn trust(&self) {
+        if !self.shared.is_trusted.load(Ordering::Relaxed) {
+            self.shared.is_trusted.store(true, Ordering::Relaxed);
+            self.end_check();
+        }
+    }
+
+    /// The request that was checked is over: the next one is.
+    fn end_check(&self) {
+        let mut state = self.shared.state.lock();
+        if self.shared.is_checking.swap(false, Ordering::Relaxed) {
+            self.wake_driver(&mut state);
         }
     }
 
@@ -328,7 +436,7 @@ impl Connection {
     /// Runs a handler to its end, or to that of the connection if nobody wants the reply then.
     async fn run_while_wanted(
         &self,
-        handler: BoxFuture<Reply>,
+        handler: Guarded<Reply>,
         deadline: Option<Instant>,
         message: &Message,
         permit: &mut Permit,
@@ -345,13 +453,14 @@ impl Connection {
 
     fn spawn_call(
         &self,
-        handler: BoxFuture<Reply>,
+        handler: Guarded<Reply>,
         deadline: Option<Instant>,
-        message: Message,
+        mut message: Message,
         mut permit: Permit,
         pushes_before: u64,
     ) {
         let seq = message.header().seq();
+        permit.keep(&mut message);
         let mut state = self.shared.state.lock();
         // A number that a peer uses twice at once finds its first call only.
         let remember = state.proto.peer_can(Capabilities::CANCEL)
@@ -368,8 +477,10 @@ impl Connection {
             if let Some(reply) = reply.as_mut().filter(|reply| takes_long_to_pack(&message, reply))
                 && let Ok(payload) = &mut reply.outcome
             {
+                permit.charge(payload.len());
                 *payload = packing::pack(std::mem::take(payload)).await;
                 reply.packed = true;
+                reply.held = None;
             }
             if remember {
                 let mut state = connection.shared.state.lock();
@@ -424,6 +535,10 @@ impl Connection {
         self.shared.state.lock().hello_pending = false;
         self.shared.changed.notify_waiters();
         match outcome {
+            Ok(()) => self.trust(),
+            Err(_) => self.end_check(),
+        }
+        match outcome {
             Err((ErrorCode::Unauthenticated, text)) => self.close_after_flush(CloseReason::Unauthenticated(text)),
             _ if sessions => self.shared.inlet.handle_welcomed(self),
             // What waited for the answer goes on its way.
@@ -438,29 +553,32 @@ fn takes_long_to_pack(request: &Message, reply: &Reply) -> bool {
     request.header().compress() == CompressType::GZIP && reply.outcome.as_ref().is_ok_and(is_large)
 }
 
-/// Polls a handler for the first time, without a task.
-fn poll_once(handler: &mut BoxFuture<Reply>, message: &Message) -> Poll<Reply> {
+/// What the auth hook makes of a Hello. A hook that panics has not said that the token is wrong: the client stays, as
+/// a plain one.
+fn checked(outcome: Result<Result<(), String>, Panicked>) -> Result<(), (ErrorCode, String)> {
+    match outcome {
+        Ok(decision) => decision.map_err(|text| (ErrorCode::Unauthenticated, text)),
+        Err(panicked) => Err((ErrorCode::Internal, panicked_text(&panicked, "", "auth"))),
+    }
+}
+
+/// Polls a handler for the first time, without a task; one whose arguments may take long to decode is not polled.
+fn poll_first(handler: &mut Guarded<Reply>, message: &Message) -> Poll<Reply> {
+    if packing::IN_LINE_BYTES < message.frame().len() {
+        return Poll::Pending;
+    }
     // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
     let mut cx = Context::from_waker(Waker::noop());
-    catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(&mut cx)))
-        .unwrap_or_else(|panic| Poll::Ready(panicked(&*panic, message)))
+    Pin::new(handler).poll(&mut cx).map(|outcome| outcome.unwrap_or_else(|panic| panicked(&panic, message)))
 }
 
 /// Runs a handler to its end, its panic or its caller's deadline.
-async fn run(
-    mut handler: BoxFuture<Reply>,
-    deadline: Option<Instant>,
-    message: &Message,
-    permit: &mut Permit,
-) -> Reply {
-    let guarded = std::future::poll_fn(|cx| {
-        catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)))
-            .unwrap_or_else(|panic| Poll::Ready(panicked(&*panic, message)))
-    });
+async fn run(mut handler: Guarded<Reply>, deadline: Option<Instant>, message: &Message, permit: &mut Permit) -> Reply {
+    let done = |outcome: Result<Reply, Panicked>| outcome.unwrap_or_else(|panic| panicked(&panic, message));
     match deadline {
-        None => guarded.await,
-        Some(deadline) => match tokio::time::timeout_at(deadline, guarded).await {
-            Ok(reply) => reply,
+        None => done(handler.await),
+        Some(deadline) => match tokio::time::timeout_at(deadline, &mut handler).await {
+            Ok(outcome) => done(outcome),
             Err(_) => {
                 drop(handler);
                 if permit.retire() && !message.header().is_oneway() {
@@ -475,18 +593,17 @@ async fn run(
 /// The reply of a handler that panicked: an id for the caller, everything else for the log.
 ///
 /// Go sends the arguments and a stack to the caller.
-fn panicked(panic: &(dyn std::any::Any + Send), message: &Message) -> Reply {
+fn panicked(panic: &Panicked, message: &Message) -> Reply {
     Reply::refused(ErrorCode::Internal, panicked_text(panic, message.service_path(), message.service_method()))
 }
 
-fn panicked_text(panic: &(dyn std::any::Any + Send), service_path: &str, service_method: &str) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+fn panicked_text(panic: &Panicked, service_path: &str, service_method: &str) -> String {
     let id = format!("{:016x}", rand::random::<u64>());
     tracing::error!(
         %id,
         service_path,
         service_method,
-        panic = text.unwrap_or("(not a text)"),
+        panic = panic.text(),
         "a handler panicked"
     );
     format!("internal error, id {id}: the server's log has more")

@@ -10,10 +10,10 @@ use std::{
     pin::{Pin, pin},
     sync::atomic::Ordering,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use bothways_proto::{Deframer, Inbound, Message, Metadata, Peer, Role, Status, keys};
+use bothways_proto::{DecodeError, Deframer, Inbound, Message, Metadata, Peer, Role, Status, keys};
 
 use tokio::time::Sleep;
 
@@ -34,41 +34,37 @@ pub(super) const READ_BYTES: usize = 64 << 10;
 /// Reads of one turn, before other tasks get theirs.
 pub(super) const READS: usize = 8;
 
+/// Messages of one turn. 256: of the quickest handlers half a millisecond, and as many replies as one write is worth.
+pub(super) const MESSAGES: usize = 256;
+
+/// After so long the messages of a read that are still to be handled wait for the next turn: what was answered is
+/// written first, and others have their turn.
+const TURN_TIME: Duration = Duration::from_millis(1);
+
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// Connections to write to when the driver that is working on this thread has handled its read.
-    static PUT_OFF: RefCell<Option<Vec<Connection>>> = const { RefCell::new(None) };
 }
 
-/// Remembers a connection to be flushed at the end of the current turn; false if there is no turn.
-pub(super) fn put_off_flush(connection: &Connection) -> bool {
-    PUT_OFF.with_borrow_mut(|put_off| match put_off {
-        Some(connections) => {
-            if connections.last() != Some(connection) {
-                connections.push(connection.clone());
-            }
-            true
-        }
-        None => false,
-    })
+/// How much of what a peer sends is handled before others have their turn.
+#[derive(Default)]
+struct Turn {
+    messages: usize,
+    /// When the first of several messages was begun. A read of one message needs no clock.
+    began: Option<Instant>,
+    is_over: bool,
 }
-
-/// While it lives, flushes on this thread are put off until it is dropped.
-struct Turn;
 
 impl Turn {
-    fn begin() -> Option<Self> {
-        PUT_OFF.with_borrow_mut(|put_off| put_off.is_none().then(|| *put_off = Some(Vec::new())))?;
-        Some(Self)
+    /// A message is about to be handled, and others wait behind it.
+    fn begin(&mut self) {
+        self.began.get_or_insert_with(Instant::now);
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let connections = PUT_OFF.with_borrow_mut(Option::take).unwrap_or_default();
-        for connection in connections {
-            connection.flush();
-        }
+    /// That message was handled. True if those behind it wait for the next turn.
+    fn ends(&mut self) -> bool {
+        self.messages += 1;
+        self.is_over = MESSAGES <= self.messages || self.began.is_some_and(|began| TURN_TIME <= began.elapsed());
+        self.is_over
     }
 }
 
@@ -109,6 +105,12 @@ pub(super) struct Driver {
     share: Share,
     /// The peer has sent more than its rate allows, and is read from again after this.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Messages that came, to tell one frame that has begun from the next.
+    messages: u32,
+    /// Bytes of a frame that is not all there, as they are counted for all connections.
+    partial: u32,
+    /// The watch knows of such a frame.
+    is_noted: bool,
     shut_down: bool,
     /// It has not been polled yet.
     is_new: bool,
@@ -123,37 +125,97 @@ impl Driver {
             deframer: Deframer::new(),
             share: Share::default(),
             pause: None,
+            messages: 0,
+            partial: 0,
+            is_noted: false,
             shut_down: false,
             is_new: true,
             done: false,
         }
     }
 
-    /// Handles the messages that a read brought, until there is none, or the client lets its replies pile up:
-    /// one read may hold a thousand small requests for large replies.
-    fn handle_messages(&mut self) -> Result<(), CloseReason> {
-        let _turn = Turn::begin();
+    /// Handles the messages that a read brought, until there is none, the turn is over, or the client lets its
+    /// replies pile up: one read may hold a thousand small requests for large replies.
+    fn handle_messages(&mut self, turn: &mut Turn) -> Result<(), CloseReason> {
         let mut place = Place::default();
         let shared = &self.connection.shared;
         while !self.deframer.is_drained() {
             // Cut off and understood under one lock, beside the one for the reply: each lock more costs 40 instructions
             // and two atomic operations a message.
             let mut state = shared.state.lock();
-            if state.must_not_read(&shared.settings, self.shut_down) {
+            if state.must_not_read(&shared.settings, self.shut_down) || shared.is_checking.load(Ordering::Relaxed) {
                 break;
             }
-            let Some(message) = self.deframer.next_message(&shared.settings.limits)? else { break };
+            let message = match self.deframer.next_message(&shared.settings.limits) {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(error @ DecodeError::MetadataTooLarge { .. }) => {
+                    drop(state);
+                    self.messages = self.messages.wrapping_add(1);
+                    self.connection.refuse_frame_of(self.deframer.refused(), error);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.messages = self.messages.wrapping_add(1);
+            let are_more = !self.deframer.is_drained();
+            if are_more {
+                turn.begin();
+            }
+
             let too_many = state.frame_is_too_many(&shared.settings);
             handle_message(&self.connection, state, message, too_many, &mut place)?;
+            if turn.ends() && are_more {
+                break;
+            }
         }
         Ok(())
     }
 
     /// Handles the messages that a read brought, and writes what they are answered with. `Some`: how the turn ends.
-    fn poll_handling(&mut self, cx: &mut Context<'_>) -> Option<Poll<CloseReason>> {
-        match self.handle_messages() {
+    fn poll_handling(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Option<Poll<CloseReason>> {
+        match self.handle_messages(turn).and_then(|()| self.check_partial()) {
             Err(reason) => Some(Poll::Ready(reason)),
             Ok(()) => self.poll_replies(cx).is_err().then_some(Poll::Pending),
+        }
+    }
+
+    /// Bounds the frame that has begun and is not all there: by what all such frames hold, and, until a token of
+    /// its connection was accepted, by less than others.
+    fn check_partial(&mut self) -> Result<(), CloseReason> {
+        let settings = &self.connection.shared.settings;
+        // A read that ends within a small frame is nothing that counts.
+        let counted = self.deframer.partial_bytes().saturating_sub(READ_BYTES);
+        let before = std::mem::replace(&mut self.partial, u32::try_from(counted).unwrap_or(u32::MAX));
+        if before != self.partial && !settings.load.count_partial(before as usize, self.partial as usize) {
+            let bytes = self.deframer.promised().map_or(0, |(_, bytes)| bytes);
+            return Err(CloseReason::NoRoom { bytes });
+        }
+        match self.untrusted_frame() {
+            Some(len) if self.deframer.is_drained() && !self.connection.shared.is_checking.load(Ordering::Relaxed) => {
+                let max = settings.unauthenticated_body_bytes_max;
+                Err(DecodeError::TooLargeUnauthenticated { len, max }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The bytes of the frame that has begun, if it is too large for who has shown no token that was accepted.
+    fn untrusted_frame(&self) -> Option<usize> {
+        let shared = &self.connection.shared;
+        let (_, len) = self.deframer.promised()?;
+        let is_untrusted = !shared.is_trusted.load(Ordering::Relaxed);
+        let len = len - bothways_proto::PREFIX_LEN;
+        (is_untrusted && shared.settings.unauthenticated_body_bytes_max < len).then_some(len)
+    }
+
+    /// Tells the watch of the frame that is not all there, or that there is none.
+    fn note_partial(&mut self) {
+        let bytes = self.deframer.partial_bytes();
+        if bytes != 0 || self.is_noted {
+            self.is_noted = bytes != 0;
+            let mut state = self.connection.shared.state.lock();
+            state.seldom().note_frame(self.messages, bytes);
         }
     }
 
@@ -161,23 +223,35 @@ impl Driver {
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let mut buffer = BUFFER.take();
         buffer.resize(READ_BYTES, 0);
-        let mut outcome = None;
-        for _ in 0..READS {
-            let closing = {
+        let (mut outcome, mut turn) = (None, Turn::default());
+        let mut reads = 0;
+        while reads < READS {
+            reads += 1;
+            let (closing, checking) = {
                 let shared = &self.connection.shared;
                 let mut state = shared.state.lock();
                 if state.must_not_read(&shared.settings, self.shut_down) {
                     outcome = Some(Poll::Pending);
                     break;
                 }
-                !state.can_answer()
+                (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
             };
+            if checking && !closing && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
+                // What a token opens waits for the token.
+                outcome = Some(Poll::Pending);
+                break;
+            }
             if !closing && !self.deframer.is_drained() {
-                outcome = self.poll_handling(cx);
-                if outcome.is_some() {
+                outcome = self.poll_handling(&mut turn, cx);
+                if outcome.is_some() || turn.is_over {
                     break;
                 }
                 continue;
+            }
+            if !closing && let Err(reason) = self.check_partial() {
+                // Its token was refused, or its check is over without one.
+                outcome = Some(Poll::Ready(reason));
+                break;
             }
             if !closing && self.poll_pause(cx).is_pending() {
                 outcome = Some(Poll::Pending);
@@ -203,10 +277,10 @@ impl Driver {
                     self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
                     if is_first {
-                        self.look_ahead(cx, &mut buffer[..room]);
+                        reads += usize::from(self.look_ahead(cx, &mut buffer[..room]));
                     }
-                    outcome = self.poll_handling(cx);
-                    if outcome.is_some() {
+                    outcome = self.poll_handling(&mut turn, cx);
+                    if outcome.is_some() || turn.is_over {
                         break;
                     }
                 }
@@ -234,25 +308,27 @@ impl Driver {
     }
 
     /// Before a server looks at the first frame: has its client given the connection up already? The Hello of such a
-    /// one, read late, must not take a session from the connection that its client has since.
-    fn look_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) {
+    /// one, read late, must not take a session from the connection that its client has since. True: more came.
+    fn look_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> bool {
         {
             let state = self.connection.shared.state.lock();
             if state.proto.peer() != Peer::Unknown || state.proto.role() != Role::Server {
-                return;
+                return false;
             }
         }
         match self.connection.shared.socket.poll_read(cx, buffer) {
             Poll::Pending => {}
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // The next read finds it again.
-            Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.state.lock().peer_is_gone = true,
+            Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.peer_is_gone.store(true, Ordering::Relaxed),
             Poll::Ready(Ok(n)) => {
                 self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
                 self.pause_after(n);
                 self.deframer.feed(&buffer[..n], self.connection.limits());
+                return true;
             }
         }
+        false
     }
 
     /// So many bytes were read: perhaps that is enough for now. Only who is held back has a timer.
@@ -303,10 +379,22 @@ impl Driver {
 
     /// Nothing more can be read, for this reason.
     fn handle_end(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
-        use CloseReason::{BadFrame, PeerClosed, PeerClosedMidFrame};
+        use CloseReason::{BadFrame, NoRoom, PeerClosed, PeerClosedMidFrame};
         let connection = &self.connection;
-        if matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_)) && connection.answer_the_rest(&reason) {
+        let header = self.deframer.promised().map(|(header, _)| header).or(self.deframer.refused());
+        let told = connection.tell_why(header, &reason);
+        // Nothing more of what came is looked at.
+        self.deframer = Deframer::new();
+        connection.shared.settings.load.count_partial(self.partial as usize, 0);
+        self.partial = 0;
+        let may_answer = matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_) | NoRoom { .. });
+        if may_answer && connection.answer_the_rest(&reason) {
             // What is there to answer may be done this moment: the next turn looks.
+            cx.waker().wake_by_ref();
+            return;
+        }
+        if told {
+            connection.close_after_flush(reason);
             cx.waker().wake_by_ref();
             return;
         }
@@ -320,6 +408,8 @@ impl Driver {
     fn finish(&mut self) {
         if !self.done {
             self.done = true;
+            self.connection.shared.settings.load.count_partial(self.partial as usize, 0);
+            self.partial = 0;
             self.connection.close_now(CloseReason::Local);
             self.connection.shared.socket.close();
             let reason = self.connection.close_reason().expect("it was just closed");
@@ -387,6 +477,7 @@ impl Future for Driver {
         }
         if !this.connection.is_closed() {
             // Between frames the deframer keeps nothing.
+            this.note_partial();
             let may_rest = (is_new || asked)
                 && this.pause.is_none()
                 && this.deframer.is_drained()
@@ -571,4 +662,20 @@ fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
 fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
     let millis: u64 = said.get(key)?.parse().ok()?;
     Some(Duration::from_millis(millis.min(3_600_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A turn ends with its last message, or when its time is over, whichever comes first; one message needs no clock.
+    #[test]
+    fn a_turn_has_a_bound_in_messages_and_in_time() {
+        let mut turn = Turn::default();
+        assert_eq!((1..=MESSAGES).filter(|_| turn.ends()).count(), 1, "the last of them");
+        let long_ago = Instant::now().checked_sub(TURN_TIME);
+        let mut turn = Turn { began: long_ago, ..Turn::default() };
+        turn.begin();
+        assert!(turn.began == long_ago && turn.ends() && turn.is_over);
+    }
 }

@@ -24,8 +24,9 @@
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
 //!
 //! Who writes: whoever adds a frame to an idle outbox writes it at once, outside the lock. While the
-//! driver works through what one read brought, writing is put off until it is done, so that many
-//! replies leave in one write. When the socket is full the driver waits for it; nobody else does.
+//! driver works through what one read brought, the replies of handlers that are ready at once wait until
+//! that is done, for a millisecond at most, so that many leave in one write; what handlers send by
+//! themselves is written at once. When the socket is full the driver waits for it; nobody else does.
 
 mod announced;
 mod call;
@@ -67,7 +68,7 @@ pub(crate) use self::{
     announced::Methods,
     call::CallTime,
     dispatch::{Answer, Inlet, Load, deadline},
-    settings::Settings,
+    settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };
 use self::{
@@ -79,10 +80,12 @@ use self::{
     pace::Pace,
     rest::Driving,
     socket::SocketSlot,
+    watch::BegunFrame,
 };
 pub(crate) use crate::clock::after;
 use crate::{
     error::{CallError, CloseReason},
+    packing::{Room, Share},
     transport::AnySocket,
 };
 
@@ -145,12 +148,21 @@ struct Shared {
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
     reads: AtomicU16,
     calls_running: AtomicU32,
+    /// KiB of the requests that run in tasks of their own, each rounded up.
+    request_kib: AtomicU32,
+    /// Its auth hook has let it in once, or there is none.
+    is_trusted: AtomicBool,
+    /// The token of its first requests is being checked: until it is accepted they are handled one by one. Changed under
+    /// the lock.
+    is_checking: AtomicBool,
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
     /// The server is about to close it, and takes no calls of it any more.
     calls_refused: AtomicBool,
     /// The layer above keeps something for this connection, or did.
     adopted: AtomicBool,
+    /// The client ended its side before its first frame was looked at.
+    peer_is_gone: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
     state: StateLock,
@@ -169,8 +181,6 @@ struct State {
     seldom: Option<Box<Seldom>>,
     /// A Hello came and its token is being checked, or a plain client is about to be welcomed.
     hello_pending: bool,
-    /// The client ended its side before its first frame was looked at.
-    peer_is_gone: bool,
     /// A plain client has asked to be called by pushes.
     called_by_pushes: bool,
     /// A plain client has asked for something, and so listens.
@@ -203,6 +213,10 @@ struct Seldom {
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.
     pace: Option<Box<Pace>>,
+    /// The frame that has begun and is not all there.
+    frame: Option<BegunFrame>,
+    /// Its part of the room for unpacked payloads.
+    unpacking: Option<Share>,
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
 }
@@ -295,7 +309,6 @@ impl Connection {
             running: None,
             seldom: None,
             hello_pending: false,
-            peer_is_gone: false,
             called_by_pushes: false,
             has_asked: false,
             phase: Phase::Open,
@@ -307,6 +320,7 @@ impl Connection {
             paused: false,
             room_wanted: false,
         };
+        let is_trusted = !inlet.asks_for_token();
         let connection = Self {
             shared: Arc::new(Shared {
                 id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -315,6 +329,10 @@ impl Connection {
                 inlet,
                 reads: AtomicU16::new(0),
                 calls_running: AtomicU32::new(0),
+                request_kib: AtomicU32::new(0),
+                is_trusted: is_trusted.into(),
+                is_checking: false.into(),
+                peer_is_gone: false.into(),
                 answering: AtomicBool::new(false),
                 calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
@@ -440,7 +458,7 @@ impl Connection {
     /// True if the connection is over, or about to be, or its client has ended its side.
     pub(crate) fn is_over(&self) -> bool {
         let state = self.shared.state.lock();
-        state.peer_is_gone || !matches!(state.phase, Phase::Open)
+        self.shared.peer_is_gone.load(Ordering::Relaxed) || !matches!(state.phase, Phase::Open)
     }
 
     /// Why the connection is over; `None` while it is not.
@@ -484,6 +502,14 @@ impl Connection {
             late_replies,
             written_bytes: state.outbox.written_bytes(),
         }
+    }
+
+    /// Where payloads that came packed find room.
+    pub(crate) fn unpacking(&self) -> (&Room, Share) {
+        let room = &*self.shared.settings.room;
+        let mut state = self.shared.state.lock();
+        let share = state.seldom().unpacking.get_or_insert_with(|| room.share());
+        (room, Share::clone(share))
     }
 
     /// A request that wants no reply was dropped because too much ran already.

@@ -50,6 +50,13 @@ impl State {
 }
 
 impl Settings {
+    /// If a client is held back: bytes that the server itself may take of it in the time for a frame to go on, at the
+    /// least.
+    pub(super) fn slowest_bytes(&self) -> Option<u32> {
+        let seconds = u32::try_from(self.watch.frame_progress_time.as_secs()).unwrap_or(u32::MAX);
+        self.bytes_rate.map(|rate| rate.per_second_max().saturating_mul(seconds) / 2)
+    }
+
     /// Most bytes of one read, of so many that there is room for: a client that is held back is so for short times.
     pub(super) fn read_bytes_max(&self, room: usize) -> usize {
         self.bytes_rate.map_or(room, |rate| room.min(rate.burst_max() as usize))

@@ -7,7 +7,7 @@ use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, Seq, Serialize
 use bytes::Bytes;
 
 use super::{
-    Connection, after, driver,
+    Connection, after,
     end::Phase,
     lanes::Lane,
     lock::Locked,
@@ -197,9 +197,7 @@ impl Connection {
                 }
             }
         }
-        if !driver::put_off_flush(self) {
-            self.write_out_of(state);
-        }
+        self.write_out_of(state);
     }
 
     /// True if a push that is added now goes straight to the socket's next write.
@@ -278,7 +276,7 @@ impl Connection {
         let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
         self.check_added(&mut state, added)?;
         self.write_if_much(state);
-        Ok(self.flush_soon())
+        Ok(self.flush())
     }
 
     /// Tries again whenever room appears, up to `wait`.

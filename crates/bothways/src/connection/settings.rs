@@ -5,6 +5,13 @@ use std::sync::Arc;
 use bothways_proto::{Capabilities, CompressType, Limits, Rate};
 
 use super::{Overflow, announced::AnnouncedLists, dispatch::Load, outbox::OutboxBounds, watch};
+use crate::packing::Room;
+
+/// Unpacked payloads of calls that run in all connections of one server or client: 512 MiB.
+pub(crate) const UNPACKED_BYTES: usize = 512 << 20;
+
+/// Those of one connection: 64 MiB, two payloads of the largest size, and the others wait.
+pub(crate) const UNPACKED_BYTES_OF_CONNECTION: usize = 64 << 20;
 
 /// Bounds and habits that all connections of one server or client share.
 #[derive(Clone, Debug)]
@@ -21,12 +28,18 @@ pub(crate) struct Settings {
     pub(crate) call_bytes_max: usize,
     /// Requests of the peer that may run at once.
     pub(crate) calls_running_max: usize,
+    /// Their bytes, with those of their payloads that came packed and of their replies that wait to be packed.
+    pub(crate) request_bytes_max: usize,
+    /// Most bytes of a frame's body until the auth hook has let its connection in once.
+    pub(crate) unauthenticated_body_bytes_max: usize,
     /// Frames of the peer, beyond which requests are refused.
     pub(crate) frames_rate: Option<Rate>,
     /// Bytes of the peer, beyond which it is not read from.
     pub(crate) bytes_rate: Option<Rate>,
     /// Requests that run, and may run, in all connections with these settings.
     pub(crate) load: Arc<Load>,
+    /// Room for unpacked payloads, in all of them.
+    pub(crate) room: Arc<Room>,
     /// What clients announced.
     pub(crate) announced: Arc<AnnouncedLists>,
     /// Drop running handlers when their connection ends.
@@ -50,9 +63,12 @@ impl Default for Settings {
             reply_bytes_max: 4 << 20,
             call_bytes_max: 16 << 20,
             calls_running_max: 16_384,
+            request_bytes_max: 64 << 20,
+            unauthenticated_body_bytes_max: 1 << 20,
             frames_rate: None,
             bytes_rate: None,
             load: Arc::new(Load::new(131_072)),
+            room: Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, 0)),
             announced: Arc::default(),
             cancel_on_disconnect: false,
             compress: CompressType::NONE,

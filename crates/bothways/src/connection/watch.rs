@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
 
-use super::{Connection, Phase, State, Waiter, writer::Writer};
+use super::{Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
 use crate::error::CloseReason;
 
 /// How long each kind of silence may last.
@@ -23,6 +23,9 @@ pub(crate) struct Deadlines {
     pub(crate) idle_timeout: Option<Duration>,
     /// Time for the first frame of a client.
     pub(crate) first_frame_timeout: Duration,
+    /// Bytes that a frame which has begun must bring within each such time, or its end.
+    pub(crate) frame_progress_min: usize,
+    pub(crate) frame_progress_time: Duration,
     /// Time without a byte taken by a socket for which bytes wait.
     pub(crate) write_timeout: Duration,
     /// Time for what waits to be written, and for the peer to end its side, when closing.
@@ -36,6 +39,8 @@ impl Default for Deadlines {
             heartbeat_timeout: Duration::from_secs(10),
             idle_timeout: None,
             first_frame_timeout: Duration::from_secs(10),
+            frame_progress_min: 40 << 10,
+            frame_progress_time: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(5),
         }
@@ -48,7 +53,7 @@ impl Deadlines {
         let shortest = [Some(self.heartbeat_timeout), self.heartbeat_interval, self.idle_timeout]
             .into_iter()
             .flatten()
-            .chain([self.first_frame_timeout, self.write_timeout, self.close_timeout])
+            .chain([self.first_frame_timeout, self.frame_progress_time, self.write_timeout, self.close_timeout])
             .min()
             .unwrap_or(Duration::from_secs(1));
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
@@ -155,6 +160,55 @@ enum Due {
     End(CloseReason),
 }
 
+/// A frame that has begun and is not all there.
+#[derive(Debug, Default)]
+pub(super) struct BegunFrame {
+    /// Messages before it: it is another frame if that is another number.
+    number: u32,
+    bytes: usize,
+    /// The same of the frame at the beginning of the time that is measured, and when that was.
+    seen: Option<(u32, usize, u64)>,
+}
+
+impl Seldom {
+    /// So many bytes are there of the frame behind so many messages; 0: there is none.
+    pub(super) fn note_frame(&mut self, number: u32, bytes: usize) {
+        if bytes == 0 {
+            self.frame = None;
+            return;
+        }
+        let frame = self.frame.get_or_insert_default();
+        (frame.number, frame.bytes) = (number, bytes);
+    }
+}
+
+impl State {
+    /// Why the connection is to end, if a frame has begun and does not go on.
+    fn slow_frame(&mut self, settings: &Settings, is_checking: bool, now: u64) -> Option<CloseReason> {
+        let deadlines = &settings.watch;
+        if self.proto.role() == Role::Client {
+            return None;
+        }
+        // While the server does not read, nothing comes.
+        let is_held_up = self.paused || is_checking;
+        let frame = self.seldom.as_mut()?.frame.as_mut()?;
+        let (_, bytes, at) = *frame.seen.get_or_insert((frame.number, frame.bytes, now));
+        let within = deadlines.frame_progress_time;
+        if frame.seen.is_some_and(|(number, ..)| number != frame.number) || is_held_up {
+            frame.seen = Some((frame.number, frame.bytes, now));
+            return None;
+        }
+        if Duration::from_millis(now.saturating_sub(at)) < within {
+            return None;
+        }
+        let bytes = frame.bytes.saturating_sub(bytes);
+        let wanted = deadlines.frame_progress_min;
+        let wanted = settings.slowest_bytes().map_or(wanted, |max| wanted.min(max as usize));
+        frame.seen = Some((frame.number, frame.bytes, now));
+        (bytes < wanted).then_some(CloseReason::SlowFrame { bytes, within })
+    }
+}
+
 /// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
 fn mark(now: u64) -> NonZeroU32 {
     NonZeroU32::new(now as u32).unwrap_or(NonZeroU32::MAX)
@@ -216,6 +270,9 @@ impl State {
         let role = self.proto.role();
         // Bytes are no frame: one byte now and then must not hold a connection.
         let no_frame = role == Role::Server && self.proto.peer() == Peer::Unknown;
+        // One that has begun and goes on has the time that it takes.
+        let begun = self.seldom.as_ref().and_then(|seldom| seldom.frame.as_ref()).map_or(0, |frame| frame.bytes);
+        let no_frame = no_frame && begun < deadlines.frame_progress_min.max(1);
         if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
@@ -256,7 +313,14 @@ impl Connection {
         let mut state = self.shared.state.lock();
         let now = now.saturating_duration_since(state.watch.began).as_millis() as u64;
         let seen = state.look(reads, now);
-        match state.due(deadlines, &seen, now) {
+        let due = match state.due(deadlines, &seen, now) {
+            due @ (Due::Nothing | Due::Ping) => {
+                let is_checking = self.shared.is_checking.load(Ordering::Relaxed);
+                state.slow_frame(&self.shared.settings, is_checking, now).map_or(due, Due::End)
+            }
+            due => due,
+        };
+        match due {
             Due::Nothing => {}
             Due::Over => return,
             Due::Ping => self.heartbeat(&mut state, Waiter::Ping, &Metadata::new()),

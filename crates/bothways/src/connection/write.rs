@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Connection, driver,
+    Connection,
     end::Phase,
     lock::Locked,
     send::Sent,
@@ -18,11 +18,6 @@ impl Connection {
     /// Writes what is queued, as far as the socket takes it without waiting.
     pub fn flush(&self) -> Sent {
         if self.write_out() { Sent::Written } else { Sent::Queued }
-    }
-
-    /// Writes soon: at once, or, within the handling of a read, when that is done.
-    pub(crate) fn flush_soon(&self) -> Sent {
-        if driver::put_off_flush(self) { Sent::Queued } else { self.flush() }
     }
 
     /// Ends the use of the state; writes if so much waits that a write pays for itself.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `timeout.rs` | [`timeout()`]: a limit on the time of handlers |
 //! | `concurrency.rs` | [`concurrency()`]: a limit on how many run at once |
+//! | `spawn.rs` | [`spawn()`]: a task for each handler from the beginning |
 //! | `trace.rs` | [`trace()`]: a span for each request |
 //!
 //! Panics need no layer: every connection catches those of its handlers, answers
@@ -13,6 +14,7 @@
 //! the panic under that id.
 
 mod concurrency;
+mod spawn;
 mod timeout;
 mod trace;
 
@@ -20,6 +22,7 @@ use std::{future::Future, sync::Arc};
 
 pub use self::{
     concurrency::{Concurrency, concurrency},
+    spawn::{Spawn, spawn},
     timeout::{Timeout, timeout},
     trace::{Trace, trace},
 };

@@ -15,10 +15,11 @@ use super::{
 };
 use crate::{
     codec::{Encode, Payload},
-    connection::{Connection, Load, Overflow, Settings},
+    connection::{Connection, Load, Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     error::CloseReason,
     handler::Handler,
     layer::Layer,
+    packing::Room,
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
     session::{Registry, SessionOptions, TopicError, TopicOptions},
@@ -57,6 +58,10 @@ pub struct ServerBuilder {
     admission: AdmissionOptions,
     calls_per_user_max: Option<usize>,
     calls_max: usize,
+    request_bytes_max: usize,
+    partial_bytes_max: usize,
+    /// Of the server and of one connection.
+    unpacked_bytes_max: (usize, usize),
     admin: Option<AdminOptions>,
     sessions: SessionOptions,
 }
@@ -73,6 +78,9 @@ impl ServerBuilder {
             admission: AdmissionOptions::default(),
             calls_per_user_max: None,
             calls_max: 1 << 17,
+            request_bytes_max: 1 << 30,
+            partial_bytes_max: 256 << 20,
+            unpacked_bytes_max: (UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION),
             admin: None,
             sessions: SessionOptions::default(),
         }
@@ -133,6 +141,9 @@ impl ServerBuilder {
 
     /// Asks this hook before any request runs, and before a Hello is welcomed. A refusal goes to the
     /// client as the error text, and the connection is closed behind it, as in Go.
+    ///
+    /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
+    /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`].
     ///
     /// Without a hook everybody may call everything. It is not asked for the [admin service](Self::admin), whose
     /// token decides alone, and which answers at the service's addresses only if
@@ -227,6 +238,49 @@ impl ServerBuilder {
     /// Default 16,384.
     pub fn calls_per_connection_max(mut self, calls: usize) -> Self {
         self.settings.calls_running_max = calls;
+        self
+    }
+
+    /// Most bytes of the requests that run at once: in the whole server, and of one connection. Beyond either, more are
+    /// answered as overloaded at once; one request alone is bounded by [`Limits::body_bytes_max`] instead. What counts is
+    /// what is held while a handler has a task of its own: the frame as it came, and a reply that waits to be packed.
+    /// Default 1 GiB and 64 MiB.
+    pub fn request_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
+        self.request_bytes_max = of_server;
+        self.settings.request_bytes_max = of_connection;
+        self
+    }
+
+    /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once: in the whole server, and
+    /// of one connection. Further ones wait, packed, until calls have ended; each bound is at least
+    /// [`Limits::decompressed_bytes_max`]. While a payload is unpacked it may take twice its bytes, and four are at a
+    /// time. Default 512 MiB and 64 MiB.
+    pub fn unpacked_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
+        self.unpacked_bytes_max = (of_server, of_connection);
+        self
+    }
+
+    /// Most bytes of frames that have begun and not ended, in the whole server, of each what is beyond one read of
+    /// 64 KiB. A connection whose frame has no room is told that the server is overloaded, and ends. Default 256 MiB.
+    pub fn partial_bytes_max(mut self, bytes: usize) -> Self {
+        self.partial_bytes_max = bytes;
+        self
+    }
+
+    /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
+    /// slower is closed; while the server itself does not read from it, or holds it back by
+    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 40 KiB within 10 s: 32 kbit/s. 0 bytes: no such rule.
+    pub fn frame_progress_min(mut self, bytes: usize, within: Duration) -> Self {
+        self.settings.watch.frame_progress_min = bytes;
+        self.settings.watch.frame_progress_time = within;
+        self
+    }
+
+    /// Most bytes of a frame's body until the [`auth`](Self::auth) hook has let its connection in once; without a hook
+    /// it is [`Limits::body_bytes_max`] from the beginning. Until then the requests of a connection are also handled one
+    /// after the other. Default 1 MiB: more than a token takes, and enough for most first calls.
+    pub fn unauthenticated_body_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.unauthenticated_body_bytes_max = bytes;
         self
     }
 
@@ -443,7 +497,9 @@ impl ServerBuilder {
         }
         let router = topics::add_routes(control::add_routes(router));
         let mut settings = self.settings;
-        settings.load = Arc::new(Load::new(self.calls_max));
+        settings.load = Arc::new(Load::new(self.calls_max).with_bytes(self.request_bytes_max, self.partial_bytes_max));
+        let (all, share) = self.unpacked_bytes_max;
+        settings.room = Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
         let mut sessions = self.sessions;
         sessions.limits = settings.limits.clone();
         sessions.counts_user_calls = self.calls_per_user_max.is_some();

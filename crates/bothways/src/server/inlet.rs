@@ -122,6 +122,10 @@ impl Inlet for ServerInlet {
         Answer::Later(answer, deadline)
     }
 
+    fn asks_for_token(&self) -> bool {
+        self.0.hooks.auth.is_some()
+    }
+
     fn runtime(&self) -> Option<&Handle> {
         Some(&self.1)
     }
@@ -252,12 +256,18 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Re
         metadata,
         connection: request.connection().clone(),
     };
-    auth(asked).await.map_err(|text| {
-        shared.note_refused_token(request.connection(), &text);
-        let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
-        refusal.then_close = true;
-        refusal
-    })
+    match auth(asked).await {
+        Ok(()) => {
+            request.connection().trust();
+            Ok(())
+        }
+        Err(text) => {
+            shared.note_refused_token(request.connection(), &text);
+            let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
+            refusal.then_close = true;
+            Err(refusal)
+        }
+    }
 }
 
 /// Gives the text of a handler's error to the hook. Refusals of ours have a code, and stay as they are.

@@ -54,6 +54,7 @@ use crate::{
     calm::Calm,
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
+    guard,
     router::Router,
     session::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
@@ -515,8 +516,8 @@ impl std::fmt::Debug for Server {
 
 /// Runs a hook of the application: its panic is its own, and ends nothing of ours.
 fn isolated(name: &str, hook: impl FnOnce()) {
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).is_err() {
-        tracing::error!(name, "a hook panicked");
+    if let Err(panicked) = guard::call(hook) {
+        tracing::error!(name, panic = panicked.text(), "a hook panicked");
     }
 }
 

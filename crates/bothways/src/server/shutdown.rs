@@ -15,7 +15,10 @@ use rand::seq::SliceRandom;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Shared;
-use crate::connection::{Connection, after};
+use crate::{
+    connection::{Connection, after},
+    guard::Guarded,
+};
 
 /// What a shutdown did, and what it left behind.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -154,9 +157,16 @@ async fn begin(shared: &Shared, deadline: Instant) {
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
         // In a task of its own, so that its panic ends no shutdown.
-        match timeout_at(deadline, tokio::spawn(hook())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(panic)) => tracing::error!(%panic, "a shutdown hook panicked"),
+        let running = tokio::spawn(async move {
+            match Guarded::begin(hook) {
+                Ok(running) => running.await,
+                Err(panicked) => Err(panicked),
+            }
+        });
+        match timeout_at(deadline, running).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(panicked))) => tracing::error!(panic = panicked.text(), "a shutdown hook panicked"),
+            Ok(Err(ended)) => tracing::error!(%ended, "a shutdown hook ended with its runtime"),
             Err(_) => tracing::warn!("a shutdown hook was not done within the deadline"),
         }
     }

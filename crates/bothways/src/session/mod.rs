@@ -497,7 +497,7 @@ impl Session {
             state.ledger.mark(mark);
         }
         drop(state);
-        connection.flush_soon();
+        connection.flush();
         self.note_written(&connection)
     }
 

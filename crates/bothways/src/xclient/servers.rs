@@ -18,6 +18,7 @@ use crate::{
     client::{Client, Common, EventSender, MessageQueue, handle_messages},
     discovery::ServerEntry,
     error::{AddressError, ConnectError},
+    guard,
     transport::Address,
 };
 
@@ -200,7 +201,10 @@ impl Servers {
                 let _ = slot.client(self, ears, &list.topics);
             }
         }
-        self.selector.update(&list.entries);
+        // A selector that panics is told the next list all the same, and asked.
+        if let Err(panicked) = guard::call(|| self.selector.update(&list.entries)) {
+            tracing::error!(panic = panicked.text(), "a selector panicked at a new list");
+        }
         let retired: Vec<_> = old.values().map(|slot| slot.retire()).collect();
         self.sticky.lock().take_if(|sticky| old.contains_key(&sticky.address));
         drop(guard);
@@ -298,17 +302,20 @@ impl Servers {
     fn choose(&self, list: &List, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
         let selection = Selection::new(call.service_path, call.service_method, &call.payload, &list.entries);
         let tried = |server: usize| is_in(&list.slots[server], prefer.not_tried);
-        let chosen = if prefer.not_tried.is_empty() {
-            self.selector.select(&selection)
-        } else {
-            self.selector.select(&selection.excluding(&tried))
+        let select = |selection: &Selection<'_>| {
+            guard::call(|| self.selector.select(selection)).map_err(|panicked| {
+                tracing::error!(panic = panicked.text(), "a selector panicked");
+                NoPick::NoServer("the selector panicked: the log has more".to_owned())
+            })
         };
+        let chosen =
+            if prefer.not_tried.is_empty() { select(&selection)? } else { select(&selection.excluding(&tried))? };
         let chosen = list.slot(chosen)?;
         if list.suits(chosen, prefer) {
             return Ok(Arc::clone(chosen));
         }
         let unsuited = |server: usize| tried(server) || list.slots[server].is_down();
-        let better = list.slot(self.selector.select(&selection.excluding(&unsuited)));
+        let better = list.slot(select(&selection.excluding(&unsuited))?);
         // A selector may have nobody else to offer.
         Ok(Arc::clone(better.unwrap_or(chosen)))
     }

@@ -156,3 +156,31 @@ async fn refusals_that_wait_are_bounded() {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
+
+/// F43. A call whose time is zero ends as timed out before anything of it is sent, whoever makes it, and is safe to try
+/// again.
+#[tokio::test(start_paused = true)]
+async fn a_call_without_time_is_not_sent() {
+    let ran = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&ran);
+    let handler = move |_: bothways::Request| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::future::ready(Reply::ok(""))
+    };
+    let server = echoing().handler("T", "Count", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    call(&client, "Echo", "").await.expect("answered");
+    let connection = client.connection().expect("it is up");
+    let none = || CallOptions::new().timeout(Duration::ZERO);
+    for _ in 0..20 {
+        for error in [
+            call_with(&client, "Count", "", none()).await.expect_err("it has no time"),
+            call_with(&connection, "Count", "", none()).await.expect_err("it has no time"),
+        ] {
+            assert!(matches!(error, CallError::TimedOut(Duration::ZERO)) && error.is_safe_to_retry(), "{error}");
+        }
+    }
+    call(&client, "Echo", "").await.expect("answered");
+    assert_eq!(ran.load(std::sync::atomic::Ordering::Relaxed), 0);
+}

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, Reply, Server};
+use bothways::{
+    CallError, Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, Reply, SerializeType, Server,
+};
+use bothways_proto::{Header, Message, Seq};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, oneway, ping, reply, request, request_with},
+    scripted::{Scripted, ScriptedServer, oneway, ping, reply, request, request_with},
     support::{address, call, connections, echoing, gate, oneshot_to, settle, soon, until},
 };
 
@@ -109,11 +112,20 @@ async fn what_is_no_frame_ends_the_connection() {
     too_large.extend(u32::MAX.to_be_bytes());
     let mut bad_length = request(1, "Echo", b"x");
     bad_length[19] = 0xff;
-    let strange: [&[u8]; 4] = [b"GET / HTTP/1.1\r\n", &too_large, &bad_length, &[8; 40]];
-    for bytes in strange {
+    let strange: [(&[u8], _); 4] = [
+        (b"GET / HTTP/1.1\r\n", None),
+        (&too_large, Some("`body_bytes_max`")),
+        (&bad_length, None),
+        (&[8; 40], Some("`body_bytes_max`")),
+    ];
+    for (bytes, told) in strange {
         let mut client = Scripted::connect(listening.address()).await;
         client.say([&request(7, "Echo", b"before")[..], bytes].concat()).await;
         client.hears(reply(7, "Echo", b"before")).await;
+        // Of a frame that is too large the number can be read, and so its sender is told why.
+        if let Some(told) = told {
+            assert!(client.next().await.error_text().is_some_and(|text| text.contains(told)));
+        }
         client.hears_the_end().await;
     }
     other.say(request(1, "Echo", b"")).await;
@@ -161,7 +173,8 @@ async fn a_handler_does_not_keep_a_connection_for_ever() {
     }
 }
 
-/// Metadata beyond the limits ends the connection; within them it goes both ways, also beside an error.
+/// Metadata beyond the limits costs its request, which is answered with the limit; the connection goes on. Within them
+/// it goes both ways, also beside an error.
 #[tokio::test(start_paused = true)]
 async fn metadata_is_bounded() {
     let server = echoing().limits(Limits::default().metadata_pairs_max(2)).build();
@@ -170,6 +183,71 @@ async fn metadata_is_bounded() {
     let two = Metadata::new().with("a", "1").with("b", "2");
     client.say(request_with(1, "Echo", &two, b"")).await;
     client.next().await;
-    client.say(request_with(2, "Echo", &two.with("c", "3"), b"")).await;
-    client.hears_the_end().await;
+    let three = two.with("c", "3");
+    client.say([request_with(2, "Echo", &three, b""), request(3, "Echo", b"next")].concat()).await;
+    let refused = client.next().await;
+    assert_eq!(refused.header().seq(), Seq::new(2));
+    assert!(refused.error_text().is_some_and(|text| text.contains("`metadata_pairs_max` is 2")), "{refused:?}");
+    client.hears(reply(3, "Echo", b"next")).await;
+    let header = Header::oneway(Seq::new(4), SerializeType::RAW);
+    client.say(Message::new(header, "T", "Echo", &three, b"").frame()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    until(|| connection.stats().oneways_refused == 1).await;
+}
+
+/// A reply with more metadata than the client takes costs its call, and the connection goes on.
+#[tokio::test(start_paused = true)]
+async fn metadata_of_a_reply_is_bounded() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().limits(Limits::default().metadata_pairs_max(1));
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    for pairs in [2, 1] {
+        let script = async {
+            let request = peer.next().await;
+            let metadata = (0..pairs).fold(Metadata::new(), |all, n| all.with(&n.to_string(), "x"));
+            let header = request.header().reply();
+            peer.say(Message::new(header, "T", "Ask", &metadata, b"done").frame()).await;
+        };
+        let (answer, ()) = tokio::join!(call(&client, "Ask", ""), script);
+        match pairs {
+            1 => assert_eq!(answer.expect("it fits"), "done"),
+            _ => assert!(matches!(answer, Err(CallError::Decode(_))), "{answer:?}"),
+        }
+    }
+}
+
+/// F82. A request that is too large is answered with the limit before its connection ends, also if its body never
+/// comes, and with what ran before it.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_too_large_is_answered() {
+    for cancel in [false, true] {
+        let server = echoing().limits(Limits::default().body_bytes_max(1000)).cancel_on_disconnect(cancel).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        let large = request(8, "Echo", &[7; 2000]);
+        client.say([&request(7, "Echo", b"")[..], &large[..500]].concat()).await;
+        client.hears(reply(7, "Echo", b"")).await;
+        let refused = client.next().await;
+        assert_eq!(refused.header().seq(), Seq::new(8));
+        let text = refused.error_text().expect("it failed");
+        assert!(text.contains("`body_bytes_max` is 1000"), "{text}");
+        client.hears_the_end().await;
+    }
+}
+
+/// F83. HTTP and TLS that come first are answered in one line; behind a frame they are nonsense.
+#[tokio::test(start_paused = true)]
+async fn http_is_told_what_speaks_here() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for first in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"CONNECT x", b"POST /", &[0x16, 3, 1, 0, 200, 1]] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(first).await;
+        let heard = String::from_utf8(client.bytes_to_the_end().await).expect("a text");
+        assert!(heard.starts_with("HTTP/1.0 400 ") && heard.contains("rpcx port"), "{heard}");
+    }
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say([0x09; 20]).await;
+    assert_eq!(client.bytes_to_the_end().await, b"");
 }

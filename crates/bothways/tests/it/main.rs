@@ -44,4 +44,6 @@ mod support;
 mod testing;
 mod topics;
 mod trust;
+mod turns;
+mod way_in;
 mod xclient;

@@ -90,6 +90,18 @@ impl Scripted {
         self.waiting.pop_front()
     }
 
+    /// What comes up to the end of the connection, frames or not.
+    pub(crate) async fn bytes_to_the_end(&mut self) -> Vec<u8> {
+        let (mut all, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
+        loop {
+            let read = poll_fn(|cx| self.socket.poll_read(cx, &mut buffer));
+            match tokio::time::timeout(FOR_EVER, read).await.expect("nothing came") {
+                Ok(len @ 1..) => all.extend_from_slice(&buffer[..len]),
+                _ => return all,
+            }
+        }
+    }
+
     pub(crate) async fn next(&mut self) -> Message {
         self.try_next().await.expect("the connection lives")
     }

@@ -1,0 +1,334 @@
+//! What a client may make a server hold on the way in: before its token is accepted, and after it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, Server, ServerBuilder};
+use bothways_proto::{Capabilities, CompressType, Header, Message, Seq, SerializeType, gzip, keys};
+use tokio::time::Instant;
+
+use crate::{
+    scripted::{Scripted, hello, ping, reply, request, request_with},
+    support::{address, call, connections, echoing, gate, settle, soon, until},
+};
+
+type Reasons = Arc<Mutex<Vec<CloseReason>>>;
+
+/// A builder whose server says why its connections ended.
+fn telling(builder: ServerBuilder) -> (Server, Reasons) {
+    let reasons = Reasons::default();
+    let kept = Arc::clone(&reasons);
+    let server = builder.on_disconnect(move |_, reason| kept.lock().expect("no panic").push(reason.clone())).build();
+    (server, reasons)
+}
+
+/// F24. A frame that has begun and stands still ends its connection, whatever came before it; one that goes on, and a
+/// connection between two frames, stay.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_stands_still_ends_its_connection() {
+    let (server, reasons) = telling(echoing());
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut idle = Scripted::connect(listening.address()).await;
+    idle.say(request(1, "Echo", b"")).await;
+    idle.next().await;
+    for begun in [1, 16, 100, 200_000] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say([ping(0), request(1, "Echo", &[7; 300_000])[..begun].to_vec()].concat()).await;
+        client.next().await;
+        let began = Instant::now();
+        client.hears_the_end().await;
+        assert!((9..=12).contains(&began.elapsed().as_secs()), "{begun}: {:?}", began.elapsed());
+    }
+    // Also if it is the first.
+    let mut slow = Scripted::connect(listening.address()).await;
+    let frame = request(1, "Echo", &[7; 300_000]);
+    for piece in frame.chunks(50 << 10) {
+        slow.say(piece).await;
+        tokio::time::sleep(Duration::from_secs(9)).await;
+    }
+    slow.hears(reply(1, "Echo", &[7; 300_000])).await;
+    idle.say(request(2, "Echo", b"")).await;
+    idle.hears(reply(2, "Echo", b"")).await;
+    let reasons = reasons.lock().expect("no panic");
+    assert!(reasons.iter().all(|reason| matches!(reason, CloseReason::SlowFrame { .. })), "{reasons:?}");
+    assert_eq!(reasons.len(), 4);
+}
+
+/// F24. Frames that have begun have a bound in all connections together: one that finds no room is told so, and when
+/// others have ended there is room again.
+#[tokio::test(start_paused = true)]
+async fn frames_that_have_begun_are_bounded_together() {
+    let (server, reasons) = telling(echoing().partial_bytes_max(300_000));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let frame = request(5, "Echo", &[7; 1_000_000]);
+    let begin = async || {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(&frame[..340_000]).await;
+        settle().await;
+        client
+    };
+    let mut first = begin().await;
+    let mut second = begin().await;
+    let refused = second.next().await;
+    assert_eq!(refused.header().seq(), Seq::new(5));
+    assert!(refused.error_text().is_some_and(|text| text.contains("`partial_bytes_max`")), "{refused:?}");
+    second.hears_the_end().await;
+    drop(second);
+    // Small frames in pieces are none that count.
+    let mut small = Scripted::connect(listening.address()).await;
+    let [begins, ends] = [&request(6, "Echo", &[7; 1000])[..500], &request(6, "Echo", &[7; 1000])[500..]];
+    small.say(begins).await;
+    settle().await;
+    small.say(ends).await;
+    small.hears(reply(6, "Echo", &[7; 1000])).await;
+    // One alone has the bound of a frame, and gives its room back.
+    first.say(&frame[340_000..]).await;
+    first.hears(reply(5, "Echo", &[7; 1_000_000])).await;
+    for _ in 0..3 {
+        let mut third = begin().await;
+        third.say(&frame[340_000..]).await;
+        third.hears(reply(5, "Echo", &[7; 1_000_000])).await;
+    }
+    until(|| {
+        let reasons = reasons.lock().expect("no panic");
+        reasons.iter().filter(|reason| matches!(reason, CloseReason::NoRoom { .. })).count() == 1
+    })
+    .await;
+}
+
+/// A server whose hook accepts `good`, at once or, if told so, after a second; and how many hooks ran, and at once.
+fn guarded(slow: bool) -> (ServerBuilder, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (asked, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (count, highest, now) = (Arc::clone(&asked), Arc::clone(&most), Arc::<AtomicUsize>::default());
+    let builder = echoing().auth(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let (now, highest) = (Arc::clone(&now), Arc::clone(&highest));
+        async move {
+            highest.fetch_max(1 + now.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+            if slow {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            now.fetch_sub(1, Ordering::Relaxed);
+            if request.token == "good" { Ok(()) } else { Err("no") }
+        }
+    });
+    (builder, asked, most)
+}
+
+fn with_token(number: u64, token: &str, payload: &[u8]) -> Vec<u8> {
+    request_with(number, "Echo", &Metadata::new().with(keys::AUTH, token), payload)
+}
+
+/// F25. Until a token is accepted one request of a connection is checked at a time, and a refused one ends it before the
+/// others are looked at; from then on they are checked side by side.
+#[tokio::test(start_paused = true)]
+async fn one_token_is_checked_at_a_time_until_one_is_accepted() {
+    let (builder, asked, most) = guarded(true);
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut stranger = Scripted::connect(listening.address()).await;
+    stranger.say((0..50).flat_map(|n| with_token(n, "bad", &[7; 10_000])).collect::<Vec<u8>>()).await;
+    assert_eq!(stranger.next().await.error_text().as_deref(), Some("no"));
+    stranger.hears_the_end().await;
+    assert_eq!((asked.swap(0, Ordering::Relaxed), most.swap(0, Ordering::Relaxed)), (1, 1));
+
+    let mut client = Scripted::connect(listening.address()).await;
+    let began = Instant::now();
+    client.say((0..50).flat_map(|n| with_token(n, "good", &[7; 10_000])).collect::<Vec<u8>>()).await;
+    for _ in 0..50 {
+        assert_eq!(client.next().await.error_text(), None);
+    }
+    assert_eq!((asked.load(Ordering::Relaxed), most.load(Ordering::Relaxed)), (50, 49));
+    assert_eq!(began.elapsed().as_secs(), 2);
+}
+
+/// F24, F25. A frame that is larger than strangers may send is refused before it is there, and its sender is told; what
+/// comes behind a token that is accepted, by a Hello or by a request, may be as large as any.
+#[tokio::test(start_paused = true)]
+async fn strangers_send_small_frames() {
+    for slow in [false, true] {
+        let (builder, ..) = guarded(slow);
+        let server = builder.unauthenticated_body_bytes_max(100_000).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let large = vec![7; 500_000];
+        for token in ["bad", "good"] {
+            let mut stranger = Scripted::connect(listening.address()).await;
+            stranger.say(&with_token(3, token, &large)[..90_000]).await;
+            let refused = stranger.next().await;
+            assert_eq!(refused.header().seq(), Seq::new(3));
+            let text = refused.error_text().expect("it failed");
+            assert!(text.contains("`unauthenticated_body_bytes_max` is 100000"), "{text}");
+            stranger.hears_the_end().await;
+        }
+        let good = Metadata::new().with(keys::AUTH, "good");
+        for first in [with_token(1, "good", b"small"), hello(0, Capabilities::ALL, &good)] {
+            let mut client = Scripted::connect(listening.address()).await;
+            client.say([first, with_token(2, "good", &large)].concat()).await;
+            client.next().await;
+            let answer = client.next().await;
+            assert_eq!((answer.error_text(), answer.wire_payload().len()), (None, large.len()));
+        }
+        // Behind a token that is refused nothing large is waited for.
+        let mut refused = Scripted::connect(listening.address()).await;
+        refused.say([with_token(1, "bad", b""), with_token(2, "bad", &large)[..150_000].to_vec()].concat()).await;
+        assert_eq!(refused.next().await.error_text().as_deref(), Some("no"));
+        refused.hears_the_end().await;
+    }
+}
+
+/// F25. Requests that run are bounded in bytes, of each connection and of all: more are answered as overloaded at once,
+/// and there is room again when they have ended.
+#[tokio::test(start_paused = true)]
+async fn requests_that_run_are_bounded_in_bytes() {
+    for (of_server, of_connection) in [(1 << 30, 500_000), (500_000, 1 << 30)] {
+        let (handler, mut asked) = gate();
+        let server = echoing().handler("T", "Wait", handler).request_bytes_max(of_server, of_connection).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut clients = [Scripted::connect(listening.address()).await, Scripted::connect(listening.address()).await];
+        let mut running = Vec::new();
+        for number in 0..4 {
+            clients[0].say(request(number, "Wait", &[7; 120_000])).await;
+            running.push(soon(asked.recv()).await.expect("it runs"));
+        }
+        clients[0].say(request(4, "Wait", &[7; 120_000])).await;
+        let refused = clients[0].next().await;
+        assert_eq!(refused.header().seq(), Seq::new(4));
+        assert!(refused.error_text().is_some_and(|text| text.starts_with("overloaded: ")), "{refused:?}");
+        clients[1].say(request(5, "Wait", &[7; 120_000])).await;
+        if of_connection < of_server {
+            soon(asked.recv()).await.expect("it runs").answer(Reply::ok(""));
+        }
+        let answer = clients[1].next().await;
+        assert_eq!(answer.error_text().is_some(), of_server < of_connection, "{answer:?}");
+        running.into_iter().for_each(|asked| asked.answer(Reply::ok("")));
+        for _ in 0..4 {
+            assert_eq!(clients[0].next().await.error_text(), None);
+        }
+        until(|| server.stats().calls_running == 0).await;
+        clients[0].say(request(6, "Wait", &[7; 120_000])).await;
+        soon(asked.recv()).await.expect("it runs").answer(Reply::ok(""));
+        assert_eq!(clients[0].next().await.error_text(), None);
+    }
+}
+
+/// F22. A connection that holds its share of unpacked payloads waits for its own calls to end; others do not wait for
+/// it, and it goes on when they have.
+#[tokio::test(start_paused = true)]
+async fn unpacked_payloads_are_bounded_and_others_do_not_wait() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).unpacked_bytes_max(200 << 20, 64 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let large = gzip(&vec![0; 31 << 20]);
+    let packed = |number, method, payload: &[u8]| {
+        let header = Header::request(Seq::new(number), SerializeType::RAW).with_compress(CompressType::GZIP);
+        Message::new(header, "T", method, &Metadata::new(), payload).frame().to_vec()
+    };
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say((0..5).flat_map(|n| packed(n, "Wait", &large)).collect::<Vec<u8>>()).await;
+    let mut running = vec![soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
+    let mut other = Scripted::connect(listening.address()).await;
+    other.say(packed(9, "Echo", &gzip(&vec![1; 300 << 10]))).await;
+    assert_eq!(other.next().await.error_text(), None);
+    assert!(asked.try_recv().is_err(), "two payloads of 31 MiB are the share");
+    for _ in 0..5 {
+        running.remove(0).answer(Reply::ok(""));
+        assert_eq!(client.next().await.error_text(), None);
+        if let Ok(Some(asked)) = tokio::time::timeout(Duration::from_secs(60), asked.recv()).await {
+            running.push(asked);
+        }
+    }
+}
+
+/// F31. Arguments that are large, packed or not, are decoded apart from their connection: a heartbeat behind them is
+/// answered first.
+#[tokio::test(start_paused = true)]
+async fn large_arguments_do_not_hold_up_their_connection() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for (len, in_line) in [(200 << 10, true), (300 << 10, false)] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say([request(1, "Echo", &vec![7; len]), ping(2)].concat()).await;
+        assert_eq!(client.next().await.header().is_heartbeat(), !in_line, "{len}");
+        client.next().await;
+    }
+}
+
+/// F65, F67. Code of the application that panics where it is called, polled, or dropped costs its own message: the caller
+/// is answered, the connection goes on, and nothing stays counted.
+#[tokio::test(start_paused = true)]
+async fn a_panic_anywhere_costs_one_message() {
+    struct Grumbles;
+    impl Drop for Grumbles {
+        fn drop(&mut self) {
+            panic!("it does not want to go");
+        }
+    }
+    let server = echoing()
+        .handler("T", "Drops", |_| {
+            let held = Grumbles;
+            async move {
+                let _held = held;
+                std::future::pending().await
+            }
+        })
+        .handler("T", "AtOnce", |_| -> std::future::Ready<Reply> { panic!("before any await") })
+        .handler("T", "Throws", |_| async { std::panic::panic_any(Grumbles) })
+        .handler("T", "DoneThenDrops", |_| {
+            let held = Grumbles;
+            std::future::poll_fn(move |_| {
+                let _held = &held;
+                std::task::Poll::Ready(Reply::ok("done"))
+            })
+        })
+        .on_connect(|_| std::panic::panic_any(Grumbles))
+        .on_disconnect(|_, _| panic!("in a hook"))
+        .on_shutdown(|| -> std::future::Ready<()> { panic!("before any await") })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    client.say(request_with(1, "Drops", &Metadata::new().with(keys::SERVER_TIMEOUT, "200"), b"")).await;
+    let answer = client.next().await;
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Timeout.name()));
+    for method in ["AtOnce", "Throws", "DoneThenDrops"] {
+        client.say(request(2, method, b"")).await;
+        let answer = client.next().await;
+        assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Internal.name()), "{method}");
+    }
+    client.say([request(4, "Drops", b""), request(5, "Echo", b"on")].concat()).await;
+    client.hears(reply(5, "Echo", b"on")).await;
+    until(|| server.stats().calls_running == 1).await;
+    drop(client);
+    connections(&server, 0).await;
+    let again = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    assert_eq!(call(&again, "Echo", "on").await.expect("answered"), "on");
+    soon(server.shutdown(Duration::from_secs(1))).await;
+}
+
+/// F65. An auth hook that panics before its first await is answered as internal, at a Hello as at a request, and the
+/// connection stays.
+#[tokio::test(start_paused = true)]
+async fn an_auth_hook_that_panics_at_once_is_answered() {
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let server = echoing()
+        .auth(move |_| {
+            assert!(is_calm.load(Ordering::Relaxed), "before any await");
+            std::future::ready(Ok::<_, String>(()))
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    let answer = client.next().await;
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Internal.name()));
+    client.say(request(1, "Echo", b"")).await;
+    assert!(client.next().await.error_text().is_some_and(|text| text.starts_with("internal error, id ")));
+    calm.store(true, Ordering::Relaxed);
+    client.say(request(2, "Echo", b"on")).await;
+    client.hears(reply(2, "Echo", b"on")).await;
+}
