@@ -39,7 +39,7 @@ impl Default for Deadlines {
             heartbeat_timeout: Duration::from_secs(10),
             idle_timeout: None,
             first_frame_timeout: Duration::from_secs(10),
-            frame_progress_min: 40 << 10,
+            frame_progress_min: 10 << 10,
             frame_progress_time: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(5),

@@ -269,7 +269,7 @@ impl ServerBuilder {
 
     /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
     /// slower is closed; while the server itself does not read from it, or holds it back by
-    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 40 KiB within 10 s: 32 kbit/s. 0 bytes: no such rule.
+    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s. 0 bytes: no such rule.
     pub fn frame_progress_min(mut self, bytes: usize, within: Duration) -> Self {
         self.settings.watch.frame_progress_min = bytes;
         self.settings.watch.frame_progress_time = within;
