@@ -78,7 +78,7 @@
 //! **The last column matters**: a `Vec<u8>`, `SystemTime` or `Duration` that is the whole payload travels
 //! as serde has it, an array or a map, which Rust reads and Go does not: its client then ends the
 //! connection. `#[bothways::service]` refuses such a method; [`Router::function`](crate::Router::function) and
-//! [`Caller::call`](crate::Caller::call) cannot see it.
+//! [`Client::call`](crate::Client::call) cannot see it.
 //!
 //! An embedded struct of Go's is `#[serde(flatten)]`, one behind a pointer that may be nil
 //! `#[serde(flatten)] Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags

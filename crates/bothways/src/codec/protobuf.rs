@@ -133,7 +133,46 @@ mod tests {
         assert!(read(&wire).is_err());
     }
 
+    #[derive(Clone, PartialEq, Message)]
+    struct Numbers {
+        #[prost(int64, tag = "1")]
+        int: i64,
+        #[prost(sint32, tag = "2")]
+        signed: i32,
+        #[prost(uint64, tag = "3")]
+        uint: u64,
+        #[prost(fixed64, tag = "4")]
+        fixed: u64,
+        #[prost(double, tag = "5")]
+        double: f64,
+        #[prost(float, tag = "6")]
+        single: f32,
+        #[prost(bool, tag = "7")]
+        flag: bool,
+        #[prost(bytes = "vec", tag = "8")]
+        bytes: Vec<u8>,
+        #[prost(string, optional, tag = "9")]
+        maybe: Option<String>,
+    }
+
     proptest! {
+        /// Floats to the last bit, NaN among them.
+        #[test]
+        fn every_value_arrives_as_it_was(
+            (int, signed, uint, fixed) in any::<(i64, i32, u64, u64)>(),
+            (double, single) in any::<(u64, u32)>(),
+            (flag, bytes) in any::<(bool, Vec<u8>)>(),
+            maybe in any::<Option<String>>(),
+        ) {
+            let floats = (f64::from_bits(double), f32::from_bits(single));
+            let value = Numbers { int, signed, uint, fixed, double: floats.0, single: floats.1, flag, bytes, maybe };
+            let wire = Protobuf(value.clone()).encode(SerializeType::PROTOBUF).unwrap();
+            let Protobuf(read) = Protobuf::<Numbers>::decode(SerializeType::PROTOBUF, wire).unwrap();
+            prop_assert_eq!((read.double.to_bits(), read.single.to_bits()), (double, single));
+            let read = Numbers { double: 0.0, single: 0.0, ..read };
+            prop_assert_eq!(read, Numbers { double: 0.0, single: 0.0, ..value });
+        }
+
         #[test]
         fn no_bytes_make_the_decoder_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
             if let Ok(tree) = read(&wire) {

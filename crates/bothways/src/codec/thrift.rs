@@ -243,7 +243,71 @@ mod tests {
         })
     }
 
+    /// A field of each kind that is no `i32`.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    struct Numbers {
+        flag: bool,
+        byte: i8,
+        short: i16,
+        long: i64,
+        double: u64,
+        bytes: Vec<u8>,
+    }
+
+    impl TSerializable for Numbers {
+        fn read_from_in_protocol(input: &mut dyn TInputProtocol) -> thrift::Result<Self> {
+            let mut numbers = Self::default();
+            input.read_struct_begin()?;
+            loop {
+                let field = input.read_field_begin()?;
+                match (field.id, field.field_type) {
+                    (_, TType::Stop) => break,
+                    (Some(1), TType::Bool) => numbers.flag = input.read_bool()?,
+                    (Some(2), TType::I08) => numbers.byte = input.read_i8()?,
+                    (Some(3), TType::I16) => numbers.short = input.read_i16()?,
+                    (Some(4), TType::I64) => numbers.long = input.read_i64()?,
+                    (Some(5), TType::Double) => numbers.double = input.read_double()?.to_bits(),
+                    (Some(6), TType::String) => numbers.bytes = input.read_bytes()?,
+                    (_, other) => input.skip(other)?,
+                }
+                input.read_field_end()?;
+            }
+            input.read_struct_end()?;
+            Ok(numbers)
+        }
+
+        fn write_to_out_protocol(&self, output: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+            output.write_struct_begin(&TStructIdentifier::new("Numbers"))?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 1))?;
+            output.write_bool(self.flag)?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::I08, 2))?;
+            output.write_i8(self.byte)?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::I16, 3))?;
+            output.write_i16(self.short)?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::I64, 4))?;
+            output.write_i64(self.long)?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::Double, 5))?;
+            output.write_double(f64::from_bits(self.double))?;
+            output.write_field_begin(&TFieldIdentifier::new("", TType::String, 6))?;
+            output.write_bytes(&self.bytes)?;
+            output.write_field_stop()?;
+            output.write_struct_end()
+        }
+    }
+
     proptest! {
+        /// Floats to the last bit, NaN among them.
+        #[test]
+        fn every_value_arrives_as_it_was(
+            (flag, byte, short, long, double) in any::<(bool, i8, i16, i64, u64)>(),
+            bytes in any::<Vec<u8>>(),
+        ) {
+            let value = Numbers { flag, byte, short, long, double, bytes };
+            let wire = Thrift(value.clone()).encode(SerializeType::THRIFT).unwrap();
+            let Thrift(read) = Thrift::<Numbers>::decode(SerializeType::THRIFT, wire).unwrap();
+            prop_assert_eq!(read, value);
+        }
+
         #[test]
         fn every_struct_survives(tree in trees()) {
             prop_assert_eq!(read(&Thrift(tree.clone()).encode(SerializeType::THRIFT).unwrap()).unwrap().0, tree);
