@@ -69,7 +69,7 @@ pub use self::{
     error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
-    server::{Server, ServerBuilder},
+    server::{Server, ServerBuilder, WeakServer},
     session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, Stage, Target, User},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };

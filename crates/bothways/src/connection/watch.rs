@@ -276,7 +276,7 @@ impl State {
         if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
-        if deadlines.write_timeout <= since(now, watch.written_at) {
+        if watch.flags & WAITED != 0 && deadlines.write_timeout <= since(now, watch.written_at) {
             return Due::End(CloseReason::SlowPeer("it took no byte within `write_timeout`"));
         }
         if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {

@@ -1,12 +1,18 @@
 //! From a listening socket to connections.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use bothways_proto::Role;
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use parking_lot::Mutex;
+use tokio::{
+    runtime::{self, Handle},
+    task::AbortHandle,
+    time::Instant,
+};
 
 use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
@@ -61,11 +67,40 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     Ok(Listening { address: local, server: server.clone(), accepting: accepting.abort_handle() })
 }
 
+/// Who keeps the deadlines of all connections. Each runtime in which the server listens has a task for that, and one of
+/// these does it: when its runtime ends, the next takes over.
+#[derive(Debug, Default)]
+pub(super) struct Watching {
+    lease: Arc<tokio::sync::Mutex<()>>,
+    runtimes: Mutex<HashSet<runtime::Id>>,
+}
+
+/// The task of one runtime. Forgotten when that is gone, for another may have its number.
+struct Watcher {
+    shared: Weak<Shared>,
+    runtime: runtime::Id,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.watching.runtimes.lock().remove(&self.runtime);
+        }
+    }
+}
+
 /// Keeps the deadlines from the first listening on.
 pub(super) fn start_watch(shared: &Arc<Shared>) {
-    if !shared.watching.swap(true, Ordering::AcqRel) {
-        tokio::spawn(watch_connections(Arc::downgrade(shared)));
+    let runtime = Handle::current().id();
+    if !shared.watching.runtimes.lock().insert(runtime) {
+        return;
     }
+    let watcher = Watcher { shared: Arc::downgrade(shared), runtime };
+    let lease = Arc::clone(&shared.watching.lease);
+    tokio::spawn(async move {
+        let _lease = lease.lock().await;
+        watch_connections(&watcher.shared).await;
+    });
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Listener) {
@@ -76,21 +111,28 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|stopping| *stopping) => return,
         };
-        if !take_place(&shared) {
-            continue;
-        }
+        let Some(place) = take_place(&shared) else { continue };
         // A handshake takes the client's time, and a hook the application's: not that of others. All others do without
         // a task, which has room for a handshake, 3 KiB: those of a crowd leave holes between its connections.
         let opened = if shared.hooks.on_connect.is_none() { accepted.open() } else { Err(accepted) };
         match opened {
-            Ok(socket) => drop(begin(&shared, &inlet, socket)),
-            Err(accepted) => _ = tokio::spawn(take(Arc::clone(&shared), Arc::clone(&inlet), accepted)),
+            Ok(socket) => drop(begin(place, &inlet, socket)),
+            Err(accepted) => _ = tokio::spawn(take(place, Arc::clone(&inlet), accepted)),
         }
     }
 }
 
-/// The place of one more connection, which [`begin`] gives to it. False: it is refused, for there is none.
-fn take_place(shared: &Shared) -> bool {
+/// The place of a socket that is not yet a connection. Given back when dropped, also with the runtime of its handshake.
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.handshaking.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The place of one more connection, which [`begin`] gives to it. `None`: it is refused, for there is none.
+fn take_place(shared: &Arc<Shared>) -> Option<Place> {
     let open = {
         let connections = shared.connections.lock();
         let open = connections.len() + shared.handshaking.load(Ordering::Relaxed);
@@ -100,13 +142,13 @@ fn take_place(shared: &Shared) -> bool {
         open
     };
     if open < shared.connections_max {
-        return true;
+        return Some(Place(Arc::clone(shared)));
     }
     shared.counters.refused.fetch_add(1, Ordering::Relaxed);
     if let Some(left_out) = shared.calm.connections.due() {
         tracing::warn!(open, left_out, "a connection was refused: `connections_max` are open");
     }
-    false
+    None
 }
 
 /// Serves a connection that the application brings.
@@ -116,20 +158,21 @@ pub(super) fn take_socket(server: &Server, socket: AnySocket) -> Result<Connecti
         return Err(ServeError::ShutDown);
     }
     start_watch(shared);
-    if !take_place(shared) {
+    let Some(place) = take_place(shared) else {
         return Err(ServeError::TooManyConnections { max: shared.connections_max });
-    }
+    };
     let inlet = Arc::new(ServerInlet(Arc::clone(shared), Handle::current()));
-    Ok(begin(shared, &inlet, socket))
+    Ok(begin(place, &inlet, socket))
 }
 
-async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) {
+async fn take(place: Place, inlet: Arc<ServerInlet>, accepted: Accepted) {
+    let shared = Arc::clone(&place.0);
     let limit = shared.settings.watch.first_frame_timeout;
     let peer = accepted.peer();
     match accepted.handshake(limit).await {
-        Ok(socket) => drop(begin(&shared, &inlet, socket)),
+        Ok(socket) => drop(begin(place, &inlet, socket)),
         Err(error) => {
-            shared.handshaking.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             match shared.calm.handshakes.due() {
                 Some(left_out) => tracing::warn!(peer, %error, left_out, "a handshake failed"),
@@ -139,14 +182,15 @@ async fn take(shared: Arc<Shared>, inlet: Arc<ServerInlet>, accepted: Accepted) 
     }
 }
 
-fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) -> Connection {
+fn begin(place: Place, inlet: &Arc<ServerInlet>, socket: AnySocket) -> Connection {
+    let shared = &Arc::clone(&place.0);
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let (settings, inlet) = (Arc::clone(&shared.settings), Arc::clone(inlet));
     let connection = Connection::start(Role::Server, socket, settings, inlet, None, |connection| {
         shared.sessions.open();
         let mut connections = shared.connections.lock();
         connections.insert(connection.id(), connection.clone());
-        shared.handshaking.fetch_sub(1, Ordering::Relaxed);
+        drop(place);
         drop(connections);
         if let Some(hook) = &shared.hooks.on_connect {
             isolated("on_connect", || hook(connection));
@@ -160,7 +204,7 @@ fn begin(shared: &Arc<Shared>, inlet: &Arc<ServerInlet>, socket: AnySocket) -> C
 }
 
 /// Keeps the deadlines of all connections, until the server is gone.
-async fn watch_connections(shared: Weak<Shared>) {
+async fn watch_connections(shared: &Weak<Shared>) {
     let tick = match shared.upgrade() {
         Some(shared) => shared.settings.watch.tick(),
         None => Duration::from_secs(1),

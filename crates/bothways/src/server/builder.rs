@@ -7,7 +7,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
 use super::{
-    AuthRequest, Counters, Refusals, Server, Shared, admin,
+    AuthRequest, Counters, Refusals, Server, Shared,
+    accept::Watching,
+    admin,
     admission::{Admission, AdmissionOptions},
     control,
     door::{AdminOptions, Door},
@@ -524,7 +526,7 @@ impl ServerBuilder {
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
                 connections,
                 emptied: Notify::new(),
-                watching: false.into(),
+                watching: Watching::default(),
                 stopping: watch::Sender::new(false),
                 draining: false.into(),
                 stopped: OnceCell::new(),

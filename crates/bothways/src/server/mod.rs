@@ -26,7 +26,7 @@ mod topics;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -93,7 +93,7 @@ struct Shared {
     sessions: Arc<Registry>,
     /// Woken when the last connection is gone.
     emptied: Notify,
-    watching: AtomicBool,
+    watching: accept::Watching,
     stopping: watch::Sender<bool>,
     /// It stops client by client: who has not been told goodbye is served.
     draining: AtomicBool,
@@ -147,7 +147,48 @@ pub struct ServerStats {
     pub calls_running: usize,
 }
 
+/// A [`Server`] that is not kept by it: for a service that needs the server it belongs to, which keeps the service.
+///
+/// ```
+/// use std::sync::{Arc, OnceLock};
+///
+/// use bothways::{Server, WeakServer};
+///
+/// let home = Arc::<OnceLock<WeakServer>>::default();
+/// let of_handler = Arc::clone(&home);
+/// let server = Server::builder()
+///     .function("Clients", "Count", move |(): ()| {
+///         let server = of_handler.get().and_then(WeakServer::upgrade);
+///         async move { server.map(|server| server.connections().len() as u64).ok_or("it is gone") }
+///     })
+///     .build();
+/// home.set(server.downgrade()).expect("it is set once");
+/// ```
+#[derive(Clone)]
+pub struct WeakServer {
+    shared: Weak<Shared>,
+}
+
+impl WeakServer {
+    /// The server, if anybody keeps it: a handle, or one of its connections.
+    pub fn upgrade(&self) -> Option<Server> {
+        self.shared.upgrade().map(|shared| Server { shared })
+    }
+}
+
+impl std::fmt::Debug for WeakServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeakServer")
+    }
+}
+
 impl Server {
+    /// A handle that does not keep the server. A handler that needs its server has this one: the server keeps its
+    /// handlers, and would never be dropped if they kept it.
+    pub fn downgrade(&self) -> WeakServer {
+        WeakServer { shared: Arc::downgrade(&self.shared) }
+    }
+
     /// What a server is made of.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::new()
@@ -169,7 +210,7 @@ impl Server {
     ///
     /// The runtime in which it is called drives the connections that come in there. Several runtimes may listen
     /// for one server, also on one port ([`ListenOptions::reuse_port`]): the example `per_core` has one for each
-    /// core. The one that listened first keeps the deadlines of all connections, and must live as long as they.
+    /// core. One of those runtimes keeps the deadlines of all connections; when it ends, another does.
     ///
     /// # Errors
     /// [`ServeError::Address`], [`ServeError::Listen`], [`ServeError::Tls`], or

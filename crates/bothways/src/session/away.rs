@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{Registry, Session, State};
+use crate::clock::after;
 
 /// Those who wait, in the order in which their clients left, and some whose clients are back.
 #[derive(Default)]
@@ -90,7 +91,7 @@ impl State {
 impl Registry {
     /// Keeps a session whose client has just left. If too many wait by now, the one that does so longest ends.
     pub(super) fn wait_for_client(&self, session: Session, generation: u64) {
-        let until = Instant::now() + self.options().resume_window;
+        let until = after(self.options().resume_window);
         self.away.queue.lock().push_back(Waiting { until, session, generation });
         let max = self.options().away_max;
         if self.away.len() <= max {

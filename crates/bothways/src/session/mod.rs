@@ -458,7 +458,7 @@ impl Session {
             priority: push.priority,
             frame: frame.clone(),
             keyed: keyed.clone(),
-            expires: push.time_to_live.map(|time| now + time),
+            expires: push.time_to_live.map(|time| now.saturating_add(time)),
             ticket,
         };
         match &mut state.claims {

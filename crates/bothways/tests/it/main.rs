@@ -10,6 +10,7 @@ mod comes_back;
 mod compression;
 mod deadlines;
 mod drain;
+mod durations;
 mod explain;
 mod golden;
 #[cfg(feature = "testing")]

@@ -1,0 +1,132 @@
+//! Any duration is one: none panics, and none hangs.
+
+use std::time::Duration;
+
+use bothways::{
+    CallOptions, Client, ClientOptions, Push, Router, Server, ServerBuilder, Target, transport::ConnectOptions,
+};
+
+use crate::{
+    scripted::Scripted,
+    support::{address, call_with, echo, echoing, soon},
+};
+
+type ServerOption = (&'static str, fn(ServerBuilder, Duration) -> ServerBuilder);
+type ClientOption = (&'static str, fn(ClientOptions, Duration) -> ClientOptions);
+
+const SERVER: &[ServerOption] = &[
+    ("none", |builder, _| builder),
+    ("first_frame_timeout", ServerBuilder::first_frame_timeout),
+    ("idle_timeout", |builder, limit| builder.idle_timeout(Some(limit))),
+    ("heartbeat", |builder, limit| builder.heartbeat(Some(limit), limit)),
+    ("write_timeout", ServerBuilder::write_timeout),
+    ("resume_window", ServerBuilder::resume_window),
+];
+
+const CLIENT: &[ClientOption] = &[
+    ("none", |options, _| options),
+    ("timeout", ClientOptions::timeout),
+    ("connection_wait", ClientOptions::connection_wait),
+    ("room_wait", ClientOptions::room_wait),
+    ("heartbeat", |options, limit| options.heartbeat(Some(limit), limit)),
+    ("idle_timeout", |options, limit| options.idle_timeout(Some(limit))),
+    ("backoff", |options, limit| options.backoff(limit, limit)),
+    ("connect_timeout", |options, limit| options.connect_options(ConnectOptions::default().connect_timeout(limit))),
+];
+
+/// A client connects, calls, is pushed to, loses its connection and calls again, whatever one duration is. With the
+/// longest there is, all of it succeeds; with none at all, it ends.
+#[tokio::test(start_paused = true)]
+async fn any_duration_may_be_none_or_for_ever() {
+    for limit in [Duration::ZERO, Duration::MAX] {
+        for (name, option) in SERVER {
+            try_all(name, option(echoing(), limit).build(), ClientOptions::new(), limit).await;
+        }
+        for (name, option) in CLIENT {
+            // The next connection is waited for by nobody but the back-off, of which any part of for ever is too long.
+            let options = option(ClientOptions::new().connection_wait(Duration::from_secs(60)), limit);
+            try_all(name, echoing().build(), options, limit).await;
+        }
+    }
+}
+
+async fn try_all(name: &str, server: Server, options: ClientOptions, limit: Duration) {
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let handlers = Router::new().handler("C", "say", echo);
+    let connected = soon(Client::with_handlers(listening.address(), options, handlers)).await;
+    if let Err(error) = &connected {
+        assert!(limit.is_zero(), "{name}: {error}");
+    }
+    let Ok(client) = connected else { return };
+    let outcome = call_with(&client, "Echo", "x", CallOptions::new().timeout(limit)).await;
+    assert!(limit.is_zero() || outcome.is_ok(), "{name}: {outcome:?}");
+    let push = Push::new("C", "say", "x").time_to_live(limit);
+    let receipt = server.push(&Target::everyone(), &push).expect("small");
+    soon(receipt.handled()).await;
+    server.connections().iter().for_each(bothways::Connection::close);
+    // Whether it is back in time depends on the durations; that it does not hang does not.
+    let _ = call_with(&client, "Echo", "x", CallOptions::new().timeout(Duration::from_secs(30))).await;
+    client.close();
+    soon(server.shutdown(limit)).await;
+}
+
+/// F41. The runtime that listened first is gone; deadlines are kept where the server listens now.
+#[test]
+fn deadlines_outlive_the_first_runtime_that_listened() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().expect("a runtime")
+    };
+    let server = echoing().first_frame_timeout(Duration::from_millis(300)).build();
+    for _ in 0..3 {
+        let runtime = runtime();
+        runtime.block_on(async {
+            let listening = server.listen(&address()).await.expect("the name is free");
+            let mut silent = Scripted::connect(listening.address()).await;
+            silent.hears_the_end().await;
+        });
+    }
+}
+
+/// Two runtimes listen; that of the first ends, and the second takes over.
+#[test]
+fn deadlines_go_to_another_runtime_that_listens() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().expect("a runtime")
+    };
+    let server = echoing().first_frame_timeout(Duration::from_millis(300)).build();
+    let (first, second) = (runtime(), runtime());
+    let _of_first = first.block_on(server.listen(&address())).expect("the name is free");
+    let of_second = second.block_on(server.listen(&address())).expect("the name is free");
+    second.block_on(tokio::task::yield_now());
+    drop(first);
+    second.block_on(async {
+        let mut silent = Scripted::connect(of_second.address()).await;
+        silent.hears_the_end().await;
+    });
+}
+
+/// F63. A service may hold its server weakly, and both are dropped.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_its_service_holds_weakly_is_dropped() {
+    use std::sync::{Arc, OnceLock};
+    let home = Arc::<OnceLock<bothways::WeakServer>>::default();
+    let of_service = Arc::clone(&home);
+    let server = Server::builder()
+        .function("T", "Routes", move |(): ()| {
+            let server = of_service.get().and_then(bothways::WeakServer::upgrade);
+            async move { server.map(|server| server.routes().len() as u64).ok_or("it is gone") }
+        })
+        .build();
+    home.set(server.downgrade()).expect("once");
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("let in");
+    let routes: u64 = soon(client.call("T", "Routes", &())).await.expect("it is there");
+    assert_eq!(routes, server.routes().len() as u64);
+    drop(client);
+    server.shutdown(Duration::from_secs(5)).await;
+    drop((server, listening));
+    crate::support::until(|| Arc::strong_count(&home) == 1).await;
+    assert!(home.get().expect("it was set").upgrade().is_none());
+}
