@@ -276,7 +276,13 @@ pub(super) struct Ticket {
     /// Where its session tells of it, and under which number.
     trail: Option<(Arc<Trail>, u64)>,
     /// Of pushes with the same idempotency key, which are not sent, and stand where this one stands.
-    repetitions: Option<Box<Vec<Ticket>>>,
+    repetitions: Option<Box<Repetitions>>,
+}
+
+/// Behind a pointer of its own, as few tickets have any.
+#[derive(Debug, Default)]
+struct Repetitions {
+    tickets: Vec<Ticket>,
 }
 
 impl Ticket {
@@ -285,13 +291,13 @@ impl Ticket {
     pub(super) fn repeat(&mut self, mut ticket: Self) {
         ticket.advance(self.stage.of_repetition());
         if !self.stage.is_final() {
-            self.repetitions.get_or_insert_default().push(ticket);
+            self.repetitions.get_or_insert_default().tickets.push(ticket);
         }
     }
 
     /// Pushes that stand where this one stands.
     pub(super) fn repetitions(&self) -> usize {
-        self.repetitions.as_ref().map_or(0, |tickets| tickets.len())
+        self.repetitions.as_ref().map_or(0, |repetitions| repetitions.tickets.len())
     }
 
     /// From here on the trail tells of it too, as the event of this number.
@@ -325,7 +331,7 @@ impl Ticket {
         }
         lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
         if let Some(repetitions) = &mut self.repetitions {
-            repetitions.iter_mut().for_each(|ticket| ticket.advance(to.of_repetition()));
+            repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance(to.of_repetition()));
             if to.is_final() {
                 self.repetitions = None;
             }

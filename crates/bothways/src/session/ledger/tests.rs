@@ -693,7 +693,7 @@ fn a_repetition_is_sent_if_the_first_is_too_old_and_ends_as_the_first_does() {
 fn so_many_repetitions_wait_for_the_first() {
     let mut ledger = ledger(true);
     let first = ["a", "b"].map(|key| push_keyed(&mut ledger, Class::Tracked, "1", key));
-    let repeat = |number: usize| push_keyed(&mut ledger, Class::Tracked, "1", if number % 2 == 0 { "a" } else { "b" });
+    let repeat = |number: usize| push_keyed(&mut ledger, Class::Tracked, "1", ["a", "b"][number % 2]);
     let repeated: Vec<_> = (0..65).map(repeat).collect();
     assert!(first.iter().chain(&repeated[..64]).all(|receipt| stage(receipt) == Stage::Queued));
     assert_eq!(stage(&repeated[64]), Stage::Dropped(DropReason::Full));
