@@ -270,8 +270,13 @@ pub enum PushError {
     /// The connection is over.
     #[error("the connection is over: {0}")]
     Closed(CloseReason),
-    /// The peer reads too slowly: as many pushes wait for it as its queue holds. Nothing was queued.
-    #[error("{frames} pushes of {bytes} bytes wait for this client already (`push_frames_max`, `push_bytes_max`)")]
+    /// The peer reads too slowly: as many pushes wait for it as its queue holds
+    /// ([`ServerBuilder::push_queue`](crate::ServerBuilder::push_queue)), or its session
+    /// ([`ServerBuilder::session_log`](crate::ServerBuilder::session_log)). Nothing was queued.
+    #[error(
+        "{frames} messages of {bytes} bytes wait for the peer already (a server's `push_queue`; `session_log` for what a \
+         session is pushed)"
+    )]
     Full {
         /// Pushes that wait.
         frames: usize,

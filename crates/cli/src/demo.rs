@@ -137,11 +137,11 @@ impl Story {
             Err(why) => (self.paint.red("NO"), why.as_str()),
         };
         let at = self.paint.dim(&format!("{at:>7.3} s"));
-        for (number, line) in text.lines().enumerate() {
-            let line = term::one_line(line);
+        let lines = text.lines().flat_map(|line| term::wrap_at(&term::one_line(line), 0, 80 - 25));
+        for (number, line) in lines.enumerate() {
             match number {
                 0 => self.out.line(&format!("{at}  {mark}  {who:<9} {line}"))?,
-                _ => self.out.line(&format!("{:>24}{line}", ""))?,
+                _ => self.out.line(&format!("{:>25}{line}", ""))?,
             }
         }
         let (_, value) = taken.map_err(Ended::Step)?;
@@ -341,9 +341,10 @@ impl Stage {
         let times = |micros: f64| term::time(Duration::from_nanos((micros * 1e3) as u64));
         Ok((
             format!(
-                "pushes {pushes} times {} KiB to all: each of the other {all} got every one\n\
+                "pushes {pushes} times {} KiB to all: each of the other {all} got every one \
                  after p50 {}, p99 {}; a call meanwhile took {called}.\n\
-                 Of the staller's pushes {waiting} wait, {refused} were refused and counted",
+                 Of the staller's pushes {waiting} wait;\n\
+                 {refused} were refused and counted",
                 TICK_BYTES >> 10,
                 times(quantiles.p50_us),
                 times(quantiles.p99_us),

@@ -87,7 +87,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
 /// An error if nobody gets the push, or a client's application could not deal with it.
 fn judge(outcome: &AdminPushOutcome, everyone: bool) -> Result<(), Failure> {
     let (targets, failed) = (outcome.targets(), outcome.failed.total());
-    if targets == 0 && !everyone {
+    if targets == 0 && !everyone && !outcome.stored {
         return Err(Failure::new(Exit::Peer, "nobody is there to push to")
             .hint("`bothways sessions` tells who is; `bothways explain` where they went"));
     }
@@ -135,6 +135,9 @@ fn counts(outcome: &AdminPushOutcome) -> String {
     for (number, stage) in stages.iter().filter(|(number, _)| *number != 0) {
         text += &format!("{separator}{number} {stage}");
         separator = ", ";
+    }
+    if outcome.stored {
+        text += "; its topic keeps it";
     }
     text
 }

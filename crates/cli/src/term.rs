@@ -138,7 +138,7 @@ pub(crate) fn wrap_at(line: &str, indent: usize, width: usize) -> Vec<String> {
         last.push_str(word);
         (at, is_begun) = (at + len, true);
     }
-    lines
+    lines.iter().map(|line| line.trim_end().to_owned()).collect()
 }
 
 /// Cuts a text that is longer than `max` characters, and says so.
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn lines_break_between_words() {
         assert_eq!(wrap_at("short", 4, 10), ["short"]);
-        assert_eq!(wrap_at("  one two  three four", 4, 12), ["  one two ", "    three", "    four"]);
+        assert_eq!(wrap_at("  one two  three four", 4, 12), ["  one two", "    three", "    four"]);
         assert_eq!(wrap_at("0123456789abcdef x", 2, 10), ["0123456789abcdef", "  x"]);
         assert_eq!(wrap_at("", 2, 10), [""]);
     }

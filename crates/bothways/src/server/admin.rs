@@ -231,6 +231,9 @@ pub struct AdminPushOutcome {
     /// One of the same idempotency key was sent before.
     #[serde(default)]
     pub duplicate: usize,
+    /// The history of its topic keeps it, for those who come later.
+    #[serde(default)]
+    pub stored: bool,
 }
 
 /// How many clients' applications could not deal with a push, and how they failed.
@@ -283,6 +286,7 @@ impl From<Outcomes> for AdminPushOutcome {
             },
             unknown: outcomes.at(Stage::Unknown),
             duplicate: outcomes.at(Stage::Duplicate),
+            stored: false,
         }
     }
 }
@@ -507,7 +511,7 @@ async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Resu
         }
     };
     let outcomes = tokio::time::timeout(wait, reached).await.unwrap_or_else(|_| receipt.outcomes());
-    Ok(outcomes.into())
+    Ok(AdminPushOutcome { stored: receipt.stored().is_some(), ..outcomes.into() })
 }
 
 /// Asks the admin service of a server, through a client that is connected to where it answers

@@ -106,8 +106,13 @@ impl Registry {
 
     /// Ends the sessions whose window is over.
     pub(super) fn sweep_away(&self, now: Instant) {
-        for waiting in self.away.over(now) {
-            self.end_away(&waiting, "its client did not come back within `resume_window`");
+        let over = self.away.over(now);
+        for waiting in &over {
+            self.end_away(waiting, "its client did not come back within `resume_window`");
+        }
+        if let Some(first) = over.first() {
+            let (sessions, first) = (over.len(), first.session.id());
+            tracing::info!(sessions, %first, "sessions expired: their clients did not come back");
         }
     }
 

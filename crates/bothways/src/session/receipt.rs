@@ -114,6 +114,26 @@ impl Stage {
         !matches!(self, Self::Queued | Self::Written | Self::Received)
     }
 
+    /// Each stage once, by [`Self::index`].
+    const ALL: [Self; 16] = [
+        Self::Queued,
+        Self::Written,
+        Self::Received,
+        Self::Handled,
+        Self::PlainWritten,
+        Self::Expired,
+        Self::Superseded,
+        Self::Dropped(DropReason::Full),
+        Self::Dropped(DropReason::Disconnected),
+        Self::Dropped(DropReason::SessionEnded),
+        Self::Duplicate,
+        Self::Failed(Failure::NoHandler),
+        Self::Failed(Failure::BadArguments),
+        Self::Failed(Failure::Error),
+        Self::Failed(Failure::Panicked),
+        Self::Unknown,
+    ];
+
     fn index(self) -> usize {
         match self {
             Self::Queued => 0,
@@ -146,9 +166,18 @@ impl Stage {
 }
 
 /// How many targets of one push stand where. Every target is in exactly one place.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Default, Eq, PartialEq)]
 pub struct Outcomes {
     counts: [usize; 16],
+}
+
+/// The stages at which there is somebody.
+impl std::fmt::Debug for Outcomes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = Stage::ALL.iter().map(|stage| (stage, self.at(*stage)));
+        f.write_str("Outcomes ")?;
+        f.debug_map().entries(counts.filter(|(_, count)| *count != 0)).finish()
+    }
 }
 
 impl Outcomes {
@@ -352,6 +381,17 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Outcomes name the stages at which there is somebody, and no others.
+    #[test]
+    fn outcomes_are_shown_by_stage() {
+        assert!(Stage::ALL.iter().enumerate().all(|(at, stage)| stage.index() == at));
+        assert_eq!(format!("{:?}", Outcomes::default()), "Outcomes {}");
+        let mut outcomes = Outcomes::default();
+        outcomes.counts[Stage::Handled.index()] = 2;
+        outcomes.counts[Stage::Dropped(DropReason::Full).index()] = 1;
+        assert_eq!(format!("{outcomes:?}"), "Outcomes {Handled: 2, Dropped(Full): 1}");
+    }
 
     fn ticket(receipt: &Receipt) -> Ticket {
         receipt.ticket(SessionId(7))

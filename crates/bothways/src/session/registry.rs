@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Header, Limits, Metadata, Seq, keys};
+use bothways_proto::{Header, Limits, Metadata, Seq, keys, one_line};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::{sync::Notify, time::Instant};
@@ -38,6 +38,7 @@ use super::{
     topic::{self, TopicError},
 };
 use crate::{
+    calm::Calm,
     connection::{Connection, ConnectionId, PushFrame},
     error::{PushError, ReservedName},
 };
@@ -126,9 +127,17 @@ pub(crate) struct Registry {
     by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
     pub(super) away: Away,
+    told: Told,
     /// What is left of sessions that ended, oldest first.
     ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
+}
+
+/// When the log was told last of what befalls sessions: of a crowd it is told how many, and `explain` has the rest.
+#[derive(Default)]
+struct Told {
+    resumed: Calm,
+    ended: Calm,
 }
 
 /// What belongs to one user.
@@ -163,6 +172,7 @@ impl Registry {
             me: me.clone(),
             by_user: shards(),
             away: Away::default(),
+            told: Told::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
         })
@@ -384,6 +394,12 @@ impl Registry {
         self.carry_over(fresh, &session);
         self.remove(fresh, None, None);
         session.inner.changed.notify_waiters();
+        match self.told.resumed.due() {
+            Some(left_out) => {
+                tracing::info!(session = %id, connection = %connection.id(), left_out, "a session was resumed")
+            }
+            None => tracing::debug!(session = %id, connection = %connection.id(), "a session was resumed"),
+        }
         if connection.is_closed() {
             // It may have ended before it was in the table, and then has left the fresh session only.
             self.leave(connection);
@@ -528,6 +544,11 @@ impl Registry {
 
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str) {
+        let (id, reason) = (session.id(), one_line(why));
+        match self.told.ended.due() {
+            Some(left_out) => tracing::info!(session = %id, why = %reason, left_out, "a session was ended"),
+            None => tracing::debug!(session = %id, why = %reason, "a session was ended"),
+        }
         if let Some(connection) = self.remove(session, Some(why), None) {
             connection.say_goodbye("ended", why);
             connection.close();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, ErrorCode, ServeError, Server, ServerBuilder,
+    CallError, Client, ClientOptions, ErrorCode, ServeError, Server, ServerBuilder, Session, Target,
     server::{ADMIN_PATH, AdminClient, AdminOptions, EmptyAdminToken, Page, PushTarget, SessionsAsked},
 };
 use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
@@ -237,4 +237,55 @@ async fn refusals_are_told_and_do_not_flood() {
     client.say(crate::scripted::request(1, "Echo", b"")).await;
     client.rest().await;
     assert_eq!(log.lines("left_out=19"), 1, "{}", log.text());
+}
+
+/// The life of sessions and of a client has its lines at level info, and a crowd has one.
+#[tokio::test(start_paused = true)]
+async fn the_life_of_sessions_and_clients_is_told() {
+    let (log, _guard) = Log::begin();
+    let server = Server::builder().resume_window(Duration::from_secs(5)).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let options = ClientOptions::new().backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let (client, _messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+    crate::support::until(|| server.sessions(&Target::everyone()).expect("no topic").iter().any(Session::is_resumable))
+        .await;
+    server.connections()[0].close();
+    crate::support::until(|| 0 < log.lines("a session was resumed")).await;
+    for part in ["connected", "the connection was lost", "connected again", "a session was resumed"] {
+        assert!(0 < log.lines(part), "{part}: {}", log.text());
+    }
+    client.close();
+    let mut away = Vec::new();
+    for _ in 0..3 {
+        away.push(crate::scripted::arrive(listening.address(), &Metadata::new()).await);
+    }
+    drop(away);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!((1..3).contains(&log.lines("sessions expired")), "{}", log.text());
+    let mut kicked = Vec::new();
+    for _ in 0..5 {
+        kicked.push(crate::scripted::arrive(listening.address(), &Metadata::new()).await);
+    }
+    assert_eq!(server.kick(&Target::everyone(), "lunch\nand more").expect("no topic"), 5);
+    assert_eq!(log.lines("a session was ended"), 1, "{}", log.text());
+    assert!(log.text().contains(r"why=lunch\nand more"), "{}", log.text());
+}
+
+/// What a handler logs at level info says which request it was for.
+#[tokio::test(start_paused = true)]
+async fn a_handlers_line_has_its_request() {
+    let (log, _guard) = Log::begin();
+    let handler = |_: bothways::Request| async move {
+        tracing::info!("sold");
+        bothways::Reply::ok("")
+    };
+    let server = Server::builder().handler("Shop", "Buy", handler).layer(bothways::layer::trace()).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let mut client = Scripted::connect(listening.address()).await;
+    let header = Header::request(Seq::new(1), SerializeType::RAW);
+    client.say(Message::new(header, "Shop", "Buy", &Metadata::new(), b"").frame()).await;
+    client.next().await;
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("sold")).expect("it was logged");
+    assert!(line.contains("request{") && line.contains("path=\"Shop\" method=\"Buy\""), "{line}");
 }

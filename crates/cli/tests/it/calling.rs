@@ -120,3 +120,29 @@ fn a_token_is_asked_for_and_never_shown() {
     run(&args[..4]).failed(1, &["the token is missing or wrong"]);
     run(&["call", &server.address, "Arith.Mul", "--plain"]).failed(1, &["the token is missing or wrong"]);
 }
+
+/// -v and RUST_LOG show what the library does; without them a call prints its reply alone.
+#[test]
+fn what_the_library_does_is_shown_where_it_is_asked_for() {
+    let server = Serving::start();
+    let call = ["call", &server.address, "Arith.Mul", "{\"A\":6,\"B\":7}"];
+    assert_eq!(run(&call).err, "");
+    let loud = run(&[&["-v"][..], &call].concat());
+    assert!(loud.err.contains("INFO") && loud.err.contains("connected"), "{loud:?}");
+    for (filter, part) in [("bothways=info", "connected"), ("b=((", "RUST_LOG is not understood")] {
+        let mut command = bothways(&call);
+        command.env("RUST_LOG", filter);
+        let ran = finish(command, b"");
+        ran.ended(0);
+        assert!(ran.err.contains(part), "{filter}: {ran:?}");
+    }
+}
+
+/// What a peer names and says is shown on one line.
+#[test]
+fn a_peers_error_is_one_line() {
+    let server = Serving::start();
+    let ran = run(&["call", &server.address, "No.such\n2026-01-01 forged"]);
+    ran.failed(1, &["such\\n2026-01-01 forged"]);
+    assert!(ran.err.lines().all(|line| !line.starts_with("2026")), "{ran:?}");
+}

@@ -22,6 +22,7 @@ fn the_demo_shows_everything_and_ends_by_itself() {
     ] {
         assert!(out.contains(part), "`{part}` is not in\n{out}");
     }
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "it has room in 80 columns:\n{out}");
     assert!(!out.contains('\u{1b}') && ran.err.is_empty(), "{ran:?}");
     assert!(began.elapsed() < Duration::from_secs(30));
 }
