@@ -356,6 +356,9 @@ fn report(args: &LoadArgs, tally: Tally, elapsed: Duration) -> Result<(), Failur
         return Err(Failure::new(Exit::Timeout, format!("{} could not even be begun", term::count(unstarted, "call")))
             .hint("the peer does not keep up with --rate: lower it, or raise --connections or --in-flight"));
     }
+    if report.ok == 0 {
+        return Err(Failure::new(Exit::Timeout, "no call was answered in that time").hint("raise --duration"));
+    }
     Ok(())
 }
 
