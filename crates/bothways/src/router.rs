@@ -334,7 +334,7 @@ mod tests {
         let one = || Router::new().handler("A", "b", |_| async { Reply::ok("") });
         assert_eq!(one().problems(), []);
         let twice = RouteProblem::Twice { service_path: "A".into(), service_method: "b".into() };
-        assert_eq!(one().handler("A", "b", |_| async { Reply::ok("") }).problems(), [twice.clone()]);
+        assert_eq!(one().handler("A", "b", |_| async { Reply::ok("") }).problems(), std::slice::from_ref(&twice));
         assert_eq!(one().merge(one()).problems(), [twice]);
         for path in ["_bothways", "_bothways.Admin"] {
             let router = one().handler(path, "Enable", |_| async { Reply::ok("") });
