@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bothways_proto::one_line;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
@@ -131,6 +132,10 @@ impl ConnectionEvent {
             Self::SubscriptionLost { topic, error, .. } => {
                 tracing::warn!(server, topic = &**topic, %error, "could not subscribe again, and does not try any more");
             }
+            Self::Refused { reason, .. } => {
+                tracing::warn!(server, reason = %one_line(reason), "the server refused this client; it tries again");
+            }
+            Self::GaveUp { error, .. } => tracing::warn!(server, %error, "gave up connecting"),
             #[allow(unreachable_patterns, reason = "an event that has no line of its own is not silent")]
             other => tracing::warn!(server, event = ?other, "a connection changed"),
         }
