@@ -89,6 +89,18 @@ async fn a_long_frame_passes_with_short_heartbeats() {
     }
 }
 
+/// The first frame of a plain client may be a long one: it has begun in its time, and goes on.
+#[tokio::test(start_paused = true)]
+async fn a_long_first_frame_passes() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let line = line_to(listening.address(), 200 << 10, 64 << 10).await;
+    let options = ClientOptions::new().negotiate(false).reconnect(false);
+    let client = Client::connect(&line, options).await.expect("it listens");
+    let reply = call(&client, "Echo", vec![7; 7 << 20]).await.expect("it passes");
+    assert_eq!(reply.len(), 7 << 20);
+}
+
 /// A server shows the client that sends it a long frame that it lives: one that counts only what it reads would
 /// otherwise give it up.
 #[tokio::test(start_paused = true)]
