@@ -1,0 +1,238 @@
+//! What a client can make a server hold, tried: each attack has a server in a process of its own, whose peak of memory
+//! is held against the bounds that were set. `BOTHWAYS_ATTACKS=full` takes the defaults and the sizes of real attacks,
+//! for a release build.
+#![cfg(target_os = "linux")]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bothways::{Limits, Reply, Request, Server};
+use bothways_proto::{CompressType, Header, Message, Metadata, Seq, SerializeType, gzip};
+
+/// Set for the process that is attacked.
+const ATTACKED: &str = "BOTHWAYS_ATTACKED";
+
+/// What a process takes that serves nobody, and what the allocator keeps.
+const BESIDE: usize = 48 << 20;
+
+/// The bounds of the server, and what the attacks send.
+struct Sizes {
+    payload: usize,
+    unpacked: usize,
+    unpacked_of_connection: usize,
+    requests_of_connection: usize,
+    partial: usize,
+    stranger: usize,
+    attackers: usize,
+}
+
+fn sizes() -> Sizes {
+    if std::env::var("BOTHWAYS_ATTACKS").is_ok_and(|sizes| sizes == "full") {
+        return Sizes {
+            payload: 31 << 20,
+            unpacked: 512 << 20,
+            unpacked_of_connection: 64 << 20,
+            requests_of_connection: 64 << 20,
+            partial: 256 << 20,
+            stranger: 1 << 20,
+            attackers: 150,
+        };
+    }
+    Sizes {
+        payload: 4 << 20,
+        unpacked: 16 << 20,
+        unpacked_of_connection: 8 << 20,
+        requests_of_connection: 8 << 20,
+        partial: 8 << 20,
+        stranger: 256 << 10,
+        attackers: 40,
+    }
+}
+
+fn serve(guarded: bool) {
+    let sizes = sizes();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("it starts").block_on(async {
+        let echo = |request: Request| {
+            std::future::ready(request.payload().map_or_else(|error| Reply::error(error.to_string()), Reply::ok))
+        };
+        let wait = |_: Request| async {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Reply::ok("")
+        };
+        let mut builder = Server::builder()
+            .handler("T", "Echo", echo)
+            .handler("T", "Wait", wait)
+            .limits(Limits::default().decompressed_bytes_max(sizes.payload + 1))
+            .unpacked_bytes_max(sizes.unpacked, sizes.unpacked_of_connection)
+            .request_bytes_max(1 << 30, sizes.requests_of_connection)
+            .partial_bytes_max(sizes.partial)
+            .unauthenticated_body_bytes_max(sizes.stranger);
+        if guarded {
+            builder = builder.auth(|_| async {
+                tokio::time::sleep(Duration::from_secs(600)).await;
+                Err::<(), _>("no")
+            });
+        }
+        let server = builder.build();
+        let listening = server.listen("tcp@127.0.0.1:0").await.expect("a free port");
+        println!("listens at {}", listening.address().trim_start_matches("tcp@"));
+        std::future::pending::<()>().await;
+    });
+}
+
+struct Attacked {
+    process: Child,
+    address: String,
+}
+
+impl Attacked {
+    fn start(kind: &str) -> Self {
+        let mut process = Command::new(std::env::current_exe().expect("it runs"))
+            .args(["--exact", "the_attacked", "--nocapture"])
+            .env(ATTACKED, kind)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let said = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("listens at ")?.1.to_owned()));
+        Self { process, address: said.expect("it listens") }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
+        stream
+    }
+
+    /// The most bytes of it that were ever in memory.
+    fn peak(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") << 10
+    }
+
+    /// Waits until its peak has not grown for a second, and holds it against this.
+    fn stays_below(&self, bound: usize, why: &str) {
+        let (mut peak, mut since, began) = (0, Instant::now(), Instant::now());
+        while since.elapsed() < Duration::from_secs(1) && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = self.peak();
+            if now != peak {
+                (peak, since) = (now, Instant::now());
+            }
+        }
+        assert!(peak <= BESIDE + bound, "{why}: {} MiB, of {} + {}", peak >> 20, BESIDE >> 20, bound >> 20);
+    }
+}
+
+impl Drop for Attacked {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn request(number: u64, method: &str, compress: CompressType, payload: &[u8]) -> Vec<u8> {
+    let header = Header::request(Seq::new(number), SerializeType::RAW).with_compress(compress);
+    Message::new(header, "T", method, &Metadata::new(), payload).frame().to_vec()
+}
+
+/// The process that is attacked; nothing when it is not one.
+#[test]
+fn the_attacked() {
+    if let Ok(kind) = std::env::var(ATTACKED) {
+        serve(kind == "guarded");
+    }
+}
+
+/// F22. Small gzip payloads that unpack to large ones, which are echoed and not read.
+#[test]
+fn unpacked_payloads() {
+    let (sizes, attacked) = (sizes(), Attacked::start("open"));
+    let packed = gzip(&vec![0; sizes.payload]);
+    let mut client = attacked.connect();
+    for number in 0..100 {
+        if client.write_all(&request(number, "Echo", CompressType::GZIP, &packed)).is_err() {
+            break;
+        }
+    }
+    // Four are unpacked at a time, each in twice its bytes; and the frames themselves.
+    attacked.stays_below(sizes.unpacked_of_connection + 8 * sizes.payload + 8 * packed.len(), "unpacked payloads");
+    let mut other = attacked.connect();
+    other.write_all(&request(1, "Echo", CompressType::GZIP, &gzip(&[1; 300 << 10]))).expect("it reads");
+    other.read_exact(&mut [0; 16]).expect("others are answered");
+}
+
+/// F24. Frames that never end, behind a heartbeat that is answered.
+#[test]
+fn frames_that_never_end() {
+    let (sizes, attacked) = (sizes(), Attacked::start("open"));
+    let frame = request(1, "Echo", CompressType::NONE, &vec![7; 2 << 20]);
+    let heartbeat = Message::ping(Seq::new(0), &Metadata::new(), &[]).frame().to_vec();
+    let mut held = Vec::new();
+    for _ in 0..sizes.attackers {
+        let mut client = attacked.connect();
+        let _ = client.write_all(&heartbeat);
+        let _ = client.write_all(&frame[..frame.len() - 1]);
+        held.push(client);
+    }
+    // A buffer that grows may be twice what is in it.
+    attacked.stays_below(2 * sizes.partial + sizes.attackers * (192 << 10), "frames that never end");
+}
+
+/// F25. Requests that wait for a slow hook.
+#[test]
+fn requests_of_strangers() {
+    let (sizes, attacked) = (sizes(), Attacked::start("guarded"));
+    let body = request(1, "Echo", CompressType::NONE, &vec![7; sizes.stranger - 100]);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut client = attacked.connect();
+        for _ in 0..50 {
+            if client.write_all(&body).is_err() {
+                break;
+            }
+        }
+        held.push(client);
+    }
+    // One request is checked, and one more may be on its way.
+    attacked.stays_below(4 * (4 * sizes.stranger + (256 << 10)), "requests of strangers");
+}
+
+/// F25. Requests that run for long.
+#[test]
+fn requests_that_run() {
+    let (sizes, attacked) = (sizes(), Attacked::start("open"));
+    let body = request(1, "Wait", CompressType::NONE, &vec![7; 1 << 20]);
+    let mut client = attacked.connect();
+    for _ in 0..3 * (sizes.requests_of_connection >> 20) {
+        if client.write_all(&body).is_err() {
+            break;
+        }
+    }
+    attacked.stays_below(2 * sizes.requests_of_connection + (8 << 20), "requests that run");
+}
+
+/// F27. Small requests that run for long, each beside a large one that does not.
+#[test]
+fn small_requests_beside_large_ones() {
+    let attacked = Attacked::start("open");
+    let pair =
+        [request(1, "Wait", CompressType::NONE, b"small"), request(2, "None", CompressType::NONE, &vec![7; 60_000])]
+            .concat();
+    let mut client = attacked.connect();
+    let mut answers = client.try_clone().expect("a second handle");
+    let reading = std::thread::spawn(move || while matches!(answers.read(&mut [0; 4096]), Ok(1..)) {});
+    for _ in 0..1500 {
+        client.write_all(&pair).expect("it reads");
+    }
+    attacked.stays_below(16 << 20, "small requests beside large ones");
+    drop(attacked);
+    reading.join().expect("no panic");
+}
