@@ -97,6 +97,8 @@ pub mod keys {
     pub const SUBSCRIBE: &str = "Subscribe";
     /// A method of the control path: a client ends a subscription. An ordinary call.
     pub const UNSUBSCRIBE: &str = "Unsubscribe";
+    /// A method of the control path: who is in a topic. An ordinary call.
+    pub const ROSTER: &str = "Roster";
     /// A method of the control path: who has come to a topic, or gone. A push.
     pub const PRESENCE: &str = "Presence";
     /// Metadata of a push: the topic to which it was published.

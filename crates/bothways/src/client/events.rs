@@ -68,7 +68,8 @@ pub enum ConnectionEvent {
         /// Why.
         why: SessionLost,
     },
-    /// The client has subscribed again, by itself and from where it was, because its session was lost.
+    /// The client has subscribed again, by itself and from where it was, because its session was lost. Or, and then
+    /// `recovered` is false: the server dropped some of a topic's messages, and they cannot be had any more.
     Resubscribed {
         /// The server's address, in rpcx's form.
         server: Arc<str>,

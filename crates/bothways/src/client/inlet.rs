@@ -110,7 +110,11 @@ impl ClientInlet {
                 match message.service_method() {
                     keys::GAP => {
                         let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
-                        queue.add_gap(self.memory.miss(connection.id(), missed.unwrap_or(0)));
+                        let news = self.memory.miss(connection.id(), missed.unwrap_or(0));
+                        queue.add_gap(news);
+                        if news != 0 {
+                            self.resubscriber.handle_gap(connection);
+                        }
                     }
                     // Counted, and acknowledged with that: there is nothing to handle.
                     keys::SKIP => {
@@ -193,6 +197,10 @@ async fn handle_message(message: &ServerMessage, handlers: &Router) -> Option<Fa
     let request = Request::new(message.message.clone(), message.connection.clone(), None);
     let (path, method) = (message.service_path(), message.service_method());
     let Ok(handler) = handlers.find(&request.message) else {
+        if path == keys::CONTROL_PATH {
+            // Who is in a topic is told to all that subscribe, whether or not they want to know.
+            return None;
+        }
         tracing::warn!(path, method, "no handler takes this server message: it is dropped");
         return Some(Failure::NoHandler);
     };

@@ -20,6 +20,7 @@ mod messages;
 mod options;
 mod repeats;
 mod results;
+mod roster;
 mod session;
 mod subscriptions;
 
@@ -46,7 +47,7 @@ use crate::{
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, PushError, ReservedName},
     router::Router,
-    session::{Position, Subscribed},
+    session::{Position, Presence, Subscribed},
     transport::{Address, AnySocket},
 };
 
@@ -206,7 +207,11 @@ impl Client {
     /// the session itself is lost, or this client keeps none, the client subscribes again by itself, from the
     /// last message that it got; [`ConnectionEvent::Resubscribed`] says whether it missed something.
     ///
-    /// Dropping the future may leave the session subscribed: [`Self::unsubscribe`] undoes it.
+    /// Dropping the future may leave the session subscribed, until [`Self::unsubscribe`] or the next connection.
+    ///
+    /// If the server says that it dropped some of what it owes this client, the client asks for what may be missing of
+    /// topics with history, as soon as there is room for it: each topic's messages come in order and once. What cannot
+    /// be had any more is told by [`ConnectionEvent::Resubscribed`].
     ///
     /// # Errors
     /// [`CallError::Remote`] with the server's reason for a refusal, or any other [`CallError`]: this client
@@ -217,7 +222,8 @@ impl Client {
 
     /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
     /// earlier one, had reached: all of it, or nothing of it if [`Subscribed::recovered`] is false. What the
-    /// session has got already by another subscription does not come again.
+    /// session has got already by another subscription does not come again. Nothing of it comes if the session's log at
+    /// the server has no room for all of it.
     ///
     /// A new subscriber that wants the whole history subscribes twice: [`Self::subscribe`] tells the epoch, and then this
     /// from offset 0 of it brings all that is kept, if nothing has been dropped from it yet.
@@ -232,10 +238,27 @@ impl Client {
     /// way still come.
     ///
     /// # Errors
-    /// Any [`CallError`]: the server may still have it, but this client does not subscribe again by itself.
+    /// Any [`CallError`]: the server may still have it. The client tells it so when the next connection stands, and does
+    /// not subscribe again by itself.
     pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
-        self.handle.link.subscriptions().forget(pattern);
-        subscriptions::unsubscribe(self, pattern, CallOptions::new()).await
+        let subscriptions = self.handle.link.subscriptions();
+        subscriptions.end(pattern);
+        subscriptions::unsubscribe(self, pattern, CallOptions::new()).await?;
+        subscriptions.has_ended(pattern);
+        Ok(())
+    }
+
+    /// Who is in a topic that shows it, and that this client subscribes to: what a client begins with, or goes on from
+    /// when it may have missed changes. The [`PresenceChange`](crate::session::PresenceChange)s of a generation up to
+    /// that of the answer are in it. The sessions of users are not told.
+    ///
+    /// Of more than 1,000 members it takes several calls; whoever comes or goes between them is told as a change, of a
+    /// generation above that of the answer.
+    ///
+    /// # Errors
+    /// [`CallError::Remote`] with the server's reason, or any other [`CallError`].
+    pub async fn roster(&self, topic: &str) -> Result<Presence, CallError> {
+        roster::of(self, topic).await
     }
 
     /// The events of this client's connection, from now on. Each of several streams gets all of them.
@@ -326,12 +349,16 @@ impl Client {
         from: Option<Position>,
         patience: Patience,
     ) -> Result<Subscribed, CallError> {
-        let claim = self.handle.link.subscriptions().claim(pattern);
+        let claim = self.handle.link.subscriptions().claim_wanted(pattern);
         loop {
             let over = Over { client: self, patience, used: Mutex::default() };
-            let subscribed = subscriptions::subscribe(&over, pattern, from, CallOptions::new()).await?;
+            let outcome = subscriptions::subscribe(&over, pattern, from, false, CallOptions::new()).await;
+            if matches!(outcome, Ok(_) | Err(CallError::Remote { .. })) {
+                claim.is_answered();
+            }
+            let subscribed = outcome?.subscribed;
             let connection = over.used.into_inner().expect("a call that was answered had a connection");
-            if claim.hold(connection, &subscribed) {
+            if claim.hold(connection, &subscribed, true) {
                 return Ok(subscribed);
             }
             // The session to which that answer belonged is lost since.

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 /// Longest list of methods that is announced, in bytes of its text: some hundred names. Of a longer one nothing is
 /// known, and the client answers for itself.
-const METHODS_BYTES_MAX: usize = 4096;
+pub(crate) const METHODS_BYTES_MAX: usize = 4096;
 
 /// The methods that a client handles: `Path.method`, with commas between. A clone is a counter.
 #[derive(Clone, Debug, Eq, PartialEq)]

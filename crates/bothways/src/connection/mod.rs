@@ -65,7 +65,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 pub use self::send::{FanOut, PushFrame, Sent, fan_out};
 pub(crate) use self::{
-    announced::Methods,
+    announced::{METHODS_BYTES_MAX, Methods},
     call::CallTime,
     dispatch::{Answer, Inlet, Load, deadline},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},

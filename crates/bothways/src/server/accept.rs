@@ -21,6 +21,9 @@ use crate::{
     transport::{Accepted, Address, AnySocket, Listener},
 };
 
+/// Connections that are looked at before others have their turn.
+const WATCHED_AT_ONCE: usize = 1024;
+
 /// A server listens on an address for as long as this is kept. Connections that it accepted stay.
 #[derive(Debug)]
 pub struct Listening {
@@ -217,9 +220,10 @@ async fn watch_connections(shared: &Weak<Shared>) {
         let mut connections: Vec<_> = shared.connections.lock().values().cloned().collect();
         connections.extend(shared.door.iter().flat_map(|door| door.connections()));
         let now = Instant::now();
-        for connection in connections {
-            connection.watch(now);
+        for chunk in connections.chunks(WATCHED_AT_ONCE) {
+            chunk.iter().for_each(|connection| connection.watch(now));
+            tokio::task::yield_now().await;
         }
-        shared.sessions.sweep(now);
+        shared.sessions.start_sweep(now);
     }
 }

@@ -428,7 +428,7 @@ fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<T
             Target::session(id)
         }
         PushTarget::User(name) => Target::user(name),
-        PushTarget::Topic(name) => Target::topic(name),
+        PushTarget::Topic(name) => Target::subscribers_of(name),
     };
     let own = server.shared.sessions.of_connection(asking);
     Ok(own.iter().fold(target, |target, session| target.except(session.id())))

@@ -438,9 +438,25 @@ impl ServerBuilder {
     }
 
     /// Most topics and patterns that one client may have subscribed to when it subscribes to another by
-    /// itself; more are refused. Default 1,000: each costs the server its name and some 200 bytes.
+    /// itself; more are refused. Default 1,000.
     pub fn subscriptions_per_session_max(mut self, subscriptions: usize) -> Self {
         self.sessions.subscriptions_max = subscriptions;
+        self
+    }
+
+    /// Bytes that the subscriptions of one client may take: 256 and its name for a topic, twice its name and 640 a
+    /// segment beside that for a pattern with wildcards. Default 512 KiB: 1,000 topics with the longest names, or some
+    /// 200 patterns.
+    pub fn subscription_bytes_per_session_max(mut self, bytes: usize) -> Self {
+        self.sessions.subscription_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes that all subscriptions at the server may take before a client's are refused; of a topic to which many
+    /// subscribe the name counts once, and each of them 64 bytes. Default 1 GiB: some three million topics of one
+    /// subscriber each.
+    pub fn subscription_bytes_max(mut self, bytes: usize) -> Self {
+        self.sessions.all_subscription_bytes_max = bytes;
         self
     }
 

@@ -344,6 +344,11 @@ impl Server {
     /// Publishes to a topic: pushes to every session that subscribes to it, each once, and keeps the push if
     /// the topic has a [history](crate::session::TopicOptions::history).
     ///
+    /// When it returns, the push is in the queue of each of its sessions. Those of more than 4,096 are written to by a task
+    /// of the runtime, if it is called within one; up to so many are written to before it returns, as by
+    /// [`Self::push`]. If the server keeps as many topics as it may, those who are there get the push, and it is not
+    /// kept.
+    ///
     /// Clients that know of topics see the pair `_bw.t` with the topic; of one with history also `_bw.te` and
     /// `_bw.to`, epoch and offset. Others see the push as it is.
     ///
@@ -430,13 +435,13 @@ impl Server {
     }
 
     /// Ends every session that `target` names, and answers how many: their clients are told why, and cannot
-    /// come back to them.
+    /// come back to them. Takes time for each of them; of those that are in a topic together none is told of another.
     ///
     /// # Errors
     /// As [`Self::sessions`].
     pub fn kick(&self, target: &Target, why: &str) -> Result<usize, SendError> {
         let sessions = self.sessions(target)?;
-        sessions.iter().for_each(|session| session.end(why));
+        self.shared.sessions.kick(&sessions, why);
         Ok(sessions.len())
     }
 

@@ -41,6 +41,9 @@ pub struct ShutdownReport {
 const CODE: &str = "shutting_down";
 const WHY: &str = "the server is shutting down";
 
+/// Clients that are told, or closed, before others have their turn.
+const AT_ONCE: usize = 256;
+
 /// How often a drain looks whether those who were told are done.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -54,8 +57,11 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     begin(shared, deadline).await;
     let connections = shared.all_connections();
     let mut report = ShutdownReport::default();
-    for connection in &connections {
-        report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, None));
+    for chunk in connections.chunks(AT_ONCE) {
+        for connection in chunk {
+            report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, None));
+        }
+        tokio::task::yield_now().await;
     }
     finish(shared, deadline, connections.len(), report).await
 }
@@ -151,6 +157,8 @@ impl Leaving<'_> {
 
 /// Nobody new comes in, and the application is told.
 async fn begin(shared: &Shared, deadline: Instant) {
+    // Those who leave now are not told of each other.
+    shared.sessions.be_quiet();
     shared.stopping.send_replace(true);
     let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
     tracing::info!(connections, draining, "the server begins to stop");
@@ -177,8 +185,9 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
     report.calls_unfinished = shared.settings.load.running();
     acknowledged(shared, deadline).await;
-    for connection in shared.all_connections() {
-        connection.close();
+    for chunk in shared.all_connections().chunks(AT_ONCE) {
+        chunk.iter().for_each(Connection::close);
+        tokio::task::yield_now().await;
     }
     let _ = timeout_at(deadline, emptied(shared)).await;
     let left = shared.all_connections();
@@ -187,7 +196,7 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     }
     report.connections_cut = left.len();
     report.connections_closed = connections.saturating_sub(left.len());
-    (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server");
+    (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server").await;
     if let Some(door) = &shared.door {
         door.close();
     }

@@ -1,4 +1,5 @@
-//! The service by which clients subscribe: `_bothways` / `Subscribe` and `Unsubscribe`.
+//! The service by which clients subscribe: `_bothways` / `Subscribe` and `Unsubscribe`; and `Roster`, by which they learn
+//! who is in a topic.
 //!
 //! Ordinary calls, so that a client of any rpcx library can make them; the server's auth hook is asked as for
 //! any other, and then the topic's own.
@@ -11,7 +12,7 @@ use crate::{
     error::ErrorCode,
     handler::{Reply, Request},
     router::Router,
-    session::{Position, Registry, Session, SubscribeArgs, SubscribeReply, Subscribed},
+    session::{Answer, Position, Registry, RosterArgs, RosterReply, Session, SubscribeArgs, SubscribeReply, Wish},
 };
 
 pub(super) fn add_routes(router: Router) -> Router {
@@ -22,7 +23,7 @@ pub(super) fn add_routes(router: Router) -> Router {
                 Err(error) => return Reply::refused(ErrorCode::BadArguments, error.to_string()),
             };
             match subscribe(&request, &args).await {
-                Ok(subscribed) => Reply::encode(&SubscribeReply::from(subscribed), request.serialize_type()),
+                Ok(answer) => Reply::encode(&SubscribeReply::from(answer), request.serialize_type()),
                 Err(text) => Reply::error(text),
             }
         })
@@ -37,6 +38,21 @@ pub(super) fn add_routes(router: Router) -> Router {
                 Err(error) => Reply::refused(ErrorCode::BadArguments, error.to_string()),
             }
         })
+        .own(keys::CONTROL_PATH, keys::ROSTER, |request: Request| async move {
+            match request.decode::<RosterArgs>() {
+                Ok(args) => match roster(&request, &args, settled(&request).await.as_ref()) {
+                    Ok(reply) => Reply::encode(&reply, request.serialize_type()),
+                    Err(text) => Reply::error(text),
+                },
+                Err(error) => Reply::refused(ErrorCode::BadArguments, error.to_string()),
+            }
+        })
+}
+
+fn roster(request: &Request, args: &RosterArgs, session: Option<&Session>) -> Result<RosterReply, String> {
+    let over = || "the session is over".to_owned();
+    let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
+    registry.roster_for(session.ok_or_else(over)?, args)
 }
 
 /// The session of who asks. One who has named a session that it had, and is being let in, is answered when it is known
@@ -46,7 +62,7 @@ async fn settled(request: &Request) -> Option<Session> {
     request.session()
 }
 
-async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Subscribed, String> {
+async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Answer, String> {
     let over = || "the session is over".to_owned();
     let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
     let session = settled(request).await.ok_or_else(over)?;
@@ -54,5 +70,6 @@ async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Subscribed
     // It may be back in its former session by now.
     let session = settled(request).await.ok_or_else(over)?;
     let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
-    registry.subscribe_client(&session, &args.topic, from).map_err(|error| error.to_string())
+    let wish = Wish { pattern: &args.topic, from, part: args.part, ordered: args.ordered };
+    registry.subscribe_client(&session, wish).map_err(|error| error.to_string())
 }

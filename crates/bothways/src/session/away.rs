@@ -1,7 +1,7 @@
 //! Sessions whose clients are away: each waits for its client, for so long, and with so many others.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -9,13 +9,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Registry, Session, State};
-use crate::clock::after;
+use super::{Registry, Session, SessionId, State, registry::ENDED_AT_ONCE};
 
-/// Those who wait, in the order in which their clients left, and some whose clients are back.
+/// Those who wait, by when their clients left.
 #[derive(Default)]
 pub(super) struct Away {
-    queue: Mutex<VecDeque<Waiting>>,
+    /// Locked under the lock of a session, and never the other way round. Of a session that is back at this moment it
+    /// may still have one.
+    waiting: Mutex<BTreeMap<(Instant, SessionId), Waiting>>,
     /// Sessions that are away now. Changed under the lock of each.
     count: AtomicUsize,
     /// Held by whoever makes room, so that two who do it at once do not make twice as much as is needed.
@@ -23,7 +24,6 @@ pub(super) struct Away {
 }
 
 struct Waiting {
-    until: Instant,
     session: Session,
     /// It has been back since if this is not its generation any more.
     generation: u64,
@@ -50,27 +50,24 @@ impl Away {
         };
     }
 
-    /// The one whose client left first, among those that are away still.
-    fn longest(&self) -> Option<Waiting> {
-        let mut queue = self.queue.lock();
-        loop {
-            let first = queue.pop_front()?;
-            if first.is_still(&first.session.inner.state.lock()) {
-                return Some(first);
-            }
+    /// A session that was away is back, or ends; under its lock.
+    pub(super) fn forget(&self, session: SessionId, state: &State) {
+        if let Some(lost_at) = state.lost_at() {
+            self.waiting.lock().remove(&(lost_at, session));
         }
     }
 
-    /// Those who have waited long enough. Who is back is forgotten.
-    fn over(&self, now: Instant) -> Vec<Waiting> {
+    /// The one whose client left first.
+    fn longest(&self) -> Option<Waiting> {
+        self.waiting.lock().pop_first().map(|(_, waiting)| waiting)
+    }
+
+    /// Some of those whose clients left by then, first those that left first.
+    fn over(&self, left_by: Instant, sessions_max: usize) -> Vec<Waiting> {
+        let mut waiting = self.waiting.lock();
         let mut over = Vec::new();
-        let mut queue = self.queue.lock();
-        queue.retain(|waiting| waiting.is_still(&waiting.session.inner.state.lock()));
-        while queue.front().is_some_and(|first| first.until <= now) {
-            over.extend(queue.pop_front());
-        }
-        if queue.len() < queue.capacity() / 8 {
-            queue.shrink_to_fit();
+        while over.len() < sessions_max && waiting.first_key_value().is_some_and(|((at, _), _)| *at <= left_by) {
+            over.extend(waiting.pop_first().map(|(_, waiting)| waiting));
         }
         over
     }
@@ -90,9 +87,8 @@ impl State {
 
 impl Registry {
     /// Keeps a session whose client has just left. If too many wait by now, the one that does so longest ends.
-    pub(super) fn wait_for_client(&self, session: Session, generation: u64) {
-        let until = after(self.options().resume_window);
-        self.away.queue.lock().push_back(Waiting { until, session, generation });
+    pub(super) fn wait_for_client(&self, session: Session, generation: u64, lost_at: Instant) {
+        self.away.waiting.lock().insert((lost_at, session.id()), Waiting { session, generation });
         let max = self.options().away_max;
         if self.away.len() <= max {
             return;
@@ -104,20 +100,52 @@ impl Registry {
         }
     }
 
-    /// Ends the sessions whose window is over.
-    pub(super) fn sweep_away(&self, now: Instant) {
-        let over = self.away.over(now);
-        for waiting in &over {
-            self.end_away(waiting, "its client did not come back within `resume_window`");
-        }
-        if let Some(first) = over.first() {
-            let (sessions, first) = (over.len(), first.session.id());
+    /// Ends the sessions whose window is over. Those that leave topics together are not told of each other.
+    pub(super) async fn sweep_away(&self, now: Instant) {
+        let Some(left_by) = now.checked_sub(self.options().resume_window) else { return };
+        let mut hold = None;
+        loop {
+            let over = self.away.over(left_by, ENDED_AT_ONCE);
+            let Some(first) = over.first().map(|first| first.session.id()) else { return };
+            hold.get_or_insert_with(|| self.hold_telling());
+            for waiting in &over {
+                self.end_away(waiting, "its client did not come back within `resume_window`");
+            }
+            let sessions = over.len();
             tracing::info!(sessions, %first, "sessions expired: their clients did not come back");
+            tokio::task::yield_now().await;
         }
     }
 
     fn end_away(&self, waiting: &Waiting, why: &str) {
         // Its client may have come back this moment.
         self.remove_if(&waiting.session, Some(why), None, |state| waiting.is_still(state));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A tick looks at those whose time is over, however many others wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_tick_looks_at_whose_window_is_over() {
+        let server = crate::Server::builder().build();
+        let listening = server.listen("memory@away-tick").await.expect("the name is free");
+        let client =
+            crate::Client::connect(listening.address(), crate::ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let (away, began) = (Away::default(), Instant::now());
+        for second in 0..1000 {
+            let key = (began + Duration::from_secs(second), SessionId(u128::from(second)));
+            away.waiting.lock().insert(key, Waiting { session: session.clone(), generation: second });
+        }
+        let over = |left_by, max| away.over(began + Duration::from_secs(left_by), max).len();
+        assert_eq!([over(9, 4), over(9, 100), over(9, 100)], [4, 6, 0]);
+        assert_eq!(away.longest().map(|longest| longest.generation), Some(10));
+        assert_eq!(away.waiting.lock().len(), 989);
     }
 }

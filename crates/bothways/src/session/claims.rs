@@ -9,7 +9,7 @@ use std::{cell::OnceCell, collections::HashSet, sync::Arc};
 use super::{
     DropReason, Session, SessionId, Stage, State,
     explain::Trail,
-    ledger::{Bounds, Entry},
+    ledger::{Bounds, Entry, Origin, Unsent},
 };
 
 /// The session that a client wants, and what is held meanwhile.
@@ -17,6 +17,8 @@ pub(super) struct Claims {
     pub(super) wanted: SessionId,
     held: Vec<Held>,
     bytes: usize,
+    /// Messages of topics that found no room.
+    unsent: Unsent,
     /// What may be held is what a log may hold.
     bounds: Arc<Bounds>,
 }
@@ -29,7 +31,7 @@ struct Held {
 
 impl Claims {
     pub(super) fn new(wanted: SessionId, bounds: Arc<Bounds>) -> Self {
-        Self { wanted, held: Vec::new(), bytes: 0, bounds }
+        Self { wanted, held: Vec::new(), bytes: 0, unsent: Unsent::default(), bounds }
     }
 
     pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) {
@@ -37,6 +39,9 @@ impl Claims {
         let is_full = self.bounds.tracked_messages <= self.held.len() || self.bounds.tracked_bytes < bytes;
         if is_full && !self.held.is_empty() {
             entry.ticket.advance(Stage::Dropped(DropReason::Full));
+            if let Origin::Topic(stamp) = entry.origin {
+                self.unsent.miss(stamp);
+            }
             return;
         }
         self.bytes = bytes;
@@ -52,12 +57,13 @@ impl State {
         for Held { entry, .. } in claims.held {
             self.ledger.push(entry, now);
         }
+        self.ledger.miss_all(claims.unsent);
     }
 
     /// The client gets `into`, whose state is `other`: what was held here goes there, and what is still on its way
     /// here follows it.
     pub(super) fn merge(&mut self, from: &Trail, other: &mut State, into: &Session) {
-        let held = self.claims.take().map(|claims| claims.held).unwrap_or_default();
+        let (held, unsent) = self.claims.take().map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
         let (trail, now) = (&into.inner.trail, into.now());
         for Held { mut entry, name } in held {
             entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
@@ -65,21 +71,40 @@ impl State {
             entry.expires = entry.expires.map(|at| (from.began() + at).saturating_duration_since(trail.began()));
             other.ledger.push(entry, now);
         }
+        other.ledger.miss_all(unsent);
         self.seldom().merged_into = Some(into.clone());
     }
 }
 
-/// The sessions that one push is for.
+/// The sessions that one push is for, and by whom it was made.
 #[derive(Default)]
 pub(super) struct Listed<'a> {
+    pub(super) origin: Origin,
+    /// The topic that keeps it.
+    pub(super) topic: Option<&'a str>,
     sessions: &'a [Session],
     /// Made when it is first asked for: hardly ever does a session claim another.
     ids: OnceCell<HashSet<SessionId>>,
 }
 
 impl<'a> Listed<'a> {
+    /// What the application pushes to sessions.
     pub(super) fn new(sessions: &'a [Session]) -> Self {
-        Self { sessions, ids: OnceCell::new() }
+        Self::of(Origin::Push, sessions)
+    }
+
+    pub(super) fn of(origin: Origin, sessions: &'a [Session]) -> Self {
+        Self { origin, topic: None, sessions, ids: OnceCell::new() }
+    }
+
+    /// A message of a topic that keeps it under this stamp.
+    pub(super) fn published(topic: &'a str, stamp: u64, sessions: &'a [Session]) -> Self {
+        Self { topic: Some(topic), ..Self::of(Origin::Topic(stamp), sessions) }
+    }
+
+    /// As this, for one session more.
+    pub(super) fn alone(&self) -> Listed<'a> {
+        Listed { topic: self.topic, ..Listed::of(self.origin, &[]) }
     }
 
     pub(super) fn contains(&self, id: SessionId) -> bool {

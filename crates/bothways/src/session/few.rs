@@ -1,4 +1,4 @@
-//! A list that nearly always has one item, such as the sessions of a user and the topics of a session. It takes no
+//! A list that nearly always has one item, such as the topics of a session. It takes no
 //! memory of its own until it has two: of a million clients most have one.
 
 use std::ops::{Deref, DerefMut};
@@ -33,11 +33,6 @@ impl<T> Few<T> {
                 Self::Other(Some(two.into()))
             }
         };
-    }
-
-    /// Puts an item behind all.
-    pub(super) fn push(&mut self, item: T) {
-        self.insert(self.len(), item);
     }
 
     /// Takes out the item at this place.

@@ -46,8 +46,14 @@ pub(super) struct History<T> {
 }
 
 impl<T> History<T> {
-    pub(super) fn new(epoch: u64, bounds: HistoryBounds) -> Self {
-        Self { bounds, epoch, head: 0, kept: VecDeque::new(), bytes: 0 }
+    /// An empty one, whose last message stood here.
+    pub(super) fn beginning_at(place: Position, bounds: HistoryBounds) -> Self {
+        Self { bounds, epoch: place.epoch, head: place.offset, kept: VecDeque::new(), bytes: 0 }
+    }
+
+    /// When its oldest message is too old.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        self.kept.front()?.at.checked_add(self.bounds.time_to_live?)
     }
 
     /// Where somebody stands who has seen everything.
@@ -125,7 +131,7 @@ mod tests {
             offset in 0..32_u64,
             epoch in 7..9_u64,
         ) {
-            let mut history = History::new(7, bounds(messages, bytes, seconds));
+            let mut history = History::beginning_at(Position { epoch: 7, offset: 0 }, bounds(messages, bytes, seconds));
             let (mut now, mut all) = (Duration::ZERO, Vec::new());
             for (pause, size) in pushes {
                 now += Duration::from_secs(pause);
@@ -157,7 +163,7 @@ mod tests {
     /// Whoever has seen all misses nothing, however long it was quiet.
     #[test]
     fn the_head_outlives_its_message() {
-        let mut history = History::new(3, bounds(10, 100, Some(1)));
+        let mut history = History::beginning_at(Position { epoch: 3, offset: 0 }, bounds(10, 100, Some(1)));
         history.push(Duration::ZERO, 1, "a");
         let seen = history.position();
         history.trim(Duration::from_secs(60));

@@ -1,41 +1,45 @@
 //! Topics at work: who subscribes, what was published, who is present.
 //!
-//! Locks, in the order in which they are taken: the table of what is kept, one topic of it, the tree of
-//! subscriptions, one session. A topic stays locked from the moment in which a message gets its offset until it
-//! is in the ledger of every subscriber, so that each gets the messages in the order of their offsets, and
-//! whoever subscribes meanwhile gets each once. Nothing is written to a socket under any of these.
+//! Locks, in the order in which they are taken: a topic's turn, the table of what is kept, one topic of it, the tree of
+//! subscriptions, one session. A message gets its offset, its stamp and its subscribers under the topic's lock; it goes
+//! into their ledgers in the topic's turn, so that each gets the messages in the order of their offsets. Whoever
+//! subscribes meanwhile has it from the history, or is among the subscribers, and gets each once. Nothing is written to a
+//! socket under any of these.
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bothways_proto::keys;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    Class, Priority, Push, Session, SessionId,
+    Class, Priority, Push, Session, State,
     claims::Listed,
     explain::{self, What},
     history::{History, Position},
-    ledger::Entry,
-    presence::{Change, Presence, PresenceChange, PresenceMember, PresenceStatus, Roster, Who},
+    kept::{Held, Kept, Topic, Topics},
+    ledger::{Entry, Ledger, Origin},
+    lock::Held as HeldLocks,
+    presence::{Generations, Who},
     push::Encoded,
     receipt::Receipt,
-    registry::{Registry, SendError, unique},
+    registry::{Registry, SendError},
     rules::{Access, Rules, SubscribeRequest, TopicOptions},
-    topic::{self, Subscriptions, TopicError},
+    tell::Telling,
+    topic::{self, Subscriptions, TopicError, WILDCARDS_MAX},
 };
 
-/// Topics of which a server keeps history or presence: with names of 100 bytes some 30 MiB, without the messages.
-const TOPICS_KEPT_MAX: usize = 65_536;
+/// Topics that are looked at before others have their turn.
+const AT_ONCE: usize = 256;
 
 /// What came of subscribing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -57,6 +61,16 @@ pub(crate) struct SubscribeArgs {
     /// 0: from now on.
     pub(crate) epoch: u64,
     pub(crate) offset: u64,
+    /// If there is no room for all that was missed, send what there is room for: the client asks again for the rest.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) part: bool,
+    /// The client asks for what it was not sent when it is told of a gap: nothing of the topic is to overtake that.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) ordered: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The reply, as Go declares it.
@@ -67,19 +81,46 @@ pub(crate) struct SubscribeReply {
     /// 0: the topic has no history.
     pub(crate) epoch: u64,
     pub(crate) offset: u64,
+    /// What was missed was sent up to this position, for want of room: the rest is there for who asks from it, once
+    /// some of the former is handled. Who was not subscribed before is not yet.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) more: bool,
+    /// Nothing of what was missed was sent, for want of room: it is there for who asks again later.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) later: bool,
 }
 
-impl From<Subscribed> for SubscribeReply {
-    fn from(subscribed: Subscribed) -> Self {
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    pub(crate) pattern: &'a str,
+    pub(crate) from: Option<Position>,
+    /// See [`SubscribeArgs`].
+    pub(crate) part: bool,
+    pub(crate) ordered: bool,
+}
+
+/// What came of it, and what the client is told beside that; see [`SubscribeReply`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) subscribed: Subscribed,
+    pub(crate) more: bool,
+    pub(crate) later: bool,
+}
+
+impl From<Answer> for SubscribeReply {
+    fn from(answer: Answer) -> Self {
+        let Answer { subscribed, more, later } = answer;
         let Position { epoch, offset } = subscribed.position.unwrap_or(Position { epoch: 0, offset: 0 });
-        Self { recovered: subscribed.recovered, epoch, offset }
+        Self { recovered: subscribed.recovered, epoch, offset, more, later }
     }
 }
 
-impl From<SubscribeReply> for Subscribed {
+impl From<SubscribeReply> for Answer {
     fn from(reply: SubscribeReply) -> Self {
         let position = Position { epoch: reply.epoch, offset: reply.offset };
-        Self { recovered: reply.recovered, position: (reply.epoch != 0).then_some(position) }
+        let subscribed = Subscribed { recovered: reply.recovered, position: (reply.epoch != 0).then_some(position) };
+        Self { subscribed, more: reply.more, later: reply.later }
     }
 }
 
@@ -88,21 +129,16 @@ pub(super) struct Hub {
     rules: Rules,
     began: Instant,
     pub(super) subscriptions: RwLock<Subscriptions<Session>>,
-    kept: RwLock<HashMap<Arc<str>, Arc<Mutex<Kept>>>>,
+    pub(super) topics: Topics,
     /// Counts what is published to topics with history. Moves only while the tree is locked for reading, so that a
     /// subscription is before or behind each message.
     clock: AtomicU64,
-    /// Counts changes of presence.
-    generations: AtomicU64,
+    pub(super) generations: Generations,
+    pub(super) telling: Telling,
 }
 
-/// What is kept of one topic.
-struct Kept {
-    history: Option<History<Published>>,
-    roster: Option<Roster>,
-}
-
-struct Published {
+#[derive(Debug)]
+pub(super) struct Published {
     /// Encoded, with its position.
     encoded: Encoded,
     /// What trails call it.
@@ -136,62 +172,41 @@ impl Frames<'_> {
     }
 }
 
+#[cfg(test)]
+impl Published {
+    pub(super) fn for_test() -> Self {
+        let encoded = Encoded { frame: bytes::Bytes::new(), keyed: None };
+        Self { encoded, name: "T.m".into(), stamp: 0, expires: None, push: None }
+    }
+}
+
 impl Hub {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
             rules,
             began: Instant::now(),
             subscriptions: RwLock::default(),
-            kept: RwLock::default(),
+            topics: Topics::new(),
             clock: AtomicU64::new(0),
-            generations: AtomicU64::new(0),
+            generations: Generations::beginning_at(SystemTime::now()),
+            telling: Telling::default(),
         }
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    fn find(&self, topic: &str) -> Option<Arc<Mutex<Kept>>> {
-        self.kept.read().get(topic).cloned()
-    }
-
-    /// What is kept of a topic, from now on.
-    fn keep(&self, topic: &str, options: &TopicOptions) -> Result<Arc<Mutex<Kept>>, TopicError> {
-        if let Some(kept) = self.find(topic) {
-            return Ok(kept);
-        }
-        let mut all = self.kept.write();
-        if let Some(kept) = all.get(topic) {
-            return Ok(Arc::clone(kept));
-        }
-        if TOPICS_KEPT_MAX <= all.len() {
-            return Err(TopicError::TooManyTopics { topics: all.len() });
-        }
-        // 53 bits, so that every language's numbers hold it.
-        let epoch = (rand::random::<u64>() >> 11).max(1);
-        let kept = Arc::new(Mutex::new(Kept {
-            history: options.history.clone().map(|bounds| History::new(epoch, bounds)),
-            roster: options.presence.then(Roster::default),
-        }));
-        all.insert(topic.into(), Arc::clone(&kept));
-        Ok(kept)
-    }
-}
-
-impl Hub {
     /// Forgets those of these topics of which nothing is kept, and to which nobody subscribes.
-    fn forget_unused<'a>(&self, topics: impl IntoIterator<Item = &'a str>) {
-        let mut all = self.kept.write();
-        for topic in topics {
-            // Nobody can get hold of it while the table is locked, so that a count of one stays one.
-            let is_unused = all.get(topic).is_some_and(|kept| {
-                Arc::strong_count(kept) == 1 && kept.lock().is_unused() && self.subscriptions.read().count(topic) == 0
-            });
-            if is_unused {
-                all.remove(topic);
-            }
-        }
+    fn forget_unused(&self, topics: impl IntoIterator<Item = Arc<str>>) {
+        let is_subscribed = |topic: &str| self.subscriptions.read().count(topic) != 0;
+        self.topics.forget_unused(self.now(), topics, is_subscribed);
+    }
+
+    /// The options of a topic of which something is kept by that name.
+    fn kept_options(&self, pattern: &str) -> Option<&TopicOptions> {
+        let options = self.rules.of(pattern).ok().flatten()?;
+        (options.keeps() && !topic::has_wildcard(pattern)).then_some(options)
     }
 }
 
@@ -199,6 +214,10 @@ impl Registry {
     /// Asks whether a client may subscribe. Waits for the application's hook and for nothing else.
     pub(crate) async fn authorize(&self, session: &Session, pattern: &str) -> Result<(), String> {
         topic::check_pattern(pattern).map_err(|error| error.to_string())?;
+        let wildcards = topic::wildcards(pattern);
+        if WILDCARDS_MAX < wildcards {
+            return Err(TopicError::TooManyWildcards { wildcards }.to_string());
+        }
         let options = match self.hub.rules.of(pattern) {
             Ok(options) => options,
             Err(rule) => return Err(format!("`{pattern}` is wider than `{rule}`: subscribe to less at once")),
@@ -218,13 +237,8 @@ impl Registry {
     }
 
     /// A client that may subscribes, and gets what it missed since its position.
-    pub(crate) fn subscribe_client(
-        &self,
-        session: &Session,
-        pattern: &str,
-        from: Option<Position>,
-    ) -> Result<Subscribed, TopicError> {
-        self.subscribe(session, pattern, from, true)
+    pub(crate) fn subscribe_client(&self, session: &Session, wish: Wish<'_>) -> Result<Answer, TopicError> {
+        self.subscribe_as(session, wish, true)
     }
 
     pub(super) fn subscribe(
@@ -234,98 +248,211 @@ impl Registry {
         from: Option<Position>,
         by_client: bool,
     ) -> Result<Subscribed, TopicError> {
-        topic::check_pattern(pattern)?;
-        let options = self.hub.rules.of(pattern).ok().flatten();
-        let kept = match options {
-            Some(options) if options.keeps() && !topic::has_wildcard(pattern) => Some(self.hub.keep(pattern, options)?),
-            _ => None,
-        };
-        let mut kept = kept.as_ref().map(|kept| kept.lock());
+        let wish = Wish { pattern, from, part: false, ordered: false };
+        Ok(self.subscribe_as(session, wish, by_client)?.subscribed)
+    }
 
-        let mut subscriptions = self.hub.subscriptions.write();
-        let mut state = session.inner.state.lock();
+    fn subscribe_as(&self, session: &Session, wish: Wish<'_>, by_client: bool) -> Result<Answer, TopicError> {
+        // Nobody is woken while the topics are locked.
+        let held_locks = HeldLocks::begin();
+        let pattern = wish.pattern;
+        topic::check_pattern(pattern)?;
+        // Before anything is made for it.
+        self.check_subscription(session, pattern, by_client)?;
+
+        let held = match self.hub.kept_options(pattern) {
+            Some(options) => self.hub.topics.hold(pattern, options, self.maker(session, by_client))?,
+            None => Held::Nothing,
+        };
+        let outcome = match held {
+            Held::Nothing => self.enter(session, wish, by_client, None),
+            Held::Place(mut history, _table) => self.enter(session, wish, by_client, Some(&mut history)),
+            Held::Kept(topic) => {
+                let mut kept = topic.kept.lock();
+                let outcome = self.enter(session, wish, by_client, kept.history.as_mut());
+                if matches!(outcome, Ok((_, true))) {
+                    self.enter_roster(session, &topic, &mut kept);
+                }
+                outcome
+            }
+        };
+        if outcome.is_err() {
+            self.hub.forget_unused([pattern.into()]);
+        }
+        drop(held_locks);
+        let (answer, _) = outcome?;
+        session.pump();
+        self.tell();
+        Ok(answer)
+    }
+
+    /// For whom topics count that are made because this session subscribes; nobody if the server itself wants that.
+    fn maker(&self, session: &Session, by_client: bool) -> Option<Who> {
+        by_client.then(|| Who::new(session.user(), session.id()))
+    }
+
+    /// Whether there is room for one more subscription of this session.
+    fn check_subscription(&self, session: &Session, pattern: &str, by_client: bool) -> Result<(), TopicError> {
+        let subscriptions = self.hub.subscriptions.read();
+        self.check_room(&subscriptions, &session.inner.state.lock(), pattern, by_client)
+    }
+
+    fn check_room(
+        &self,
+        subscriptions: &Subscriptions<Session>,
+        state: &State,
+        pattern: &str,
+        by_client: bool,
+    ) -> Result<(), TopicError> {
         if state.ended {
             return Err(TopicError::SessionEnded);
         }
-        let known = state.patterns.get(pattern);
-        if known.is_none() {
-            let subscribers = subscriptions.count(pattern);
-            if options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers) {
-                return Err(TopicError::Full { subscribers });
-            }
-            if by_client && self.options().subscriptions_max <= state.patterns.len() {
-                return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns.len() });
-            }
+        if state.patterns.contains(pattern) {
+            return Ok(());
         }
+        let options = self.hub.rules.of(pattern).ok().flatten();
+        let subscribers = subscriptions.count(pattern);
+        if options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers) {
+            return Err(TopicError::Full { subscribers });
+        }
+        if !by_client {
+            return Ok(());
+        }
+        let bounds = self.options();
+        if bounds.subscriptions_max <= state.patterns.len() {
+            return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns.len() });
+        }
+        let bytes: usize = state.patterns.names().map(|held| topic::bytes_of(held)).sum();
+        if bounds.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
+            return Err(TopicError::TooManySubscriptionBytes { bytes });
+        }
+        let bytes = subscriptions.bytes();
+        if bounds.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
+            return Err(TopicError::ServerSubscriptionsFull { bytes });
+        }
+        Ok(())
+    }
+
+    /// Enters a session among the subscribers, and into its ledger what it missed. Answers whether it is a subscriber
+    /// now.
+    fn enter(
+        &self,
+        session: &Session,
+        wish: Wish<'_>,
+        by_client: bool,
+        history: Option<&mut History<Published>>,
+    ) -> Result<(Answer, bool), TopicError> {
+        let pattern = wish.pattern;
+        let mut subscriptions = self.hub.subscriptions.write();
+        let mut state = session.inner.state.lock();
+        self.check_room(&subscriptions, &state, pattern, by_client)?;
+        let is_known = state.patterns.contains(pattern);
+
         // Since when the session has got everything of this topic, by whatever pattern.
         let covering = state.patterns.iter().filter(|(held, _)| topic::covers(held, pattern)).map(|(_, since)| since);
         let mut since = covering.min().unwrap_or_else(|| self.hub.clock.load(Ordering::Relaxed));
-        let mut outcome = Subscribed::default();
-        if let Some(history) = kept.as_mut().and_then(|kept| kept.history.as_mut()) {
-            let latest_only = options.is_some_and(|options| options.latest_only);
-            history.trim(self.hub.now());
-            let missed = Missed::of(history, from, latest_only, since);
-            let bytes = missed.messages.iter().map(|published| published.encoded.frame.len()).sum();
-            // The newest value waits for room as any value does.
-            let fits = latest_only || state.ledger.claim_room(missed.messages.len(), bytes);
-            outcome = match fits {
-                true => missed.outcome,
-                // In part is not at all.
-                false => Subscribed { recovered: false, position: Some(history.position()) },
-            };
-            if fits {
-                let class = match latest_only {
-                    true => latest_class(pattern),
-                    false => Class::Tracked,
-                };
-                let knows_topics = by_client || state.resumable || state.knows_topics;
-                for published in missed.messages {
-                    let encoded = match &published.push {
-                        // It was encoded before, with pairs that made it larger.
-                        Some(push) if !knows_topics => self.encode(push).map(|plain| published.encoded.or_plain(plain)),
-                        _ => Ok(published.encoded.clone()),
-                    };
-                    let Ok(Encoded { frame, keyed }) = encoded else { continue };
-                    since = since.min(published.stamp);
-                    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.trail.began()));
-                    let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket(session.id()));
-                    ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
-                    let (class, priority) = (class.clone(), Priority::Normal);
-                    // What it has got by another way it has.
-                    let is_known = state.ledger.has_taken(keyed.as_ref());
-                    let entry = Entry { class, priority, frame, keyed, expires, ticket };
-                    match &mut state.claims {
-                        // It is for the session that its client gets. Only who has no position comes here.
-                        Some(claims) => claims.hold(entry, &published.name),
-                        None if !latest_only => state.ledger.push_claimed(entry, session.now()),
-                        // Of values there may be too many; what has expired is not owed.
-                        None => outcome.recovered &= state.ledger.push(entry, session.now()) || is_known,
-                    }
-                }
+        let has_history = history.is_some();
+        let answer = match history {
+            Some(history) => {
+                history.trim(self.hub.now());
+                self.recover(session, &mut state, wish, by_client, history, &mut since)
             }
-        }
+            None => Answer::default(),
+        };
         state.knows_topics |= by_client;
-        let who = Who::new(state.user.clone(), session.id());
+        if !is_known && wish.part && (answer.more || answer.later) {
+            // What is published before it has the rest it gets with that.
+            return Ok((answer, false));
+        }
+
         let shared = subscriptions.shared(pattern);
-        if known.is_none() {
+        if !is_known {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
         state.patterns.insert(Arc::clone(&shared), since);
+        if has_history && wish.ordered {
+            state.patterns.set_ordered(pattern);
+        }
+        if wish.from.is_some() && !answer.more && !answer.later {
+            state.patterns.go_on(pattern);
+        }
         drop(state);
-        if known.is_none() {
+        if !is_known {
             subscriptions.add(&shared, session.clone());
         }
-        drop(subscriptions);
+        Ok((answer, true))
+    }
 
-        let mut told = Vec::new();
-        if let Some(kept) = &mut kept {
-            let changes = kept.roster.as_mut().map(|roster| roster.enter(&who, session.id())).unwrap_or_default();
-            told = self.tell(pattern, kept, changes, Some(session));
+    /// Puts what a session missed of a topic into its ledger.
+    fn recover(
+        &self,
+        session: &Session,
+        state: &mut State,
+        wish: Wish<'_>,
+        by_client: bool,
+        history: &History<Published>,
+        since: &mut u64,
+    ) -> Answer {
+        let Wish { pattern, from, part, .. } = wish;
+        let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
+        let covered_since = *since;
+        let ledger = &state.ledger;
+        let is_sent = |stamp| covered_since <= stamp && !ledger.is_unsent(stamp);
+        let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);
+
+        let mut answer = Answer { subscribed: outcome, ..Answer::default() };
+        // The newest value waits for room as any value does.
+        if !latest_only && !claim(&mut state.ledger, &messages) {
+            // A single one may be larger than the bound.
+            let fitting = if part { fitting(&state.ledger, &messages).max(1) } else { 0 };
+            messages.truncate(fitting);
+            let is_claimed = 0 < fitting && claim(&mut state.ledger, &messages);
+            if !is_claimed {
+                // In part is not at all.
+                let position = if part { from } else { Some(history.position()) };
+                return Answer { subscribed: Subscribed { recovered: false, position }, more: false, later: true };
+            }
+            let last = messages.last().map(|(offset, _)| *offset);
+            answer.subscribed.position = last.map(|offset| Position { offset, ..history.position() });
+            answer.more = true;
         }
-        drop(kept);
-        session.pump();
-        told.iter().for_each(Session::pump);
-        Ok(outcome)
+
+        let class = if latest_only { latest_class(pattern) } else { Class::Tracked };
+        let knows_topics = by_client || state.resumable || state.knows_topics;
+        for (_, published) in messages {
+            let encoded = match &published.push {
+                // It was encoded before, with pairs that made it larger.
+                Some(push) if !knows_topics => self.encode(push).map(|plain| published.encoded.or_plain(plain)),
+                _ => Ok(published.encoded.clone()),
+            };
+            let Ok(encoded) = encoded else { continue };
+            *since = (*since).min(published.stamp);
+            let entry = recovered_entry(session, published, encoded, class.clone());
+            // What it has got by another way it has.
+            let is_known = state.ledger.has_taken(entry.keyed.as_ref());
+            match &mut state.claims {
+                // It is for the session that its client gets. Only who has no position comes here.
+                Some(claims) => claims.hold(entry, &published.name),
+                None if !latest_only => state.ledger.push_claimed(entry, session.now()),
+                // Of values there may be too many; what has expired is not owed.
+                None => answer.subscribed.recovered &= state.ledger.push(entry, session.now()) || is_known,
+            }
+        }
+        answer
+    }
+
+    /// A session subscribes to a topic by its name: it is present.
+    fn enter_roster(&self, session: &Session, topic: &Topic, kept: &mut Kept) {
+        let Some(roster) = kept.roster.as_mut() else { return };
+        let who = {
+            let state = session.inner.state.lock();
+            if !state.patterns.contains(&topic.name) {
+                return;
+            }
+            Who::new(state.user.clone(), session.id())
+        };
+        let changes = roster.enter(&who, session.id(), &self.hub.generations);
+        self.note_changes(topic, kept, changes);
     }
 
     /// What a session subscribes to that makes way for another goes along to that one, from where it began: everything
@@ -333,9 +460,9 @@ impl Registry {
     pub(super) fn carry_over(&self, from: &Session, to: &Session) {
         let patterns = from.inner.state.lock().patterns.clone();
         for (pattern, since) in patterns.iter() {
-            let kept = self.hub.find(pattern);
-            let mut kept = kept.as_ref().map(|kept| kept.lock());
-            let who = {
+            let topic = self.hub.topics.find(pattern);
+            let mut kept = topic.as_ref().map(|topic| topic.kept.lock());
+            {
                 let mut subscriptions = self.hub.subscriptions.write();
                 let mut state = to.inner.state.lock();
                 if state.ended {
@@ -343,23 +470,17 @@ impl Registry {
                 }
                 let known = state.patterns.get(pattern);
                 state.patterns.insert(Arc::clone(pattern), known.map_or(since, |known| known.min(since)));
-                let who = Who::new(state.user.clone(), to.id());
                 drop(state);
                 if known.is_none() {
                     to.inner.trail.note(What::Subscribed(explain::shared(pattern)));
                     subscriptions.add(pattern, to.clone());
                 }
-                who
-            };
-
-            let mut told = Vec::new();
-            if let Some(kept) = &mut kept {
-                let changes = kept.roster.as_mut().map(|roster| roster.enter(&who, to.id())).unwrap_or_default();
-                told = self.tell(pattern, kept, changes, Some(to));
             }
-            drop(kept);
-            told.iter().for_each(Session::pump);
+            if let (Some(topic), Some(kept)) = (&topic, &mut kept) {
+                self.enter_roster(to, topic, kept);
+            }
         }
+        self.tell();
     }
 
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
@@ -374,6 +495,7 @@ impl Registry {
         };
         if was {
             self.absent(session, pattern, None);
+            self.tell();
         }
     }
 
@@ -394,26 +516,27 @@ impl Registry {
         for pattern in patterns {
             self.absent(session, pattern, until);
         }
+        self.tell();
     }
 
     /// A session is not subscribed to a topic any more.
     fn absent(&self, session: &Session, pattern: &str, until: Option<Instant>) {
-        let Some(topic) = self.hub.find(pattern) else { return };
-        let mut kept = topic.lock();
+        let Some(topic) = self.hub.topics.find(pattern) else { return };
+        let mut kept = topic.kept.lock();
         // It may have subscribed again meanwhile.
         if session.inner.state.lock().patterns.contains(pattern) {
             return;
         }
         let until = until.map(|until| until.saturating_duration_since(self.hub.began));
-        let change = kept.roster.as_mut().and_then(|roster| roster.leave(session.id(), until));
-        let told = self.tell(pattern, &mut kept, change.into_iter().collect(), None);
-        let was_used = kept.history.as_ref().is_some_and(|history| 0 < history.position().offset);
+        let change = kept.roster.as_mut().and_then(|roster| roster.leave(session.id(), until, &self.hub.generations));
+        self.note_changes(&topic, &mut kept, change.into_iter().collect());
+        self.hub.topics.schedule(&topic, &mut kept);
+        let keeps_messages = kept.history.as_ref().is_some_and(|history| !history.is_empty());
         drop(kept);
         drop(topic);
-        told.iter().for_each(Session::pump);
-        if !was_used {
+        if !keeps_messages {
             // So that subscribing here and there leaves nothing behind.
-            self.hub.forget_unused([pattern]);
+            self.hub.forget_unused([pattern.into()]);
         }
     }
 
@@ -421,65 +544,16 @@ impl Registry {
     pub(super) fn rename(&self, session: &Session) {
         let patterns: Vec<Arc<str>> = session.inner.state.lock().patterns.names().cloned().collect();
         for pattern in patterns {
-            let Some(kept) = self.hub.find(&pattern) else { continue };
-            let mut kept = kept.lock();
-            let who = {
-                let state = session.inner.state.lock();
-                if !state.patterns.contains(&pattern) {
-                    continue;
-                }
-                Who::new(state.user.clone(), session.id())
-            };
-            let changes = kept.roster.as_mut().map(|roster| roster.enter(&who, session.id())).unwrap_or_default();
-            let told = self.tell(&pattern, &mut kept, changes, Some(session));
-            drop(kept);
-            told.iter().for_each(Session::pump);
-        }
-    }
-
-    /// Puts changes of presence into the ledgers of a topic's subscribers, whom the caller pumps once the topic
-    /// is free. Not for `except`, whom the changes are about.
-    fn tell(
-        &self,
-        topic: &str,
-        kept: &mut MutexGuard<'_, Kept>,
-        changes: Vec<Change>,
-        except: Option<&Session>,
-    ) -> Vec<Session> {
-        let Some(roster) = kept.roster.as_mut().filter(|_| !changes.is_empty()) else { return Vec::new() };
-        let mut subscribers = self.subscribers(topic);
-        subscribers.retain(|session| Some(session) != except && session.knows_topics());
-        for Change { who, is_in } in changes {
-            roster.generation = self.hub.generations.fetch_add(1, Ordering::Relaxed) + 1;
-            let (user, session) = match &who {
-                Who::User(name) => (name.to_string(), String::new()),
-                Who::Session(id) => (String::new(), id.to_string()),
-            };
-            // No application's key: those do not begin so.
-            let key = format!("{}{} {topic} {user} {session}", keys::RESERVED_PREFIX, keys::PRESENCE);
-            let status = if is_in { PresenceStatus::Online } else { PresenceStatus::Offline };
-            let change =
-                PresenceChange { topic: topic.to_owned(), user, session, status, generation: roster.generation };
-            let push = Push::of(keys::CONTROL_PATH, keys::PRESENCE, &change).expect("texts and a number");
-            let mut push = push.class(Class::Latest(key));
-            push.metadata.insert(keys::TOPIC, topic);
-            let Ok(frame) = self.encode(&push) else {
-                tracing::warn!(topic, "a change of presence is larger than a frame may be");
-                continue;
-            };
-            let (receipt, listed) = (Receipt::new(), Listed::new(&subscribers));
-            for session in &subscribers {
-                session.add(&push, &frame, &receipt, &listed);
+            if let Some(topic) = self.hub.topics.find(&pattern) {
+                self.enter_roster(session, &topic, &mut topic.kept.lock());
             }
         }
-        subscribers
+        self.tell();
     }
 
     /// The sessions that subscribe to a topic, each once.
     pub(super) fn subscribers(&self, topic: &str) -> Vec<Session> {
-        let mut found = Vec::new();
-        self.hub.subscriptions.read().each(topic, |session| found.push(session.clone()));
-        unique(found)
+        found(&self.hub.subscriptions.read(), topic)
     }
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
@@ -490,20 +564,47 @@ impl Registry {
         positioned.metadata.insert(keys::TOPIC, topic);
         let options = self.hub.rules.of_topic(topic);
         let Some(options) = options.filter(|options| options.history.is_some()) else {
-            let with_topic = self.encode(&positioned)?;
-            let mut frames = Frames { registry: self, push, with_topic, perhaps_plain: None };
-            let subscribers = self.subscribers(topic);
-            let listed = Listed::new(&subscribers);
-            for session in &subscribers {
-                session.add(push, frames.for_session(session)?, receipt, &listed);
-            }
-            subscribers.iter().for_each(Session::pump);
-            return Ok(());
+            return self.publish_unkept(topic, push, positioned, receipt);
         };
-        let push = in_order(push, topic, options.latest_only);
+        let topic = match self.hub.topics.keep(topic, options, None) {
+            Ok(topic) => topic,
+            Err(error) => {
+                // Those who are there get it; there is no room to keep it for others.
+                tracing::warn!(topic, %error, "a message is not kept");
+                return self.publish_unkept(topic, push, positioned, receipt);
+            }
+        };
+        self.publish_kept(&topic, options, push, positioned, receipt)
+    }
+
+    /// Pushes to those who subscribe now.
+    fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
+        let with_topic = self.encode(&positioned)?;
+        let mut frames = Frames { registry: self, push, with_topic, perhaps_plain: None };
+        let subscribers = self.subscribers(topic);
+        let listed = Listed::new(&subscribers);
+        for session in &subscribers {
+            session.add(push, frames.for_session(session)?, receipt, &listed);
+        }
+        self.pump_all(&subscribers);
+        Ok(())
+    }
+
+    fn publish_kept(
+        &self,
+        topic: &Topic,
+        options: &TopicOptions,
+        push: &Push,
+        mut positioned: Push,
+        receipt: &Receipt,
+    ) -> Result<(), SendError> {
+        let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
-        let kept = self.hub.keep(topic, options)?;
-        let mut kept = kept.lock();
+        // Nobody is woken while the topic is locked.
+        let held_locks = HeldLocks::begin();
+        // Others publish after this one; who subscribes does not wait for all its subscribers.
+        let turn = topic.turn.lock();
+        let mut kept = topic.kept.lock();
         let Some(history) = kept.history.as_mut() else {
             unreachable!("what is kept of a topic is as its options say, which never change")
         };
@@ -514,9 +615,7 @@ impl Registry {
         let mut frames = Frames { registry: self, push: &push, with_topic: encoded.clone(), perhaps_plain: None };
         let (subscribers, stamp) = {
             let subscriptions = self.hub.subscriptions.read();
-            let mut found = Vec::new();
-            subscriptions.each(topic, |session| found.push(session.clone()));
-            (unique(found), self.hub.clock.fetch_add(1, Ordering::Relaxed))
+            (found(&subscriptions, &topic.name), self.hub.clock.fetch_add(1, Ordering::Relaxed))
         };
         let expires = push.time_to_live.and_then(|time| Instant::now().checked_add(time));
         let (bytes, kept_push) = (encoded.frame.len(), options.latest_only.then(|| push.clone().into_owned()));
@@ -526,87 +625,116 @@ impl Registry {
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
         receipt.store(position);
-        let listed = Listed::new(&subscribers);
+        self.hub.topics.schedule(topic, &mut kept);
+        drop(kept);
+
+        let listed = Listed::published(&topic.name, stamp, &subscribers);
         for session in &subscribers {
             session.add(&push, frames.for_session(session)?, receipt, &listed);
         }
-        drop(kept);
-        subscribers.iter().for_each(Session::pump);
+        drop(turn);
+        drop(held_locks);
+        self.pump_all(&subscribers);
         Ok(())
     }
 
-    /// Who is in a topic.
-    pub(crate) fn presence(&self, topic: &str) -> Result<Presence, TopicError> {
-        topic::check_topic(topic)?;
-        let Some(kept) = self.hub.find(topic) else { return Ok(Presence::default()) };
-        let kept = kept.lock();
-        let Some(roster) = &kept.roster else { return Ok(Presence::default()) };
-        let is_online = |id: &SessionId| self.session(*id).is_some_and(|session| session.connection().is_some());
-        let members = roster.members().map(|(who, sessions)| PresenceMember {
-            user: match who {
-                Who::User(name) => Some(Arc::clone(name)),
-                Who::Session(_) => None,
-            },
-            sessions: sessions.to_vec(),
-            status: match sessions.iter().any(is_online) {
-                true => PresenceStatus::Online,
-                false => PresenceStatus::Reconnecting,
-            },
-        });
-        Ok(Presence { generation: roster.generation, members: members.collect() })
-    }
-
     /// Forgets what is too old, and who did not come back.
-    pub(super) fn sweep_topics(&self) {
-        let all: Vec<Arc<str>> = self.hub.kept.read().keys().cloned().collect();
+    pub(super) async fn sweep_topics(&self) {
         let now = self.hub.now();
-        let mut unused = Vec::new();
-        for topic in all {
-            let Some(kept) = self.hub.find(&topic) else { continue };
-            let mut kept = kept.lock();
-            if let Some(history) = &mut kept.history {
-                history.trim(now);
+        loop {
+            let due = self.hub.topics.due(now, AT_ONCE);
+            if due.is_empty() {
+                break;
             }
-            let gone = kept.roster.as_mut().map(|roster| roster.expire(now)).unwrap_or_default();
-            let told = self.tell(&topic, &mut kept, gone, None);
-            let is_unused = kept.is_unused();
-            drop(kept);
-            told.iter().for_each(Session::pump);
-            if is_unused {
-                unused.push(topic);
+            let mut unused = Vec::new();
+            for topic in due {
+                let mut kept = topic.kept.lock();
+                if let Some(history) = &mut kept.history {
+                    history.trim(now);
+                }
+                let gone = kept.roster.as_mut().map(|roster| roster.expire(now, &self.hub.generations));
+                self.note_changes(&topic, &mut kept, gone.unwrap_or_default());
+                self.hub.topics.schedule(&topic, &mut kept);
+                if kept.history.as_ref().is_none_or(History::is_empty) {
+                    unused.push(Arc::clone(&topic.name));
+                }
             }
+            self.hub.forget_unused(unused);
+            tokio::task::yield_now().await;
         }
-        if !unused.is_empty() {
-            self.hub.forget_unused(unused.iter().map(|topic| &**topic));
+        self.hub.topics.forget_places(now);
+        self.tell();
+    }
+}
+
+/// The subscribers of a topic, each once.
+fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Vec<Session> {
+    let mut of_patterns: Vec<&HashSet<Session>> = Vec::new();
+    subscriptions.each(topic, |subscribers| of_patterns.push(subscribers));
+    match of_patterns.as_slice() {
+        [] => Vec::new(),
+        [only] => only.iter().cloned().collect(),
+        several => {
+            let all: HashSet<&Session> = several.iter().copied().flatten().collect();
+            all.into_iter().cloned().collect()
         }
     }
 }
 
-impl Kept {
-    fn is_unused(&self) -> bool {
-        self.history.as_ref().is_none_or(History::is_empty) && self.roster.as_ref().is_none_or(Roster::is_empty)
-    }
+type Messages<'a> = [(u64, &'a Published)];
+
+/// Claims room for all of these.
+fn claim(ledger: &mut Ledger, messages: &Messages<'_>) -> bool {
+    let bytes = messages.iter().map(|(_, published)| published.encoded.frame.len()).sum();
+    ledger.claim_room(messages.len(), bytes)
+}
+
+/// How many of these, from the first on, the session's log has room for.
+fn fitting(ledger: &Ledger, messages: &Messages<'_>) -> usize {
+    let (mut left, mut bytes_left) = ledger.room();
+    let fits = |(_, published): &&(u64, &Published)| {
+        let bytes = published.encoded.frame.len();
+        let fits = 0 < left && bytes <= bytes_left;
+        (left, bytes_left) = (left.saturating_sub(1), bytes_left.saturating_sub(bytes));
+        fits
+    };
+    messages.iter().take_while(fits).count()
+}
+
+fn recovered_entry(session: &Session, published: &Published, encoded: Encoded, class: Class) -> Entry {
+    let Encoded { frame, keyed } = encoded;
+    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.trail.began()));
+    let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket(session.id()));
+    ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
+    let origin = Origin::Topic(published.stamp);
+    Entry { class, priority: Priority::Normal, frame, keyed, expires, origin, ticket }
 }
 
 /// What a subscriber is to get, and what it is told.
 struct Missed<'a> {
-    messages: Vec<&'a Published>,
+    /// Each with its offset.
+    messages: Vec<(u64, &'a Published)>,
     outcome: Subscribed,
 }
 
 impl<'a> Missed<'a> {
-    /// `since`: everything from there on has been sent already.
-    fn of(history: &'a History<Published>, from: Option<Position>, latest_only: bool, since: u64) -> Self {
+    /// `is_sent`: the message of this stamp has been sent already.
+    fn of(
+        history: &'a History<Published>,
+        from: Option<Position>,
+        latest_only: bool,
+        is_sent: impl Fn(u64) -> bool,
+    ) -> Self {
         let head = history.position();
         if latest_only {
             let had = from.is_some_and(|from| from == head);
             let newest = history.newest();
             let is_known = from.is_some_and(|from| from.epoch == head.epoch);
-            let unsent = newest.filter(|newest| !had && newest.item.stamp < since);
+            let unsent = newest.filter(|newest| !had && !is_sent(newest.item.stamp));
             // Before the newest, so that whoever loses it on the way asks for it again.
             let offset = unsent.map_or(head.offset, |newest| newest.offset - 1);
             return Self {
-                messages: unsent.map(|newest| &newest.item).into_iter().collect(),
+                messages: unsent.map(|newest| (newest.offset, &newest.item)).into_iter().collect(),
                 outcome: Subscribed {
                     recovered: from.is_some() && (is_known || newest.is_some()),
                     position: Some(Position { offset, ..head }),
@@ -615,7 +743,10 @@ impl<'a> Missed<'a> {
         }
         match from.and_then(|from| Some((from, history.after(from)?))) {
             Some((from, missed)) => Self {
-                messages: missed.map(|kept| &kept.item).filter(|published| published.stamp < since).collect(),
+                messages: missed
+                    .map(|kept| (kept.offset, &kept.item))
+                    .filter(|(_, published)| !is_sent(published.stamp))
+                    .collect(),
                 outcome: Subscribed { recovered: true, position: Some(from) },
             },
             None => Self { messages: Vec::new(), outcome: Subscribed { recovered: false, position: Some(head) } },
@@ -638,4 +769,37 @@ fn in_order<'a>(push: &'a Push, topic: &str, latest_only: bool) -> Cow<'a, Push>
 
 fn latest_class(topic: &str) -> Class {
     Class::Latest(format!("{} {topic}", keys::TOPIC))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::{Client, ClientOptions, Server};
+
+    /// A message is on its way into very many ledgers: who subscribes meanwhile does not wait for that, and gets what
+    /// is published next.
+    #[tokio::test(start_paused = true)]
+    async fn who_subscribes_does_not_wait_for_a_publish() {
+        let history = TopicOptions::new().open().history(10, Duration::from_secs(60));
+        let server = Server::builder().topic("news", history).expect("a pattern").build();
+        let listening = server.listen("memory@hub-turn").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        server.publish("news", &Push::new("N", "say", "1")).expect("small");
+
+        let topic = registry.hub.topics.find("news").expect("it keeps a message");
+        let turn = topic.turn.lock();
+        let (done, subscribed) = mpsc::channel();
+        let (of_thread, registry_of_thread) = (session.clone(), Arc::clone(&registry));
+        std::thread::spawn(move || done.send(registry_of_thread.subscribe(&of_thread, "news", None, false)));
+        let outcome = subscribed.recv_timeout(Duration::from_secs(10)).expect("it does not wait").expect("it lives");
+        assert_eq!(outcome.position.map(|position| position.offset), Some(1));
+        drop(turn);
+        let receipt = server.publish("news", &Push::new("N", "say", "2")).expect("small");
+        assert_eq!(receipt.outcomes().targets(), 1);
+    }
 }

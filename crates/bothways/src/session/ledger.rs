@@ -10,12 +10,14 @@
 //! then on is in `ledger/book.rs`.
 
 mod book;
+mod unsent;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
 use self::book::Book;
+pub(super) use self::unsent::Unsent;
 use super::{
     account::{self, Account},
     acks::End,
@@ -89,7 +91,20 @@ pub(super) struct Entry {
     /// If its frame says more than a plain client is to see, such as an idempotency key.
     pub(super) keyed: Option<Arc<Keyed>>,
     pub(super) expires: Option<Duration>,
+    pub(super) origin: Origin,
     pub(super) ticket: Ticket,
+}
+
+/// By whom, or by what, a push was made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Origin {
+    /// The application pushed it to sessions, or published it to a topic that keeps nothing.
+    #[default]
+    Push,
+    /// A topic keeps it, under this stamp: if it is not sent now, it can be recovered from there.
+    Topic(u64),
+    /// The framework itself tells of something.
+    Framework,
 }
 
 impl Entry {
@@ -217,9 +232,45 @@ impl Ledger {
         self.open().push(entry, now)
     }
 
+    /// Refuses a push, as if there were no room for it.
+    pub(super) fn refuse(&mut self, entry: Entry) {
+        self.open().refuse_unsent(entry);
+    }
+
+    /// Pushes of which the client is told, now or later, that they were dropped.
+    pub(super) fn missed(&self) -> u64 {
+        self.book().map_or(0, Book::missed)
+    }
+
     /// True if a push with this key was taken, and would be repeated.
     pub(super) fn has_taken(&self, keyed: Option<&Arc<Keyed>>) -> bool {
         self.book().is_some_and(|book| book.has_taken(keyed))
+    }
+
+    /// True if the message of a topic with this stamp was to be sent to this session, and was not: refused, dropped, or
+    /// lost with a connection.
+    pub(super) fn is_unsent(&self, stamp: u64) -> bool {
+        self.book().is_some_and(|book| book.is_unsent(stamp))
+    }
+
+    /// These messages of topics were not sent to this session.
+    pub(super) fn miss_all(&mut self, unsent: Unsent) {
+        if !unsent.is_empty() {
+            self.open().miss_all(unsent);
+        }
+    }
+
+    /// Pushes of the application that wait or are not yet handled.
+    pub(super) fn unhandled(&self) -> usize {
+        self.book().map_or(0, Book::unhandled)
+    }
+
+    /// Tracked pushes, and their bytes, for which there is room in this log.
+    pub(super) fn room(&self) -> (usize, usize) {
+        match &self.0 {
+            Pages::Blank(terms) => (terms.bounds.tracked_messages, terms.bounds.tracked_bytes),
+            Pages::Book(book) => book.room(),
+        }
     }
 
     /// True if there is room for so many tracked pushes of so many bytes in all: [`Self::push_claimed`] follows for

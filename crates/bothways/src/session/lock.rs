@@ -97,11 +97,12 @@ impl<T> DerefMut for Locked<'_, T> {
     }
 }
 
-/// This thread holds a lock. Not to be sent to another one, as the guard beside it.
-struct Held(std::marker::PhantomData<*const ()>);
+/// This thread holds a lock, or several that belong together: nobody is woken before it has let go of all. Not to be
+/// sent to another one, as the guard beside it.
+pub(super) struct Held(std::marker::PhantomData<*const ()>);
 
 impl Held {
-    fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         HELD.set(HELD.get() + 1);
         Self(std::marker::PhantomData)
     }

@@ -9,18 +9,22 @@
 //! | `mod.rs` | [`Session`], the handle |
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
+//! | `side_by_side.rs` | futures of which only those that were woken are polled |
 //! | `receipt.rs` | what became of it |
 //! | `acks.rs` | how far a client is, as it says so on the wire |
 //! | `each.rs` | what became of it for each of many, for who asks |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `few.rs` | a list that nearly always has one item |
+//! | `crowd.rs` | the sessions of a user, who may be very many |
 //! | `account.rs` | what the sessions of a user use together: bytes, calls |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
 //! | `keys.rs` | which idempotency keys a session has taken |
 //! | `topic.rs` | names, patterns, who subscribes |
 //! | `rules.rs` | what topics are like: options by pattern |
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
-//! | `hub.rs` | topics at work: subscribing, publishing, changes of presence |
+//! | `kept.rs` | what the server keeps of topics, and how many of them |
+//! | `hub.rs` | topics at work: subscribing, publishing |
+//! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
 //! | `secrets.rs` | what a client shows to come back |
@@ -34,11 +38,13 @@ mod acks;
 mod away;
 mod call;
 mod claims;
+mod crowd;
 mod each;
 mod explain;
 mod few;
 mod history;
 mod hub;
+mod kept;
 mod keys;
 mod ledger;
 mod lock;
@@ -48,7 +54,9 @@ mod receipt;
 mod registry;
 mod rules;
 mod secrets;
+mod side_by_side;
 mod target;
+mod tell;
 mod topic;
 mod user;
 
@@ -68,13 +76,14 @@ pub(crate) use self::acks::failed;
 pub(crate) use self::{
     account::UserCall,
     acks::{AHEAD_MAX, Acks, End, FAILED_MAX, put_failed},
-    hub::{SubscribeArgs, SubscribeReply},
+    hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
+    presence::{RosterArgs, RosterReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
 };
 use self::{
     claims::{Claims, Listed},
     explain::{Trail, What},
-    ledger::{Entry, Ledger, Next},
+    ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
     push::Encoded,
     secrets::Secret,
@@ -211,6 +220,22 @@ impl State {
     fn takes_no_such(&self, push: &Push) -> bool {
         let Some(seldom) = self.seldom.as_ref().filter(|seldom| seldom.takes_only_these) else { return false };
         seldom.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
+    }
+
+    /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
+    fn take(&mut self, entry: Entry, topic: Option<&str>, now: Duration) {
+        let is_tracked = entry.class == Class::Tracked;
+        match topic {
+            Some(topic) if self.patterns.is_stalled(topic) => self.ledger.refuse(entry),
+            Some(topic) => {
+                let missed = self.ledger.missed();
+                self.ledger.push(entry, now);
+                if is_tracked && missed < self.ledger.missed() {
+                    self.patterns.stall(topic);
+                }
+            }
+            None => _ = self.ledger.push(entry, now),
+        }
     }
 
     /// True if this is the secret by which its client comes back.
@@ -431,7 +456,7 @@ impl Session {
             if listed.contains(into.id()) {
                 return true;
             }
-            let outcome = into.add_if(push, encoded, receipt, &Listed::default(), suits);
+            let outcome = into.add_if(push, encoded, receipt, &listed.alone(), suits);
             into.pump();
             return outcome;
         }
@@ -443,7 +468,10 @@ impl Session {
 
         let trail = &self.inner.trail;
         let mut ticket = receipt.ticket(self.id());
-        ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
+        // What the framework tells by itself is no part of the application's story.
+        if listed.origin != Origin::Framework {
+            ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
+        }
         if state.ended {
             // The ticket counts as dropped with its session.
             return true;
@@ -459,11 +487,12 @@ impl Session {
             frame: frame.clone(),
             keyed: keyed.clone(),
             expires: push.time_to_live.map(|time| now.saturating_add(time)),
+            origin: listed.origin,
             ticket,
         };
         match &mut state.claims {
             Some(claims) => claims.hold(entry, push.name()),
-            None => drop(state.ledger.push(entry, now)),
+            None => state.take(entry, listed.topic, now),
         }
         true
     }

@@ -5,9 +5,13 @@
 //! clients come back as new sessions. So a network that blinks changes nothing.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +45,8 @@ pub struct Presence {
 pub struct PresenceMember {
     /// The user; `None`: a session without one.
     pub user: Option<Arc<str>>,
-    /// The sessions that subscribe; none of a user who is between two of them.
+    /// The sessions that subscribe; none of a user who is between two of them. A client that
+    /// [asks](crate::Client::roster) is not told those of users.
     pub sessions: Vec<SessionId>,
     /// [`PresenceStatus::Online`] or [`PresenceStatus::Reconnecting`].
     pub status: PresenceStatus,
@@ -68,11 +73,72 @@ pub struct PresenceChange {
     pub session: String,
     /// [`PresenceStatus::Online`] or [`PresenceStatus::Offline`].
     pub status: PresenceStatus,
-    /// Grows with each change while the server runs: of two changes the one with the greater is the newer.
+    /// Grows with each change: of two changes the one with the greater is the newer, and whoever has a
+    /// [`Presence`] knows those up to its generation. It begins with the time at which the server started, so that those
+    /// of a server that was started again are greater than any from before.
     pub generation: u64,
 }
 
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+/// The arguments of `_bothways` / `Roster`, as Go declares them.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct RosterArgs {
+    pub(crate) topic: String,
+    /// The last member of an earlier reply, of which there is more; empty for the first.
+    pub(crate) after_user: String,
+    pub(crate) after_session: String,
+}
+
+/// The reply, as Go declares it.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct RosterReply {
+    pub(crate) generation: u64,
+    pub(crate) members: Vec<RosterMember>,
+    /// There are more behind the last of these.
+    pub(crate) more: bool,
+}
+
+/// One user in a topic, or one session without a user; the other is empty.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct RosterMember {
+    pub(crate) user: String,
+    pub(crate) session: String,
+    pub(crate) status: PresenceStatus,
+}
+
+/// Members that one reply has at most.
+pub(crate) const ROSTER_MEMBERS_MAX: usize = 1000;
+
+impl RosterArgs {
+    /// Behind whom the reply begins; `None` if that is no member's name.
+    pub(super) fn after(&self) -> Option<Who> {
+        match (self.after_user.as_str(), self.after_session.parse()) {
+            ("", session) => session.ok().map(Who::Session),
+            (user, _) => Some(Who::User(user.into())),
+        }
+    }
+}
+
+impl From<PresenceMember> for RosterMember {
+    fn from(member: PresenceMember) -> Self {
+        let session = match &member.user {
+            Some(_) => String::new(),
+            None => member.sessions.first().map(SessionId::to_string).unwrap_or_default(),
+        };
+        Self { user: member.user.as_deref().unwrap_or_default().to_owned(), session, status: member.status }
+    }
+}
+
+impl From<RosterMember> for PresenceMember {
+    fn from(member: RosterMember) -> Self {
+        let user = Some(Arc::from(member.user)).filter(|user: &Arc<str>| !user.is_empty());
+        Self { user, sessions: member.session.parse().into_iter().collect(), status: member.status }
+    }
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Who {
     User(Arc<str>),
     Session(SessionId),
@@ -89,72 +155,128 @@ impl Who {
 pub(super) struct Change {
     pub(super) who: Who,
     pub(super) is_in: bool,
+    pub(super) generation: u64,
+}
+
+/// Numbers changes, over all topics of a server and all its lives.
+#[derive(Debug)]
+pub(super) struct Generations(AtomicU64);
+
+impl Generations {
+    /// The first number that a server gives out which starts now: so many for each millisecond since 1970, that those of
+    /// its lives follow each other; below 2^53 until the year 2255, so that every language's numbers hold it.
+    pub(super) fn beginning_at(now: SystemTime) -> Self {
+        let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        Self(AtomicU64::new(u64::try_from(millis).unwrap_or(0) << 10))
+    }
+
+    /// The number of the last change.
+    fn last(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    /// Of the last change that was told.
+    /// Of the last change.
     pub(super) generation: u64,
     members: BTreeMap<Who, Member>,
-    of_session: HashMap<SessionId, Who>,
+    of_session: HashMap<SessionId, Entered>,
+    /// Users without a session, by when they are gone.
+    leaving: BTreeSet<(Duration, Who)>,
+}
+
+#[derive(Debug)]
+struct Entered {
+    who: Who,
+    /// The generation of the last change, anywhere, when it entered.
+    generation: u64,
 }
 
 #[derive(Debug, Default)]
 struct Member {
-    sessions: Vec<SessionId>,
+    sessions: BTreeSet<SessionId>,
     /// When a user without a session is gone.
-    until: Duration,
+    until: Option<Duration>,
 }
 
 impl Roster {
     /// A session subscribes, or is now somebody else's.
-    pub(super) fn enter(&mut self, who: &Who, session: SessionId) -> Vec<Change> {
-        if self.of_session.get(&session) == Some(who) {
+    pub(super) fn enter(&mut self, who: &Who, session: SessionId, generations: &Generations) -> Vec<Change> {
+        if self.of_session.get(&session).is_some_and(|entered| entered.who == *who) {
             return Vec::new();
         }
-        let mut changes: Vec<Change> = self.leave(session, None).into_iter().collect();
-        self.of_session.insert(session, who.clone());
-        let is_new = !self.members.contains_key(who);
-        self.members.entry(who.clone()).or_default().sessions.push(session);
-        if is_new {
-            changes.push(Change { who: who.clone(), is_in: true });
+        let mut changes: Vec<Change> = self.leave(session, None, generations).into_iter().collect();
+        if !self.members.contains_key(who) {
+            changes.push(self.change(who.clone(), true, generations));
+        }
+        let generation = changes.last().map_or_else(|| generations.last(), |last| last.generation);
+        self.of_session.insert(session, Entered { who: who.clone(), generation });
+        let member = self.members.entry(who.clone()).or_default();
+        member.sessions.insert(session);
+        if let Some(until) = member.until.take() {
+            self.leaving.remove(&(until, who.clone()));
         }
         changes
     }
 
     /// A session subscribes no more. `until`: its user may come back by then.
-    pub(super) fn leave(&mut self, session: SessionId, until: Option<Duration>) -> Option<Change> {
-        let who = self.of_session.remove(&session)?;
+    pub(super) fn leave(
+        &mut self,
+        session: SessionId,
+        until: Option<Duration>,
+        generations: &Generations,
+    ) -> Option<Change> {
+        let who = self.of_session.remove(&session)?.who;
         let member = self.members.get_mut(&who).expect("a session is in its member");
-        member.sessions.retain(|other| *other != session);
+        member.sessions.remove(&session);
         if !member.sessions.is_empty() {
             return None;
         }
         if let (Some(until), Who::User(_)) = (until, &who) {
-            member.until = until;
+            member.until = Some(until);
+            self.leaving.insert((until, who));
             return None;
         }
         self.members.remove(&who);
-        Some(Change { who, is_in: false })
+        Some(self.change(who, false, generations))
     }
 
     /// The users who did not come back in time leave.
-    pub(super) fn expire(&mut self, now: Duration) -> Vec<Change> {
+    pub(super) fn expire(&mut self, now: Duration, generations: &Generations) -> Vec<Change> {
         let mut gone = Vec::new();
-        self.members.retain(|who, member| {
-            let stays = !member.sessions.is_empty() || now < member.until;
-            if !stays {
-                gone.push(Change { who: who.clone(), is_in: false });
-            }
-            stays
-        });
+        while self.leaving.first().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, who)) = self.leaving.pop_first() else { break };
+            self.members.remove(&who);
+            gone.push(self.change(who, false, generations));
+        }
         gone
     }
 
-    /// Each member with its sessions: users by name, then sessions.
-    pub(super) fn members(&self) -> impl Iterator<Item = (&Who, &[SessionId])> {
-        self.members.iter().map(|(who, member)| (who, member.sessions.as_slice()))
+    fn change(&mut self, who: Who, is_in: bool, generations: &Generations) -> Change {
+        self.generation = generations.next();
+        Change { who, is_in, generation: self.generation }
+    }
+
+    /// When the next user without a session is gone.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        self.leaving.first().map(|(until, _)| *until)
+    }
+
+    /// The generation up to which a session knows who is in; 0 if it watches by a wildcard.
+    pub(super) fn entered(&self, session: SessionId) -> u64 {
+        self.of_session.get(&session).map_or(0, |entered| entered.generation)
+    }
+
+    /// Each member with its sessions: users by name, then sessions. `after`: those behind this one.
+    pub(super) fn members(&self, after: Option<&Who>) -> impl Iterator<Item = (&Who, &BTreeSet<SessionId>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.members.range((from, Bound::Unbounded)).map(|(who, member)| (who, &member.sessions))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -164,8 +286,6 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -174,33 +294,64 @@ mod tests {
         Who::User(Arc::from(name))
     }
 
-    fn change(who: &Who, is_in: bool) -> Change {
-        Change { who: who.clone(), is_in }
+    fn generations() -> Generations {
+        Generations::beginning_at(UNIX_EPOCH + Duration::from_millis(1))
+    }
+
+    /// Who came, and who left.
+    fn told(changes: impl IntoIterator<Item = Change>) -> Vec<(Who, bool)> {
+        changes.into_iter().map(|change| (change.who, change.is_in)).collect()
     }
 
     /// A user is in from the first session to the last.
     #[test]
     fn a_user_is_in_by_any_session() {
         let (mut roster, ann, phone, desk) = (Roster::default(), user("ann"), SessionId(1), SessionId(2));
-        assert_eq!(roster.enter(&ann, phone), [change(&ann, true)]);
-        assert_eq!(roster.enter(&ann, desk), []);
-        assert_eq!(roster.leave(phone, None), None);
-        assert_eq!(roster.leave(desk, None), Some(change(&ann, false)));
+        let all = generations();
+        assert_eq!(told(roster.enter(&ann, phone, &all)), [(ann.clone(), true)]);
+        assert_eq!(told(roster.enter(&ann, desk, &all)), []);
+        assert_eq!(told(roster.leave(phone, None, &all)), []);
+        assert_eq!(told(roster.leave(desk, None, &all)), [(ann, false)]);
         assert!(roster.is_empty());
     }
 
     /// A user who comes back in time was never gone; one who does not is, once.
     #[test]
     fn a_blink_changes_nothing() {
-        let (mut roster, ann) = (Roster::default(), user("ann"));
-        roster.enter(&ann, SessionId(1));
-        assert_eq!(roster.leave(SessionId(1), Some(Duration::from_secs(10))), None);
-        assert_eq!(roster.expire(Duration::from_secs(9)), []);
-        assert_eq!(roster.enter(&ann, SessionId(2)), []);
-        assert_eq!(roster.expire(Duration::from_secs(60)), []);
-        roster.leave(SessionId(2), Some(Duration::from_secs(70)));
-        assert_eq!(roster.expire(Duration::from_secs(70)), [change(&ann, false)]);
-        assert_eq!(roster.expire(Duration::from_secs(80)), []);
+        let (mut roster, ann, all) = (Roster::default(), user("ann"), generations());
+        let seconds = Duration::from_secs;
+        roster.enter(&ann, SessionId(1), &all);
+        assert_eq!(told(roster.leave(SessionId(1), Some(seconds(10)), &all)), []);
+        assert_eq!(roster.next_due(), Some(seconds(10)));
+        assert_eq!(told(roster.expire(seconds(9), &all)), []);
+        assert_eq!(told(roster.enter(&ann, SessionId(2), &all)), []);
+        assert_eq!(told(roster.expire(seconds(60), &all)), []);
+        roster.leave(SessionId(2), Some(seconds(70)), &all);
+        assert_eq!(told(roster.expire(seconds(70), &all)), [(ann, false)]);
+        assert_eq!(told(roster.expire(seconds(80), &all)), []);
+        assert_eq!(roster.next_due(), None);
+    }
+
+    /// A session is told of what came after it, and not of its own coming.
+    #[test]
+    fn who_comes_is_told_of_those_after_it() {
+        let (mut roster, all) = (Roster::default(), generations());
+        let generation = |changes: Vec<Change>| changes[0].generation;
+        let first = generation(roster.enter(&user("ann"), SessionId(1), &all));
+        let second = generation(roster.enter(&user("bob"), SessionId(2), &all));
+        assert!(first == roster.entered(SessionId(1)) && first < second);
+        assert_eq!(roster.entered(SessionId(2)), second);
+        assert_eq!(roster.entered(SessionId(3)), 0, "it watches by a wildcard");
+    }
+
+    /// A server that is started again goes on above its generations of before.
+    #[test]
+    fn generations_grow_over_the_lives_of_a_server() {
+        let now = SystemTime::now();
+        let first = Generations::beginning_at(now);
+        (0..100_000).for_each(|_| _ = first.next());
+        let second = Generations::beginning_at(now + Duration::from_secs(1));
+        assert!(first.last() < second.last() && second.last() < 1 << 53);
     }
 
     proptest! {
@@ -208,16 +359,17 @@ mod tests {
         /// who was not there.
         #[test]
         fn changes_add_up(steps in prop::collection::vec((0..4_u8, 0..4_u128, 0..3_usize, 0..5_u64), 0..60)) {
-            let mut roster = Roster::default();
+            let (mut roster, all) = (Roster::default(), generations());
             let (mut now, mut told) = (Duration::ZERO, BTreeSet::new());
             for (step, session, name, pause) in steps {
                 now += Duration::from_secs(pause);
                 let session = SessionId(session);
                 let user = ["ann", "bob"].get(name).map(|name| Arc::from(*name));
+                let until = (name == 0).then_some(now + Duration::from_secs(3));
                 let changes = match step {
-                    0 | 1 => roster.enter(&Who::new(user, session), session),
-                    2 => roster.leave(session, (name == 0).then_some(now + Duration::from_secs(3))).into_iter().collect(),
-                    _ => roster.expire(now),
+                    0 | 1 => roster.enter(&Who::new(user, session), session, &all),
+                    2 => roster.leave(session, until, &all).into_iter().collect(),
+                    _ => roster.expire(now, &all),
                 };
                 for change in changes {
                     let was_told = match change.is_in {
@@ -226,7 +378,7 @@ mod tests {
                     };
                     prop_assert!(was_told);
                 }
-                let present: BTreeSet<Who> = roster.members().map(|(who, _)| who.clone()).collect();
+                let present: BTreeSet<Who> = roster.members(None).map(|(who, _)| who.clone()).collect();
                 prop_assert_eq!(&present, &told);
             }
         }

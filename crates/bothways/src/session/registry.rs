@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,8 +25,8 @@ use super::{
     acks::{self, Acks},
     away::Away,
     claims::{Claims, Listed},
+    crowd::Crowd,
     explain::{self, Explanation, Standing, Trail, What},
-    few::Few,
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
@@ -39,9 +39,15 @@ use super::{
 };
 use crate::{
     calm::Calm,
-    connection::{Connection, ConnectionId, PushFrame},
+    connection::{Connection, ConnectionId, METHODS_BYTES_MAX, PushFrame},
     error::{PushError, ReservedName},
 };
+
+/// Sessions that end, or are written to, before others have their turn.
+pub(super) const ENDED_AT_ONCE: usize = 256;
+
+/// Sessions up to which whoever pushes to many writes to all of them itself.
+const WRITTEN_AT_ONCE: usize = 4096;
 
 /// Tables of one kind: enough that threads rarely meet, few enough to walk.
 const SHARDS: usize = 64;
@@ -55,6 +61,10 @@ pub(crate) struct SessionOptions {
     pub(crate) away_max: usize,
     /// Topics and patterns that a client may subscribe to at once.
     pub(crate) subscriptions_max: usize,
+    /// What these may take.
+    pub(crate) subscription_bytes_max: usize,
+    /// What the subscriptions of all sessions may take before a client's are refused.
+    pub(crate) all_subscription_bytes_max: usize,
     pub(crate) rules: Rules,
     pub(super) bounds: Arc<Bounds>,
     /// The calls of each user are counted.
@@ -72,6 +82,8 @@ impl Default for SessionOptions {
             resume_window: Duration::from_secs(120),
             away_max: 100_000,
             subscriptions_max: 1000,
+            subscription_bytes_max: 512 << 10,
+            all_subscription_bytes_max: 1 << 30,
             rules: Rules::default(),
             bounds: Arc::default(),
             counts_user_calls: false,
@@ -123,11 +135,13 @@ pub(crate) struct Registry {
     connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Connections that have no session yet.
     unmade: AtomicUsize,
-    me: Weak<Registry>,
+    pub(super) me: Weak<Registry>,
     by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
     pub(super) away: Away,
     told: Told,
+    /// Somebody sweeps: only one at a time.
+    sweeping: AtomicBool,
     /// What is left of sessions that ended, oldest first.
     ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
@@ -143,7 +157,7 @@ struct Told {
 /// What belongs to one user.
 #[derive(Default)]
 struct OfUser {
-    sessions: Few<Session>,
+    sessions: Crowd<Session>,
     /// From the second session on, or if its calls are counted. What a user of one session holds, the ledger of that
     /// one holds.
     account: Option<Arc<Account>>,
@@ -161,6 +175,15 @@ impl Registry {
         options: SessionOptions,
         connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     ) -> Arc<Self> {
+        let log = options.bounds.tracked_messages;
+        for (pattern, history) in options.rules.keeping_more_than(log) {
+            tracing::warn!(
+                pattern,
+                history,
+                log,
+                "the history is longer than `session_log`: not all of it can be recovered at once"
+            );
+        }
         Arc::new_cyclic(|me| Self {
             hub: Hub::new(options.rules.clone()),
             options,
@@ -173,6 +196,7 @@ impl Registry {
             by_user: shards(),
             away: Away::default(),
             told: Told::default(),
+            sweeping: AtomicBool::new(false),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
         })
@@ -449,6 +473,7 @@ impl Registry {
         }
 
         self.away.recount(state.is_away(), false);
+        self.away.forget(session.id(), &state);
         let seldom = state.seldom();
         seldom.secret.let_in(claimed.attempt);
         seldom.lost_at = None;
@@ -490,6 +515,7 @@ impl Registry {
         let Some(session) = self.shard(&self.by_connection, &connection.id()).write().remove(&connection.id()) else {
             return;
         };
+        let now = Instant::now();
         let (waits, generation) = {
             let mut state = session.inner.state.lock();
             if state.connection.as_ref() != Some(connection) {
@@ -501,7 +527,7 @@ impl Registry {
             state.ledger.disconnect();
             // Without a window nobody comes back.
             if state.resumable && !self.options.resume_window.is_zero() {
-                let (methods, lost_at) = (connection.methods(), Some(Instant::now()));
+                let (methods, lost_at) = (connection.methods(), Some(now));
                 let seldom = state.seldom();
                 (seldom.methods, seldom.lost_at) = (methods, lost_at);
             }
@@ -513,7 +539,7 @@ impl Registry {
         };
         session.inner.changed.notify_waiters();
         if waits {
-            self.wait_for_client(session, generation);
+            self.wait_for_client(session, generation, now);
         } else {
             let why = match session.is_resumable() {
                 true => "with its connection: `resume_window` is 0",
@@ -524,22 +550,52 @@ impl Registry {
         }
     }
 
-    /// Ends sessions whose window is over, and forgets what topics need not keep.
-    pub(crate) fn sweep(&self, now: Instant) {
-        self.sweep_away(now);
-        self.sweep_topics();
+    /// Ends sessions whose window is over, and forgets what topics need not keep: in a task, which lets others run every
+    /// so many. Must be called within a tokio runtime.
+    pub(crate) fn start_sweep(&self, now: Instant) {
+        /// The next one may begin, also if this one was dropped with its runtime.
+        struct Sweeping(Arc<Registry>);
+
+        impl Drop for Sweeping {
+            fn drop(&mut self) {
+                self.0.sweeping.store(false, Ordering::Release);
+            }
+        }
+
+        let Some(me) = self.me.upgrade() else { return };
+        if me.sweeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let sweeping = Sweeping(me);
+        tokio::spawn(async move {
+            sweeping.0.sweep_away(now).await;
+            sweeping.0.sweep_topics().await;
+        });
     }
 
-    /// Ends all sessions, because no client can come back to any. Answers to how many a client might have, and how
-    /// many pushes these were owed.
-    pub(crate) fn end_all(&self, why: &str) -> (usize, usize) {
+    /// Ends all sessions, because no client can come back to any, and tells nobody of the others. Answers to how many a
+    /// client might have, and how many pushes these were owed.
+    pub(crate) async fn end_all(&self, why: &str) -> (usize, usize) {
+        self.be_quiet();
         let (mut sessions, mut pushes) = (0, 0);
-        for session in self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()) {
-            sessions += usize::from(session.is_resumable());
-            pushes += session.waiting().0;
-            self.remove(&session, Some(why), None);
+        for shard in &self.by_id {
+            let of_shard: Vec<Session> = shard.read().iter().cloned().collect();
+            for chunk in of_shard.chunks(ENDED_AT_ONCE) {
+                for session in chunk {
+                    sessions += usize::from(session.is_resumable());
+                    pushes += session.inner.state.lock().ledger.unhandled();
+                    self.remove(session, Some(why), None);
+                }
+                tokio::task::yield_now().await;
+            }
         }
         (sessions, pushes)
+    }
+
+    /// Ends these sessions now. Those of them that are in a topic together are not told of each other.
+    pub(crate) fn kick(&self, sessions: &[Session], why: &str) {
+        let _hold = self.hold_telling();
+        sessions.iter().for_each(|session| self.end(session, why));
     }
 
     /// Ends a session now.
@@ -576,6 +632,7 @@ impl Registry {
                 return None;
             }
             self.away.recount(state.is_away(), false);
+            self.away.forget(session.id(), &state);
             state.ended = true;
             state.resumable = false;
             let ledger = Ledger::new(Arc::clone(&self.options.bounds));
@@ -643,7 +700,7 @@ impl Registry {
         if is_theirs {
             let theirs = users.entry(Arc::clone(user)).or_default();
             if !is_listed {
-                theirs.sessions.push(session.clone());
+                theirs.sessions.add(session.clone());
                 state.listed += 1;
             }
             if theirs.account.is_none() && self.options.counts_user_calls {
@@ -652,8 +709,7 @@ impl Registry {
             state.ledger.bill(true, theirs.account.clone());
         } else if is_listed {
             let theirs = users.get_mut(user).expect("it was just seen");
-            let at = theirs.sessions.iter().position(|other| other == session).expect("it was just seen");
-            theirs.sessions.remove(at);
+            theirs.sessions.remove(session);
             let has_user = state.user.is_some();
             match (state.ledger.account(), &theirs.account) {
                 // Another user is billed already.
@@ -712,11 +768,11 @@ impl Registry {
             Who::Users(names) => {
                 let of_user = |name: &String| -> Vec<Session> {
                     let users = self.shard(&self.by_user, name.as_str()).read();
-                    users.get(name.as_str()).map(|theirs| theirs.sessions.to_vec()).unwrap_or_default()
+                    users.get(name.as_str()).map(|theirs| theirs.sessions.iter().cloned().collect()).unwrap_or_default()
                 };
                 unique(names.iter().flat_map(of_user).collect())
             }
-            Who::Topic(name) => {
+            Who::SubscribersOf(name) => {
                 topic::check_topic(name)?;
                 self.subscribers(name)
             }
@@ -743,7 +799,11 @@ impl Registry {
 
     /// What one session can take at most, if no push is larger than this.
     pub(crate) fn session_bytes_max(&self, push_bytes: usize) -> usize {
-        self.options.bounds.bytes_max(push_bytes) + self.options.events_max * explain::EVENT_BYTES_MAX
+        let options = &self.options;
+        options.bounds.bytes_max(push_bytes)
+            + options.events_max * explain::EVENT_BYTES_MAX
+            + options.subscription_bytes_max
+            + METHODS_BYTES_MAX
     }
 
     pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {
@@ -782,10 +842,23 @@ impl Registry {
         for session in sessions {
             session.add(push, &frame, receipt, &listed);
         }
-        for session in sessions {
-            session.pump();
-        }
+        self.pump_all(sessions);
         Ok(())
+    }
+
+    /// Writes to these sessions what is in their ledgers. To a crowd a task does so, which lets others run every so
+    /// many; the order of what each session gets is that of its ledger, whoever writes.
+    pub(super) fn pump_all(&self, sessions: &[Session]) {
+        let crowd = WRITTEN_AT_ONCE < sessions.len();
+        let runtime = crowd.then(|| tokio::runtime::Handle::try_current().ok()).flatten();
+        let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
+        let sessions = sessions.to_vec();
+        runtime.spawn(async move {
+            for chunk in sessions.chunks(ENDED_AT_ONCE) {
+                chunk.iter().for_each(Session::pump);
+                tokio::task::yield_now().await;
+            }
+        });
     }
 }
 

@@ -57,6 +57,15 @@ impl TopicOptions {
     /// Keeps the last `messages_max` messages of each topic, none longer than `time_to_live`, and no more than
     /// [`Self::history_bytes_max`]: a client that says how far it was gets what it missed.
     ///
+    /// What one recovery brings must find room in the session's log
+    /// ([`ServerBuilder::session_log`](crate::ServerBuilder::session_log), 1,000 messages unless chosen otherwise): a
+    /// client that is further behind recovers nothing by [`Client::subscribe_from`](crate::Client::subscribe_from).
+    /// What a client recovers by itself, after a lost session or a gap, comes in parts. So a server warns when it is
+    /// built with a history that is longer than the log.
+    ///
+    /// Where a topic stands is known for 24 hours after its last message is too old, for 65,536 topics at most: a client
+    /// that has that one is told that it misses nothing.
+    ///
     /// Of a topic with history the messages go in the order of their offsets: each as
     /// [`Priority::Normal`](super::Priority::Normal), and [`Class::Latest`](super::Class::Latest) as `Tracked`.
     pub fn history(mut self, messages_max: usize, time_to_live: Duration) -> Self {
@@ -158,6 +167,15 @@ impl Rules {
         topic::check_pattern(pattern)?;
         self.list.push((pattern.to_owned(), options));
         Ok(())
+    }
+
+    /// Topics that keep more messages than this, and so more than one recovery can bring.
+    pub(crate) fn keeping_more_than(&self, messages: usize) -> impl Iterator<Item = (&str, usize)> {
+        let of = |(_, options): &(String, TopicOptions)| options.history.as_ref().map(|h| h.messages);
+        self.list
+            .iter()
+            .filter_map(move |rule| of(rule).map(|kept| (rule.0.as_str(), kept)))
+            .filter(move |(_, kept)| messages < *kept)
     }
 
     /// The options of a topic, or of all topics of a pattern. `Err`: topics of the pattern have different ones.

@@ -17,7 +17,7 @@ pub(super) enum Who {
     Connection(ConnectionId),
     Session(SessionId),
     Users(Vec<String>),
-    Topic(String),
+    SubscribersOf(String),
     Everyone,
 }
 
@@ -46,9 +46,12 @@ impl Target {
         Self::new(Who::Users(names.into_iter().map(Into::into).collect()))
     }
 
-    /// All sessions that subscribe to this topic, each once, by however many patterns.
-    pub fn topic(name: impl Into<String>) -> Self {
-        Self::new(Who::Topic(name.into()))
+    /// All sessions that subscribe to this topic now, each once, by however many patterns: past its history.
+    ///
+    /// What is pushed to these is no message of the topic. It has no topic and no position, and no history keeps it, so
+    /// that nobody recovers it: [`Server::publish`](crate::Server::publish) is what a topic's messages go by.
+    pub fn subscribers_of(topic: impl Into<String>) -> Self {
+        Self::new(Who::SubscribersOf(topic.into()))
     }
 
     /// All sessions. A client that is coming back has two while its new connection has not said whose it is: its own,
@@ -64,7 +67,8 @@ impl Target {
         self
     }
 
-    /// Only sessions that have this label with this value.
+    /// Only sessions that have this label with this value. Each session that the target names otherwise is looked at:
+    /// with [`Self::everyone`] all of the server's.
     pub fn only_labelled(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.push((key.into(), value.into()));
         self
@@ -76,14 +80,20 @@ impl Target {
             Who::Session(session) => *session == id,
             Who::Users(names) => user.is_some_and(|user| names.iter().any(|name| name == user)),
             Who::Everyone => true,
-            Who::Connection(_) | Who::Topic(_) => false,
+            Who::Connection(_) | Who::SubscribersOf(_) => false,
         };
         named && self.labels.is_empty() && !self.except.contains(&id)
     }
 
     /// True if the session is not excluded.
     pub(super) fn admits(&self, session: &Session) -> bool {
-        !self.except.contains(&session.id())
-            && self.labels.iter().all(|(key, value)| session.label(key).as_deref() == Some(value))
+        if self.except.contains(&session.id()) {
+            return false;
+        }
+        if self.labels.is_empty() {
+            return true;
+        }
+        let state = session.inner.state.lock();
+        self.labels.iter().all(|(key, value)| state.label(key) == Some(value))
     }
 }

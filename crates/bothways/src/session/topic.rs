@@ -40,6 +40,31 @@ pub enum TopicError {
         /// How many.
         subscriptions: usize,
     },
+    /// What a client's subscriptions take has reached the session's bound.
+    #[error("the subscriptions of the session take {bytes} bytes already, and may take no more")]
+    TooManySubscriptionBytes {
+        /// How many.
+        bytes: usize,
+    },
+    /// What all subscriptions of the server take has reached its bound.
+    #[error("the subscriptions at this server take {bytes} bytes already, and may take no more")]
+    ServerSubscriptionsFull {
+        /// How many.
+        bytes: usize,
+    },
+    /// More wildcards than a client's pattern may have.
+    #[error("a pattern of {wildcards} wildcards: a client's may have {WILDCARDS_MAX} at most")]
+    TooManyWildcards {
+        /// How many.
+        wildcards: usize,
+    },
+    /// The client, or its user, has made so many topics of which the server keeps who is present that others would find
+    /// no room.
+    #[error("{topics} topics are kept for this client already, and others need the room that is left")]
+    TooManyTopicsMade {
+        /// How many.
+        topics: usize,
+    },
     /// The server keeps history or presence of as many topics as it may.
     #[error("the server keeps {topics} topics already, and may keep no more")]
     TooManyTopics {
@@ -126,7 +151,25 @@ fn check(text: &str) -> Result<(), TopicError> {
 
 /// What one subscriber has subscribed to: checked patterns, sorted, each with a stamp.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Patterns(Few<(Arc<str>, u64)>);
+pub(super) struct Patterns(Few<(Arc<str>, Since)>);
+
+/// The stamp from which on a subscriber was sent everything; and in the two highest bits, which no stamp reaches:
+/// whether nothing may overtake what it was not sent, and whether there is such a message now.
+#[derive(Clone, Copy, Debug)]
+struct Since(u64);
+
+impl Since {
+    const ORDERED: u64 = 1 << 63;
+    const STALLED: u64 = 1 << 62;
+
+    fn stamp(self) -> u64 {
+        self.0 & !(Self::ORDERED | Self::STALLED)
+    }
+
+    fn with_stamp(self, stamp: u64) -> Self {
+        Self(self.0 & (Self::ORDERED | Self::STALLED) | stamp)
+    }
+}
 
 impl Patterns {
     fn place(&self, pattern: &str) -> Result<usize, usize> {
@@ -134,7 +177,7 @@ impl Patterns {
     }
 
     pub(super) fn get(&self, pattern: &str) -> Option<u64> {
-        self.place(pattern).ok().map(|at| self.0[at].1)
+        self.place(pattern).ok().map(|at| self.0[at].1.stamp())
     }
 
     pub(super) fn contains(&self, pattern: &str) -> bool {
@@ -144,8 +187,35 @@ impl Patterns {
     /// Adds a pattern, or changes its stamp.
     pub(super) fn insert(&mut self, pattern: Arc<str>, stamp: u64) {
         match self.place(&pattern) {
-            Ok(at) => self.0[at].1 = stamp,
-            Err(at) => self.0.insert(at, (pattern, stamp)),
+            Ok(at) => self.0[at].1 = self.0[at].1.with_stamp(stamp),
+            Err(at) => self.0.insert(at, (pattern, Since(stamp))),
+        }
+    }
+
+    /// From here on the subscriber asks for what it was not sent of this topic: nothing of it is to overtake that.
+    pub(super) fn set_ordered(&mut self, topic: &str) {
+        if let Ok(at) = self.place(topic) {
+            self.0[at].1.0 |= Since::ORDERED;
+        }
+    }
+
+    /// A message of this topic is not sent. If nothing may overtake it, nothing is until [`Self::go_on`].
+    pub(super) fn stall(&mut self, topic: &str) {
+        if let Ok(at) = self.place(topic)
+            && self.0[at].1.0 & Since::ORDERED != 0
+        {
+            self.0[at].1.0 |= Since::STALLED;
+        }
+    }
+
+    pub(super) fn is_stalled(&self, topic: &str) -> bool {
+        self.place(topic).is_ok_and(|at| self.0[at].1.0 & Since::STALLED != 0)
+    }
+
+    /// The subscriber has got what it was not sent of this topic, or knows that it does not get it.
+    pub(super) fn go_on(&mut self, topic: &str) {
+        if let Ok(at) = self.place(topic) {
+            self.0[at].1.0 &= !Since::STALLED;
         }
     }
 
@@ -163,7 +233,7 @@ impl Patterns {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.0.iter().map(|(pattern, stamp)| (pattern, *stamp))
+        self.0.iter().map(|(pattern, since)| (pattern, since.stamp()))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
@@ -171,10 +241,40 @@ impl Patterns {
     }
 }
 
-/// Who subscribes to what: a tree of segments. `S` names a subscriber.
+/// Most wildcards in a pattern of a client: what a publish walks grows with their number, by powers.
+pub(super) const WILDCARDS_MAX: usize = 3;
+
+/// The wildcards of a checked pattern.
+pub(super) fn wildcards(pattern: &str) -> usize {
+    pattern.split('.').filter(|segment| matches!(*segment, "*" | ">")).count()
+}
+
+/// What a topic that is subscribed to takes beside the bytes of its name: its places in the table, for its first
+/// subscriber and in that one's list.
+const TOPIC_BYTES: usize = 256;
+
+/// What a segment of a pattern with wildcards takes, at most, beside its bytes: a node with a table of its own.
+const NODE_BYTES: usize = 640;
+
+/// What each further subscriber takes: its place there, and the pattern's place in its list.
+const SUBSCRIBER_BYTES: usize = 64;
+
+/// What a checked pattern takes, at most, that one session subscribes to.
+pub(super) fn bytes_of(pattern: &str) -> usize {
+    match has_wildcard(pattern) {
+        true => TOPIC_BYTES + 2 * pattern.len() + NODE_BYTES * pattern.split('.').count(),
+        false => TOPIC_BYTES + pattern.len(),
+    }
+}
+
+/// Who subscribes to what: topics by name, and a tree of segments of the patterns that have wildcards. `S` names a
+/// subscriber.
 #[derive(Debug)]
 pub(super) struct Subscriptions<S> {
+    topics: HashMap<Arc<str>, HashSet<S>>,
     root: Node<S>,
+    /// What all this takes, at most.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -194,90 +294,143 @@ impl<S> Default for Node<S> {
 
 impl<S> Default for Subscriptions<S> {
     fn default() -> Self {
-        Self { root: Node::default() }
+        Self { topics: HashMap::new(), root: Node::default(), bytes: 0 }
     }
 }
 
 impl<S: Eq + Hash> Subscriptions<S> {
     /// A checked pattern as a text that its subscribers share.
     pub(super) fn shared(&self, pattern: &str) -> Arc<str> {
-        let known = self.find(pattern).and_then(|node| node.pattern.clone());
-        known.unwrap_or_else(|| pattern.into())
+        let known = match has_wildcard(pattern) {
+            true => self.node(pattern).and_then(|node| node.pattern.as_ref()),
+            false => self.topics.get_key_value(pattern).map(|(name, _)| name),
+        };
+        known.map_or_else(|| pattern.into(), Arc::clone)
     }
 
     /// Adds a subscriber to a checked pattern, once.
     pub(super) fn add(&mut self, pattern: &Arc<str>, subscriber: S) {
-        let node = pattern.split('.').fold(&mut self.root, |node, segment| {
-            if !node.children.contains_key(segment) {
-                node.children.insert(segment.into(), Node::default());
+        let of_pattern = match has_wildcard(pattern) {
+            false => self.topics.entry(Arc::clone(pattern)).or_default(),
+            true => {
+                let node = pattern.split('.').fold(&mut self.root, |node, segment| {
+                    if !node.children.contains_key(segment) {
+                        node.children.insert(segment.into(), Node::default());
+                    }
+                    node.children.get_mut(segment).expect("it was just added")
+                });
+                node.pattern.get_or_insert_with(|| Arc::clone(pattern));
+                &mut node.subscribers
             }
-            node.children.get_mut(segment).expect("it was just added")
-        });
-        node.pattern.get_or_insert_with(|| Arc::clone(pattern));
-        node.subscribers.insert(subscriber);
+        };
+        let is_first = of_pattern.is_empty();
+        if of_pattern.insert(subscriber) {
+            self.bytes += if is_first { bytes_of(pattern) } else { SUBSCRIBER_BYTES };
+        }
     }
 
     /// Removes a subscriber from a pattern, and what is left without subscribers.
     pub(super) fn remove(&mut self, pattern: &str, subscriber: &S) {
-        remove(&mut self.root, pattern.split('.'), subscriber);
+        let left = match has_wildcard(pattern) {
+            true => remove(&mut self.root, &pattern.split('.').collect::<Vec<_>>(), subscriber),
+            false => self.topics.get_mut(pattern).and_then(|all| take_out(all, subscriber)),
+        };
+        match left {
+            None => return,
+            Some(0) => {
+                self.topics.remove(pattern);
+                self.bytes -= bytes_of(pattern);
+            }
+            Some(_) => self.bytes -= SUBSCRIBER_BYTES,
+        }
+        if self.topics.len() < self.topics.capacity() / 8 {
+            self.topics.shrink_to_fit();
+        }
     }
 
-    /// Shows each subscriber of a checked topic; one with several matching patterns several times.
-    pub(super) fn each(&self, topic: &str, mut show: impl FnMut(&S)) {
+    /// Shows the subscribers of each pattern that matches a checked topic: one who has several of these is shown as
+    /// often. Returns how many places it looked at.
+    pub(super) fn each<'a>(&'a self, topic: &str, mut show: impl FnMut(&'a HashSet<S>)) -> usize {
+        let named = self.topics.get(topic);
+        named.into_iter().for_each(&mut show);
+        if self.root.children.is_empty() {
+            return 1;
+        }
         let segments: Vec<&str> = topic.split('.').collect();
-        each(&self.root, &segments, &mut show);
+        1 + each(&self.root, &segments, &mut show)
     }
 
     /// How many subscribe to exactly this pattern.
     pub(super) fn count(&self, pattern: &str) -> usize {
-        self.find(pattern).map_or(0, |node| node.subscribers.len())
+        let subscribers = match has_wildcard(pattern) {
+            true => self.node(pattern).map(|node| &node.subscribers),
+            false => self.topics.get(pattern),
+        };
+        subscribers.map_or(0, HashSet::len)
     }
 
-    fn find(&self, pattern: &str) -> Option<&Node<S>> {
+    /// What all subscriptions take, at most.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn node(&self, pattern: &str) -> Option<&Node<S>> {
         pattern.split('.').try_fold(&self.root, |node, segment| node.children.get(segment))
     }
 
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.root.children.is_empty()
+        self.root.children.is_empty() && self.topics.is_empty() && self.bytes == 0
     }
 }
 
-/// True if the node is empty afterwards.
-fn remove<'a, S: Eq + Hash>(node: &mut Node<S>, mut segments: impl Iterator<Item = &'a str>, subscriber: &S) -> bool {
-    match segments.next() {
-        None => {
-            node.subscribers.remove(subscriber);
-            if node.subscribers.is_empty() {
-                node.pattern = None;
-            }
-            if node.subscribers.len() < node.subscribers.capacity() / 8 {
-                node.subscribers.shrink_to_fit();
-            }
-        }
-        Some(segment) => {
-            // The number of segments bounds the depth.
-            let segments: Box<dyn Iterator<Item = &'a str>> = Box::new(segments.collect::<Vec<_>>().into_iter());
-            if node.children.get_mut(segment).is_some_and(|child| remove(child, segments, subscriber)) {
-                node.children.remove(segment);
-            }
-        }
+/// Answers how many are left; `None`: it was not among them.
+fn take_out<S: Eq + Hash>(subscribers: &mut HashSet<S>, subscriber: &S) -> Option<usize> {
+    if !subscribers.remove(subscriber) {
+        return None;
     }
-    node.subscribers.is_empty() && node.children.is_empty()
+    if subscribers.len() < subscribers.capacity() / 8 {
+        subscribers.shrink_to_fit();
+    }
+    Some(subscribers.len())
 }
 
-fn each<S>(node: &Node<S>, segments: &[&str], show: &mut impl FnMut(&S)) {
-    let Some((first, rest)) = segments.split_first() else {
-        return node.subscribers.iter().for_each(show);
+/// As [`take_out`], and forgets the nodes that are empty afterwards.
+fn remove<S: Eq + Hash>(node: &mut Node<S>, segments: &[&str], subscriber: &S) -> Option<usize> {
+    let Some((segment, rest)) = segments.split_first() else {
+        let left = take_out(&mut node.subscribers, subscriber);
+        if node.subscribers.is_empty() {
+            node.pattern = None;
+        }
+        return left;
     };
+    // The number of segments bounds the depth.
+    let child = node.children.get_mut(*segment)?;
+    let left = remove(child, rest, subscriber);
+    if child.subscribers.is_empty() && child.children.is_empty() {
+        node.children.remove(*segment);
+    }
+    left
+}
+
+fn each<'a, S>(node: &'a Node<S>, segments: &[&str], show: &mut impl FnMut(&'a HashSet<S>)) -> usize {
+    let Some((first, rest)) = segments.split_first() else {
+        if !node.subscribers.is_empty() {
+            show(&node.subscribers);
+        }
+        return 1;
+    };
+    let mut seen = 1;
     if let Some(tail) = node.children.get(">") {
-        tail.subscribers.iter().for_each(&mut *show);
+        show(&tail.subscribers);
+        seen += 1;
     }
     for segment in [first, "*"] {
         if let Some(child) = node.children.get(segment) {
-            each(child, rest, show);
+            seen += each(child, rest, show);
         }
     }
+    seen
 }
 
 #[cfg(test)]
@@ -332,8 +485,8 @@ mod tests {
                     tree.remove(&pattern, &number);
                 }
             }
-            let mut found = Vec::new();
-            tree.each(&topic, |number| found.push(*number));
+            let mut found: Vec<usize> = Vec::new();
+            tree.each(&topic, |numbers| found.extend(numbers));
             found.sort_unstable();
             let mut expected: Vec<_> =
                 left.iter().filter(|(_, pattern)| matches(pattern, &topic)).map(|(number, _)| *number).collect();
@@ -379,6 +532,32 @@ mod tests {
         (0..CROWD).for_each(|number| tree.remove("news", &Compared(number)));
         assert!(tree.is_empty());
         assert!(COMPARISONS.get() < 5 * CROWD as usize, "{} comparisons", COMPARISONS.get());
+    }
+
+    /// What a publish walks is bounded by the wildcards that a client's pattern may have, however many patterns there are.
+    #[test]
+    fn a_publish_looks_at_few_places_whatever_clients_subscribe_to() {
+        let mut tree = Subscriptions::default();
+        let mut patterns = 0;
+        for bits in 0..1_u32 << (SEGMENTS_MAX - 1) {
+            let segment = |at| if bits >> at & 1 == 1 { "*" } else { "a" };
+            let mut pattern: Vec<&str> = (0..SEGMENTS_MAX - 1).map(segment).collect();
+            pattern.push("zz");
+            let pattern = pattern.join(".");
+            if wildcards(&pattern) <= WILDCARDS_MAX {
+                tree.add(&pattern.as_str().into(), patterns);
+                patterns += 1;
+            }
+        }
+        for name in 0..100_000 {
+            tree.add(&format!("a.{name}").into(), name);
+        }
+        let mut found = 0;
+        let seen = tree.each(&["a"; SEGMENTS_MAX].join("."), |_| found += 1);
+        assert_eq!((patterns, found), (576, 0));
+        assert!(seen <= 2517, "{seen} places");
+        assert!(tree.each("a.7", |_| found += 1) <= 8, "a name is one place, beside the patterns that begin alike");
+        assert_eq!(found, 1);
     }
 
     /// All topics of up to four segments of three names.

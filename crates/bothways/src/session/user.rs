@@ -1,13 +1,8 @@
 //! Calls to a user, who may have several sessions: a phone, a desk, a watch.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
-    sync::Arc,
-    task::Poll,
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
-use super::{Push, Receipt, Registry, Session, Target, call::CALL_TIMEOUT, push};
+use super::{Push, Receipt, Registry, Session, Target, call::CALL_TIMEOUT, push, side_by_side::SideBySide};
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
@@ -106,7 +101,7 @@ impl User {
         let sessions = self.sessions();
         let call = RawCall { service_path, service_method, serialize, payload, options };
         call.check_reserved()?;
-        let mut calls = Calls::begin(&sessions, call);
+        let mut calls = call_each(&sessions, call);
         let mut outcomes: Vec<_> = sessions.iter().map(|_| None).collect();
         while let Some((at, outcome)) = calls.next().await {
             outcomes[at] = Some(outcome.and_then(|reply| {
@@ -182,7 +177,7 @@ impl Caller for User {
             _ => 1,
         };
         // Whoever is not done when this returns is dropped with it, and so cancelled.
-        let mut calls = Calls::begin(&callees, call);
+        let mut calls = call_each(&callees, call);
         let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
         let mut left = callees.len();
         while let Some((_, outcome)) = calls.next().await {
@@ -237,36 +232,15 @@ fn weight(error: &CallError) -> u8 {
     }
 }
 
-type CallFuture<'a> = Pin<Box<dyn Future<Output = Result<RawReply, CallError>> + Send + 'a>>;
+/// The same call to several sessions, side by side: each with the place of its session.
+type Calls<'a> = SideBySide<'a, Result<RawReply, CallError>>;
 
-/// The same call to several sessions, side by side.
-struct Calls<'a> {
-    running: Vec<(usize, CallFuture<'a>)>,
+fn call_each<'a>(sessions: &'a [Session], mut call: RawCall<'a>) -> Calls<'a> {
+    call.options.timeout = call.options.timeout.or(Some(CALL_TIMEOUT));
+    SideBySide::new(sessions.iter().map(move |session| -> BoxFuture<'a> { Box::pin(session.call_raw(call.clone())) }))
 }
 
-impl<'a> Calls<'a> {
-    fn begin(sessions: &'a [Session], mut call: RawCall<'a>) -> Self {
-        call.options.timeout = call.options.timeout.or(Some(CALL_TIMEOUT));
-        let begin = |(at, session): (usize, &'a Session)| -> (usize, CallFuture<'a>) {
-            (at, Box::pin(session.call_raw(call.clone())))
-        };
-        Self { running: sessions.iter().enumerate().map(begin).collect() }
-    }
-
-    /// The next that ends, with the place of its session; `None` when all have.
-    async fn next(&mut self) -> Option<(usize, Result<RawReply, CallError>)> {
-        poll_fn(|cx| {
-            for at in 0..self.running.len() {
-                if let Poll::Ready(outcome) = self.running[at].1.as_mut().poll(cx) {
-                    let (place, _) = self.running.swap_remove(at);
-                    return Poll::Ready(Some((place, outcome)));
-                }
-            }
-            if self.running.is_empty() { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await
-    }
-}
+type BoxFuture<'a> = Pin<Box<dyn Future<Output = Result<RawReply, CallError>> + Send + 'a>>;
 
 impl std::fmt::Debug for User {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -58,7 +58,7 @@ async fn a_session_is_sent_one_of_several_by_whatever_way() {
     let (_ann, mut to_ann) = client(listening.address(), "ann").await;
     session_of(&server, "ann").subscribe("alerts.*").expect("a pattern");
     session_of(&server, "ann").subscribe("fires.*").expect("a pattern");
-    let first = server.push(&Target::topic("alerts.a"), &push("x", "k")).expect("small");
+    let first = server.push(&Target::subscribers_of("alerts.a"), &push("x", "k")).expect("small");
     let repeated = [
         server.publish("fires.b", &push("x", "k")).expect("small"),
         session_of(&server, "ann").push(&push("y", "k")).expect("small"),

@@ -43,6 +43,7 @@ mod slow_clients;
 mod support;
 #[cfg(feature = "testing")]
 mod testing;
+mod topic_promises;
 mod topics;
 mod trust;
 mod turns;

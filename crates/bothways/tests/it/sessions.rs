@@ -69,8 +69,8 @@ async fn targets_name_sessions() {
     assert_eq!(reached(Target::user("ann")), 2);
     assert_eq!(reached(Target::users(["ann", "bob", "ann"])), 3);
     assert_eq!(reached(Target::everyone()), 3);
-    assert_eq!(reached(Target::topic("news.sport")), 2, "by however many patterns, each once");
-    assert_eq!(reached(Target::topic("news.sport.today")), 1);
+    assert_eq!(reached(Target::subscribers_of("news.sport")), 2, "by however many patterns, each once");
+    assert_eq!(reached(Target::subscribers_of("news.sport.today")), 1);
     assert_eq!(reached(Target::user("nobody")), 0);
 
     let of_bob = server.sessions(&Target::user("bob")).expect("no topic")[0].clone();

@@ -45,7 +45,7 @@ impl To {
     fn target(self) -> Target {
         match self {
             Self::User(name) => Target::user(name),
-            Self::Topic(name) => Target::topic(name),
+            Self::Topic(name) => Target::subscribers_of(name),
             Self::Device(name) => Target::everyone().only_labelled("device", name),
             Self::Everyone => Target::everyone(),
         }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Entry, Next, Terms};
+use super::{Entry, Next, Origin, Terms, unsent::Unsent};
 use crate::session::{
     acks::End,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
@@ -42,6 +42,10 @@ pub(super) struct Book {
     missed: u64,
     told: u64,
     dropped: u64,
+    /// Of topics that keep their messages: what this session was not sent.
+    unsent: Unsent,
+    /// Of these topics: what the present connection was given, and what is lost if that is.
+    unconfirmed: Unsent,
 }
 
 #[derive(Debug)]
@@ -133,6 +137,8 @@ impl Book {
             missed: 0,
             told: 0,
             dropped: 0,
+            unsent: Unsent::default(),
+            unconfirmed: Unsent::default(),
         }
     }
 
@@ -141,6 +147,8 @@ impl Book {
     pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
         self.expire_holder(entry.keyed.as_ref(), now);
         if self.has_taken(entry.keyed.as_ref()) {
+            // The one that was taken may yet come to nothing.
+            self.note_unsent(entry.origin);
             self.repeat(entry);
             return false;
         }
@@ -148,12 +156,38 @@ impl Book {
             entry.ticket.advance(Stage::Expired);
             return false;
         }
-        let keyed = entry.keyed.clone();
+        let (keyed, origin) = (entry.keyed.clone(), entry.origin);
         let taken = self.queue(entry);
         if taken {
             self.take_key(keyed.as_ref());
+            self.note_sent(origin);
+        } else {
+            self.note_unsent(origin);
         }
         taken
+    }
+
+    /// A message is in a queue, or with the connection.
+    fn note_sent(&mut self, origin: Origin) {
+        if let Origin::Topic(stamp) = origin {
+            self.unsent.send(stamp);
+            self.unconfirmed.send(stamp);
+        }
+    }
+
+    /// A message does not reach the client: whoever recovers what it missed is owed it.
+    fn note_unsent(&mut self, origin: Origin) {
+        if let Origin::Topic(stamp) = origin {
+            self.unsent.miss(stamp);
+        }
+    }
+
+    pub(super) fn miss_all(&mut self, unsent: Unsent) {
+        self.unsent.miss_all(unsent);
+    }
+
+    pub(super) fn is_unsent(&self, stamp: u64) -> bool {
+        self.unsent.contains(stamp)
     }
 
     fn queue(&mut self, mut entry: Entry) -> bool {
@@ -305,10 +339,14 @@ impl Book {
         self.expire_holder(entry.keyed.as_ref(), now);
         let is_known = self.has_taken(entry.keyed.as_ref());
         if is_known || entry.is_expired(now) {
+            if is_known {
+                self.note_unsent(entry.origin);
+            }
             self.terms.give_back(len);
             return entry.ticket.advance(if is_known { Stage::Duplicate } else { Stage::Expired });
         }
         self.take_key(entry.keyed.as_ref());
+        self.note_sent(entry.origin);
         self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
     }
@@ -323,6 +361,13 @@ impl Book {
         let (messages, bytes) = self.tracked;
         self.terms.bounds.tracked_messages <= messages
             || (0 < messages && self.terms.bounds.tracked_bytes < bytes + len)
+    }
+
+    /// Tracked pushes, and their bytes, for which there is room in this log.
+    pub(super) fn room(&self) -> (usize, usize) {
+        let (messages, bytes) = self.tracked;
+        let bounds = &self.terms.bounds;
+        (bounds.tracked_messages.saturating_sub(messages), bounds.tracked_bytes.saturating_sub(bytes))
     }
 
     /// True if there is room for so many tracked pushes of so many bytes in all: [`Self::push_claimed`] follows for
@@ -359,6 +404,9 @@ impl Book {
                 _ => entry.frame.clone(),
             };
             if entry.class == Class::Fire || !self.terms.confirms {
+                if let Origin::Topic(stamp) = entry.origin {
+                    self.unconfirmed.miss(stamp);
+                }
                 self.terms.give_back(billed);
                 self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
                 return Some(Next::Frame { frame, offset: 0 });
@@ -569,6 +617,8 @@ impl Book {
             }
         }
         while self.drop_oldest_fire_as(DropReason::Disconnected) {}
+        let lost = std::mem::take(&mut self.unconfirmed);
+        self.unsent.miss_all(lost);
     }
 
     /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
@@ -603,6 +653,17 @@ impl Book {
         (self.tracked.0 + self.fire.0 + self.latest_len(), self.tracked.1 + self.fire.1 + latest)
     }
 
+    /// Pushes that wait or are not yet handled, but for what the framework tells by itself.
+    pub(super) fn unhandled(&self) -> usize {
+        let queued = self.queues.iter().flatten().filter_map(|queued| match queued {
+            Queued::Entry(entry) => Some(entry),
+            Queued::Latest(_) => None,
+        });
+        let latest = self.latest.iter().flat_map(|latest| latest.values());
+        let all = queued.chain(latest).chain(self.sent.iter().map(|sent| &sent.entry));
+        all.filter(|entry| entry.origin != Origin::Framework).count()
+    }
+
     fn latest_len(&self) -> usize {
         self.latest.as_ref().map_or(0, |latest| latest.len())
     }
@@ -625,6 +686,15 @@ impl Book {
 
     fn forget_tracked(&mut self, len: usize) {
         self.tracked = (self.tracked.0 - 1, self.tracked.1 - len);
+    }
+
+    pub(super) fn refuse_unsent(&mut self, entry: Entry) {
+        self.note_unsent(entry.origin);
+        self.refuse(entry);
+    }
+
+    pub(super) fn missed(&self) -> u64 {
+        self.missed
     }
 
     fn refuse(&mut self, mut entry: Entry) -> bool {
@@ -654,6 +724,7 @@ impl Book {
                 self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
                 entry.ticket.advance(Stage::Dropped(reason));
                 self.free_key(entry.keyed.as_ref());
+                self.note_unsent(entry.origin);
                 self.dropped += 1;
                 return true;
             }

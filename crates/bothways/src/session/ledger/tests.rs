@@ -60,7 +60,18 @@ fn ledger(confirms: bool) -> Ledger {
 fn entry(class: Class, text: &str) -> (Entry, Receipt) {
     let receipt = Receipt::new();
     let (priority, frame) = (Priority::Normal, Bytes::copy_from_slice(text.as_bytes()));
-    (Entry { class, priority, frame, keyed: None, expires: None, ticket: receipt.ticket(SessionId(7)) }, receipt)
+    (
+        Entry {
+            class,
+            priority,
+            frame,
+            keyed: None,
+            expires: None,
+            origin: Origin::Push,
+            ticket: receipt.ticket(SessionId(7)),
+        },
+        receipt,
+    )
 }
 
 /// Takes a push in, and gives its receipt.
@@ -1029,7 +1040,8 @@ mod histories {
                 Arc::new(Keyed { hash: Some(hash), plain: frame.clone() })
             });
             let (frame_of, ticket) = (frame.clone(), receipt.ticket(SessionId(7)));
-            let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, ticket };
+            let origin = Origin::Push;
+            let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, origin, ticket };
             // A key is taken by the last three that took one and did not come to nothing.
             let (pushes, now) = (&self.pushes, self.now);
             self.keys.retain(|(other, number)| {

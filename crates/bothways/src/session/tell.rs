@@ -1,0 +1,306 @@
+//! Tells the subscribers of topics who has come and who has gone.
+//!
+//! Changes are noted where they happen, and told by a task of their own, which lets others run every so many pushes: to
+//! tell n sessions of n changes takes n² pushes, and whoever leaves must not wait for them. What one member does before
+//! it is told is told as one change. While many sessions end at once nothing is told, so that of all that leave
+//! together none is told of another.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Waker},
+};
+
+use bothways_proto::keys;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::{
+    Class, Push, Session, SessionId,
+    claims::Listed,
+    kept::{Kept, Topic},
+    ledger::Origin,
+    presence::{
+        Change, Presence, PresenceChange, PresenceMember, PresenceStatus, ROSTER_MEMBERS_MAX, RosterArgs, RosterMember,
+        RosterReply, Who,
+    },
+    receipt::Receipt,
+    registry::Registry,
+    topic::{self, TopicError},
+};
+
+/// Pushes that are entered, or sessions that are written to, before others have their turn.
+const AT_ONCE: usize = 1024;
+
+/// Topics of which changes are to be told.
+#[derive(Default)]
+pub(super) struct Telling {
+    state: Mutex<State>,
+    /// Nobody is told any more: the server is about to end.
+    is_quiet: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    topics: VecDeque<Arc<str>>,
+    is_running: bool,
+    /// How many want that nothing is told yet.
+    holds: usize,
+}
+
+impl Telling {
+    /// The next topic; `None`, and nobody tells any more, if there is none, or nothing is to be told now.
+    fn next(&self) -> Option<Arc<str>> {
+        let mut state = self.state.lock();
+        let next = if state.holds == 0 { state.topics.pop_front() } else { None };
+        state.is_running = next.is_some();
+        next
+    }
+}
+
+/// Nothing is told while this is kept.
+pub(super) struct Hold<'a>(&'a Registry);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.hub.telling.state.lock().holds -= 1;
+        self.0.tell();
+    }
+}
+
+/// Whoever tells has been dropped with its runtime: the next one goes on.
+struct Running<'a>(Option<&'a Telling>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(telling) = self.0 {
+            telling.state.lock().is_running = false;
+        }
+    }
+}
+
+impl Registry {
+    /// Many sessions are about to end: nothing is told before all have.
+    pub(super) fn hold_telling(&self) -> Hold<'_> {
+        self.hub.telling.state.lock().holds += 1;
+        Hold(self)
+    }
+
+    /// The server is about to end, or its clients are to go: who leaves is nobody's business any more.
+    pub(crate) fn be_quiet(&self) {
+        self.hub.telling.is_quiet.store(true, Ordering::Release);
+    }
+
+    /// Notes changes of presence; [`Self::tell`] follows once the topic is free.
+    pub(super) fn note_changes(&self, topic: &Topic, kept: &mut Kept, changes: Vec<Change>) {
+        if changes.is_empty() || self.hub.telling.is_quiet.load(Ordering::Acquire) {
+            return;
+        }
+        if kept.untold.is_empty() {
+            self.hub.telling.state.lock().topics.push_back(Arc::clone(&topic.name));
+        }
+        kept.untold.extend(changes);
+    }
+
+    /// Sees to it that all changes are told: by a task, or at once where there is no runtime for one.
+    pub(super) fn tell(&self) {
+        {
+            let mut state = self.hub.telling.state.lock();
+            if state.topics.is_empty() || state.is_running || 0 < state.holds {
+                return;
+            }
+            state.is_running = true;
+        }
+        match (Handle::try_current(), self.me.upgrade()) {
+            (Ok(runtime), Some(me)) => _ = runtime.spawn(async move { me.tell_all().await }),
+            _ => {
+                let mut telling = pin!(self.tell_all());
+                while telling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
+            }
+        }
+    }
+
+    async fn tell_all(&self) {
+        let mut running = Running(Some(&self.hub.telling));
+        let mut work = 0;
+        while let Some(name) = self.hub.telling.next() {
+            self.tell_of(&name, &mut work).await;
+        }
+        running.0 = None;
+    }
+
+    /// Tells of one topic's changes.
+    async fn tell_of(&self, name: &str, work: &mut usize) {
+        let Some(topic) = self.hub.topics.find(name) else { return };
+        let (changes, listeners) = {
+            let mut kept = topic.kept.lock();
+            let changes = last_of_each(std::mem::take(&mut kept.untold));
+            let listeners: Vec<(Session, u64)> = match &kept.roster {
+                // Whoever came after a change knows it, or was it.
+                Some(roster) => {
+                    self.subscribers(name).into_iter().map(|s| (s.clone(), roster.entered(s.id()))).collect()
+                }
+                None => return,
+            };
+            (changes, listeners)
+        };
+        drop(topic);
+        if self.hub.telling.is_quiet.load(Ordering::Acquire) {
+            return;
+        }
+        let listeners: Vec<_> = listeners.into_iter().filter(|(session, _)| session.knows_topics()).collect();
+
+        let (receipt, all) = (Receipt::new(), listeners.iter().map(|(session, _)| session.clone()).collect::<Vec<_>>());
+        let listed = Listed::of(Origin::Framework, &all);
+        for change in changes {
+            let generation = change.generation;
+            let push = push_of(name, change);
+            let Ok(frame) = self.encode(&push) else {
+                tracing::warn!(topic = name, "a change of presence is larger than a frame may be");
+                continue;
+            };
+            for (session, _) in listeners.iter().filter(|(_, entered)| *entered < generation) {
+                session.add(&push, &frame, &receipt, &listed);
+                take_turns(work).await;
+            }
+        }
+        for (session, _) in listeners {
+            session.pump();
+            take_turns(work).await;
+        }
+    }
+
+    /// Tells a session who is in a topic that it subscribes to.
+    ///
+    /// # Errors
+    /// Why not, as the client is told.
+    pub(crate) fn roster_for(&self, session: &Session, args: &RosterArgs) -> Result<RosterReply, String> {
+        let topic = &args.topic;
+        topic::check_topic(topic).map_err(|error| error.to_string())?;
+        if !session.inner.state.lock().patterns.names().any(|pattern| topic::covers(pattern, topic)) {
+            return Err(format!("who is in `{topic}` is told to those who subscribe to it"));
+        }
+        let after = args.after();
+        let (presence, more) =
+            self.roster(topic, after.as_ref(), ROSTER_MEMBERS_MAX).map_err(|error| error.to_string())?;
+        let members = presence.members.into_iter().map(RosterMember::from).collect();
+        Ok(RosterReply { generation: presence.generation, members, more })
+    }
+
+    /// Who is in a topic.
+    pub(crate) fn presence(&self, topic: &str) -> Result<Presence, TopicError> {
+        Ok(self.roster(topic, None, usize::MAX)?.0)
+    }
+
+    /// So many of those who are in a topic, behind this one; and whether there are more.
+    fn roster(&self, topic: &str, after: Option<&Who>, members_max: usize) -> Result<(Presence, bool), TopicError> {
+        topic::check_topic(topic)?;
+        let Some(topic) = self.hub.topics.find(topic) else { return Ok(Default::default()) };
+        let (generation, mut members, has_more) = {
+            let kept = topic.kept.lock();
+            let Some(roster) = &kept.roster else { return Ok(Default::default()) };
+            let mut all = roster.members(after);
+            let of = |(who, sessions): (&Who, &std::collections::BTreeSet<SessionId>)| PresenceMember {
+                user: match who {
+                    Who::User(name) => Some(Arc::clone(name)),
+                    Who::Session(_) => None,
+                },
+                sessions: sessions.iter().copied().collect(),
+                status: PresenceStatus::Reconnecting,
+            };
+            let members: Vec<_> = all.by_ref().take(members_max).map(of).collect();
+            (roster.generation, members, all.next().is_some())
+        };
+        // Sessions are asked when the topic is free.
+        let is_online = |id: &SessionId| self.session(*id).is_some_and(|session| session.connection().is_some());
+        for member in &mut members {
+            if member.sessions.iter().any(is_online) {
+                member.status = PresenceStatus::Online;
+            }
+        }
+        Ok((Presence { generation, members }, has_more))
+    }
+}
+
+/// Of the changes of one member only the last is told.
+fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
+    if changes.len() < 2 {
+        return changes;
+    }
+    let last: HashMap<Who, u64> = changes.iter().map(|change| (change.who.clone(), change.generation)).collect();
+    changes.into_iter().filter(|change| last.get(&change.who) == Some(&change.generation)).collect()
+}
+
+fn push_of(topic: &str, change: Change) -> Push {
+    let (user, session) = match &change.who {
+        Who::User(name) => (name.to_string(), String::new()),
+        Who::Session(id) => (String::new(), id.to_string()),
+    };
+    // No application's key: those do not begin so.
+    let key = format!("{}{} {topic} {user} {session}", keys::RESERVED_PREFIX, keys::PRESENCE);
+    let status = if change.is_in { PresenceStatus::Online } else { PresenceStatus::Offline };
+    let change = PresenceChange { topic: topic.to_owned(), user, session, status, generation: change.generation };
+    let push = Push::of(keys::CONTROL_PATH, keys::PRESENCE, &change).expect("texts and a number");
+    let mut push = push.class(Class::Latest(key));
+    push.metadata.insert(keys::TOPIC, topic);
+    push
+}
+
+/// Lets others run, if so much was done.
+async fn take_turns(work: &mut usize) {
+    *work += 1;
+    if *work % AT_ONCE == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ClientOptions, Server, session::TopicOptions};
+
+    /// A roster comes in pages, each member once and in order.
+    #[tokio::test(start_paused = true)]
+    async fn a_roster_comes_in_pages() {
+        let server =
+            Server::builder().topic("room", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen("memory@tell-pages").await.expect("the name is free");
+        let (client, _messages) =
+            Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.subscribe("room").await.expect("open");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let topic = registry.hub.topics.find("room").expect("somebody is there");
+        {
+            let mut kept = topic.kept.lock();
+            let roster = kept.roster.as_mut().expect("it shows who is there");
+            for number in 0..2500_u128 {
+                let user = (number % 2 == 0).then(|| Arc::from(format!("user{number}")));
+                roster.enter(&Who::new(user, SessionId(number)), SessionId(number), &registry.hub.generations);
+            }
+        }
+        let all = client.roster("room").await.expect("it subscribes");
+        let expected = server.presence("room").expect("a topic");
+        assert_eq!((all.members.len(), all.generation), (2501, expected.generation));
+        let names = |presence: &Presence| {
+            let name = |member: &PresenceMember| match &member.user {
+                Some(user) => user.to_string(),
+                None => member.sessions[0].to_string(),
+            };
+            presence.members.iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&all), names(&expected));
+    }
+
+    /// Of what a member did before it was told, the last is told.
+    #[test]
+    fn the_last_of_each_is_told() {
+        let change = |user: &str, is_in, generation| Change { who: Who::User(user.into()), is_in, generation };
+        let told = last_of_each(vec![change("a", true, 1), change("b", true, 2), change("a", false, 3)]);
+        assert_eq!(told, [change("b", true, 2), change("a", false, 3)]);
+    }
+}
