@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, one_line};
 
-use crate::codec::CodecError;
+use crate::{client::SessionLost, codec::CodecError};
 
 /// Why a call has no reply value.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -366,6 +366,9 @@ pub enum CloseReason {
     /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
     #[error("the server said goodbye: {}", one_line(.why))]
     Goodbye {
+        /// Why, for a program: `shutting_down`, `moved`, `ended`, `kicked`, `expired`, `revoked`, or what a later server
+        /// says.
+        code: String,
         /// The server's words.
         why: String,
         /// How long the server asks to wait before the next connection.
@@ -387,6 +390,17 @@ impl CloseReason {
         match self {
             Self::Goodbye { reconnect_after, .. } => *reconnect_after,
             Self::NotAdmitted { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl CloseReason {
+    /// Why the server has sent this client away for good, if it has: a client of ours does not come back by itself.
+    pub fn sent_away(&self) -> Option<SessionLost> {
+        let Self::Goodbye { code, .. } = self else { return None };
+        match SessionLost::from_wire(code) {
+            why @ (SessionLost::Kicked | SessionLost::Expired | SessionLost::Revoked) => Some(why),
             _ => None,
         }
     }
@@ -478,6 +492,16 @@ pub enum ConnectError {
         /// Why it was lost.
         lost: CloseReason,
     },
+    /// The server has sent this client away for good. Another [`Client`](crate::Client) may be let in.
+    #[error("{address} sent this client away ({why}): {reason}")]
+    SentAway {
+        /// Where to.
+        address: String,
+        /// Why, for a program.
+        why: SessionLost,
+        /// What the server said.
+        reason: String,
+    },
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
@@ -494,7 +518,12 @@ impl ConnectError {
             | Self::Credentials { .. }
             | Self::Connecting { .. }
             | Self::Reconnecting { .. } => true,
-            Self::Address(_) | Self::Refused { .. } | Self::Lost { .. } | Self::Abandoned | Self::Closed => false,
+            Self::Address(_)
+            | Self::Refused { .. }
+            | Self::Lost { .. }
+            | Self::Abandoned
+            | Self::SentAway { .. }
+            | Self::Closed => false,
         }
     }
 }

@@ -51,7 +51,9 @@ pub mod keys {
     pub const GAP_MISSED: &str = "_bw.missed";
     /// The method by which a client acknowledges tracked pushes.
     pub const ACK: &str = "Ack";
-    /// Metadata of an [`ACK`]: the offsets received and handled, decimal, with a comma between.
+    /// The method by which a client ends its session: it does not come back.
+    pub const LEAVE: &str = "Leave";
+    /// Metadata of an [`ACK`], and of a [`LEAVE`] that says it once more: the offsets received and handled, decimal, with a comma between.
     pub const ACK_OFFSETS: &str = "_bw.ack";
     /// Metadata of an [`ACK`]: what is handled beyond the offsets in [`ACK_OFFSETS`]: at most 32 ranges, each as its
     /// first and last offset with `-` between, in order, with commas between.
@@ -80,7 +82,7 @@ pub mod keys {
     pub const SKIP: &str = "Skip";
     /// In Welcome: `1` if the session was resumed.
     pub const SESSION_RESUMED: &str = "_bw.res";
-    /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown` or `revoked`.
+    /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown`, `revoked`, `kicked` or `ended`.
     pub const SESSION_WHY: &str = "_bw.why";
     /// The id of a call to a client, by which a client that came back knows that it has run it.
     pub const CALL_ID: &str = "_bw.id";
@@ -111,7 +113,8 @@ pub mod keys {
     pub const IDEMPOTENCY_KEY: &str = "_bw.ik";
     /// The method by which a server says that it is about to close the connection. A oneway request.
     pub const GOODBYE: &str = "Goodbye";
-    /// Why the server says [`GOODBYE`], for a program to branch on.
+    /// Why the server says [`GOODBYE`], for a program to branch on. After `kicked`, `expired` and `revoked` a client does
+    /// not come back by itself.
     pub const GOODBYE_CODE: &str = "_bw.code";
     /// Why the server says [`GOODBYE`], for people.
     pub const GOODBYE_WHY: &str = "_bw.why";

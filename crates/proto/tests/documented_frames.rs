@@ -75,6 +75,11 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(client.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::CANCEL, &cancel, b"")
         }),
+        ("leave", {
+            let (header, acked) =
+                (Header::oneway(client.next_push(), RAW), Metadata::new().with(keys::ACK_OFFSETS, "7,5"));
+            Message::new(header, keys::CONTROL_PATH, keys::LEAVE, &acked, b"")
+        }),
         ("call-by-push", {
             let number = Metadata::new().with(keys::CALL_NUMBER, to_client.seq().unmarked().to_string());
             Message::new(Header::oneway(server.next_push(), MSGPACK), "Chat", "last", &number, b"")

@@ -58,7 +58,11 @@ pub enum ConnectionEvent {
         /// What a call gets from now on.
         error: ConnectError,
     },
-    /// The connection stands again, but the server no longer has this client's session: what it was owed is
+    /// This client's session is lost. Either the server has sent the client away, which is
+    /// [`SessionLost::Kicked`], [`SessionLost::Expired`] or [`SessionLost::Revoked`] beside a [`Self::Lost`] whose
+    /// reason is [`CloseReason::sent_away`]: then this client has ended, and does not come back by itself.
+    ///
+    /// Or the connection stands again, but the server no longer has the session: what it was owed is
     /// gone, and so is what an application's own methods subscribed it to. What the client subscribed to with
     /// [`Client::subscribe`](crate::Client::subscribe) it subscribes to again by itself:
     /// [`Self::Resubscribed`] or [`Self::SubscriptionLost`] follow for each.
@@ -95,26 +99,46 @@ pub enum ConnectionEvent {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum SessionLost {
-    /// The client was away for longer than the resume window.
+    /// The client was away for longer than the server kept its session; or what it was let in with has run out.
     Expired,
     /// What the client has not handled is not all there any more.
     Gap,
-    /// The server knows no such session: it was restarted, or the session was ended.
+    /// The server knows no such session: it was restarted, or has forgotten why the session ended.
     Unknown,
-    /// The client is somebody else now.
+    /// The client is somebody else now, or what it was let in with does not count any more.
     Revoked,
+    /// The server has sent the client away.
+    Kicked,
+    /// The server has ended the session.
+    Ended,
     /// The server speaks plain rpcx now.
     Plain,
 }
 
 impl SessionLost {
-    pub(super) fn from_wire(why: &str) -> Self {
+    pub(crate) fn from_wire(why: &str) -> Self {
         match why {
             "expired" => Self::Expired,
             "gap" => Self::Gap,
             "revoked" => Self::Revoked,
+            "kicked" => Self::Kicked,
+            "ended" => Self::Ended,
             _ => Self::Unknown,
         }
+    }
+}
+
+impl std::fmt::Display for SessionLost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "expired",
+            Self::Gap => "gap",
+            Self::Unknown => "unknown",
+            Self::Revoked => "revoked",
+            Self::Kicked => "kicked",
+            Self::Ended => "ended",
+            Self::Plain => "the server speaks plain rpcx",
+        })
     }
 }
 

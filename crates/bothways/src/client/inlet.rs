@@ -9,7 +9,7 @@ use bothways_proto::{Message, Metadata, keys};
 use parking_lot::Mutex;
 
 use super::{
-    events::{ConnectionEvent, EventSender},
+    events::{ConnectionEvent, EventSender, SessionLost},
     link::Link,
     messages::{MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
@@ -79,6 +79,13 @@ impl Inlet for ClientInlet {
                 if let Some(why) = lost {
                     let server = Arc::clone(&self.server);
                     self.events.tell(&ConnectionEvent::SessionLost { server, why });
+                }
+                if lost == Some(SessionLost::Kicked) {
+                    // It was sent away while it was away: it does not begin another session.
+                    if let Some(said) = self.memory.leave(connection.id()) {
+                        connection.leave(&said);
+                    }
+                    return connection.end_as_sent_away(SessionLost::Kicked);
                 }
                 false
             }

@@ -40,11 +40,12 @@ use tokio::{
 
 use super::{
     Common,
-    events::{ConnectionEvent, ConnectionEvents, EventSender},
+    events::{ConnectionEvent, ConnectionEvents, EventSender, SessionLost},
     inlet::ClientInlet,
     messages::MessageQueue,
     options::{ClientOptions, Credentials},
     results::Results,
+    session::SessionMemory,
     subscriptions::{Resubscriber, Subscriptions},
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) struct Link {
     /// Taken when the link has ended, so that streams of events and messages end.
     ears: Mutex<Option<Ears>>,
     subscriptions: Arc<Subscriptions>,
+    memory: Arc<SessionMemory>,
 }
 
 /// Doublings of the wait between tries while a call waits for the connection: with the default base of
@@ -93,6 +95,9 @@ const LEAVING_IDLE: Duration = Duration::from_secs(5);
 
 /// How long it stays at most.
 const LEAVING_TIME: Duration = Duration::from_secs(600);
+
+/// How long a server that sent this client away may take to answer what runs, and to close the connection.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a call waits for that finds no connection.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -163,6 +168,7 @@ impl Link {
             wanted: Notify::new(),
             ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
             subscriptions: Arc::new(subscriptions),
+            memory: Arc::default(),
         });
         let server: Arc<str> = link.address.to_string().into();
         let mut settings = link.options.settings();
@@ -186,7 +192,7 @@ impl Link {
             resubscriber,
             handlers,
             messages: adder,
-            memory: Arc::default(),
+            memory: Arc::clone(&link.memory),
             keys,
             events: events.clone(),
             results: Results::default(),
@@ -276,13 +282,17 @@ impl Link {
         }
     }
 
-    /// Ends the connection for good.
-    pub(super) fn close(&self) {
-        self.end(ConnectError::Closed);
+    /// Ends the connection for good. `leaves`: and the session, if the server can be told.
+    pub(super) fn close(&self, leaves: bool) {
+        self.end_with(ConnectError::Closed, leaves);
     }
 
     /// Ends the connection for good, for this reason unless it had ended before.
     fn end(&self, error: ConnectError) {
+        self.end_with(error, false);
+    }
+
+    fn end_with(&self, error: ConnectError, leaves: bool) {
         let mut ended = None;
         self.state.send_if_modified(|state| match state {
             State::Ended(_) => false,
@@ -292,6 +302,9 @@ impl Link {
             }
         });
         if let Some(State::Up(connection) | State::Greeting(connection, _)) = ended {
+            if leaves && let Some(acks) = self.memory.leave(connection.id()) {
+                connection.leave(&acks);
+            }
             connection.close();
         }
         // Whoever waits for the end of a stream is woken outside of the lock.
@@ -658,6 +671,10 @@ impl Keeper {
             return None;
         }
         self.tell_lost(&reason);
+        if let Some(why) = reason.sent_away() {
+            self.say_farewell(link, connection, reason, why).await;
+            return None;
+        }
         if !reconnects {
             self.give_up(link, link.lost_error(reason));
             return None;
@@ -705,6 +722,21 @@ impl Keeper {
         }
         leaving.push(connection.clone());
         tokio::spawn(outlive(Arc::clone(link), self.clone(), connection));
+    }
+
+    /// The server has sent this client away, and closes the connection: here it is closed at last.
+    async fn say_farewell(&self, link: &Link, connection: &Connection, reason: CloseReason, why: SessionLost) {
+        if self.inlet.memory.lose() {
+            let server = Arc::clone(&self.server);
+            self.events.tell(&ConnectionEvent::SessionLost { server, why });
+        }
+        let closed = self.watch(connection, connection.closed());
+        if tokio::time::timeout(FAREWELL, closed).await.is_err() {
+            connection.close();
+            self.watch(connection, connection.closed()).await;
+        }
+        let CloseReason::Goodbye { why: reason, .. } = reason else { return };
+        self.give_up(link, ConnectError::SentAway { address: link.address.to_string(), why, reason });
     }
 
     /// Does for a connection what is due, until something has happened.

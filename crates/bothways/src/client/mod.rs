@@ -82,7 +82,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.link.close();
+        self.link.close(true);
     }
 }
 
@@ -332,9 +332,20 @@ impl Client {
         self.handle.link.is_ended()
     }
 
-    /// Ends the connection for good. Calls under way fail as closed by this side.
+    /// Ends the client for good, and its session: what is waiting for it at the server ends, its senders are told, and
+    /// to others it is gone at once. Calls under way fail as closed by this side. The drop of the last clone does the
+    /// same.
+    ///
+    /// While there is no connection the server cannot be told: there the session ends with its window.
     pub fn close(&self) {
-        self.handle.link.close();
+        self.handle.link.close(true);
+    }
+
+    /// Ends the connection for good, and leaves the session to its window: to others this client looks like one that has
+    /// lost its connection, until the window is over. For a program that starts anew at once, whose user is not to be
+    /// seen to go and come. What waits for this session waits in vain.
+    pub fn close_keeping_session(&self) {
+        self.handle.link.close(false);
     }
 }
 

@@ -391,6 +391,25 @@ impl SessionMemory {
         }
     }
 
+    /// The session is over, by this side or the other: nothing that came in it is acknowledged any more, and no Hello
+    /// names it. False: there was none.
+    pub(super) fn lose(&self) -> bool {
+        let mut state = self.state.lock();
+        state.epoch += 1;
+        state.offsets = Offsets::default();
+        state.known.take().is_some()
+    }
+
+    /// This client leaves its session: what it acknowledges at last, in so many parts. `None`: it has none, or not on
+    /// this connection.
+    pub(super) fn leave(&self, connection: ConnectionId) -> Option<Vec<Metadata>> {
+        let mut parts = vec![self.tell(connection)?.to_metadata()];
+        while 0 < self.state.lock().offsets.failures.untold {
+            parts.push(self.tell(connection)?.to_metadata());
+        }
+        self.lose().then_some(parts)
+    }
+
     /// What to acknowledge; `None` if the session has left this connection.
     fn tell(&self, connection: ConnectionId) -> Option<Acks> {
         let mut state = self.state.lock();

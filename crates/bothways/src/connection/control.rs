@@ -25,6 +25,17 @@ impl Connection {
         self.flush();
     }
 
+    /// Tells the server that this client leaves its session for good, and how far it was with what it was sent.
+    pub(crate) fn leave(&self, acks: &[Metadata]) {
+        if let Some((last, before)) = acks.split_last()
+            && self.is_negotiated()
+        {
+            before.iter().for_each(|pairs| self.control_request(keys::ACK, pairs));
+            self.control_request(keys::LEAVE, last);
+            self.flush();
+        }
+    }
+
     /// Sends the reply to `request`.
     pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<u64>) {
         let shared = &*self.shared;

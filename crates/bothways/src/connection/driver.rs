@@ -111,6 +111,8 @@ pub(super) struct Driver {
     partial: u32,
     /// The watch knows of such a frame.
     is_noted: bool,
+    /// A byte that was read beyond the first read.
+    ahead: Option<u8>,
     shut_down: bool,
     /// It has not been polled yet.
     is_new: bool,
@@ -128,6 +130,7 @@ impl Driver {
             messages: 0,
             partial: 0,
             is_noted: false,
+            ahead: None,
             shut_down: false,
             is_new: true,
             done: false,
@@ -258,7 +261,7 @@ impl Driver {
                 break;
             }
             let room = self.connection.shared.settings.read_bytes_max(buffer.len());
-            match self.connection.shared.socket.poll_read(cx, &mut buffer[..room]) {
+            match self.poll_read(cx, &mut buffer[..room]) {
                 Poll::Pending => {
                     outcome = Some(Poll::Pending);
                     break;
@@ -276,8 +279,9 @@ impl Driver {
                     }
                     self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
-                    if is_first {
-                        reads += usize::from(self.look_ahead(cx, &mut buffer[..room]));
+                    // Of one that sends more than this, more is on its way.
+                    if is_first && n < room {
+                        self.look_ahead(cx);
                     }
                     outcome = self.poll_handling(&mut turn, cx);
                     if outcome.is_some() || turn.is_over {
@@ -308,27 +312,34 @@ impl Driver {
     }
 
     /// Before a server looks at the first frame: has its client given the connection up already? The Hello of such a
-    /// one, read late, must not take a session from the connection that its client has since. True: more came.
-    fn look_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> bool {
+    /// one, read late, must not take a session from the connection that its client has since.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) {
         {
             let state = self.connection.shared.state.lock();
             if state.proto.peer() != Peer::Unknown || state.proto.role() != Role::Server {
-                return false;
+                return;
             }
         }
-        match self.connection.shared.socket.poll_read(cx, buffer) {
+        let mut byte = [0];
+        match self.connection.shared.socket.poll_read(cx, &mut byte) {
             Poll::Pending => {}
+            Poll::Ready(Ok(1..)) => self.ahead = Some(byte[0]),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // The next read finds it again.
             Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.peer_is_gone.store(true, Ordering::Relaxed),
-            Poll::Ready(Ok(n)) => {
-                self.connection.shared.reads.fetch_add(1, Ordering::Relaxed);
-                self.pause_after(n);
-                self.deframer.feed(&buffer[..n], self.connection.limits());
-                return true;
-            }
         }
-        false
+    }
+
+    /// Reads from the socket, and first what [`Self::look_ahead`] has read of it.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let socket = &self.connection.shared.socket;
+        let Some(byte) = self.ahead.take() else { return socket.poll_read(cx, buffer) };
+        buffer[0] = byte;
+        match socket.poll_read(cx, &mut buffer[1..]) {
+            Poll::Ready(Ok(n)) => Poll::Ready(Ok(n + 1)),
+            // What is wrong is found again by the next read.
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(Ok(1)),
+        }
     }
 
     /// So many bytes were read: perhaps that is enough for now. Only who is held back has a timer.
@@ -480,6 +491,7 @@ impl Future for Driver {
             this.note_partial();
             let may_rest = (is_new || asked)
                 && this.pause.is_none()
+                && this.ahead.is_none()
                 && this.deframer.is_drained()
                 && !this.deframer.is_mid_frame();
             if may_rest && this.connection.poll_rest(is_new, asked) {
@@ -597,9 +609,10 @@ fn handle_message<'a>(
         }
         Inbound::Goodbye(message) => {
             let said = message.metadata();
-            let why = said.get(keys::GOODBYE_WHY).unwrap_or_default().to_owned();
+            let text = |key| said.get(key).unwrap_or_default().to_owned();
+            let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
             let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
-            state.drain(CloseReason::Goodbye { why, reconnect_after });
+            state.drain(CloseReason::Goodbye { code, why, reconnect_after });
             drop(state);
             connection.shared.changed.notify_waiters();
         }

@@ -6,7 +6,10 @@ use bothways_proto as proto;
 use bothways_proto::{Peer, Role};
 
 use super::{Connection, State, call::Waiter, lock::Locked};
-use crate::error::{CallError, CloseReason, PushError};
+use crate::{
+    client::SessionLost,
+    error::{CallError, CloseReason, PushError},
+};
 
 /// How far the connection is from its end.
 pub(super) enum Phase {
@@ -98,6 +101,13 @@ impl Connection {
             }
             changed.await;
         }
+    }
+
+    /// The server has ended this client's session while it was away, and does not want it back: as if it said goodbye.
+    pub(crate) fn end_as_sent_away(&self, why: SessionLost) {
+        let (code, why) = (why.to_string(), "the session was ended while this client was away".to_owned());
+        self.shared.state.lock().drain(CloseReason::Goodbye { code, why, reconnect_after: None });
+        self.shared.changed.notify_waiters();
     }
 
     /// Ends the connection now; what is queued is dropped, and counted.

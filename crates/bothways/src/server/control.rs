@@ -8,6 +8,7 @@
 //! | `Enable` | `_bw.fns` | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
 //! | `Resume` | `_bw.sid`, `_bw.key`, `_bw.off`; `_bw.rcv`, `_bw.fns` | the same, with `_bw.res` or `_bw.why` |
 //! | `Ack` | `_bw.ack` | nothing |
+//! | `Leave` | `_bw.ack`, if there is something to acknowledge | nothing |
 //! | `Reply` | `_bw.call`, and `__rpcx_error__` if the call failed; the payload | nothing |
 //!
 //! Layers do not see them. A Bothways client says the same in its own frames, and needs none of this.
@@ -26,8 +27,13 @@ use crate::{
 /// Answers one method at once.
 type Method = fn(&Request) -> Reply;
 
-const METHODS: [(&str, Method); 4] =
-    [(keys::ENABLE, enable), (keys::RESUME, resume), (keys::ACK, acknowledge), (keys::REPLY, answer_call)];
+const METHODS: [(&str, Method); 5] = [
+    (keys::ENABLE, enable),
+    (keys::RESUME, resume),
+    (keys::ACK, acknowledge),
+    (keys::LEAVE, leave),
+    (keys::REPLY, answer_call),
+];
 
 /// Adds the methods to what is served.
 pub(super) fn add_routes(router: Router) -> Router {
@@ -38,7 +44,7 @@ pub(super) fn add_routes(router: Router) -> Router {
 
 /// True for methods that finish what is under way: a server that is shutting down still takes them.
 pub(super) fn ends_something(service_method: &str) -> bool {
-    matches!(service_method, keys::ACK | keys::REPLY)
+    matches!(service_method, keys::ACK | keys::LEAVE | keys::REPLY)
 }
 
 /// The client's session becomes one that can be acknowledged, called and resumed.
@@ -84,6 +90,16 @@ fn acknowledge(request: &Request) -> Reply {
         return bad("Ack comes after Enable or Resume");
     }
     let is_true = connection.owner::<Registry>().is_none_or(|all| all.ack(connection, &request.metadata()));
+    if !is_true {
+        connection.end_as_misbehaved();
+    }
+    Reply::ok("")
+}
+
+/// The client is done with its session, and does not come back to it.
+fn leave(request: &Request) -> Reply {
+    let connection = request.connection();
+    let is_true = connection.owner::<Registry>().is_none_or(|all| all.end_by_client(connection, &request.metadata()));
     if !is_true {
         connection.end_as_misbehaved();
     }

@@ -228,7 +228,13 @@ impl ServerInlet {
 
     /// What Bothways clients tell the framework itself; what plain ones do is a service (`control.rs`).
     fn handle_control(&self, connection: &Connection, message: &Message) -> Answer {
-        if message.service_method() == keys::ACK && !self.0.sessions.ack(connection, &message.metadata()) {
+        let said = || message.metadata();
+        let is_true = match message.service_method() {
+            keys::ACK => self.0.sessions.ack(connection, &said()),
+            keys::LEAVE => self.0.sessions.end_by_client(connection, &said()),
+            _ => true,
+        };
+        if !is_true {
             connection.end_as_misbehaved();
         }
         Answer::Nothing

@@ -434,8 +434,9 @@ impl Server {
         self.shared.sessions.session_bytes_max(push_bytes)
     }
 
-    /// Ends every session that `target` names, and answers how many: their clients are told why, and cannot
-    /// come back to them. Takes time for each of them; of those that are in a topic together none is told of another.
+    /// Ends every session that `target` names, and sends their clients away: see
+    /// [`Session::evict`]. Returns how many. [`Session::end`] ends a session whose client may come back with another.
+    /// Takes time for each of them; of those that are in a topic together none is told of another.
     ///
     /// # Errors
     /// As [`Self::sessions`].

@@ -9,7 +9,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Registry, Session, SessionId, State, registry::ENDED_AT_ONCE};
+use super::{
+    Registry, Session, SessionId, State,
+    endings::{Ending, NotResumed},
+    registry::ENDED_AT_ONCE,
+};
 
 /// Those who wait, by when their clients left.
 #[derive(Default)]
@@ -119,7 +123,8 @@ impl Registry {
 
     fn end_away(&self, waiting: &Waiting, why: &str) {
         // Its client may have come back this moment.
-        self.remove_if(&waiting.session, Some(why), None, |state| waiting.is_still(state));
+        let ending = Ending::new(why, NotResumed::Expired);
+        self.remove_if(&waiting.session, ending, None, |state| waiting.is_still(state));
     }
 }
 

@@ -27,6 +27,7 @@
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
+//! | `endings.rs` | how sessions end, and what a client is told that comes back to one |
 //! | `secrets.rs` | what a client shows to come back |
 //! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
 //!
@@ -40,6 +41,7 @@ mod call;
 mod claims;
 mod crowd;
 mod each;
+mod endings;
 mod explain;
 mod few;
 mod history;
@@ -91,6 +93,7 @@ use self::{
 };
 pub use self::{
     each::TargetOutcomes,
+    endings::Eviction,
     explain::{CallOutcome, Event, Explanation, Happened, Standing},
     history::Position,
     hub::Subscribed,
@@ -361,10 +364,24 @@ impl Session {
         self.inner.trail.tell(self.id(), user.as_deref(), standing)
     }
 
-    /// Ends the session: the client is told why, its connection closed, and it cannot come back to it.
+    /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours
+    /// comes back with a new session; [`Self::evict`] sends it away.
     pub fn end(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.end(self, why);
+            registry.end(self, why, None);
+        }
+    }
+
+    /// Ends the session and sends its client away: it is told why, its connection is closed, and a client of ours does
+    /// not come back by itself. Its application hears
+    /// [`SessionLost`](crate::client::ConnectionEvent::SessionLost) with this reason, and makes a new
+    /// [`Client`](crate::Client) if it likes. A client that is away hears it when it comes back.
+    ///
+    /// A plain rpcx client cannot be told: it sees the end of its connection. Who must stay out is to be refused by the
+    /// `auth` hook as well.
+    pub fn evict(&self, eviction: Eviction, why: &str) {
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.end(self, why, Some(eviction));
         }
     }
 

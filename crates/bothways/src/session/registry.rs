@@ -26,6 +26,7 @@ use super::{
     away::Away,
     claims::{Claims, Listed},
     crowd::Crowd,
+    endings::{Ending, Endings, Eviction, NotResumed},
     explain::{self, Explanation, Standing, Trail, What},
     hub::Hub,
     keys::Keyed,
@@ -142,6 +143,7 @@ pub(crate) struct Registry {
     told: Told,
     /// Somebody sweeps: only one at a time.
     sweeping: AtomicBool,
+    endings: Endings,
     /// What is left of sessions that ended, oldest first.
     ended: Mutex<VecDeque<Past>>,
     count: AtomicUsize,
@@ -197,6 +199,7 @@ impl Registry {
             away: Away::default(),
             told: Told::default(),
             sweeping: AtomicBool::new(false),
+            endings: Endings::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
         })
@@ -403,7 +406,7 @@ impl Registry {
         hello: &Metadata,
     ) -> Result<Session, NotResumed> {
         let claimed = Claimed::from_hello(hello).ok_or(NotResumed::Unknown)?;
-        let session = self.session(id).ok_or(NotResumed::Unknown)?;
+        let session = self.session(id).ok_or_else(|| self.endings.why(id, claimed.key))?;
         let before = self.hand_over(connection, fresh, &session, &claimed)?;
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
@@ -416,7 +419,7 @@ impl Registry {
         // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
         // it, as it has made way already.
         self.carry_over(fresh, &session);
-        self.remove(fresh, None, None);
+        self.remove(fresh, Ending::merged(), None);
         session.inner.changed.notify_waiters();
         match self.told.resumed.due() {
             Some(left_out) => {
@@ -447,7 +450,8 @@ impl Registry {
         let mut making_way = fresh.inner.state.lock();
         let mut state = session.inner.state.lock();
         if state.ended {
-            return Err(NotResumed::Expired);
+            // It ended this moment.
+            return Err(self.endings.why(session.id(), claimed.key));
         }
         if making_way.ended || making_way.resumable || !state.resumable || !state.admits(claimed.key) {
             return Err(NotResumed::Unknown);
@@ -546,7 +550,8 @@ impl Registry {
                 false => "with its connection: its client does not speak sessions",
             };
             // A plain client comes back as another session of its user, if at all.
-            self.remove(&session, Some(why), Instant::now().checked_add(self.options.resume_window));
+            let ending = Ending::new(why, NotResumed::Expired);
+            self.remove(&session, ending, Instant::now().checked_add(self.options.resume_window));
         }
     }
 
@@ -584,7 +589,7 @@ impl Registry {
                 for session in chunk {
                     sessions += usize::from(session.is_resumable());
                     pushes += session.inner.state.lock().ledger.unhandled();
-                    self.remove(session, Some(why), None);
+                    self.remove(session, Ending::new(why, NotResumed::Ended), None);
                 }
                 tokio::task::yield_now().await;
             }
@@ -595,34 +600,49 @@ impl Registry {
     /// Ends these sessions now. Those of them that are in a topic together are not told of each other.
     pub(crate) fn kick(&self, sessions: &[Session], why: &str) {
         let _hold = self.hold_telling();
-        sessions.iter().for_each(|session| self.end(session, why));
+        sessions.iter().for_each(|session| self.end(session, why, Some(Eviction::Kicked)));
     }
 
     /// Ends a session now.
-    pub(super) fn end(&self, session: &Session, why: &str) {
+    pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>) {
         let (id, reason) = (session.id(), one_line(why));
         match self.told.ended.due() {
             Some(left_out) => tracing::info!(session = %id, why = %reason, left_out, "a session was ended"),
             None => tracing::debug!(session = %id, why = %reason, "a session was ended"),
         }
-        if let Some(connection) = self.remove(session, Some(why), None) {
-            connection.say_goodbye("ended", why);
+        let told = eviction.map_or(NotResumed::Ended, Eviction::told);
+        if let Some(connection) = self.remove(session, Ending::new(why, told), None) {
+            connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
             connection.close();
         }
     }
 
+    /// The client of this connection has left, and does not come back. What it has acknowledged by that is. False: it
+    /// claims what was never sent.
+    pub(crate) fn end_by_client(&self, connection: &Connection, said: &Metadata) -> bool {
+        if said.get(keys::ACK_OFFSETS).is_some() && !self.ack(connection, said) {
+            return false;
+        }
+        if let Some(session) = self.of(connection) {
+            let ending = Ending::new("its client left", NotResumed::Ended);
+            // It may have gone to another connection meanwhile, on which its client has not said so.
+            self.remove_if(&session, ending, None, |state| state.connection.as_ref() == Some(connection));
+        }
+        true
+    }
+
     /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
     ///
-    /// Without a reason nothing is left of it: another one stands for it. `until`: its user may come back with
+    /// `until`: its user may come back with
     /// another one by then. Returns the connection that it had when it ended: nothing takes it from there.
-    fn remove(&self, session: &Session, why: Option<&str>, until: Option<Instant>) -> Option<Connection> {
-        self.remove_if(session, why, until, |_| true)
+    fn remove(&self, session: &Session, ending: Ending<'_>, until: Option<Instant>) -> Option<Connection> {
+        self.remove_if(session, ending, until, |_| true)
     }
 
     pub(super) fn remove_if(
         &self,
         session: &Session,
-        why: Option<&str>,
+        ending: Ending<'_>,
         until: Option<Instant>,
         still: impl FnOnce(&State) -> bool,
     ) -> Option<Connection> {
@@ -633,6 +653,9 @@ impl Registry {
             }
             self.away.recount(state.is_away(), false);
             self.away.forget(session.id(), &state);
+            if let Some(seldom) = &state.seldom {
+                self.endings.note(session.id(), &seldom.secret, ending.told);
+            }
             state.ended = true;
             state.resumable = false;
             let ledger = Ledger::new(Arc::clone(&self.options.bounds));
@@ -641,12 +664,12 @@ impl Registry {
             (state.user.take(), std::mem::take(&mut state.patterns), ledger, held, connection)
         };
         let trail = &session.inner.trail;
-        if let Some(why) = why {
+        if let Some(why) = ending.why {
             trail.note(What::Ended(explain::text(why)));
         }
         // What was waiting tells its end after that of the session.
         drop((ledger, held));
-        if why.is_some() && 0 < self.options.events_max && 0 < self.options.ended_max {
+        if ending.why.is_some() && 0 < self.options.events_max && 0 < self.options.ended_max {
             trail.shrink();
             let past = Past { id: session.id(), user: user.clone(), trail: Arc::clone(trail) };
             let mut ended = self.ended.lock();
@@ -897,29 +920,6 @@ pub(crate) enum NotWelcome {
 /// How long a client waits whose attempt was not its latest.
 pub(crate) const RETRY_LATE: Duration = Duration::from_millis(50);
 
-/// Why a client does not get the session back that it had.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum NotResumed {
-    Unknown,
-    Expired,
-    Gap,
-    Revoked,
-    Late,
-}
-
-impl NotResumed {
-    /// What the Welcome calls it, and a trail.
-    fn code(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Expired => "expired",
-            Self::Gap => "gap",
-            Self::Revoked => "revoked",
-            Self::Late => "late",
-        }
-    }
-}
-
 /// What a client says that wants its session back.
 struct Claimed<'a> {
     key: &'a str,
@@ -1059,7 +1059,7 @@ mod tests {
         let (_server, _client, registry, session) = one_session("ends-while-bound").await;
         let ann: Arc<str> = "ann".into();
         assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
-        registry.remove(&session, Some("now"), None);
+        registry.remove(&session, Ending::new("now", NotResumed::Ended), None);
         registry.settle_user(&session, &ann);
         assert_eq!(bound_to(&registry, "ann"), 0);
         assert!(registry.by_user.iter().all(|shard| shard.read().is_empty()), "nothing is left");
@@ -1216,7 +1216,7 @@ mod tests {
                     registry.arrive(&pair[1], &claim(&welcome))
                 });
                 start.wait();
-                registry.end(&session, "enough");
+                registry.end(&session, "enough", None);
                 arriving.join().expect("no panic")
             });
             let resumed = again.is_ok_and(|welcome| welcome.get(keys::SESSION_RESUMED).is_some());

@@ -27,6 +27,16 @@ impl Secret {
         self.hash == Some(hash(secret))
     }
 
+    /// What is enough of its hash to know its client by; `None`: there is none.
+    pub(super) fn mark(&self) -> Option<u128> {
+        self.hash.map(mark)
+    }
+
+    /// As [`Self::mark`], of what a client shows.
+    pub(super) fn mark_of(secret: &str) -> u128 {
+        mark(hash(secret))
+    }
+
     /// True if no later attempt was let in before. A client that does not count its attempts is always the latest.
     pub(super) fn is_latest(&self, attempt: Option<u64>) -> bool {
         attempt.is_none_or(|attempt| self.attempt < attempt)
@@ -36,6 +46,10 @@ impl Secret {
     pub(super) fn let_in(&mut self, attempt: Option<u64>) {
         self.attempt = self.attempt.max(attempt.unwrap_or(0));
     }
+}
+
+fn mark(hash: [u8; 32]) -> u128 {
+    hash.iter().take(16).fold(0, |mark, byte| mark << 8 | u128::from(*byte))
 }
 
 fn hash(secret: &str) -> [u8; 32] {

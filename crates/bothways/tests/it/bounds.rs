@@ -96,7 +96,7 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
             break why;
         }
     };
-    assert_eq!(why, SessionLost::Unknown);
+    assert_eq!(why, SessionLost::Expired);
     assert_eq!(receipts[1].received().await.at(Stage::Received), 1);
     assert_eq!(server.stats().sessions_away, 0);
 }

@@ -56,7 +56,9 @@ impl Recorded {
         let (said, before) = (came.metadata(), recorded.metadata());
         for (key, value) in before.iter() {
             let now = said.get(&key).unwrap_or_else(|| panic!("{name} has lost {key}"));
-            let is_drawn = [keys::SESSION_ID, keys::SESSION_KEY, keys::RETRY_AFTER].contains(&&*key);
+            let is_drawn = [keys::SESSION_ID, keys::SESSION_KEY, keys::RETRY_AFTER].contains(&&*key)
+                // A peer takes a reason that it does not know for `unknown`.
+                || key == keys::SESSION_WHY;
             match key == CAPABILITIES {
                 // A peer takes of them what it knows.
                 true => {

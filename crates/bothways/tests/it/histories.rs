@@ -278,7 +278,7 @@ impl World {
             Command::Admit(who) => self.ends[who].client.wire.admit(),
             Command::Kick(who) => {
                 self.kicked[who] = true;
-                self.network.server().kick(&Target::user(USERS[who]), "enough").expect("no topic");
+                self.sessions_of(&Target::user(USERS[who])).iter().for_each(|session| session.end("enough"));
             }
             Command::Advance(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
         }

@@ -137,7 +137,7 @@ async fn session_lost(events: &mut bothways::ConnectionEvents) -> bool {
     use bothways::ConnectionEvent;
     loop {
         match events.next().await {
-            Some(ConnectionEvent::SessionLost { why: SessionLost::Unknown, .. }) => return true,
+            Some(ConnectionEvent::SessionLost { why: SessionLost::Ended, .. }) => return true,
             Some(_) => {}
             None => return false,
         }

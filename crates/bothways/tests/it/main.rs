@@ -19,6 +19,7 @@ mod idempotency;
 mod keepalive;
 mod layers;
 mod leaks;
+mod leaving;
 mod limits;
 mod long_frames;
 mod metadata;

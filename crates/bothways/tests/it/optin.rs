@@ -357,7 +357,7 @@ async fn who_cannot_resume_has_a_new_session() {
     assert_eq!(receipt.outcomes().at(Stage::Unknown), 1);
     let mut late = Scripted::connect(listening.address()).await;
     let fresh = ask(&mut late, keys::RESUME, &resume_pairs(&welcome, 0)).await;
-    assert_eq!(fresh.get(keys::SESSION_WHY), Some("unknown"));
+    assert_eq!(fresh.get(keys::SESSION_WHY), Some("expired"));
 }
 
 /// A connection has one session: whoever has it cannot enable again, nor leave it by a Resume; a Bothways client has

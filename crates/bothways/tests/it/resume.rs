@@ -450,7 +450,7 @@ async fn each_absence_has_a_window_of_its_own() {
     }
     tokio::time::sleep(Duration::from_secs(125)).await;
     let (_client, late) = arrive(listening.address(), &claim(&welcome, 0)).await;
-    assert_eq!(late.get(keys::SESSION_WHY), Some("unknown"));
+    assert_eq!(late.get(keys::SESSION_WHY), Some("expired"));
 }
 
 /// A window that is over is over, though no sweep has come by since; and without one no session waits at all.

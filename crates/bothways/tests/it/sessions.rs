@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, ConnectionEvent, Metadata, Push, Reply, Request, Server, ServerMessages, SessionLost,
-    Stage, Target,
+    Class, Client, ClientOptions, ConnectError, ConnectionEvent, Metadata, Push, Reply, Request, Server,
+    ServerMessages, SessionLost, Stage, Target,
     session::{DropReason, Failure},
 };
 use bothways_proto::{Header, Message, Seq, SerializeType, keys};
@@ -303,7 +303,7 @@ async fn a_session_ends_with_its_window() {
     let _listening = server.listen(&place).await.expect("the name is free again");
     assert!(matches!(events.next().await, Some(ConnectionEvent::Restored { .. })));
     let lost = events.next().await;
-    assert!(matches!(lost, Some(ConnectionEvent::SessionLost { why: SessionLost::Unknown, .. })), "{lost:?}");
+    assert!(matches!(lost, Some(ConnectionEvent::SessionLost { why: SessionLost::Expired, .. })), "{lost:?}");
     assert!(messages.try_next().is_none());
 }
 
@@ -436,9 +436,16 @@ async fn who_is_kicked_stays_away() {
         Some(ConnectionEvent::Lost { reason, .. }) => assert!(reason.to_string().contains("maintenance"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(events.next().await, Some(ConnectionEvent::Restored { .. })));
-    assert!(matches!(events.next().await, Some(ConnectionEvent::SessionLost { .. })));
-    assert_ne!(server.sessions(&Target::everyone()).expect("no topic")[0].id(), before);
+    let lost = events.next().await;
+    assert!(matches!(lost, Some(ConnectionEvent::SessionLost { why: SessionLost::Kicked, .. })), "{lost:?}");
+    assert!(matches!(events.next().await, Some(ConnectionEvent::GaveUp { .. })));
+    assert!(events.next().await.is_none(), "it has ended");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!((server.stats().sessions, server.stats().connections), (0, 0));
+    assert!(server.session(before).is_none());
+    let error = client.connection().expect_err("it has ended");
+    assert!(matches!(&error, ConnectError::SentAway { why: SessionLost::Kicked, .. }), "{error}");
+    assert!(error.to_string().contains("maintenance"), "{error}");
 }
 
 /// A value that waits because its client is behind keeps nobody busy, and goes when there is room.

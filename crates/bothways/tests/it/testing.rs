@@ -117,7 +117,7 @@ fn of_two_claims_one_gets_the_session_and_the_client_keeps_it() {
         let receipts = push(&session, 0..3);
         all_arrive(&mut client, receipts).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(3 <= session.generation(), "both claims were heard");
+        assert!(2 <= session.generation(), "one of the two was let in, and the client with it or after it");
         assert_eq!(network.server().connections().len(), 1, "whoever lost it was sent away");
     });
 }

@@ -87,7 +87,7 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> String {
 
 /// Ends a client's session while its connection is cut, as a server's restart would.
 async fn lose_session(server: &Server, user: &str, events: &mut ConnectionEvents) {
-    server.kick(&Target::user(user), "a test").expect("no topic");
+    server.sessions(&Target::user(user)).expect("no topic").iter().for_each(|session| session.end("a test"));
     loop {
         if let Some(ConnectionEvent::SessionLost { .. }) = soon(events.next()).await {
             return;
@@ -444,7 +444,7 @@ async fn a_blink_is_no_leave() {
 
     // A real leave: the client is gone, and the window passes.
     let before = server.presence("room").expect("a topic").generation;
-    bob.close();
+    bob.close_keeping_session();
     tokio::time::sleep(Duration::from_secs(119)).await;
     assert!(to_ann.is_empty(), "a blink, as far as anybody knows");
     assert_eq!(members(&server, "room")[1], ("bob".to_owned(), Reconnecting));
@@ -551,7 +551,7 @@ async fn a_lost_session_is_subscribed_again() {
     // Too much was published meanwhile: nothing of it, and it is said.
     let place = listening.address().to_owned();
     drop(listening);
-    server.kick(&Target::user("ann"), "a test").expect("no topic");
+    session_of(&server, "ann").end("a test");
     for number in 4..=9 {
         server.publish("news", &push(&number.to_string())).expect("small");
     }

@@ -1,0 +1,142 @@
+//! How sessions end, and what their clients are told who come back to one that has ended.
+
+use std::collections::{HashMap, VecDeque};
+
+use parking_lot::Mutex;
+
+use super::{SessionId, secrets::Secret};
+
+/// Sessions that ended of which a server still knows why: 5 MiB in all.
+pub(super) const KNOWN_MAX: usize = 65_536;
+
+/// Why a client is sent away for good: it ends with this, and does not come back by itself.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Eviction {
+    /// It is not wanted.
+    Kicked,
+    /// What it was let in with has run out, such as a token with a date.
+    Expired,
+    /// What it was let in with does not count any more.
+    Revoked,
+}
+
+impl Eviction {
+    /// The `_bw.code` of the Goodbye.
+    pub(super) fn code(self) -> &'static str {
+        self.told().code()
+    }
+
+    pub(super) fn told(self) -> NotResumed {
+        match self {
+            Self::Kicked => NotResumed::Kicked,
+            Self::Expired => NotResumed::Expired,
+            Self::Revoked => NotResumed::Revoked,
+        }
+    }
+}
+
+/// Why a client does not get the session back that it had.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum NotResumed {
+    Unknown,
+    Expired,
+    Gap,
+    Revoked,
+    Kicked,
+    Ended,
+    Late,
+}
+
+impl NotResumed {
+    /// What the Welcome calls it, and a trail.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Gap => "gap",
+            Self::Revoked => "revoked",
+            Self::Kicked => "kicked",
+            Self::Ended => "ended",
+            Self::Late => "late",
+        }
+    }
+}
+
+/// The end of a session.
+#[derive(Clone, Copy)]
+pub(super) struct Ending<'a> {
+    /// For who asks what happened to it. `None`: nothing is left of it, another one stands for it.
+    pub(super) why: Option<&'a str>,
+    /// What its client is told that comes back to it.
+    pub(super) told: NotResumed,
+}
+
+impl<'a> Ending<'a> {
+    pub(super) fn new(why: &'a str, told: NotResumed) -> Self {
+        Self { why: Some(why), told }
+    }
+
+    /// Another session stands for it.
+    pub(super) fn merged() -> Self {
+        Self { why: None, told: NotResumed::Unknown }
+    }
+}
+
+/// Why sessions ended to which a client may want to come back, of the last [`KNOWN_MAX`].
+#[derive(Default)]
+pub(super) struct Endings {
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// With what is enough of the secret's hash to know its client by.
+    whys: HashMap<SessionId, (u128, NotResumed)>,
+    order: VecDeque<SessionId>,
+}
+
+impl Endings {
+    pub(super) fn note(&self, session: SessionId, secret: &Secret, told: NotResumed) {
+        let Some(mark) = secret.mark() else { return };
+        if told == NotResumed::Unknown {
+            return;
+        }
+        let mut known = self.known.lock();
+        if KNOWN_MAX <= known.order.len()
+            && let Some(oldest) = known.order.pop_front()
+        {
+            known.whys.remove(&oldest);
+        }
+        if known.whys.insert(session, (mark, told)).is_none() {
+            known.order.push_back(session);
+        }
+    }
+
+    /// Why the session of this number ended, for the client that had it.
+    pub(super) fn why(&self, session: SessionId, secret: &str) -> NotResumed {
+        match self.known.lock().whys.get(&session) {
+            Some((mark, told)) if *mark == Secret::mark_of(secret) => *told,
+            _ => NotResumed::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_endings_are_known_to_their_clients_alone() {
+        let endings = Endings::default();
+        let mut secret = Secret::default();
+        let text = secret.make();
+        for number in 0..=KNOWN_MAX as u128 {
+            endings.note(SessionId(number), &secret, NotResumed::Expired);
+        }
+        assert_eq!(endings.known.lock().whys.len(), KNOWN_MAX);
+        assert_eq!(endings.why(SessionId(0), &text), NotResumed::Unknown, "it is the oldest");
+        assert_eq!(endings.why(SessionId(1), &text), NotResumed::Expired);
+        assert_eq!(endings.why(SessionId(1), "guessed"), NotResumed::Unknown);
+    }
+}
