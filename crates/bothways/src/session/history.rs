@@ -92,9 +92,11 @@ impl<T> History<T> {
     /// position is of another life.
     pub(super) fn after(&self, position: Position) -> Option<impl Iterator<Item = &Kept<T>>> {
         let first_kept = self.kept.front().map_or(self.head + 1, |kept| kept.offset);
-        let whole = position.epoch == self.epoch && position.offset <= self.head && first_kept <= position.offset + 1;
+        let whole = position.epoch == self.epoch
+            && position.offset <= self.head
+            && first_kept <= position.offset.saturating_add(1);
         // Offsets have no holes.
-        let seen = usize::try_from((position.offset + 1).saturating_sub(first_kept)).unwrap_or(usize::MAX);
+        let seen = usize::try_from(position.offset.saturating_add(1).saturating_sub(first_kept)).unwrap_or(usize::MAX);
         whole.then(|| self.kept.iter().skip(seen))
     }
 

@@ -738,6 +738,22 @@ async fn a_subscription_behind_a_slow_hello_is_not_lost() {
     }
 }
 
+/// A client names any position, as a number may be any: it is answered, and is where it would be without one.
+#[tokio::test(start_paused = true)]
+async fn a_position_beyond_all_numbers_is_no_position() {
+    let server = server(&[("news", TopicOptions::new().open().history(10, HOUR))]).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, _to_ann) = client(listening.address(), "ann").await;
+    let position = ann.subscribe("news").await.expect("open").position.expect("it has a history");
+    server.publish("news", &push("1")).expect("small");
+    for offset in [u64::MAX, u64::MAX - 1] {
+        let (bob, _to_bob) = client(listening.address(), "bob").await;
+        let from = Position { offset, ..position };
+        let subscribed = soon(bob.subscribe_from("news", from)).await.expect("open");
+        assert_eq!((subscribed.recovered, subscribed.position), (false, Some(Position { offset: 1, ..position })));
+    }
+}
+
 /// What a client takes back behind its Hello is taken back in the session that it gets.
 #[tokio::test(start_paused = true)]
 async fn an_unsubscription_behind_a_slow_hello_is_not_lost() {
