@@ -112,9 +112,12 @@ impl Connection {
             MessageKind::Request => self.refuse_by_header(header, ErrorCode::BadArguments, &error.to_string()),
             MessageKind::Response => {
                 let waiter = self.shared.state.lock().proto.forget(header.seq());
-                if let Some(Waiter::Call { reply, .. }) = waiter {
+                match waiter {
                     // Nobody listens if the call's future was dropped this moment.
-                    let _ = reply.send(Err(CallError::Decode(error.into())));
+                    Some(Waiter::Call { reply, .. }) => drop(reply.send(Err(CallError::Decode(error.into())))),
+                    // Without an answer to its Hello nothing goes on.
+                    Some(Waiter::Hello) => self.close_now(error.into()),
+                    Some(Waiter::Ping) | None => {}
                 }
             }
         }
