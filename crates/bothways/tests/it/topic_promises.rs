@@ -151,7 +151,7 @@ async fn a_long_history_is_recovered_in_parts() {
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     ann.subscribe("log").await.expect("open");
-    server.kick(&Target::user("ann"), "a test").expect("no topic");
+    session_of(&server, "ann").end("a test");
     for number in 1..=95 {
         server.publish("log", &push(&number.to_string())).expect("small");
     }
@@ -322,6 +322,7 @@ async fn who_leaves_together_is_not_told_of_the_others() {
     let lost = crowd(listening.address(), LEAVING).await;
     changes(&mut to_ann).await;
     let sessions: Vec<_> = (0..LEAVING).map(|number| session_of(&server, &format!("user{number}"))).collect();
+    lost.iter().for_each(|(client, _)| client.close_keeping_session());
     drop(lost);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(leaves(changes(&mut to_ann).await), 0, "they may come back");
