@@ -263,6 +263,52 @@ impl ReservedName {
     }
 }
 
+/// Why the [`auth`](crate::ServerBuilder::auth) hook of a server does not let a request run, or a client in.
+///
+/// Whatever can be displayed becomes [`Self::Refused`] with `?` and `into`: most hooks need no more than a text. For
+/// that this is no [`Error`](std::error::Error) itself.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{AuthError, Server};
+///
+/// # async fn user_of(_token: &str) -> Result<Option<String>, std::io::Error> { Ok(None) }
+/// let server = Server::builder().auth(|request| async move {
+///     match user_of(&request.token).await {
+///         Ok(Some(_user)) => Ok(()),
+///         Ok(None) => Err(AuthError::from("no such token")),
+///         Err(_down) => Err(AuthError::not_now("the user database is down", Duration::from_secs(5))),
+///     }
+/// });
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum AuthError {
+    /// The token is not good. The text goes to the client, and the connection is closed behind it.
+    Refused(String),
+    /// Nobody can know at the moment whether the token is good. It is not counted as refused.
+    NotNow {
+        /// For people; it goes to the client.
+        text: String,
+        /// When the client may ask again, in whole milliseconds rounded up. A client of ours waits an hour at most.
+        retry_after: Duration,
+    },
+}
+
+impl AuthError {
+    /// The token cannot be checked now: see [`Self::NotNow`].
+    pub fn not_now(text: impl Into<String>, retry_after: Duration) -> Self {
+        Self::NotNow { text: text.into(), retry_after }
+    }
+}
+
+impl<E: std::fmt::Display> From<E> for AuthError {
+    fn from(error: E) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
 /// Why a push was not queued.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

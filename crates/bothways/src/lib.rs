@@ -66,7 +66,7 @@ pub use self::{
     codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
-    error::{CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
+    error::{AuthError, CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
     handler::{Context, Handler, Reply, Request},
     router::{Router, Service},
     server::{Server, ServerBuilder, WeakServer},

@@ -7,7 +7,11 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use bothways_proto::{Metadata, SerializeType, keys};
 use bytes::Bytes;
 
-use crate::{codec::Encode, error::ErrorCode, packing::Held};
+use crate::{
+    codec::Encode,
+    error::{CloseReason, ErrorCode},
+    packing::Held,
+};
 
 /// A future on the heap.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -23,8 +27,8 @@ pub struct Reply {
     pub(crate) packed: bool,
     /// The room that the unpacked payload of its request takes: the reply may be made of the same bytes.
     pub(crate) held: Option<Arc<Held>>,
-    /// The connection ends behind this reply.
-    pub(crate) then_close: bool,
+    /// The connection ends behind this reply, for this reason.
+    pub(crate) then_close: Option<Box<CloseReason>>,
     /// What a session owes its client follows this reply.
     pub(crate) then_welcome: bool,
 }
@@ -45,7 +49,7 @@ impl Reply {
             serialize: None,
             packed: false,
             held: None,
-            then_close: false,
+            then_close: None,
             then_welcome: false,
         }
     }
@@ -67,6 +71,18 @@ impl Reply {
     /// A refusal, with a code that a Bothways caller can branch on.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { outcome: Err(Failure { text: text.into(), code: Some(code) }), ..Self::ok(Bytes::new()) }
+    }
+
+    /// A refusal of a token: the connection ends behind it.
+    pub(crate) fn refused_for_good(text: String) -> Self {
+        let reason = CloseReason::Unauthenticated(text.clone());
+        Self::refused(ErrorCode::Unauthenticated, text).closing(reason)
+    }
+
+    /// The same reply, and the connection ends behind it.
+    pub(crate) fn closing(mut self, reason: CloseReason) -> Self {
+        self.then_close = Some(Box::new(reason));
+        self
     }
 
     /// The bytes of the payload, or of the error's text.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
-    error::{CloseReason, ErrorCode},
+    error::{AuthError, CloseReason, ErrorCode},
     guard::Guarded,
     handler::Request,
     reply::BoxFuture,
@@ -64,8 +64,8 @@ impl Inlet for ClientInlet {
         }
     }
 
-    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
-        Box::pin(std::future::ready(Err("a client is not greeted".to_owned())))
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
+        Box::pin(std::future::ready(Err("a client is not greeted".into())))
     }
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}

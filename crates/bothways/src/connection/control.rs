@@ -50,7 +50,8 @@ impl Connection {
                 failure.code = None;
             }
         }
-        let (then_welcome, then_close, packed) = (reply.then_welcome, reply.then_close, reply.packed);
+        let (then_welcome, packed) = (reply.then_welcome, reply.packed);
+        let then_close = reply.then_close.take();
         // To the end of this: the payload may be made of the bytes that it stands for.
         let _held = reply.held.take();
         let (payload, metadata) = reply.into_wire();
@@ -95,9 +96,8 @@ impl Connection {
         }
         if let Some(error) = failed {
             tracing::warn!(connection = %self.id(), %error, "a reply was lost");
-        } else if then_close {
-            let why = metadata.get(keys::ERROR).unwrap_or_default().to_owned();
-            self.close_after_flush(CloseReason::Unauthenticated(why));
+        } else if let Some(reason) = then_close {
+            self.close_after_flush(*reason);
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{Connection, Lane, after};
 use crate::{
-    error::{CloseReason, ErrorCode},
+    error::{AuthError, CloseReason, ErrorCode},
     guard::{Guarded, Panicked},
     packing,
     reply::{BoxFuture, Reply},
@@ -40,7 +40,7 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     }
 
     /// The first frame of a peer that can do more than rpcx. `Err` refuses it, and the connection ends.
-    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>>;
+    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), AuthError>>;
 
     /// The connection is over. Called exactly once.
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason);
@@ -337,14 +337,14 @@ impl Connection {
         match poll_first(&mut handler, &message) {
             Poll::Ready(reply) => {
                 place.keep(permit);
-                self.finish_oneway(&reply);
+                self.finish_oneway(reply);
             }
             Poll::Pending => {
                 let (connection, mut message) = (self.clone(), message);
                 permit.keep(&mut message);
                 tokio::spawn(async move {
                     if let Some(reply) = connection.run_while_wanted(handler, deadline, &message, &mut permit).await {
-                        connection.finish_oneway(&reply);
+                        connection.finish_oneway(reply);
                     }
                 });
             }
@@ -352,9 +352,9 @@ impl Connection {
     }
 
     /// A oneway request whose token was refused ends the connection without a frame, as in Go.
-    fn finish_oneway(&self, reply: &Reply) {
-        if reply.then_close {
-            self.close_after_flush(CloseReason::Unauthenticated(reply.error_text().unwrap_or_default().to_owned()));
+    fn finish_oneway(&self, reply: Reply) {
+        if let Some(reason) = reply.then_close {
+            self.close_after_flush(*reason);
         }
     }
 
@@ -362,9 +362,7 @@ impl Connection {
     /// a client that said Hello is told when to try again, and its connection ends behind that.
     pub(super) fn admit(&self, first: &Message) -> Result<(), CloseReason> {
         let Err(retry_after) = self.shared.inlet.admit(first) else { return Ok(()) };
-        // Whole milliseconds travel, and a moment too early is in vain.
-        let millis = u64::try_from(retry_after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
-        let retry_after = Duration::from_millis(millis);
+        let retry_after = in_whole_millis(retry_after);
         let why = "too many clients come at once";
         if !first.header().is_heartbeat() || Hello::from_metadata(&first.metadata()).is_none() {
             return Err(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
@@ -502,7 +500,7 @@ impl Connection {
         }
     }
 
-    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), (ErrorCode, String)>) {
+    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), NotLetIn>) {
         let header = message.header().reply();
         let mut sessions = false;
         let frame = match &outcome {
@@ -526,7 +524,14 @@ impl Connection {
                 welcome.put(&mut pairs);
                 Message::new(header, "", "", &pairs, &[])
             }
-            Err((code, text)) => {
+            Err(NotLetIn::NotNow { text, retry_after }) => {
+                self.refuse_for_now(message, text, *retry_after);
+                // Nothing behind the Hello is run: the connection takes nothing any more.
+                self.shared.state.lock().hello_pending = false;
+                self.shared.changed.notify_waiters();
+                return self.end_check();
+            }
+            Err(NotLetIn::Refused(code, text)) => {
                 let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code.name());
                 Message::new(header.with_status(Status::ERROR), "", "", &refusal, &[])
             }
@@ -539,12 +544,29 @@ impl Connection {
             Err(_) => self.end_check(),
         }
         match outcome {
-            Err((ErrorCode::Unauthenticated, text)) => self.close_after_flush(CloseReason::Unauthenticated(text)),
+            Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)) => {
+                self.close_after_flush(CloseReason::Unauthenticated(text));
+            }
             _ if sessions => self.shared.inlet.handle_welcomed(self),
             // What waited for the answer goes on its way.
             _ => self.shared.inlet.handle_room(self),
         }
     }
+}
+
+/// Why a Hello is not welcomed.
+enum NotLetIn {
+    Refused(ErrorCode, String),
+    /// It may be later.
+    NotNow {
+        text: String,
+        retry_after: Duration,
+    },
+}
+
+/// Whole milliseconds travel, and a moment too early is in vain.
+fn in_whole_millis(wait: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
 }
 
 /// True if packing this reply as its request was packed would hold up whoever does it.
@@ -555,10 +577,14 @@ fn takes_long_to_pack(request: &Message, reply: &Reply) -> bool {
 
 /// What the auth hook makes of a Hello. A hook that panics has not said that the token is wrong: the client stays, as
 /// a plain one.
-fn checked(outcome: Result<Result<(), String>, Panicked>) -> Result<(), (ErrorCode, String)> {
+fn checked(outcome: Result<Result<(), AuthError>, Panicked>) -> Result<(), NotLetIn> {
     match outcome {
-        Ok(decision) => decision.map_err(|text| (ErrorCode::Unauthenticated, text)),
-        Err(panicked) => Err((ErrorCode::Internal, panicked_text(&panicked, "", "auth"))),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(AuthError::Refused(text))) => Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)),
+        Ok(Err(AuthError::NotNow { text, retry_after })) => {
+            Err(NotLetIn::NotNow { text, retry_after: in_whole_millis(retry_after) })
+        }
+        Err(panicked) => Err(NotLetIn::Refused(ErrorCode::Internal, panicked_text(&panicked, "", "auth"))),
     }
 }
 

@@ -64,8 +64,9 @@ impl Locked<'_> {
 /// sent behind that was not looked at.
 fn was_heard(role: Role, reason: &CloseReason) -> bool {
     match reason {
-        CloseReason::NotAdmitted { .. } => false,
-        CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_) => role == Role::Server,
+        CloseReason::NotAdmitted { .. } | CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_) => {
+            role == Role::Server
+        }
         _ => true,
     }
 }

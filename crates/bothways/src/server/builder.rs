@@ -18,7 +18,7 @@ use super::{
 use crate::{
     codec::{Encode, Payload},
     connection::{Connection, Load, Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
-    error::CloseReason,
+    error::{AuthError, CloseReason},
     handler::Handler,
     layer::Layer,
     packing::Room,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Decides whether a request may run.
-pub(super) type AuthHook = Arc<dyn Fn(AuthRequest) -> BoxFuture<Result<(), String>> + Send + Sync>;
+pub(super) type AuthHook = Arc<dyn Fn(AuthRequest) -> BoxFuture<Result<(), AuthError>> + Send + Sync>;
 /// Sees a connection begin.
 pub(super) type ConnectHook = Arc<dyn Fn(&Connection) + Send + Sync>;
 /// Sees a connection end.
@@ -144,6 +144,11 @@ impl ServerBuilder {
     /// Asks this hook before any request runs, and before a Hello is welcomed. A refusal goes to the
     /// client as the error text, and the connection is closed behind it, as in Go.
     ///
+    /// A hook that cannot tell, as its user database is down, says [`AuthError::not_now`]. A Bothways client that said
+    /// Hello comes back when it was told, with its session; a call of one that was let in before fails as
+    /// [`Overloaded`](crate::ErrorCode::Overloaded), and its connection goes on. A plain client gets the text, and is
+    /// closed. Any other error is a refusal.
+    ///
     /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
     /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`].
     ///
@@ -154,11 +159,11 @@ impl ServerBuilder {
     where
         F: Fn(AuthRequest) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
-        E: std::fmt::Display,
+        E: Into<AuthError>,
     {
         self.hooks.auth = Some(Arc::new(move |request| {
             let decision = hook(request);
-            Box::pin(async move { decision.await.map_err(|error| error.to_string()) })
+            Box::pin(async move { decision.await.map_err(Into::into) })
         }));
         self
     }

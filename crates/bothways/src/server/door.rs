@@ -33,7 +33,7 @@ use super::{
 use crate::{
     calm::Calm,
     connection::{Answer, Connection, ConnectionId, Inlet, deadline},
-    error::{CloseReason, ErrorCode, ServeError},
+    error::{AuthError, CloseReason, ServeError},
     handler::Request,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
@@ -173,9 +173,7 @@ impl Door {
         if let Some(left_out) = self.told.due() {
             tracing::warn!(peer, refused, left_out, why = text, "an admin request was refused");
         }
-        let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
-        refusal.then_close = true;
-        refusal
+        Reply::refused_for_good(text)
     }
 
     /// `Err`: so many wrong tokens came from there that none is looked at for so long.
@@ -249,7 +247,7 @@ impl Inlet for AdminInlet {
         }
     }
 
-    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
         // Whoever has no token gets no further than this.
         Box::pin(std::future::ready(Ok(())))
     }

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},
-    error::{CloseReason, ErrorCode},
+    error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
@@ -158,7 +158,7 @@ impl Inlet for ServerInlet {
         })
     }
 
-    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), String>> {
+    fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), AuthError>> {
         match &self.0.hooks.auth {
             None => Box::pin(std::future::ready(Ok(()))),
             Some(auth) => {
@@ -172,7 +172,7 @@ impl Inlet for ServerInlet {
                 });
                 let (shared, connection) = (Arc::clone(&self.0), connection.clone());
                 Box::pin(async move {
-                    decision.await.inspect_err(|text| shared.note_refused_token(&connection, text))?;
+                    decision.await.inspect_err(|error| shared.note_not_let_in(&connection, error))?;
                     if let Some(claim) = claim {
                         claim.granted();
                     }
@@ -242,6 +242,23 @@ impl ServerInlet {
 }
 
 impl Shared {
+    /// The auth hook did not let a client in.
+    fn note_not_let_in(&self, connection: &Connection, error: &AuthError) {
+        match error {
+            AuthError::Refused(text) => self.note_refused_token(connection, text),
+            AuthError::NotNow { text, retry_after } => {
+                self.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
+                let (peer, why) = (connection.peer_address(), one_line(text));
+                match self.calm.admissions.due() {
+                    Some(left_out) => {
+                        tracing::warn!(peer, %why, ?retry_after, left_out, "a token cannot be checked now");
+                    }
+                    None => tracing::debug!(peer, %why, ?retry_after, "a token cannot be checked now"),
+                }
+            }
+        }
+    }
+
     /// The auth hook refused a client: it is counted, and told, and its token is not.
     fn note_refused_token(&self, connection: &Connection, text: &str) {
         let refused = 1 + self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
@@ -267,11 +284,20 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Re
             request.connection().trust();
             Ok(())
         }
-        Err(text) => {
-            shared.note_refused_token(request.connection(), &text);
-            let mut refusal = Reply::refused(ErrorCode::Unauthenticated, text);
-            refusal.then_close = true;
-            Err(refusal)
+        Err(error) => {
+            let connection = request.connection();
+            shared.note_not_let_in(connection, &error);
+            Err(match error {
+                AuthError::Refused(text) => Reply::refused_for_good(text),
+                // Its Hello was let in, and its session stays: the call alone is to be tried again.
+                AuthError::NotNow { text, .. } if connection.is_negotiated() => {
+                    Reply::refused(ErrorCode::Overloaded, text)
+                }
+                AuthError::NotNow { text, retry_after } => {
+                    let reason = CloseReason::NotAdmitted { why: text.clone(), retry_after };
+                    Reply::refused(ErrorCode::Overloaded, text).closing(reason)
+                }
+            })
         }
     }
 }

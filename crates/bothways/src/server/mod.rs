@@ -137,7 +137,8 @@ pub struct ServerStats {
     pub connections_accepted: u64,
     /// Connections that were refused because `connections_max` were open, or failed their handshake.
     pub connections_refused: u64,
-    /// Clients that were sent away with their first frame because too many came at once.
+    /// Clients that were sent away with their first frame because too many came at once, and requests and Hellos of which
+    /// the auth hook said that it cannot tell now.
     pub clients_not_admitted: u64,
     /// Requests and Hellos that the auth hook refused.
     pub tokens_refused: u64,

@@ -2,20 +2,21 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bothways::{
-    CallOptions, Client, ClientOptions, ConnectError, ErrorCode, Metadata, Reply, Server, server::AuthRequest,
+    AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
+    Reply, Router, Server, Target, server::AuthRequest, session::SessionId,
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 
 use crate::{
     scripted::{Scripted, hello, ping, request, request_with},
-    support::{address, call, call_with, connections, echoing, settle},
+    support::{address, call, call_with, connections, echoing, oneshot_to, settle, soon},
 };
 
 async fn check(request: AuthRequest) -> Result<(), String> {
@@ -167,4 +168,148 @@ async fn the_clients_token_replaces_that_of_a_call() {
     let mine = Metadata::new().with(keys::AUTH, "bearer bad").with("k", "v");
     let reply = call_with(&client, "Act", "", CallOptions::new().metadata(mine)).await;
     assert_eq!(reply.expect("the client's own token counts").payload, "acted");
+}
+
+/// A server whose hook cannot tell while its user database is down. It looks for a moment where the token says so.
+fn with_database(reasons: &Arc<Mutex<Vec<CloseReason>>>) -> (Server, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (up, asked) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicUsize>::default());
+    let (is_up, counted, reasons) = (Arc::clone(&up), Arc::clone(&asked), Arc::clone(reasons));
+    let server = echoing()
+        .auth(move |request: AuthRequest| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let is_up = is_up.load(Ordering::Relaxed);
+            async move {
+                if request.token.contains("slow") {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                if is_up { Ok(()) } else { Err(AuthError::not_now("the user database is down", NOT_BEFORE)) }
+            }
+        })
+        .on_disconnect(move |_, reason| reasons.lock().expect("whole").push(reason.clone()));
+    (server.build(), up, asked)
+}
+
+const NOT_BEFORE: Duration = Duration::from_micros(20_000_500);
+
+/// F53. A server that cannot check tokens says when to come back: the client does, not earlier, with the same token and
+/// its session, and no refusal is counted.
+#[tokio::test(start_paused = true)]
+async fn a_hook_may_say_not_now() {
+    for token in ["good", "slow"] {
+        let (server, up, asked) = with_database(&Arc::default());
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let tokens = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&tokens);
+        let options = ClientOptions::new().refusals_max(Some(1)).credentials(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(token)
+        });
+        let handlers = Router::new().handler("C", "say", crate::support::echo);
+        let client = Client::with_handlers(listening.address(), options, handlers).await.expect("let in");
+        let session = sole_session(&server);
+        let mut events = client.events();
+        up.store(false, Ordering::Relaxed);
+        let before = asked.load(Ordering::Relaxed);
+        connections(&server, 1).await[0].close();
+        for _ in 0..3 {
+            let event = soon(events.next()).await;
+            assert!(matches!(event, Some(ConnectionEvent::Lost { .. })), "{event:?}");
+        }
+        let began = tokio::time::Instant::now();
+        assert_eq!(asked.load(Ordering::Relaxed) - before, 2);
+        assert_eq!(tokens.load(Ordering::Relaxed), 3, "once for each Hello");
+        assert_eq!((server.stats().tokens_refused, server.stats().clients_not_admitted), (0, 2));
+        up.store(true, Ordering::Relaxed);
+        let event = soon(events.next()).await;
+        assert!(matches!(event, Some(ConnectionEvent::Restored { .. })), "{event:?}");
+        assert!(NOT_BEFORE <= began.elapsed(), "{:?}", began.elapsed());
+        assert_eq!(sole_session(&server), session);
+    }
+}
+
+/// F53. Who connects while tokens cannot be checked is let in when they can, or is told why not if it does not wait.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_tokens_cannot_be_checked_waits() {
+    let (server, up, _) = with_database(&Arc::default());
+    let listening = server.listen(&address()).await.expect("the name is free");
+    up.store(false, Ordering::Relaxed);
+    let impatient = ClientOptions::new().auth("good").reconnect(false);
+    let error = Client::connect(listening.address(), impatient).await.expect_err("not now");
+    assert!(error.to_string().contains("the user database is down"), "{error}");
+    let (client, ()) = tokio::join!(Client::connect(listening.address(), ClientOptions::new().auth("good")), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        up.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(call(&client.expect("let in"), "Echo", "x").await.expect("answered"), "x");
+}
+
+/// F53. A call of a client that was let in fails as one that may be tried again, and its connection goes on.
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_token_cannot_be_checked_may_be_tried_again() {
+    for token in ["good", "slow"] {
+        let (server, up, _) = with_database(&Arc::default());
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new().auth(token)).await.expect("let in");
+        up.store(false, Ordering::Relaxed);
+        let error = call(&client, "Echo", "x").await.expect_err("not now");
+        assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{error}");
+        assert!(error.is_safe_to_retry() && error.is_worth_retrying(), "{error}");
+        oneshot_to(&client, "Echo", "x").await.expect("queued");
+        settle().await;
+        up.store(true, Ordering::Relaxed);
+        assert_eq!(call(&client, "Echo", "x").await.expect("answered"), "x");
+        assert_eq!(server.stats().connections_accepted, 1);
+    }
+}
+
+/// F53. A plain client is told in words, and closed.
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_whose_token_cannot_be_checked_is_told_and_closed() {
+    let reasons = Arc::default();
+    let (server, up, _) = with_database(&reasons);
+    let listening = server.listen(&address()).await.expect("the name is free");
+    up.store(false, Ordering::Relaxed);
+    for token in ["good", "slow"] {
+        let said = Metadata::new().with(keys::AUTH, token);
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(request_with(5, "Echo", &said, b"x")).await;
+        let answer = client.next().await;
+        assert_eq!(answer.error_text().as_deref(), Some("the user database is down"));
+        assert!(answer.metadata().iter().all(|(key, _)| !key.starts_with("_bw.")), "{answer:?}");
+        client.hears_the_end().await;
+        let mut client = Scripted::connect(listening.address()).await;
+        let header = Header::oneway(Seq::new(1), SerializeType::RAW);
+        client.say(Message::new(header, "T", "Echo", &said, b"").frame()).await;
+        client.hears_the_end().await;
+    }
+    connections(&server, 0).await;
+    let reasons = std::mem::take(&mut *reasons.lock().expect("whole"));
+    assert_eq!(reasons.len(), 4);
+    for reason in reasons {
+        assert!(matches!(&reason, CloseReason::NotAdmitted { retry_after: NOT_BEFORE, .. }), "{reason}");
+    }
+}
+
+/// Nothing behind a Hello that was not let in for now is run, and its client knows when to come back.
+#[tokio::test(start_paused = true)]
+async fn nothing_behind_a_hello_that_is_not_let_in_now_is_run() {
+    for token in ["good", "slow"] {
+        let (server, up, asked) = with_database(&Arc::default());
+        let listening = server.listen(&address()).await.expect("the name is free");
+        up.store(false, Ordering::Relaxed);
+        let said = Metadata::new().with(keys::AUTH, token);
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say([hello(0, Capabilities::ALL, &said), request_with(1, "Echo", &said, b"x")].concat()).await;
+        let answer = client.next().await;
+        assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()));
+        assert_eq!(answer.metadata().get(keys::RETRY_AFTER), Some("20001"), "rounded up");
+        client.hears_the_end().await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+}
+
+fn sole_session(server: &Server) -> SessionId {
+    let sessions = server.sessions(&Target::everyone()).expect("no topic");
+    assert_eq!(sessions.len(), 1);
+    sessions[0].id()
 }

@@ -140,7 +140,7 @@ impl Inlet for Ears {
         Answer::Later(Box::pin(async { reply.await.unwrap_or_else(|_| Reply::error("the test is over")) }), None)
     }
 
-    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), crate::error::AuthError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -56,7 +56,7 @@ impl Inlet for Counts {
         Answer::Nothing
     }
 
-    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), String>> {
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), crate::error::AuthError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
