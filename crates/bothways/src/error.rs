@@ -1,6 +1,6 @@
 //! What can go wrong, an enum per kind of act: calling, pushing, connecting, serving.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, one_line};
 
@@ -12,7 +12,7 @@ use crate::{client::SessionLost, codec::CodecError};
 pub enum CallError {
     /// The handler ran and answered with an error, or the peer refused the call; the text is the
     /// peer's own. A Bothways peer adds a code to its own refusals.
-    #[error("the peer answered: {}", one_line(.text))]
+    #[error("{ANSWERED}{}", one_line(&said_once(.text)))]
     Remote {
         /// The text of `__rpcx_error__`, as it came; empty if the peer sent none. The error itself shows it on one
         /// line, with control characters escaped.
@@ -34,7 +34,7 @@ pub enum CallError {
     },
     /// There is no connection, and none could be made. The call was not sent.
     #[error("not connected: {0}")]
-    NotConnected(#[from] ConnectError),
+    NotConnected(ConnectError),
     /// The peer does not take calls, as it did not negotiate them, or not this one: it has said which methods it
     /// handles. Nothing was sent.
     #[error(
@@ -66,10 +66,10 @@ pub enum CallError {
     #[error("cannot decode the reply: {0}")]
     Decode(CodecError),
     /// No server to choose from.
-    #[error("no server: {0}")]
+    #[error("no server: {}", one_line(.0))]
     NoServer(String),
     /// No client to call: the user has no session, or its client stayed away. Nothing was sent.
-    #[error("no client: {0}")]
+    #[error("no client: {}", one_line(.0))]
     NoClient(String),
     /// Too few of the user's clients succeeded; others may have run the call.
     #[error("{answered} of the {wanted} clients that are wanted answered; another: {error}")]
@@ -81,6 +81,14 @@ pub enum CallError {
         /// What another said.
         error: Box<CallError>,
     },
+}
+
+/// What the text of a peer's answer begins with.
+const ANSWERED: &str = "the peer answered: ";
+
+/// A peer whose handler failed with what another peer answered gives that on in these words: they are said once.
+fn said_once(text: &str) -> Cow<'_, str> {
+    if text.contains(ANSWERED) { text.replace(ANSWERED, "").into() } else { text.into() }
 }
 
 impl CallError {
@@ -340,12 +348,12 @@ pub enum PushError {
     Encode(CodecError),
     /// There is no connection. Nothing was queued.
     #[error("not connected: {0}")]
-    NotConnected(#[from] ConnectError),
+    NotConnected(ConnectError),
     /// No server to choose from. Nothing was queued.
-    #[error("no server: {0}")]
+    #[error("no server: {}", one_line(.0))]
     NoServer(String),
     /// No client to push to. Nothing was queued.
-    #[error("no client: {0}")]
+    #[error("no client: {}", one_line(.0))]
     NoClient(String),
     /// The client has announced what its handlers take, and this is not among it. Nothing was queued.
     #[error("the client has no handler for this, by what it announced")]
@@ -370,10 +378,10 @@ pub enum CloseReason {
     Io(Arc<std::io::Error>),
     /// The peer sent what is no frame.
     #[error("bad frame: {0}")]
-    BadFrame(#[from] DecodeError),
+    BadFrame(DecodeError),
     /// The peer sent a frame that it must not send.
     #[error("the peer misbehaved: {0}")]
-    Misbehaved(#[from] PeerMisbehaved),
+    Misbehaved(PeerMisbehaved),
     /// The peer was silent for too long and did not answer a heartbeat.
     #[error("the peer is gone: silent for {silent:?} in spite of a heartbeat")]
     Gone {
@@ -407,7 +415,7 @@ pub enum CloseReason {
     #[error("not authenticated: {}", one_line(.0))]
     Unauthenticated(String),
     /// The server refused the Hello, and not for its token. Nothing that was sent behind it was run.
-    #[error("the server refused the Hello: {0}")]
+    #[error("the server refused the Hello: {}", one_line(.0))]
     HelloRefused(String),
     /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
     #[error("the server said goodbye: {}", one_line(.why))]
@@ -449,6 +457,33 @@ impl CloseReason {
             why @ (SessionLost::Kicked | SessionLost::Expired | SessionLost::Revoked) => Some(why),
             _ => None,
         }
+    }
+}
+
+// The texts of these errors hold those of what they are made of. As sources these would be told twice by whoever tells
+// of an error with all of its sources.
+
+impl From<ConnectError> for CallError {
+    fn from(error: ConnectError) -> Self {
+        Self::NotConnected(error)
+    }
+}
+
+impl From<ConnectError> for PushError {
+    fn from(error: ConnectError) -> Self {
+        Self::NotConnected(error)
+    }
+}
+
+impl From<DecodeError> for CloseReason {
+    fn from(error: DecodeError) -> Self {
+        Self::BadFrame(error)
+    }
+}
+
+impl From<PeerMisbehaved> for CloseReason {
+    fn from(what: PeerMisbehaved) -> Self {
+        Self::Misbehaved(what)
     }
 }
 
@@ -689,6 +724,52 @@ mod tests {
         assert!(!CallError::NoServer(String::new()).after_tries(None).may_have_run());
         let answered = CallError::Remote { text: "no".to_owned(), code: None }.after_tries(Some(written()));
         assert!(matches!(answered, CallError::Remote { .. }));
+    }
+
+    /// A handler may fail with what its own call failed of, over any number of peers.
+    #[test]
+    fn an_error_that_is_given_on_is_told_once() {
+        let answered = |text: &str| CallError::Remote { text: text.to_owned(), code: None };
+        let mut text = answered("command failed with 1").to_string();
+        for _ in 0..3 {
+            text = answered(&text).to_string();
+        }
+        assert_eq!(text, "the peer answered: command failed with 1");
+        let error = CallError::NoQuorum { wanted: 2, answered: 1, error: Box::new(answered("no")) };
+        let text = answered(&error.to_string()).to_string();
+        assert_eq!(text, "the peer answered: 1 of the 2 clients that are wanted answered; another: no");
+        assert_eq!(answered("the peer answered: no").remote_text(), Some("the peer answered: no"), "as it came");
+    }
+
+    /// Whoever tells of an error with its sources says nothing twice.
+    #[test]
+    fn no_error_tells_of_its_source_itself() {
+        let connecting = || ConnectError::Connecting { address: "tcp@a:1".to_owned() };
+        let io = || CloseReason::from(std::io::Error::other("it broke"));
+        let gzip = || DecodeError::Gzip("it broke".to_owned());
+        let unanswered = ConnectError::Unanswered { address: "tcp@a:1".to_owned(), reason: io() };
+        let errors: [Box<dyn std::error::Error>; 10] = [
+            Box::new(CallError::from(connecting())),
+            Box::new(CallError::from(unanswered)),
+            Box::new(CallError::from(ConnectError::from(AddressError::Malformed { address: String::new(), why: "-" }))),
+            Box::new(PushError::from(connecting())),
+            Box::new(CallError::Closed { written: true, reason: gzip().into() }),
+            Box::new(CloseReason::from(gzip())),
+            Box::new(CloseReason::from(PeerMisbehaved::FalseAck)),
+            Box::new(io()),
+            Box::new(CallError::Decode(gzip().into())),
+            Box::new(CallError::from(EncodeError::TooLarge { len: 2, max: 1 })),
+        ];
+        for error in errors {
+            let mut told = vec![error.to_string()];
+            let mut next = error.source();
+            while let Some(source) = next {
+                let text = source.to_string();
+                assert!(told.iter().all(|above| !above.contains(&text)), "{told:?}, {text}");
+                told.push(text);
+                next = source.source();
+            }
+        }
     }
 
     #[test]

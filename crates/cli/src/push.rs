@@ -37,11 +37,11 @@ pub(crate) fn failed(error: &CallError) -> Failure {
                 .hint("it has one of its own, tcp@127.0.0.1:8973 unless `bothways serve --admin-token-env VAR --admin ADDR` says another")
         }
         Some(text) if text.contains("admin token") => {
-            Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+            Failure::new(Exit::Peer, error.to_string())
                 .hint("the variable or file must hold exactly the token that the server was started with")
         }
         Some(text) if error.code() == Some(ErrorCode::BadArguments) => Failure::usage(text),
-        Some(text) => Failure::new(Exit::Peer, format!("the peer answered: {text}"))
+        Some(_) => Failure::new(Exit::Peer, error.to_string())
             .hint("`bothways connections` and `bothways sessions` tell who is there"),
         _ => Failure::call(ADMIN_PATH, error),
     }

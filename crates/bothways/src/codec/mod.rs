@@ -197,7 +197,9 @@ pub trait Payload: Encode + Sized {
 #[non_exhaustive]
 pub enum CodecError {
     /// The type cannot travel in this serialize type.
-    #[error("{type_name} cannot travel as {serialize}; it can as {can}")]
+    ///
+    /// Its text goes to peers, and does not name the type.
+    #[error("a value of this type cannot travel as {serialize}; it can as {can}")]
     Unsupported {
         /// The Rust type.
         type_name: &'static str,

@@ -108,8 +108,8 @@ mod tests {
     #[test]
     fn a_serde_type_cannot_travel_as_raw_protobuf_or_thrift_and_says_so() {
         let error = 7u32.encode(SerializeType::THRIFT).unwrap_err().to_string();
-        assert!(error.starts_with("u32 cannot travel as thrift (4); it can as msgpack"), "{error}");
+        assert!(error.starts_with("a value of this type cannot travel as thrift (4); it can as msgpack"), "{error}");
         let error = u32::decode(SerializeType::RAW, Bytes::from_static(b"7")).unwrap_err().to_string();
-        assert!(error.starts_with("u32 cannot travel as raw (0)"), "{error}");
+        assert!(error.starts_with("a value of this type cannot travel as raw (0)"), "{error}");
     }
 }
