@@ -213,7 +213,9 @@ impl Router {
     }
 
     fn insert(&mut self, service_path: &str, service_method: &str, handler: BoxHandler) {
-        if keys::is_reserved_path(service_path) {
+        // Who is in a topic is told to the application.
+        let is_presence = (service_path, service_method) == (keys::CONTROL_PATH, keys::PRESENCE);
+        if keys::is_reserved_path(service_path) && !is_presence {
             let (service_path, service_method) = (service_path.to_owned(), service_method.to_owned());
             self.problems.push(RouteProblem::Reserved { service_path, service_method });
             return;
@@ -342,6 +344,7 @@ mod tests {
             assert_eq!(router.routes().len(), 1);
         }
         assert_eq!(one().handler("_bothwaysX", "b", |_| async { Reply::ok("") }).problems(), []);
+        assert_eq!(one().handler("_bothways", "Presence", |_| async { Reply::ok("") }).problems(), []);
     }
 
     /// Names that differ a little have hashes that differ in the bits that a table looks at first, and in those
