@@ -13,6 +13,7 @@ use crate::{
     codec::{Encode, Payload},
     handler::{BoxHandler, Context, Handler, Reply, Request},
     layer::Layer,
+    session::PresenceChange,
 };
 
 /// A named set of methods. `#[bothways::service]` implements it.
@@ -154,6 +155,36 @@ impl Router {
     pub fn handler(mut self, service_path: &str, service_method: &str, handler: impl Handler) -> Self {
         self.insert(service_path, service_method, BoxHandler::new(handler));
         self
+    }
+
+    /// Takes what a server tells a client of presence: who came to a topic that it subscribes to, and who left. For a
+    /// client; no server is told of presence.
+    ///
+    /// ```
+    /// use bothways::{Router, session::PresenceChange};
+    ///
+    /// let handlers = Router::new().presence(|change: PresenceChange| async move {
+    ///     println!("{} is {:?} in {}", change.user, change.status, change.topic);
+    /// });
+    /// ```
+    #[must_use]
+    pub fn presence<F, Fut>(self, handler: F) -> Self
+    where
+        F: Fn(PresenceChange) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.own(keys::CONTROL_PATH, keys::PRESENCE, move |request: Request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let (context, change) = match request.into_typed() {
+                    Ok(parts) => parts,
+                    Err(refusal) => return refusal,
+                };
+                handler(change).await;
+                Context::into_reply(context, Ok::<(), String>(()))
+            }
+        })
     }
 
     /// Adds every route of `other`; where both have one, `other`'s counts, and [`Self::problems`] names it.

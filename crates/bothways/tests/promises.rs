@@ -103,7 +103,7 @@ fn every_promise_has_a_bound_and_a_test_that_exists() {
 
     let ids: BTreeSet<&str> = promises.iter().map(|promise| promise.id.as_str()).collect();
     assert_eq!(ids.len(), promises.len(), "an id stands twice");
-    assert!(90 <= promises.len(), "{} promises were read", promises.len());
+    assert!(180 <= promises.len(), "{} promises were read", promises.len());
 }
 
 /// The test of the page is worth what it refuses.

@@ -365,9 +365,9 @@ async fn presence_goes_to_those_who_handle_it() {
     let listening = server.listen(&address()).await.expect("a free name");
     let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
     let deaf = Router::new().handler("News", "say", |_: Request| async { Reply::ok("") });
-    let hears = Router::new().handler("_bothways", "Presence", move |request: Request| {
-        told.send(request.decode::<PresenceChange>().expect("a change").user).expect("the test runs");
-        std::future::ready(Reply::ok(""))
+    let hears = Router::new().presence(move |change: PresenceChange| {
+        told.send(change.user).expect("the test runs");
+        std::future::ready(())
     });
     let mut clients = Vec::new();
     for (user, handlers) in [("deaf", deaf), ("hears", hears)] {
