@@ -675,8 +675,8 @@ fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Vec<Session> {
         [] => Vec::new(),
         [only] => only.iter().cloned().collect(),
         several => {
-            let all: HashSet<&Session> = several.iter().copied().flatten().collect();
-            all.into_iter().cloned().collect()
+            let mut seen = HashSet::with_capacity(several.iter().map(|subscribers| subscribers.len()).sum());
+            several.iter().copied().flatten().filter(|session| seen.insert(session.id())).cloned().collect()
         }
     }
 }

@@ -88,9 +88,12 @@ pub(super) enum Held<'a> {
 /// See the module.
 pub(super) struct Topics {
     table: RwLock<Table>,
-    due: Mutex<BinaryHeap<Reverse<(Duration, Arc<str>)>>>,
+    due: Mutex<BinaryHeap<Due>>,
     hasher: RandomState,
 }
+
+/// A topic, and when it is looked at: the first one first.
+type Due = Reverse<(Duration, Arc<str>)>;
 
 #[derive(Default)]
 pub(super) struct Table {

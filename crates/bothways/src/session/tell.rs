@@ -253,7 +253,7 @@ fn push_of(topic: &str, change: Change) -> Push {
 /// Lets others run, if so much was done.
 async fn take_turns(work: &mut usize) {
     *work += 1;
-    if *work % AT_ONCE == 0 {
+    if work.is_multiple_of(AT_ONCE) {
         tokio::task::yield_now().await;
     }
 }
