@@ -426,7 +426,10 @@ impl ServerBuilder {
     }
 
     /// Events that [`Server::explain`] tells of one session, and how many sessions that ended it still knows.
-    /// Default 64 events, about 5 KiB once they have come, and 256 sessions. 0 turns either off.
+    /// Default 64 events, about 5 KiB once they have come, and 4,096 sessions; 0 turns either off. Of those that ended
+    /// it knows the last 8 of each user, those that tell of something sent before others; a quarter may have had no
+    /// user; and all take 8 MiB at most. Of one that had neither user, push, call nor subscription nothing is kept,
+    /// unless the server ended it.
     pub fn explain(mut self, events_max: usize, ended_sessions_max: usize) -> Self {
         (self.sessions.events_max, self.sessions.ended_max) = (events_max, ended_sessions_max);
         self

@@ -183,8 +183,10 @@ impl Inlet for ServerInlet {
     }
 
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
-        // Its end is part of its session's story, and `on_disconnect` may ask for it.
-        self.0.sessions.of(connection);
+        if self.0.hooks.on_disconnect.is_some() {
+            // It may ask for the session.
+            self.0.sessions.of(connection);
+        }
         self.0.forget(connection, reason);
         self.0.sessions.leave(connection);
     }

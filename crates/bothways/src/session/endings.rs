@@ -70,16 +70,23 @@ pub(super) struct Ending<'a> {
     pub(super) why: Option<&'a str>,
     /// What its client is told that comes back to it.
     pub(super) told: NotResumed,
+    /// The server's application ended it on purpose.
+    pub(super) by_server: bool,
 }
 
 impl<'a> Ending<'a> {
     pub(super) fn new(why: &'a str, told: NotResumed) -> Self {
-        Self { why: Some(why), told }
+        Self { why: Some(why), told, by_server: false }
+    }
+
+    /// On purpose: it can be explained whatever happened to it before.
+    pub(super) fn by_server(self) -> Self {
+        Self { by_server: true, ..self }
     }
 
     /// Another session stands for it.
     pub(super) fn merged() -> Self {
-        Self { why: None, told: NotResumed::Unknown }
+        Self { why: None, told: NotResumed::Unknown, by_server: false }
     }
 }
 

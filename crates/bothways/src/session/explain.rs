@@ -6,13 +6,16 @@
 //! [`EVENT_BYTES_MAX`] at most; memory is taken as events come. The first ones, before anything is sent, are packed: of
 //! most sessions there are no others.
 //!
-//! A session that ended leaves its trail behind: the registry keeps the last [`ENDED_MAX`].
+//! A session that ended leaves its trail behind, if there is something to tell: see `pasts.rs`.
 
 mod opening;
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -29,10 +32,13 @@ use crate::connection::ConnectionId;
 pub(super) const EVENTS_MAX: usize = 64;
 
 /// Sessions that ended and can still be explained.
-pub(super) const ENDED_MAX: usize = 256;
+pub(super) const ENDED_MAX: usize = 4096;
 
 /// Longer texts in an event are cut: names, reasons.
 pub(super) const TEXT_BYTES_MAX: usize = 128;
+
+/// Events that may follow the end of a session: that of its connection, and of a call.
+const EVENTS_AFTER_END: u32 = 2;
 
 /// What one event takes at most: its place in the ring, and its two texts.
 pub(super) const EVENT_BYTES_MAX: usize = size_of::<Record>() + 2 * (TEXT_BYTES_MAX + 2 * size_of::<usize>());
@@ -299,7 +305,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[derive(Debug)]
 pub(super) struct Trail {
     began: Instant,
-    events_max: u32,
+    /// Changes once, under the lock of the story, when the session ends.
+    events_max: AtomicU32,
     story: Mutex<Story>,
 }
 
@@ -392,7 +399,7 @@ impl Trail {
 
     fn at(events_max: usize, began: Instant) -> Self {
         let events_max = u32::try_from(events_max).unwrap_or(u32::MAX);
-        Self { began, events_max, story: Mutex::new(Story::Opening(Opening::default())) }
+        Self { began, events_max: events_max.into(), story: Mutex::new(Story::Opening(Opening::default())) }
     }
 
     /// A trail that began then, with this event.
@@ -407,31 +414,35 @@ impl Trail {
         self.began
     }
 
+    fn events_max(&self) -> u32 {
+        self.events_max.load(Ordering::Relaxed)
+    }
+
     fn micros(&self) -> u64 {
         self.began.elapsed().as_micros() as u64
     }
 
     /// Takes an event in; answers its number, by which [`Self::update`] finds it.
     pub(super) fn note(&self, what: What) -> u64 {
-        if self.events_max == 0 {
+        if self.events_max() == 0 {
             return u64::MAX;
         }
         self.note_at(self.micros(), what)
     }
 
     fn note_at(&self, at: u64, what: What) -> u64 {
-        if self.events_max == 0 {
+        if self.events_max() == 0 {
             return u64::MAX;
         }
         let mut story = self.story.lock();
         let record = Record { at, what };
         match &mut *story {
-            Story::Ring(ring) => ring.push(record, self.events_max),
-            Story::Opening(opening) => match opening.push(&record, self.events_max) {
+            Story::Ring(ring) => ring.push(record, self.events_max()),
+            Story::Opening(opening) => match opening.push(&record, self.events_max()) {
                 Some(number) => number,
                 None => {
                     let mut ring = Ring::after(opening);
-                    let number = ring.push(record, self.events_max);
+                    let number = ring.push(record, self.events_max());
                     *story = Story::Ring(ring);
                     number
                 }
@@ -476,13 +487,13 @@ impl Trail {
     }
 
     fn update(&self, number: u64, change: impl FnOnce(u32, &mut What)) {
-        if self.events_max == 0 {
+        if self.events_max() == 0 {
             return;
         }
         let now = self.micros();
         // What is packed does not change.
         let Story::Ring(ring) = &mut *self.story.lock() else { return };
-        if let Some(record) = ring.get_mut(number, self.events_max) {
+        if let Some(record) = ring.get_mut(number, self.events_max()) {
             let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
             change(after, &mut record.what);
         }
@@ -490,7 +501,7 @@ impl Trail {
 
     /// Notes a call; the answer follows it.
     pub(super) fn call(&self, service_path: &str, service_method: &str) -> CallTrail<'_> {
-        if self.events_max == 0 {
+        if self.events_max() == 0 {
             return CallTrail { trail: self, number: u64::MAX, outcome: None };
         }
         let name = name(service_path, service_method);
@@ -498,10 +509,36 @@ impl Trail {
         CallTrail { trail: self, number, outcome: Some(Outcome::GivenUp) }
     }
 
-    /// Gives back memory that no event will need.
-    pub(super) fn shrink(&self) {
-        if let Story::Ring(ring) = &mut *self.story.lock() {
-            ring.records.shrink_to_fit();
+    /// The session has ended, and few events follow: gives back memory that they do not need. Answers how many there
+    /// can be in all from here on.
+    pub(super) fn seal(&self) -> usize {
+        let mut story = self.story.lock();
+        let len = match &*story {
+            Story::Opening(opening) => opening.len(),
+            Story::Ring(ring) => ring.records.len(),
+        };
+        // A ring that is not full grows at its end, so that each event keeps its place.
+        let most = self.events_max().min(u32::try_from(len).unwrap_or(u32::MAX).saturating_add(EVENTS_AFTER_END));
+        self.events_max.store(most, Ordering::Relaxed);
+        if let Story::Ring(ring) = &mut *story {
+            ring.records.shrink_to(most as usize);
+            ring.records.reserve_exact(most as usize - len);
+        }
+        most as usize
+    }
+
+    /// What there is to tell: `Some(true)` of something sent, `Some(false)` of a user, a session that was wanted or
+    /// older events that are forgotten, `None` of nothing but a connection.
+    pub(super) fn worth(&self) -> Option<bool> {
+        let worth = |record: &Record| match &record.what {
+            What::Push(_) | What::Call { .. } | What::Subscribed(_) | What::GapTold(_) => Some(true),
+            What::Bound(Some(_)) | What::NotResumed { .. } => Some(false),
+            _ => None,
+        };
+        match &*self.story.lock() {
+            Story::Opening(opening) => opening.records().filter_map(|record| worth(&record)).max(),
+            Story::Ring(ring) if ring.first() != 0 => Some(ring.records.iter().any(|record| worth(record) == Some(true))),
+            Story::Ring(ring) => ring.records.iter().filter_map(worth).max(),
         }
     }
 

@@ -13,6 +13,7 @@
 //! | `receipt.rs` | what became of it |
 //! | `acks.rs` | how far a client is, as it says so on the wire |
 //! | `each.rs` | what became of it for each of many, for who asks |
+//! | `pasts.rs` | what is left of those that ended, for who asks later |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `few.rs` | a list that nearly always has one item |
 //! | `crowd.rs` | the sessions of a user, who may be very many |
@@ -50,6 +51,7 @@ mod kept;
 mod keys;
 mod ledger;
 mod lock;
+mod pasts;
 mod presence;
 mod push;
 mod receipt;

@@ -5,7 +5,7 @@
 //! locks a shard first, and then a session.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Weak,
@@ -27,11 +27,12 @@ use super::{
     claims::{Claims, Listed},
     crowd::Crowd,
     endings::{Ending, Endings, Eviction, NotResumed},
-    explain::{self, Explanation, Standing, Trail, What},
+    explain::{self, Explanation, Trail, What},
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
     lock::Lock,
+    pasts::{self, Pasts},
     push::{Class, Encoded, Push},
     receipt::Receipt,
     rules::Rules,
@@ -144,8 +145,8 @@ pub(crate) struct Registry {
     /// Somebody sweeps: only one at a time.
     sweeping: AtomicBool,
     endings: Endings,
-    /// What is left of sessions that ended, oldest first.
-    ended: Mutex<VecDeque<Past>>,
+    /// What is left of sessions that ended.
+    ended: Mutex<Pasts>,
     count: AtomicUsize,
 }
 
@@ -165,13 +166,6 @@ struct OfUser {
     account: Option<Arc<Account>>,
 }
 
-/// What is left of a session that ended.
-struct Past {
-    id: SessionId,
-    user: Option<Arc<str>>,
-    trail: Arc<Trail>,
-}
-
 impl Registry {
     pub(crate) fn new(
         options: SessionOptions,
@@ -186,6 +180,7 @@ impl Registry {
                 "the history is longer than `session_log`: not all of it can be recovered at once"
             );
         }
+        let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
         Arc::new_cyclic(|me| Self {
             hub: Hub::new(options.rules.clone()),
             options,
@@ -200,7 +195,7 @@ impl Registry {
             told: Told::default(),
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
-            ended: Mutex::default(),
+            ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
             count: AtomicUsize::new(0),
         })
     }
@@ -251,6 +246,21 @@ impl Registry {
             let connection = self.connections.lock().get(&id).cloned()?;
             self.of(&connection)
         })
+    }
+
+    /// The connection is over: if nobody has asked for its session, there is none, and none is made. True: so it is.
+    fn never_makes(&self, connection: &Connection) -> bool {
+        if connection.is_adopted() {
+            return false;
+        }
+        let _of_shard = self.shard(&self.by_connection, &connection.id()).write();
+        let is_unmade = !connection.is_adopted();
+        if is_unmade {
+            connection.adopt();
+            self.unmade.fetch_sub(1, Ordering::Relaxed);
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_unmade
     }
 
     /// Makes the sessions that nobody has asked for yet.
@@ -516,6 +526,9 @@ impl Registry {
 
     /// A connection is over: its session waits for its client, or ends with it.
     pub(crate) fn leave(&self, connection: &Connection) {
+        if self.never_makes(connection) {
+            return;
+        }
         let Some(session) = self.shard(&self.by_connection, &connection.id()).write().remove(&connection.id()) else {
             return;
         };
@@ -611,7 +624,7 @@ impl Registry {
             None => tracing::debug!(session = %id, why = %reason, "a session was ended"),
         }
         let told = eviction.map_or(NotResumed::Ended, Eviction::told);
-        if let Some(connection) = self.remove(session, Ending::new(why, told), None) {
+        if let Some(connection) = self.remove(session, Ending::new(why, told).by_server(), None) {
             connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
             connection.close();
         }
@@ -669,14 +682,8 @@ impl Registry {
         }
         // What was waiting tells its end after that of the session.
         drop((ledger, held));
-        if ending.why.is_some() && 0 < self.options.events_max && 0 < self.options.ended_max {
-            trail.shrink();
-            let past = Past { id: session.id(), user: user.clone(), trail: Arc::clone(trail) };
-            let mut ended = self.ended.lock();
-            if self.options.ended_max <= ended.len() {
-                ended.pop_front();
-            }
-            ended.push_back(past);
+        if ending.why.is_some() {
+            self.ended.lock().keep(session.id(), user.clone(), trail, ending.by_server);
         }
         if let Some(user) = user {
             self.settle_user(session, &user);
@@ -811,11 +818,7 @@ impl Registry {
     /// What lately happened to the sessions that a target names: first those that ended.
     pub(crate) fn explain(&self, target: &Target) -> Result<Vec<Explanation>, TopicError> {
         let live = self.find(target)?;
-        let ended = self.ended.lock();
-        let past = ended.iter().filter(|past| target.admits_past(past.id, past.user.as_deref()));
-        let past = past.map(|past| past.trail.tell(past.id, past.user.as_deref(), Standing::Ended));
-        let mut told: Vec<_> = past.collect();
-        drop(ended);
+        let mut told = self.ended.lock().tell(target);
         told.extend(live.iter().map(Session::explain));
         Ok(told)
     }

@@ -164,6 +164,34 @@ async fn the_last_that_ended_are_known() {
     assert_eq!(off.explain(&Target::everyone()).expect("no topic")[0].events, []);
 }
 
+/// Health checks come and go, and leave nothing: who was kicked before them is still explained.
+#[tokio::test(start_paused = true)]
+async fn health_checks_drive_out_no_story() {
+    let auth = |request: bothways::server::AuthRequest| async move {
+        if let Some(session) = (!request.token.is_empty()).then(|| request.session()).flatten() {
+            session.bind_user(&request.token);
+        }
+        Ok::<_, String>(())
+    };
+    let server = Server::builder().auth(auth).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, _messages) = client(listening.address(), "ann").await;
+    server.kick(&Target::user("ann"), "enough").expect("no topic");
+    client.close();
+    until(|| server.stats().connections == 0).await;
+    for _ in 0..300 {
+        let plain = ClientOptions::new().negotiate(false).reconnect(false);
+        let check = Client::connect(listening.address(), plain).await.expect("it listens");
+        check.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        check.close();
+        until(|| server.stats().connections == 0).await;
+    }
+    settle().await;
+    assert_eq!(server.stats().sessions, 0, "none was made, and none is left");
+    let lines = story(&server, &Target::everyone());
+    assert!(lines.iter().any(|line| line == "ended: enough"), "{lines:#?}");
+}
+
 async fn client_of(address: &str) -> (Client, ServerMessages) {
     client(address, "").await
 }
