@@ -108,6 +108,13 @@ impl ClientInlet {
     }
 
     fn handle_message(&self, connection: &Connection, message: Message) {
+        if message.has_service_path(keys::CONTROL_PATH)
+            && message.service_method() == keys::CANCEL
+            && connection.is_negotiated()
+        {
+            // By its number it was handled already; this one names a call that may have come on another connection.
+            return self.results.give_up(message.metadata().get(keys::CALL_ID).unwrap_or_default());
+        }
         match &self.messages {
             Some(queue)
                 if message.has_service_path(keys::CONTROL_PATH)

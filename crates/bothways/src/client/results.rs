@@ -68,6 +68,24 @@ impl Results {
         let wait = Wait { results: self.clone(), id: id.to_owned(), run, is_over: false };
         wait.reply(handler.handle(request))
     }
+
+    /// Its server gave a call up that may have come on an earlier connection: it stops, or never runs.
+    pub(super) fn give_up(&self, id: &str) {
+        if id.is_empty() || ID_BYTES < id.len() {
+            return;
+        }
+        let mut known = self.known.lock();
+        let run = Arc::clone(known.runs.entry(id.to_owned()).or_default());
+        run.give_up();
+        known.end(id, &run);
+    }
+}
+
+impl Run {
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
 }
 
 /// One who waits for a run.
@@ -111,8 +129,7 @@ async fn kept(handler: BoxFuture<Reply>) -> Reply {
 impl Drop for Wait {
     fn drop(&mut self) {
         if !self.is_over {
-            self.run.given_up.store(true, Ordering::Release);
-            self.run.changed.notify_waiters();
+            self.run.give_up();
             self.results.known.lock().end(&self.id, &self.run);
         }
     }

@@ -36,6 +36,19 @@ impl Connection {
         }
     }
 
+    /// Tells a client that a call to it, which it may know from an earlier connection, is given up.
+    pub(crate) fn cancel_call(&self, id: &str) {
+        let understands = {
+            let state = self.shared.state.lock();
+            let by_push = state.called_by_pushes;
+            (by_push || state.proto.peer_can(Capabilities::CANCEL)) && state.outbox.has_room_for_cancels()
+        };
+        if understands {
+            self.control_request(keys::CANCEL, &Metadata::new().with(keys::CALL_ID, id));
+            self.flush();
+        }
+    }
+
     /// Sends the reply to `request`.
     pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<u64>) {
         let shared = &*self.shared;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bothways_proto::keys;
 use tokio::time::Instant;
 
-use super::{Push, Session, explain::CallTrail, push};
+use super::{Push, Session, explain::CallTrail, given_up, push};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     connection::after,
@@ -15,19 +15,38 @@ use crate::{
 /// How long a call to a session or a user takes at most if it names no time of its own.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How far one call has come, over all its connections.
-#[derive(Debug, Default)]
-struct Progress {
+/// How far one call has come, over all its connections. Dropped before its end, the call is given up.
+struct Progress<'a> {
+    session: &'a Session,
+    id: u64,
+    deadline: Instant,
+    /// It was sent, once at least.
+    was_out: bool,
     /// It is out now, on a connection that lives.
     is_out: bool,
+    /// Its caller has its outcome.
+    is_over: bool,
     /// A connection ended under it after it may have been sent.
     cut: Option<CallError>,
 }
 
-impl Progress {
+impl<'a> Progress<'a> {
+    fn new(session: &'a Session, deadline: Instant) -> Self {
+        let id = rand::random();
+        Self { session, id, deadline, was_out: false, is_out: false, is_over: false, cut: None }
+    }
+
     /// What the error of the last attempt means for the call: that nothing ran is true only of all of them.
     fn judge(&self, error: CallError) -> CallError {
         error.after_tries(self.cut.clone())
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        if self.was_out && !self.is_over {
+            self.session.give_up_call(self.id, self.deadline, self.is_out);
+        }
     }
 }
 
@@ -37,7 +56,7 @@ impl Session {
         &self,
         call: RawCall<'_>,
         deadline: Instant,
-        progress: &mut Progress,
+        progress: &mut Progress<'_>,
         trail: &CallTrail<'_>,
     ) -> Result<RawReply, CallError> {
         loop {
@@ -50,7 +69,7 @@ impl Session {
             let mut attempt = call.clone();
             attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
             trail.sent();
-            progress.is_out = true;
+            (progress.was_out, progress.is_out) = (true, true);
             let outcome = connection.call_raw(attempt).await;
             progress.is_out = false;
             match outcome {
@@ -67,13 +86,30 @@ impl Session {
             self.left(&connection).await;
         }
     }
+
+    /// The caller of a call that was sent waits no more. Its client is told, now and whenever it comes back while the
+    /// call has time. `is_told`: a Cancel is on its way already, and may be lost with its connection.
+    fn give_up_call(&self, id: u64, until: Instant, is_told: bool) {
+        let connection = {
+            let mut state = self.inner.state.lock();
+            if state.ended || !state.resumable {
+                return;
+            }
+            state.seldom().given_up.get_or_insert_default().note(id, until);
+            state.connection.clone()
+        };
+        if let Some(connection) = connection.filter(|_| !is_told) {
+            connection.cancel_call(&given_up::text(id));
+        }
+    }
 }
 
 impl Caller for Session {
     /// Calls the client. If its connection is lost and it comes back before the deadline, the same call is
     /// sent again under the same id, and the client runs it once. A call that names no time has 30 s.
     ///
-    /// Dropping the future gives the call up, and tells the client, which drops the handler.
+    /// Dropping the future gives the call up, and tells the client, which drops the handler; a client that is away is
+    /// told when it is back, if the call has time left by then.
     ///
     /// # Errors
     /// Any [`CallError`]. Of note:
@@ -88,9 +124,9 @@ impl Caller for Session {
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = after(timeout);
         call.options.is_own = true;
-        call.options.metadata.insert(keys::CALL_ID, format!("{:016x}", rand::random::<u64>()));
         let trail = self.inner.trail.call(call.service_path, call.service_method);
-        let mut progress = Progress::default();
+        let mut progress = Progress::new(self, deadline);
+        call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
         let attempt = self.attempt(call, deadline, &mut progress, &trail);
         let outcome = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Err(CallError::TimedOut(_))) => Err(CallError::TimedOut(timeout)),
@@ -100,6 +136,7 @@ impl Caller for Session {
             }
             Err(_) => Err(CallError::TimedOut(timeout)),
         };
+        progress.is_over = true;
         trail.ended(&outcome);
         outcome
     }

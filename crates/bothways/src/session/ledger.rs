@@ -63,7 +63,8 @@ const PUSH_OVERHEAD_BYTES: usize = 1024;
 /// as one buffer that grows by doubling, and the tickets of the smallest pushes that these can hold.
 const UNDER_WAY_BYTES: usize = 768 << 10;
 
-/// An empty session, its connection, its places in the tables, and 64 repetitions of pushes that wait for the first.
+/// An empty session, its connection, its places in the tables, 64 repetitions of pushes that wait for the first, and 32
+/// calls that were given up.
 const SESSION_BYTES: usize = 8 << 10;
 
 impl Bounds {

@@ -9,6 +9,7 @@
 //! | `mod.rs` | [`Session`], the handle |
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
+//! | `given_up.rs` | calls whose Cancel may have been lost with a connection |
 //! | `side_by_side.rs` | futures of which only those that were woken are polled |
 //! | `receipt.rs` | what became of it |
 //! | `acks.rs` | how far a client is, as it says so on the wire |
@@ -45,6 +46,7 @@ mod each;
 mod endings;
 mod explain;
 mod few;
+mod given_up;
 mod history;
 mod hub;
 mod kept;
@@ -87,6 +89,7 @@ pub(crate) use self::{
 use self::{
     claims::{Claims, Listed},
     explain::{Trail, What},
+    given_up::GivenUp,
     ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
     push::Encoded,
@@ -206,6 +209,8 @@ struct Seldom {
     merged_into: Option<Session>,
     /// The client has said that its handlers take its pushes, and nobody else does.
     takes_only_these: bool,
+    /// Calls that a client that comes back is told not to run on with.
+    given_up: Option<Box<GivenUp>>,
 }
 
 impl State {

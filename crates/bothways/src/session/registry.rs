@@ -28,6 +28,7 @@ use super::{
     crowd::Crowd,
     endings::{Ending, Endings, Eviction, NotResumed},
     explain::{self, Explanation, Trail, What},
+    given_up,
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
@@ -388,13 +389,18 @@ impl Registry {
     /// The Welcome is on its way: what the session owes its client follows it.
     pub(crate) fn welcomed(&self, connection: &Connection) {
         let Some(session) = self.made_of(connection) else { return };
-        {
+        let given_up = {
             let mut state = session.inner.state.lock();
             // Another connection may have claimed the session this moment, and is not welcomed yet.
             if state.connection.as_ref() != Some(connection) {
                 return;
             }
             state.ledger.connect(true);
+            let seldom = state.seldom.as_ref();
+            seldom.and_then(|seldom| seldom.given_up.as_ref()).map(|calls| calls.ids())
+        };
+        for id in given_up.into_iter().flatten() {
+            connection.cancel_call(&given_up::text(id));
         }
         session.pump();
     }

@@ -407,6 +407,75 @@ async fn a_call_waits_for_a_client_that_is_away() {
     assert_eq!(asking.await.expect("no panic").expect("it came back"), "back");
 }
 
+/// One device has the call when it loses its connection, and another one answers meanwhile: the first is told when it is
+/// back, and its handler is dropped.
+#[tokio::test(start_paused = true)]
+async fn a_loser_that_is_away_is_cancelled_when_it_is_back() {
+    let server = builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (phone, mut on_phone) = device(&server, listening.address(), "ann/phone").await;
+    let (_desk, mut at_desk) = device(&server, listening.address(), "ann/desk").await;
+    let (place, asking) = (listening.address().to_owned(), asking(server.user("ann")));
+    let (mut on_phone, at_desk) = (next(&mut on_phone).await, next(&mut at_desk).await);
+    drop(listening);
+    phone.connection().expect("it is up").close();
+    until(|| server.connections().len() == 1).await;
+    at_desk.answer(Reply::ok("yes"));
+    assert_eq!(asking.await.expect("no panic").expect("one said yes"), "yes");
+    settle().await;
+    assert!(!on_phone.is_dropped(), "nobody could tell it");
+    let back = Instant::now();
+    let _listening = server.listen(&place).await.expect("the name is free again");
+    on_phone.dropped().await;
+    assert!(back.elapsed() < Duration::from_secs(20), "before the time of the call is over");
+}
+
+/// A Cancel that is lost with its connection is said again on the next one, while the call has time; a call that has ended
+/// is not cancelled.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_was_lost_is_said_again() {
+    let server = builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (mut client, welcome) = scripted(listening.address(), Metadata::new()).await;
+    let answered = asking(server.user("ann"));
+    let request = client.next().await;
+    client.say(reply_to(&request, b"done")).await;
+    answered.await.expect("no panic").expect("answered");
+    let given_up = asking(server.user("ann"));
+    let request = client.next().await;
+    let id = request.metadata().get(keys::CALL_ID).expect("it has an id").to_owned();
+    given_up.abort();
+    let cancel = client.next().await;
+    assert!(is_control(&cancel, keys::CANCEL) && cancel.metadata().get(keys::CANCEL_SEQ).is_some(), "{cancel:?}");
+
+    for wait in [0, 10] {
+        client.reset();
+        tokio::time::sleep(Duration::from_secs(wait)).await;
+        (client, _) = scripted(listening.address(), claim(&welcome, 0)).await;
+        let cancel = client.next().await;
+        assert!(is_control(&cancel, keys::CANCEL), "{cancel:?}");
+        assert_eq!(cancel.metadata().get(keys::CALL_ID), Some(&*id));
+        client.hears_nothing().await;
+    }
+    client.reset();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    (client, _) = scripted(listening.address(), claim(&welcome, 0)).await;
+    client.hears_nothing().await;
+}
+
+/// A client runs no call that was cancelled before it came.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_behind_its_cancel_does_not_run() {
+    let (handler, mut asked) = gate();
+    let calling = Calling::start(Router::new().handler("T", "Ask", handler)).await;
+    let mut connection = calling.server.accept_negotiated().await;
+    connection.say(control(1, keys::CANCEL, keys::CALL_ID, "a")).await;
+    connection.say(call_to_client("a", 1)).await;
+    let answer = connection.next().await;
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Timeout.name()));
+    assert!(asked.try_recv().is_err(), "it never ran");
+}
+
 /// A scripted client of this user, and the pairs of its Welcome.
 async fn scripted(address: &str, pairs: Metadata) -> (Scripted, Metadata) {
     arrive(address, &pairs.with(keys::AUTH, "ann/phone")).await

@@ -100,6 +100,9 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 			if known, ok := running.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
 				known.(*call).cancel()
 			}
+			if known, ok := s.calls.Load(m.Metadata["_bw.id"]); ok { // of a connection before
+				known.(*call).cancel()
+			}
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Skip": // what had this offset is too old to come
 			s.handled = max(s.handled, Offset(m))
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Gap": // _bw.missed pushes were dropped: it was too slow
