@@ -537,7 +537,9 @@ impl Trail {
         };
         match &*self.story.lock() {
             Story::Opening(opening) => opening.records().filter_map(|record| worth(&record)).max(),
-            Story::Ring(ring) if ring.first() != 0 => Some(ring.records.iter().any(|record| worth(record) == Some(true))),
+            Story::Ring(ring) if ring.first() != 0 => {
+                Some(ring.records.iter().any(|record| worth(record) == Some(true)))
+            }
             Story::Ring(ring) => ring.records.iter().filter_map(worth).max(),
         }
     }
