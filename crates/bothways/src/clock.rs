@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Instant};
+use parking_lot::Mutex;
+use tokio::{
+    runtime::{Handle, Id},
+    task::JoinHandle,
+    time::Instant,
+};
 
 /// What is longer is as long as this, thirty years: a clock can count it, and nobody waits to see the difference.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -41,6 +46,63 @@ impl<F: Future + Unpin> Future for Clocked<'_, F> {
     }
 }
 
+/// The time is over.
+pub(crate) struct Over;
+
+/// As tokio's `timeout_at`, on a thread without a runtime: a task of this one keeps the time. If there is none, or it
+/// ends, there is no time to wait.
+pub(crate) async fn timeout_outside<F: Future>(
+    runtime: Option<Handle>,
+    deadline: Instant,
+    future: F,
+) -> Result<F::Output, Over> {
+    let (mut future, mut late) = (Box::pin(future), None);
+    std::future::poll_fn(move |cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        let Some(runtime) = &runtime else { return Poll::Ready(Err(Over)) };
+        let Late(late) =
+            late.get_or_insert_with(|| Late(runtime.spawn(async move { tokio::time::sleep_until(deadline).await })));
+        Pin::new(late).poll(cx).map(|_| Err(Over))
+    })
+    .await
+}
+
+/// A task that keeps the time of one that waits elsewhere.
+struct Late(JoinHandle<()>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runtimes that are there, and may keep the time of those who wait elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Runtimes(Mutex<Vec<Handle>>);
+
+impl Runtimes {
+    /// False: it is there already.
+    pub(crate) fn add(&self, runtime: Handle) -> bool {
+        let mut runtimes = self.0.lock();
+        let is_new = runtimes.iter().all(|known| known.id() != runtime.id());
+        if is_new {
+            runtimes.push(runtime);
+        }
+        is_new
+    }
+
+    /// It is gone, and another one may have its number.
+    pub(crate) fn remove(&self, runtime: Id) {
+        self.0.lock().retain(|known| known.id() != runtime);
+    }
+
+    pub(crate) fn any(&self) -> Option<Handle> {
+        self.0.lock().first().cloned()
+    }
+}
+
 /// True on a thread that has no runtime at the moment. Within a task this is one look at the thread's own memory.
 pub(crate) fn is_outside() -> bool {
     tokio::task::try_id().is_none() && Handle::try_current().is_err()
@@ -49,6 +111,24 @@ pub(crate) fn is_outside() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On a thread without a runtime the time is kept by another's; without that one there is none.
+    #[test]
+    fn a_time_limit_outside_needs_a_runtime_somewhere() {
+        use std::{future::ready, task::Waker};
+        let mut cx = Context::from_waker(Waker::noop());
+        let long = Instant::now() + FOR_EVER;
+        let at_once = std::pin::pin!(timeout_outside(None, long, ready(7)));
+        assert!(matches!(at_once.poll(&mut cx), Poll::Ready(Ok(7))));
+        let never = std::pin::pin!(timeout_outside(None, long, std::future::pending::<()>()));
+        assert!(matches!(never.poll(&mut cx), Poll::Ready(Err(Over))));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let handle = Some(runtime.handle().clone());
+        let mut waits = std::pin::pin!(timeout_outside(handle, long, std::future::pending::<()>()));
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        drop(runtime);
+        assert!(matches!(waits.as_mut().poll(&mut cx), Poll::Ready(Err(Over))), "its runtime is gone");
+    }
 
     #[test]
     fn any_duration_may_be_added_to_the_clock() {

@@ -565,6 +565,9 @@ pub enum ConnectError {
     /// The runtime in which the client was made is gone, and nobody keeps its connection.
     #[error("the client's runtime is gone")]
     Abandoned,
+    /// A client is made in a tokio runtime, which keeps its connection, and this is none.
+    #[error("there is no tokio runtime here to keep a connection")]
+    NoRuntime,
     /// The connection is lost and being made again; the last try failed for this reason.
     #[error("the connection to {address} is lost ({lost}) and is being made again")]
     Reconnecting {
@@ -604,6 +607,7 @@ impl ConnectError {
             | Self::Lost { .. }
             | Self::Abandoned
             | Self::SentAway { .. }
+            | Self::NoRuntime
             | Self::Closed => false,
         }
     }
@@ -662,6 +666,9 @@ pub enum ServeError {
         /// What is missing.
         why: String,
     },
+    /// A server listens in a tokio runtime, which drives what comes, and this is none.
+    #[error("there is no tokio runtime here to listen in")]
+    NoRuntime,
     /// The server was shut down before.
     #[error("the server is shut down")]
     ShutDown,

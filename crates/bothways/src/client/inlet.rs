@@ -7,6 +7,7 @@ use std::sync::{
 
 use bothways_proto::{Message, Metadata, keys};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::{
     events::{ConnectionEvent, EventSender, SessionLost},
@@ -32,6 +33,7 @@ const QUEUE_FULL: &str = "this client's queue of server messages is full";
 /// The ears of a client.
 pub(super) struct ClientInlet {
     pub(super) link: Weak<Link>,
+    pub(super) runtime: Handle,
     pub(super) server: Arc<str>,
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
@@ -69,6 +71,10 @@ impl Inlet for ClientInlet {
     }
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    fn clock(&self) -> Option<&Handle> {
+        Some(&self.runtime)
+    }
 
     fn handle_welcome(&self, connection: &Connection, welcome: Option<&Metadata>) {
         // The first that is told of a connection is that it stands.

@@ -188,6 +188,7 @@ impl Link {
         };
         let inlet = Arc::new(ClientInlet {
             link: Arc::downgrade(&link),
+            runtime: link.runtime.clone(),
             server: Arc::clone(&server),
             resubscriber,
             handlers,

@@ -94,6 +94,8 @@ impl Client {
     /// is any server with [`ClientOptions::retry_first_connect`]. [`Self::events`] that are taken afterwards do not
     /// begin with this connection.
     ///
+    /// The runtime in which it is called keeps the connection; all else may be called on any thread.
+    ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn connect(address: &str, options: ClientOptions) -> Result<Self, ConnectError> {
@@ -121,6 +123,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn with_handlers(address: &str, options: ClientOptions, handlers: Router) -> Result<Self, ConnectError> {
+        in_a_runtime()?;
         let (queue, messages) = options.message_queue();
         inlet::handle_messages(messages, handlers.clone());
         let client = Self::start(address, options, handlers, Some(queue), Common::default(), &[])?;
@@ -151,6 +154,7 @@ impl Client {
         topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
         let address: Address = address.parse()?;
+        in_a_runtime()?;
         handlers.warn_of_problems();
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());
         let link = Link::start(address, options, handlers, messages, common, subscriptions);
@@ -347,6 +351,11 @@ impl Client {
     pub fn close_keeping_session(&self) {
         self.handle.link.close(false);
     }
+}
+
+/// The connection is kept by a task, and its socket belongs to a runtime.
+fn in_a_runtime() -> Result<(), ConnectError> {
+    runtime::Handle::try_current().map(|_| ()).map_err(|_| ConnectError::NoRuntime)
 }
 
 impl Client {

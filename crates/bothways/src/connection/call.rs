@@ -10,7 +10,7 @@ use bothways_proto::{
 };
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
-use super::{Connection, State, after, control::compressed, lanes::Lane, outbox::Refused, within};
+use super::{Connection, State, after, control::compressed, lanes::Lane, outbox::Refused};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError},
@@ -208,7 +208,7 @@ impl Connection {
             match self.begin_call(call, time)? {
                 Some(begun) => break begun,
                 // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
-                None => Box::pin(within(time, self.hello_answered())).await?,
+                None => Box::pin(self.within(time, self.hello_answered())).await?,
             }
         };
         match written {
@@ -216,7 +216,7 @@ impl Connection {
             Written::Together(thread) => self.flush_together(thread),
             Written::ByAnother => {}
         }
-        let reply = within(time, reply).await?;
+        let reply = self.within(time, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
         raw_reply(reply, self)

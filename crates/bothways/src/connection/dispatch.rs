@@ -62,6 +62,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
         None
     }
 
+    /// Who keeps the time of those who wait on a thread without a runtime.
+    fn clock(&self) -> Option<&Handle> {
+        self.runtime()
+    }
+
     /// What those find who hold only a connection.
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         None

@@ -84,6 +84,7 @@ use self::{
 };
 pub(crate) use crate::clock::after;
 use crate::{
+    clock::{is_outside, timeout_outside},
     error::{CallError, CloseReason},
     packing::{Room, Share},
     transport::AnySocket,
@@ -554,12 +555,16 @@ impl PartialEq for Connection {
 
 impl Eq for Connection {}
 
-/// Waits as long as the call has time.
-async fn within<T>(time: Option<CallTime>, future: impl Future<Output = T>) -> Result<T, CallError> {
-    match time {
-        None => Ok(future.await),
-        Some(CallTime { left, end }) => {
-            tokio::time::timeout_at(end, future).await.map_err(|_| CallError::TimedOut(left))
+impl Connection {
+    /// Waits as long as the call has time.
+    async fn within<T>(&self, time: Option<CallTime>, future: impl Future<Output = T>) -> Result<T, CallError> {
+        let Some(CallTime { left, end }) = time else { return Ok(future.await) };
+        match is_outside() {
+            false => tokio::time::timeout_at(end, future).await.map_err(|_| CallError::TimedOut(left)),
+            true => {
+                let clock = self.shared.inlet.clock().cloned();
+                Box::pin(timeout_outside(clock, end, future)).await.map_err(|_| CallError::TimedOut(left))
+            }
         }
     }
 }

@@ -15,7 +15,10 @@ use super::{
     wire::{SHARE_BYTES, WIRE_BYTES},
     writer::Writer,
 };
-use crate::error::{CloseReason, PushError, ReservedName};
+use crate::{
+    clock::{is_outside, timeout_outside},
+    error::{CloseReason, PushError, ReservedName},
+};
 
 /// What became of a message that was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -296,7 +299,14 @@ impl Connection {
             changed.as_mut().enable();
             match attempt() {
                 Err(full @ PushError::Full { .. }) => {
-                    if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                    let is_over = match is_outside() {
+                        false => tokio::time::timeout_at(deadline, changed).await.is_err(),
+                        true => {
+                            let clock = self.shared.inlet.clock().cloned();
+                            timeout_outside(clock, deadline, changed).await.is_err()
+                        }
+                    };
+                    if is_over {
                         return Err(full);
                     }
                 }

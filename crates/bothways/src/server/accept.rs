@@ -1,13 +1,11 @@
 //! From a listening socket to connections.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use bothways_proto::Role;
-use parking_lot::Mutex;
 use tokio::{
     runtime::{self, Handle},
     task::AbortHandle,
@@ -62,6 +60,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
         return Err(ServeError::ShutDown);
     }
     let address: Address = address.parse()?;
+    in_a_runtime()?;
     let listener = Listener::bind(&address, &shared.listen).await?;
     let local = listener.local_address().to_owned();
     start_watch(shared);
@@ -70,12 +69,16 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     Ok(Listening { address: local, server: server.clone(), accepting: accepting.abort_handle() })
 }
 
+/// Sockets and tasks belong to a runtime.
+pub(super) fn in_a_runtime() -> Result<(), ServeError> {
+    Handle::try_current().map(|_| ()).map_err(|_| ServeError::NoRuntime)
+}
+
 /// Who keeps the deadlines of all connections. Each runtime in which the server listens has a task for that, and one of
 /// these does it: when its runtime ends, the next takes over.
 #[derive(Debug, Default)]
 pub(super) struct Watching {
     lease: Arc<tokio::sync::Mutex<()>>,
-    runtimes: Mutex<HashSet<runtime::Id>>,
 }
 
 /// The task of one runtime. Forgotten when that is gone, for another may have its number.
@@ -87,18 +90,19 @@ struct Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.watching.runtimes.lock().remove(&self.runtime);
+            shared.sessions.runtimes.remove(self.runtime);
         }
     }
 }
 
 /// Keeps the deadlines from the first listening on.
 pub(super) fn start_watch(shared: &Arc<Shared>) {
-    let runtime = Handle::current().id();
-    if !shared.watching.runtimes.lock().insert(runtime) {
+    let runtime = Handle::current();
+    let id = runtime.id();
+    if !shared.sessions.runtimes.add(runtime) {
         return;
     }
-    let watcher = Watcher { shared: Arc::downgrade(shared), runtime };
+    let watcher = Watcher { shared: Arc::downgrade(shared), runtime: id };
     let lease = Arc::clone(&shared.watching.lease);
     tokio::spawn(async move {
         let _lease = lease.lock().await;
@@ -160,6 +164,7 @@ pub(super) fn take_socket(server: &Server, socket: AnySocket) -> Result<Connecti
     if shared.is_stopping() {
         return Err(ServeError::ShutDown);
     }
+    in_a_runtime()?;
     start_watch(shared);
     let Some(place) = take_place(shared) else {
         return Err(ServeError::TooManyConnections { max: shared.connections_max });

@@ -214,7 +214,7 @@ impl Server {
     /// core. One of those runtimes keeps the deadlines of all connections; when it ends, another does.
     ///
     /// # Errors
-    /// [`ServeError::Address`], [`ServeError::Listen`], [`ServeError::Tls`], or
+    /// [`ServeError::Address`], [`ServeError::Listen`], [`ServeError::Tls`], [`ServeError::NoRuntime`], or
     /// [`ServeError::ShutDown`] if the server was shut down before.
     pub async fn listen(&self, address: &str) -> Result<Listening, ServeError> {
         accept::listen(self, address).await
@@ -240,10 +240,7 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// [`ServeError::ShutDown`] and [`ServeError::TooManyConnections`].
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
+    /// [`ServeError::ShutDown`], [`ServeError::TooManyConnections`] and [`ServeError::NoRuntime`].
     pub fn take(&self, socket: impl Into<AnySocket>) -> Result<Connection, ServeError> {
         accept::take_socket(self, socket.into())
     }
@@ -454,8 +451,15 @@ impl Server {
     /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`]. Sessions end with it. Calling
     /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
     /// that of the first.
+    ///
+    /// Both may be called on any thread. If that has no runtime, one in which the server listens does it; if there is
+    /// none, nothing can be waited for: what is left is cut at once, after the [hooks](ServerBuilder::on_shutdown).
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        *self.shared.stopped.get_or_init(|| shutdown::shutdown(&self.shared, deadline)).await
+        let stop = || {
+            let shared = Arc::clone(&self.shared);
+            shutdown::anywhere(&self.shared, async move { shutdown::shutdown(&shared, deadline).await })
+        };
+        *self.shared.stopped.get_or_init(stop).await
     }
 
     /// As [`Self::shutdown`], but client by client, so that those who come back, to another server or to the next one
@@ -481,7 +485,11 @@ impl Server {
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
     /// ```
     pub async fn drain(&self, deadline: Duration, reconnects_per_second: u32) -> ShutdownReport {
-        let drain = || shutdown::drain(&self.shared, deadline, reconnects_per_second);
+        let drain = || {
+            let shared = Arc::clone(&self.shared);
+            let drain = async move { shutdown::drain(&shared, deadline, reconnects_per_second).await };
+            shutdown::anywhere(&self.shared, drain)
+        };
         *self.shared.stopped.get_or_init(drain).await
     }
 

@@ -12,10 +12,14 @@ use std::{
 };
 
 use rand::seq::SliceRandom;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use super::Shared;
 use crate::{
+    clock::is_outside,
     connection::{Connection, after},
     guard::Guarded,
 };
@@ -50,6 +54,44 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long a client that was told may take to acknowledge what it has, before its connection is closed: several times
 /// what our clients take.
 const ACK_GRACE: Duration = Duration::from_millis(500);
+
+/// Stops on any thread: one without a runtime has it done in one where the server listens.
+pub(super) async fn anywhere(
+    shared: &Arc<Shared>,
+    stop: impl Future<Output = ShutdownReport> + Send + 'static,
+) -> ShutdownReport {
+    if !is_outside() {
+        return stop.await;
+    }
+    if let Some(runtime) = shared.sessions.runtimes.any() {
+        let mut stopping = JoinSet::new();
+        stopping.spawn_on(stop, &runtime);
+        if let Some(Ok(report)) = stopping.join_next().await {
+            return report;
+        }
+        // That runtime is gone, and what ran in it.
+    }
+    cut(shared).await
+}
+
+/// Stops where nobody can wait for anything.
+async fn cut(shared: &Arc<Shared>) -> ShutdownReport {
+    shared.stopping.send_replace(true);
+    let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
+    for hook in hooks {
+        let outcome = match Guarded::begin(hook) {
+            Ok(running) => running.await,
+            Err(panicked) => Err(panicked),
+        };
+        if let Err(panicked) = outcome {
+            tracing::error!(panic = panicked.text(), "a shutdown hook panicked");
+        }
+    }
+    let connections = shared.all_connections();
+    let calls_unfinished = shared.settings.load.running();
+    let report = ShutdownReport { connections_cut: connections.len(), calls_unfinished, ..ShutdownReport::default() };
+    end_rest(shared, &connections, report).await
+}
 
 /// Stops at once.
 pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> ShutdownReport {
@@ -191,11 +233,16 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     }
     let _ = timeout_at(deadline, emptied(shared)).await;
     let left = shared.all_connections();
-    for connection in &left {
-        connection.cut();
-    }
     report.connections_cut = left.len();
     report.connections_closed = connections.saturating_sub(left.len());
+    end_rest(shared, &left, report).await
+}
+
+/// Cuts who is left, and ends the sessions.
+async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownReport) -> ShutdownReport {
+    for connection in left {
+        connection.cut();
+    }
     (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server").await;
     if let Some(door) = &shared.door {
         door.close();

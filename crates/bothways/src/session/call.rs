@@ -128,7 +128,7 @@ impl Caller for Session {
         let mut progress = Progress::new(self, deadline);
         call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
         let attempt = self.attempt(call, deadline, &mut progress, &trail);
-        let outcome = match tokio::time::timeout_at(deadline, attempt).await {
+        let outcome = match self.within(deadline, attempt).await {
             Ok(Err(CallError::TimedOut(_))) => Err(CallError::TimedOut(timeout)),
             Ok(outcome) => outcome.map_err(|error| progress.judge(error)),
             Err(_) if !progress.is_out && progress.cut.is_none() => {

@@ -113,6 +113,7 @@ pub use self::{
     user::{CallPolicy, DEVICE_LABEL, User},
 };
 use crate::{
+    clock::{Over, is_outside, timeout_outside},
     connection::{Connection, ConnectionId, Methods, after},
     error::PushError,
 };
@@ -444,7 +445,7 @@ impl Session {
                         None => changed.await,
                     }
                 };
-                if tokio::time::timeout_at(deadline, more_room).await.is_ok() {
+                if self.within(deadline, more_room).await.is_ok() {
                     continue;
                 }
                 self.add(push, &frame, &receipt, &Listed::default());
@@ -613,6 +614,17 @@ impl Session {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// Waits until this moment, on a thread without a runtime too if the server listens in one.
+    async fn within<T>(&self, deadline: Instant, future: impl Future<Output = T>) -> Result<T, Over> {
+        match is_outside() {
+            false => tokio::time::timeout_at(deadline, future).await.map_err(|_| Over),
+            true => {
+                let clock = self.inner.registry.upgrade().and_then(|registry| registry.runtimes.any());
+                Box::pin(timeout_outside(clock, deadline, future)).await
+            }
         }
     }
 

@@ -42,6 +42,7 @@ use super::{
 };
 use crate::{
     calm::Calm,
+    clock::Runtimes,
     connection::{Connection, ConnectionId, METHODS_BYTES_MAX, PushFrame},
     error::{PushError, ReservedName},
 };
@@ -146,6 +147,8 @@ pub(crate) struct Registry {
     /// Somebody sweeps: only one at a time.
     sweeping: AtomicBool,
     endings: Endings,
+    /// Those in which the server listens.
+    pub(crate) runtimes: Runtimes,
     /// What is left of sessions that ended.
     ended: Mutex<Pasts>,
     count: AtomicUsize,
@@ -194,6 +197,7 @@ impl Registry {
             by_user: shards(),
             away: Away::default(),
             told: Told::default(),
+            runtimes: Runtimes::default(),
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),

@@ -2,7 +2,10 @@
 
 use std::{io, sync::Arc};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout_at},
+};
 
 #[cfg(unix)]
 use super::unix;
@@ -16,8 +19,10 @@ use crate::{clock::after, error::ConnectError};
 /// # Errors
 /// - [`ConnectError::Io`]: nobody listens there, the name is not known, the TLS handshake failed, or the
 ///   like.
+/// - [`ConnectError::NoRuntime`]: sockets need one.
 /// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {
+    Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
     let deadline = after(options.connect_timeout);
     match timeout_at(deadline, open(address, options, deadline)).await {
         Ok(Ok(socket)) => Ok(socket),

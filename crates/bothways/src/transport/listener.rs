@@ -32,7 +32,9 @@ impl Listener {
     /// # Errors
     /// - [`ServeError::Listen`]: the address is in use, may not be used, or is not one of this machine.
     /// - [`ServeError::Tls`]: the network is `tls`, and the options bring no certificate.
+    /// - [`ServeError::NoRuntime`]: sockets need one.
     pub async fn bind(address: &Address, options: &ListenOptions) -> Result<Self, ServeError> {
+        tokio::runtime::Handle::try_current().map_err(|_| ServeError::NoRuntime)?;
         #[cfg(feature = "tls")]
         if address.network() == Network::Tls && options.tls.is_none() {
             let why = "it has no certificate (`ListenOptions::tls`)".to_owned();

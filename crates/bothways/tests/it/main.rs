@@ -27,6 +27,7 @@ mod misbehaving_server;
 mod negotiation;
 mod optin;
 mod outcomes;
+mod outside;
 mod overflow;
 mod panic;
 // Elsewhere the system does not spread connections over the listeners of a port.
