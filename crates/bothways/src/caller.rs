@@ -143,7 +143,8 @@ impl CallOptions {
         self
     }
 
-    /// Give up after this long; the peer is told (`__ServerTimeout`, in whole milliseconds).
+    /// Give up after this long; the peer is told (`__ServerTimeout`, in whole milliseconds). Zero gives up before
+    /// anything is sent.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);

@@ -1,8 +1,11 @@
 //! What comes from the server: messages to the queue, calls to the handlers.
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    any::Any,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use bothways_proto::{Message, Metadata, keys};
@@ -34,6 +37,7 @@ const QUEUE_FULL: &str = "this client's queue of server messages is full";
 pub(super) struct ClientInlet {
     pub(super) link: Weak<Link>,
     pub(super) runtime: Handle,
+    pub(super) client: Weak<super::Handle>,
     pub(super) server: Arc<str>,
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
@@ -71,6 +75,10 @@ impl Inlet for ClientInlet {
     }
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(self.client.upgrade()? as _)
+    }
 
     fn clock(&self) -> Option<&Handle> {
         Some(&self.runtime)

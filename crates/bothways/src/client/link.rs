@@ -23,7 +23,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -146,7 +146,9 @@ impl Drop for Kept {
 }
 
 impl Link {
+    /// `client` is told of to its handlers.
     pub(super) fn start(
+        client: Weak<super::Handle>,
         address: Address,
         options: ClientOptions,
         handlers: Router,
@@ -189,6 +191,7 @@ impl Link {
         let inlet = Arc::new(ClientInlet {
             link: Arc::downgrade(&link),
             runtime: link.runtime.clone(),
+            client,
             server: Arc::clone(&server),
             resubscriber,
             handlers,

@@ -24,7 +24,10 @@ mod roster;
 mod session;
 mod subscriptions;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bothways_proto::{SerializeType, keys};
 use parking_lot::Mutex;
@@ -46,6 +49,7 @@ use crate::{
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, PushError, ReservedName},
+    handler::{Context, Request},
     router::Router,
     session::{Position, Presence, Subscribed},
     transport::{Address, AnySocket},
@@ -157,8 +161,11 @@ impl Client {
         in_a_runtime()?;
         handlers.warn_of_problems();
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());
-        let link = Link::start(address, options, handlers, messages, common, subscriptions);
-        Ok(Self { handle: Arc::new(Handle { link }) })
+        let handle = Arc::new_cyclic(|client| {
+            let client = Weak::clone(client);
+            Handle { link: Link::start(client, address, options, handlers, messages, common, subscriptions) }
+        });
+        Ok(Self { handle })
     }
 
     /// Calls a method and waits for its value.
@@ -350,6 +357,36 @@ impl Client {
     /// seen to go and come. What waits for this session waits in vain.
     pub fn close_keeping_session(&self) {
         self.handle.link.close(false);
+    }
+}
+
+impl Request {
+    /// The client that has this handler, to call the server that asks. `None` at a server, and when the application
+    /// has dropped its client.
+    ///
+    /// ```no_run
+    /// use bothways::{Client, ClientOptions, Reply, Request, Router};
+    ///
+    /// # async fn example() -> Result<(), bothways::ConnectError> {
+    /// let handlers = Router::new().handler("Customer", "Confirm", |request: Request| async move {
+    ///     let Some(shop) = request.client() else { return Reply::error("it is closed") };
+    ///     match shop.call::<String>("Shop", "Terms", &()).await {
+    ///         Ok(terms) => Reply::ok(terms),
+    ///         Err(error) => Reply::error(error.to_string()),
+    ///     }
+    /// });
+    /// let client = Client::with_handlers("tcp@127.0.0.1:8972", ClientOptions::new(), handlers).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn client(&self) -> Option<Client> {
+        Some(Client { handle: self.connection().owner()? })
+    }
+}
+
+impl Context {
+    /// The client that has this handler; see [`Request::client`].
+    pub fn client(&self) -> Option<Client> {
+        self.request().client()
     }
 }
 

@@ -115,7 +115,7 @@ impl ClientOptions {
     }
 
     /// Deadline of calls that name none of their own; the server is told. Default none, as in Go: a call
-    /// ends with its reply, its connection, or the drop of its future.
+    /// ends with its reply, its connection, or the drop of its future. Zero: each call ends before it is sent.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -141,14 +141,15 @@ impl ClientOptions {
 
     /// Ask the server for a sign of life after `interval` of silence, and give the connection up if none
     /// comes within `timeout`. Default 15 s and 10 s: a dead server is found within 25 s. `None`: never
-    /// ask.
+    /// ask. A timeout of zero ends a silent connection at the next look, within a second.
     pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
         self.settings.watch.heartbeat_interval = interval;
         self.settings.watch.heartbeat_timeout = timeout;
         self
     }
 
-    /// Give the connection up when nothing comes for this long. Default never.
+    /// Give the connection up when nothing comes for this long. Default never; zero ends it at the next look, within a
+    /// second.
     pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {
         self.settings.watch.idle_timeout = limit;
         self

@@ -314,14 +314,15 @@ impl ServerBuilder {
         self
     }
 
-    /// How long a client may take to send its first frame. Default 10 s.
+    /// How long a client may take to send its first frame. Default 10 s. Zero ends whoever has sent none at the next
+    /// look, within a second.
     pub fn first_frame_timeout(mut self, limit: Duration) -> Self {
         self.settings.watch.first_frame_timeout = limit;
         self
     }
 
     /// Close connections from which nothing came for this long. Default: never, because a plain Go
-    /// client that only listens sends nothing.
+    /// client that only listens sends nothing. Zero ends each at the next look, within a second.
     pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {
         self.settings.watch.idle_timeout = limit;
         self
@@ -329,7 +330,7 @@ impl ServerBuilder {
 
     /// Ask clients that understand it for a sign of life after `interval` of silence, and close them if
     /// none comes within `timeout`. Default 15 s and 10 s. Plain rpcx clients are never asked: they
-    /// would take the question for a reply.
+    /// would take the question for a reply. A timeout of zero ends a silent client at the next look, within a second.
     pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
         self.settings.watch.heartbeat_interval = interval;
         self.settings.watch.heartbeat_timeout = timeout;

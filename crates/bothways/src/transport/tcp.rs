@@ -273,7 +273,16 @@ pub(super) async fn connect<T, F: Future<Output = io::Result<T>>>(
     deadline: Instant,
     then: impl Fn(TcpSocket) -> F,
 ) -> io::Result<T> {
-    let mut places = resolve(address).await?;
+    first_of(resolve(address).await?, tuning, deadline, then).await
+}
+
+/// See [`connect`].
+async fn first_of<T, F: Future<Output = io::Result<T>>>(
+    mut places: Vec<SocketAddr>,
+    tuning: &Tuning,
+    deadline: Instant,
+    then: impl Fn(TcpSocket) -> F,
+) -> io::Result<T> {
     let last = places.pop().ok_or_else(no_address)?;
     let mut failed = None;
     let reach = async |place| then(connect_to(place, tuning).await?).await;
@@ -336,6 +345,33 @@ mod tests {
         let place = place.with_port(listening.local_addr().expect("bound").port());
         let (client, server) = tokio::join!(connect(&place), listening.accept());
         (client.expect("connects"), server.expect("accepts"))
+    }
+
+    /// What comes after connecting, a handshake, has the share of its address too: one that hangs there leaves time
+    /// for the next.
+    #[tokio::test]
+    async fn a_handshake_that_hangs_leaves_time_for_the_next_address() {
+        let (here, options) = (address("tcp@127.0.0.1:0"), ListenOptions::default());
+        let hangs = Listening::bind(&here, &options).await.expect("listens");
+        let greets = Listening::bind(&here, &options).await.expect("listens");
+        let (hangs, greets) = (hangs.local_addr().expect("bound"), greets.local_addr().expect("bound"));
+        // The first has a tenth of a second of it.
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let tried = parking_lot::Mutex::new(Vec::new());
+        let tuning = Tuning::client();
+        let connected = first_of(vec![hangs, greets], &tuning, deadline, |socket| {
+            let place = socket.peer;
+            tried.lock().push(place);
+            async move {
+                if place == hangs {
+                    std::future::pending::<()>().await;
+                }
+                Ok(place)
+            }
+        });
+        let place = tokio::time::timeout(Duration::from_secs(60), connected).await.expect("in time");
+        assert_eq!(place.expect("the second answers"), greets);
+        assert_eq!(*tried.lock(), [hangs, greets]);
     }
 
     async fn pair() -> (TcpSocket, TcpSocket) {

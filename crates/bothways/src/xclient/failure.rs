@@ -288,3 +288,75 @@ impl From<NoPick> for PushError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        caller::CallOptions,
+        client::ClientOptions,
+        discovery::MultipleServersDiscovery,
+        xclient::{SelectMode, XClientOptions},
+    };
+
+    /// An XClient of so many servers, and the place of one of them.
+    fn with_servers(mode: FailMode, count: usize, options: impl Into<XClientOptions>) -> (XClient, Arc<Slot>) {
+        let servers = MultipleServersDiscovery::new((0..count).map(|n| format!("memu@paused-{n}")));
+        let xclient = XClient::new("T", mode, SelectMode::RoundRobin, servers, options);
+        let call = RawCall {
+            service_path: "T",
+            service_method: "Echo",
+            serialize: crate::SerializeType::RAW,
+            payload: bytes::Bytes::new(),
+            options: CallOptions::new(),
+        };
+        let slot = xclient.pick(&call, &[]).map(|pick| pick.slot);
+        (xclient, slot.unwrap_or_else(|_| panic!("it has servers")))
+    }
+
+    /// The same server is not tried again within the same moment, whatever the mode is that leaves no other; tries
+    /// are spread at random, up to 10, 20 and then 40 ms.
+    #[tokio::test(start_paused = true)]
+    async fn the_same_server_is_tried_again_after_a_moment() {
+        for (mode, count) in [(FailMode::Failtry, 1), (FailMode::Failtry, 3), (FailMode::Failover, 1)] {
+            let (xclient, slot) = with_servers(mode, count, ClientOptions::new());
+            let began = Instant::now();
+            for again in 0..6 {
+                let before = Instant::now();
+                assert!(xclient.pause_before_retry(None, again, &slot).await);
+                // The clock counts whole milliseconds.
+                let most = SAME_SERVER_PAUSE * (1 << again.min(2)) + Duration::from_millis(1);
+                assert!(before.elapsed() <= most, "{mode:?}, {again}: {:?}", before.elapsed());
+            }
+            assert!(!began.elapsed().is_zero(), "{mode:?}");
+        }
+    }
+
+    /// Where another server is next, or no pause was chosen, others have their turn before each further try.
+    #[tokio::test(start_paused = true)]
+    async fn each_further_try_yields() {
+        let (xclient, slot) = with_servers(FailMode::Failover, 2, ClientOptions::new());
+        let began = Instant::now();
+        for again in 0..100 {
+            let mut pause = std::pin::pin!(xclient.pause_before_retry(None, again, &slot));
+            let first = std::future::poll_fn(|cx| std::task::Poll::Ready(pause.as_mut().poll(cx))).await;
+            assert!(first.is_pending(), "others have their turn");
+            assert!(pause.await);
+        }
+        assert!(began.elapsed().is_zero());
+    }
+
+    /// A pause that is longer than what is left of the call's time is not begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_has_a_place_in_the_time_of_its_call() {
+        for interval in [Duration::from_secs(1), Duration::MAX] {
+            let (xclient, slot) = with_servers(FailMode::Failtry, 1, XClientOptions::new().retry_interval(interval));
+            let began = Instant::now();
+            let time = CallTime::new(Duration::from_millis(999));
+            assert!(!xclient.pause_before_retry(time, 0, &slot).await);
+            assert!(began.elapsed().is_zero());
+        }
+    }
+}

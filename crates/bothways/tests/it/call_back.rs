@@ -235,3 +235,33 @@ async fn a_handler_may_call_back_before_it_answers() {
     oneshot_to(&client, "Greet", "").await.expect("room");
     until(|| server.stats().calls_running == 0).await;
 }
+
+/// A client's handler finds its client, over which it calls the server that asks; a server's finds none.
+#[tokio::test(start_paused = true)]
+async fn a_clients_handler_finds_its_client() {
+    let is_at_server = |request: bothways::Request| {
+        std::future::ready(bothways::Reply::ok(if request.client().is_none() { "server" } else { "client" }))
+    };
+    let server = crate::support::echoing().handler("T", "Where", is_at_server).build();
+    let listening = server.listen(&crate::support::address()).await.expect("the name is free");
+    let handlers = bothways::Router::new()
+        .handler("T", "Ask", |request: bothways::Request| async move {
+            let client = request.client().expect("it is kept");
+            match crate::support::call(&client, "Where", "").await {
+                Ok(place) => bothways::Reply::ok(place),
+                Err(error) => bothways::Reply::error(error.to_string()),
+            }
+        })
+        .handler("T", "Context", |request: bothways::Request| {
+            let client = bothways::Context::new(request).client();
+            std::future::ready(bothways::Reply::ok(client.expect("it is kept").address()))
+        });
+    let options = bothways::ClientOptions::new();
+    let client = bothways::Client::with_handlers(listening.address(), options, handlers).await.expect("let in");
+    let connection = crate::support::connections(&server, 1).await.remove(0);
+    assert_eq!(crate::support::call(&connection, "Ask", "").await.expect("answered"), "server");
+    let address = crate::support::call(&connection, "Context", "").await.expect("answered");
+    assert_eq!(address, client.address());
+    drop(client);
+    crate::support::connections(&server, 0).await;
+}

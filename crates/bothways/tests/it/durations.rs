@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use bothways::{
-    CallOptions, Client, ClientOptions, Push, Router, Server, ServerBuilder, Target, transport::ConnectOptions,
+    CallOptions, Client, ClientOptions, Peer2PeerDiscovery, Push, Router, Server, ServerBuilder, Target, layer,
+    server::{AdminClient, AdminOptions, Page},
+    session::TopicOptions,
+    transport::ConnectOptions,
+    xclient::{FailMode, SelectMode, XClient, XClientOptions},
 };
 
 use crate::{
@@ -21,6 +25,12 @@ const SERVER: &[ServerOption] = &[
     ("heartbeat", |builder, limit| builder.heartbeat(Some(limit), limit)),
     ("write_timeout", ServerBuilder::write_timeout),
     ("resume_window", ServerBuilder::resume_window),
+    ("frame_progress_min", |builder, within| builder.frame_progress_min(1, within)),
+    ("layer::timeout", |builder, limit| builder.layer(layer::timeout(limit))),
+    ("TopicOptions::history", |builder, time_to_live| {
+        let news = TopicOptions::new().open().history(10, time_to_live);
+        builder.topic("news", news).expect("a name")
+    }),
 ];
 
 const CLIENT: &[ClientOption] = &[
@@ -63,11 +73,61 @@ async fn try_all(name: &str, server: Server, options: ClientOptions, limit: Dura
     let push = Push::new("C", "say", "x").time_to_live(limit);
     let receipt = server.push(&Target::everyone(), &push).expect("small");
     soon(receipt.handled()).await;
+    if let Some(session) = server.sessions(&Target::everyone()).expect("no topic").first() {
+        let receipt = soon(session.push_within(limit, &Push::new("C", "say", "x"))).await.expect("small");
+        soon(receipt.handled()).await;
+    }
+    let subscribed = soon(client.subscribe("news")).await;
+    if name.starts_with("Topic") {
+        let subscribed = subscribed.expect("it is open");
+        server.publish("news", &push).expect("small");
+        let from = client.subscribe_from("news", subscribed.position.expect("it has a history"));
+        soon(from).await.expect("it is open");
+    }
     server.connections().iter().for_each(bothways::Connection::close);
     // Whether it is back in time depends on the durations; that it does not hang does not.
     let _ = call_with(&client, "Echo", "x", CallOptions::new().timeout(Duration::from_secs(30))).await;
     client.close();
-    soon(server.shutdown(limit)).await;
+    match name {
+        "none" => soon(server.drain(limit, 1)).await,
+        _ => soon(server.shutdown(limit)).await,
+    };
+}
+
+/// An XClient with each of its durations, in each fail mode.
+#[tokio::test(start_paused = true)]
+async fn any_duration_of_an_xclient_may_be_none_or_for_ever() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for limit in [Duration::ZERO, Duration::MAX] {
+        for mode in [FailMode::Failover, FailMode::Failfast, FailMode::Failtry, FailMode::Failbackup] {
+            let options = XClientOptions::new().retry_interval(limit).backup_latency(limit);
+            let discovery = || Peer2PeerDiscovery::new(listening.address());
+            let xclient = XClient::new("T", mode, SelectMode::RandomSelect, discovery(), options);
+            let outcome = call_with(&xclient, "Echo", "x", CallOptions::new()).await;
+            assert_eq!(outcome.expect("it is there").payload, "x", "{mode:?}, {limit:?}");
+            // A pause for ever is not waited for by a call that has a time.
+            let nobody = Peer2PeerDiscovery::new(address());
+            let options = XClientOptions::new().retry_interval(limit).backup_latency(limit);
+            let xclient = XClient::new("T", mode, SelectMode::RandomSelect, nobody, options);
+            let options = CallOptions::new().timeout(Duration::from_secs(60));
+            call_with(&xclient, "Echo", "x", options).await.expect_err("nobody is there");
+        }
+    }
+}
+
+/// An operator's question with any time.
+#[tokio::test(start_paused = true)]
+async fn any_duration_of_an_admin_client_may_be_none_or_for_ever() {
+    let token = AdminOptions::token("right").expect("it has characters");
+    let server = Server::builder().admin(token).build();
+    let listening = server.listen_admin(&address()).await.expect("the name is free");
+    for limit in [Duration::ZERO, Duration::MAX] {
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("let in");
+        let admin = AdminClient::new(client, "right").timeout(limit);
+        let outcome = soon(admin.connections(Page::default())).await;
+        assert_eq!(outcome.is_ok(), !limit.is_zero(), "{outcome:?}");
+    }
 }
 
 /// F41. The runtime that listened first is gone; deadlines are kept where the server listens now.

@@ -1,10 +1,15 @@
 //! A server that sends what it must not: the client keeps its bounds, loses nothing, and goes on.
 
-use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, ServerMessages};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Reply, Router, ServerMessages};
 use bothways_proto::{Metadata, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, oneway, session_pairs, welcome},
+    scripted::{Scripted, ScriptedServer, control, oneway, request_with, session_pairs, welcome},
     support::{settle, soon},
 };
 
@@ -59,6 +64,31 @@ async fn one_tracked_push_too_many_ends_the_connection_and_comes_again() {
         peer.say(oneway(PUSH | (fit + 1), "News", b"again")).await;
         assert_eq!(soon(messages.next()).await.expect("it is open").payload().expect("plain"), "again");
         assert_eq!(messages.dropped(), 0);
+    }
+}
+
+/// The ids of calls are remembered up to 64 bytes: no server fills a client's memory with them. A call with a longer one
+/// runs each time it comes.
+#[tokio::test(start_paused = true)]
+async fn a_call_with_an_id_of_more_than_64_bytes_is_not_remembered() {
+    for (bytes, runs) in [(0, 1), (16, 1), (64, 1), (65, 3), (60_000, 3)] {
+        let server = ScriptedServer::listen().await;
+        let counted = Arc::<AtomicUsize>::default();
+        let counts = Arc::clone(&counted);
+        let handlers = Router::new().handler("T", "Count", move |_| {
+            let run = 1 + counts.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Reply::ok(run.to_string()))
+        });
+        let connecting = Client::with_handlers(&server.address, ClientOptions::new(), handlers);
+        let (client, mut peer) = tokio::join!(connecting, server.accept_with(session_pairs("1")));
+        let _client = client.expect("it listens");
+        let said = Metadata::new().with(keys::CALL_ID, "i".repeat(bytes));
+        for seq in 1..=3 {
+            peer.say(request_with(seq, "Count", &said, b"")).await;
+            let reply = peer.next().await;
+            assert_eq!(reply.error_text(), None, "{bytes}");
+        }
+        assert_eq!(counted.load(Ordering::Relaxed), runs, "{bytes}");
     }
 }
 
