@@ -1,23 +1,31 @@
-//! What a client can make a server hold, tried: each attack has a server in a process of its own, whose peak of memory
-//! is held against the bounds that were set. `BOTHWAYS_ATTACKS=full` takes the defaults and the sizes of real attacks,
+//! What a peer can make the other hold, tried: each attack has a server, or a client, in a process of its own, whose peak of
+//! memory is held against the bounds that were set. `BOTHWAYS_ATTACKS=full` takes the defaults and the sizes of real attacks,
 //! for a release build.
 #![cfg(target_os = "linux")]
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use bothways::{Limits, Reply, Request, Server};
-use bothways_proto::{CompressType, Header, Message, Metadata, Seq, SerializeType, gzip};
+use bothways::{
+    CallError, CallOptions, Caller, Client, ClientOptions, Limits, Reply, Request, Server, caller::RawCall,
+    session::TopicOptions,
+};
+use bothways_proto::{
+    Capabilities, CompressType, Deframer, Header, Hello, Message, Metadata, Seq, SerializeType, Welcome, gzip, keys,
+};
 
 /// Set for the process that is attacked.
 const ATTACKED: &str = "BOTHWAYS_ATTACKED";
 
 /// What a process takes that serves nobody, and what the allocator keeps.
 const BESIDE: usize = 48 << 20;
+
+/// What may wait of a client's calls.
+const CALL_BYTES: usize = 16 << 20;
 
 /// The bounds of the server, and what the attacks send.
 struct Sizes {
@@ -67,6 +75,8 @@ fn serve(guarded: bool) {
         let mut builder = Server::builder()
             .handler("T", "Echo", echo)
             .handler("T", "Wait", wait)
+            .topic(">", TopicOptions::new().open())
+            .expect("a pattern")
             .limits(Limits::default().decompressed_bytes_max(sizes.payload + 1))
             .unpacked_bytes_max(sizes.unpacked, sizes.unpacked_of_connection)
             .request_bytes_max(1 << 30, sizes.requests_of_connection)
@@ -82,6 +92,35 @@ fn serve(guarded: bool) {
         let listening = server.listen("tcp@127.0.0.1:0").await.expect("a free port");
         println!("listens at {}", listening.address().trim_start_matches("tcp@"));
         std::future::pending::<()>().await;
+    });
+}
+
+/// A client of this server, which calls with much, or takes no message.
+fn ask(kind: &str, address: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("it starts").block_on(async {
+        let options = ClientOptions::new().call_bytes_max(CALL_BYTES).message_queue_bounds(10, 10_000);
+        let address = format!("tcp@{address}");
+        println!("listens at nothing");
+        if kind == "listener" {
+            let (_client, _messages) = Client::bidirectional(&address, options).await.expect("it listens");
+            return std::future::pending::<()>().await;
+        }
+        let client = Client::connect(&address, options.negotiate(false)).await.expect("it listens");
+        let calls = (0..400).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let payload = vec![7; 1 << 20].into();
+                let (serialize, options) = (SerializeType::RAW, CallOptions::new());
+                let call = RawCall { service_path: "T", service_method: "Wait", serialize, payload, options };
+                let refused = client.call_raw(call).await.expect_err("nobody answers");
+                assert!(matches!(refused, CallError::QueueFull { .. } | CallError::Closed { .. }), "{refused}");
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        for call in calls {
+            call.await.expect("no panic");
+        }
     });
 }
 
@@ -147,7 +186,10 @@ fn request(number: u64, method: &str, compress: CompressType, payload: &[u8]) ->
 #[test]
 fn the_attacked() {
     if let Ok(kind) = std::env::var(ATTACKED) {
-        serve(kind == "guarded");
+        match kind.split_once(' ') {
+            Some((kind, address)) => ask(kind, address),
+            None => serve(kind == "guarded"),
+        }
     }
 }
 
@@ -235,4 +277,149 @@ fn small_requests_beside_large_ones() {
     attacked.stays_below(16 << 20, "small requests beside large ones");
     drop(attacked);
     reading.join().expect("no panic");
+}
+
+/// Sends the same bytes until it cannot, or so often.
+fn flood(client: &mut TcpStream, bytes: &[u8], times: usize) {
+    for _ in 0..times {
+        if client.write_all(bytes).is_err() {
+            return;
+        }
+    }
+}
+
+/// F21. Peers that read slowly, and never catch up: what was written is given back.
+#[test]
+fn replies_that_are_read_slowly() {
+    const ATTACKERS: usize = 4;
+    let attacked = Attacked::start("open");
+    let attackers: Vec<_> = (0..ATTACKERS)
+        .map(|_| {
+            let mut client = attacked.connect();
+            let mut reading = client.try_clone().expect("a second handle");
+            let asked = request(1, "Echo", CompressType::NONE, &[7; 3000]).repeat(10);
+            let writer = std::thread::spawn(move || flood(&mut client, &asked, 8000));
+            let reader = std::thread::spawn(move || {
+                while matches!(reading.read(&mut [0; 4096]), Ok(1..)) {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+            (writer, reader)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(5));
+    // Replies wait up to 4 MiB, and what is on its way is as much as two frames and a batch.
+    attacked.stays_below(ATTACKERS * (6 << 20), "replies that are read slowly");
+    drop(attacked);
+    for (writer, reader) in attackers {
+        writer.join().expect("no panic");
+        reader.join().expect("no panic");
+    }
+}
+
+/// F23. Heartbeats before any token: large ones, and small ones whose answers nobody reads.
+#[test]
+fn heartbeats_of_strangers() {
+    let (sizes, attacked) = (sizes(), Attacked::start("guarded"));
+    let heartbeat = |len: usize| Message::ping(Seq::new(0), &Metadata::new(), &vec![7; len]).frame().to_vec();
+    let (large, small) = (heartbeat(8_000_000), heartbeat(4000));
+    let mut held = Vec::new();
+    for at in 0..sizes.attackers {
+        let mut client = attacked.connect();
+        match at % 2 {
+            0 => flood(&mut client, &large, 3),
+            _ => flood(&mut client, &small, 10_000),
+        }
+        held.push(client);
+    }
+    // Each has a buffer of reads, what waits in its lane, and what is on its way.
+    attacked.stays_below(sizes.attackers * (1 << 20), "heartbeats of strangers");
+}
+
+/// F26. A server sends tracked pushes to a client that takes none.
+#[test]
+fn pushes_that_nobody_takes() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let attacked = Attacked::start(&format!("listener {}", listener.local_addr().expect("it is bound")));
+    // The client comes back, as often as its server is too much for it.
+    for _ in 0..3 {
+        let (mut server, _) = listener.accept().expect("it connects");
+        server.set_write_timeout(Some(Duration::from_millis(500))).expect("a time");
+        let hello = first_message(&mut server);
+        let mut pairs = Metadata::new().with(keys::SESSION_ID, "a1").with(keys::SESSION_KEY, "k");
+        pairs.insert(keys::SESSION_OFFSET, "0");
+        let said = Hello::from_metadata(&hello.metadata()).expect("a Hello comes first");
+        Welcome::answer(&said, Capabilities::ALL).put(&mut pairs);
+        let welcome = Message::new(hello.header().reply(), "", "", &pairs, &[]);
+        server.write_all(welcome.frame()).expect("it reads");
+        for offset in 1..=60_000 {
+            let header = Header::oneway(Seq::of_push(offset), SerializeType::RAW);
+            let push = Message::new(header, "T", "N", &Metadata::new(), &[7; 1024]);
+            if server.write_all(push.frame()).is_err() {
+                break;
+            }
+        }
+    }
+    attacked.stays_below(8 << 20, "pushes that nobody takes");
+}
+
+fn first_message(stream: &mut TcpStream) -> Message {
+    let (mut deframer, limits) = (Deframer::new(), Limits::default());
+    let mut buffer = [0; 4096];
+    loop {
+        let len = stream.read(&mut buffer).expect("it says something");
+        assert_ne!(len, 0, "it says something");
+        deframer.feed(&buffer[..len], &limits);
+        if let Some(message) = deframer.next_message(&limits).expect("frames") {
+            return message;
+        }
+    }
+}
+
+/// F28. Calls to a server that does not read.
+#[test]
+fn calls_that_nobody_reads() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let attacked = Attacked::start(&format!("caller {}", listener.local_addr().expect("it is bound")));
+    let _server = listener.accept().expect("it connects");
+    // A payload is its caller's until it is refused, and those that run at once are few.
+    attacked.stays_below(2 * CALL_BYTES + (16 << 20), "calls that nobody reads");
+}
+
+/// F29. Subscriptions with long names, each another, of sessions that are kept when their clients leave; and the names of
+/// methods that they announce.
+#[test]
+fn subscriptions_and_methods() {
+    const SESSIONS: usize = 10;
+    let attacked = Attacked::start("open");
+    for session in 0..SESSIONS {
+        let mut client = attacked.connect();
+        client.set_write_timeout(None).expect("none");
+        let mut answers = client.try_clone().expect("a second handle");
+        let asked = |number: usize, method: &str, said: &Metadata, payload: &str| {
+            let header = Header::request(Seq::new(number as u64), SerializeType::JSON);
+            Message::new(header, keys::CONTROL_PATH, method, said, payload.as_bytes()).frame().to_vec()
+        };
+        let methods: Vec<String> = (0..400).map(|n| format!("S{session}.m{n}")).collect();
+        let methods = methods.join(",").chars().take(4096).collect::<String>();
+        let mut frames = asked(0, keys::ENABLE, &Metadata::new().with(keys::METHODS, &methods), "");
+        for number in 1..=1000 {
+            let segments: Vec<String> = (0..16).map(|at| format!("{session:05}{number:05}{at:05}")).collect();
+            let topic = format!(r#"{{"Topic":"{}"}}"#, segments.join("."));
+            frames.extend(asked(number, keys::SUBSCRIBE, &Metadata::new(), &topic));
+        }
+        let writer = std::thread::spawn(move || client.write_all(&frames).map(|()| client));
+        let (mut deframer, limits, mut answered) = (Deframer::new(), Limits::default(), 0);
+        let mut buffer = vec![0; 64 << 10];
+        while answered < 1001 {
+            let len = answers.read(&mut buffer).expect("it answers");
+            assert_ne!(len, 0, "it answers");
+            deframer.feed(&buffer[..len], &limits);
+            while deframer.next_message(&limits).expect("frames").is_some() {
+                answered += 1;
+            }
+        }
+        drop(writer.join().expect("no panic"));
+    }
+    attacked.stays_below(SESSIONS * ((512 + 4 + 64) << 10), "subscriptions and methods");
 }
