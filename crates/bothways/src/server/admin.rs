@@ -19,7 +19,7 @@ use crate::{
     error::{CallError, ErrorCode},
     handler::{Context, Reply, Request},
     router::Router,
-    session::{Class, Explanation, Failure, Outcomes, Push, Session, SessionId, Stage, Target},
+    session::{Class, Explanation, Failure, Held, Outcomes, Push, Session, SessionId, Stage, Target},
 };
 
 /// The service path of the admin service.
@@ -68,6 +68,9 @@ pub struct SessionView {
     pub waiting: usize,
     /// Their bytes.
     pub waiting_bytes: usize,
+    /// The oldest push that its client has received, and not handled.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// Pushes that were dropped since it began.
     pub dropped: u64,
     /// What it subscribes to.
@@ -459,6 +462,7 @@ fn view(session: &Session) -> SessionView {
         resumable: session.is_resumable(),
         waiting,
         waiting_bytes,
+        held: session.held(),
         dropped: session.dropped(),
         subscriptions: session.subscriptions(),
         methods: session.methods(),

@@ -62,10 +62,24 @@ pub struct Explanation {
     pub user: Option<String>,
     /// Where it stands now.
     pub standing: Standing,
+    /// The oldest push that its client has received, and not handled.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// Older events that are not kept any more.
     pub forgotten: u64,
     /// What happened, oldest first.
     pub events: Vec<Happened>,
+}
+
+/// A push that a client has received, and that its application is not done with. It keeps its place in the session's log;
+/// those behind it that are handled do not.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Held {
+    /// The number under which it was sent.
+    pub offset: u64,
+    /// Since when it is known to be the oldest, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// Where a session stands.
@@ -192,6 +206,9 @@ impl fmt::Display for Explanation {
             Standing::Connected(connection) => write!(f, ", connected as {connection}")?,
             Standing::Away => f.write_str(", its client is away")?,
             Standing::Ended => f.write_str(", ended")?,
+        }
+        if let Some(Held { offset, for_ms }) = self.held {
+            write!(f, "\nits client has held offset {offset} for {} s", for_ms / 1000)?;
         }
         if self.forgotten != 0 {
             write!(f, "\n({} older events are not kept)", self.forgotten)?;
@@ -557,7 +574,7 @@ impl Trail {
             Story::Opening(opening) => (0, opening.records().map(|record| happened(&record)).collect()),
             Story::Ring(ring) => (ring.first(), ring.in_order().map(happened).collect()),
         };
-        Explanation { session, user: user.map(str::to_owned), standing, forgotten, events }
+        Explanation { session, user: user.map(str::to_owned), standing, held: None, forgotten, events }
     }
 }
 

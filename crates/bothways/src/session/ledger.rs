@@ -391,6 +391,11 @@ impl Ledger {
         self.book().map_or((0, 0), Book::waiting)
     }
 
+    /// The oldest that the client has received, and not handled.
+    pub(super) fn oldest_held(&self) -> Option<u64> {
+        self.book().and_then(Book::oldest_held)
+    }
+
     /// True if something was sent to the present connection that is to be acknowledged.
     pub(super) fn awaits_acks(&self) -> bool {
         self.terms().connected && self.book().is_some_and(Book::awaits_acks)

@@ -99,7 +99,7 @@ use self::{
 pub use self::{
     each::TargetOutcomes,
     endings::Eviction,
-    explain::{CallOutcome, Event, Explanation, Happened, Standing},
+    explain::{CallOutcome, Event, Explanation, Happened, Held, Standing},
     history::Position,
     hub::Subscribed,
     keys::{InvalidKey, KEY_BYTES_MAX},
@@ -212,6 +212,8 @@ struct Seldom {
     takes_only_these: bool,
     /// Calls that a client that comes back is told not to run on with.
     given_up: Option<Box<GivenUp>>,
+    /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
+    held: Option<Box<(u64, Instant)>>,
 }
 
 impl State {
@@ -247,6 +249,24 @@ impl State {
             }
             None => _ = self.ledger.push(entry, now),
         }
+    }
+
+    /// The client has said how far it is: notes what it holds.
+    fn note_held(&mut self) {
+        let oldest = self.ledger.oldest_held();
+        if oldest.is_none() && self.held().is_none() {
+            return;
+        }
+        let held = self.seldom().held.get_or_insert_with(|| Box::new((0, Instant::now())));
+        if held.0 != oldest.unwrap_or(0) {
+            **held = (oldest.unwrap_or(0), Instant::now());
+        }
+    }
+
+    fn held(&self) -> Option<Held> {
+        let (offset, since) = **self.seldom.as_ref()?.held.as_ref()?;
+        let for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (offset != 0 && !self.ended).then_some(Held { offset, for_ms })
     }
 
     /// True if this is the secret by which its client comes back.
@@ -348,6 +368,11 @@ impl Session {
         self.inner.state.lock().ledger.waiting()
     }
 
+    /// The oldest push that its client has received and that its application is not done with, if there is one.
+    pub fn held(&self) -> Option<Held> {
+        self.inner.state.lock().held()
+    }
+
     /// True if its client acknowledges, and has been sent what it has not acknowledged.
     pub(crate) fn awaits_acks(&self) -> bool {
         let state = self.inner.state.lock();
@@ -367,9 +392,9 @@ impl Session {
             Some(connection) => Standing::Connected(connection.id().to_string()),
             None => Standing::Away,
         };
-        let user = state.user.clone();
+        let (user, held) = (state.user.clone(), state.held());
         drop(state);
-        self.inner.trail.tell(self.id(), user.as_deref(), standing)
+        Explanation { held, ..self.inner.trail.tell(self.id(), user.as_deref(), standing) }
     }
 
     /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours

@@ -496,6 +496,7 @@ impl Registry {
             return Err(NotResumed::Gap);
         }
 
+        state.note_held();
         self.away.recount(state.is_away(), false);
         self.away.forget(session.id(), &state);
         let seldom = state.seldom();
@@ -528,6 +529,7 @@ impl Registry {
             if !state.ledger.settle(&acks.ends) || !state.ledger.ack(acks.received, acks.handled) {
                 return false;
             }
+            state.note_held();
         }
         session.inner.changed.notify_waiters();
         session.pump();

@@ -164,6 +164,32 @@ async fn the_last_that_ended_are_known() {
     assert_eq!(off.explain(&Target::everyone()).expect("no topic")[0].events, []);
 }
 
+/// One message is kept by the application while others come and go: it is told which one, and for how long.
+#[tokio::test(start_paused = true)]
+async fn what_an_application_holds_is_told() {
+    let server = server().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) = client(listening.address(), "ann").await;
+    let session = server.sessions(&Target::user("ann")).expect("no topic").remove(0);
+    let mut kept = None;
+    for number in 0..200 {
+        session.push(&Push::new("Chat", "say", "x")).expect("small");
+        let message = messages.next().await.expect("it came");
+        if number == 2 {
+            kept = Some(message);
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(300_500)).await;
+    let held = session.held().expect("it holds one");
+    assert_eq!((held.offset, held.for_ms / 1000, session.waiting().0), (3, 300, 1));
+    let told = session.explain();
+    assert_eq!(told.held, Some(held));
+    assert!(told.to_string().contains("\nits client has held offset 3 for 300 s\n"), "{told}");
+    drop(kept);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((session.held(), session.explain().held, session.waiting().0), (None, None, 0));
+}
+
 /// Health checks come and go, and leave nothing: who was kicked before them is still explained.
 #[tokio::test(start_paused = true)]
 async fn health_checks_drive_out_no_story() {

@@ -638,6 +638,10 @@ impl Book {
         self.tracked.1
     }
 
+    pub(super) fn oldest_held(&self) -> Option<u64> {
+        self.sent.front().map(|sent| sent.offset).filter(|offset| *offset <= self.received)
+    }
+
     pub(super) fn awaits_acks(&self) -> bool {
         !self.sent.is_empty()
     }
