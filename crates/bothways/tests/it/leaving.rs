@@ -263,9 +263,8 @@ async fn who_is_away_hears_the_true_reason_when_it_is_back() {
         }
         let _listening = server.listen(&place).await.expect("the name is free again");
         let lost = loop {
-            match next(&mut events).await.expect("it is told") {
-                ConnectionEvent::SessionLost { why, .. } => break why,
-                _ => {}
+            if let ConnectionEvent::SessionLost { why, .. } = next(&mut events).await.expect("it is told") {
+                break why;
             }
         };
         assert_eq!(lost, expected);
@@ -322,16 +321,14 @@ async fn a_goodbye_of_an_old_server_is_not_for_good() {
     peer.say(Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &pairs, &[]).frame()).await;
     let _back = scripted.accept_with(session_pairs("2").with(keys::SESSION_WHY, "unknown")).await;
     let reason = loop {
-        match next(&mut events).await.expect("it is told") {
-            ConnectionEvent::Lost { reason, .. } => break reason,
-            _ => {}
+        if let ConnectionEvent::Lost { reason, .. } = next(&mut events).await.expect("it is told") {
+            break reason;
         }
     };
     assert!(matches!(&reason, CloseReason::Goodbye { code, .. } if code == "ended") && reason.sent_away().is_none());
     let lost = loop {
-        match next(&mut events).await.expect("it is told") {
-            ConnectionEvent::SessionLost { why, .. } => break why,
-            _ => {}
+        if let ConnectionEvent::SessionLost { why, .. } = next(&mut events).await.expect("it is told") {
+            break why;
         }
     };
     assert_eq!(lost, SessionLost::Unknown);
