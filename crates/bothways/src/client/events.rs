@@ -84,7 +84,11 @@ pub enum ConnectionEvent {
         /// wait for a slow reader one is left, which is true if all were.
         recovered: bool,
     },
-    /// The client could not subscribe again after its session was lost, and does not try any more.
+    /// The server does not let the client subscribe again after its session was lost, or does not send again what it
+    /// dropped. It is told once. Unless it is for good, the client asks again, each minute at last, until the
+    /// application unsubscribes, and [`Self::Resubscribed`] says when the server lets it.
+    ///
+    /// A server that is too busy, shuts down, or does not answer in time is no reason: it is asked again soon.
     SubscriptionLost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
@@ -92,6 +96,8 @@ pub enum ConnectionEvent {
         topic: Arc<str>,
         /// Why.
         error: CallError,
+        /// The client does not ask again.
+        for_good: bool,
     },
 }
 
@@ -154,8 +160,8 @@ impl ConnectionEvent {
             Self::Resubscribed { topic, recovered, .. } => {
                 tracing::info!(server, topic = &**topic, recovered, "subscribed again");
             }
-            Self::SubscriptionLost { topic, error, .. } => {
-                tracing::warn!(server, topic = &**topic, %error, "could not subscribe again, and does not try any more");
+            Self::SubscriptionLost { topic, error, for_good, .. } => {
+                tracing::warn!(server, topic = &**topic, %error, for_good, "could not subscribe again");
             }
             Self::Refused { reason, .. } => {
                 tracing::warn!(server, reason = %one_line(reason), "the server refused this client; it tries again");
@@ -196,7 +202,7 @@ impl ConnectionEvent {
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most four events per server wait, one that its session was lost, one that it refused, and one per topic: to a
+/// At most four events per server wait, one that its session was lost, one that it refused, and two per topic: to a
 /// reader that is slow, a loss and a restoration that it has not read become one restoration that says how many losses
 /// it stands for.
 #[derive(Debug)]
@@ -281,15 +287,25 @@ impl State {
 }
 
 impl State {
-    /// In place of what waits of the same topic.
+    /// In place of what waits of the same topic; behind it, if it says that some was missed and this is a refusal.
     fn add_of_topic(&mut self, mut event: ConnectionEvent) {
         let is_same =
             |waiting: &ConnectionEvent| waiting.topic() == event.topic() && waiting.server() == event.server();
-        if let Some(at) = self.waiting.iter().position(is_same) {
-            let before = self.waiting.remove(at);
-            if let (ConnectionEvent::Resubscribed { recovered, .. }, Some(before)) = (&mut event, before) {
-                *recovered &= matches!(before, ConnectionEvent::Resubscribed { recovered: true, .. });
+        let (before, others) = std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(is_same);
+        self.waiting = others;
+        let missed = before.iter().any(|before| match before {
+            ConnectionEvent::Resubscribed { recovered, .. } => !recovered,
+            ConnectionEvent::SubscriptionLost { for_good, .. } => *for_good,
+            _ => false,
+        });
+        match &mut event {
+            ConnectionEvent::Resubscribed { recovered, .. } => *recovered &= !missed,
+            // That some was missed is not forgotten.
+            ConnectionEvent::SubscriptionLost { for_good: false, .. } if missed => {
+                let worst = before.into_iter().find(|before| matches!(before, ConnectionEvent::Resubscribed { .. }));
+                self.waiting.extend(worst);
             }
+            _ => {}
         }
         self.waiting.push_back(event);
     }
@@ -416,7 +432,8 @@ mod tests {
         again("b", true);
         assert_eq!(letters(&events), "L[a true][b false]");
         let (error, topic) = (CallError::Remote { text: "no".to_owned(), code: None }, Arc::from("a"));
-        sender.tell(&ConnectionEvent::SubscriptionLost { server: Arc::clone(&server), topic, error });
+        let server = Arc::clone(&server);
+        sender.tell(&ConnectionEvent::SubscriptionLost { server, topic, error, for_good: true });
         assert_eq!(letters(&events), "L[b false][a lost]");
     }
 

@@ -17,9 +17,9 @@ use super::{
     link::Link,
     messages::{MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
+    resubscribe::Resubscriber,
     results::Results,
     session::{Ack, Arrival, Received, SessionMemory},
-    subscriptions::Resubscriber,
 };
 use crate::{
     connection::{Answer, Connection, Inlet, deadline},

@@ -44,9 +44,10 @@ use super::{
     inlet::ClientInlet,
     messages::MessageQueue,
     options::{ClientOptions, Credentials},
+    resubscribe::Resubscriber,
     results::Results,
     session::SessionMemory,
-    subscriptions::{Resubscriber, Subscriptions},
+    subscriptions::Subscriptions,
 };
 use crate::{
     clock::{after, later},

@@ -9,16 +9,20 @@
 //! | `messages.rs` | the bounded queue of server messages, and its stream |
 //! | `repeats.rs` | idempotency keys of what was received, so that a repetition is not handed on |
 //! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
-//! | `subscriptions.rs` | what the client subscribes to, and subscribes to again when its session is lost |
+//! | `subscriptions.rs` | what the client subscribes to, and how far it is in each topic |
+//! | `holes.rs` | what is missing of a topic before its last message |
+//! | `resubscribe.rs` | subscribes again when the session is lost, and asks for what a gap cost |
 //! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
 //! | `events.rs` | connected, lost, restored: told always, in order |
 
 mod events;
+mod holes;
 mod inlet;
 mod link;
 mod messages;
 mod options;
 mod repeats;
+mod resubscribe;
 mod results;
 mod roster;
 mod session;
@@ -216,7 +220,11 @@ impl Client {
     ///
     /// The subscription lives in the client's session, and comes back with it after a lost connection. If
     /// the session itself is lost, or this client keeps none, the client subscribes again by itself, from the
-    /// last message that it got; [`ConnectionEvent::Resubscribed`] says whether it missed something.
+    /// last message that it got; [`ConnectionEvent::Resubscribed`] says whether it missed something. A server that is
+    /// too busy is asked again after 50 ms to 5 s, one that refuses after 1 to 60 s
+    /// ([`ConnectionEvent::SubscriptionLost`]). A pattern waits for the topics that it covers and whose positions are
+    /// known, so that they go on in order; not for one that is refused, and not longer than 5 s: then what is new may
+    /// come by the pattern before what was missed.
     ///
     /// Dropping the future may leave the session subscribed, until [`Self::unsubscribe`] or the next connection.
     ///
@@ -415,7 +423,7 @@ impl Client {
             }
             let subscribed = outcome?.subscribed;
             let connection = over.used.into_inner().expect("a call that was answered had a connection");
-            if claim.hold(connection, &subscribed, true) {
+            if claim.hold(connection, &subscribed, false).is_some() {
                 return Ok(subscribed);
             }
             // The session to which that answer belonged is lost since.

@@ -1,4 +1,4 @@
-//! What a client has subscribed to, and how far it is: subscribes again by itself when its session is lost.
+//! What a client has subscribed to, and how far it is in each topic.
 //!
 //! While a session lives or resumes its subscriptions live with it. Then positions are noted here; what the server says
 //! that it dropped is asked for again; and what the application unsubscribed from while there was no connection is made
@@ -11,31 +11,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bothways_proto::{Metadata, keys};
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
 
-use super::events::{ConnectionEvent, EventSender};
+use super::holes::Holes;
 use crate::{
     caller::{CallOptions, Caller},
-    connection::{Connection, ConnectionId},
+    connection::ConnectionId,
     error::CallError,
     session::{Answer, Position, SubscribeArgs, SubscribeReply, Subscribed},
 };
-
-/// Subscriptions that are made again at once: enough to hide the way there and back, few enough for a server to
-/// which many clients come back.
-const AT_ONCE: usize = 64;
-
-/// How long one may take if calls have no time of their own.
-const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long is waited at first, and at most, before what found no room in the session is asked for again.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Shared between the client, the reader of its connection, and the task that subscribes again.
 #[derive(Debug, Default)]
@@ -50,6 +37,8 @@ struct State {
     list: BTreeMap<Arc<str>, Subscription>,
     /// The first connection of the present session.
     began: Option<ConnectionId>,
+    /// The newest connection that stood: only on this one is anything asked for again.
+    newest: Option<ConnectionId>,
     /// What the application has unsubscribed from, and the present session may still have.
     unwanted: BTreeSet<Arc<str>>,
 }
@@ -57,8 +46,12 @@ struct State {
 #[derive(Debug, Default)]
 struct Subscription {
     position: Option<Position>,
-    /// Where the first message was missing, of this epoch: it was dropped, or had expired.
-    hole: Option<u64>,
+    /// What is missing before that, of this epoch: it was dropped, has expired, or is on its way.
+    holes: Holes,
+    /// The present session is to have it, and does not yet.
+    pending: Option<Pending>,
+    /// The server has refused it, and the application was told so.
+    refused: bool,
     /// How often the server has said that it dropped something, since all was recovered.
     gaps: u64,
     /// The connection on which what was dropped is being asked for.
@@ -71,12 +64,32 @@ struct Subscription {
     claims: usize,
 }
 
+/// Where a topic was when its session began. Until it is asked for, messages that come by a wildcard move its position.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    from: Option<Position>,
+    /// Messages of a session before this one are missing.
+    missed: bool,
+}
+
 impl Subscription {
+    /// Its session is lost, and with it what that was still to send.
+    fn lose_session(&mut self) {
+        let was_pending = self.pending.is_some_and(|pending| {
+            let epoch = |position: Option<Position>| position.map(|position| position.epoch);
+            pending.missed || (pending.from.is_some() && epoch(pending.from) != epoch(self.position))
+        });
+        let missed = 0 < self.gaps || self.holes.are_owed() || was_pending;
+        self.pending = Some(Pending { from: self.position, missed });
+        self.holes = Holes::default();
+        (self.held, self.gaps, self.recovering) = (false, 0, None);
+    }
+
     /// Goes on to a position, and back only into another life of the topic.
     fn note(&mut self, position: Position) {
         match &mut self.position {
             Some(noted) if noted.epoch == position.epoch => noted.offset = noted.offset.max(position.offset),
-            noted => (*noted, self.hole) = (Some(position), None),
+            noted => (*noted, self.holes) = (Some(position), Holes::default()),
         }
     }
 
@@ -85,12 +98,9 @@ impl Subscription {
         let before = self.position.filter(|noted| noted.epoch == position.epoch);
         self.note(position);
         let Some(before) = before else { return };
-        match self.hole {
-            Some(hole) if hole + 1 == position.offset => {
-                self.hole = (position.offset < before.offset).then_some(position.offset);
-            }
-            None if before.offset + 1 < position.offset => self.hole = Some(before.offset),
-            _ => {}
+        self.holes.note(before.offset, position.offset);
+        if self.pending.is_some() {
+            self.holes.owe();
         }
     }
 }
@@ -126,19 +136,27 @@ impl Claim<'_> {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// The server answered on this connection. False: its session is lost since. `is_whole`: it is subscribed, and not
-    /// only sent a part of what came before.
-    pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, is_whole: bool) -> bool {
+    /// The server answered on this connection: it has the topic. `is_own`: this client asked by itself. `None`: the
+    /// session is lost since. Otherwise whether messages are missing that sessions before it were to send.
+    pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, is_own: bool) -> Option<bool> {
         let mut state = self.all.state.lock();
         let held = state.began.is_none_or(|began| began <= connection);
         // Not there: unsubscribed meanwhile.
-        let Some(subscription) = state.list.get_mut(self.topic) else { return true };
-        subscription.wanted = true;
-        subscription.held = held && is_whole;
+        let Some(subscription) = state.list.get_mut(self.topic) else { return Some(false) };
+        (subscription.wanted, subscription.held) = (true, held);
         if let Some(position) = subscribed.position {
             subscription.note(position);
         }
-        held
+        if !held {
+            return None;
+        }
+        if is_own && !subscribed.recovered {
+            subscription.holes = Holes::default();
+        }
+        // Whoever asks for what was missed is told whether all of it was there.
+        let ends = is_own || subscription.claims <= 1;
+        let pending = if ends { subscription.pending.take() } else { None };
+        Some(pending.is_some_and(|pending| pending.missed))
     }
 }
 
@@ -207,17 +225,20 @@ impl Subscriptions {
     }
 
     /// A connection stands, with the session that the one before had or with a new one. Returns what is to be done.
-    fn begin(&self, connection: ConnectionId, resumed: bool) -> ToDo {
+    pub(super) fn begin(&self, connection: ConnectionId, resumed: bool) -> ToDo {
         let mut state = self.state.lock();
+        state.newest = Some(connection);
         if !resumed {
             state.began = Some(connection);
-            state.list.values_mut().for_each(|subscription| subscription.held = false);
+            state.list.values_mut().for_each(Subscription::lose_session);
             state.unwanted.clear();
         }
         let wanted = || state.list.iter().filter(|(_, subscription)| subscription.wanted);
         let names = |topic: (&Arc<str>, &Subscription)| Arc::clone(topic.0);
+        let with_history = |s: &Subscription| s.pending.is_some_and(|pending| pending.from.is_some());
+        let missing = wanted().filter(|(_, subscription)| !subscription.held);
         ToDo {
-            missing: wanted().filter(|(_, subscription)| !subscription.held).map(names).collect(),
+            missing: missing.map(|(topic, s)| (Arc::clone(topic), with_history(s))).collect(),
             with_gaps: wanted().filter(|(_, s)| s.held && 0 < s.gaps).map(names).collect(),
             unwanted: state.unwanted.iter().cloned().collect(),
         }
@@ -225,7 +246,7 @@ impl Subscriptions {
 
     /// The server says on this connection that it dropped something. Returns the topics of which that may have been, and
     /// of which it is not being asked for.
-    fn miss(&self, connection: ConnectionId) -> Vec<Arc<str>> {
+    pub(super) fn miss(&self, connection: ConnectionId) -> Vec<Arc<str>> {
         let mut state = self.state.lock();
         // The answer to a call that subscribes may be behind the notice.
         let held = state.list.iter_mut().filter(|(_, s)| 0 < s.claims || (s.held && s.position.is_some()));
@@ -236,20 +257,62 @@ impl Subscriptions {
         missed.collect()
     }
 
-    /// Where to go on, if that is still wanted.
-    fn position_of(&self, topic: &str) -> Option<Option<Position>> {
-        self.state.lock().list.get(topic).filter(|subscription| subscription.wanted).map(|s| s.position)
+    /// Where to go on, if that is still wanted. A new session is asked from where the topic was when it began; one that
+    /// has had the topic, from what is missing.
+    pub(super) fn from(&self, topic: &str) -> Option<Option<Position>> {
+        let state = self.state.lock();
+        let subscription = state.list.get(topic).filter(|subscription| subscription.wanted)?;
+        let first_missing = subscription.first_missing();
+        let Some(Pending { from, .. }) = subscription.pending else { return Some(first_missing) };
+        let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
+        Some(goes_on.map_or(from, |(reached, from)| Some(if from.offset < reached.offset { reached } else { from })))
+    }
+
+    /// A part of what was missed was sent or is on its way, up to here.
+    pub(super) fn note_part(&self, topic: &str, reached: Option<Position>) {
+        if let Some(pending) = self.state.lock().list.get_mut(topic).and_then(|s| s.pending.as_mut()) {
+            pending.from = reached;
+        }
+    }
+
+    pub(super) fn is_wanted(&self, topic: &str) -> bool {
+        self.state.lock().list.get(topic).is_some_and(|subscription| subscription.wanted)
+    }
+
+    /// The session may have it, and is not to.
+    pub(super) fn is_unwanted(&self, topic: &str) -> bool {
+        self.state.lock().unwanted.contains(topic)
+    }
+
+    /// No connection has stood since.
+    pub(super) fn is_newest(&self, connection: ConnectionId) -> bool {
+        self.state.lock().newest.is_none_or(|newest| newest == connection)
+    }
+
+    /// The server refuses it. True if that is to be told: once, until it lets the client in.
+    pub(super) fn note_refusal(&self, topic: &str) -> bool {
+        let mut state = self.state.lock();
+        let Some(subscription) = state.list.get_mut(topic).filter(|subscription| subscription.wanted) else {
+            return false;
+        };
+        !std::mem::replace(&mut subscription.refused, true)
+    }
+
+    /// The server does not refuse it any more. True if the application was told that it did.
+    pub(super) fn end_refusal(&self, topic: &str) -> bool {
+        let mut state = self.state.lock();
+        state.list.get_mut(topic).is_some_and(|subscription| std::mem::take(&mut subscription.refused))
     }
 
     /// What was dropped is about to be asked for on this connection: `false` if somebody asks already.
-    fn begin_recovery(&self, connection: ConnectionId, topic: &str) -> bool {
+    pub(super) fn begin_recovery(&self, connection: ConnectionId, topic: &str) -> bool {
         let mut state = self.state.lock();
         let Some(subscription) = state.list.get_mut(topic) else { return false };
         subscription.recovering.replace(connection) != Some(connection)
     }
 
     /// What is to be asked for next, if that is known.
-    fn next_recovery(&self, topic: &str) -> Recovery {
+    pub(super) fn next_recovery(&self, topic: &str) -> Recovery {
         let state = self.state.lock();
         match state.list.get(topic) {
             Some(subscription) if subscription.held && subscription.wanted => subscription.recovery(),
@@ -258,18 +321,23 @@ impl Subscriptions {
         }
     }
 
-    /// What was dropped was asked for, as far as `gaps`. False if the server has said since that it dropped more.
-    fn end_recovery(&self, topic: &str, gaps: u64) -> bool {
+    /// What was dropped was asked for, as far as `gaps`, and is on its way or gone. False if the server has said since
+    /// that it dropped more.
+    pub(super) fn end_recovery(&self, topic: &str, gaps: u64, recovered: bool) -> bool {
         let mut state = self.state.lock();
         let Some(subscription) = state.list.get_mut(topic) else { return true };
+        match recovered {
+            true => subscription.holes.owe(),
+            false => subscription.holes = Holes::default(),
+        }
         if gaps == subscription.gaps {
-            (subscription.gaps, subscription.hole, subscription.recovering) = (0, None, None);
+            (subscription.gaps, subscription.recovering) = (0, None);
         }
         subscription.gaps == 0
     }
 
     /// Nobody asks any more on this connection.
-    fn leave_recovery(&self, connection: ConnectionId, topic: &str) {
+    pub(super) fn leave_recovery(&self, connection: ConnectionId, topic: &str) {
         if let Some(subscription) = self.state.lock().list.get_mut(topic)
             && subscription.recovering == Some(connection)
         {
@@ -277,29 +345,22 @@ impl Subscriptions {
         }
     }
 
-    fn note_position(&self, topic: &str, position: Position) {
+    pub(super) fn note_position(&self, topic: &str, position: Position) {
         if let Some(subscription) = self.state.lock().list.get_mut(topic) {
             subscription.note(position);
         }
     }
 
     /// The server does not have this topic any more. True if it is wanted.
-    fn lose(&self, topic: &str) -> bool {
+    pub(super) fn lose(&self, topic: &str) -> bool {
         let mut state = self.state.lock();
         let wanted = state.list.get_mut(topic).filter(|subscription| subscription.wanted);
         wanted.map(|subscription| subscription.held = false).is_some()
     }
-
-    /// A new session has this topic: what the old one was not sent is gone. True if it was told that something was.
-    fn take_gaps(&self, topic: &str) -> bool {
-        let mut state = self.state.lock();
-        let subscription = state.list.get_mut(topic);
-        subscription.is_some_and(|s| std::mem::take(&mut s.gaps) != 0)
-    }
 }
 
 /// What was dropped, as far as it is known.
-enum Recovery {
+pub(super) enum Recovery {
     /// From where to ask, for so many gaps.
     From(Position, u64),
     /// The server has not answered yet to the call that subscribes.
@@ -310,207 +371,30 @@ enum Recovery {
 
 impl Subscription {
     fn recovery(&self) -> Recovery {
-        match self.position {
-            Some(position) => {
-                let offset = self.hole.unwrap_or(position.offset);
-                Recovery::From(Position { offset, ..position }, self.gaps)
-            }
-            None => Recovery::Over,
-        }
+        self.first_missing().map_or(Recovery::Over, |position| Recovery::From(position, self.gaps))
+    }
+
+    /// The last message before the first one that is missing.
+    fn first_missing(&self) -> Option<Position> {
+        let position = self.position?;
+        Some(Position { offset: self.holes.first().unwrap_or(position.offset), ..position })
     }
 }
 
 /// What a client does when a connection stands.
-struct ToDo {
-    /// What the session does not have.
-    missing: Vec<Arc<str>>,
+pub(super) struct ToDo {
+    /// What the session does not have; and of which a position is known.
+    pub(super) missing: Vec<(Arc<str>, bool)>,
     /// Of which it was not sent everything.
-    with_gaps: Vec<Arc<str>>,
+    pub(super) with_gaps: Vec<Arc<str>>,
     /// What it has and is not to have.
-    unwanted: Vec<Arc<str>>,
-}
-
-/// Why a topic is subscribed to by the client itself.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Why {
-    /// The session is new.
-    Lost,
-    /// The server has ended what the application wants again.
-    Ended,
-    /// The server dropped something.
-    Gap,
-    /// The application does not want it, and unsubscribed while there was no connection.
-    Unwanted,
+    pub(super) unwanted: Vec<Arc<str>>,
 }
 
 /// The position of a message within its topic.
 pub(super) fn position(metadata: &Metadata) -> Option<Position> {
     let number = |key| metadata.get(key)?.parse().ok();
     Some(Position { epoch: number(keys::TOPIC_EPOCH)?, offset: number(keys::TOPIC_OFFSET)? })
-}
-
-/// Subscribes again.
-#[derive(Clone)]
-pub(super) struct Resubscriber {
-    pub(super) server: Arc<str>,
-    pub(super) subscriptions: Arc<Subscriptions>,
-    pub(super) events: EventSender,
-    pub(super) timeout: Option<Duration>,
-}
-
-impl Resubscriber {
-    /// A connection stands; see [`Subscriptions::begin`]. What its session does not have is subscribed to in the
-    /// background. Must be called within a tokio runtime.
-    pub(super) fn begin(&self, connection: &Connection, resumed: bool) {
-        let ToDo { missing, with_gaps, unwanted } = self.subscriptions.begin(connection.id(), resumed);
-        let with = |why: Why| move |topic: Arc<str>| (topic, why);
-        let all = unwanted.into_iter().map(with(Why::Unwanted));
-        let all = all.chain(missing.into_iter().map(with(Why::Lost)));
-        self.run(connection, all.chain(with_gaps.into_iter().map(with(Why::Gap))).collect());
-    }
-
-    /// The server has said that it dropped something. What may be missing of topics with history is asked for.
-    pub(super) fn handle_gap(&self, connection: &Connection) {
-        let missed = self.subscriptions.miss(connection.id());
-        self.run(connection, missed.into_iter().map(|topic| (topic, Why::Gap)).collect());
-    }
-
-    fn run(&self, connection: &Connection, all: Vec<(Arc<str>, Why)>) {
-        if all.is_empty() {
-            return;
-        }
-        let (this, connection) = (self.clone(), connection.clone());
-        tokio::spawn(async move {
-            let mut running = JoinSet::new();
-            for (topic, why) in all {
-                if AT_ONCE <= running.len() {
-                    running.join_next().await;
-                }
-                let (this, connection) = (this.clone(), connection.clone());
-                running.spawn(async move {
-                    match why {
-                        Why::Lost | Why::Ended => this.resubscribe(&connection, topic, why).await,
-                        Why::Gap => this.recover(&connection, topic).await,
-                        Why::Unwanted => this.unsubscribe(&connection, topic).await,
-                    }
-                });
-            }
-            while running.join_next().await.is_some() {}
-        });
-    }
-
-    fn options(&self) -> CallOptions {
-        CallOptions::new().timeout(self.timeout.unwrap_or(TIMEOUT))
-    }
-
-    /// Asks for everything behind a position, part by part as the session has room. Returns the last answer; `None` if
-    /// the application does not want the topic any more.
-    async fn ask(
-        &self,
-        connection: &Connection,
-        topic: &str,
-        mut from: Option<Position>,
-    ) -> Result<Option<Subscribed>, CallError> {
-        let mut pause = PAUSE_MIN;
-        loop {
-            let answer = subscribe(connection, topic, from, true, self.options()).await?;
-            if self.subscriptions.position_of(topic).is_none() {
-                // Unsubscribed meanwhile; if that call was overtaken, it is made good here.
-                self.unsubscribe(connection, topic.into()).await;
-                return Ok(None);
-            }
-            if !answer.more && !answer.later {
-                return Ok(Some(answer.subscribed));
-            }
-            if answer.more {
-                (from, pause) = (answer.subscribed.position, PAUSE_MIN);
-            }
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(PAUSE_MAX);
-        }
-    }
-
-    async fn resubscribe(&self, connection: &Connection, topic: Arc<str>, why: Why) {
-        let Some(from) = self.subscriptions.position_of(&topic) else { return };
-        let claim = self.subscriptions.claim(&topic);
-        let server = Arc::clone(&self.server);
-        match self.ask(connection, &topic, from).await {
-            Ok(None) => {}
-            Ok(Some(subscribed)) => {
-                if claim.hold(connection.id(), &subscribed, true) {
-                    drop(claim);
-                    let had_gaps = why == Why::Lost && self.subscriptions.take_gaps(&topic);
-                    let recovered = subscribed.recovered && !had_gaps;
-                    if why == Why::Lost || !recovered {
-                        self.events.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
-                    }
-                }
-            }
-            // The next connection begins anew.
-            Err(CallError::Closed { .. } | CallError::NotConnected(_)) => {}
-            Err(error) => {
-                drop(claim);
-                self.subscriptions.forget(&topic);
-                self.events.tell(&ConnectionEvent::SubscriptionLost { server, topic, error });
-            }
-        }
-    }
-
-    /// Asks for what the server dropped, until it is sent or gone.
-    async fn recover(&self, connection: &Connection, topic: Arc<str>) {
-        if !self.subscriptions.begin_recovery(connection.id(), &topic) {
-            return;
-        }
-        let server = Arc::clone(&self.server);
-        let mut recovered = true;
-        loop {
-            match self.subscriptions.next_recovery(&topic) {
-                Recovery::Over => break,
-                Recovery::Unknown if connection.is_closed() => break,
-                Recovery::Unknown => {}
-                Recovery::From(position, gaps) => match self.ask(connection, &topic, Some(position)).await {
-                    Ok(None) => break,
-                    Ok(Some(subscribed)) => {
-                        recovered &= subscribed.recovered;
-                        if let Some(position) = subscribed.position {
-                            self.subscriptions.note_position(&topic, position);
-                        }
-                        if self.subscriptions.end_recovery(&topic, gaps) {
-                            break;
-                        }
-                    }
-                    // The next connection asks again.
-                    Err(CallError::Closed { .. } | CallError::NotConnected(_)) => break,
-                    Err(error @ CallError::Remote { .. }) => {
-                        // It may not have the topic any more: then it does not have a part of it either.
-                        self.subscriptions.end(&topic);
-                        self.unsubscribe(connection, Arc::clone(&topic)).await;
-                        return self.events.tell(&ConnectionEvent::SubscriptionLost { server, topic, error });
-                    }
-                    Err(error) => tracing::debug!(server = &*self.server, topic = &*topic, %error, "asks again"),
-                },
-            }
-            tokio::time::sleep(PAUSE_MIN).await;
-        }
-        self.subscriptions.leave_recovery(connection.id(), &topic);
-        if !recovered {
-            self.events.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
-        }
-    }
-
-    /// The application does not want it: the session is not to have it.
-    async fn unsubscribe(&self, connection: &Connection, topic: Arc<str>) {
-        match unsubscribe(connection, &topic, self.options()).await {
-            Ok(()) => self.subscriptions.has_ended(&topic),
-            Err(error) => {
-                tracing::debug!(server = &*self.server, topic = &*topic, %error, "could not unsubscribe");
-            }
-        }
-        // The application may have subscribed again meanwhile, before this call came to the server.
-        if self.subscriptions.lose(&topic) {
-            Box::pin(self.resubscribe(connection, topic, Why::Ended)).await;
-        }
-    }
 }
 
 /// Subscribes by an ordinary call. `part`: what was missed may come in parts, for which the caller asks.

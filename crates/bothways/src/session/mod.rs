@@ -85,6 +85,7 @@ pub(crate) use self::{
     hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
     presence::{RosterArgs, RosterReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
+    topic::covers,
 };
 use self::{
     claims::{Claims, Listed},

@@ -114,7 +114,7 @@ pub(super) fn has_wildcard(pattern: &str) -> bool {
 }
 
 /// True if `pattern` matches every topic that `other` does; `other` may be a topic.
-pub(super) fn covers(pattern: &str, other: &str) -> bool {
+pub(crate) fn covers(pattern: &str, other: &str) -> bool {
     let (mut pattern, mut other) = (pattern.split('.'), other.split('.'));
     loop {
         match (pattern.next(), other.next()) {

@@ -1,6 +1,7 @@
 //! The library from outside, a module per topic. One binary, so that it links once.
 
 mod admin;
+mod asks_again;
 mod auth;
 mod bounds;
 mod call_back;

@@ -1,0 +1,406 @@
+//! Subscribes again by itself when the session is lost, and asks for what a gap cost.
+//!
+//! What the server cannot do for now is asked again soon; what it refuses, slowly; only what can never be is given up.
+//! Asking ends with its connection: the next one begins anew.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+use super::{
+    events::{ConnectionEvent, EventSender},
+    subscriptions::{Recovery, Subscriptions, ToDo, subscribe, unsubscribe},
+};
+use crate::{
+    caller::CallOptions,
+    connection::Connection,
+    error::{CallError, ErrorCode},
+    session::{Position, Subscribed, covers},
+};
+
+/// Calls that are under way at once: enough to hide the way there and back, few enough for a server to which many
+/// clients come back. What waits to be asked again takes no place.
+const AT_ONCE: usize = 64;
+
+/// How long a call may take if calls have no time of their own; and at most, if one took too long.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long is waited at first, and at most, before what found no room, or a server that was too busy, is asked again.
+const SOON: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// The same after a refusal.
+const SLOWLY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long a pattern waits for the topics that it covers and that have positions, so that nothing new overtakes what
+/// they missed.
+const ORDER_WAIT: Duration = Duration::from_secs(5);
+
+/// Why a topic is subscribed to by the client itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Why {
+    /// The session is new.
+    Lost,
+    /// The server has ended what the application wants again.
+    Ended,
+    /// The server dropped something.
+    Gap,
+    /// The application does not want it, and unsubscribed while there was no connection.
+    Unwanted,
+}
+
+/// What an error means for a call that the client makes by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trouble {
+    /// The connection is over: the next one begins anew.
+    NoConnection,
+    /// Not now.
+    Passing,
+    /// The server, or a hook of it, says no. Nobody knows for how long.
+    Refused,
+    /// It is no better the next time.
+    Final,
+}
+
+impl Trouble {
+    fn of(error: &CallError) -> Self {
+        use ErrorCode::{BadArguments, Internal, NotFound, Overloaded, ShuttingDown, Timeout, Unauthenticated};
+        match error {
+            CallError::Closed { .. } | CallError::NotConnected(_) => Self::NoConnection,
+            CallError::TimedOut(_) | CallError::QueueFull { .. } | CallError::TooManyCalls { .. } => Self::Passing,
+            CallError::Remote { code, .. } => match code {
+                Some(Overloaded | ShuttingDown | Timeout | Internal) => Self::Passing,
+                None | Some(Unauthenticated) => Self::Refused,
+                Some(NotFound | BadArguments) => Self::Final,
+            },
+            _ => Self::Final,
+        }
+    }
+}
+
+/// How long is waited before the next try. A random part of it is left out, so that clients do not come together.
+#[derive(Debug, Default)]
+struct Pauses {
+    tries: u32,
+    kind: Option<Trouble>,
+}
+
+impl Pauses {
+    fn next(&mut self, kind: Trouble) -> Duration {
+        if self.kind.replace(kind) != Some(kind) {
+            self.tries = 0;
+        }
+        let (least, most) = if kind == Trouble::Refused { SLOWLY } else { SOON };
+        let pause = least.saturating_mul(1 << self.tries.min(20)).min(most);
+        self.tries = self.tries.saturating_add(1);
+        pause.mul_f64(rand::random::<f64>().mul_add(-0.5, 1.0))
+    }
+
+    fn begin_anew(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What is asked on one connection.
+struct Round {
+    connection: Connection,
+    places: Semaphore,
+}
+
+/// Patterns that wait for a topic.
+type Waiting = Vec<mpsc::Sender<()>>;
+
+/// Subscribes again.
+#[derive(Clone)]
+pub(super) struct Resubscriber {
+    pub(super) server: Arc<str>,
+    pub(super) subscriptions: Arc<Subscriptions>,
+    pub(super) events: EventSender,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Resubscriber {
+    /// A connection stands; see [`Subscriptions::begin`]. What its session does not have is subscribed to in the
+    /// background. Must be called within a tokio runtime.
+    pub(super) fn begin(&self, connection: &Connection, resumed: bool) {
+        let ToDo { missing, with_gaps, unwanted } = self.subscriptions.begin(connection.id(), resumed);
+        let mut asking = self.asking(connection);
+        unwanted.into_iter().for_each(|topic| asking.ask(topic, Why::Unwanted, Vec::new(), None));
+
+        let (patterns, topics): (Vec<_>, Vec<_>) =
+            missing.into_iter().partition(|(topic, _)| topic.contains(['*', '>']));
+        let patterns = patterns.into_iter().map(|(pattern, _)| (pattern, mpsc::channel::<()>(1)));
+        let patterns: Vec<_> = patterns.collect();
+        for (topic, has_position) in topics {
+            let covering = patterns.iter().filter(|(pattern, _)| has_position && covers(pattern, &topic));
+            let waiting = covering.map(|(_, (sender, _))| sender.clone()).collect();
+            asking.ask(topic, Why::Lost, waiting, None);
+        }
+        for (pattern, (_, topics)) in patterns {
+            asking.ask(pattern, Why::Lost, Vec::new(), Some(topics));
+        }
+        with_gaps.into_iter().for_each(|topic| asking.ask(topic, Why::Gap, Vec::new(), None));
+        asking.run();
+    }
+
+    /// The server has said that it dropped something. What may be missing of topics with history is asked for.
+    pub(super) fn handle_gap(&self, connection: &Connection) {
+        let mut asking = self.asking(connection);
+        let missed = self.subscriptions.miss(connection.id());
+        missed.into_iter().for_each(|topic| asking.ask(topic, Why::Gap, Vec::new(), None));
+        asking.run();
+    }
+
+    fn asking(&self, connection: &Connection) -> Asking<'_> {
+        let round = Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE) };
+        Asking { resubscriber: self, round: Arc::new(round), all: JoinSet::new() }
+    }
+
+    fn options(&self, timeout: Duration) -> CallOptions {
+        CallOptions::new().timeout(timeout)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT)
+    }
+
+    /// Waits before the next try. False: the connection is over, or another one stands.
+    async fn pause(&self, round: &Round, pause: Duration) -> bool {
+        // Either is an end of the waiting.
+        let _ = tokio::time::timeout(pause, round.connection.closed()).await;
+        !round.connection.is_closed() && self.subscriptions.is_newest(round.connection.id())
+    }
+
+    /// Asks for everything behind a position, part by part as the session has room, until the server gives it. Returns
+    /// the last answer; `None` if the application does not want the topic any more, or the connection is over.
+    async fn ask(
+        &self,
+        round: &Round,
+        topic: &Arc<str>,
+        mut from: Option<Position>,
+        mut waiting: Waiting,
+    ) -> Result<Option<Subscribed>, CallError> {
+        let (mut pauses, mut timeout) = (Pauses::default(), self.timeout());
+        loop {
+            let place = round.places.acquire().await;
+            let outcome = subscribe(&round.connection, topic, from, true, self.options(timeout)).await;
+            drop(place);
+            if !self.subscriptions.is_wanted(topic) {
+                // Unsubscribed meanwhile; if that call was overtaken, it is made good here.
+                self.unsubscribe(round, Arc::clone(topic)).await;
+                return Ok(None);
+            }
+            let pause = match outcome {
+                Ok(answer) if !answer.more && !answer.later => return Ok(Some(answer.subscribed)),
+                Ok(answer) => {
+                    if answer.more {
+                        from = answer.subscribed.position;
+                        self.subscriptions.note_part(topic, from);
+                        pauses.begin_anew();
+                    }
+                    pauses.next(Trouble::Passing)
+                }
+                Err(error) => {
+                    let trouble = Trouble::of(&error);
+                    if matches!(error, CallError::TimedOut(_)) {
+                        timeout = timeout.saturating_mul(2).min(TIMEOUT.max(self.timeout()));
+                    }
+                    match trouble {
+                        Trouble::NoConnection | Trouble::Final => return Err(error),
+                        Trouble::Refused => {
+                            // It may last: nothing waits for it.
+                            waiting.clear();
+                            self.tell_refusal(topic, error);
+                        }
+                        Trouble::Passing => {
+                            tracing::debug!(server = &*self.server, topic = &**topic, %error, "asks again");
+                        }
+                    }
+                    pauses.next(trouble)
+                }
+            };
+            if !self.pause(round, pause).await || !self.subscriptions.is_wanted(topic) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn tell_refusal(&self, topic: &Arc<str>, error: CallError) {
+        if self.subscriptions.note_refusal(topic) {
+            self.tell_lost(Arc::clone(topic), error, false);
+        }
+    }
+
+    fn tell_lost(&self, topic: Arc<str>, error: CallError, for_good: bool) {
+        let server = Arc::clone(&self.server);
+        self.events.tell(&ConnectionEvent::SubscriptionLost { server, topic, error, for_good });
+    }
+
+    async fn resubscribe(&self, round: &Round, topic: Arc<str>, why: Why, waiting: Waiting) {
+        let Some(from) = self.subscriptions.from(&topic) else { return };
+        let claim = self.subscriptions.claim(&topic);
+        match self.ask(round, &topic, from, waiting).await {
+            Ok(None) => {}
+            Ok(Some(subscribed)) => {
+                if let Some(missed) = claim.hold(round.connection.id(), &subscribed, true) {
+                    drop(claim);
+                    let was_refused = self.subscriptions.end_refusal(&topic);
+                    let recovered = subscribed.recovered && !missed;
+                    if why == Why::Lost || was_refused || !recovered {
+                        let server = Arc::clone(&self.server);
+                        self.events.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
+                    }
+                }
+            }
+            // The next connection begins anew.
+            Err(error) if Trouble::of(&error) == Trouble::NoConnection => {}
+            Err(error) => {
+                drop(claim);
+                self.subscriptions.forget(&topic);
+                self.tell_lost(topic, error, true);
+            }
+        }
+    }
+
+    /// Asks for what the server dropped, until it is sent or gone.
+    async fn recover(&self, round: &Round, topic: Arc<str>) {
+        let id = round.connection.id();
+        if !self.subscriptions.begin_recovery(id, &topic) {
+            return;
+        }
+        let (mut recovered, mut answered) = (true, false);
+        loop {
+            match self.subscriptions.next_recovery(&topic) {
+                Recovery::Over => break,
+                Recovery::Unknown => {}
+                Recovery::From(position, gaps) => match self.ask(round, &topic, Some(position), Vec::new()).await {
+                    Ok(None) => break,
+                    Ok(Some(subscribed)) => {
+                        recovered &= subscribed.recovered;
+                        answered = true;
+                        if let Some(position) = subscribed.position {
+                            self.subscriptions.note_position(&topic, position);
+                        }
+                        if self.subscriptions.end_recovery(&topic, gaps, subscribed.recovered) {
+                            break;
+                        }
+                    }
+                    // The next connection asks again.
+                    Err(error) if Trouble::of(&error) == Trouble::NoConnection => break,
+                    Err(error) => {
+                        // It may not have the topic any more: then it does not have a part of it either.
+                        self.subscriptions.end(&topic);
+                        self.unsubscribe(round, Arc::clone(&topic)).await;
+                        return self.tell_lost(topic, error, true);
+                    }
+                },
+            }
+            if !self.pause(round, SOON.0).await {
+                break;
+            }
+        }
+        self.subscriptions.leave_recovery(id, &topic);
+        let was_refused = answered && self.subscriptions.end_refusal(&topic);
+        if was_refused || !recovered {
+            let server = Arc::clone(&self.server);
+            self.events.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
+        }
+    }
+
+    /// The application does not want it: the session is not to have it.
+    async fn unsubscribe(&self, round: &Round, topic: Arc<str>) {
+        let mut pauses = Pauses::default();
+        loop {
+            let place = round.places.acquire().await;
+            let outcome = unsubscribe(&round.connection, &topic, self.options(self.timeout())).await;
+            drop(place);
+            let Err(error) = outcome else {
+                self.subscriptions.has_ended(&topic);
+                break;
+            };
+            tracing::debug!(server = &*self.server, topic = &*topic, %error, "could not unsubscribe");
+            match Trouble::of(&error) {
+                Trouble::NoConnection | Trouble::Final => break,
+                trouble @ (Trouble::Passing | Trouble::Refused) => {
+                    let goes_on = self.pause(round, pauses.next(trouble)).await;
+                    if !goes_on || !self.subscriptions.is_unwanted(&topic) {
+                        break;
+                    }
+                }
+            }
+        }
+        // The application may have subscribed again meanwhile, before this call came to the server.
+        if self.subscriptions.lose(&topic) {
+            Box::pin(self.resubscribe(round, topic, Why::Ended, Vec::new())).await;
+        }
+    }
+}
+
+/// All that is to be asked at once.
+struct Asking<'a> {
+    resubscriber: &'a Resubscriber,
+    round: Arc<Round>,
+    all: JoinSet<()>,
+}
+
+impl Asking<'_> {
+    /// Asks for this one, when the topics that it waits for are known to the server; `waiting` are those who wait for it.
+    fn ask(&mut self, topic: Arc<str>, why: Why, waiting: Waiting, waits_for: Option<mpsc::Receiver<()>>) {
+        let (this, round) = (self.resubscriber.clone(), Arc::clone(&self.round));
+        self.all.spawn(async move {
+            if let Some(mut topics) = waits_for {
+                // Nothing is ever sent: it ends when nobody is waited for any more.
+                let _ = tokio::time::timeout(ORDER_WAIT, topics.recv()).await;
+            }
+            match why {
+                Why::Lost | Why::Ended => this.resubscribe(&round, topic, why, waiting).await,
+                Why::Gap => this.recover(&round, topic).await,
+                Why::Unwanted => this.unsubscribe(&round, topic).await,
+            }
+        });
+    }
+
+    /// What was asked goes on by itself.
+    fn run(mut self) {
+        self.all.detach_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote(code: Option<ErrorCode>) -> Trouble {
+        Trouble::of(&CallError::Remote { text: String::new(), code })
+    }
+
+    #[test]
+    fn only_what_can_never_be_is_given_up() {
+        use ErrorCode::{BadArguments, Internal, NotFound, Overloaded, ShuttingDown, Timeout, Unauthenticated};
+        for code in [Overloaded, ShuttingDown, Timeout, Internal] {
+            assert_eq!(remote(Some(code)), Trouble::Passing, "{code:?}");
+        }
+        for error in
+            [CallError::TimedOut(TIMEOUT), CallError::QueueFull { bytes: 1 }, CallError::TooManyCalls { max: 1 }]
+        {
+            assert_eq!(Trouble::of(&error), Trouble::Passing, "{error}");
+        }
+        assert_eq!((remote(None), remote(Some(Unauthenticated))), (Trouble::Refused, Trouble::Refused));
+        assert_eq!((remote(Some(NotFound)), remote(Some(BadArguments))), (Trouble::Final, Trouble::Final));
+    }
+
+    #[test]
+    fn pauses_double_up_to_their_bound() {
+        for (kind, (least, most)) in [(Trouble::Passing, SOON), (Trouble::Refused, SLOWLY)] {
+            let mut pauses = Pauses::default();
+            assert!(pauses.next(kind) <= least);
+            for _ in 0..40 {
+                pauses.next(kind);
+            }
+            let last = pauses.next(kind);
+            assert!(most / 2 <= last && last <= most, "{last:?}");
+        }
+    }
+}
