@@ -59,6 +59,8 @@ struct State {
     breaks: [Option<Break>; 2],
     acks_to_drop: u64,
     claims_to_double: u64,
+    /// The last Hello in which the client claimed its session.
+    last_claim: Option<Message>,
     pushes: u64,
     acks: u64,
 }
@@ -172,6 +174,16 @@ impl Wire {
     /// server hears last has the session; the client comes back to it.
     pub fn claim_twice(&self) {
         self.change(|state| state.claims_to_double = 1);
+    }
+
+    /// The last claim of the client comes once more, on a connection of its own that nobody reads: late, as if the
+    /// network had kept it. It takes nothing from the client. Must be called within a tokio runtime.
+    pub fn claim_late(&self) {
+        let claim = self.shared.state.lock().last_claim.clone();
+        if let Some(claim) = claim {
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move { say_alone(&shared, &claim).await });
+        }
     }
 
     /// Connections that were made over this wire.
@@ -340,9 +352,18 @@ async fn carry(shared: &Arc<Shared>, direction: Direction, from: &AnySocket, to:
 /// Says a Hello that claims a session once more, on a connection of its own, if that is wanted.
 async fn double_claim(shared: &Arc<Shared>, message: &Message) {
     let claims = message.header().is_heartbeat() && message.metadata().get(keys::SESSION_ID).is_some();
-    if !claims || std::mem::take(&mut shared.state.lock().claims_to_double) == 0 {
-        return;
+    let doubles = claims && {
+        let mut state = shared.state.lock();
+        state.last_claim = Some(message.clone());
+        std::mem::take(&mut state.claims_to_double) != 0
+    };
+    if doubles {
+        say_alone(shared, message).await;
     }
+}
+
+/// Says this on a connection of its own, of which nobody reads the answers, until the server ends it.
+async fn say_alone(shared: &Shared, message: &Message) {
     let Ok(other) = transport::connect(&shared.server, &ConnectOptions::default()).await else { return };
     if write_all(&other, message.frame()).await.is_ok() {
         tokio::spawn(async move {

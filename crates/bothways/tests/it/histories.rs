@@ -2,7 +2,14 @@
 //!
 //! `BOTHWAYS_HISTORIES` says how many histories; the default keeps a run of all tests short.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bothways::{
     Class, ClientOptions, ConnectionEvent, ConnectionEvents, Priority, Push, Receipt, Server, ServerMessage, Session,
@@ -46,6 +53,12 @@ enum Command {
     Thaw(usize),
     DropAck(usize, u64),
     ClaimTwice(usize),
+    /// The last claim of this client comes once more, long after it.
+    LateClaim(usize),
+    /// From here on the auth hook takes so long.
+    SlowHook(u64),
+    /// Longer than any session waits for its client.
+    Expire,
     Refuse(usize),
     Admit(usize),
     Kick(usize),
@@ -93,6 +106,9 @@ fn command() -> impl Strategy<Value = Command> {
         2 => who().prop_map(Command::Thaw),
         1 => (who(), 1..3_u64).prop_map(|(who, acks)| Command::DropAck(who, acks)),
         1 => who().prop_map(Command::ClaimTwice),
+        2 => who().prop_map(Command::LateClaim),
+        2 => prop::sample::select(vec![0_u64, 3, 40, 400]).prop_map(Command::SlowHook),
+        1 => Just(Command::Expire),
         1 => who().prop_map(Command::Refuse),
         2 => who().prop_map(Command::Admit),
         1 => user().prop_map(Command::Kick),
@@ -154,7 +170,11 @@ struct World {
     log: usize,
     ends: Vec<End>,
     pushes: Vec<Pushed>,
-    /// Users who were sent away, whose sessions may end.
+    /// How long the auth hook takes, in milliseconds.
+    hook_takes: Arc<AtomicU64>,
+    /// Whom the network lets in, and who reads.
+    reachable: [bool; ENDS.len()],
+    /// Users who were sent away, or away for too long, whose sessions may end.
     kicked: [bool; 2],
     /// Which client has which session.
     sessions: HashMap<SessionId, usize>,
@@ -162,17 +182,23 @@ struct World {
 
 impl World {
     async fn new(log: usize) -> Self {
+        let hook_takes = Arc::new(AtomicU64::new(0));
+        let takes = Arc::clone(&hook_takes);
         let server = Server::builder()
             .session_log(log, 1 << 20)
             .fire_queue(FIRES, 1 << 20)
             .topic(JOURNAL, TopicOptions::new().open().history(1000, Duration::from_secs(3600)))
             .expect("a topic")
-            .auth(|request| async move {
-                let session = request.session().expect("the client is connected");
-                let (user, end) = request.token.split_once('/').expect("a user and a number");
-                session.bind_user(user);
-                session.set_label("end", end);
-                Ok::<_, String>(())
+            .auth(move |request| {
+                let takes = Duration::from_millis(takes.load(Ordering::Relaxed));
+                async move {
+                    tokio::time::sleep(takes).await;
+                    let session = request.session().expect("the client is connected");
+                    let (user, end) = request.token.split_once('/').expect("a user and a number");
+                    session.bind_user(user);
+                    session.set_label("end", end);
+                    Ok::<_, String>(())
+                }
             })
             .build();
         let network = Network::new(server).await.expect("a name of its own");
@@ -186,7 +212,16 @@ impl World {
             let (events, held, got) = (client.client.events(), Vec::new(), Vec::new());
             ends.push(End { client, events, held, got, told_of_loss: false, told_of_hole: false });
         }
-        Self { network, log, ends, pushes: Vec::new(), kicked: [false; 2], sessions: HashMap::new() }
+        Self {
+            network,
+            log,
+            ends,
+            pushes: Vec::new(),
+            hook_takes,
+            reachable: [true; ENDS.len()],
+            kicked: [false; 2],
+            sessions: HashMap::new(),
+        }
     }
 
     fn sessions_of_end(&self, end: usize) -> Vec<Session> {
@@ -270,12 +305,34 @@ impl World {
             Command::CutInsideFrame(who, up, bytes) => {
                 self.ends[who].client.wire.cut_inside_frame(direction(up), bytes);
             }
-            Command::Freeze(who) => self.ends[who].client.wire.freeze_reader(),
-            Command::Thaw(who) => self.ends[who].client.wire.thaw(),
+            Command::Freeze(who) => {
+                self.reachable[who] = false;
+                self.ends[who].client.wire.freeze_reader();
+            }
+            Command::Thaw(who) => {
+                self.reachable[who] = true;
+                self.ends[who].client.wire.thaw();
+                self.ends[who].client.wire.admit();
+            }
             Command::DropAck(who, acks) => self.ends[who].client.wire.drop_ack(acks),
             Command::ClaimTwice(who) => self.ends[who].client.wire.claim_twice(),
-            Command::Refuse(who) => self.ends[who].client.wire.refuse(),
-            Command::Admit(who) => self.ends[who].client.wire.admit(),
+            Command::LateClaim(who) => self.ends[who].client.wire.claim_late(),
+            Command::SlowHook(millis) => self.hook_takes.store(millis, Ordering::Relaxed),
+            Command::Expire => {
+                for (end, user) in ENDS.into_iter().enumerate() {
+                    self.kicked[user] |= !self.reachable[end];
+                }
+                tokio::time::sleep(Duration::from_secs(125)).await;
+            }
+            Command::Refuse(who) => {
+                self.reachable[who] = false;
+                self.ends[who].client.wire.refuse();
+            }
+            Command::Admit(who) => {
+                self.reachable[who] = true;
+                self.ends[who].client.wire.thaw();
+                self.ends[who].client.wire.admit();
+            }
             Command::Kick(who) => {
                 self.kicked[who] = true;
                 self.sessions_of(&Target::user(USERS[who])).iter().for_each(|session| session.end("enough"));
@@ -329,6 +386,7 @@ impl World {
 
     /// All faults end, and all comes to rest.
     async fn finish(&mut self) {
+        self.hook_takes.store(0, Ordering::Relaxed);
         for end in &mut self.ends {
             end.client.wire.thaw();
             end.client.wire.admit();
