@@ -174,7 +174,7 @@ impl Connection {
 
     /// A failed reply to a request of which nothing but the header was looked at.
     fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
-        let mut said = Metadata::new().with(keys::ERROR, text);
+        let mut said = Metadata::new().with(keys::ERROR, cut(text));
         if matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
             said.insert(keys::ERROR_CODE, code.name());
         }
@@ -205,11 +205,12 @@ impl Connection {
         self.say_goodbye_for(code, why, None);
     }
 
-    /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it.
+    /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it. Of a `why` that is
+    /// longer than [`WHY_BYTES_MAX`] the beginning is said.
     pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
         let understands = self.shared.state.lock().proto.peer_can(Capabilities::GOODBYE);
         if understands {
-            let mut said = Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, why);
+            let mut said = Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, cut(why));
             if let Some(wait) = reconnect_after {
                 said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
             }
@@ -242,6 +243,15 @@ impl Connection {
             let _ = self.check_added(state, added);
         }
     }
+}
+
+/// Most bytes of a text that goes with a Goodbye or with the refusal of a Hello: what applications say to people, and it
+/// must find room in metadata.
+const WHY_BYTES_MAX: usize = 4 << 10;
+
+/// As much of a text as goes with a control frame.
+pub(super) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(WHY_BYTES_MAX)]
 }
 
 /// Payloads of more than this many bytes are worth compressing. Source: Go `share`, 1024.

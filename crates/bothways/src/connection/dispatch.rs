@@ -16,7 +16,7 @@ use bothways_proto::{Capabilities, CompressType, Hello, Message, Metadata, Role,
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
-use super::{Connection, Lane, after};
+use super::{Connection, Lane, after, control::cut};
 use crate::{
     error::{AuthError, CloseReason, ErrorCode},
     guard::{Guarded, Panicked},
@@ -379,7 +379,7 @@ impl Connection {
     /// Answers a Hello with: not now. The connection ends behind that.
     fn refuse_for_now(&self, hello: &Message, why: &str, retry_after: Duration) {
         let refusal = Metadata::new()
-            .with(keys::ERROR, why)
+            .with(keys::ERROR, cut(why))
             .with(keys::ERROR_CODE, ErrorCode::Overloaded.name())
             .with(keys::RETRY_AFTER, retry_after.as_millis().to_string());
         let header = hello.header().reply().with_status(Status::ERROR);
@@ -537,7 +537,7 @@ impl Connection {
                 return self.end_check();
             }
             Err(NotLetIn::Refused(code, text)) => {
-                let refusal = Metadata::new().with(keys::ERROR, text).with(keys::ERROR_CODE, code.name());
+                let refusal = Metadata::new().with(keys::ERROR, cut(text)).with(keys::ERROR_CODE, code.name());
                 Message::new(header.with_status(Status::ERROR), "", "", &refusal, &[])
             }
         };

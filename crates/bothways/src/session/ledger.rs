@@ -76,9 +76,16 @@ impl Bounds {
             (self.latest_keys, self.latest_bytes),
             (self.tracked_messages, self.tracked_bytes),
         ];
-        let queued: usize =
-            queues.iter().map(|(count, bytes)| bytes.max(&push_bytes) + count * PUSH_OVERHEAD_BYTES).sum();
-        SESSION_BYTES + queued + UNDER_WAY_BYTES + 2 * push_bytes + self.idempotency_keys * KEPT_KEY_BYTES
+        let queue_bytes = |(count, bytes): (usize, usize)| {
+            bytes.max(push_bytes).saturating_add(count.saturating_mul(PUSH_OVERHEAD_BYTES))
+        };
+        let terms = queues.into_iter().map(queue_bytes).chain([
+            SESSION_BYTES,
+            UNDER_WAY_BYTES,
+            push_bytes.saturating_mul(2),
+            self.idempotency_keys.saturating_mul(KEPT_KEY_BYTES),
+        ]);
+        terms.fold(0, usize::saturating_add)
     }
 }
 

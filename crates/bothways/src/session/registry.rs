@@ -838,10 +838,12 @@ impl Registry {
     /// What one session can take at most, if no push is larger than this.
     pub(crate) fn session_bytes_max(&self, push_bytes: usize) -> usize {
         let options = &self.options;
-        options.bounds.bytes_max(push_bytes)
-            + options.events_max * explain::EVENT_BYTES_MAX
-            + options.subscription_bytes_max
-            + METHODS_BYTES_MAX
+        let terms = [
+            options.events_max.saturating_mul(explain::EVENT_BYTES_MAX),
+            options.subscription_bytes_max,
+            METHODS_BYTES_MAX,
+        ];
+        terms.into_iter().fold(options.bounds.bytes_max(push_bytes), usize::saturating_add)
     }
 
     pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {

@@ -333,3 +333,30 @@ async fn a_goodbye_of_an_old_server_is_not_for_good() {
     };
     assert_eq!(lost, SessionLost::Unknown);
 }
+
+/// Who sends clients away may say why at any length: of a long text they hear the beginning.
+#[tokio::test(start_paused = true)]
+async fn a_long_reason_is_cut_and_ends_everybody() {
+    let why = "x".repeat(100_000);
+    let server = server();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, _to_ann) = client(listening.address(), "ann").await;
+    let (other, _to_other) = client(listening.address(), "ann").await;
+    let mut events = ann.events();
+    assert_eq!(server.kick(&Target::user("ann"), &why).expect("no topic"), 2);
+    let Some(ConnectionEvent::Lost { reason: CloseReason::Goodbye { why: heard, .. }, .. }) = next(&mut events).await
+    else {
+        panic!("it is told");
+    };
+    assert!(1000 < heard.len() && why.starts_with(&heard), "{}", heard.len());
+    settle().await;
+    assert_eq!(server.stats().connections, 0);
+    drop(other);
+
+    let refused = Server::builder().auth(move |_| std::future::ready(Err::<(), _>("y".repeat(100_000)))).build();
+    let listening = refused.listen(&address()).await.expect("a free name");
+    let Err(ConnectError::Refused { .. }) = Client::bidirectional(listening.address(), options("ann")).await else {
+        panic!("it is refused, and hears the beginning of why");
+    };
+    assert_eq!(refused.session_bytes_max(usize::MAX), usize::MAX);
+}
