@@ -142,15 +142,16 @@ impl Load {
         Self { request_bytes_max, partial_bytes_max, ..self }
     }
 
-    /// A frame that had so many bytes has so many now. False: all of them together have too many.
-    pub(super) fn count_partial(&self, before: usize, now: usize) -> bool {
+    /// A frame that had so many bytes has so many now. False: all of them together have too many, or more than half of
+    /// the room and their peer has shown no token that was accepted.
+    pub(super) fn count_partial(&self, before: usize, now: usize, is_trusted: bool) -> bool {
         if now <= before {
             self.partial_bytes.fetch_sub(before - now, Ordering::Relaxed);
             return true;
         }
         let others = self.partial_bytes.fetch_add(now - before, Ordering::Relaxed) - before;
         // One alone is bounded by `body_bytes_max`.
-        others == 0 || others + now <= self.partial_bytes_max
+        others == 0 || others + now <= share(self.partial_bytes_max, is_trusted)
     }
 
     /// Requests that run now.
@@ -168,6 +169,12 @@ impl Load {
             idle.await;
         }
     }
+}
+
+/// What of a server's room a peer may use. Half of it is for those whose token was accepted: strangers must not shut
+/// them out.
+fn share(room: usize, is_trusted: bool) -> usize {
+    if is_trusted { room } else { room / 2 }
 }
 
 /// The right to run one request; gives its place back when dropped.
@@ -189,9 +196,10 @@ impl Permit {
         let in_all = load.running.fetch_add(1, Ordering::AcqRel);
         let permit = Self { connection: connection.clone(), is_late: false, is_check: false, kib: 0 };
         let bytes = message.frame().len();
+        let is_trusted = shared.is_trusted.load(Ordering::Relaxed);
         for (held, max, of) in [
             (&shared.request_kib, shared.settings.request_bytes_max, "of this connection "),
-            (&load.request_kib, load.request_bytes_max, ""),
+            (&load.request_kib, share(load.request_bytes_max, is_trusted), ""),
         ] {
             // One alone is bounded by `body_bytes_max`.
             let held = (held.load(Ordering::Relaxed) as usize).saturating_mul(1024);
@@ -418,6 +426,17 @@ impl Connection {
             self.shared.is_trusted.store(true, Ordering::Relaxed);
             self.end_check();
         }
+    }
+
+    /// As [`Self::trust`], by a request: what waited for its client's first one may go.
+    pub(crate) fn trust_by_request(&self) {
+        self.trust();
+        self.tell_waiting_pushes();
+    }
+
+    /// False while nothing that the client sent has passed the auth hook, if there is one.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.shared.is_trusted.load(Ordering::Relaxed)
     }
 
     /// The request that was checked is over: the next one is.

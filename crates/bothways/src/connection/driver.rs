@@ -190,7 +190,8 @@ impl Driver {
         // A read that ends within a small frame is nothing that counts.
         let counted = self.deframer.partial_bytes().saturating_sub(READ_BYTES);
         let before = std::mem::replace(&mut self.partial, u32::try_from(counted).unwrap_or(u32::MAX));
-        if before != self.partial && !settings.load.count_partial(before as usize, self.partial as usize) {
+        let (before, now, is_trusted) = (before as usize, self.partial as usize, self.connection.is_trusted());
+        if before != now && !settings.load.count_partial(before, now, is_trusted) {
             let bytes = self.deframer.promised().map_or(0, |(_, bytes)| bytes);
             return Err(CloseReason::NoRoom { bytes });
         }
@@ -396,7 +397,7 @@ impl Driver {
         let told = connection.tell_why(header, &reason);
         // Nothing more of what came is looked at.
         self.deframer = Deframer::new();
-        connection.shared.settings.load.count_partial(self.partial as usize, 0);
+        connection.shared.settings.load.count_partial(self.partial as usize, 0, true);
         self.partial = 0;
         let may_answer = matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_) | NoRoom { .. });
         if may_answer && connection.answer_the_rest(&reason) {
@@ -419,7 +420,7 @@ impl Driver {
     fn finish(&mut self) {
         if !self.done {
             self.done = true;
-            self.connection.shared.settings.load.count_partial(self.partial as usize, 0);
+            self.connection.shared.settings.load.count_partial(self.partial as usize, 0, true);
             self.partial = 0;
             self.connection.close_now(CloseReason::Local);
             self.connection.shared.socket.close();

@@ -206,7 +206,7 @@ impl Connection {
     /// True if a push that is added now goes straight to the socket's next write.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.shared.state.lock();
-        state.takes_pushes() && state.outbox.goes_direct()
+        self.is_trusted() && state.takes_pushes() && state.outbox.goes_direct()
     }
 
     /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
@@ -246,9 +246,10 @@ impl Connection {
     /// will be told. The caller may hold locks of the layer above.
     pub(crate) fn tell_of_room(&self) -> bool {
         let mut state = self.shared.state.lock();
-        // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, or its first
-        // request, is on its way to whoever asks.
-        let has_room = state.takes_pushes() && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
+        // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, its first request,
+        // or the verdict on its token, is on its way to whoever asks.
+        let takes = self.is_trusted() && state.takes_pushes();
+        let has_room = takes && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
         state.room_wanted |= !has_room;
         !has_room
     }

@@ -23,6 +23,8 @@ pub(crate) struct Deadlines {
     pub(crate) idle_timeout: Option<Duration>,
     /// Time for the first frame of a client.
     pub(crate) first_frame_timeout: Duration,
+    /// Time until something that a client sent has passed the auth hook, where there is one.
+    pub(crate) unauthenticated_timeout: Duration,
     /// Bytes that a frame which has begun must bring within each such time, or its end.
     pub(crate) frame_progress_min: usize,
     pub(crate) frame_progress_time: Duration,
@@ -39,6 +41,7 @@ impl Default for Deadlines {
             heartbeat_timeout: Duration::from_secs(10),
             idle_timeout: None,
             first_frame_timeout: Duration::from_secs(10),
+            unauthenticated_timeout: Duration::from_secs(300),
             frame_progress_min: 10 << 10,
             frame_progress_time: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
@@ -48,6 +51,11 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
+    /// True if a client that has been here for so many milliseconds should have been let in.
+    fn is_stranger_too_long(&self, now: u64) -> bool {
+        self.unauthenticated_timeout <= Duration::from_millis(now)
+    }
+
     /// How often [`Connection::watch`] must be called for these to be kept well.
     pub(crate) fn tick(&self) -> Duration {
         let shortest = [Some(self.heartbeat_timeout), self.heartbeat_interval, self.idle_timeout]
@@ -320,6 +328,14 @@ impl Connection {
             }
             due => due,
         };
+        let due = match due {
+            Due::Nothing | Due::Ping if !self.is_trusted() && deadlines.is_stranger_too_long(now) => {
+                let why = format!("no token was accepted within {:?}", deadlines.unauthenticated_timeout);
+                Due::End(CloseReason::Unauthenticated(why))
+            }
+            due => due,
+        };
+
         match due {
             Due::Nothing => {}
             Due::Over => return,

@@ -321,6 +321,14 @@ impl ServerBuilder {
         self
     }
 
+    /// How long a client may stay without anything that passes the [auth hook](Self::auth), however many heartbeats it
+    /// sends. Default 5 min: a Go client that has connected says its token with its first call, and makes the
+    /// connection anew if that comes later. Without a hook nobody has to.
+    pub fn unauthenticated_timeout(mut self, limit: Duration) -> Self {
+        self.settings.watch.unauthenticated_timeout = limit;
+        self
+    }
+
     /// Close connections from which nothing came for this long. Default: never, because a plain Go
     /// client that only listens sends nothing. Zero ends each at the next look, within a second.
     pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {

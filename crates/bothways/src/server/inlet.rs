@@ -283,7 +283,7 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Re
     };
     match auth(asked).await {
         Ok(()) => {
-            request.connection().trust();
+            request.connection().trust_by_request();
             Ok(())
         }
         Err(error) => {

@@ -286,7 +286,8 @@ impl Server {
         connection.send_message(service_path, service_method, metadata, payload)
     }
 
-    /// Sends one message to every client. It is encoded once, and no client waits for another.
+    /// Sends one message to every client. It is encoded once, and no client waits for another. Where there is an
+    /// [auth hook](ServerBuilder::auth), those that have not passed it yet are left out.
     ///
     /// # Errors
     /// [`PushError::TooLarge`]: nobody got it.
@@ -299,7 +300,8 @@ impl Server {
     ) -> Result<FanOut, PushError> {
         let limits = &self.shared.settings.limits;
         let frame = PushFrame::new(service_path, service_method, metadata, payload, limits)?;
-        let connections: Vec<_> = self.shared.connections.lock().values().cloned().collect();
+        let connections = self.shared.connections.lock();
+        let connections: Vec<_> = connections.values().filter(|to| to.is_trusted()).cloned().collect();
         Ok(fan_out(&connections, &[frame]))
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
-    Reply, Router, Server, Target, server::AuthRequest, session::SessionId,
+    Push, Reply, Router, Server, Target, server::AuthRequest, session::SessionId,
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 
@@ -312,4 +312,40 @@ fn sole_session(server: &Server) -> SessionId {
     let sessions = server.sessions(&Target::everyone()).expect("no topic");
     assert_eq!(sessions.len(), 1);
     sessions[0].id()
+}
+
+/// What is pushed and broadcast to everyone goes to those who were let in: not to a client that says nothing, not to one
+/// whose token is being checked, and not to one whose token is refused. One that is let in gets what waited for it.
+#[tokio::test(start_paused = true)]
+async fn a_stranger_is_sent_nothing_and_does_not_stay() {
+    let (server, _) = guarded();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let with = |token: &str| Metadata::new().with(keys::AUTH, token);
+    let mut silent = Scripted::connect(listening.address()).await;
+    silent.say(ping(0)).await;
+    assert!(silent.next().await.header().is_heartbeat());
+    let mut bad = Scripted::connect(listening.address()).await;
+    bad.say(request_with(1, "Act", &with("bearer slow and bad"), b"")).await;
+    let mut good = Scripted::connect(listening.address()).await;
+    good.say(request_with(1, "Act", &with("bearer slow"), b"")).await;
+
+    settle().await;
+    server.push(&Target::everyone(), &Push::new("News", "say", "secret")).expect("small");
+    let sent = server.broadcast("News", "shout", &Metadata::new(), b"secret").expect("small");
+    assert_eq!(sent.queued, 0, "nobody was let in yet");
+
+    let heard: Vec<_> = bad.rest().await.iter().map(|message| message.error_text()).collect();
+    assert_eq!(heard, [Some("it was bad after all".to_owned())]);
+    let (first, second) = (good.next().await, good.next().await);
+    let methods = [first.service_method(), second.service_method()];
+    assert!(methods.contains(&"say") && methods.contains(&"Act"), "{methods:?}");
+
+    // Heartbeats are no token.
+    let began = tokio::time::Instant::now();
+    silent.say(ping(1)).await;
+    let heard = silent.rest().await;
+    assert!(heard.iter().all(|message| message.header().is_heartbeat()), "{heard:?}");
+    assert!((290..310).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!(server.broadcast("News", "shout", &Metadata::new(), b"open").is_ok());
+    assert_eq!(good.next().await.service_method(), "shout");
 }

@@ -147,6 +147,37 @@ async fn one_token_is_checked_at_a_time_until_one_is_accepted() {
     assert_eq!(began.elapsed().as_secs(), 2);
 }
 
+/// Strangers share half of the server's room: however much of it they take, a client whose token was accepted has the
+/// other half, for frames that have begun and for requests that run.
+#[tokio::test(start_paused = true)]
+async fn strangers_leave_room_for_those_who_were_let_in() {
+    let (builder, ..) = guarded(true);
+    let server = builder.partial_bytes_max(1_000_000).request_bytes_max(1_000_000, 1_000_000).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut good = Scripted::connect(listening.address()).await;
+    good.say(with_token(1, "good", b"")).await;
+    assert_eq!(good.next().await.error_text(), None);
+
+    // Half frames, and requests whose tokens are being checked.
+    let frame = with_token(2, "bad", &[7; 400_000]);
+    let mut strangers = Vec::new();
+    for part in [&frame[..350_000], &frame[..]] {
+        for _ in 0..5 {
+            let mut stranger = Scripted::connect(listening.address()).await;
+            stranger.say(part).await;
+            settle().await;
+            strangers.push(stranger);
+        }
+    }
+
+    let large = with_token(3, "good", &[7; 300_000]);
+    good.say(&large[..250_000]).await;
+    settle().await;
+    good.say(&large[250_000..]).await;
+    assert_eq!(good.next().await.error_text(), None);
+    drop(strangers);
+}
+
 /// F24, F25. A frame that is larger than strangers may send is refused before it is there, and its sender is told; what
 /// comes behind a token that is accepted, by a Hello or by a request, may be as large as any.
 #[tokio::test(start_paused = true)]
