@@ -558,8 +558,10 @@ impl Session {
         let mut state = self.inner.state.lock();
         let Some(connection) = state.connection.clone() else { return false };
         let now = self.now();
+        let mut is_added = false;
         while connection.has_room() {
             let Some(next) = state.ledger.next(now) else { break };
+            is_added = true;
             let added = match next {
                 Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
                 Next::Skip { offset } => connection.queue_skip(Seq::of_push(offset)),
@@ -577,7 +579,10 @@ impl Session {
             state.ledger.mark(mark);
         }
         drop(state);
-        connection.flush();
+        // A write of nothing would wake a driver that does not read for now, and that one asks here again.
+        if is_added {
+            connection.flush();
+        }
         self.note_written(&connection)
     }
 
