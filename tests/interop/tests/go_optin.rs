@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, CallOptions, Caller, Push, Request, Response, Server, ServerBuilder, Session, Stage, Target,
-    server::Listening, session::TopicOptions,
+    CallError, CallOptions, Caller, Limits, Push, Request, Response, Server, ServerBuilder, Session, Stage, Target,
+    codec::Raw,
+    server::Listening,
+    session::{Eviction, Failure, TopicOptions},
 };
 use bothways_interop::{
     LONG,
@@ -199,8 +201,8 @@ async fn a_go_application_hears_that_its_session_is_gone() {
     let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
     session.push(&Push::new("Chat", "say", "before")).expect("small");
     assert_eq!(app.next("push").await["offset"], 1);
-    assert_eq!(server.kick(&Target::user("ann"), "maintenance").expect("no topic"), 1);
-    assert_eq!(app.next("connected").await["lost"], "unknown");
+    session.end("maintenance");
+    assert_eq!(app.next("connected").await["lost"], "ended");
     let fresh = server.sessions(&Target::user("ann")).expect("no topic").remove(0);
     assert_ne!(fresh.id(), session.id());
     let receipt = fresh.push(&Push::new("Chat", "say", "after")).expect("small");
@@ -210,7 +212,130 @@ async fn a_go_application_hears_that_its_session_is_gone() {
     app.end().await;
 }
 
-/// An application that copes with its connection by itself needs forty lines of the helper: it is called and answers,
+/// Whoever sends an application away does not find it in another session a moment later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_that_was_sent_away_stays_away() {
+    let Some(go) = go() else { return };
+    let (server, listening) = server().await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
+    session.evict(Eviction::Kicked, "it is not wanted");
+    assert_eq!(app.next("connected").await["lost"], "kicked");
+    assert_eq!(app.next("ended").await["why"], "the server has sent the application away");
+    // It has waited for the answer to its Leave.
+    assert_eq!(server.sessions(&Target::everyone()).expect("no topic"), []);
+    app.end().await;
+}
+
+/// It ends, and is not taken for somebody who is away and may come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_that_ends_leaves() {
+    let Some(go) = go() else { return };
+    let (server, listening) = server().await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
+    let receipt = session.push(&Push::new("Chat", "say", "hi")).expect("small");
+    app.next("push").await;
+    app.end().await;
+    assert_eq!(within(LONG, "the acknowledgement", receipt.handled()).await.at(Stage::Handled), 1);
+    assert_eq!(server.sessions(&Target::everyone()).expect("no topic"), []);
+}
+
+/// The server is not there yet when the application begins, and not for a while when it is started again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_waits_for_its_server() {
+    let Some(go) = go() else { return };
+    let (server, listening) = server().await;
+    let address = listening.address().to_owned();
+    server.shutdown(Duration::ZERO).await;
+    drop((server, listening));
+    let mut app = App::go(go, &address, &["-token", "ann"]);
+    let why = app.next("failed").await["why"].as_str().expect("a text").to_owned();
+    assert!(why.contains("refused"), "{why}");
+    for _ in 0..2 {
+        let server = Server::builder().build();
+        let _listening = server.listen(&address).await.expect("the port is still free");
+        within(LONG, "the application", async { while app.any().await["event"] != "connected" {} }).await;
+        server.shutdown(Duration::ZERO).await;
+        within(LONG, "the failure", async { while app.any().await["event"] != "failed" {} }).await;
+    }
+    app.process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_application_hears_that_its_token_is_refused() {
+    let Some(go) = go() else { return };
+    let (_server, listening) = server().await;
+    let mut app = start(go, &listening, &[]);
+    assert_eq!(app.next("failed").await["why"], "a name is needed");
+    app.process.kill().await;
+}
+
+/// What a handler of the application does wrong, and what it is sent wrongly, fails that one call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_goes_wrong_does_not_end_a_go_application() {
+    let Some(go) = go() else { return };
+    let (server, listening) = server().await;
+    for (kind, methods) in [(&[][..], &["Panic", "Chan", "Big"][..]), (&["-minimal"], &[])] {
+        let (app, session) = of_ann(go, &server, &listening, kind).await;
+        let raw = Raw::from(b"hello".to_vec());
+        let call = session.call_typed::<_, Reply>("Device", "Mul", &raw, CallOptions::new().timeout(LONG));
+        let error = within(LONG, "the answer", call).await.expect_err("it is no Args");
+        assert!(error.remote_text().is_some_and(|text| text.contains("serialize type 0")), "{error}");
+        for method in methods {
+            let error = ask(&session, method, Args { a: 9 << 20, b: 0 }, LONG).await.expect_err("it goes wrong");
+            let text = error.remote_text().unwrap_or_default();
+            let expected =
+                ["the handler of Device.Panic panicked", "unsupported chan int", "above the limit of 8323072"];
+            assert!(expected.iter().any(|expected| text.contains(expected)), "{method}: {error}");
+        }
+        assert_eq!(ask(&session, "Mul", Args { a: 6, b: 7 }, LONG).await.expect("it answers"), Reply { c: 42 });
+        assert_eq!(session.generation(), 1, "its connection goes on");
+        app.end().await;
+        session.end("the test goes on");
+    }
+}
+
+/// A server whose limit is smaller than the application thinks: the call fails when its answer has cost three connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_above_the_limit_does_not_come_for_ever() {
+    let Some(go) = go() else { return };
+    let limits = Limits::default().body_bytes_max(64 << 10);
+    let (server, listening) = serve(Server::builder().limits(limits)).await;
+    let (mut app, session) = of_ann(go, &server, &listening, &[]).await;
+    let error = ask(&session, "Big", Args { a: 100_000, b: 0 }, LONG).await.expect_err("it is too large");
+    assert!(error.remote_text().is_some_and(|text| text.contains("3 answers of 100")), "{error}");
+    for _ in 0..3 {
+        assert_eq!(app.next("connected").await["lost"], "");
+    }
+    app.end().await;
+}
+
+/// A receipt is never better than the truth: what comes behind a failure does not cover it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_a_go_application_fails_counts_as_failed() {
+    const PUSHES: usize = 400;
+    let Some(go) = go() else { return };
+    let (server, listening) = server().await;
+    for (kind, worst) in [(&[][..], "panic"), (&["-minimal"], "fail")] {
+        let (mut app, session) = of_ann(go, &server, &listening, kind).await;
+        let texts = |number: usize| ["fine", "fail", "fine", worst][number % 4];
+        let pushed = (0..PUSHES).map(|number| Push::new("Chat", "say", texts(number)));
+        let receipts: Vec<_> = pushed.map(|push| session.push(&push).expect("small")).collect();
+        for (number, receipt) in receipts.into_iter().enumerate() {
+            let expected = match texts(number) {
+                "fine" => Stage::Handled,
+                "fail" => Stage::Failed(Failure::Error),
+                _ => Stage::Failed(Failure::Panicked),
+            };
+            assert_eq!(app.next("push").await["text"], texts(number));
+            let outcomes = within(LONG, "the acknowledgement", receipt.handled()).await;
+            assert_eq!(outcomes.at(expected), 1, "{number}");
+        }
+        app.end().await;
+        session.end("the test goes on");
+    }
+}
+
+/// An application that copes with its connection by itself needs little of the helper: it is called and answers,
 /// and what it has handled is known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_go_application_needs_little_to_be_called() {
@@ -403,6 +528,12 @@ async fn a_go_application_subscribes_to_every_kind_of_topic() {
         (&change["topic"], &change["user"], &change["status"]),
         (&json!("room"), &json!("bob"), &json!("online"))
     );
+    app.tell("roster room").await;
+    let members = app.next("roster").await["members"].clone();
+    let users: Vec<_> = members.as_array().expect("a list").iter().map(|member| member["User"].as_str()).collect();
+    assert_eq!(users, [Some("ann"), Some("bob")]);
     app.end().await;
+    let change = other.next("presence").await;
+    assert_eq!((&change["user"], &change["status"]), (&json!("ann"), &json!("offline")), "it has left");
     other.end().await;
 }

@@ -31,25 +31,39 @@ func Resume(ctx context.Context, c *client.Client, session map[string]string, ha
 // Offset counts the pushes of a session; 0 if the server does not keep this one.
 func Offset(m *protocol.Message) uint64 { return m.Seq() &^ (1 << 63) }
 
-// Ack says that every push up to this offset is handled.
-func Ack(ctx context.Context, c *client.Client, offset uint64) {
-	tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
+// Ack says that every push up to this offset is handled. It returns when it is written: what is said first arrives first.
+func Ack(ctx context.Context, c *client.Client, offset uint64) error {
+	return tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
 }
 
-// Fail says the same, but for the push of this offset, which the application could not handle. The code is "no_handler",
-// "bad_arguments", "error" or "panicked". The push does not come again, and its sender learns why.
-func Fail(ctx context.Context, c *client.Client, offset uint64, code string) {
+// Fail says the same, but for the push of this offset, which the application could not handle: before an Ack of a later
+// one, which would cover it. The code is "no_handler", "bad_arguments", "error" or "panicked". The push does not come
+// again, and its sender learns why.
+func Fail(ctx context.Context, c *client.Client, offset uint64, code string) error {
 	said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset), "_bw.nack": fmt.Sprintf("%d:%s", offset, code)}
-	tell(ctx, c, "Ack", said, struct{}{})
+	return tell(ctx, c, "Ack", said, struct{}{})
 }
 
-// Reply answers a call of the server: a message with "_bw.call" in its metadata.
-func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value any, err error) {
+// Reply answers a call of the server: a message with "_bw.call" in its metadata. A value that cannot be sent is an error.
+func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value any, err error) error {
 	said := map[string]string{"_bw.call": call.Metadata["_bw.call"]}
-	if err != nil {
-		said["__rpcx_error__"] = err.Error()
+	if err == nil {
+		if err = tell(ctx, c, "Reply", said, value); err == nil {
+			return nil
+		}
 	}
-	tell(ctx, c, "Reply", said, value)
+	said["__rpcx_error__"] = err.Error()
+	return tell(ctx, c, "Reply", said, struct{}{})
+}
+
+// Decode reads what a message brings. A payload that is none of these is an error, where rpcx's codecs may panic.
+func Decode(m *protocol.Message, to any) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("a payload of serialize type %d is no %T", m.SerializeType(), to)
+		}
+	}()
+	return share.Codecs[m.SerializeType()].Decode(m.Payload, to)
 }
 
 func ask(ctx context.Context, c *client.Client, method string, said map[string]string) (map[string]string, error) {
@@ -57,8 +71,10 @@ func ask(ctx context.Context, c *client.Client, method string, said map[string]s
 	return answer, c.Call(context.WithValue(with(ctx, said), share.ResMetaDataKey, answer), "_bothways", method, none, &none)
 }
 
-func tell(ctx context.Context, c *client.Client, method string, said map[string]string, value any) {
-	c.Go(with(ctx, said), "_bothways", method, value, nil, nil) // no reply: oneway
+// tell returns when it is written: rpcx sends each call in a goroutine of its own, in any order.
+func tell(ctx context.Context, c *client.Client, method string, said map[string]string, value any) error {
+	done := make(chan *client.Call, 1)
+	return (<-c.Go(with(ctx, said), "_bothways", method, value, nil, done).Done).Error // no reply: oneway
 }
 
 // with adds pairs to those that the application itself sends, such as its token.

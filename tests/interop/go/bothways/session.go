@@ -3,8 +3,11 @@ package bothways
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"time"
 
 	"github.com/smallnest/rpcx/client"
+	"github.com/smallnest/rpcx/log"
 	"github.com/smallnest/rpcx/protocol"
 	"github.com/smallnest/rpcx/share"
 )
@@ -20,9 +24,12 @@ import (
 // Session is what the server keeps of this application across its connections. Set the exported fields, then Run it.
 type Session struct {
 	Token    string                                                                 // goes with every call, if not empty
-	Push     func(*protocol.Message)                                                // each push once and in order; must not wait for the server
+	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server
 	Handlers map[string]func(ctx context.Context, m *protocol.Message) (any, error) // by Service.Method; each call in a goroutine
 	Changed  func(lost string)                                                      // connected; if lost is not empty, why the session before is gone
+	Failed   func(err error)                                                        // not connected, or refused: Run tries again
+	Silence  time.Duration                                                          // after which a connection counts as lost; 30 s if 0
+	ReplyMax int                                                                    // bytes of an answer, below the server's limit of a frame; 8 MiB less 64 KiB if 0
 
 	client  atomic.Pointer[client.Client]
 	known   map[string]string // number and secret of the session
@@ -32,25 +39,103 @@ type Session struct {
 
 type call struct {
 	once   sync.Once
+	sent   atomic.Int32
 	ctx    context.Context
 	cancel context.CancelFunc
-	value  any
+	value  encoded
 	err    error
 }
 
-// Run connects, and connects again whenever the connection is lost, until the context is over.
-func (s *Session) Run(ctx context.Context, network, address string) {
-	for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		option := client.DefaultOption
-		option.BidirectionalBlock = true // or rpcx drops what finds the channel full
-		c, messages := client.NewClient(option), make(chan *protocol.Message, 4096)
-		c.RegisterServerMessageChan(messages)
-		if c.Connect(network, address) == nil && s.enable(ctx, c) == nil {
-			stop := context.AfterFunc(ctx, func() { c.Close() })
-			s.listen(c, messages)
-			stop()
+// encoded is a value in MessagePack.
+type encoded []byte
+
+// MarshalMsg is what rpcx's codec asks for.
+func (e encoded) MarshalMsg(to []byte) ([]byte, error) { return append(to, e...), nil }
+
+// ErrKicked says that the server does not want this application.
+var ErrKicked = errors.New("the server has sent the application away")
+
+// Run connects, and connects again whenever the connection is lost, until the context is over or the server sends the
+// application away. Then it leaves: its session has ended.
+func (s *Session) Run(ctx context.Context, network, address string) error {
+	for failures := 0; ; failures++ {
+		connected, err := s.connect(ctx, network, address)
+		switch {
+		case errors.Is(err, ErrKicked):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && s.Failed != nil:
+			s.Failed(err)
 		}
+		if connected {
+			failures = 0
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause(failures)):
+		}
+	}
+}
+
+// pause is how long to wait after so many failures: 100 ms, twice as long each time up to 30 s, and of that at least half.
+func pause(failures int) time.Duration {
+	most := min(100*time.Millisecond<<min(failures, 10), 30*time.Second)
+	return most/2 + rand.N(most/2+1)
+}
+
+// connect is one connection, until it is lost.
+func (s *Session) connect(ctx context.Context, network, address string) (connected bool, err error) {
+	silent, option := cmp.Or(s.Silence, 30*time.Second), client.DefaultOption
+	option.BidirectionalBlock = true // or rpcx drops what finds the channel full
+	// Its answers are what breaks the silence; how long one takes does not matter, as it may be behind pushes.
+	option.Heartbeat, option.HeartbeatInterval, option.MaxWaitForHeartbeat = true, silent/3, 24*time.Hour
+	c, messages := client.NewClient(option), make(chan *protocol.Message, 4096)
+	c.RegisterServerMessageChan(messages)
+	c.Plugins = client.NewPluginContainer()
+	c.Plugins.Add(silence(silent))
+	if err := c.Connect(network, address); err != nil {
+		return false, err // there is nothing to close
+	}
+	lost := false
+	defer func() {
 		c.Close()
+		if !lost {
+			go discard(messages)
+		}
+	}()
+
+	limited, done := context.WithTimeout(ctx, silent)
+	defer done()
+	why, err := s.enable(limited, c)
+	if err != nil {
+		return false, err
+	}
+	if why == "kicked" { // while it was away: it does not begin another session
+		s.leave(c)
+		return true, ErrKicked
+	}
+	if lost = s.listen(ctx, c, messages); !lost {
+		s.leave(c)
+	}
+	return true, nil
+}
+
+// leave ends the session at the server, which has a second to hear of it.
+func (s *Session) leave(c *client.Client) {
+	ctx, done := context.WithTimeout(s.with(context.Background()), time.Second)
+	defer done()
+	said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", s.handled, s.handled)}
+	_, _ = ask(ctx, c, "Leave", said) // if it does not hear of it, the session runs out
+}
+
+// discard lets rpcx's reader go, which may wait for room.
+func discard(messages <-chan *protocol.Message) {
+	for m := range messages {
+		if m.MessageStatusType() == protocol.Error {
+			return
+		}
 	}
 }
 
@@ -66,9 +151,9 @@ func (s *Session) Call(ctx context.Context, path, method string, args, reply any
 }
 
 // enable gets a session, or takes the one that is there to this connection: the first thing that is said on it.
-func (s *Session) enable(ctx context.Context, c *client.Client) error {
+func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err error) {
 	handles := strings.Join(slices.Sorted(maps.Keys(s.Handlers)), ",") // so that the server asks for nothing else
-	said, answer, err := map[string]string{"_bw.fns": handles}, map[string]string(nil), error(nil)
+	said, answer := map[string]string{"_bw.fns": handles}, map[string]string(nil)
 	if s.known == nil {
 		answer, err = Enable(with(s.with(ctx), said), c)
 	} else {
@@ -76,7 +161,7 @@ func (s *Session) enable(ctx context.Context, c *client.Client) error {
 		answer, err = Resume(with(s.with(ctx), said), c, s.known, s.handled)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	if s.known = answer; answer["_bw.res"] == "" { // a new session begins behind this offset
 		s.handled, _ = strconv.ParseUint(answer["_bw.off"], 10, 64)
@@ -85,17 +170,23 @@ func (s *Session) enable(ctx context.Context, c *client.Client) error {
 	if s.Changed != nil {
 		s.Changed(answer["_bw.why"])
 	}
-	return nil
+	return answer["_bw.why"], nil
 }
 
-// listen takes what the server sends, until the connection is lost.
-func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
+// listen takes what the server sends, until the connection is lost or the context is over.
+func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan *protocol.Message) (lost bool) {
 	var running sync.Map // calls by their number on this connection
 	acked := s.handled
-	for m := range messages {
+	for {
+		var m *protocol.Message
+		select {
+		case <-ctx.Done():
+			return false
+		case m = <-messages:
+		}
 		switch number := m.Metadata["_bw.call"]; {
 		case m.MessageStatusType() == protocol.Error: // rpcx's own word for a lost connection
-			return
+			return true
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Cancel":
 			if known, ok := running.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
 				known.(*call).cancel()
@@ -111,7 +202,7 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 			millis, _ := strconv.Atoi(m.Metadata["__ServerTimeout"])
 			limit := time.Duration(cmp.Or(millis, 30_000)) * time.Millisecond
 			fresh := new(call)
-			fresh.ctx, fresh.cancel = context.WithTimeout(context.Background(), limit)
+			fresh.ctx, fresh.cancel = context.WithTimeout(ctx, limit)
 			known, again := s.calls.LoadOrStore(id, fresh)
 			if again {
 				fresh.cancel()
@@ -122,30 +213,69 @@ func (s *Session) listen(c *client.Client, messages <-chan *protocol.Message) {
 		default:
 			// The offset is 0 if the server does not keep the push for us.
 			if offset := Offset(m); offset == 0 || s.handled < offset {
-				s.Push(m)
+				code := s.push(m)
 				s.handled = max(s.handled, offset)
+				if code != "" && offset != 0 {
+					acked = s.handled
+					_ = Fail(s.with(context.Background()), c, offset, code) // before an Ack that covers it
+				}
 			}
 		}
 		if acked != s.handled && (len(messages) == 0 || 32 <= s.handled-acked) {
 			acked = s.handled
-			Ack(s.with(context.Background()), c, acked)
+			_ = Ack(s.with(context.Background()), c, acked)
 		}
 	}
 }
 
+// push has the application handle a push, and gives the code of why it did not.
+func (s *Session) push(m *protocol.Message) (code string) {
+	defer func() {
+		if what := recover(); what != nil {
+			log.Errorf("a push to %s.%s panicked: %v\n%s", m.ServicePath, m.ServiceMethod, what, debug.Stack())
+			code = "panicked"
+		}
+	}()
+	if s.Push(m) != nil {
+		return "error"
+	}
+	return ""
+}
+
 // answer runs a call of the server, unless it ran already, and sends its value or its error.
 func (s *Session) answer(c *client.Client, m *protocol.Message, call *call) {
-	call.once.Do(func() {
-		if handler := s.Handlers[m.ServicePath+"."+m.ServiceMethod]; handler != nil {
-			call.value, call.err = handler(call.ctx, m)
-		} else {
-			call.err = fmt.Errorf("no handler for %s.%s", m.ServicePath, m.ServiceMethod)
-		}
-	})
+	call.once.Do(func() { call.value, call.err = s.handle(call.ctx, m) })
 	if call.ctx.Err() != nil { // cancelled or too late: nobody waits
 		return
 	}
-	Reply(s.with(context.Background()), c, m, call.value, call.err)
+	err := call.err
+	if call.sent.Add(1) > 3 { // the server may close each connection on which it comes
+		err = fmt.Errorf("the connection was lost with each of 3 answers of %d bytes", len(call.value))
+	}
+	_ = Reply(s.with(context.Background()), c, m, call.value, err) // lost with the connection: the call comes again
+}
+
+// handle has the application handle a call. A panic, and a value that cannot be sent, are errors of the call.
+func (s *Session) handle(ctx context.Context, m *protocol.Message) (value encoded, err error) {
+	defer func() {
+		if what := recover(); what != nil {
+			log.Errorf("the handler of %s.%s panicked: %v\n%s", m.ServicePath, m.ServiceMethod, what, debug.Stack())
+			err = fmt.Errorf("the handler of %s.%s panicked", m.ServicePath, m.ServiceMethod)
+		}
+	}()
+	handler := s.Handlers[m.ServicePath+"."+m.ServiceMethod]
+	if handler == nil {
+		return nil, fmt.Errorf("no handler for %s.%s", m.ServicePath, m.ServiceMethod)
+	}
+	answer, err := handler(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	value, err = share.Codecs[protocol.MsgPack].Encode(answer)
+	if most := cmp.Or(s.ReplyMax, 8<<20-64<<10); err == nil && most < len(value) {
+		return nil, fmt.Errorf("the reply has %d bytes, above the limit of %d", len(value), most)
+	}
+	return value, err
 }
 
 // with is a context that makes rpcx send the token.
@@ -160,7 +290,7 @@ func (s *Session) with(ctx context.Context) context.Context {
 func Handle[A, R any](f func(context.Context, A) (R, error)) func(context.Context, *protocol.Message) (any, error) {
 	return func(ctx context.Context, m *protocol.Message) (any, error) {
 		var args A
-		if err := share.Codecs[m.SerializeType()].Decode(m.Payload, &args); err != nil {
+		if err := Decode(m, &args); err != nil {
 			return nil, err
 		}
 		return f(ctx, args)

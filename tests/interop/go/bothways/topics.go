@@ -47,3 +47,32 @@ func PositionOf(m *protocol.Message) (topic string, at Position) {
 	at.Offset, _ = strconv.ParseUint(m.Metadata["_bw.to"], 10, 64)
 	return m.Metadata["_bw.t"], at
 }
+
+// Member is somebody in a topic: a user, or the session of one without. Status is "online" or "reconnecting".
+type Member struct{ User, Session, Status string }
+
+// Roster gives who is in a topic that shows presence and to which the application is subscribed. Every change of an
+// equal or smaller generation is in it.
+func Roster(ctx context.Context, call Call, topic string) (members []Member, generation uint64, err error) {
+	for first := true; ; first = false {
+		args := struct{ Topic, AfterUser, AfterSession string }{Topic: topic}
+		if last := len(members) - 1; 0 <= last {
+			args.AfterUser, args.AfterSession = members[last].User, members[last].Session
+		}
+		var reply struct {
+			Generation uint64
+			Members    []Member
+			More       bool
+		}
+		if err := call(ctx, "_bothways", "Roster", args, &reply); err != nil {
+			return nil, 0, err
+		}
+		if first {
+			generation = reply.Generation
+		}
+		members = append(members, reply.Members...)
+		if !reply.More || len(reply.Members) == 0 {
+			return members, generation, nil
+		}
+	}
+}

@@ -9,6 +9,7 @@
 //	cut                             breaks the connection as a network does
 //	subscribe TOPIC [EPOCH OFFSET]  subscribes, from a position if one is given
 //	unsubscribe TOPIC               ends that
+//	roster TOPIC                    asks who is there
 //	call A B                        calls Arith.Mul of the server, again until it answers
 package main
 
@@ -68,10 +69,17 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 	connected, counted := make(chan struct{}, 1), atomic.Int64{}
 	session := &bothways.Session{
 		Token: token,
-		Push: func(m *protocol.Message) {
+		Push: func(m *protocol.Message) error {
 			time.Sleep(delay)
-			tellPush(m)
+			switch tellPush(m); string(m.Payload) {
+			case "fail":
+				return errors.New("it cannot")
+			case "panic":
+				panic("as it was told")
+			}
+			return nil
 		},
+		Failed: func(err error) { tell("failed", map[string]any{"why": err.Error()}) },
 		Changed: func(lost string) {
 			tell("connected", map[string]any{"lost": lost})
 			select {
@@ -85,6 +93,12 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 			}),
 			"Device.Fail": bothways.Handle(func(context.Context, contract.Args) (contract.Reply, error) {
 				return contract.Reply{}, errors.New("the device is busy")
+			}),
+			"Device.Panic": func(context.Context, *protocol.Message) (any, error) { panic("as it was told") },
+			"Device.Chan":  func(context.Context, *protocol.Message) (any, error) { return make(chan int), nil },
+			// Answers with so many bytes.
+			"Device.Big": bothways.Handle(func(_ context.Context, args contract.Args) ([]byte, error) {
+				return make([]byte, args.A), nil
 			}),
 			// Waits for A ms, and counts its runs.
 			"Device.Count": bothways.Handle(func(_ context.Context, args contract.Args) (contract.Reply, error) {
@@ -103,12 +117,16 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 		},
 	}
 	var running sync.WaitGroup
-	running.Go(func() { session.Run(ctx, network, address) })
+	running.Go(func() {
+		if err := session.Run(ctx, network, address); !errors.Is(err, context.Canceled) {
+			tell("ended", map[string]any{"why": err.Error()})
+		}
+	})
 	<-connected
 	if err := join(session.Call, topic); err != nil {
 		return err
 	}
-	obey(session.Call, func() net.Conn { return session.Client().Conn })
+	obey(session.Call, func() net.Conn { return session.Client().Conn.(interface{ NetConn() net.Conn }).NetConn() })
 	stop()
 	running.Wait()
 	return nil
@@ -133,15 +151,19 @@ func runMinimal(network, address, token, topic string, delay time.Duration) erro
 				return
 			case m.Metadata["_bw.call"] != "":
 				var args contract.Args
-				err := share.Codecs[m.SerializeType()].Decode(m.Payload, &args)
+				err := bothways.Decode(m, &args)
 				if err == nil && m.ServiceMethod != "Mul" {
 					err = errors.New("only Mul")
 				}
-				bothways.Reply(ctx, c, m, contract.Reply{C: args.A * args.B}, err)
+				_ = bothways.Reply(ctx, c, m, contract.Reply{C: args.A * args.B}, err)
 			case m.ServicePath != "_bothways":
 				time.Sleep(delay)
 				tellPush(m)
-				bothways.Ack(ctx, c, bothways.Offset(m))
+				if string(m.Payload) == "fail" {
+					_ = bothways.Fail(ctx, c, bothways.Offset(m), "error")
+					continue
+				}
+				_ = bothways.Ack(ctx, c, bothways.Offset(m))
 			}
 		}
 	}()
@@ -229,6 +251,13 @@ func obey(call bothways.Call, conn func() net.Conn) {
 				continue
 			}
 			tell("unsubscribed", nil)
+		case "roster":
+			members, _, err := bothways.Roster(context.Background(), call, words[1])
+			if err != nil {
+				tell("refused", map[string]any{"why": err.Error()})
+				continue
+			}
+			tell("roster", map[string]any{"members": members})
 		case "call":
 			args, reply := contract.Args{A: int(number(1)), B: int(number(2))}, contract.Reply{}
 			go func() {

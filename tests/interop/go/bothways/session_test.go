@@ -1,0 +1,191 @@
+package bothways
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smallnest/rpcx/client"
+	"github.com/smallnest/rpcx/protocol"
+	"github.com/smallnest/rpcx/share"
+)
+
+// server is the other end of connections in memory, so that time is that of the test.
+type server struct {
+	began   []time.Duration // when each connection began
+	refuses string          // with this text, if not empty
+	silent  bool            // answers Enable and Resume, and nothing else
+	left    int
+}
+
+// listen is the network "test" from here on.
+func (s *server) listen() {
+	start := time.Now()
+	client.ConnFactories["test"] = func(*client.Client, string, string) (net.Conn, error) {
+		s.began = append(s.began, time.Since(start))
+		here, there := net.Pipe()
+		go s.serve(there)
+		return here, nil
+	}
+}
+
+func (s *server) serve(c net.Conn) {
+	defer c.Close()
+	for {
+		m := protocol.NewMessage()
+		if m.Decode(c) != nil {
+			return
+		}
+		first := m.ServiceMethod == "Enable" || m.ServiceMethod == "Resume"
+		if m.ServiceMethod == "Leave" {
+			s.left++
+		}
+		if m.IsOneway() || s.silent && !first {
+			continue
+		}
+		m.SetMessageType(protocol.Response)
+		m.Metadata = map[string]string{"_bw.sid": "1", "_bw.key": "k", "_bw.off": "0", "_bw.res": "1"}
+		if s.refuses != "" {
+			m.SetMessageStatusType(protocol.Error)
+			m.Metadata = map[string]string{protocol.ServiceError: s.refuses}
+		}
+		if _, err := c.Write(m.Encode()); err != nil {
+			return
+		}
+	}
+}
+
+func TestARefusedApplicationAsksLessAndLessOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{refuses: "who is it"}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer stop()
+		failed := 0
+		session := &Session{Failed: func(err error) {
+			if failed++; err.Error() != "who is it" {
+				t.Error(err)
+			}
+		}}
+		if err := session.Run(ctx, "test", ""); err != context.DeadlineExceeded {
+			t.Error(err)
+		}
+		if n := len(server.began); n < 20 || 60 < n || failed < n-1 {
+			t.Errorf("%d connections, %d failures told: %v", n, failed, server.began)
+		}
+		for i, at := range server.began[1:] {
+			if gap := at - server.began[i]; gap > 30*time.Second || i > 10 && gap < 15*time.Second {
+				t.Errorf("%s after %d failures", gap, i)
+			}
+		}
+		time.Sleep(time.Minute) // of the test's time: rpcx ends its heartbeats at the next one
+	})
+}
+
+func TestASilentConnectionIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{silent: true}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), 100*time.Second)
+		defer stop()
+		_ = (&Session{}).Run(ctx, "test", "")
+		if len(server.began) != 4 {
+			t.Errorf("connected at %v", server.began)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestAConnectionWithoutPushesIsNotLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer stop()
+		_ = (&Session{}).Run(ctx, "test", "")
+		if len(server.began) != 1 || server.left != 1 {
+			t.Errorf("connected at %v, left %d times", server.began, server.left)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestALongFrameOnASlowConnectionIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		c := &conn{Conn: here, silence: 30 * time.Second}
+		reading := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			reading <- err
+		}()
+		frame, got := make([]byte, 1<<20), 0
+		go func() {
+			for part := make([]byte, 64<<10); got < len(frame); {
+				time.Sleep(20 * time.Second)
+				n, _ := there.Read(part)
+				got += n
+			}
+			_, _ = there.Write([]byte{1})
+		}()
+		if n, err := c.Write(frame); n != len(frame) || err != nil {
+			t.Error(n, err)
+		}
+		if err := <-reading; err != nil {
+			t.Error(err)
+		}
+		// Nobody takes the next.
+		if _, err := c.Write(frame); err == nil {
+			t.Error("it was written to nobody")
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a connection with half a frame goes on")
+		}
+	})
+}
+
+func TestAPayloadOfAnotherKindIsAnError(t *testing.T) {
+	for serialized := range 16 {
+		var args struct{ A int }
+		m := protocol.NewMessage()
+		m.SetSerializeType(protocol.SerializeType(serialized))
+		m.Payload = []byte("hello")
+		if err := Decode(m, &args); err == nil {
+			t.Errorf("serialize type %d", serialized)
+		}
+	}
+}
+
+func TestAnAnswerThatCannotBeSentIsAnError(t *testing.T) {
+	answers := map[string]func() any{
+		"D.chan":  func() any { return make(chan int) },
+		"D.panic": func() any { panic("as it was told") },
+		"D.large": func() any { return make([]byte, 1001) },
+		"D.codec": func() any { return panics{} },
+		"D.good":  func() any { return make([]byte, 900) },
+	}
+	session := &Session{ReplyMax: 1000, Handlers: map[string]func(context.Context, *protocol.Message) (any, error){}}
+	for name, answer := range answers {
+		session.Handlers[name] = func(context.Context, *protocol.Message) (any, error) { return answer(), nil }
+	}
+	for name, text := range map[string]string{
+		"chan": "unsupported", "panic": "panicked", "large": "limit of 1000", "codec": "panicked", "none": "no handler", "good": "",
+	} {
+		value, err := session.handle(t.Context(), &protocol.Message{ServicePath: "D", ServiceMethod: name})
+		if err == nil && text != "" || err != nil && (text == "" || !strings.Contains(err.Error(), text)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		again, _ := share.Codecs[protocol.MsgPack].Encode(value)
+		if err == nil && !bytes.Equal(again, value) {
+			t.Errorf("%s is encoded twice", name)
+		}
+	}
+}
+
+type panics struct{}
+
+func (panics) MarshalMsg([]byte) ([]byte, error) { panic("as it was told") }
