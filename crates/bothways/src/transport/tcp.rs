@@ -300,9 +300,20 @@ async fn first_of<T, F: Future<Output = io::Result<T>>>(
 }
 
 async fn connect_to(place: SocketAddr, tuning: &Tuning) -> io::Result<TcpSocket> {
-    let stream = TcpStream::connect(place).await?;
+    let stream = not_to_itself(TcpStream::connect(place).await?)?;
     tuning.apply(&SockRef::from(&stream));
     Ok(TcpSocket::with_peer(stream, place))
+}
+
+/// Nobody listens, and the system chose the port that is connected to as the own one: TCP lets a socket connect to
+/// itself. Ended at once, or it would keep its server's port.
+fn not_to_itself(stream: TcpStream) -> io::Result<TcpStream> {
+    if stream.local_addr()? != stream.peer_addr()? {
+        return Ok(stream);
+    }
+    // Without this the port stays taken for a minute.
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Err(io::ErrorKind::ConnectionRefused.into())
 }
 
 /// The addresses of the host, in the order in which the system gives them. No host is this machine.
@@ -337,6 +348,18 @@ mod tests {
     async fn connect(place: &Address) -> io::Result<TcpSocket> {
         let deadline = Instant::now() + Duration::from_secs(60);
         super::connect(place, &Tuning::client(), deadline, |socket| std::future::ready(Ok(socket))).await
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_socket_that_is_connected_to_itself_is_refused_and_gives_its_port_back() {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let place = socket.local_addr().expect("bound");
+        let stream = socket.connect(place).await.expect("to itself");
+        let error = not_to_itself(stream).expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        std::net::TcpListener::bind(place).expect("the port is free");
     }
 
     async fn pair_at(listen: &str) -> (TcpSocket, TcpSocket) {
