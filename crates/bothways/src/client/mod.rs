@@ -45,7 +45,7 @@ pub use self::{
 };
 use self::{
     link::{Link, Patience},
-    subscriptions::Subscriptions,
+    subscriptions::{Asker, Subscriptions},
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
@@ -415,15 +415,18 @@ impl Client {
         patience: Patience,
     ) -> Result<Subscribed, CallError> {
         let claim = self.handle.link.subscriptions().claim_wanted(pattern);
+        let asker = if from.is_some() { Asker::ApplicationFrom } else { Asker::Application };
         loop {
             let over = Over { client: self, patience, used: Mutex::default() };
-            let outcome = subscriptions::subscribe(&over, pattern, from, false, CallOptions::new()).await;
+            // It may be that this client is about to ask for what it missed: then that comes first.
+            let asked_from = from.or_else(|| self.handle.link.subscriptions().pending_from(pattern));
+            let outcome = subscriptions::subscribe(&over, pattern, asked_from, false, CallOptions::new()).await;
             if matches!(outcome, Ok(_) | Err(CallError::Remote { .. })) {
                 claim.is_answered();
             }
             let subscribed = outcome?.subscribed;
             let connection = over.used.into_inner().expect("a call that was answered had a connection");
-            if claim.hold(connection, &subscribed, false).is_some() {
+            if claim.hold(connection, &subscribed, asker).is_some() {
                 return Ok(subscribed);
             }
             // The session to which that answer belonged is lost since.

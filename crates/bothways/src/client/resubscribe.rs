@@ -6,13 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::JoinSet,
 };
 
 use super::{
     events::{ConnectionEvent, EventSender},
-    subscriptions::{Recovery, Subscriptions, ToDo, subscribe, unsubscribe},
+    subscriptions::{Asker, Recovery, Subscriptions, ToDo, subscribe, unsubscribe},
 };
 use crate::{
     caller::CallOptions,
@@ -107,6 +107,8 @@ impl Pauses {
 struct Round {
     connection: Connection,
     places: Semaphore,
+    /// Told when one found room in the session: another one may.
+    room: Notify,
 }
 
 /// Patterns that wait for a topic.
@@ -154,7 +156,7 @@ impl Resubscriber {
     }
 
     fn asking(&self, connection: &Connection) -> Asking<'_> {
-        let round = Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE) };
+        let round = Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE), room: Notify::new() };
         Asking { resubscriber: self, round: Arc::new(round), all: JoinSet::new() }
     }
 
@@ -170,6 +172,18 @@ impl Resubscriber {
     async fn pause(&self, round: &Round, pause: Duration) -> bool {
         // Either is an end of the waiting.
         let _ = tokio::time::timeout(pause, round.connection.closed()).await;
+        self.goes_on(round)
+    }
+
+    /// The same for what found no room: not after another one found some.
+    async fn pause_for_room(&self, round: &Round, pause: Duration) -> bool {
+        tokio::select! {
+            goes_on = self.pause(round, pause) => goes_on,
+            () = round.room.notified() => self.goes_on(round),
+        }
+    }
+
+    fn goes_on(&self, round: &Round) -> bool {
         !round.connection.is_closed() && self.subscriptions.is_newest(round.connection.id())
     }
 
@@ -192,15 +206,17 @@ impl Resubscriber {
                 self.unsubscribe(round, Arc::clone(topic)).await;
                 return Ok(None);
             }
-            let pause = match outcome {
-                Ok(answer) if !answer.more && !answer.later => return Ok(Some(answer.subscribed)),
+            let goes_on = match outcome {
+                Ok(answer) if answer.later => self.pause_for_room(round, pauses.next(Trouble::Passing)).await,
                 Ok(answer) => {
-                    if answer.more {
-                        from = answer.subscribed.position;
-                        self.subscriptions.note_part(topic, from);
-                        pauses.begin_anew();
+                    round.room.notify_one();
+                    if !answer.more {
+                        return Ok(Some(answer.subscribed));
                     }
-                    pauses.next(Trouble::Passing)
+                    from = answer.subscribed.position;
+                    self.subscriptions.note_part(topic, from);
+                    pauses.begin_anew();
+                    self.pause_for_room(round, pauses.next(Trouble::Passing)).await
                 }
                 Err(error) => {
                     let trouble = Trouble::of(&error);
@@ -218,10 +234,10 @@ impl Resubscriber {
                             tracing::debug!(server = &*self.server, topic = &**topic, %error, "asks again");
                         }
                     }
-                    pauses.next(trouble)
+                    self.pause(round, pauses.next(trouble)).await
                 }
             };
-            if !self.pause(round, pause).await || !self.subscriptions.is_wanted(topic) {
+            if !goes_on || !self.subscriptions.is_wanted(topic) {
                 return Ok(None);
             }
         }
@@ -244,7 +260,7 @@ impl Resubscriber {
         match self.ask(round, &topic, from, waiting).await {
             Ok(None) => {}
             Ok(Some(subscribed)) => {
-                if let Some(missed) = claim.hold(round.connection.id(), &subscribed, true) {
+                if let Some(missed) = claim.hold(round.connection.id(), &subscribed, Asker::Client) {
                     drop(claim);
                     let was_refused = self.subscriptions.end_refusal(&topic);
                     let recovered = subscribed.recovered && !missed;

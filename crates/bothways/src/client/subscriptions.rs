@@ -80,7 +80,7 @@ impl Subscription {
             pending.missed || (pending.from.is_some() && epoch(pending.from) != epoch(self.position))
         });
         let missed = 0 < self.gaps || self.holes.are_owed() || was_pending;
-        self.pending = Some(Pending { from: self.position, missed });
+        self.pending = self.wanted.then_some(Pending { from: self.position, missed });
         self.holes = Holes::default();
         (self.held, self.gaps, self.recovering) = (false, 0, None);
     }
@@ -103,6 +103,17 @@ impl Subscription {
             self.holes.owe();
         }
     }
+}
+
+/// Who subscribes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Asker {
+    /// The client by itself.
+    Client,
+    /// The application, from now on.
+    Application,
+    /// The application, from where it says that it is.
+    ApplicationFrom,
 }
 
 /// A call that subscribes is under way. Without success nothing is left of it.
@@ -136,26 +147,28 @@ impl Claim<'_> {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// The server answered on this connection: it has the topic. `is_own`: this client asked by itself. `None`: the
-    /// session is lost since. Otherwise whether messages are missing that sessions before it were to send.
-    pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, is_own: bool) -> Option<bool> {
+    /// The server answered on this connection: it has the topic. `None`: the session is lost since. Otherwise whether
+    /// messages are missing that sessions before it were to send.
+    pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, asker: Asker) -> Option<bool> {
         let mut state = self.all.state.lock();
         let held = state.began.is_none_or(|began| began <= connection);
         // Not there: unsubscribed meanwhile.
         let Some(subscription) = state.list.get_mut(self.topic) else { return Some(false) };
         (subscription.wanted, subscription.held) = (true, held);
-        if let Some(position) = subscribed.position {
+        // What was missed before is still asked for, and not behind this position.
+        let still_asked = asker == Asker::Application && subscription.pending.is_some();
+        if let Some(position) = subscribed.position
+            && (subscribed.recovered || !still_asked)
+        {
             subscription.note(position);
         }
         if !held {
             return None;
         }
-        if is_own && !subscribed.recovered {
+        if asker == Asker::Client && !subscribed.recovered {
             subscription.holes = Holes::default();
         }
-        // Whoever asks for what was missed is told whether all of it was there.
-        let ends = is_own || subscription.claims <= 1;
-        let pending = if ends { subscription.pending.take() } else { None };
+        let pending = if still_asked { None } else { subscription.pending.take() };
         Some(pending.is_some_and(|pending| pending.missed))
     }
 }
@@ -236,10 +249,10 @@ impl Subscriptions {
         let wanted = || state.list.iter().filter(|(_, subscription)| subscription.wanted);
         let names = |topic: (&Arc<str>, &Subscription)| Arc::clone(topic.0);
         let with_history = |s: &Subscription| s.pending.is_some_and(|pending| pending.from.is_some());
-        let missing = wanted().filter(|(_, subscription)| !subscription.held);
+        let missing = wanted().filter(|(_, s)| !s.held || s.pending.is_some());
         ToDo {
             missing: missing.map(|(topic, s)| (Arc::clone(topic), with_history(s))).collect(),
-            with_gaps: wanted().filter(|(_, s)| s.held && 0 < s.gaps).map(names).collect(),
+            with_gaps: wanted().filter(|(_, s)| s.held && s.pending.is_none() && 0 < s.gaps).map(names).collect(),
             unwanted: state.unwanted.iter().cloned().collect(),
         }
     }
@@ -266,6 +279,12 @@ impl Subscriptions {
         let Some(Pending { from, .. }) = subscription.pending else { return Some(first_missing) };
         let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
         Some(goes_on.map_or(from, |(reached, from)| Some(if from.offset < reached.offset { reached } else { from })))
+    }
+
+    /// Where a topic was of which the application wants what comes from now on, and that it has had before.
+    pub(super) fn pending_from(&self, topic: &str) -> Option<Position> {
+        let is_pending = self.state.lock().list.get(topic).is_some_and(|subscription| subscription.pending.is_some());
+        if is_pending { self.from(topic)? } else { None }
     }
 
     /// A part of what was missed was sent or is on its way, up to here.

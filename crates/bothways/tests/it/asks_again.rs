@@ -146,6 +146,104 @@ async fn what_a_pattern_brings_moves_no_position_that_is_still_asked_from() {
     assert_eq!(told(&mut events).await, [0, 0, 0, 1]);
 }
 
+/// An application that subscribes by itself when its session is lost gets what it missed all the same.
+#[tokio::test(start_paused = true)]
+async fn an_application_that_subscribes_again_misses_nothing() {
+    for wait in [0, 5, 30] {
+        let server = Server::builder().topic("a.*", Hook::default().options("a")).expect("a pattern").build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        let (ann, mut messages, mut events) = client(listening.address(), options()).await;
+        for number in 0..100 {
+            ann.subscribe(&format!("a.t{number:03}")).await.expect("let in");
+        }
+        ann.subscribe("a.zz").await.expect("let in");
+        let (again, mut lost) = (ann.clone(), ann.events());
+        let subscribes = tokio::spawn(async move {
+            while !matches!(soon(lost.next()).await, Some(ConnectionEvent::SessionLost { .. })) {}
+            tokio::time::sleep(wait * MS).await;
+            again.subscribe("a.zz").await
+        });
+        only_session(&server).end("a test");
+        let mut got = Vec::new();
+        for number in 0..100 {
+            server.publish("a.zz", &push(number)).expect("small");
+            tokio::time::sleep(3 * MS).await;
+            got.extend(numbers(&mut messages, "a.zz"));
+        }
+        soon(subscribes).await.expect("no panic").expect("let in");
+        assert_eq!(got, (0..100).collect::<Vec<_>>(), "{wait}");
+        assert_eq!(told(&mut events).await, [0, 0, 0, 101], "{wait}");
+    }
+}
+
+/// A server that starts again subscribes the client by itself, and publishes before the client asks: what was missed is
+/// not called recovered.
+#[tokio::test(start_paused = true)]
+async fn what_another_life_of_a_server_brings_hides_no_loss() {
+    let start = || {
+        let builder = Server::builder().auth(|request| {
+            if request.is_hello()
+                && let Some(session) = request.session()
+            {
+                session.subscribe("a.zz").expect("a topic");
+            }
+            std::future::ready(Ok::<_, String>(()))
+        });
+        builder.topic("a.*", Hook::default().options("a")).expect("a pattern").build()
+    };
+    let server = start();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut messages, mut events) = client(listening.address(), options()).await;
+    ann.subscribe("a.zz").await.expect("let in");
+    server.publish("a.zz", &push(0)).expect("small");
+    assert_eq!(number(&soon(messages.next()).await.expect("open")), 0);
+    server.shutdown(Duration::ZERO).await;
+    let place = listening.address().to_owned();
+    drop(listening);
+
+    tokio::time::sleep(10 * MS).await;
+    let server = start();
+    for number in 1..=20 {
+        server.publish("a.zz", &push(number)).expect("small");
+    }
+    let _listening = server.listen(&place).await.expect("the name is free again");
+    for number in 21..=60 {
+        server.publish("a.zz", &push(number)).expect("small");
+        tokio::time::sleep(MS).await;
+    }
+    tokio::time::sleep(HOUR).await;
+    assert!(numbers(&mut messages, "a.zz").len() < 60);
+    assert_eq!(told(&mut events).await, [0, 0, 1, 0]);
+}
+
+/// Topics that wait for room keep no place from others, and go on as soon as there is room.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_room_holds_nobody_up() {
+    let builder = Server::builder().session_log(10, 1 << 20).topic("z", TopicOptions::new().open());
+    let builder = builder.expect("a pattern").topic("t.*", Hook::default().options("t")).expect("a pattern");
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut messages, _events) = client(listening.address(), options()).await;
+    let topics: Vec<_> = (0..80).map(|number| format!("t.{number:03}")).collect();
+    for topic in &topics {
+        ann.subscribe(topic).await.expect("let in");
+    }
+    ann.subscribe("z").await.expect("open");
+    only_session(&server).end("a test");
+    for topic in &topics {
+        (0..20).for_each(|number| drop(server.publish(topic, &push(number)).expect("small")));
+    }
+    tokio::time::sleep(8000 * MS).await;
+    assert!(only_session(&server).subscriptions().contains(&"z".to_owned()), "it has no history to wait for");
+
+    let began = tokio::time::Instant::now();
+    for _ in 0..80 * 20 {
+        soon(messages.next()).await.expect("open");
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
 /// A session is lost again before a topic was asked for: what nobody owes any more is not called recovered.
 #[tokio::test(start_paused = true)]
 async fn what_two_lost_sessions_cost_is_not_called_recovered() {
