@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, one_line};
 
-use crate::{client::SessionLost, codec::CodecError};
+use crate::codec::CodecError;
 
 /// Why a call has no reply value.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -680,6 +680,53 @@ pub enum ServeError {
         /// What is missing.
         why: String,
     },
+}
+
+/// Why a server could not take a client back into its session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum SessionLost {
+    /// The client was away for longer than the server kept its session; or what it was let in with has run out.
+    Expired,
+    /// What the client has not handled is not all there any more.
+    Gap,
+    /// The server knows no such session: it was restarted, or has forgotten why the session ended.
+    Unknown,
+    /// The client is somebody else now, or what it was let in with does not count any more.
+    Revoked,
+    /// The server has sent the client away.
+    Kicked,
+    /// The server has ended the session.
+    Ended,
+    /// The server speaks plain rpcx now.
+    Plain,
+}
+
+impl SessionLost {
+    pub(crate) fn from_wire(why: &str) -> Self {
+        match why {
+            "expired" => Self::Expired,
+            "gap" => Self::Gap,
+            "revoked" => Self::Revoked,
+            "kicked" => Self::Kicked,
+            "ended" => Self::Ended,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl std::fmt::Display for SessionLost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "expired",
+            Self::Gap => "gap",
+            Self::Unknown => "unknown",
+            Self::Revoked => "revoked",
+            Self::Kicked => "kicked",
+            Self::Ended => "ended",
+            Self::Plain => "the server speaks plain rpcx",
+        })
+    }
 }
 
 #[cfg(test)]

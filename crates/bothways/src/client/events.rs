@@ -10,6 +10,7 @@ use bothways_proto::one_line;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
+pub use crate::error::SessionLost;
 use crate::error::{CallError, CloseReason, ConnectError};
 
 /// What happened to a connection of a client.
@@ -99,53 +100,6 @@ pub enum ConnectionEvent {
         /// The client does not ask again.
         for_good: bool,
     },
-}
-
-/// Why a server could not take a client back into its session.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum SessionLost {
-    /// The client was away for longer than the server kept its session; or what it was let in with has run out.
-    Expired,
-    /// What the client has not handled is not all there any more.
-    Gap,
-    /// The server knows no such session: it was restarted, or has forgotten why the session ended.
-    Unknown,
-    /// The client is somebody else now, or what it was let in with does not count any more.
-    Revoked,
-    /// The server has sent the client away.
-    Kicked,
-    /// The server has ended the session.
-    Ended,
-    /// The server speaks plain rpcx now.
-    Plain,
-}
-
-impl SessionLost {
-    pub(crate) fn from_wire(why: &str) -> Self {
-        match why {
-            "expired" => Self::Expired,
-            "gap" => Self::Gap,
-            "revoked" => Self::Revoked,
-            "kicked" => Self::Kicked,
-            "ended" => Self::Ended,
-            _ => Self::Unknown,
-        }
-    }
-}
-
-impl std::fmt::Display for SessionLost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Expired => "expired",
-            Self::Gap => "gap",
-            Self::Unknown => "unknown",
-            Self::Revoked => "revoked",
-            Self::Kicked => "kicked",
-            Self::Ended => "ended",
-            Self::Plain => "the server speaks plain rpcx",
-        })
-    }
 }
 
 impl ConnectionEvent {

@@ -6,10 +6,7 @@ use bothways_proto as proto;
 use bothways_proto::{Peer, Role};
 
 use super::{Connection, State, call::Waiter, lock::Locked};
-use crate::{
-    client::SessionLost,
-    error::{CallError, CloseReason, PushError},
-};
+use crate::error::{CallError, CloseReason, PushError, SessionLost};
 
 /// How far the connection is from its end.
 pub(super) enum Phase {
