@@ -135,6 +135,18 @@ impl ServerMessage {
         }
     }
 
+    /// There was no room for it, which is not tracked. Repetitions of it may be.
+    fn push_out(&self) {
+        if let Some(first) = &self.first {
+            first.push_out();
+        }
+    }
+
+    /// What is tracked stays, and what has tracked repetitions that wait for it.
+    fn may_be_pushed_out(&self) -> bool {
+        self.ack.is_none() && !self.first.as_ref().is_some_and(|first| first.has_repetitions())
+    }
+
     /// The application does not listen any more.
     fn abandon(&self) {
         if let Some(ack) = &self.ack {
@@ -319,6 +331,8 @@ impl MessageAdder {
         let place = 0;
         let mut message =
             ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of, place };
+        // Dropped behind the lock, as is the message itself: what a message holds takes locks of its own.
+        let mut pushed_out = Vec::new();
         let mut state = shared.state.lock();
         if state.ended {
             match state.abandoned {
@@ -335,30 +349,31 @@ impl MessageAdder {
             state.dropped = state.dropped.saturating_add(1);
             match bounds.overflow {
                 Overflow::Disconnect => {
-                    message.forget();
+                    message.push_out();
                     return false;
                 }
                 Overflow::RefuseNewest => {
                     state.gap = state.gap.saturating_add(1);
-                    message.forget();
+                    message.push_out();
                     return true;
                 }
                 Overflow::DropOldest => {
-                    let Some(at) = state.waiting.iter().position(|waiting| waiting.ack.is_none()) else {
-                        // Only tracked ones wait: the new one gives way.
+                    let Some(at) = state.waiting.iter().position(ServerMessage::may_be_pushed_out) else {
+                        // Only those wait that stay: the new one gives way.
                         state.gap = state.gap.saturating_add(1);
-                        message.forget();
+                        message.push_out();
                         return true;
                     };
                     let dropped = state.waiting.remove(at).expect("it was just seen");
                     state.note_taken(&dropped);
-                    dropped.forget();
+                    dropped.push_out();
                     let gap = dropped.dropped_before.saturating_add(1);
                     let before = match state.waiting.get_mut(at) {
                         Some(next) => &mut next.dropped_before,
                         None => &mut state.gap,
                     };
                     *before = before.saturating_add(gap);
+                    pushed_out.push(dropped);
                 }
             }
         }
@@ -478,5 +493,72 @@ impl Stream for ServerMessages {
 
     fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ServerMessage>> {
         self.poll_take(Some(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use bothways_proto::{Header, Role, Seq};
+
+    use super::*;
+    use crate::{
+        client::repeats::{Met, ReceivedKeys},
+        connection::{Answer, Inlet, Settings},
+        error::{AuthError, CloseReason},
+        reply::BoxFuture,
+        transport::memory,
+    };
+
+    struct Deaf;
+
+    impl Inlet for Deaf {
+        fn handle_request(&self, _: &Connection, _: Message) -> Answer {
+            Answer::Nothing
+        }
+
+        fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+    }
+
+    fn message() -> Message {
+        Message::new(Header::oneway(Seq::of_push(1), SerializeType::RAW), "T", "News", &Metadata::new(), b"x")
+    }
+
+    /// What a message that is pushed out holds takes locks of its own, behind which others may ask the queue for room.
+    #[tokio::test]
+    async fn what_is_pushed_out_is_dropped_without_a_lock() {
+        let (near, _far) = memory::pair(1);
+        let settings = Arc::new(Settings::default());
+        let connection = Connection::start(Role::Client, near.into(), settings, Arc::new(Deaf), None, |_| {});
+        let bounds = QueueBounds {
+            messages_max: 1,
+            bytes_max: usize::MAX,
+            overflow: Overflow::DropOldest,
+            tracked_max: 1,
+            tracked_bytes_max: usize::MAX,
+        };
+        let (queue, messages) = queue(bounds);
+        let (adder, keys, server) = (queue.adder(), ReceivedKeys::default(), Arc::from("memory@x"));
+        let Ok(Met::First(first, _)) = keys.meet("a", None) else { panic!("it is the first") };
+        assert!(adder.add(message(), &connection, &server, None, Some(first)));
+
+        let held = keys.hold();
+        let adding = std::thread::spawn(move || adder.add(message(), &connection, &server, None, None));
+        let until = Instant::now() + Duration::from_secs(20);
+        let is_free = || {
+            let state = messages.shared.state.try_lock()?;
+            (state.dropped == 1 && state.waiting.len() == 1).then_some(())
+        };
+        while is_free().is_none() {
+            assert!(Instant::now() < until, "it drops the message with the queue locked");
+            std::thread::yield_now();
+        }
+        drop(held);
+        assert!(adding.join().expect("no panic"));
     }
 }

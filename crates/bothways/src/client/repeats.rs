@@ -5,6 +5,7 @@
 //!              ┌──► handled: a repetition is handled at once
 //!  received ───┤
 //!              ├──► failed: so did its repetitions, and the next one with its key is the first
+//!              ├──► pushed out of a full queue: its repetitions failed, and the next one with its key is the first
 //!              └──► forgotten: nobody will handle it, and the next one with its key is the first
 //! ```
 
@@ -55,6 +56,8 @@ enum State {
     /// The application has not dealt with it; the acknowledgements of its repetitions wait for that.
     Open(Vec<Ack>),
     Handled,
+    /// So is a repetition that came at the same moment.
+    Lost(Lost),
 }
 
 impl Default for State {
@@ -76,8 +79,22 @@ pub(super) struct FirstOfKey {
 #[derive(Clone, Copy, Debug)]
 enum Lost {
     Forgotten,
+    /// The application's queue was full.
+    PushedOut,
     Abandoned,
     Failed(Failure),
+}
+
+impl Lost {
+    /// So is a repetition, to which this belongs.
+    fn say_of(self, ack: &Ack) {
+        match self {
+            Self::Forgotten => ack.forget(),
+            Self::PushedOut => ack.push_out(),
+            Self::Abandoned => ack.abandon(),
+            Self::Failed(failure) => ack.end_as(Stage::Failed(failure)),
+        }
+    }
 }
 
 /// What a key makes of a message.
@@ -115,6 +132,12 @@ impl ReceivedKeys {
         Ok(Met::First(FirstOfKey { keys: self.clone(), key, run, lost: OnceLock::new() }, ack))
     }
 
+    /// Keeps the lock.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Sized + '_ {
+        self.known.lock()
+    }
+
     fn free(&self, key: &Arc<str>, run: &Arc<Run>) {
         let mut known = self.known.lock();
         if known.runs.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, run)) {
@@ -126,15 +149,17 @@ impl ReceivedKeys {
 
 impl Run {
     fn repeat(&self, ack: Option<Ack>) {
+        let Some(ack) = ack else { return };
         let mut state = self.state.lock();
-        if let (State::Open(waiting), Some(ack)) = (&mut *state, ack) {
-            if waiting.len() < REPEATS_MAX {
-                waiting.push(ack);
-            } else {
-                ack.forget();
-            }
+        match &mut *state {
+            State::Open(waiting) if waiting.len() < REPEATS_MAX => return waiting.push(ack),
+            State::Open(_) => ack.forget(),
+            State::Handled => {}
+            State::Lost(how) => how.say_of(&ack),
         }
-        // Dropped, and so given, if the first is handled.
+        // Dropped, and so given, without the lock: it takes one of its own.
+        drop(state);
+        drop(ack);
     }
 }
 
@@ -142,6 +167,16 @@ impl FirstOfKey {
     /// Nobody has handled the message, and nobody will on this connection.
     pub(super) fn forget(&self) {
         let _ = self.lost.set(Lost::Forgotten);
+    }
+
+    /// There was no room for the message.
+    pub(super) fn push_out(&self) {
+        let _ = self.lost.set(Lost::PushedOut);
+    }
+
+    /// Tracked repetitions wait for what becomes of it.
+    pub(super) fn has_repetitions(&self) -> bool {
+        matches!(&*self.run.state.lock(), State::Open(waiting) if !waiting.is_empty())
     }
 
     /// The application could not handle the message. What is said first counts.
@@ -157,17 +192,14 @@ impl FirstOfKey {
 
 impl Drop for FirstOfKey {
     fn drop(&mut self) {
-        let lost = self.lost.get();
+        let lost = self.lost.get().copied();
         if lost.is_some() {
             self.keys.free(&self.key, &self.run);
         }
-        let state = std::mem::replace(&mut *self.run.state.lock(), State::Handled);
-        let State::Open(waiting) = state else { return };
-        match lost {
-            None => {}
-            Some(Lost::Forgotten) => waiting.iter().for_each(Ack::forget),
-            Some(Lost::Abandoned) => waiting.iter().for_each(Ack::abandon),
-            Some(Lost::Failed(failure)) => waiting.iter().for_each(|ack| ack.end_as(Stage::Failed(*failure))),
+        let end = lost.map_or(State::Handled, State::Lost);
+        let state = std::mem::replace(&mut *self.run.state.lock(), end);
+        if let (State::Open(waiting), Some(lost)) = (&state, lost) {
+            waiting.iter().for_each(|ack| lost.say_of(ack));
         }
     }
 }
@@ -220,9 +252,21 @@ mod tests {
         let state = keys.known.lock();
         let waiting = match &*state.runs["a"].state.lock() {
             State::Open(waiting) => waiting.len(),
-            State::Handled => 0,
+            State::Handled | State::Lost(_) => 0,
         };
         assert_eq!(waiting, REPEATS_MAX);
+    }
+
+    /// A repetition that comes while its first ends is not taken for handled if that was not.
+    #[test]
+    fn a_repetition_of_what_was_lost_ends_as_it_did() {
+        let keys = ReceivedKeys::default();
+        let held = first(&keys, "a").expect("it is the first");
+        let run = Arc::clone(&held.run);
+        held.fail(Failure::Error);
+        drop(held);
+        assert!(matches!(&*run.state.lock(), State::Lost(Lost::Failed(Failure::Error))));
+        run.repeat(crate::client::session::acks(1).pop());
     }
 
     #[test]

@@ -25,9 +25,14 @@ const ACK_MESSAGES: u64 = 32;
 /// Offsets end here: the bits above say that it is a push.
 const OFFSET_MAX: u64 = (1 << 62) - 1;
 
-/// Failed messages that a client remembers, for a server that may not have heard of them: as many as a session's log
-/// holds there. Some 16 KiB. Of one that is forgotten before its server has heard of it nobody knows what became.
+/// Failed messages that a client has told of and remembers, for a server that may not have heard of them: as many as a
+/// session's log holds there. Some 24 KiB. Of one that is forgotten before its server has heard of it nobody knows what
+/// became.
 const FAILURES_MAX: usize = 1024;
+
+/// Failed messages of which a client has not told, which it never forgets. Some 1.5 MiB. A server sends no more than
+/// its log holds before it hears of them; one more than this is not acknowledged.
+const UNTOLD_MAX: usize = 64 << 10;
 
 /// How long fewer may wait.
 const ACK_DELAY: Duration = Duration::from_millis(50);
@@ -146,14 +151,15 @@ struct Failures {
 }
 
 impl Failures {
-    fn add(&mut self, offset: u64, stage: Stage) {
-        if FAILURES_MAX <= self.all.len()
-            && let Some((oldest, _)) = self.all.pop_front()
-        {
-            self.forgotten = self.forgotten.max(oldest);
+    /// False: there are too many that were not told.
+    fn add(&mut self, offset: u64, stage: Stage) -> bool {
+        if UNTOLD_MAX <= self.untold {
+            return false;
         }
         self.all.push_back((offset, stage));
-        self.untold = (self.untold + 1).min(self.all.len());
+        self.untold += 1;
+        self.forget_told();
+        true
     }
 
     /// The next ones that were not told.
@@ -161,13 +167,30 @@ impl Failures {
         let from = self.all.len() - self.untold;
         let told = self.untold.min(FAILED_MAX);
         self.untold -= told;
-        self.all.iter().skip(from).take(told).map(|(offset, stage)| (*offset..=*offset, *stage)).collect()
+        let ends = self.all.iter().skip(from).take(told).map(|(offset, stage)| (*offset..=*offset, *stage)).collect();
+        self.forget_told();
+        ends
     }
 
-    /// All of them, for a server that may have heard of none.
-    fn all(&self) -> Vec<End> {
+    /// Forgets the oldest that were told, if there are too many.
+    fn forget_told(&mut self) {
+        let told = self.all.len() - self.untold;
+        let too_many = self.all.len().saturating_sub(FAILURES_MAX).min(told);
+        let oldest = self.all.drain(..too_many).map(|(offset, _)| offset).max();
+        self.forgotten = self.forgotten.max(oldest.unwrap_or(0));
+    }
+
+    /// Those that a Hello tells, for a server that may have heard of none. Those behind them follow in acknowledgements.
+    fn of_hello(&self) -> Vec<End> {
         let forgotten = (0 < self.forgotten).then_some((1..=self.forgotten, Stage::Unknown));
-        self.all.iter().map(|(offset, stage)| (*offset..=*offset, *stage)).chain(forgotten).collect()
+        let first = self.all.iter().take(FAILURES_MAX);
+        first.map(|(offset, stage)| (*offset..=*offset, *stage)).chain(forgotten).collect()
+    }
+
+    /// The lowest of those that a Hello does not tell. No acknowledgement has told them, as they are not among the
+    /// oldest, and none has covered them.
+    fn lowest_behind_hello(&self) -> Option<u64> {
+        self.all.iter().skip(FAILURES_MAX).map(|(offset, _)| *offset).min()
     }
 }
 
@@ -216,6 +239,8 @@ impl Ack {
     ];
     /// Nobody listens: to a server that understands it, this is [`Failure::NoHandler`].
     const ABANDONED: u8 = 254;
+    /// It was dropped for want of room: to a server that understands it, this is [`Failure::Error`].
+    const PUSHED_OUT: u8 = 253;
     const FORGOTTEN: u8 = 255;
 
     fn new(memory: &Arc<SessionMemory>, epoch: u64, offset: u64) -> Self {
@@ -233,6 +258,11 @@ impl Ack {
         let _ = self.end.compare_exchange(0, end, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// The application will not see it: there was no room.
+    pub(super) fn push_out(&self) {
+        let _ = self.end.compare_exchange(0, Self::PUSHED_OUT, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// The application does not listen any more.
     pub(super) fn abandon(&self) {
         let _ = self.end.compare_exchange(0, Self::ABANDONED, Ordering::Relaxed, Ordering::Relaxed);
@@ -243,16 +273,20 @@ impl Drop for Ack {
     fn drop(&mut self) {
         let end = *self.end.get_mut();
         let mut state = self.memory.state.lock();
-        if state.epoch != self.epoch || end == Self::FORGOTTEN || (end == Self::ABANDONED && !state.outcomes) {
+        let is_lost = matches!(end, Self::ABANDONED | Self::PUSHED_OUT);
+        if state.epoch != self.epoch || end == Self::FORGOTTEN || (is_lost && !state.outcomes) {
             return;
         }
         let failed = match end {
             0 => None,
             Self::ABANDONED => Some(Stage::Failed(Failure::NoHandler)),
+            Self::PUSHED_OUT => Some(Stage::Failed(Failure::Error)),
             end => Self::ENDS.get(usize::from(end) - 1).copied(),
         };
-        if let Some(stage) = failed.filter(|_| state.outcomes) {
-            state.offsets.failures.add(self.offset, stage);
+        if let Some(stage) = failed.filter(|_| state.outcomes)
+            && !state.offsets.failures.add(self.offset, stage)
+        {
+            return;
         }
         state.offsets.handle(self.offset);
         drop(state);
@@ -271,13 +305,15 @@ impl SessionMemory {
         match &state.known {
             None => Metadata::new(),
             Some(known) => {
+                let behind = state.offsets.failures.lowest_behind_hello();
+                let handled = behind.map_or(state.offsets.handled, |lowest| state.offsets.handled.min(lowest - 1));
                 let mut hello = Metadata::new()
                     .with(keys::SESSION_ID, &known.id)
                     .with(keys::SESSION_KEY, &known.key)
-                    .with(keys::SESSION_OFFSET, state.offsets.handled.to_string())
+                    .with(keys::SESSION_OFFSET, handled.to_string())
                     .with(keys::SESSION_RECEIVED, state.offsets.received.to_string())
                     .with(keys::SESSION_TRY, state.attempts.to_string());
-                put_failed(&mut hello, &state.offsets.failures.all());
+                put_failed(&mut hello, &state.offsets.failures.of_hello());
                 hello
             }
         }
@@ -314,7 +350,7 @@ impl SessionMemory {
         Arrival::New { lost: had.then_some(why) }
     }
 
-    /// A message came under this number. `has_room` is asked if it is tracked and new.
+    /// A message came under this number. `has_room` is asked if it may be tracked, without a lock.
     ///
     /// Offsets have no holes. What is here already may come again: the server could not know.
     pub(super) fn receive(
@@ -324,8 +360,13 @@ impl SessionMemory {
         has_room: impl FnOnce() -> bool,
     ) -> Received {
         let offset = if seq.is_push() { seq.unmarked() } else { 0 };
+        if offset == 0 {
+            return Received::Untracked;
+        }
+        // Before the lock: whoever is asked has one of its own, and may drop acknowledgements, which take this one.
+        let has_room = has_room();
         let mut state = self.state.lock();
-        if offset == 0 || state.known.is_none() {
+        if state.known.is_none() {
             return Received::Untracked;
         }
         if state.connection != Some(connection) {
@@ -338,7 +379,7 @@ impl SessionMemory {
         if offset < next {
             return Received::Repeated;
         }
-        if !has_room() {
+        if !has_room {
             return Received::NoRoom;
         }
         state.offsets.received = offset;
@@ -543,10 +584,191 @@ mod tests {
         for ack in receive(&memory, 1, 1..=more) {
             ack.end_as(Stage::Failed(Failure::Error));
         }
+        while 0 < memory.state.lock().offsets.failures.untold {
+            acks_due(&memory, 1).await;
+        }
         let hello = memory.hello();
         let ends = crate::session::failed(&hello).expect("it is well formed");
         assert_eq!((ends.len(), ends.first()), (FAILURES_MAX + 1, Some(&failed(3))));
         assert_eq!(ends.last(), Some(&(1..=2, Stage::Unknown)));
+    }
+
+    /// A Hello has room for so many, and covers none of the others.
+    #[test]
+    fn a_failure_that_was_not_told_is_not_forgotten() {
+        let memory = memory_with_outcomes();
+        let max = FAILURES_MAX as u64;
+        receive(&memory, 1, 1..=4 * max).iter().for_each(|ack| ack.end_as(Stage::Failed(Failure::Error)));
+        let hello = memory.hello();
+        assert_eq!(hello.get(keys::SESSION_OFFSET), Some(&*max.to_string()));
+        let ends = crate::session::failed(&hello).expect("it is well formed");
+        assert_eq!(ends, (1..=max).map(failed).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn so_many_failures_wait_to_be_told_and_others_are_not_acknowledged() {
+        let memory = memory_with_outcomes();
+        let max = UNTOLD_MAX as u64;
+        receive(&memory, 1, 1..=max + 1).iter().for_each(|ack| ack.end_as(Stage::Failed(Failure::Error)));
+        let offsets = &memory.state.lock().offsets;
+        assert_eq!((offsets.failures.all.len(), offsets.handled), (UNTOLD_MAX, max));
+    }
+
+    /// Who is asked for room takes a lock, under which others may drop acknowledgements.
+    #[test]
+    fn room_is_asked_for_without_a_lock() {
+        let memory = memory();
+        let has_room = || memory.state.try_lock().is_some();
+        assert!(matches!(memory.receive(connection(1), Seq::of_push(1), has_room), Received::New(_)));
+    }
+
+    /// Whatever is lost on the way, a server never takes for handled what failed.
+    mod histories {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[derive(Clone, Debug)]
+        enum Command {
+            Receive(u64),
+            /// So many of those that are held, every second one or all of them, from either end.
+            End {
+                many: usize,
+                step: usize,
+                last_first: bool,
+            },
+            Tell {
+                times: usize,
+                arrives: bool,
+            },
+            Return {
+                arrives: bool,
+            },
+        }
+
+        fn command() -> impl Strategy<Value = Command> {
+            prop_oneof![
+                4 => (1..700_u64).prop_map(Command::Receive),
+                4 => (1..1500_usize, 1..4_usize, any::<bool>())
+                    .prop_map(|(many, step, last_first)| Command::End { many, step, last_first }),
+                3 => (1..12_usize, prop::bool::weighted(0.7))
+                    .prop_map(|(times, arrives)| Command::Tell { times, arrives }),
+                2 => any::<bool>().prop_map(|arrives| Command::Return { arrives }),
+            ]
+        }
+
+        /// What a server has heard.
+        #[derive(Default)]
+        struct Heard {
+            handled: u64,
+            ends: BTreeMap<u64, Stage>,
+        }
+
+        impl Heard {
+            fn hear(&mut self, ends: &[End], handled: u64, sent: u64) {
+                for (range, stage) in ends {
+                    for offset in range.clone().filter(|offset| self.handled < *offset && *offset <= sent) {
+                        self.ends.entry(offset).or_insert(*stage);
+                    }
+                }
+                for offset in self.handled + 1..=handled {
+                    self.ends.entry(offset).or_insert(Stage::Handled);
+                }
+                self.handled = self.handled.max(handled);
+            }
+        }
+
+        struct World {
+            memory: Arc<SessionMemory>,
+            heard: Heard,
+            held: VecDeque<Ack>,
+            failed: Vec<u64>,
+            sent: u64,
+            /// The present connection, and whether it still brings anything.
+            on: u64,
+            is_whole: bool,
+        }
+
+        impl World {
+            fn run(&mut self, command: &Command) {
+                match *command {
+                    Command::Receive(many) => {
+                        let offsets = self.sent + 1..=self.sent + many;
+                        self.held.extend(receive(&self.memory, self.on, offsets));
+                        self.sent += many;
+                    }
+                    Command::End { many, step, last_first } => {
+                        for at in 0..many {
+                            let next = if last_first { self.held.pop_back() } else { self.held.pop_front() };
+                            let Some(ack) = next else { return };
+                            if at % step == 0 {
+                                self.failed.push(ack.offset);
+                                ack.end_as(Stage::Failed(Failure::Error));
+                            }
+                        }
+                    }
+                    Command::Tell { times, arrives } => (0..times).for_each(|_| self.tell(arrives)),
+                    Command::Return { arrives } => self.come_back(arrives),
+                }
+            }
+
+            fn tell(&mut self, arrives: bool) {
+                self.is_whole &= arrives;
+                let told = self.memory.tell(connection(self.on)).expect("it is the connection");
+                let wire = Acks::from_metadata(&told.to_metadata()).expect("it is well formed");
+                if self.is_whole {
+                    self.heard.hear(&wire.ends, wire.handled, self.sent);
+                }
+            }
+
+            fn come_back(&mut self, arrives: bool) {
+                let mut arrives = arrives;
+                loop {
+                    let hello = self.memory.hello();
+                    let handled = hello.get(keys::SESSION_OFFSET).and_then(|at| at.parse().ok()).expect("a number");
+                    // The Hello may arrive, and its Welcome not.
+                    if arrives {
+                        assert!(self.heard.handled <= handled, "it has lost its place");
+                        let ends = crate::session::failed(&hello).expect("it is well formed");
+                        self.heard.hear(&ends, handled, self.sent);
+                    }
+                    self.on += 1;
+                    self.is_whole = true;
+                    if arrives {
+                        self.memory.handle_welcome(connection(self.on), Some(&of_outcomes(resumed())));
+                        return;
+                    }
+                    arrives = true;
+                }
+            }
+
+            fn check(&self) {
+                for offset in &self.failed {
+                    assert_ne!(self.heard.ends.get(offset), Some(&Stage::Handled), "{offset} failed");
+                }
+            }
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(64))]
+            #[test]
+            fn what_failed_is_never_told_as_handled(commands in prop::collection::vec(command(), 0..40)) {
+                let memory = memory_with_outcomes();
+                let (heard, held, failed) = (Heard::default(), VecDeque::new(), Vec::new());
+                let mut world = World { memory, heard, held, failed, sent: 0, on: 1, is_whole: true };
+                for command in &commands {
+                    world.run(command);
+                    world.check();
+                }
+                world.held.clear();
+                world.come_back(true);
+                for _ in 0..200 {
+                    world.tell(true);
+                }
+                world.check();
+                prop_assert_eq!(world.heard.ends.len() as u64, world.sent, "it has heard of each");
+            }
+        }
     }
 
     /// One that is held costs a place, and not one for each that follows it.

@@ -227,6 +227,37 @@ async fn a_push_that_another_server_repeats_is_handed_on_once() {
     drop(xclient);
 }
 
+/// A first that is not tracked has no promise by itself; with a tracked repetition of another server it has, and is not
+/// pushed out for want of room.
+#[tokio::test(start_paused = true)]
+async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
+    let (one, other) = (server(), server());
+    let of_one = one.listen(&address()).await.expect("a free name");
+    let of_other = other.listen(&address()).await.expect("a free name");
+    let (_xclient, mut messages) = XClient::bidirectional(
+        "Chat",
+        FailMode::Failover,
+        SelectMode::RoundRobin,
+        MultipleServersDiscovery::new([of_one.address(), of_other.address()]),
+        ClientOptions::new().auth("ann").message_queue_bounds(2, 1 << 20),
+    );
+    let knows_ann =
+        |server: &Server| server.sessions(&Target::user("ann")).expect("no topic").iter().any(Session::is_resumable);
+    until(|| knows_ann(&one) && knows_ann(&other)).await;
+    let at = |server: &Server, push: Push| server.push(&Target::user("ann"), &push).expect("small");
+
+    at(&one, push("pay 5", "order 1").class(Class::Fire));
+    settle().await;
+    let again = at(&other, push("pay 5", "order 1"));
+    assert_eq!(again.received().await.at(Stage::Received), 1);
+    for text in ["1", "2", "3"] {
+        at(&one, Push::new("Chat", "say", text.to_owned()).class(Class::Fire));
+    }
+    settle().await;
+    assert_eq!(texts(&mut messages), ["pay 5", "3"]);
+    assert_eq!(again.handled().await.at(Stage::Handled), 1);
+}
+
 /// What the client's own queue had no room for was not handled: whoever pushes again is heard.
 #[tokio::test(start_paused = true)]
 async fn what_the_client_dropped_may_come_again() {
