@@ -74,6 +74,8 @@ impl Bounds {
         let queues = [
             (self.fire_messages, self.fire_bytes),
             (self.latest_keys, self.latest_bytes),
+            // Those that were sent and are not handled, beside those that wait.
+            (self.latest_keys, self.latest_bytes),
             (self.tracked_messages, self.tracked_bytes),
         ];
         let queue_bytes = |(count, bytes): (usize, usize)| {

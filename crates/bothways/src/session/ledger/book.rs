@@ -24,6 +24,8 @@ pub(super) struct Book {
     latest_bytes: usize,
     fire: (usize, usize),
     tracked: (usize, usize),
+    /// Values of keys that were sent and are not handled: they take no places of what is tracked.
+    latest_sent: (usize, usize),
     /// Of pushes that were taken and not given up.
     keys: TakenKeys,
     /// Sent, and not handled, by offset.
@@ -126,6 +128,7 @@ impl Book {
             latest_bytes: 0,
             fire: (0, 0),
             tracked: (0, 0),
+            latest_sent: (0, 0),
             keys: TakenKeys::default(),
             sent: VecDeque::new(),
             next_offset: 1,
@@ -228,7 +231,7 @@ impl Book {
                 return true;
             }
             Class::Tracked => {
-                if self.is_full_for(len) || !self.terms.take(self.tracked.1, len) {
+                if self.is_full_for(len) || !self.terms.take(self.tracked_bytes(), len) {
                     return self.refuse(entry);
                 }
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
@@ -353,7 +356,7 @@ impl Book {
 
     /// True if a tracked push of this size would be refused now, for want of room here or with the user.
     pub(super) fn refuses(&self, len: usize) -> bool {
-        self.is_full_for(len) || !self.terms.has_room_for(self.tracked.1, len)
+        self.is_full_for(len) || !self.terms.has_room_for(self.tracked_bytes(), len)
     }
 
     /// True if a tracked push of this size finds no room in this log now.
@@ -375,7 +378,7 @@ impl Book {
     pub(super) fn claim_room(&mut self, messages: usize, bytes: usize) -> bool {
         self.tracked.0 + messages <= self.terms.bounds.tracked_messages
             && (self.tracked.0 + messages == 1 || self.tracked.1 + bytes <= self.terms.bounds.tracked_bytes)
-            && self.terms.take(self.tracked.1, bytes)
+            && self.terms.take(self.tracked_bytes(), bytes)
     }
 
     /// What goes on the wire next. The caller puts it there, or ends the connection.
@@ -411,7 +414,8 @@ impl Book {
                 self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
                 return Some(Next::Frame { frame, offset: 0 });
             }
-            self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            let (messages, counted) = self.log_of(&entry.class);
+            (*messages, *counted) = (*messages + 1, *counted + len);
             self.terms.take_anyway(len - billed);
             let offset = self.next_offset;
             self.next_offset += 1;
@@ -428,7 +432,7 @@ impl Book {
         match entry.class {
             Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
             Class::Tracked => {
-                self.forget_tracked(len);
+                self.forget_sent(&entry.class, len);
                 return len;
             }
             Class::Latest(_) => {}
@@ -465,7 +469,8 @@ impl Book {
             Stage::Expired => Next::Skip { offset: at },
             _ => Next::Frame { frame: entry.frame.clone(), offset: at },
         };
-        self.tracked.1 -= freed;
+        let class = entry.class.clone();
+        self.log_of(&class).1 -= freed;
         self.terms.give_back(freed);
         self.free_key(keyed.as_ref());
         self.replay = Some(Replay { at: at + 1, skips });
@@ -513,7 +518,10 @@ impl Book {
 
     /// The client has so much to confirm that values which a newer one may replace are not sent yet.
     fn is_behind(&self) -> bool {
-        self.terms.confirms && self.is_full_for(0)
+        let (values, bytes) = self.latest_sent;
+        let bounds = &self.terms.bounds;
+        let is_full = bounds.latest_keys <= values || bounds.latest_bytes < bytes;
+        self.terms.confirms && (is_full || self.is_full_for(0))
     }
 
     /// Tracked pushes that are still to be sent again, or to be skipped.
@@ -579,7 +587,7 @@ impl Book {
     /// What was sent has come to this end.
     fn finish(&mut self, mut sent: Sent, stage: Stage) {
         let len = sent.entry.frame.len();
-        self.forget_tracked(len);
+        self.forget_sent(&sent.entry.class, len);
         self.terms.give_back(len);
         if !matches!(stage, Stage::Handled | Stage::Superseded) {
             // Whoever tries again is not refused for it. A client that has handled it knows the key by itself.
@@ -634,8 +642,9 @@ impl Book {
         !self.marks.is_empty()
     }
 
+    /// Of all that is in the log, for which the user is billed.
     pub(super) fn tracked_bytes(&self) -> usize {
-        self.tracked.1
+        self.tracked.1 + self.latest_sent.1
     }
 
     pub(super) fn oldest_held(&self) -> Option<u64> {
@@ -654,7 +663,8 @@ impl Book {
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
     pub(super) fn waiting(&self) -> (usize, usize) {
         let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(|entry| entry.frame.len()).sum();
-        (self.tracked.0 + self.fire.0 + self.latest_len(), self.tracked.1 + self.fire.1 + latest)
+        let messages = self.tracked.0 + self.latest_sent.0 + self.fire.0 + self.latest_len();
+        (messages, self.tracked_bytes() + self.fire.1 + latest)
     }
 
     /// Pushes that wait or are not yet handled, but for what the framework tells by itself.
@@ -688,8 +698,17 @@ impl Book {
         self.sent.get_mut(place)
     }
 
-    fn forget_tracked(&mut self, len: usize) {
-        self.tracked = (self.tracked.0 - 1, self.tracked.1 - len);
+    /// Pushes of this class in the log, and their bytes. `Fire` has no place there.
+    fn log_of(&mut self, class: &Class) -> &mut (usize, usize) {
+        match class {
+            Class::Latest(_) => &mut self.latest_sent,
+            Class::Tracked | Class::Fire => &mut self.tracked,
+        }
+    }
+
+    fn forget_sent(&mut self, class: &Class, len: usize) {
+        let (messages, bytes) = self.log_of(class);
+        (*messages, *bytes) = (*messages - 1, *bytes - len);
     }
 
     pub(super) fn refuse_unsent(&mut self, entry: Entry) {
@@ -741,7 +760,7 @@ impl Drop for Book {
     /// The session ends. What its connection was given the client may have, and may have handled; of what an earlier
     /// connection was given it has nothing, unless that is known to be written.
     fn drop(&mut self) {
-        self.terms.give_back(self.tracked.1);
+        self.terms.give_back(self.tracked_bytes());
         for sent in &mut self.sent {
             let ticket = &mut sent.entry.ticket;
             if self.terms.connected || ticket.stage() != Stage::Queued {

@@ -264,6 +264,29 @@ fn values_wait_for_a_client_that_is_behind() {
     assert_eq!(texts(&mut ledger), ["new"]);
 }
 
+/// Each class has its own bound, and neither takes the places of the other.
+#[test]
+fn values_that_were_sent_take_no_places_of_tracked_pushes() {
+    let mut ledger = Ledger::new(Bounds { latest_keys: 6, ..bounds() });
+    ledger.connect(true);
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(stage(&push(&mut ledger, latest(key), "value")), Stage::Queued);
+    }
+    assert_eq!(all(&mut ledger).len(), 6);
+    assert_eq!((ledger.room(), ledger.waiting()), ((4, 64), (6, 30)));
+    let newer = push(&mut ledger, latest("a"), "newer");
+    assert!(!ledger.has_next(), "so many values are sent, and no more before one is handled");
+    for text in ["1", "2", "3", "4"] {
+        assert_eq!(stage(&push(&mut ledger, Class::Tracked, text)), Stage::Queued);
+    }
+    assert_eq!(stage(&push(&mut ledger, Class::Tracked, "5")), Stage::Dropped(DropReason::Full));
+    assert_eq!(texts(&mut ledger), ["gap 1", "1", "2", "3", "4"]);
+    assert!(ledger.ack(10, 10));
+    assert_eq!(texts(&mut ledger), ["newer"]);
+    assert!(ledger.ack(11, 11));
+    assert_eq!((stage(&newer), ledger.waiting()), (Stage::Handled, (0, 0)));
+}
+
 #[test]
 fn a_plain_client_gets_no_offsets_and_no_gap_and_confirms_nothing() {
     let mut ledger = ledger(false);
@@ -1215,9 +1238,9 @@ mod histories {
             let bounds = bounds();
             assert_eq!(self.account.held_bytes(), self.ledger.tracked_bytes(), "the user is billed what the log holds");
             let (messages, bytes) = self.ledger.waiting();
-            assert!(messages <= bounds.tracked_messages + bounds.fire_messages + bounds.latest_keys);
+            assert!(messages <= bounds.tracked_messages + bounds.fire_messages + 2 * bounds.latest_keys);
             // One value may be sent while there is any room; values that wait are bounded by their number.
-            assert!(bytes <= bounds.tracked_bytes + bounds.fire_bytes + 30 * (bounds.latest_keys + 1));
+            assert!(bytes <= bounds.tracked_bytes + bounds.fire_bytes + 30 * (2 * bounds.latest_keys + 1));
             for pushed in &self.pushes {
                 let stage = stage(&pushed.receipt);
                 if let Some(holder) = pushed.repeats {
