@@ -22,7 +22,7 @@ pub enum CallError {
     },
     /// No reply within the deadline. The handler may have run, or may still be running; not if the deadline
     /// is zero: then nothing was sent.
-    #[error("no reply within {0:?}")]
+    #[error("{}", timed_out(*.0))]
     TimedOut(Duration),
     /// The connection ended before the reply.
     #[error("the connection ended before the reply: {reason} ({})", if *.written { "the call may have run" } else { "the call was not sent" })]
@@ -71,7 +71,7 @@ pub enum CallError {
     /// No client to call: the user has no session, or its client stayed away. Nothing was sent.
     #[error("no client: {}", one_line(.0))]
     NoClient(String),
-    /// Too few of the user's clients succeeded; others may have run the call.
+    /// Too few of the user's clients succeeded.
     #[error("{answered} of the {wanted} clients that are wanted answered; another: {error}")]
     NoQuorum {
         /// How many had to.
@@ -80,7 +80,16 @@ pub enum CallError {
         answered: usize,
         /// What another said.
         error: Box<CallError>,
+        /// False if it is known of all of them that they did not run the call.
+        may_have_run: bool,
     },
+}
+
+fn timed_out(limit: Duration) -> String {
+    if limit.is_zero() {
+        return "the time for the call was over before it was sent".to_owned();
+    }
+    format!("no reply within {limit:?}")
 }
 
 /// What the text of a peer's answer begins with.
@@ -97,10 +106,11 @@ impl CallError {
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Closed { written, .. } => *written,
+            Self::NoQuorum { may_have_run, .. } => *may_have_run,
             Self::Remote { code: Some(code), .. } => code.may_have_run(),
             // Zero was over before anything was sent.
             Self::TimedOut(limit) => !limit.is_zero(),
-            Self::Remote { code: None, .. } | Self::Decode(_) | Self::NoQuorum { .. } => true,
+            Self::Remote { code: None, .. } | Self::Decode(_) => true,
             Self::NotConnected(_)
             | Self::NotSupported
             | Self::TooManyCalls { .. }
@@ -597,13 +607,14 @@ impl ConnectError {
         match self {
             Self::Io { .. }
             | Self::TimedOut { .. }
+            // A server refuses everybody while it cannot check tokens, and the token may be another by then.
+            | Self::Refused { .. }
             | Self::NoAnswer { .. }
             | Self::Unanswered { .. }
             | Self::Credentials { .. }
             | Self::Connecting { .. }
             | Self::Reconnecting { .. } => true,
             Self::Address(_)
-            | Self::Refused { .. }
             | Self::Lost { .. }
             | Self::Abandoned
             | Self::SentAway { .. }
@@ -739,7 +750,8 @@ mod tests {
         let remote = |code| CallError::Remote { text: String::new(), code };
         let closed = |written| CallError::Closed { written, reason: CloseReason::PeerClosed };
         let too_large = || CallError::TooLarge(EncodeError::TooLarge { len: 2, max: 1 });
-        let no_quorum = CallError::NoQuorum { wanted: 2, answered: 0, error: Box::new(too_large()) };
+        let no_quorum =
+            |may_have_run| CallError::NoQuorum { wanted: 2, answered: 0, error: Box::new(too_large()), may_have_run };
         let refused = ConnectError::Refused { address: String::new(), reason: String::new() };
         for (error, may_have_run, is_worth) in [
             (remote(None), true, false),
@@ -755,7 +767,7 @@ mod tests {
             (closed(true), true, true),
             (closed(false), false, true),
             (CallError::NotConnected(ConnectError::Connecting { address: String::new() }), false, true),
-            (CallError::NotConnected(refused), false, false),
+            (CallError::NotConnected(refused), false, true),
             (CallError::NotSupported, false, false),
             (CallError::TooManyCalls { max: 1 }, false, true),
             (CallError::QueueFull { bytes: 1 }, false, true),
@@ -764,7 +776,8 @@ mod tests {
             (CallError::Decode(CodecError::Compressed(DecodeError::Gzip(String::new()))), true, false),
             (CallError::NoServer(String::new()), false, true),
             (CallError::NoClient(String::new()), false, true),
-            (no_quorum, true, false),
+            (no_quorum(true), true, false),
+            (no_quorum(false), false, false),
         ] {
             let said = (error.may_have_run(), error.is_safe_to_retry(), error.is_worth_retrying());
             assert_eq!(said, (may_have_run, !may_have_run, is_worth), "{error:?}");
@@ -789,7 +802,7 @@ mod tests {
             text = answered(&text).to_string();
         }
         assert_eq!(text, "the peer answered: command failed with 1");
-        let error = CallError::NoQuorum { wanted: 2, answered: 1, error: Box::new(answered("no")) };
+        let error = CallError::NoQuorum { wanted: 2, answered: 1, error: Box::new(answered("no")), may_have_run: true };
         let text = answered(&error.to_string()).to_string();
         assert_eq!(text, "the peer answered: 1 of the 2 clients that are wanted answered; another: no");
         assert_eq!(answered("the peer answered: no").remote_text(), Some("the peer answered: no"), "as it came");

@@ -28,10 +28,7 @@ mod roster;
 mod session;
 mod subscriptions;
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Weak};
 
 use bothways_proto::{SerializeType, keys};
 use parking_lot::Mutex;
@@ -461,14 +458,10 @@ impl Client {
         until: Instant,
     ) -> Result<(Connection, Option<CallTime>), CallError> {
         let link = &self.handle.link;
-        let connection = match time {
-            None => link.wait(patience, until).await?,
-            // The time for the call includes the time for its connection.
-            Some(time) => match tokio::time::timeout_at(time.end, link.wait(patience, until)).await {
-                Ok(outcome) => outcome?,
-                Err(_) => return Err(CallError::TimedOut(Duration::ZERO)),
-            },
-        };
+        // The time for the call includes the time for its connection. If that is over, the error says what is wrong
+        // with the connection, and that nothing was sent.
+        let until = time.map_or(until, |time| until.min(time.end));
+        let connection = link.wait(patience, until).await?;
         Ok((connection, time.map(CallTime::rest)))
     }
 
@@ -497,7 +490,8 @@ impl Client {
             outcome => outcome,
         };
         outcome.map_err(|error| match (error, timeout) {
-            (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
+            // Zero says that nothing was sent.
+            (CallError::TimedOut(left), Some(timeout)) if !left.is_zero() => CallError::TimedOut(timeout),
             (error, _) => error,
         })
     }

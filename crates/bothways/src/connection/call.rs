@@ -208,7 +208,10 @@ impl Connection {
             match self.begin_call(call, time)? {
                 Some(begun) => break begun,
                 // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
-                None => Box::pin(self.within(time, self.hello_answered())).await?,
+                // If it takes all of the time, nothing was sent.
+                None => Box::pin(self.within(time, self.hello_answered()))
+                    .await
+                    .map_err(|_| CallError::TimedOut(Duration::ZERO))?,
             }
         };
         match written {

@@ -129,7 +129,10 @@ impl Caller for Session {
         call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
         let attempt = self.attempt(call, deadline, &mut progress, &trail);
         let outcome = match self.within(deadline, attempt).await {
-            Ok(Err(CallError::TimedOut(_))) => Err(CallError::TimedOut(timeout)),
+            // Zero says that nothing was sent, of which this is the last try.
+            Ok(Err(CallError::TimedOut(left))) if !left.is_zero() || progress.cut.is_some() => {
+                Err(CallError::TimedOut(timeout))
+            }
             Ok(outcome) => outcome.map_err(|error| progress.judge(error)),
             Err(_) if !progress.is_out && progress.cut.is_none() => {
                 Err(CallError::NoClient(format!("the client of session {} was away for {timeout:?}", self.id())))

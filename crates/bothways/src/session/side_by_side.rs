@@ -78,6 +78,15 @@ impl<'a, T> SideBySide<'a, T> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// As [`Self::next`], without waiting: `None` also if none has ended by now.
+    pub(super) async fn next_by_now(&mut self) -> Option<(usize, T)> {
+        poll_fn(|cx| match self.poll_next(cx) {
+            Poll::Pending => Poll::Ready(None),
+            ready => ready,
+        })
+        .await
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, T)>> {
         if self.running == 0 {
             return Poll::Ready(None);

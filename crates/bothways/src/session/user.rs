@@ -180,8 +180,16 @@ impl Caller for User {
         let mut calls = call_each(&callees, call);
         let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
         let mut left = callees.len();
-        while let Some((_, outcome)) = calls.next().await {
+        let mut may_have_run = false;
+        loop {
+            // Once too few are left, those count that are over by then.
+            let next = match answered + left < quorum {
+                true => calls.next_by_now().await,
+                false => calls.next().await,
+            };
+            let Some((_, outcome)) = next else { break };
             left -= 1;
+            may_have_run |= outcome.as_ref().map_or_else(CallError::may_have_run, |_| true);
             match outcome {
                 Ok(reply) => {
                     answered += 1;
@@ -195,13 +203,14 @@ impl Caller for User {
                     _ => failed = Some(error),
                 },
             }
-            if answered + left < quorum {
-                break;
-            }
         }
         let error = failed.expect("without an error each of the callees has answered");
         match &self.policy {
-            CallPolicy::All { .. } => Err(CallError::NoQuorum { wanted: quorum, answered, error: Box::new(error) }),
+            CallPolicy::All { .. } => {
+                // What is still under way may run before it is told not to.
+                let may_have_run = may_have_run || 0 < left;
+                Err(CallError::NoQuorum { wanted: quorum, answered, error: Box::new(error), may_have_run })
+            }
             _ => Err(error),
         }
     }

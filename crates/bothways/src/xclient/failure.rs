@@ -51,7 +51,8 @@ impl XClient {
         };
         reply.map_err(|error| match (error, timeout) {
             // The time of the call, and not what was left of it for the last try.
-            (CallError::TimedOut(_), Some(timeout)) => CallError::TimedOut(timeout),
+            // Zero says that nothing was sent.
+            (CallError::TimedOut(left), Some(timeout)) if !left.is_zero() => CallError::TimedOut(timeout),
             (error, _) => error,
         })
     }

@@ -139,13 +139,18 @@ async fn a_quorum_is_reached_or_missed_as_soon_as_that_is_certain() {
     assert_eq!(two.await.expect("no panic").expect("two did"), "b", "the reply of the first");
     left.dropped().await;
 
+    // Nobody has time to be asked.
+    let none = CallOptions::new().timeout(Duration::ZERO);
+    let error = call_with(&ann(0), "Ask", "", none).await.expect_err("there is no time");
+    assert!(matches!(error, CallError::NoQuorum { .. }) && error.is_safe_to_retry(), "{error}");
+
     let every_one = asking(ann(0));
     let mut left = next(&mut a).await;
     next(&mut b).await.answer(Reply::ok("b"));
     settle().await;
     next(&mut c).await.answer(Reply::error("no"));
     match every_one.await.expect("no panic").expect_err("one did not") {
-        CallError::NoQuorum { wanted: 3, answered: 1, error } => assert_eq!(error.remote_text(), Some("no")),
+        CallError::NoQuorum { wanted: 3, answered: 1, error, .. } => assert_eq!(error.remote_text(), Some("no")),
         other => panic!("{other}"),
     }
     left.dropped().await;

@@ -3,14 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, PushError,
+    CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents,
+    Metadata, PushError,
 };
 use bothways_proto::keys;
 use tokio::time::Instant;
 
 use crate::{
     scripted::{Scripted, ScriptedServer, control, oneway, reply_to, session_pairs},
-    support::{address, call, connections, echoing, oneshot_to, settle, soon, until},
+    support::{address, call, call_with, connections, echoing, oneshot_to, settle, soon, until},
 };
 
 /// The next event, as a letter and the reason of a loss.
@@ -174,6 +175,23 @@ async fn a_client_need_not_come_back() {
     assert!(soon(messages.next()).await.is_none());
     let error = call(&client, "Ask", "").await.expect_err("it is over");
     assert!(matches!(error, CallError::NotConnected(_)), "{error}");
+}
+
+/// A call whose time is over before there is a connection was not sent, and says what is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_found_no_connection_in_its_time_was_not_sent() {
+    let server = ScriptedServer::listen().await;
+    let (client, peer) = tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_plain());
+    let client = client.expect("it listens");
+    let mut events = client.events();
+    drop((peer, server));
+    assert!(matches!(next(&mut events).await, ('L', Some(CloseReason::PeerClosed))));
+    let began = Instant::now();
+    let options = CallOptions::new().timeout(Duration::from_millis(500));
+    let error = call_with(&client, "Ask", "", options).await.expect_err("there is no connection");
+    assert!(matches!(error, CallError::NotConnected(_)), "{error}");
+    assert!(error.is_safe_to_retry() && error.is_worth_retrying());
+    assert!(began.elapsed() <= Duration::from_millis(501));
 }
 
 /// Nobody there at the first try is an error of `connect`, and nothing goes on behind it.
