@@ -101,6 +101,16 @@ impl Runtimes {
     pub(crate) fn any(&self) -> Option<Handle> {
         self.0.lock().first().cloned()
     }
+
+    /// Where a task goes that this thread begins: its own runtime if that is one of these, otherwise another of them, as
+    /// its own may end at any moment. If there are none, its own all the same. `None`: it has no runtime.
+    pub(crate) fn near(&self) -> Option<Handle> {
+        let here = Handle::try_current().ok()?;
+        let runtimes = self.0.lock();
+        let is_known = runtimes.iter().any(|known| known.id() == here.id());
+        let other = if is_known { None } else { runtimes.first().cloned() };
+        Some(other.unwrap_or(here))
+    }
 }
 
 /// True on a thread that has no runtime at the moment. Within a task this is one look at the thread's own memory.

@@ -71,7 +71,7 @@ impl Listener {
         options: ClientOptions,
         first_call: Option<FirstCall>,
     ) -> Result<(), Failure> {
-        let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = args.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (client, mut messages) = Client::bidirectional(&args.peer.address.to_string(), options)
             .await
             .map_err(|error| Failure::connect(&error))?;

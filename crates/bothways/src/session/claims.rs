@@ -11,6 +11,7 @@ use super::{
     explain::Trail,
     ledger::{Bounds, Entry, Origin, Unsent},
 };
+use crate::clock::later;
 
 /// The session that a client wants, and what is held meanwhile.
 pub(super) struct Claims {
@@ -68,7 +69,7 @@ impl State {
         for Held { mut entry, name } in held {
             entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
             // The two count their time from different moments.
-            entry.expires = entry.expires.map(|at| (from.began() + at).saturating_duration_since(trail.began()));
+            entry.expires = entry.expires.map(|at| later(from.began(), at).saturating_duration_since(trail.began()));
             other.ledger.push(entry, now);
         }
         other.ledger.miss_all(unsent);

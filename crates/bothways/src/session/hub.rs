@@ -37,6 +37,7 @@ use super::{
     tell::Telling,
     topic::{self, Subscriptions, TopicError, WILDCARDS_MAX},
 };
+use crate::clock::after;
 
 /// Topics that are looked at before others have their turn.
 const AT_ONCE: usize = 256;
@@ -134,7 +135,7 @@ pub(super) struct Hub {
     /// subscription is before or behind each message.
     clock: AtomicU64,
     pub(super) generations: Generations,
-    pub(super) telling: Telling,
+    pub(super) telling: Arc<Telling>,
 }
 
 #[derive(Debug)]
@@ -189,7 +190,7 @@ impl Hub {
             topics: Topics::new(),
             clock: AtomicU64::new(0),
             generations: Generations::beginning_at(SystemTime::now()),
-            telling: Telling::default(),
+            telling: Arc::default(),
         }
     }
 
@@ -617,7 +618,7 @@ impl Registry {
             let subscriptions = self.hub.subscriptions.read();
             (found(&subscriptions, &topic.name), self.hub.clock.fetch_add(1, Ordering::Relaxed))
         };
-        let expires = push.time_to_live.and_then(|time| Instant::now().checked_add(time));
+        let expires = push.time_to_live.map(after);
         let (bytes, kept_push) = (encoded.frame.len(), options.latest_only.then(|| push.clone().into_owned()));
         history.push(
             self.hub.now(),

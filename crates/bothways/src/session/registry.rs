@@ -2,7 +2,7 @@
 //!
 //! Tables are sharded, and no lock is held across an await, a write, or another shard's lock; but that a session
 //! is entered by its number while its connection's shard is locked. Whoever needs both
-//! locks a shard first, and then a session.
+//! locks a shard first, and then a session. Whoever needs two sessions locks that of the lower number first.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +32,7 @@ use super::{
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
-    lock::Lock,
+    lock::{Lock, Locked},
     pasts::{self, Pasts},
     push::{Class, Encoded, Push},
     receipt::Receipt,
@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     calm::Calm,
-    clock::Runtimes,
+    clock::{Runtimes, later},
     connection::{Connection, ConnectionId, METHODS_BYTES_MAX, PushFrame},
     error::{PushError, ReservedName},
 };
@@ -466,14 +466,11 @@ impl Registry {
         if fresh == session {
             return Err(NotResumed::Unknown);
         }
-        // First the one that makes way: nobody locks the two in the other order.
-        let mut making_way = fresh.inner.state.lock();
-        let mut state = session.inner.state.lock();
-        if state.ended {
-            // It ended this moment.
-            return Err(self.endings.why(session.id(), claimed.key));
-        }
-        if making_way.ended || making_way.resumable || !state.resumable || !state.admits(claimed.key) {
+        // Who has no claim holds nobody up.
+        self.check_claimed(session, &session.inner.state.lock(), claimed)?;
+        let (mut making_way, mut state) = lock_both(fresh, session);
+        self.check_claimed(session, &state, claimed)?;
+        if making_way.ended || making_way.resumable {
             return Err(NotResumed::Unknown);
         }
         if state.is_past(self.options.resume_window) {
@@ -513,6 +510,18 @@ impl Registry {
         making_way.connection = None;
         making_way.merge(&fresh.inner.trail, &mut state, session);
         Ok(before)
+    }
+
+    /// That this session can be had by who shows this.
+    fn check_claimed(&self, session: &Session, state: &State, claimed: &Claimed<'_>) -> Result<(), NotResumed> {
+        if state.ended {
+            // It ended this moment.
+            return Err(self.endings.why(session.id(), claimed.key));
+        }
+        if !state.resumable || !state.admits(claimed.key) {
+            return Err(NotResumed::Unknown);
+        }
+        Ok(())
     }
 
     /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
@@ -576,7 +585,7 @@ impl Registry {
             };
             // A plain client comes back as another session of its user, if at all.
             let ending = Ending::new(why, NotResumed::Expired);
-            self.remove(&session, ending, Instant::now().checked_add(self.options.resume_window));
+            self.remove(&session, ending, Some(later(now, self.options.resume_window)));
         }
     }
 
@@ -714,6 +723,8 @@ impl Registry {
         for user in before.iter().chain(&name) {
             self.settle_user(session, user);
         }
+        // Another bound counts now for what it is owed.
+        session.inner.changed.notify_waiters();
         self.rename(session);
     }
 
@@ -890,15 +901,31 @@ impl Registry {
     /// many; the order of what each session gets is that of its ledger, whoever writes.
     pub(super) fn pump_all(&self, sessions: &[Session]) {
         let crowd = WRITTEN_AT_ONCE < sessions.len();
-        let runtime = crowd.then(|| tokio::runtime::Handle::try_current().ok()).flatten();
+        let runtime = crowd.then(|| self.runtimes.near()).flatten();
         let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
-        let sessions = sessions.to_vec();
+        let mut unwritten = Unwritten(sessions.to_vec().into_iter());
         runtime.spawn(async move {
-            for chunk in sessions.chunks(ENDED_AT_ONCE) {
-                chunk.iter().for_each(Session::pump);
+            while unwritten.write(ENDED_AT_ONCE) {
                 tokio::task::yield_now().await;
             }
         });
+    }
+}
+
+/// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
+struct Unwritten(std::vec::IntoIter<Session>);
+
+impl Unwritten {
+    /// Writes to so many of them. False: there are no more.
+    fn write(&mut self, sessions_max: usize) -> bool {
+        self.0.by_ref().take(sessions_max).for_each(|session| session.pump());
+        0 < self.0.len()
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.write(usize::MAX);
     }
 }
 
@@ -990,6 +1017,17 @@ pub enum SendError {
 impl From<ReservedName> for SendError {
     fn from(error: ReservedName) -> Self {
         Self::Push(error.into())
+    }
+}
+
+/// Locks two sessions: that of the lower number first, whichever of them is named first.
+fn lock_both<'a>(one: &'a Session, other: &'a Session) -> (Locked<'a, State>, Locked<'a, State>) {
+    if one.id() < other.id() {
+        let one = one.inner.state.lock();
+        (one, other.inner.state.lock())
+    } else {
+        let other = other.inner.state.lock();
+        (one.inner.state.lock(), other)
     }
 }
 
@@ -1214,6 +1252,53 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!((server.stats().sessions, registry.len(), registry.away()), (1, 1, 0));
+    }
+
+    /// Two clients name each other's session, of which each has the secret: who locks both of them does so in one
+    /// order, and neither thread waits for the other.
+    #[tokio::test]
+    async fn clients_that_claim_each_others_sessions_block_nobody() {
+        const ROUNDS: usize = 5000;
+        let (_server, _clients, registry, connections) = plain_connections::<2>("each-others").await;
+        let claims: Vec<Metadata> = connections
+            .iter()
+            .map(|connection| claim(&registry.arrive(connection, &Metadata::new()).expect("it is open")))
+            .collect();
+        let start = Arc::new(std::sync::Barrier::new(2));
+        let (done, over) = std::sync::mpsc::channel();
+        for (this, other) in [(0, 1), (1, 0)] {
+            let (registry, start, done) = (Arc::clone(&registry), Arc::clone(&start), done.clone());
+            let (connection, claims) = (connections[this].clone(), claims[other].clone());
+            let [fresh, wanted] = [this, other].map(|at| registry.of(&connections[at]).expect("it was made"));
+            std::thread::spawn(move || {
+                let claimed = Claimed::from_hello(&claims).expect("it is whole");
+                start.wait();
+                for _ in 0..ROUNDS {
+                    let outcome = registry.hand_over(&connection, &fresh, &wanted, &claimed);
+                    assert!(outcome.is_err(), "it has a session that it may come back to");
+                }
+                done.send(())
+            });
+        }
+        for _ in 0..2 {
+            over.recv_timeout(Duration::from_secs(30)).expect("neither is blocked");
+        }
+    }
+
+    /// No clock can count how long it has: a resume once panicked, under the locks of both sessions.
+    #[tokio::test(start_paused = true)]
+    async fn what_never_expires_follows_its_client_to_the_session_that_it_gets() {
+        let (_server, _clients, registry, [first, claims]) = plain_connections("never-expires").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        registry.welcomed(&first);
+        let fresh = registry.of(&claims).expect("it is made");
+        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
+        let push = Push::new("Chat", "say", "for ever").time_to_live(Duration::MAX);
+        let receipt = fresh.push(&push).expect("small");
+        let again = registry.arrive(&claims, &claim(&welcome)).expect("it is open");
+        assert!(again.get(keys::SESSION_RESUMED).is_some());
+        registry.welcomed(&claims);
+        assert_eq!(receipt.outcomes().at(super::super::Stage::Written), 1, "{receipt:?}");
     }
 
     /// A session is ended while its client comes back to it on another thread. Either it has ended before, and the

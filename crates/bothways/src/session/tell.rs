@@ -17,7 +17,6 @@ use std::{
 
 use bothways_proto::keys;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 
 use super::{
     Class, Push, Session, SessionId,
@@ -73,11 +72,11 @@ impl Drop for Hold<'_> {
 }
 
 /// Whoever tells has been dropped with its runtime: the next one goes on.
-struct Running<'a>(Option<&'a Telling>);
+struct Running(Option<Arc<Telling>>);
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(telling) = self.0 {
+        if let Some(telling) = &self.0 {
             telling.state.lock().is_running = false;
         }
     }
@@ -115,17 +114,18 @@ impl Registry {
             }
             state.is_running = true;
         }
-        match (Handle::try_current(), self.me.upgrade()) {
-            (Ok(runtime), Some(me)) => _ = runtime.spawn(async move { me.tell_all().await }),
+        // The runtime may end before the task runs.
+        let running = Running(Some(Arc::clone(&self.hub.telling)));
+        match (self.runtimes.near(), self.me.upgrade()) {
+            (Some(runtime), Some(me)) => _ = runtime.spawn(async move { me.tell_all(running).await }),
             _ => {
-                let mut telling = pin!(self.tell_all());
+                let mut telling = pin!(self.tell_all(running));
                 while telling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
             }
         }
     }
 
-    async fn tell_all(&self) {
-        let mut running = Running(Some(&self.hub.telling));
+    async fn tell_all(&self, mut running: Running) {
         let mut work = 0;
         while let Some(name) = self.hub.telling.next() {
             self.tell_of(&name, &mut work).await;
@@ -294,6 +294,45 @@ mod tests {
             presence.members.iter().map(name).collect::<Vec<_>>()
         };
         assert_eq!(names(&all), names(&expected));
+    }
+
+    /// A helper runtime ends before the task ran that it was given: its changes are told where the server listens. If
+    /// that is nowhere, they are told with the next ones.
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_ends_silences_nobody() {
+        let server =
+            Server::builder().topic("room", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen("memory@tell-runtime-ends").await.expect("the name is free");
+        let connect = || Client::bidirectional(listening.address(), ClientOptions::new());
+        let (client, mut messages) = connect().await.expect("it listens");
+        client.subscribe("room").await.expect("open");
+        let hears = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let (_other, _messages) = connect().await.expect("it listens");
+        let mut sessions = server.sessions(&super::super::Target::everyone()).expect("no topic");
+        sessions.retain(|session| *session != hears);
+        let session = sessions.remove(0);
+
+        let in_helper = |act: fn(&Session)| {
+            let session = session.clone();
+            let helper = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+                let entered = runtime.enter();
+                act(&session);
+                drop(entered);
+            });
+            helper.join().expect("no panic");
+        };
+        let mut is_told = async || {
+            let message = tokio::time::timeout(std::time::Duration::from_secs(60), messages.next()).await;
+            message.expect("it is told").expect("the session lives").service_method() == keys::PRESENCE
+        };
+        in_helper(|session| session.subscribe("room").expect("open"));
+        assert!(is_told().await);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        registry.runtimes.remove(tokio::runtime::Handle::current().id());
+        in_helper(|session| session.unsubscribe("room"));
+        session.subscribe("room").expect("open");
+        assert!(is_told().await);
     }
 
     /// Of what a member did before it was told, the last is told.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bothways::{
     CallOptions, Client, ClientOptions, Peer2PeerDiscovery, Push, Router, Server, ServerBuilder, Target, layer,
     server::{AdminClient, AdminOptions, Page},
-    session::TopicOptions,
+    session::{PresenceStatus, TopicOptions},
     transport::ConnectOptions,
     xclient::{FailMode, SelectMode, XClient, XClientOptions},
 };
@@ -113,6 +113,27 @@ async fn any_duration_of_an_xclient_may_be_none_or_for_ever() {
             let options = CallOptions::new().timeout(Duration::from_secs(60));
             call_with(&xclient, "Echo", "x", options).await.expect_err("nobody is there");
         }
+    }
+}
+
+/// The user of a plain client that has left may come back within the window, however long that is.
+#[tokio::test(start_paused = true)]
+async fn a_window_for_ever_is_one_for_plain_clients_too() {
+    for window in [Duration::from_secs(120), Duration::MAX] {
+        let room = TopicOptions::new().open().presence(true);
+        let server = echoing().resume_window(window).topic("room", room).expect("a name").build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let client =
+            Client::connect(listening.address(), ClientOptions::new().negotiate(false)).await.expect("it listens");
+        crate::support::connections(&server, 1).await;
+        let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+        session.bind_user("ann");
+        session.subscribe("room").expect("open");
+        drop(client);
+        crate::support::until(|| server.stats().sessions == 0).await;
+        let members = server.presence("room").expect("a topic").members;
+        let of: Vec<_> = members.iter().map(|member| (member.user.as_deref(), member.status)).collect();
+        assert_eq!(of, [(Some("ann"), PresenceStatus::Reconnecting)], "{window:?}");
     }
 }
 
