@@ -558,6 +558,7 @@ impl ServerBuilder {
                 handshaking: 0.into(),
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
                 connections,
+                ending: Default::default(),
                 emptied: Notify::new(),
                 watching: Watching::default(),
                 stopping: watch::Sender::new(false),

@@ -91,7 +91,9 @@ struct Shared {
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
     sessions: Arc<Registry>,
-    /// Woken when the last connection is gone.
+    /// Connections that are in that table no more, and whose `on_disconnect` runs. Raised under its lock.
+    ending: AtomicUsize,
+    /// Woken when the last connection is gone, and its `on_disconnect` done.
     emptied: Notify,
     watching: accept::Watching,
     stopping: watch::Sender<bool>,
@@ -450,7 +452,8 @@ impl Server {
     ///
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; plain ones see the
     /// end of the connection. Calls that arrive meanwhile are refused as shutting down. What clients have handled they may
-    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`]. Sessions end with it. Calling
+    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`]. It waits for
+    /// [`ServerBuilder::on_disconnect`], but not beyond the deadline. Sessions end with it. Calling
     /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
     /// that of the first.
     ///
@@ -551,7 +554,7 @@ impl Shared {
         if connections.remove(&connection.id()).is_none() {
             return;
         }
-        let empty = connections.is_empty();
+        self.ending.fetch_add(1, Ordering::AcqRel);
         if connections.len() < connections.capacity() / 8 {
             connections.shrink_to_fit();
         }
@@ -560,9 +563,15 @@ impl Shared {
         if let Some(hook) = &self.hooks.on_disconnect {
             isolated("on_disconnect", || hook(connection, reason));
         }
-        if empty {
+        if self.ending.fetch_sub(1, Ordering::AcqRel) == 1 && self.is_emptied() {
             self.emptied.notify_waiters();
         }
+    }
+
+    /// True if all connections are gone, and the application has been told so of each.
+    fn is_emptied(&self) -> bool {
+        let connections = self.connections.lock();
+        connections.is_empty() && self.ending.load(Ordering::Acquire) == 0
     }
 }
 

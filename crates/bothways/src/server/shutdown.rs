@@ -19,7 +19,7 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    clock::is_outside,
+    clock::{is_outside, later},
     connection::{Connection, after},
     guard::Guarded,
 };
@@ -122,7 +122,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
     let mut leaving = Leaving { shared, told: Vec::new() };
     for (place, connection) in connections.into_iter().enumerate() {
         let (turn, slot) = turns.of(place);
-        leaving.until(began + turn).await;
+        leaving.until(later(began, turn)).await;
         connection.take_no_calls();
         report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, Some(slot - turn)));
         leaving.told.push((connection, Instant::now()));
@@ -267,7 +267,7 @@ async fn acknowledged(shared: &Shared, deadline: Instant) {
 async fn emptied(shared: &Shared) {
     loop {
         let emptied = shared.emptied.notified();
-        if shared.connections.lock().is_empty() {
+        if shared.is_emptied() {
             return;
         }
         emptied.await;

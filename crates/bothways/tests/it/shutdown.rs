@@ -273,3 +273,33 @@ async fn a_kept_handle_keeps_no_socket() {
     assert!(client.try_say([0]).await.is_err(), "somebody reads still");
     assert_eq!(kept.peer_address(), peer, "who it was is still known");
 }
+
+/// The connection is in no table any more while the application is told of its end; a shutdown waits for that.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_waits_for_on_disconnect() {
+    use std::{
+        pin::pin,
+        sync::OnceLock,
+        task::{Context, Waker},
+    };
+    let (home, ended) = (Arc::<OnceLock<bothways::WeakServer>>::default(), Arc::<OnceLock<bool>>::default());
+    let (of_hook, tell) = (Arc::clone(&home), Arc::clone(&ended));
+    let server = echoing()
+        .on_disconnect(move |_, _| {
+            let server = of_hook.get().and_then(bothways::WeakServer::upgrade).expect("it lives");
+            let mut stopping = pin!(server.shutdown(s(60)));
+            let mut cx = Context::from_waker(Waker::noop());
+            tell.set((0..100).any(|_| stopping.as_mut().poll(&mut cx).is_ready())).expect("once");
+        })
+        .build();
+    home.set(server.downgrade()).expect("once");
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new().negotiate(false)).await.expect("it listens");
+    connections(&server, 1).await;
+    drop(client);
+    until(|| ended.get().is_some()).await;
+    assert_eq!(ended.get(), Some(&false), "it is done while the hook runs");
+    let began = Instant::now();
+    soon(server.shutdown(s(60))).await;
+    assert!(began.elapsed() < s(60), "nothing is left to wait for");
+}
