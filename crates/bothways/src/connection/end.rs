@@ -113,6 +113,15 @@ impl Connection {
         self.close_now(CloseReason::Local);
     }
 
+    /// As [`Self::cut`], for who holds locks of the layer above: the callers are told, and payloads dropped, with the
+    /// answer.
+    #[must_use]
+    pub(crate) fn cut_untold(&self) -> impl Sized + '_ {
+        let mut state = self.shared.state.lock();
+        self.end(&mut state, CloseReason::Local);
+        state.unlock()
+    }
+
     /// Ends the connection now because its client acknowledged what it was never sent.
     pub(crate) fn end_as_misbehaved(&self) {
         self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));

@@ -52,6 +52,11 @@ impl<'a> Locked<'a> {
         self.later.more().dropped.push(Box::new(value));
     }
 
+    /// Lets go of the lock. What waits for that is done when the answer is dropped.
+    pub(super) fn unlock(self) -> impl Sized + use<'a> {
+        self.later
+    }
+
     /// Lets go of the lock meanwhile.
     pub(super) fn unlocked<R>(&mut self, act: impl FnOnce() -> R) -> R {
         let later = std::mem::take(&mut self.later);

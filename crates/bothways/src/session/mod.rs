@@ -172,7 +172,7 @@ struct Inner {
     id: SessionId,
     registry: Weak<Registry>,
     trail: Arc<Trail>,
-    /// Told when the session gets or loses a connection, or ends.
+    /// Told when the session gets or loses a connection, has more room, or ends.
     changed: Notify,
     state: Lock<State>,
 }
@@ -557,8 +557,10 @@ impl Session {
     fn pump_once(&self) -> bool {
         let mut state = self.inner.state.lock();
         let Some(connection) = state.connection.clone() else { return false };
-        let now = self.now();
+        let (now, room) = (self.now(), state.ledger.room());
         let mut is_added = false;
+        // Callers and payloads are the application's: not under this lock.
+        let mut ended = None;
         while connection.has_room() {
             let Some(next) = state.ledger.next(now) else { break };
             is_added = true;
@@ -573,12 +575,18 @@ impl Session {
             let Ok(mark) = added else {
                 // It is over, and its end is on its way here; or others filled it this moment. Then it ends
                 // too: what the ledger has given away, the client must get on this connection or the next.
-                connection.cut();
+                ended = Some(connection.cut_untold());
                 break;
             };
             state.ledger.mark(mark);
         }
+        let is_freed = room < state.ledger.room();
         drop(state);
+        drop(ended);
+        if is_freed {
+            // A plain client's pushes leave the log here, and whatever has expired.
+            self.inner.changed.notify_waiters();
+        }
         // A write of nothing would wake a driver that does not read for now, and that one asks here again.
         if is_added {
             connection.flush();

@@ -234,6 +234,32 @@ async fn a_push_may_wait_for_room() {
     client.say(oneway(1, "Nothing", b"")).await;
 }
 
+/// What waited for the first request of a plain client leaves its log with that, sent or expired: who waits for room
+/// gets it then.
+#[tokio::test(start_paused = true)]
+async fn a_push_may_wait_for_the_room_of_a_plain_client() {
+    for time_to_live in [Duration::MAX, Duration::from_secs(1)] {
+        let server = crate::support::echoing().session_log(1, 1 << 20).build();
+        let listening = server.listen(&crate::support::address()).await.expect("the name is free");
+        let options = bothways::ClientOptions::new().negotiate(false);
+        let (client, _messages) =
+            bothways::Client::bidirectional(listening.address(), options).await.expect("it listens");
+        let connection = crate::support::connections(&server, 1).await.remove(0);
+        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        let first = Push::new("T", "News", payload(0)).time_to_live(time_to_live);
+        session.push(&first).expect("small");
+
+        let (late, began) = (Push::new("T", "News", payload(1)), tokio::time::Instant::now());
+        let (receipt, answer) = tokio::join!(session.push_within(Duration::from_secs(60), &late), async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            crate::support::call(&client, "Echo", "x").await
+        });
+        answer.expect("it is there");
+        assert_eq!(receipt.expect("small").outcomes().dropped(), 0);
+        assert_eq!(began.elapsed().as_secs(), 2, "it was woken by the request");
+    }
+}
+
 /// What one device of a user has not handled takes room from the others, and from nobody else; who waits for room at
 /// one device gets it when another handles.
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,11 @@
 
 use std::{
     future::Future,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     task::{Context, Wake, Waker},
 };
 
@@ -61,7 +65,8 @@ type Act = fn(&Connection);
 /// connection ends.
 #[test]
 fn a_waker_may_look_at_the_connection() {
-    let acts: [(&str, Act); 5] = [
+    let acts: [(&str, Act); 6] = [
+        ("cut under another lock", |connection| drop(connection.cut_untold())),
         ("close", |connection| connection.close()),
         ("cut", |connection| connection.cut()),
         ("misbehaved", |connection| connection.end_as_misbehaved()),
@@ -129,4 +134,31 @@ fn the_owner_of_a_payload_may_look_at_the_connection() {
         while connection.send_message("T", "x", &Metadata::new(), payload()).is_ok() {}
         connection.cut();
     });
+}
+
+/// Who ends a connection under a lock of its own lets go of that before a caller's waker runs, or a payload's owner.
+#[test]
+fn nobody_is_told_of_a_cut_before_who_made_it_lets_them() {
+    struct Counts(AtomicUsize);
+
+    impl Wake for Counts {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (connection, _heard, _far) = unread(&runtime);
+    let _within = runtime.enter();
+    let count = Arc::new(Counts(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&count));
+    let mut calling = Box::pin(call(&connection, "wait", Bytes::from_static(&[0; 100])));
+    assert!(calling.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let before = count.0.load(Ordering::Relaxed);
+
+    let untold = connection.cut_untold();
+    assert!(connection.is_closed(), "it is free to be looked at");
+    assert_eq!(count.0.load(Ordering::Relaxed), before);
+    drop(untold);
+    assert!(before < count.0.load(Ordering::Relaxed));
 }
