@@ -61,7 +61,7 @@ fn sizes() -> Sizes {
     }
 }
 
-fn serve(guarded: bool) {
+fn serve(guarded: bool, hooked: bool) {
     let sizes = sizes();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("it starts").block_on(async {
@@ -72,9 +72,19 @@ fn serve(guarded: bool) {
             tokio::time::sleep(Duration::from_secs(600)).await;
             Reply::ok("")
         };
+        let keep = |request: Request| async move {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Reply::ok(request.payload().unwrap_or_default())
+        };
+        let function = |text: String| async move {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Ok::<_, String>(text)
+        };
         let mut builder = Server::builder()
             .handler("T", "Echo", echo)
             .handler("T", "Wait", wait)
+            .handler("T", "Keep", keep)
+            .function("T", "Function", function)
             .topic(">", TopicOptions::new().open())
             .expect("a pattern")
             .limits(Limits::default().decompressed_bytes_max(sizes.payload + 1))
@@ -87,6 +97,9 @@ fn serve(guarded: bool) {
                 tokio::time::sleep(Duration::from_secs(600)).await;
                 Err::<(), _>("no")
             });
+        }
+        if hooked {
+            builder = builder.on_error(|_, _, text| text);
         }
         let server = builder.build();
         let listening = server.listen("tcp@127.0.0.1:0").await.expect("a free port");
@@ -188,7 +201,7 @@ fn the_attacked() {
     if let Ok(kind) = std::env::var(ATTACKED) {
         match kind.split_once(' ') {
             Some((kind, address)) => ask(kind, address),
-            None => serve(kind == "guarded"),
+            None => serve(kind == "guarded", kind == "hooked"),
         }
     }
 }
@@ -261,22 +274,24 @@ fn requests_that_run() {
     attacked.stays_below(2 * sizes.requests_of_connection + (8 << 20), "requests that run");
 }
 
-/// F27. Small requests that run for long, each beside a large one that does not.
+/// F27. Small requests that run for long, each beside a large one that does not: whatever their handlers keep.
 #[test]
 fn small_requests_beside_large_ones() {
-    let attacked = Attacked::start("open");
-    let pair =
-        [request(1, "Wait", CompressType::NONE, b"small"), request(2, "None", CompressType::NONE, &vec![7; 60_000])]
-            .concat();
-    let mut client = attacked.connect();
-    let mut answers = client.try_clone().expect("a second handle");
-    let reading = std::thread::spawn(move || while matches!(answers.read(&mut [0; 4096]), Ok(1..)) {});
-    for _ in 0..1500 {
-        client.write_all(&pair).expect("it reads");
+    for (kind, method) in [("open", "Wait"), ("open", "Keep"), ("open", "Function"), ("hooked", "Wait")] {
+        let attacked = Attacked::start(kind);
+        let header = Header::request(Seq::new(1), SerializeType::MSGPACK);
+        let small = Message::new(header, "T", method, &Metadata::new(), b"\xa5small").frame().to_vec();
+        let pair = [small, request(2, "None", CompressType::NONE, &vec![7; 60_000])].concat();
+        let mut client = attacked.connect();
+        let mut answers = client.try_clone().expect("a second handle");
+        let reading = std::thread::spawn(move || while matches!(answers.read(&mut [0; 4096]), Ok(1..)) {});
+        for _ in 0..1500 {
+            client.write_all(&pair).expect("it reads");
+        }
+        attacked.stays_below(16 << 20, &format!("small requests beside large ones: {kind} {method}"));
+        drop(attacked);
+        reading.join().expect("no panic");
     }
-    attacked.stays_below(16 << 20, "small requests beside large ones");
-    drop(attacked);
-    reading.join().expect("no panic");
 }
 
 /// Sends the same bytes until it cannot, or so often.

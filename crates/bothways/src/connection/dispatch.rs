@@ -217,16 +217,11 @@ impl Permit {
     }
 
     /// The request goes on in a task of its own, and is kept until that ends.
-    fn keep(&mut self, message: &mut Message) {
-        /// Requests of one connection that are kept as they came, each with all of its read.
-        const AS_THEY_CAME: u32 = 16;
+    fn keep(&mut self, message: &Message) {
         let shared = &*self.connection.shared;
         if !shared.is_trusted.load(Ordering::Relaxed) {
             shared.is_checking.store(true, Ordering::Relaxed);
             self.is_check = true;
-        }
-        if self.is_check || AS_THEY_CAME < shared.calls_running.load(Ordering::Relaxed) {
-            message.compact();
         }
         self.charge(message.pinned_bytes());
     }
@@ -301,11 +296,12 @@ impl Place {
 impl Connection {
     /// Answers a request that wants a reply. `pushes_before` is how many pushes had been added when it was
     /// read: its reply does not overtake those that are added while its handler runs.
-    pub(super) fn run_call(&self, message: Message, pushes_before: u64, place: &mut Place) {
+    pub(super) fn run_call(&self, mut message: Message, pushes_before: u64, place: &mut Place) {
         let permit = match place.take(self, &message) {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
         };
+        self.copy_if_many_run(&mut message);
         let reply = match self.shared.inlet.handle_request(self, message.clone()) {
             Answer::Ready(reply) => reply,
             Answer::Nothing => return place.keep(permit),
@@ -325,6 +321,19 @@ impl Connection {
         place.keep(permit);
     }
 
+    /// Copies a request out of its read before its handler sees it, if many run already: it may run for as long as
+    /// they do, and whatever the handler keeps of it would keep the whole read. The first 16 are kept as they came, each
+    /// counted with its read, so that those that are ready at once are not copied where few others run; of a client
+    /// without a token that was accepted each is copied.
+    fn copy_if_many_run(&self, message: &mut Message) {
+        /// Requests of one connection that are kept as they came.
+        const AS_THEY_CAME: u32 = 16;
+        let shared = &*self.shared;
+        if AS_THEY_CAME < shared.calls_running.load(Ordering::Relaxed) || !shared.is_trusted.load(Ordering::Relaxed) {
+            message.compact();
+        }
+    }
+
     /// Answers a request for which there is no room.
     pub(super) fn refuse_call(&self, message: &Message, text: String) {
         // A server stops reading when replies pile up. A client never does: there the small lane is the bound.
@@ -336,7 +345,8 @@ impl Connection {
     }
 
     /// Handles a request that wants no reply.
-    pub(super) fn run_oneway(&self, message: Message, place: &mut Place) {
+    pub(super) fn run_oneway(&self, mut message: Message, place: &mut Place) {
+        self.copy_if_many_run(&mut message);
         // A client's inlet queues what the server sends unasked and answers that there is nothing to
         // run: only what runs needs a place.
         let Answer::Later(handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
@@ -353,8 +363,8 @@ impl Connection {
                 self.finish_oneway(reply);
             }
             Poll::Pending => {
-                let (connection, mut message) = (self.clone(), message);
-                permit.keep(&mut message);
+                let connection = self.clone();
+                permit.keep(&message);
                 tokio::spawn(async move {
                     if let Some(reply) = connection.run_while_wanted(handler, deadline, &message, &mut permit).await {
                         connection.finish_oneway(reply);
@@ -477,12 +487,12 @@ impl Connection {
         &self,
         handler: Guarded<Reply>,
         deadline: Option<Instant>,
-        mut message: Message,
+        message: Message,
         mut permit: Permit,
         pushes_before: u64,
     ) {
         let seq = message.header().seq();
-        permit.keep(&mut message);
+        permit.keep(&message);
         let mut state = self.shared.state.lock();
         // A number that a peer uses twice at once finds its first call only.
         let remember = state.proto.peer_can(Capabilities::CANCEL)

@@ -18,7 +18,7 @@ use bothways_proto::{DecodeError, Deframer, Inbound, Message, Metadata, Peer, Ro
 use tokio::time::Sleep;
 
 use super::{
-    Connection, Phase, Settings, State, Waiter,
+    BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
     dispatch::Place,
     lock::Locked,
     wire::WRITE_BYTES,
@@ -264,6 +264,7 @@ impl Driver {
             let room = self.connection.shared.settings.read_bytes_max(buffer.len());
             match self.poll_read(cx, &mut buffer[..room]) {
                 Poll::Pending => {
+                    self.connection.shared.note_reading(BEHIND, false);
                     outcome = Some(Poll::Pending);
                     break;
                 }
@@ -274,6 +275,7 @@ impl Driver {
                     break;
                 }
                 Poll::Ready(Ok(n)) => {
+                    self.connection.shared.note_reading(BEHIND, true);
                     let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
                     if closing {
                         continue;
@@ -327,7 +329,7 @@ impl Driver {
             Poll::Ready(Ok(1..)) => self.ahead = Some(byte[0]),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // The next read finds it again.
-            Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.peer_is_gone.store(true, Ordering::Relaxed),
+            Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.note_reading(PEER_IS_GONE, true),
         }
     }
 

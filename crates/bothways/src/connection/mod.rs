@@ -56,7 +56,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -148,6 +148,8 @@ struct Shared {
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
     reads: AtomicU16,
+    /// What the driver knows of its reading, and alone changes: [`BEHIND`], [`PEER_IS_GONE`].
+    reading: AtomicU8,
     calls_running: AtomicU32,
     /// KiB of the requests that run in tasks of their own, each rounded up.
     request_kib: AtomicU32,
@@ -162,11 +164,27 @@ struct Shared {
     calls_refused: AtomicBool,
     /// The layer above keeps something for this connection, or did.
     adopted: AtomicBool,
-    /// The client ended its side before its first frame was looked at.
-    peer_is_gone: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
     state: StateLock,
+}
+
+/// What was read last is not all handled, or the socket was not asked for more since: that nothing was read says nothing
+/// of the peer.
+const BEHIND: u8 = 1;
+/// The client ended its side before its first frame was looked at.
+const PEER_IS_GONE: u8 = 2;
+
+impl Shared {
+    fn reads_as(&self, flag: u8) -> bool {
+        self.reading.load(Ordering::Relaxed) & flag != 0
+    }
+
+    /// Without a locked instruction: the driver alone writes.
+    fn note_reading(&self, flag: u8, is_set: bool) {
+        let flags = self.reading.load(Ordering::Relaxed);
+        self.reading.store(if is_set { flags | flag } else { flags & !flag }, Ordering::Relaxed);
+    }
 }
 
 /// Everything under the one lock. Held for table operations, never across an await or a write.
@@ -329,11 +347,11 @@ impl Connection {
                 settings,
                 inlet,
                 reads: AtomicU16::new(0),
+                reading: AtomicU8::new(0),
                 calls_running: AtomicU32::new(0),
                 request_kib: AtomicU32::new(0),
                 is_trusted: is_trusted.into(),
                 is_checking: false.into(),
-                peer_is_gone: false.into(),
                 answering: AtomicBool::new(false),
                 calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
@@ -459,7 +477,7 @@ impl Connection {
     /// True if the connection is over, or about to be, or its client has ended its side.
     pub(crate) fn is_over(&self) -> bool {
         let state = self.shared.state.lock();
-        self.shared.peer_is_gone.load(Ordering::Relaxed) || !matches!(state.phase, Phase::Open)
+        self.shared.reads_as(PEER_IS_GONE) || !matches!(state.phase, Phase::Open)
     }
 
     /// Why the connection is over; `None` while it is not.

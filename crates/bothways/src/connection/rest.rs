@@ -21,7 +21,7 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{Connection, Shared, State, driver::Driver};
+use super::{BEHIND, Connection, Shared, State, driver::Driver};
 
 /// Who reads, and writes when the socket was full.
 pub(super) enum Driving {
@@ -132,6 +132,7 @@ impl Connection {
             return false;
         }
         state.driving = Driving::Resting;
+        shared.note_reading(BEHIND, false);
         state.outbox.shrink();
         state.proto.shrink();
         true

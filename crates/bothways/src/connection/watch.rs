@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
 
-use super::{Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
+use super::{BEHIND, Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
 use crate::error::CloseReason;
 
 /// How long each kind of silence may last.
@@ -79,7 +79,8 @@ const UNHEARD_BYTES: u32 = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Watch {
     began: Instant,
-    /// When the peer last showed that it lives: something came, or a socket that was full took bytes again.
+    /// When the peer last showed that it lives: something came, or a socket that was full took bytes again; or when this
+    /// side last did not read, be it busy or held up.
     /// Milliseconds, as all times here: since the beginning.
     alive_at: u64,
     reads: u16,
@@ -192,13 +193,11 @@ impl Seldom {
 
 impl State {
     /// Why the connection is to end, if a frame has begun and does not go on.
-    fn slow_frame(&mut self, settings: &Settings, is_checking: bool, now: u64) -> Option<CloseReason> {
+    fn slow_frame(&mut self, settings: &Settings, is_held_up: bool, now: u64) -> Option<CloseReason> {
         let deadlines = &settings.watch;
         if self.proto.role() == Role::Client {
             return None;
         }
-        // While the server does not read, nothing comes.
-        let is_held_up = self.paused || is_checking;
         let frame = self.seldom.as_mut()?.frame.as_mut()?;
         let (_, bytes, at) = *frame.seen.get_or_insert((frame.number, frame.bytes, now));
         let within = deadlines.frame_progress_time;
@@ -228,8 +227,9 @@ fn since(now: u64, then: u32) -> Duration {
 }
 
 impl State {
-    /// Notes what moved since the last look. Bytes that move are life, in either direction.
-    fn look(&mut self, reads: u16, now: u64) -> Seen {
+    /// Notes what moved since the last look. Bytes that move are life, in either direction; and while this side does not
+    /// read (`is_held_up`), silence is its own.
+    fn look(&mut self, reads: u16, is_held_up: bool, now: u64) -> Seen {
         let waits = !self.outbox.is_empty();
         // What was queued and is left to a write that never comes is not the peer's fault.
         let is_tried = self.outbox.writer != Writer::Idle;
@@ -248,7 +248,7 @@ impl State {
             false => 0,
         };
         // A socket that was full takes bytes only when the peer has taken some.
-        if !is_quiet || (waited && 0 < written) {
+        if !is_quiet || is_held_up || (waited && 0 < written) {
             watch.alive_at = now;
             watch.pinged_at = None;
         }
@@ -320,11 +320,13 @@ impl Connection {
         let reads = self.shared.reads.load(Ordering::Relaxed);
         let mut state = self.shared.state.lock();
         let now = now.saturating_duration_since(state.watch.began).as_millis() as u64;
-        let seen = state.look(reads, now);
+        // Nothing comes while nothing is read: what there is lies unread in the socket.
+        let is_held_up =
+            state.paused || self.shared.is_checking.load(Ordering::Relaxed) || self.shared.reads_as(BEHIND);
+        let seen = state.look(reads, is_held_up, now);
         let due = match state.due(deadlines, &seen, now) {
             due @ (Due::Nothing | Due::Ping) => {
-                let is_checking = self.shared.is_checking.load(Ordering::Relaxed);
-                state.slow_frame(&self.shared.settings, is_checking, now).map_or(due, Due::End)
+                state.slow_frame(&self.shared.settings, is_held_up, now).map_or(due, Due::End)
             }
             due => due,
         };

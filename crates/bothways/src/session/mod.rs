@@ -83,7 +83,7 @@ pub(crate) use self::{
     account::UserCall,
     acks::{AHEAD_MAX, Acks, End, FAILED_MAX, put_failed},
     hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
-    presence::{RosterArgs, RosterReply},
+    presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
     topic::covers,
 };

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, Limits, Metadata, Push, SerializeType, Server, ServerBuilder, Session, Stage,
-    Target,
+    Client, ClientOptions, CloseReason, Limits, Metadata, Push, Reply, Request, SerializeType, Server, ServerBuilder,
+    Session, Stage, Target,
 };
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq};
 use tokio::time::Instant;
@@ -209,4 +209,47 @@ async fn short_deadlines_do_not_keep_acknowledgements_back() {
 
     let handled = tokio::time::timeout(Duration::from_secs(1), receipt.handled()).await;
     assert_eq!(handled.expect("50 ms and a way").at(Stage::Handled), 1);
+}
+
+/// A server that is busy with what a client sent has not read its sign of life yet: that is not the client's silence.
+#[tokio::test(start_paused = true)]
+async fn a_client_is_not_gone_while_the_server_does_not_read() {
+    const REQUESTS: u64 = 100;
+    // Longer than a turn: those behind it wait for the next one.
+    let slow = |_: Request| {
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        std::future::ready(Reply::ok(""))
+    };
+    let (builder, reasons) = remembering(Server::builder().handler("T", "Slow", slow).heartbeat(Some(s(15)), s(10)));
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    client.say((0..REQUESTS).flat_map(|n| request(n, "Slow", b"")).collect::<Vec<u8>>()).await;
+    let began = Instant::now();
+    let answers = async {
+        let mut answered = 0;
+        while answered < REQUESTS {
+            let message = client.next().await;
+            answered += u64::from(!message.header().is_heartbeat());
+        }
+    };
+    let time = async {
+        loop {
+            tokio::time::advance(s(1)).await;
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        () = time => {}
+    }
+    assert!(s(50) < began.elapsed(), "each took a turn, and about a second");
+    assert_eq!(connections(&server, 1).await.len(), 1);
+
+    // Now it is silent.
+    connections(&server, 0).await;
+    assert!(matches!(reasons.lock().expect("no panic")[..], [CloseReason::Gone { .. }]));
+    drop(client);
 }

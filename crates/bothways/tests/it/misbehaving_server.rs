@@ -5,11 +5,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Reply, Router, ServerMessages};
+use bothways::{
+    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Reply, Router, ServerMessages,
+};
 use bothways_proto::{Metadata, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, oneway, request_with, session_pairs, welcome},
+    scripted::{Scripted, ScriptedServer, control, oneway, reply_to, request_with, session_pairs, welcome},
     support::{settle, soon},
 };
 
@@ -143,4 +145,37 @@ async fn a_gap_of_any_size_is_counted() {
     }
     peer.say(oneway(PUSH | 1, "News", b"")).await;
     assert_eq!(soon(messages.next()).await.expect("it is open").dropped_before(), u64::MAX);
+}
+
+/// A page of a roster, of so many users with names of so many bytes; there is always more.
+fn roster_page(members: usize, name: usize) -> Vec<u8> {
+    let user = "u".repeat(name);
+    let member = [("User", user.as_str()), ("Session", ""), ("Status", "online")];
+    let member = member.into_iter().collect::<std::collections::BTreeMap<_, _>>();
+    let mut page = b"\x83\xaaGeneration\x01\xa4More\xc3\xa7Members".to_vec();
+    page.extend(rmp_serde::to_vec(&vec![member; members]).expect("maps of texts"));
+    page
+}
+
+/// A roster comes in pages of 1,000 members and has 64 MiB at most, whatever a server tells.
+#[tokio::test(start_paused = true)]
+async fn a_roster_without_an_end_is_refused() {
+    for (members, name, pages_taken) in [(1001, 1, 1), (1000, 1, 10), (1000, 7000, 10)] {
+        let server = ScriptedServer::listen().await;
+        let (client, _messages, mut peer) = connected(&server, ClientOptions::new()).await;
+        let asking = tokio::spawn(async move { client.roster("room").await });
+        let page = roster_page(members, name);
+        for _ in 0..pages_taken {
+            let asked = peer.next().await;
+            assert_eq!(asked.service_method(), keys::ROSTER);
+            peer.say(reply_to(&asked, &page)).await;
+        }
+        if (members, name) == (1000, 1) {
+            // What is within the bounds goes on.
+            assert_eq!(peer.next().await.service_method(), keys::ROSTER);
+            continue;
+        }
+        let refused = soon(asking).await.expect("no panic").expect_err("too much");
+        assert!(matches!(refused, CallError::Decode(_)), "{refused}");
+    }
 }
