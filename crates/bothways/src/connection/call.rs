@@ -88,7 +88,9 @@ impl Drop for Forget<'_> {
         let tell = !state.outbox.forget_call(number)
             && (by_push || state.proto.peer_can(Capabilities::CANCEL))
             && state.outbox.has_room_for_cancels();
+        let forgotten = state.outbox.take_dropped();
         drop(state);
+        drop(forgotten);
         if tell {
             let number = if by_push { seq.unmarked() } else { seq.get() };
             self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, number.to_string()));

@@ -173,7 +173,7 @@ impl Connection {
     }
 
     /// A failed reply to a request of which nothing but the header was looked at.
-    fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
+    pub(super) fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
         let mut said = Metadata::new().with(keys::ERROR, cut(text));
         if matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
             said.insert(keys::ERROR_CODE, code.name());

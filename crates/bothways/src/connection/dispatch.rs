@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Capabilities, CompressType, Hello, Message, Metadata, Role, Seq, Status, keys};
+use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Metadata, Role, Seq, Status, keys};
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
@@ -94,6 +94,12 @@ const LATE_REFUSAL: Duration = Duration::from_millis(250);
 /// Refusals that wait for [`LATE_REFUSAL`] in all connections of one server or client; one more leaves at once.
 /// 4,096: a burst of callers that give up together. Each holds its request.
 const LATE_REFUSALS: usize = 4096;
+
+/// Most bytes of a Hello beside its metadata, which have a bound of their own: ours has nine.
+const HELLO_BYTES: usize = 4 << 10;
+
+/// After how long a client whose Hello finds no place is to come again.
+const HELLO_RETRY: Duration = Duration::from_secs(1);
 
 /// When the caller of a request gives up. A text that is no number is ignored, as in Go; a time that is
 /// over means that nobody waits for the handler.
@@ -405,9 +411,17 @@ impl Connection {
         self.close_after_flush(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
     }
 
-    /// Checks and answers a Hello.
-    pub(super) fn run_hello(&self, hello: Hello, mut message: Message) {
-        message.compact();
+    /// Checks and answers a Hello. One that is not answered at once counts as a request, without its payload.
+    pub(super) fn run_hello(&self, hello: Hello, message: Message) {
+        let came = message.frame().len();
+        // The hook keeps the metadata, and nothing else of what was read.
+        let mut message = Message::new(message.header(), "", "", &message.metadata(), &[]);
+        let max = message.frame().len() + HELLO_BYTES;
+        if max < came {
+            let error = DecodeError::TooLarge { len: came, max };
+            self.refuse_by_header(message.header(), ErrorCode::BadArguments, &format!("a Hello: {error}"));
+            return self.close_after_flush(CloseReason::BadFrame(error));
+        }
         self.shared.state.lock().hello_pending = true;
         let check = Guarded::begin(|| self.shared.inlet.handle_hello(self, message.metadata()));
         let mut check = match check {
@@ -418,14 +432,71 @@ impl Connection {
             Poll::Ready(outcome) => self.finish_hello(&hello, &message, checked(outcome)),
             Poll::Pending => {
                 let connection = self.clone();
-                let is_trusted = self.shared.is_trusted.load(Ordering::Relaxed);
-                self.shared.is_checking.store(!is_trusted, Ordering::Relaxed);
+                let mut permit = match Permit::acquire(self, &message) {
+                    Ok(permit) => permit,
+                    Err(why) => return self.refuse_for_now(&message, &why, HELLO_RETRY),
+                };
+                permit.keep(&mut message);
                 tokio::spawn(async move {
-                    let outcome = check.await;
-                    connection.finish_hello(&hello, &message, checked(outcome));
+                    let mut permit = permit;
+                    let outcome = tokio::select! {
+                        outcome = check => checked(outcome),
+                        retry_after = connection.hello_unwanted() => match retry_after {
+                            Some(retry_after) => Err(NotLetIn::NotNow { text: STOPPING.to_owned(), retry_after }),
+                            None => return,
+                        },
+                    };
+                    // What is next may be checked from here on.
+                    permit.is_check = false;
+                    connection.finish_hello(&hello, &message, outcome);
                     connection.flush();
                 });
             }
+        }
+    }
+
+    /// Has the client whose Hello is being checked told to come again after so long. False: there is no such Hello.
+    pub(crate) fn turn_away(&self, retry_after: Duration) -> bool {
+        let mut state = self.shared.state.lock();
+        // A plain client that is welcomed by a reply has had its token checked.
+        let is_checking = self.shared.is_checking.load(Ordering::Relaxed);
+        let is_checked = is_checking && state.hello_pending && state.can_answer();
+        if is_checked {
+            state.seldom().turned_away = Some(in_whole_millis(retry_after));
+            state.notify(&self.shared.changed);
+        }
+        is_checked
+    }
+
+    /// Waits until nobody needs the check of a Hello: the connection takes no answer any more, or its client was turned
+    /// away, and is to come again after so long.
+    async fn hello_unwanted(&self) -> Option<Duration> {
+        loop {
+            let changed = self.shared.changed.notified();
+            {
+                let state = self.shared.state.lock();
+                if !state.can_answer() {
+                    return None;
+                }
+                if let Some(retry_after) = state.seldom.as_ref().and_then(|seldom| seldom.turned_away) {
+                    return Some(retry_after);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a client whose token was not accepted yet takes no answer any more; for ever once it is.
+    async fn stranger_left(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.is_trusted.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            if !self.shared.state.lock().can_answer() {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -473,9 +544,17 @@ impl Connection {
         message: &Message,
         permit: &mut Permit,
     ) -> Option<Reply> {
+        let is_check = permit.is_check;
         let reply = run(handler, deadline, message, permit);
         if !self.shared.settings.cancel_on_disconnect {
-            return Some(reply.await);
+            if !is_check {
+                return Some(reply.await);
+            }
+            // The hook of a stranger who is gone ends with it, or strangers who come and go fill the room of others.
+            return tokio::select! {
+                reply = reply => Some(reply),
+                () = self.stranger_left() => None,
+            };
         }
         tokio::select! {
             reply = reply => Some(reply),
@@ -587,6 +666,9 @@ impl Connection {
         }
     }
 }
+
+/// Said to whom a server that stops turns away.
+const STOPPING: &str = "the server is shutting down";
 
 /// Why a Hello is not welcomed.
 enum NotLetIn {

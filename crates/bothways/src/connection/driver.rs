@@ -241,8 +241,8 @@ impl Driver {
                 (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
             };
             if checking && !closing && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
-                // What a token opens waits for the token.
-                outcome = Some(Poll::Pending);
+                // What a token opens waits for the token, unless the client is gone.
+                outcome = Some(self.poll_end(cx));
                 break;
             }
             if !closing && !self.deframer.is_drained() {
@@ -312,6 +312,27 @@ impl Driver {
             self.pause = None;
         }
         Poll::Ready(())
+    }
+
+    /// While what was read waits for the token that opens it: has the client ended its side behind that?
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let mut byte = [0];
+        if self.ahead.is_some() {
+            return Poll::Pending;
+        }
+        match self.connection.shared.socket.poll_read(cx, &mut byte) {
+            Poll::Ready(Ok(0)) => Poll::Ready(CloseReason::PeerClosed),
+            Poll::Ready(Ok(_)) => {
+                self.ahead = Some(byte[0]);
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(error.into()),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Before a server looks at the first frame: has its client given the connection up already? The Hello of such a

@@ -54,6 +54,7 @@ impl Locked<'_> {
                 self.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }
+        self.drop_forgotten();
     }
 }
 
@@ -157,6 +158,8 @@ impl Connection {
         // A Bothways client ends its side when it is closed, and reads no reply from then on; or it was killed. It
         // must not be listed as connected for as long as its handlers run.
         let reads_no_more = at_end && matches!(state.proto.peer(), Peer::Negotiated(_));
+        // A stranger's token is not checked for nobody.
+        let reads_no_more = reads_no_more || shared.is_checking.load(Ordering::Relaxed);
         let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect && !reads_no_more;
         if !worth_it || !matches!(state.phase, Phase::Open) {
             return false;

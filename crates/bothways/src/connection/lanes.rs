@@ -96,6 +96,8 @@ pub(super) struct Lanes {
     turn: usize,
     /// By kind, wherever they wait.
     waiting: [Waiting; 4],
+    /// Payloads of pushes that were dropped, until the lock is free: they may be an application's own.
+    dropped: Vec<Bytes>,
 }
 
 impl Lanes {
@@ -108,7 +110,18 @@ impl Lanes {
             weights,
             turn: PUSHES,
             waiting: Default::default(),
+            dropped: Vec::new(),
         }
+    }
+
+    /// Keeps this until [`Self::take_dropped`].
+    pub(super) fn drop_later(&mut self, entry: Entry) {
+        self.dropped.extend([entry.head, entry.body].into_iter().filter(|part| !part.is_empty()));
+    }
+
+    /// What is to be dropped once the lock is free.
+    pub(super) fn take_dropped(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.dropped)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -57,6 +57,14 @@ impl<'a> Locked<'a> {
         self.later
     }
 
+    /// Drops what the outbox has given up, once the lock is free.
+    pub(super) fn drop_forgotten(&mut self) {
+        let dropped = self.outbox.take_dropped();
+        if !dropped.is_empty() {
+            self.drop_later(dropped);
+        }
+    }
+
     /// Lets go of the lock meanwhile.
     pub(super) fn unlocked<R>(&mut self, act: impl FnOnce() -> R) -> R {
         let later = std::mem::take(&mut self.later);

@@ -228,6 +228,8 @@ struct Seldom {
     /// Requests that want no reply, dropped because too much ran already.
     oneways_refused: u64,
     late_replies: u64,
+    /// The Hello that is being checked is refused for now: its client may come again after so long.
+    turned_away: Option<std::time::Duration>,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.

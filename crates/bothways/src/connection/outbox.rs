@@ -200,8 +200,18 @@ impl Outbox {
 
     /// Takes the call of this number out if it has not left its lane: then it never leaves, and the
     /// peer need not be told. False: it is on the wire, or gone.
+    /// Its payload is in [`Self::take_dropped`].
     pub(super) fn forget_call(&mut self, number: u64) -> bool {
-        self.lanes.as_mut().is_some_and(|lanes| lanes.forget_call(number).is_some())
+        let Some(lanes) = &mut self.lanes else { return false };
+        let forgotten = lanes.forget_call(number);
+        let is_forgotten = forgotten.is_some();
+        forgotten.into_iter().for_each(|entry| lanes.drop_later(entry));
+        is_forgotten
+    }
+
+    /// Payloads of what left its lane unsent. They may be an application's own, whose `Drop` is to run outside the lock.
+    pub(super) fn take_dropped(&mut self) -> Vec<Bytes> {
+        self.lanes.as_mut().map_or(Vec::new(), |lanes| lanes.take_dropped())
     }
 
     /// True while the peer may be told of calls that were given up. When it does not read, that can
@@ -359,9 +369,9 @@ impl Outbox {
                 Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
                 Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
                 Overflow::DropOldest => {
-                    if self.lanes.as_mut().and_then(|lanes| lanes.drop_oldest_push()).is_none() {
-                        return Err(Refused::Full { frames, bytes });
-                    }
+                    let Some(lanes) = &mut self.lanes else { return Err(Refused::Full { frames, bytes }) };
+                    let Some(dropped) = lanes.drop_oldest_push() else { return Err(Refused::Full { frames, bytes }) };
+                    lanes.drop_later(dropped);
                     let counted = self.counted.get_or_insert_default();
                     counted.pushes_dropped += 1;
                     // Those behind it keep their numbers.

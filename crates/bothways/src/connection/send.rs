@@ -321,6 +321,7 @@ impl Connection {
         state: &mut Locked<'a>,
         added: Result<u64, Refused>,
     ) -> Result<u64, PushError> {
+        state.drop_forgotten();
         match added {
             Ok(number) => Ok(number),
             Err(Refused::TooLarge(error)) => Err(PushError::TooLarge(error)),

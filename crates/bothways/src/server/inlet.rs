@@ -60,6 +60,9 @@ impl std::fmt::Debug for AuthRequest {
     }
 }
 
+/// After how long a client that says Hello to a server that stops is to come again.
+pub(super) const RETRY_ELSEWHERE: Duration = Duration::from_millis(500);
+
 /// The ears of a server at one address, and the runtime that listens there.
 pub(super) struct ServerInlet(pub(super) Arc<Shared>, pub(super) Handle);
 
@@ -159,6 +162,11 @@ impl Inlet for ServerInlet {
     }
 
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), AuthError>> {
+        if self.0.refuses_calls_of(connection) {
+            // Its goodbye is said already to everybody else.
+            let (text, retry_after) = ("the server is shutting down".to_owned(), RETRY_ELSEWHERE);
+            return Box::pin(std::future::ready(Err(AuthError::NotNow { text, retry_after })));
+        }
         match &self.0.hooks.auth {
             None => Box::pin(std::future::ready(Ok(()))),
             Some(auth) => {

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::Shared;
+use super::{Shared, inlet::RETRY_ELSEWHERE};
 use crate::{
     clock::{is_outside, later},
     connection::{Connection, after},
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Clients that were told goodbye. Plain rpcx clients cannot be told: they see the end of the connection.
+    /// Clients that were told goodbye, or whose Hello was being checked and was refused for now. Plain rpcx clients cannot be told: they see the end of the connection.
     pub clients_told: usize,
     /// Connections that ended before the deadline, with everything for them written.
     pub connections_closed: usize,
@@ -101,7 +101,8 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     let mut report = ShutdownReport::default();
     for chunk in connections.chunks(AT_ONCE) {
         for connection in chunk {
-            report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, None));
+            let told = connection.turn_away(RETRY_ELSEWHERE) || connection.say_goodbye_for(CODE, WHY, None);
+            report.clients_told += usize::from(told);
         }
         tokio::task::yield_now().await;
     }
@@ -124,7 +125,9 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
         let (turn, slot) = turns.of(place);
         leaving.until(later(began, turn)).await;
         connection.take_no_calls();
-        report.clients_told += usize::from(connection.say_goodbye_for(CODE, WHY, Some(slot - turn)));
+        let wait = slot - turn;
+        let told = connection.turn_away(wait) || connection.say_goodbye_for(CODE, WHY, Some(wait));
+        report.clients_told += usize::from(told);
         leaving.told.push((connection, Instant::now()));
     }
     leaving.until_all(deadline).await;

@@ -66,7 +66,11 @@ async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Answer, St
     let over = || "the session is over".to_owned();
     let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
     let session = settled(request).await.ok_or_else(over)?;
-    registry.authorize(&session, &args.topic).await?;
+    // Nobody waits for the hook once the client is gone.
+    tokio::select! {
+        outcome = registry.authorize(&session, &args.topic) => outcome?,
+        _ = request.connection().closed() => return Err(over()),
+    }
     // It may be back in its former session by now.
     let session = settled(request).await.ok_or_else(over)?;
     let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });

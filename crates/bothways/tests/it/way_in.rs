@@ -363,3 +363,169 @@ async fn an_auth_hook_that_panics_at_once_is_answered() {
     client.say(request(2, "Echo", b"on")).await;
     client.hears(reply(2, "Echo", b"on")).await;
 }
+
+/// A server whose auth hook never ends, and how many hooks there are.
+fn hanging(builder: ServerBuilder) -> (Server, Arc<AtomicUsize>) {
+    let alive = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&alive);
+    let server = builder.auth(move |_| {
+        let counted = Counted::new(&count);
+        async move {
+            let _counted = counted;
+            std::future::pending::<Result<(), String>>().await
+        }
+    });
+    (server.build(), alive)
+}
+
+/// Counts itself for as long as it is kept.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The hook of a client whose token was not accepted yet ends with its connection, be it asked for a Hello, for a
+/// request, or with more behind either; as long as it runs it counts as a request.
+#[tokio::test(start_paused = true)]
+async fn the_hook_of_a_stranger_ends_with_it() {
+    let (server, alive) = hanging(echoing());
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let says_hello = hello(0, Capabilities::ALL, &Metadata::new().with(keys::AUTH, "x"));
+    let asks = request(1, "Echo", &[7; 1000]);
+    for said in [says_hello.clone(), asks.clone(), [says_hello, asks.clone()].concat(), [asks.clone(), asks].concat()] {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(said).await;
+        until(|| server.stats().calls_running == 1 && alive.load(Ordering::SeqCst) == 1).await;
+        drop(client);
+        until(|| alive.load(Ordering::SeqCst) == 0).await;
+        until(|| server.stats().calls_running == 0).await;
+        connections(&server, 0).await;
+    }
+}
+
+/// A Hello for which there is no place is refused for now, like the requests of others.
+#[tokio::test(start_paused = true)]
+async fn hellos_have_the_bounds_of_requests() {
+    let (server, alive) = hanging(echoing().calls_max(1));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut first = Scripted::connect(listening.address()).await;
+    first.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    until(|| alive.load(Ordering::SeqCst) == 1).await;
+    let mut second = Scripted::connect(listening.address()).await;
+    second.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    let answer = second.next().await.metadata();
+    assert_eq!(answer.get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()));
+    assert_eq!(answer.get(keys::RETRY_AFTER), Some("1000"));
+    second.hears_the_end().await;
+    assert_eq!(alive.load(Ordering::SeqCst), 1);
+}
+
+/// A Hello with a large payload is none: its connection ends, and no hook is asked.
+#[tokio::test(start_paused = true)]
+async fn a_hello_with_a_large_payload_ends_its_connection() {
+    let (server, alive) = hanging(echoing());
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut said = Metadata::new();
+    bothways_proto::Hello { version: bothways_proto::VERSION, capabilities: Capabilities::ALL }.put(&mut said);
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(Message::ping(Seq::new(0), &said, &[7; 5000]).frame()).await;
+    assert!(client.next().await.error_text().is_some_and(|text| text.starts_with("a Hello: ")));
+    client.hears_the_end().await;
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+}
+
+/// A client whose Hello is being checked when the server stops, at once or client by client, is told to come again, and
+/// its hook ends; so is one that says Hello after that.
+#[tokio::test(start_paused = true)]
+async fn who_is_being_let_in_is_told_that_the_server_stops() {
+    for drains in [false, true] {
+        let (server, alive) = hanging(echoing());
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+        until(|| alive.load(Ordering::SeqCst) == 1).await;
+        let began = Instant::now();
+        let stopping = tokio::spawn(async move {
+            match drains {
+                true => server.drain(Duration::from_secs(100), 1).await,
+                false => server.shutdown(Duration::from_secs(100)).await,
+            }
+        });
+        let answer = client.next().await.metadata();
+        assert_eq!(answer.get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()), "{drains}");
+        assert!(answer.get(keys::RETRY_AFTER).is_some(), "{drains}");
+        client.hears_the_end().await;
+        let report = soon(stopping).await.expect("no panic");
+        assert_eq!((report.clients_told, report.calls_unfinished), (1, 0), "{drains}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{drains}: nobody waits for the hook");
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "{drains}");
+    }
+}
+
+/// The hook that decides on a subscription ends with the client that asked for it.
+#[tokio::test(start_paused = true)]
+async fn the_hook_of_a_topic_ends_with_its_client() {
+    let alive = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&alive);
+    let topic = bothways::session::TopicOptions::new().authorize(move |_| {
+        let counted = Counted::new(&count);
+        async move {
+            let _counted = counted;
+            std::future::pending::<Result<(), String>>().await
+        }
+    });
+    let server = echoing().topic("news", topic).expect("a name").build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let asking = tokio::spawn(async move { client.subscribe("news").await.map(drop) });
+    until(|| alive.load(Ordering::SeqCst) == 1).await;
+    server.connections()[0].close();
+    until(|| alive.load(Ordering::SeqCst) == 0).await;
+    asking.abort();
+}
+
+/// Payloads of an application that are dropped behind a full socket, pushes and calls that are given up, are dropped
+/// when the lock of their connection is free: they may look at it.
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_dropped_may_look_at_its_connection() {
+    struct Looks(bothways::Connection, Vec<u8>, Arc<AtomicUsize>);
+    impl AsRef<[u8]> for Looks {
+        fn as_ref(&self) -> &[u8] {
+            &self.1
+        }
+    }
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            self.0.stats();
+            self.2.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let server = echoing().push_queue(2, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Scripted::connect_negotiated(listening.address()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    let looked = Arc::<AtomicUsize>::default();
+    let looks = || bytes::Bytes::from_owner(Looks(connection.clone(), vec![7; 100 << 10], Arc::clone(&looked)));
+    for _ in 0..40 {
+        connection.send_message("T", "News", &Metadata::new(), looks()).expect("the oldest is dropped");
+    }
+    let before = looked.load(Ordering::SeqCst);
+    assert!(0 < before, "some were dropped");
+    // Calls that are given up: the first may be on its way, the others have not left.
+    let calls = async {
+        tokio::join!(call(&connection, "A", looks()), call(&connection, "B", looks()), call(&connection, "C", looks()))
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(10), calls).await.is_err());
+    assert!(before < looked.load(Ordering::SeqCst), "their payloads were dropped");
+    drop(client);
+}
