@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ServerMessage};
+use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -29,6 +29,17 @@ pub(crate) async fn run(args: ListenArgs) -> Result<(), Failure> {
     let options = args.peer.options()?.reconnect(true).backoff(Duration::from_millis(100), Duration::from_secs(5));
     let listener = Listener { paint: Paint::stderr(), out: Out::new(), json: args.json };
     listener.listen(&args, options, first_call).await
+}
+
+/// There are no more messages: why not is among the events, or comes.
+async fn why_over(events: &mut ConnectionEvents) -> Failure {
+    const COMES_WITHIN: Duration = Duration::from_secs(5);
+    while let Ok(Some(event)) = tokio::time::timeout(COMES_WITHIN, events.next()).await {
+        if let ConnectionEvent::GaveUp { error, .. } = event {
+            return Failure::new(Exit::Connection, error.to_string());
+        }
+    }
+    Failure::new(Exit::Connection, "the connection is over")
 }
 
 /// The call that makes a service know this connection.
@@ -86,9 +97,7 @@ impl Listener {
                 // What came is printed before what ends the program.
                 biased;
                 message = messages.next() => {
-                    let Some(message) = message else {
-                        return Err(Failure::new(Exit::Connection, "the connection is over"));
-                    };
+                    let Some(message) = message else { return Err(why_over(&mut events).await) };
                     received += 1;
                     self.print(&message)?;
                     if args.count == Some(received) {
@@ -117,6 +126,8 @@ impl Listener {
                 Ok(())
             }
             ConnectionEvent::GaveUp { error, .. } => Err(Failure::new(Exit::Connection, error.to_string())),
+            // What follows says why this client gives up.
+            ConnectionEvent::Lost { reason, .. } if reason.sent_away().is_some() => Ok(()),
             ConnectionEvent::Lost { reason, .. } => {
                 self.warn(&format!("connection lost: {reason}; connecting again"));
                 Ok(())

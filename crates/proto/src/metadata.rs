@@ -84,6 +84,8 @@ pub mod keys {
     pub const SESSION_RESUMED: &str = "_bw.res";
     /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown`, `revoked`, `kicked` or `ended`.
     pub const SESSION_WHY: &str = "_bw.why";
+    /// In Welcome, beside [`SESSION_WHY`] of a session that was ended on purpose: why, for people; at most 200 bytes.
+    pub const SESSION_WORDS: &str = "_bw.words";
     /// The id of a call to a client, by which a client that came back knows that it has run it.
     pub const CALL_ID: &str = "_bw.id";
     /// The method by which a client that speaks plain rpcx asks for a session that can be acknowledged,

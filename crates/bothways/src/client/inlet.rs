@@ -99,7 +99,8 @@ impl Inlet for ClientInlet {
                     if let Some(said) = self.memory.leave(connection.id()) {
                         connection.leave(&said);
                     }
-                    return connection.end_as_sent_away(SessionLost::Kicked);
+                    let words = welcome.and_then(|welcome| welcome.get(keys::SESSION_WORDS));
+                    return connection.end_as_sent_away(SessionLost::Kicked, words);
                 }
                 false
             }

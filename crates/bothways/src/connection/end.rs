@@ -103,8 +103,10 @@ impl Connection {
     }
 
     /// The server has ended this client's session while it was away, and does not want it back: as if it said goodbye.
-    pub(crate) fn end_as_sent_away(&self, why: SessionLost) {
-        let (code, why) = (why.to_string(), "the session was ended while this client was away".to_owned());
+    /// `words`: what it said of that, if it did.
+    pub(crate) fn end_as_sent_away(&self, why: SessionLost, words: Option<&str>) {
+        let words = words.unwrap_or("the session was ended while this client was away");
+        let (code, why) = (why.to_string(), words.to_owned());
         self.shared.state.lock().drain(CloseReason::Goodbye { code, why, reconnect_after: None });
         self.shared.changed.notify_waiters();
     }

@@ -6,8 +6,12 @@ use parking_lot::Mutex;
 
 use super::{SessionId, secrets::Secret};
 
-/// Sessions that ended of which a server still knows why: 5 MiB in all.
+/// Sessions that ended of which a server still knows why: 5 MiB in all, and 13 MiB more if all were ended on purpose
+/// with long reasons.
 pub(super) const KNOWN_MAX: usize = 65_536;
+
+/// Most bytes of the server's own words that are kept for a client that is away: a sentence or two.
+const WORDS_MAX: usize = 200;
 
 /// Why a client is sent away for good: it ends with this, and does not come back by itself.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -96,15 +100,23 @@ pub(super) struct Endings {
     known: Mutex<Known>,
 }
 
+/// Of one session.
+struct Why {
+    mark: u128,
+    told: NotResumed,
+    words: Option<Box<str>>,
+}
+
 #[derive(Default)]
 struct Known {
     /// With what is enough of the secret's hash to know its client by.
-    whys: HashMap<SessionId, (u128, NotResumed)>,
+    whys: HashMap<SessionId, Why>,
     order: VecDeque<SessionId>,
 }
 
 impl Endings {
-    pub(super) fn note(&self, session: SessionId, secret: &Secret, told: NotResumed) {
+    /// `words`: the server's own, for people.
+    pub(super) fn note(&self, session: SessionId, secret: &Secret, told: NotResumed, words: Option<&str>) {
         let Some(mark) = secret.mark() else { return };
         if told == NotResumed::Unknown {
             return;
@@ -115,7 +127,9 @@ impl Endings {
         {
             known.whys.remove(&oldest);
         }
-        if known.whys.insert(session, (mark, told)).is_none() {
+        let words =
+            words.filter(|words| !words.is_empty()).map(|words| words[..words.floor_char_boundary(WORDS_MAX)].into());
+        if known.whys.insert(session, Why { mark, told, words }).is_none() {
             known.order.push_back(session);
         }
     }
@@ -123,9 +137,16 @@ impl Endings {
     /// Why the session of this number ended, for the client that had it.
     pub(super) fn why(&self, session: SessionId, secret: &str) -> NotResumed {
         match self.known.lock().whys.get(&session) {
-            Some((mark, told)) if *mark == Secret::mark_of(secret) => *told,
+            Some(known) if known.mark == Secret::mark_of(secret) => known.told,
             _ => NotResumed::Unknown,
         }
+    }
+
+    /// What the server said when it ended that session on purpose.
+    pub(super) fn words(&self, session: SessionId, secret: &str) -> Option<String> {
+        let known = self.known.lock();
+        let known = known.whys.get(&session).filter(|known| known.mark == Secret::mark_of(secret))?;
+        known.words.as_deref().map(str::to_owned)
     }
 }
 
@@ -139,11 +160,13 @@ mod tests {
         let mut secret = Secret::default();
         let text = secret.make();
         for number in 0..=KNOWN_MAX as u128 {
-            endings.note(SessionId(number), &secret, NotResumed::Expired);
+            endings.note(SessionId(number), &secret, NotResumed::Expired, Some(&"é".repeat(101)));
         }
         assert_eq!(endings.known.lock().whys.len(), KNOWN_MAX);
         assert_eq!(endings.why(SessionId(0), &text), NotResumed::Unknown, "it is the oldest");
         assert_eq!(endings.why(SessionId(1), &text), NotResumed::Expired);
+        assert_eq!(endings.words(SessionId(1), &text), Some("é".repeat(100)));
         assert_eq!(endings.why(SessionId(1), "guessed"), NotResumed::Unknown);
+        assert_eq!(endings.words(SessionId(1), "guessed"), None);
     }
 }

@@ -353,6 +353,10 @@ impl Registry {
                         return Err(NotWelcome::Late);
                     }
                     welcome.insert(keys::SESSION_WHY, text);
+                    let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
+                    if let Some(words) = self.endings.words(wanted, key) {
+                        welcome.insert(keys::SESSION_WORDS, words);
+                    }
                 }
                 welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
                 fresh
@@ -688,7 +692,8 @@ impl Registry {
             self.away.recount(state.is_away(), false);
             self.away.forget(session.id(), &state);
             if let Some(seldom) = &state.seldom {
-                self.endings.note(session.id(), &seldom.secret, ending.told);
+                let words = ending.why.filter(|_| ending.by_server);
+                self.endings.note(session.id(), &seldom.secret, ending.told, words);
             }
             state.ended = true;
             state.resumable = false;

@@ -46,7 +46,9 @@ fn a_user_is_found_pushed_to_explained_and_kicked() {
 
     let kick = ["kick", &server.admin, "--session", id, "--why", "too loud"];
     assert_eq!(operate(&kick, TOKEN).ended(0), "ended 1 session\n");
-    ann.err.until("too loud");
+    // It is told why, once, and does not come back.
+    let last = ann.err.until("too loud");
+    assert!(last.starts_with("error: ") && !last.contains("connecting again"), "{last}");
     operate(&kick, TOKEN).failed(1, &["no such session", "bothways sessions"]);
     let story = operate(&["explain", &server.admin, "--session", id], TOKEN);
     let story = story.ended(0);
