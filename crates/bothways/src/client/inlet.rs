@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use bothways_proto::{Message, Metadata, keys};
+use bothways_proto::{Message, Metadata, Seq, keys};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -28,7 +28,7 @@ use crate::{
     handler::Request,
     reply::BoxFuture,
     router::{Router, no_route},
-    session::Failure,
+    session::{Failure, Stage},
 };
 
 const QUEUE_FULL: &str = "this client's queue of server messages is full";
@@ -59,7 +59,7 @@ impl Inlet for ClientInlet {
             self.handle_message(connection, message);
             return Answer::Nothing;
         }
-        let deadline = match deadline(&message) {
+        let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };
@@ -68,6 +68,22 @@ impl Inlet for ClientInlet {
             Ok(handler) => Answer::Later(self.results.once(request, handler), deadline),
             Err(why) => Answer::Ready(no_route(&request, why)),
         }
+    }
+
+    fn handle_passed_over(&self, connection: &Connection, seq: Seq) {
+        let Some(queue) = &self.messages else {
+            self.unheard.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let _turn = self.turn.lock();
+        match self.memory.receive(connection.id(), seq, || true) {
+            // Acknowledged now, as it is dropped: to send it again would be of no use.
+            Received::New(ack) => ack.end_as(Stage::Failed(Failure::BadArguments)),
+            Received::Untracked | Received::NoRoom => {}
+            Received::Repeated => return,
+            Received::False(what) => return connection.end_as_misbehaved_by(what),
+        }
+        queue.add_gap(1);
     }
 
     fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {

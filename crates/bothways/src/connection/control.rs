@@ -120,7 +120,7 @@ impl Connection {
         tracing::debug!(connection = %self.id(), %error, "a frame was passed over");
         match header.kind() {
             MessageKind::Request if header.is_oneway() => {
-                self.shared.state.lock().seldom().oneways_refused += 1;
+                self.shared.inlet.handle_passed_over(self, header.seq());
             }
             MessageKind::Request => self.refuse_by_header(header, ErrorCode::BadArguments, &error.to_string()),
             MessageKind::Response => {

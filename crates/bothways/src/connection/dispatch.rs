@@ -29,6 +29,12 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 
+    /// A request that wants no reply was passed over: it has more metadata than the limits allow, and nothing but its
+    /// number is known.
+    fn handle_passed_over(&self, connection: &Connection, _: Seq) {
+        connection.count_refused_oneway();
+    }
+
     /// True if requests of a client are checked by its token before they run.
     fn asks_for_token(&self) -> bool {
         false
@@ -101,13 +107,14 @@ const HELLO_BYTES: usize = 4 << 10;
 /// After how long a client whose Hello finds no place is to come again.
 const HELLO_RETRY: Duration = Duration::from_secs(1);
 
-/// When the caller of a request gives up. A text that is no number is ignored, as in Go; a time that is
-/// over means that nobody waits for the handler.
-pub(crate) fn deadline(message: &Message) -> Result<Option<Instant>, Reply> {
+/// When the caller of a request gives up. A text that is no number is ignored, as in Go. A time that is over means that
+/// nobody waits for the handler; from a plain caller it means nothing, for Go's server runs such a call.
+pub(crate) fn deadline(connection: &Connection, message: &Message) -> Result<Option<Instant>, Reply> {
     let Some(text) = message.metadata_value(keys::SERVER_TIMEOUT) else { return Ok(None) };
     let Some(left) = str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok()) else { return Ok(None) };
     match u64::try_from(left) {
         Ok(left) if 0 < left => Ok(Some(after(Duration::from_millis(left)))),
+        _ if !connection.is_negotiated() => Ok(None),
         _ => Err(Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler began")),
     }
 }

@@ -13,7 +13,7 @@ pub(super) enum Phase {
     Open,
     /// The peer is about to end the connection: nothing new is sent, but replies still come.
     Draining(Box<CloseReason>),
-    /// The peer sends nothing more: what it asked for is answered, then the connection ends.
+    /// Nothing more of the peer is read: what it asked for is answered, then the connection ends.
     Answering(Box<CloseReason>),
     /// Nothing new is taken; what waits is written, then the connection ends.
     Closing(Box<CloseReason>),
@@ -174,6 +174,19 @@ impl Connection {
         state.phase = Phase::Answering(Box::new(reason.clone()));
         state.notify(&shared.changed);
         true
+    }
+
+    /// Takes nothing more of the peer: what runs is answered, then the connection ends. If it is waited for the answers
+    /// of the peer, these are still read, and whoever stops the connection ends it.
+    pub(crate) fn end_once_answered(&self) {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        if matches!(state.phase, Phase::Open) && state.proto.calls().is_empty() {
+            shared.answering.store(true, Ordering::SeqCst);
+            state.phase = Phase::Answering(Box::new(CloseReason::Local));
+            self.wake_driver(&mut state);
+            state.notify(&shared.changed);
+        }
     }
 
     /// Ends the connection now: what waits is dropped, and everyone who waits is told.

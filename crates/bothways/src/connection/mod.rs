@@ -225,7 +225,7 @@ type Running = HashMap<Seq, Option<AbortHandle>>;
 /// What few connections ever have.
 #[derive(Default)]
 struct Seldom {
-    /// Requests that want no reply, dropped because too much ran already.
+    /// Requests that want no reply, dropped because too much ran already or because of too much metadata.
     oneways_refused: u64,
     late_replies: u64,
     /// The Hello that is being checked is refused for now: its client may come again after so long.
@@ -304,7 +304,9 @@ pub struct ConnectionStats {
     pub pushes_sent: u64,
     /// Pushes that were queued and never left: by [`Overflow::DropOldest`], or because the connection ended.
     pub pushes_dropped: u64,
-    /// Requests without a reply that were dropped because too much ran already.
+    /// Requests without a reply that a server dropped, because too much ran already or because they had more metadata
+    /// than its limits allow. What a client drops of what its server sends is in
+    /// [`ServerMessages::dropped`](crate::ServerMessages::dropped).
     pub oneways_refused: u64,
     /// Replies that came when nobody waited for them any more.
     pub late_replies: u64,
@@ -533,7 +535,7 @@ impl Connection {
         (room, Share::clone(share))
     }
 
-    /// A request that wants no reply was dropped because too much ran already.
+    /// A request that wants no reply was dropped.
     pub(crate) fn count_refused_oneway(&self) {
         self.shared.state.lock().seldom().oneways_refused += 1;
     }

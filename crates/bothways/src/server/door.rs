@@ -236,7 +236,7 @@ impl Inlet for AdminInlet {
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return Answer::Nothing;
         }
-        let deadline = match deadline(&message) {
+        let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };

@@ -75,9 +75,14 @@ impl Inlet for ServerInlet {
         }
         let ends_something = is_control && control::ends_something(message.service_method());
         if shared.refuses_calls_of(connection) && !ends_something {
+            if !connection.is_negotiated() {
+                // Go calls another server after the end of a connection, and after no answer that says so.
+                connection.end_once_answered();
+                return Answer::Nothing;
+            }
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
-        let deadline = match deadline(&message) {
+        let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };

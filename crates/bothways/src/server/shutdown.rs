@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  shutdown   accepting ends, calls are refused ──► goodbye to all ──► nothing runs ──► all are closed
+//!                                    a plain client is closed once nothing of its own runs
 //!  drain      accepting ends ──► in its turn, each: goodbye and its slot ──► nothing runs of it ──► it is closed
 //!                                         at the deadline: what is left is cut, and counted
 //! ```
@@ -99,13 +100,19 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     begin(shared, deadline).await;
     let connections = shared.all_connections();
     let mut report = ShutdownReport::default();
+    let mut leaving = Leaving { shared, told: Vec::new() };
     for chunk in connections.chunks(AT_ONCE) {
         for connection in chunk {
             let told = connection.turn_away(RETRY_ELSEWHERE) || connection.say_goodbye_for(CODE, WHY, None);
             report.clients_told += usize::from(told);
+            if !connection.is_negotiated() {
+                // Its next call is to find the end, and not to wait for the calls of others.
+                leaving.told.push((connection.clone(), Instant::now()));
+            }
         }
         tokio::task::yield_now().await;
     }
+    leaving.until_all(deadline).await;
     finish(shared, deadline, connections.len(), report).await
 }
 
@@ -188,7 +195,8 @@ impl Leaving<'_> {
         self.told.retain(|(connection, since)| {
             let acknowledges = || {
                 let session = self.shared.sessions.of_connection(connection.id());
-                connection.is_negotiated() && session.is_some_and(|session| 0 < session.waiting().0)
+                let is_negotiated = connection.is_negotiated();
+                session.is_some_and(|session| session.awaits_acks() || (is_negotiated && 0 < session.waiting().0))
             };
             let stays = connection.is_busy() || (now - *since < ACK_GRACE && acknowledges());
             if !stays {

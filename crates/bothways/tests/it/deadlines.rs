@@ -11,20 +11,22 @@ use crate::{
     support::{address, call, call_with, echoing, gate, settle, soon, until},
 };
 
-/// 1.5. `__ServerTimeout` counts milliseconds from arrival; nonsense is ignored; zero and less mean that
-/// nobody waits any more.
+/// 1.5. `__ServerTimeout` counts milliseconds from arrival; nonsense is ignored, and so are zero and less, unless a
+/// caller that negotiated says so: then nobody waits any more.
 #[tokio::test(start_paused = true)]
 async fn the_callers_deadline_is_read_as_go_reads_it() {
     let (handler, mut asked) = gate();
     let server = echoing().handler("T", "Wait", handler).build();
     let listening = server.listen(&address()).await.expect("the name is free");
-    let mut client = Scripted::connect(listening.address()).await;
+    let mut negotiated = Scripted::connect_negotiated(listening.address()).await;
     for over in ["0", "-1", "-9223372036854775808"] {
+        let client = &mut negotiated;
         client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, over), b"")).await;
         assert!(client.next().await.error_text().is_some_and(|text| text.contains("deadline")));
         assert!(asked.try_recv().is_err(), "it never ran");
     }
-    for nonsense in ["", "soon", "1.5", "99999999999999999999", " 5"] {
+    let mut client = Scripted::connect(listening.address()).await;
+    for nonsense in ["", "soon", "1.5", "99999999999999999999", " 5", "0", "-1"] {
         client.say(request_with(1, "Wait", &Metadata::new().with(keys::SERVER_TIMEOUT, nonsense), b"")).await;
         let running = soon(asked.recv()).await.expect("it runs");
         assert_eq!(running.request.deadline(), None, "{nonsense}");
@@ -183,4 +185,21 @@ async fn a_call_without_time_is_not_sent() {
     }
     call(&client, "Echo", "").await.expect("answered");
     assert_eq!(ran.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+/// Go's clients write `__ServerTimeout` into the metadata of their application and leave it there: it counts for each
+/// call that carries it.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_an_earlier_call_left_counts() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let left = Metadata::new().with(keys::SERVER_TIMEOUT, "300");
+    for seq in 1..=2 {
+        client.say(request_with(seq, "Wait", &left, b"")).await;
+        let mut running = soon(asked.recv()).await.expect("it runs");
+        running.dropped().await;
+        assert!(client.next().await.error_text().is_some_and(|text| text.contains("deadline")));
+    }
 }

@@ -8,10 +8,12 @@ use std::sync::{
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Reply, Router, ServerMessages,
 };
-use bothways_proto::{Metadata, keys};
+use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, oneway, reply_to, request_with, session_pairs, welcome},
+    scripted::{
+        Scripted, ScriptedServer, control, is_control, oneway, reply_to, request_with, session_pairs, welcome,
+    },
     support::{settle, soon},
 };
 
@@ -178,4 +180,42 @@ async fn a_roster_without_an_end_is_refused() {
         let refused = soon(asking).await.expect("no panic").expect_err("too much");
         assert!(matches!(refused, CallError::Decode(_)), "{refused}");
     }
+}
+
+/// A push of service `T` with more pairs than a client takes.
+fn oneway_with_too_many_pairs(seq: u64) -> Vec<u8> {
+    let header = Header::oneway(Seq::new(seq), SerializeType::RAW);
+    let pairs = (0..300).fold(Metadata::new(), |pairs, n| pairs.with(&format!("k{n}"), "v"));
+    Message::new(header, "T", "News", &pairs, &[]).frame().to_vec()
+}
+
+/// It is counted as dropped, shown as a gap, and no reason to end the connection, be it tracked or not.
+#[tokio::test(start_paused = true)]
+async fn a_push_with_too_much_metadata_is_a_gap() {
+    let server = ScriptedServer::listen().await;
+    let connecting = Client::bidirectional(&server.address, ClientOptions::new());
+    let (client, mut peer) = tokio::join!(connecting, server.accept_plain());
+    let (client, mut messages) = client.expect("it listens");
+    for (seq, gap) in [(7, 1), (9, 1)] {
+        peer.say(oneway_with_too_many_pairs(seq)).await;
+        peer.say(oneway(seq + 1, "News", b"fits")).await;
+        let message = soon(messages.next()).await.expect("it is open");
+        assert_eq!((&*message.payload().expect("plain"), message.dropped_before()), (&b"fits"[..], gap));
+    }
+    assert_eq!((messages.dropped(), client.stats().oneways_refused), (2, 0));
+
+    let (_client, mut messages, mut peer) = connected(&server, ClientOptions::new()).await;
+    peer.say(oneway_with_too_many_pairs(PUSH | 1)).await;
+    peer.say(oneway(PUSH | 2, "News", b"fits")).await;
+    let message = soon(messages.next()).await.expect("it is open");
+    assert_eq!((message.dropped_before(), messages.dropped()), (1, 1));
+    drop(message);
+    // Its sender learns that nobody could read it.
+    let mut failed = None;
+    while failed.is_none() {
+        let ack = peer.next().await;
+        assert!(is_control(&ack, keys::ACK), "{ack:?}");
+        failed = ack.metadata().get(keys::ACK_FAILED).map(str::to_owned);
+    }
+    assert_eq!(failed.as_deref(), Some("1:bad_arguments"));
 }

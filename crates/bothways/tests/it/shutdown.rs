@@ -72,6 +72,69 @@ async fn a_server_stops_in_good_order() {
     assert_eq!(hooks.load(Ordering::Relaxed), 1);
 }
 
+/// Go calls another server if the connection ends, and not if it is answered with an error: what a plain client asks
+/// for when its server stops or drains gets no answer, and it sees the end once what runs of its own is answered.
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_of_a_server_that_stops_sees_the_end_and_no_error() {
+    for drains in [false, true] {
+        let (handler, mut asked) = gate();
+        let (hooks_begin, hooks) = tokio::sync::oneshot::channel::<()>();
+        let server = echoing()
+            .handler("T", "Wait", handler)
+            .on_shutdown(|| async {
+                hooks.await.expect("the test goes on");
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let mut client = Scripted::connect(listening.address()).await;
+            client.say(request(1, "Echo", b"a")).await;
+            client.hears(reply(1, "Echo", b"a")).await;
+            clients.push(client);
+        }
+        let [mut running, mut idle, mut asks, mut quiet] = clients.try_into().ok().expect("four");
+        let mut another = Scripted::connect_negotiated(listening.address()).await;
+        running.say(request(2, "Wait", b"")).await;
+        let of_running = soon(asked.recv()).await.expect("it runs");
+        another.say(request(1, "Wait", b"")).await;
+        let of_another = soon(asked.recv()).await.expect("it runs");
+
+        let stopping = tokio::spawn({
+            let server = server.clone();
+            async move { if drains { server.drain(s(60), 1000).await } else { server.shutdown(s(60)).await } }
+        });
+        settle().await;
+        if !drains {
+            asks.say(request(2, "Echo", b"while hooks run")).await;
+            asks.hears_the_end().await;
+        }
+        hooks_begin.send(()).expect("they wait");
+        settle().await;
+        // The call of another still runs.
+        for client in [&mut idle, &mut quiet] {
+            client.hears_the_end().await;
+        }
+        // By now each has had its turn.
+        tokio::time::sleep(s(1)).await;
+        running.say(request(3, "Echo", b"behind the stop")).await;
+        running.hears_nothing().await;
+        of_running.answer(Reply::ok("done"));
+        running.hears(reply(2, "Wait", b"done")).await;
+        running.hears_the_end().await;
+        assert!(!stopping.is_finished(), "{drains}");
+
+        of_another.answer(Reply::ok("done"));
+        for client in [running, idle, asks, quiet] {
+            client.end().await;
+        }
+        another.rest().await;
+        another.end().await;
+        let report = soon(stopping).await.expect("no panic");
+        assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0), "{drains}");
+    }
+}
+
 /// What is not done at the deadline is cut, and reported.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_cuts() {
