@@ -357,6 +357,9 @@ impl Registry {
                     if let Some(words) = self.endings.words(wanted, key) {
                         welcome.insert(keys::SESSION_WORDS, words);
                     }
+                } else if hello.get(keys::SESSION_ID).is_some() {
+                    // No session has such a name.
+                    welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
                 }
                 welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
                 fresh

@@ -567,3 +567,18 @@ async fn who_claims_in_vain_is_somebody_all_the_same() {
         }
     }
 }
+
+/// What is no name of a session is answered like the name of one that is gone.
+#[tokio::test(start_paused = true)]
+async fn a_resume_of_nonsense_is_told_why() {
+    let server = Server::builder().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for id in ["", "x", "-1"] {
+        let mut client = Scripted::connect(listening.address()).await;
+        let pairs = pair(keys::SESSION_ID, id).with(keys::SESSION_KEY, "x").with(keys::SESSION_OFFSET, "0");
+        client.say(control(7, keys::RESUME, &pairs, b"")).await;
+        let said = client.next().await.metadata();
+        assert_eq!((said.get(keys::SESSION_WHY), said.get(keys::SESSION_RESUMED)), (Some("unknown"), None), "{id}");
+        assert_ne!(said.get(keys::SESSION_ID), Some(id));
+    }
+}
