@@ -421,3 +421,16 @@ async fn the_future_of_a_call_is_small() {
     let call = client.call::<String>("Echo", "Echo", &args);
     assert!(size_of_val(&call) <= 1024, "{} bytes", size_of_val(&call));
 }
+
+/// The caller gets the text of a failed reply; what else it carries goes no further.
+#[tokio::test(start_paused = true)]
+async fn a_failed_reply_gives_its_text_and_nothing_else() {
+    let (client, mut peer) = plain().await;
+    let calling = tokio::spawn(async move { call(&client, "Partial", "").await });
+    let asked = peer.next().await;
+    let said = Metadata::new().with(keys::ERROR, "half done").with("k", "v");
+    let header = asked.header().reply().with_status(Status::ERROR);
+    peer.say(Message::new(header, "T", "Partial", &said, b"half").frame()).await;
+    let error = calling.await.expect("no panic").expect_err("it failed");
+    assert!(matches!(&error, CallError::Remote { text, code: None, .. } if text == "half done"), "{error}");
+}
