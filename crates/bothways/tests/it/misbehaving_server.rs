@@ -11,9 +11,7 @@ use bothways::{
 use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
 
 use crate::{
-    scripted::{
-        Scripted, ScriptedServer, control, is_control, oneway, reply_to, request_with, session_pairs, welcome,
-    },
+    scripted::{Scripted, ScriptedServer, control, is_control, oneway, reply_to, request_with, session_pairs, welcome},
     support::{settle, soon},
 };
 
