@@ -422,7 +422,7 @@ impl Connection {
     pub(super) fn run_hello(&self, hello: Hello, message: Message) {
         let came = message.frame().len();
         // The hook keeps the metadata, and nothing else of what was read.
-        let mut message = Message::new(message.header(), "", "", &message.metadata(), &[]);
+        let message = Message::new(message.header(), "", "", &message.metadata(), &[]);
         let max = message.frame().len() + HELLO_BYTES;
         if max < came {
             let error = DecodeError::TooLarge { len: came, max };
@@ -443,7 +443,7 @@ impl Connection {
                     Ok(permit) => permit,
                     Err(why) => return self.refuse_for_now(&message, &why, HELLO_RETRY),
                 };
-                permit.keep(&mut message);
+                permit.keep(&message);
                 tokio::spawn(async move {
                     let mut permit = permit;
                     let outcome = tokio::select! {

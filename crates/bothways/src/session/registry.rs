@@ -911,7 +911,8 @@ impl Registry {
         let crowd = WRITTEN_AT_ONCE < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
         let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
-        let mut unwritten = Unwritten(sessions.to_vec().into_iter());
+        let sessions = sessions.to_vec();
+        let mut unwritten = Unwritten(sessions.into_iter());
         runtime.spawn(async move {
             while unwritten.write(ENDED_AT_ONCE) {
                 tokio::task::yield_now().await;
