@@ -183,7 +183,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", group = "token_of_operators")]
     pub(crate) admin_token_file: Option<PathBuf>,
 
-    /// Where the admin service answers, of this machine or with TLS [default: tcp@127.0.0.1:8973 with a token]
+    /// Where the admin service answers, of this machine or with TLS (default, with a token: tcp@127.0.0.1:8973)
     #[arg(long, value_name = "ADDR", requires = "token_of_operators")]
     pub(crate) admin: Option<Address>,
 }
