@@ -120,6 +120,9 @@ impl Failure {
                 Self::new(Exit::Connection, error.to_string())
                     .hint(format!("nothing listens there; `bothways serve {address}` would start a server to try with"))
             }
+            ConnectError::NoAnswer { .. } => {
+                Self::new(Exit::Timeout, error.to_string()).hint("is it an rpcx server? Or raise --connect-timeout")
+            }
             ConnectError::TimedOut { .. } => {
                 Self::new(Exit::Connection, error.to_string()).hint("check host and port, or raise --connect-timeout")
             }

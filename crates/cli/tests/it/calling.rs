@@ -88,10 +88,14 @@ fn nobody_there_is_exit_code_3() {
 
 #[test]
 fn no_answer_is_exit_code_4() {
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = silent.local_addr().expect("an address").to_string();
+    let address = crate::support::silent_server();
     let ran = run(&["call", &address, "Arith.Mul", "--timeout", "200ms"]);
     ran.failed(4, &["no reply within 200ms", "--timeout"]);
+    // One that says nothing at all does not even answer the Hello.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let ran = run(&["call", &address, "Arith.Mul", "--connect-timeout", "200ms"]);
+    ran.failed(4, &["did not answer", "--connect-timeout"]);
 }
 
 #[test]

@@ -76,8 +76,7 @@ fn a_reply_that_differs_from_its_request_is_seen() {
 /// At a fixed rate, a call that had to wait for its turn was slow, even if it was never begun in time.
 #[test]
 fn a_server_that_stands_still_is_not_flattered() {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = silent.local_addr().expect("an address").to_string();
+    let address = crate::support::silent_server();
     let args = ["--connections", "1", "--in-flight", "1", "--rate", "100", "--duration", "300ms", "--timeout", "300ms"];
     let report = json(&run(&[&["load", &address, "--json"], &args[..]].concat()), 4);
     let (timed_out, unstarted) = (number(&report, "/timed_out"), number(&report, "/unstarted"));

@@ -195,3 +195,23 @@ impl Serving {
         Self { program, address, admin }
     }
 }
+
+/// A plain server that answers the first frame of one client, as an rpcx server echoes a heartbeat, and nothing after it.
+pub(crate) fn silent_server() -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut frame = vec![0; 16];
+        client.read_exact(&mut frame).expect("a Hello");
+        let length = u32::from_be_bytes(frame[12..].try_into().expect("four bytes")) as usize;
+        frame.resize(16 + length, 0);
+        client.read_exact(&mut frame[16..]).expect("all of it");
+        frame[2] |= 0x80;
+        client.write_all(&frame).expect("it listens");
+        // Takes what comes until the client has gone.
+        while client.read(&mut frame).is_ok_and(|n| n != 0) {}
+    });
+    address
+}

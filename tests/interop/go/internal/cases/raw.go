@@ -86,6 +86,10 @@ func (c *rawConn) stillWorks() error {
 func (c *rawConn) expectClosed() error {
 	_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
 	frame, err := wire.ReadFrame(c)
+	if err == nil && 16 <= len(frame) && frame[2]&0x83 == 0x81 {
+		// A failed reply may say which limit the frame is beyond, before the end.
+		frame, err = wire.ReadFrame(c)
+	}
 	var timeout net.Error
 	switch {
 	case err == nil:
