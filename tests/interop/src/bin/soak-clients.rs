@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bothways::{Client, ClientOptions, ConnectionEvent};
 use bothways_interop::soak::Received;
 use tokio::{io::AsyncReadExt, sync::Barrier, task::JoinSet};
@@ -13,16 +13,19 @@ use tokio::{io::AsyncReadExt, sync::Barrier, task::JoinSet};
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [address, clients, numbers] = &arguments[..] else { anyhow::bail!("ADDRESS COUNT N") };
+    let [address, clients, numbers] = &arguments[..] else { bail!("ADDRESS COUNT N") };
     let (clients, numbers): (usize, u64) = (clients.parse()?, numbers.parse()?);
     let mut running = JoinSet::new();
     let ready = Arc::new(Barrier::new(clients + 1));
     for client in 0..clients {
         running.spawn(receive(address.clone(), format!("u{client}"), numbers, Arc::clone(&ready)));
     }
-    ready.wait().await;
-    println!("READY");
     let (mut all, mut kept) = (Received::default(), Vec::new());
+    tokio::select! {
+        _ = ready.wait() => println!("READY"),
+        // None ends before all are ready, unless it failed.
+        Some(failed) = running.join_next() => bail!("{:?}", failed?.err()),
+    }
     while let Some(received) = running.join_next().await {
         let (received, client) = received??;
         all.add(&received);
@@ -40,7 +43,9 @@ async fn receive(
     numbers: u64,
     ready: Arc<Barrier>,
 ) -> anyhow::Result<(Received, Client)> {
-    let options = ClientOptions::new().backoff(Duration::from_millis(2), Duration::from_millis(20));
+    // The proxy may cut the first connection before the server has answered on it.
+    let options =
+        ClientOptions::new().backoff(Duration::from_millis(2), Duration::from_millis(20)).retry_first_connect(true);
     let (client, mut messages) = Client::bidirectional(&address, options).await.context("the proxy listens")?;
     // A session is the client's own once it has its Welcome: before that a cut means another one.
     while client.call::<()>("Soak", "Ready", &user).await.is_err() {
