@@ -323,7 +323,7 @@ impl Registry {
         if bounds.subscriptions_max <= state.patterns.len() {
             return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns.len() });
         }
-        let bytes: usize = state.patterns.names().map(|held| topic::bytes_of(held)).sum();
+        let bytes = state.patterns.bytes();
         if bounds.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::TooManySubscriptionBytes { bytes });
         }
@@ -350,8 +350,8 @@ impl Registry {
         let is_known = state.patterns.contains(pattern);
 
         // Since when the session has got everything of this topic, by whatever pattern.
-        let covering = state.patterns.iter().filter(|(held, _)| topic::covers(held, pattern)).map(|(_, since)| since);
-        let mut since = covering.min().unwrap_or_else(|| self.hub.clock.load(Ordering::Relaxed));
+        let mut since = self.hub.clock.load(Ordering::Relaxed);
+        state.patterns.each_covering(pattern, |earlier| since = since.min(earlier));
         let has_history = history.is_some();
         let answer = match history {
             Some(history) => {

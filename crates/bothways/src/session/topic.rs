@@ -151,7 +151,11 @@ fn check(text: &str) -> Result<(), TopicError> {
 
 /// What one subscriber has subscribed to: checked patterns, sorted, each with a stamp.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Patterns(Few<(Arc<str>, Since)>);
+pub(super) struct Patterns {
+    held: Few<(Arc<str>, Since)>,
+    /// The sum of [`bytes_of`] of all of them: asked for at each subscription, under the lock of all topics.
+    bytes: usize,
+}
 
 /// The stamp from which on a subscriber was sent everything; and in the two highest bits, which no stamp reaches:
 /// whether nothing may overtake what it was not sent, and whether there is such a message now.
@@ -173,11 +177,11 @@ impl Since {
 
 impl Patterns {
     fn place(&self, pattern: &str) -> Result<usize, usize> {
-        self.0.binary_search_by(|(held, _)| (**held).cmp(pattern))
+        self.held.binary_search_by(|(held, _)| (**held).cmp(pattern))
     }
 
     pub(super) fn get(&self, pattern: &str) -> Option<u64> {
-        self.place(pattern).ok().map(|at| self.0[at].1.stamp())
+        self.place(pattern).ok().map(|at| self.held[at].1.stamp())
     }
 
     pub(super) fn contains(&self, pattern: &str) -> bool {
@@ -187,35 +191,38 @@ impl Patterns {
     /// Adds a pattern, or changes its stamp.
     pub(super) fn insert(&mut self, pattern: Arc<str>, stamp: u64) {
         match self.place(&pattern) {
-            Ok(at) => self.0[at].1 = self.0[at].1.with_stamp(stamp),
-            Err(at) => self.0.insert(at, (pattern, Since(stamp))),
+            Ok(at) => self.held[at].1 = self.held[at].1.with_stamp(stamp),
+            Err(at) => {
+                self.bytes += bytes_of(&pattern);
+                self.held.insert(at, (pattern, Since(stamp)));
+            }
         }
     }
 
     /// From here on the subscriber asks for what it was not sent of this topic: nothing of it is to overtake that.
     pub(super) fn set_ordered(&mut self, topic: &str) {
         if let Ok(at) = self.place(topic) {
-            self.0[at].1.0 |= Since::ORDERED;
+            self.held[at].1.0 |= Since::ORDERED;
         }
     }
 
     /// A message of this topic is not sent. If nothing may overtake it, nothing is until [`Self::go_on`].
     pub(super) fn stall(&mut self, topic: &str) {
         if let Ok(at) = self.place(topic)
-            && self.0[at].1.0 & Since::ORDERED != 0
+            && self.held[at].1.0 & Since::ORDERED != 0
         {
-            self.0[at].1.0 |= Since::STALLED;
+            self.held[at].1.0 |= Since::STALLED;
         }
     }
 
     pub(super) fn is_stalled(&self, topic: &str) -> bool {
-        self.place(topic).is_ok_and(|at| self.0[at].1.0 & Since::STALLED != 0)
+        self.place(topic).is_ok_and(|at| self.held[at].1.0 & Since::STALLED != 0)
     }
 
     /// The subscriber has got what it was not sent of this topic, or knows that it does not get it.
     pub(super) fn go_on(&mut self, topic: &str) {
         if let Ok(at) = self.place(topic) {
-            self.0[at].1.0 &= !Since::STALLED;
+            self.held[at].1.0 &= !Since::STALLED;
         }
     }
 
@@ -223,22 +230,70 @@ impl Patterns {
     pub(super) fn remove(&mut self, pattern: &str) -> bool {
         let place = self.place(pattern);
         if let Ok(at) = place {
-            self.0.remove(at);
+            self.bytes -= bytes_of(pattern);
+            self.held.remove(at);
         }
         place.is_ok()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.held.len()
+    }
+
+    /// What they take, at most.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Calls `each` with the stamp of every pattern that covers this one, or this topic. Returns how many places it
+    /// looked for: that grows with the segments of the pattern and with those that cover it, not with all that are held.
+    pub(super) fn each_covering(&self, pattern: &str, mut each: impl FnMut(u64)) -> usize {
+        each_covering(&self.held, 0, pattern, &mut each)
+    }
+
+    pub(super) fn covers(&self, topic: &str) -> bool {
+        let mut is_covered = false;
+        self.each_covering(topic, |_| is_covered = true);
+        is_covered
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.0.iter().map(|(pattern, since)| (pattern, since.stamp()))
+        self.held.iter().map(|(pattern, since)| (pattern, since.stamp()))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
-        self.0.iter().map(|(pattern, _)| pattern)
+        self.held.iter().map(|(pattern, _)| pattern)
     }
+}
+
+/// Of patterns that are sorted, and equal in their first `at` bytes, those whose rest covers `rest`.
+fn each_covering(held: &[(Arc<str>, Since)], at: usize, rest: &str, each: &mut impl FnMut(u64)) -> usize {
+    let (segment, behind) = match rest.split_once('.') {
+        Some((segment, behind)) => (segment, Some(behind)),
+        None => (rest, None),
+    };
+    let literal = Some(segment).filter(|segment| !matches!(*segment, "*" | ">"));
+    let star = Some("*").filter(|_| segment != ">");
+    let mut looked_for = 0;
+
+    for (own, ends) in [(Some(">"), true), (star, behind.is_none()), (literal, behind.is_none())] {
+        let Some(own) = own else { continue };
+        looked_for += 1;
+        if ends {
+            if let Ok(found) = held.binary_search_by(|(pattern, _)| pattern[at..].cmp(own)) {
+                each(held[found].1.stamp());
+            }
+        } else if let Some(behind) = behind {
+            let below = |pattern: &str| pattern[at..].bytes().lt(own.bytes().chain([b'.']));
+            let begins = |pattern: &str| pattern[at..].strip_prefix(own).is_some_and(|more| more.starts_with('.'));
+            let from = &held[held.partition_point(|(pattern, _)| below(pattern))..];
+            let alike = &from[..from.partition_point(|(pattern, _)| begins(pattern))];
+            if !alike.is_empty() {
+                looked_for += each_covering(alike, at + own.len() + 1, behind, each);
+            }
+        }
+    }
+    looked_for
 }
 
 /// Most wildcards in a pattern of a client: what a publish walks grows with their number, by powers.
@@ -534,6 +589,29 @@ mod tests {
         assert!(COMPARISONS.get() < 5 * CROWD as usize, "{} comparisons", COMPARISONS.get());
     }
 
+    /// A subscription is looked up among those that a session holds, and their bytes are known: what that takes does not
+    /// grow with their number.
+    #[test]
+    fn a_subscription_costs_the_same_however_many_are_held() {
+        let mut patterns = Patterns::default();
+        let mut bytes = 0;
+        for number in 0..1000 {
+            for pattern in [format!("room.{number}.chat"), format!("room.{number}.*"), format!("{number}.>")] {
+                bytes += bytes_of(&pattern);
+                patterns.insert(pattern.as_str().into(), number);
+            }
+        }
+        let mut found = Vec::new();
+        let looked_for = patterns.each_covering("room.7.chat", |stamp| found.push(stamp));
+        assert!(found == [7, 7] && looked_for <= 12, "{found:?} at {looked_for} places");
+        assert!(patterns.covers("7.x") && !patterns.covers("room.7"));
+        assert_eq!(patterns.bytes(), bytes);
+        patterns.insert("room.7.chat".into(), 3);
+        assert_eq!(patterns.bytes(), bytes, "it was there");
+        assert!(patterns.remove("room.7.chat") && !patterns.remove("room.7.chat"));
+        assert_eq!(patterns.bytes(), bytes - bytes_of("room.7.chat"));
+    }
+
     /// What a publish walks is bounded by the wildcards that a client's pattern may have, however many patterns there are.
     #[test]
     fn a_publish_looks_at_few_places_whatever_clients_subscribe_to() {
@@ -573,6 +651,26 @@ mod tests {
     }
 
     proptest! {
+        /// Those that cover a pattern are found among all that are held.
+        #[test]
+        fn the_covering_are_found(
+            held in prop::collection::vec(pattern(), 0..30),
+            other in pattern(),
+        ) {
+            let mut patterns = Patterns::default();
+            for (stamp, pattern) in held.iter().enumerate() {
+                patterns.insert(pattern.as_str().into(), stamp as u64);
+            }
+            let mut expected: Vec<u64> =
+                patterns.iter().filter(|(pattern, _)| covers(pattern, &other)).map(|(_, stamp)| stamp).collect();
+            let mut found = Vec::new();
+            patterns.each_covering(&other, |stamp| found.push(stamp));
+            expected.sort_unstable();
+            found.sort_unstable();
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(patterns.bytes(), patterns.names().map(|pattern| bytes_of(pattern)).sum::<usize>());
+        }
+
         /// Patterns compare as the sets of topics that they match.
         #[test]
         fn patterns_compare_as_sets(a in short_pattern(), b in short_pattern()) {
