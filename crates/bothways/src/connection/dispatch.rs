@@ -40,6 +40,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
         false
     }
 
+    /// True if a Hello that [`Self::handle_hello`] lets in has shown the client's token.
+    fn hello_shows_token(&self) -> bool {
+        true
+    }
+
     /// The first frame of a client, whatever it is. `Err`: there are too many now, and it may try again after so long.
     fn admit(&self, _first: &Message) -> Result<(), Duration> {
         Ok(())
@@ -660,8 +665,8 @@ impl Connection {
         self.shared.state.lock().hello_pending = false;
         self.shared.changed.notify_waiters();
         match outcome {
-            Ok(()) => self.trust(),
-            Err(_) => self.end_check(),
+            Ok(()) if self.shared.inlet.hello_shows_token() => self.trust(),
+            Ok(()) | Err(_) => self.end_check(),
         }
         match outcome {
             Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)) => {

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     calm::Calm,
-    connection::{Answer, Connection, ConnectionId, Inlet, deadline},
+    connection::{Answer, Connection, ConnectionId, Inlet, Load, Settings, deadline},
     error::{AuthError, CloseReason, ServeError},
     handler::Request,
     reply::{BoxFuture, Reply},
@@ -42,6 +42,14 @@ use crate::{
 
 /// Connections to the admin address at once: operators and their tools, and nobody else.
 const CONNECTIONS_MAX: usize = 64;
+
+/// Bytes of their frames that have begun and not ended, beyond 64 KiB of each; without a token half of it. 16 MiB: two
+/// of the largest frames. Clients of the service have their own room, whatever strangers do here.
+const PARTIAL_BYTES_MAX: usize = 16 << 20;
+
+/// Their requests that run at once, and the bytes of these.
+const REQUESTS_MAX: usize = 1024;
+const REQUEST_BYTES_MAX: usize = 64 << 20;
 
 /// Wrong tokens of one peer that are looked at: ten at once, and then one a second.
 const GUESSES: Rate = Rate::per_second(1).burst(10);
@@ -125,8 +133,10 @@ pub(super) struct Door {
     began: Instant,
     pub(super) refused: AtomicU64,
     told: Calm,
-    /// Connections to the admin addresses. True: the token was right.
-    pub(super) open: Mutex<HashMap<ConnectionId, (Connection, bool)>>,
+    /// Connections to the admin addresses.
+    open: Mutex<HashMap<ConnectionId, Connection>>,
+    /// What runs for them, and what they have begun to send.
+    pub(super) load: Arc<Load>,
     slots: Arc<Semaphore>,
     /// True once the server is over: until then operators look in, also while it stops.
     over: watch::Sender<bool>,
@@ -141,6 +151,7 @@ impl Door {
             refused: AtomicU64::new(0),
             told: Calm::default(),
             open: Mutex::default(),
+            load: Arc::new(Load::new(REQUESTS_MAX).with_bytes(REQUEST_BYTES_MAX, PARTIAL_BYTES_MAX)),
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             over: watch::Sender::new(false),
         }
@@ -159,8 +170,10 @@ impl Door {
             return Err(self.refuse(&peer, text));
         }
         if self.options.is(metadata.value(keys::ADMIN_TOKEN).unwrap_or_default()) {
-            if let Some((_, is_let_in)) = self.open.lock().get_mut(&connection.id()) {
-                *is_let_in = true;
+            // Where clients of the service connect, the service's own hook is what lets them in.
+            let is_ours = self.open.lock().contains_key(&connection.id());
+            if is_ours {
+                connection.trust();
             }
             return Ok(());
         }
@@ -195,7 +208,7 @@ impl Door {
     }
 
     pub(super) fn connections(&self) -> Vec<Connection> {
-        self.open.lock().values().map(|(connection, _)| connection.clone()).collect()
+        self.open.lock().values().cloned().collect()
     }
 
     /// The server is over, and with it its admin service.
@@ -228,6 +241,8 @@ struct AdminInlet {
     door: Arc<Door>,
     router: Router,
     runtime: Handle,
+    /// Those of the service, with a load of their own.
+    settings: Arc<Settings>,
 }
 
 impl Inlet for AdminInlet {
@@ -247,8 +262,16 @@ impl Inlet for AdminInlet {
         }
     }
 
+    fn asks_for_token(&self) -> bool {
+        true
+    }
+
+    /// Whoever has no token gets no further than this.
+    fn hello_shows_token(&self) -> bool {
+        false
+    }
+
     fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
-        // Whoever has no token gets no further than this.
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -280,7 +303,9 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let local = listener.local_address().to_owned();
     start_watch(shared);
     let router = admin::add_routes(Router::new(), Arc::clone(door), Arc::downgrade(shared));
-    let inlet = AdminInlet { shared: Arc::clone(shared), door: Arc::clone(door), router, runtime: Handle::current() };
+    let settings = Arc::new(Settings { load: Arc::clone(&door.load), ..Settings::clone(&shared.settings) });
+    let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
+    let inlet = AdminInlet { shared, door, router, runtime, settings };
     let accepting = tokio::spawn(accept_all(Arc::new(inlet), listener));
     tracing::info!(address = local, "listening for operators");
     Ok(Listening::new(local, server.clone(), accepting.abort_handle()))
@@ -325,9 +350,9 @@ async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, _slot: OwnedSemaphoreP
         Err(error) => return tracing::debug!(%error, "a handshake at an admin address failed"),
     };
     let door = Arc::clone(&inlet.door);
-    let (settings, ears) = (Arc::clone(&shared.settings), Arc::clone(&inlet) as Arc<dyn Inlet>);
+    let (settings, ears) = (Arc::clone(&inlet.settings), Arc::clone(&inlet) as Arc<dyn Inlet>);
     let connection = Connection::start(Role::Server, socket, settings, ears, None, |connection| {
-        door.open.lock().insert(connection.id(), (connection.clone(), false));
+        door.open.lock().insert(connection.id(), connection.clone());
     });
     if *door.over.borrow() {
         return connection.close();
@@ -335,8 +360,7 @@ async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, _slot: OwnedSemaphoreP
     if tokio::time::timeout(limit, connection.closed()).await.is_ok() {
         return;
     }
-    let is_let_in = door.open.lock().get(&connection.id()).is_none_or(|(_, is_let_in)| *is_let_in);
-    if !is_let_in {
+    if !connection.is_trusted() {
         tracing::debug!(connection = %connection.id(), "an admin connection brought no token in time");
         // At once: who does not end its side keeps no place.
         connection.cut();

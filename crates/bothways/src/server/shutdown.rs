@@ -236,6 +236,9 @@ async fn begin(shared: &Shared, deadline: Instant) {
 /// Waits for what runs, closes who is still there, and ends the sessions.
 async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut report: ShutdownReport) -> ShutdownReport {
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
+    if let Some(door) = &shared.door {
+        let _ = timeout_at(deadline, door.load.idle()).await;
+    }
     report.calls_unfinished = shared.settings.load.running();
     acknowledged(shared, deadline).await;
     for chunk in shared.all_connections().chunks(AT_ONCE) {

@@ -10,7 +10,7 @@ use bothways::{
     CallError, Client, ClientOptions, ErrorCode, ServeError, Server, ServerBuilder, Session, Target,
     server::{ADMIN_PATH, AdminClient, AdminOptions, EmptyAdminToken, Page, PushTarget, SessionsAsked},
 };
-use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
+use bothways_proto::{Capabilities, Header, Message, Metadata, Seq, SerializeType, keys};
 
 use crate::{
     scripted::Scripted,
@@ -165,6 +165,59 @@ async fn who_brings_no_token_is_sent_away() {
     stays.connections(Page::default()).await.expect("there is room again");
     tokio::time::sleep(Duration::from_secs(60)).await;
     stays.connections(Page::default()).await.expect("who has the token stays");
+}
+
+/// Before the right token a frame is as small as any stranger's, whatever Hello came first; behind it, as large as any.
+#[tokio::test(start_paused = true)]
+async fn operators_without_a_token_send_small_frames() {
+    let server = admin(Server::builder().unauthenticated_body_bytes_max(100_000));
+    let listening = server.listen_admin(&address()).await.expect("a free name");
+    let large = crate::scripted::request(7, "Echo", &[7; 500_000]);
+    for hello in [None, Some(crate::scripted::hello(0, Capabilities::ALL, &Metadata::new()))] {
+        let mut stranger = Scripted::connect(listening.address()).await;
+        if let Some(hello) = hello {
+            stranger.say(hello).await;
+            stranger.next().await;
+        }
+        stranger.say(&large[..90_000]).await;
+        let refused = stranger.next().await;
+        let text = refused.error_text().expect("it failed");
+        assert!(text.contains("`unauthenticated_body_bytes_max` is 100000"), "{text}");
+        stranger.hears_the_end().await;
+    }
+    let mut operator = Scripted::connect(listening.address()).await;
+    operator.say(ask(1, "right")).await;
+    assert_eq!(operator.next().await.error_text(), None);
+    operator.say(&large).await;
+    let answered = operator.next().await.error_text().expect("there is no such service");
+    assert!(answered.contains("can't find service"), "{answered}");
+}
+
+/// What strangers begin to send at the admin address takes no room of the service's clients, and is bounded itself.
+#[tokio::test(start_paused = true)]
+async fn strangers_at_the_admin_address_take_no_room_of_clients() {
+    let server = admin(Server::builder().handler("T", "Echo", crate::support::echo).partial_bytes_max(300_000));
+    let serving = server.listen(&address()).await.expect("a free name");
+    let operators = server.listen_admin(&address()).await.expect("a free name");
+    let begun = crate::scripted::request(1, "Echo", &[7; 1_000_000]);
+    let mut strangers = Vec::new();
+    for _ in 0..12 {
+        let mut stranger = Scripted::connect(operators.address()).await;
+        stranger.say(&begun[..900_000]).await;
+        settle().await;
+        strangers.push(stranger);
+    }
+    let mut client = Scripted::connect(serving.address()).await;
+    for number in 2..4 {
+        client.say(crate::scripted::request(number, "Echo", &[7; 1_000_000])).await;
+        client.hears(crate::scripted::reply(number, "Echo", &[7; 1_000_000])).await;
+    }
+    let mut refused = 0;
+    for stranger in &mut strangers {
+        let answer = tokio::time::timeout(Duration::from_millis(1), stranger.next()).await;
+        refused += usize::from(answer.is_ok_and(|answer| answer.error_text().is_some()));
+    }
+    assert!((1..12).contains(&refused), "8 MiB are for strangers: {refused} were refused");
 }
 
 /// Operators look in while a server stops, to the end.
