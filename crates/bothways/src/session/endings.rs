@@ -70,7 +70,7 @@ impl NotResumed {
 /// The end of a session.
 #[derive(Clone, Copy)]
 pub(super) struct Ending<'a> {
-    /// For who asks what happened to it. `None`: nothing is left of it, another one stands for it.
+    /// For who asks what happened to it. `None`: nothing is left of it.
     pub(super) why: Option<&'a str>,
     /// What its client is told that comes back to it.
     pub(super) told: NotResumed,
@@ -86,6 +86,11 @@ impl<'a> Ending<'a> {
     /// On purpose: it can be explained whatever happened to it before.
     pub(super) fn by_server(self) -> Self {
         Self { by_server: true, ..self }
+    }
+
+    /// Its client showed no token that was accepted: nothing is told of it.
+    pub(super) fn of_stranger() -> Self {
+        Self::merged()
     }
 
     /// Another session stands for it.

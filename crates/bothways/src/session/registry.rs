@@ -591,7 +591,11 @@ impl Registry {
                 false => "with its connection: its client does not speak sessions",
             };
             // A plain client comes back as another session of its user, if at all.
-            let ending = Ending::new(why, NotResumed::Expired);
+            let ending = match connection.is_trusted() {
+                true => Ending::new(why, NotResumed::Expired),
+                // Whoever comes and goes without a token drives out no story of others.
+                false => Ending::of_stranger(),
+            };
             self.remove(&session, ending, Some(later(now, self.options.resume_window)));
         }
     }

@@ -6,8 +6,12 @@ use bothways::{
     CallError, CallOptions, Caller, Class, Client, ClientOptions, Push, Reply, Request, Router, SerializeType, Server,
     ServerMessages, Target, caller::RawCall, session::Standing,
 };
+use bothways_proto::{Capabilities, Metadata, keys};
 
-use crate::support::{address, settle, until};
+use crate::{
+    scripted::{self, Scripted},
+    support::{address, settle, until},
+};
 
 fn server() -> bothways::ServerBuilder {
     Server::builder().auth(|request| async move {
@@ -220,4 +224,44 @@ async fn health_checks_drive_out_no_story() {
 
 async fn client_of(address: &str) -> (Client, ServerMessages) {
     client(address, "").await
+}
+
+/// Strangers come and go, whatever they say and whatever is pushed to everybody meanwhile: who was sent something before
+/// them is still explained, and nothing is told of them.
+#[tokio::test(start_paused = true)]
+async fn strangers_drive_out_no_story() {
+    let auth = |request: bothways::server::AuthRequest| async move {
+        let session = request.session();
+        if request.token != "ann" {
+            return Err("no");
+        }
+        session.iter().for_each(|session| session.bind_user(&request.token));
+        Ok(())
+    };
+    let server = Server::builder().auth(auth).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (client, _messages) = client(listening.address(), "ann").await;
+    server.push(&Target::user("ann"), &Push::new("T", "Hi", "")).expect("she is there");
+    client.close();
+    until(|| server.stats().connections == 0).await;
+
+    let wrong = Metadata::new().with(keys::AUTH, "bad");
+    let says = [
+        scripted::ping(1),
+        scripted::hello(0, Capabilities::ALL, &wrong),
+        scripted::request_with(1, "Echo", &wrong, b""),
+        scripted::control(1, keys::ENABLE, keys::AUTH, "bad"),
+    ];
+    for said in says.iter().cycle().take(600) {
+        let mut stranger = Scripted::connect(listening.address()).await;
+        stranger.say(said).await;
+        settle().await;
+        server.push(&Target::everyone(), &Push::new("T", "Hi", "")).expect("nobody is there");
+        drop(stranger);
+        until(|| server.stats().connections == 0).await;
+    }
+    settle().await;
+    let lines = story(&server, &Target::everyone());
+    assert!(lines.iter().any(|line| line.starts_with("push T.Hi")), "{lines:#?}");
+    assert_eq!(story(&server, &Target::user("ann")), lines);
 }
