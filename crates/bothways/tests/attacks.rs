@@ -27,6 +27,9 @@ const BESIDE: usize = 48 << 20;
 /// What may wait of a client's calls.
 const CALL_BYTES: usize = 16 << 20;
 
+/// A reply that is large.
+const LARGE: usize = 6 << 20;
+
 /// The bounds of the server, and what the attacks send.
 struct Sizes {
     payload: usize,
@@ -35,6 +38,7 @@ struct Sizes {
     requests_of_connection: usize,
     partial: usize,
     stranger: usize,
+    outgoing: usize,
     attackers: usize,
 }
 
@@ -47,6 +51,7 @@ fn sizes() -> Sizes {
             requests_of_connection: 64 << 20,
             partial: 256 << 20,
             stranger: 1 << 20,
+            outgoing: 1 << 30,
             attackers: 150,
         };
     }
@@ -57,6 +62,7 @@ fn sizes() -> Sizes {
         requests_of_connection: 8 << 20,
         partial: 8 << 20,
         stranger: 256 << 10,
+        outgoing: 16 << 20,
         attackers: 40,
     }
 }
@@ -80,8 +86,15 @@ fn serve(guarded: bool, hooked: bool) {
             tokio::time::sleep(Duration::from_secs(600)).await;
             Ok::<_, String>(text)
         };
+        let later = |_: Request| async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            Reply::ok(vec![7; 100_000])
+        };
+        let large = |_: Request| std::future::ready(Reply::ok(vec![7; LARGE]));
         let mut builder = Server::builder()
             .handler("T", "Echo", echo)
+            .handler("T", "Later", later)
+            .handler("T", "Large", large)
             .handler("T", "Wait", wait)
             .handler("T", "Keep", keep)
             .function("T", "Function", function)
@@ -91,7 +104,8 @@ fn serve(guarded: bool, hooked: bool) {
             .unpacked_bytes_max(sizes.unpacked, sizes.unpacked_of_connection)
             .request_bytes_max(1 << 30, sizes.requests_of_connection)
             .partial_bytes_max(sizes.partial)
-            .unauthenticated_body_bytes_max(sizes.stranger);
+            .unauthenticated_body_bytes_max(sizes.stranger)
+            .outgoing_bytes_max(sizes.outgoing);
         if guarded {
             builder = builder.auth(|_| async {
                 tokio::time::sleep(Duration::from_secs(600)).await;
@@ -329,6 +343,27 @@ fn replies_that_are_read_slowly() {
     for (writer, reader) in attackers {
         writer.join().expect("no panic");
         reader.join().expect("no panic");
+    }
+}
+
+/// Replies that nobody reads, of handlers that run already and of such as are ready at once, on many connections.
+#[test]
+fn replies_that_nobody_reads() {
+    for (method, calls) in [("Later", 200), ("Large", 3)] {
+        let (sizes, attacked) = (sizes(), Attacked::start("open"));
+        let mut held = Vec::new();
+        for _ in 0..sizes.attackers {
+            let mut client = attacked.connect();
+            flood(&mut client, &request(1, method, CompressType::NONE, b""), calls);
+            held.push(client);
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        // Of each its own 64 KiB, what is on its way, and failures; and a reply for each thread that asks for room.
+        let bound = sizes.outgoing + sizes.attackers * (256 << 10) + 4 * LARGE;
+        attacked.stays_below(bound, &format!("replies that nobody reads: {method}"));
+        let mut other = attacked.connect();
+        other.write_all(&request(1, "Echo", CompressType::NONE, &[1; 30_000])).expect("it reads");
+        other.read_exact(&mut [0; 30_000]).expect("others are answered");
     }
 }
 

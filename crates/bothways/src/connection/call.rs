@@ -306,7 +306,7 @@ impl Connection {
                 state.proto.forget(seq);
                 Err(match refused {
                     Refused::TooLarge(error) => CallError::TooLarge(error),
-                    Refused::Full { bytes, .. } => CallError::QueueFull { bytes },
+                    Refused::Full { bytes, .. } | Refused::AllFull { bytes, .. } => CallError::QueueFull { bytes },
                     Refused::Disconnect(why) => {
                         CallError::Closed { written: false, reason: CloseReason::SlowPeer(why) }
                     }

@@ -86,6 +86,13 @@ impl Connection {
                 let why = format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)");
                 Some((why, Names::new("", "")))
             }
+            Err(Refused::AllFull { bytes, .. }) => {
+                let why = format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)");
+                if let Some(left_out) = shared.settings.load.told_no_room.due() {
+                    tracing::warn!(peer = self.peer_address(), bytes, left_out, "a reply found no room");
+                }
+                Some((why, Names::new("", "")))
+            }
             _ => None,
         };
         if let Some((why, names)) = failure {

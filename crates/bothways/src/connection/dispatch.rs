@@ -16,8 +16,9 @@ use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Me
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
-use super::{Connection, Lane, after, control::cut};
+use super::{Connection, Lane, after, control::cut, outgoing::Outgoing};
 use crate::{
+    calm::Calm,
     error::{AuthError, CloseReason, ErrorCode},
     guard::{Guarded, Panicked},
     packing,
@@ -137,6 +138,10 @@ pub(crate) struct Load {
     /// Bytes of the frames that have begun and not ended, of each what is beyond one read.
     partial_bytes: AtomicUsize,
     partial_bytes_max: usize,
+    /// What waits for their peers to read.
+    outgoing: Outgoing,
+    /// Replies that found no room there.
+    pub(super) told_no_room: Calm,
     /// Woken when nothing runs any more, and when nobody is to be told any more.
     idle: Notify,
 }
@@ -151,6 +156,8 @@ impl Load {
             request_bytes_max: 1 << 30,
             partial_bytes: AtomicUsize::new(0),
             partial_bytes_max: 256 << 20,
+            outgoing: Outgoing::new(usize::MAX),
+            told_no_room: Calm::default(),
             idle: Notify::new(),
         }
     }
@@ -158,6 +165,15 @@ impl Load {
     /// The same, with these bounds on the bytes of requests that run, and of frames that have not ended.
     pub(crate) fn with_bytes(self, request_bytes_max: usize, partial_bytes_max: usize) -> Self {
         Self { request_bytes_max, partial_bytes_max, ..self }
+    }
+
+    /// The same, with this bound on the bytes that wait for peers to read.
+    pub(crate) fn with_outgoing(self, bytes_max: usize) -> Self {
+        Self { outgoing: Outgoing::new(bytes_max), ..self }
+    }
+
+    pub(crate) fn outgoing(&self) -> &Outgoing {
+        &self.outgoing
     }
 
     /// A frame that had so many bytes has so many now. False: all of them together have too many, or more than half of

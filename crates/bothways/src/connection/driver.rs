@@ -468,7 +468,9 @@ impl State {
 
     /// True if the peer asks and does not read what it is answered, be it calls or heartbeats.
     fn unread_piles_up(&self, settings: &Settings) -> bool {
-        self.replies_pile_up(settings) || self.outbox.control_piles_up()
+        self.replies_pile_up(settings)
+            || self.outbox.control_piles_up()
+            || self.outbox.holds_much(settings.load.outgoing())
     }
 
     /// True if the peer calls and does not read what it is answered.

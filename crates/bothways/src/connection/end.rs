@@ -210,10 +210,16 @@ impl Connection {
                 state.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }
-        let dropped = state.outbox.clear();
-        state.drop_later(dropped);
+        self.forget_outgoing(state);
         state.phase = Phase::Closed(Box::new(reason));
         self.wake_driver(state);
         state.notify(&self.shared.changed);
+    }
+
+    /// Nothing that waits leaves any more.
+    pub(super) fn forget_outgoing(&self, state: &mut Locked<'_>) {
+        let dropped = state.outbox.clear();
+        state.outbox.recount(self.shared.settings.load.outgoing());
+        state.drop_later(dropped);
     }
 }

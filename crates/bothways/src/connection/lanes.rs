@@ -15,6 +15,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::outgoing::ENTRY_BYTES;
+
 /// What a frame is, for the order in which frames leave and for what may be dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Lane {
@@ -31,6 +33,8 @@ pub(super) enum Lane {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) lane: Lane,
+    /// Its bytes are this connection's alone, and not a push that was encoded for many.
+    pub(super) owned: bool,
     /// Of a call its number, of anything else that of the last call before it: within a lane these numbers
     /// never fall.
     pub(super) call: u64,
@@ -42,6 +46,11 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn len(&self) -> usize {
         self.head.len() + self.body.len()
+    }
+
+    /// What it holds of the room that all connections share.
+    pub(super) fn cost(&self) -> usize {
+        if self.owned { ENTRY_BYTES + self.len() } else { 0 }
     }
 }
 
@@ -96,6 +105,8 @@ pub(super) struct Lanes {
     turn: usize,
     /// By kind, wherever they wait.
     waiting: [Waiting; 4],
+    /// What of it counts for all connections together.
+    cost: usize,
     /// Payloads of pushes that were dropped, until the lock is free: they may be an application's own.
     dropped: Vec<Bytes>,
 }
@@ -110,6 +121,7 @@ impl Lanes {
             weights,
             turn: PUSHES,
             waiting: Default::default(),
+            cost: 0,
             dropped: Vec::new(),
         }
     }
@@ -133,8 +145,13 @@ impl Lanes {
         self.waiting[lane as usize]
     }
 
+    /// What of it counts for all connections together.
+    pub(super) fn cost(&self) -> usize {
+        self.cost
+    }
+
     pub(super) fn push(&mut self, entry: Entry) {
-        self.count_in(entry.lane, entry.len());
+        self.count_in(&entry);
         match self.place(entry.lane) {
             None => self.control.push_back(entry),
             Some(place) => self.shares[place].entries.push_back(entry),
@@ -147,7 +164,7 @@ impl Lanes {
             Some(entry) => entry,
             None => self.pop_by_weight()?,
         };
-        self.count_out(entry.lane, entry.len());
+        self.count_out(&entry);
         Some(entry)
     }
 
@@ -160,9 +177,9 @@ impl Lanes {
             return None;
         }
         let (head, body) = (std::mem::take(&mut entry.head), std::mem::take(&mut entry.body));
-        let forgotten = Entry { lane: Lane::Call, call: number, head, body };
+        let forgotten = Entry { lane: Lane::Call, owned: entry.owned, call: number, head, body };
         share.trim();
-        self.count_out(Lane::Call, forgotten.len());
+        self.count_out(&forgotten);
         Some(forgotten)
     }
 
@@ -172,7 +189,7 @@ impl Lanes {
         let at = share.entries.iter().position(|entry| entry.lane == Lane::Push)?;
         let dropped = share.entries.remove(at)?;
         share.trim();
-        self.count_out(Lane::Push, dropped.len());
+        self.count_out(&dropped);
         Some(dropped)
     }
 
@@ -222,16 +239,18 @@ impl Lanes {
         }
     }
 
-    fn count_in(&mut self, lane: Lane, len: usize) {
-        let waiting = &mut self.waiting[lane as usize];
+    fn count_in(&mut self, entry: &Entry) {
+        self.cost += entry.cost();
+        let waiting = &mut self.waiting[entry.lane as usize];
         waiting.frames += 1;
-        waiting.bytes += len;
+        waiting.bytes += entry.len();
     }
 
-    fn count_out(&mut self, lane: Lane, len: usize) {
-        let waiting = &mut self.waiting[lane as usize];
+    fn count_out(&mut self, entry: &Entry) {
+        self.cost -= entry.cost();
+        let waiting = &mut self.waiting[entry.lane as usize];
         waiting.frames -= 1;
-        waiting.bytes -= len;
+        waiting.bytes -= entry.len();
     }
 }
 
@@ -240,7 +259,7 @@ mod tests {
     use super::*;
 
     fn entry(lane: Lane, len: usize) -> Entry {
-        Entry { lane, call: 0, head: vec![0; len].into(), body: Bytes::new() }
+        Entry { lane, owned: lane != Lane::Push, call: 0, head: vec![0; len].into(), body: Bytes::new() }
     }
 
     /// Bytes of each kind among the first so many, while all go on waiting.
@@ -330,11 +349,12 @@ mod tests {
             })
         };
         assert_eq!(counts(&lanes), [(1, 1), (1, 2), (1, 4), (2, 24)]);
+        assert_eq!(lanes.cost(), 3 * ENTRY_BYTES + 7, "pushes that were encoded for many count for none");
         assert_eq!(lanes.drop_oldest_push().map(|entry| entry.len()), Some(8));
         assert_eq!(lanes.forget_call(1).map(|entry| entry.len()), Some(4));
         assert_eq!(counts(&lanes), [(1, 1), (1, 2), (0, 0), (1, 16)]);
         while lanes.pop().is_some() {}
-        assert_eq!(counts(&lanes), [(0, 0); 4]);
+        assert_eq!((counts(&lanes), lanes.cost()), ([(0, 0); 4], 0));
         assert!(lanes.is_empty());
     }
 }

@@ -14,6 +14,7 @@
 //! | `socket.rs` | the socket, until the connection is over |
 //! | `lock.rs` | the one lock, and what waits until it is free |
 //! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
+//! | `outgoing.rs` | bytes that wait in all connections, and which of these may have more |
 //! | `lanes.rs` | what waits behind a full socket, and whose turn it is |
 //! | `wire.rs` | bytes in their final order |
 //! | `progress.rs` | how far calls and pushes are |
@@ -37,6 +38,7 @@ mod end;
 mod lanes;
 mod lock;
 mod outbox;
+mod outgoing;
 mod pace;
 mod progress;
 mod rest;

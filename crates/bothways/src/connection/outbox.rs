@@ -17,13 +17,15 @@
 //! | calls | `call_bytes_max` | the call is refused |
 //! | pushes | `push_queue` | [`Overflow`] |
 //!
-//! One frame that is larger than its bound is taken if nothing else waits in its lane.
+//! One frame that is larger than its bound is taken if nothing else waits in its lane. Beside these bounds all connections
+//! share the room that [`Outgoing`] counts: what finds none there is refused by the same rules, a push always.
 
 use bothways_proto::{EncodeError, FrameParts, HEADER_LEN, Limits, Role, Seq};
 use bytes::Bytes;
 
 use super::{
     lanes::{Entry, Lane, Lanes, Waiting},
+    outgoing::{ENTRY_BYTES, OWN_BYTES, Outgoing},
     progress::Counted,
     wire::{SHARE_BYTES, WIRE_BYTES, Wire},
     writer::Writer,
@@ -57,6 +59,11 @@ pub(super) enum Refused {
         frames: usize,
         bytes: usize,
     },
+    /// All connections together hold so many bytes, and this one no little.
+    AllFull {
+        frames: usize,
+        bytes: usize,
+    },
     /// The lane is full, and its rule is to end the connection.
     Disconnect(&'static str),
 }
@@ -69,7 +76,7 @@ impl From<EncodeError> for Refused {
 
 /// Bounds of an outbox.
 #[derive(Clone, Debug)]
-pub(super) struct OutboxBounds {
+pub(super) struct OutboxBounds<'a> {
     pub(super) push_frames: usize,
     pub(super) push_bytes: usize,
     pub(super) overflow: Overflow,
@@ -77,6 +84,8 @@ pub(super) struct OutboxBounds {
     pub(super) reply_bytes: usize,
     /// Bytes of calls that may wait.
     pub(super) call_bytes: usize,
+    /// What waits in all connections.
+    pub(super) outgoing: &'a Outgoing,
 }
 
 /// Frames on their way to the socket. Small while there are none.
@@ -93,6 +102,8 @@ pub(super) struct Outbox {
     /// Calls wait in the lane of pushes: a client's requests leave in the order in which they were made, whether
     /// they want a reply or not.
     requests_in_order: bool,
+    /// KiB that [`Outgoing`] has counted of this.
+    counted_kib: u32,
 }
 
 impl Outbox {
@@ -108,11 +119,15 @@ impl Outbox {
         parts: &FrameParts<'_>,
         payload: &Bytes,
         limits: &Limits,
-        bounds: &OutboxBounds,
+        bounds: &OutboxBounds<'_>,
     ) -> Result<u64, Refused> {
         let direct = self.goes_direct();
-        if !direct {
-            self.make_room(lane, bothways_proto::PREFIX_LEN + parts.body_len(), bounds)?;
+        if !direct || OWN_BYTES < payload.len() {
+            let len = bothways_proto::PREFIX_LEN + parts.body_len();
+            self.check_all(lane, len, bounds)?;
+            if !direct {
+                self.make_room(lane, len, bounds)?;
+            }
         }
         if direct && payload.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
@@ -135,11 +150,11 @@ impl Outbox {
                 _ => payload.clone(),
             }
         };
-        Ok(self.add_entry(Entry { lane, call: 0, head: head.into(), body }, direct))
+        Ok(self.add_entry(Entry { lane, owned: true, call: 0, head: head.into(), body }, direct, bounds))
     }
 
     /// Takes one frame that is encoded already, and perhaps shared with other connections.
-    pub(super) fn add_frame(&mut self, lane: Lane, frame: &Bytes, bounds: &OutboxBounds) -> Result<u64, Refused> {
+    pub(super) fn add_frame(&mut self, lane: Lane, frame: &Bytes, bounds: &OutboxBounds<'_>) -> Result<u64, Refused> {
         self.add_frame_as(lane, frame, None, bounds)
     }
 
@@ -149,7 +164,7 @@ impl Outbox {
         lane: Lane,
         frame: &Bytes,
         seq: Option<Seq>,
-        bounds: &OutboxBounds,
+        bounds: &OutboxBounds<'_>,
     ) -> Result<u64, Refused> {
         let direct = self.goes_direct();
         if !direct {
@@ -175,7 +190,7 @@ impl Outbox {
                 (head.into(), frame.slice(HEADER_LEN..))
             }
         };
-        Ok(self.add_entry(Entry { lane, call: 0, head, body }, direct))
+        Ok(self.add_entry(Entry { lane, owned: lane != Lane::Push, call: 0, head, body }, direct, bounds))
     }
 
     /// Takes this many pushes that were joined into one piece, if all of them go straight onto the wire. False:
@@ -278,9 +293,29 @@ impl Outbox {
         self.written_bytes
     }
 
-    /// Bytes of replies that wait behind a full socket.
+    /// Bytes of replies that wait behind a full socket, with their places.
     pub(super) fn reply_bytes(&self) -> usize {
-        self.waiting(Lane::Reply).bytes
+        let Waiting { frames, bytes } = self.waiting(Lane::Reply);
+        bytes + frames * ENTRY_BYTES
+    }
+
+    /// What of all this counts for all connections together.
+    fn cost(&self) -> usize {
+        let wire = self.wire.as_ref().map_or(0, |wire| wire.cost());
+        wire + self.lanes.as_ref().map_or(0, |lanes| lanes.cost())
+    }
+
+    /// Has what waits counted for all connections: after each write, and when all is forgotten.
+    pub(super) fn recount(&mut self, all: &Outgoing) {
+        let cost = self.cost();
+        if OWN_BYTES < cost || self.counted_kib != 0 {
+            self.counted_kib = all.recount(self.counted_kib, cost);
+        }
+    }
+
+    /// True if this holds more than is left for everybody: its peer is not read from until it reads.
+    pub(super) fn holds_much(&self, all: &Outgoing) -> bool {
+        self.counted_kib != 0 && !all.has_room_for(self.cost())
     }
 
     /// Pushes and their bytes that wait behind a full socket.
@@ -334,7 +369,7 @@ impl Outbox {
     }
 
     /// Makes room for a frame that has to wait, by the rule of its lane, or refuses it.
-    fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
+    fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds<'_>) -> Result<(), Refused> {
         let Waiting { frames, bytes } = self.waiting(lane);
         let over = |bytes_max: usize| 0 < frames && bytes_max < bytes.saturating_add(len);
         match lane {
@@ -358,7 +393,21 @@ impl Outbox {
         }
     }
 
-    fn make_room_for_push(&mut self, len: usize, bounds: &OutboxBounds) -> Result<(), Refused> {
+    /// Whether there is room in all connections for a frame that is this one's alone. What is small and must be said
+    /// finds room in the bounds of its connection.
+    fn check_all(&self, lane: Lane, len: usize, bounds: &OutboxBounds<'_>) -> Result<(), Refused> {
+        let is_needed = match lane {
+            Lane::Control => true,
+            Lane::Reply => len <= FAILURE_BYTES,
+            Lane::Call | Lane::Push => false,
+        };
+        if is_needed || bounds.outgoing.has_room_for(self.cost().saturating_add(len)) {
+            return Ok(());
+        }
+        Err(Refused::AllFull { frames: self.waiting(lane).frames, bytes: bounds.outgoing.bytes() })
+    }
+
+    fn make_room_for_push(&mut self, len: usize, bounds: &OutboxBounds<'_>) -> Result<(), Refused> {
         loop {
             let Waiting { frames, bytes } = self.waiting(Lane::Push);
             let over = 0 < frames && bounds.push_bytes < bytes.saturating_add(len);
@@ -381,15 +430,19 @@ impl Outbox {
         }
     }
 
-    fn add_entry(&mut self, mut entry: Entry, direct: bool) -> u64 {
+    fn add_entry(&mut self, mut entry: Entry, direct: bool, bounds: &OutboxBounds<'_>) -> u64 {
         let lane = entry.lane;
         if direct {
-            self.wire.get_or_insert_default().push_frame(entry.head, entry.body);
+            self.wire.get_or_insert_default().push_frame(entry.head, entry.body, entry.owned);
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
         entry.call = number;
         self.lanes.get_or_insert_with(|| Box::new(Lanes::new(self.requests_in_order))).push(entry);
+        // What is being written is not here, and still counts.
+        if (self.counted_kib as usize) << 10 < self.cost() {
+            self.recount(bounds.outgoing);
+        }
         number
     }
 
@@ -426,7 +479,7 @@ impl Outbox {
                     Lane::Control | Lane::Reply => {}
                 }
             }
-            wire.push_frame(entry.head, entry.body);
+            wire.push_frame(entry.head, entry.body, entry.owned);
         }
     }
 }
@@ -437,8 +490,10 @@ mod tests {
 
     use super::*;
 
-    fn bounds(overflow: Overflow) -> OutboxBounds {
-        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow, reply_bytes: 4 << 20, call_bytes: 1 << 20 }
+    fn bounds(overflow: Overflow) -> OutboxBounds<'static> {
+        static ALL: Outgoing = Outgoing::new(usize::MAX);
+        let (reply_bytes, call_bytes) = (4 << 20, 1 << 20);
+        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow, reply_bytes, call_bytes, outgoing: &ALL }
     }
 
     fn add(outbox: &mut Outbox, lane: Lane, text: &str, overflow: Overflow) -> Result<u64, Refused> {
@@ -744,7 +799,7 @@ mod tests {
             given_up = if text == "x" { number } else { given_up };
         }
         assert!(outbox.forget_call(given_up));
-        assert_eq!((outbox.pushes_waiting().0, outbox.reply_bytes()), (2, 33));
+        assert_eq!((outbox.pushes_waiting().0, outbox.reply_bytes()), (2, 33 + ENTRY_BYTES));
         assert_eq!(drain(&mut outbox), "dabce");
         assert_eq!((outbox.pushes_waiting(), outbox.reply_bytes()), ((0, 0), 0));
     }
@@ -885,5 +940,56 @@ mod tests {
             let message = deframer.next_message(&limits).expect("valid").expect("whole");
             assert_eq!(message.wire_payload(), text.as_bytes());
         }
+    }
+
+    /// A reply of so many bytes.
+    fn add_reply(outbox: &mut Outbox, len: usize, bounds: &OutboxBounds<'_>) -> Result<u64, Refused> {
+        let (payload, metadata) = (Bytes::from(vec![7; len]), Metadata::new());
+        let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+        let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: len };
+        outbox.add(Lane::Reply, &parts, &payload, &Limits::default(), bounds)
+    }
+
+    /// What waits in one outbox counts for all, until it is written or forgotten; a failure finds room, and so does what
+    /// is small where little waits. Frames that many share count for nobody.
+    #[test]
+    fn what_waits_counts_for_all() {
+        let all = Outgoing::new(1 << 20);
+        let bounds = OutboxBounds { outgoing: &all, push_frames: 100, ..bounds(Overflow::RefuseNewest) };
+        let (mut first, mut second) = (Outbox::new(Role::Server), Outbox::new(Role::Server));
+        first.writer = Writer::Blocked;
+        let taken = (0..100).take_while(|_| add_reply(&mut first, 50 << 10, &bounds).is_ok()).count();
+        assert!((10..=12).contains(&taken), "half of it, and its own: {taken}");
+        assert!(matches!(add_reply(&mut first, 2000, &bounds), Ok(_)), "that is left yet");
+        let refused = add_reply(&mut first, 50 << 10, &bounds);
+        assert!(matches!(refused, Err(Refused::AllFull { bytes, .. }) if bytes == all.bytes()), "{refused:?}");
+        add_reply(&mut first, 100, &bounds).expect("a failure");
+        let held = all.bytes();
+        let push = Bytes::from(vec![7; 10 << 10]);
+        (0..20).for_each(|_| _ = first.add_frame(Lane::Push, &push, &bounds).expect("its own bound"));
+        assert_eq!(all.bytes(), held);
+
+        // A socket that is not known to be full takes what there is room for, and what is left then counts.
+        assert!(matches!(add_reply(&mut second, 1 << 20, &bounds), Err(Refused::AllFull { .. })));
+        add_reply(&mut second, 200 << 10, &bounds).expect("there is as much left");
+        assert_eq!(all.bytes(), held);
+        let wire = second.take().expect("it is there");
+        second.put_back(wire, 0);
+        second.recount(&all);
+        assert!((136 << 10..=138 << 10).contains(&(all.bytes() - held)), "{}", all.bytes() - held);
+        assert!(first.holds_much(&all) && !second.holds_much(&all));
+        drop(second.clear());
+        second.recount(&all);
+        assert_eq!(all.bytes(), held);
+
+        while let Some(mut wire) = first.take() {
+            let written = wire.bytes();
+            while !wire.is_empty() {
+                wire.write_with(0, |slices| slices[0].len(), |n| *n);
+            }
+            first.put_back(wire, written);
+        }
+        first.recount(&all);
+        assert_eq!((all.bytes(), first.holds_much(&all)), (0, false));
     }
 }

@@ -79,13 +79,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn bounds(&self) -> OutboxBounds {
+    pub(super) fn bounds(&self) -> OutboxBounds<'_> {
         OutboxBounds {
             push_frames: self.push_frames_max,
             push_bytes: self.push_bytes_max,
             overflow: self.overflow,
             reply_bytes: self.reply_bytes_max,
             call_bytes: self.call_bytes_max,
+            outgoing: self.load.outgoing(),
         }
     }
 }

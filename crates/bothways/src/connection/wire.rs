@@ -33,6 +33,8 @@ pub(super) struct Wire {
     written: usize,
     tail: VecDeque<Bytes>,
     bytes: usize,
+    /// Of these at most so many are this connection's alone, and not in `flat`.
+    owned: usize,
 }
 
 impl Wire {
@@ -42,6 +44,11 @@ impl Wire {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What of it counts for all connections together, at most.
+    pub(super) fn cost(&self) -> usize {
+        self.owned
     }
 
     /// What is left of the flat buffer.
@@ -83,6 +90,7 @@ impl Wire {
 
     fn advance(&mut self, mut n: usize) {
         self.bytes -= n;
+        self.owned = self.owned.min(self.bytes);
         let of_flat = n.min(self.flat.len() - self.written);
         self.written += of_flat;
         n -= of_flat;
@@ -141,8 +149,11 @@ impl Wire {
         }
     }
 
-    /// A frame in two pieces: its head, and a payload that is shared or empty.
-    pub(super) fn push_frame(&mut self, head: Bytes, body: Bytes) {
+    /// A frame in two pieces: its head, and a payload that is shared or empty. `owned`: it is this connection's alone.
+    pub(super) fn push_frame(&mut self, head: Bytes, body: Bytes, owned: bool) {
+        if owned {
+            self.owned += head.len() + body.len();
+        }
         self.push(head);
         self.push_shared(body);
     }
@@ -161,6 +172,7 @@ impl Wire {
     /// Puts what came meanwhile behind what was not written.
     pub(super) fn append(&mut self, newer: Self) {
         self.bytes += newer.bytes;
+        self.owned += newer.owned;
         if self.tail.is_empty() {
             self.flat.extend_from_slice(&newer.flat[newer.written..]);
         } else if newer.written < newer.flat.len() {

@@ -97,6 +97,11 @@ impl Desk for Connection {
 
     fn put_back<'a>(&'a self, state: &mut Locked<'a>, wire: Box<Wire>, written: usize) {
         state.outbox.put_back(wire, written);
+        match state.phase {
+            // It ended meanwhile, and a handle on it may be kept for long.
+            Phase::Closed(_) => self.forget_outgoing(state),
+            _ => state.outbox.recount(self.shared.settings.load.outgoing()),
+        }
     }
 
     fn wake_driver<'a>(&'a self, state: &mut Locked<'a>) {

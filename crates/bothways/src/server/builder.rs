@@ -62,6 +62,7 @@ pub struct ServerBuilder {
     calls_max: usize,
     request_bytes_max: usize,
     partial_bytes_max: usize,
+    outgoing_bytes_max: usize,
     /// Of the server and of one connection.
     unpacked_bytes_max: (usize, usize),
     admin: Option<AdminOptions>,
@@ -82,6 +83,7 @@ impl ServerBuilder {
             calls_max: 1 << 17,
             request_bytes_max: 1 << 30,
             partial_bytes_max: 256 << 20,
+            outgoing_bytes_max: 1 << 30,
             unpacked_bytes_max: (UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION),
             admin: None,
             sessions: SessionOptions::default(),
@@ -373,6 +375,16 @@ impl ServerBuilder {
         self
     }
 
+    /// Bytes of replies, calls and messages that may wait for clients to read them, in the whole server, of each client
+    /// what is beyond 64 KiB; pushes that were encoded once for many count for nobody. A client that holds more than is
+    /// left of this is not read from, and its replies, calls to it and messages are refused as if its own bounds were
+    /// reached; so one that does not read has half of the room at most, and those that hold little find room. A reply
+    /// that is kept for many at once counts for each. Default 1 GiB.
+    pub fn outgoing_bytes_max(mut self, bytes: usize) -> Self {
+        self.outgoing_bytes_max = bytes;
+        self
+    }
+
     /// Bytes of calls to one client that may wait for it to read; a call beyond is refused with
     /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
     /// taken if no other waits. Default 16 MiB.
@@ -532,7 +544,8 @@ impl ServerBuilder {
         }
         let router = topics::add_routes(control::add_routes(router));
         let mut settings = self.settings;
-        settings.load = Arc::new(Load::new(self.calls_max).with_bytes(self.request_bytes_max, self.partial_bytes_max));
+        let load = Load::new(self.calls_max).with_bytes(self.request_bytes_max, self.partial_bytes_max);
+        settings.load = Arc::new(load.with_outgoing(self.outgoing_bytes_max));
         let (all, share) = self.unpacked_bytes_max;
         settings.room = Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
         let mut sessions = self.sessions;

@@ -51,6 +51,9 @@ const PARTIAL_BYTES_MAX: usize = 16 << 20;
 const REQUESTS_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of answers that they do not read.
+const OUTGOING_BYTES_MAX: usize = 64 << 20;
+
 /// Wrong tokens of one peer that are looked at: ten at once, and then one a second.
 const GUESSES: Rate = Rate::per_second(1).burst(10);
 
@@ -144,6 +147,7 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(options: AdminOptions) -> Self {
+        let load = Load::new(REQUESTS_MAX).with_bytes(REQUEST_BYTES_MAX, PARTIAL_BYTES_MAX);
         Self {
             options,
             guesses: Mutex::default(),
@@ -151,7 +155,7 @@ impl Door {
             refused: AtomicU64::new(0),
             told: Calm::default(),
             open: Mutex::default(),
-            load: Arc::new(Load::new(REQUESTS_MAX).with_bytes(REQUEST_BYTES_MAX, PARTIAL_BYTES_MAX)),
+            load: Arc::new(load.with_outgoing(OUTGOING_BYTES_MAX)),
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             over: watch::Sender::new(false),
         }

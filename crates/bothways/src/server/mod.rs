@@ -148,6 +148,9 @@ pub struct ServerStats {
     pub admin_requests_refused: u64,
     /// Requests whose handlers run.
     pub calls_running: usize,
+    /// Bytes that wait for clients to read them, of each what is beyond 64 KiB; see
+    /// [`ServerBuilder::outgoing_bytes_max`].
+    pub outgoing_bytes: usize,
 }
 
 /// A [`Server`] that is not kept by it: for a service that needs the server it belongs to, which keeps the service.
@@ -516,6 +519,7 @@ impl Server {
             tokens_refused: self.shared.counters.tokens_refused.load(Ordering::Relaxed),
             admin_requests_refused: self.shared.door.as_ref().map_or(0, |door| door.refused.load(Ordering::Relaxed)),
             calls_running: self.shared.settings.load.running(),
+            outgoing_bytes: self.shared.settings.load.outgoing().bytes(),
         }
     }
 }

@@ -361,6 +361,65 @@ async fn replies_of_handlers_that_ran_already_are_bounded() {
     assert_eq!(client.next().await.wire_payload(), "on");
 }
 
+/// What waits for all clients has a bound: those that hold most are refused first and not read from, those that hold
+/// little find room. What was read, or was for clients that are gone, is given back.
+#[tokio::test(start_paused = true)]
+async fn slow_clients_leave_room_for_others() {
+    const BYTES: usize = 2 << 20;
+    let (handler, mut asked) = gate();
+    let builder = echoing().handler("T", "Ask", handler).reply_bytes_max(1 << 30).push_queue(1000, 1 << 30);
+    let server = builder.outgoing_bytes_max(BYTES).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let quick = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let known: Vec<_> = connections(&server, 1).await.iter().map(Connection::id).collect();
+    let mut slow = Vec::new();
+    for _ in 0..10 {
+        let mut client = Scripted::connect(listening.address()).await;
+        for seq in 0..10 {
+            client.say(request(seq, "Ask", b"")).await;
+        }
+        for _ in 0..10 {
+            soon(asked.recv()).await.expect("it runs").answer(Reply::ok(vec![0; 100_000]));
+        }
+        settle().await;
+        slow.push(client);
+    }
+    let held = server.stats().outgoing_bytes;
+    assert!((BYTES / 2..=BYTES).contains(&held), "{held}");
+
+    // Who holds most is not read from, and is sent nothing more.
+    slow[0].say(request(10, "Ask", b"")).await;
+    settle().await;
+    assert!(asked.try_recv().is_err());
+    let first = server.connections().into_iter().filter(|of| !known.contains(&of.id())).min_by_key(Connection::id);
+    let first = first.expect("it is there");
+    let refused = first.send_message("T", "News", &NONE, vec![0; 100_000]).expect_err("it holds most");
+    assert!(matches!(refused, PushError::Full { .. }), "{refused}");
+    for len in [1, 1000, 50_000] {
+        assert_eq!(call(&quick, "Echo", vec![1; len]).await.expect("it holds nothing").len(), len);
+    }
+
+    let (mut answered, mut failed) = (0, 0);
+    for client in &mut slow[..5] {
+        for _ in 0..10 {
+            match client.next().await.error_text() {
+                None => answered += 1,
+                Some(text) => {
+                    assert!(text.contains("cannot be sent") && text.contains("`outgoing_bytes_max`"), "{text}");
+                    failed += 1;
+                }
+            }
+        }
+    }
+    assert!(answered + failed == 50 && 15 <= answered && 10 <= failed, "{answered} {failed}");
+    soon(asked.recv()).await.expect("it is read again").answer(Reply::ok(vec![0; 500_000]));
+    assert_eq!(slow[0].next().await.wire_payload().len(), 500_000);
+    drop(slow);
+    crate::support::until(|| server.stats().connections == 1).await;
+    assert_eq!(server.stats().outgoing_bytes, 0);
+    assert_eq!(call(&quick, "Echo", vec![1; 1_000_000]).await.expect("there is room").len(), 1_000_000);
+}
+
 /// A push that is queued, and that nobody writes, leaves by itself. It is not taken for a peer that does not read.
 #[tokio::test(start_paused = true)]
 async fn a_push_that_is_queued_leaves_by_itself() {
