@@ -325,7 +325,9 @@ impl Connection {
         match added {
             Ok(number) => Ok(number),
             Err(Refused::TooLarge(error)) => Err(PushError::TooLarge(error)),
-            Err(Refused::Full { frames, bytes } | Refused::AllFull { frames, bytes }) => Err(PushError::Full { frames, bytes }),
+            Err(Refused::Full { frames, bytes } | Refused::AllFull { frames, bytes }) => {
+                Err(PushError::Full { frames, bytes })
+            }
             Err(Refused::Disconnect(why)) => {
                 let reason = CloseReason::SlowPeer(why);
                 self.end(state, reason.clone());
