@@ -175,6 +175,19 @@ async fn bare_values_in_json() {
     bare_values_in(SerializeType::JSON).await;
 }
 
+/// A whole float is written without a point: Go does not read `7.0` into an integer.
+#[tokio::test]
+async fn a_whole_float_in_json_is_an_integer_to_go() {
+    let Some(go) = go() else { return };
+    let (_server, client) = go_and_client(go).await;
+    let options = || CallOptions::new().serialize_type(SerializeType::JSON);
+    for number in [7.0, -7.0, 0.0, -0.0, 1e15, 9_007_199_254_740_992.0] {
+        let back = client.call_with::<f64>("Bare", "Int", &number, options()).await.expect("Go reads it");
+        assert_eq!(back.value, number);
+    }
+    assert_eq!(mul(&client).await.expect("it multiplies"), 200);
+}
+
 /// In JSON both sides refuse to write one, each in the same words.
 #[tokio::test]
 async fn a_float_that_is_no_number_travels_in_msgpack_and_is_an_error_in_json() {

@@ -1,6 +1,7 @@
 //! JSON (serialize type 1), as Go's `encoding/json` reads it.
 //!
-//! Bytes are base64 text. A float that is no number has no JSON: it is an error, as in Go.
+//! Bytes are base64 text. Floats are written as Go writes them: `7`, not `7.0`, which Go would not read into an
+//! integer. A float that is no number has no JSON: it is an error, as in Go.
 //! Source: Go rpcx `codec/codec.go`, `JSONCodec`.
 
 mod write;
@@ -42,10 +43,37 @@ pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecErro
     Ok(value)
 }
 
-/// Compact, with bytes as Go writes a `[]byte`.
+/// Compact, with floats and bytes as Go writes them.
 struct GoFormatter;
 
+/// Below it Go writes a float with an exponent.
+const EXPONENT_BELOW: f64 = 1e-6;
+/// From here on, too.
+const EXPONENT_FROM: f64 = 1e21;
+
+/// The shortest digits that are read as the same float. Source: Go `encoding/json`, `floatEncoder`.
+macro_rules! write_float {
+    ($method:ident($type:ty)) => {
+        fn $method<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: $type) -> io::Result<()> {
+            #[allow(clippy::cast_possible_truncation, reason = "only one of the two types is narrower")]
+            let plain = EXPONENT_BELOW as $type..EXPONENT_FROM as $type;
+            if value == 0.0 || plain.contains(&value.abs()) {
+                return write!(writer, "{value}");
+            }
+            let text = format!("{value:e}");
+            match text.split_once('e') {
+                // Go writes the sign of each exponent.
+                Some((digits, exponent)) if !exponent.starts_with('-') => write!(writer, "{digits}e+{exponent}"),
+                _ => writer.write_all(text.as_bytes()),
+            }
+        }
+    };
+}
+
 impl Formatter for GoFormatter {
+    write_float!(write_f32(f32));
+    write_float!(write_f64(f64));
+
     fn write_byte_array<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: &[u8]) -> io::Result<()> {
         write!(writer, "\"{}\"", BASE64_STANDARD.encode(value))
     }
@@ -166,6 +194,73 @@ mod tests {
         assert_eq!(read::<f64>(write(&f64::MAX)).unwrap(), f64::MAX);
     }
 
+    /// What `json.Marshal` of Go 1.26 writes. Its readers of integers refuse `7.0`.
+    #[test]
+    fn floats_are_written_as_go_writes_them() {
+        let doubles = [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (7.0, "7"),
+            (-7.0, "-7"),
+            (0.5, "0.5"),
+            (1e5, "100000"),
+            (1e15, "1000000000000000"),
+            (1e16, "10000000000000000"),
+            (1e17, "100000000000000000"),
+            (18_446_744_073_709_551_615.0, "18446744073709552000"),
+            (1.234_567_890_123_456_8e20, "123456789012345680000"),
+            (9.999_999_999_999_999e20, "999999999999999900000"),
+            (1e21, "1e+21"),
+            (-1e21, "-1e+21"),
+            (1.5e21, "1.5e+21"),
+            (1e100, "1e+100"),
+            (f64::MAX, "1.7976931348623157e+308"),
+            (5e-324, "5e-324"),
+            (f64::MIN_POSITIVE, "2.2250738585072014e-308"),
+            (1e-5, "0.00001"),
+            (1.234e-6, "0.000001234"),
+            (1e-6, "0.000001"),
+            (9.99e-7, "9.99e-7"),
+            (1e-7, "1e-7"),
+            (-1.5e-7, "-1.5e-7"),
+            (1e-10, "1e-10"),
+            (0.1 + 0.2, "0.30000000000000004"),
+        ];
+        for (value, text) in doubles {
+            assert_eq!(write(&value), text);
+            assert_eq!(read::<f64>(text).unwrap().to_bits(), value.to_bits(), "{text}");
+        }
+        let singles = [
+            (7.0_f32, "7"),
+            (0.1, "0.1"),
+            (16_777_216.0, "16777216"),
+            (1e10, "10000000000"),
+            (9.999_999e20, "999999900000000000000"),
+            (1e21, "1e+21"),
+            (f32::MAX, "3.4028235e+38"),
+            (1e-45, "1e-45"),
+            (1e-6, "0.000001"),
+            (9.999e-7, "9.999e-7"),
+            (123_456.79, "123456.79"),
+        ];
+        for (value, text) in singles {
+            assert_eq!(write(&value), text);
+            assert_eq!(read::<f32>(text).unwrap().to_bits(), value.to_bits(), "{text}");
+        }
+        let nested = (Some(7.0), [1.0_f32], BTreeMap::from([("a".to_owned(), 2.0)]));
+        assert_eq!(write(&nested), r#"[7,[1],{"a":2}]"#);
+        assert_eq!(read::<(i64, u8, i32)>(write(&(7.0_f64, 200.0_f32, -3.0_f64))).unwrap(), (7, 200, -3));
+    }
+
+    /// What Go writes of a float that is minus zero.
+    #[test]
+    fn minus_zero_is_zero_for_an_integer_with_a_sign() {
+        assert_eq!(read::<(i8, i16, i32, i64)>("[-0,-0,-0,-0]").unwrap(), (0, 0, 0, 0));
+        assert_eq!(read::<i128>("-0").unwrap(), 0);
+        assert!(read::<u8>("-0").is_err(), "as in Go");
+        assert!(read::<f64>("-0").unwrap().is_sign_negative());
+    }
+
     #[test]
     fn a_some_that_would_be_read_as_none_is_an_error() {
         #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -257,9 +352,56 @@ mod tests {
     }
 
     #[test]
+    fn integers_as_keys_are_not_read_in_what_serde_buffers() {
+        #[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
+        struct Inner {
+            by_number: BTreeMap<i64, String>,
+        }
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Outer {
+            #[serde(flatten)]
+            inner: Inner,
+        }
+        let text = r#"{"by_number":{"1":"one"}}"#;
+        assert_eq!(read::<Inner>(text).unwrap().by_number[&1], "one");
+        let error = read::<Outer>(text).unwrap_err().to_string();
+        assert!(error.contains(r#"invalid type: string "1", expected i64"#), "{error}");
+    }
+
+    #[test]
+    fn a_json_value_holds_no_bytes_and_no_time_of_messagepack() {
+        let value = |wire: &'static [u8]| serde_json::Value::decode(SerializeType::MSGPACK, Bytes::from_static(wire));
+        assert_eq!(value(b"\x81\xa1a\x01").unwrap(), serde_json::json!({"a": 1}));
+        assert!(value(b"\xc4\x02hi").is_err(), "bytes");
+        assert!(value(b"\xd6\xff\0\0\0\x01").is_err(), "a time");
+    }
+
+    #[test]
+    fn a_struct_may_come_as_an_array() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Args {
+            a: u8,
+            b: u8,
+        }
+        assert_eq!(read::<Args>("[3,4]").unwrap(), Args { a: 3, b: 4 });
+        assert!(read::<Args>("[3]").is_err());
+        assert_eq!(read::<Person>(r#"["Ada"]"#).unwrap(), Person { full_name: "Ada".into(), ..Person::default() });
+    }
+
+    #[test]
+    fn base64_text_fills_an_array_of_bytes() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Token(#[serde(with = "crate::codec::bytes")] [u8; 4]);
+        assert_eq!(write(&Token([1, 2, 3, 4])), "[1,2,3,4]");
+        assert_eq!(read::<Token>(r#""AQI=""#).unwrap(), Token([1, 2, 0, 0]));
+        assert!(read::<Token>(r#""AQIDBAU=""#).is_err());
+    }
+
+    #[test]
     fn text_that_is_not_unicode_is_an_error() {
         assert!(read::<String>(b"\"\xff\"").is_err());
         assert!(read::<String>(r#""\ud800""#).is_err(), "half a pair");
+        assert!(read::<Person>(r#"{"unknown":"\ud800"}"#).is_ok(), "nobody reads what is skipped");
         assert_eq!(read::<String>(r#""\ud83d\ude00""#).unwrap(), "😀");
     }
 

@@ -290,6 +290,11 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
         if matches!(self.asked, Asked::F32) && !fits {
             return Err(E::invalid_value(Unexpected::Float(value), &"f32"));
         }
+        // JSON's `-0`, which is how Go writes a float that is minus zero.
+        let signed = matches!(self.asked, Asked::I8 | Asked::I16 | Asked::I32 | Asked::I64);
+        if signed && value.to_bits() == (-0.0_f64).to_bits() {
+            return self.visitor.visit_i64(0);
+        }
         self.visitor.visit_f64(value)
     }
 

@@ -2,11 +2,13 @@ package cases
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,8 +84,50 @@ func runBare(e *Env, serialize protocol.SerializeType) error {
 			}
 			return expect("C", reply.C, 42)
 		}},
+		check{"floats as text", func() error {
+			if serialize != protocol.JSON {
+				return nil
+			}
+			if err := asGoWrites(c, "Float", slices.Concat(contract.BareFloats, contract.WrittenFloats)); err != nil {
+				return err
+			}
+			return asGoWrites(c, "Single", contract.BareSingles)
+		}},
+		check{"a whole float into an integer", func() error {
+			if serialize != protocol.JSON {
+				return nil
+			}
+			for sent, want := range map[float64]int{7: 7, -1e15: -1e15, 0: 0} {
+				var got int
+				if err := c.do("Bare", "Float", &sent, &got); err != nil {
+					return err
+				}
+				if err := expect("the integer", got, want); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
 		check{"after all that", func() error { return stillWorks(c) }},
 	)
+}
+
+// asGoWrites expects each float to come back in the very text that Go has for it.
+func asGoWrites[T float32 | float64](c *conn, method string, values []T) error {
+	for _, sent := range values {
+		want, err := json.Marshal(sent)
+		if err != nil {
+			return err
+		}
+		var got json.RawMessage
+		if err := c.do("Bare", method, &sent, &got); err != nil {
+			return fmt.Errorf("%s: %w", want, err)
+		}
+		if err := expect("the text", string(got), string(want)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sameTagged lets a pointer to zeros stand for none: who has no pointers cannot tell them apart.
