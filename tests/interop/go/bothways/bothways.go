@@ -67,14 +67,28 @@ func Decode(m *protocol.Message, to any) (err error) {
 }
 
 func ask(ctx context.Context, c *client.Client, method string, said map[string]string) (map[string]string, error) {
-	answer, none := map[string]string{}, struct{}{}
-	return answer, c.Call(context.WithValue(with(ctx, said), share.ResMetaDataKey, answer), "_bothways", method, none, &none)
+	none := struct{}{}
+	return call(ctx, c, method, said, none, &none)
 }
 
 // tell returns when it is written: rpcx sends each call in a goroutine of its own, in any order.
 func tell(ctx context.Context, c *client.Client, method string, said map[string]string, value any) error {
+	_, err := call(ctx, c, method, said, value, nil) // no reply: oneway
+	return err
+}
+
+// call waits no longer than its context: rpcx waits for ever until a oneway call is written.
+func call(ctx context.Context, c *client.Client, method string, said map[string]string, args, reply any) (map[string]string, error) {
 	done := make(chan *client.Call, 1)
-	return (<-c.Go(with(ctx, said), "_bothways", method, value, nil, done).Done).Error // no reply: oneway
+	c.Go(with(ctx, said), "_bothways", method, args, reply, done)
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case answer := <-done:
+		pairs := map[string]string{}
+		maps.Copy(pairs, answer.ResMetadata)
+		return pairs, answer.Error
+	}
 }
 
 // with adds pairs to those that the application itself sends, such as its token.

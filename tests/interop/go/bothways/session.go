@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
@@ -24,10 +25,11 @@ import (
 // Session is what the server keeps of this application across its connections. Set the exported fields, then Run it.
 type Session struct {
 	Token    string                                                                 // goes with every call, if not empty
-	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server
+	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server; nil: the application takes none
 	Handlers map[string]func(ctx context.Context, m *protocol.Message) (any, error) // by Service.Method; each call in a goroutine
 	Changed  func(lost string)                                                      // connected; if lost is not empty, why the session before is gone
 	Failed   func(err error)                                                        // not connected, or refused: Run tries again
+	Missed   func(pushes uint64)                                                    // so many were dropped before the next one: the application was too slow
 	Silence  time.Duration                                                          // after which a connection counts as lost; 30 s if 0
 	ReplyMax int                                                                    // bytes of an answer, below the server's limit of a frame; 8 MiB less 64 KiB if 0
 
@@ -37,7 +39,8 @@ type Session struct {
 	calls   sync.Map          // by id, so that a call that comes again after a lost connection runs once
 }
 
-type call struct {
+// running is a call of the server, until its time is over.
+type running struct {
 	once   sync.Once
 	sent   atomic.Int32
 	ctx    context.Context
@@ -175,7 +178,7 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 
 // listen takes what the server sends, until the connection is lost or the context is over.
 func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan *protocol.Message) (lost bool) {
-	var running sync.Map // calls by their number on this connection
+	var calls sync.Map // by their number on this connection
 	acked := s.handled
 	for {
 		var m *protocol.Message
@@ -188,28 +191,30 @@ func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan 
 		case m.MessageStatusType() == protocol.Error: // rpcx's own word for a lost connection
 			return true
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Cancel":
-			if known, ok := running.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
-				known.(*call).cancel()
+			if known, ok := calls.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
+				known.(*running).cancel()
 			}
 			if known, ok := s.calls.Load(m.Metadata["_bw.id"]); ok { // of a connection before
-				known.(*call).cancel()
+				known.(*running).cancel()
 			}
 		case m.ServicePath == "_bothways" && m.ServiceMethod == "Skip": // what had this offset is too old to come
 			s.handled = max(s.handled, Offset(m))
-		case m.ServicePath == "_bothways" && m.ServiceMethod == "Gap": // _bw.missed pushes were dropped: it was too slow
+		case m.ServicePath == "_bothways" && m.ServiceMethod == "Gap":
+			if missed, err := strconv.ParseUint(m.Metadata["_bw.missed"], 10, 64); err == nil && s.Missed != nil {
+				s.Missed(missed)
+			}
+		case m.ServicePath == "_bothways" && m.ServiceMethod != "Presence": // a word of a later server
 		case number != "":
 			id := cmp.Or(m.Metadata["_bw.id"], fmt.Sprintf("%p/%s", c, number))
-			millis, _ := strconv.Atoi(m.Metadata["__ServerTimeout"])
-			limit := time.Duration(cmp.Or(millis, 30_000)) * time.Millisecond
-			fresh := new(call)
-			fresh.ctx, fresh.cancel = context.WithTimeout(ctx, limit)
+			fresh := new(running)
+			fresh.ctx, fresh.cancel = context.WithTimeout(ctx, limit(m))
 			known, again := s.calls.LoadOrStore(id, fresh)
 			if again {
 				fresh.cancel()
 			}
-			running.Store(number, known)
-			context.AfterFunc(known.(*call).ctx, func() { s.calls.Delete(id); running.Delete(number) })
-			go s.answer(c, m, known.(*call))
+			calls.Store(number, known)
+			context.AfterFunc(known.(*running).ctx, func() { s.calls.Delete(id); calls.Delete(number) })
+			go s.answer(c, m, known.(*running))
 		default:
 			// The offset is 0 if the server does not keep the push for us.
 			if offset := Offset(m); offset == 0 || s.handled < offset {
@@ -228,6 +233,15 @@ func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan 
 	}
 }
 
+// limit is how long the server waits for the answer to its call: 30 s if it does not say so, and never beyond counting.
+func limit(m *protocol.Message) time.Duration {
+	millis, err := strconv.ParseInt(m.Metadata["__ServerTimeout"], 10, 64)
+	if err != nil || millis <= 0 {
+		millis = 30_000
+	}
+	return time.Duration(min(millis, int64(math.MaxInt64/time.Millisecond))) * time.Millisecond
+}
+
 // push has the application handle a push, and gives the code of why it did not.
 func (s *Session) push(m *protocol.Message) (code string) {
 	defer func() {
@@ -236,6 +250,9 @@ func (s *Session) push(m *protocol.Message) (code string) {
 			code = "panicked"
 		}
 	}()
+	if s.Push == nil {
+		return "no_handler"
+	}
 	if s.Push(m) != nil {
 		return "error"
 	}
@@ -243,7 +260,7 @@ func (s *Session) push(m *protocol.Message) (code string) {
 }
 
 // answer runs a call of the server, unless it ran already, and sends its value or its error.
-func (s *Session) answer(c *client.Client, m *protocol.Message, call *call) {
+func (s *Session) answer(c *client.Client, m *protocol.Message, call *running) {
 	call.once.Do(func() { call.value, call.err = s.handle(call.ctx, m) })
 	if call.ctx.Err() != nil { // cancelled or too late: nobody waits
 		return
