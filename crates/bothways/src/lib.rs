@@ -83,7 +83,12 @@ pub use bothways_proto::{CompressType, Limits, Metadata, Rate, SerializeType};
 pub mod __private {
     pub use serde;
 
-    pub use crate::codec::is_text;
+    pub use crate::codec::go;
+
+    /// Whether the format is a text, which says so itself.
+    pub fn is_text(says_so: bool) -> bool {
+        crate::codec::is_text(says_so)
+    }
 
     /// The default of an array of bytes of any length.
     pub fn zeros<const N: usize>() -> [u8; N] {

@@ -10,7 +10,7 @@ use syn::{
 };
 
 use crate::{
-    message,
+    message::ungrouped,
     parse::{self, Errors, Item, Rpc, Service},
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Method {
     pub(crate) cfgs: Vec<Attribute>,
     /// Its documentation and deprecation, for the stub.
     pub(crate) docs: Vec<Attribute>,
+    /// True if Go need not be able to read its argument and its reply.
+    pub(crate) plain: bool,
     /// True if it wants the context.
     pub(crate) context: bool,
     /// Its one argument.
@@ -94,14 +96,9 @@ fn method(rpc: Rpc, signature: &Signature) -> Result<Method> {
     receiver(signature)?;
     let (context, argument) = arguments(inputs.iter().skip(1))?;
     let answer = answer(&rpc, ident, output)?;
-    if !rpc.plain {
-        argument.iter().try_for_each(|argument| readable_by_go(&argument.ty))?;
-        if let Answer::Reply(reply) = &answer {
-            readable_by_go(reply)?;
-        }
-    }
+    let plain = rpc.plain;
     let wire_name = rpc.name.unwrap_or_else(|| pascal_case(&ident.unraw().to_string()));
-    Ok(Method { ident: ident.clone(), wire_name, cfgs: vec![], docs: vec![], context, argument, answer })
+    Ok(Method { ident: ident.clone(), wire_name, cfgs: vec![], docs: vec![], plain, context, argument, answer })
 }
 
 fn receiver(signature: &Signature) -> Result<()> {
@@ -122,7 +119,7 @@ fn arguments<'a>(inputs: impl Iterator<Item = &'a FnArg>) -> Result<(bool, Optio
         let FnArg::Typed(input) = input else {
             return Err(Error::new(input.span(), "`self` comes first"));
         };
-        match &*input.ty {
+        match ungrouped(&input.ty) {
             ty if is_context(ty) => {
                 if context || argument.is_some() {
                     return Err(Error::new(input.span(), "the context comes once, behind `&self`"));
@@ -174,15 +171,6 @@ fn answer(rpc: &Rpc, ident: &Ident, output: &ReturnType) -> Result<Answer> {
     Ok(Answer::Reply(Box::new(reply.clone())))
 }
 
-/// What travels by an attribute on a field, and has none here.
-fn readable_by_go(ty: &Type) -> Result<()> {
-    let Some(instead) = message::instead_of(ty) else { return Ok(()) };
-    let text = format!(
-        "as a whole payload this type travels as serde has it, which Go cannot read: {instead}; `#[rpc(plain)]` leaves it so"
-    );
-    Err(Error::new(ty.span(), text))
-}
-
 /// The stub writes the type down where there is no `Self`, and where it cannot be left open.
 fn nameable(ty: &Type) -> Result<()> {
     fn find(tokens: proc_macro2::TokenStream) -> Option<(Span, &'static str)> {
@@ -204,16 +192,16 @@ fn is_context(ty: &Type) -> bool {
 }
 
 fn is_named(ty: &Type, name: &str) -> bool {
-    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == name))
+    matches!(ungrouped(ty), Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == name))
 }
 
 fn is_unit(ty: &Type) -> bool {
-    matches!(ty, Type::Tuple(tuple) if tuple.elems.is_empty())
+    matches!(ungrouped(ty), Type::Tuple(tuple) if tuple.elems.is_empty())
 }
 
 /// The `Reply` of `Result<Reply, Error>`, or of an alias with the error left out.
 fn reply_of(ty: &Type) -> Option<&Type> {
-    let Type::Path(path) = ty else {
+    let Type::Path(path) = ungrouped(ty) else {
         return None;
     };
     let last = path.path.segments.last().filter(|last| last.ident == "Result")?;

@@ -107,9 +107,26 @@ use quote::quote;
 /// `Error` is whatever has `Display`: its text goes to the caller. rpcx has one value each way: for more,
 /// use a struct.
 ///
-/// A `Vec<u8>`, a `SystemTime` or a `Duration` that is the whole argument or reply travels as serde has it, which
-/// Go cannot read: take `bytes::Bytes`, and `Timestamp` and `Nanos` of `bothways::codec`. As fields of a
-/// `#[bothways::message]` they are right.
+/// What Go cannot read does not compile: a `Vec<u8>`, a `SystemTime` or a `Duration` that is the whole argument or
+/// reply (take `bytes::Bytes`, and `Timestamp` and `Nanos` of `bothways::codec`; as fields of a
+/// `#[bothways::message]` they are right), tuples, `char`, integers of 128 bits, enums with data, and maps whose keys
+/// are neither text nor integers. The types themselves are asked, not their names: aliases, generics, containers and
+/// messages within messages, up to eight, are seen through. A type with serde impls of its own is trusted, and so is a
+/// container of one. `#[rpc(plain)]` is for peers that speak Rust.
+///
+/// ```compile_fail
+/// type Photo = Vec<u8>;
+///
+/// #[bothways::message]
+/// struct Album {
+///     photos: Vec<Photo>, // no helper: the macro sees an alias
+/// }
+///
+/// #[bothways::service]
+/// trait Albums {
+///     async fn store(&self, album: Album) -> Result<(), String>; // "Go cannot read this ..., `Album.photos`"
+/// }
+/// ```
 ///
 /// Without a return type, or with `#[rpc(push)]` and `Result<(), Error>`, a method is a push: the stub
 /// sends it oneway and returns as soon as it is queued, with a `bothways::PushError` if it was not.
@@ -203,7 +220,8 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 ///   `#[serde(with = "...")]` (or one of its halves) keeps it.
 ///
 /// Go has no enums with data: an enum here travels as serde writes it, a variant without data as its name,
-/// another as a map of one entry, and is for peers that speak Rust.
+/// another as a map of one entry, and is for peers that speak Rust: `#[bothways::service]` refuses it, unless the
+/// method is `#[rpc(plain)]`.
 ///
 /// | attribute | on | meaning |
 /// |---|---|---|
@@ -212,7 +230,7 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// | `#[message(json = "...")]` | field, variant | another name in JSON, as a `json` tag of Go's |
 /// | `#[message(json = "snake_case")]` | type | the names of all other fields in JSON, by one of serde's rules |
 /// | `#[message(required)]` | field | missing is an error, and so is `nil` where the type has no zero for it |
-/// | `#[message(plain)]` | field | no helper for Go's types |
+/// | `#[message(plain)]` | field | no helper for Go's types, and no refusal by `#[service]` |
 #[proc_macro_attribute]
 pub fn message(attribute: TokenStream, item: TokenStream) -> TokenStream {
     message::message(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()

@@ -1,7 +1,7 @@
 //! `#[message]`: serde's derives, with the attributes that make them speak Go.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens, quote, quote_spanned};
+use quote::{quote, quote_spanned};
 use syn::{
     Attribute, Error, Field, Fields, GenericArgument, Generics, Ident, Item, LitStr, Meta, Path, PathArguments, Result,
     Token, Type, parse::Parser, punctuated::Punctuated, spanned::Spanned,
@@ -10,6 +10,7 @@ use syn::{
 use crate::parse;
 
 mod names;
+mod shape;
 
 pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut krate: Path = syn::parse_quote!(::bothways);
@@ -29,14 +30,16 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
     parser.parse2(attribute)?;
     let item: Item = syn::parse2(item)?;
 
+    let shape = shape::shape(&krate, &item)?;
     let serde = quote!(#krate::__private::serde);
     if json_rule.is_some() || names::has_json_names(&item) {
-        return names::message(&krate, &item, json_rule.as_ref());
+        let item = names::message(&krate, &item, json_rule.as_ref())?;
+        return Ok(quote!(#item #shape));
     }
     let mut item = with_serde_attributes(&krate, item, Form::Every)?;
     // In front: a helper attribute belongs behind its derive.
     attributes_of(&mut item).insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
-    Ok(quote!(#item))
+    Ok(quote!(#item #shape))
 }
 
 /// Which codecs the names of fields are for.
@@ -206,17 +209,6 @@ impl Said {
     }
 }
 
-/// What to take for this type where it is a whole payload, if Go does not read it there.
-pub(crate) fn instead_of(ty: &Type) -> Option<&'static str> {
-    let is_own = || ty.to_token_stream().into_iter().any(|token| token.to_string() == "Bytes");
-    match Kind::of(ty)? {
-        Kind::Bytes if is_own() => None,
-        Kind::Bytes => Some("Go's `[]byte` is `bytes::Bytes` or `bothways::codec::Blob` there"),
-        Kind::Time => Some("Go's `time.Time` is `bothways::codec::Timestamp` there"),
-        Kind::Duration => Some("Go's `time.Duration` is `bothways::codec::Nanos` there"),
-    }
-}
-
 /// A type of Go's that has a helper.
 enum Kind {
     Bytes,
@@ -227,7 +219,7 @@ enum Kind {
 impl Kind {
     /// By the name of the type, or of what it contains.
     fn of(ty: &Type) -> Option<Self> {
-        match ty {
+        match ungrouped(ty) {
             Type::Array(array) if is_byte(&array.elem) => Some(Self::Bytes),
             Type::Path(path) => {
                 let last = path.path.segments.last()?;
@@ -261,22 +253,33 @@ impl Kind {
 
 fn type_of(argument: &GenericArgument) -> Option<&Type> {
     match argument {
-        GenericArgument::Type(ty) => Some(ty),
+        GenericArgument::Type(ty) => Some(ungrouped(ty)),
         _ => None,
     }
 }
 
+/// The type itself: one that a `macro_rules` macro passes on is in a group that nobody sees.
+pub(crate) fn ungrouped(mut ty: &Type) -> &Type {
+    loop {
+        ty = match ty {
+            Type::Group(group) => &group.elem,
+            Type::Paren(paren) => &paren.elem,
+            _ => return ty,
+        };
+    }
+}
+
 fn is_byte(ty: &Type) -> bool {
-    matches!(ty, Type::Path(path) if path.path.is_ident("u8"))
+    matches!(ungrouped(ty), Type::Path(path) if path.path.is_ident("u8"))
 }
 
 fn is_option(ty: &Type) -> bool {
-    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Option"))
+    matches!(ungrouped(ty), Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Option"))
 }
 
 /// What stands in for `Default`, where the type has none.
 fn default_function(ty: &Type, kind: Option<&Kind>) -> Option<&'static str> {
-    match (ty, kind?) {
+    match (ungrouped(ty), kind?) {
         (Type::Array(_), Kind::Bytes) => Some("__private::zeros"),
         (Type::Path(path), Kind::Time) if path.path.segments.last()?.arguments.is_none() => {
             Some("codec::time::go_zero")

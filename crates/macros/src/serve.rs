@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
-use syn::{ReturnType, TraitItem, spanned::Spanned};
+use syn::{Path, ReturnType, TraitItem, spanned::Spanned};
 
 use crate::{
     check::{Answer, Method},
@@ -52,6 +52,8 @@ pub(crate) fn item(service: Service) -> TokenStream {
 pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
     let Service { krate, ident, path, item } = service;
     let count = methods.len();
+    let checks = methods.iter().filter(|method| !method.plain).map(|method| checks(krate, method));
+    let checks: TokenStream = checks.collect();
     let (wrapper, header, inner, target) = match item {
         Item::Trait(item) => {
             let (visibility, wrapper) = (&item.vis, format_ident!("{ident}Service"));
@@ -80,6 +82,7 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
     });
     quote! {
         #wrapper
+        #checks
 
         #[allow(deprecated)]
         #header {
@@ -143,4 +146,34 @@ fn handler(service: &Service, method: &Method, target: &TokenStream) -> TokenStr
             }
         })
     }
+}
+
+/// Refuses to compile where Go cannot read the argument or the reply.
+fn checks(krate: &Path, method: &Method) -> TokenStream {
+    let reply = match &method.answer {
+        Answer::Reply(reply) => Some(&**reply),
+        Answer::Nothing { .. } => None,
+    };
+    let types = method.argument.iter().map(|argument| &argument.ty).chain(reply);
+    let cfgs = &method.cfgs;
+    let checks = types.map(|ty| {
+        quote_spanned! {ty.span()=>
+            #(#cfgs)*
+            #[allow(deprecated, unused_imports)]
+            const _: () = {
+                use #krate::__private::go::Trusted as _;
+
+                const __VERDICT: #krate::__private::go::Verdict = <#krate::__private::go::Probe<#ty>>::AT_8;
+                const __LEN: usize = #krate::__private::go::Fault::len(__VERDICT);
+                const __TEXT: [u8; __LEN] = #krate::__private::go::Fault::text(__VERDICT);
+                if __LEN != 0 {
+                    match ::core::str::from_utf8(&__TEXT) {
+                        ::core::result::Result::Ok(text) => ::core::panic!("{}", text),
+                        ::core::result::Result::Err(_) => ::core::panic!("Go cannot read this"),
+                    }
+                }
+            };
+        }
+    });
+    checks.collect()
 }

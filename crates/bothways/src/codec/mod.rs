@@ -77,8 +77,11 @@
 //!
 //! **The last column matters**: a `Vec<u8>`, `SystemTime` or `Duration` that is the whole payload travels
 //! as serde has it, an array or a map, which Rust reads and Go does not: its client then ends the
-//! connection. `#[bothways::service]` refuses such a method; [`Router::function`](crate::Router::function) and
-//! [`Client::call`](crate::Client::call) cannot see it.
+//! connection. `#[bothways::service]` refuses such a method, and every other whose argument or reply Go cannot read:
+//! lists of bytes, tuples, `char`, integers of 128 bits, enums with data, maps whose keys are neither text nor
+//! integers, also behind an alias, in a container or in a `#[bothways::message]`. A type with serde impls of its own
+//! is trusted. `#[rpc(plain)]` on the method, or `#[message(plain)]` on a field, leaves it so.
+//! [`Router::function`](crate::Router::function) and [`Client::call`](crate::Client::call) cannot see it.
 //!
 //! An embedded struct of Go's is `#[serde(flatten)]`, one behind a pointer that may be nil
 //! `#[serde(flatten)] Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags
@@ -91,6 +94,9 @@ use ::bytes::Bytes;
 pub mod bytes;
 pub mod duration;
 mod field;
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod go;
 #[cfg(feature = "json")]
 mod json;
 mod lenient;
@@ -103,12 +109,12 @@ mod text;
 #[cfg(feature = "thrift")]
 mod thrift;
 pub mod time;
+mod words;
 
 #[cfg(feature = "protobuf")]
 pub use self::protobuf::Protobuf;
 #[cfg(feature = "macros")]
-#[doc(hidden)]
-pub use self::text::is_text;
+pub(crate) use self::text::is_text;
 #[cfg(feature = "thrift")]
 pub use self::thrift::Thrift;
 pub use self::{
@@ -118,6 +124,9 @@ pub use self::{
     raw::Raw,
     time::Timestamp,
 };
+
+/// Why `Some` of what is written as nothing is refused, in every codec.
+const SOME_OF_NOTHING: &str = "a Some of nothing would be read as None";
 
 /// A value that can be sent: the half of [`Payload`] that arguments need.
 ///
@@ -233,8 +242,9 @@ impl CodecError {
         Self::Unsupported { type_name: std::any::type_name::<T>(), serialize, can }
     }
 
-    /// The codec's own error. For [`Payload`] implementations.
+    /// The codec's own error. For [`Payload`] implementations. Its text goes to peers: names of Rust types as serde
+    /// puts them there (`expected struct Args`) are left out.
     pub fn codec(serialize: SerializeType, error: impl std::fmt::Display) -> Self {
-        Self::Codec { serialize, text: error.to_string() }
+        Self::Codec { serialize, text: words::without_type_names(&error.to_string()) }
     }
 }

@@ -49,11 +49,21 @@ impl<M: Message + Default> Payload for Protobuf<M> {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
         match serialize {
             SerializeType::PROTOBUF => {
-                M::decode(payload).map(Self).map_err(|error| CodecError::codec(serialize, error))
+                let decoded = M::decode(payload).map(Self);
+                decoded.map_err(|error| CodecError::codec(serialize, without_type_names(&error.to_string())))
             }
             _ => Err(CodecError::unsupported::<Self>(serialize, "protobuf")),
         }
     }
+}
+
+/// `Args.a: invalid wire type` → `a: invalid wire type`: the error goes to peers.
+fn without_type_names(text: &str) -> String {
+    let words = text.split(' ').map(|word| match word.rsplit_once('.') {
+        Some((_, field)) if field.ends_with(':') => field,
+        _ => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 impl<M> Deref for Protobuf<M> {
@@ -113,6 +123,12 @@ mod tests {
     #[test]
     fn an_empty_payload_is_the_default_message() {
         assert_eq!(read(&[]).unwrap(), Protobuf::default());
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_not_the_type() {
+        let error = read(&hex!("0a 01 61")).unwrap_err().to_string();
+        assert!(error.contains(" a: invalid wire type") && !error.contains("Tree"), "{error}");
     }
 
     #[test]

@@ -29,6 +29,6 @@ pub(super) fn within_json<T>(act: impl FnOnce() -> T) -> T {
 }
 
 /// Whether the format is a text, which says so itself.
-pub fn is_text(says_so: bool) -> bool {
+pub(crate) fn is_text(says_so: bool) -> bool {
     says_so && !MSGPACK.get()
 }

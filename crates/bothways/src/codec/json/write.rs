@@ -13,6 +13,8 @@ use serde::{
     },
 };
 
+use crate::codec::SOME_OF_NOTHING;
+
 /// A serializer that refuses what would arrive as another value.
 pub(super) struct Exact<S> {
     inner: S,
@@ -30,7 +32,7 @@ impl<S: Serializer> Exact<S> {
     /// Writes a `null`, unless it would be read as another one.
     fn null(self, write: impl FnOnce(S) -> Result<S::Ok, S::Error>) -> Result<S::Ok, S::Error> {
         if self.within_some {
-            return Err(S::Error::custom("a Some of nothing would be read as None"));
+            return Err(S::Error::custom(SOME_OF_NOTHING));
         }
         write(self.inner)
     }

@@ -13,6 +13,7 @@ use serde::{
 };
 
 use super::{EXTENSION, mark, read::Reader};
+use crate::codec::SOME_OF_NOTHING;
 
 /// The words of a type that cannot be written.
 pub(super) type Error = serde::de::value::Error;
@@ -230,7 +231,7 @@ impl<'a> Serializer for &'a mut Writer {
         let from = self.0.len();
         value.serialize(&mut *self)?;
         if self.0[from..] == [mark::NIL] {
-            return Err(Error::custom("a Some of nothing would be read as None"));
+            return Err(Error::custom(SOME_OF_NOTHING));
         }
         Ok(())
     }
