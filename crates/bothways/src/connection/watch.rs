@@ -104,6 +104,8 @@ pub(crate) struct Watch {
 const WAITED: u8 = 1;
 /// A whole message has come since.
 const HEARD: u8 = 2;
+/// The last look came late, and would have ended the connection.
+const SPARED: u8 = 4;
 
 /// The unit of [`Watch::said_at`].
 const SAID_MILLIS: u64 = 64;
@@ -242,7 +244,7 @@ impl State {
 
         watch.reads = reads;
         watch.written_bytes = written_bytes;
-        watch.flags = if waits { WAITED } else { 0 };
+        watch.flags = (watch.flags & SPARED) | if waits { WAITED } else { 0 };
         watch.unheard = match is_quiet {
             true => watch.unheard.saturating_add(u16::try_from(written / UNHEARD_BYTES).unwrap_or(u16::MAX)),
             false => 0,
@@ -314,8 +316,11 @@ impl State {
 }
 
 impl Connection {
-    /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory.
-    pub(crate) fn watch(&self, now: Instant) {
+    /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory. `asked` is when this
+    /// look was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
+    /// peers send waits in the sockets, and is read first.
+    pub(crate) fn watch(&self, asked: Instant, now: Instant) {
+        let is_late = self.shared.settings.watch.tick() < now.saturating_duration_since(asked);
         let deadlines = &self.shared.settings.watch;
         let reads = self.shared.reads.load(Ordering::Relaxed);
         let mut state = self.shared.state.lock();
@@ -338,7 +343,12 @@ impl Connection {
             due => due,
         };
 
+        let was_spared = state.watch.flags & SPARED != 0;
+        let spares = is_late && !was_spared && matches!(due, Due::End(_));
+        state.watch.flags = if spares { state.watch.flags | SPARED } else { state.watch.flags & !SPARED };
+
         match due {
+            Due::End(_) if spares => {}
             Due::Nothing => {}
             Due::Over => return,
             Due::Ping => self.heartbeat(&mut state, Waiter::Ping, &Metadata::new()),
@@ -354,5 +364,67 @@ impl Connection {
         }
         state.outbox.shrink();
         state.proto.shrink();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bothways_proto::Message;
+
+    use super::*;
+    use crate::{
+        connection::{Answer, Inlet},
+        error::AuthError,
+        reply::BoxFuture,
+        transport::memory,
+    };
+
+    struct Deaf;
+
+    impl Inlet for Deaf {
+        fn handle_request(&self, _: &Connection, _: Message) -> Answer {
+            Answer::Nothing
+        }
+
+        fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+    }
+
+    /// A process stands still just after it sent a heartbeat, and the answer waits in the socket: the first look after
+    /// that leaves the time to read it. A peer that is gone is found by the next one.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_comes_late_ends_nothing() {
+        let (near, far) = memory::pair(1 << 16);
+        let settings = Arc::new(Settings::default());
+        let start = |role, socket: memory::MemorySocket, hello| {
+            Connection::start(role, socket.into(), Arc::clone(&settings), Arc::new(Deaf), hello, |_| {})
+        };
+        let _server = start(Role::Server, far, None);
+        let client = start(Role::Client, near, Some(Metadata::new()));
+        let began = Instant::now();
+        // Whoever is ready has its turn, and no time passes.
+        let turns = || async {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        };
+        turns().await;
+        let look = |asked: u64, at: u64| {
+            let after = |secs| began + Duration::from_secs(secs);
+            client.watch(after(asked), after(at));
+            !client.is_closed()
+        };
+        assert!(look(1, 1) && look(17, 17), "it asks for an answer");
+        assert!(look(18, 60), "nothing was read, and this look is late");
+        turns().await;
+        assert!(look(61, 61), "the answer is there");
+
+        assert!(look(80, 80) && look(81, 120));
+        assert!(!look(121, 121), "there was time to read it, and it did not come");
     }
 }

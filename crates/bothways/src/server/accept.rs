@@ -220,13 +220,13 @@ async fn watch_connections(shared: &Weak<Shared>) {
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let asked = ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         let mut connections: Vec<_> = shared.connections.lock().values().cloned().collect();
         connections.extend(shared.door.iter().flat_map(|door| door.connections()));
         let now = Instant::now();
         for chunk in connections.chunks(WATCHED_AT_ONCE) {
-            chunk.iter().for_each(|connection| connection.watch(now));
+            chunk.iter().for_each(|connection| connection.watch(asked, now));
             tokio::task::yield_now().await;
         }
         shared.sessions.start_sweep(now);
