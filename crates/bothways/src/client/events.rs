@@ -299,7 +299,10 @@ impl ConnectionEvents {
             Some(event) => Poll::Ready(Some(event)),
             None if state.ended => Poll::Ready(None),
             None => {
-                state.reader = Some(cx.waker().clone());
+                let before = state.reader.replace(cx.waker().clone());
+                drop(state);
+                // An executor's own: not under the lock.
+                drop(before);
                 Poll::Pending
             }
         }

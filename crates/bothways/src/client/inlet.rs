@@ -4,7 +4,7 @@ use std::{
     any::Any,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -15,13 +15,14 @@ use tokio::runtime::Handle;
 use super::{
     events::{ConnectionEvent, EventSender, SessionLost},
     link::Link,
-    messages::{MessageAdder, ServerMessage, ServerMessages},
+    messages::{Added, MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
     resubscribe::Resubscriber,
     results::Results,
     session::{Ack, Arrival, Received, SessionMemory},
 };
 use crate::{
+    calm::Calm,
     connection::{Answer, Connection, Inlet, deadline},
     error::{AuthError, CloseReason, ErrorCode},
     guard::Guarded,
@@ -49,8 +50,8 @@ pub(super) struct ClientInlet {
     /// Held from the check of a message's number until it is queued: a connection that ends may still be
     /// handing out what it read when the next one is there.
     pub(super) turn: Mutex<()>,
-    pub(super) unheard: AtomicU64,
     pub(super) warned: AtomicBool,
+    pub(super) repeats: Calm,
 }
 
 impl Inlet for ClientInlet {
@@ -72,7 +73,7 @@ impl Inlet for ClientInlet {
 
     fn handle_passed_over(&self, connection: &Connection, seq: Seq) {
         let Some(queue) = &self.messages else {
-            self.unheard.fetch_add(1, Ordering::Relaxed);
+            connection.count_unheard();
             return;
         };
         let _turn = self.turn.lock();
@@ -80,7 +81,7 @@ impl Inlet for ClientInlet {
             // Acknowledged now, as it is dropped: to send it again would be of no use.
             Received::New(ack) => ack.end_as(Stage::Failed(Failure::BadArguments)),
             Received::Untracked | Received::NoRoom => {}
-            Received::Repeated => return,
+            repeated @ (Received::Past | Received::Repeated) => return self.tell_repeated(connection, &repeated, seq),
             Received::False(what) => return connection.end_as_misbehaved_by(what),
         }
         queue.add_gap(1);
@@ -164,20 +165,34 @@ impl ClientInlet {
                     // Counted, and acknowledged with that: there is nothing to handle.
                     keys::SKIP => {
                         let seq = message.header().seq();
-                        if let Received::False(what) = self.memory.receive(connection.id(), seq, || true) {
-                            connection.end_as_misbehaved_by(what);
+                        match self.memory.receive(connection.id(), seq, || true) {
+                            Received::False(what) => connection.end_as_misbehaved_by(what),
+                            repeated @ (Received::Past | Received::Repeated) => {
+                                self.tell_repeated(connection, &repeated, seq);
+                            }
+                            Received::New(_) | Received::Untracked | Received::NoRoom => {}
                         }
                     }
-                    _ => {}
+                    method => {
+                        // Of a later version: it is not for applications.
+                        tracing::debug!(
+                            server = &*self.server,
+                            method,
+                            "the server says what this client does not know"
+                        );
+                    }
                 }
             }
             Some(queue) => {
                 let turn = self.turn.lock();
                 let has_room = || queue.has_room_for_tracked(&message);
-                let ack = match self.memory.receive(connection.id(), message.header().seq(), has_room) {
+                let seq = message.header().seq();
+                let ack = match self.memory.receive(connection.id(), seq, has_room) {
                     Received::Untracked => None,
                     Received::New(ack) => Some(ack),
-                    Received::Repeated => return,
+                    repeated @ (Received::Past | Received::Repeated) => {
+                        return self.tell_repeated(connection, &repeated, seq);
+                    }
                     // A resume brings it again.
                     Received::NoRoom => return connection.end_as_slow(QUEUE_FULL),
                     Received::False(what) => return connection.end_as_misbehaved_by(what),
@@ -188,18 +203,20 @@ impl ClientInlet {
                     self.resubscriber.subscriptions.note(|| message.metadata());
                 }
                 let (ack, first) = match self.meet_key(connection, &message, ack) {
-                    Ok(Met::Again) => return,
+                    Ok(Met::Again) => return connection.count_repeated(),
                     Ok(Met::First(first, ack)) => (ack, Some(first)),
                     Err(ack) => (ack, None),
                 };
                 let added = queue.add(message, connection, &self.server, ack, first);
                 drop(turn);
-                if !added {
-                    connection.end_as_slow(QUEUE_FULL);
+                match added {
+                    Added::Taken => {}
+                    Added::Unheard => connection.count_unheard(),
+                    Added::Full => connection.end_as_slow(QUEUE_FULL),
                 }
             }
             None => {
-                self.unheard.fetch_add(1, Ordering::Relaxed);
+                connection.count_unheard();
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         server = &*self.server,
@@ -214,6 +231,26 @@ impl ClientInlet {
 }
 
 impl ClientInlet {
+    /// A message is here already, or will be: it is counted, and not handed on.
+    fn tell_repeated(&self, connection: &Connection, repeated: &Received, seq: Seq) {
+        connection.count_repeated();
+        let (server, offset) = (&*self.server, seq.unmarked());
+        if let Received::Past = repeated {
+            return tracing::debug!(server, offset, "a message of an earlier connection: it comes again if it is new");
+        }
+        match self.repeats.due() {
+            Some(left_out) => {
+                tracing::warn!(
+                    server,
+                    offset,
+                    left_out,
+                    "the server sent a message that this client has: it is dropped"
+                );
+            }
+            None => tracing::debug!(server, offset, "the server sent a message that this client has: it is dropped"),
+        }
+    }
+
     /// What its idempotency key makes of a message; `Err`: it has none.
     fn meet_key(&self, connection: &Connection, message: &Message, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
         let metadata = message.metadata();
@@ -228,8 +265,9 @@ impl ClientInlet {
 pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
     messages.give_to_handlers();
     tokio::spawn(async move {
+        let calm = Calm::default();
         while let Some(message) = messages.next().await {
-            if let Some(failure) = handle_message(&message, &handlers).await {
+            if let Some(failure) = handle_message(&message, &handlers, &calm).await {
                 message.end_as(failure);
             }
             // Acknowledged now, as it is dropped.
@@ -238,7 +276,7 @@ pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
 }
 
 /// Runs the handler of a message. Returns how it failed, if it did.
-async fn handle_message(message: &ServerMessage, handlers: &Router) -> Option<Failure> {
+async fn handle_message(message: &ServerMessage, handlers: &Router, calm: &Calm) -> Option<Failure> {
     let request = Request::new(message.message.clone(), message.connection.clone(), None);
     let (path, method) = (message.service_path(), message.service_method());
     let Ok(handler) = handlers.find(&request.message) else {
@@ -246,7 +284,12 @@ async fn handle_message(message: &ServerMessage, handlers: &Router) -> Option<Fa
             // Who is in a topic is told to all that subscribe, whether or not they want to know.
             return None;
         }
-        tracing::warn!(path, method, "no handler takes this server message: it is dropped");
+        match calm.due() {
+            Some(left_out) => {
+                tracing::warn!(path, method, left_out, "no handler takes this server message: it is dropped");
+            }
+            None => tracing::debug!(path, method, "no handler takes this server message: it is dropped"),
+        }
         return Some(Failure::NoHandler);
     };
     // A panic ends this message and no other.

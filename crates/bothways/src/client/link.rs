@@ -188,6 +188,7 @@ impl Link {
             subscriptions: Arc::clone(&link.subscriptions),
             events: events.clone(),
             timeout: link.options.default_timeout(),
+            room: Default::default(),
         };
         let inlet = Arc::new(ClientInlet {
             link: Arc::downgrade(&link),
@@ -202,8 +203,8 @@ impl Link {
             events: events.clone(),
             results: Results::default(),
             turn: Mutex::default(),
-            unheard: 0.into(),
             warned: false.into(),
+            repeats: Default::default(),
         });
         let methods = Methods::announce(&inlet.handlers.routes());
         let keeper = Keeper { server, inlet, settings, events, methods };
@@ -755,9 +756,11 @@ impl Keeper {
         loop {
             tokio::select! {
                 outcome = &mut happened => return outcome,
-                _ = ticks.tick() => connection.watch(Instant::now()),
+                asked = ticks.tick() => connection.watch(asked, Instant::now()),
                 acks = &mut due => {
                     connection.acknowledge(&acks.to_metadata());
+                    // What was handled has made room for what waits to be sent.
+                    self.inlet.resubscriber.room.notify_one();
                     due.set(memory.due(connection.id()));
                 }
             }

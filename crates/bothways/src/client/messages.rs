@@ -310,9 +310,19 @@ impl MessageQueue {
 /// their reads if they are small parts of these: a queue that is not emptied takes what it counts.
 const AS_THEY_CAME: usize = 64;
 
+/// What became of a message that came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Added {
+    /// It waits, or was dropped by the rule for a full queue, and counted.
+    Taken,
+    /// Nobody listens any more.
+    Unheard,
+    /// The queue is full, and its rule is to end the connection.
+    Full,
+}
+
 impl MessageAdder {
-    /// Adds a message; to a queue that has ended, nothing. False: the queue is full, and its rule is to
-    /// end the connection.
+    /// Adds a message; to a queue that has ended, nothing.
     ///
     /// A tracked message is always taken, as [`Self::has_room_for_tracked`] was asked before it was counted as
     /// received: to drop one here would lose it.
@@ -323,7 +333,7 @@ impl MessageAdder {
         server: &Arc<str>,
         ack: Option<Ack>,
         first: Option<FirstOfKey>,
-    ) -> bool {
+    ) -> Added {
         let shared = &*self.shared;
         let (connection, server) = (connection.clone(), Arc::clone(server));
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
@@ -339,7 +349,7 @@ impl MessageAdder {
                 true => message.abandon(),
                 false => message.forget(),
             }
-            return true;
+            return Added::Unheard;
         }
         let bounds = &shared.bounds;
         while message.ack.is_none()
@@ -350,19 +360,19 @@ impl MessageAdder {
             match bounds.overflow {
                 Overflow::Disconnect => {
                     message.push_out();
-                    return false;
+                    return Added::Full;
                 }
                 Overflow::RefuseNewest => {
                     state.gap = state.gap.saturating_add(1);
                     message.push_out();
-                    return true;
+                    return Added::Taken;
                 }
                 Overflow::DropOldest => {
                     let Some(at) = state.waiting.iter().position(ServerMessage::may_be_pushed_out) else {
                         // Only those wait that stay: the new one gives way.
                         state.gap = state.gap.saturating_add(1);
                         message.push_out();
-                        return true;
+                        return Added::Taken;
                     };
                     let dropped = state.waiting.remove(at).expect("it was just seen");
                     state.note_taken(&dropped);
@@ -389,7 +399,7 @@ impl MessageAdder {
         if let Some(reader) = reader {
             reader.wake();
         }
-        true
+        Added::Taken
     }
 }
 
@@ -465,9 +475,10 @@ impl ServerMessages {
             }
             None if state.ended => Poll::Ready(None),
             None => {
-                if let Some(cx) = cx {
-                    state.reader = Some(cx.waker().clone());
-                }
+                let before = cx.and_then(|cx| state.reader.replace(cx.waker().clone()));
+                drop(state);
+                // An executor's own: not under the lock.
+                drop(before);
                 Poll::Pending
             }
         }
@@ -545,7 +556,7 @@ mod tests {
         let (queue, messages) = queue(bounds);
         let (adder, keys, server) = (queue.adder(), ReceivedKeys::default(), Arc::from("memory@x"));
         let Ok(Met::First(first, _)) = keys.meet("a", None) else { panic!("it is the first") };
-        assert!(adder.add(message(), &connection, &server, None, Some(first)));
+        assert_eq!(adder.add(message(), &connection, &server, None, Some(first)), Added::Taken);
 
         let held = keys.hold();
         let adding = std::thread::spawn(move || adder.add(message(), &connection, &server, None, None));
@@ -559,6 +570,6 @@ mod tests {
             std::thread::yield_now();
         }
         drop(held);
-        assert!(adding.join().expect("no panic"));
+        assert_eq!(adding.join().expect("no panic"), Added::Taken);
     }
 }

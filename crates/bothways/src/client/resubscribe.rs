@@ -107,8 +107,6 @@ impl Pauses {
 struct Round {
     connection: Connection,
     places: Semaphore,
-    /// Told when one found room in the session: another one may.
-    room: Notify,
 }
 
 /// Patterns that wait for a topic.
@@ -121,6 +119,8 @@ pub(super) struct Resubscriber {
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) events: EventSender,
     pub(super) timeout: Option<Duration>,
+    /// Told when there may be room in the session: one topic found some, or messages were acknowledged.
+    pub(super) room: Arc<Notify>,
 }
 
 impl Resubscriber {
@@ -131,8 +131,10 @@ impl Resubscriber {
         let mut asking = self.asking(connection);
         unwanted.into_iter().for_each(|topic| asking.ask(topic, Why::Unwanted, Vec::new(), None));
 
-        let (patterns, topics): (Vec<_>, Vec<_>) =
+        let (patterns, mut topics): (Vec<_>, Vec<_>) =
             missing.into_iter().partition(|(topic, _)| topic.contains(['*', '>']));
+        // What has no past needs no room, and what it misses nobody keeps.
+        topics.sort_by_key(|(_, has_position)| *has_position);
         let patterns = patterns.into_iter().map(|(pattern, _)| (pattern, mpsc::channel::<()>(1)));
         let patterns: Vec<_> = patterns.collect();
         for (topic, has_position) in topics {
@@ -156,7 +158,7 @@ impl Resubscriber {
     }
 
     fn asking(&self, connection: &Connection) -> Asking<'_> {
-        let round = Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE), room: Notify::new() };
+        let round = Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE) };
         Asking { resubscriber: self, round: Arc::new(round), all: JoinSet::new() }
     }
 
@@ -175,11 +177,11 @@ impl Resubscriber {
         self.goes_on(round)
     }
 
-    /// The same for what found no room: not after another one found some.
+    /// The same for what found no room: not after another one found some, nor after messages were acknowledged.
     async fn pause_for_room(&self, round: &Round, pause: Duration) -> bool {
         tokio::select! {
             goes_on = self.pause(round, pause) => goes_on,
-            () = round.room.notified() => self.goes_on(round),
+            () = self.room.notified() => self.goes_on(round),
         }
     }
 
@@ -209,7 +211,7 @@ impl Resubscriber {
             let goes_on = match outcome {
                 Ok(answer) if answer.later => self.pause_for_room(round, pauses.next(Trouble::Passing)).await,
                 Ok(answer) => {
-                    round.room.notify_one();
+                    self.room.notify_one();
                     if !answer.more {
                         return Ok(Some(answer.subscribed));
                     }

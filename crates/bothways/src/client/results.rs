@@ -76,8 +76,10 @@ impl Results {
         }
         let mut known = self.known.lock();
         let run = Arc::clone(known.runs.entry(id.to_owned()).or_default());
-        run.give_up();
+        run.given_up.store(true, Ordering::Release);
         known.end(id, &run);
+        drop(known);
+        run.changed.notify_waiters();
     }
 }
 

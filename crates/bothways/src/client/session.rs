@@ -211,7 +211,9 @@ pub(super) enum Received {
     Untracked,
     /// Tracked, and here for the first time.
     New(Ack),
-    /// Here already: it was sent again because the server could not know.
+    /// It is of an earlier connection: if the server counts it as not received, it comes again on the present one.
+    Past,
+    /// Here already, on this connection or one before: its server sends it in vain.
     Repeated,
     /// There is no room for it: it is as if it had not come.
     NoRoom,
@@ -352,7 +354,7 @@ impl SessionMemory {
 
     /// A message came under this number. `has_room` is asked if it may be tracked, without a lock.
     ///
-    /// Offsets have no holes. What is here already may come again: the server could not know.
+    /// Offsets have no holes. What is here already may come again, and is not new for that.
     pub(super) fn receive(
         self: &Arc<Self>,
         connection: ConnectionId,
@@ -370,7 +372,7 @@ impl SessionMemory {
             return Received::Untracked;
         }
         if state.connection != Some(connection) {
-            return Received::Repeated;
+            return Received::Past;
         }
         let next = state.offsets.received + 1;
         if next < offset {
@@ -841,11 +843,12 @@ mod tests {
         assert_eq!(due(&memory, 2).await, (1, 1));
     }
 
-    /// What a server sends under these offsets on one connection, as letters: New, Repeated, False.
+    /// What a server sends under these offsets on one connection, as letters: New, Repeated, False, Past.
     fn letters(memory: &Arc<SessionMemory>, on: u64, offsets: &[u64]) -> String {
         let letter = |offset: &u64| match memory.receive(connection(on), Seq::of_push(*offset), || true) {
             Received::New(_) => 'N',
             Received::Repeated => 'R',
+            Received::Past => 'P',
             Received::False(_) => 'F',
             Received::Untracked | Received::NoRoom => '?',
         };
@@ -862,7 +865,7 @@ mod tests {
         memory.hello();
         memory.handle_welcome(connection(2), Some(&resumed()));
         assert_eq!(letters(&memory, 2, &[3, 4, 5, 7]), "RRNF");
-        assert_eq!(letters(&memory, 1, &[6, 9]), "RR", "the session has left it");
+        assert_eq!(letters(&memory, 1, &[6, 9]), "PP", "the session has left it");
     }
 
     #[test]

@@ -131,6 +131,32 @@ async fn a_false_offset_ends_the_connection() {
     assert!(matches!(reason, CloseReason::Misbehaved(_)), "{reason}");
 }
 
+/// What comes under an offset that the client has is not handed on, and no loss; it is counted, as is what comes twice
+/// under a key, and what comes for nobody.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_drops_of_its_server_is_counted() {
+    let server = ScriptedServer::listen().await;
+    let (client, mut messages, mut peer) = connected(&server, ClientOptions::new()).await;
+    for offset in [1, 2, 2, 1, 3] {
+        peer.say(oneway(PUSH | offset, "News", b"")).await;
+    }
+    peer.say(control(PUSH | 2, keys::SKIP, "x", "")).await;
+    settle().await;
+    let stats = client.stats();
+    assert_eq!((messages.len(), messages.dropped()), (3, 0));
+    assert_eq!((stats.messages_repeated, stats.messages_unheard), (3, 0));
+    assert_eq!(soon(messages.next()).await.expect("it is open").dropped_before(), 0, "nothing is missing");
+
+    let connecting = Client::connect(&server.address, ClientOptions::new());
+    let (client, mut peer) = tokio::join!(connecting, server.accept_negotiated());
+    let client = client.expect("it listens");
+    for offset in 0..2 {
+        peer.say(oneway(PUSH | offset, "News", b"")).await;
+    }
+    settle().await;
+    assert_eq!((client.stats().messages_repeated, client.stats().messages_unheard), (0, 2));
+}
+
 /// F66. Numbers of a server are added up as far as they go.
 #[tokio::test(start_paused = true)]
 async fn a_gap_of_any_size_is_counted() {
