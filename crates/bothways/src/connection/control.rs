@@ -9,7 +9,7 @@ use bothways_proto::{
 };
 use bytes::Bytes;
 
-use super::{Connection, call::Waiter, lanes::Lane, lock::Locked, outbox::Refused};
+use super::{Connection, behind::PushesSoFar, call::Waiter, lanes::Lane, lock::Locked, outbox::Refused};
 use crate::{
     error::{CallError, CloseReason, ErrorCode},
     reply::Reply,
@@ -50,7 +50,7 @@ impl Connection {
     }
 
     /// Sends the reply to `request`.
-    pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<u64>) {
+    pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<PushesSoFar>) {
         let shared = &*self.shared;
         let mut header = request.header().reply();
         if let Some(serialize) = reply.serialize {
@@ -76,9 +76,17 @@ impl Connection {
         if !state.can_answer() {
             return;
         }
+        let now = state.pushes_so_far();
+        let waits = pushes_before.is_some_and(|before| before.kept != now.kept);
+        let waits = waits && !then_welcome && state.may_hold_replies();
+        let bounds = shared.settings.bounds();
+        let add = |state: &mut Locked<'_>, parts: &FrameParts<'_>, payload: &Bytes| match waits {
+            false => state.outbox.add(lane, parts, payload, self.limits(), &bounds),
+            true => state.outbox.hold_reply(parts, payload, self.limits(), &bounds),
+        };
         let names = request.names();
         let parts = FrameParts { header, names, metadata: &metadata, payload_len: payload.len() };
-        let mut added = state.outbox.add(lane, &parts, &payload, self.limits(), &shared.settings.bounds());
+        let mut added = add(&mut state, &parts, &payload);
         let failure = match &added {
             Err(Refused::TooLarge(error)) => Some((error.to_string(), names)),
             // Without the names of its request, which may be long.
@@ -99,12 +107,12 @@ impl Connection {
             let metadata = Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {why}"));
             let header = request.header().reply().with_status(Status::ERROR);
             let parts = FrameParts { header, names, metadata: &metadata, payload_len: 0 };
-            added = state.outbox.add(lane, &parts, &Bytes::new(), self.limits(), &shared.settings.bounds());
+            added = add(&mut state, &parts, &Bytes::new());
         }
-        if pushes_before.is_some_and(|before| before != state.outbox.pushes_added()) {
+        if !waits && pushes_before.is_some_and(|before| before.added != now.added) {
             state.outbox.last_reply_behind_pushes();
         }
-        let failed = self.check_added(&mut state, added).err();
+        let added = self.check_added(&mut state, added);
         if then_welcome {
             state.hello_pending = false;
             state.called_by_pushes = true;
@@ -114,7 +122,10 @@ impl Connection {
             shared.changed.notify_waiters();
             shared.inlet.handle_welcomed(self);
         }
-        if let Some(error) = failed {
+        if let (true, Ok(number)) = (waits, &added) {
+            shared.inlet.handle_held(self, self.held_reply(*number));
+        }
+        if let Err(error) = added {
             tracing::warn!(connection = %self.id(), %error, "a reply was lost");
         } else if let Some(reason) = then_close {
             self.close_after_flush(*reason);
@@ -221,10 +232,33 @@ impl Connection {
             if let Some(wait) = reconnect_after {
                 said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
             }
+            {
+                let mut state = self.shared.state.lock();
+                if state.is_welcoming() {
+                    state.seldom().after_welcome.goodbye.get_or_insert(said);
+                    return true;
+                }
+            }
             self.control_request(keys::GOODBYE, &said);
             self.flush();
         }
         understands
+    }
+
+    /// The Welcome is queued: what waited for it follows.
+    pub(super) fn welcome_is_queued(&self) {
+        let AfterWelcome { goodbye, end } = {
+            let mut state = self.shared.state.lock();
+            state.hello_pending = false;
+            state.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.after_welcome)).unwrap_or_default()
+        };
+        if let Some(said) = goodbye {
+            self.control_request(keys::GOODBYE, &said);
+        }
+        if let Some(reason) = end {
+            self.close_after_flush(reason);
+        }
+        self.shared.changed.notify_waiters();
     }
 
     pub(super) fn say_hello(&self, mut metadata: Metadata) {
@@ -250,6 +284,13 @@ impl Connection {
             let _ = self.check_added(state, added);
         }
     }
+}
+
+/// What is to be said and done once the Welcome of a client is queued, which knows no Goodbye before it.
+#[derive(Default)]
+pub(super) struct AfterWelcome {
+    goodbye: Option<Metadata>,
+    pub(super) end: Option<CloseReason>,
 }
 
 /// Most bytes of a text that goes with a Goodbye or with the refusal of a Hello: what applications say to people, and it

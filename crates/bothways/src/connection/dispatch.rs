@@ -16,7 +16,12 @@ use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Me
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
-use super::{Connection, Lane, after, control::cut, outgoing::Outgoing};
+use super::{
+    Connection, Lane, after,
+    behind::{HeldReply, PushesSoFar},
+    control::cut,
+    outgoing::Outgoing,
+};
 use crate::{
     calm::Calm,
     error::{AuthError, CloseReason, ErrorCode},
@@ -86,6 +91,10 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
     /// Everything is written, as was asked to be told.
     fn handle_room(&self, _: &Connection) {}
+
+    /// The layer above keeps pushes for want of room that the handler of this reply may have made. The reply goes when
+    /// this is dropped.
+    fn handle_held(&self, _: &Connection, _: HeldReply) {}
 }
 
 /// How a request is answered.
@@ -328,9 +337,9 @@ impl Place {
 }
 
 impl Connection {
-    /// Answers a request that wants a reply. `pushes_before` is how many pushes had been added when it was
-    /// read: its reply does not overtake those that are added while its handler runs.
-    pub(super) fn run_call(&self, mut message: Message, pushes_before: u64, place: &mut Place) {
+    /// Answers a request that wants a reply. `pushes_before` says where pushes stood when it was read: its reply does not
+    /// overtake those that are made while its handler runs.
+    pub(super) fn run_call(&self, mut message: Message, pushes_before: PushesSoFar, place: &mut Place) {
         let permit = match place.take(self, &message) {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
@@ -436,7 +445,7 @@ impl Connection {
             .with(keys::RETRY_AFTER, retry_after.as_millis().to_string());
         let header = hello.header().reply().with_status(Status::ERROR);
         self.control(Message::new(header, "", "", &refusal, &[]).frame());
-        self.close_after_flush(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
+        self.close_unwelcomed(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
     }
 
     /// Checks and answers a Hello. One that is not answered at once counts as a request, without its payload.
@@ -596,7 +605,7 @@ impl Connection {
         deadline: Option<Instant>,
         message: Message,
         mut permit: Permit,
-        pushes_before: u64,
+        pushes_before: PushesSoFar,
     ) {
         let seq = message.header().seq();
         permit.keep(&message);
@@ -678,8 +687,7 @@ impl Connection {
             }
         };
         self.control(frame.frame());
-        self.shared.state.lock().hello_pending = false;
-        self.shared.changed.notify_waiters();
+        self.welcome_is_queued();
         match outcome {
             Ok(()) if self.shared.inlet.hello_shows_token() => self.trust(),
             Ok(()) | Err(_) => self.end_check(),

@@ -658,7 +658,7 @@ fn handle_message<'a>(
             state.seldom().oneways_refused += 1;
         }
         Inbound::Call(message) => {
-            let pushes_before = state.outbox.pushes_added();
+            let pushes_before = state.pushes_so_far();
             drop(state);
             connection.run_call(message, pushes_before, place);
         }

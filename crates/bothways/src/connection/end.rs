@@ -30,6 +30,11 @@ impl State {
         }
     }
 
+    /// True while it is known what a client can do, and its Welcome is not queued yet. A moment.
+    pub(super) fn is_welcoming(&self) -> bool {
+        self.hello_pending && self.can_answer() && matches!(self.proto.peer(), Peer::Negotiated(_))
+    }
+
     /// True while answers may still be sent.
     pub(super) fn can_answer(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Draining(_) | Phase::Answering(_))
@@ -39,6 +44,7 @@ impl State {
     pub(super) fn drain(&mut self, reason: CloseReason) {
         if matches!(self.phase, Phase::Open) {
             self.phase = Phase::Draining(Box::new(reason));
+            self.release_replies();
         }
     }
 }
@@ -143,9 +149,23 @@ impl Connection {
     /// Ends the connection once what waits is written.
     pub(super) fn close_after_flush(&self, reason: CloseReason) {
         let mut state = self.shared.state.lock();
+        if state.is_welcoming() {
+            state.seldom().after_welcome.end.get_or_insert(reason);
+            return;
+        }
+        self.begin_closing(state, reason);
+    }
+
+    /// As [`Self::close_after_flush`], and without a Welcome, if that is on its way.
+    pub(super) fn close_unwelcomed(&self, reason: CloseReason) {
+        self.begin_closing(self.shared.state.lock(), reason);
+    }
+
+    fn begin_closing<'a>(&'a self, mut state: Locked<'a>, reason: CloseReason) {
         if state.can_answer() {
             state.fail_calls(&reason);
             state.phase = Phase::Closing(Box::new(reason));
+            state.release_replies();
             self.wake_driver(&mut state);
             state.notify(&self.shared.changed);
         }
@@ -167,11 +187,13 @@ impl Connection {
             return false;
         }
         shared.answering.store(true, Ordering::SeqCst);
-        if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() {
+        if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() && !state.outbox.holds_replies()
+        {
             return false;
         }
         state.fail_calls(reason);
         state.phase = Phase::Answering(Box::new(reason.clone()));
+        state.release_replies();
         state.notify(&shared.changed);
         true
     }
@@ -184,6 +206,7 @@ impl Connection {
         if matches!(state.phase, Phase::Open) && state.proto.calls().is_empty() {
             shared.answering.store(true, Ordering::SeqCst);
             state.phase = Phase::Answering(Box::new(CloseReason::Local));
+            state.release_replies();
             self.wake_driver(&mut state);
             state.notify(&shared.changed);
         }

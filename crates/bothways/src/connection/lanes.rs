@@ -38,6 +38,10 @@ pub(super) struct Entry {
     /// Of a call its number, of anything else that of the last call before it: within a lane these numbers
     /// never fall.
     pub(super) call: u64,
+    /// Of a push its number, likewise.
+    pub(super) push: u64,
+    /// A session has given this push away, and says by its receipt whether it has left: it is never dropped.
+    pub(super) owed: bool,
     pub(super) head: Bytes,
     /// A shared payload behind the head.
     pub(super) body: Bytes,
@@ -107,6 +111,9 @@ pub(super) struct Lanes {
     waiting: [Waiting; 4],
     /// What of it counts for all connections together.
     cost: usize,
+    /// Replies, by number, that wait for what a session keeps of the pushes of their handlers. They count as replies
+    /// that wait.
+    held: VecDeque<(u64, Entry)>,
     /// Payloads of pushes that were dropped, until the lock is free: they may be an application's own.
     dropped: Vec<Bytes>,
 }
@@ -122,6 +129,7 @@ impl Lanes {
             turn: PUSHES,
             waiting: Default::default(),
             cost: 0,
+            held: VecDeque::new(),
             dropped: Vec::new(),
         }
     }
@@ -136,6 +144,7 @@ impl Lanes {
         std::mem::take(&mut self.dropped)
     }
 
+    /// True if nothing waits for the socket. What is held waits for something else.
     pub(super) fn is_empty(&self) -> bool {
         self.control.is_empty() && self.shares.iter().all(|share| share.entries.is_empty())
     }
@@ -158,6 +167,25 @@ impl Lanes {
         }
     }
 
+    /// Keeps a reply back under this number until [`Self::release`].
+    pub(super) fn hold(&mut self, number: u64, entry: Entry) {
+        self.count_in(&entry);
+        self.held.push_back((number, entry));
+    }
+
+    /// True if a reply is kept back.
+    pub(super) fn holds_any(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The oldest reply that is kept back, or the one of this number.
+    pub(super) fn release(&mut self, number: Option<u64>) -> Option<Entry> {
+        let at = self.held.iter().position(|(held, _)| number.is_none_or(|number| number == *held))?;
+        let (_, entry) = self.held.remove(at)?;
+        self.count_out(&entry);
+        Some(entry)
+    }
+
     /// What leaves next.
     pub(super) fn pop(&mut self) -> Option<Entry> {
         let entry = match self.control.pop_front() {
@@ -177,16 +205,16 @@ impl Lanes {
             return None;
         }
         let (head, body) = (std::mem::take(&mut entry.head), std::mem::take(&mut entry.body));
-        let forgotten = Entry { lane: Lane::Call, owned: entry.owned, call: number, head, body };
+        let forgotten = Entry { lane: Lane::Call, owned: entry.owned, call: number, push: entry.push, owed: false, head, body };
         share.trim();
         self.count_out(&forgotten);
         Some(forgotten)
     }
 
-    /// Takes out the push that waits longest.
+    /// Takes out the push that waits longest, of those that may be dropped.
     pub(super) fn drop_oldest_push(&mut self) -> Option<Entry> {
         let share = &mut self.shares[PUSHES];
-        let at = share.entries.iter().position(|entry| entry.lane == Lane::Push)?;
+        let at = share.entries.iter().position(|entry| entry.lane == Lane::Push && !entry.owed)?;
         let dropped = share.entries.remove(at)?;
         share.trim();
         self.count_out(&dropped);
@@ -259,7 +287,8 @@ mod tests {
     use super::*;
 
     fn entry(lane: Lane, len: usize) -> Entry {
-        Entry { lane, owned: lane != Lane::Push, call: 0, head: vec![0; len].into(), body: Bytes::new() }
+        let (head, body) = (vec![0; len].into(), Bytes::new());
+        Entry { lane, owned: lane != Lane::Push, call: 0, push: 0, owed: false, head, body }
     }
 
     /// Bytes of each kind among the first so many, while all go on waiting.

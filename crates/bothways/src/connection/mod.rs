@@ -9,6 +9,7 @@
 //! | `write.rs` | writes what waits, in the thread of whoever added it |
 //! | `writer.rs` | who writes, and who takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
+//! | `behind.rs` | replies that stay behind what a session still owes |
 //! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
 //! | `socket.rs` | the socket, until the connection is over |
@@ -30,6 +31,7 @@
 //! themselves is written at once. When the socket is full the driver waits for it; nobody else does.
 
 mod announced;
+mod behind;
 mod call;
 mod control;
 mod dispatch;
@@ -65,9 +67,11 @@ use std::{
 use bothways_proto::{self as proto, Capabilities, Inbound, Limits, Message, Metadata, Peer, Role, Seq, keys};
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
+use self::control::AfterWelcome;
 pub use self::send::{FanOut, PushFrame, Sent, fan_out};
 pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
+    behind::HeldReply,
     call::CallTime,
     dispatch::{Answer, Inlet, Load, deadline},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
@@ -230,8 +234,12 @@ struct Seldom {
     /// Requests that want no reply, dropped because too much ran already or because of too much metadata.
     oneways_refused: u64,
     late_replies: u64,
+    messages_unheard: u64,
+    messages_repeated: u64,
     /// The Hello that is being checked is refused for now: its client may come again after so long.
     turned_away: Option<std::time::Duration>,
+    /// What waits for the Welcome that is on its way: a Goodbye, and the end.
+    after_welcome: AfterWelcome,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.
@@ -312,6 +320,14 @@ pub struct ConnectionStats {
     pub oneways_refused: u64,
     /// Replies that came when nobody waited for them any more.
     pub late_replies: u64,
+    /// Messages of a server that its client dropped because it does not listen: it was made by
+    /// [`Client::connect`](crate::Client::connect), or its application has dropped
+    /// [`ServerMessages`](crate::ServerMessages).
+    pub messages_unheard: u64,
+    /// Messages of a server that its client dropped because it has them: their offset, or their idempotency key, came
+    /// before. And those that a connection still brought when the client had the next one, on which they come again if
+    /// they are new.
+    pub messages_repeated: u64,
     /// Bytes that the socket took.
     pub written_bytes: u64,
 }
@@ -514,8 +530,8 @@ impl Connection {
     pub fn stats(&self) -> ConnectionStats {
         let state = self.shared.state.lock();
         let (pushes_waiting, push_bytes_waiting) = state.outbox.pushes_waiting();
-        let (oneways_refused, late_replies) =
-            state.seldom.as_ref().map_or((0, 0), |seldom| (seldom.oneways_refused, seldom.late_replies));
+        let seldom = state.seldom.as_ref();
+        let count = |of: fn(&Seldom) -> u64| seldom.map_or(0, |seldom| of(seldom));
         ConnectionStats {
             calls_pending: state.proto.calls().len(),
             calls_running: self.shared.calls_running.load(Ordering::Relaxed) as usize,
@@ -523,8 +539,10 @@ impl Connection {
             push_bytes_waiting,
             pushes_sent: state.outbox.pushes_added(),
             pushes_dropped: state.outbox.pushes_dropped(),
-            oneways_refused,
-            late_replies,
+            oneways_refused: count(|seldom| seldom.oneways_refused),
+            late_replies: count(|seldom| seldom.late_replies),
+            messages_unheard: count(|seldom| seldom.messages_unheard),
+            messages_repeated: count(|seldom| seldom.messages_repeated),
             written_bytes: state.outbox.written_bytes(),
         }
     }
@@ -540,6 +558,16 @@ impl Connection {
     /// A request that wants no reply was dropped.
     pub(crate) fn count_refused_oneway(&self) {
         self.shared.state.lock().seldom().oneways_refused += 1;
+    }
+
+    /// A message of the server was dropped, for nobody listens.
+    pub(crate) fn count_unheard(&self) {
+        self.shared.state.lock().seldom().messages_unheard += 1;
+    }
+
+    /// A message of the server was dropped, for its client has it.
+    pub(crate) fn count_repeated(&self) {
+        self.shared.state.lock().seldom().messages_repeated += 1;
     }
 
     /// From here on the layer above refuses the peer's calls.

@@ -139,18 +139,52 @@ impl Outbox {
                 return Ok(self.count(lane, true));
             }
         }
-        let mut head = Vec::new();
-        let body = if payload.len() < SHARE_BYTES {
-            parts.put_frame(&mut head, payload, limits)?;
-            Bytes::new()
+        Ok(self.add_entry(entry_of(lane, parts, payload, limits, !direct)?, direct, bounds))
+    }
+
+    /// Takes a reply that is kept back until [`Self::release_reply`]. Answers its number.
+    pub(super) fn hold_reply(
+        &mut self,
+        parts: &FrameParts<'_>,
+        payload: &Bytes,
+        limits: &Limits,
+        bounds: &OutboxBounds<'_>,
+    ) -> Result<u64, Refused> {
+        let len = bothways_proto::PREFIX_LEN + parts.body_len();
+        self.check_all(Lane::Reply, len, bounds)?;
+        self.make_room(Lane::Reply, len, bounds)?;
+        let mut entry = entry_of(Lane::Reply, parts, payload, limits, true)?;
+        (entry.call, entry.push) = (self.count(Lane::Reply, false), self.pushes_added());
+        let counted = self.counted.get_or_insert_default();
+        counted.replies_held += 1;
+        let number = counted.replies_held;
+        self.lanes_mut().hold(number, entry);
+        self.count_what_waits(bounds);
+        Ok(number)
+    }
+
+    /// Lets the reply of this number go, or the oldest that is kept back: behind the pushes that wait. False: there is
+    /// none.
+    pub(super) fn release_reply(&mut self, number: Option<u64>) -> bool {
+        let Some(mut entry) = self.lanes.as_mut().and_then(|lanes| lanes.release(number)) else { return false };
+        if self.goes_direct() {
+            self.wire.get_or_insert_default().push_frame(entry.head, entry.body, entry.owned);
         } else {
-            parts.put_head(&mut head, limits)?;
-            match lane {
-                Lane::Reply if !direct && payload.len() < COPY_BYTES => Bytes::copy_from_slice(payload),
-                _ => payload.clone(),
-            }
-        };
-        Ok(self.add_entry(Entry { lane, owned: true, call: 0, head: head.into(), body }, direct, bounds))
+            (entry.call, entry.push) = (self.count(Lane::Reply, false), self.pushes_added());
+            let lanes = self.lanes_mut();
+            lanes.push(entry);
+            lanes.last_reply_behind_pushes();
+        }
+        true
+    }
+
+    /// True if a reply is kept back.
+    pub(super) fn holds_replies(&self) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| lanes.holds_any())
+    }
+
+    fn lanes_mut(&mut self) -> &mut Lanes {
+        self.lanes.get_or_insert_with(|| Box::new(Lanes::new(self.requests_in_order)))
     }
 
     /// Takes one frame that is encoded already, and perhaps shared with other connections.
@@ -158,7 +192,8 @@ impl Outbox {
         self.add_frame_as(lane, frame, None, bounds)
     }
 
-    /// Like [`Self::add_frame`], under another number: the body stays shared.
+    /// Like [`Self::add_frame`], under another number: the body stays shared. A frame with a number of its own is a
+    /// session's, which has looked for room and given it away: it is taken, and stays.
     pub(super) fn add_frame_as(
         &mut self,
         lane: Lane,
@@ -167,7 +202,8 @@ impl Outbox {
         bounds: &OutboxBounds<'_>,
     ) -> Result<u64, Refused> {
         let direct = self.goes_direct();
-        if !direct {
+        let owed = seq.is_some();
+        if !direct && !owed {
             self.make_room(lane, frame.len(), bounds)?;
         }
         if direct && frame.len() < SHARE_BYTES {
@@ -190,7 +226,8 @@ impl Outbox {
                 (head.into(), frame.slice(HEADER_LEN..))
             }
         };
-        Ok(self.add_entry(Entry { lane, owned: lane != Lane::Push, call: 0, head, body }, direct, bounds))
+        let owned = lane != Lane::Push;
+        Ok(self.add_entry(Entry { lane, owned, call: 0, push: 0, owed, head, body }, direct, bounds))
     }
 
     /// Takes this many pushes that were joined into one piece, if all of them go straight onto the wire. False:
@@ -246,7 +283,16 @@ impl Outbox {
         self.counted.as_ref().map_or(0, |counted| counted.pushes.added)
     }
 
-    /// Of the pushes that were added, how many the kernel has whole: exact as long as none was dropped.
+    /// How often the session of this connection kept pushes for which there was no room here.
+    pub(super) fn pushes_kept(&self) -> u64 {
+        self.counted.as_ref().map_or(0, |counted| counted.pushes_kept)
+    }
+
+    pub(super) fn note_kept_push(&mut self) {
+        self.counted.get_or_insert_default().pushes_kept += 1;
+    }
+
+    /// The number of the last push that the kernel has whole. Those before it have left too, or were dropped.
     pub(super) fn pushes_written(&self) -> u64 {
         self.counted.as_ref().map_or(0, |counted| counted.pushes.written)
     }
@@ -335,7 +381,7 @@ impl Outbox {
 
     /// Gives back memory that a burst took, unless something waits.
     pub(super) fn shrink(&mut self) {
-        if self.is_empty() && self.writer == Writer::Idle {
+        if self.is_empty() && !self.holds_replies() && self.writer == Writer::Idle {
             self.wire = None;
             self.lanes = None;
         }
@@ -421,10 +467,7 @@ impl Outbox {
                     let Some(lanes) = &mut self.lanes else { return Err(Refused::Full { frames, bytes }) };
                     let Some(dropped) = lanes.drop_oldest_push() else { return Err(Refused::Full { frames, bytes }) };
                     lanes.drop_later(dropped);
-                    let counted = self.counted.get_or_insert_default();
-                    counted.pushes_dropped += 1;
-                    // Those behind it keep their numbers.
-                    counted.pushes.on_wire += 1;
+                    self.counted.get_or_insert_default().pushes_dropped += 1;
                 }
             }
         }
@@ -437,13 +480,17 @@ impl Outbox {
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
-        entry.call = number;
-        self.lanes.get_or_insert_with(|| Box::new(Lanes::new(self.requests_in_order))).push(entry);
-        // What is being written is not here, and still counts.
+        (entry.call, entry.push) = (number, self.pushes_added());
+        self.lanes_mut().push(entry);
+        self.count_what_waits(bounds);
+        number
+    }
+
+    /// More waits than before. What is being written is not here, and still counts.
+    fn count_what_waits(&mut self, bounds: &OutboxBounds<'_>) {
         if (self.counted_kib as usize) << 10 < self.cost() {
             self.recount(bounds.outgoing);
         }
-        number
     }
 
     /// Moves the reply that was just added behind the pushes that wait: its handler pushed first.
@@ -475,13 +522,35 @@ impl Outbox {
             if let Some(counted) = &mut self.counted {
                 match entry.lane {
                     Lane::Call => counted.calls.on_wire = entry.call,
-                    Lane::Push => counted.pushes.on_wire += 1,
+                    Lane::Push => counted.pushes.on_wire = entry.push,
                     Lane::Control | Lane::Reply => {}
                 }
             }
             wire.push_frame(entry.head, entry.body, entry.owned);
         }
     }
+}
+
+/// A frame that finds its own way. `waits`: behind others, perhaps for long.
+fn entry_of(
+    lane: Lane,
+    parts: &FrameParts<'_>,
+    payload: &Bytes,
+    limits: &Limits,
+    waits: bool,
+) -> Result<Entry, EncodeError> {
+    let mut head = Vec::new();
+    let body = if payload.len() < SHARE_BYTES {
+        parts.put_frame(&mut head, payload, limits)?;
+        Bytes::new()
+    } else {
+        parts.put_head(&mut head, limits)?;
+        match lane {
+            Lane::Reply if waits && payload.len() < COPY_BYTES => Bytes::copy_from_slice(payload),
+            _ => payload.clone(),
+        }
+    };
+    Ok(Entry { lane, owned: true, call: 0, push: 0, owed: false, head: head.into(), body })
 }
 
 #[cfg(test)]
@@ -586,6 +655,54 @@ mod tests {
         for order in ["ac", "be", "xy"] {
             let own: String = left.chars().filter(|letter| order.contains(*letter)).collect();
             assert_eq!(own, order, "{left}");
+        }
+    }
+
+    /// What a session has given away is taken though others have filled the queue meanwhile, is never dropped for them,
+    /// and is not called written before it is.
+    #[test]
+    fn what_a_session_gave_away_is_not_dropped() {
+        let mut outbox = Outbox::new(Role::Server);
+        outbox.writer = Writer::Blocked;
+        for text in ["a", "b", "c"] {
+            add(&mut outbox, Lane::Push, text, Overflow::DropOldest).expect("room");
+        }
+        let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
+        let owed = bothways_proto::frame(header, "", "", &Metadata::new(), b"O", &Limits::default()).expect("small");
+        let bounds = bounds(Overflow::RefuseNewest);
+        outbox.add_frame_as(Lane::Push, &owed.into(), Some(Seq::of_push(7)), &bounds).expect("it is taken");
+        let mark = outbox.pushes_added();
+        for text in ["d", "e", "f", "g", "h"] {
+            add(&mut outbox, Lane::Push, text, Overflow::DropOldest).expect("the oldest makes room");
+        }
+        assert_eq!((mark, outbox.pushes_dropped()), (4, 6));
+        assert!(outbox.pushes_written() < mark, "it waits still");
+        outbox.writer = Writer::Idle;
+        assert_eq!(drain(&mut outbox), "Ogh");
+        assert_eq!(outbox.pushes_written(), outbox.pushes_added());
+    }
+
+    /// A reply that is kept back counts as one that waits, holds nothing else up, and goes behind the pushes that wait.
+    #[test]
+    fn a_reply_that_is_kept_back_counts_and_goes_behind_pushes() {
+        for full in [false, true] {
+            let mut outbox = Outbox::new(Role::Server);
+            let metadata = Metadata::new();
+            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+            let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: 1 };
+            let bounds = bounds(Overflow::RefuseNewest);
+            let held = outbox.hold_reply(&parts, &Bytes::from_static(b"R"), &Limits::default(), &bounds);
+            assert!(outbox.is_empty() && outbox.goes_direct() && outbox.holds_replies() && 0 < outbox.reply_bytes());
+            outbox.shrink();
+            if full {
+                outbox.writer = Writer::Blocked;
+            }
+            add(&mut outbox, Lane::Push, "a", Overflow::RefuseNewest).expect("room");
+            assert!(outbox.release_reply(Some(held.expect("room"))) && !outbox.release_reply(None));
+            add(&mut outbox, Lane::Push, "b", Overflow::RefuseNewest).expect("room");
+            outbox.writer = Writer::Idle;
+            assert_eq!(drain(&mut outbox), "aRb");
+            assert_eq!((outbox.reply_bytes(), outbox.holds_replies()), (0, false));
         }
     }
 

@@ -243,9 +243,12 @@ impl Connection {
     }
 
     /// Asks for [`Inlet::handle_room`], once, when everything is written. False: it is written already, and nobody
-    /// will be told. The caller may hold locks of the layer above.
-    pub(crate) fn tell_of_room(&self) -> bool {
+    /// will be told. `keeps`: the caller has more for it. The caller may hold locks of the layer above.
+    pub(crate) fn tell_of_room(&self, keeps: bool) -> bool {
         let mut state = self.shared.state.lock();
+        if keeps {
+            state.outbox.note_kept_push();
+        }
         // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, its first request,
         // or the verdict on its token, is on its way to whoever asks.
         let takes = self.is_trusted() && state.takes_pushes();

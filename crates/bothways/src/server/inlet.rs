@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
-    connection::{Answer, Connection, Inlet, deadline},
+    connection::{Answer, Connection, HeldReply, Inlet, deadline},
     error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
     reply::{BoxFuture, Reply},
@@ -220,6 +220,10 @@ impl Inlet for ServerInlet {
         if let Some(session) = self.0.sessions.made_of(connection) {
             session.pump();
         }
+    }
+
+    fn handle_held(&self, connection: &Connection, reply: HeldReply) {
+        self.0.sessions.put_behind(connection, reply);
     }
 }
 

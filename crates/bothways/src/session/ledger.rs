@@ -142,6 +142,9 @@ pub(super) enum Next {
     Gap { missed: u64 },
 }
 
+/// What is dropped when what was before it has gone.
+pub(super) type Behind = Arc<dyn std::fmt::Debug + Send + Sync>;
+
 /// By what a ledger is kept, whatever is in it.
 #[derive(Clone, Debug)]
 struct Terms {
@@ -240,6 +243,14 @@ impl Ledger {
     /// which.
     pub(super) fn push(&mut self, entry: Entry, now: Duration) -> bool {
         self.open().push(entry, now)
+    }
+
+    /// This goes behind all that may be sent now, whatever comes later: it is dropped when that has gone, and with the
+    /// connection.
+    pub(super) fn put_behind(&mut self, behind: Behind) {
+        if let Some(book) = self.book_mut() {
+            book.put_behind(behind);
+        }
     }
 
     /// Refuses a push, as if there were no room for it.

@@ -115,7 +115,7 @@ pub use self::{
 };
 use crate::{
     clock::{Over, is_outside, timeout_outside},
-    connection::{Connection, ConnectionId, Methods, after},
+    connection::{Connection, ConnectionId, HeldReply, Methods, after},
     error::PushError,
 };
 
@@ -175,6 +175,12 @@ struct Inner {
     /// Told when the session gets or loses a connection, has more room, or ends.
     changed: Notify,
     state: Lock<State>,
+}
+
+impl lock::Changes for Inner {
+    fn tell(&self) {
+        self.changed.notify_waiters();
+    }
 }
 
 struct State {
@@ -308,10 +314,14 @@ impl Session {
     }
 
     /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
-    pub fn bind_user(&self, name: &str) {
-        if let Some(registry) = self.inner.registry.upgrade() {
-            registry.bind_user(self, Some(name));
+    ///
+    /// False: it is bound to nobody new, for the name is empty, which is the name of no user, or the session is over.
+    pub fn bind_user(&self, name: &str) -> bool {
+        if name.is_empty() {
+            tracing::warn!(session = %self.id(), "a session was not bound to a user: the name is empty");
+            return false;
         }
+        self.inner.registry.upgrade().is_some_and(|registry| registry.bind_user(self, Some(name)))
     }
 
     /// The value of a label.
@@ -601,7 +611,25 @@ impl Session {
             return false;
         }
         let is_left = state.ledger.written_upto(connection.pushes_written());
-        (is_left || state.ledger.has_next()) && !connection.tell_of_room()
+        let keeps = state.ledger.has_next();
+        (is_left || keeps) && !connection.tell_of_room(keeps)
+    }
+
+    /// What it was pushed is written by a task: replies of handlers that run now ask whether it is theirs.
+    fn note_unwritten(&self) {
+        if let Some(connection) = &self.inner.state.lock().connection {
+            connection.note_kept_push();
+        }
+    }
+
+    /// The reply of a handler on this connection goes behind what the session owes now.
+    pub(crate) fn put_behind(&self, connection: &Connection, reply: HeldReply) {
+        let mut state = self.inner.state.lock();
+        if state.connection.as_ref() == Some(connection) {
+            state.ledger.put_behind(Arc::new(reply));
+        }
+        drop(state);
+        self.pump();
     }
 
     /// True if the pairs that go with what is published mean something to the client.

@@ -17,7 +17,7 @@ use std::{
 use bothways_proto::{Header, Limits, Metadata, Seq, keys, one_line};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     Inner, Seldom, Session, SessionId, State,
@@ -32,7 +32,7 @@ use super::{
     hub::Hub,
     keys::Keyed,
     ledger::{Bounds, Ledger},
-    lock::{Lock, Locked},
+    lock::{self, Changes, Held as HeldLocks, Lock, Locked, Wake},
     pasts::{self, Pasts},
     push::{Class, Encoded, Push},
     receipt::Receipt,
@@ -43,7 +43,7 @@ use super::{
 use crate::{
     calm::Calm,
     clock::{Runtimes, later},
-    connection::{Connection, ConnectionId, METHODS_BYTES_MAX, PushFrame},
+    connection::{Connection, ConnectionId, HeldReply, METHODS_BYTES_MAX, PushFrame},
     error::{PushError, ReservedName},
 };
 
@@ -144,6 +144,8 @@ pub(crate) struct Registry {
     pub(super) hub: Hub,
     pub(super) away: Away,
     told: Told,
+    /// The server has stopped, and all sessions ended.
+    stopped: AtomicBool,
     /// Somebody sweeps: only one at a time.
     sweeping: AtomicBool,
     endings: Endings,
@@ -198,6 +200,7 @@ impl Registry {
             away: Away::default(),
             told: Told::default(),
             runtimes: Runtimes::default(),
+            stopped: AtomicBool::new(false),
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
@@ -531,6 +534,13 @@ impl Registry {
         Ok(())
     }
 
+    /// A handler is done whose pushes may still be in the ledger of its client's session.
+    pub(crate) fn put_behind(&self, connection: &Connection, reply: HeldReply) {
+        if let Some(session) = self.made_of(connection) {
+            session.put_behind(connection, reply);
+        }
+    }
+
     /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
     /// never sent.
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
@@ -627,6 +637,7 @@ impl Registry {
     /// client might have, and how many pushes these were owed.
     pub(crate) async fn end_all(&self, why: &str) -> (usize, usize) {
         self.be_quiet();
+        self.stopped.store(true, Ordering::Release);
         let (mut sessions, mut pushes) = (0, 0);
         for shard in &self.by_id {
             let of_shard: Vec<Session> = shard.read().iter().cloned().collect();
@@ -729,15 +740,17 @@ impl Registry {
         connection
     }
 
-    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
+    /// False: the session is over.
+    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) -> bool {
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let Some(before) = self.note_user(session, name.clone()) else { return };
+        let Some(before) = self.note_user(session, name.clone()) else { return !session.inner.state.lock().ended };
         for user in before.iter().chain(&name) {
             self.settle_user(session, user);
         }
         // Another bound counts now for what it is owed.
         session.inner.changed.notify_waiters();
         self.rename(session);
+        true
     }
 
     /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
@@ -754,6 +767,8 @@ impl Registry {
     /// comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
     /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
     fn settle_user(&self, session: &Session, user: &Arc<str>) {
+        // Nobody is woken while a table is locked.
+        let _held_locks = HeldLocks::begin();
         let mut users = self.shard(&self.by_user, &**user).write();
         if let Some(theirs) = users.get_mut(user) {
             self.open_account(theirs, session, user);
@@ -801,7 +816,7 @@ impl Registry {
                 state.ledger.bill(true, Some(Arc::clone(&account)));
                 drop(state);
                 // Whoever waits for room there waits for the others to make some, too.
-                session.inner.changed.notify_waiters();
+                lock::wake(Wake::Of(Arc::clone(&session.inner) as Arc<dyn Changes>));
             }
         }
         theirs.account = Some(account);
@@ -895,7 +910,14 @@ impl Registry {
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
     pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        self.check_running()?;
         Ok(self.push_to(&self.find(target)?, push, receipt)?)
+    }
+
+    /// # Errors
+    /// [`SendError::ShutDown`].
+    pub(super) fn check_running(&self) -> Result<(), SendError> {
+        if self.stopped.load(Ordering::Acquire) { Err(SendError::ShutDown) } else { Ok(()) }
     }
 
     /// Pushes to these sessions.
@@ -915,14 +937,19 @@ impl Registry {
         let crowd = WRITTEN_AT_ONCE < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
         let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
-        let sessions = sessions.to_vec();
-        let mut unwritten = Unwritten(sessions.into_iter());
-        runtime.spawn(async move {
-            while unwritten.write(ENDED_AT_ONCE) {
-                tokio::task::yield_now().await;
-            }
-        });
+        write_by_task(sessions, &runtime);
     }
+}
+
+/// Writes to these sessions by a task, which lets others run every so many.
+fn write_by_task(sessions: &[Session], runtime: &Handle) {
+    sessions.iter().for_each(Session::note_unwritten);
+    let mut unwritten = Unwritten(sessions.to_vec().into_iter());
+    runtime.spawn(async move {
+        while unwritten.write(ENDED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    });
 }
 
 /// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
@@ -1025,6 +1052,9 @@ pub enum SendError {
     /// The message cannot be sent.
     #[error(transparent)]
     Push(#[from] PushError),
+    /// The server was shut down: its sessions have ended, and nobody comes to what its topics keep.
+    #[error("the server was shut down")]
+    ShutDown,
 }
 
 impl From<ReservedName> for SendError {
@@ -1209,6 +1239,23 @@ mod tests {
         session.inner.state.lock().ledger.mark(first.pushes_written());
         assert!(!session.note_written(&first), "it says nothing of what the new one has written");
         assert!(session.inner.state.lock().ledger.written_upto(0), "it is not known to be written");
+    }
+
+    /// A crowd is written to by a task. If its runtime ends before that has run, all are written to, and no push waits
+    /// for the next one.
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_written_to_though_its_runtime_ends() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("crowd").await;
+        let sessions = connections.map(|connection| registry.of(&connection).expect("it is made"));
+        let (push, receipt) = (Push::new("Chat", "say", "x"), Receipt::new());
+        let frame = registry.encode(&push).expect("small");
+        sessions.iter().for_each(|session| session.add(&push, &frame, &receipt, &Listed::default()));
+        // Nobody runs its tasks.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        write_by_task(&sessions, runtime.handle());
+        assert_eq!(receipt.outcomes().at(super::super::Stage::Queued), 3, "{receipt:?}");
+        runtime.shutdown_background();
+        assert_eq!(receipt.outcomes().at(super::super::Stage::PlainWritten), 3, "{receipt:?}");
     }
 
     /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.

@@ -1,9 +1,13 @@
 //! Servers that send unasked.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bothways::{
-    Client, ClientOptions, Connection, Limits, Metadata, PushError, Reply, Request, Router, Server,
+    Class, Client, ClientOptions, Connection, Limits, Metadata, Priority, Push, PushError, Reply, Request, Router,
+    Server, Target, WeakServer,
     connection::{FanOut, PushFrame, fan_out},
 };
 use hex_literal::hex;
@@ -94,6 +98,108 @@ async fn a_push_made_in_a_handler_precedes_its_reply() {
         if full {
             assert!(at("Echo") < at("News"), "a reply whose handler pushed nothing waits for no push");
         }
+    }
+}
+
+/// The same of what a handler pushes to the session of its caller, whatever is promised of it: behind a full socket it
+/// waits with the session, and the reply with it. A reply whose handler pushed nothing waits for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_push_to_a_session_precedes_the_reply_behind_a_full_socket() {
+    const KINDS: [(&str, Class, Priority); 4] = [
+        ("Bulk", Class::Tracked, Priority::Bulk),
+        ("Fire", Class::Fire, Priority::Normal),
+        ("High", Class::Tracked, Priority::High),
+        ("Value", Class::Tracked, Priority::Normal),
+    ];
+    for negotiated in [false, true] {
+        let home = Arc::<OnceLock<WeakServer>>::default();
+        let of_handler = Arc::clone(&home);
+        let push_all = move |request: &Request| {
+            let server = of_handler.get().and_then(WeakServer::upgrade).expect("it serves");
+            for (method, class, priority) in KINDS {
+                let class = if method == "Value" { Class::Latest("k".to_owned()) } else { class };
+                let push = Push::new("T", method, "").class(class).priority(priority);
+                let receipt = server.push(&Target::connection(request.connection().id()), &push).expect("small");
+                assert_eq!(receipt.outcomes().targets(), 1);
+            }
+        };
+        let at_once = move |request: Request| {
+            push_all(&request);
+            std::future::ready(Reply::ok(""))
+        };
+        let (handler, mut asked) = gate();
+        let server = echoing().handler("T", "AtOnce", at_once).handler("T", "Later", handler).build();
+        home.set(server.downgrade()).expect("it is set once");
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = match negotiated {
+            false => Scripted::connect(listening.address()).await,
+            true => Scripted::connect_negotiated(listening.address()).await,
+        };
+        client.say([request(1, "Later", b""), request(2, "Echo", b"")].concat()).await;
+        client.hears(reply(2, "Echo", b"")).await;
+        let connection = &connections(&server, 1).await[0];
+        let target = Target::connection(connection.id());
+        let mut expected = 0;
+        let stuffing = Push::new("T", "Stuff", vec![0; 1000]).priority(Priority::Bulk);
+        while connection.stats().pushes_waiting < 100 {
+            connection.send_message("T", "Full", &Metadata::new(), vec![0; 1000]).expect("there is room");
+            expected += 1;
+        }
+        for _ in 0..100 {
+            server.push(&target, &stuffing).expect("small");
+            expected += 1;
+        }
+
+        client.say([request(3, "AtOnce", b""), request(4, "Echo", b"")].concat()).await;
+        settle().await;
+        let later = soon(asked.recv()).await.expect("it runs");
+        server.push(&target, &Push::new("T", "Late", "")).expect("small");
+        later.answer(Reply::ok(""));
+        settle().await;
+        let waiting = server.sessions(&target).expect("no topic")[0].waiting().0;
+        assert!(100 < waiting, "they wait with the session: {waiting}");
+        let mut heard = Vec::new();
+        for _ in 0..expected + KINDS.len() + 4 {
+            heard.push(client.next().await.service_method().to_owned());
+        }
+        let at = |method| heard.iter().position(|heard| heard == method).expect("it came");
+        for (method, ..) in KINDS {
+            assert!(at(method) < at("AtOnce"), "{method} of {heard:?}");
+        }
+        assert!(at("Late") < at("Later"), "{heard:?}");
+        assert!(at("Echo") < at("Late"), "a reply whose handler pushed nothing waits for no push: {heard:?}");
+    }
+}
+
+/// The connection ends, or its session does, while a reply waits for pushes: the reply leaves without them.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_waits_for_pushes_leaves_when_there_are_none_any_more() {
+    for ends_session in [false, true] {
+        let (handler, mut asked) = gate();
+        let server = echoing().handler("T", "Later", handler).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say([request(1, "Later", b""), request(2, "Echo", b"")].concat()).await;
+        client.hears(reply(2, "Echo", b"")).await;
+        let connection = &connections(&server, 1).await[0];
+        let target = Target::connection(connection.id());
+        while connection.stats().pushes_waiting < 100 {
+            connection.send_message("T", "Full", &Metadata::new(), vec![0; 1000]).expect("there is room");
+        }
+        let later = soon(asked.recv()).await.expect("it runs");
+        let receipt = server.push(&target, &Push::new("T", "Late", "")).expect("small");
+        later.answer(Reply::ok(""));
+        settle().await;
+        match ends_session {
+            false => connection.close(),
+            true => server.sessions(&target).expect("no topic")[0].end("enough"),
+        }
+        let mut heard = Vec::new();
+        while let Some(message) = client.try_next().await {
+            heard.push(message.service_method().to_owned());
+        }
+        assert!(heard.iter().any(|method| method == "Later"), "{heard:?}");
+        assert!(!heard.iter().any(|method| method == "Late"), "{receipt:?}");
     }
 }
 

@@ -67,8 +67,9 @@ impl Inlet for Counts {
     }
 }
 
-/// What the peer reads, and how often the layer above was told of room, if this is done while a caller writes a push.
-fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize) {
+/// What the peer reads, how often the layer above was told of room, and whether nothing is kept, if this is done while a
+/// caller writes a push.
+fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize, bool) {
     let runtime: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (entered, has_entered) = mpsc::channel();
     let (go, is_let_go) = mpsc::channel();
@@ -87,8 +88,8 @@ fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize) {
         has_entered.recv_timeout(LIMIT).expect("it writes");
 
         act(&connection);
-        // The connection's task sees that somebody writes.
-        for _ in 0..10 {
+        // The connection's task sees that somebody writes. At the end it waits for the write.
+        for _ in 0..if connection.is_closed() { 0 } else { 10 } {
             turn().await;
         }
         go.send(()).expect("it waits");
@@ -107,23 +108,67 @@ fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize) {
             }
         };
         tokio::time::timeout(LIMIT, reading).await.expect("it goes on");
-        (read, told.load(Ordering::SeqCst))
+        (read, told.load(Ordering::SeqCst), connection.shared.state.lock().outbox.is_empty())
     })
 }
 
 /// A connection that is closed while a caller writes ends when that is written.
 #[test]
 fn a_close_during_a_callers_write_comes_after_it() {
-    let (read, _) = during_a_write(|connection| connection.close(), true);
+    let (read, ..) = during_a_write(|connection| connection.close(), true);
     assert!(read.ends_with(b"payload"), "{read:?}");
 }
 
 /// The layer above asks for room while a caller writes, and is told once when everything is written.
 #[test]
 fn room_that_is_asked_for_during_a_callers_write_is_told_of() {
-    let (read, told) = during_a_write(|connection| assert!(connection.tell_of_room()), false);
+    let (read, told, _) = during_a_write(|connection| assert!(connection.tell_of_room(false)), false);
     assert!(read.ends_with(b"payload"), "{read:?}");
     assert_eq!(told, 1);
+}
+
+/// Whoever keeps the handle of a connection that ended during a write keeps nothing of what was written.
+#[test]
+fn a_connection_that_ends_during_a_write_keeps_nothing() {
+    let (.., is_empty) = during_a_write(|connection| connection.cut(), true);
+    assert!(is_empty);
+}
+
+/// Sends a client away that is being welcomed.
+struct Kicks;
+
+impl Inlet for Kicks {
+    fn handle_request(&self, _: &Connection, _: Message) -> Answer {
+        Answer::Nothing
+    }
+
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), crate::error::AuthError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    /// As if another thread did so, which finds the session as soon as it is given to the connection.
+    fn welcome(&self, connection: &Connection, _: &Metadata) -> Result<Metadata, Duration> {
+        assert!(connection.say_goodbye_for("kicked", "not here", None));
+        connection.close();
+        Ok(Metadata::new())
+    }
+}
+
+/// A session ends while the Welcome of its client is not queued: the Goodbye comes behind the Welcome, as what it is. It
+/// once came first, to the application, and the Welcome never.
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_beside_a_welcome_comes_behind_it() {
+    let (client, server) = memory::pair(1 << 16);
+    let settings = Arc::new(Settings::default());
+    let _server = Connection::start(Role::Server, server.into(), Arc::clone(&settings), Arc::new(Kicks), None, |_| {});
+    let (inlet, mut heard) = ears();
+    let client = Connection::start(Role::Client, client.into(), settings, inlet, Some(Metadata::new()), |_| {});
+    let reason = tokio::time::timeout(LIMIT, client.closed()).await.expect("it ends");
+    assert!(matches!(&reason, CloseReason::Goodbye { code, .. } if code == "kicked"), "{reason}");
+    assert!(client.is_negotiated());
+    assert!(heard.pushes.try_recv().is_err(), "it is no message of the application's");
 }
 
 /// A call over TLS whose connection breaks with the batch half sent may have run, and says so.

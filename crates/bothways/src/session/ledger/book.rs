@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Entry, Next, Origin, Terms, unsent::Unsent};
+use super::{Behind, Entry, Next, Origin, Terms, unsent::Unsent};
 use crate::session::{
     acks::End,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
@@ -20,6 +20,10 @@ pub(super) struct Book {
     pub(super) terms: Terms,
     /// What waits, by priority.
     queues: [VecDeque<Queued>; Priority::COUNT],
+    /// How many [`Queued::Behind`] are in each.
+    behinds: [usize; Priority::COUNT],
+    /// While there are some: what is before the last of them went last, and not the first of all.
+    served_behind: bool,
     latest: Option<Box<Latest>>,
     latest_bytes: usize,
     fire: (usize, usize),
@@ -78,6 +82,8 @@ struct Replay {
 enum Queued {
     Entry(Entry),
     Latest(Box<str>),
+    /// Nothing that is sent: it waits for what is before it.
+    Behind(#[expect(dead_code, reason = "it is there to be dropped")] Behind),
 }
 
 impl Queued {
@@ -124,6 +130,8 @@ impl Book {
         Self {
             terms,
             queues: Default::default(),
+            behinds: [0; Priority::COUNT],
+            served_behind: true,
             latest: None,
             latest_bytes: 0,
             fire: (0, 0),
@@ -264,7 +272,7 @@ impl Book {
         };
         let queued = self.queues.iter_mut().flatten().filter_map(|queued| match queued {
             Queued::Entry(entry) => Some((&mut entry.ticket, &entry.keyed)),
-            Queued::Latest(_) => None,
+            Queued::Latest(_) | Queued::Behind(_) => None,
         });
         let latest = self.latest.iter_mut().flat_map(|latest| latest.values_mut());
         let latest = latest.map(|entry| (&mut entry.ticket, &entry.keyed));
@@ -305,8 +313,7 @@ impl Book {
             let found = queue.iter().position(|queued| matches!(queued, Queued::Entry(entry) if is_over(entry)));
             over = over.or_else(|| queue.remove(found?));
         }
-        if let Some(queued) = over {
-            let mut entry = self.take_from(queued);
+        if let Some(mut entry) = over.and_then(|queued| self.take_from(queued)) {
             let billed = self.leave_queue(&entry);
             self.expire(&mut entry, billed);
         }
@@ -481,18 +488,49 @@ impl Book {
     /// The first that may be sent.
     fn take_queued(&mut self) -> Option<Entry> {
         let behind = self.is_behind();
-        let queued = self.queues.iter_mut().find_map(|queue| {
+        loop {
+            let place = self.place_of_next(behind)?;
+            let queue = &mut self.queues[place];
             let at = queue.iter().position(|queued| queued.may_go(behind))?;
-            let queued = queue.remove(at);
+            let queued = queue.remove(at)?;
             give_back(queue);
-            queued
-        })?;
-        Some(self.take_from(queued))
+            if let Queued::Behind(_) = &queued {
+                self.behinds[place] -= 1;
+            }
+            if let Some(entry) = self.take_from(queued) {
+                return Some(entry);
+            }
+        }
     }
 
-    /// The entry of a place that left its queue.
-    fn take_from(&mut self, queued: Queued) -> Entry {
-        match queued {
+    /// The queue whose turn it is. While a reply waits for pushes of low priority, these and those before them take
+    /// turns: what is pushed later does not hold it up for ever.
+    fn place_of_next(&mut self, behind: bool) -> Option<usize> {
+        let may_go = |queue: &VecDeque<Queued>| queue.iter().any(|queued| queued.may_go(behind));
+        let first = self.queues.iter().position(may_go)?;
+        let Some(last) = self.behinds.iter().rposition(|behinds| 0 < *behinds) else {
+            self.served_behind = true;
+            return Some(first);
+        };
+        let place = if self.served_behind { first } else { last };
+        self.served_behind = !self.served_behind;
+        Some(place)
+    }
+
+    pub(super) fn put_behind(&mut self, behind: Behind) {
+        if !self.terms.connected {
+            return;
+        }
+        for (queue, behinds) in self.queues.iter_mut().zip(&mut self.behinds).filter(|(queue, _)| !queue.is_empty()) {
+            queue.push_back(Queued::Behind(Arc::clone(&behind)));
+            *behinds += 1;
+        }
+    }
+
+    /// The entry of a place that left its queue, if it has one.
+    fn take_from(&mut self, queued: Queued) -> Option<Entry> {
+        Some(match queued {
+            Queued::Behind(_) => return None,
             Queued::Entry(entry) => entry,
             Queued::Latest(key) => {
                 let latest = self.latest.as_mut().expect("a key that is queued has a value");
@@ -503,7 +541,7 @@ impl Book {
                 self.latest_bytes -= entry.len();
                 entry
             }
-        }
+        })
     }
 
     /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
@@ -617,6 +655,10 @@ impl Book {
         self.replay = None;
         self.told = 0;
         self.marks.clear();
+        for (queue, _) in self.queues.iter_mut().zip(&self.behinds).filter(|(_, behinds)| 0 < **behinds) {
+            queue.retain(|queued| !matches!(queued, Queued::Behind(_)));
+        }
+        self.behinds = [0; Priority::COUNT];
         for unwritten in std::mem::take(&mut self.unwritten) {
             if let Unwritten::Fire(mut ticket, keyed) = unwritten {
                 ticket.advance(Stage::Dropped(DropReason::Disconnected));
@@ -671,7 +713,7 @@ impl Book {
     pub(super) fn unhandled(&self) -> usize {
         let queued = self.queues.iter().flatten().filter_map(|queued| match queued {
             Queued::Entry(entry) => Some(entry),
-            Queued::Latest(_) => None,
+            Queued::Latest(_) | Queued::Behind(_) => None,
         });
         let latest = self.latest.iter().flat_map(|latest| latest.values());
         let all = queued.chain(latest).chain(self.sent.iter().map(|sent| &sent.entry));

@@ -154,6 +154,72 @@ fn the_higher_priority_goes_first_and_the_older_within_one() {
     assert_eq!(texts(&mut ledger), ["high", "normal 1", "normal 2", "bulk"]);
 }
 
+/// It tells when what was put behind the ledger has gone.
+fn put_behind(ledger: &mut Ledger) -> std::sync::Weak<&'static str> {
+    let behind = Arc::new("a reply");
+    let gone = Arc::downgrade(&behind);
+    ledger.put_behind(behind);
+    gone
+}
+
+#[test]
+fn what_is_put_behind_goes_when_all_before_it_has_gone() {
+    let mut ledger = ledger(true);
+    assert_eq!(put_behind(&mut ledger).strong_count(), 0, "nothing is before it");
+    push_at(&mut ledger, Priority::Normal, Class::Tracked, "a");
+    push_at(&mut ledger, Priority::Bulk, Class::Tracked, "b");
+    let behind = put_behind(&mut ledger);
+    for text in ["a", "b"] {
+        assert_eq!(behind.strong_count().min(1), 1);
+        let next = ledger.next(NOW).expect("it waits");
+        assert!(matches!(next, Next::Frame { frame, .. } if frame == text.as_bytes()));
+    }
+    assert!(ledger.has_next(), "it is still to be told");
+    assert_eq!((ledger.next(NOW), behind.strong_count()), (None, 0));
+    assert!(!ledger.has_next());
+}
+
+#[test]
+fn what_is_pushed_later_does_not_hold_up_what_was_put_behind() {
+    const EARLIER: [&str; 3] = ["a", "b", "c"];
+    let mut ledger = ledger(false);
+    let _receipts = EARLIER.map(|text| push_at(&mut ledger, Priority::Bulk, Class::Tracked, text));
+    let behind = put_behind(&mut ledger);
+    let mut sent = 0;
+    while 0 < behind.strong_count() {
+        push_at(&mut ledger, Priority::High, Class::Fire, "urgent");
+        ledger.next(NOW).expect("it waits");
+        sent += 1;
+        assert!(sent <= 2 * EARLIER.len() + 2, "the urgent ones go first for ever");
+    }
+}
+
+#[test]
+fn what_is_put_behind_goes_with_the_connection_and_the_session() {
+    let mut ledger = ledger(true);
+    push(&mut ledger, Class::Tracked, "a");
+    let behind = put_behind(&mut ledger);
+    ledger.disconnect();
+    assert_eq!((behind.strong_count(), put_behind(&mut ledger).strong_count()), (0, 0));
+    ledger.connect(true);
+    let behind = put_behind(&mut ledger);
+    assert_eq!(behind.strong_count(), 1);
+    drop(ledger);
+    assert_eq!(behind.strong_count(), 0);
+}
+
+#[test]
+fn values_that_wait_for_the_client_hold_up_nothing() {
+    let mut ledger = ledger(true);
+    for text in ["a", "b", "c", "d"] {
+        push(&mut ledger, Class::Tracked, text);
+    }
+    texts(&mut ledger);
+    push(&mut ledger, latest("k"), "value");
+    let behind = put_behind(&mut ledger);
+    assert_eq!((ledger.next(NOW), behind.strong_count()), (None, 0), "it waits for what is handled");
+}
+
 #[test]
 fn what_overflows_is_the_oldest_fire_of_the_lowest_priority_and_the_client_is_told_first() {
     let mut ledger = ledger(true);
