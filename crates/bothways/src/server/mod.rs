@@ -305,8 +305,9 @@ impl Server {
     ) -> Result<FanOut, PushError> {
         let limits = &self.shared.settings.limits;
         let frame = PushFrame::new(service_path, service_method, metadata, payload, limits)?;
-        let connections = self.shared.connections.lock();
-        let connections: Vec<_> = connections.values().filter(|to| to.is_trusted()).cloned().collect();
+        // Nothing is written, and nobody woken, under the lock of the table.
+        let mut connections = self.shared.all_connections();
+        connections.retain(Connection::is_trusted);
         Ok(fan_out(&connections, &[frame]))
     }
 
@@ -457,7 +458,7 @@ impl Server {
     /// refused as shutting down. Plain ones see the end of the connection once what runs of theirs is answered; what
     /// they ask for meanwhile gets no answer, so that Go calls another server. What clients have handled they may
     /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`](crate::Stage::Unknown). It waits for
-    /// [`ServerBuilder::on_disconnect`], but not beyond the deadline. Sessions end with it. Calling
+    /// [`ServerBuilder::on_disconnect`]; for that of connections that are cut at the deadline up to 500 ms more. Sessions end with it. Calling
     /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
     /// that of the first.
     ///

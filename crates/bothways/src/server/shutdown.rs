@@ -56,6 +56,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// what our clients take.
 const ACK_GRACE: Duration = Duration::from_millis(500);
 
+/// How long the hooks of connections that are cut at the deadline may take, beyond it.
+const CUT_GRACE: Duration = Duration::from_millis(500);
+
 /// Stops on any thread: one without a runtime has it done in one where the server listens.
 pub(super) async fn anywhere(
     shared: &Arc<Shared>,
@@ -249,6 +252,10 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     let left = shared.all_connections();
     report.connections_cut = left.len();
     report.connections_closed = connections.saturating_sub(left.len());
+    for connection in &left {
+        connection.cut();
+    }
+    let _ = timeout_at(Instant::now() + CUT_GRACE, emptied(shared)).await;
     end_rest(shared, &left, report).await
 }
 

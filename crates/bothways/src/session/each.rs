@@ -89,7 +89,10 @@ impl TargetOutcomes {
             }
             None if state.told == state.targets.len() => Poll::Ready(None),
             None => {
-                state.reader = Some(cx.waker().clone());
+                let before = state.reader.replace(cx.waker().clone());
+                drop(state);
+                // An executor's own: not under the lock.
+                drop(before);
                 Poll::Pending
             }
         }

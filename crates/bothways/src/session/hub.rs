@@ -559,6 +559,7 @@ impl Registry {
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        self.check_running()?;
         topic::check_topic(topic)?;
         push.check_reserved()?;
         let mut positioned = push.clone();

@@ -68,9 +68,12 @@ impl TopicOptions {
     ///
     /// Of a topic with history the messages go in the order of their offsets: each as
     /// [`Priority::Normal`](super::Priority::Normal), and [`Class::Latest`](super::Class::Latest) as `Tracked`.
+    ///
+    /// No messages, or no time for any, is no history: nothing is kept, and no receipt says so.
     pub fn history(mut self, messages_max: usize, time_to_live: Duration) -> Self {
         let bytes = self.history.map_or(HISTORY_BYTES_MAX, |history| history.bytes);
-        self.history = Some(HistoryBounds { messages: messages_max.max(1), bytes, time_to_live: Some(time_to_live) });
+        let bounds = HistoryBounds { messages: messages_max, bytes, time_to_live: Some(time_to_live) };
+        self.history = (0 < messages_max && !time_to_live.is_zero()).then_some(bounds);
         self.latest_only = false;
         self
     }

@@ -95,7 +95,10 @@ impl<'a, T> SideBySide<'a, T> {
             let at = {
                 let mut state = self.woken.state.lock();
                 let Some(at) = state.places.pop_front() else {
-                    state.reader = Some(cx.waker().clone());
+                    let before = state.reader.replace(cx.waker().clone());
+                    drop(state);
+                    // An executor's own: not under the lock.
+                    drop(before);
                     return Poll::Pending;
                 };
                 at

@@ -18,6 +18,7 @@ use bothways::{
     testing::{Direction, Network, TestClient, run},
 };
 use proptest::prelude::*;
+use tokio::task::JoinHandle;
 
 const USERS: [&str; 2] = ["ann", "bob"];
 /// Whose each client is: one user has two.
@@ -25,6 +26,10 @@ const ENDS: [usize; 3] = [0, 0, 1];
 const FIRES: usize = 8;
 /// A topic that keeps its messages, to which each client has subscribed by itself.
 const JOURNAL: &str = "journal";
+/// A topic to which clients subscribe while their Hello is being checked.
+const LATE: &str = "late";
+/// How long a session waits for its client, in milliseconds.
+const WINDOW: u64 = 120_000;
 
 #[derive(Clone, Debug)]
 enum Command {
@@ -57,8 +62,14 @@ enum Command {
     LateClaim(usize),
     /// From here on the auth hook takes so long.
     SlowHook(u64),
+    /// The hook takes long for one attempt of this client to come back, and no time for the one that it makes meanwhile.
+    Overtake(usize),
+    /// This client is cut, and subscribes while its next Hello is being checked.
+    SubscribeLate(usize),
     /// Longer than any session waits for its client.
     Expire,
+    /// This client comes back so many milliseconds before or after its session is swept away.
+    Sweep(usize, i64),
     Refuse(usize),
     Admit(usize),
     Kick(usize),
@@ -108,7 +119,11 @@ fn command() -> impl Strategy<Value = Command> {
         1 => who().prop_map(Command::ClaimTwice),
         2 => who().prop_map(Command::LateClaim),
         2 => prop::sample::select(vec![0_u64, 3, 40, 400]).prop_map(Command::SlowHook),
+        2 => who().prop_map(Command::Overtake),
+        2 => who().prop_map(Command::SubscribeLate),
         1 => Just(Command::Expire),
+        1 => (who(), prop::sample::select(vec![-400_i64, -3, -1, 0, 1, 500, 1500]))
+            .prop_map(|(who, millis)| Command::Sweep(who, millis)),
         1 => who().prop_map(Command::Refuse),
         2 => who().prop_map(Command::Admit),
         1 => user().prop_map(Command::Kick),
@@ -138,6 +153,8 @@ struct End {
     /// It was told that its session is lost, and that something of the journal may be missing.
     told_of_loss: bool,
     told_of_hole: bool,
+    /// Whether what it asked for late was done.
+    late: Vec<JoinHandle<bool>>,
 }
 
 impl End {
@@ -189,6 +206,8 @@ impl World {
             .fire_queue(FIRES, 1 << 20)
             .topic(JOURNAL, TopicOptions::new().open().history(1000, Duration::from_secs(3600)))
             .expect("a topic")
+            .topic(LATE, TopicOptions::new().open())
+            .expect("a topic")
             .auth(move |request| {
                 let takes = Duration::from_millis(takes.load(Ordering::Relaxed));
                 async move {
@@ -205,12 +224,12 @@ impl World {
         let mut ends = Vec::new();
         for (end, user) in ENDS.into_iter().enumerate() {
             let token = format!("{}/{end}", USERS[user]);
-            let options = ClientOptions::new().auth(token).backoff(Duration::from_millis(1), Duration::from_millis(1));
+            let options = ClientOptions::new().auth(token).backoff(Duration::from_millis(1), Duration::from_millis(50));
             let client = network.client(options).await.expect("it listens");
             client.welcomed().await;
             client.client.subscribe(JOURNAL).await.expect("everybody may");
             let (events, held, got) = (client.client.events(), Vec::new(), Vec::new());
-            ends.push(End { client, events, held, got, told_of_loss: false, told_of_hole: false });
+            ends.push(End { client, events, held, got, told_of_loss: false, told_of_hole: false, late: Vec::new() });
         }
         Self {
             network,
@@ -318,6 +337,36 @@ impl World {
             Command::ClaimTwice(who) => self.ends[who].client.wire.claim_twice(),
             Command::LateClaim(who) => self.ends[who].client.wire.claim_late(),
             Command::SlowHook(millis) => self.hook_takes.store(millis, Ordering::Relaxed),
+            Command::Overtake(who) => {
+                let takes = self.hook_takes.swap(400, Ordering::Relaxed);
+                self.ends[who].client.wire.cut();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.hook_takes.store(0, Ordering::Relaxed);
+                // The server does not notice: it goes on with the attempt that its client has given up.
+                self.ends[who].client.wire.strand();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.hook_takes.store(takes, Ordering::Relaxed);
+            }
+            Command::SubscribeLate(who) => {
+                let takes = self.hook_takes.fetch_max(40, Ordering::Relaxed);
+                self.ends[who].client.wire.cut();
+                let client = self.ends[who].client.client.clone();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.ends[who].late.push(tokio::spawn(async move { client.subscribe(LATE).await.is_ok() }));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.hook_takes.store(takes, Ordering::Relaxed);
+            }
+            Command::Sweep(who, millis) => {
+                self.ends[who].client.wire.refuse();
+                self.ends[who].client.wire.cut();
+                for (end, user) in ENDS.into_iter().enumerate() {
+                    self.kicked[user] |= end == who || !self.reachable[end];
+                }
+                tokio::time::sleep(Duration::from_millis(WINDOW.saturating_add_signed(millis))).await;
+                if self.reachable[who] {
+                    self.ends[who].client.wire.admit();
+                }
+            }
             Command::Expire => {
                 for (end, user) in ENDS.into_iter().enumerate() {
                     self.kicked[user] |= !self.reachable[end];
@@ -420,6 +469,7 @@ impl World {
         for end in &mut self.ends {
             end.hear().await;
         }
+        self.check_late().await;
         self.check_outcomes();
         self.check_orders();
         self.check_journal();
@@ -432,6 +482,20 @@ impl World {
             let refused: usize = self.pushes.iter().map(|pushed| pushed.receipt.outcomes().at(full)).sum();
             let told: u64 = self.ends.iter().map(|end| end.client.messages.dropped()).sum();
             assert_eq!(told, refused as u64, "gaps are told, each once");
+        }
+    }
+
+    /// A subscription that was answered is the session's, whichever that is by now.
+    async fn check_late(&mut self) {
+        for who in 0..ENDS.len() {
+            let mut is_subscribed = false;
+            for asked in std::mem::take(&mut self.ends[who].late) {
+                is_subscribed |= asked.await.expect("no panic");
+            }
+            let has_it = |session: &Session| session.subscriptions().iter().any(|topic| topic == LATE);
+            let sessions = self.sessions_of_end(who);
+            let connected: Vec<_> = sessions.iter().filter(|session| session.connection().is_some()).collect();
+            assert!(!is_subscribed || connected.iter().any(|session| has_it(session)), "client {who}: {sessions:?}");
         }
     }
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, ServeError};
+use bothways::{
+    Client, ClientOptions, CloseReason, ErrorCode, Metadata, Push, Reply, ServeError, Target,
+    session::{SendError, TopicOptions},
+};
 use bothways_proto::keys;
 use tokio::time::Instant;
 
@@ -150,6 +153,46 @@ async fn a_deadline_cuts() {
     assert_eq!((report.calls_unfinished, report.connections_cut), (1, 1));
     client.hears_the_end().await;
     connections(&server, 0).await;
+}
+
+/// The hooks of the connections that are cut at the deadline have run, too, when a shutdown returns.
+#[tokio::test(start_paused = true)]
+async fn hooks_of_connections_that_are_cut_are_waited_for() {
+    let (handler, mut asked) = gate();
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .on_disconnect(move |_, _| _ = counted.fetch_add(1, Ordering::SeqCst))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(request(1, "Wait", b"")).await;
+        clients.push((soon(asked.recv()).await.expect("it runs"), client));
+    }
+    let report = soon(server.shutdown(s(3))).await;
+    assert_eq!((report.connections_cut, ended.load(Ordering::SeqCst)), (10, 10));
+}
+
+/// Who pushes or publishes at a server that has stopped is told so, and not that a topic keeps it.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_or_kept_by_a_server_that_has_stopped() {
+    for drains in [false, true] {
+        let news = TopicOptions::new().history(10, s(60));
+        let server = echoing().topic("news", news).expect("a name").build();
+        let push = Push::new("News", "say", "x");
+        assert!(server.publish("news", &push).expect("it runs").stored().is_some());
+        match drains {
+            false => soon(server.shutdown(s(3))).await,
+            true => soon(server.drain(s(3), 100)).await,
+        };
+        let outcomes = [server.publish("news", &push), server.push(&Target::everyone(), &push)];
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(SendError::ShutDown)), "{outcome:?}");
+        }
+    }
 }
 
 /// Two that stop the server at once wait for one end; clients are told once.

@@ -440,3 +440,63 @@ async fn a_refused_subscription_leaves_nothing() {
     assert_eq!(receipt.outcomes().targets(), 1);
     assert_eq!(texts(&mut to_ann).await, ["1"]);
 }
+
+/// No messages, or none for any time, is no history: no receipt says that a topic keeps what it does not.
+#[tokio::test(start_paused = true)]
+async fn a_history_of_nothing_keeps_nothing() {
+    for (messages, time) in [(0, HOUR), (10, Duration::ZERO)] {
+        let server = server("log", TopicOptions::new().open().history(messages, time)).build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        assert_eq!(server.publish("log", &push("1")).expect("small").stored(), None);
+        let (ann, mut to_ann) = client(listening.address(), "ann").await;
+        assert_eq!(ann.subscribe("log").await.expect("open").position, None);
+        assert_eq!(server.publish("log", &push("2")).expect("small").stored(), None);
+        assert_eq!(texts(&mut to_ann).await, ["2"]);
+    }
+}
+
+/// A client whose session is lost is subscribed at once to what has no history, however much waits for room; and what
+/// waits comes as fast as it is taken, and not when the client next asks by its clock.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_room_comes_when_messages_are_handled() {
+    const TOPICS: usize = 80;
+    let builder = server("log.*", TopicOptions::new().open().history(100, HOUR));
+    let server = builder.topic("z.live", TopicOptions::new().open()).expect("a name").session_log(10, 1 << 20).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut to_ann) = client(listening.address(), "ann").await;
+    for number in 0..TOPICS {
+        ann.subscribe(&format!("log.{number}")).await.expect("open");
+    }
+    ann.subscribe("z.live").await.expect("open");
+    session_of(&server, "ann").end("a test");
+    for number in 0..TOPICS * 10 {
+        server.publish(&format!("log.{}", number % TOPICS), &push(&number.to_string())).expect("small");
+    }
+    // The application takes nothing for a while.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let live = server.publish("z.live", &push("live").class(Class::Fire)).expect("small");
+    assert_eq!(live.outcomes().targets(), 1, "what has no history waits for nothing");
+
+    let began = tokio::time::Instant::now();
+    let mut got = 0;
+    while got < TOPICS * 10 {
+        let message = soon(to_ann.next()).await.expect("open");
+        got += usize::from(message.topic().as_deref() != Some("z.live"));
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+/// An empty name is the name of no user: nobody is bound to it.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_bound_to_an_empty_name() {
+    let server = server("log", TopicOptions::new().open()).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_ann, _to_ann) = client(listening.address(), "ann").await;
+    let session = session_of(&server, "ann");
+    assert!(!session.bind_user(""));
+    assert_eq!(session.user().as_deref(), Some("ann"));
+    assert!(session.bind_user("bob") && session.bind_user("bob"));
+    session.end("a test");
+    assert!(!session.bind_user("ann"));
+}
