@@ -205,7 +205,8 @@ impl Lanes {
             return None;
         }
         let (head, body) = (std::mem::take(&mut entry.head), std::mem::take(&mut entry.body));
-        let forgotten = Entry { lane: Lane::Call, owned: entry.owned, call: number, push: entry.push, owed: false, head, body };
+        let forgotten =
+            Entry { lane: Lane::Call, owned: entry.owned, call: number, push: entry.push, owed: false, head, body };
         share.trim();
         self.count_out(&forgotten);
         Some(forgotten)
