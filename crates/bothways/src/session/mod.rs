@@ -315,13 +315,14 @@ impl Session {
 
     /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
     ///
-    /// False: it is bound to nobody new, for the name is empty, which is the name of no user, or the session is over.
-    pub fn bind_user(&self, name: &str) -> bool {
+    /// An empty name is the name of no user: it is refused with a warning, and the session stays bound as it was.
+    pub fn bind_user(&self, name: &str) {
         if name.is_empty() {
-            tracing::warn!(session = %self.id(), "a session was not bound to a user: the name is empty");
-            return false;
+            return tracing::warn!(session = %self.id(), "a session was not bound to a user: the name is empty");
         }
-        self.inner.registry.upgrade().is_some_and(|registry| registry.bind_user(self, Some(name)))
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.bind_user(self, Some(name));
+        }
     }
 
     /// The value of a label.

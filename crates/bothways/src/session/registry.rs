@@ -740,17 +740,15 @@ impl Registry {
         connection
     }
 
-    /// False: the session is over.
-    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) -> bool {
+    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let Some(before) = self.note_user(session, name.clone()) else { return !session.inner.state.lock().ended };
+        let Some(before) = self.note_user(session, name.clone()) else { return };
         for user in before.iter().chain(&name) {
             self.settle_user(session, user);
         }
         // Another bound counts now for what it is owed.
         session.inner.changed.notify_waiters();
         self.rename(session);
-        true
     }
 
     /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
