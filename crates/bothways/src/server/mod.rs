@@ -313,6 +313,10 @@ impl Server {
 
     /// Pushes to every session that `target` names. The push is encoded once, and nobody waits for anybody.
     ///
+    /// When this returns it is in the queue of each session, in order: that costs the caller's thread a few locks for
+    /// each. To more than 4,096 sessions a task writes, which lets others run. A push to very many goes behind
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) where its thread has other work.
+    ///
     /// The receipt says what becomes of it for each; no target at all means that there was no route.
     ///
     /// # Errors

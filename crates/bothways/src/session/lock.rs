@@ -20,6 +20,12 @@ thread_local! {
     static WAKES: RefCell<Vec<Wake>> = const { RefCell::new(Vec::new()) };
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread took such a lock.
+    pub(super) static TAKEN: Cell<usize> = const { Cell::new(0) };
+}
+
 /// Something that others wait for.
 pub(super) trait Changes: Send + Sync {
     /// Wakes them.
@@ -71,6 +77,8 @@ impl<T> Lock<T> {
     }
 
     pub(super) fn lock(&self) -> Locked<'_, T> {
+        #[cfg(test)]
+        TAKEN.set(TAKEN.get() + 1);
         let held = Held::begin();
         Locked { state: self.0.lock(), _held: held }
     }

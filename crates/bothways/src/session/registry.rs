@@ -1383,4 +1383,42 @@ mod tests {
             assert!(!resumed || pair[1].is_over(), "its session is over and nobody says so");
         }
     }
+
+    /// F36. A push to many does the same few things for each in the caller's call, and nothing that grows with their
+    /// number; so does a message of a topic.
+    #[tokio::test(start_paused = true)]
+    async fn a_push_to_many_costs_the_same_for_each() {
+        use super::super::{TopicOptions, lock};
+
+        let history = TopicOptions::new().open().history(10, Duration::from_secs(60));
+        let server = Server::builder().topic("news", history).expect("a pattern").build();
+        let listening = server.listen("memory@registry-many").await.expect("the name is free");
+        let mut clients = Vec::new();
+        let mut costs = Vec::new();
+        for count in [20, 40, 80] {
+            while clients.len() < count {
+                let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+                client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+                clients.push(client);
+            }
+            let sessions = server.sessions(&Target::everyone()).expect("no topic");
+            let registry = sessions[0].inner.registry.upgrade().expect("the server lives");
+            sessions.iter().for_each(|session| _ = registry.subscribe(session, "news", None, false).expect("it lives"));
+            let push = Push::new("N", "say", "1");
+            let cost = |run: &dyn Fn() -> Receipt| {
+                let before = lock::TAKEN.get();
+                assert_eq!(run().outcomes().targets(), count);
+                lock::TAKEN.get() - before
+            };
+            costs.push([
+                cost(&|| server.push(&Target::everyone(), &push).expect("small")),
+                cost(&|| server.publish("news", &push).expect("small")),
+            ]);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for [push, publish] in costs.iter().zip([20, 40, 80]).map(|(cost, count)| cost.map(|cost| cost.div_ceil(count)))
+        {
+            assert!(push <= 6 && publish <= 6, "{costs:?}");
+        }
+    }
 }
