@@ -7,8 +7,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    codec::{CodecError, Encode, Payload},
-    connection::Connection,
+    codec::{CodecError, Encode, Payload, decoded},
+    connection::{Connection, Decoded},
     error::ErrorCode,
     packing,
     reply::BoxFuture,
@@ -167,9 +167,11 @@ impl Request {
     /// # Errors
     /// The reply that says why the payload is not a `T`.
     pub fn into_typed<T: Payload>(self) -> Result<(Context, T), Reply> {
-        match self.decode() {
-            Ok(value) => Ok((Context::new(self), value)),
-            Err(error) => Err(Reply::refused(ErrorCode::BadArguments, refusal_text(&error))),
+        let (decoded, bytes) = decoded::measured(|| self.decode());
+        let value = decoded.map_err(|error| Reply::refused(ErrorCode::BadArguments, refusal_text(&error)))?;
+        match self.connection.hold_decoded(&self.message, bytes) {
+            Ok(held) => Ok((Context { held, ..Context::new(self) }, value)),
+            Err(why) => Err(Reply::refused(ErrorCode::Overloaded, why)),
         }
     }
 }
@@ -189,12 +191,15 @@ fn refusal_text(error: &CodecError) -> String {
 pub struct Context {
     request: Request,
     reply_metadata: Metadata,
+    /// Room for the arguments, until the handler is done.
+    #[expect(dead_code, reason = "it is kept to be dropped")]
+    held: Option<Decoded>,
 }
 
 impl Context {
     /// The context of a request.
     pub fn new(request: Request) -> Self {
-        Self { request, reply_metadata: Metadata::new() }
+        Self { request, reply_metadata: Metadata::new(), held: None }
     }
 
     /// The request, with its metadata, deadline and payload.

@@ -86,6 +86,10 @@ fn serve(guarded: bool, hooked: bool) {
             tokio::time::sleep(Duration::from_secs(600)).await;
             Ok::<_, String>(text)
         };
+        let strings = |strings: Vec<String>| async move {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Ok::<_, String>(strings.len())
+        };
         let later = |_: Request| async {
             tokio::time::sleep(Duration::from_millis(1500)).await;
             Reply::ok(vec![7; 100_000])
@@ -98,6 +102,7 @@ fn serve(guarded: bool, hooked: bool) {
             .handler("T", "Wait", wait)
             .handler("T", "Keep", keep)
             .function("T", "Function", function)
+            .function("T", "Strings", strings)
             .topic(">", TopicOptions::new().open())
             .expect("a pattern")
             .limits(Limits::default().decompressed_bytes_max(sizes.payload + 1))
@@ -288,6 +293,26 @@ fn requests_that_run() {
     attacked.stays_below(2 * sizes.requests_of_connection + (8 << 20), "requests that run");
 }
 
+/// F31. Arguments that take 24 times their bytes, and more of those that are being decoded.
+#[test]
+fn arguments_that_take_more_than_their_bytes() {
+    const CLIENTS: usize = 3;
+    const STRINGS: usize = 1_000_000;
+    let attacked = Attacked::start("open");
+    let payload = [&[0xdd][..], &(STRINGS as u32).to_be_bytes(), &[0xc0; STRINGS]].concat();
+    let header = Header::request(Seq::new(1), SerializeType::MSGPACK);
+    let asked = Message::new(header, "T", "Strings", &Metadata::new(), &payload).frame().to_vec();
+    let mut held = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = attacked.connect();
+        flood(&mut client, &asked, 7);
+        held.push(client);
+    }
+    // One of each client, and one for each of two threads that decode; a list that grows has up to twice its bytes.
+    let list = 2 * STRINGS * size_of::<String>();
+    attacked.stays_below((CLIENTS + 2) * list + CLIENTS * (8 << 20), "arguments that take more than their bytes");
+}
+
 /// F27. Small requests that run for long, each beside a large one that does not: whatever their handlers keep.
 #[test]
 fn small_requests_beside_large_ones() {
@@ -297,6 +322,7 @@ fn small_requests_beside_large_ones() {
         let small = Message::new(header, "T", method, &Metadata::new(), b"\xa5small").frame().to_vec();
         let pair = [small, request(2, "None", CompressType::NONE, &vec![7; 60_000])].concat();
         let mut client = attacked.connect();
+        client.set_write_timeout(Some(Duration::from_secs(60))).expect("a time");
         let mut answers = client.try_clone().expect("a second handle");
         let reading = std::thread::spawn(move || while matches!(answers.read(&mut [0; 4096]), Ok(1..)) {});
         for _ in 0..1500 {

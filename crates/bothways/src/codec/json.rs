@@ -18,7 +18,7 @@ use serde::{
 use serde_json::ser::Formatter;
 
 use self::write::Exact;
-use super::{CodecError, lenient::Lenient, text::within_json};
+use super::{CodecError, decoded::bounded, lenient::Lenient, text::within_json};
 
 pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     let mut payload = Vec::with_capacity(128);
@@ -31,7 +31,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
 /// Reads the first value. What follows it is ignored, as in Go.
 pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let value = within_json(|| T::deserialize(Lenient::new(&mut deserializer, payload.len())))
+    let value = bounded(|| within_json(|| T::deserialize(Lenient::new(&mut deserializer, payload.len()))))
         .map_err(|error| CodecError::codec(SerializeType::JSON, error))?;
 
     // serde_json reads an integer of 128 bits up to the point of `1.5`, as if the rest were another value.

@@ -12,6 +12,8 @@ use serde::{
     de::{DeserializeSeed, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor},
 };
 
+use super::decoded::{count_element, count_entry};
+
 /// How deep arrays, maps and enums may nest in a payload. Recursion takes stack, and the peer decides how
 /// deep it goes. 128, as in serde_json.
 pub const NESTING_MAX: usize = 128;
@@ -365,7 +367,9 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
         let inner = Lenient { inner, bounds };
         match self.asked {
             Asked::Struct(_, fields) if bounds.any_case => self.visitor.visit_map(AnyCase { inner, fields }),
-            _ => self.visitor.visit_map(inner),
+            // Fields are within their struct.
+            Asked::Struct(..) => self.visitor.visit_map(inner),
+            _ => self.visitor.visit_map(Entries { inner, is_first: true }),
         }
     }
 
@@ -387,7 +391,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Lenient<A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_element_seed(Lenient { inner: seed, bounds: self.bounds })
+        let element = self.inner.next_element_seed(Lenient { inner: seed, bounds: self.bounds })?;
+        if element.is_some() {
+            count_element::<S::Value, A::Error>()?;
+        }
+        Ok(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -408,6 +416,34 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Lenient<A> {
 
     fn size_hint(&self) -> Option<usize> {
         self.inner.size_hint().map(|elements| elements.min(self.bounds.elements_max))
+    }
+}
+
+/// The entries of a map that is read as one: what they take in memory is counted.
+struct Entries<A> {
+    inner: Lenient<A>,
+    is_first: bool,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Entries<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        let key = self.inner.next_key_seed(seed)?;
+        if key.is_some() {
+            count_entry::<S::Value, A::Error>(self.is_first)?;
+        }
+        Ok(key)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        let value = self.inner.next_value_seed(seed)?;
+        count_entry::<S::Value, A::Error>(std::mem::take(&mut self.is_first))?;
+        Ok(value)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        MapAccess::size_hint(&self.inner)
     }
 }
 

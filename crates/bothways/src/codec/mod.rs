@@ -44,7 +44,8 @@
 //! keys are skipped. A *missing* key is an error unless the type says `#[serde(default)]`, as all
 //! fields of a `#[bothways::message]` do. Bytes behind the value are ignored. Names of fields are
 //! matched exactly in MessagePack. In JSON an exact name goes first, and a name that is the same but for
-//! upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`] deep.
+//! upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`] deep, and their lists and maps
+//! take at most [`DECODED_BYTES_MAX`] in memory.
 //!
 //! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
 //! follows serde's own, stricter rules: names are matched exactly in JSON too, and bytes there need
@@ -92,6 +93,7 @@ use bothways_proto::SerializeType;
 use ::bytes::Bytes;
 
 pub mod bytes;
+pub(crate) mod decoded;
 pub mod duration;
 mod field;
 #[cfg(feature = "macros")]
@@ -119,6 +121,7 @@ pub(crate) use self::text::is_text;
 pub use self::thrift::Thrift;
 pub use self::{
     bytes::Blob,
+    decoded::DECODED_BYTES_MAX,
     duration::Nanos,
     lenient::{NESTING_MAX, nil_or_default},
     raw::Raw,

@@ -20,7 +20,7 @@ use bothways_proto::SerializeType;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{read::Reader, write::Writer};
-use super::{CodecError, text::within_msgpack};
+use super::{CodecError, decoded::bounded, text::within_msgpack};
 
 /// The name of a newtype whose value is an extension: a tuple of its number and its data. The one that
 /// `rmp-serde` gave it, so that types that were made for it travel here too.
@@ -52,7 +52,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
 
 /// Bytes behind the value are ignored, as in Go.
 pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
-    within_msgpack(|| T::deserialize(&mut Reader::new(payload)))
+    bounded(|| within_msgpack(|| T::deserialize(&mut Reader::new(payload))))
         .map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))
 }
 

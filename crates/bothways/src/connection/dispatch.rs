@@ -319,6 +319,29 @@ impl Drop for Permit {
     }
 }
 
+/// Arguments of at most this many bytes in memory beside their payload count with their request.
+const SMALL_ARGUMENTS: usize = 4 << 10;
+
+/// Room that the arguments of a request take in memory, given back when this is dropped.
+pub(crate) struct Decoded {
+    connection: Connection,
+    kib: u32,
+}
+
+impl Drop for Decoded {
+    fn drop(&mut self) {
+        let shared = &*self.connection.shared;
+        shared.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+        shared.settings.load.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Decoded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoded").field("kib", &self.kib).finish_non_exhaustive()
+    }
+}
+
 /// The place of the handlers that run in line while the messages of one read are handled. They run one after
 /// the other, so that one permit does for all of them: it is taken for the first, and goes along with a handler
 /// that is not ready. A permit for each costs 160 instructions a call, most of them atomic; the step `serve16` of
@@ -375,6 +398,31 @@ impl Connection {
         if AS_THEY_CAME < shared.calls_running.load(Ordering::Relaxed) || !shared.is_trusted.load(Ordering::Relaxed) {
             message.compact();
         }
+    }
+
+    /// The arguments of a request take so many bytes in memory: they count among what requests hold, as long as the
+    /// answer is kept. `Err`: there is no room for them.
+    pub(crate) fn hold_decoded(&self, request: &Message, bytes: usize) -> Result<Option<Decoded>, String> {
+        if bytes <= SMALL_ARGUMENTS {
+            return Ok(None);
+        }
+        let shared = &*self.shared;
+        let load = &*shared.settings.load;
+        let own = request.pinned_bytes().div_ceil(1024);
+        for (held, max, of) in [
+            (&shared.request_kib, shared.settings.request_bytes_max, "of this connection "),
+            (&load.request_kib, load.request_bytes_max, ""),
+        ] {
+            // One alone is bounded by what a value may take.
+            let others = (held.load(Ordering::Relaxed) as usize).saturating_sub(own).saturating_mul(1024);
+            if others != 0 && max < others.saturating_add(bytes) {
+                return Err(format!("overloaded: calls {of}that hold {others} bytes run already"));
+            }
+        }
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        shared.request_kib.fetch_add(kib, Ordering::Relaxed);
+        load.request_kib.fetch_add(kib, Ordering::Relaxed);
+        Ok(Some(Decoded { connection: self.clone(), kib }))
     }
 
     /// Answers a request for which there is no room.

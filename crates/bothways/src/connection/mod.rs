@@ -73,7 +73,7 @@ pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
-    dispatch::{Answer, Inlet, Load, deadline},
+    dispatch::{Answer, Decoded, Inlet, Load, deadline},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };

@@ -59,6 +59,48 @@ async fn a_frame_that_stands_still_ends_its_connection() {
     assert_eq!(reasons.len(), 4);
 }
 
+/// F31. Arguments that take more in memory than on the wire count with the requests that run: one that finds no room is
+/// answered as overloaded, and there is room again when the others have ended.
+#[tokio::test(start_paused = true)]
+async fn decoded_arguments_are_bounded_with_their_requests() {
+    for (of_server, of_connection) in [(1 << 30, 1_500_000), (1_500_000, 1 << 30)] {
+        let release = Arc::new(tokio::sync::Notify::new());
+        let of_handler = Arc::clone(&release);
+        let take = move |values: Vec<String>| {
+            let release = Arc::clone(&of_handler);
+            async move {
+                release.notified().await;
+                Ok::<_, String>(values.len())
+            }
+        };
+        let server = Server::builder().function("T", "Take", take).request_bytes_max(of_server, of_connection).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        let ask = |seq: u64, values: u16| {
+            let payload = [&[0xdc][..], &values.to_be_bytes(), &vec![0xc0; values.into()]].concat();
+            let header = Header::request(Seq::new(seq), SerializeType::MSGPACK);
+            Message::new(header, "T", "Take", &Metadata::new(), &payload).frame().to_vec()
+        };
+        for round in 0..3 {
+            client.say(ask(1, 20_000)).await;
+            settle().await;
+            client.say(ask(2, 20_000)).await;
+            let refused = client.next().await;
+            assert_eq!(refused.header().seq(), Seq::new(2), "round {round}");
+            assert!(refused.error_text().is_some_and(|text| text.starts_with("overloaded: calls ")), "{refused:?}");
+            // Few values count with their request.
+            client.say(ask(3, 50)).await;
+            settle().await;
+            release.notify_waiters();
+            for _ in 0..2 {
+                let answer = client.next().await;
+                assert_eq!(answer.error_text(), None, "round {round}: {answer:?}");
+            }
+            settle().await;
+        }
+    }
+}
+
 /// F24. Frames that have begun have a bound in all connections together: one that finds no room is told so, and when
 /// others have ended there is room again.
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,10 @@ use serde::{
 };
 
 use super::{EXTENSION, mark};
-use crate::codec::lenient::{Answer, Asked, Bounds, Lenient, NESTING_MAX};
+use crate::codec::{
+    decoded::{count_element, count_entry},
+    lenient::{Answer, Asked, Bounds, Lenient, NESTING_MAX},
+};
 
 /// Why a payload is not the value that was asked for.
 #[derive(Debug)]
@@ -70,6 +73,8 @@ pub(super) struct Reader<'de> {
 enum Bin {
     Bytes,
     Array,
+    /// As an array; and a map is the fields of a struct, which are within it.
+    Fields,
 }
 
 impl<'de> Reader<'de> {
@@ -202,10 +207,10 @@ impl<'de> Reader<'de> {
             return self.text(len, visitor);
         }
         if let Some(len) = self.map_len(marker)? {
-            return self.within(len, |elements| visitor.visit_map(elements));
+            return self.within(len, bin, |elements| visitor.visit_map(elements));
         }
         if let Some(len) = self.array_len(marker)? {
-            return self.within(len, |elements| visitor.visit_seq(elements));
+            return self.within(len, bin, |elements| visitor.visit_seq(elements));
         }
         self.rare_value(marker, bin, visitor)
     }
@@ -220,7 +225,7 @@ impl<'de> Reader<'de> {
                 let bytes = self.slice(len)?;
                 match bin {
                     Bin::Bytes => visitor.visit_borrowed_bytes(bytes),
-                    Bin::Array => {
+                    Bin::Array | Bin::Fields => {
                         let elements = SeqDeserializer::new(bytes.iter().copied());
                         Answer::new(visitor, Asked::Any, self.bounds()).visit_seq(elements)
                     }
@@ -242,11 +247,12 @@ impl<'de> Reader<'de> {
     fn within<T>(
         &mut self,
         len: u32,
+        read_as: Bin,
         visit: impl FnOnce(&mut Elements<'_, 'de>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.check_depth(self.containers + self.enums)?;
         self.containers += 1;
-        let mut elements = Elements { reader: self, left: len };
+        let mut elements = Elements { reader: self, left: len, is_first: true, are_fields: read_as == Bin::Fields };
         let value = visit(&mut elements);
         let left = elements.left;
         self.containers -= 1;
@@ -393,7 +399,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         deserialize_tuple(len: usize) => Asked::Tuple(len), Bin::Array;
         deserialize_tuple_struct(name: &'static str, len: usize) => Asked::TupleStruct(name, len), Bin::Array;
         deserialize_map() => Asked::Map, Bin::Bytes;
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => Asked::Struct(name, fields), Bin::Array;
+        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => Asked::Struct(name, fields), Bin::Fields;
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -530,6 +536,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 struct Elements<'a, 'de> {
     reader: &'a mut Reader<'de>,
     left: u32,
+    is_first: bool,
+    are_fields: bool,
 }
 
 impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
@@ -539,7 +547,11 @@ impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
-        seed.deserialize(&mut *self.reader).map(Some)
+        let element = seed.deserialize(&mut *self.reader)?;
+        if !self.are_fields {
+            count_element::<S::Value, Error>()?;
+        }
+        Ok(Some(element))
     }
 
     /// An element has a byte at least: a length from the wire asks for no more room than that.
@@ -554,12 +566,22 @@ impl<'de> MapAccess<'de> for Elements<'_, 'de> {
 
     #[inline]
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
-        self.next_element_seed(seed)
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
+        let key = seed.deserialize(&mut *self.reader)?;
+        if !self.are_fields {
+            count_entry::<S::Value, Error>(self.is_first)?;
+        }
+        Ok(Some(key))
     }
 
     #[inline]
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
-        seed.deserialize(&mut *self.reader)
+        let value = seed.deserialize(&mut *self.reader)?;
+        if !self.are_fields {
+            count_entry::<S::Value, Error>(std::mem::take(&mut self.is_first))?;
+        }
+        Ok(value)
     }
 
     #[inline]
@@ -611,7 +633,7 @@ impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
 
     fn struct_variant<V: Visitor<'de>>(self, _fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         self.value_of("struct variant")?;
-        self.reader.value(Bin::Array, visitor)
+        self.reader.value(Bin::Fields, visitor)
     }
 }
 
