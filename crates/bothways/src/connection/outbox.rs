@@ -670,7 +670,7 @@ mod tests {
         let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
         let owed = bothways_proto::frame(header, "", "", &Metadata::new(), b"O", &Limits::default()).expect("small");
         let bounds = bounds(Overflow::RefuseNewest);
-        outbox.add_frame_as(Lane::Push, &owed.into(), Some(Seq::of_push(7)), &bounds).expect("it is taken");
+        outbox.add_frame_as(Lane::Push, &owed, Some(Seq::of_push(7)), &bounds).expect("it is taken");
         let mark = outbox.pushes_added();
         for text in ["d", "e", "f", "g", "h"] {
             add(&mut outbox, Lane::Push, text, Overflow::DropOldest).expect("the oldest makes room");
@@ -1077,7 +1077,7 @@ mod tests {
         first.writer = Writer::Blocked;
         let taken = (0..100).take_while(|_| add_reply(&mut first, 50 << 10, &bounds).is_ok()).count();
         assert!((10..=12).contains(&taken), "half of it, and its own: {taken}");
-        assert!(matches!(add_reply(&mut first, 2000, &bounds), Ok(_)), "that is left yet");
+        assert!(add_reply(&mut first, 2000, &bounds).is_ok(), "that is left yet");
         let refused = add_reply(&mut first, 50 << 10, &bounds);
         assert!(matches!(refused, Err(Refused::AllFull { bytes, .. }) if bytes == all.bytes()), "{refused:?}");
         add_reply(&mut first, 100, &bounds).expect("a failure");

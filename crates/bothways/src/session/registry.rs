@@ -942,7 +942,8 @@ impl Registry {
 /// Writes to these sessions by a task, which lets others run every so many.
 fn write_by_task(sessions: &[Session], runtime: &Handle) {
     sessions.iter().for_each(Session::note_unwritten);
-    let mut unwritten = Unwritten(sessions.to_vec().into_iter());
+    let owned = sessions.to_vec();
+    let mut unwritten = Unwritten(owned.into_iter());
     runtime.spawn(async move {
         while unwritten.write(ENDED_AT_ONCE) {
             tokio::task::yield_now().await;

@@ -224,7 +224,8 @@ impl World {
         let mut ends = Vec::new();
         for (end, user) in ENDS.into_iter().enumerate() {
             let token = format!("{}/{end}", USERS[user]);
-            let options = ClientOptions::new().auth(token).backoff(Duration::from_millis(1), Duration::from_millis(50));
+            let options =
+                ClientOptions::new().auth(token).backoff(Duration::from_millis(1), Duration::from_millis(500));
             let client = network.client(options).await.expect("it listens");
             client.welcomed().await;
             client.client.subscribe(JOURNAL).await.expect("everybody may");
