@@ -199,7 +199,7 @@ impl Hub {
     }
 
     /// Forgets those of these topics of which nothing is kept, and to which nobody subscribes.
-    fn forget_unused(&self, topics: impl IntoIterator<Item = Arc<str>>) {
+    pub(super) fn forget_unused(&self, topics: impl IntoIterator<Item = Arc<str>>) {
         let is_subscribed = |topic: &str| self.subscriptions.read().count(topic) != 0;
         self.topics.forget_unused(self.now(), topics, is_subscribed);
     }
@@ -777,7 +777,7 @@ fn latest_class(topic: &str) -> Class {
 mod tests {
     use std::sync::mpsc;
 
-    use super::*;
+    use super::{super::ledger::Bounds, *};
     use crate::{Client, ClientOptions, Server};
 
     /// A message is on its way into very many ledgers: who subscribes meanwhile does not wait for that, and gets what
@@ -803,5 +803,79 @@ mod tests {
         drop(turn);
         let receipt = server.publish("news", &Push::new("N", "say", "2")).expect("small");
         assert_eq!(receipt.outcomes().targets(), 1);
+    }
+
+    /// What fits is counted from the first on, in messages and in bytes, and ends with the first that does not fit.
+    #[test]
+    fn what_fits_is_counted_from_the_first_on() {
+        let bounds = |tracked_messages, tracked_bytes| Bounds { tracked_messages, tracked_bytes, ..Bounds::default() };
+        let of = |bytes: &[usize]| -> Vec<Published> {
+            let frame = |bytes: &usize| bytes::Bytes::from(vec![0; *bytes]);
+            let encoded = |frame| Encoded { frame, keyed: None };
+            bytes.iter().map(|it| Published { encoded: encoded(frame(it)), ..Published::for_test() }).collect()
+        };
+        for (messages, tracked_messages, tracked_bytes, expected) in [
+            (&[1, 1, 1][..], 2, 10, 2),
+            (&[1, 1, 1], 3, 10, 3),
+            (&[4, 6, 1], 3, 10, 2),
+            (&[4, 7, 1], 3, 10, 1),
+            (&[11], 3, 10, 0),
+            (&[1], 0, 10, 0),
+            (&[], 3, 10, 0),
+        ] {
+            let published = of(messages);
+            let list: Vec<_> = published.iter().enumerate().map(|(at, it)| (at as u64, it)).collect();
+            let mut ledger = Ledger::new(bounds(tracked_messages, tracked_bytes));
+            assert_eq!(fitting(&ledger, &list), expected, "{messages:?} of {tracked_messages}, {tracked_bytes} B");
+            assert!(claim(&mut ledger, &list) || expected < list.len());
+        }
+    }
+
+    /// Nothing is left of a topic that keeps no message when the last one has left it; one that keeps some stays.
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_that_is_left_leaves_nothing_behind() {
+        let server = Server::builder()
+            .topic("room", TopicOptions::new().open().presence(true))
+            .expect("a pattern")
+            .topic("news", TopicOptions::new().open().history(10, Duration::from_secs(60)))
+            .expect("a pattern")
+            .build();
+        let listening = server.listen("memory@hub-left").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        server.publish("news", &Push::new("N", "say", "1")).expect("small");
+        for (topic, stays) in [("room", false), ("news", true)] {
+            registry.subscribe(&session, topic, None, false).expect("it is open");
+            assert!(registry.hub.topics.find(topic).is_some(), "{topic}");
+            session.unsubscribe(topic);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(registry.hub.topics.find(topic).is_some(), stays, "{topic}");
+        }
+    }
+
+    /// Each bound of what a client may subscribe to holds to the byte; one that subscribes again needs no more room.
+    #[tokio::test(start_paused = true)]
+    async fn subscriptions_are_bounded_to_the_byte() {
+        let bytes = topic::bytes_of("ab");
+        type Bound = fn(crate::ServerBuilder, usize) -> crate::ServerBuilder;
+        let bounds: [(&str, Bound); 2] = [
+            ("per-session", |builder, bytes| builder.subscription_bytes_per_session_max(bytes)),
+            ("in-all", |builder, bytes| builder.subscription_bytes_max(bytes)),
+        ];
+        for (name, bound) in bounds {
+            let open = TopicOptions::new().open();
+            let server = bound(Server::builder(), 2 * bytes).topic(">", open).expect("a pattern").build();
+            let listening = server.listen(&format!("memory@hub-bounds-{name}")).await.expect("the name is free");
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+            for topic in ["ab", "cd", "ab"] {
+                client.subscribe(topic).await.expect("as much as there is room for");
+            }
+            client.subscribe("e").await.expect_err("no byte more");
+            client.unsubscribe("ab").await.expect("it has it");
+            client.subscribe("abc").await.expect_err("one byte too much");
+            client.subscribe("e").await.expect("there is room");
+        }
     }
 }

@@ -62,7 +62,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// True if nothing of it needs to stay but its position.
-    fn is_unused(&self) -> bool {
+    pub(super) fn is_unused(&self) -> bool {
         self.untold.is_empty()
             && self.history.as_ref().is_none_or(History::is_empty)
             && self.roster.as_ref().is_none_or(Roster::is_empty)
@@ -405,5 +405,26 @@ mod tests {
         let names: Vec<_> = due(60).iter().map(|topic| Arc::clone(&topic.name)).collect();
         assert_eq!(names, ["busy".into()]);
         assert_eq!(due(160).len(), 256, "so many at once");
+    }
+
+    /// What is still subscribed to, held by somebody, or in use is not forgotten, each for itself.
+    #[test]
+    fn what_is_in_use_is_not_forgotten() {
+        let topics = Topics::new();
+        let make = || topics.keep("quiet", &presence(), client(1)).expect("there is room");
+        let forget = |is_subscribed: bool| {
+            topics.forget_unused(Duration::ZERO, ["quiet".into()], |_| is_subscribed);
+            topics.len()
+        };
+        drop(make());
+        assert_eq!(forget(true), 1, "somebody subscribes to it");
+        let held = make();
+        assert_eq!(forget(false), 1, "somebody holds it");
+        let who = Who::Session(SessionId(1));
+        held.kept.lock().untold.push(Change { who, is_in: true, generation: 1 });
+        drop(held);
+        assert_eq!(forget(false), 1, "something is to be told of it");
+        make().kept.lock().untold.clear();
+        assert_eq!(forget(false), 0);
     }
 }

@@ -136,7 +136,7 @@ impl Registry {
     /// Tells of one topic's changes.
     async fn tell_of(&self, name: &str, work: &mut usize) {
         let Some(topic) = self.hub.topics.find(name) else { return };
-        let (changes, listeners) = {
+        let (changes, listeners, is_left) = {
             let mut kept = topic.kept.lock();
             let changes = last_of_each(std::mem::take(&mut kept.untold));
             let listeners: Vec<(Session, u64)> = match &kept.roster {
@@ -146,9 +146,13 @@ impl Registry {
                 }
                 None => return,
             };
-            (changes, listeners)
+            (changes, listeners, kept.is_unused())
         };
         drop(topic);
+        if is_left {
+            // The last one has left it, and only this was still to be told.
+            self.hub.forget_unused([name.into()]);
+        }
         if self.hub.telling.is_quiet.load(Ordering::Acquire) {
             return;
         }
