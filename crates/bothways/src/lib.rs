@@ -53,6 +53,7 @@ mod reply;
 pub mod router;
 pub mod server;
 pub mod session;
+mod shrink;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;

@@ -59,6 +59,7 @@ use crate::{
     session::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
     },
+    shrink::is_sparse,
     transport::{AnySocket, ListenOptions},
 };
 
@@ -565,7 +566,7 @@ impl Shared {
             return;
         }
         self.ending.fetch_add(1, Ordering::AcqRel);
-        if connections.len() < connections.capacity() / 8 {
+        if is_sparse(connections.len(), connections.capacity()) {
             connections.shrink_to_fit();
         }
         drop(connections);

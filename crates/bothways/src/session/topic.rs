@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::few::Few;
+use crate::shrink::is_sparse;
 
 /// Why a text is no topic or pattern.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -398,7 +399,7 @@ impl<S: Eq + Hash> Subscriptions<S> {
             }
             Some(_) => self.bytes -= SUBSCRIBER_BYTES,
         }
-        if self.topics.len() < self.topics.capacity() / 8 {
+        if is_sparse(self.topics.len(), self.topics.capacity()) {
             self.topics.shrink_to_fit();
         }
     }
@@ -444,7 +445,7 @@ fn take_out<S: Eq + Hash>(subscribers: &mut HashSet<S>, subscriber: &S) -> Optio
     if !subscribers.remove(subscriber) {
         return None;
     }
-    if subscribers.len() < subscribers.capacity() / 8 {
+    if is_sparse(subscribers.len(), subscribers.capacity()) {
         subscribers.shrink_to_fit();
     }
     Some(subscribers.len())
@@ -707,5 +708,39 @@ mod tests {
         let deep = vec!["a"; 17].join(".");
         assert_eq!(check_topic(&deep), Err(TopicError::TooLong { bytes: 33, segments: 17 }));
         assert_eq!(check_topic("prices.de.EUR"), Ok(()));
+    }
+
+    #[test]
+    fn a_pattern_costs_what_it_takes() {
+        assert_eq!(bytes_of("a.bc"), TOPIC_BYTES + 4);
+        assert_eq!(bytes_of("a.*"), TOPIC_BYTES + 2 * 3 + 2 * NODE_BYTES);
+        assert_eq!(bytes_of("a.b.>"), TOPIC_BYTES + 2 * 5 + 3 * NODE_BYTES);
+        let mut all = Subscriptions::default();
+        for (pattern, subscriber, bytes) in [
+            ("a.*", 1, bytes_of("a.*")),
+            ("a.*", 1, bytes_of("a.*")),
+            ("a.*", 2, bytes_of("a.*") + SUBSCRIBER_BYTES),
+            ("b", 1, bytes_of("a.*") + SUBSCRIBER_BYTES + bytes_of("b")),
+            ("b", 2, bytes_of("a.*") + 2 * SUBSCRIBER_BYTES + bytes_of("b")),
+        ] {
+            all.add(&all.shared(pattern), subscriber);
+            assert_eq!(all.bytes(), bytes, "{pattern} {subscriber}");
+        }
+        assert_eq!([all.count("a.*"), all.count("b"), all.count("c"), all.count("c.*")], [2, 2, 0, 0]);
+        all.remove("b", &3);
+        all.remove("c", &1);
+        all.remove("c.*", &1);
+        assert_eq!(all.bytes(), bytes_of("a.*") + 2 * SUBSCRIBER_BYTES + bytes_of("b"));
+        for (pattern, subscriber) in [("b", 1), ("a.*", 2), ("b", 2), ("a.*", 1)] {
+            all.remove(pattern, &subscriber);
+        }
+        assert_eq!(all.bytes(), 0);
+    }
+
+    #[test]
+    fn wildcards_are_counted() {
+        for (pattern, many) in [("a", 0), ("a.*", 1), ("*.b.>", 2), ("a*.b", 0)] {
+            assert_eq!((wildcards(pattern), has_wildcard(pattern)), (many, 0 < many), "{pattern}");
+        }
     }
 }
