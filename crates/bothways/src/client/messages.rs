@@ -515,7 +515,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        client::repeats::{Met, ReceivedKeys},
+        client::{
+            repeats::{Met, ReceivedKeys},
+            session::acks,
+        },
         connection::{Answer, Inlet, Settings},
         error::{AuthError, CloseReason},
         reply::BoxFuture,
@@ -571,5 +574,72 @@ mod tests {
         }
         drop(held);
         assert_eq!(adding.join().expect("no panic"), Added::Taken);
+    }
+
+    fn connection() -> Connection {
+        let (near, _far) = memory::pair(1);
+        let settings = Arc::new(Settings::default());
+        Connection::start(Role::Client, near.into(), settings, Arc::new(Deaf), None, |_| {})
+    }
+
+    /// What waits is counted, and what is tracked of it for itself, until it is taken or pushed out.
+    #[tokio::test]
+    async fn what_waits_is_counted_until_it_is_taken() {
+        let (connection, len) = (connection(), message().frame().len());
+        let bounds = QueueBounds {
+            messages_max: 4,
+            bytes_max: usize::MAX,
+            overflow: Overflow::DropOldest,
+            tracked_max: 3,
+            tracked_bytes_max: 2 * len,
+        };
+        let (queue, mut messages) = queue(bounds);
+        let (adder, server) = (queue.adder(), Arc::from("memory@x"));
+        let counts = |messages: &ServerMessages| {
+            let state = messages.shared.state.lock();
+            (state.waiting.len(), state.bytes / len, state.tracked.0, state.tracked.1 / len)
+        };
+        let mut acks = acks(2).into_iter();
+        for is_tracked in [true, false, true, false] {
+            let ack = if is_tracked { acks.next() } else { None };
+            assert!(!is_tracked || adder.has_room_for_tracked(&message()));
+            assert!(adder.add(message(), &connection, &server, ack, None));
+        }
+        assert_eq!(counts(&messages), (4, 4, 2, 2));
+        assert!(!adder.has_room_for_tracked(&message()), "two of three, and all bytes");
+
+        assert!(adder.add(message(), &connection, &server, None, None));
+        assert_eq!((counts(&messages), messages.dropped()), ((4, 4, 2, 2), 1), "the older one gave way");
+        assert!(messages.try_next().is_some_and(|first| first.ack.is_some()));
+        assert_eq!(counts(&messages), (3, 3, 1, 1));
+        assert!(adder.has_room_for_tracked(&message()));
+        while messages.try_next().is_some() {}
+        assert_eq!((counts(&messages), messages.len(), messages.is_empty()), ((0, 0, 0, 0), 0, true));
+    }
+
+    /// One that is larger than all of the bound is taken if no other waits.
+    #[tokio::test]
+    async fn a_tracked_message_larger_than_the_bound_waits_alone() {
+        let connection = connection();
+        let bounds = QueueBounds {
+            messages_max: 9,
+            bytes_max: 1,
+            overflow: Overflow::RefuseNewest,
+            tracked_max: 2,
+            tracked_bytes_max: 1,
+        };
+        let (queue, mut messages) = queue(bounds);
+        let (adder, server) = (queue.adder(), Arc::from("memory@x"));
+        let mut acks = acks(1);
+        assert!(adder.has_room_for_tracked(&message()));
+        assert!(adder.add(message(), &connection, &server, acks.pop(), None));
+        assert!(!adder.has_room_for_tracked(&message()));
+        assert!(adder.add(message(), &connection, &server, None, None), "it is refused, and the connection goes on");
+        assert_eq!((messages.len(), messages.dropped()), (1, 1));
+        drop(messages.try_next());
+        assert!(adder.add(message(), &connection, &server, None, None), "alone it is taken, however large");
+        assert_eq!(messages.try_next().map(|next| next.dropped_before()), Some(1));
+        drop(messages);
+        assert!(adder.has_room_for_tracked(&message()), "nobody takes any more");
     }
 }

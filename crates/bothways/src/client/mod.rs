@@ -592,3 +592,19 @@ impl std::fmt::Debug for Client {
         f.debug_struct("Client").field("address", &self.address()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Server;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_ended_when_it_is_closed() {
+        let server = Server::builder().build();
+        let listening = server.listen("memory@client-ended").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        assert!(!client.is_ended() && !client.is_down());
+        client.close();
+        assert!(client.is_ended());
+    }
+}

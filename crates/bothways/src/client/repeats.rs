@@ -282,4 +282,17 @@ mod tests {
             );
         }
     }
+
+    /// What was lost is forgotten, and nothing else is.
+    #[test]
+    fn what_was_lost_makes_room_for_one() {
+        let keys = ReceivedKeys::default();
+        drop(first(&keys, "a").expect("new"));
+        let lost = first(&keys, "b").expect("new");
+        assert!(!lost.has_repetitions());
+        lost.push_out();
+        drop(lost);
+        assert_eq!(keys.known.lock().order, [Arc::from("a")]);
+        assert!(first(&keys, "a").is_none() && first(&keys, "b").is_some());
+    }
 }

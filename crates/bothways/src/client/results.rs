@@ -163,3 +163,72 @@ impl Known {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// A call that is over, and the bytes of its reply.
+    fn over(known: &mut Known, id: &str, bytes: usize) {
+        let run = Arc::clone(known.runs.entry(id.to_owned()).or_default());
+        assert!(run.reply.set(Reply::ok(Bytes::from(vec![0; bytes]))).is_ok());
+        known.end(id, &run);
+        // Once.
+        known.end(id, &run);
+        assert_eq!(known.bytes, known.over.iter().map(|(_, bytes)| bytes).sum::<usize>());
+        assert!(known.over.iter().take(known.let_go).all(|(_, bytes)| *bytes == 0));
+    }
+
+    fn has_reply(known: &Known, id: &str) -> bool {
+        known.runs[id].reply.get().is_some()
+    }
+
+    /// The oldest let their replies go, and are known: they do not run again. The newest keeps its reply, however large.
+    #[test]
+    fn replies_are_let_go_beyond_their_bytes() {
+        let mut known = Known::default();
+        over(&mut known, "a", REPLY_BYTES / 2);
+        over(&mut known, "b", REPLY_BYTES / 2);
+        assert_eq!((known.bytes, known.let_go), (REPLY_BYTES, 0), "as much as there is room for");
+        over(&mut known, "c", 1);
+        assert_eq!((known.bytes, known.let_go), (REPLY_BYTES / 2 + 1, 1));
+        assert!(!has_reply(&known, "a") && has_reply(&known, "b") && has_reply(&known, "c"));
+        assert!(known.runs["a"].given_up.load(Ordering::Relaxed) && !known.runs["b"].given_up.load(Ordering::Relaxed));
+        over(&mut known, "d", REPLY_BYTES + 1);
+        assert_eq!((known.bytes, known.let_go, known.over.len()), (REPLY_BYTES + 1, 3, 4));
+        assert!(has_reply(&known, "d"));
+    }
+
+    /// So many calls are known; the oldest is forgotten, and with it what its reply takes.
+    #[test]
+    fn so_many_calls_are_known() {
+        let mut known = Known::default();
+        over(&mut known, "large", REPLY_BYTES);
+        over(&mut known, "another", 1);
+        assert_eq!(known.let_go, 1);
+        for number in 0..CALLS {
+            over(&mut known, &number.to_string(), 2);
+        }
+        assert_eq!((known.over.len(), known.runs.len(), known.bytes, known.let_go), (CALLS, CALLS, 2 * CALLS, 0));
+        assert!(!known.runs.contains_key("large") && !known.runs.contains_key("another"));
+        over(&mut known, "last", 3);
+        assert_eq!((known.over.len(), known.bytes), (CALLS, 2 * CALLS + 1));
+        assert!(!known.runs.contains_key("0") && known.runs.contains_key("1"));
+    }
+
+    /// What a server gives up does not run when it comes; ids that no call of ours can have are not remembered.
+    #[test]
+    fn what_is_given_up_is_known() {
+        let results = Results::default();
+        let (longest, longer) = ("x".repeat(ID_BYTES), "x".repeat(ID_BYTES + 1));
+        for id in ["", "a", &longest, &longer] {
+            results.give_up(id);
+        }
+        let known = results.known.lock();
+        assert_eq!((known.runs.len(), known.over.len()), (2, 2));
+        assert!(known.runs["a"].given_up.load(Ordering::Relaxed) && known.runs["a"].is_over.load(Ordering::Relaxed));
+        assert!(known.runs.contains_key(&longest));
+    }
+}

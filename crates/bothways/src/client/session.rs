@@ -493,6 +493,20 @@ mod tests {
         memory
     }
 
+    /// What the server knows, as it has said so itself, is not told to it again.
+    #[test]
+    fn a_client_that_begins_somewhere_has_nothing_to_tell() {
+        let mut offsets = Offsets::starting_at(100);
+        assert_eq!([true, false].map(|outcomes| offsets.untold(outcomes)), [0, 0]);
+        offsets.received = 103;
+        assert_eq!([true, false].map(|outcomes| offsets.untold(outcomes)), [3, 3]);
+        for offset in [103, 101, 102] {
+            offsets.handle(offset);
+        }
+        assert_eq!((offsets.handled, offsets.dealt_with, offsets.ahead.len()), (103, 3, 0));
+        assert_eq!(Offsets::starting_at(u64::MAX).received, OFFSET_MAX);
+    }
+
     /// What comes under these offsets, each for the first time.
     fn receive(memory: &Arc<SessionMemory>, on: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Ack> {
         let received = |offset| match memory.receive(connection(on), Seq::of_push(offset), || true) {

@@ -438,3 +438,177 @@ pub(super) async fn unsubscribe(caller: &impl Caller, topic: &str, mut options: 
     caller.call_typed::<_, ()>(keys::CONTROL_PATH, keys::UNSUBSCRIBE, &args, options).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEWS: &str = "news";
+
+    fn connection(number: u64) -> ConnectionId {
+        format!("c{number}").parse().expect("a number")
+    }
+
+    fn at(offset: u64) -> Position {
+        Position { epoch: 1, offset }
+    }
+
+    fn subscribed(offset: u64, recovered: bool) -> Subscribed {
+        Subscribed { recovered, position: Some(at(offset)) }
+    }
+
+    fn message(offset: u64) -> Metadata {
+        Metadata::new()
+            .with(keys::TOPIC, NEWS)
+            .with(keys::TOPIC_EPOCH, "1")
+            .with(keys::TOPIC_OFFSET, offset.to_string())
+    }
+
+    /// Subscribed on this connection, at this offset.
+    fn held(on: u64, offset: u64) -> Subscriptions {
+        let all = Subscriptions::default();
+        all.begin(connection(on), false);
+        let claim = all.claim_wanted(NEWS);
+        assert_eq!(claim.hold(connection(on), &subscribed(offset, false), Asker::Application), Some(false));
+        claim.is_answered();
+        drop(claim);
+        all
+    }
+
+    fn names(topics: &[Arc<str>]) -> Vec<&str> {
+        topics.iter().map(|topic| &**topic).collect()
+    }
+
+    /// What the position is from which a topic goes on.
+    fn from(all: &Subscriptions) -> Option<u64> {
+        all.from(NEWS).flatten().map(|position| position.offset)
+    }
+
+    #[test]
+    fn positions_go_on_and_not_back() {
+        let all = held(1, 5);
+        assert_eq!(from(&all), Some(5));
+        all.note_position(NEWS, at(7));
+        assert_eq!(from(&all), Some(7));
+        all.note_position(NEWS, at(6));
+        assert_eq!(from(&all), Some(7), "not back");
+        all.note_position("another", at(9));
+        all.note(|| message(8));
+        assert_eq!(from(&all), Some(8));
+        all.note(|| message(11));
+        assert_eq!(from(&all), Some(8), "two are missing");
+        all.note_position(NEWS, Position { epoch: 2, offset: 1 });
+        assert_eq!(all.from(NEWS).flatten(), Some(Position { epoch: 2, offset: 1 }), "another life of the topic");
+        assert!(all.from("another").is_none());
+    }
+
+    /// What was dropped is asked for by one on each connection.
+    #[test]
+    fn one_at_a_time_asks_for_what_was_dropped() {
+        let all = held(1, 5);
+        assert_eq!(names(&all.miss(connection(1))), [NEWS]);
+        assert!(all.begin_recovery(connection(1), NEWS));
+        assert!(!all.begin_recovery(connection(1), NEWS), "somebody asks already");
+        assert_eq!(all.miss(connection(1)), [], "it is being asked for");
+        assert_eq!(names(&all.miss(connection(2))), [NEWS], "not on this one");
+        let Recovery::From(position, gaps) = all.next_recovery(NEWS) else { panic!("it is known") };
+        assert_eq!((position, gaps), (at(5), 3));
+        assert!(!all.end_recovery(NEWS, 2, true), "more was dropped since");
+        assert!(!all.begin_recovery(connection(1), NEWS), "and so it goes on");
+        assert!(all.end_recovery(NEWS, 3, true));
+        assert!(all.begin_recovery(connection(1), NEWS), "the next one");
+        all.leave_recovery(connection(2), NEWS);
+        assert!(!all.begin_recovery(connection(1), NEWS), "that was another connection");
+        all.leave_recovery(connection(1), NEWS);
+        assert!(all.begin_recovery(connection(1), NEWS));
+        assert!(all.begin_recovery(connection(2), NEWS), "it is asked for anew on the next connection");
+        assert!(!all.begin_recovery(connection(1), "another") && all.end_recovery("another", 0, true));
+    }
+
+    /// A topic is asked for by whoever knows where it stands, once the server has answered.
+    #[test]
+    fn what_is_not_answered_yet_has_no_position() {
+        let all = Subscriptions::default();
+        all.begin(connection(1), false);
+        assert!(matches!(all.next_recovery(NEWS), Recovery::Over));
+        let claim = all.claim_wanted(NEWS);
+        assert!(matches!(all.next_recovery(NEWS), Recovery::Unknown));
+        assert_eq!(names(&all.miss(connection(1))), [NEWS], "its answer may be behind the notice");
+        assert!(!all.is_wanted(NEWS), "the application was not told yet");
+        drop(claim);
+        assert!(all.is_unwanted(NEWS), "the session may have it");
+        assert!(matches!(all.next_recovery(NEWS), Recovery::Over));
+        assert_eq!(all.miss(connection(1)), []);
+        all.has_ended(NEWS);
+        assert!(!all.is_unwanted(NEWS));
+        all.claim_wanted(NEWS).is_answered();
+        assert!(!all.is_unwanted(NEWS), "it was refused");
+    }
+
+    /// With a new session all that is wanted is asked for again, from where it was; a resumed one has it.
+    #[test]
+    fn a_new_session_has_nothing_yet() {
+        let all = held(1, 5);
+        all.miss(connection(1));
+        let resumed = all.begin(connection(2), true);
+        assert_eq!((resumed.missing.len(), names(&resumed.with_gaps), resumed.unwanted.len()), (0, vec![NEWS], 0));
+        assert!(all.is_newest(connection(2)) && !all.is_newest(connection(1)));
+        assert_eq!(all.pending_from(NEWS), None);
+
+        let begun = all.begin(connection(3), false);
+        assert_eq!(begun.missing, [(Arc::from(NEWS), true)]);
+        assert_eq!((begun.with_gaps.len(), all.pending_from(NEWS)), (0, Some(at(5))));
+        assert_eq!(names(&all.miss(connection(3))), [] as [&str; 0], "the new session does not have it");
+        // A message that comes by another pattern moves nothing of that.
+        all.note(|| message(9));
+        assert_eq!(all.pending_from(NEWS), Some(at(5)));
+        all.note_part(NEWS, Some(at(7)));
+        assert_eq!(all.pending_from(NEWS), Some(at(7)));
+
+        let claim = all.claim(NEWS);
+        assert_eq!(claim.hold(connection(2), &subscribed(9, true), Asker::Client), None, "that session is lost");
+        assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(true), "some were missing");
+        assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(false), "it is told once");
+        drop(claim);
+        assert_eq!(all.begin(connection(4), true).missing, []);
+    }
+
+    /// Until the server has it no more, what the application has left is unwanted in a session that is resumed.
+    #[test]
+    fn what_is_left_is_unwanted_until_the_server_has_it_no_more() {
+        let all = held(1, 5);
+        assert!(all.is_wanted(NEWS));
+        all.end(NEWS);
+        assert!(!all.is_wanted(NEWS) && all.is_unwanted(NEWS));
+        assert_eq!(names(&all.begin(connection(2), true).unwanted), [NEWS]);
+        assert_eq!(all.begin(connection(3), false).unwanted, [], "a new session never had it");
+        all.end(NEWS);
+        all.want(NEWS);
+        assert!(all.is_wanted(NEWS) && !all.is_unwanted(NEWS));
+        all.forget(NEWS);
+        assert!(!all.is_wanted(NEWS) && !all.is_unwanted(NEWS));
+        let wanting = Subscriptions::wanting([Arc::from(NEWS)]);
+        assert_eq!(wanting.begin(connection(1), false).missing, [(Arc::from(NEWS), false)]);
+    }
+
+    /// A refusal is told once, until the server lets the client in.
+    #[test]
+    fn a_refusal_is_told_once() {
+        let all = held(1, 5);
+        assert_eq!([0; 2].map(|_| all.note_refusal(NEWS)), [true, false]);
+        assert_eq!([0; 2].map(|_| all.end_refusal(NEWS)), [true, false]);
+        assert!(all.note_refusal(NEWS) && !all.note_refusal("another") && !all.end_refusal("another"));
+        assert!(all.lose(NEWS) && !all.lose("another"));
+        assert_eq!(all.begin(connection(2), true).missing, [(Arc::from(NEWS), false)], "it is asked for again");
+    }
+
+    /// Messages are looked at only if something is subscribed to.
+    #[test]
+    fn what_nobody_wants_is_not_looked_at() {
+        let all = Subscriptions::default();
+        all.note(|| panic!("there is no subscription"));
+        let all = held(1, 5);
+        all.end(NEWS);
+        all.note(|| panic!("there is none any more"));
+    }
+}

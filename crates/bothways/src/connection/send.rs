@@ -339,3 +339,29 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(sizes: &[usize]) -> Vec<PushFrame> {
+        sizes.iter().map(|bytes| PushFrame(Bytes::from(vec![b'x'; *bytes]))).collect()
+    }
+
+    /// Several small ones are one piece, in order; one alone, large ones, and very many are not copied.
+    #[test]
+    fn small_pushes_are_joined() {
+        let joined = |sizes: &[usize]| join(&frames(sizes)).map(|bytes| bytes.len());
+        assert_eq!(joined(&[]), None);
+        assert_eq!(joined(&[1]), None);
+        assert_eq!(joined(&[1, 2]), Some(3));
+        assert_eq!(joined(&[1, 2, 3]), Some(6));
+        assert_eq!(joined(&[SHARE_BYTES - 1, SHARE_BYTES]), Some(2 * SHARE_BYTES - 1));
+        assert_eq!(joined(&[SHARE_BYTES, SHARE_BYTES]), None);
+        let many = WIRE_BYTES / 64;
+        assert_eq!(joined(&vec![64; many]), Some(WIRE_BYTES));
+        assert_eq!(joined(&vec![64; many + 1]), None);
+        let two = [PushFrame(Bytes::from_static(b"a")), PushFrame(Bytes::from_static(b"b"))];
+        assert_eq!(join(&two), Some(Bytes::from_static(b"ab")));
+    }
+}

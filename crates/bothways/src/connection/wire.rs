@@ -184,6 +184,8 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Takes so many bytes of what is next, as a socket does.
@@ -261,5 +263,64 @@ mod tests {
         assert_eq!((wire.flat.len(), wire.tail.len()), (SHARE_BYTES - 1, 1));
         wire.push(vec![3; 1].into());
         assert_eq!((wire.tail.len(), wire.bytes()), (2, 2 * SHARE_BYTES));
+    }
+
+    proptest! {
+        /// However bytes come, copied, shared, encoded in place or behind others, they go in order and each once.
+        #[test]
+        fn what_is_pushed_goes_in_order(steps in prop::collection::vec((0..7_u8, 0..2 * SHARE_BYTES), 0..60)) {
+            let (mut wire, mut pushed, mut gone) = (Wire::default(), Vec::<u8>::new(), Vec::<u8>::new());
+            for (number, (step, len)) in steps.into_iter().enumerate() {
+                let bytes: Vec<u8> = (0..len).map(|at| (at + 31 * number) as u8).collect();
+                let all = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+                match step {
+                    0 => wire.push_flat(&bytes),
+                    1 => wire.push(all(&bytes)),
+                    2 => wire.push_frame(all(&bytes[..len / 8]), all(&bytes[len / 8..])),
+                    3 => match wire.flat_end() {
+                        Some(flat) => {
+                            flat.extend_from_slice(&bytes);
+                            wire.note_flat(len);
+                        }
+                        None => wire.push_flat(&bytes),
+                    },
+                    4 => {
+                        // Some of what came meanwhile is written already.
+                        let mut newer = Wire::default();
+                        newer.push_flat(b"abc");
+                        newer.push_flat(&bytes[..len / 4]);
+                        newer.push(all(&bytes[len / 4..]));
+                        take(&mut newer, 3);
+                        wire.append(newer);
+                    }
+                    _ => {
+                        let mut left = len;
+                        wire.write_with(
+                            0,
+                            |slices| {
+                                let before = gone.len();
+                                for slice in slices {
+                                    let taken = left.min(slice.len());
+                                    gone.extend_from_slice(&slice[..taken]);
+                                    left -= taken;
+                                }
+                                gone.len() - before
+                            },
+                            |taken| *taken,
+                        );
+                    }
+                }
+                if step < 5 {
+                    pushed.extend_from_slice(&bytes);
+                }
+                prop_assert_eq!(wire.bytes(), pushed.len() - gone.len());
+                prop_assert_eq!(wire.is_empty(), pushed.len() == gone.len());
+            }
+            while !wire.is_empty() {
+                let all = |slices: &[IoSlice<'_>]| slices.iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
+                gone.extend(wire.write_with(0, all, Vec::len));
+            }
+            prop_assert!(gone == pushed);
+        }
     }
 }

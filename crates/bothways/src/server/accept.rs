@@ -232,3 +232,25 @@ async fn watch_connections(shared: &Weak<Shared>) {
         shared.sessions.start_sweep(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that shakes hands has a place as one that is open has.
+    #[tokio::test]
+    async fn a_place_is_held_until_it_is_given_back() {
+        let server = Server::builder().connections_max(2).build();
+        let place = || take_place(&server.shared);
+        let (first, second) = (place().expect("two are free"), place().expect("one is free"));
+        assert!(place().is_none());
+        assert_eq!(
+            (server.shared.handshaking.load(Ordering::Relaxed), server.shared.counters.refused.load(Ordering::Relaxed)),
+            (2, 1)
+        );
+        drop(second);
+        let again = place().expect("it was given back");
+        drop((first, again));
+        assert_eq!(server.shared.handshaking.load(Ordering::Relaxed), 0);
+    }
+}

@@ -811,4 +811,26 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes true");
     }
+
+    /// Each number counts once, and what is missed is what will never arrive or was not dealt with.
+    #[test]
+    fn an_outcome_adds_up() {
+        let failed = PushFailures { no_handler: 1, bad_arguments: 2, error: 4, panicked: 8 };
+        assert_eq!(failed.total(), 15);
+        let outcome = AdminPushOutcome {
+            queued: 16,
+            written: 32,
+            received: 64,
+            handled: 128,
+            expired: 256,
+            superseded: 512,
+            dropped: 1024,
+            failed,
+            unknown: 2048,
+            duplicate: 4096,
+            stored: true,
+        };
+        assert_eq!(outcome.missed(), 256 + 512 + 1024 + 15);
+        assert_eq!(outcome.targets(), 8191);
+    }
 }

@@ -433,4 +433,13 @@ mod tests {
         door.note_wrong("c".to_owned());
         assert!(door.guesses.lock().len() <= 2, "what is paid off is forgotten");
     }
+
+    #[test]
+    fn an_admin_service_is_on_service_addresses_if_it_says_so() {
+        let options = || AdminOptions::token("right").expect("it has characters");
+        assert!(!Door::new(options()).is_on_service_addresses());
+        assert!(Door::new(options().on_service_addresses()).is_on_service_addresses());
+        let shown = format!("{:?}", options());
+        assert_eq!(shown, "AdminOptions { token: \"***\", on_service_addresses: false }");
+    }
 }

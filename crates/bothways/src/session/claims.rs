@@ -113,3 +113,73 @@ impl<'a> Listed<'a> {
         !self.sessions.is_empty() && self.ids.get_or_init(ids).contains(&id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{
+        super::{Class, Priority, ledger::Ledger, receipt::Receipt},
+        *,
+    };
+
+    fn claims() -> Claims {
+        let bounds = Bounds { tracked_messages: 3, tracked_bytes: 10, ..Bounds::default() };
+        Claims::new(SessionId(1), Arc::new(bounds))
+    }
+
+    /// Holds a message of so many bytes, which has this stamp. True if it was not dropped for want of room.
+    fn hold(claims: &mut Claims, bytes: usize, stamp: u64) -> bool {
+        let receipt = Receipt::new();
+        let entry = Entry {
+            class: Class::Tracked,
+            priority: Priority::Normal,
+            frame: Bytes::from(vec![0; bytes]),
+            keyed: None,
+            expires: None,
+            origin: Origin::Topic(stamp),
+            ticket: receipt.ticket(SessionId(2)),
+        };
+        claims.hold(entry, &"T.m".into());
+        let outcomes = receipt.outcomes();
+        assert_eq!(outcomes.at(Stage::Queued) + outcomes.at(Stage::Dropped(DropReason::Full)), 1);
+        outcomes.dropped() == 0
+    }
+
+    /// What is held has the bounds of a log, in messages and in bytes; and what found no room is owed.
+    #[test]
+    fn what_is_held_is_bounded_and_what_is_not_is_owed() {
+        let mut claims = claims();
+        assert!(hold(&mut claims, 4, 1) && hold(&mut claims, 6, 2), "ten bytes");
+        assert!(!hold(&mut claims, 1, 3), "one more");
+        assert_eq!((claims.held.len(), claims.bytes), (2, 10));
+        let mut ledger = Ledger::new(Bounds::default());
+        ledger.miss_all(claims.unsent);
+        assert_eq!([1, 2, 3].map(|stamp| ledger.is_unsent(stamp)), [false, false, true]);
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_in_messages() {
+        let mut claims = claims();
+        assert_eq!((1..=4).map(|stamp| hold(&mut claims, 1, stamp)).collect::<Vec<_>>(), [true, true, true, false]);
+        assert_eq!((claims.held.len(), claims.bytes), (3, 3));
+    }
+
+    /// As a log does, it takes one that is larger than all of it, if it is the only one.
+    #[test]
+    fn one_that_is_larger_than_the_bound_is_held_alone() {
+        let mut claims = claims();
+        assert!(hold(&mut claims, 11, 1));
+        assert!(!hold(&mut claims, 0, 2));
+    }
+
+    /// A push to several sessions knows each of them; one for a single session more knows none.
+    #[test]
+    fn a_list_knows_its_sessions() {
+        let listed = Listed::published("news", 7, &[]);
+        assert!(!listed.contains(SessionId(1)));
+        let alone = listed.alone();
+        assert_eq!((alone.topic, alone.origin, alone.sessions.len()), (Some("news"), Origin::Topic(7), 0));
+        assert_eq!(Listed::new(&[]).origin, Origin::Push);
+    }
+}

@@ -131,4 +131,25 @@ mod tests {
             assert!(COMPARISONS.get() < 6 * CROWD as usize, "{} comparisons", COMPARISONS.get());
         }
     }
+
+    /// None, one, and many: each knows who is in it, and nobody else.
+    #[test]
+    fn a_crowd_knows_who_is_in_it() {
+        let mut crowd = Crowd::default();
+        assert!(crowd.is_empty() && !crowd.contains(&1));
+        for number in 1..=3 {
+            crowd.add(number);
+            assert!(crowd.contains(&number) && !crowd.contains(&(number + 1)) && !crowd.is_empty());
+        }
+        crowd.remove(&4);
+        crowd.remove(&2);
+        assert!(!crowd.contains(&2));
+        assert_eq!(crowd.iter().copied().collect::<Vec<_>>(), [1, 3]);
+        crowd.remove(&1);
+        assert!(matches!(crowd, Crowd::One(3)), "what is left of many is one");
+        crowd.remove(&1);
+        assert!(crowd.contains(&3), "another one leaves");
+        crowd.remove(&3);
+        assert!(crowd.is_empty() && !crowd.contains(&3));
+    }
 }

@@ -486,7 +486,6 @@ impl Trail {
             let What::Push(push) = what else { return };
             push.stage = to;
             match to {
-                Stage::Queued => {}
                 Stage::Written => push.written = after,
                 Stage::Received => push.received = after,
                 _ => push.done = after,
@@ -792,5 +791,167 @@ mod tests {
         assert_eq!(civil(20_513), (2026, 3, 1));
         let happened = Happened { at_ms: 951_782_400_000 + 45_296_789, event: Event::Resumable };
         assert!(happened.to_string().starts_with("2000-02-29 12:34:56.789 "), "{happened}");
+    }
+
+    /// What happens is told as it was noted, from the packed beginning and from the ring alike.
+    #[tokio::test(start_paused = true)]
+    async fn each_event_has_its_words() {
+        let connection = ConnectionId::new;
+        let name = |text: &str| Arc::<str>::from(text);
+        let noted: Vec<(What, &str)> = vec![
+            (What::Connected(connection(300)), "connected as c300"),
+            (What::Resumable, "its client speaks sessions and may come back to it"),
+            (What::Bound(Some(name("ann"))), "user ann"),
+            (What::Bound(None), "no user any more"),
+            (What::Subscribed(name("room.*")), "subscribed to room.*"),
+            (What::Unsubscribed(name("room.*")), "unsubscribed from room.*"),
+            (What::NotResumed { wanted: name("17"), why: "expired" }, "its client wanted session 17 back: expired"),
+            (
+                What::Lost { connection: connection(2), why: name("it broke"), waits: true },
+                "connection c2 lost: it broke; the session waits for its client",
+            ),
+            (
+                What::Lost { connection: connection(2), why: name("it broke"), waits: false },
+                "connection c2 lost: it broke",
+            ),
+            (
+                What::Resumed { connection: connection(3), generation: 4, repeated: 5 },
+                "resumed as c3, generation 4; 5 pushes are sent again",
+            ),
+            (What::TakenOver(connection(3)), "taken over from c3, which was still open"),
+            (What::GapTold(9), "told its client that 9 pushes were dropped so far"),
+            (What::Ended(name("two\nlines")), "ended: two\\nlines"),
+        ];
+        let trail = Trail::new(64);
+        let expected: Vec<&str> = noted.iter().map(|(_, text)| *text).collect();
+        for (number, (what, _)) in noted.into_iter().enumerate() {
+            assert_eq!(trail.note(what), number as u64);
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        let story = told(&trail);
+        let texts: Vec<String> = story.events.iter().map(|happened| happened.event.to_string()).collect();
+        assert_eq!(texts, expected);
+        let times: Vec<u64> = story.events.iter().map(|happened| happened.at_ms).collect();
+        assert!(times.windows(2).all(|pair| pair[0] + 10 == pair[1]), "{times:?}");
+    }
+
+    /// A push that came to any stage says so.
+    #[tokio::test(start_paused = true)]
+    async fn each_stage_of_a_push_has_its_words() {
+        use super::super::receipt::Failure;
+
+        let trail = Trail::new(64);
+        let stages = [
+            (Stage::Queued, "waits"),
+            (Stage::Written, "written after 1 ms, its client has not confirmed it"),
+            (Stage::Received, "received after 1 ms, its client has not handled it yet"),
+            (Stage::Handled, "handled after 1 ms"),
+            (Stage::PlainWritten, "written, and nothing more is ever confirmed, after 1 ms"),
+            (Stage::Expired, "expired after 1 ms"),
+            (Stage::Superseded, "superseded by a newer value of its key after 1 ms"),
+            (Stage::Duplicate, "not sent, as one of the same idempotency key was, after 1 ms"),
+            (Stage::Failed(Failure::Panicked), "failed: its handler panicked, after 1 ms"),
+            (Stage::Unknown, "the session ended before its client said what became of it, after 1 ms"),
+            (Stage::Dropped(DropReason::Full), "dropped because too much waited already, after 1 ms"),
+            (Stage::Dropped(DropReason::Disconnected), "dropped with its connection after 1 ms"),
+            (Stage::Dropped(DropReason::SessionEnded), "dropped with the session after 1 ms"),
+        ];
+        for (stage, _) in stages {
+            let number = trail.note_push(&"A.b".into(), &Class::Latest("k".to_owned()), 7);
+            tokio::time::advance(Duration::from_millis(1)).await;
+            if stage != Stage::Queued {
+                trail.reached(number, stage);
+            }
+        }
+        let texts: Vec<String> = told(&trail).events.iter().map(|happened| happened.event.to_string()).collect();
+        let expected: Vec<String> = stages.iter().map(|(_, text)| format!("push A.b (latest, 7 B): {text}")).collect();
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn a_story_begins_with_where_its_session_stands() {
+        let session = SessionId(0x17);
+        let text = |standing, user: Option<&str>, held, forgotten| {
+            let happened = Happened { at_ms: 0, event: Event::Resumable };
+            let user = user.map(str::to_owned);
+            Explanation { session, user, standing, held, forgotten, events: vec![happened] }.to_string()
+        };
+        let event = "1970-01-01 00:00:00.000 its client speaks sessions and may come back to it";
+        assert_eq!(text(Standing::Away, None, None, 0), format!("session {session}, its client is away\n{event}"));
+        assert_eq!(
+            text(Standing::Connected("c7".into()), Some("a\nn"), Some(Held { offset: 3, for_ms: 2999 }), 4),
+            format!(
+                "session {session} of a\\nn, connected as c7\nits client has held offset 3 for 2 s\n\
+                 (4 older events are not kept)\n{event}"
+            )
+        );
+        assert_eq!(text(Standing::Ended, None, None, 0), format!("session {session}, ended\n{event}"));
+    }
+
+    /// What is kept of a story that ended depends on what there is to tell; older events that are forgotten count.
+    #[test]
+    fn a_story_has_its_worth() {
+        let with = |events: Vec<What>, events_max: usize| {
+            let trail = Trail::new(events_max);
+            for what in events {
+                trail.note(what);
+            }
+            trail.worth()
+        };
+        let connected = || What::Connected(ConnectionId::new(1));
+        let bound = || What::Bound(Some("ann".into()));
+        let lost = || What::Lost { connection: ConnectionId::new(1), why: "x".into(), waits: false };
+        assert_eq!(with(vec![], 8), None);
+        assert_eq!(with(vec![connected()], 8), None);
+        assert_eq!(with(vec![connected(), lost()], 8), None, "a ring that has forgotten nothing");
+        assert_eq!(with(vec![connected(), bound()], 8), Some(false));
+        assert_eq!(with(vec![connected(), bound(), lost()], 8), Some(false));
+        assert_eq!(with(vec![connected(), What::Subscribed("a".into())], 8), Some(true));
+        assert_eq!(with(vec![connected(), lost(), What::GapTold(1)], 8), Some(true));
+        assert_eq!(with(vec![connected(), lost(), lost()], 2), Some(false), "something is forgotten");
+        assert_eq!(with(vec![connected(), lost(), What::GapTold(1)], 2), Some(true));
+        assert_eq!(with(vec![What::GapTold(1), lost(), lost()], 2), Some(false));
+    }
+
+    /// A number finds its own record and no other, whatever stands in its place.
+    #[test]
+    fn a_record_is_found_by_its_number() {
+        let mut ring = Ring { records: Vec::new(), next: 0 };
+        assert!(ring.get_mut(0, 3).is_none());
+        for number in 0..5 {
+            let record = Record { at: number, what: What::GapTold(number) };
+            assert_eq!(ring.push(record, 3), number);
+        }
+        let found: Vec<Option<u64>> = (0..7).map(|number| ring.get_mut(number, 3).map(|record| record.at)).collect();
+        assert_eq!(found, [None, None, Some(2), Some(3), Some(4), None, None]);
+        assert_eq!((ring.first(), ring.in_order().map(|record| record.at).collect::<Vec<_>>()), (2, vec![2, 3, 4]));
+    }
+
+    /// A story that is sealed has room for two events more, and keeps those that it has.
+    #[test]
+    fn a_sealed_story_has_room_for_two_events() {
+        let trail = Trail::new(64);
+        assert_eq!(trail.seal(), 2, "of none");
+        for packed in [true, false] {
+            let trail = Trail::new(64);
+            for number in 0..3 {
+                trail.note(if packed { What::Bound(None) } else { What::GapTold(number) });
+            }
+            assert_eq!(trail.seal(), 5);
+            if let Story::Ring(ring) = &*trail.story.lock() {
+                assert_eq!((packed, ring.records.capacity()), (false, 5));
+            }
+            for number in 3..7 {
+                trail.note(What::GapTold(number));
+            }
+            let story = told(&trail);
+            assert_eq!((story.events.len(), story.forgotten), (5, 2));
+            assert_eq!(story.events[4].event, Event::GapTold(6));
+        }
+        let full = Trail::new(3);
+        for number in 0..3 {
+            full.note(What::GapTold(number));
+        }
+        assert_eq!(full.seal(), 3, "never more than it may keep");
     }
 }

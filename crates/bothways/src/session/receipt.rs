@@ -484,4 +484,13 @@ mod tests {
     async fn no_route_is_no_target() {
         assert_eq!(Receipt::new().handled().await.targets(), 0);
     }
+
+    #[test]
+    fn each_failure_has_words_of_its_own() {
+        let words = [Failure::NoHandler, Failure::BadArguments, Failure::Error, Failure::Panicked]
+            .map(|failure| failure.to_string());
+        let expected =
+            ["no handler takes it", "its handler cannot decode it", "its handler failed", "its handler panicked"];
+        assert_eq!(words, expected);
+    }
 }

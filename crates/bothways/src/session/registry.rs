@@ -1422,4 +1422,21 @@ mod tests {
             assert!(push <= 6 && publish <= 6, "{costs:?}");
         }
     }
+
+    /// A connection claims one session, and only while it has none that outlives it. What comes to nothing ends.
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_ends_when_it_is_dropped() {
+        let (_server, _clients, registry, [first, second]) = plain_connections("claim-ends").await;
+        let wanted = Metadata::new().with(keys::SESSION_ID, SessionId::random().to_string());
+        let session = registry.of(&first).expect("it is made");
+        let claims = || session.inner.state.lock().claims.is_some();
+        let held = registry.claim(&first, &wanted).expect("it is open");
+        assert!(claims() && registry.claim(&first, &wanted).is_none(), "it claims one already");
+        drop(held);
+        assert!(!claims());
+        registry.claim(&first, &wanted).expect("it is open").granted();
+        assert!(claims(), "it goes on until the client arrives");
+        registry.arrive(&second, &Metadata::new()).expect("it is open");
+        assert!(registry.claim(&second, &wanted).is_none(), "it has a session");
+    }
 }

@@ -49,6 +49,27 @@ fn guarded() -> (Server, Arc<AtomicUsize>) {
     (server, acted)
 }
 
+/// The hook knows a Hello from a request, and of a request what is asked for.
+#[tokio::test(start_paused = true)]
+async fn a_hello_is_told_from_a_request() {
+    for negotiates in [true, false] {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let server = echoing()
+            .auth(move |request: AuthRequest| {
+                seen.lock().expect("no panic").push((request.is_hello(), request.service_method));
+                std::future::ready(Ok::<(), String>(()))
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let options = ClientOptions::new().negotiate(negotiates);
+        let client = Client::connect(listening.address(), options).await.expect("it listens");
+        call(&client, "Nothing", "").await.expect_err("there is no such method");
+        let first = asked.lock().expect("no panic")[0].clone();
+        assert_eq!(first, if negotiates { (true, String::new()) } else { (false, "Nothing".to_owned()) });
+    }
+}
+
 /// The token goes with the Hello and every request; the server's hook sees it.
 #[tokio::test(start_paused = true)]
 async fn a_good_token_opens() {

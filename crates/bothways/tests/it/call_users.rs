@@ -97,6 +97,21 @@ async fn an_answer_says_more_than_a_failure() {
     assert_eq!((error.remote_text(), error.code()), (Some("no"), None));
 }
 
+/// Whichever of them comes first.
+#[tokio::test(start_paused = true)]
+async fn a_failure_after_an_answer_says_no_more() {
+    let server = builder().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_phone, mut on_phone) = device(&server, listening.address(), "ann/phone").await;
+    let (_desk, mut at_desk) = device(&server, listening.address(), "ann/desk").await;
+    let asking = asking(server.user("ann"));
+    next(&mut on_phone).await.answer(Reply::error("no"));
+    settle().await;
+    next(&mut at_desk).await.answer(Reply::refused(ErrorCode::Overloaded, "busy"));
+    let error = asking.await.expect("no panic").expect_err("nobody said yes");
+    assert_eq!((error.remote_text(), error.code()), (Some("no"), None));
+}
+
 /// The most recent is the one that connected last; one that is away counts only if all are.
 #[tokio::test(start_paused = true)]
 async fn the_most_recent_is_who_came_last() {
@@ -154,6 +169,17 @@ async fn a_quorum_is_reached_or_missed_as_soon_as_that_is_certain() {
         other => panic!("{other}"),
     }
     left.dropped().await;
+
+    // Each was asked, and each has answered: it did run.
+    let one = asking(ann(1));
+    for asked in [&mut a, &mut b, &mut c] {
+        next(asked).await.answer(Reply::error("no"));
+        settle().await;
+    }
+    match one.await.expect("no panic").expect_err("nobody did") {
+        error @ CallError::NoQuorum { wanted: 1, answered: 0, .. } => assert!(!error.is_safe_to_retry(), "{error}"),
+        other => panic!("{other}"),
+    }
 
     let error = call(&ann(4), "Ask", "").await.expect_err("there are three");
     assert!(matches!(error, CallError::NoClient(_)), "{error}");

@@ -41,6 +41,7 @@ mod rest;
 mod resume;
 mod scripted;
 mod sessions;
+mod shown;
 mod shutdown;
 mod slow_clients;
 mod support;

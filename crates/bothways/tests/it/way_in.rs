@@ -9,7 +9,7 @@ use std::{
 };
 
 use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, Server, ServerBuilder};
-use bothways_proto::{Capabilities, CompressType, Header, Message, Seq, SerializeType, gzip, keys};
+use bothways_proto::{Capabilities, CompressType, Header, Message, PREFIX_LEN, Seq, SerializeType, gzip, keys};
 use tokio::time::Instant;
 
 use crate::{
@@ -251,6 +251,25 @@ async fn strangers_send_small_frames() {
         refused.say([with_token(1, "bad", b""), with_token(2, "bad", &large)[..150_000].to_vec()].concat()).await;
         assert_eq!(refused.next().await.error_text().as_deref(), Some("no"));
         refused.hears_the_end().await;
+    }
+}
+
+/// What a stranger may send is bounded to the byte.
+#[tokio::test(start_paused = true)]
+async fn a_stranger_may_send_all_that_is_allowed() {
+    let whole = with_token(2, "good", &[7; 5000]);
+    for (short, is_allowed) in [(0, true), (1, false)] {
+        let (builder, ..) = guarded(false);
+        let server = builder.unauthenticated_body_bytes_max(whole.len() - PREFIX_LEN - short).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut stranger = Scripted::connect(listening.address()).await;
+        // In two parts, so that a frame has begun and is not there.
+        stranger.say(&whole[..1000]).await;
+        settle().await;
+        if is_allowed {
+            stranger.say(&whole[1000..]).await;
+        }
+        assert_eq!(stranger.next().await.error_text().is_none(), is_allowed);
     }
 }
 

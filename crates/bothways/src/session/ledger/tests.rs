@@ -1143,9 +1143,14 @@ mod histories {
             let taken = self.ledger.push(entry, self.now);
             assert!(!taken || repeats.is_none(), "{:?}", self.keys);
             let (mut place, mut queue) = (number, priority);
+            // A value that is too old has left its place if the key that it had was asked for.
+            let has_left = |pushed: &Pushed| {
+                stage(&pushed.receipt) == Stage::Expired && pushed.expires.is_some_and(|expires| expires <= now)
+            };
+            let stands = |pushed: &&mut Pushed| pushed.waits && pushed.class == class && !has_left(pushed);
             if taken
                 && let Kind::Latest(_) = class
-                && let Some(older) = self.pushes.iter_mut().find(|pushed| pushed.waits && pushed.class == class)
+                && let Some(older) = self.pushes.iter_mut().find(stands)
             {
                 assert_eq!(stage(&older.receipt), Stage::Superseded);
                 older.waits = false;
@@ -1375,4 +1380,54 @@ mod histories {
             world.finish();
         }
     }
+}
+
+/// A ledger to which nothing was pushed, and to which nothing is owed, takes no memory.
+#[test]
+fn nothing_missed_opens_no_book() {
+    let mut ledger = Ledger::new(bounds());
+    let is_blank = |ledger: &Ledger| matches!(ledger.0, Pages::Blank(_));
+    ledger.miss_all(Unsent::default());
+    assert!(ledger.claim_room(0, 0) && is_blank(&ledger));
+    let mut unsent = Unsent::default();
+    unsent.miss(3);
+    ledger.miss_all(unsent);
+    assert!(!is_blank(&ledger) && ledger.is_unsent(3) && !ledger.is_unsent(2));
+}
+
+/// As many of the oldest give way as a new one needs, and no more; one that is larger than the bound goes alone.
+#[test]
+fn as_many_give_way_as_are_needed() {
+    let mut ledger = ledger(true);
+    let older = [20, 20, 20].map(|bytes| push(&mut ledger, Class::Fire, &"x".repeat(bytes)));
+    let newer = push(&mut ledger, Class::Fire, &"y".repeat(40));
+    let full = Stage::Dropped(DropReason::Full);
+    assert_eq!(older.each_ref().map(stage), [full, full, Stage::Queued]);
+    let largest = push(&mut ledger, Class::Fire, &"z".repeat(100));
+    assert_eq!((stage(&older[2]), stage(&newer), stage(&largest)), (full, full, Stage::Queued));
+    assert_eq!(ledger.missed(), 4);
+    let small = push(&mut ledger, Class::Fire, "a");
+    assert_eq!((stage(&largest), stage(&small)), (full, Stage::Queued));
+}
+
+/// The newest values have a bound in keys and in bytes; a value that replaces another needs only the difference.
+#[test]
+fn the_newest_values_are_bounded() {
+    let mut ledger = Ledger::new(Bounds { latest_bytes: 12, ..bounds() });
+    ledger.connect(true);
+    let full = Stage::Dropped(DropReason::Full);
+    let first = push(&mut ledger, latest("a"), "12345");
+    let second = push(&mut ledger, latest("b"), "12345");
+    assert_eq!((stage(&first), stage(&second)), (Stage::Queued, Stage::Queued), "twelve bytes, with their keys");
+    let third = push(&mut ledger, latest("c"), "");
+    assert_eq!(stage(&third), full, "two keys");
+    let larger = push(&mut ledger, latest("a"), "123456");
+    assert_eq!((stage(&larger), stage(&first)), (full, Stage::Queued), "one byte more");
+    let smaller = push(&mut ledger, latest("a"), "1");
+    assert_eq!((stage(&smaller), stage(&first)), (Stage::Queued, Stage::Superseded));
+    let largest = push(&mut ledger, latest("b"), "123456789");
+    assert_eq!((stage(&largest), stage(&second)), (Stage::Queued, Stage::Superseded), "twelve bytes again");
+    assert_eq!(texts(&mut ledger), ["gap 2", "1", "123456789"]);
+    let alone = push(&mut ledger, latest("b"), "123456789012");
+    assert_eq!(stage(&alone), Stage::Queued, "one that is larger than the bound goes alone");
 }

@@ -147,4 +147,58 @@ mod tests {
         let known: Vec<_> = (1..10).filter(|stamp| unsent.contains(*stamp)).collect();
         assert_eq!(known, [2, 3, 7]);
     }
+
+    /// Of too many ranges those become one that have the least between them.
+    #[test]
+    fn the_closest_ranges_become_one() {
+        let mut unsent = Unsent::default();
+        for number in 0..RANGES_MAX as u64 {
+            unsent.miss(100 * number + 1);
+            unsent.send(100 * number + 2);
+        }
+        let last = 100 * (RANGES_MAX as u64 - 1) + 1;
+        unsent.miss(last + 2);
+        assert_eq!((unsent.ranges.len(), unsent.ranges[RANGES_MAX - 1]), (RANGES_MAX, (last, last + 2)));
+        assert!(unsent.contains(last + 1) && !unsent.contains(2) && !unsent.contains(last + 3));
+    }
+
+    /// A stretch of which nothing was sent is one range.
+    #[test]
+    fn a_stretch_is_one_range() {
+        let mut unsent = Unsent::default();
+        for stamp in [3, 4, 9, 12] {
+            unsent.miss(stamp);
+        }
+        assert_eq!(unsent.ranges, [(3, 12)], "nothing between them was sent");
+        unsent.send(7);
+        assert_eq!(unsent.ranges, [(3, 6), (8, 12)]);
+        unsent.send(3);
+        unsent.send(12);
+        assert_eq!(unsent.ranges, [(4, 6), (8, 11)]);
+        unsent.miss(14);
+        assert_eq!(unsent.ranges, [(4, 6), (8, 11), (14, 14)], "12 was sent");
+        let mut others = Unsent::default();
+        others.miss(6);
+        others.miss(9);
+        others.send(20);
+        unsent.miss_all(others);
+        assert_eq!((unsent.ranges.clone(), unsent.sent), (vec![(4, 11), (14, 14)], 20));
+    }
+
+    #[test]
+    fn nothing_is_missed_until_something_is() {
+        let mut unsent = Unsent::default();
+        assert!(unsent.is_empty());
+        unsent.send(1);
+        assert!(unsent.is_empty());
+        unsent.miss(2);
+        assert!(!unsent.is_empty());
+        // What lies between two that were missed, and was missed too, joins the one before it.
+        unsent.send(5);
+        unsent.miss(7);
+        unsent.miss(3);
+        assert_eq!(unsent.ranges, [(2, 3), (7, 7)]);
+        unsent.miss(5);
+        assert_eq!(unsent.ranges, [(2, 3), (5, 5), (7, 7)]);
+    }
 }
