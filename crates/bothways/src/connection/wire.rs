@@ -276,7 +276,7 @@ mod tests {
                 match step {
                     0 => wire.push_flat(&bytes),
                     1 => wire.push(all(&bytes)),
-                    2 => wire.push_frame(all(&bytes[..len / 8]), all(&bytes[len / 8..])),
+                    2 => wire.push_frame(all(&bytes[..len / 8]), all(&bytes[len / 8..]), number % 2 == 0),
                     3 => match wire.flat_end() {
                         Some(flat) => {
                             flat.extend_from_slice(&bytes);
