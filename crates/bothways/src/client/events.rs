@@ -424,4 +424,19 @@ mod tests {
         }
         assert_eq!(letters(&events), "LLR1");
     }
+
+    /// As a stream they are the same events.
+    #[test]
+    fn events_are_a_stream() {
+        let (sender, server) = (EventSender::default(), Arc::from("tcp@a:1"));
+        let mut events = sender.subscribe();
+        let mut next = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            std::pin::Pin::new(&mut events).poll_next(&mut cx)
+        };
+        assert!(next().is_pending());
+        sender.tell(&lost(&server));
+        assert!(matches!(next(), Poll::Ready(Some(ConnectionEvent::Lost { .. }))));
+        assert!(next().is_pending());
+    }
 }

@@ -276,7 +276,7 @@ pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
 }
 
 /// Runs the handler of a message. Returns how it failed, if it did.
-async fn handle_message(message: &ServerMessage, handlers: &Router, calm: &Calm) -> Option<Failure> {
+pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, calm: &Calm) -> Option<Failure> {
     let request = Request::new(message.message.clone(), message.connection.clone(), None);
     let (path, method) = (message.service_path(), message.service_method());
     let Ok(handler) = handlers.find(&request.message) else {

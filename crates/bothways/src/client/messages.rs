@@ -642,4 +642,48 @@ mod tests {
         drop(messages);
         assert!(adder.has_room_for_tracked(&message()), "nobody takes any more");
     }
+
+    /// What became of a message in its handler, as its sender is told; who is in a topic may go unheard.
+    #[tokio::test]
+    async fn each_end_of_a_handler_is_told() {
+        use crate::{
+            calm::Calm,
+            error::ErrorCode,
+            reply::Reply,
+            router::Router,
+            session::Failure::{BadArguments, NoHandler},
+        };
+
+        let connection = connection();
+        let answers = |reply: fn() -> Reply| move |_| std::future::ready(reply());
+        let handlers = Router::new()
+            .handler("T", "ok", answers(|| Reply::ok("")))
+            .handler("T", "fails", answers(|| Reply::error("no")))
+            .handler("T", "no-such", answers(|| Reply::refused(ErrorCode::NotFound, "no")))
+            .handler("T", "bad", answers(|| Reply::refused(ErrorCode::BadArguments, "no")))
+            .handler("T", "panics", |_| async { panic!("on purpose") });
+        let (queue, mut messages) = queue(QueueBounds {
+            messages_max: 9,
+            bytes_max: 1 << 20,
+            overflow: Overflow::DropOldest,
+            tracked_max: 1,
+            tracked_bytes_max: 1,
+        });
+        for (path, method, expected) in [
+            ("T", "ok", None),
+            ("T", "fails", Some(Failure::Error)),
+            ("T", "no-such", Some(NoHandler)),
+            ("T", "bad", Some(BadArguments)),
+            ("T", "panics", Some(Failure::Panicked)),
+            ("T", "nothing", Some(NoHandler)),
+            ("U", "ok", Some(NoHandler)),
+            (keys::CONTROL_PATH, keys::PRESENCE, None),
+        ] {
+            let header = Header::oneway(Seq::of_push(1), SerializeType::RAW);
+            let message = Message::new(header, path, method, &Metadata::new(), b"");
+            assert!(queue.adder().add(message, &connection, &Arc::from("memory@x"), None, None));
+            let message = messages.try_next().expect("it was added");
+            assert_eq!(crate::client::inlet::handle_message(&message, &handlers, &Calm::default()).await, expected, "{path}.{method}");
+        }
+    }
 }

@@ -412,4 +412,60 @@ mod tests {
             assert!(!shown.contains("s3cret"), "{shown}");
         }
     }
+
+    /// Each option is what was chosen, and the others stay as they are.
+    #[test]
+    fn each_option_is_what_was_chosen() {
+        let s = Duration::from_secs;
+        let default = ClientOptions::new();
+        assert!(default.negotiates() && default.reconnects() && !default.retries_first_connect());
+        assert_eq!((default.refusals(), default.default_timeout(), default.can_renew()), (None, None, false));
+        assert_eq!(
+            (default.wait(), default.message_wait(), default.serialize()),
+            (s(5), s(10), SerializeType::MSGPACK)
+        );
+
+        let options = ClientOptions::new()
+            .auth("bearer good")
+            .serialize_type(SerializeType::RAW)
+            .compress(CompressType::GZIP)
+            .timeout(s(1))
+            .connection_wait(s(2))
+            .room_wait(s(3))
+            .limits(Limits::default().body_bytes_max(4096))
+            .heartbeat(Some(s(5)), s(6))
+            .idle_timeout(Some(s(7)))
+            .retry_first_connect(true)
+            .refusals_max(Some(8))
+            .backoff(s(9), s(10))
+            .message_queue_bounds(11, 12)
+            .tracked_queue_bounds(13, 14)
+            .message_overflow(Overflow::Disconnect)
+            .server_calls_max(15)
+            .reply_bytes_max(16)
+            .call_bytes_max(17);
+        assert!(matches!(&options.credentials, Credentials::Token(token) if &**token == "bearer good"));
+        assert_eq!((options.serialize(), options.default_timeout()), (SerializeType::RAW, Some(s(1))));
+        assert_eq!((options.wait(), options.message_wait(), options.refusals()), (s(2), s(3), Some(8)));
+        assert!(options.retries_first_connect() && options.negotiates());
+        assert_eq!((options.backoff_base, options.backoff_max), (s(9), s(10)));
+        let QueueBounds { messages_max, bytes_max, overflow, tracked_max, tracked_bytes_max } = options.queue;
+        assert_eq!((messages_max, bytes_max, tracked_max, tracked_bytes_max), (11, 12, 13, 14));
+        assert_eq!(overflow, Overflow::Disconnect);
+        let settings = options.settings();
+        assert_eq!((settings.compress, settings.limits.body_bytes()), (CompressType::GZIP, 4096));
+        let watch = &settings.watch;
+        assert_eq!((watch.heartbeat_interval, watch.heartbeat_timeout), (Some(s(5)), s(6)));
+        assert_eq!(watch.idle_timeout, Some(s(7)));
+        let bounds = (settings.calls_running_max, settings.reply_bytes_max, settings.call_bytes_max);
+        assert_eq!(bounds, (15, 16, 17));
+
+        let options = options.reconnect(false).negotiate(false).credentials(|| async { "x" });
+        assert!(!options.reconnects() && !options.retries_first_connect(), "who does not come back tries once");
+        assert!(!options.negotiates() && options.can_renew());
+        assert_eq!(options.settings().capabilities, Capabilities::NONE);
+        let options = ClientOptions::new().backoff(Duration::ZERO, Duration::ZERO).message_queue_bounds(0, 0);
+        let least = Duration::from_millis(1);
+        assert_eq!((options.backoff_base, options.backoff_max, options.queue.messages_max), (least, least, 1));
+    }
 }

@@ -611,4 +611,50 @@ mod tests {
         all.end(NEWS);
         all.note(|| panic!("there is none any more"));
     }
+
+    /// A session is lost before all of the one before it was asked for: only what is in another life of the topic by
+    /// then is missing.
+    #[test]
+    fn what_was_pending_is_missed_in_another_life_of_the_topic() {
+        for (epoch, missed) in [(1, false), (2, true)] {
+            let all = held(1, 5);
+            all.begin(connection(2), false);
+            all.note_position(NEWS, Position { epoch, offset: 9 });
+            all.begin(connection(3), false);
+            let claim = all.claim(NEWS);
+            assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(missed), "{epoch}");
+        }
+    }
+
+    /// Nothing is asked for of a topic that has no position: it keeps nothing.
+    #[test]
+    fn a_topic_without_a_position_is_not_asked_for() {
+        let all = Subscriptions::default();
+        all.begin(connection(1), false);
+        let claim = all.claim_wanted(NEWS);
+        let subscribed = Subscribed { recovered: false, position: None };
+        assert_eq!(claim.hold(connection(1), &subscribed, Asker::Application), Some(false));
+        claim.is_answered();
+        drop(claim);
+        assert_eq!(all.miss(connection(1)), []);
+        let todo = all.begin(connection(2), true);
+        assert_eq!((todo.missing.len(), todo.with_gaps.len()), (0, 0));
+        assert_eq!(all.begin(connection(3), false).missing, [(Arc::from(NEWS), false)]);
+    }
+
+    /// An earlier answer does not move what the present session has.
+    #[test]
+    fn while_something_is_claimed_others_keep_it() {
+        let all = held(1, 5);
+        let (one, other) = (all.claim(NEWS), all.claim("other"));
+        other.is_answered();
+        drop(other);
+        drop(one);
+        assert!(all.is_wanted(NEWS) && !all.is_unwanted(NEWS) && !all.is_unwanted("other"));
+        let (first, second) = (all.claim("new"), all.claim("new"));
+        drop(first);
+        assert!(matches!(all.next_recovery("new"), Recovery::Unknown), "another call is under way");
+        drop(second);
+        assert!(matches!(all.next_recovery("new"), Recovery::Over) && all.is_unwanted("new"));
+    }
 }

@@ -427,4 +427,39 @@ mod tests {
         make().kept.lock().untold.clear();
         assert_eq!(forget(false), 0);
     }
+
+    /// Places are kept for so many topics, and what tells their age is bounded though topics come and go.
+    #[test]
+    fn places_are_bounded_in_number() {
+        let mut table = Table::default();
+        let (now, until) = (Duration::ZERO, Duration::from_secs(1));
+        let place = Position { epoch: 1, offset: 1 };
+        for number in 0..2 * PLACES_MAX {
+            table.places_by_age.push_back((until, "gone".into()));
+            if number % 2 == 0 {
+                table.places.insert(number.to_string().into(), (place, until));
+            }
+        }
+        table.forget_places(now);
+        assert_eq!(
+            (table.places.len(), table.places_by_age.len()),
+            (PLACES_MAX, 2 * PLACES_MAX),
+            "all there is room for"
+        );
+        table.places_by_age.push_back((until, "last".into()));
+        table.forget_places(now);
+        assert_eq!((table.places_by_age.len(), table.life), (2 * PLACES_MAX, 0));
+        table.places.insert("last".into(), (place, until));
+        table.forget_places(now);
+        assert_eq!((table.places_by_age.len(), table.places.len(), table.life), (0, PLACES_MAX, 1));
+    }
+
+    /// A topic to which nothing was ever published has no place to remember.
+    #[test]
+    fn a_topic_without_messages_leaves_no_place() {
+        let topics = Topics::new();
+        drop(topics.keep("quiet", &history(), None).expect("there is room"));
+        topics.forget_unused(Duration::ZERO, ["quiet".into()], |_| false);
+        assert_eq!((topics.len(), topics.table.read().places.len()), (0, 0));
+    }
 }

@@ -215,3 +215,46 @@ impl Push {
         Ok(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::SessionId, *};
+
+    /// An error says why nobody gets it; if one target may, there is none.
+    #[test]
+    fn a_caller_without_a_receipt_is_told_what_is_known() {
+        let full = Stage::Dropped(DropReason::Full);
+        let ended = Stage::Dropped(DropReason::SessionEnded);
+        let unheard = Stage::Failed(Failure::NoHandler);
+        let told = |stages: &[Stage]| {
+            let receipt = Receipt::new();
+            let tickets: Vec<_> = stages
+                .iter()
+                .map(|stage| {
+                    let mut ticket = receipt.ticket(SessionId(1));
+                    ticket.advance(*stage);
+                    ticket
+                })
+                .collect();
+            let told = match accepted(&receipt, || (3, 4)) {
+                Ok(()) => "accepted",
+                Err(PushError::Full { frames: 3, bytes: 4 }) => "full",
+                Err(PushError::NotSupported) => "not supported",
+                Err(PushError::NoClient(_)) => "no client",
+                Err(other) => panic!("{other}"),
+            };
+            drop(tickets);
+            told
+        };
+        for (stages, expected) in [
+            (&[Stage::Written][..], "accepted"),
+            (&[full, Stage::Queued], "accepted"),
+            (&[full, ended, unheard], "full"),
+            (&[ended, unheard], "not supported"),
+            (&[ended, ended], "no client"),
+            (&[], "no client"),
+        ] {
+            assert_eq!(told(stages), expected, "{stages:?}");
+        }
+    }
+}

@@ -1439,4 +1439,32 @@ mod tests {
         registry.arrive(&second, &Metadata::new()).expect("it is open");
         assert!(registry.claim(&second, &wanted).is_none(), "it has a session");
     }
+
+    /// Sessions are written to so many at a time, until all were.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unwritten_is_written_part_by_part() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("unwritten").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let mut unwritten = Unwritten(sessions.into_iter());
+        assert!(unwritten.write(2), "one is left");
+        assert!(!unwritten.write(2));
+        assert!(!unwritten.write(2));
+    }
+
+    /// However many sessions a user has, they share one account.
+    #[tokio::test(start_paused = true)]
+    async fn a_user_has_one_account() {
+        let (_server, _clients, registry, connections) = plain_connections::<4>("account").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        sessions[0].bind_user("ann");
+        assert!(account(0).is_none(), "one session alone has its own bounds");
+        for session in &sessions[1..3] {
+            session.bind_user("ann");
+        }
+        let first = account(0).expect("there are several");
+        assert!((1..3).all(|at| account(at).is_some_and(|other| Arc::ptr_eq(&other, &first))));
+        sessions[3].bind_user("bob");
+        assert!(account(3).is_none());
+    }
 }

@@ -743,4 +743,21 @@ mod tests {
             assert_eq!((wildcards(pattern), has_wildcard(pattern)), (many, 0 < many), "{pattern}");
         }
     }
+
+    /// What a publish costs is the number of places that it looks at.
+    #[test]
+    fn the_places_that_are_looked_at_are_counted() {
+        let mut tree = Subscriptions::default();
+        let looked_at = |tree: &Subscriptions<u32>, topic: &str| {
+            let mut shown = 0;
+            (tree.each(topic, |_| shown += 1), shown)
+        };
+        tree.add(&tree.shared("a.b"), 1);
+        assert_eq!([looked_at(&tree, "a.b"), looked_at(&tree, "c")], [(1, 1), (1, 0)]);
+        tree.add(&tree.shared("a.*"), 2);
+        assert_eq!(looked_at(&tree, "a.b"), (4, 2), "the name, the root, `a`, and its `*`");
+        tree.add(&tree.shared("a.>"), 3);
+        assert_eq!(looked_at(&tree, "a.b"), (5, 3), "and its `>`");
+        assert_eq!(looked_at(&tree, "x.y"), (2, 0));
+    }
 }
