@@ -603,12 +603,12 @@ mod tests {
         for is_tracked in [true, false, true, false] {
             let ack = if is_tracked { acks.next() } else { None };
             assert!(!is_tracked || adder.has_room_for_tracked(&message()));
-            assert!(adder.add(message(), &connection, &server, ack, None));
+            assert_eq!(adder.add(message(), &connection, &server, ack, None), Added::Taken);
         }
         assert_eq!(counts(&messages), (4, 4, 2, 2));
         assert!(!adder.has_room_for_tracked(&message()), "two of three, and all bytes");
 
-        assert!(adder.add(message(), &connection, &server, None, None));
+        assert_eq!(adder.add(message(), &connection, &server, None, None), Added::Taken);
         assert_eq!((counts(&messages), messages.dropped()), ((4, 4, 2, 2), 1), "the older one gave way");
         assert!(messages.try_next().is_some_and(|first| first.ack.is_some()));
         assert_eq!(counts(&messages), (3, 3, 1, 1));
@@ -632,12 +632,20 @@ mod tests {
         let (adder, server) = (queue.adder(), Arc::from("memory@x"));
         let mut acks = acks(1);
         assert!(adder.has_room_for_tracked(&message()));
-        assert!(adder.add(message(), &connection, &server, acks.pop(), None));
+        assert_eq!(adder.add(message(), &connection, &server, acks.pop(), None), Added::Taken);
         assert!(!adder.has_room_for_tracked(&message()));
-        assert!(adder.add(message(), &connection, &server, None, None), "it is refused, and the connection goes on");
+        assert_eq!(
+            adder.add(message(), &connection, &server, None, None),
+            Added::Taken,
+            "it is refused, and the connection goes on"
+        );
         assert_eq!((messages.len(), messages.dropped()), (1, 1));
         drop(messages.try_next());
-        assert!(adder.add(message(), &connection, &server, None, None), "alone it is taken, however large");
+        assert_eq!(
+            adder.add(message(), &connection, &server, None, None),
+            Added::Taken,
+            "alone it is taken, however large"
+        );
         assert_eq!(messages.try_next().map(|next| next.dropped_before()), Some(1));
         drop(messages);
         assert!(adder.has_room_for_tracked(&message()), "nobody takes any more");
@@ -681,9 +689,45 @@ mod tests {
         ] {
             let header = Header::oneway(Seq::of_push(1), SerializeType::RAW);
             let message = Message::new(header, path, method, &Metadata::new(), b"");
-            assert!(queue.adder().add(message, &connection, &Arc::from("memory@x"), None, None));
+            assert_eq!(queue.adder().add(message, &connection, &Arc::from("memory@x"), None, None), Added::Taken);
             let message = messages.try_next().expect("it was added");
-            assert_eq!(crate::client::inlet::handle_message(&message, &handlers, &Calm::default()).await, expected, "{path}.{method}");
+            assert_eq!(
+                crate::client::inlet::handle_message(&message, &handlers, &Calm::default()).await,
+                expected,
+                "{path}.{method}"
+            );
         }
+    }
+
+    /// A newer value of a key takes the place of the older one, and its bytes instead of that one's.
+    #[tokio::test]
+    async fn a_newer_value_takes_the_place_of_the_older() {
+        let connection = connection();
+        let value = |key: &str, bytes: usize| {
+            let header = Header::oneway(Seq::of_push(1), SerializeType::RAW);
+            ServerMessage {
+                message: Message::new(header, "T", "News", &Metadata::new(), &vec![7; bytes]),
+                connection: connection.clone(),
+                server: Arc::from("memory@x"),
+                dropped_before: 0,
+                ack: acks(1).pop().map(Arc::new),
+                first: None,
+                latest_of: Some(Arc::from(key)),
+                place: 0,
+            }
+        };
+        let mut state = State::default();
+        let sum = |state: &State| state.waiting.iter().map(ServerMessage::bytes).sum::<usize>();
+        for (key, bytes, replaces) in [("a", 100, false), ("b", 10, false), ("a", 30, true), ("b", 70, true)] {
+            let older = state.put(value(key, bytes));
+            assert_eq!(older.is_some(), replaces, "{key}");
+            assert_eq!((state.bytes, state.tracked), (sum(&state), (state.waiting.len(), sum(&state))));
+        }
+        let keys: Vec<_> = state.waiting.iter().filter_map(|waiting| waiting.latest_of.as_deref()).collect();
+        assert_eq!((keys, state.waiting[1].bytes() - state.waiting[0].bytes()), (vec!["a", "b"], 40));
+        while let Some(taken) = state.waiting.pop_front() {
+            state.note_taken(&taken);
+        }
+        assert_eq!((state.bytes, state.tracked, state.latest.len()), (0, (0, 0), 0));
     }
 }

@@ -558,6 +558,7 @@ mod tests {
         let begun = all.begin(connection(3), false);
         assert_eq!(begun.missing, [(Arc::from(NEWS), true)]);
         assert_eq!((begun.with_gaps.len(), all.pending_from(NEWS)), (0, Some(at(5))));
+        assert!(matches!(all.next_recovery(NEWS), Recovery::Over), "it is wanted, and not there");
         assert_eq!(names(&all.miss(connection(3))), [] as [&str; 0], "the new session does not have it");
         // A message that comes by another pattern moves nothing of that.
         all.note(|| message(9));

@@ -266,9 +266,11 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// However bytes come, copied, shared, encoded in place or behind others, they go in order and each once.
         #[test]
-        fn what_is_pushed_goes_in_order(steps in prop::collection::vec((0..7_u8, 0..2 * SHARE_BYTES), 0..60)) {
+        fn what_is_pushed_goes_in_order(steps in prop::collection::vec((0..7_u8, 0..2 * SHARE_BYTES), 0..30)) {
             let (mut wire, mut pushed, mut gone) = (Wire::default(), Vec::<u8>::new(), Vec::<u8>::new());
             for (number, (step, len)) in steps.into_iter().enumerate() {
                 let bytes: Vec<u8> = (0..len).map(|at| (at + 31 * number) as u8).collect();

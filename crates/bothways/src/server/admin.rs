@@ -833,4 +833,13 @@ mod tests {
         assert_eq!(outcome.missed(), 256 + 512 + 1024 + 15);
         assert_eq!(outcome.targets(), 8191);
     }
+
+    #[test]
+    fn the_first_are_kept_sorted() {
+        for (max, expected) in [(0, &[][..]), (2, &[1, 2]), (4, &[1, 2, 3, 4]), (5, &[1, 2, 3, 4])] {
+            let mut all = vec![3, 1, 4, 2];
+            first_of(&mut all, max, |number| *number);
+            assert_eq!(all, expected, "{max}");
+        }
+    }
 }

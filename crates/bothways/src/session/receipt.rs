@@ -493,4 +493,54 @@ mod tests {
             ["no handler takes it", "its handler cannot decode it", "its handler failed", "its handler panicked"];
         assert_eq!(words, expected);
     }
+
+    /// Each stage is counted at its own place, and each sum takes those that it names.
+    #[test]
+    fn outcomes_are_summed_by_kind() {
+        let mut outcomes = Outcomes::default();
+        for (number, stage) in Stage::ALL.iter().enumerate() {
+            outcomes.counts[stage.index()] = 1 << number;
+            assert_eq!(outcomes.at(*stage), 1 << number);
+        }
+        let sum = |is_meant: fn(&Stage) -> bool| -> usize {
+            Stage::ALL.iter().filter(|stage| is_meant(stage)).map(|stage| outcomes.at(*stage)).sum()
+        };
+        assert_eq!(outcomes.targets(), (1 << Stage::ALL.len()) - 1);
+        assert_eq!(outcomes.failed(), sum(|stage| matches!(stage, Stage::Failed(_))));
+        assert_eq!(outcomes.dropped(), sum(|stage| matches!(stage, Stage::Dropped(_))));
+        assert_eq!(outcomes.open(), sum(|stage| matches!(stage, Stage::Queued | Stage::Written | Stage::Received)));
+        assert!(Stage::ALL.iter().all(|stage| stage.is_final() || stage.index() < 3));
+    }
+
+    /// An operator sees each stage under its own name.
+    #[test]
+    fn an_operator_sees_each_stage() {
+        use crate::server::{AdminPushOutcome, PushFailures};
+
+        let mut outcomes = Outcomes::default();
+        let failures = [Failure::NoHandler, Failure::BadArguments, Failure::Error, Failure::Panicked];
+        let stages = [Stage::Queued, Stage::Written, Stage::PlainWritten, Stage::Received, Stage::Handled]
+            .into_iter()
+            .chain([Stage::Expired, Stage::Superseded, Stage::Dropped(DropReason::Full), Stage::Unknown])
+            .chain([Stage::Duplicate])
+            .chain(failures.map(Stage::Failed));
+        for (number, stage) in stages.enumerate() {
+            outcomes.counts[stage.index()] = 1 + number;
+        }
+        let failed = PushFailures { no_handler: 11, bad_arguments: 12, error: 13, panicked: 14 };
+        let expected = AdminPushOutcome {
+            queued: 1,
+            written: 2 + 3,
+            received: 4,
+            handled: 5,
+            expired: 6,
+            superseded: 7,
+            dropped: 8,
+            failed,
+            unknown: 9,
+            duplicate: 10,
+            stored: false,
+        };
+        assert_eq!(AdminPushOutcome::from(outcomes), expected);
+    }
 }
