@@ -760,4 +760,16 @@ mod tests {
         assert_eq!(looked_at(&tree, "a.b"), (5, 3), "and its `>`");
         assert_eq!(looked_at(&tree, "x.y"), (2, 0));
     }
+
+    /// The longest name is one, and whatever is longer is none.
+    #[test]
+    fn a_name_has_a_bound_in_bytes_and_in_segments() {
+        for beyond in 0..3 {
+            let long = "x".repeat(TOPIC_BYTES_MAX + beyond);
+            let deep = vec!["x"; SEGMENTS_MAX + beyond].join(".");
+            for name in [long, deep] {
+                assert_eq!((check_topic(&name).is_ok(), check_pattern(&name).is_ok()), (beyond == 0, beyond == 0));
+            }
+        }
+    }
 }
