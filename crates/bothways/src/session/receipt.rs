@@ -543,4 +543,24 @@ mod tests {
         };
         assert_eq!(AdminPushOutcome::from(outcomes), expected);
     }
+
+    /// As a stream the outcomes are the same, and it knows how many are left.
+    #[test]
+    fn outcomes_are_a_stream_that_knows_its_length() {
+        use std::{pin::Pin, task::Waker};
+
+        use futures_core::Stream;
+
+        let (receipt, mut outcomes) = Receipt::with_outcomes();
+        let mut tickets: Vec<_> = (0..3).map(|n| receipt.ticket(SessionId(n))).collect();
+        let next = |outcomes: &mut TargetOutcomes| {
+            Pin::new(outcomes).poll_next(&mut std::task::Context::from_waker(Waker::noop())).map(|next| next.is_some())
+        };
+        assert_eq!((next(&mut outcomes), outcomes.size_hint()), (std::task::Poll::Pending, (3, Some(3))));
+        tickets[1].advance(Stage::Handled);
+        assert_eq!((next(&mut outcomes), outcomes.size_hint()), (std::task::Poll::Ready(true), (2, Some(2))));
+        tickets.clear();
+        assert_eq!([next(&mut outcomes), next(&mut outcomes)], [std::task::Poll::Ready(true); 2]);
+        assert_eq!((next(&mut outcomes), outcomes.size_hint()), (std::task::Poll::Ready(false), (0, Some(0))));
+    }
 }

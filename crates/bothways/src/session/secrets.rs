@@ -78,4 +78,16 @@ mod tests {
         }
         assert!(secret.admits(&text));
     }
+
+    /// What is kept of a secret is half of its hash, each bit of it: one that differs anywhere there is another.
+    #[test]
+    fn what_is_kept_of_a_secret_is_half_of_its_hash() {
+        let hash: [u8; 32] = std::array::from_fn(|at| at as u8 + 1);
+        assert_eq!(mark(hash), 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+        for at in 0..16 {
+            let mut other = hash;
+            other[at] ^= 0x80;
+            assert_ne!(mark(other), mark(hash), "{at}");
+        }
+    }
 }
