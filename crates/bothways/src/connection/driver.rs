@@ -10,12 +10,12 @@ use std::{
     pin::{Pin, pin},
     sync::atomic::Ordering,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bothways_proto::{DecodeError, Deframer, Inbound, Message, Metadata, Peer, Role, Status, keys};
 
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{
     BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
@@ -49,7 +49,8 @@ thread_local! {
 #[derive(Default)]
 struct Turn {
     messages: usize,
-    /// When the first of several messages was begun. A read of one message needs no clock.
+    /// When the first of several messages was begun, by the runtime's clock: where time is paused, a turn ends by its
+    /// messages only. A read of one message needs no clock.
     began: Option<Instant>,
     is_over: bool,
 }
@@ -72,7 +73,7 @@ impl Turn {
 #[derive(Default)]
 struct Share {
     /// Bytes written since the task was woken.
-    written: usize,
+    written: u32,
     gives_way: bool,
 }
 
@@ -98,6 +99,10 @@ impl Share {
     }
 }
 
+/// Bytes that were read before their time.
+#[derive(Default)]
+struct Ahead(Vec<u8>);
+
 /// What the task of a connection is.
 pub(super) struct Driver {
     connection: Connection,
@@ -111,8 +116,9 @@ pub(super) struct Driver {
     partial: u32,
     /// The watch knows of such a frame.
     is_noted: bool,
-    /// A byte that was read beyond the first read.
-    ahead: Option<u8>,
+    /// What was read and not yet looked at: behind the first read of a client, or behind a request whose token is checked.
+    /// At most [`READ_BYTES`].
+    ahead: Option<Box<Ahead>>,
     shut_down: bool,
     /// It has not been polled yet.
     is_new: bool,
@@ -242,7 +248,7 @@ impl Driver {
             };
             if checking && !closing && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
                 // What a token opens waits for the token, unless the client is gone.
-                outcome = Some(self.poll_end(cx));
+                outcome = Some(self.poll_end(cx, &mut buffer));
                 break;
             }
             if !closing && !self.deframer.is_drained() {
@@ -314,25 +320,21 @@ impl Driver {
         Poll::Ready(())
     }
 
-    /// While what was read waits for the token that opens it: has the client ended its side behind that?
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        let mut byte = [0];
-        if self.ahead.is_some() {
-            return Poll::Pending;
-        }
-        match self.connection.shared.socket.poll_read(cx, &mut byte) {
-            Poll::Ready(Ok(0)) => Poll::Ready(CloseReason::PeerClosed),
-            Poll::Ready(Ok(_)) => {
-                self.ahead = Some(byte[0]);
-                Poll::Pending
+    /// While what was read waits for the token that opens it: has the client ended its side behind that? One that has sent
+    /// more than [`READ_BYTES`] by then is not known to be gone before the check is over.
+    fn poll_end(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<CloseReason> {
+        let ahead = &mut self.ahead.get_or_insert_default().0;
+        while ahead.len() < READ_BYTES {
+            let room = READ_BYTES - ahead.len();
+            match self.connection.shared.socket.poll_read(cx, &mut buffer[..room]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(CloseReason::PeerClosed),
+                Poll::Ready(Ok(n)) => ahead.extend_from_slice(&buffer[..n]),
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(error.into()),
-            Poll::Pending => Poll::Pending,
         }
+        Poll::Pending
     }
 
     /// Before a server looks at the first frame: has its client given the connection up already? The Hello of such a
@@ -347,22 +349,30 @@ impl Driver {
         let mut byte = [0];
         match self.connection.shared.socket.poll_read(cx, &mut byte) {
             Poll::Pending => {}
-            Poll::Ready(Ok(1..)) => self.ahead = Some(byte[0]),
+            Poll::Ready(Ok(1..)) => self.ahead.get_or_insert_default().0.push(byte[0]),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // The next read finds it again.
             Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.note_reading(PEER_IS_GONE, true),
         }
     }
 
-    /// Reads from the socket, and first what [`Self::look_ahead`] has read of it.
+    /// Reads from the socket, and first what was read of it ahead.
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let socket = &self.connection.shared.socket;
-        let Some(byte) = self.ahead.take() else { return socket.poll_read(cx, buffer) };
-        buffer[0] = byte;
-        match socket.poll_read(cx, &mut buffer[1..]) {
-            Poll::Ready(Ok(n)) => Poll::Ready(Ok(n + 1)),
+        let ahead = self.ahead.take().filter(|ahead| !ahead.0.is_empty());
+        let Some(ahead) = ahead else { return socket.poll_read(cx, buffer) };
+        let len = ahead.0.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&ahead.0[..len]);
+        if len < ahead.0.len() {
+            self.ahead = Some(Box::new(Ahead(ahead.0[len..].to_vec())));
+        }
+        if len == buffer.len() {
+            return Poll::Ready(Ok(len));
+        }
+        match socket.poll_read(cx, &mut buffer[len..]) {
+            Poll::Ready(Ok(n)) => Poll::Ready(Ok(len + n)),
             // What is wrong is found again by the next read.
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(Ok(1)),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(Ok(len)),
         }
     }
 
@@ -545,12 +555,16 @@ impl Drop for Driver {
 /// Writes what waits; see [`Driver::poll_writes`].
 fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, cx: &mut Context<'_>) -> Result<(), ()> {
     let socket = &connection.shared.socket;
-    let mut turn =
-        writer::Turn { hand: Hand::Driver, batches: usize::MAX, written: share.written, bytes_max: WRITE_BYTES };
+    let mut turn = writer::Turn {
+        hand: Hand::Driver,
+        batches: usize::MAX,
+        written: share.written as usize,
+        bytes_max: WRITE_BYTES,
+    };
     let (mut state, ended) = writer::write(connection, state, &mut turn, |wire, done| {
         move_bytes(wire, done, |slices| socket.poll_write(cx, slices))
     });
-    share.written = turn.written;
+    share.written = u32::try_from(turn.written).unwrap_or(u32::MAX);
 
     let mut room_wanted = false;
     match ended {

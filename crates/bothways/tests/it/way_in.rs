@@ -463,10 +463,25 @@ async fn the_hook_of_a_stranger_ends_with_it() {
     let listening = server.listen(&address()).await.expect("the name is free");
     let says_hello = hello(0, Capabilities::ALL, &Metadata::new().with(keys::AUTH, "x"));
     let asks = request(1, "Echo", &[7; 1000]);
-    for said in [says_hello.clone(), asks.clone(), [says_hello, asks.clone()].concat(), [asks.clone(), asks].concat()] {
+    let many = asks.repeat(60);
+    for (said, then) in [
+        (says_hello.clone(), &[][..]),
+        (asks.clone(), &[]),
+        ([&says_hello[..], &asks].concat(), &[]),
+        ([&asks[..], &asks].concat(), &[]),
+        // More comes while the hook runs, and again.
+        ([&says_hello[..], &asks].concat(), &[&asks[..1], &asks[1..]]),
+        (says_hello, &[&asks, &many]),
+        (asks.clone(), &[&asks, &asks]),
+    ] {
         let mut client = Scripted::connect(listening.address()).await;
         client.say(said).await;
         until(|| server.stats().calls_running == 1 && alive.load(Ordering::SeqCst) == 1).await;
+        for more in then {
+            settle().await;
+            client.say(more).await;
+        }
+        settle().await;
         drop(client);
         until(|| alive.load(Ordering::SeqCst) == 0).await;
         until(|| server.stats().calls_running == 0).await;
@@ -589,4 +604,72 @@ async fn a_payload_that_is_dropped_may_look_at_its_connection() {
     assert!(tokio::time::timeout(Duration::from_millis(10), calls).await.is_err());
     assert!(before < looked.load(Ordering::SeqCst), "their payloads were dropped");
     drop(client);
+}
+
+/// What a client sends while its token is checked is there when it was accepted, in order, however it came.
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_token_is_checked_is_kept() {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let of_hook = Arc::clone(&gate);
+    let server = echoing().auth(move |_| {
+        let gate = Arc::clone(&of_hook);
+        async move {
+            gate.acquire().await.expect("open").forget();
+            Ok::<_, String>(())
+        }
+    });
+    let server = server.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect(listening.address()).await;
+    let all: Vec<Vec<u8>> = (0..200).map(|number| request(number, "Echo", &[number as u8; 900])).collect();
+    client.say(&all[0]).await;
+    settle().await;
+    let bytes = all[1..].concat();
+    let saying = async {
+        for part in bytes.chunks(7001) {
+            client.say(part).await;
+            settle().await;
+        }
+        for number in 0..200_u64 {
+            client.hears(reply(number, "Echo", &[number as u8; 900])).await;
+        }
+    };
+    let letting_in = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        gate.add_permits(1000);
+    };
+    soon(async { tokio::join!(saying, letting_in) }).await;
+}
+
+/// A broadcast drops what it pushes out, and writes, under no lock: the payload may look at the whole server.
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_a_broadcast_pushes_out_may_look_at_the_server() {
+    struct Looks(Server, Vec<u8>, Arc<AtomicUsize>);
+    impl AsRef<[u8]> for Looks {
+        fn as_ref(&self) -> &[u8] {
+            &self.1
+        }
+    }
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            self.0.stats();
+            self.2.fetch_add(self.0.connections().len(), Ordering::SeqCst);
+        }
+    }
+    let server = echoing().push_queue(1, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let _client = Scripted::connect_negotiated(listening.address()).await;
+    let connection = connections(&server, 1).await.remove(0);
+    let looked = Arc::<AtomicUsize>::default();
+    for _ in 0..40 {
+        let looks = bytes::Bytes::from_owner(Looks(server.clone(), vec![7; 100 << 10], Arc::clone(&looked)));
+        connection.send_message("T", "News", &Metadata::new(), looks).expect("the oldest is dropped");
+        let (of_thread, done) = (server.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            of_thread.broadcast("T", "News", &Metadata::new(), b"all").expect("small");
+            done.0.send(())
+        });
+        done.1.recv_timeout(Duration::from_secs(20)).expect("it is not blocked");
+    }
+    assert!(0 < looked.load(Ordering::SeqCst), "some were dropped");
 }
