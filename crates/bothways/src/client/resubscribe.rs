@@ -275,9 +275,11 @@ impl Resubscriber {
             // The next connection begins anew.
             Err(error) if Trouble::of(&error) == Trouble::NoConnection => {}
             Err(error) => {
+                let is_forgotten = claim.forget();
                 drop(claim);
-                self.subscriptions.forget(&topic);
-                self.tell_lost(topic, error, true);
+                if is_forgotten {
+                    self.tell_lost(topic, error, true);
+                }
             }
         }
     }

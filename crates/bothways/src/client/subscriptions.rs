@@ -41,10 +41,14 @@ struct State {
     newest: Option<ConnectionId>,
     /// What the application has unsubscribed from, and the present session may still have.
     unwanted: BTreeSet<Arc<str>>,
+    /// How many subscriptions have begun, to tell one from the next of the same topic.
+    begun: u64,
 }
 
 #[derive(Debug, Default)]
 struct Subscription {
+    /// Which of those of its topic it is.
+    number: u64,
     position: Option<Position>,
     /// What is missing before that, of this epoch: it was dropped, has expired, or is on its way.
     holes: Holes,
@@ -62,6 +66,17 @@ struct Subscription {
     held: bool,
     /// Calls under way that subscribe.
     claims: usize,
+}
+
+impl State {
+    /// The subscription to a topic, which begins here if there is none.
+    fn entry(&mut self, topic: &str) -> &mut Subscription {
+        let begun = &mut self.begun;
+        self.list.entry(topic.into()).or_insert_with(|| {
+            *begun += 1;
+            Subscription { number: *begun, ..Subscription::default() }
+        })
+    }
 }
 
 /// Where a topic was when its session began. Until it is asked for, messages that come by a wildcard move its position.
@@ -120,6 +135,8 @@ pub(super) enum Asker {
 pub(super) struct Claim<'a> {
     all: &'a Subscriptions,
     topic: &'a str,
+    /// Of which subscription it is: the topic may be unsubscribed from meanwhile, and subscribed to again.
+    number: u64,
     /// The server has answered: what it has is known.
     answered: AtomicBool,
 }
@@ -127,7 +144,7 @@ pub(super) struct Claim<'a> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut state = self.all.state.lock();
-        if let Some(subscription) = state.list.get_mut(self.topic) {
+        if let Some(subscription) = state.list.get_mut(self.topic).filter(|of| of.number == self.number) {
             subscription.claims = subscription.claims.saturating_sub(1);
             if subscription.claims == 0 && !subscription.wanted {
                 state.list.remove(self.topic);
@@ -147,13 +164,24 @@ impl Claim<'_> {
         self.answered.store(true, Ordering::Relaxed);
     }
 
+    /// The server refuses it for good. False: it was unsubscribed meanwhile, and perhaps subscribed to again.
+    pub(super) fn forget(&self) -> bool {
+        let mut state = self.all.state.lock();
+        let is_mine = state.list.get(self.topic).is_some_and(|of| of.number == self.number);
+        if is_mine {
+            self.all.forget_in(&mut state, self.topic);
+        }
+        is_mine
+    }
+
     /// The server answered on this connection: it has the topic. `None`: the session is lost since. Otherwise whether
     /// messages are missing that sessions before it were to send.
     pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, asker: Asker) -> Option<bool> {
         let mut state = self.all.state.lock();
         let held = state.began.is_none_or(|began| began <= connection);
-        // Not there: unsubscribed meanwhile.
-        let Some(subscription) = state.list.get_mut(self.topic) else { return Some(false) };
+        let mine = state.list.get_mut(self.topic).filter(|of| of.number == self.number);
+        // Unsubscribed meanwhile: the client has nothing to tell of it.
+        let Some(subscription) = mine else { return (asker != Asker::Client).then_some(false) };
         (subscription.wanted, subscription.held) = (true, held);
         // What was missed before is still asked for, and not behind this position.
         let still_asked = asker == Asker::Application && subscription.pending.is_some();
@@ -184,7 +212,7 @@ impl Subscriptions {
     /// Has this one in each session that begins from now on. The present one is the caller's business.
     pub(super) fn want(&self, topic: &str) {
         let mut state = self.state.lock();
-        state.list.entry(topic.into()).or_default().wanted = true;
+        state.entry(topic).wanted = true;
         state.unwanted.remove(topic);
         self.any.store(true, Ordering::Release);
     }
@@ -192,9 +220,11 @@ impl Subscriptions {
     /// Notes positions of a topic from now on: its messages may come before the reply.
     pub(super) fn claim<'a>(&'a self, topic: &'a str) -> Claim<'a> {
         let mut state = self.state.lock();
-        state.list.entry(topic.into()).or_default().claims += 1;
+        let subscription = state.entry(topic);
+        subscription.claims += 1;
+        let number = subscription.number;
         self.any.store(true, Ordering::Release);
-        Claim { all: self, topic, answered: false.into() }
+        Claim { all: self, topic, number, answered: false.into() }
     }
 
     pub(super) fn forget(&self, topic: &str) {

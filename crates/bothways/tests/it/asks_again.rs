@@ -374,3 +374,36 @@ async fn who_unsubscribed_while_away_asks_a_busy_server_again() {
     is_busy.store(false, Ordering::Relaxed);
     until(|| session.subscriptions().is_empty()).await;
 }
+
+/// The application unsubscribes and subscribes again while the client itself asks for the topic: what it has then is the
+/// later subscription, also after the next lost connection and the next lost session.
+#[tokio::test(start_paused = true)]
+async fn an_unsubscription_while_the_client_asks_again_costs_the_next_one_nothing() {
+    let hook = Hook::default();
+    let server = Server::builder().topic("a", hook.options("no")).expect("a pattern").build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut messages, mut events) = client(listening.address(), options()).await;
+    ann.subscribe("a").await.expect("let in");
+
+    hook.is_slow.store(true, Ordering::Relaxed);
+    let asked = hook.asked.load(Ordering::Relaxed);
+    only_session(&server).end("a test");
+    until(|| asked < hook.asked.load(Ordering::Relaxed)).await;
+    ann.unsubscribe("a").await.expect("it is there");
+    ann.subscribe("a").await.expect("let in");
+    hook.is_slow.store(false, Ordering::Relaxed);
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(told(&mut events).await, [0; 4], "nothing was lost, and nothing restored");
+
+    let session = only_session(&server);
+    ann.connection().expect("up").close();
+    until(|| session.generation() == 2 && session.connection().is_some()).await;
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(session.subscriptions(), ["a"], "after a lost connection");
+    session.end("a test");
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(only_session(&server).subscriptions(), ["a"], "after a lost session");
+    server.publish("a", &push(7)).expect("small");
+    let message = soon(messages.next()).await.expect("it is there");
+    assert_eq!(number(&message), 7);
+}
