@@ -16,23 +16,25 @@ use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
     connection::Connection,
     error::ServeError,
-    transport::{Accepted, Address, AnySocket, Listener},
+    transport::{Accepted, Address, AnySocket, Closable, Listener},
 };
 
 /// Connections that are looked at before others have their turn.
 const WATCHED_AT_ONCE: usize = 1024;
 
-/// A server listens on an address for as long as this is kept. Connections that it accepted stay.
+/// A server listens on an address for as long as this is kept, or until it begins to stop; then the address is free for
+/// others at once. Connections that it accepted stay.
 #[derive(Debug)]
 pub struct Listening {
     address: String,
     server: Server,
+    listener: Closable,
     accepting: AbortHandle,
 }
 
 impl Listening {
-    pub(super) fn new(address: String, server: Server, accepting: AbortHandle) -> Self {
-        Self { address, server, accepting }
+    pub(super) fn new(address: String, server: Server, listener: Closable, accepting: AbortHandle) -> Self {
+        Self { address, server, listener, accepting }
     }
 
     /// Where, in rpcx's form and with the real port, such as `tcp@127.0.0.1:8972`.
@@ -50,6 +52,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
+        self.listener.close();
         self.accepting.abort();
     }
 }
@@ -64,9 +67,11 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let listener = Listener::bind(&address, &shared.listen).await?;
     let local = listener.local_address().to_owned();
     start_watch(shared);
-    let accepting = tokio::spawn(accept_all(Arc::clone(shared), listener));
+    let listener = Closable::new(listener);
+    shared.keep_listener(&listener)?;
+    let accepting = tokio::spawn(accept_all(Arc::clone(shared), listener.clone()));
     tracing::info!(address = local, "listening");
-    Ok(Listening { address: local, server: server.clone(), accepting: accepting.abort_handle() })
+    Ok(Listening::new(local, server.clone(), listener, accepting.abort_handle()))
 }
 
 /// Sockets and tasks belong to a runtime.
@@ -110,7 +115,7 @@ pub(super) fn start_watch(shared: &Arc<Shared>) {
     });
 }
 
-async fn accept_all(shared: Arc<Shared>, listener: Listener) {
+async fn accept_all(shared: Arc<Shared>, listener: Closable) {
     let inlet = Arc::new(ServerInlet(Arc::clone(&shared), Handle::current()));
     let mut stopping = shared.stopping.subscribe();
     loop {
@@ -118,6 +123,7 @@ async fn accept_all(shared: Arc<Shared>, listener: Listener) {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|stopping| *stopping) => return,
         };
+        let Some(accepted) = accepted else { return };
         let Some(place) = take_place(&shared) else { continue };
         // A handshake takes the client's time, and a hook the application's: not that of others. All others do without
         // a task, which has room for a handshake, 3 KiB: those of a crowd leave holes between its connections.

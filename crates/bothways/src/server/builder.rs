@@ -575,6 +575,7 @@ impl ServerBuilder {
                 emptied: Notify::new(),
                 watching: Watching::default(),
                 stopping: watch::Sender::new(false),
+                listeners: Mutex::default(),
                 draining: false.into(),
                 stopped: OnceCell::new(),
                 counters: Counters::default(),

@@ -37,7 +37,7 @@ use crate::{
     handler::Request,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
-    transport::{Accepted, Address, Listener, Network},
+    transport::{Accepted, Address, Closable, Listener, Network},
 };
 
 /// Connections to the admin address at once: operators and their tools, and nobody else.
@@ -143,6 +143,8 @@ pub(super) struct Door {
     slots: Arc<Semaphore>,
     /// True once the server is over: until then operators look in, also while it stops.
     over: watch::Sender<bool>,
+    /// Closed then.
+    listeners: Mutex<Vec<Closable>>,
 }
 
 impl Door {
@@ -158,6 +160,7 @@ impl Door {
             load: Arc::new(load.with_outgoing(OUTGOING_BYTES_MAX)),
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             over: watch::Sender::new(false),
+            listeners: Mutex::default(),
         }
     }
 
@@ -215,9 +218,23 @@ impl Door {
         self.open.lock().values().cloned().collect()
     }
 
+    /// Listens here until the server is over.
+    fn keep_listener(&self, listener: &Closable) -> Result<(), ServeError> {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| !listener.is_closed());
+        listeners.push(listener.clone());
+        drop(listeners);
+        if *self.over.borrow() {
+            listener.close();
+            return Err(ServeError::ShutDown);
+        }
+        Ok(())
+    }
+
     /// The server is over, and with it its admin service.
     pub(super) fn close(&self) {
         self.over.send_replace(true);
+        std::mem::take(&mut *self.listeners.lock()).iter().for_each(Closable::close);
         self.connections().iter().for_each(Connection::close);
     }
 }
@@ -308,11 +325,13 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     start_watch(shared);
     let router = admin::add_routes(Router::new(), Arc::clone(door), Arc::downgrade(shared));
     let settings = Arc::new(Settings { load: Arc::clone(&door.load), ..Settings::clone(&shared.settings) });
+    let listener = Closable::new(listener);
+    door.keep_listener(&listener)?;
     let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
     let inlet = AdminInlet { shared, door, router, runtime, settings };
-    let accepting = tokio::spawn(accept_all(Arc::new(inlet), listener));
+    let accepting = tokio::spawn(accept_all(Arc::new(inlet), listener.clone()));
     tracing::info!(address = local, "listening for operators");
-    Ok(Listening::new(local, server.clone(), accepting.abort_handle()))
+    Ok(Listening::new(local, server.clone(), listener, accepting.abort_handle()))
 }
 
 /// True if only programs on this machine can connect.
@@ -327,13 +346,14 @@ fn is_local(address: &Address) -> bool {
     }
 }
 
-async fn accept_all(inlet: Arc<AdminInlet>, listener: Listener) {
+async fn accept_all(inlet: Arc<AdminInlet>, listener: Closable) {
     let mut over = inlet.door.over.subscribe();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = over.wait_for(|over| *over) => return,
         };
+        let Some(accepted) = accepted else { return };
         match Arc::clone(&inlet.door.slots).try_acquire_owned() {
             Ok(slot) => drop(tokio::spawn(take(Arc::clone(&inlet), accepted, slot))),
             Err(_) => {

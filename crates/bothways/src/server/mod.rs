@@ -60,7 +60,7 @@ use crate::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
     },
     shrink::is_sparse,
-    transport::{AnySocket, ListenOptions},
+    transport::{AnySocket, Closable, ListenOptions},
 };
 
 /// A server: services on one or more addresses, and its clients. A clone is the same server.
@@ -98,6 +98,8 @@ struct Shared {
     emptied: Notify,
     watching: accept::Watching,
     stopping: watch::Sender<bool>,
+    /// Closed when the server begins to stop.
+    listeners: Mutex<Vec<Closable>>,
     /// It stops client by client: who has not been told goodbye is served.
     draining: AtomicBool,
     stopped: OnceCell<ShutdownReport>,
@@ -549,6 +551,26 @@ impl Shared {
 
     fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
+    }
+
+    /// Listens here until the server begins to stop.
+    fn keep_listener(&self, listener: &Closable) -> Result<(), ServeError> {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| !listener.is_closed());
+        listeners.push(listener.clone());
+        drop(listeners);
+        // It may have begun while the address was bound.
+        if self.is_stopping() {
+            listener.close();
+            return Err(ServeError::ShutDown);
+        }
+        Ok(())
+    }
+
+    /// Nobody new comes in from here on, and the addresses are free.
+    fn stop_listening(&self) {
+        self.stopping.send_replace(true);
+        std::mem::take(&mut *self.listeners.lock()).iter().for_each(Closable::close);
     }
 
     /// True if this client's calls are not taken any more.

@@ -80,7 +80,7 @@ pub(super) async fn anywhere(
 
 /// Stops where nobody can wait for anything.
 async fn cut(shared: &Arc<Shared>) -> ShutdownReport {
-    shared.stopping.send_replace(true);
+    shared.stop_listening();
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
         let outcome = match Guarded::begin(hook) {
@@ -215,7 +215,7 @@ impl Leaving<'_> {
 async fn begin(shared: &Shared, deadline: Instant) {
     // Those who leave now are not told of each other.
     shared.sessions.be_quiet();
-    shared.stopping.send_replace(true);
+    shared.stop_listening();
     let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
     tracing::info!(connections, draining, "the server begins to stop");
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());

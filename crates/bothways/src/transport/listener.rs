@@ -1,6 +1,14 @@
 //! From an address to sockets, at the server's side.
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
 
 #[cfg(feature = "tls")]
 use super::tls::TlsServer;
@@ -76,6 +84,21 @@ impl Listener {
         }
     }
 
+    /// As [`Self::accept`], once, for one task: of several that poll, the last is woken.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        let socket = match &self.listening {
+            Listening::Tcp(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
+            #[cfg(unix)]
+            Listening::Unix(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
+            Listening::Memory(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
+        };
+        socket.map_ok(|socket| Accepted {
+            socket,
+            #[cfg(feature = "tls")]
+            tls: self.tls.clone(),
+        })
+    }
+
     async fn try_accept(&self) -> io::Result<AnySocket> {
         Ok(match &self.listening {
             Listening::Tcp(listening) => listening.accept().await?.into(),
@@ -83,6 +106,46 @@ impl Listener {
             Listening::Unix(listening) => listening.accept().await?.into(),
             Listening::Memory(listening) => listening.accept().await?.into(),
         })
+    }
+}
+
+/// A listener that whoever holds a clone can close at once: its address is free when [`Self::close`] returns, also
+/// while a task accepts from it.
+#[derive(Clone, Debug)]
+pub(crate) struct Closable(Arc<Mutex<Option<Listener>>>);
+
+impl Closable {
+    pub(crate) fn new(listener: Listener) -> Self {
+        Self(Arc::new(Mutex::new(Some(listener))))
+    }
+
+    /// Listens no more.
+    pub(crate) fn close(&self) {
+        // The socket is closed outside the lock.
+        let listener = self.0.lock().take();
+        drop(listener);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
+    /// As [`Listener::accept`], for one task; `None` once it is closed, which wakes nobody.
+    pub(crate) async fn accept(&self) -> Option<Accepted> {
+        let mut failures = Failures::none();
+        loop {
+            let accepted = poll_fn(|cx| match &*self.0.lock() {
+                Some(listener) => listener.poll_accept(cx).map(Some),
+                None => Poll::Ready(None),
+            });
+            match accepted.await? {
+                Ok(accepted) => return Some(accepted),
+                Err(error) => {
+                    let address = self.0.lock().as_ref()?.local_address.clone();
+                    failures.pause_after(error, &address).await;
+                }
+            }
+        }
     }
 }
 

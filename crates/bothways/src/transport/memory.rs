@@ -277,6 +277,16 @@ impl Listening {
         }
     }
 
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<MemorySocket>> {
+        let Ok(mut incoming) = self.incoming.try_lock() else {
+            // Another task accepts: it gives way soon.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        let socket = incoming.poll_recv(cx);
+        socket.map(|socket| Ok(socket.expect("the sender is in the table as long as the listener lives")))
+    }
+
     pub(super) async fn accept(&self) -> io::Result<MemorySocket> {
         let socket = self.incoming.lock().await.recv().await;
         Ok(socket.expect("the sender is in the table as long as the listener lives"))

@@ -220,10 +220,18 @@ impl Listening {
 
     pub(super) async fn accept(&self) -> io::Result<TcpSocket> {
         let (stream, peer) = self.listener.accept().await?;
+        Ok(self.begin(stream, peer))
+    }
+
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<TcpSocket>> {
+        self.listener.poll_accept(cx).map_ok(|(stream, peer)| self.begin(stream, peer))
+    }
+
+    fn begin(&self, stream: TcpStream, peer: SocketAddr) -> TcpSocket {
         if !INHERITS {
             self.tuning.apply(&SockRef::from(&stream));
         }
-        Ok(TcpSocket::with_peer(stream, peer))
+        TcpSocket::with_peer(stream, peer)
     }
 }
 

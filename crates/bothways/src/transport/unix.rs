@@ -120,7 +120,15 @@ impl Listening {
 
     pub(super) async fn accept(&self) -> io::Result<UnixSocket> {
         let (stream, _) = self.listener.accept().await?;
-        Ok(UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) })
+        Ok(self.begin(stream))
+    }
+
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixSocket>> {
+        self.listener.poll_accept(cx).map_ok(|(stream, _)| self.begin(stream))
+    }
+
+    fn begin(&self, stream: UnixStream) -> UnixSocket {
+        UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) }
     }
 }
 

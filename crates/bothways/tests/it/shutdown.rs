@@ -409,3 +409,23 @@ async fn a_shutdown_waits_for_on_disconnect() {
     soon(server.shutdown(s(60))).await;
     assert!(began.elapsed() < s(60), "nothing is left to wait for");
 }
+
+/// An address is free as soon as nobody listens there by what the program holds: without a turn of any task.
+#[tokio::test(start_paused = true)]
+async fn an_address_is_free_at_once() {
+    let path = std::env::temp_dir().join(format!("bothways-free-{}", std::process::id()));
+    let unix = format!("unix@{}", path.display());
+    for address in [address(), "tcp@127.0.0.1:0".to_owned(), unix] {
+        let server = echoing().build();
+        let first = server.listen(&address).await.expect("it is free");
+        let address = first.address().to_owned();
+        drop(first);
+        let second = server.listen(&address).await.expect("nobody listens there any more");
+        soon(server.shutdown(s(60))).await;
+        let other = echoing().build();
+        let _third = other.listen(&address).await.expect("that server stopped");
+        drop(second);
+        let client = Client::connect(&address, ClientOptions::new()).await.expect("it listens");
+        assert_eq!(call(&client, "Echo", "x").await.expect("answered"), "x");
+    }
+}
