@@ -86,9 +86,13 @@ impl Inlet for ServerInlet {
             Ok(deadline) => deadline,
             Err(reply) => return Answer::Ready(reply),
         };
-        let place = match self.place_of_user(connection, &message) {
-            Ok(place) => place,
-            Err(refusal) => return Answer::Ready(refusal),
+        // What ends something of the user's is no call of the user's: a callback holds its place until it is answered.
+        let place = match ends_something {
+            true => None,
+            false => match self.place_of_user(connection, &message) {
+                Ok(place) => place,
+                Err(refusal) => return Answer::Ready(refusal),
+            },
         };
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let request = Request::new(message, connection.clone(), deadline);

@@ -582,3 +582,34 @@ async fn a_resume_of_nonsense_is_told_why() {
         assert_ne!(said.get(keys::SESSION_ID), Some(id));
     }
 }
+
+/// A handler that calls its client back holds its user's only place. The answer, and acknowledgements, are no calls of
+/// the user's: they are taken all the same.
+#[tokio::test(start_paused = true)]
+async fn what_ends_a_callback_needs_no_place_of_the_user() {
+    let back = |request: Request| async move {
+        match call(request.connection(), "Ask", "back").await {
+            Ok(answer) => Reply::ok(answer),
+            Err(error) => Reply::error(error.to_string()),
+        }
+    };
+    let builder = echoing().handler("T", "Back", back).calls_per_user_max(Some(1)).auth(|request| {
+        request.session().expect("it is connected").bind_user("ann");
+        std::future::ready(Ok::<_, String>(()))
+    });
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let receipt = session.push(&push("a")).expect("small");
+    hears_push(&mut client, 1, "a").await;
+    client.say(request(1, "Back", b"")).await;
+    let (number, _) = hears_call(&mut client, "Ask").await;
+    client.say(request(2, "Echo", b"x")).await;
+    assert!(client.next().await.error_text().is_some_and(|text| text.contains("of this user")));
+    ask(&mut client, keys::ACK, &pair(keys::ACK_OFFSETS, "1,1")).await;
+    assert_eq!(receipt.outcomes().at(Stage::Handled), 1);
+    client.say(control(3, keys::REPLY, &pair(keys::CALL_NUMBER, number), b"and forth")).await;
+    let mut answers = [client.next().await, client.next().await];
+    answers.sort_by_key(|answer| answer.header().seq().get());
+    assert_eq!((&answers[0].wire_payload()[..], answers[1].error_text()), (&b"and forth"[..], None));
+}
