@@ -397,6 +397,7 @@ impl Registry {
         let Wish { pattern, from, part, .. } = wish;
         let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
+        state.ledger.expire_waiting(session.now());
         let ledger = &state.ledger;
         let is_sent = |stamp| covered_since <= stamp && !ledger.is_unsent(stamp);
         let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);

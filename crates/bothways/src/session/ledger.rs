@@ -313,6 +313,18 @@ impl Ledger {
         }
     }
 
+    /// What waits and is over by now gives its room up.
+    pub(super) fn expire_waiting(&mut self, now: Duration) {
+        if let Some(book) = self.book_mut() {
+            book.expire_waiting(now);
+        }
+    }
+
+    /// When that may make room next.
+    pub(super) fn expires(&self) -> Option<Duration> {
+        self.book().and_then(Book::expires)
+    }
+
     /// From here on it is a user's, or nobody's. One who has other sessions has an account, which is billed.
     pub(super) fn bill(&mut self, has_user: bool, account: Option<Arc<Account>>) {
         let held = self.tracked_bytes();

@@ -466,3 +466,30 @@ async fn ten_in_a_hundred_that_do_not_read_hurt_nobody_else() {
         assert!(messages.try_next().is_none(), "nothing comes twice");
     }
 }
+
+/// What waits for a client that is away and is over by now gives its room up: to the next push, and to one that waits.
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_takes_no_room() {
+    let first = hello(0, Capabilities::ALL, &Metadata::new());
+    let (_server, _listening, _, client, session) =
+        server_and_client(Server::builder().session_log(2, 1 << 20).latest_queue(2, 1 << 20), first).await;
+    client.reset();
+    until(|| session.connection().is_none()).await;
+    let second = Duration::from_secs(1);
+    let brief = |class: Class| Push::new("T", "News", payload(0)).class(class).time_to_live(second);
+    for class in [Class::Tracked, Class::Latest("a".to_owned())] {
+        let other = || if class == Class::Tracked { Class::Tracked } else { Class::Latest("b".to_owned()) };
+        let third = || if class == Class::Tracked { Class::Tracked } else { Class::Latest("c".to_owned()) };
+        let over = [class.clone(), other()].map(|class| session.push(&brief(class)).expect("small"));
+        assert_eq!(session.push(&brief(third())).expect("small").outcomes().at(Stage::Dropped(DropReason::Full)), 1);
+        tokio::time::sleep(second).await;
+        let next = session.push(&brief(third())).expect("small");
+        assert_eq!(next.outcomes().at(Stage::Queued), 1, "{class:?}");
+        assert!(over.iter().all(|over| over.outcomes().at(Stage::Expired) == 1), "{class:?}");
+        tokio::time::sleep(second).await;
+    }
+    let _full = [(); 2].map(|()| session.push(&brief(Class::Tracked)).expect("small"));
+    let began = tokio::time::Instant::now();
+    let waited = session.push_within(60 * second, &Push::new("T", "News", payload(1))).await.expect("small");
+    assert_eq!((waited.outcomes().at(Stage::Queued), began.elapsed()), (1, second));
+}

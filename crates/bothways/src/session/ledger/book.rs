@@ -26,6 +26,8 @@ pub(super) struct Book {
     served_behind: bool,
     latest: Option<Box<Latest>>,
     latest_bytes: usize,
+    /// Nothing that waits expires before this.
+    expires: Duration,
     fire: (usize, usize),
     tracked: (usize, usize),
     /// Values of keys that were sent and are not handled: they take no places of what is tracked.
@@ -134,6 +136,7 @@ impl Book {
             served_behind: true,
             latest: None,
             latest_bytes: 0,
+            expires: Duration::MAX,
             fire: (0, 0),
             tracked: (0, 0),
             latest_sent: (0, 0),
@@ -156,6 +159,7 @@ impl Book {
     /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
     /// which.
     pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        self.expire_waiting(now);
         self.expire_holder(entry.keyed.as_ref(), now);
         if self.has_taken(entry.keyed.as_ref()) {
             // The one that was taken may yet come to nothing.
@@ -201,8 +205,40 @@ impl Book {
         self.unsent.contains(stamp)
     }
 
+    /// What waits and is over by now gives its room up: a client that is away asks for nothing, and would find it over.
+    /// It is looked through once for each moment at which something expires.
+    pub(super) fn expire_waiting(&mut self, now: Duration) {
+        if now < self.expires {
+            return;
+        }
+        self.expires = Duration::MAX;
+        for index in 0..Priority::COUNT {
+            let queue = std::mem::take(&mut self.queues[index]);
+            for queued in queue {
+                let expires = match &queued {
+                    Queued::Entry(entry) => entry.expires,
+                    Queued::Latest(key) => self.latest.as_ref().and_then(|latest| latest.get(key)?.expires),
+                    Queued::Behind(_) => None,
+                };
+                if expires.is_none_or(|expires| now < expires) {
+                    self.expires = self.expires.min(expires.unwrap_or(Duration::MAX));
+                    self.queues[index].push_back(queued);
+                } else if let Some(mut entry) = self.take_from(queued) {
+                    let billed = self.leave_queue(&entry);
+                    self.expire(&mut entry, billed);
+                }
+            }
+        }
+    }
+
+    /// Nothing that waits expires before this; `None`: nothing expires.
+    pub(super) fn expires(&self) -> Option<Duration> {
+        (self.expires != Duration::MAX).then_some(self.expires)
+    }
+
     fn queue(&mut self, mut entry: Entry) -> bool {
         let len = entry.frame.len();
+        let expires = entry.expires.unwrap_or(Duration::MAX);
         match &entry.class {
             Class::Fire => {
                 if !self.terms.connected {
@@ -227,6 +263,7 @@ impl Book {
                     return self.refuse(entry);
                 }
                 self.latest_bytes = others + entry.len();
+                self.expires = self.expires.min(expires);
                 if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
                     older.ticket.advance(Stage::Superseded);
                     let queued_at = older.priority;
@@ -245,6 +282,7 @@ impl Book {
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             }
         }
+        self.expires = self.expires.min(expires);
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
         true
     }
@@ -358,6 +396,7 @@ impl Book {
         self.take_key(entry.keyed.as_ref());
         self.note_sent(entry.origin);
         self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+        self.expires = self.expires.min(entry.expires.unwrap_or(Duration::MAX));
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
     }
 

@@ -1133,17 +1133,17 @@ mod histories {
             let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, origin, ticket };
             // A key is taken by the last three that took one and did not come to nothing.
             let (pushes, now) = (&self.pushes, self.now);
-            self.keys.retain(|(other, number)| {
+            self.keys.retain(|(_, number)| {
                 let holder = &pushes[*number];
-                // Who asks for the key of one that waits, and is too old, gets it.
-                Some(*other) != key || !holder.waits || holder.expires.is_none_or(|expires| now < expires)
+                // One that waits, and is too old, gives its key up.
+                !holder.waits || holder.expires.is_none_or(|expires| now < expires)
             });
             let holder = key.and_then(|key| self.keys.iter().find(|(other, _)| *other == key));
             let repeats = holder.map(|(_, number)| *number);
             let taken = self.ledger.push(entry, self.now);
             assert!(!taken || repeats.is_none(), "{:?}", self.keys);
             let (mut place, mut queue) = (number, priority);
-            // A value that is too old has left its place if the key that it had was asked for.
+            // A value that is too old has left its place.
             let has_left = |pushed: &Pushed| {
                 stage(&pushed.receipt) == Stage::Expired && pushed.expires.is_some_and(|expires| expires <= now)
             };
