@@ -121,21 +121,23 @@ impl Caller for Session {
     ///   it may, and did not run this one.
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
         call.check_reserved()?;
+        // The hook of a Hello may have been given a session that made way for an earlier one of its client.
+        let session = &self.current();
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = after(timeout);
         call.options.is_own = true;
-        let trail = self.inner.trail.call(call.service_path, call.service_method);
-        let mut progress = Progress::new(self, deadline);
+        let trail = session.inner.trail.call(call.service_path, call.service_method);
+        let mut progress = Progress::new(session, deadline);
         call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
-        let attempt = self.attempt(call, deadline, &mut progress, &trail);
-        let outcome = match self.within(deadline, attempt).await {
+        let attempt = session.attempt(call, deadline, &mut progress, &trail);
+        let outcome = match session.within(deadline, attempt).await {
             // Zero says that nothing was sent, of which this is the last try.
             Ok(Err(CallError::TimedOut(left))) if !left.is_zero() || progress.cut.is_some() => {
                 Err(CallError::TimedOut(timeout))
             }
             Ok(outcome) => outcome.map_err(|error| progress.judge(error)),
             Err(_) if !progress.is_out && progress.cut.is_none() => {
-                Err(CallError::NoClient(format!("the client of session {} was away for {timeout:?}", self.id())))
+                Err(CallError::NoClient(format!("the client of session {} was away for {timeout:?}", session.id())))
             }
             Err(_) => Err(CallError::TimedOut(timeout)),
         };

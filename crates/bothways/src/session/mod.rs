@@ -114,7 +114,7 @@ pub use self::{
     user::{CallPolicy, DEVICE_LABEL, User},
 };
 use crate::{
-    clock::{Over, is_outside, timeout_outside},
+    clock::{Over, is_outside, later, timeout_outside},
     connection::{Connection, ConnectionId, HeldReply, Methods, after},
     error::PushError,
 };
@@ -163,6 +163,9 @@ impl<'de> serde::Deserialize<'de> for SessionId {
 }
 
 /// A client, as its server knows it. A clone is the same session.
+///
+/// The `auth` hook of a Hello is given one before it is known whether its client comes back to a session that it had. If
+/// so, this one stands for that from then on, but for its [`id`](Self::id).
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
@@ -288,6 +291,19 @@ impl State {
 }
 
 impl Session {
+    /// The session that this one stands for: itself, or the one that its client came back to. The `auth` hook of a Hello
+    /// is given a session before it is known which one its client gets.
+    fn current(&self) -> Self {
+        let mut session = self.clone();
+        loop {
+            let into = session.inner.state.lock().merged_into().cloned();
+            match into {
+                Some(into) => session = into,
+                None => return session,
+            }
+        }
+    }
+
     /// The public number.
     pub fn id(&self) -> SessionId {
         self.inner.id
@@ -295,22 +311,22 @@ impl Session {
 
     /// The connection it has now; `None` while its client is away.
     pub fn connection(&self) -> Option<Connection> {
-        self.inner.state.lock().connection.clone()
+        self.current().inner.state.lock().connection.clone()
     }
 
     /// True if the client may come back to it after a lost connection.
     pub fn is_resumable(&self) -> bool {
-        self.inner.state.lock().resumable
+        self.current().inner.state.lock().resumable
     }
 
     /// How many connections it has had.
     pub fn generation(&self) -> u64 {
-        self.inner.state.lock().generation
+        self.current().inner.state.lock().generation
     }
 
     /// The user it is bound to.
     pub fn user(&self) -> Option<Arc<str>> {
-        self.inner.state.lock().user.clone()
+        self.current().inner.state.lock().user.clone()
     }
 
     /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
@@ -321,23 +337,23 @@ impl Session {
             return tracing::warn!(session = %self.id(), "a session was not bound to a user: the name is empty");
         }
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.bind_user(self, Some(name));
+            registry.bind_user(&self.current(), Some(name));
         }
     }
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<String> {
-        self.inner.state.lock().label(key).cloned()
+        self.current().inner.state.lock().label(key).cloned()
     }
 
     /// All its labels.
     pub fn labels(&self) -> BTreeMap<String, String> {
-        self.inner.state.lock().seldom.as_ref().map(|seldom| seldom.labels.clone()).unwrap_or_default()
+        self.current().inner.state.lock().seldom.as_ref().map(|seldom| seldom.labels.clone()).unwrap_or_default()
     }
 
     /// Sets a label, by which [`Target::only_labelled`] selects.
     pub fn set_label(&self, key: impl Into<String>, value: impl Into<String>) {
-        self.inner.state.lock().seldom().labels.insert(key.into(), value.into());
+        self.current().inner.state.lock().seldom().labels.insert(key.into(), value.into());
     }
 
     /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
@@ -348,25 +364,25 @@ impl Session {
     /// [`TopicError`]: it is no pattern, the session is over, or a bound is reached.
     pub fn subscribe(&self, pattern: &str) -> Result<(), TopicError> {
         let registry = self.inner.registry.upgrade().ok_or(TopicError::SessionEnded)?;
-        registry.subscribe(self, pattern, None, false).map(|_| ())
+        registry.subscribe(&self.current(), pattern, None, false).map(|_| ())
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, pattern: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.unsubscribe(self, pattern);
+            registry.unsubscribe(&self.current(), pattern);
         }
     }
 
     /// What it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
-        self.inner.state.lock().patterns.names().map(ToString::to_string).collect()
+        self.current().inner.state.lock().patterns.names().map(ToString::to_string).collect()
     }
 
     /// The methods that its client handles, each as `Path.method`, by what it said when it was there last; `None`: it
     /// has not said, or named more than 4,096 bytes of them, and is asked.
     pub fn methods(&self) -> Option<Vec<String>> {
-        self.announced().map(|methods| methods.names())
+        self.current().announced().map(|methods| methods.names())
     }
 
     /// A place for one more call of its user, if it has one. `Err`: so many run already.
@@ -377,12 +393,12 @@ impl Session {
 
     /// Pushes that wait or are not yet handled, and their bytes.
     pub fn waiting(&self) -> (usize, usize) {
-        self.inner.state.lock().ledger.waiting()
+        self.current().inner.state.lock().ledger.waiting()
     }
 
     /// The oldest push that its client has received and that its application is not done with, if there is one.
     pub fn held(&self) -> Option<Held> {
-        self.inner.state.lock().held()
+        self.current().inner.state.lock().held()
     }
 
     /// True if its client acknowledges, and has been sent what it has not acknowledged.
@@ -393,12 +409,13 @@ impl Session {
 
     /// Pushes that were dropped since it began.
     pub fn dropped(&self) -> u64 {
-        self.inner.state.lock().ledger.dropped()
+        self.current().inner.state.lock().ledger.dropped()
     }
 
     /// What lately happened to it, for who asks why a message did not arrive.
     pub fn explain(&self) -> Explanation {
-        let state = self.inner.state.lock();
+        let session = self.current();
+        let state = session.inner.state.lock();
         let standing = match &state.connection {
             _ if state.ended => Standing::Ended,
             Some(connection) => Standing::Connected(connection.id().to_string()),
@@ -406,14 +423,14 @@ impl Session {
         };
         let (user, held) = (state.user.clone(), state.held());
         drop(state);
-        Explanation { held, ..self.inner.trail.tell(self.id(), user.as_deref(), standing) }
+        Explanation { held, ..session.inner.trail.tell(session.id(), user.as_deref(), standing) }
     }
 
     /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours
     /// comes back with a new session; [`Self::evict`] sends it away.
     pub fn end(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.end(self, why, None);
+            registry.end(&self.current(), why, None);
         }
     }
 
@@ -426,7 +443,7 @@ impl Session {
     /// `auth` hook as well.
     pub fn evict(&self, eviction: Eviction, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.end(self, why, Some(eviction));
+            registry.end(&self.current(), why, Some(eviction));
         }
     }
 
@@ -461,17 +478,22 @@ impl Session {
             None => return Ok(receipt),
         };
         loop {
-            let changed = self.inner.changed.notified();
+            // The hook of a Hello may have been given a session that makes way for an earlier one of its client.
+            let session = self.current();
+            let changed = session.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let account = self.inner.state.lock().ledger.account().cloned();
+            let (account, expires) = {
+                let state = session.inner.state.lock();
+                (state.ledger.account().cloned(), state.ledger.expires())
+            };
             let room = account.as_ref().map(|account| account.room.notified());
             tokio::pin!(room);
             if let Some(room) = room.as_mut().as_pin_mut() {
                 room.enable();
             }
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
-            let added = self.add_if(push, &frame, &receipt, &Listed::default(), |ledger| {
+            let added = session.add_if(push, &frame, &receipt, &Listed::default(), |ledger| {
                 !ledger.refuses(frame.frame.len()) || ledger.has_taken(frame.keyed.as_ref())
             });
             if !added {
@@ -482,12 +504,15 @@ impl Session {
                         None => changed.await,
                     }
                 };
-                if self.within(deadline, more_room).await.is_ok() {
+                // So may what waits and expires.
+                let expired = expires.map(|expires| later(session.inner.trail.began(), expires));
+                let until = expired.unwrap_or(deadline).min(deadline);
+                if session.within(until, more_room).await.is_ok() || until < deadline {
                     continue;
                 }
-                self.add(push, &frame, &receipt, &Listed::default());
+                session.add(push, &frame, &receipt, &Listed::default());
             }
-            self.pump();
+            session.pump();
             return Ok(receipt);
         }
     }
@@ -524,6 +549,8 @@ impl Session {
         }
         let takes_no_such = state.takes_no_such(push);
         let may_wait = !state.ended && claims.is_none() && !takes_no_such && push.class == Class::Tracked;
+        let now = self.now();
+        state.ledger.expire_waiting(now);
         if may_wait && !suits(&state.ledger) {
             return false;
         }
@@ -542,7 +569,6 @@ impl Session {
             ticket.advance(Stage::Failed(Failure::NoHandler));
             return true;
         }
-        let now = self.now();
         let entry = Entry {
             class: push.class.clone(),
             priority: push.priority,

@@ -1268,7 +1268,11 @@ mod tests {
         assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
-        assert_eq!(fresh.connection(), None, "whoever holds it still is not told of a connection that is another's");
+        assert_eq!(
+            fresh.connection().as_ref(),
+            Some(&claims),
+            "whoever holds it still holds the session of its client"
+        );
     }
 
     /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its

@@ -607,3 +607,52 @@ async fn who_lost_its_place_is_told_so() {
     }
     assert!(1 < server.sessions(&Target::everyone()).expect("no topic").len());
 }
+
+/// The session that a hook was given for the Hello of a client that comes back stands for the one that the client gets:
+/// whoever kept it pushes, waits for room, calls, subscribes, labels and ends there.
+#[tokio::test(start_paused = true)]
+async fn what_a_hook_kept_stands_for_the_session_that_its_client_gets() {
+    let kept = Arc::<std::sync::Mutex<Vec<Session>>>::default();
+    let of_hook = Arc::clone(&kept);
+    let builder = Server::builder().session_log(1, 1 << 20).auth(move |request| {
+        of_hook.lock().expect("no panic").extend(request.session());
+        std::future::ready(Ok::<_, String>(()))
+    });
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut first = Scripted::connect(listening.address()).await;
+    first.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+    let welcome = first.next().await.metadata();
+    let session = session(&server, &welcome);
+    first.reset();
+    until(|| session.connection().is_none()).await;
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &claim(&welcome, 0))).await;
+    assert!(is_resumed(&client.next().await.metadata()));
+
+    let stands_in = kept.lock().expect("no panic").last().expect("it was asked").clone();
+    assert_ne!(stands_in.id(), session.id());
+    assert_eq!(stands_in.connection(), session.connection());
+    stands_in.set_label("place", "here");
+    stands_in.subscribe("news").expect("a topic");
+    assert_eq!((session.label("place").as_deref(), session.subscriptions()), (Some("here"), vec!["news".to_owned()]));
+
+    push(&stands_in, "a");
+    client.hears(pushed(1, "a")).await;
+    let late = Push::new("Chat", "say", "b");
+    let began = tokio::time::Instant::now();
+    let (receipt, ()) = tokio::join!(stands_in.push_within(Duration::from_secs(60), &late), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        client.say(ack(1)).await;
+        client.hears(pushed(2, "b")).await;
+    });
+    assert_eq!((receipt.expect("small").outcomes().dropped(), began.elapsed().as_secs()), (0, 2));
+
+    let calling = stands_in.clone();
+    let call = tokio::spawn(async move { crate::support::call(&calling, "Ask", "x").await });
+    let asked = client.next().await;
+    client.say(crate::scripted::reply_to(&asked, b"y")).await;
+    assert_eq!(soon(call).await.expect("no panic").expect("answered"), "y");
+    stands_in.end("a test");
+    assert!(server.session(session.id()).is_none());
+}
