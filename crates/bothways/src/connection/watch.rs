@@ -320,7 +320,7 @@ impl Connection {
     /// look was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
     /// peers send waits in the sockets, and is read first.
     pub(crate) fn watch(&self, asked: Instant, now: Instant) {
-        let is_late = self.shared.settings.watch.tick() < now.saturating_duration_since(asked);
+        let late = now.saturating_duration_since(asked);
         let deadlines = &self.shared.settings.watch;
         let reads = self.shared.reads.load(Ordering::Relaxed);
         let mut state = self.shared.state.lock();
@@ -344,7 +344,7 @@ impl Connection {
         };
 
         let was_spared = state.watch.flags & SPARED != 0;
-        let spares = is_late && !was_spared && matches!(due, Due::End(_));
+        let spares = matches!(due, Due::End(_)) && !was_spared && deadlines.tick() < late;
         state.watch.flags = if spares { state.watch.flags | SPARED } else { state.watch.flags & !SPARED };
 
         match due {
