@@ -12,7 +12,10 @@ use serde::{
     de::{DeserializeSeed, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor},
 };
 
-use super::decoded::{count_element, count_entry};
+use super::{
+    decoded::{count_element, count_entry},
+    words::brief,
+};
 
 /// How deep arrays, maps and enums may nest in a payload. Recursion takes stack, and the peer decides how
 /// deep it goes. 128, as in serde_json.
@@ -205,7 +208,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
     }
 
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_identifier(visitor)
+        self.inner.deserialize_identifier(Answer { visitor, asked: Asked::Any, bounds: self.bounds })
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -228,6 +231,25 @@ impl<V> Answer<V> {
     /// Whatever the codec's deserializer finds becomes an answer to what was asked for.
     pub(super) fn new(visitor: V, asked: Asked, bounds: Bounds) -> Self {
         Self { visitor, asked, bounds }
+    }
+}
+
+/// What is wrong with a text. serde's own words repeat all of it, and with escapes: here they end where no more is kept.
+#[derive(Debug)]
+struct Brief(String);
+
+impl fmt::Display for Brief {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Brief {}
+
+impl Error for Brief {
+    #[cold]
+    fn custom<T: fmt::Display>(said: T) -> Self {
+        Self(brief(&said))
     }
 }
 
@@ -268,21 +290,21 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Answer<V> {
     fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
         match self.asked {
             Asked::Base64 => self.visitor.visit_byte_buf(super::bytes::from_base64(value)?),
-            _ => self.visitor.visit_str(value),
+            _ => self.visitor.visit_str::<Brief>(value).map_err(E::custom),
         }
     }
 
     fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
         match self.asked {
             Asked::Base64 => self.visit_str(value),
-            _ => self.visitor.visit_borrowed_str(value),
+            _ => self.visitor.visit_borrowed_str::<Brief>(value).map_err(E::custom),
         }
     }
 
     fn visit_string<E: Error>(self, value: String) -> Result<V::Value, E> {
         match self.asked {
             Asked::Base64 => self.visit_str(&value),
-            _ => self.visitor.visit_string(value),
+            _ => self.visitor.visit_string::<Brief>(value).map_err(E::custom),
         }
     }
 

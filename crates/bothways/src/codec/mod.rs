@@ -245,9 +245,10 @@ impl CodecError {
         Self::Unsupported { type_name: std::any::type_name::<T>(), serialize, can }
     }
 
-    /// The codec's own error. For [`Payload`] implementations. Its text goes to peers: names of Rust types as serde
+    /// The codec's own error. For [`Payload`] implementations. Its text goes to peers: of more than 1 KiB the beginning
+    /// is kept, for it may repeat what is wrong, and names of Rust types as serde
     /// puts them there (`expected struct Args`) are left out.
     pub fn codec(serialize: SerializeType, error: impl std::fmt::Display) -> Self {
-        Self::Codec { serialize, text: words::without_type_names(&error.to_string()) }
+        Self::Codec { serialize, text: words::without_type_names(&words::brief(&error)) }
     }
 }

@@ -1,5 +1,33 @@
 //! The words of codecs about payloads go to peers, whom the names of our types do not concern.
 
+use std::fmt::{Display, Write};
+
+/// Most bytes of a text that says what is wrong with a payload: it may repeat the payload.
+const TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// What is said, or its beginning: no more is made of it than is kept.
+pub(super) fn brief(said: &dyn Display) -> String {
+    struct Brief(String);
+
+    impl Write for Brief {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let room = TEXT_BYTES_MAX - self.0.len();
+            if text.len() <= room {
+                self.0.push_str(text);
+                return Ok(());
+            }
+            self.0.push_str(&text[..text.floor_char_boundary(room)]);
+            Err(std::fmt::Error)
+        }
+    }
+
+    let mut text = Brief(String::new());
+    if write!(text, "{said}").is_err() {
+        text.0.push('…');
+    }
+    text.0
+}
+
 /// Words that serde puts before the name of a type or of a variant.
 const BEFORE_NAMES: [&str; 3] = ["struct", "enum", "variant"];
 
@@ -83,6 +111,62 @@ mod tests {
     impl Default for SecretUntagged {
         fn default() -> Self {
             Self::Text(String::new())
+        }
+    }
+
+    /// A value that is wrong, and says so without end.
+    #[derive(Debug, Serialize)]
+    struct Endless;
+
+    impl<'de> Deserialize<'de> for Endless {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_str(Endless)
+        }
+    }
+
+    impl serde::de::Visitor<'_> for Endless {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("no text")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self, E> {
+            Err(E::custom(Self))
+        }
+    }
+
+    impl Display for Endless {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            for _ in 0..10_000 {
+                f.write_str("wrong ")?;
+            }
+            panic!("more is made of the text than is kept");
+        }
+    }
+
+    /// X1. A value of the wrong type is not repeated, and no more of the text is made than is kept, whatever the codec.
+    #[test]
+    fn no_error_of_a_codec_repeats_a_long_value() {
+        const BYTES: usize = 1 << 20;
+        let long = "\u{7f}".repeat(BYTES);
+        for serialize in [SerializeType::JSON, SerializeType::MSGPACK] {
+            let text = long.encode(serialize).unwrap();
+            let field = std::collections::BTreeMap::from([("a", &long)]).encode(serialize).unwrap();
+            for error in [
+                i32::decode(serialize, text.clone()).expect_err("a text is no number"),
+                SecretArgs::decode(serialize, field).expect_err("a text is no number"),
+                SecretChoice::decode(serialize, text.clone()).expect_err("there is no such variant"),
+                std::time::SystemTime::decode(serialize, text.clone()).expect_err("a text is no time"),
+                crate::codec::Timestamp::<std::time::SystemTime>::decode(serialize, text.clone())
+                    .expect_err("a text is no time"),
+                bytes::Bytes::decode(SerializeType::JSON, long.encode(SerializeType::JSON).unwrap())
+                    .expect_err("base64"),
+                Endless::decode(serialize, text).expect_err("it is always wrong"),
+            ] {
+                let error = error.to_string();
+                assert!(error.len() < TEXT_BYTES_MAX + 100, "{} bytes", error.len());
+            }
         }
     }
 

@@ -56,7 +56,7 @@ impl std::error::Error for Error {}
 impl de::Error for Error {
     #[cold]
     fn custom<T: fmt::Display>(text: T) -> Self {
-        Self::Said(text.to_string())
+        Self::Said(crate::codec::words::brief(&text))
     }
 }
 
