@@ -25,13 +25,14 @@ const ACK_MESSAGES: u64 = 32;
 /// Offsets end here: the bits above say that it is a push.
 const OFFSET_MAX: u64 = (1 << 62) - 1;
 
-/// Failed messages that a client has told of and remembers, for a server that may not have heard of them: as many as a
-/// session's log holds there. Some 24 KiB. Of one that is forgotten before its server has heard of it nobody knows what
-/// became.
-const FAILURES_MAX: usize = 1024;
+/// Runs of messages that failed alike, of which a client has told, and which it remembers for a server that may not have
+/// heard of them. A Hello names them, so that they take 1 to 2 KiB there: a server may have chosen a
+/// `metadata_bytes_max` of 4 KiB, and refuses a Hello that does not fit. Of one that is forgotten before its server has
+/// heard of it nobody knows what became.
+const FAILURES_MAX: usize = 48;
 
-/// Failed messages of which a client has not told, which it never forgets. Some 1.5 MiB. A server sends no more than
-/// its log holds before it hears of them; one more than this is not acknowledged.
+/// Such runs of which a client has not told, which it never forgets. Some 2 MiB. A server sends no more than its log
+/// holds before it hears of them; one more than this is not acknowledged.
 const UNTOLD_MAX: usize = 64 << 10;
 
 /// How long fewer may wait.
@@ -140,10 +141,10 @@ impl Offsets {
     }
 }
 
-/// Messages that were not handled, in the order in which that was known.
+/// Messages that were not handled, in the order in which that was known: runs that failed alike.
 #[derive(Debug, Default)]
 struct Failures {
-    all: VecDeque<(u64, Stage)>,
+    all: VecDeque<End>,
     /// So many of the newest were not told on the present connection.
     untold: usize,
     /// Up to here some were forgotten.
@@ -153,10 +154,17 @@ struct Failures {
 impl Failures {
     /// False: there are too many that were not told.
     fn add(&mut self, offset: u64, stage: Stage) -> bool {
+        if let Some((run, alike)) = self.all.back_mut().filter(|_| 0 < self.untold)
+            && *alike == stage
+            && *run.end() + 1 == offset
+        {
+            *run = *run.start()..=offset;
+            return true;
+        }
         if UNTOLD_MAX <= self.untold {
             return false;
         }
-        self.all.push_back((offset, stage));
+        self.all.push_back((offset..=offset, stage));
         self.untold += 1;
         self.forget_told();
         true
@@ -167,30 +175,45 @@ impl Failures {
         let from = self.all.len() - self.untold;
         let told = self.untold.min(FAILED_MAX);
         self.untold -= told;
-        let ends = self.all.iter().skip(from).take(told).map(|(offset, stage)| (*offset..=*offset, *stage)).collect();
+        let ends: Vec<End> = self.all.iter().skip(from).take(told).cloned().collect();
+        if self.untold == 0 {
+            self.join_told(from);
+        }
         self.forget_told();
         ends
+    }
+
+    /// All are told, the last ones from this place on: those that follow each other become one run.
+    fn join_told(&mut self, from: usize) {
+        let last = self.all.split_off(from);
+        for (run, stage) in last {
+            match self.all.back_mut() {
+                Some((before, alike)) if *alike == stage && *before.end() + 1 == *run.start() => {
+                    *before = *before.start()..=*run.end();
+                }
+                _ => self.all.push_back((run, stage)),
+            }
+        }
     }
 
     /// Forgets the oldest that were told, if there are too many.
     fn forget_told(&mut self) {
         let told = self.all.len() - self.untold;
         let too_many = self.all.len().saturating_sub(FAILURES_MAX).min(told);
-        let oldest = self.all.drain(..too_many).map(|(offset, _)| offset).max();
+        let oldest = self.all.drain(..too_many).map(|(run, _)| *run.end()).max();
         self.forgotten = self.forgotten.max(oldest.unwrap_or(0));
     }
 
     /// Those that a Hello tells, for a server that may have heard of none. Those behind them follow in acknowledgements.
     fn of_hello(&self) -> Vec<End> {
         let forgotten = (0 < self.forgotten).then_some((1..=self.forgotten, Stage::Unknown));
-        let first = self.all.iter().take(FAILURES_MAX);
-        first.map(|(offset, stage)| (*offset..=*offset, *stage)).chain(forgotten).collect()
+        self.all.iter().take(FAILURES_MAX).cloned().chain(forgotten).collect()
     }
 
     /// The lowest of those that a Hello does not tell. No acknowledgement has told them, as they are not among the
     /// oldest, and none has covered them.
     fn lowest_behind_hello(&self) -> Option<u64> {
-        self.all.iter().skip(FAILURES_MAX).map(|(offset, _)| *offset).min()
+        self.all.iter().skip(FAILURES_MAX).map(|(run, _)| *run.start()).min()
     }
 }
 
@@ -557,6 +580,15 @@ mod tests {
         (offset..=offset, Stage::Failed(Failure::Error))
     }
 
+    /// How a message failed that has not failed as those beside it.
+    fn unlike(offset: u64) -> Stage {
+        Stage::Failed(if offset % 2 == 0 { Failure::Error } else { Failure::Panicked })
+    }
+
+    fn failed_unlike(offset: u64) -> End {
+        (offset..=offset, unlike(offset))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_handled_or_failed_out_of_order_is_told_at_once() {
         let memory = memory_with_outcomes();
@@ -585,10 +617,10 @@ mod tests {
     async fn many_failures_are_told_before_what_follows_them() {
         let memory = memory_with_outcomes();
         for ack in receive(&memory, 1, 1..=300) {
-            ack.end_as(Stage::Failed(Failure::Error));
+            ack.end_as(unlike(ack.offset));
         }
         for (failures, handled) in [(1..=128, 0), (129..=256, 0), (257..=300, 300)] {
-            let ends: Vec<End> = failures.map(failed).collect();
+            let ends: Vec<End> = failures.map(failed_unlike).collect();
             assert_eq!(acks_due(&memory, 1).await, Acks { received: 300, handled, ends });
         }
     }
@@ -598,15 +630,41 @@ mod tests {
         let memory = memory_with_outcomes();
         let more = FAILURES_MAX as u64 + 2;
         for ack in receive(&memory, 1, 1..=more) {
-            ack.end_as(Stage::Failed(Failure::Error));
+            ack.end_as(unlike(ack.offset));
         }
         while 0 < memory.state.lock().offsets.failures.untold {
             acks_due(&memory, 1).await;
         }
         let hello = memory.hello();
         let ends = crate::session::failed(&hello).expect("it is well formed");
-        assert_eq!((ends.len(), ends.first()), (FAILURES_MAX + 1, Some(&failed(3))));
+        assert_eq!((ends.len(), ends.first()), (FAILURES_MAX + 1, Some(&failed_unlike(3))));
         assert_eq!(ends.last(), Some(&(1..=2, Stage::Unknown)));
+    }
+
+    /// However many messages failed, and however, what a Hello says of them fits into the metadata that a careful
+    /// server takes; those that failed alike are one run.
+    #[tokio::test(start_paused = true)]
+    async fn the_failures_of_a_hello_are_small() {
+        for unlike_each in [true, false] {
+            let memory = memory_with_outcomes();
+            for offset in 1..=20_000 {
+                let ack = receive(&memory, 1, offset..=offset).remove(0);
+                ack.end_as(if unlike_each { unlike(offset) } else { Stage::Failed(Failure::NoHandler) });
+                drop(ack);
+                if offset % 100 == 0 {
+                    while 0 < memory.state.lock().offsets.failures.untold {
+                        acks_due(&memory, 1).await;
+                    }
+                }
+            }
+            let hello = memory.hello();
+            assert_eq!(hello.get(keys::SESSION_OFFSET), Some("20000"));
+            let said = hello.get(keys::ACK_FAILED).expect("they failed");
+            assert!(said.len() < 2048, "{said}");
+            if !unlike_each {
+                assert_eq!(said, "1-20000:no_handler");
+            }
+        }
     }
 
     /// A Hello has room for so many, and covers none of the others.
@@ -614,18 +672,18 @@ mod tests {
     fn a_failure_that_was_not_told_is_not_forgotten() {
         let memory = memory_with_outcomes();
         let max = FAILURES_MAX as u64;
-        receive(&memory, 1, 1..=4 * max).iter().for_each(|ack| ack.end_as(Stage::Failed(Failure::Error)));
+        receive(&memory, 1, 1..=4 * max).iter().for_each(|ack| ack.end_as(unlike(ack.offset)));
         let hello = memory.hello();
         assert_eq!(hello.get(keys::SESSION_OFFSET), Some(&*max.to_string()));
         let ends = crate::session::failed(&hello).expect("it is well formed");
-        assert_eq!(ends, (1..=max).map(failed).collect::<Vec<_>>());
+        assert_eq!(ends, (1..=max).map(failed_unlike).collect::<Vec<_>>());
     }
 
     #[test]
     fn so_many_failures_wait_to_be_told_and_others_are_not_acknowledged() {
         let memory = memory_with_outcomes();
         let max = UNTOLD_MAX as u64;
-        receive(&memory, 1, 1..=max + 1).iter().for_each(|ack| ack.end_as(Stage::Failed(Failure::Error)));
+        receive(&memory, 1, 1..=max + 1).iter().for_each(|ack| ack.end_as(unlike(ack.offset)));
         let offsets = &memory.state.lock().offsets;
         assert_eq!((offsets.failures.all.len(), offsets.handled), (UNTOLD_MAX, max));
     }
@@ -719,7 +777,11 @@ mod tests {
                             let Some(ack) = next else { return };
                             if at % step == 0 {
                                 self.failed.push(ack.offset);
-                                ack.end_as(Stage::Failed(Failure::Error));
+                                ack.end_as(if at % 5 == 0 {
+                                    Stage::Failed(Failure::Error)
+                                } else {
+                                    unlike(ack.offset)
+                                });
                             }
                         }
                     }
