@@ -85,9 +85,9 @@ pub struct SessionView {
 pub struct SessionsAsked {
     /// Whose.
     pub target: PushTarget,
-    /// At most so many; 1,000 at most.
+    /// At most so many; 1,000 at most, and 1 MiB.
     pub max: usize,
-    /// Those behind this one: the last of the page before.
+    /// Those behind this one: the last of the page before. The list ends with an empty page.
     #[serde(default)]
     pub after: Option<SessionPlace>,
 }
@@ -300,6 +300,9 @@ const PUSH_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Sessions and connections in one answer; the next page begins behind the last of this one.
 pub(super) const PAGE_MAX: usize = 1000;
 
+/// Bytes of the sessions in one answer; the first of them is in it however large it is.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
 /// Sessions that are explained at once: 64 events of each are some 600 KiB.
 const EXPLAINED_MAX: usize = 100;
 
@@ -447,8 +450,23 @@ fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) ->
         placed.retain(|(of, session, _)| (user.as_deref(), id) < (of.as_deref(), session));
     }
     first_of(&mut placed, asked.max.clamp(1, PAGE_MAX), |(user, id, _)| (user.clone(), *id));
-    let sessions = placed.iter().map(|(_, _, session)| view(session)).collect();
+    let (mut sessions, mut bytes) = (Vec::new(), 0);
+    for (_, _, session) in &placed {
+        let view = view(session);
+        bytes += bytes_of(&view);
+        if !sessions.is_empty() && PAGE_BYTES_MAX < bytes {
+            break;
+        }
+        sessions.push(view);
+    }
     Ok(SessionsListed { total, sessions })
+}
+
+/// What a session takes in an answer, about.
+fn bytes_of(view: &SessionView) -> usize {
+    let texts = view.subscriptions.iter().chain(view.methods.iter().flatten()).chain(&view.user);
+    let labels = view.labels.iter().map(|(key, value)| key.len() + value.len() + 8);
+    512 + texts.map(|text| text.len() + 8).sum::<usize>() + labels.sum::<usize>()
 }
 
 fn view(session: &Session) -> SessionView {
@@ -782,6 +800,35 @@ mod tests {
         }
         let open: Vec<_> = server.connections().iter().map(|connection| connection.id().to_string()).collect();
         assert_eq!(seen, open, "an operator's own connection is none of them");
+    }
+
+    /// U14. However large the sessions are, a page of them fits into an answer, and none is left out.
+    #[tokio::test(start_paused = true)]
+    async fn pages_have_a_bound_in_bytes() {
+        let server = Server::builder().admin(token()).build();
+        let listening = server.listen("memory@admin-bytes").await.expect("the name is free");
+        let mut clients = Vec::new();
+        for number in 0..20 {
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            let connection = server.connections().pop().expect("it is open");
+            let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+            session.bind_user(&format!("{number}{}", "x".repeat(120 << 10)));
+            clients.push(client);
+        }
+        let admin = server.listen_admin("memory@admin-bytes-door").await.expect("the name is free");
+        let operator = Client::connect(admin.address(), ClientOptions::new()).await.expect("it listens");
+        let operator = AdminClient::new(operator, "right");
+        let (mut after, mut seen) = (None, Vec::new());
+        loop {
+            let asked = SessionsAsked { target: PushTarget::Everyone, max: PAGE_MAX, after };
+            let listed = operator.sessions(&asked).await.expect("it fits");
+            let Some(last) = listed.sessions.last() else { break };
+            assert_eq!(listed.sessions.len(), if seen.len() < 16 { 8 } else { 4 });
+            after = Some(SessionPlace { user: last.user.clone(), id: last.id });
+            seen.extend(listed.sessions.into_iter().map(|session| session.id));
+        }
+        assert_eq!(seen.len(), 20);
     }
 
     /// What is explained at once has a bound.

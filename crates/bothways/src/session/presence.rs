@@ -111,6 +111,22 @@ pub(crate) struct RosterMember {
 /// Members that one reply has at most.
 pub(crate) const ROSTER_MEMBERS_MAX: usize = 1000;
 
+/// Bytes that they take at most, about; the first of them is in it however long its name is.
+const ROSTER_BYTES_MAX: usize = 1 << 20;
+
+/// As many of these members as one reply has room for. True: there are more.
+pub(crate) fn fit_into_reply(members: &mut Vec<RosterMember>) -> bool {
+    let mut bytes = 0;
+    let fits = |member: &RosterMember| {
+        bytes += member.user.len() + member.session.len() + 64;
+        bytes <= ROSTER_BYTES_MAX
+    };
+    let fitting = members.iter().map(fits).take_while(|fits| *fits).count().max(1);
+    let are_more = fitting < members.len();
+    members.truncate(fitting);
+    are_more
+}
+
 impl RosterArgs {
     /// Behind whom the reply begins; `None` if that is no member's name.
     pub(super) fn after(&self) -> Option<Who> {
@@ -292,6 +308,21 @@ mod tests {
 
     fn user(name: &str) -> Who {
         Who::User(Arc::from(name))
+    }
+
+    /// U14. Users may have names of any length.
+    #[test]
+    fn a_reply_has_room_for_so_many_bytes_of_members() {
+        let named = |bytes: usize| RosterMember {
+            user: "x".repeat(bytes),
+            session: String::new(),
+            status: PresenceStatus::Online,
+        };
+        for (bytes, count, fitting) in [(100, 1000, 1000), (64 << 10, 1000, 15), (2 << 20, 3, 1), (9, 0, 0)] {
+            let mut members: Vec<_> = (0..count).map(|_| named(bytes)).collect();
+            assert_eq!(fit_into_reply(&mut members), fitting < count);
+            assert_eq!(members.len(), fitting, "{count} of {bytes} bytes");
+        }
     }
 
     fn generations() -> Generations {

@@ -25,7 +25,7 @@ use super::{
     ledger::Origin,
     presence::{
         Change, Presence, PresenceChange, PresenceMember, PresenceStatus, ROSTER_MEMBERS_MAX, RosterArgs, RosterMember,
-        RosterReply, Who,
+        RosterReply, Who, fit_into_reply,
     },
     receipt::Receipt,
     registry::Registry,
@@ -191,7 +191,8 @@ impl Registry {
         let after = args.after();
         let (presence, more) =
             self.roster(topic, after.as_ref(), ROSTER_MEMBERS_MAX).map_err(|error| error.to_string())?;
-        let members = presence.members.into_iter().map(RosterMember::from).collect();
+        let mut members = presence.members.into_iter().map(RosterMember::from).collect();
+        let more = fit_into_reply(&mut members) || more;
         Ok(RosterReply { generation: presence.generation, members, more })
     }
 
