@@ -74,13 +74,17 @@ pub(crate) enum NoRoute {
     Method,
 }
 
+/// Of a longer name, which a peer chose, a refusal says the beginning.
+const NAME_BYTES_MAX: usize = 256;
+
 impl NoRoute {
     /// Go's own words, which its clients may compare. Source: Go `server/server.go`, `handleRequest`.
     pub(crate) fn text(self, service_path: &str, service_method: &str) -> String {
-        match self {
-            Self::Service => format!("rpcx: can't find service {service_path}"),
-            Self::Method => format!("rpcx: can't find method {service_method}"),
-        }
+        let (kind, name) = match self {
+            Self::Service => ("service", service_path),
+            Self::Method => ("method", service_method),
+        };
+        format!("rpcx: can't find {kind} {}", &name[..name.floor_char_boundary(NAME_BYTES_MAX)])
     }
 }
 

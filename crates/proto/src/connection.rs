@@ -163,6 +163,13 @@ impl<W> Connection<W> {
         welcome
     }
 
+    /// The first frame of a client was passed over: no Hello comes any more.
+    pub fn take_for_plain(&mut self) {
+        if self.peer == Peer::Unknown {
+            self.peer = Peer::Plain;
+        }
+    }
+
     /// Says what a message means here, and takes the call that it answers out of the table.
     ///
     /// # Errors

@@ -45,12 +45,15 @@ pub struct Deframer {
     ready_len: u32,
     /// The beginning of a frame whose end has not arrived.
     partial: Vec<u8>,
-    /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there.
+    /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there. While a frame is passed over,
+    /// the bytes of its body that are still to come.
     partial_len: usize,
     /// The last thing that was wrong.
     wrong: Option<Box<Wrong>>,
     /// Something was wrong: nothing more is taken in.
     broken: bool,
+    /// The body that comes belongs to a frame of which nothing but the prefix is kept.
+    passing: bool,
 }
 
 #[derive(Debug)]
@@ -87,29 +90,80 @@ impl Deframer {
     }
 
     fn feed_more(&mut self, mut input: &[u8], limits: &Limits) {
+        input = self.pass_over(input);
         if !self.partial.is_empty() {
             input = self.fill_partial(input, limits);
-            if self.partial_len == 0 || self.partial.len() < self.partial_len {
-                return;
+            match self.take_finished() {
+                Some(finished) => self.finished = finished.into(),
+                None => return,
             }
-            self.partial_len = 0;
-            self.finished = std::mem::take(&mut self.partial).into();
+            input = self.pass_over(input);
         }
         let whole = self.whole_frames(input, limits);
         let (frames, rest) = input.split_at(whole);
         self.ready = Bytes::copy_from_slice(frames);
-        self.ready_len = u32::try_from(whole).unwrap_or(u32::MAX);
         if !self.broken {
-            self.fill_partial(rest, limits);
+            self.take_rest(rest, limits);
         }
+        self.ready_len = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
+    }
+
+    /// Takes in what is behind the whole frames: the beginning of one, or those that are to be passed over, and what
+    /// is behind them.
+    fn take_rest(&mut self, mut rest: &[u8], limits: &Limits) {
+        let mut ready = Vec::new();
+        loop {
+            rest = self.fill_partial(rest, limits);
+            // It is passed over: its prefix stands for it.
+            let Some(prefix) = self.take_finished() else { break };
+            if ready.is_empty() {
+                ready.extend_from_slice(&self.ready);
+            }
+            ready.extend_from_slice(&prefix);
+
+            rest = self.pass_over(rest);
+            let whole = self.whole_frames(rest, limits);
+            ready.extend_from_slice(&rest[..whole]);
+            rest = &rest[whole..];
+            if self.broken {
+                break;
+            }
+        }
+        if !ready.is_empty() {
+            self.ready = ready.into();
+        }
+    }
+
+    /// What `partial` holds, if that is a whole frame, or the prefix of one that is passed over.
+    fn take_finished(&mut self) -> Option<Vec<u8>> {
+        if self.passing {
+            return (!self.partial.is_empty()).then(|| std::mem::take(&mut self.partial));
+        }
+        if self.partial_len == 0 || self.partial.len() < self.partial_len {
+            return None;
+        }
+        self.partial_len = 0;
+        Some(std::mem::take(&mut self.partial))
+    }
+
+    /// Drops what belongs to the frame that is passed over; answers what is behind it.
+    fn pass_over<'a>(&mut self, input: &'a [u8]) -> &'a [u8] {
+        if !self.passing {
+            return input;
+        }
+        let passed = self.partial_len.min(input.len());
+        self.partial_len -= passed;
+        self.passing = self.partial_len != 0;
+        &input[passed..]
     }
 
     /// The next message; `None` when what was fed is used up.
     ///
     /// # Errors
-    /// Any [`DecodeError`]. After [`DecodeError::MetadataTooLarge`] the stream goes on behind that
-    /// frame. After any other it cannot: every later call answers `None`. Whose frame it was says
-    /// [`Self::refused`].
+    /// Any [`DecodeError`]. After [`DecodeError::MetadataTooLarge`], and after a [`DecodeError::TooLarge`] of at most
+    /// [`Limits::passed_over_bytes`], the stream goes on behind that frame, of which nothing is kept as it comes. After
+    /// any other it cannot: every later call answers `None`. Whose frame it was says [`Self::refused`], and whether the
+    /// stream goes on [`Self::is_broken`].
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
         let (frames, chunk_len) = match self.finished.is_empty() {
             true => (&mut self.ready, self.ready_len as usize),
@@ -124,12 +178,17 @@ impl Deframer {
             Ok(Some(len)) if len <= frames.len() => {
                 Message::parse(frames.split_to(len), limits).map(|message| message.in_chunk(chunk_len))
             }
-            Ok(_) => unreachable!("only whole frames are made ready"),
-            Err(error) => Err(error),
+            // These limits are not those by which it was cut.
+            Ok(_) => Err(DecodeError::Truncated { part: "body", body_len: frames.len() }),
+            Err(error) => {
+                // All that there is of a frame that is passed over.
+                let _ = frames.split_to(PREFIX_LEN.min(frames.len()));
+                Err(error)
+            }
         };
         match &parsed {
             Ok(_) => {}
-            Err(DecodeError::MetadataTooLarge { .. }) => {
+            Err(error) if is_passed_over(error, limits) => {
                 let error = self.wrong.take().and_then(|wrong| wrong.error);
                 self.wrong = Some(Box::new(Wrong { error, header }));
             }
@@ -151,7 +210,17 @@ impl Deframer {
 
     /// True in the middle of a frame: an end of the stream here loses something.
     pub fn is_mid_frame(&self) -> bool {
-        !self.partial.is_empty()
+        !self.partial.is_empty() || self.is_passing_over()
+    }
+
+    /// True in the middle of a frame that is too large, and whose bytes are dropped as they come.
+    pub fn is_passing_over(&self) -> bool {
+        self.passing
+    }
+
+    /// True once nothing more is taken in: where the next frame begins is not known.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// The header of the frame of which an error was last told: who sent it can be answered.
@@ -171,6 +240,15 @@ impl Deframer {
         self.partial.len()
     }
 
+    /// Bytes that came of a frame that is not all there. Of one that is passed over it is more than that: what grows by
+    /// each byte that comes.
+    pub fn begun_bytes(&self, limits: &Limits) -> usize {
+        match self.passing {
+            true => limits.passed_over_bytes().saturating_sub(self.partial_len) + PREFIX_LEN,
+            false => self.partial.len(),
+        }
+    }
+
     /// Moves into `partial` what it lacks, at most; answers what is left of `input`.
     fn fill_partial<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> &'a [u8] {
         if self.partial_len == 0 {
@@ -179,13 +257,16 @@ impl Deframer {
             input.advance(lacking);
             match frame_len(&self.partial, limits) {
                 Ok(len) => self.partial_len = len.unwrap_or(0),
+                Err(DecodeError::TooLarge { len, .. }) if len <= limits.passed_over_bytes() => {
+                    (self.partial_len, self.passing) = (len, true);
+                }
                 Err(error) => {
                     let header = self.partial.first_chunk().and_then(Header::from_bytes);
                     self.fail(Some(error), header);
                 }
             }
         }
-        if self.partial_len != 0 {
+        if self.partial_len != 0 && !self.passing {
             let lacking = (self.partial_len - self.partial.len()).min(input.len());
             self.keep(&input[..lacking]);
             input.advance(lacking);
@@ -210,6 +291,7 @@ impl Deframer {
             match frame_len(&input[at..], limits) {
                 Ok(Some(len)) if len <= input.len() - at => at += len,
                 Ok(_) => return at,
+                Err(DecodeError::TooLarge { len, .. }) if len <= limits.passed_over_bytes() => return at,
                 Err(error) => {
                     self.fail(Some(error), input[at..].first_chunk().and_then(Header::from_bytes));
                     return at;
@@ -223,6 +305,16 @@ impl Deframer {
         self.broken = true;
         self.partial = Vec::new();
         self.partial_len = 0;
+        self.passing = false;
+    }
+}
+
+/// True if this costs its frame only: where the next one begins is known.
+fn is_passed_over(error: &DecodeError, limits: &Limits) -> bool {
+    match error {
+        DecodeError::MetadataTooLarge { .. } => true,
+        DecodeError::TooLarge { len, .. } => *len <= limits.passed_over_bytes(),
+        _ => false,
     }
 }
 
@@ -303,6 +395,42 @@ mod tests {
         deframer.feed(&[0; 4096], &limits);
         assert!(deframer.partial.capacity() < 16 << 10, "{}", deframer.partial.capacity());
         assert!(deframer.is_mid_frame());
+    }
+
+    /// A frame beyond the limit costs nothing but itself: its bytes are dropped as they come, in whatever pieces, and its
+    /// header is known. Beyond sixteen times the limit the stream ends.
+    #[test]
+    fn a_frame_that_is_too_large_is_passed_over() {
+        let limits = Limits::default().body_bytes_max(100);
+        let too_large = [push(2, &[2; 400]), push(4, &[4; 85]), push(5, &[5; 1500])];
+        let small = [push(1, b"a"), push(3, b"b"), push(6, b"c")];
+        let order = [&small[0], &too_large[0], &small[1], &too_large[1], &too_large[2], &small[2]];
+        let stream = order.map(|frame| &frame[..]).concat();
+        for size in 1..=stream.len() {
+            let (mut deframer, mut told) = (Deframer::new(), Vec::new());
+            for piece in stream.chunks(size) {
+                deframer.feed(piece, &limits);
+                assert!(deframer.partial_bytes() <= 116, "pieces of {size}");
+                while !deframer.is_drained() {
+                    match deframer.next_message(&limits) {
+                        Ok(Some(message)) => told.push((message.header().seq().get(), true)),
+                        Ok(None) => break,
+                        Err(DecodeError::TooLarge { .. }) => {
+                            told.push((deframer.refused().expect("it has a header").seq().get(), false));
+                        }
+                        Err(error) => panic!("pieces of {size}: {error}"),
+                    }
+                }
+            }
+            let expected = [(1, true), (2, false), (3, true), (4, false), (5, false), (6, true)];
+            assert_eq!(told, expected, "pieces of {size}");
+            assert!(!deframer.is_broken() && !deframer.is_mid_frame(), "pieces of {size}");
+        }
+
+        let mut deframer = Deframer::new();
+        deframer.feed(&push(1, &[0; 1600]), &limits);
+        assert!(matches!(deframer.next_message(&limits), Err(DecodeError::TooLarge { .. })));
+        assert!(deframer.is_broken());
     }
 
     /// Between frames nothing is held.

@@ -6,7 +6,8 @@ use crate::{CompressType, Seq};
 ///
 /// An error of [`Deframer`](crate::Deframer) or [`Message::parse`](crate::Message::parse) ends the
 /// connection: where the next frame begins is no longer known. [`Self::MetadataTooLarge`] costs that
-/// frame only, of which the end is known. [`Self::UnknownCompression`],
+/// frame only, of which the end is known, and so does [`Self::TooLarge`] up to
+/// [`Limits::passed_over_bytes`](crate::Limits::passed_over_bytes). [`Self::UnknownCompression`],
 /// [`Self::Gzip`] and [`Self::DecompressedTooLarge`] come from
 /// [`Message::payload`](crate::Message::payload) and cost that one message.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

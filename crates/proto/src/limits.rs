@@ -22,6 +22,9 @@ const BODY_BYTES_CEILING: usize = {
     if buffer < u32::MAX as usize { buffer } else { u32::MAX as usize }
 };
 
+/// A frame that is too large is passed over up to so many times `body_bytes_max`.
+const PASSED_OVER_TIMES: usize = 16;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -40,6 +43,8 @@ impl Limits {
     ///
     /// Go's `protocol.MaxMessageLength` is this without a default: a lone prefix makes Go take up
     /// to 4 GiB.
+    ///
+    /// A frame beyond it is passed over: its bytes are dropped as they come, up to [`Self::passed_over_bytes`].
     ///
     /// At most what the wire and a buffer can hold: 4 GiB less one byte, or on a 32-bit machine 2
     /// GiB less the prefix. More is taken for that.
@@ -84,6 +89,12 @@ impl Limits {
     /// See [`Self::body_bytes_max`].
     pub fn body_bytes(&self) -> usize {
         self.body_bytes_max
+    }
+
+    /// Most bytes of a body that is too large and passed over; of a larger one the stream ends. Sixteen times
+    /// [`Self::body_bytes_max`].
+    pub fn passed_over_bytes(&self) -> usize {
+        self.body_bytes_max.saturating_mul(PASSED_OVER_TIMES)
     }
 
     /// See [`Self::decompressed_bytes_max`].

@@ -283,7 +283,10 @@ impl Connection {
             (header.with_seq(seq), metadata)
         };
         let parts = FrameParts { header, names, metadata, payload_len };
-        let added = state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds());
+        let added = match state.check_limit_of_peer(parts.body_len()) {
+            Ok(()) => state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds()),
+            Err(error) => Err(Refused::TooLarge(error)),
+        };
         match added {
             Ok(number) => {
                 if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {

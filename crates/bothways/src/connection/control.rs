@@ -80,34 +80,34 @@ impl Connection {
         let waits = pushes_before.is_some_and(|before| before.kept != now.kept);
         let waits = waits && !then_welcome && state.may_hold_replies();
         let bounds = shared.settings.bounds();
-        let add = |state: &mut Locked<'_>, parts: &FrameParts<'_>, payload: &Bytes| match waits {
-            false => state.outbox.add(lane, parts, payload, self.limits(), &bounds),
-            true => state.outbox.hold_reply(parts, payload, self.limits(), &bounds),
+        let add = |state: &mut Locked<'_>, parts: &FrameParts<'_>, payload: &Bytes, limits: &Limits| match waits {
+            false => state.outbox.add(lane, parts, payload, limits, &bounds),
+            true => state.outbox.hold_reply(parts, payload, limits, &bounds),
         };
-        let names = request.names();
-        let parts = FrameParts { header, names, metadata: &metadata, payload_len: payload.len() };
-        let mut added = add(&mut state, &parts, &payload);
+        let parts = FrameParts { header, names: request.names(), metadata: &metadata, payload_len: payload.len() };
+        let mut added = match state.check_limit_of_peer(parts.body_len()) {
+            Ok(()) => add(&mut state, &parts, &payload, self.limits()),
+            Err(error) => Err(Refused::TooLarge(error)),
+        };
         let failure = match &added {
-            Err(Refused::TooLarge(error)) => Some((error.to_string(), names)),
-            // Without the names of its request, which may be long.
+            Err(Refused::TooLarge(error)) => Some(error.to_string()),
             Err(Refused::Full { bytes, .. }) => {
-                let why = format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)");
-                Some((why, Names::new("", "")))
+                Some(format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)"))
             }
             Err(Refused::AllFull { bytes, .. }) => {
-                let why = format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)");
                 if let Some(left_out) = shared.settings.load.told_no_room.due() {
                     tracing::warn!(peer = self.peer_address(), bytes, left_out, "a reply found no room");
                 }
-                Some((why, Names::new("", "")))
+                Some(format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)"))
             }
             _ => None,
         };
-        if let Some((why, names)) = failure {
-            let metadata = Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {why}"));
+        if let Some(why) = failure {
+            let metadata = refusal_of(&metadata, &why);
             let header = request.header().reply().with_status(Status::ERROR);
-            let parts = FrameParts { header, names, metadata: &metadata, payload_len: 0 };
-            added = add(&mut state, &parts, &Bytes::new());
+            // Without the names of its request, which may be long: this one fits.
+            let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: 0 };
+            added = add(&mut state, &parts, &Bytes::new(), &Limits::default());
         }
         if !waits && pushes_before.is_some_and(|before| before.added != now.added) {
             state.outbox.last_reply_behind_pushes();
@@ -126,16 +126,56 @@ impl Connection {
             shared.inlet.handle_held(self, self.held_reply(*number));
         }
         if let Err(error) = added {
-            tracing::warn!(connection = %self.id(), %error, "a reply was lost");
+            if let Some(left_out) = shared.settings.load.told_lost.due() {
+                tracing::warn!(connection = %self.id(), %error, left_out, "a reply was lost");
+            }
         } else if let Some(reason) = then_close {
             self.close_after_flush(*reason);
         }
     }
 
-    /// A frame of the peer was passed over: whoever waits for it, or for its answer, is told why.
-    pub(super) fn refuse_frame_of(&self, header: Option<Header>, error: DecodeError) {
-        let Some(header) = header else { return };
-        tracing::debug!(connection = %self.id(), %error, "a frame was passed over");
+    /// A frame of the peer is passed over: whoever waits for it, or for its answer, is told why. `Err`: it ends the
+    /// connection.
+    pub(super) fn pass_over(&self, header: Option<Header>, error: DecodeError) -> Result<(), CloseReason> {
+        let Some(header) = header else { return Err(error.into()) };
+        let is_too_large = matches!(error, DecodeError::TooLarge { .. });
+        if is_too_large && !self.passes_over_large(header)? {
+            return Err(error.into());
+        }
+        match self.shared.settings.load.told_passed_over.due().filter(|_| is_too_large) {
+            Some(left_out) => {
+                let peer = self.peer_address();
+                tracing::warn!(connection = %self.id(), peer, %error, left_out, "a frame was passed over");
+            }
+            None => tracing::debug!(connection = %self.id(), %error, "a frame was passed over"),
+        }
+        self.refuse_frame_of(header, error);
+        Ok(())
+    }
+
+    /// True if a frame that is too large costs nothing but itself. Not before a token was accepted, and not where such
+    /// a frame would end the connection whatever its size.
+    fn passes_over_large(&self, header: Header) -> Result<bool, CloseReason> {
+        let (role, peer, takes_calls) = {
+            let state = self.shared.state.lock();
+            (state.proto.role(), state.proto.peer(), state.proto.peer_can(Capabilities::CALLS))
+        };
+        let is_called = header.kind() == MessageKind::Request && !header.is_oneway();
+        let is_asked = match role {
+            Role::Client => !is_called || takes_calls,
+            Role::Server => header.kind() == MessageKind::Request || takes_calls,
+        };
+        if !self.is_trusted() || header.is_heartbeat() || !is_asked {
+            return Ok(false);
+        }
+        if role == Role::Server && peer == Peer::Unknown {
+            self.admit(&Message::new(header, "", "", &Metadata::new(), &[]))?;
+            self.shared.state.lock().proto.take_for_plain();
+        }
+        Ok(true)
+    }
+
+    fn refuse_frame_of(&self, header: Header, error: DecodeError) {
         match header.kind() {
             MessageKind::Request if header.is_oneway() => {
                 self.shared.inlet.handle_passed_over(self, header.seq());
@@ -264,6 +304,7 @@ impl Connection {
     pub(super) fn say_hello(&self, mut metadata: Metadata) {
         let mut state = self.shared.state.lock();
         proto::Hello { version: proto::VERSION, capabilities: self.shared.settings.capabilities }.put(&mut metadata);
+        metadata.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
         self.heartbeat(&mut state, Waiter::Hello, &metadata);
     }
 
@@ -296,6 +337,24 @@ pub(super) struct AfterWelcome {
 /// Most bytes of a text that goes with a Goodbye or with the refusal of a Hello: what applications say to people, and it
 /// must find room in metadata.
 const WHY_BYTES_MAX: usize = 4 << 10;
+
+/// Most bytes of the text of a reply that did not fit, as it goes with the refusal that takes its place.
+const CUT_TEXT_BYTES: usize = 512;
+
+/// What is said in place of a reply with these pairs that cannot be sent: if it is a failure, what kind of one, and the
+/// beginning of its text.
+fn refusal_of(reply: &Metadata, why: &str) -> Metadata {
+    let Some(text) = reply.get(keys::ERROR) else {
+        return Metadata::new().with(keys::ERROR, format!("the reply cannot be sent: {why}"));
+    };
+    let beginning = &text[..text.floor_char_boundary(CUT_TEXT_BYTES)];
+    let cut = if beginning.len() < text.len() { "…" } else { "" };
+    let mut refusal = Metadata::new().with(keys::ERROR, format!("{beginning}{cut} (cut: {why})"));
+    if let Some(code) = reply.get(keys::ERROR_CODE) {
+        refusal.insert(keys::ERROR_CODE, code);
+    }
+    refusal
+}
 
 /// As much of a text as goes with a control frame.
 pub(super) fn cut(text: &str) -> &str {

@@ -35,8 +35,8 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 
-    /// A request that wants no reply was passed over: it has more metadata than the limits allow, and nothing but its
-    /// number is known.
+    /// A request that wants no reply was passed over: it is larger, or has more metadata, than the limits allow, and
+    /// nothing but its number is known.
     fn handle_passed_over(&self, connection: &Connection, _: Seq) {
         connection.count_refused_oneway();
     }
@@ -151,6 +151,10 @@ pub(crate) struct Load {
     outgoing: Outgoing,
     /// Replies that found no room there.
     pub(super) told_no_room: Calm,
+    /// Frames that were larger than this side takes, what was larger than a peer takes, and replies that were lost.
+    pub(super) told_passed_over: Calm,
+    pub(super) told_too_large: Calm,
+    pub(super) told_lost: Calm,
     /// Woken when nothing runs any more, and when nobody is to be told any more.
     idle: Notify,
 }
@@ -167,6 +171,9 @@ impl Load {
             partial_bytes_max: 256 << 20,
             outgoing: Outgoing::new(usize::MAX),
             told_no_room: Calm::default(),
+            told_passed_over: Calm::default(),
+            told_too_large: Calm::default(),
+            told_lost: Calm::default(),
             idle: Notify::new(),
         }
     }
@@ -708,6 +715,7 @@ impl Connection {
                 let welcome = {
                     let mut state = self.shared.state.lock();
                     state.set_methods(methods);
+                    state.note_limit_of_peer(&said, self.limits());
                     state.proto.welcome(hello, self.shared.settings.capabilities)
                 };
                 sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
@@ -720,6 +728,7 @@ impl Connection {
                     }
                 };
                 welcome.put(&mut pairs);
+                pairs.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
                 Message::new(header, "", "", &pairs, &[])
             }
             Err(NotLetIn::NotNow { text, retry_after }) => {

@@ -158,13 +158,13 @@ impl Driver {
             let message = match self.deframer.next_message(&shared.settings.limits) {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
-                Err(error @ DecodeError::MetadataTooLarge { .. }) => {
+                Err(error) if self.deframer.is_broken() => return Err(error.into()),
+                Err(error) => {
                     drop(state);
                     self.messages = self.messages.wrapping_add(1);
-                    self.connection.refuse_frame_of(self.deframer.refused(), error);
+                    self.connection.pass_over(self.deframer.refused(), error)?;
                     continue;
                 }
-                Err(error) => return Err(error.into()),
             };
             self.messages = self.messages.wrapping_add(1);
             let are_more = !self.deframer.is_drained();
@@ -221,11 +221,13 @@ impl Driver {
 
     /// Tells the watch of the frame that is not all there, or that there is none.
     fn note_partial(&mut self) {
-        let bytes = self.deframer.partial_bytes();
+        let bytes = self.deframer.begun_bytes(self.connection.limits());
         if bytes != 0 || self.is_noted {
             self.is_noted = bytes != 0;
+            // One that is passed over was counted already: the next one is another.
+            let number = if self.deframer.is_passing_over() { !self.messages } else { self.messages };
             let mut state = self.connection.shared.state.lock();
-            state.seldom().note_frame(self.messages, bytes);
+            state.seldom().note_frame(number, bytes);
         }
     }
 
@@ -630,6 +632,9 @@ fn handle_message<'a>(
             Waiter::Hello => {
                 let welcomed = state.proto.handle_welcome(&message).is_some();
                 let metadata = message.metadata();
+                if welcomed {
+                    state.note_limit_of_peer(&metadata, &connection.shared.settings.limits);
+                }
                 if let Some(refusal) = refusal_of_hello(&message, &metadata) {
                     state.drain(refusal);
                     drop(state);

@@ -64,7 +64,10 @@ use std::{
     },
 };
 
-use bothways_proto::{self as proto, Capabilities, Inbound, Limits, Message, Metadata, Peer, Role, Seq, keys};
+use bothways_proto::{
+    self as proto, Capabilities, EncodeError, Inbound, Limits, Message, Metadata, PREFIX_LEN, Peer, Role, Seq, keys,
+};
+use bytes::Bytes;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 use self::control::AfterWelcome;
@@ -246,6 +249,8 @@ struct Seldom {
     pace: Option<Box<Pace>>,
     /// The frame that has begun and is not all there.
     frame: Option<BegunFrame>,
+    /// Most bytes of a frame's body that the peer takes, if that is less than this side sends.
+    peer_body_max: Option<usize>,
     /// Its part of the room for unpacked payloads.
     unpacking: Option<Share>,
     /// What the client has said to handle; `None`: nothing, and it is asked.
@@ -272,6 +277,31 @@ impl State {
             && matches!(message.service_method(), keys::ENABLE | keys::RESUME);
         self.has_asked = !begins_session;
         self.has_asked
+    }
+
+    /// Notes how large a frame's body may be, if the peer has said so.
+    fn note_limit_of_peer(&mut self, said: &Metadata, own: &Limits) {
+        let max = said.get(keys::BODY_BYTES_MAX).and_then(|max| max.parse().ok());
+        if let Some(max) = max.filter(|max: &usize| *max < own.body_bytes()) {
+            self.seldom().peer_body_max = Some(max);
+        }
+    }
+
+    /// `Err`: the peer has said that it takes no frame with such a body.
+    fn check_limit_of_peer(&self, len: usize) -> Result<(), EncodeError> {
+        match self.seldom.as_ref().and_then(|seldom| seldom.peer_body_max) {
+            Some(max) if max < len => Err(EncodeError::TooLarge { len, max }),
+            _ => Ok(()),
+        }
+    }
+
+    fn has_limit_of_peer(&self) -> bool {
+        self.seldom.as_ref().is_some_and(|seldom| seldom.peer_body_max.is_some())
+    }
+
+    /// As [`Self::check_limit_of_peer`], of a frame that is encoded already.
+    fn check_frame(&self, frame: &Bytes) -> Result<(), EncodeError> {
+        self.check_limit_of_peer(frame.len().saturating_sub(PREFIX_LEN))
     }
 
     fn seldom(&mut self) -> &mut Seldom {

@@ -85,6 +85,8 @@ pub struct FanOut {
     pub full: usize,
     /// Connections that are over.
     pub closed: usize,
+    /// Connections whose peers have said that they take nothing so large.
+    pub too_large: usize,
 }
 
 /// Sends pushes that were encoded once to many connections: first all are queued, then each
@@ -123,7 +125,7 @@ impl Connection {
     /// # Errors
     /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
     /// - [`PushError::Closed`]: the connection is over.
-    /// - [`PushError::TooLarge`]: the message is beyond `body_bytes_max`.
+    /// - [`PushError::TooLarge`]: the message is beyond `body_bytes_max`, of this side or of the peer.
     /// - [`PushError::ReservedMetadata`]: a key begins with `_bw.`, or the path is `_bothways`.
     ///
     /// In each case nothing was queued.
@@ -168,6 +170,7 @@ impl Connection {
     pub fn queue(&self, frame: &PushFrame) -> Result<(), PushError> {
         let mut state = self.shared.state.lock();
         state.check_open()?;
+        state.check_frame(&frame.0)?;
         let added = state.outbox.add_frame(Lane::Push, &frame.0, &self.shared.settings.bounds());
         self.check_added(&mut state, added)?;
         self.write_if_much(state);
@@ -178,7 +181,7 @@ impl Connection {
     fn fan_out_to(&self, frames: &[PushFrame], joined: Option<&Bytes>, outcome: &mut FanOut) {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
-        let is_open = matches!(state.phase, Phase::Open);
+        let is_open = matches!(state.phase, Phase::Open) && !state.has_limit_of_peer();
         if joined.is_some_and(|joined| is_open && state.outbox.add_joined_pushes(joined, frames.len())) {
             outcome.queued += frames.len();
         } else {
@@ -188,6 +191,10 @@ impl Connection {
                 if !matches!(state.phase, Phase::Open) {
                     outcome.closed += frames.len() - done;
                     break;
+                }
+                if state.check_frame(&frame.0).is_err() {
+                    outcome.too_large += 1;
+                    continue;
                 }
                 let added = state.outbox.add_frame(Lane::Push, &frame.0, &bounds);
                 match self.check_added(&mut state, added) {
@@ -214,6 +221,7 @@ impl Connection {
     pub(crate) fn queue_as(&self, frame: &Bytes, seq: Seq) -> Result<u64, PushError> {
         let mut state = self.shared.state.lock();
         state.check_open()?;
+        state.check_frame(frame)?;
         let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &self.shared.settings.bounds());
         self.check_added(&mut state, added)?;
         Ok(state.outbox.pushes_added())
@@ -228,6 +236,13 @@ impl Connection {
     /// Queues the notice that the push of this number does not come. Answers as [`Self::queue_as`].
     pub(crate) fn queue_skip(&self, seq: Seq) -> Result<u64, PushError> {
         self.queue_notice(keys::SKIP, &Metadata::new(), seq)
+    }
+
+    /// A push of a session is larger than its client takes.
+    pub(crate) fn tell_too_large(&self, error: &PushError) {
+        if let Some(left_out) = self.shared.settings.load.told_too_large.due() {
+            tracing::warn!(peer = self.peer_address(), %error, left_out, "a push is larger than its client takes");
+        }
     }
 
     fn queue_notice(&self, service_method: &str, metadata: &Metadata, seq: Seq) -> Result<u64, PushError> {
@@ -280,6 +295,7 @@ impl Connection {
         let header = Header::oneway(state.proto.next_push(), serialize);
         let names = Names::new(service_path, service_method);
         let parts = FrameParts { header, names, metadata, payload_len: payload.len() };
+        state.check_limit_of_peer(parts.body_len())?;
         let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
         self.check_added(&mut state, added)?;
         self.write_if_much(state);

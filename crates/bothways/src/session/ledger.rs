@@ -136,7 +136,7 @@ impl Entry {
 pub(super) enum Next {
     /// This frame, with this offset; 0 if it is not tracked.
     Frame { frame: Bytes, offset: u64 },
-    /// A notice that what had this offset has expired, and does not come again.
+    /// A notice that what had this offset has expired, or is larger than the client takes, and does not come again.
     Skip { offset: u64 },
     /// A notice that this many pushes were dropped for want of room since the session began.
     Gap { missed: u64 },
@@ -358,6 +358,12 @@ impl Ledger {
     /// Tracked pushes that are still to be sent again, or to be skipped.
     pub(super) fn unrepeated(&self) -> usize {
         self.book().map_or(0, Book::unrepeated)
+    }
+
+    /// What `next` gave last is larger than the client takes: it failed, and a notice goes under its offset, if it has
+    /// one.
+    pub(super) fn fail_last(&mut self, offset: u64) {
+        self.open().fail_last(offset);
     }
 
     /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.

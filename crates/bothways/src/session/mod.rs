@@ -449,6 +449,9 @@ impl Session {
 
     /// Pushes to this session. Never waits for the client.
     ///
+    /// What is larger than the client has said to take ends as
+    /// [`Failed(BadArguments)`](Failure::BadArguments) when it would be sent.
+    ///
     /// # Errors
     /// [`PushError::TooLarge`] and [`PushError::ReservedMetadata`]: nothing was queued.
     pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
@@ -597,12 +600,22 @@ impl Session {
         let (now, room) = (self.now(), state.ledger.room());
         let mut is_added = false;
         // Callers and payloads are the application's: not under this lock.
-        let mut ended = None;
+        let (mut ended, mut too_large) = (None, None);
         while connection.has_room() {
             let Some(next) = state.ledger.next(now) else { break };
             is_added = true;
             let added = match next {
-                Next::Frame { frame, offset } => connection.queue_as(&frame, Seq::of_push(offset)),
+                Next::Frame { frame, offset } => match connection.queue_as(&frame, Seq::of_push(offset)) {
+                    Err(error @ PushError::TooLarge(_)) => {
+                        too_large = Some(error);
+                        state.ledger.fail_last(offset);
+                        if offset == 0 {
+                            continue;
+                        }
+                        connection.queue_skip(Seq::of_push(offset))
+                    }
+                    added => added,
+                },
                 Next::Skip { offset } => connection.queue_skip(Seq::of_push(offset)),
                 Next::Gap { missed } => {
                     self.inner.trail.note(What::GapTold(missed));
@@ -620,6 +633,9 @@ impl Session {
         let is_freed = room < state.ledger.room();
         drop(state);
         drop(ended);
+        if let Some(error) = too_large {
+            connection.tell_too_large(&error);
+        }
         if is_freed {
             // A plain client's pushes leave the log here, and whatever has expired.
             self.inner.changed.notify_waiters();

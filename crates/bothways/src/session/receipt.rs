@@ -75,7 +75,7 @@ pub enum Stage {
 pub enum Failure {
     /// Nobody there takes messages of this name, or any. What a client announced that it does not take is not sent.
     NoHandler,
-    /// The handler could not decode it.
+    /// The handler could not decode it; or it is larger than the client takes, and nothing of it was kept.
     BadArguments,
     /// The handler returned an error, or the application called
     /// [`ServerMessage::fail`](crate::ServerMessage::fail).

@@ -217,8 +217,8 @@ async fn metadata_of_a_reply_is_bounded() {
     }
 }
 
-/// F82. A request that is too large is answered with the limit before its connection ends, also if its body never
-/// comes, and with what ran before it.
+/// F82. A request that is too large is answered with the limit, also if its body never comes, and with what ran before
+/// it. The connection ends if the rest stays away.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_too_large_is_answered() {
     for cancel in [false, true] {

@@ -47,6 +47,7 @@ mod slow_clients;
 mod support;
 #[cfg(feature = "testing")]
 mod testing;
+mod too_large;
 mod topic_promises;
 mod topics;
 mod trust;

@@ -11,7 +11,7 @@ use crate::session::{
     acks::End,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
     push::{Class, Priority},
-    receipt::{DropReason, Stage, Ticket},
+    receipt::{DropReason, Failure, Stage, Ticket},
 };
 
 /// See the module.
@@ -512,7 +512,8 @@ impl Book {
             keyed = entry.keyed.take();
         }
         let next = match entry.ticket.stage() {
-            Stage::Expired => Next::Skip { offset: at },
+            // The others that failed are gone.
+            Stage::Expired | Stage::Failed(_) => Next::Skip { offset: at },
             _ => Next::Frame { frame: entry.frame.clone(), offset: at },
         };
         let class = entry.class.clone();
@@ -708,6 +709,27 @@ impl Book {
         while self.drop_oldest_fire_as(DropReason::Disconnected) {}
         let lost = std::mem::take(&mut self.unconfirmed);
         self.unsent.miss_all(lost);
+    }
+
+    /// As [`Ledger::fail_last`](super::Ledger::fail_last).
+    pub(super) fn fail_last(&mut self, offset: u64) {
+        let end = Stage::Failed(Failure::BadArguments);
+        if offset == 0 {
+            if let Some(Unwritten::Fire(mut ticket, keyed)) = self.unwritten.pop_back() {
+                ticket.advance(end);
+                self.free_key(keyed.as_ref());
+            }
+            return;
+        }
+        let Some(sent) = self.sent_mut(offset) else { return };
+        let entry = &mut sent.entry;
+        entry.ticket.advance(end);
+        // Its place stays, for who comes back without the notice.
+        let (freed, keyed) = (std::mem::take(&mut entry.frame).len(), entry.keyed.take());
+        let class = entry.class.clone();
+        self.log_of(&class).1 -= freed;
+        self.terms.give_back(freed);
+        self.free_key(keyed.as_ref());
     }
 
     /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
