@@ -240,6 +240,8 @@ impl Outbox {
         let progress = &mut self.counted.get_or_insert_default().pushes;
         progress.added += pushes as u64;
         progress.on_wire = progress.added;
+        let number = progress.added;
+        self.wire.get_or_insert_default().note_push(number);
         true
     }
 
@@ -297,6 +299,15 @@ impl Outbox {
         self.counted.as_ref().map_or(0, |counted| counted.pushes.written)
     }
 
+    /// The number of the last push that the kernel may have whole.
+    pub(super) fn pushes_begun(&self) -> u64 {
+        let pushes = self.counted.as_ref().map(|counted| &counted.pushes);
+        pushes.map_or(0, |pushes| match self.writer {
+            Writer::Busy => pushes.under_way.max(pushes.written),
+            _ => pushes.written,
+        })
+    }
+
     /// How many pushes the rule for a full queue dropped.
     pub(super) fn pushes_dropped(&self) -> u64 {
         self.counted.as_ref().map_or(0, |counted| counted.pushes_dropped)
@@ -322,6 +333,9 @@ impl Outbox {
             }
             if wire.is_empty() {
                 pushes.written = pushes.under_way;
+                wire.forget_pushes();
+            } else if let Some(number) = wire.pushes_gone() {
+                pushes.written = number;
             }
         }
         match &mut self.wire {
@@ -506,10 +520,14 @@ impl Outbox {
             Lane::Call | Lane::Push => self.counted.get_or_insert_default(),
             Lane::Control | Lane::Reply => return self.counted.as_ref().map_or(0, |counted| counted.calls.added),
         };
-        let progress = if lane == Lane::Call { &mut counted.calls } else { &mut counted.pushes };
+        let is_push = lane == Lane::Push;
+        let progress = if is_push { &mut counted.pushes } else { &mut counted.calls };
         progress.added += 1;
         if on_wire {
             progress.on_wire = progress.added;
+            if let Some(wire) = self.wire.as_mut().filter(|_| is_push) {
+                wire.note_push(progress.added);
+            }
         }
         counted.calls.added
     }
@@ -527,6 +545,9 @@ impl Outbox {
                 }
             }
             wire.push_frame(entry.head, entry.body, entry.owned);
+            if entry.lane == Lane::Push {
+                wire.note_push(entry.push);
+            }
         }
     }
 }

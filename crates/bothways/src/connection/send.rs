@@ -257,6 +257,11 @@ impl Connection {
         self.shared.state.lock().outbox.pushes_written()
     }
 
+    /// Where that counter stood behind the last push of which the kernel may have all, as a write is under way.
+    pub(crate) fn pushes_begun(&self) -> u64 {
+        self.shared.state.lock().outbox.pushes_begun()
+    }
+
     /// Asks for [`Inlet::handle_room`], once, when everything is written. False: it is written already, and nobody
     /// will be told. `keeps`: the caller has more for it. The caller may hold locks of the layer above.
     pub(crate) fn tell_of_room(&self, keeps: bool) -> bool {

@@ -25,6 +25,9 @@ const SLICES: usize = 16;
 /// Capacity of `flat` above which it is given back between writes. 256 KiB: four times what is usually under way.
 const FLAT_BYTES_KEPT: usize = 4 * WIRE_BYTES;
 
+/// Places for ends of pushes above which they are given back between writes. 256: of a usual burst.
+const PUSHES_KEPT: usize = 256;
+
 /// Bytes in their final order: `flat` first, then `tail`.
 #[derive(Debug, Default)]
 pub(super) struct Wire {
@@ -35,6 +38,19 @@ pub(super) struct Wire {
     bytes: usize,
     /// Of these at most so many are this connection's alone, and not in `flat`.
     owned: usize,
+    /// Bytes that have gone.
+    gone: u64,
+    /// Where the last push ends, counted as `gone` is, and where those before it end: what is left of a write that was
+    /// not taken whole says which have gone.
+    last_push: Option<PushEnd>,
+    pushes: VecDeque<PushEnd>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PushEnd {
+    at: u64,
+    /// The number of the push.
+    number: u64,
 }
 
 impl Wire {
@@ -89,6 +105,7 @@ impl Wire {
     }
 
     fn advance(&mut self, mut n: usize) {
+        self.gone += n as u64;
         self.bytes -= n;
         self.owned = self.owned.min(self.bytes);
         let of_flat = n.min(self.flat.len() - self.written);
@@ -169,8 +186,48 @@ impl Wire {
         self.bytes += bytes;
     }
 
+    /// What was put here last is the push of this number. A lone push takes no memory.
+    pub(super) fn note_push(&mut self, number: u64) {
+        self.add_push(PushEnd { at: self.gone + self.bytes as u64, number });
+    }
+
+    fn add_push(&mut self, end: PushEnd) {
+        if let Some(before) = self.last_push.replace(end)
+            && self.gone < before.at
+        {
+            self.pushes.push_back(before);
+        }
+    }
+
+    /// The number of the last push that has gone whole since this was asked last.
+    pub(super) fn pushes_gone(&mut self) -> Option<u64> {
+        let is_gone = |end: &PushEnd| end.at <= self.gone;
+        let mut last = None;
+        while let Some(end) = self.pushes.front().filter(|end| is_gone(end)) {
+            last = Some(end.number);
+            self.pushes.pop_front();
+        }
+        if self.last_push.as_ref().is_some_and(is_gone) {
+            last = self.last_push.take().map(|end| end.number);
+        }
+        last
+    }
+
+    /// All has gone, and its pushes are counted.
+    pub(super) fn forget_pushes(&mut self) {
+        self.last_push = None;
+        self.pushes.clear();
+        if PUSHES_KEPT < self.pushes.capacity() {
+            self.pushes = VecDeque::new();
+        }
+    }
+
     /// Puts what came meanwhile behind what was not written.
     pub(super) fn append(&mut self, newer: Self) {
+        let end = self.gone + self.bytes as u64;
+        for push in newer.pushes.into_iter().chain(newer.last_push) {
+            self.add_push(PushEnd { at: end + (push.at - newer.gone), ..push });
+        }
         self.bytes += newer.bytes;
         self.owned += newer.owned;
         if self.tail.is_empty() {
@@ -251,6 +308,33 @@ mod tests {
         }
         let seen = wire.write_with(0, |slices| slices.iter().map(|slice| slice[0]).collect::<Vec<_>>(), |_| 0);
         assert_eq!(seen, (0..SLICES as u8).collect::<Vec<_>>());
+    }
+
+    /// Of what a socket took in part, each push that it has whole is known, also of what was added meanwhile.
+    #[test]
+    fn pushes_are_counted_as_they_go() {
+        let mut wire = Wire::default();
+        for number in 1..=3 {
+            wire.push_flat(&[7; 10]);
+            wire.note_push(number);
+        }
+        let mut newer = Wire::default();
+        for number in 4..=5 {
+            newer.push_flat(&[7; 10]);
+            newer.note_push(number);
+        }
+        newer.push_flat(&[8; 10]);
+        let gone = |wire: &mut Wire, bytes| {
+            let mut left = bytes;
+            while 0 < left {
+                left -= take(wire, left);
+            }
+            wire.pushes_gone()
+        };
+        assert_eq!([gone(&mut wire, 9), gone(&mut wire, 1), gone(&mut wire, 9)], [None, Some(1), None]);
+        wire.append(newer);
+        assert_eq!([gone(&mut wire, 12), gone(&mut wire, 18), gone(&mut wire, 1)], [Some(3), Some(4), Some(5)]);
+        assert_eq!((wire.bytes(), wire.pushes.len()), (10, 0));
     }
 
     /// A payload is copied below the bound and shared from it on.

@@ -52,6 +52,9 @@ pub(super) struct Keyed {
 pub(super) struct Holder(usize);
 
 impl Holder {
+    /// One that was written, of which nothing more will be known.
+    pub(super) const SETTLED: Self = Self(0);
+
     pub(super) fn of(push: &Arc<Keyed>) -> Self {
         Self(Arc::as_ptr(push).addr())
     }
@@ -69,6 +72,16 @@ struct Taken {
     order: VecDeque<(KeyHash, Holder)>,
 }
 
+impl Taken {
+    /// What is asked for was taken lately, nearly always.
+    fn place_of(&self, key: KeyHash, holder: Holder) -> Option<usize> {
+        if !self.set.contains(&key) {
+            return None;
+        }
+        self.order.iter().rposition(|held| *held == (key, holder))
+    }
+}
+
 impl TakenKeys {
     pub(super) fn contains(&self, key: KeyHash) -> bool {
         self.taken.as_ref().is_some_and(|taken| taken.set.contains(&key))
@@ -77,7 +90,7 @@ impl TakenKeys {
     /// Which push has taken this key.
     pub(super) fn holder(&self, key: KeyHash) -> Option<Holder> {
         let taken = self.taken.as_ref().filter(|taken| taken.set.contains(&key))?;
-        taken.order.iter().find(|(other, _)| *other == key).map(|(_, holder)| *holder)
+        taken.order.iter().rev().find(|(other, _)| *other == key).map(|(_, holder)| *holder)
     }
 
     /// Takes a key that is free; of more than `max` the oldest is forgotten.
@@ -100,13 +113,36 @@ impl TakenKeys {
     /// the key since, it stays that one's.
     pub(super) fn free(&mut self, key: KeyHash, holder: Holder) {
         let Some(taken) = &mut self.taken else { return };
-        if taken.set.contains(&key)
-            && let Some(at) = taken.order.iter().position(|held| *held == (key, holder))
-        {
+        if let Some(at) = taken.place_of(key, holder) {
             taken.order.remove(at);
             taken.set.remove(&key);
         }
         if taken.order.is_empty() {
+            self.taken = None;
+        }
+    }
+
+    /// What took this key was written, and nothing more will be known of it.
+    pub(super) fn settle(&mut self, key: KeyHash, holder: Holder) {
+        if let Some(taken) = &mut self.taken
+            && let Some(at) = taken.place_of(key, holder)
+        {
+            taken.order[at].1 = Holder::SETTLED;
+        }
+    }
+
+    /// Frees the keys of all that was settled.
+    pub(super) fn free_settled(&mut self) {
+        let Some(taken) = &mut self.taken else { return };
+        let Taken { set, order } = &mut **taken;
+        order.retain(|(key, holder)| {
+            let stays = *holder != Holder::SETTLED;
+            if !stays {
+                set.remove(key);
+            }
+            stays
+        });
+        if order.is_empty() {
             self.taken = None;
         }
     }
@@ -140,6 +176,25 @@ mod tests {
         assert!(keys.taken.is_none(), "no memory without keys");
         keys.insert(key("a"), HOLDER, 0);
         assert!(keys.taken.is_none());
+    }
+
+    /// The keys of what was only written are freed together, and no others.
+    #[test]
+    fn settled_keys_are_freed_together() {
+        let mut keys = TakenKeys::default();
+        for (text, holder) in [("a", Holder(1)), ("b", Holder(2)), ("c", Holder(3))] {
+            keys.insert(key(text), holder, 3);
+        }
+        keys.settle(key("a"), Holder(1));
+        keys.settle(key("b"), Holder(7));
+        assert_eq!(keys.holder(key("a")), Some(Holder::SETTLED));
+        keys.free_settled();
+        assert_eq!(["a", "b", "c"].map(|text| keys.contains(key(text))), [false, true, true]);
+        for (text, holder) in [("b", Holder(2)), ("c", Holder(3))] {
+            keys.settle(key(text), holder);
+        }
+        keys.free_settled();
+        assert!(keys.taken.is_none(), "no memory without keys");
     }
 
     /// A push whose key was forgotten and taken by another does not free it when it comes to nothing.

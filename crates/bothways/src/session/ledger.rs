@@ -411,11 +411,11 @@ impl Ledger {
         }
     }
 
-    /// The connection is gone. What does not outlive it is dropped.
-    pub(super) fn disconnect(&mut self) {
+    /// The connection is gone. What does not outlive it is dropped; what has marks up to this one it may have sent whole.
+    pub(super) fn disconnect(&mut self, begun: u64) {
         match &mut self.0 {
             Pages::Blank(terms) => terms.connected = false,
-            Pages::Book(book) => book.disconnect(),
+            Pages::Book(book) => book.disconnect(begun),
         }
     }
 

@@ -198,7 +198,9 @@ impl Push {
     /// pushed, to a user or to a topic, may push again.
     ///
     /// A push that was dropped, has expired or failed does not count: the next one with its key is sent. One that was
-    /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place.
+    /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place. Of one that ends with being
+    /// [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the receipts of the others say so
+    /// too; once its connection is lost the next one is sent, and a Bothways client hands on one of them.
     ///
     /// A session remembers the last 1,024 keys ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)).
     /// A new session of the same client remembers none, but the client does: a Bothways client that listens remembers

@@ -6,7 +6,8 @@
 //!      │         │           │ └────► superseded                 final; from each of these
 //!      │         │           └──────► unknown: its session ended final; from each that was sent
 //!      │         └──► expired: at the latest here                final
-//!      └────► plain written: nobody confirms more                final
+//!      ├────► plain written: nobody confirms more                final
+//!      └────► unknown: its connection ended as it was written    final; of what nobody confirms
 //!  duplicate: one of the same idempotency key reached the client final
 //!  no route                                                      final
 //! ```
@@ -52,7 +53,7 @@ pub enum Stage {
     /// The client has it, and its application could not deal with it. It does not come again.
     Failed(Failure),
     /// The kernel took it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push
-    /// is [`Fire`](super::Class::Fire).
+    /// is [`Fire`](super::Class::Fire). A repetition that was not sent, as this became of the first, says so too.
     PlainWritten,
     /// Its time was over before the client had it: it was not sent, or was lost with a connection and not sent again.
     Expired,
@@ -63,7 +64,8 @@ pub enum Stage {
     /// ends as that one does if that comes to nothing.
     Duplicate,
     /// It was sent, at least in part, and its session ended before the client said what became of it: nobody can know
-    /// whether the client's application dealt with it.
+    /// whether the client's application dealt with it. Or its connection ended while it was being written, and the class
+    /// or the client confirms nothing.
     Unknown,
     /// It was dropped before it was sent whole: the client has not got it.
     Dropped(DropReason),
@@ -159,7 +161,7 @@ impl Stage {
     /// here.
     fn of_repetition(self) -> Self {
         match self {
-            Self::Handled | Self::PlainWritten | Self::Superseded => Self::Duplicate,
+            Self::Handled | Self::Superseded => Self::Duplicate,
             other => other,
         }
     }

@@ -578,8 +578,9 @@ impl Registry {
             }
             state.connection = None;
             // What the kernel took before the end is not called lost.
-            state.ledger.written_upto(connection.pushes_written());
-            state.ledger.disconnect();
+            let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
+            state.ledger.written_upto(written);
+            state.ledger.disconnect(begun);
             // Without a window nobody comes back.
             if state.resumable && !self.options.resume_window.is_zero() {
                 let (methods, lost_at) = (connection.methods(), Some(now));

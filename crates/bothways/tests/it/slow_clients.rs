@@ -493,3 +493,17 @@ async fn what_has_expired_takes_no_room() {
     let waited = session.push_within(60 * second, &Push::new("T", "News", payload(1))).await.expect("small");
     assert_eq!((waited.outcomes().at(Stage::Queued), began.elapsed()), (1, second));
 }
+
+/// What a plain client has whole when its connection is lost was written, also of a batch that was not taken whole, and the
+/// rest was not.
+#[tokio::test(start_paused = true)]
+async fn receipts_of_a_lost_plain_client_say_what_it_has() {
+    let builder = Server::builder().write_timeout(Duration::from_secs(1));
+    let (server, _listening, _, mut client, session) = server_and_client(builder, request(0, "None", b"")).await;
+    let receipts: Vec<_> = (0..300).map(|number| push(&session, Class::Tracked, number)).collect();
+    until(|| server.connections().is_empty()).await;
+    let has: Vec<usize> = client.rest().await.iter().map(number).collect();
+    assert!(0 < has.len() && has.len() < receipts.len(), "{}", has.len());
+    assert_eq!(at(&receipts, Stage::PlainWritten), has);
+    assert!(receipts[has.len()..].iter().all(|receipt| receipt.outcomes().dropped() == 1));
+}

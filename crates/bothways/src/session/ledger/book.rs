@@ -302,7 +302,7 @@ impl Book {
     }
 
     /// A push with the key of one that was taken is not sent, and goes that one's way. One whose way is not followed
-    /// any more has come to a good end: what comes to nothing gives its key back.
+    /// any more has come to a good end, or was written and no more is known: what comes to nothing gives its key back.
     fn repeat(&mut self, mut entry: Entry) {
         let holder = self.holder_of(entry.keyed.as_ref());
         let is_holder = |ticket: &Ticket, keyed: &Option<Arc<Keyed>>| {
@@ -329,6 +329,9 @@ impl Book {
         match found {
             Some(_) if REPETITIONS_MAX <= repetitions => entry.ticket.advance(Stage::Dropped(DropReason::Full)),
             Some(holder) => holder.repeat(entry.ticket),
+            None if holder.is_some_and(|(_, holder)| holder == Holder::SETTLED) => {
+                entry.ticket.advance(Stage::PlainWritten);
+            }
             None => entry.ticket.advance(Stage::Duplicate),
         }
     }
@@ -378,6 +381,13 @@ impl Book {
     fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
         if let (Some(keyed), Some(hash)) = (keyed, hash_of(keyed)) {
             self.keys.free(hash, Holder::of(keyed));
+        }
+    }
+
+    /// The client may have got it, and nobody will know.
+    fn settle_key(&mut self, keyed: Option<&Arc<Keyed>>) {
+        if let (Some(keyed), Some(hash)) = (keyed, hash_of(keyed)) {
+            self.keys.settle(hash, Holder::of(keyed));
         }
     }
 
@@ -613,7 +623,10 @@ impl Book {
     pub(super) fn written(&mut self, count: usize) {
         for _ in 0..count {
             match self.unwritten.pop_front() {
-                Some(Unwritten::Fire(mut ticket, _)) => ticket.advance(Stage::PlainWritten),
+                Some(Unwritten::Fire(mut ticket, keyed)) => {
+                    self.settle_key(keyed.as_ref());
+                    ticket.advance(Stage::PlainWritten);
+                }
                 Some(Unwritten::Tracked(offset)) => {
                     if let Some(sent) = self.sent_mut(offset) {
                         sent.entry.ticket.advance(Stage::Written);
@@ -683,29 +696,36 @@ impl Book {
         if handled < self.handled || !self.ack(has, handled) {
             return false;
         }
-        // The old connection may still be open: what it was given counts for nothing.
-        self.disconnect();
+        // The old connection may still be open: what it was given counts for nothing, and it may yet send all of it.
+        self.disconnect(u64::MAX);
         self.replay = Some(Replay { at: has + 1, skips: received.is_some() });
         true
     }
 
-    /// The connection is gone. What does not outlive it is dropped.
-    pub(super) fn disconnect(&mut self) {
+    /// The connection is gone. What does not outlive it is dropped; what has marks up to this one it may have sent whole.
+    pub(super) fn disconnect(&mut self, begun: u64) {
         self.terms.connected = false;
         self.replay = None;
         self.told = 0;
-        self.marks.clear();
+        let mut marks = std::mem::take(&mut self.marks).into_iter();
         for (queue, _) in self.queues.iter_mut().zip(&self.behinds).filter(|(_, behinds)| 0 < **behinds) {
             queue.retain(|queued| !matches!(queued, Queued::Behind(_)));
         }
         self.behinds = [0; Priority::COUNT];
         for unwritten in std::mem::take(&mut self.unwritten) {
-            if let Unwritten::Fire(mut ticket, keyed) = unwritten {
+            let may_have_left = marks.next().is_some_and(|mark| mark <= begun);
+            let Unwritten::Fire(mut ticket, keyed) = unwritten else { continue };
+            self.free_key(keyed.as_ref());
+            if may_have_left {
+                ticket.advance(Stage::Unknown);
+            } else {
                 ticket.advance(Stage::Dropped(DropReason::Disconnected));
-                self.free_key(keyed.as_ref());
                 self.dropped += 1;
             }
         }
+        // Nobody knows whether the client got what ended with being written, either. One that comes back knows the keys
+        // of what it got by itself.
+        self.keys.free_settled();
         while self.drop_oldest_fire_as(DropReason::Disconnected) {}
         let lost = std::mem::take(&mut self.unconfirmed);
         self.unsent.miss_all(lost);

@@ -199,7 +199,7 @@ fn what_is_put_behind_goes_with_the_connection_and_the_session() {
     let mut ledger = ledger(true);
     push(&mut ledger, Class::Tracked, "a");
     let behind = put_behind(&mut ledger);
-    ledger.disconnect();
+    ledger.disconnect(0);
     assert_eq!((behind.strong_count(), put_behind(&mut ledger).strong_count()), (0, 0));
     ledger.connect(true);
     let behind = put_behind(&mut ledger);
@@ -431,7 +431,7 @@ fn what_is_not_handled_is_sent_again_before_anything_new() {
     }
     ledger.next(NOW);
     ledger.next(NOW);
-    ledger.disconnect();
+    ledger.disconnect(0);
     assert_eq!(ledger.next(NOW), None);
     push_at(&mut ledger, Priority::High, Class::Tracked, "new");
     assert!(ledger.resume(1, None));
@@ -567,7 +567,7 @@ fn what_was_not_sent_does_not_take_its_key() {
     assert_eq!(stage(&dropped), Stage::Dropped(DropReason::Full));
     let lost = push_keyed(&mut ledger, Class::Fire, "10", "k");
     all(&mut ledger);
-    ledger.disconnect();
+    ledger.disconnect(0);
     assert_eq!(stage(&lost), Stage::Dropped(DropReason::Disconnected));
 
     let (mut brief, expired) = entry(latest("v"), "11");
@@ -633,7 +633,56 @@ fn a_plain_client_does_not_see_the_key() {
     push_keyed(&mut ledger, Class::Tracked, "with its key", "k");
     assert_eq!(all(&mut ledger), [("plain".to_owned(), 0)]);
     ledger.written(1);
-    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "x", "k")), Stage::Duplicate);
+    let again = push_keyed(&mut ledger, Class::Tracked, "x", "k");
+    assert_eq!(stage(&again), Stage::PlainWritten, "no more is known of the first");
+    assert_eq!(all(&mut ledger), []);
+}
+
+/// Its connection took it, and nobody knows whether the client did: a repetition stands there too, and after the loss of
+/// that connection it is sent. The client hands on one of them.
+#[test]
+fn what_was_only_written_may_be_pushed_again_after_a_lost_connection() {
+    let mut ledger = ledger(true);
+    let fire = push_keyed(&mut ledger, Class::Fire, "1", "k");
+    let before = push_keyed(&mut ledger, Class::Tracked, "2", "k");
+    all(&mut ledger);
+    ledger.mark(1);
+    assert!(!ledger.written_upto(1));
+    let behind = push_keyed(&mut ledger, Class::Tracked, "3", "k");
+    assert_eq!([&fire, &before, &behind].map(stage), [Stage::PlainWritten; 3]);
+    assert_eq!(all(&mut ledger), []);
+    assert!(ledger.resume(0, Some(0)));
+    ledger.connect(true);
+    let again = push_keyed(&mut ledger, Class::Tracked, "4", "k");
+    assert_eq!(all(&mut ledger), [("4".to_owned(), 1)]);
+    assert!(ledger.ack(1, 1));
+    assert_eq!(stage(&again), Stage::Handled);
+    assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "5", "k")), Stage::Duplicate);
+}
+
+/// What its connection has begun to write when that ends the client may have; the rest it has not got.
+#[test]
+fn what_may_have_left_with_its_connection_is_not_called_dropped() {
+    for (confirms, class) in [(false, Class::Tracked), (true, Class::Fire)] {
+        let mut ledger = ledger(confirms);
+        let receipts = ["1", "2", "3"].map(|text| push_keyed(&mut ledger, class.clone(), text, text));
+        for mark in 1..=3 {
+            ledger.next(NOW).expect("it waits");
+            ledger.mark(mark);
+        }
+        ledger.written_upto(1);
+        ledger.disconnect(2);
+        let lost = Stage::Dropped(DropReason::Disconnected);
+        assert_eq!(receipts.each_ref().map(stage), [Stage::PlainWritten, Stage::Unknown, lost]);
+        assert_eq!(ledger.dropped(), 1);
+    }
+    // A client that comes back on another connection may have left the old one open, which writes on.
+    let mut ledger = ledger(true);
+    let under_way = push(&mut ledger, Class::Fire, "x");
+    all(&mut ledger);
+    ledger.mark(1);
+    assert!(ledger.resume(0, Some(0)));
+    assert_eq!(stage(&under_way), Stage::Unknown);
 }
 
 #[test]
@@ -653,7 +702,7 @@ fn fire_ends_with_its_connection_and_the_rest_waits() {
     let (a, b) = (push(&mut ledger, Class::Fire, "a"), push(&mut ledger, Class::Tracked, "b"));
     ledger.next(NOW);
     let (c, d) = (push(&mut ledger, Class::Fire, "c"), push(&mut ledger, latest("k"), "d"));
-    ledger.disconnect();
+    ledger.disconnect(0);
     let away = push(&mut ledger, Class::Fire, "away");
     for receipt in [a, c, away] {
         assert_eq!(stage(&receipt), Stage::Dropped(DropReason::Disconnected));
@@ -716,7 +765,7 @@ fn a_session_that_ends_calls_unknown_what_its_client_may_have_handled() {
     all(&mut ledger);
     ledger.written(2);
     assert!(ledger.ack(1, 0));
-    ledger.disconnect();
+    ledger.disconnect(0);
     drop(ledger);
     let stages: Vec<_> = receipts.iter().map(stage).collect();
     let dropped = [DropReason::SessionEnded, DropReason::Disconnected].map(Stage::Dropped);
@@ -769,7 +818,7 @@ fn what_failed_counts_as_handled_for_the_log_and_gives_its_key_back() {
 fn a_repetition_is_sent_if_the_first_is_too_old_and_ends_as_the_first_does() {
     for class in [Class::Tracked, latest("v")] {
         let mut ledger = ledger(true);
-        ledger.disconnect();
+        ledger.disconnect(0);
         let (mut brief, first) = entry(class.clone(), "old");
         (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_millis(1)));
         ledger.push(brief, NOW);
@@ -784,7 +833,7 @@ fn a_repetition_is_sent_if_the_first_is_too_old_and_ends_as_the_first_does() {
     let mut ledger = ledger(true);
     let first = push_keyed(&mut ledger, Class::Fire, "1", "k");
     let second = push_keyed(&mut ledger, Class::Fire, "2", "k");
-    ledger.disconnect();
+    ledger.disconnect(0);
     let lost = Stage::Dropped(DropReason::Disconnected);
     assert_eq!([first, second].each_ref().map(stage), [lost, lost]);
 }
@@ -1296,11 +1345,14 @@ mod histories {
             self.connected = false;
             self.wire.clear();
             self.written = 0;
+            // Nobody knows whether it got what ended with being written: it may be pushed again.
+            let pushes = &self.pushes;
+            self.keys.retain(|(_, number)| stage(&pushes[*number].receipt) != Stage::PlainWritten);
             self.note_dropped();
         }
 
         fn disconnect(&mut self) {
-            self.ledger.disconnect();
+            self.ledger.disconnect(0);
             self.lose_wire();
         }
 
@@ -1317,7 +1369,7 @@ mod histories {
                 if let Some(holder) = pushed.repeats {
                     assert!(!pushed.on_wire, "a repetition is not sent");
                     let of_holder = match super::stage(&self.pushes[holder].receipt) {
-                        Stage::Handled | Stage::PlainWritten | Stage::Superseded => Stage::Duplicate,
+                        Stage::Handled | Stage::Superseded => Stage::Duplicate,
                         other => other,
                     };
                     assert_eq!(stage, of_holder);
