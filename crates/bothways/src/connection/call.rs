@@ -85,17 +85,40 @@ impl Drop for Forget<'_> {
         let mut state = self.connection.shared.state.lock();
         let Some(Waiter::Call { number, .. }) = state.proto.forget(seq) else { return };
         let by_push = state.called_by_pushes;
-        let tell = !state.outbox.forget_call(number)
+        let may_be_heard = !state.outbox.forget_call(number);
+        if may_be_heard {
+            state.note_given_up(seq);
+        }
+        let tell = may_be_heard
             && (by_push || state.proto.peer_can(Capabilities::CANCEL))
             && state.outbox.has_room_for_cancels();
         let forgotten = state.outbox.take_dropped();
         drop(state);
         drop(forgotten);
         if tell {
-            let number = if by_push { seq.unmarked() } else { seq.get() };
-            self.connection.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, number.to_string()));
+            self.connection.cancel_at_peer(if by_push { seq.unmarked() } else { seq.get() });
             self.connection.flush();
         }
+    }
+}
+
+/// Calls that are given up before a Hello is answered and are cancelled then. Of more, the rest run on: Cancels take a
+/// tenth of a KiB each, and all of them fit where small frames wait.
+const GIVEN_UP_MAX: usize = 512;
+
+impl State {
+    /// Whether the peer understands a Cancel, its answer to the Hello will say.
+    fn note_given_up(&mut self, seq: Seq) {
+        let given_up = self.seldom.as_mut().and_then(|seldom| seldom.given_up.as_mut());
+        if let Some(given_up) = given_up.filter(|given_up| given_up.len() < GIVEN_UP_MAX) {
+            given_up.push(seq);
+        }
+    }
+
+    /// The Hello is answered: takes what is to be cancelled.
+    pub(super) fn take_given_up(&mut self) -> Vec<Seq> {
+        let given_up = self.seldom.as_mut().and_then(|seldom| seldom.given_up.take());
+        given_up.filter(|_| self.proto.peer_can(Capabilities::CANCEL)).map_or(Vec::new(), |given_up| *given_up)
     }
 }
 
@@ -186,6 +209,11 @@ impl Drop for FlushOnDrop {
 }
 
 impl Connection {
+    /// Tells the peer that the call of this number is given up.
+    pub(super) fn cancel_at_peer(&self, number: u64) {
+        self.control_request(keys::CANCEL, &Metadata::new().with(keys::CANCEL_SEQ, number.to_string()));
+    }
+
     /// Writes, after every task that is ready now on this thread has had its turn. Callers whose replies came in one
     /// read are ready together, and so are their next calls: these leave in one write instead of one each. Each thread
     /// has a flush of its own: a task that blocks its thread holds up the calls of that thread, and no others.

@@ -631,6 +631,7 @@ fn handle_message<'a>(
             }
             Waiter::Hello => {
                 let welcomed = state.proto.handle_welcome(&message).is_some();
+                let given_up = state.take_given_up();
                 let metadata = message.metadata();
                 if welcomed {
                     state.note_limit_of_peer(&metadata, &connection.shared.settings.limits);
@@ -643,6 +644,7 @@ fn handle_message<'a>(
                     return Ok(());
                 }
                 drop(state);
+                given_up.iter().for_each(|seq| connection.cancel_at_peer(seq.get()));
                 connection.shared.inlet.handle_welcome(connection, welcomed.then_some(&metadata));
             }
             Waiter::Ping => {}

@@ -243,6 +243,8 @@ struct Seldom {
     turned_away: Option<std::time::Duration>,
     /// What waits for the Welcome that is on its way: a Goodbye, and the end.
     after_welcome: AfterWelcome,
+    /// While the Hello of this side is not answered: calls that were given up, whose Cancels go behind the answer.
+    given_up: Option<Box<Vec<Seq>>>,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.

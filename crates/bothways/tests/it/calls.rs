@@ -12,7 +12,9 @@ use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, error_to, hello, is_control, oneway, reply, reply_to, request},
+    scripted::{
+        Scripted, ScriptedServer, error_to, hello, is_control, oneway, reply, reply_to, request, session_pairs, welcome,
+    },
     support::{Product, address, arith, call, call_with, connections, echoing, gate, settle, soon, until},
 };
 
@@ -433,4 +435,43 @@ async fn a_failed_reply_gives_its_text_and_nothing_else() {
     peer.say(Message::new(header, "T", "Partial", &said, b"half").frame()).await;
     let error = calling.await.expect("no panic").expect_err("it failed");
     assert!(matches!(&error, CallError::Remote { text, code: None, .. } if text == "half done"), "{error}");
+}
+
+/// A call that is given up before the Hello is answered is cancelled behind the answer, if that says that the server
+/// understands it, and up to a bound.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_before_the_welcome_is_cancelled_with_it() {
+    for (is_welcomed, calls, cancelled) in [(true, 3, 3), (false, 3, 0), (true, 600, 512)] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().backoff(Duration::from_millis(1), Duration::from_millis(1));
+        let (client, first) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+        let client = client.expect("it listens");
+        drop(first);
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        let calls: Vec<_> = (0..calls)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { call(&client, "Slow", "").await })
+            })
+            .collect();
+        let mut expected = Vec::new();
+        for _ in &calls {
+            expected.push(peer.next().await.header().seq().get());
+        }
+        calls.iter().for_each(tokio::task::JoinHandle::abort);
+        peer.hears_nothing().await;
+        peer.say(if is_welcomed { welcome(&hello, session_pairs("1")) } else { hello.pong() }).await;
+        let mut heard = Vec::new();
+        for _ in 0..cancelled {
+            let cancel = peer.next().await;
+            assert!(is_control(&cancel, keys::CANCEL), "{cancel:?}");
+            let said = cancel.metadata();
+            heard.push(said.get(keys::CANCEL_SEQ).expect("a number").parse::<u64>().expect("a number"));
+        }
+        peer.hears_nothing().await;
+        heard.sort_unstable();
+        expected.sort_unstable();
+        assert!(heard.iter().all(|number| expected.contains(number)) && heard.len() == cancelled, "{heard:?}");
+    }
 }
