@@ -79,6 +79,11 @@ impl<W> Calls<W> {
         self.slots.as_mut()?.get_mut(place).filter(|slot| slot.generation == generation).map(|slot| &mut slot.waiter)
     }
 
+    /// Whoever waits, in no order.
+    pub fn waiters(&self) -> impl Iterator<Item = &W> {
+        self.slots.iter().flat_map(|slots| slots.iter()).map(|(_, slot)| &slot.waiter)
+    }
+
     /// How many calls wait.
     pub fn len(&self) -> usize {
         self.slots.as_ref().map_or(0, |slots| slots.len())

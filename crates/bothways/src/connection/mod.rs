@@ -618,6 +618,22 @@ impl Connection {
         0 < self.shared.calls_running.load(Ordering::Acquire) || (waits && state.can_answer())
     }
 
+    /// Calls of this side that may still be answered.
+    pub(crate) fn calls_to_peer(&self) -> usize {
+        let state = self.shared.state.lock();
+        if !state.can_answer() {
+            return 0;
+        }
+        state.proto.calls().waiters().filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
+    }
+
+    /// True while bytes for the peer wait, or a call of the peer runs.
+    pub(crate) fn is_owed(&self) -> bool {
+        let state = self.shared.state.lock();
+        let is_written = state.outbox.is_empty() && state.outbox.writer == writer::Writer::Idle;
+        0 < self.shared.calls_running.load(Ordering::Acquire) || !is_written
+    }
+
     /// True while the peer's Hello is being checked.
     pub(crate) fn is_being_let_in(&self) -> bool {
         let state = self.shared.state.lock();

@@ -31,11 +31,12 @@ use crate::{
 pub struct ShutdownReport {
     /// Clients that were told goodbye, or whose Hello was being checked and was refused for now. Plain rpcx clients cannot be told: they see the end of the connection.
     pub clients_told: usize,
-    /// Connections that ended before the deadline, with everything for them written.
+    /// Connections that ended before the deadline, or at it, with everything for them written and answered.
     pub connections_closed: usize,
-    /// Connections that had to be cut at the deadline, with bytes for them unwritten.
+    /// Connections that had to be cut at the deadline, with bytes for them unwritten, or calls of theirs unanswered.
     pub connections_cut: usize,
-    /// Requests whose handlers still ran at the deadline: their callers got no reply.
+    /// Requests whose handlers still ran at the deadline, and calls to clients that were not answered by then: their
+    /// callers got no reply.
     pub calls_unfinished: usize,
     /// Sessions that ended with the server though their clients might have come back to them: they find none.
     pub sessions_left: usize,
@@ -242,7 +243,8 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     if let Some(door) = &shared.door {
         let _ = timeout_at(deadline, door.load.idle()).await;
     }
-    report.calls_unfinished = shared.settings.load.running();
+    let calls_to_clients = answered(shared, deadline).await;
+    report.calls_unfinished = shared.settings.load.running() + calls_to_clients;
     acknowledged(shared, deadline).await;
     for chunk in shared.all_connections().chunks(AT_ONCE) {
         chunk.iter().for_each(Connection::close);
@@ -250,8 +252,8 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     }
     let _ = timeout_at(deadline, emptied(shared)).await;
     let left = shared.all_connections();
-    report.connections_cut = left.len();
-    report.connections_closed = connections.saturating_sub(left.len());
+    report.connections_cut = left.iter().filter(|connection| connection.is_owed()).count();
+    report.connections_closed = connections.saturating_sub(report.connections_cut);
     for connection in &left {
         connection.cut();
     }
@@ -270,6 +272,22 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     }
     tracing::info!(?report, "the server has stopped");
     report
+}
+
+/// Waits until the clients have answered what the server itself has asked them. Answers how many calls are left.
+async fn answered(shared: &Shared, deadline: Instant) -> usize {
+    let mut asked = Vec::new();
+    loop {
+        asked.retain(|connection: &Connection| connection.calls_to_peer() != 0);
+        if asked.is_empty() {
+            asked = shared.all_connections();
+            asked.retain(|connection| connection.calls_to_peer() != 0);
+        }
+        if asked.is_empty() || deadline <= Instant::now() {
+            return asked.iter().map(Connection::calls_to_peer).sum();
+        }
+        sleep_until(deadline.min(Instant::now() + LOOK)).await;
+    }
 }
 
 /// Waits until the clients that acknowledge have said what became of all that they were sent, but not for long: one may

@@ -9,14 +9,14 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, ErrorCode, Metadata, Push, Reply, ServeError, Target,
+    Client, ClientOptions, CloseReason, ErrorCode, Metadata, Push, Reply, Router, ServeError, Target,
     session::{SendError, TopicOptions},
 };
 use bothways_proto::keys;
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, is_control, ping, reply, request},
+    scripted::{Scripted, arrive, is_control, ping, reply, request},
     support::{address, call, connections, echoing, gate, settle, soon, until},
 };
 
@@ -428,4 +428,52 @@ async fn an_address_is_free_at_once() {
         let client = Client::connect(&address, ClientOptions::new()).await.expect("it listens");
         assert_eq!(call(&client, "Echo", "x").await.expect("answered"), "x");
     }
+}
+
+/// What the server itself has asked a client is waited for, up to the deadline, and counted if that comes first.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_waits_for_what_it_has_asked() {
+    for answers in [true, false] {
+        let server = echoing().build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let (handler, mut asked) = gate();
+        let handlers = Router::new().handler("T", "Ask", handler);
+        let options = ClientOptions::new().reconnect(false);
+        let _client = Client::with_handlers(listening.address(), options, handlers).await.expect("it listens");
+        let connection = connections(&server, 1).await.remove(0);
+        until(|| connection.is_negotiated()).await;
+        let asking = tokio::spawn(async move { call(&connection, "Ask", "").await });
+        let running = soon(asked.recv()).await.expect("it is asked");
+        let began = Instant::now();
+        let stopping = tokio::spawn({
+            let server = server.clone();
+            async move { server.shutdown(s(5)).await }
+        });
+        tokio::time::sleep(s(1)).await;
+        assert!(!stopping.is_finished());
+        if answers {
+            running.answer(Reply::ok("yes"));
+            assert_eq!(soon(asking).await.expect("no panic").expect("answered"), "yes");
+            assert_eq!(soon(stopping).await.expect("no panic").calls_unfinished, 0);
+            assert!(began.elapsed() < s(5));
+        } else {
+            assert_eq!(soon(stopping).await.expect("no panic").calls_unfinished, 1);
+            assert_eq!(began.elapsed(), s(5));
+            soon(asking).await.expect("no panic").expect_err("the server has stopped");
+        }
+    }
+}
+
+/// A client that keeps a message takes all the time of a short shutdown: nothing for it is unwritten, and so it is not
+/// called cut.
+#[tokio::test(start_paused = true)]
+async fn who_has_all_that_was_written_is_not_called_cut() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _) = arrive(listening.address(), &Metadata::new()).await;
+    server.push(&Target::everyone(), &Push::new("T", "News", "hi")).expect("small");
+    client.next().await;
+    let report = soon(server.shutdown(Duration::from_millis(400))).await;
+    assert_eq!((report.connections_cut, report.connections_closed), (0, 1), "{report:?}");
+    assert_eq!((report.sessions_left, report.pushes_unhandled), (1, 1), "{report:?}");
 }
