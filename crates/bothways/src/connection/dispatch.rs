@@ -35,6 +35,12 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 
+    /// What finishes something that is under way, see [`ends_something`]: it is done at once, in the order in which it
+    /// came, and takes no place of what runs. `None`: it is a request like others.
+    fn finish(&self, _: &Connection, _: &Message) -> Option<Reply> {
+        None
+    }
+
     /// A request that wants no reply was passed over: it is larger, or has more metadata, than the limits allow, and
     /// nothing but its number is known.
     fn handle_passed_over(&self, connection: &Connection, _: Seq) {
@@ -95,6 +101,13 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     /// The layer above keeps pushes for want of room that the handler of this reply may have made. The reply goes when
     /// this is dropped.
     fn handle_held(&self, _: &Connection, _: HeldReply) {}
+}
+
+/// True for what a client says of what it was sent: it acknowledges it, answers it, or leaves. No bound may lose that,
+/// for it makes room, and nothing may bring it out of order.
+pub(crate) fn ends_something(message: &Message) -> bool {
+    message.has_service_path(keys::CONTROL_PATH)
+        && matches!(message.service_method(), keys::ACK | keys::LEAVE | keys::REPLY)
 }
 
 /// How a request is answered.
@@ -370,6 +383,9 @@ impl Connection {
     /// Answers a request that wants a reply. `pushes_before` says where pushes stood when it was read: its reply does not
     /// overtake those that are made while its handler runs.
     pub(super) fn run_call(&self, mut message: Message, pushes_before: PushesSoFar, place: &mut Place) {
+        if let Some(reply) = self.finish(&mut message) {
+            return self.reply(&message, reply, Lane::Reply, Some(pushes_before));
+        }
         let permit = match place.take(self, &message) {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
@@ -392,6 +408,15 @@ impl Connection {
         }
         self.reply(&message, reply, Lane::Reply, Some(pushes_before));
         place.keep(permit);
+    }
+
+    /// Does what finishes something, if it is that. Nearly always it is not, which the path says.
+    fn finish(&self, message: &mut Message) -> Option<Reply> {
+        if !message.has_service_path(keys::CONTROL_PATH) {
+            return None;
+        }
+        self.copy_if_many_run(message);
+        self.shared.inlet.finish(self, message)
     }
 
     /// Copies a request out of its read before its handler sees it, if many run already: it may run for as long as
@@ -444,6 +469,9 @@ impl Connection {
 
     /// Handles a request that wants no reply.
     pub(super) fn run_oneway(&self, mut message: Message, place: &mut Place) {
+        if self.finish(&mut message).is_some() {
+            return;
+        }
         self.copy_if_many_run(&mut message);
         // A client's inlet queues what the server sends unasked and answers that there is nothing to
         // run: only what runs needs a place.

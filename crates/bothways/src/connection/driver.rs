@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
-    dispatch::Place,
+    dispatch::{Place, ends_something},
     lock::Locked,
     wire::WRITE_BYTES,
     write::move_bytes,
@@ -669,7 +669,7 @@ fn handle_message<'a>(
             drop(state);
             connection.refuse_call(&message, "overloaded: the replies to earlier calls are not read".to_owned());
         }
-        Inbound::Call(message) if too_many => {
+        Inbound::Call(message) if too_many && !ends_something(&message) => {
             drop(state);
             let rate = connection.shared.settings.frames_rate.map(|rate| rate.to_string()).unwrap_or_default();
             connection.refuse_call(&message, format!("overloaded: this connection may send {rate} frames"));

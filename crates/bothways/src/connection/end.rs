@@ -136,6 +136,26 @@ impl Connection {
         self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));
     }
 
+    /// Ends the connection once what waits is written: its client has left, and reads no reply.
+    pub(crate) fn end_as_left(&self) {
+        self.close_after_flush(CloseReason::PeerClosed);
+    }
+
+    /// Takes nothing more of the peer: its calls that run are answered, within `close_timeout`, then the connection ends.
+    /// What the peer was asked is answered by nobody.
+    pub(crate) fn answer_and_end(&self, reason: CloseReason) {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        if matches!(state.phase, Phase::Open | Phase::Draining(_)) {
+            shared.answering.store(true, Ordering::SeqCst);
+            state.fail_calls(&reason);
+            state.phase = Phase::Answering(Box::new(reason));
+            state.release_replies();
+            self.wake_driver(&mut state);
+            state.notify(&shared.changed);
+        }
+    }
+
     /// Ends the connection now because its server sent what it must not send.
     pub(crate) fn end_as_misbehaved_by(&self, what: proto::PeerMisbehaved) {
         self.close_now(CloseReason::Misbehaved(what));

@@ -76,7 +76,7 @@ pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
-    dispatch::{Answer, Decoded, Inlet, Load, deadline},
+    dispatch::{Answer, Decoded, Inlet, Load, deadline, ends_something},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };

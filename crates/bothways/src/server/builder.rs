@@ -152,7 +152,8 @@ impl ServerBuilder {
     /// closed. Any other error is a refusal.
     ///
     /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
-    /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`].
+    /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`]. From then on it is not asked for what its client
+    /// says of what it was sent: acknowledgements, answers to calls, and that it leaves.
     ///
     /// Without a hook everybody may call everything. It is not asked for the [admin service](Self::admin), whose
     /// token decides alone, and which answers at the service's addresses only if
@@ -294,8 +295,8 @@ impl ServerBuilder {
     }
 
     /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
-    /// once, or, if they want no answer, dropped and counted. Requests that come before the session is bound do not
-    /// count. Default `None`: no bound but those of connections, for it costs each request two look-ups.
+    /// once, or, if they want no answer, dropped and counted. A request counts from the moment at which its session is
+    /// bound, by its own auth hook at the latest. Default `None`: no bound but those of connections, for it costs each request two look-ups.
     pub fn calls_per_user_max(mut self, calls: Option<usize>) -> Self {
         self.calls_per_user_max = calls;
         self

@@ -3,6 +3,9 @@
 //! Its methods are ordinary calls: they pass the auth hook, and may come in any codec, because all that they
 //! say is metadata. Only the payload of `Reply` counts: it is the application's own answer.
 //!
+//! What finishes something ([`ends_something`](crate::connection::ends_something)) is done in line, in the order in which
+//! it came, and counts among no calls: [`finish`]. The auth hook is not asked again on a connection that it has let in.
+//!
 //! | method | says | answers |
 //! |---|---|---|
 //! | `Enable` | `_bw.fns` | `_bw.sid`, `_bw.key`, `_bw.off`, as a Welcome does |
@@ -18,7 +21,8 @@ use std::future::ready;
 use bothways_proto::{Metadata, keys};
 
 use crate::{
-    error::{CallError, ErrorCode},
+    error::{CallError, CloseReason, ErrorCode},
+    guard,
     handler::{Reply, Request},
     router::Router,
     session::{NotWelcome, Registry},
@@ -42,9 +46,16 @@ pub(super) fn add_routes(router: Router) -> Router {
     })
 }
 
-/// True for methods that finish what is under way: a server that is shutting down still takes them.
-pub(super) fn ends_something(service_method: &str) -> bool {
-    matches!(service_method, keys::ACK | keys::LEAVE | keys::REPLY)
+/// Does one of the methods at once.
+pub(super) fn finish(request: &Request) -> Reply {
+    let Some((_, method)) = METHODS.iter().find(|(name, _)| *name == request.service_method()) else {
+        return bad("there is no such method");
+    };
+    // Who waits for what it finishes is the application's.
+    guard::call(|| method(request)).unwrap_or_else(|panicked| {
+        tracing::error!(panic = panicked.text(), "what a client finished panicked");
+        Reply::refused(ErrorCode::Internal, "internal error: the server's log has more")
+    })
 }
 
 /// The client's session becomes one that can be acknowledged, called and resumed.
@@ -100,8 +111,9 @@ fn acknowledge(request: &Request) -> Reply {
 fn leave(request: &Request) -> Reply {
     let connection = request.connection();
     let is_true = connection.owner::<Registry>().is_none_or(|all| all.end_by_client(connection, &request.metadata()));
-    if !is_true {
-        connection.end_as_misbehaved();
+    match is_true {
+        true => connection.answer_and_end(CloseReason::PeerClosed),
+        false => connection.end_as_misbehaved(),
     }
     Reply::ok("")
 }

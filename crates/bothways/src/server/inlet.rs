@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
 use crate::{
-    connection::{Answer, Connection, HeldReply, Inlet, deadline},
+    connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something},
     error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
     reply::{BoxFuture, Reply},
@@ -73,7 +73,7 @@ impl Inlet for ServerInlet {
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return self.handle_control(connection, &message);
         }
-        let ends_something = is_control && control::ends_something(message.service_method());
+        let ends_something = ends_something(&message);
         if shared.refuses_calls_of(connection) && !ends_something {
             if !connection.is_negotiated() {
                 // Go calls another server after the end of a connection, and after no answer that says so.
@@ -87,13 +87,12 @@ impl Inlet for ServerInlet {
             Err(reply) => return Answer::Ready(reply),
         };
         // What ends something of the user's is no call of the user's: a callback holds its place until it is answered.
-        let place = match ends_something {
-            true => None,
-            false => match self.place_of_user(connection, &message) {
-                Ok(place) => place,
-                Err(refusal) => return Answer::Ready(refusal),
-            },
+        let counts = shared.calls_per_user_max.is_some() && !ends_something;
+        let place = match counts.then(|| place_of_user(shared, connection, &message)).transpose() {
+            Ok(place) => place.flatten(),
+            Err(refusal) => return Answer::Ready(refusal),
         };
+        let counts_later = counts && place.is_none();
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
@@ -112,6 +111,12 @@ impl Inlet for ServerInlet {
                     if let Err(refusal) = authenticate(&shared, &auth, &request).await {
                         return refusal;
                     }
+                    // Whom the hook has bound just now is counted from this call on.
+                    let place = counts_later.then(|| place_of_user(&shared, request.connection(), &request.message));
+                    let _place = match place.transpose() {
+                        Ok(place) => place,
+                        Err(refusal) => return refusal,
+                    };
                     match handler {
                         Ok(handler) => handler.handle(request).await,
                         Err(why) => no_route(&request, why),
@@ -132,6 +137,15 @@ impl Inlet for ServerInlet {
             Some((hook, message)) => rewrite_errors(hook, message, answer),
         };
         Answer::Later(answer, deadline)
+    }
+
+    fn finish(&self, connection: &Connection, message: &Message) -> Option<Reply> {
+        let is_in_line_anyway = message.header().is_oneway() && connection.is_negotiated();
+        // Before its client's token was accepted it is checked as any request is, and what follows waits for that.
+        if !ends_something(message) || is_in_line_anyway || !connection.is_trusted() {
+            return None;
+        }
+        Some(control::finish(&Request::new(message.clone(), connection.clone(), None)))
     }
 
     fn asks_for_token(&self) -> bool {
@@ -232,18 +246,6 @@ impl Inlet for ServerInlet {
 }
 
 impl ServerInlet {
-    /// The place of a request among those of its user, if these are counted and there is a user.
-    fn place_of_user(&self, connection: &Connection, message: &Message) -> Result<Option<UserCall>, Reply> {
-        let Some(max) = self.0.calls_per_user_max else { return Ok(None) };
-        let Some(session) = self.0.sessions.of_connection(connection.id()) else { return Ok(None) };
-        session.begin_user_call(max).map_err(|running| {
-            if message.header().is_oneway() {
-                connection.count_refused_oneway();
-            }
-            Reply::refused(ErrorCode::Overloaded, format!("overloaded: {running} calls of this user run already"))
-        })
-    }
-
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
         self.0.sessions.claim(connection, said)
@@ -254,7 +256,14 @@ impl ServerInlet {
         let said = || message.metadata();
         let is_true = match message.service_method() {
             keys::ACK => self.0.sessions.ack(connection, &said()),
-            keys::LEAVE => self.0.sessions.end_by_client(connection, &said()),
+            keys::LEAVE => {
+                let is_true = self.0.sessions.end_by_client(connection, &said());
+                if is_true {
+                    // It reads no reply from here on.
+                    connection.end_as_left();
+                }
+                is_true
+            }
             _ => true,
         };
         if !is_true {
@@ -262,6 +271,18 @@ impl ServerInlet {
         }
         Answer::Nothing
     }
+}
+
+/// The place of a request among those of its user, if these are counted and there is a user.
+fn place_of_user(shared: &Shared, connection: &Connection, message: &Message) -> Result<Option<UserCall>, Reply> {
+    let Some(max) = shared.calls_per_user_max else { return Ok(None) };
+    let Some(session) = shared.sessions.of_connection(connection.id()) else { return Ok(None) };
+    session.begin_user_call(max).map_err(|running| {
+        if message.header().is_oneway() {
+            connection.count_refused_oneway();
+        }
+        Reply::refused(ErrorCode::Overloaded, format!("overloaded: {running} calls of this user run already"))
+    })
 }
 
 impl Shared {

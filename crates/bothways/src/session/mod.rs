@@ -94,6 +94,7 @@ use self::{
     ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
     push::Encoded,
+    registry::Last,
     secrets::Secret,
     topic::Patterns,
 };
@@ -427,10 +428,20 @@ impl Session {
     }
 
     /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours
-    /// comes back with a new session; [`Self::evict`] sends it away.
+    /// comes back with a new session; [`Self::evict`] sends it away. Calls of the client that run are not answered, not
+    /// even one whose handler says this: [`Self::end_after_replies`] answers them.
     pub fn end(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.end(&self.current(), why, None);
+            registry.end(&self.current(), why, None, Last::Written);
+        }
+    }
+
+    /// As [`Self::end`], for the handler of a call such as `Logout`: the session ends now, and nothing more of the client
+    /// is heard, but its calls that run are answered before its connection ends, as far as that takes no longer than
+    /// `close_timeout`.
+    pub fn end_after_replies(&self, why: &str) {
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.end(&self.current(), why, None, Last::Answered);
         }
     }
 
@@ -440,10 +451,10 @@ impl Session {
     /// [`Client`](crate::Client) if it likes. A client that is away hears it when it comes back.
     ///
     /// A plain rpcx client cannot be told: it sees the end of its connection. Who must stay out is to be refused by the
-    /// `auth` hook as well.
+    /// `auth` hook as well. Calls of the client that run are not answered.
     pub fn evict(&self, eviction: Eviction, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.end(&self.current(), why, Some(eviction));
+            registry.end(&self.current(), why, Some(eviction), Last::Written);
         }
     }
 

@@ -44,8 +44,17 @@ use crate::{
     calm::Calm,
     clock::{Runtimes, later},
     connection::{Connection, ConnectionId, HeldReply, METHODS_BYTES_MAX, PushFrame},
-    error::{PushError, ReservedName},
+    error::{CloseReason, PushError, ReservedName},
 };
+
+/// What a connection whose session is ended does last.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Last {
+    /// What waits is written.
+    Written,
+    /// What runs is answered.
+    Answered,
+}
 
 /// Sessions that end, or are written to, before others have their turn.
 pub(super) const ENDED_AT_ONCE: usize = 256;
@@ -657,11 +666,11 @@ impl Registry {
     /// Ends these sessions now. Those of them that are in a topic together are not told of each other.
     pub(crate) fn kick(&self, sessions: &[Session], why: &str) {
         let _hold = self.hold_telling();
-        sessions.iter().for_each(|session| self.end(session, why, Some(Eviction::Kicked)));
+        sessions.iter().for_each(|session| self.end(session, why, Some(Eviction::Kicked), Last::Written));
     }
 
     /// Ends a session now.
-    pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>) {
+    pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>, last: Last) {
         let (id, reason) = (session.id(), one_line(why));
         match self.told.ended.due() {
             Some(left_out) => tracing::info!(session = %id, why = %reason, left_out, "a session was ended"),
@@ -670,7 +679,10 @@ impl Registry {
         let told = eviction.map_or(NotResumed::Ended, Eviction::told);
         if let Some(connection) = self.remove(session, Ending::new(why, told).by_server(), None) {
             connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
-            connection.close();
+            match last {
+                Last::Answered if !connection.is_being_let_in() => connection.answer_and_end(CloseReason::Local),
+                Last::Answered | Last::Written => connection.close(),
+            }
         }
     }
 
@@ -1382,7 +1394,7 @@ mod tests {
                     registry.arrive(&pair[1], &claim(&welcome))
                 });
                 start.wait();
-                registry.end(&session, "enough", None);
+                registry.end(&session, "enough", None, Last::Written);
                 arriving.join().expect("no panic")
             });
             let resumed = again.is_ok_and(|welcome| welcome.get(keys::SESSION_RESUMED).is_some());

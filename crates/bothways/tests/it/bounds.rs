@@ -403,3 +403,34 @@ async fn the_calls_of_a_user_are_bounded_together() {
     assert_eq!(server.connections().iter().map(|connection| connection.stats().oneways_refused).sum::<u64>(), 1);
     call(&devices[0], "Echo", "x").await.expect("there is room again");
 }
+
+/// Whoever opens a connection for each call is bounded by the first one of each: it counts as soon as the hook has said
+/// whose it is.
+#[tokio::test(start_paused = true)]
+async fn the_first_call_of_each_connection_counts_for_its_user() {
+    let (handler, mut asked) = gate();
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .auth(|request| async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            request.session().expect("it is connected").bind_user("ann");
+            Ok::<_, String>(())
+        })
+        .calls_per_user_max(Some(2))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    for number in 0..5 {
+        let mut client = Scripted::connect(listening.address()).await;
+        client.say(request(1, "Wait", b"")).await;
+        if 2 <= number {
+            let text = client.next().await.error_text().expect("both places are taken");
+            assert!(text.contains("of this user"), "{text}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        clients.push(client);
+    }
+    let running = [soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
+    assert!(asked.try_recv().is_err());
+    running.into_iter().for_each(|asked| asked.answer(Reply::ok("")));
+}

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use bothways::{
     Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, FailMode, Metadata,
-    MultipleServersDiscovery, Push, SelectMode, Server, ServerMessages, SessionLost, Stage, Target, XClient,
-    XClientOptions,
+    MultipleServersDiscovery, Push, Reply, Request, SelectMode, Server, ServerMessages, SessionLost, Stage, Target,
+    XClient, XClientOptions,
     session::{Eviction, PresenceStatus, TopicOptions},
 };
 use bothways_proto::{Header, Message, Seq, SerializeType, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, arrive, claim, control, is_control, session_pairs},
-    support::{address, settle, soon, until},
+    scripted::{Scripted, ScriptedServer, arrive, claim, control, is_control, reply, request, session_pairs},
+    support::{address, call, connections, echo, gate, settle, soon, until},
 };
 
 /// A server at which a client is the user whose name is its token, with a room that shows who is in it.
@@ -360,4 +360,81 @@ async fn a_long_reason_is_cut_and_ends_everybody() {
         panic!("it is refused, and hears the beginning of why");
     };
     assert_eq!(refused.session_bytes_max(usize::MAX), usize::MAX);
+}
+
+/// Who has left is on no connection any more, where nothing would bound or find it as its user: what runs is answered,
+/// what it says behind that is not heard, and the connection ends.
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_with_the_leave_of_its_client() {
+    let leave = |is_oneway: bool| {
+        let seq = Seq::new(2);
+        let header = match is_oneway {
+            true => Header::oneway(seq, SerializeType::RAW),
+            false => Header::request(seq, SerializeType::RAW),
+        };
+        Message::new(header, keys::CONTROL_PATH, keys::LEAVE, &Metadata::new(), &[]).frame().to_vec()
+    };
+    for (is_negotiated, is_oneway) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (handler, mut asked) = gate();
+        let (waits, mut echoed) = gate();
+        let builder = Server::builder().auth(|request| async move {
+            request.session().expect("it is connected").bind_user("ann");
+            Ok::<_, String>(())
+        });
+        let server = builder.handler("T", "Wait", handler).handler("T", "Late", waits).build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        let mut client = match is_negotiated {
+            true => arrive(listening.address(), &Metadata::new()).await.0,
+            false => Scripted::connect(listening.address()).await,
+        };
+        client.say(request(1, "Wait", b"")).await;
+        let running = soon(asked.recv()).await.expect("it runs");
+        let mut said = leave(is_oneway);
+        said.extend(request(3, "Late", b""));
+        client.say(said).await;
+        if !is_oneway {
+            let answer = client.next().await;
+            assert_eq!((answer.header().seq().get(), answer.error_text()), (2, None));
+        }
+        settle().await;
+        assert_eq!(server.stats().sessions, 0);
+        assert!(echoed.try_recv().is_err(), "it is not heard any more");
+        running.answer(Reply::ok("done"));
+        if !(is_negotiated && is_oneway) {
+            client.hears(reply(1, "Wait", b"done")).await;
+        }
+        client.hears_the_end().await;
+        client.end().await;
+        connections(&server, 0).await;
+    }
+}
+
+/// The handler of a call such as `Logout` ends the session of its caller: it and what runs beside it are answered, and
+/// then the connection ends.
+#[tokio::test(start_paused = true)]
+async fn a_handler_may_end_the_session_after_its_reply() {
+    let (handler, mut asked) = gate();
+    let logout = |request: Request| async move {
+        request.session().expect("it is connected").end_after_replies("logged out");
+        Reply::ok("bye")
+    };
+    let server = Server::builder()
+        .handler("T", "Wait", handler)
+        .handler("T", "Logout", logout)
+        .handler("T", "Echo", echo)
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let client = Client::connect(listening.address(), ClientOptions::new().reconnect(false)).await.expect("it listens");
+    settle().await;
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, "Wait", "").await }
+    });
+    let running = soon(asked.recv()).await.expect("it runs");
+    assert_eq!(call(&client, "Logout", "").await.expect("answered"), "bye");
+    assert_eq!(server.stats().sessions, 0);
+    call(&client, "Echo", "").await.expect_err("it is logged out");
+    running.answer(Reply::ok("done"));
+    assert_eq!(soon(waiting).await.expect("no panic").expect("answered"), "done");
+    connections(&server, 0).await;
 }

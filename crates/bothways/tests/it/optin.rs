@@ -1,17 +1,23 @@
 //! Plain rpcx clients that ask for more through the service `_bothways`: sessions, calls, acknowledgements.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bothways::{
-    CallError, CallOptions, Class, ErrorCode, Metadata, Push, Reply, Request, SerializeType, Server, Session, Stage,
-    Target,
+    CallError, CallOptions, Class, ErrorCode, Metadata, Push, Rate, Reply, Request, SerializeType, Server,
+    ServerBuilder, Session, Stage, Target, session::Failure,
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
 use bytes::Bytes;
 
 use crate::{
     scripted::{Scripted, hello, request},
-    support::{address, call, call_with, connections, echoing, gate, settle, until},
+    support::{address, call, call_with, connections, echoing, gate, settle, soon, until},
 };
 
 /// A request of the service `_bothways` that wants a reply.
@@ -431,11 +437,16 @@ async fn the_auth_hook_is_asked() {
         }
     }
 
-    // An acknowledgement without a token is refused like any oneway call: without a frame.
+    // An acknowledgement needs no token where one was accepted. Elsewhere it is refused like any oneway call: without a
+    // frame.
     let mut client = Scripted::connect(listening.address()).await;
     ask(&mut client, keys::ENABLE, &ann).await;
-    client.say(control_oneway(2, keys::ACK, &pair(keys::ACK_OFFSETS, "0,0"), b"")).await;
-    client.hears_the_end().await;
+    let mut stranger = Scripted::connect(listening.address()).await;
+    for client in [&mut client, &mut stranger] {
+        client.say(control_oneway(2, keys::ACK, &pair(keys::ACK_OFFSETS, "0,0"), b"")).await;
+    }
+    client.hears_nothing().await;
+    stranger.hears_the_end().await;
 
     let mut nobody = Scripted::connect(listening.address()).await;
     assert_eq!(refused(&mut nobody, keys::ENABLE, &Metadata::new()).await, "a name is needed");
@@ -612,4 +623,89 @@ async fn what_ends_a_callback_needs_no_place_of_the_user() {
     let mut answers = [client.next().await, client.next().await];
     answers.sort_by_key(|answer| answer.header().seq().get());
     assert_eq!((&answers[0].wire_payload()[..], answers[1].error_text()), (&b"and forth"[..], None));
+}
+
+/// Whatever bound a client's own calls have reached: what it answers and acknowledges meanwhile counts, asked for as a
+/// call or oneway.
+#[tokio::test(start_paused = true)]
+async fn what_ends_something_needs_no_place() {
+    let bounds: [fn(ServerBuilder) -> ServerBuilder; 5] = [
+        |builder| builder.calls_max(1),
+        |builder| builder.calls_per_connection_max(1),
+        |builder| builder.calls_per_user_max(Some(1)),
+        |builder| builder.request_bytes_max(1 << 10, 1 << 10),
+        |builder| builder.frames_per_connection_rate(Some(Rate::per_second(1).burst(2))),
+    ];
+    for (number, bound) in bounds.into_iter().enumerate() {
+        for is_oneway in [false, true] {
+            let (handler, mut running) = gate();
+            let builder = echoing().handler("T", "Wait", handler).auth(|request| async move {
+                request.session().expect("it is connected").bind_user("ann");
+                Ok::<_, String>(())
+            });
+            let server = bound(builder).build();
+            let listening = server.listen(&address()).await.expect("the name is free");
+            let (mut client, _, session) = enabled(&server, listening.address()).await;
+            client.say(request(1, "Wait", &[0; 2048])).await;
+            let of_client = soon(running.recv()).await.expect("it runs");
+            let asking = tokio::spawn({
+                let session = session.clone();
+                async move { call(&session, "Ask", "").await }
+            });
+            let (call_number, _) = hears_call(&mut client, "Ask").await;
+            let receipt = session.push(&push("a")).expect("small");
+            hears_push(&mut client, 1, "a").await;
+
+            let say = if is_oneway { control_oneway } else { control };
+            let answers = pair(keys::CALL_NUMBER, &call_number);
+            client.say(say(8, keys::REPLY, &answers, b"yes")).await;
+            client.say(say(9, keys::ACK, &pair(keys::ACK_OFFSETS, "1,1"), b"")).await;
+            let answer = soon(asking).await.expect("no panic").expect("answered");
+            assert_eq!(answer, "yes", "bound {number}");
+            assert_eq!(soon(receipt.handled()).await.at(Stage::Handled), 1, "bound {number}");
+            if !is_oneway {
+                assert_eq!(client.next().await.error_text(), None, "bound {number}");
+                assert_eq!(client.next().await.error_text(), None, "bound {number}");
+            }
+            of_client.answer(Reply::ok("done"));
+            client.hears(crate::scripted::reply(1, "Wait", b"done")).await;
+        }
+    }
+}
+
+/// A hook that awaits something takes longer for one request than for the next: what a client says of pushes counts in
+/// the order in which it came all the same, and the hook that has let the client in is not asked again.
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_keep_their_order_whatever_the_hook_takes() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    let builder = echoing().auth(move |_| {
+        let number = counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            tokio::time::sleep(Duration::from_millis(if number % 2 == 1 { 300 } else { 10 })).await;
+            Ok::<_, String>(())
+        }
+    });
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let receipts: Vec<_> = (0..6).map(|_| session.push(&push("a")).expect("small")).collect();
+    for offset in 1..=6_u64 {
+        hears_push(&mut client, offset, "a").await;
+        let pairs = pair(keys::ACK_OFFSETS, format!("{offset},{offset}"));
+        let pairs = match offset % 2 {
+            1 => pairs.with(keys::ACK_FAILED, format!("{offset}:error")),
+            _ => pairs,
+        };
+        client.say(control_oneway(20 + offset, keys::ACK, &pairs, b"")).await;
+    }
+    let expected = [Stage::Failed(Failure::Error), Stage::Handled];
+    for (number, receipt) in receipts.iter().enumerate() {
+        let outcomes = soon(receipt.handled()).await;
+        assert_eq!(outcomes.at(expected[number % 2]), 1, "push {number}: {outcomes:?}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "of `Enable`");
+    client.say(control(30, keys::LEAVE, &pair(keys::ACK_OFFSETS, "6,6"), b"")).await;
+    assert_eq!(client.next().await.error_text(), None);
+    assert_eq!((asked.load(Ordering::Relaxed), server.stats().sessions), (1, 0));
 }
