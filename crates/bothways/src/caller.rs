@@ -97,6 +97,14 @@ impl RawCall<'_> {
         }
         ReservedName::check(self.service_path, &self.options.metadata)
     }
+
+    /// As [`Self::check_reserved`], of what goes to a client: nor a caller's token.
+    pub(crate) fn check_for_client(&self) -> Result<(), ReservedName> {
+        if self.options.is_own {
+            return Ok(());
+        }
+        ReservedName::check_for_client(self.service_path, &self.options.metadata)
+    }
 }
 
 /// The reply to a [`RawCall`].
@@ -136,7 +144,8 @@ impl CallOptions {
     }
 
     /// The pairs that go with the call. A key that begins with `_bw.` belongs to the framework: the call fails with
-    /// [`CallError::ReservedMetadata`].
+    /// [`CallError::ReservedMetadata`]. So does a call to a client with `__AUTH`, `__ServerTimeout` or
+    /// `__rpcx_error__`; a client may bring a token of its own.
     #[must_use]
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;

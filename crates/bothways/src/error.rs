@@ -253,11 +253,13 @@ impl ErrorCode {
 }
 
 /// An application named what belongs to the framework: a metadata key or the key of a
-/// [`Class::Latest`](crate::Class::Latest) that begins with `_bw.`, or the service path `_bothways`.
+/// [`Class::Latest`](crate::Class::Latest) that begins with `_bw.`, or the service path `_bothways`. Or a server wanted
+/// to send a client what means one request or reply alone: `__AUTH`, which is a caller's token, `__ServerTimeout` or
+/// `__rpcx_error__`.
 ///
 /// A peer's pairs may hold such keys. [`Metadata::without_reserved`] leaves them out.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{}` belongs to the framework: an application may send neither keys that begin with `_bw.` nor the service path `_bothways`", one_line(.name))]
+#[error("`{}` {}", one_line(.name), why_reserved(.name))]
 pub struct ReservedName {
     /// The key or the path.
     pub name: String,
@@ -275,9 +277,28 @@ impl ReservedName {
         }
     }
 
+    /// As [`Self::check`], of what goes to a client: it is not sent a caller's token either.
+    pub(crate) fn check_for_client(service_path: &str, metadata: &Metadata) -> Result<(), Self> {
+        Self::check(service_path, metadata)?;
+        match metadata.key_of_one_hop() {
+            None => Ok(()),
+            Some(name) => Err(Self { name: name.into_owned() }),
+        }
+    }
+
     /// As [`Self::check`], of a key that names something within the framework's own tables.
     pub(crate) fn check_key(key: &str) -> Result<(), Self> {
         if keys::is_reserved(key.as_bytes()) { Err(Self { name: key.to_owned() }) } else { Ok(()) }
+    }
+}
+
+fn why_reserved(name: &str) -> &'static str {
+    match keys::is_of_one_hop(name.as_bytes()) {
+        true => "belongs to one request or reply: no client is sent it",
+        false => {
+            "belongs to the framework: an application may send neither keys that begin with `_bw.` nor the service \
+             path `_bothways`"
+        }
     }
 }
 

@@ -228,7 +228,7 @@ impl Context {
     }
 
     /// The pairs that go back with the reply, whether it is a value or an error. Those whose keys begin with `_bw.`
-    /// belong to the framework, and do not leave.
+    /// belong to the framework, and do not leave, nor do `__AUTH` and `__ServerTimeout`.
     pub fn reply_metadata(&mut self) -> &mut Metadata {
         &mut self.reply_metadata
     }

@@ -29,7 +29,8 @@
 //!
 //! Metadata keys that begin with `_bw.`, and the service path `_bothways`. Every way to send refuses them
 //! ([`PushError::ReservedMetadata`], [`CallError::ReservedMetadata`]), and replies leave such pairs out. Who hands on
-//! a peer's pairs takes [`Metadata::without_reserved`].
+//! a peer's pairs takes [`Metadata::without_reserved`]: it leaves out the caller's token and deadline too, `__AUTH` and
+//! `__ServerTimeout`, which no way to send to a client takes.
 //!
 //! # What dropping a future leaves behind
 //!

@@ -91,7 +91,7 @@ impl Reply {
     }
 
     /// The same reply with these pairs beside it; pairs that it has already stay. Those whose keys begin with `_bw.`
-    /// belong to the framework, and do not leave.
+    /// belong to the framework, and do not leave, nor do `__AUTH` and `__ServerTimeout`.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata.merge_missing(&metadata);

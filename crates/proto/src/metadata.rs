@@ -18,6 +18,14 @@ pub mod keys {
         SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret.as_bytes()))
     }
 
+    /// Keys whose pairs mean one request or one reply, and nobody that it is handed on to.
+    pub const OF_ONE_HOP: [&str; 3] = [AUTH, SERVER_TIMEOUT, ERROR];
+
+    /// True for a key of [`OF_ONE_HOP`], in whatever case its letters are.
+    pub fn is_of_one_hop(key: &[u8]) -> bool {
+        OF_ONE_HOP.iter().any(|of_one| key.eq_ignore_ascii_case(of_one.as_bytes()))
+    }
+
     /// True for a service path that belongs to the framework: [`CONTROL_PATH`], and what begins with it and a dot.
     pub fn is_reserved_path(service_path: &str) -> bool {
         let rest = service_path.strip_prefix(CONTROL_PATH);
@@ -244,13 +252,20 @@ impl Metadata {
         self.pairs().map(|(key, _)| key).find(|key| keys::is_reserved(key)).map(String::from_utf8_lossy)
     }
 
-    /// The same pairs without those of the framework: what is left of a caller's pairs that an application may
-    /// send on.
+    /// The first key whose pair means one request or one reply: the caller's token, its deadline, an error. A server
+    /// sends its clients none.
+    pub fn key_of_one_hop(&self) -> Option<std::borrow::Cow<'_, str>> {
+        self.pairs().map(|(key, _)| key).find(|key| keys::is_of_one_hop(key)).map(String::from_utf8_lossy)
+    }
+
+    /// The same pairs without those of the framework, and without what means one request or reply alone: the token
+    /// `__AUTH`, `__ServerTimeout` and `__rpcx_error__`. What is left of a caller's pairs an application may send on.
     #[must_use]
     pub fn without_reserved(self) -> Self {
-        match self.reserved_key() {
-            None => self,
-            Some(_) => Self::of_pairs(self.pairs().filter(|(key, _)| !keys::is_reserved(key))),
+        let stays = |key: &[u8]| !keys::is_reserved(key) && !keys::is_of_one_hop(key);
+        match self.pairs().all(|(key, _)| stays(key)) {
+            true => self,
+            false => Self::of_pairs(self.pairs().filter(|(key, _)| stays(key))),
         }
     }
 
@@ -469,6 +484,10 @@ mod tests {
         let mixed = Metadata::new().with("a", "1").with("_bw.", "2").with("b", "3").with("_bw.zzz", "4");
         assert_eq!(mixed.reserved_key().as_deref(), Some("_bw."));
         assert_eq!(mixed.without_reserved(), Metadata::new().with("a", "1").with("b", "3"));
+        let asked = Metadata::new().with("__AUTH", "s").with("__auth", "s").with("__ServerTimeout", "9");
+        let asked = asked.with("a", "1").with("__rpcx_error__", "no").with("__AUTHOR", "ann");
+        assert_eq!((asked.reserved_key(), asked.key_of_one_hop().as_deref()), (None, Some("__AUTH")));
+        assert_eq!(asked.without_reserved(), Metadata::new().with("a", "1").with("__AUTHOR", "ann"));
         let odd = from(&hex!("00000005 5f62772eff 00000000")).expect("well formed");
         assert_eq!(odd.reserved_key().as_deref(), Some("_bw.\u{fffd}"));
         assert!(odd.without_reserved().is_empty());

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use super::{Connection, State, after, control::compressed, lanes::Lane, outbox::Refused};
 use crate::{
     caller::{Caller, RawCall, RawReply},
-    error::{CallError, CloseReason, ErrorCode, PushError},
+    error::{CallError, CloseReason, ErrorCode, PushError, ReservedName},
 };
 
 /// Whoever waits for a reply.
@@ -124,13 +124,13 @@ impl State {
 
 impl Caller for Connection {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        call.check_reserved()?;
+        self.check_reserved(&call)?;
         let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
         self.call_within(&call, time).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        push.check_reserved()?;
+        self.check_reserved(&push)?;
         self.push_within(&push, push.options.timeout.unwrap_or_default()).await
     }
 }
@@ -147,7 +147,6 @@ pub(super) fn raw_reply(message: Message, connection: &Connection) -> Result<Raw
     if message.header().kind() == MessageKind::Request {
         // A plain client's request that answers: what says so is for the framework, and its token for nobody else.
         metadata = metadata.without_reserved();
-        metadata.remove(keys::AUTH);
     }
     let payload = message.into_payload(connection.limits()).map_err(|error| CallError::Decode(error.into()))?;
     Ok(RawReply { serialize, payload, metadata })
@@ -225,6 +224,19 @@ impl Connection {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move { flush.wait_for_callers().await });
         }
+    }
+
+    /// That it names nothing that only the framework may; to a client, no caller's token either.
+    fn check_reserved(&self, call: &RawCall<'_>) -> Result<(), ReservedName> {
+        match self.goes_to_client() {
+            true => call.check_for_client(),
+            false => call.check_reserved(),
+        }
+    }
+
+    /// True at a server: its peer is a client.
+    pub(super) fn goes_to_client(&self) -> bool {
+        self.shared.state.lock().proto.role() == Role::Server
     }
 
     /// As [`Caller::call_raw`], but for the time of the call, which is this one. The call is only looked at: whoever

@@ -53,7 +53,7 @@ impl PushFrame {
         payload: &[u8],
         limits: &Limits,
     ) -> Result<Self, PushError> {
-        ReservedName::check(service_path, metadata)?;
+        ReservedName::check_for_client(service_path, metadata)?;
         let header = Header::oneway(Seq::of_push(0), SerializeType::RAW);
         Self::with_header(header, service_path, service_method, metadata, payload, limits)
     }
@@ -126,7 +126,8 @@ impl Connection {
     /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
     /// - [`PushError::Closed`]: the connection is over.
     /// - [`PushError::TooLarge`]: the message is beyond `body_bytes_max`, of this side or of the peer.
-    /// - [`PushError::ReservedMetadata`]: a key begins with `_bw.`, or the path is `_bothways`.
+    /// - [`PushError::ReservedMetadata`]: a key begins with `_bw.`, or the path is `_bothways`; towards a client also
+    ///   `__AUTH`, `__ServerTimeout` and `__rpcx_error__`.
     ///
     /// In each case nothing was queued.
     ///
@@ -138,8 +139,15 @@ impl Connection {
         metadata: &Metadata,
         payload: impl Into<Bytes>,
     ) -> Result<Sent, PushError> {
-        ReservedName::check(service_path, metadata)?;
+        self.check_pairs(service_path, metadata)?;
         self.push(service_path, service_method, SerializeType::RAW, metadata, &payload.into())
+    }
+
+    fn check_pairs(&self, service_path: &str, metadata: &Metadata) -> Result<(), ReservedName> {
+        match self.goes_to_client() {
+            true => ReservedName::check_for_client(service_path, metadata),
+            false => ReservedName::check(service_path, metadata),
+        }
     }
 
     /// Like [`Self::send_message`], but waits for room in the queue, up to `wait`.
@@ -156,7 +164,7 @@ impl Connection {
         metadata: &Metadata,
         payload: impl Into<Bytes>,
     ) -> Result<Sent, PushError> {
-        ReservedName::check(service_path, metadata)?;
+        self.check_pairs(service_path, metadata)?;
         let payload = payload.into();
         self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
     }

@@ -120,7 +120,7 @@ impl Caller for Session {
     /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client runs as many calls as
     ///   it may, and did not run this one.
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
-        call.check_reserved()?;
+        call.check_for_client()?;
         // The hook of a Hello may have been given a session that made way for an earlier one of its client.
         let session = &self.current();
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);

@@ -138,12 +138,12 @@ impl Push {
         Ok(Self { serialize, ..Self::new(service_path, service_method, value.encode(serialize)?) })
     }
 
-    /// That it names nothing that only the framework may.
+    /// That it names nothing that only the framework may, and no caller's token.
     pub(super) fn check_reserved(&self) -> Result<(), ReservedName> {
         if let Class::Latest(key) = &self.class {
             ReservedName::check_key(key)?;
         }
-        ReservedName::check(&self.service_path, &self.metadata)
+        ReservedName::check_for_client(&self.service_path, &self.metadata)
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -156,9 +156,10 @@ impl Push {
         Self { serialize, ..Self::new(service_path, service_method, payload).metadata(options.metadata) }
     }
 
-    /// The pairs beside the payload. A key that begins with `_bw.` belongs to the framework: the push fails with
+    /// The pairs beside the payload. A key that begins with `_bw.` belongs to the framework, and `__AUTH`,
+    /// `__ServerTimeout` and `__rpcx_error__` to one request: with one of them the push fails with
     /// [`PushError::ReservedMetadata`](crate::PushError::ReservedMetadata).
-    /// [`Metadata::without_reserved`] takes such pairs out of what a peer sent.
+    /// [`Metadata::without_reserved`] takes such pairs, a caller's token among them, out of what a peer sent.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self

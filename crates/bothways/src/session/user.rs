@@ -100,7 +100,7 @@ impl User {
         let payload = args.encode(serialize).map_err(CallError::Encode)?;
         let sessions = self.sessions();
         let call = RawCall { service_path, service_method, serialize, payload, options };
-        call.check_reserved()?;
+        call.check_for_client()?;
         let mut calls = call_each(&sessions, call);
         let mut outcomes: Vec<_> = sessions.iter().map(|_| None).collect();
         while let Some((at, outcome)) = calls.next().await {
@@ -169,7 +169,7 @@ impl Caller for User {
     ///
     /// In the first two nothing was sent.
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        call.check_reserved()?;
+        call.check_for_client()?;
         let callees = self.callees(&call)?;
         let quorum = match &self.policy {
             CallPolicy::All { quorum: 0 } => callees.len(),
@@ -217,7 +217,7 @@ impl Caller for User {
 
     /// Pushes to every session of the user, or to the device alone, and never waits.
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        push.check_reserved()?;
+        push.check_for_client()?;
         let mut sessions = self.sessions();
         if let CallPolicy::Device(device) = &self.policy {
             sessions.retain(|session| is_device(session, device));

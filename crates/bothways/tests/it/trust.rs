@@ -1,10 +1,13 @@
 //! What comes from a peer or an application never becomes an instruction of the framework.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bothways::{
     CallError, CallOptions, Caller, Class, Client, ClientOptions, FailMode, MultipleServersDiscovery, Push, PushError,
-    Reply, Request, Router, SelectMode, Server, Target, XClient, XClientOptions,
+    Reply, Request, Router, SelectMode, Server, Target, WeakServer, XClient, XClientOptions,
     caller::RawCall,
     connection::PushFrame,
     router::RouteProblem,
@@ -19,20 +22,25 @@ use crate::{
     support::{address, soon},
 };
 
-/// A path, pairs that are beside it, and whether they may be sent.
-fn cases() -> Vec<(&'static str, Metadata, bool)> {
+/// A path, pairs that are beside it, and whether they may be sent to servers, and to clients.
+fn cases() -> Vec<(&'static str, Metadata, [bool; 2])> {
     let pair = |key| Metadata::new().with("a", "1").with(key, "news");
     vec![
-        ("T", Metadata::new(), true),
-        ("T", pair("b"), true),
-        ("T", pair("_BW.t"), true),
-        ("_bothwaysX", pair("b"), true),
-        ("T", pair(keys::TOPIC), false),
-        ("T", pair(keys::IDEMPOTENCY_KEY), false),
-        ("T", pair(keys::CALL_NUMBER), false),
-        ("T", pair("_bw.whatever"), false),
-        (keys::CONTROL_PATH, Metadata::new(), false),
-        ("_bothways.Admin", Metadata::new(), false),
+        ("T", Metadata::new(), [true; 2]),
+        ("T", pair("b"), [true; 2]),
+        ("T", pair("_BW.t"), [true; 2]),
+        ("_bothwaysX", pair("b"), [true; 2]),
+        ("T", pair(keys::TOPIC), [false; 2]),
+        ("T", pair(keys::IDEMPOTENCY_KEY), [false; 2]),
+        ("T", pair(keys::CALL_NUMBER), [false; 2]),
+        ("T", pair("_bw.whatever"), [false; 2]),
+        ("T", pair("__AUTHOR"), [true; 2]),
+        ("T", pair(keys::AUTH), [true, false]),
+        ("T", pair("__auth"), [true, false]),
+        ("T", pair(keys::SERVER_TIMEOUT), [true, false]),
+        ("T", pair(keys::ERROR), [true, false]),
+        (keys::CONTROL_PATH, Metadata::new(), [false; 2]),
+        ("_bothways.Admin", Metadata::new(), [false; 2]),
     ]
 }
 
@@ -96,7 +104,7 @@ async fn no_entrance_takes_reserved_pairs_or_paths() {
     let connection = server.connections().remove(0);
     let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
     session.bind_user("ann");
-    for (path, metadata, may) in cases() {
+    for (path, metadata, [to_servers, to_clients]) in cases() {
         let said = format!("{path} {metadata:?}");
         let push = Push::new(path, "m", "x").metadata(metadata.clone());
         let refused = |outcome: Result<_, SendError>| match outcome {
@@ -115,16 +123,16 @@ async fn no_entrance_takes_reserved_pairs_or_paths() {
             is_refused(&server.broadcast(path, "m", &metadata, b"x")),
             is_refused(&PushFrame::new(path, "m", &metadata, b"x", &Limits::default())),
         ];
-        assert_eq!(pushed, [!may; 10], "{said}");
-        assert_eq!(refuses(&connection, path, &metadata).await, [!may; 2], "{said}");
-        assert_eq!(refuses(&session, path, &metadata).await, [!may; 2], "{said}");
-        assert_eq!(refuses(&server.user("ann"), path, &metadata).await, [!may; 2], "{said}");
-        assert_eq!(refuses(&client, path, &metadata).await, [!may; 2], "{said}");
+        assert_eq!(pushed, [!to_clients; 10], "{said}");
+        assert_eq!(refuses(&connection, path, &metadata).await, [!to_clients; 2], "{said}");
+        assert_eq!(refuses(&session, path, &metadata).await, [!to_clients; 2], "{said}");
+        assert_eq!(refuses(&server.user("ann"), path, &metadata).await, [!to_clients; 2], "{said}");
+        assert_eq!(refuses(&client, path, &metadata).await, [!to_servers; 2], "{said}");
         let own = client.connection().expect("it is there");
-        assert_eq!(refuses(&own, path, &metadata).await, [!may; 2], "{said}");
-        assert_eq!(refuses(&xclient, path, &metadata).await, [!may; 2], "{said}");
+        assert_eq!(refuses(&own, path, &metadata).await, [!to_servers; 2], "{said}");
+        assert_eq!(refuses(&xclient, path, &metadata).await, [!to_servers; 2], "{said}");
         let all = server.user("ann").call_all::<(), ()>(path, "m", &(), CallOptions::new().metadata(metadata)).await;
-        assert_eq!(matches!(all, Err(CallError::ReservedMetadata(_))), !may, "{said}");
+        assert_eq!(matches!(all, Err(CallError::ReservedMetadata(_))), !to_clients, "{said}");
     }
     let latest = Push::new("T", "m", "x").class(Class::Latest("_bw.Presence news ann ".to_owned()));
     assert!(is_refused(&session.push(&latest)), "that would take the place of the framework's own");
@@ -146,6 +154,38 @@ async fn a_reply_carries_no_reserved_pairs_of_a_handler() {
     client.say(crate::scripted::request_with(3, "Echo", &pairs, b"")).await;
     let answer = client.next().await.metadata();
     assert_eq!((answer.get("a"), answer.reserved_key()), (Some("1"), None));
+}
+
+/// A handler that hands its caller's pairs on, in the way that the documents name, hands on no token and no deadline;
+/// nor does one that gives them back.
+#[tokio::test(start_paused = true)]
+async fn a_callers_token_is_handed_on_to_nobody() {
+    let home = Arc::<OnceLock<WeakServer>>::default();
+    let of_handler = Arc::clone(&home);
+    let handler = move |request: Request| {
+        let server = of_handler.get().and_then(WeakServer::upgrade).expect("it runs");
+        let push = Push::new("T", "Said", "x");
+        let whole = server.push(&Target::everyone(), &push.clone().metadata(request.metadata()));
+        assert!(matches!(whole, Err(SendError::Push(PushError::ReservedMetadata(_)))), "{whole:?}");
+        let pairs = request.metadata().without_reserved();
+        drop(server.push(&Target::everyone(), &push.metadata(pairs)).expect("these may be sent"));
+        std::future::ready(Reply::ok("1").with_metadata(request.metadata()))
+    };
+    let server = Server::builder().handler("T", "Echo", handler).build();
+    home.set(server.downgrade()).expect("it is set once");
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (mut bystander, _) = crate::scripted::arrive(listening.address(), &Metadata::new()).await;
+    let (mut caller, _) = crate::scripted::arrive(listening.address(), &Metadata::new()).await;
+    let pairs = Metadata::new().with(keys::AUTH, "ann-SECRET").with(keys::SERVER_TIMEOUT, "5000").with("a", "1");
+    caller.say(crate::scripted::request_with(3, "Echo", &pairs, b"")).await;
+    for client in [&mut bystander, &mut caller] {
+        let told = client.next().await;
+        let metadata = told.metadata();
+        assert_eq!((told.service_method(), metadata.get("a")), ("Said", Some("1")));
+        assert_eq!(metadata.key_of_one_hop(), None);
+    }
+    let answer = caller.next().await.metadata();
+    assert_eq!((answer.get("a"), answer.key_of_one_hop()), (Some("1"), None));
 }
 
 /// The code in the reply of a plain peer is an application's: it does not say that a call is safe to try again.
