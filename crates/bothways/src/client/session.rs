@@ -582,7 +582,7 @@ mod tests {
 
     /// How a message failed that has not failed as those beside it.
     fn unlike(offset: u64) -> Stage {
-        Stage::Failed(if offset % 2 == 0 { Failure::Error } else { Failure::Panicked })
+        Stage::Failed(if offset.is_multiple_of(2) { Failure::Error } else { Failure::Panicked })
     }
 
     fn failed_unlike(offset: u64) -> End {
@@ -651,7 +651,7 @@ mod tests {
                 let ack = receive(&memory, 1, offset..=offset).remove(0);
                 ack.end_as(if unlike_each { unlike(offset) } else { Stage::Failed(Failure::NoHandler) });
                 drop(ack);
-                if offset % 100 == 0 {
+                if offset.is_multiple_of(100) {
                     while 0 < memory.state.lock().offsets.failures.untold {
                         acks_due(&memory, 1).await;
                     }
