@@ -50,6 +50,7 @@ mod guard;
 pub mod handler;
 pub mod layer;
 mod packing;
+mod peer;
 mod reply;
 pub mod router;
 pub mod server;

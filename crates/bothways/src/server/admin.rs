@@ -358,10 +358,9 @@ impl Admin {
     {
         let admin = self.clone();
         router.own(SERVICE_PATH, method, move |request: Request| {
-            let checked = admin.check(request);
-            let run = run.clone();
+            let (admin, run) = (admin.clone(), run.clone());
             async move {
-                let (context, server, args) = match checked {
+                let (context, server, args) = match admin.check(request).await {
                     Ok(parts) => parts,
                     Err(refusal) => return refusal,
                 };
@@ -377,8 +376,8 @@ impl Admin {
     }
 
     /// Lets in who has the token.
-    fn check<A: Payload>(&self, request: Request) -> Result<(Context, Server, A), Reply> {
-        self.door.check(request.connection(), &request.metadata())?;
+    async fn check<A: Payload>(&self, request: Request) -> Result<(Context, Server, A), Reply> {
+        self.door.check(request.connection(), &request.metadata()).await?;
         let Some(shared) = self.shared.upgrade() else {
             return Err(Reply::refused(ErrorCode::ShuttingDown, "the server is over"));
         };

@@ -1,13 +1,17 @@
 //! The door of the admin service: its own address, its token, and the pace at which tokens may be guessed.
 //!
 //! ```text
-//!   listen_admin ──► a connection of its own table ──► the token is right ──► answered
-//!                                                  └─► it is wrong: refused, closed, counted, told
-//!                                                      and after several of one peer none is looked at for a while
+//!   listen_admin ──► a stranger's place ──► the token is right ──► answered; the place is free again
+//!                                       └─► it is wrong: refused, closed, counted, told; after several of one peer
+//!                                           later and later
 //! ```
+//!
+//! A right token is let in whatever others guess: it is looked at before anybody waits. Whoever guesses a short token at
+//! a pace that no operator has is not looked at for a while, and neither is an operator at the same address then; a token
+//! of [`LONG_TOKEN`] characters nobody guesses, at whatever pace.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -19,29 +23,27 @@ use std::{
 use bothways_proto::{Message, Metadata, Rate, Role, TokenBucket, keys};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::Instant,
-};
+use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use super::{
     Server, Shared,
     accept::{Listening, start_watch},
     admin,
+    strangers::{Place, Strangers},
 };
 use crate::{
     calm::Calm,
     connection::{Answer, Connection, ConnectionId, Inlet, Load, Settings, deadline},
-    error::{AuthError, CloseReason, ServeError},
+    error::{AuthError, CloseReason, ErrorCode, ServeError},
     handler::Request,
+    peer,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
     transport::{Accepted, Address, Closable, Listener, Network},
 };
 
-/// Connections to the admin address at once: operators and their tools, and nobody else.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections that have shown the token: operators and their tools. Strangers have places of their own.
+const OPERATORS_MAX: usize = 64;
 
 /// Bytes of their frames that have begun and not ended, beyond 64 KiB of each; without a token half of it. 16 MiB: two
 /// of the largest frames. Clients of the service have their own room, whatever strangers do here.
@@ -54,8 +56,15 @@ const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// Bytes of answers that they do not read.
 const OUTGOING_BYTES_MAX: usize = 64 << 20;
 
-/// Wrong tokens of one peer that are looked at: ten at once, and then one a second.
+/// Wrong tokens of one peer that are answered at once: ten, and then one a second.
 const GUESSES: Rate = Rate::per_second(1).burst(10);
+
+/// Those beyond are answered so much later at most, until all of them are one a second. Of a peer that guesses on
+/// meanwhile no token is looked at, unless it would be a long one.
+const LATE_MAX: Duration = Duration::from_secs(4);
+
+/// A token of so many bytes is not guessed at any pace: each is looked at.
+const LONG_TOKEN: usize = 32;
 
 /// Peers whose wrong tokens are counted apart; those beyond share a count.
 const PEERS_MAX: usize = 1024;
@@ -76,6 +85,7 @@ const PEERS_MAX: usize = 1024;
 pub struct AdminOptions {
     salt: [u8; 16],
     digest: [u8; 32],
+    is_long: bool,
     on_service_addresses: bool,
 }
 
@@ -88,6 +98,10 @@ impl AdminOptions {
     /// Opens it to anyone who presents this token, at the addresses of
     /// [`Server::listen_admin`](crate::Server::listen_admin) and nowhere else.
     ///
+    /// A token of 32 random characters or more is best, as `openssl rand -hex 16` makes one: nobody guesses it, and so
+    /// it is looked at however many others guess. A shorter one is not looked at for some seconds while somebody at the
+    /// same address guesses faster than once a second.
+    ///
     /// # Errors
     /// [`EmptyAdminToken`], as of a variable that is not set.
     pub fn token(token: impl AsRef<str>) -> Result<Self, EmptyAdminToken> {
@@ -96,7 +110,8 @@ impl AdminOptions {
             return Err(EmptyAdminToken);
         }
         let salt = rand::random();
-        Ok(Self { salt, digest: digest(&salt, token.as_bytes()), on_service_addresses: false })
+        let is_long = LONG_TOKEN <= token.len();
+        Ok(Self { salt, digest: digest(&salt, token.as_bytes()), is_long, on_service_addresses: false })
     }
 
     /// Opens it at every address of the server too, where each client can try tokens. The server's
@@ -136,11 +151,13 @@ pub(super) struct Door {
     began: Instant,
     pub(super) refused: AtomicU64,
     told: Calm,
-    /// Connections to the admin addresses.
-    open: Mutex<HashMap<ConnectionId, Connection>>,
+    /// Connections to the admin addresses, and the places that they had as strangers.
+    open: Mutex<HashMap<ConnectionId, (Connection, u64)>>,
+    /// Connections, to whatever address, that have shown the right token.
+    shown: Mutex<HashSet<ConnectionId>>,
+    strangers: Strangers,
     /// What runs for them, and what they have begun to send.
     pub(super) load: Arc<Load>,
-    slots: Arc<Semaphore>,
     /// True once the server is over: until then operators look in, also while it stops.
     over: watch::Sender<bool>,
     /// Closed then.
@@ -157,8 +174,9 @@ impl Door {
             refused: AtomicU64::new(0),
             told: Calm::default(),
             open: Mutex::default(),
+            shown: Mutex::default(),
+            strangers: Strangers::default(),
             load: Arc::new(load.with_outgoing(OUTGOING_BYTES_MAX)),
-            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             over: watch::Sender::new(false),
             listeners: Mutex::default(),
         }
@@ -168,24 +186,57 @@ impl Door {
         self.options.is_on_service_addresses()
     }
 
-    /// Lets in a request with the right token. A wrong one ends its connection.
-    pub(super) fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<(), Reply> {
-        let peer = group(&connection.peer_address());
-        if let Err(wait) = self.may_try(&peer) {
+    /// Lets in a request with the right token. A wrong one ends its connection, and is answered late after several.
+    pub(super) async fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<(), Reply> {
+        let peer = peer::group(&connection.peer_address());
+        // Who has shown the token has nothing to guess.
+        let has_shown = self.shown.lock().contains(&connection.id());
+        if !has_shown && let Err(wait) = self.may_try(&peer) {
             let seconds = wait.as_secs() + 1;
             let text = format!("too many wrong admin tokens from this address: try again in {seconds} s");
             return Err(self.refuse(&peer, text));
         }
         if self.options.is(metadata.value(keys::ADMIN_TOKEN).unwrap_or_default()) {
-            // Where clients of the service connect, the service's own hook is what lets them in.
-            let is_ours = self.open.lock().contains_key(&connection.id());
-            if is_ours {
-                connection.trust();
-            }
-            return Ok(());
+            return self.let_in(connection);
         }
-        self.note_wrong(peer.clone());
+
+        let late = self.note_wrong(peer.clone());
+        if !late.is_zero() {
+            tokio::time::sleep(late).await;
+        }
         Err(self.refuse(&peer, "the admin token is missing or wrong".to_owned()))
+    }
+
+    /// This connection has shown the right token: it takes no stranger's place.
+    fn let_in(&self, connection: &Connection) -> Result<(), Reply> {
+        let id = connection.id();
+        // Where clients of the service connect, the service's own hook is what lets them in.
+        let place = self.open.lock().get(&id).map(|(_, place)| *place);
+        {
+            let mut shown = self.shown.lock();
+            let is_known = shown.contains(&id);
+            if !is_known && OPERATORS_MAX <= shown.len() && place.is_some() {
+                let text = format!("{OPERATORS_MAX} operators are connected");
+                return Err(Reply::refused(ErrorCode::Overloaded, text));
+            }
+            if !is_known && shown.len() < OPERATORS_MAX {
+                shown.insert(id);
+            }
+        }
+        if let Some(place) = place {
+            connection.trust();
+            self.strangers.show(place);
+        }
+        if connection.is_closed() {
+            // Its end may have found nothing to forget.
+            self.forget(id);
+        }
+        Ok(())
+    }
+
+    /// A connection is over, to whatever address.
+    pub(super) fn forget(&self, id: ConnectionId) {
+        self.shown.lock().remove(&id);
     }
 
     fn refuse(&self, peer: &str, text: String) -> Reply {
@@ -200,10 +251,12 @@ impl Door {
     fn may_try(&self, peer: &str) -> Result<(), Duration> {
         let guesses = self.guesses.lock();
         let bucket = guesses.get(peer).or_else(|| guesses.get(""));
-        bucket.map_or(Ok(()), |bucket| bucket.clone().take(self.began.elapsed(), 1))
+        let debt = bucket.map_or(Duration::ZERO, |bucket| bucket.clone().charge(self.began.elapsed(), 0));
+        if debt < LATE_MAX || self.options.is_long { Ok(()) } else { Err(debt - LATE_MAX) }
     }
 
-    fn note_wrong(&self, peer: String) {
+    /// Counts a wrong token. How much later it is answered.
+    fn note_wrong(&self, peer: String) -> Duration {
         let now = self.began.elapsed();
         let mut guesses = self.guesses.lock();
         if PEERS_MAX <= guesses.len() && !guesses.contains_key(&peer) {
@@ -211,11 +264,15 @@ impl Door {
             guesses.retain(|_, bucket| bucket.clone().take(now, GUESSES.burst_max()).is_err());
         }
         let peer = if PEERS_MAX <= guesses.len() && !guesses.contains_key(&peer) { String::new() } else { peer };
-        guesses.entry(peer).or_insert_with(|| TokenBucket::new(GUESSES)).charge(now, 1);
+        let bucket = guesses.entry(peer).or_insert_with(|| TokenBucket::new(GUESSES));
+        match bucket.charge(now, 0) {
+            debt if debt < LATE_MAX => bucket.charge(now, 1).min(LATE_MAX),
+            _ => LATE_MAX,
+        }
     }
 
     pub(super) fn connections(&self) -> Vec<Connection> {
-        self.open.lock().values().cloned().collect()
+        self.open.lock().values().map(|(connection, _)| connection.clone()).collect()
     }
 
     /// Listens here until the server is over.
@@ -236,23 +293,6 @@ impl Door {
         self.over.send_replace(true);
         std::mem::take(&mut *self.listeners.lock()).iter().for_each(Closable::close);
         self.connections().iter().for_each(Connection::close);
-    }
-}
-
-/// Who counts as one peer: an address without its port, of IPv6 its network, and each other kind of socket by its
-/// listener.
-fn group(peer: &str) -> String {
-    let (network, target) = peer.split_once('@').unwrap_or(("", peer));
-    let Some((host, _)) = target.rsplit_once(':') else {
-        return target.rsplit_once('#').map_or(target, |(listener, _)| listener).to_owned();
-    };
-    match host.trim_matches(['[', ']']).parse() {
-        Ok(IpAddr::V6(ip)) => match ip.to_ipv4_mapped() {
-            Some(ip) => ip.to_string(),
-            None => ip.segments()[..4].iter().map(|part| format!("{part:x}:")).collect(),
-        },
-        Ok(IpAddr::V4(ip)) => ip.to_string(),
-        Err(_) => format!("{network}@{target}"),
     }
 }
 
@@ -298,6 +338,7 @@ impl Inlet for AdminInlet {
 
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
         self.door.open.lock().remove(&connection.id());
+        self.door.forget(connection.id());
         tracing::debug!(connection = %connection.id(), %reason, "an admin connection ended");
     }
 
@@ -354,37 +395,43 @@ async fn accept_all(inlet: Arc<AdminInlet>, listener: Closable) {
             _ = over.wait_for(|over| *over) => return,
         };
         let Some(accepted) = accepted else { return };
-        match Arc::clone(&inlet.door.slots).try_acquire_owned() {
-            Ok(slot) => drop(tokio::spawn(take(Arc::clone(&inlet), accepted, slot))),
-            Err(_) => {
-                if let Some(left_out) = inlet.door.told.due() {
-                    tracing::warn!(left_out, "an admin connection was refused: {CONNECTIONS_MAX} are open");
-                }
-            }
+        let peer = accepted.peer();
+        let (place, made_way) = inlet.door.strangers.admit(peer::group(&peer));
+        if made_way && let Some(left_out) = inlet.door.told.due() {
+            tracing::warn!(peer, left_out, "too many at an admin address have shown no token: the earliest was cut");
         }
+        drop(tokio::spawn(take(Arc::clone(&inlet), accepted, place)));
     }
 }
 
 /// Serves one connection to its end, which comes soon if no right token does.
-async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, _slot: OwnedSemaphorePermit) {
+async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, mut place: Place) {
     let shared = &inlet.shared;
     let limit = shared.settings.watch.first_frame_timeout;
-    let socket = match accepted.handshake(limit).await {
+    let socket = tokio::select! {
+        socket = accepted.handshake(limit) => socket,
+        _ = place.ended() => return,
+    };
+    let socket = match socket {
         Ok(socket) => socket,
         Err(error) => return tracing::debug!(%error, "a handshake at an admin address failed"),
     };
     let door = Arc::clone(&inlet.door);
     let (settings, ears) = (Arc::clone(&inlet.settings), Arc::clone(&inlet) as Arc<dyn Inlet>);
     let connection = Connection::start(Role::Server, socket, settings, ears, None, |connection| {
-        door.open.lock().insert(connection.id(), connection.clone());
+        door.open.lock().insert(connection.id(), (connection.clone(), place.number()));
     });
     if *door.over.borrow() {
         return connection.close();
     }
-    if tokio::time::timeout(limit, connection.closed()).await.is_ok() {
-        return;
-    }
-    if !connection.is_trusted() {
+
+    let in_time = tokio::time::timeout(limit, async {
+        tokio::select! {
+            _ = connection.closed() => true,
+            has_shown = place.ended() => has_shown,
+        }
+    });
+    if !in_time.await.unwrap_or_else(|_| connection.is_trusted()) {
         tracing::debug!(connection = %connection.id(), "an admin connection brought no token in time");
         // At once: who does not end its side keeps no place.
         connection.cut();
@@ -414,34 +461,23 @@ mod tests {
         assert!(!local(":1") && !local("0.0.0.0:1") && !local("example.org:1") && !local("[::]:1"));
     }
 
-    /// Another port, or another address of the same IPv6 network, is the same peer.
-    #[test]
-    fn a_peer_is_a_host_or_a_network() {
-        for (one, other, is_same) in [
-            ("tcp@10.0.0.1:1", "tcp@10.0.0.1:2", true),
-            ("tcp@10.0.0.1:1", "tls@[::ffff:10.0.0.1]:2", true),
-            ("tcp@10.0.0.1:1", "tcp@10.0.0.2:1", false),
-            ("tcp@[2001:db8:1:2::1]:1", "tcp@[2001:db8:1:2:3::9]:7", true),
-            ("tcp@[2001:db8:1:2::1]:1", "tcp@[2001:db8:1:3::1]:1", false),
-            ("unix@/run/a#1", "unix@/run/a#2", true),
-            ("memory@a#1", "memory@b#1", false),
-        ] {
-            assert_eq!(group(one) == group(other), is_same, "{one} {other}");
-        }
-    }
-
-    /// Ten wrong ones are looked at, then one a second; others are not held up, and the table has a bound.
+    /// Ten wrong ones are answered at once, then one a second and up to four late; others are not held up, and the
+    /// table has a bound.
     #[tokio::test(start_paused = true)]
     async fn guesses_have_a_pace_for_each_peer() {
+        let seconds = Duration::from_secs;
         let door = Door::new(AdminOptions::token("right").expect("it has characters"));
         for _ in 0..10 {
-            assert_eq!(door.may_try("a"), Ok(()));
-            door.note_wrong("a".to_owned());
+            assert_eq!((door.may_try("a"), door.note_wrong("a".to_owned())), (Ok(()), Duration::ZERO));
         }
-        assert_eq!(door.may_try("a"), Err(Duration::from_secs(1)));
+        for late in 1..=4 {
+            assert_eq!((door.may_try("a"), door.note_wrong("a".to_owned())), (Ok(()), seconds(late)));
+        }
+        assert!(door.may_try("a").is_err());
         assert_eq!(door.may_try("b"), Ok(()));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(door.may_try("a"), Ok(()));
+        tokio::time::advance(seconds(1)).await;
+        assert_eq!((door.may_try("a"), door.note_wrong("a".to_owned())), (Ok(()), seconds(4)));
+        assert!(door.may_try("a").is_err(), "one a second");
         for peer in 0..2 * PEERS_MAX {
             for _ in 0..3 {
                 door.note_wrong(peer.to_string());
@@ -449,7 +485,7 @@ mod tests {
         }
         assert!(door.guesses.lock().len() <= PEERS_MAX + 1);
         assert!(door.may_try("a stranger").is_err(), "those who have no count of their own share one");
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(seconds(3600)).await;
         door.note_wrong("c".to_owned());
         assert!(door.guesses.lock().len() <= 2, "what is paid off is forgotten");
     }
@@ -461,5 +497,14 @@ mod tests {
         assert!(Door::new(options().on_service_addresses()).is_on_service_addresses());
         let shown = format!("{:?}", options());
         assert_eq!(shown, "AdminOptions { token: \"***\", on_service_addresses: false }");
+    }
+
+    /// Nobody guesses it: so each is looked at, and answered late.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_token_is_always_looked_at() {
+        let door = Door::new(AdminOptions::token("0123456789abcdef0123456789abcdef").expect("it has characters"));
+        let late: Vec<u64> = (0..1000).map(|_| door.note_wrong("a".to_owned()).as_secs()).collect();
+        assert_eq!((late[9], late[10], late[999]), (0, 1, 4));
+        assert_eq!(door.may_try("a"), Ok(()));
     }
 }

@@ -12,6 +12,7 @@
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
 //! | `door.rs` | the addresses of the admin service, its token, and the pace at which tokens may be guessed |
+//! | `strangers.rs` | the places of those at these addresses who have not shown the token |
 
 mod accept;
 mod admin;
@@ -21,6 +22,7 @@ mod control;
 mod door;
 mod inlet;
 mod shutdown;
+mod strangers;
 mod topics;
 
 use std::{
