@@ -1,7 +1,8 @@
 //! What is left of sessions that ended, for who asks later why a message did not arrive.
 //!
 //! Each user has a few of them, so that one who comes and goes costs the others nothing, and all sessions without a user
-//! share a quarter of the whole. Of a session that had neither user, push, call nor subscription nothing is left, unless
+//! share a quarter of the whole. Of all the oldest go first; but those that the server ended, of which somebody asks most,
+//! make way for no others as long as they have no more than a half. Of a session that had neither user, push, call nor subscription nothing is left, unless
 //! the server ended it: health checks come every second.
 
 use std::{
@@ -34,6 +35,10 @@ pub(super) struct Pasts {
     bytes: usize,
     /// Of these, those of sessions without a user.
     nobodys: usize,
+    /// By age, those that ended by themselves, and those that the server ended.
+    by_age: [BTreeSet<u64>; 2],
+    /// Bytes of those that the server ended.
+    ended: usize,
     /// By user, those who have none together. What tells least goes first, and then what is oldest.
     of: HashMap<Option<Arc<str>>, BTreeSet<(bool, u64)>>,
 }
@@ -44,12 +49,14 @@ struct Past {
     trail: Arc<Trail>,
     /// Something was sent, or the server ended it.
     tells: bool,
+    by_server: bool,
     bytes: usize,
 }
 
 impl Pasts {
     pub(super) fn new(count_max: usize, bytes_max: usize) -> Self {
-        Self { count_max, bytes_max, all: BTreeMap::new(), next: 0, bytes: 0, nobodys: 0, of: HashMap::new() }
+        let (all, of, by_age) = (BTreeMap::new(), HashMap::new(), Default::default());
+        Self { count_max, bytes_max, all, next: 0, bytes: 0, nobodys: 0, by_age, ended: 0, of }
     }
 
     /// Keeps what happened to a session that ends now. `by_server`: it was ended on purpose.
@@ -66,10 +73,14 @@ impl Pasts {
         self.next += 1;
         self.bytes += bytes;
         self.of.entry(user.clone()).or_default().insert((tells, number));
-        self.all.insert(number, Past { id, user: user.clone(), trail: Arc::clone(trail), tells, bytes });
+        self.all.insert(number, Past { id, user: user.clone(), trail: Arc::clone(trail), tells, by_server, bytes });
+        self.by_age[usize::from(by_server)].insert(number);
 
         if user.is_none() {
             self.nobodys += bytes;
+        }
+        if by_server {
+            self.ended += bytes;
         }
         while self.is_beyond_share(&user) {
             // But for this one, the newest.
@@ -78,9 +89,17 @@ impl Pasts {
             self.forget(first);
         }
         while self.count_max < self.all.len() || self.bytes_max < self.bytes {
-            let Some(oldest) = self.all.keys().next().copied() else { break };
+            let Some(oldest) = self.oldest() else { break };
             self.forget(oldest);
         }
+    }
+
+    /// The one that makes way for newer ones of others.
+    fn oldest(&self) -> Option<u64> {
+        let [others, ended] = &self.by_age;
+        let are_many = self.count_max / 2 < ended.len() || self.bytes_max / 2 < self.ended;
+        let (first, then) = if are_many { (ended, others) } else { (others, ended) };
+        first.first().or_else(|| then.first()).copied()
     }
 
     /// True if this user has more than a user may, or those without one together more than their quarter.
@@ -95,8 +114,12 @@ impl Pasts {
     fn forget(&mut self, number: u64) {
         let Some(past) = self.all.remove(&number) else { return };
         self.bytes -= past.bytes;
+        self.by_age[usize::from(past.by_server)].remove(&number);
         if past.user.is_none() {
             self.nobodys -= past.bytes;
+        }
+        if past.by_server {
+            self.ended -= past.bytes;
         }
         if let Some(theirs) = self.of.get_mut(&past.user) {
             theirs.remove(&(past.tells, number));
@@ -167,7 +190,28 @@ mod tests {
         assert_eq!((count(&pasts, "user 0"), count(&pasts, "user 199")), (0, 1));
         let all: Vec<u64> = pasts.all.keys().copied().collect();
         all.into_iter().for_each(|number| pasts.forget(number));
-        assert_eq!((pasts.bytes, pasts.nobodys, pasts.of.len()), (0, 0, 0));
+        assert_eq!((pasts.bytes, pasts.nobodys, pasts.of.len(), pasts.ended), (0, 0, 0, 0));
+    }
+
+    /// However many users come and go, why the server ended a session stays known; but not of all that it ends.
+    #[tokio::test]
+    async fn what_the_server_ended_makes_way_for_what_it_ended() {
+        let mut pasts = Pasts::new(100, 64 << 10);
+        let kick = |pasts: &mut Pasts, user: &str| {
+            let trail = trail(What::Bound(Some(user.into())));
+            pasts.keep(SessionId::random(), Some(user.into()), &trail, true);
+        };
+        kick(&mut pasts, "ann");
+        for number in 0..1000 {
+            keep(&mut pasts, Some(&format!("user {number}")), 7);
+        }
+        assert_eq!((count(&pasts, "ann"), count(&pasts, "user 0"), count(&pasts, "user 999")), (1, 0, 1));
+        for number in 0..1000 {
+            kick(&mut pasts, &format!("kicked {number}"));
+            keep(&mut pasts, Some("bob"), 7);
+            assert!(pasts.bytes <= 64 << 10 && pasts.all.len() <= 100);
+        }
+        assert_eq!((count(&pasts, "ann"), count(&pasts, "kicked 999"), count(&pasts, "bob")), (0, 1, 8));
     }
 
     /// A connection that came and went is no story, unless the server ended it.
