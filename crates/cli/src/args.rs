@@ -32,7 +32,7 @@ Start here:
                                       call it, and see what it pushes
 
 Exit codes: 0 fine, 1 the peer answered with an error, 2 something typed is wrong, 3 not connected
-or connection lost, 4 no answer in time. NO_COLOR turns colours off.";
+or connection lost, 4 no answer in time, 5 push not so far in time. NO_COLOR turns colours off.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -264,7 +264,7 @@ pub(crate) struct ListenArgs {
     pub(crate) codec: Codec,
 
     /// A pair of metadata that goes with --call; may be repeated
-    #[arg(long = "meta", value_name = "K=V")]
+    #[arg(long = "meta", value_name = "K=V", requires = "call")]
     pub(crate) metadata: Vec<Pair>,
 
     /// Print one JSON object a line
@@ -350,9 +350,9 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
 
-    /// Wait until every session is so far
-    #[arg(long, value_enum, default_value_t = Until::Written)]
-    pub(crate) until: Until,
+    /// Wait until every session is so far, and fail if one is not in time [without it: until it is written]
+    #[arg(long, value_enum)]
+    pub(crate) until: Option<Until>,
 
     /// But no longer than this, 10 s at most
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::up_to_10_s)]

@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Connection = 3,
     /// No answer in time.
     Timeout = 4,
+    /// A push has not come so far as was asked for, and may yet.
+    NotReached = 5,
 }
 
 /// Why the program ends early.
@@ -154,4 +156,5 @@ Exit codes:
   1  the peer answered with an error
   2  something typed is wrong
   3  not connected, or the connection was lost
-  4  no answer in time";
+  4  no answer in time
+  5  a push has not come so far in time (push --until)";

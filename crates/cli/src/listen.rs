@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage};
+use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, SessionLost};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -132,9 +132,17 @@ impl Listener {
                 self.warn(&format!("connection lost: {reason}; connecting again"));
                 Ok(())
             }
+            ConnectionEvent::SessionLost { why: SessionLost::Kicked | SessionLost::Revoked, .. } => Ok(()),
+            ConnectionEvent::SessionLost { why, .. } => {
+                self.warn(&format!("the session is lost ({why}): pushes in between are missing"));
+                Ok(())
+            }
             ConnectionEvent::Restored { losses, .. } => {
                 let times = if losses == 1 { String::new() } else { format!(" (lost {losses} times)") };
-                self.note(&format!("connection restored{times}; pushes in between are missing"));
+                // A plain server keeps nothing for who is away; another one says what it could not keep.
+                let keeps = client.connection().is_ok_and(|connection| connection.is_negotiated());
+                let missing = if keeps { "" } else { "; pushes in between are missing" };
+                self.note(&format!("connection restored{times}{missing}"));
                 match first_call {
                     None => Ok(()),
                     Some(first_call) => match first_call.make(client).await {

@@ -69,7 +69,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         codec: payload.serialize.get(),
         class,
         idempotency_key: args.idempotency_key.clone(),
-        until: match args.until {
+        until: match args.until.unwrap_or(Until::Written) {
             Until::Queued => PushUntil::Queued,
             Until::Written => PushUntil::Written,
             Until::Received => PushUntil::Received,
@@ -81,7 +81,8 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
     let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
     Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
-    judge(&outcome, args.everyone)
+    judge(&outcome, args.everyone)?;
+    args.until.map_or(Ok(()), |until| reached(&outcome, until))
 }
 
 /// An error if nobody gets the push, or a client's application could not deal with it.
@@ -109,6 +110,23 @@ fn judge(outcome: &AdminPushOutcome, everyone: bool) -> Result<(), Failure> {
         _ => return Ok(()),
     };
     Err(Failure::new(Exit::Peer, what).hint(hint))
+}
+
+/// An error if not everybody who is there has come so far as was asked for.
+fn reached(outcome: &AdminPushOutcome, until: Until) -> Result<(), Failure> {
+    let AdminPushOutcome { queued, written, received, .. } = *outcome;
+    let (behind, stage) = match until {
+        Until::Queued => (0, "queued"),
+        Until::Written => (queued, "written"),
+        Until::Received => (queued + written, "received"),
+        Until::Handled => (queued + written + received, "handled"),
+    };
+    if behind == 0 {
+        return Ok(());
+    }
+    let text = format!("not {stage} in time by {} of {}", behind, term::count(outcome.targets() as u64, "session"));
+    Err(Failure::new(Exit::NotReached, text)
+        .hint("it may be on its way still: allow more time with --within; of plain rpcx clients no more than written is known"))
 }
 
 /// Where the sessions stand that a push was for.
@@ -231,6 +249,25 @@ mod tests {
             assert!(judged.is_none_or(|failure| failure.exit() == Some(Exit::Peer)));
         }
         assert!(judge(&none, true).is_ok(), "everyone may be nobody");
+    }
+
+    /// Who asked how far it comes, and was too early, is told so by the exit code.
+    #[test]
+    fn what_is_not_reached_in_time_is_no_success() {
+        let none = AdminPushOutcome::default();
+        let away = AdminPushOutcome { queued: 1, handled: 2, ..none };
+        for (outcome, until, text) in [
+            (away, Until::Queued, None),
+            (away, Until::Written, Some("not written in time by 1 of 3 sessions")),
+            (away, Until::Handled, Some("not handled in time by 1 of 3 sessions")),
+            (AdminPushOutcome { received: 1, ..none }, Until::Received, None),
+            (AdminPushOutcome { received: 1, ..none }, Until::Handled, Some("not handled in time by 1 of 1 session")),
+            (AdminPushOutcome { dropped: 1, handled: 1, ..none }, Until::Handled, None),
+        ] {
+            let failure = reached(&outcome, until).err();
+            assert_eq!(failure.as_ref().map(Failure::text), text);
+            assert!(failure.is_none_or(|failure| failure.exit() == Some(Exit::NotReached)));
+        }
     }
 
     #[test]

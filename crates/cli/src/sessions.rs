@@ -51,6 +51,20 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Characters of a user's name in its column; the whole of a longer one is in a further line.
+const USER_CHARS: usize = 24;
+
+fn user(view: &SessionView) -> String {
+    term::one_line(view.user.as_deref().unwrap_or("-"))
+}
+
+fn short(user: &str) -> String {
+    match user.char_indices().nth(USER_CHARS) {
+        None => user.to_owned(),
+        Some(_) => user.chars().take(USER_CHARS - 1).chain(['…']).collect(),
+    }
+}
+
 /// The line of a session, with its topics if they have room in it, and what has none in further lines.
 fn with_more(line: &str, view: &SessionView) -> Vec<String> {
     let topics = term::one_line(&view.subscriptions.join(" "));
@@ -58,6 +72,10 @@ fn with_more(line: &str, view: &SessionView) -> Vec<String> {
     let labels = term::one_line(&labels.join(" "));
     let one = format!("{line}  {topics}");
     let mut more = Vec::new();
+    let name = user(view);
+    if short(&name) != name {
+        more.push(format!("user {name}"));
+    }
     let mut lines = match one.chars().count() <= term::width() {
         true => vec![one.trim_end().to_owned()],
         false => {
@@ -76,7 +94,7 @@ fn row(view: &SessionView) -> [String; 7] {
     let speaks = if view.resumable { "" } else { " (rpcx)" };
     [
         view.id.to_string(),
-        term::one_line(view.user.as_deref().unwrap_or("-")),
+        short(&user(view)),
         view.connection.as_deref().map_or_else(|| "away".to_owned(), |id| term::one_line(id) + speaks),
         view.generation.to_string(),
         view.waiting.to_string(),
@@ -131,4 +149,34 @@ fn whose(user: Option<&String>, session: Option<&String>) -> Result<PushTarget, 
 
 fn nobody() -> Failure {
     Failure::new(Exit::Peer, "the server knows no such session")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A long name makes no column wide: the whole of it is in a further line.
+    #[test]
+    fn a_long_name_makes_no_other_line_wide() {
+        let view = |user: &str| SessionView {
+            id: "7".parse().expect("a number"),
+            user: Some(user.to_owned()),
+            labels: Default::default(),
+            connection: None,
+            generation: 1,
+            resumable: true,
+            waiting: 0,
+            waiting_bytes: 0,
+            held: None,
+            dropped: 0,
+            subscriptions: Vec::new(),
+            methods: None,
+        };
+        let (ann, long) = (view("ann"), view(&"é".repeat(300)));
+        let lines = table(&[row(&ann), row(&long)]);
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:?}");
+        assert_eq!(with_more(&lines[0], &ann).len(), 1);
+        let more = with_more(&lines[1], &long);
+        assert_eq!(more.last().map(|line| line.trim_start()), long.user.as_deref(), "{more:?}");
+    }
 }

@@ -47,6 +47,7 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["call", "127.0.0.1:1", "Arith.Mul", "@/does/not/exist"], &["cannot read the payload", "/does/not/exist"]),
         (&["call", "127.0.0.1:1", "Arith.Mul", "--auth-env", "BW_UNSET"], &["BW_UNSET is not set"]),
         (&["listen", "127.0.0.1:1", "--call", "Arith"], &["--call Arith", "Service.Method"]),
+        (&["listen", "127.0.0.1:1", "--meta", "a=b"], &["--call"]),
         (&["serve", "127.0.0.1:0", "--admin-token-env", "BW_UNSET"], &["BW_UNSET is not set", "export BW_UNSET"]),
         (&["serve", "127.0.0.1:0", "--admin-token-file", "/does/not/exist"], &["cannot read the token"]),
         (&["serve", "127.0.0.1:0", "--admin", "127.0.0.1:0"], &["--admin-token-env"]),
