@@ -151,6 +151,9 @@ impl ServerBuilder {
     /// [`Overloaded`](crate::ErrorCode::Overloaded), and its connection goes on. A plain client gets the text, and is
     /// closed. Any other error is a refusal.
     ///
+    /// At the Hello of a client that comes back, [`AuthRequest::resumes`] is the session that it had: whoever ends a user's
+    /// other sessions here, or counts them, must leave that one out.
+    ///
     /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
     /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`]. From then on it is not asked for what its client
     /// says of what it was sent: acknowledgements, answers to calls, and that it leaves.
@@ -401,9 +404,10 @@ impl ServerBuilder {
         self
     }
 
-    /// Most sessions that wait so at once. When one more client leaves, the session whose client has been away for
-    /// longest ends: what it was owed counts as dropped because the session ended, and its client gets a new session
-    /// if it comes back. Default 100,000, with nothing owed to them about 150 MiB: all the clients of a busy server at
+    /// Most sessions that wait so at once. When one more client leaves, one of them ends: what it was owed counts as
+    /// dropped because the session ended, and its client gets a new session if it comes back. First those end that are
+    /// owed nothing, subscribe to nothing and never did; then those of the user who has most of them, of a user the one
+    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with nothing owed to them about 150 MiB: all the clients of a busy server at
     /// once, when the network before it blinks.
     pub fn sessions_away_max(mut self, sessions: usize) -> Self {
         self.sessions.away_max = sessions;

@@ -37,9 +37,42 @@ pub struct AuthRequest {
 
 impl AuthRequest {
     /// The session of who asks. Bind it to the user that the token stands for, so that
-    /// [`Target::user`](crate::session::Target::user) finds it.
+    /// [`Target::user`](crate::session::Target::user) finds it. At the Hello of a client that comes back it is one that
+    /// makes way for the session that the client had: see [`Self::resumes`].
     pub fn session(&self) -> Option<Session> {
         self.connection.owner::<Registry>()?.of(&self.connection)
+    }
+
+    /// The session that the client had and is about to get back, by its secret: [`Self::session`] makes way for that one
+    /// once the hook has let it in, with its user, labels and subscriptions; of a label that both have, the hook's value
+    /// stays. `None`: it comes with a new session.
+    ///
+    /// Who counts a user's sessions here, or ends all others, must not count or end this one: it is this client's.
+    /// [`Target::except`](crate::Target::except) of [`Self::session`] excepts both. A client that turns out not to get it,
+    /// as it has not what it was sent, has a new one beside it until the resume window of the old one is over.
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    /// use bothways::{Server, Target};
+    ///
+    /// static SERVER: OnceLock<Server> = OnceLock::new();
+    ///
+    /// // One session a user: whoever logs in sends the user's other sessions away, and never this client's own.
+    /// let server = Server::builder().auth(|request| async move {
+    ///     let user = request.token.clone();
+    ///     let (Some(server), Some(session)) = (SERVER.get(), request.session()) else { return Err("try again") };
+    ///     session.bind_user(&user);
+    ///     if request.is_hello() {
+    ///         let others = Target::user(user).except(session.id());
+    ///         server.kick(&others, "logged in elsewhere").expect("no topic");
+    ///     }
+    ///     Ok(())
+    /// });
+    /// SERVER.set(server.build()).ok();
+    /// ```
+    pub fn resumes(&self) -> Option<Session> {
+        let registry = self.connection.owner::<Registry>()?;
+        registry.wanted_by(&registry.of(&self.connection)?)
     }
 
     /// True before a client's first request: the client says who it is, and asks for nothing yet.
@@ -219,6 +252,9 @@ impl Inlet for ServerInlet {
             self.0.sessions.of(connection);
         }
         self.0.forget(connection, reason);
+        if let Some(door) = &self.0.door {
+            door.forget(connection.id());
+        }
         self.0.sessions.leave(connection);
     }
 

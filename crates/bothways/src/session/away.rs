@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,30 +15,79 @@ use tokio::time::Instant;
 use super::{
     Registry, Session, SessionId, State,
     endings::{Ending, NotResumed},
+    ranks::Ranks,
     registry::ENDED_AT_ONCE,
 };
+use crate::{connection::Connection, peer};
 
 /// Those who wait, by when their clients left.
 #[derive(Default)]
 pub(super) struct Away {
     /// Locked under the lock of a session, and never the other way round. Of a session that is back at this moment it
     /// may still have one.
-    waiting: Mutex<BTreeMap<(Instant, SessionId), Waiting>>,
+    waiting: Mutex<Table>,
     /// Sessions that are away now. Changed under the lock of each.
     count: AtomicUsize,
     /// Held by whoever makes room, so that two who do it at once do not make twice as much as is needed.
     making_room: Mutex<()>,
 }
 
-struct Waiting {
-    session: Session,
+type Key = (Instant, SessionId);
+
+/// All that wait, and who makes way first when they are too many: those whose end costs their clients nothing, and then
+/// the others; of either kind one of whoever has most, so that nobody drives out those of others.
+#[derive(Default)]
+struct Table {
+    all: BTreeMap<Key, Waiting>,
+    idle: Ranks<Owner, Key>,
+    used: Ranks<Owner, Key>,
+}
+
+/// Whose a session is: its user's; without a user its peer's.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Owner {
+    User(Arc<str>),
+    Peer(Arc<str>),
+}
+
+impl Owner {
+    pub(super) fn of(state: &State, connection: &Connection) -> Self {
+        match &state.user {
+            Some(user) => Self::User(Arc::clone(user)),
+            None => Self::Peer(peer::group(&connection.peer_address()).into()),
+        }
+    }
+}
+
+pub(super) struct Waiting {
+    pub(super) session: Session,
     /// It has been back since if this is not its generation any more.
-    generation: u64,
+    pub(super) generation: u64,
+    pub(super) owner: Owner,
+    /// Its end would cost its client nothing.
+    pub(super) is_idle: bool,
 }
 
 impl Waiting {
     fn is_still(&self, state: &State) -> bool {
         state.generation == self.generation && state.is_away()
+    }
+}
+
+impl Table {
+    fn insert(&mut self, key: Key, waiting: Waiting) {
+        self.ranks(waiting.is_idle).add(&waiting.owner, key);
+        self.all.insert(key, waiting);
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Waiting> {
+        let waiting = self.all.remove(&key)?;
+        self.ranks(waiting.is_idle).remove(&waiting.owner, key);
+        Some(waiting)
+    }
+
+    fn ranks(&mut self, is_idle: bool) -> &mut Ranks<Owner, Key> {
+        if is_idle { &mut self.idle } else { &mut self.used }
     }
 }
 
@@ -57,21 +109,27 @@ impl Away {
     /// A session that was away is back, or ends; under its lock.
     pub(super) fn forget(&self, session: SessionId, state: &State) {
         if let Some(lost_at) = state.lost_at() {
-            self.waiting.lock().remove(&(lost_at, session));
+            self.waiting.lock().remove((lost_at, session));
         }
     }
 
-    /// The one whose client left first.
-    fn longest(&self) -> Option<Waiting> {
-        self.waiting.lock().pop_first().map(|(_, waiting)| waiting)
+    /// The one that makes way first.
+    fn first(&self) -> Option<(Key, Waiting)> {
+        let mut waiting = self.waiting.lock();
+        let key = waiting.idle.first_of_most().or_else(|| waiting.used.first_of_most())?;
+        waiting.remove(key).map(|first| (key, first))
     }
 
     /// Some of those whose clients left by then, first those that left first.
     fn over(&self, left_by: Instant, sessions_max: usize) -> Vec<Waiting> {
         let mut waiting = self.waiting.lock();
         let mut over = Vec::new();
-        while over.len() < sessions_max && waiting.first_key_value().is_some_and(|((at, _), _)| *at <= left_by) {
-            over.extend(waiting.pop_first().map(|(_, waiting)| waiting));
+        while over.len() < sessions_max {
+            let Some(key) = waiting.all.first_key_value().map(|(key, _)| *key) else { break };
+            if left_by < key.0 {
+                break;
+            }
+            over.extend(waiting.remove(key));
         }
         over
     }
@@ -83,6 +141,11 @@ impl State {
         self.connection.is_none() && self.lost_at().is_some() && self.resumable && !self.ended
     }
 
+    /// True if its end costs its client nothing: it is owed nothing, never was, and subscribes to nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        self.patterns.len() == 0 && self.ledger.last_offset() == 0 && self.ledger.waiting().0 == 0
+    }
+
     /// True if its client has stayed away for as long as it might: the next sweep ends it.
     pub(super) fn is_past(&self, window: Duration) -> bool {
         self.is_away() && self.lost_at().is_some_and(|lost_at| window <= lost_at.elapsed())
@@ -90,17 +153,32 @@ impl State {
 }
 
 impl Registry {
-    /// Keeps a session whose client has just left. If too many wait by now, the one that does so longest ends.
-    pub(super) fn wait_for_client(&self, session: Session, generation: u64, lost_at: Instant) {
-        self.away.waiting.lock().insert((lost_at, session.id()), Waiting { session, generation });
+    /// Keeps a session whose client has just left. If too many wait by now, another one ends: first those whose end costs
+    /// nothing, and of those one of whoever has most.
+    pub(super) fn wait_for_client(&self, waiting: Waiting, lost_at: Instant) {
+        self.away.waiting.lock().insert((lost_at, waiting.session.id()), waiting);
         let max = self.options().away_max;
         if self.away.len() <= max {
             return;
         }
         let _turn = self.away.making_room.lock();
         while max < self.away.len() {
-            let Some(longest) = self.away.longest() else { return };
-            self.end_away(&longest, "more clients were away than `sessions_away_max`, and its client for longest");
+            let Some((key, mut first)) = self.away.first() else { return };
+            // It was not when its client left: since then it has been owed something.
+            if first.is_idle && !first.session.inner.state.lock().is_idle() {
+                first.is_idle = false;
+                self.keep_waiting(key, first);
+                continue;
+            }
+            self.end_away(&first, "more clients were away than `sessions_away_max`");
+        }
+    }
+
+    fn keep_waiting(&self, key: Key, waiting: Waiting) {
+        let session = waiting.session.clone();
+        let state = session.inner.state.lock();
+        if waiting.is_still(&state) {
+            self.away.waiting.lock().insert(key, waiting);
         }
     }
 
@@ -146,11 +224,13 @@ mod tests {
         let (away, began) = (Away::default(), Instant::now());
         for second in 0..1000 {
             let key = (began + Duration::from_secs(second), SessionId(u128::from(second)));
-            away.waiting.lock().insert(key, Waiting { session: session.clone(), generation: second });
+            let owner = Owner::User("ann".into());
+            let waiting = Waiting { session: session.clone(), generation: second, owner, is_idle: false };
+            away.waiting.lock().insert(key, waiting);
         }
         let over = |left_by, max| away.over(began + Duration::from_secs(left_by), max).len();
         assert_eq!([over(9, 4), over(9, 100), over(9, 100)], [4, 6, 0]);
-        assert_eq!(away.longest().map(|longest| longest.generation), Some(10));
-        assert_eq!(away.waiting.lock().len(), 989);
+        assert_eq!(away.first().map(|(_, first)| first.generation), Some(10));
+        assert_eq!(away.waiting.lock().all.len(), 989);
     }
 }

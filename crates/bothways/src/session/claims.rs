@@ -16,12 +16,23 @@ use crate::clock::later;
 /// The session that a client wants, and what is held meanwhile.
 pub(super) struct Claims {
     pub(super) wanted: SessionId,
+    /// The client has shown the secret of that one.
+    is_proven: bool,
+    /// Topics that have no room for one more, where this session stands in the place of the wanted one.
+    places: Vec<Arc<str>>,
     held: Vec<Held>,
     bytes: usize,
     /// Messages of topics that found no room.
     unsent: Unsent,
     /// What may be held is what a log may hold.
     bounds: Arc<Bounds>,
+}
+
+/// What is left of it when the client gets this session and no other.
+pub(super) struct Settled {
+    pub(super) wanted: SessionId,
+    /// Topics in which both have one place.
+    pub(super) places: Vec<Arc<str>>,
 }
 
 struct Held {
@@ -31,8 +42,19 @@ struct Held {
 }
 
 impl Claims {
-    pub(super) fn new(wanted: SessionId, bounds: Arc<Bounds>) -> Self {
-        Self { wanted, held: Vec::new(), bytes: 0, unsent: Unsent::default(), bounds }
+    pub(super) fn new(wanted: SessionId, is_proven: bool, bounds: Arc<Bounds>) -> Self {
+        let (places, held, unsent) = (Vec::new(), Vec::new(), Unsent::default());
+        Self { wanted, is_proven, places, held, bytes: 0, unsent, bounds }
+    }
+
+    /// The session that is wanted, if the client has shown its secret.
+    pub(super) fn proven(&self) -> Option<SessionId> {
+        self.is_proven.then_some(self.wanted)
+    }
+
+    /// This session subscribes where the wanted one does, and no more may: it stands in its place.
+    pub(super) fn share_place(&mut self, pattern: &Arc<str>) {
+        self.places.push(Arc::clone(pattern));
     }
 
     pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) {
@@ -52,17 +74,18 @@ impl Claims {
 
 impl State {
     /// The client gets this session and no other: what was held is its.
-    pub(super) fn settle(&mut self, session: &Session) {
-        let Some(claims) = self.claims.take() else { return };
+    pub(super) fn settle(&mut self, session: &Session) -> Option<Settled> {
+        let claims = self.claims.take()?;
         let now = session.now();
         for Held { entry, .. } in claims.held {
             self.ledger.push(entry, now);
         }
         self.ledger.miss_all(claims.unsent);
+        Some(Settled { wanted: claims.wanted, places: claims.places })
     }
 
-    /// The client gets `into`, whose state is `other`: what was held here goes there, and what is still on its way
-    /// here follows it.
+    /// The client gets `into`, whose state is `other`: what was held here goes there, with the labels that were set
+    /// meanwhile, and what is still on its way here follows it.
     pub(super) fn merge(&mut self, from: &Trail, other: &mut State, into: &Session) {
         let (held, unsent) = self.claims.take().map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
         let (trail, now) = (&into.inner.trail, into.now());
@@ -73,6 +96,9 @@ impl State {
             other.ledger.push(entry, now);
         }
         other.ledger.miss_all(unsent);
+        if let Some(labels) = self.seldom.as_ref().map(|seldom| &seldom.labels).filter(|labels| !labels.is_empty()) {
+            other.seldom().labels.extend(labels.clone());
+        }
         self.seldom().merged_into = Some(into.clone());
     }
 }
@@ -125,7 +151,7 @@ mod tests {
 
     fn claims() -> Claims {
         let bounds = Bounds { tracked_messages: 3, tracked_bytes: 10, ..Bounds::default() };
-        Claims::new(SessionId(1), Arc::new(bounds))
+        Claims::new(SessionId(1), false, Arc::new(bounds))
     }
 
     /// Holds a message of so many bytes, which has this stamp. True if it was not dropped for want of room.

@@ -313,7 +313,8 @@ impl Registry {
         }
         let options = self.hub.rules.of(pattern).ok().flatten();
         let subscribers = subscriptions.count(pattern);
-        if options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers) {
+        let is_full = options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers);
+        if is_full && !shares_place(subscriptions, state, pattern) {
             return Err(TopicError::Full { subscribers });
         }
         if !by_client {
@@ -367,6 +368,10 @@ impl Registry {
         }
 
         let shared = subscriptions.shared(pattern);
+        let shares = !is_known && shares_place(&subscriptions, &state, pattern);
+        if shares && let Some(claims) = &mut state.claims {
+            claims.share_place(&shared);
+        }
         if !is_known {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
@@ -446,14 +451,16 @@ impl Registry {
     /// A session subscribes to a topic by its name: it is present.
     fn enter_roster(&self, session: &Session, topic: &Topic, kept: &mut Kept) {
         let Some(roster) = kept.roster.as_mut() else { return };
-        let who = {
+        let (who, is_online) = {
             let state = session.inner.state.lock();
-            if !state.patterns.contains(&topic.name) {
+            // While it is not known which session the client gets, only the one that it had is there.
+            if !state.patterns.contains(&topic.name) || state.claims.is_some() {
                 return;
             }
-            Who::new(state.user.clone(), session.id())
+            (Who::new(state.user.clone(), session.id()), state.connection.is_some())
         };
         let changes = roster.enter(&who, session.id(), &self.hub.generations);
+        roster.set_online(session.id(), is_online);
         self.note_changes(topic, kept, changes);
     }
 
@@ -542,7 +549,7 @@ impl Registry {
         }
     }
 
-    /// A session is somebody else's now: so is its presence.
+    /// A session is somebody else's now, or has got or lost its connection: so has its presence.
     pub(super) fn rename(&self, session: &Session) {
         let patterns: Vec<Arc<str>> = session.inner.state.lock().patterns.names().cloned().collect();
         for pattern in patterns {
@@ -668,6 +675,12 @@ impl Registry {
         self.hub.topics.forget_places(now);
         self.tell();
     }
+}
+
+/// True if the client of this session is about to get one back that subscribes already: both have one place.
+fn shares_place(subscriptions: &Subscriptions<Session>, state: &State, pattern: &str) -> bool {
+    let wanted = state.claims.as_ref().and_then(|claims| claims.proven());
+    wanted.is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
 }
 
 /// The subscribers of a topic, each once.

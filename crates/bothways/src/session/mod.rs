@@ -28,6 +28,7 @@
 //! | `hub.rs` | topics at work: subscribing, publishing |
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
+//! | `ranks.rs` | which of these go first when they are too many |
 //! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
 //! | `endings.rs` | how sessions end, and what a client is told that comes back to one |
 //! | `secrets.rs` | what a client shows to come back |
@@ -56,6 +57,7 @@ mod lock;
 mod pasts;
 mod presence;
 mod push;
+mod ranks;
 mod receipt;
 mod registry;
 mod rules;

@@ -212,13 +212,22 @@ struct Entered {
     who: Who,
     /// The generation of the last change, anywhere, when it entered.
     generation: u64,
+    is_online: bool,
 }
 
 #[derive(Debug, Default)]
-struct Member {
-    sessions: BTreeSet<SessionId>,
+pub(super) struct Member {
+    pub(super) sessions: BTreeSet<SessionId>,
+    /// How many of these have a connection.
+    online: usize,
     /// When a user without a session is gone.
     until: Option<Duration>,
+}
+
+impl Member {
+    pub(super) fn status(&self) -> PresenceStatus {
+        if self.online == 0 { PresenceStatus::Reconnecting } else { PresenceStatus::Online }
+    }
 }
 
 impl Roster {
@@ -232,13 +241,21 @@ impl Roster {
             changes.push(self.change(who.clone(), true, generations));
         }
         let generation = changes.last().map_or_else(|| generations.last(), |last| last.generation);
-        self.of_session.insert(session, Entered { who: who.clone(), generation });
+        self.of_session.insert(session, Entered { who: who.clone(), generation, is_online: false });
         let member = self.members.entry(who.clone()).or_default();
         member.sessions.insert(session);
         if let Some(until) = member.until.take() {
             self.leaving.remove(&(until, who.clone()));
         }
         changes
+    }
+
+    /// A session has a connection now, or has none.
+    pub(super) fn set_online(&mut self, session: SessionId, is_online: bool) {
+        let Some(entered) = self.of_session.get_mut(&session) else { return };
+        let was_online = std::mem::replace(&mut entered.is_online, is_online);
+        let member = self.members.get_mut(&entered.who).expect("a session is in its member");
+        member.online = member.online + usize::from(is_online) - usize::from(was_online);
     }
 
     /// A session subscribes no more. `until`: its user may come back by then.
@@ -248,9 +265,10 @@ impl Roster {
         until: Option<Duration>,
         generations: &Generations,
     ) -> Option<Change> {
-        let who = self.of_session.remove(&session)?.who;
+        let Entered { who, is_online, .. } = self.of_session.remove(&session)?;
         let member = self.members.get_mut(&who).expect("a session is in its member");
         member.sessions.remove(&session);
+        member.online -= usize::from(is_online);
         if !member.sessions.is_empty() {
             return None;
         }
@@ -290,9 +308,9 @@ impl Roster {
     }
 
     /// Each member with its sessions: users by name, then sessions. `after`: those behind this one.
-    pub(super) fn members(&self, after: Option<&Who>) -> impl Iterator<Item = (&Who, &BTreeSet<SessionId>)> {
+    pub(super) fn members(&self, after: Option<&Who>) -> impl Iterator<Item = (&Who, &Member)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.members.range((from, Bound::Unbounded)).map(|(who, member)| (who, &member.sessions))
+        self.members.range((from, Bound::Unbounded))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -389,17 +407,23 @@ mod tests {
         /// The changes that were told add up to who is in, whatever happens: nobody comes twice, and nobody leaves
         /// who was not there.
         #[test]
-        fn changes_add_up(steps in prop::collection::vec((0..4_u8, 0..4_u128, 0..3_usize, 0..5_u64), 0..60)) {
+        fn changes_add_up(steps in prop::collection::vec((0..6_u8, 0..4_u128, 0..3_usize, 0..5_u64), 0..60)) {
             let (mut roster, all) = (Roster::default(), generations());
             let (mut now, mut told) = (Duration::ZERO, BTreeSet::new());
+            let mut online = BTreeSet::new();
             for (step, session, name, pause) in steps {
                 now += Duration::from_secs(pause);
                 let session = SessionId(session);
                 let user = ["ann", "bob"].get(name).map(|name| Arc::from(*name));
                 let until = (name == 0).then_some(now + Duration::from_secs(3));
                 let changes = match step {
+                    4 => {
+                        roster.set_online(session, name != 0);
+                        if name == 0 { online.remove(&session) } else { online.insert(session) };
+                        continue;
+                    }
                     0 | 1 => roster.enter(&Who::new(user, session), session, &all),
-                    2 => roster.leave(session, until, &all).into_iter().collect(),
+                    2 | 3 => roster.leave(session, until, &all).into_iter().collect(),
                     _ => roster.expire(now, &all),
                 };
                 for change in changes {
@@ -411,6 +435,11 @@ mod tests {
                 }
                 let present: BTreeSet<Who> = roster.members(None).map(|(who, _)| who.clone()).collect();
                 prop_assert_eq!(&present, &told);
+                // Who enters anew says next whether it is online.
+                (0..4).map(SessionId).for_each(|session| roster.set_online(session, online.contains(&session)));
+                for (_, member) in roster.members(None) {
+                    prop_assert_eq!(member.online, member.sessions.intersection(&online).count());
+                }
             }
         }
     }

@@ -23,7 +23,7 @@ use super::{
     Inner, Seldom, Session, SessionId, State,
     account::Account,
     acks::{self, Acks},
-    away::Away,
+    away::{Away, Owner, Waiting},
     claims::{Claims, Listed},
     crowd::Crowd,
     endings::{Ending, Endings, Eviction, NotResumed},
@@ -323,13 +323,14 @@ impl Registry {
     pub(crate) fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
         let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
+        let is_proven = self.waits_for(said);
         {
             let mut state = session.inner.state.lock();
             // Whoever has a session claims none: it will be told so.
             if state.resumable || state.ended || state.claims.is_some() {
                 return None;
             }
-            state.claims = Some(Box::new(Claims::new(wanted, Arc::clone(&self.options.bounds))));
+            state.claims = Some(Box::new(Claims::new(wanted, is_proven, Arc::clone(&self.options.bounds))));
         }
         Some(Claim { session: Some(session) })
     }
@@ -402,10 +403,17 @@ impl Registry {
         // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
         // it a thread that pushes may be quicker than the call of `welcomed`.
         state.ledger.connect(true);
-        state.settle(fresh);
+        let claimed = state.settle(fresh);
         let secret = state.seldom().secret.make();
         drop(state);
         fresh.inner.changed.notify_waiters();
+        if let Some(claimed) = claimed {
+            // Its client has this one instead, and with it the places that the other one had.
+            if let Some(other) = self.session(claimed.wanted) {
+                claimed.places.iter().for_each(|pattern| self.unsubscribe(&other, pattern));
+            }
+            self.rename(fresh);
+        }
         secret
     }
 
@@ -436,6 +444,13 @@ impl Registry {
         state.resumable && !state.ended && state.admits(key)
     }
 
+    /// The session that the client of this one has shown the secret of, while it is being let in: it is about to get
+    /// that one.
+    pub(crate) fn wanted_by(&self, session: &Session) -> Option<Session> {
+        let wanted = session.inner.state.lock().claims.as_ref().and_then(|claims| claims.proven())?;
+        self.session(wanted)
+    }
+
     /// Gives the session of this number to the connection, whose own session makes way for it.
     fn resume(
         &self,
@@ -458,6 +473,7 @@ impl Registry {
         // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
         // it, as it has made way already.
         self.carry_over(fresh, &session);
+        self.rename(&session);
         self.remove(fresh, Ending::merged(), None);
         session.inner.changed.notify_waiters();
         match self.told.resumed.due() {
@@ -580,7 +596,7 @@ impl Registry {
             return;
         };
         let now = Instant::now();
-        let (waits, generation) = {
+        let waiting = {
             let mut state = session.inner.state.lock();
             if state.connection.as_ref() != Some(connection) {
                 return;
@@ -600,11 +616,17 @@ impl Registry {
             self.away.recount(false, waits);
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
             session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
-            (waits, state.generation)
+            waits.then(|| Waiting {
+                session: session.clone(),
+                generation: state.generation,
+                owner: Owner::of(&state, connection),
+                is_idle: state.is_idle(),
+            })
         };
         session.inner.changed.notify_waiters();
-        if waits {
-            self.wait_for_client(session, generation, now);
+        if let Some(waiting) = waiting {
+            self.rename(&session);
+            self.wait_for_client(waiting, now);
         } else {
             let why = match session.is_resumable() {
                 true => "with its connection: `resume_window` is 0",
@@ -872,7 +894,10 @@ impl Registry {
                 self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
             }
         };
-        found.retain(|session| target.admits(session));
+        // Who is about to get its session back is excepted with that.
+        let wanted = |id: &SessionId| self.wanted_by(&self.session(*id)?);
+        let excepted: Vec<Session> = target.except.iter().filter_map(wanted).collect();
+        found.retain(|session| target.admits(session) && !excepted.contains(session));
         Ok(without_claims(found))
     }
 
@@ -995,10 +1020,14 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.inner.state.lock().settle(&session);
-            session.inner.changed.notify_waiters();
-            session.pump();
+        let Some(session) = self.session.take() else { return };
+        let claimed = session.inner.state.lock().settle(&session);
+        session.inner.changed.notify_waiters();
+        session.pump();
+        if let (Some(claimed), Some(registry)) = (claimed, session.inner.registry.upgrade()) {
+            // It was not let in: the session that it named has its places still.
+            claimed.places.iter().for_each(|pattern| registry.unsubscribe(&session, pattern));
+            registry.rename(&session);
         }
     }
 }

@@ -61,7 +61,7 @@ impl Target {
         Self::new(Who::Everyone)
     }
 
-    /// But not this session.
+    /// But not this session; while its client is being let in that comes back to another one, not that one either.
     pub fn except(mut self, session: SessionId) -> Self {
         self.except.push(session);
         self

@@ -19,13 +19,13 @@ use bothways_proto::keys;
 use parking_lot::Mutex;
 
 use super::{
-    Class, Push, Session, SessionId,
+    Class, Push, Session,
     claims::Listed,
     kept::{Kept, Topic},
     ledger::Origin,
     presence::{
-        Change, Presence, PresenceChange, PresenceMember, PresenceStatus, ROSTER_MEMBERS_MAX, RosterArgs, RosterMember,
-        RosterReply, Who, fit_into_reply,
+        Change, Member, Presence, PresenceChange, PresenceMember, PresenceStatus, ROSTER_MEMBERS_MAX, RosterArgs,
+        RosterMember, RosterReply, Who, fit_into_reply,
     },
     receipt::Receipt,
     registry::Registry,
@@ -190,7 +190,7 @@ impl Registry {
         }
         let after = args.after();
         let (presence, more) =
-            self.roster(topic, after.as_ref(), ROSTER_MEMBERS_MAX).map_err(|error| error.to_string())?;
+            self.roster(topic, after.as_ref(), ROSTER_MEMBERS_MAX, false).map_err(|error| error.to_string())?;
         let mut members = presence.members.into_iter().map(RosterMember::from).collect();
         let more = fit_into_reply(&mut members) || more;
         Ok(RosterReply { generation: presence.generation, members, more })
@@ -198,36 +198,33 @@ impl Registry {
 
     /// Who is in a topic.
     pub(crate) fn presence(&self, topic: &str) -> Result<Presence, TopicError> {
-        Ok(self.roster(topic, None, usize::MAX)?.0)
+        Ok(self.roster(topic, None, usize::MAX, true)?.0)
     }
 
-    /// So many of those who are in a topic, behind this one; and whether there are more.
-    fn roster(&self, topic: &str, after: Option<&Who>, members_max: usize) -> Result<(Presence, bool), TopicError> {
+    /// So many of those who are in a topic, behind this one, with the sessions of users or without; and whether there are
+    /// more. Without these it takes time by members, however many sessions each has.
+    fn roster(
+        &self,
+        topic: &str,
+        after: Option<&Who>,
+        members_max: usize,
+        with_sessions: bool,
+    ) -> Result<(Presence, bool), TopicError> {
         topic::check_topic(topic)?;
         let Some(topic) = self.hub.topics.find(topic) else { return Ok(Default::default()) };
-        let (generation, mut members, has_more) = {
-            let kept = topic.kept.lock();
-            let Some(roster) = &kept.roster else { return Ok(Default::default()) };
-            let mut all = roster.members(after);
-            let of = |(who, sessions): (&Who, &std::collections::BTreeSet<SessionId>)| PresenceMember {
-                user: match who {
-                    Who::User(name) => Some(Arc::clone(name)),
-                    Who::Session(_) => None,
-                },
-                sessions: sessions.iter().copied().collect(),
-                status: PresenceStatus::Reconnecting,
+        let kept = topic.kept.lock();
+        let Some(roster) = &kept.roster else { return Ok(Default::default()) };
+        let mut all = roster.members(after);
+        let of = |(who, member): (&Who, &Member)| {
+            let (user, sessions) = match who {
+                Who::User(name) if with_sessions => (Some(Arc::clone(name)), member.sessions.iter().copied().collect()),
+                Who::User(name) => (Some(Arc::clone(name)), Vec::new()),
+                Who::Session(id) => (None, vec![*id]),
             };
-            let members: Vec<_> = all.by_ref().take(members_max).map(of).collect();
-            (roster.generation, members, all.next().is_some())
+            PresenceMember { user, sessions, status: member.status() }
         };
-        // Sessions are asked when the topic is free.
-        let is_online = |id: &SessionId| self.session(*id).is_some_and(|session| session.connection().is_some());
-        for member in &mut members {
-            if member.sessions.iter().any(is_online) {
-                member.status = PresenceStatus::Online;
-            }
-        }
-        Ok((Presence { generation, members }, has_more))
+        let members = all.by_ref().take(members_max).map(of).collect();
+        Ok((Presence { generation: roster.generation, members }, all.next().is_some()))
     }
 }
 
@@ -266,7 +263,10 @@ async fn take_turns(work: &mut usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Client, ClientOptions, Server, session::TopicOptions};
+    use crate::{
+        Client, ClientOptions, Server,
+        session::{SessionId, TopicOptions},
+    };
 
     /// A roster comes in pages, each member once and in order.
     #[tokio::test(start_paused = true)]
@@ -299,6 +299,52 @@ mod tests {
             presence.members.iter().map(name).collect::<Vec<_>>()
         };
         assert_eq!(names(&all), names(&expected));
+    }
+
+    /// A user who has very many sessions takes one place of a roster, and no look at each: neither who they are nor whether
+    /// they are connected is asked.
+    #[tokio::test(start_paused = true)]
+    async fn a_roster_costs_the_same_however_many_sessions_a_member_has() {
+        use super::super::lock;
+
+        let options = TopicOptions::new().open().presence(true);
+        let server = Server::builder()
+            .auth(|request| async move {
+                request.session().expect("it is connected").bind_user("ann");
+                Ok::<_, String>(())
+            })
+            .topic("room", options)
+            .expect("a pattern")
+            .build();
+        let listening = server.listen("memory@tell-many-sessions").await.expect("the name is free");
+        let (mut clients, mut costs) = (Vec::new(), Vec::new());
+        for count in [1, 2, 100] {
+            while clients.len() < count {
+                let connecting = Client::bidirectional(listening.address(), ClientOptions::new());
+                let client = connecting.await.expect("it listens");
+                client.0.subscribe("room").await.expect("open");
+                clients.push(client);
+            }
+            let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+            let registry = session.inner.registry.upgrade().expect("the server lives");
+            let args = RosterArgs { topic: "room".to_owned(), ..RosterArgs::default() };
+            let before = lock::TAKEN.get();
+            let reply = registry.roster_for(&session, &args).expect("it subscribes");
+            costs.push(lock::TAKEN.get() - before);
+            assert_eq!((reply.members.len(), reply.members[0].status), (1, PresenceStatus::Online));
+        }
+        assert!(costs.iter().all(|cost| *cost == costs[0]), "{costs:?}");
+
+        let status = || server.presence("room").expect("a topic").members[0].status;
+        drop(listening);
+        for connection in server.connections() {
+            assert_eq!(status(), PresenceStatus::Online);
+            connection.cut();
+            connection.closed().await;
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(status(), PresenceStatus::Reconnecting);
+        assert_eq!(server.presence("room").expect("a topic").members[0].sessions.len(), 100);
     }
 
     /// A helper runtime ends before the task ran that it was given: its changes are told where the server listens. If

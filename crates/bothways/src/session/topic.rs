@@ -1,6 +1,7 @@
 //! Topics: names with `.` between segments, and patterns over them.
 
 use std::{
+    borrow::Borrow,
     collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
@@ -418,11 +419,23 @@ impl<S: Eq + Hash> Subscriptions<S> {
 
     /// How many subscribe to exactly this pattern.
     pub(super) fn count(&self, pattern: &str) -> usize {
-        let subscribers = match has_wildcard(pattern) {
+        self.of(pattern).map_or(0, HashSet::len)
+    }
+
+    /// True if this one subscribes to exactly this pattern.
+    pub(super) fn contains<Q>(&self, pattern: &str, subscriber: &Q) -> bool
+    where
+        S: Borrow<Q>,
+        Q: Eq + Hash,
+    {
+        self.of(pattern).is_some_and(|subscribers| subscribers.contains(subscriber))
+    }
+
+    fn of(&self, pattern: &str) -> Option<&HashSet<S>> {
+        match has_wildcard(pattern) {
             true => self.node(pattern).map(|node| &node.subscribers),
             false => self.topics.get(pattern),
-        };
-        subscribers.map_or(0, HashSet::len)
+        }
     }
 
     /// What all subscriptions take, at most.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -10,12 +10,15 @@ use std::{
 
 use bothways::{
     AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
-    Push, Reply, Router, Server, Target, server::AuthRequest, session::SessionId,
+    Push, Reply, Router, Server, Target,
+    server::AuthRequest,
+    session::{SessionId, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
+use tokio::sync::Semaphore;
 
 use crate::{
-    scripted::{Scripted, hello, ping, request, request_with},
+    scripted::{Scripted, arrive, claim, hello, ping, request, request_with},
     support::{address, call, call_with, connections, echoing, oneshot_to, settle, soon},
 };
 
@@ -369,4 +372,137 @@ async fn a_stranger_is_sent_nothing_and_does_not_stay() {
     assert!((290..310).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     assert!(server.broadcast("News", "shout", &Metadata::new(), b"open").is_ok());
     assert_eq!(good.next().await.service_method(), "shout");
+}
+
+/// What a client says that comes back, with its token.
+fn back(welcome: &Metadata, token: &str) -> Metadata {
+    claim(welcome, 0).with(keys::AUTH, token)
+}
+
+fn id(welcome: &Metadata) -> SessionId {
+    welcome.get(keys::SESSION_ID).expect("a session").parse().expect("a number")
+}
+
+/// A client that says Hello with these pairs, and the pairs of the answer.
+async fn says_hello(address: &str, pairs: &Metadata) -> (Scripted, Metadata) {
+    let mut client = Scripted::connect(address).await;
+    client.say(hello(0, Capabilities::ALL, pairs)).await;
+    let answer = client.next().await.metadata();
+    (client, answer)
+}
+
+/// The hook sends a user's other sessions away, and counts its devices: the session that a client is about to get back
+/// is its own, and a number that is no secret shows nobody's.
+#[tokio::test(start_paused = true)]
+async fn a_hook_knows_which_session_a_client_gets_back() {
+    let at = Arc::new(OnceLock::<Server>::new());
+    let of_hook = Arc::clone(&at);
+    let server = Server::builder().auth(move |request: AuthRequest| {
+        let server = of_hook.get().expect("it listens").clone();
+        async move {
+            let session = request.session().expect("it is connected");
+            let (resumes, user) = (request.resumes().map(|session| session.id()), request.token.clone());
+            let others = Target::user(user.clone()).except(session.id());
+            session.bind_user(&user);
+            session.set_label("resumes", resumes.map(|id| id.to_string()).unwrap_or_default());
+            if user == "devices" && 1 <= server.sessions(&others).expect("no topic").len() {
+                return Err("1 device is in already");
+            }
+            if request.is_hello() {
+                server.kick(&others, "logged in elsewhere").expect("no topic");
+            }
+            Ok(())
+        }
+    });
+    let server = at.get_or_init(|| server.build()).clone();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for user in ["ann", "devices"] {
+        let (client, welcome) = arrive(listening.address(), &Metadata::new().with(keys::AUTH, user)).await;
+        let session = server.session(id(&welcome)).expect("it lives");
+        assert_eq!(session.label("resumes").as_deref(), Some(""));
+        client.reset();
+        let (_client, again) = says_hello(listening.address(), &back(&welcome, user)).await;
+        assert_eq!(again.get(keys::SESSION_RESUMED), Some("1"), "{user}: {again:?}");
+        assert_eq!(session.label("resumes"), Some(session.id().to_string()));
+
+        // Who knows the number and not the secret claims nothing.
+        let guessed = back(&welcome, user).with(keys::SESSION_KEY, "guessed");
+        let (_other, answer) = says_hello(listening.address(), &guessed).await;
+        match user {
+            "ann" => assert!(answer.get(keys::SESSION_ID).is_some() && server.session(session.id()).is_none()),
+            _ => assert!(answer.get(keys::SESSION_ID).is_none() && server.session(session.id()).is_some()),
+        }
+    }
+}
+
+/// What the hook labels its client with is the session's that the client gets back, and stays beside what it had; a push
+/// by label that comes while the token is checked goes to a session that has that label.
+#[tokio::test(start_paused = true)]
+async fn labels_of_the_hook_go_to_the_session_that_the_client_gets() {
+    let (gate, hellos) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+    let (of_hook, counts) = (Arc::clone(&gate), Arc::clone(&hellos));
+    let server = Server::builder().auth(move |request: AuthRequest| {
+        let (gate, number) = (Arc::clone(&of_hook), counts.fetch_add(1, Ordering::Relaxed));
+        async move {
+            let session = request.session().expect("it is connected");
+            session.set_label("n", number.to_string());
+            gate.acquire().await.expect("it is open").forget();
+            Ok::<_, String>(())
+        }
+    });
+    let server = server.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let session = server.session(id(&welcome)).expect("it lives");
+    session.set_label("device", "phone");
+    assert_eq!(session.label("n").as_deref(), Some("0"));
+    client.reset();
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &claim(&welcome, 0))).await;
+    settle().await;
+    let push = Push::new("Chat", "say", "to the new");
+    let receipt = server.push(&Target::everyone().only_labelled("n", "1"), &push).expect("small");
+    gate.add_permits(1);
+    assert_eq!(client.next().await.metadata().get(keys::SESSION_RESUMED), Some("1"));
+    assert_eq!((session.label("n").as_deref(), session.label("device").as_deref()), (Some("1"), Some("phone")));
+    assert_eq!(client.next().await.service_method(), "say");
+    assert_eq!(receipt.outcomes().targets(), 1);
+}
+
+/// The hook subscribes each client to a topic that is full: who comes back has its place, also beside those who watch; one
+/// that only knows the number has none, and one that does not get its session back does not stand there twice.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_has_its_place_in_a_full_topic() {
+    let room = TopicOptions::new().open().presence(true).subscribers_max(2);
+    let hook = |request: AuthRequest| async move {
+        let session = request.session().expect("it is connected");
+        session.subscribe("room").map_err(|error| error.to_string())
+    };
+    let server = Server::builder().topic("room", room).expect("a pattern").auth(hook).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let watcher = Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    // It knows of topics from here on.
+    watcher.0.subscribe("room").await.expect("open");
+    let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    client.reset();
+    settle().await;
+    let before = server.presence("room").expect("a topic");
+    let (client, again) = says_hello(listening.address(), &claim(&welcome, 0)).await;
+    assert_eq!(again.get(keys::SESSION_RESUMED), Some("1"), "{again:?}");
+    settle().await;
+    let after = server.presence("room").expect("a topic");
+    assert_eq!(after.generation, before.generation, "nobody came or went");
+    let (_stranger, refused) = says_hello(listening.address(), &claim(&welcome, 0).with(keys::SESSION_KEY, "?")).await;
+    assert!(refused.get(keys::ERROR).is_some_and(|text| text.contains("2 sessions")), "{refused:?}");
+
+    // It says that it has what it was never sent.
+    client.reset();
+    let (_client, other) = says_hello(listening.address(), &claim(&welcome, 1000)).await;
+    assert_eq!(other.get(keys::SESSION_WHY), Some("gap"), "{other:?}");
+    let subscribers = server.sessions(&Target::subscribers_of("room")).expect("a topic");
+    assert_eq!(subscribers.len(), 2);
+    assert!(subscribers.iter().any(|session| session.id() == id(&other)));
+    let members: Vec<SessionId> =
+        server.presence("room").expect("a topic").members.iter().flat_map(|member| member.sessions.clone()).collect();
+    assert!(members.contains(&id(&other)) && !members.contains(&id(&welcome)), "{members:?}");
 }

@@ -13,13 +13,13 @@ use std::{
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate, Reply, Server,
     ServerMessages, Session, SessionLost, Stage, Target,
-    session::{DropReason, PresenceChange, PresenceStatus, TopicOptions},
+    session::{DropReason, PresenceChange, PresenceStatus, SessionId, TopicOptions},
 };
 use bothways_proto::{Capabilities, Message, Status, keys};
 use tokio::time::Instant;
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, hello, oneway, ping, reply, reply_to, request},
+    scripted::{Scripted, ScriptedServer, arrive, hello, oneway, ping, reply, reply_to, request},
     support::{address, call, echoing, gate, oneshot_to, settle, soon, until},
 };
 
@@ -99,6 +99,53 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
     assert_eq!(why, SessionLost::Expired);
     assert_eq!(receipts[1].received().await.at(Stage::Received), 1);
     assert_eq!(server.stats().sessions_away, 0);
+}
+
+/// One client makes very many sessions and leaves each: that ends its own, and nobody else's. First those go that are
+/// owed nothing, and then the others of whoever has most.
+#[tokio::test(start_paused = true)]
+async fn who_leaves_many_sessions_ends_none_of_others() {
+    let server = Server::builder()
+        .auth(|request| async move {
+            request.session().expect("it is connected").bind_user(&request.token);
+            Ok::<_, String>(())
+        })
+        .sessions_away_max(10)
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let go = async |user: &str, pushes: usize| {
+        let hello = Metadata::new().with(keys::AUTH, user);
+        let (mut client, welcome) = arrive(listening.address(), &hello).await;
+        let id: SessionId = welcome.get(keys::SESSION_ID).expect("a session").parse().expect("a number");
+        let session = server.session(id).expect("it lives");
+        let receipts: Vec<_> =
+            (0..pushes).map(|_| session.push(&Push::new("Chat", "say", "hi")).expect("small")).collect();
+        for _ in 0..pushes {
+            client.next().await;
+        }
+        client.reset();
+        until(|| session.connection().is_none()).await;
+        (session, receipts)
+    };
+    let (quiet, _) = go("bob", 0).await;
+    let owed = quiet.push(&Push::new("Chat", "say", "while away")).expect("small");
+    let (ann, receipts) = go("ann", 3).await;
+    for pushes in [0, 1] {
+        for _ in 0..50 {
+            go("eve", pushes).await;
+        }
+        assert_eq!(server.stats().sessions_away, 10);
+        for session in [&ann, &quiet] {
+            assert!(session.is_resumable(), "{pushes}: {}", session.explain());
+        }
+    }
+    assert!(receipts.iter().chain([&owed]).all(|receipt| receipt.outcomes().dropped() == 0));
+    // Each has one: the one who left first.
+    for user in 0..10 {
+        go(&format!("user {user}"), 1).await;
+    }
+    assert_eq!((quiet.is_resumable(), ann.is_resumable()), (false, false));
+    assert_eq!(server.sessions(&Target::user("eve")).expect("no topic").len(), 0);
 }
 
 /// A server that lets none wait ends each session with its connection.
