@@ -30,6 +30,8 @@
 //! that is done, for a millisecond at most, so that many leave in one write; what handlers send by
 //! themselves is written at once. When the socket is full the driver waits for it; nobody else does.
 
+#[cfg(test)]
+pub(crate) mod alone;
 mod announced;
 mod behind;
 mod call;

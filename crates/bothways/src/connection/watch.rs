@@ -371,29 +371,11 @@ impl Connection {
 mod tests {
     use std::sync::Arc;
 
-    use bothways_proto::Message;
-
     use super::*;
     use crate::{
-        connection::{Answer, Inlet},
-        error::AuthError,
-        reply::BoxFuture,
+        connection::alone::{Deaf, alone},
         transport::memory,
     };
-
-    struct Deaf;
-
-    impl Inlet for Deaf {
-        fn handle_request(&self, _: &Connection, _: Message) -> Answer {
-            Answer::Nothing
-        }
-
-        fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
-            Box::pin(std::future::ready(Ok(())))
-        }
-
-        fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
-    }
 
     /// A process stands still just after it sent a heartbeat, and the answer waits in the socket: the first look after
     /// that leaves the time to read it. A peer that is gone is found by the next one.
@@ -426,5 +408,233 @@ mod tests {
 
         assert!(look(80, 80) && look(81, 120));
         assert!(!look(121, 121), "there was time to read it, and it did not come");
+    }
+
+    const QUIET: Seen = Seen { is_quiet: true, is_long: false };
+
+    /// What is due, in a word.
+    fn due(state: &mut State, deadlines: &Deadlines, seen: &Seen, now: u64) -> &'static str {
+        match state.due(deadlines, seen, now) {
+            Due::Nothing => "nothing",
+            Due::Over => "over",
+            Due::Ping => "ping",
+            Due::End(CloseReason::NoFirstFrame(_)) => "no first frame",
+            Due::End(CloseReason::SlowPeer(_)) => "slow",
+            Due::End(CloseReason::Idle(_)) => "idle",
+            Due::End(CloseReason::Gone { .. }) => "gone",
+            Due::End(_) => "end",
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_asked_and_gone_at_the_exact_times() {
+        let (client, _far) = alone(Role::Client);
+        let (mut state, deadlines) = (client.shared.state.lock(), Deadlines::default());
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 14_999), "nothing");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 15_000), "ping");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 24_999), "nothing");
+        state.watch.unheard = 4;
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 25_999), "nothing", "what was sent before is on its way");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 26_000), "gone");
+        state.watch.unheard = 0;
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 25_000), "gone");
+
+        // It is answered, and asked again after as long.
+        (state.watch.alive_at, state.watch.pinged_at) = (25_000, None);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 39_999), "nothing");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 40_000), "ping");
+        let never = Deadlines { heartbeat_interval: None, ..deadlines };
+        assert_eq!(due(&mut state, &never, &QUIET, 1_000_000), "nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sender_of_a_long_frame_is_told_that_this_side_lives() {
+        let (client, _far) = alone(Role::Client);
+        let (mut state, deadlines) = (client.shared.state.lock(), Deadlines::default());
+        let long = Seen { is_quiet: false, is_long: true };
+        let short = Seen { is_quiet: false, is_long: false };
+        // Something comes all the time; the last that was said was said at the beginning.
+        for (now, seen, expected) in
+            [(15_039, &long, "nothing"), (15_040, &long, "ping"), (15_040, &short, "nothing"), (15_041, &long, "ping")]
+        {
+            state.watch.alive_at = now;
+            assert_eq!(due(&mut state, &deadlines, seen, now), expected, "{now}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_closed_at_the_exact_time() {
+        let (server, _far) = alone(Role::Server);
+        let (mut state, mut deadlines) = (server.shared.state.lock(), Deadlines::default());
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 9_999), "nothing");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame");
+        let least = deadlines.frame_progress_min;
+        state.seldom().note_frame(0, least - 1);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame", "one byte now and then");
+        state.seldom().note_frame(0, least);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "nothing", "it goes on");
+
+        deadlines.frame_progress_min = 0;
+        state.seldom().note_frame(0, 1);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "nothing");
+        state.seldom().note_frame(0, 0);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame", "none has begun");
+        deadlines.first_frame_timeout = Duration::MAX;
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 15_000), "nothing", "a plain client answers no heartbeat");
+        drop(state);
+
+        let (client, _far) = alone(Role::Client);
+        assert_eq!(due(&mut client.shared.state.lock(), &Deadlines::default(), &QUIET, 10_000), "nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_socket_and_an_idle_peer_end_at_the_exact_times() {
+        let (client, _far) = alone(Role::Client);
+        let (mut state, mut deadlines) = (client.shared.state.lock(), Deadlines::default());
+        (state.watch.written_at, state.watch.flags) = (4_000, WAITED);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 13_999), "nothing");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 14_000), "slow");
+        state.watch.flags = HEARD | SPARED;
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 14_000), "nothing", "nothing waited");
+
+        (deadlines.idle_timeout, state.watch.alive_at) = (Some(Duration::from_secs(7)), 1_000);
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 7_999), "nothing");
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 8_000), "idle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_closes_has_its_time_and_no_more() {
+        let (client, _far) = alone(Role::Client);
+        let deadlines = Deadlines::default();
+        let reason = || Box::new(CloseReason::Local);
+        for phase in [Phase::Closing(reason()), Phase::Answering(reason())] {
+            let mut state = client.shared.state.lock();
+            (state.phase, state.watch.closing_since) = (phase, None);
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 100_000), "over");
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 104_999), "over");
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 105_000), "end");
+        }
+        let mut state = client.shared.state.lock();
+        state.phase = Phase::Draining(reason());
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 15_000), "ping", "it still answers");
+        state.phase = Phase::Closed(reason());
+        assert_eq!(due(&mut state, &deadlines, &QUIET, 200_000), "over");
+    }
+
+    /// What moved since the last look is seen, in either direction.
+    #[tokio::test(start_paused = true)]
+    async fn what_moves_is_life() {
+        let (client, _far) = alone(Role::Client);
+        let mut state = client.shared.state.lock();
+        // So many bytes were written since the last look.
+        let wrote = |state: &mut State, bytes: u32| {
+            state.watch.written_bytes = (state.outbox.written_bytes() as u32).wrapping_sub(bytes);
+        };
+        let seen = state.look(0, false, 1_000);
+        assert!(seen.is_quiet && !seen.is_long);
+        assert_eq!((state.watch.alive_at, state.watch.written_at, state.watch.said_at), (0, 1_000, 0));
+
+        state.watch.pinged_at = NonZeroU32::new(1_000);
+        let seen = state.look(1, false, 2_000);
+        assert!(!seen.is_quiet && seen.is_long, "no whole message came");
+        assert_eq!((state.watch.alive_at, state.watch.pinged_at), (2_000, None));
+        state.watch.note_message();
+        assert!(!state.look(2, false, 3_000).is_long);
+        assert!(state.look(3, false, 4_000).is_long, "that one was before the last look");
+        assert!(state.look(3, true, 5_000).is_quiet);
+        assert_eq!(state.watch.alive_at, 5_000, "this side does not read");
+
+        wrote(&mut state, 2 * UNHEARD_BYTES - 1);
+        state.look(3, false, 6_400);
+        assert_eq!((state.watch.unheard, state.watch.said_at, state.watch.alive_at), (1, 100, 5_000));
+        wrote(&mut state, 2 * UNHEARD_BYTES);
+        state.watch.flags = WAITED | SPARED;
+        state.look(3, false, 7_000);
+        assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "a full socket took bytes");
+        assert_eq!(state.watch.flags, SPARED);
+        state.watch.flags = WAITED;
+        state.look(3, false, 8_000);
+        assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "it took none");
+        state.look(4, false, 9_000);
+        assert_eq!(state.watch.unheard, 0);
+    }
+
+    /// The time of a socket that is full begins when somebody tried to write.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_tried_to_write_is_not_the_peers_fault() {
+        let (client, _far) = alone(Role::Client);
+        let mut state = client.shared.state.lock();
+        client.heartbeat(&mut state, Waiter::Ping, &Metadata::new());
+        for (writer, now, written_at) in [
+            (Writer::Idle, 1_000, 1_000),
+            (Writer::Blocked, 2_000, 1_000),
+            (Writer::Busy, 3_000, 1_000),
+            (Writer::Idle, 4_000, 4_000),
+        ] {
+            state.outbox.writer = writer;
+            state.look(0, false, now);
+            assert_eq!((state.watch.flags, state.watch.written_at), (WAITED, written_at), "{writer:?}");
+        }
+        state.watch.written_bytes = state.watch.written_bytes.wrapping_sub(1);
+        state.outbox.writer = Writer::Blocked;
+        state.look(0, false, 5_000);
+        assert_eq!(state.watch.written_at, 5_000);
+        state.outbox.writer = Writer::Idle;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_brings_its_bytes_within_each_time() {
+        let (server, _far) = alone(Role::Server);
+        let settings = Settings::default();
+        let least = settings.watch.frame_progress_min;
+        let mut state = server.shared.state.lock();
+        let mut look = |frame: (u32, usize), is_held_up, now| {
+            state.seldom().note_frame(frame.0, frame.1);
+            match state.slow_frame(&settings, is_held_up, now) {
+                Some(CloseReason::SlowFrame { bytes, .. }) => Some(bytes),
+                _ => None,
+            }
+        };
+        assert_eq!(look((1, 100), false, 0), None);
+        assert_eq!(look((1, 101), false, 9_999), None);
+        assert_eq!(look((1, 101), false, 10_000), Some(1));
+        assert_eq!(look((1, 101 + least), false, 20_000), None, "that is enough");
+        assert_eq!(look((1, 100 + 2 * least), false, 30_000), Some(least - 1));
+        assert_eq!(look((2, 5), false, 40_000), None, "it is another frame");
+        assert_eq!(look((2, 5), false, 49_999), None);
+        assert_eq!(look((2, 5), true, 50_000), None, "this side does not read");
+        assert_eq!(look((2, 5), false, 59_999), None);
+        assert_eq!(look((2, 5), false, 60_000), Some(0));
+        assert_eq!(look((2, 0), false, 90_000), None, "none has begun");
+        drop(state);
+
+        let (client, _far) = alone(Role::Client);
+        let mut state = client.shared.state.lock();
+        state.seldom().note_frame(1, 5);
+        assert!(state.slow_frame(&settings, false, 0).is_none());
+        assert!(state.slow_frame(&settings, false, 99_000).is_none(), "a server may take its time");
+    }
+
+    #[test]
+    fn moments_are_told_by_their_last_bits() {
+        assert_eq!((mark(5).get(), mark(1 << 32).get()), (5, u32::MAX));
+        assert_eq!(since(7, 5), Duration::from_millis(2));
+        assert_eq!(since((1 << 32) + 3, u32::MAX), Duration::from_millis(4));
+    }
+
+    #[test]
+    fn a_stranger_stays_for_so_long() {
+        let deadlines = Deadlines::default();
+        assert!(!deadlines.is_stranger_too_long(299_999) && deadlines.is_stranger_too_long(300_000));
+    }
+
+    #[test]
+    fn looks_come_four_times_in_the_shortest_time() {
+        let tick = |deadlines: Deadlines| deadlines.tick();
+        let millis = Duration::from_millis;
+        assert_eq!(tick(Deadlines::default()), Duration::from_secs(1));
+        assert_eq!(tick(Deadlines { close_timeout: millis(400), ..Deadlines::default() }), millis(100));
+        assert_eq!(tick(Deadlines { idle_timeout: Some(millis(200)), ..Deadlines::default() }), millis(50));
+        assert_eq!(tick(Deadlines { heartbeat_interval: Some(millis(8)), ..Deadlines::default() }), millis(10));
     }
 }

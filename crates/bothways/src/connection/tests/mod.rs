@@ -2,6 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `busy.rs` | when a connection counts as busy |
 //! | `copies.rs` | requests that run for long do not keep the reads in which they came |
 //! | `fairness.rs` | one connection's large frame does not hold up the others |
 //! | `noted.rs` | a socket that tells what it moves |
@@ -12,6 +13,7 @@
 //! | `turns.rs` | what the network brings is handled between two turns of a large frame |
 //! | `wakers.rs` | nobody is woken, and nothing of an application's dropped, under the lock |
 
+mod busy;
 mod copies;
 mod fairness;
 mod model;

@@ -1,0 +1,34 @@
+//! For tests: a connection at whose other end nobody is.
+
+use std::sync::Arc;
+
+use bothways_proto::{Message, Metadata, Role};
+
+use super::{Answer, Connection, Inlet, Settings};
+use crate::{
+    error::{AuthError, CloseReason},
+    reply::BoxFuture,
+    transport::memory::{self, MemorySocket},
+};
+
+/// Handles nothing.
+pub(crate) struct Deaf;
+
+impl Inlet for Deaf {
+    fn handle_request(&self, _: &Connection, _: Message) -> Answer {
+        Answer::Nothing
+    }
+
+    fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+}
+
+/// One that does not negotiate. It lives as long as the socket of the other end.
+pub(crate) fn alone(role: Role) -> (Connection, MemorySocket) {
+    let (near, far) = memory::pair(1 << 16);
+    let settings = Arc::new(Settings::default());
+    (Connection::start(role, near.into(), settings, Arc::new(Deaf), None, |_| {}), far)
+}
