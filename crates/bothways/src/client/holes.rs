@@ -68,6 +68,9 @@ mod tests {
         assert_eq!(noted(&[1, 5, 2, 3, 4]).first(), None);
         assert_eq!(noted(&[1, 5, 9, 2, 3, 4]).first(), Some(5), "there is another");
         assert_eq!(noted(&[1, 5, 4, 2]).first(), Some(2));
+        assert_eq!(noted(&[1, 5, 9, 7]).list, [(1, 5), (5, 7), (7, 9)], "it is in the second");
+        assert_eq!(noted(&[1, 5, 1]).list, [(1, 5)], "it came before");
+        assert_eq!(noted(&[1, 5, 5]).list, [(1, 5)], "it came again");
     }
 
     #[test]

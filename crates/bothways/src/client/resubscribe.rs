@@ -390,7 +390,10 @@ impl Asking<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bothways_proto::Role;
+
+    use super::{super::events::ConnectionEvents, *};
+    use crate::{Client, ClientOptions, Push, Server, connection::alone::alone, session::TopicOptions};
 
     fn remote(code: Option<ErrorCode>) -> Trouble {
         Trouble::of(&CallError::Remote { text: String::new(), code })
@@ -421,6 +424,152 @@ mod tests {
             }
             let last = pauses.next(kind);
             assert!(most / 2 <= last && last <= most, "{last:?}");
+        }
+    }
+
+    fn resubscriber() -> Resubscriber {
+        Resubscriber {
+            server: "tcp@a:1".into(),
+            subscriptions: Arc::default(),
+            events: EventSender::default(),
+            timeout: Some(Duration::from_secs(1)),
+            room: Arc::default(),
+        }
+    }
+
+    fn round(connection: &Connection) -> Round {
+        Round { connection: connection.clone(), places: Semaphore::new(AT_ONCE) }
+    }
+
+    /// The events that were told so far, in words.
+    async fn told(events: &mut ConnectionEvents) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(1), events.next()).await {
+            told.push(match event {
+                ConnectionEvent::Resubscribed { topic, recovered, .. } => format!("{topic}: recovered {recovered}"),
+                ConnectionEvent::SubscriptionLost { topic, for_good, .. } => format!("{topic}: lost {for_good}"),
+                other => format!("{other:?}"),
+            });
+        }
+        told
+    }
+
+    /// A connection to a server with a topic `news` that keeps one message, and where that topic is.
+    async fn with_news(address: &str) -> (Server, Client, Connection, Position) {
+        let history = TopicOptions::new().open().history(10, Duration::from_secs(60));
+        let server = Server::builder().topic("news", history).expect("a pattern").build();
+        let listening = server.listen(address).await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        server.publish("news", &Push::new("N", "say", "1")).expect("small");
+        let position = client.subscribe("news").await.expect("it is open").position.expect("it has a history");
+        client.unsubscribe("news").await.expect("it is subscribed");
+        let connection = client.connection().expect("it is up");
+        (server, client, connection, position)
+    }
+
+    /// The session on this connection has the topic, up to this position.
+    fn hold(of: &Resubscriber, connection: &Connection, position: Position) {
+        of.subscriptions.want("news");
+        let subscribed = Subscribed { recovered: true, position: Some(position) };
+        let claim = of.subscriptions.claim("news");
+        claim.hold(connection.id(), &subscribed, Asker::Client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asking_ends_with_its_connection() {
+        let this = resubscriber();
+        let (connection, far) = alone(Role::Client);
+        let (other, _other_far) = alone(Role::Client);
+        let round = round(&connection);
+        assert!(this.goes_on(&round), "no other has stood");
+        this.subscriptions.begin(connection.id(), false);
+        assert!(this.goes_on(&round));
+        this.subscriptions.begin(other.id(), true);
+        assert!(!this.goes_on(&round), "another one stands");
+        this.subscriptions.begin(connection.id(), true);
+        assert!(this.pause(&round, SOON.0).await);
+        drop(far);
+        tokio::time::timeout(Duration::from_secs(60), connection.closed()).await.expect("its socket is gone");
+        assert!(!this.goes_on(&round) && !this.pause(&round, SOON.0).await);
+    }
+
+    /// What the server dropped and has is asked for, and nothing is told; of what it does not have the client is told.
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_told_only_if_something_is_missing() {
+        let (_server, _client, connection, position) = with_news("memory@recover").await;
+        for (epoch, expected) in [(position.epoch, vec![]), (position.epoch ^ 1, vec!["news: recovered false"])] {
+            let this = resubscriber();
+            let mut events = this.events.subscribe();
+            this.subscriptions.begin(connection.id(), false);
+            hold(&this, &connection, Position { epoch, offset: 0 });
+            assert_eq!(this.subscriptions.miss(connection.id()).len(), 1);
+            let asking = round(&connection);
+            let recovering = this.recover(&asking, "news".into());
+            tokio::time::timeout(Duration::from_secs(60), recovering).await.expect("it ends");
+            assert_eq!(told(&mut events).await, expected);
+            let left = this.subscriptions.begin(connection.id(), true);
+            assert!(left.with_gaps.is_empty() && left.missing.is_empty(), "all is asked for");
+            assert!(this.subscriptions.begin_recovery(connection.id(), "news"), "nobody asks any more");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_of_a_lost_connection_waits_for_the_next() {
+        let (_server, _client, connection, position) = with_news("memory@recover-not").await;
+        let this = resubscriber();
+        let mut events = this.events.subscribe();
+        this.subscriptions.begin(connection.id(), false);
+        hold(&this, &connection, position);
+        this.subscriptions.miss(connection.id());
+        connection.close();
+        tokio::time::timeout(Duration::from_secs(60), connection.closed()).await.expect("it closes");
+        let asking = round(&connection);
+        let recovering = this.recover(&asking, "news".into());
+        tokio::time::timeout(Duration::from_secs(60), recovering).await.expect("it ends");
+        assert!(told(&mut events).await.is_empty());
+        assert!(this.subscriptions.is_wanted("news"), "the next connection asks again");
+    }
+
+    /// Whether all was recovered is what the server says, and whether the session before had got everything.
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_is_recovered_if_nothing_was_missing_before() {
+        let (_server, _client, connection, position) = with_news("memory@resubscribe").await;
+        for misses in [false, true] {
+            let this = resubscriber();
+            let mut events = this.events.subscribe();
+            this.subscriptions.begin(connection.id(), false);
+            hold(&this, &connection, position);
+            if misses {
+                this.subscriptions.miss(connection.id());
+            }
+            this.subscriptions.begin(connection.id(), false);
+            let asking = round(&connection);
+            let again = this.resubscribe(&asking, "news".into(), Why::Lost, Vec::new());
+            tokio::time::timeout(Duration::from_secs(60), again).await.expect("it ends");
+            assert_eq!(told(&mut events).await, [format!("news: recovered {}", !misses)]);
+            this.resubscribe(&asking, "news".into(), Why::Ended, Vec::new()).await;
+            assert!(told(&mut events).await.is_empty(), "it was not lost, and nothing is missing");
+        }
+    }
+
+    /// A server that does not answer is told again, until the application wants the topic again or the connection ends.
+    #[tokio::test(start_paused = true)]
+    async fn unsubscribing_is_asked_again_until_nobody_needs_it() {
+        for closes in [false, true] {
+            let this = resubscriber();
+            let (connection, far) = alone(Role::Client);
+            this.subscriptions.begin(connection.id(), false);
+            this.subscriptions.end("news");
+            let (of_task, round) = (this.clone(), round(&connection));
+            let mut task = tokio::spawn(async move { of_task.unsubscribe(&round, "news".into()).await });
+            let waited = tokio::time::timeout(Duration::from_secs(20), &mut task).await;
+            assert!(waited.is_err(), "it asks on and on");
+            let _far = Some(far).filter(|_| !closes);
+            if !closes {
+                this.subscriptions.has_ended("news");
+            }
+            tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends").expect("no panic");
+            assert_eq!(this.subscriptions.is_unwanted("news"), closes);
         }
     }
 }
