@@ -627,3 +627,41 @@ fn isolated(name: &str, hook: impl FnOnce()) {
 fn token(metadata: &Metadata) -> String {
     metadata.get(keys::AUTH).unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::Role;
+
+    use super::*;
+    use crate::{Reply, Request, connection::alone::alone};
+
+    /// Each kind of bad end has its own line each ten seconds; a common end has none.
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_of_end_is_told_by_itself() {
+        let (connection, _far) = alone(Role::Server);
+        let ended = |reason: CloseReason| {
+            let server = Server::builder().build();
+            server.shared.tell_end(&connection, &reason);
+            let calm = &server.shared.calm;
+            (calm.slow.due().is_none(), calm.misbehaved.due().is_none())
+        };
+        assert_eq!(ended(CloseReason::Local), (false, false));
+        assert_eq!(ended(CloseReason::SlowPeer("it reads nothing")), (true, false));
+        assert_eq!(
+            ended(CloseReason::from(bothways_proto::PeerMisbehaved::CallFromPlainServer(
+                bothways_proto::Seq::of_push(1)
+            ))),
+            (false, true)
+        );
+    }
+
+    #[test]
+    fn routes_are_sorted_and_the_frameworks_own_are_among_them() {
+        let answer = |_: Request| async { Reply::error("no") };
+        let server = Server::builder().handler("B", "b", answer).handler("A", "a", answer).build();
+        let routes = server.routes();
+        let has = |path: &str, method: &str| routes.contains(&(path.to_owned(), method.to_owned()));
+        assert!(has("A", "a") && has("B", "b") && routes.is_sorted());
+        assert!(routes.iter().any(|(path, _)| path == keys::CONTROL_PATH));
+    }
+}

@@ -834,4 +834,48 @@ mod tests {
         let again = over.recv_timeout(Duration::from_secs(10)).expect("it is not blocked");
         assert!(again, "there is more to note");
     }
+
+    async fn session_of(address: &str) -> (Server, Client, Session) {
+        let server = Server::builder().build();
+        let listening = server.listen(address).await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+        (server, client, session)
+    }
+
+    /// A call reaches the client of a session that it may come back to, or that it has a connection for.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_takes_calls_for_a_client_that_is_there_or_comes_back() {
+        let (_server, _client, session) = session_of("memory@session-takes-calls").await;
+        let connection = session.connection();
+        for (is_here, resumable, takes) in
+            [(true, true, true), (true, false, true), (false, true, true), (false, false, false)]
+        {
+            let mut state = session.inner.state.lock();
+            state.connection = connection.clone().filter(|_| is_here);
+            state.resumable = resumable;
+            drop(state);
+            assert_eq!(session.takes_calls(), takes, "{is_here} {resumable}");
+        }
+    }
+
+    /// Only a tracked push that the client is to get waits for room.
+    #[tokio::test(start_paused = true)]
+    async fn only_a_tracked_push_of_a_living_session_waits_for_room() {
+        let (_server, _client, session) = session_of("memory@session-add-if").await;
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let add = |push: &Push, suits: bool| {
+            let (encoded, receipt) = (registry.encode(push).expect("small"), Receipt::new());
+            let added = session.add_if(push, &encoded, &receipt, &Listed::default(), |_| suits);
+            (added, receipt.outcomes().targets())
+        };
+        let (tracked, lossy) = (Push::new("A", "b", "1"), Push::new("A", "b", "1").class(Class::Fire));
+        assert_eq!(add(&tracked, false), (false, 0), "there is no room");
+        assert_eq!(add(&tracked, true), (true, 1));
+        assert_eq!(add(&lossy, false), (true, 1), "it takes the place of another");
+        session.inner.state.lock().ended = true;
+        assert_eq!(add(&tracked, false), (true, 1), "nothing will make room");
+        session.inner.state.lock().ended = false;
+    }
 }

@@ -785,4 +785,23 @@ mod tests {
             }
         }
     }
+
+    /// A pattern that is held already gets another stamp, and stays as ordered and stalled as it was.
+    #[test]
+    fn another_stamp_changes_nothing_else() {
+        let mut patterns = Patterns::default();
+        patterns.insert("a".into(), 5);
+        assert_eq!((patterns.get("a"), patterns.is_stalled("a")), (Some(5), false));
+        patterns.stall("a");
+        assert!(!patterns.is_stalled("a"), "whose order does not matter");
+        patterns.set_ordered("a");
+        patterns.stall("a");
+        patterns.insert("a".into(), 6);
+        assert_eq!((patterns.get("a"), patterns.is_stalled("a")), (Some(6), true));
+        patterns.go_on("a");
+        patterns.insert("a".into(), 9);
+        assert_eq!((patterns.get("a"), patterns.is_stalled("a")), (Some(9), false));
+        patterns.stall("a");
+        assert!(patterns.is_stalled("a"), "it is still ordered");
+    }
 }

@@ -185,6 +185,19 @@ mod tests {
         assert_eq!((unsent.ranges.clone(), unsent.sent), (vec![(4, 11), (14, 14)], 20));
     }
 
+    /// Ranges that meet in one message become one; beside each other they stay two.
+    #[test]
+    fn ranges_of_another_join_where_they_meet() {
+        let with = |first: u64, last: u64| {
+            let of = |ranges: Vec<(u64, u64)>| Unsent { ranges, sent: 0 };
+            let mut unsent = of(vec![(10, 20)]);
+            unsent.miss_all(of(vec![(first, last)]));
+            unsent.ranges
+        };
+        assert_eq!((with(5, 10), with(20, 25), with(12, 13)), (vec![(5, 20)], vec![(10, 25)], vec![(10, 20)]));
+        assert_eq!((with(5, 9), with(21, 25)), (vec![(5, 9), (10, 20)], vec![(10, 20), (21, 25)]));
+    }
+
     #[test]
     fn nothing_is_missed_until_something_is() {
         let mut unsent = Unsent::default();
