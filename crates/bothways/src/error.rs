@@ -302,6 +302,28 @@ fn why_reserved(name: &str) -> &'static str {
     }
 }
 
+/// What may help where a Hello ends a connection.
+fn hint(reason: &CloseReason) -> &'static str {
+    match reason {
+        CloseReason::PeerClosed => {
+            "; a plain rpcx server whose plugins refuse a request without a pair of their own does so: see \
+             `ClientOptions::negotiate`"
+        }
+        _ => "",
+    }
+}
+
+/// What a Go server says that takes so many requests in a time, heartbeats among them. Source: Go `server`,
+/// `ErrReqReachLimit`.
+const GO_RATE_LIMIT: &str = "request reached rate limit";
+
+impl CloseReason {
+    /// A plain server takes no more requests for now.
+    pub(crate) fn is_of_a_rate(&self) -> bool {
+        matches!(self, Self::HelloRefused(text) if text == GO_RATE_LIMIT)
+    }
+}
+
 /// Why the [`auth`](crate::ServerBuilder::auth) hook of a server does not let a request run, or a client in.
 ///
 /// Whatever can be displayed becomes [`Self::Refused`] with `?` and `into`: most hooks need no more than a text. For
@@ -564,7 +586,7 @@ pub enum ConnectError {
         after: Duration,
     },
     /// The connection ended before the server had answered the Hello.
-    #[error("the connection to {address} ended before the Hello was answered: {reason}")]
+    #[error("the connection to {address} ended before the Hello was answered: {reason}{}", hint(.reason))]
     Unanswered {
         /// Where to.
         address: String,

@@ -255,7 +255,7 @@ impl ClientInlet {
     fn meet_key(&self, connection: &Connection, message: &Message, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
         let metadata = message.metadata();
         match metadata.get(keys::IDEMPOTENCY_KEY) {
-            Some(key) if connection.is_negotiated() => self.keys.meet(key, ack),
+            Some(key) if connection.is_negotiated() => self.keys.meet(&self.server, key, ack),
             _ => Err(ack),
         }
     }

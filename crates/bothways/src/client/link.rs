@@ -251,6 +251,11 @@ impl Link {
         (settled || self.options.wait().is_zero()).then(|| state.connection(&self.address))
     }
 
+    /// The server that is there does not take part in the negotiation that this client wants.
+    pub(super) fn is_at_plain_server(&self) -> bool {
+        self.options.negotiates() && self.current().is_ok_and(|connection| !connection.is_negotiated())
+    }
+
     /// What a call gets, after waiting for it until this moment: a connection that is open, unless it is over by the
     /// time the call gets it.
     pub(super) async fn wait(&self, patience: Patience, until: Instant) -> Result<Connection, ConnectError> {
@@ -598,7 +603,7 @@ impl Keeper {
         }
 
         let limit = link.options.connect().timeout();
-        let late = sleep_until(after(limit));
+        let late = self.answer_is_late(&connection, limit);
         let over = async {
             tokio::select! {
                 biased;
@@ -619,10 +624,27 @@ impl Keeper {
         let address = link.address.to_string();
         match over {
             None => Tried::Failed(ConnectError::NoAnswer { address, after: limit }),
+            // It is no word on this client.
+            Some(reason @ CloseReason::HelloRefused(_)) if reason.is_of_a_rate() => {
+                Tried::Failed(ConnectError::Unanswered { address, reason })
+            }
             Some(CloseReason::Unauthenticated(text) | CloseReason::HelloRefused(text)) => Tried::Refused(text),
             Some(reason) if reason.reconnect_after().is_some() => Tried::NotNow(reason),
             Some(reason) => Tried::Failed(ConnectError::Unanswered { address, reason }),
         }
+    }
+
+    /// The time for the answer to a Hello is over. A server that has calls to answer may do so first: a plain one with a
+    /// pool answers all in turn, and its Hello in the meantime lost would be their loss. It has as long as any silent peer.
+    async fn answer_is_late(&self, connection: &Connection, limit: Duration) {
+        let watch = &self.settings.watch;
+        let most = watch.heartbeat_interval.unwrap_or_default().saturating_add(watch.heartbeat_timeout);
+        let (began, until) = (Instant::now(), after(limit.max(most)));
+        sleep_until(after(limit)).await;
+        while connection.waits_for_replies() && Instant::now() < until {
+            sleep_until(until.min(Instant::now() + watch.tick())).await;
+        }
+        tracing::debug!(server = &*self.server, waited = ?began.elapsed(), "the Hello is not answered");
     }
 
     /// The token of the next connection.

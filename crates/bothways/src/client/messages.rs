@@ -558,7 +558,7 @@ mod tests {
         };
         let (queue, messages) = queue(bounds);
         let (adder, keys, server) = (queue.adder(), ReceivedKeys::default(), Arc::from("memory@x"));
-        let Ok(Met::First(first, _)) = keys.meet("a", None) else { panic!("it is the first") };
+        let Ok(Met::First(first, _)) = keys.meet(&server, "a", None) else { panic!("it is the first") };
         assert_eq!(adder.add(message(), &connection, &server, None, Some(first)), Added::Taken);
 
         let held = keys.hold();

@@ -332,6 +332,10 @@ impl Client {
                     if outcome.is_err() {
                         link.subscriptions().forget(pattern);
                     }
+                    if matches!(outcome, Err(CallError::Remote { .. })) && link.is_at_plain_server() {
+                        // It has no topics. The one that is there the next time may have.
+                        link.subscriptions().want(pattern);
+                    }
                     return outcome;
                 }
             }

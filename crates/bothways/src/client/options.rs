@@ -141,7 +141,8 @@ impl ClientOptions {
 
     /// Ask the server for a sign of life after `interval` of silence, and give the connection up if none
     /// comes within `timeout`. Default 15 s and 10 s: a dead server is found within 25 s. `None`: never
-    /// ask. A timeout of zero ends a silent connection at the next look, within a second.
+    /// ask. While a plain server has a call to answer, it has ten times the timeout, for one with a pool answers heartbeats
+    /// behind the calls that fill it. A timeout of zero ends a silent connection at the next look, within a second.
     pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
         self.settings.watch.heartbeat_interval = interval;
         self.settings.watch.heartbeat_timeout = timeout;
@@ -156,7 +157,10 @@ impl ClientOptions {
     }
 
     /// Begin with a Hello, so that a Bothways server can call this client, stop cancelled calls and say
-    /// goodbye. Default yes; a plain rpcx server echoes it and nothing changes.
+    /// goodbye. Default yes; a plain rpcx server echoes it and nothing changes, unless its plugins see a Hello or a
+    /// heartbeat as a request without what they ask of each: one that wants a pair of the application's closes the
+    /// connection, and one that counts requests counts these too. For such a server: no, and no
+    /// [`heartbeat`](Self::heartbeat).
     pub fn negotiate(mut self, negotiate: bool) -> Self {
         self.negotiate = negotiate;
         if !negotiate {

@@ -32,16 +32,44 @@ pub(crate) struct ReceivedKeys {
     known: Arc<Mutex<Known>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Known {
     runs: HashMap<Arc<str>, Arc<Run>>,
-    order: VecDeque<Arc<str>>,
-    max: usize,
+    /// The keys that each server was the first to bring.
+    rings: HashMap<Arc<str>, Ring>,
+    /// Servers that bring messages now.
+    servers: usize,
+    /// Grows with each key.
+    clock: u64,
 }
 
-impl Default for Known {
-    fn default() -> Self {
-        Self { runs: HashMap::new(), order: VecDeque::new(), max: KEYS_MAX }
+/// The keys of one server, the oldest first.
+#[derive(Debug, Default)]
+struct Ring {
+    order: VecDeque<Arc<str>>,
+    used: u64,
+}
+
+impl Known {
+    /// Remembers one more key of a server. What others have brought stays, unless servers come and go: of those that
+    /// are gone as many are remembered as there are.
+    fn remember(&mut self, server: &Arc<str>, key: Arc<str>, run: Arc<Run>) {
+        let rings_max = 2 * self.servers.max(1);
+        if !self.rings.contains_key(server) && rings_max <= self.rings.len() {
+            let idle = self.rings.iter().min_by_key(|(_, ring)| ring.used).map(|(server, _)| Arc::clone(server));
+            let forgotten = idle.and_then(|idle| self.rings.remove(&idle)).unwrap_or_default();
+            forgotten.order.iter().for_each(|key| drop(self.runs.remove(key)));
+        }
+        self.clock += 1;
+        let ring = self.rings.entry(Arc::clone(server)).or_default();
+        ring.used = self.clock;
+        if KEYS_MAX <= ring.order.len()
+            && let Some(oldest) = ring.order.pop_front()
+        {
+            self.runs.remove(&oldest);
+        }
+        ring.order.push_back(Arc::clone(&key));
+        self.runs.insert(key, run);
     }
 }
 
@@ -70,6 +98,7 @@ impl Default for State {
 #[derive(Debug)]
 pub(super) struct FirstOfKey {
     keys: ReceivedKeys,
+    server: Arc<str>,
     key: Arc<str>,
     run: Arc<Run>,
     lost: OnceLock<Lost>,
@@ -105,13 +134,13 @@ pub(super) enum Met {
 }
 
 impl ReceivedKeys {
-    /// So many servers bring messages from here on: none of them may push out what the others have brought.
+    /// So many servers bring messages from here on.
     pub(crate) fn share_among(&self, servers: usize) {
-        self.known.lock().max = KEYS_MAX * servers.max(1);
+        self.known.lock().servers = servers;
     }
 
-    /// A message with this key came. `Err`: the key is none, and says nothing.
-    pub(super) fn meet(&self, key: &str, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
+    /// A message with this key came from a server. `Err`: the key is none, and says nothing.
+    pub(super) fn meet(&self, server: &Arc<str>, key: &str, ack: Option<Ack>) -> Result<Met, Option<Ack>> {
         if key.is_empty() || KEY_BYTES_MAX < key.len() {
             return Err(ack);
         }
@@ -122,14 +151,9 @@ impl ReceivedKeys {
             return Ok(Met::Again);
         }
         let (key, run): (Arc<str>, _) = (key.into(), Arc::<Run>::default());
-        while known.max <= known.order.len() {
-            if let Some(oldest) = known.order.pop_front() {
-                known.runs.remove(&oldest);
-            }
-        }
-        known.runs.insert(Arc::clone(&key), Arc::clone(&run));
-        known.order.push_back(Arc::clone(&key));
-        Ok(Met::First(FirstOfKey { keys: self.clone(), key, run, lost: OnceLock::new() }, ack))
+        known.remember(server, Arc::clone(&key), Arc::clone(&run));
+        let (keys, server) = (self.clone(), Arc::clone(server));
+        Ok(Met::First(FirstOfKey { keys, server, key, run, lost: OnceLock::new() }, ack))
     }
 
     /// Keeps the lock.
@@ -138,11 +162,13 @@ impl ReceivedKeys {
         self.known.lock()
     }
 
-    fn free(&self, key: &Arc<str>, run: &Arc<Run>) {
+    fn free(&self, server: &Arc<str>, key: &Arc<str>, run: &Arc<Run>) {
         let mut known = self.known.lock();
         if known.runs.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, run)) {
             known.runs.remove(key);
-            known.order.retain(|other| other != key);
+            if let Some(ring) = known.rings.get_mut(server) {
+                ring.order.retain(|other| other != key);
+            }
         }
     }
 }
@@ -194,7 +220,7 @@ impl Drop for FirstOfKey {
     fn drop(&mut self) {
         let lost = self.lost.get().copied();
         if lost.is_some() {
-            self.keys.free(&self.key, &self.run);
+            self.keys.free(&self.server, &self.key, &self.run);
         }
         let end = lost.map_or(State::Handled, State::Lost);
         let state = std::mem::replace(&mut *self.run.state.lock(), end);
@@ -209,7 +235,11 @@ mod tests {
     use super::*;
 
     fn first(keys: &ReceivedKeys, key: &str) -> Option<FirstOfKey> {
-        match keys.meet(key, None) {
+        first_of("a", keys, key)
+    }
+
+    fn first_of(server: &str, keys: &ReceivedKeys, key: &str) -> Option<FirstOfKey> {
+        match keys.meet(&server.into(), key, None) {
             Ok(Met::First(first, _)) => Some(first),
             _ => None,
         }
@@ -224,7 +254,7 @@ mod tests {
         drop(held);
         drop(first(&keys, "a").expect("the one before was lost"));
         assert!(first(&keys, "a").is_none(), "it was handled");
-        assert!(keys.meet("", None).is_err() && keys.meet(&"x".repeat(65), None).is_err());
+        assert!(keys.meet(&"a".into(), "", None).is_err() && keys.meet(&"a".into(), &"x".repeat(65), None).is_err());
     }
 
     #[test]
@@ -232,7 +262,7 @@ mod tests {
         let keys = ReceivedKeys::default();
         let oldest = first(&keys, "0").expect("new");
         (1..=KEYS_MAX).for_each(|n| drop(first(&keys, &n.to_string()).expect("new")));
-        assert_eq!(keys.known.lock().order.len(), KEYS_MAX);
+        assert_eq!(keys.known.lock().runs.len(), KEYS_MAX);
         let again = first(&keys, "0").expect("it is not remembered");
         oldest.forget();
         drop(oldest);
@@ -247,7 +277,7 @@ mod tests {
         let _held = first(&keys, "a").expect("it is the first");
         let acks = crate::client::session::acks(REPEATS_MAX as u64 + 1);
         for ack in acks {
-            assert!(matches!(keys.meet("a", Some(ack)), Ok(Met::Again)));
+            assert!(matches!(keys.meet(&"a".into(), "a", Some(ack)), Ok(Met::Again)));
         }
         let state = keys.known.lock();
         let waiting = match &*state.runs["a"].state.lock() {
@@ -270,17 +300,25 @@ mod tests {
     }
 
     #[test]
-    fn each_server_that_shares_them_brings_room_for_as_many() {
+    fn no_server_has_the_keys_of_another_forgotten() {
         let keys = ReceivedKeys::default();
-        for (servers, remembered) in [(3, 3 * KEYS_MAX), (1, KEYS_MAX), (0, KEYS_MAX)] {
-            keys.share_among(servers);
-            (0..4 * KEYS_MAX).for_each(|n| drop(first(&keys, &format!("{servers} {n}")).expect("new")));
-            assert_eq!(keys.known.lock().order.len(), remembered, "of {servers}");
-            assert!(
-                first(&keys, &format!("{servers} {}", 4 * KEYS_MAX - remembered)).is_none(),
-                "it is among the last"
-            );
-        }
+        keys.share_among(2);
+        (0..KEYS_MAX).for_each(|n| drop(first_of("a", &keys, &format!("a {n}")).expect("new")));
+        (0..4 * KEYS_MAX).for_each(|n| drop(first_of("b", &keys, &format!("b {n}")).expect("new")));
+        assert_eq!(keys.known.lock().runs.len(), 2 * KEYS_MAX);
+        assert!(first_of("a", &keys, "a 0").is_none(), "it is remembered");
+        assert!(first_of("b", &keys, "a 1").is_none(), "over all servers");
+        assert!(first_of("b", &keys, "b 0").is_some(), "of its own it has pushed out the oldest");
+    }
+
+    /// Servers that come and go fill no memory.
+    #[test]
+    fn of_servers_that_are_gone_as_many_are_remembered_as_there_are() {
+        let keys = ReceivedKeys::default();
+        keys.share_among(2);
+        (0..100).for_each(|n| drop(first_of(&n.to_string(), &keys, &n.to_string()).expect("new")));
+        let known = keys.known.lock();
+        assert_eq!((known.rings.len(), known.runs.len()), (4, 4));
     }
 
     /// What was lost is forgotten, and nothing else is.
@@ -292,7 +330,7 @@ mod tests {
         assert!(!lost.has_repetitions());
         lost.push_out();
         drop(lost);
-        assert_eq!(keys.known.lock().order, [Arc::from("a")]);
+        assert_eq!(keys.known.lock().rings["a"].order, [Arc::from("a")]);
         assert!(first(&keys, "a").is_none() && first(&keys, "b").is_some());
     }
 }

@@ -23,6 +23,12 @@ pub(super) enum Waiter {
     Ping,
 }
 
+impl Waiter {
+    pub(super) fn is_call(&self) -> bool {
+        matches!(self, Self::Call { .. })
+    }
+}
+
 /// A call that was sent.
 pub(super) struct Begun<'a> {
     pub(super) reply: oneshot::Receiver<Result<Message, CallError>>,

@@ -6,7 +6,7 @@
 
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
-use bothways_proto::{Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
+use bothways_proto::{self as proto, Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
 use tokio::time::Instant;
 
 use super::{BEHIND, Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
@@ -71,6 +71,10 @@ impl Deadlines {
 /// The least rate at which a peer is expected to take what it is sent, for the time in which it may answer a
 /// heartbeat that is behind it: 64 KiB/s.
 const LEAST_RATE: u64 = 64 << 10;
+
+/// A plain server with calls under way may be silent so many times as long after a heartbeat: one with a pool answers
+/// heartbeats behind the calls that fill it. That its system is there, keep-alive and the write timeout find out.
+const BUSY_TIMES: u32 = 10;
 
 /// What was sent and not heard of is counted in such units; less between two looks is nothing. 16 KiB.
 const UNHEARD_BYTES: u32 = 16 << 10;
@@ -218,6 +222,11 @@ impl State {
     }
 }
 
+/// The peer is a plain server, for all that is known, and a call waits for its reply.
+fn may_be_busy(proto: &proto::Connection<Waiter>) -> bool {
+    proto.role() == Role::Client && !matches!(proto.peer(), Peer::Negotiated(_)) && proto.calls().any(Waiter::is_call)
+}
+
 /// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
 fn mark(now: u64) -> NonZeroU32 {
     NonZeroU32::new(now as u32).unwrap_or(NonZeroU32::MAX)
@@ -304,7 +313,12 @@ impl State {
         let [received, now_at] = [watch.alive_at, now].map(Duration::from_millis);
         let pinged = watch.pinged_at.map(|pinged| now_at.saturating_sub(since(now, pinged.get())));
         let timeout = deadlines.heartbeat_timeout.saturating_add(watch.on_the_way());
-        match Keepalive::new(interval, timeout, received).pinged_at(pinged).poll(now_at) {
+        let of = |timeout| Keepalive::new(interval, timeout, received).pinged_at(pinged).poll(now_at);
+        let action = match of(timeout) {
+            KeepaliveAction::Gone if may_be_busy(&self.proto) => of(timeout.saturating_mul(BUSY_TIMES)),
+            action => action,
+        };
+        match action {
             KeepaliveAction::Ping => {
                 watch.pinged_at = Some(mark(now));
                 Due::Ping
@@ -316,6 +330,11 @@ impl State {
 }
 
 impl Connection {
+    /// A call waits for its reply.
+    pub(crate) fn waits_for_replies(&self) -> bool {
+        self.shared.state.lock().proto.calls().any(Waiter::is_call)
+    }
+
     /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory. `asked` is when this
     /// look was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
     /// peers send waits in the sockets, and is read first.

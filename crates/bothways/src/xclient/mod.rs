@@ -326,8 +326,9 @@ impl XClient {
     /// [`Self::servers`]. A server whose connection is missing or lost ([`CallError::NotConnected`],
     /// [`CallError::Closed`]) is subscribed to when it is there; a server that comes to the list is, too. Both are
     /// told by [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed), or
-    /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. Any other error is that
-    /// server's last word, until it has left the list and comes back. With a session lost it is as with
+    /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. A plain server has no
+    /// topics: its address is asked again at each new connection, for it may be a Bothways server by then. Any other error
+    /// is that server's last word, until it has left the list and comes back. With a session lost it is as with
     /// [`Client::subscribe`].
     ///
     /// Dropping the future leaves some servers subscribed, and those that come: [`Self::unsubscribe`] undoes it.

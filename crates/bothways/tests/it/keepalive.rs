@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, Limits, Metadata, Push, Reply, Request, SerializeType, Server, ServerBuilder,
-    Session, Stage, Target,
+    CallError, Client, ClientOptions, CloseReason, FailMode, Limits, Metadata, MultipleServersDiscovery, Push, Reply,
+    Request, SelectMode, SerializeType, Server, ServerBuilder, Session, Stage, Target, XClient, XClientOptions,
 };
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq};
 use tokio::time::Instant;
@@ -46,6 +46,58 @@ async fn a_client_finds_a_dead_server() {
     assert!(matches!(reason, CloseReason::Gone { .. }), "{reason}");
     let took = began.elapsed();
     assert!(s(25) <= took && took <= s(25) + s(3), "{took:?}");
+}
+
+/// G28. A plain server whose pool is full answers heartbeats behind the calls that fill it: while a call waits for its
+/// reply its silence is no death for ten times the timeout, and no longer than that.
+#[tokio::test(start_paused = true)]
+async fn a_plain_server_that_is_busy_is_not_dead() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).reconnect(false);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it listens");
+    let connection = client.connection().expect("it is up");
+    let calling = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.call::<()>("T", "Echo", &()).await })
+    };
+    let first = calling();
+    let asked = peer.next().await;
+    tokio::time::sleep(s(90)).await;
+    assert!(!connection.is_closed(), "it runs the call");
+    let beat = peer.next().await;
+    assert!(beat.header().is_heartbeat());
+    let mut reply = reply_to(&asked, b"");
+    reply.extend_from_slice(&beat.pong()[..]);
+    peer.say(reply).await;
+    let outcome = soon(first).await.expect("no panic");
+    assert!(!matches!(outcome, Err(CallError::Closed { .. })), "{outcome:?}");
+
+    let second = calling();
+    let began = Instant::now();
+    let reason = soon(connection.closed()).await;
+    assert!(matches!(reason, CloseReason::Gone { .. }), "{reason}");
+    let took = began.elapsed();
+    assert!(s(110) <= took && took <= s(120), "{took:?}");
+    soon(second).await.expect("no panic").expect_err("it is gone");
+}
+
+/// G28. A call behind a Hello that a busy plain server has not answered is not lost after `connect_timeout`.
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_is_answered_late_fails_no_call() {
+    let server = ScriptedServer::listen().await;
+    let servers = MultipleServersDiscovery::new([&*server.address]);
+    let xclient = XClient::new("T", FailMode::Failfast, SelectMode::RoundRobin, servers, XClientOptions::new());
+    let calling = tokio::spawn(async move { xclient.call::<()>("Echo", &()).await });
+    let mut peer = server.accept().await;
+    let (said, asked) = (peer.next().await, peer.next().await);
+    assert!(said.header().is_heartbeat() && !asked.header().is_heartbeat());
+    tokio::time::sleep(s(20)).await;
+    let mut reply = said.pong()[..].to_vec();
+    reply.extend_from_slice(&reply_to(&asked, b""));
+    peer.say(reply).await;
+    let outcome = soon(calling).await.expect("no panic");
+    assert!(!matches!(outcome, Err(CallError::Closed { .. } | CallError::NotConnected(_))), "{outcome:?}");
 }
 
 /// B13. A server asks a negotiated client, and finds a dead one; anything it sends is a sign of life.

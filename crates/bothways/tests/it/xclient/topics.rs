@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use bothways::{Push, ServerMessages, session::TopicOptions};
 
 use super::*;
-use crate::support::soon;
+use crate::{
+    scripted::{ScriptedServer, error_to, session_pairs},
+    support::soon,
+};
 
 struct Publisher {
     address: String,
@@ -109,4 +112,25 @@ async fn a_server_that_refuses_does_not_keep_others_from_it() {
     assert_eq!(heard(&mut messages, 1).await, BTreeSet::from([open.address.clone()]));
     xclient.close();
     assert!(matches!(xclient.subscribe("news.sport").await, Err(CallError::NotConnected(_))));
+}
+
+/// A plain server has no topics, and says so; the Bothways server that is at its address the next time is asked again.
+#[tokio::test(start_paused = true)]
+async fn an_address_that_was_a_plain_servers_is_asked_again() {
+    let server = ScriptedServer::listen().await;
+    let (xclient, _messages) = listening(Peer2PeerDiscovery::new(&server.address));
+    let subscribing = {
+        let xclient = xclient.clone();
+        tokio::spawn(async move { xclient.subscribe("news.sport").await })
+    };
+    let mut plain = server.accept_plain().await;
+    let asked = plain.next().await;
+    plain.say(error_to(&asked, "rpcx: can't find service _bothways")).await;
+    let outcomes = soon(subscribing).await.expect("no panic").expect("the client is open");
+    assert!(matches!(outcomes[0].1, Err(CallError::Remote { .. })), "{outcomes:?}");
+    plain.reset();
+
+    let mut restarted = server.accept_with(session_pairs("1")).await;
+    let asked = soon(restarted.next()).await;
+    assert_eq!((asked.service_path(), asked.service_method()), ("_bothways", "Subscribe"));
 }
