@@ -124,7 +124,7 @@ impl State {
     /// The Hello is answered: takes what is to be cancelled.
     pub(super) fn take_given_up(&mut self) -> Vec<Seq> {
         let given_up = self.seldom.as_mut().and_then(|seldom| seldom.given_up.take());
-        given_up.filter(|_| self.proto.peer_can(Capabilities::CANCEL)).map_or(Vec::new(), |given_up| *given_up)
+        given_up.filter(|_| self.proto.peer_can(Capabilities::CANCEL)).unwrap_or_default()
     }
 }
 

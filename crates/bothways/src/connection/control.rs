@@ -305,7 +305,7 @@ impl Connection {
         let mut state = self.shared.state.lock();
         proto::Hello { version: proto::VERSION, capabilities: self.shared.settings.capabilities }.put(&mut metadata);
         metadata.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
-        state.seldom().given_up = Some(Box::default());
+        state.seldom().given_up = Some(Vec::new());
         self.heartbeat(&mut state, Waiter::Hello, &metadata);
     }
 

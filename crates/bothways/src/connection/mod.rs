@@ -246,7 +246,7 @@ struct Seldom {
     /// What waits for the Welcome that is on its way: a Goodbye, and the end.
     after_welcome: AfterWelcome,
     /// While the Hello of this side is not answered: calls that were given up, whose Cancels go behind the answer.
-    given_up: Option<Box<Vec<Seq>>>,
+    given_up: Option<Vec<Seq>>,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.
