@@ -61,6 +61,9 @@ fn has_test(file: &str, code: &str, name: &str) -> bool {
     if file.ends_with(".hex") {
         return code.contains(&format!("name    {name}\n"));
     }
+    if file.ends_with(".go") {
+        return code.contains(&format!("\nfunc {name}(t *testing.T) {{\n"));
+    }
     let lines: Vec<&str> = code.lines().map(str::trim_start).collect();
     // What stands above a function or an item, from it upwards.
     let above = |at: usize| lines[..at].iter().rev().take_while(|line| line.starts_with(['#', '/']));

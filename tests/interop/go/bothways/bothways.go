@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/smallnest/rpcx/client"
 	"github.com/smallnest/rpcx/protocol"
@@ -45,6 +46,7 @@ func Fail(ctx context.Context, c *client.Client, offset uint64, code string) err
 }
 
 // Reply answers a call of the server: a message with "_bw.call" in its metadata. A value that cannot be sent is an error.
+// The text of an error is cut at 16 KiB: a server takes no call with more than 64 KiB of metadata.
 func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value any, err error) error {
 	said := map[string]string{"_bw.call": call.Metadata["_bw.call"]}
 	if err == nil {
@@ -52,8 +54,20 @@ func Reply(ctx context.Context, c *client.Client, call *protocol.Message, value 
 			return nil
 		}
 	}
-	said["__rpcx_error__"] = err.Error()
+	said["__rpcx_error__"] = text(err)
 	return tell(ctx, c, "Reply", said, struct{}{})
+}
+
+// textMax is how many bytes of an error's text are sent, beside those that say how long it was.
+const textMax = 16 << 10
+
+// text is that of an error, in UTF-8, and cut if it is long.
+func text(err error) string {
+	text := strings.ToValidUTF8(err.Error(), "\ufffd")
+	if long := len(text); textMax+64 < long {
+		text = strings.ToValidUTF8(text[:textMax], "") + fmt.Sprintf(" ... (%d bytes)", long)
+	}
+	return text
 }
 
 // Decode reads what a message brings. A payload that is none of these is an error, where rpcx's codecs may panic.

@@ -3,6 +3,7 @@ package bothways
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -24,7 +25,8 @@ import (
 
 // Session is what the server keeps of this application across its connections. Set the exported fields, then Run it.
 type Session struct {
-	Token    string                                                                 // goes with every call, if not empty
+	Token    func() string                                                          // asked for what goes with each call, also by several goroutines at once; nil: nothing does
+	TLS      *tls.Config                                                            // nil: that of client.DefaultOption
 	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server; nil: the application takes none
 	Handlers map[string]func(ctx context.Context, m *protocol.Message) (any, error) // by Service.Method; each call in a goroutine
 	Changed  func(lost string)                                                      // connected; if lost is not empty, why the session before is gone
@@ -35,19 +37,21 @@ type Session struct {
 
 	client  atomic.Pointer[client.Client]
 	known   map[string]string // number and secret of the session
-	handled uint64            // every push up to this offset is handled
-	calls   sync.Map          // by id, so that a call that comes again after a lost connection runs once
+	handled uint64            // every push up to this offset is handled, or has failed
+	failed  []failure         // those since the last connection began, oldest first: their Fails may be lost with this one
+	missed  uint64            // pushes that the server has dropped since the session began
+	calls   results
 }
 
-// running is a call of the server, until its time is over.
-type running struct {
-	once   sync.Once
-	sent   atomic.Int32
-	ctx    context.Context
-	cancel context.CancelFunc
-	value  encoded
-	err    error
+// failure is what became of some pushes, one behind the other.
+type failure struct {
+	first, last uint64
+	code        string
 }
+
+// failuresMax bounds what is said again of failures on the next connection. Older ones count as handled there if
+// their Fails were lost: a server may take little metadata.
+const failuresMax = 64
 
 // encoded is a value in MessagePack.
 type encoded []byte
@@ -61,6 +65,7 @@ var ErrKicked = errors.New("the server has sent the application away")
 // Run connects, and connects again whenever the connection is lost, until the context is over or the server sends the
 // application away. Then it leaves: its session has ended.
 func (s *Session) Run(ctx context.Context, network, address string) error {
+	defer s.calls.forget()
 	for failures := 0; ; failures++ {
 		connected, err := s.connect(ctx, network, address)
 		switch {
@@ -94,19 +99,21 @@ func (s *Session) connect(ctx context.Context, network, address string) (connect
 	option.BidirectionalBlock = true // or rpcx drops what finds the channel full
 	// Its answers are what breaks the silence; how long one takes does not matter, as it may be behind pushes.
 	option.Heartbeat, option.HeartbeatInterval, option.MaxWaitForHeartbeat = true, silent/3, 24*time.Hour
-	c, messages := client.NewClient(option), make(chan *protocol.Message, 4096)
+	if s.TLS != nil {
+		option.TLSConfig = s.TLS
+	}
+	c, messages := client.NewClient(option), make(chan *protocol.Message)
 	c.RegisterServerMessageChan(messages)
 	c.Plugins = client.NewPluginContainer()
 	c.Plugins.Add(silence(silent))
 	if err := c.Connect(network, address); err != nil {
 		return false, err // there is nothing to close
 	}
-	lost := false
+	in := newInbox()
+	go in.fill(messages)
 	defer func() {
 		c.Close()
-		if !lost {
-			go discard(messages)
-		}
+		in.close()
 	}()
 
 	limited, done := context.WithTimeout(ctx, silent)
@@ -119,7 +126,7 @@ func (s *Session) connect(ctx context.Context, network, address string) (connect
 		s.leave(c)
 		return true, ErrKicked
 	}
-	if lost = s.listen(ctx, c, messages); !lost {
+	if lost := s.listen(ctx, c, in); !lost {
 		s.leave(c)
 	}
 	return true, nil
@@ -130,16 +137,8 @@ func (s *Session) leave(c *client.Client) {
 	ctx, done := context.WithTimeout(s.with(context.Background()), time.Second)
 	defer done()
 	said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", s.handled, s.handled)}
+	s.sayFailed(said)
 	_, _ = ask(ctx, c, "Leave", said) // if it does not hear of it, the session runs out
-}
-
-// discard lets rpcx's reader go, which may wait for room.
-func discard(messages <-chan *protocol.Message) {
-	for m := range messages {
-		if m.MessageStatusType() == protocol.Error {
-			return
-		}
-	}
 }
 
 // Client is the connection of now, for calls of the application's own; nil before the first.
@@ -161,13 +160,16 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 		answer, err = Enable(with(s.with(ctx), said), c)
 	} else {
 		said["_bw.rcv"] = fmt.Sprint(s.handled) // what it has received it has handled; and it knows what a Skip is
+		s.sayFailed(said)                       // their Fails may be lost with the connection before
 		answer, err = Resume(with(s.with(ctx), said), c, s.known, s.handled)
 	}
 	if err != nil {
 		return "", err
 	}
+	s.failed = nil                                 // the server has heard of them
 	if s.known = answer; answer["_bw.res"] == "" { // a new session begins behind this offset
 		s.handled, _ = strconv.ParseUint(answer["_bw.off"], 10, 64)
+		s.missed = 0
 	}
 	s.client.Store(c)
 	if s.Changed != nil {
@@ -177,44 +179,24 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 }
 
 // listen takes what the server sends, until the connection is lost or the context is over.
-func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan *protocol.Message) (lost bool) {
-	var calls sync.Map // by their number on this connection
+func (s *Session) listen(ctx context.Context, c *client.Client, in *inbox) (lost bool) {
+	var calls sync.Map // those that run, by their number on this connection
 	acked := s.handled
 	for {
-		var m *protocol.Message
-		select {
-		case <-ctx.Done():
-			return false
-		case m = <-messages:
+		m, missed := in.take(ctx)
+		if 0 < missed && s.Missed != nil {
+			s.Missed(missed)
 		}
-		switch number := m.Metadata["_bw.call"]; {
+		switch {
+		case m == nil && missed == 0:
+			return false
+		case m == nil:
 		case m.MessageStatusType() == protocol.Error: // rpcx's own word for a lost connection
 			return true
-		case m.ServicePath == "_bothways" && m.ServiceMethod == "Cancel":
-			if known, ok := calls.LoadAndDelete(m.Metadata["_bw.seq"]); ok {
-				known.(*running).cancel()
-			}
-			if known, ok := s.calls.Load(m.Metadata["_bw.id"]); ok { // of a connection before
-				known.(*running).cancel()
-			}
-		case m.ServicePath == "_bothways" && m.ServiceMethod == "Skip": // what had this offset is too old to come
-			s.handled = max(s.handled, Offset(m))
-		case m.ServicePath == "_bothways" && m.ServiceMethod == "Gap":
-			if missed, err := strconv.ParseUint(m.Metadata["_bw.missed"], 10, 64); err == nil && s.Missed != nil {
-				s.Missed(missed)
-			}
-		case m.ServicePath == "_bothways" && m.ServiceMethod != "Presence": // a word of a later server
-		case number != "":
-			id := cmp.Or(m.Metadata["_bw.id"], fmt.Sprintf("%p/%s", c, number))
-			fresh := new(running)
-			fresh.ctx, fresh.cancel = context.WithTimeout(ctx, limit(m))
-			known, again := s.calls.LoadOrStore(id, fresh)
-			if again {
-				fresh.cancel()
-			}
-			calls.Store(number, known)
-			context.AfterFunc(known.(*running).ctx, func() { s.calls.Delete(id); calls.Delete(number) })
-			go s.answer(c, m, known.(*running))
+		case m.ServicePath == "_bothways" && m.ServiceMethod != "Presence":
+			s.word(m, &calls)
+		case m.Metadata["_bw.call"] != "":
+			s.run(ctx, c, m, &calls)
 		default:
 			// The offset is 0 if the server does not keep the push for us.
 			if offset := Offset(m); offset == 0 || s.handled < offset {
@@ -222,14 +204,83 @@ func (s *Session) listen(ctx context.Context, c *client.Client, messages <-chan 
 				s.handled = max(s.handled, offset)
 				if code != "" && offset != 0 {
 					acked = s.handled
+					s.fail(offset, code)
 					_ = Fail(s.with(context.Background()), c, offset, code) // before an Ack that covers it
 				}
 			}
 		}
-		if acked != s.handled && (len(messages) == 0 || 32 <= s.handled-acked) {
+		if acked != s.handled && (in.isEmpty() || 32 <= s.handled-acked) {
 			acked = s.handled
 			_ = Ack(s.with(context.Background()), c, acked)
 		}
+	}
+}
+
+// word takes what the framework itself says.
+func (s *Session) word(m *protocol.Message, calls *sync.Map) {
+	switch m.ServiceMethod { // any other is a word of a later server
+	case "Cancel":
+		if known, ok := calls.Load(m.Metadata["_bw.seq"]); ok {
+			known.(*running).giveUp()
+		}
+		if known := s.calls.of(m.Metadata["_bw.id"]); known != nil { // of a connection before
+			known.giveUp()
+		}
+	case "Skip": // what had this offset is too old to come
+		s.handled = max(s.handled, Offset(m))
+	case "Gap":
+		// It counts from the beginning of the session, and comes again on each connection.
+		missed, err := strconv.ParseUint(m.Metadata["_bw.missed"], 10, 64)
+		if err != nil || missed <= s.missed {
+			return
+		}
+		news := missed - s.missed
+		if s.missed = missed; s.Missed != nil {
+			s.Missed(news)
+		}
+	}
+}
+
+// run has a call of the server run and answered.
+func (s *Session) run(ctx context.Context, c *client.Client, m *protocol.Message, calls *sync.Map) {
+	number := m.Metadata["_bw.call"]
+	call, isFirst := s.calls.begin(ctx, m.Metadata["_bw.id"], limit(m))
+	calls.Store(number, call)
+	go func() {
+		if isFirst {
+			call.value, call.err = s.handle(call.ctx, m)
+			s.calls.end(call)
+		}
+		<-call.over
+		s.answer(c, m, call)
+		calls.Delete(number)
+	}()
+}
+
+// fail notes what to say again on the next connection.
+func (s *Session) fail(offset uint64, code string) {
+	if last := len(s.failed) - 1; 0 <= last && s.failed[last].code == code && s.failed[last].last+1 == offset {
+		s.failed[last].last = offset
+		return
+	}
+	s.failed = append(s.failed, failure{offset, offset, code})
+	if failuresMax < len(s.failed) {
+		s.failed = s.failed[1:]
+	}
+}
+
+// sayFailed adds the failed pushes as an acknowledgement names them.
+func (s *Session) sayFailed(to map[string]string) {
+	var said []string
+	for _, failed := range s.failed {
+		offsets := fmt.Sprint(failed.first)
+		if failed.first < failed.last {
+			offsets += fmt.Sprintf("-%d", failed.last)
+		}
+		said = append(said, offsets+":"+failed.code)
+	}
+	if 0 < len(said) {
+		to["_bw.nack"] = strings.Join(said, ",")
 	}
 }
 
@@ -259,10 +310,9 @@ func (s *Session) push(m *protocol.Message) (code string) {
 	return ""
 }
 
-// answer runs a call of the server, unless it ran already, and sends its value or its error.
+// answer sends the value or the error of a call that has run.
 func (s *Session) answer(c *client.Client, m *protocol.Message, call *running) {
-	call.once.Do(func() { call.value, call.err = s.handle(call.ctx, m) })
-	if call.ctx.Err() != nil { // cancelled or too late: nobody waits
+	if !call.isAwaited() {
 		return
 	}
 	err := call.err
@@ -286,7 +336,7 @@ func (s *Session) handle(ctx context.Context, m *protocol.Message) (value encode
 	}
 	answer, err := handler(ctx, m)
 	if err != nil {
-		return nil, err
+		return nil, errors.New(text(err)) // made here: it may panic, too
 	}
 	value, err = share.Codecs[protocol.MsgPack].Encode(answer)
 	if most := cmp.Or(s.ReplyMax, 8<<20-64<<10); err == nil && most < len(value) {
@@ -297,10 +347,10 @@ func (s *Session) handle(ctx context.Context, m *protocol.Message) (value encode
 
 // with is a context that makes rpcx send the token.
 func (s *Session) with(ctx context.Context) context.Context {
-	if s.Token == "" {
+	if s.Token == nil {
 		return ctx
 	}
-	return with(ctx, map[string]string{share.AuthKey: s.Token})
+	return with(ctx, map[string]string{share.AuthKey: s.Token()})
 }
 
 // Handle makes a handler of a function with arguments and a value of its own types.

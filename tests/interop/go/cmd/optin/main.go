@@ -68,7 +68,7 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 	defer stop()
 	connected, counted := make(chan struct{}, 1), atomic.Int64{}
 	session := &bothways.Session{
-		Token: token,
+		Token: func() string { return token },
 		Push: func(m *protocol.Message) error {
 			time.Sleep(delay)
 			switch tellPush(m); string(m.Payload) {

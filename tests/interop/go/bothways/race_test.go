@@ -1,0 +1,5 @@
+//go:build race
+
+package bothways
+
+func init() { isRace = true }
