@@ -568,7 +568,8 @@ async fn a_killed_server_is_a_loss_at_once_and_found_when_it_is_back() {
     assert_eq!(messages.try_next().expect("a push").payload().expect("plain"), contract::PUSH_PAYLOAD);
 }
 
-/// A server that is frozen says nothing and closes nothing: the keep-alive finds out.
+/// A server that is frozen says nothing and closes nothing: the keep-alive finds out. While a call waits that takes ten
+/// times as long, since Go's may be busy with its pool.
 #[tokio::test]
 async fn a_frozen_server_is_found_out_by_the_keepalive() {
     let Some(go) = go() else { return };
@@ -582,10 +583,9 @@ async fn a_frozen_server_is_found_out_by_the_keepalive() {
     let began = Instant::now();
     server.process.freeze().await;
     let outcome = within(LONG, "the end of the call", waiting).await.expect("no panic");
-    // 800 ms, the precision of the watch, and a machine under load.
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(millis(5000) <= began.elapsed(), "{:?}", began.elapsed());
     let reason = written_and_lost(outcome);
-    assert!(matches!(reason, CloseReason::Gone { silent } if millis(500) <= silent), "{reason}");
+    assert!(matches!(reason, CloseReason::Gone { silent } if millis(5000) <= silent), "{reason}");
     let reason = loss(&mut events, LONG).await;
     assert!(matches!(reason, CloseReason::Gone { .. }), "{reason}");
 }
