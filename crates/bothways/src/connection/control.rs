@@ -165,7 +165,9 @@ impl Connection {
             Role::Client => !is_called || takes_calls,
             Role::Server => header.kind() == MessageKind::Request || takes_calls,
         };
-        if !self.is_trusted() || header.is_heartbeat() || !is_asked {
+        // A plain client wants no answer to its answers to our calls: it could not be told that one was lost.
+        let is_untold = role == Role::Server && header.is_oneway() && !matches!(peer, Peer::Negotiated(_));
+        if !self.is_trusted() || header.is_heartbeat() || !is_asked || is_untold {
             return Ok(false);
         }
         if role == Role::Server && peer == Peer::Unknown {
