@@ -359,8 +359,13 @@ func TestWhatFailedIsSaidAgainOnTheNextConnection(t *testing.T) {
 		session := &Session{Push: func(*protocol.Message) error { return errors.New("it cannot") }}
 		_ = session.Run(ctx, "test", "")
 		resumed := server.said("Resume")
-		if len(resumed) != 1 || resumed[0].Metadata["_bw.off"] != "3" || resumed[0].Metadata["_bw.nack"] != "1-3:error" {
-			t.Error(resumed)
+		if len(resumed) != 1 {
+			t.Fatal(resumed)
+		}
+		// The cut may come after one of them, or after all.
+		upto, said := resumed[0].Metadata["_bw.off"], resumed[0].Metadata["_bw.nack"]
+		if upto == "0" || (said != "1-"+upto+":error" && (upto != "1" || said != "1:error")) {
+			t.Errorf("failed up to %s, said %s", upto, said)
 		}
 		if left := server.said("Leave"); len(left) != 1 || left[0].Metadata["_bw.nack"] != "" {
 			t.Error("it was heard, and is said again", left)
