@@ -1,6 +1,6 @@
-//! What a peer can make the other hold, tried: each attack has a server, or a client, in a process of its own, whose peak of
-//! memory is held against the bounds that were set. `BOTHWAYS_ATTACKS=full` takes the defaults and the sizes of real attacks,
-//! for a release build.
+//! What a peer can make the other hold, tried: each attack has a server, or a client, in a process of its own, whose
+//! peak of memory is held against the bounds that were set. `BOTHWAYS_ATTACKS=full` takes the defaults and the sizes of
+//! real attacks, for a release build.
 #![cfg(target_os = "linux")]
 
 use std::{

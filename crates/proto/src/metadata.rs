@@ -61,7 +61,8 @@ pub mod keys {
     pub const ACK: &str = "Ack";
     /// The method by which a client ends its session: it does not come back.
     pub const LEAVE: &str = "Leave";
-    /// Metadata of an [`ACK`], and of a [`LEAVE`] that says it once more: the offsets received and handled, decimal, with a comma between.
+    /// Metadata of an [`ACK`], and of a [`LEAVE`] that says it once more: the offsets received and handled, decimal,
+    /// with a comma between.
     pub const ACK_OFFSETS: &str = "_bw.ack";
     /// Metadata of an [`ACK`]: what is handled beyond the offsets in [`ACK_OFFSETS`]: at most 32 ranges, each as its
     /// first and last offset with `-` between, in order, with commas between.

@@ -149,7 +149,8 @@ impl Client {
         Self::connect("memory@over a socket", options.connect_options(connect).reconnect(false)).await
     }
 
-    /// A client that is connecting in the background, and subscribes to these topics as soon as it is. Must be called within a tokio runtime.
+    /// A client that is connecting in the background, and subscribes to these topics as soon as it is. Must be called
+    /// within a tokio runtime.
     pub(crate) fn start(
         address: &str,
         options: ClientOptions,

@@ -211,9 +211,10 @@ impl ClientOptions {
     }
 
     /// Tracked messages from the server, and their bytes, that may wait for the application. Default 16,384
-    /// messages, 16 MiB: more than a server's `session_log` and `latest_queue`, whose values count here, hold by default. The connection ends at one more, as
-    /// [`CloseReason::SlowPeer`](crate::CloseReason::SlowPeer); nothing is lost, for the server sends it again when
-    /// the client is back. One message that is larger than the bound may wait alone.
+    /// messages, 16 MiB: more than a server's `session_log` and `latest_queue`, whose values count here, hold by
+    /// default. The connection ends at one more, as [`CloseReason::SlowPeer`](crate::CloseReason::SlowPeer); nothing is
+    /// lost, for the server sends it again when the client is back. One message that is larger than the bound may wait
+    /// alone.
     pub fn tracked_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
         self.queue.tracked_max = messages_max;
         self.queue.tracked_bytes_max = bytes_max;

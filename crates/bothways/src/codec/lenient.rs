@@ -2,8 +2,8 @@
 //!
 //! [`Lenient`] sits between a user's type and the codec's own deserializer, at every level of the
 //! value, and so also bounds how deep values nest and how much room a length from the wire may ask for. JSON is
-//! read through it, with the names of fields in any case. MessagePack has a reader of its own, which keeps to the same rules and leaves what is rare
-//! to this one.
+//! read through it, with the names of fields in any case. MessagePack has a reader of its own, which keeps to the same
+//! rules and leaves what is rare to this one.
 
 use std::fmt;
 

@@ -282,7 +282,8 @@ impl ServerBuilder {
 
     /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
     /// slower is closed; while the server itself does not read from it, or holds it back by
-    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s. 0 bytes: no such rule.
+    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s. 0 bytes: no
+    /// such rule.
     pub fn frame_progress_min(mut self, bytes: usize, within: Duration) -> Self {
         self.settings.watch.frame_progress_min = bytes;
         self.settings.watch.frame_progress_time = within;
@@ -299,7 +300,8 @@ impl ServerBuilder {
 
     /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
     /// once, or, if they want no answer, dropped and counted. A request counts from the moment at which its session is
-    /// bound, by its own auth hook at the latest. Default `None`: no bound but those of connections, for it costs each request two look-ups.
+    /// bound, by its own auth hook at the latest. Default `None`: no bound but those of connections, for it costs each
+    /// request two look-ups.
     pub fn calls_per_user_max(mut self, calls: Option<usize>) -> Self {
         self.calls_per_user_max = calls;
         self
@@ -407,8 +409,8 @@ impl ServerBuilder {
     /// Most sessions that wait so at once. When one more client leaves, one of them ends: what it was owed counts as
     /// dropped because the session ended, and its client gets a new session if it comes back. First those end that are
     /// owed nothing, subscribe to nothing and never did; then those of the user who has most of them, of a user the one
-    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with nothing owed to them about 150 MiB: all the clients of a busy server at
-    /// once, when the network before it blinks.
+    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with
+    /// nothing owed to them about 150 MiB: all the clients of a busy server at once, when the network before it blinks.
     pub fn sessions_away_max(mut self, sessions: usize) -> Self {
         self.sessions.away_max = sessions;
         self

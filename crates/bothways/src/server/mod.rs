@@ -466,10 +466,11 @@ impl Server {
     /// Clients that speak more than rpcx get a goodbye, and start no new calls; calls of theirs that arrive meanwhile are
     /// refused as shutting down. Plain ones see the end of the connection once what runs of theirs is answered; what
     /// they ask for meanwhile gets no answer, so that Go calls another server. What clients have handled they may
-    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say [`Stage::Unknown`](crate::Stage::Unknown). It waits for
-    /// [`ServerBuilder::on_disconnect`]; for that of connections that are cut at the deadline up to 500 ms more. Sessions end with it. Calling
-    /// it again, or [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is
-    /// that of the first.
+    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say
+    /// [`Stage::Unknown`](crate::Stage::Unknown). It waits for [`ServerBuilder::on_disconnect`]; for that of
+    /// connections that are cut at the deadline up to 500 ms more. Sessions end with it. Calling it again, or
+    /// [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is that of the
+    /// first.
     ///
     /// Both may be called on any thread. If that has no runtime, one in which the server listens does it; if there is
     /// none, nothing can be waited for: what is left is cut at once, after the [hooks](ServerBuilder::on_shutdown).

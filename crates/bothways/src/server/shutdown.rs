@@ -29,7 +29,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Clients that were told goodbye, or whose Hello was being checked and was refused for now. Plain rpcx clients cannot be told: they see the end of the connection.
+    /// Clients that were told goodbye, or whose Hello was being checked and was refused for now. Plain rpcx clients
+    /// cannot be told: they see the end of the connection.
     pub clients_told: usize,
     /// Connections that ended before the deadline, or at it, with everything for them written and answered.
     pub connections_closed: usize,

@@ -2,8 +2,8 @@
 //!
 //! Each user has a few of them, so that one who comes and goes costs the others nothing, and all sessions without a user
 //! share a quarter of the whole. Of all the oldest go first; but those that the server ended, of which somebody asks most,
-//! make way for no others as long as they have no more than a half. Of a session that had neither user, push, call nor subscription nothing is left, unless
-//! the server ended it: health checks come every second.
+//! make way for no others as long as they have no more than a half. Of a session that had neither user, push, call nor
+//! subscription nothing is left, unless the server ended it: health checks come every second.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

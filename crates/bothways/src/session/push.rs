@@ -29,7 +29,8 @@ pub enum Class {
     /// belong to the framework.
     Latest(String),
     /// Arrives at least once on the wire, and is given to the application once, in order, as long as the session lives or
-    /// resumes; the receipt says whether that could handle it. To a client that speaks plain rpcx it is sent like [`Self::Fire`].
+    /// resumes; the receipt says whether that could handle it. To a client that speaks plain rpcx it is sent like
+    /// [`Self::Fire`].
     #[default]
     Tracked,
 }
@@ -200,16 +201,17 @@ impl Push {
     ///
     /// A push that was dropped, has expired or failed does not count: the next one with its key is sent. One that was
     /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place. Of one that ends with being
-    /// [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the receipts of the others say so
-    /// too; once its connection is lost the next one is sent, and a Bothways client hands on one of them.
+    /// [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the receipts of the others
+    /// say so too; once its connection is lost the next one is sent, and a Bothways client hands on one of them.
     ///
-    /// A session remembers the last 1,024 keys ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)).
-    /// A new session of the same client remembers none, but the client does: a Bothways client that listens remembers
-    /// the last 1,024 keys of what it has received, over all its sessions, and hands none on twice; what it drops so is
-    /// handled when the first one is. An [`XClient`](crate::XClient) does so over all its servers, 1,024 keys for each: it
-    /// gets once what a server pushes that takes over from another, or what several push. So a key must mean the same push
-    /// at all servers of a service, and in each life of a server: no counter of one process. Topics with
-    /// history keep each push, and whoever gets several from there is sent one.
+    /// A session remembers the last 1,024 keys
+    /// ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)). A new session of the same client
+    /// remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys of what it has
+    /// received, over all its sessions, and hands none on twice; what it drops so is handled when the first one is. An
+    /// [`XClient`](crate::XClient) does so over all its servers, 1,024 keys for each: it gets once what a server pushes
+    /// that takes over from another, or what several push. So a key must mean the same push at all servers of a
+    /// service, and in each life of a server: no counter of one process. Topics with history keep each push, and
+    /// whoever gets several from there is sent one.
     ///
     /// # Errors
     /// [`InvalidKey`]: the key is empty, or has more than 64 bytes.

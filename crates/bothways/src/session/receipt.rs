@@ -60,8 +60,8 @@ pub enum Stage {
     /// A newer value of the same key took its place.
     Superseded,
     /// It was not sent to this session, which has dealt with one of the same
-    /// [idempotency key](super::Push::idempotency_key), or with a newer value of its key. Until then it stands where that one stands, and
-    /// ends as that one does if that comes to nothing.
+    /// [idempotency key](super::Push::idempotency_key), or with a newer value of its key. Until then it stands where
+    /// that one stands, and ends as that one does if that comes to nothing.
     Duplicate,
     /// It was sent, at least in part, and its session ended before the client said what became of it: nobody can know
     /// whether the client's application dealt with it. Or its connection ended while it was being written, and the class
@@ -277,8 +277,8 @@ impl Receipt {
         self.until(|outcomes| outcomes.at(Stage::Queued) + outcomes.at(Stage::Written) == 0).await
     }
 
-    /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A class that is not tracked ends with
-    /// being written.
+    /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A class that is not
+    /// tracked ends with being written.
     pub async fn handled(&self) -> Outcomes {
         self.until(|outcomes| outcomes.open() == 0).await
     }

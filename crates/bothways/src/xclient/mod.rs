@@ -197,11 +197,10 @@ impl XClient {
     /// A client of the servers that `discovery` knows, and the stream of what any of them sends unasked.
     ///
     /// Every server is connected at once, and again whenever the connection is lost, without a call. One that
-    /// refuses the token is tried again, less and less often, and at once when a call goes there. The stream ends with the last clone of the
-    /// client, or when it is [closed](Self::close). No message is missed, however early it comes; each knows its
-    /// [server](crate::ServerMessage::server), and the messages of one server are in the order in which
-    /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers
-    /// together.
+    /// refuses the token is tried again, less and less often, and at once when a call goes there. The stream ends with
+    /// the last clone of the client, or when it is [closed](Self::close). No message is missed, however early it comes;
+    /// each knows its [server](crate::ServerMessage::server), and the messages of one server are in the order in which
+    /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers together.
     ///
     /// A plain rpcx server does not know after a reconnection whom it sent to before:
     /// [`ConnectionEvent::Restored`](crate::ConnectionEvent::Restored) among the [events](Self::events) is
@@ -364,7 +363,8 @@ impl XClient {
     }
 
     /// The events of the connections to all servers, from now on: who is connected before that is among
-    /// the [`connections`](Self::connections). Each of several streams gets all events. A server that leaves the list is no event: its connection was not lost.
+    /// the [`connections`](Self::connections). Each of several streams gets all events. A server that leaves the list
+    /// is no event: its connection was not lost.
     pub fn events(&self) -> ConnectionEvents {
         self.shared.servers.events().subscribe()
     }
