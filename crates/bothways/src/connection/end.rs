@@ -144,15 +144,10 @@ impl Connection {
     /// Takes nothing more of the peer: its calls that run are answered, within `close_timeout`, then the connection ends.
     /// What the peer was asked is answered by nobody.
     pub(crate) fn answer_and_end(&self, reason: CloseReason) {
-        let shared = &*self.shared;
-        let mut state = shared.state.lock();
+        let mut state = self.shared.state.lock();
         if matches!(state.phase, Phase::Open | Phase::Draining(_)) {
-            shared.answering.store(true, Ordering::SeqCst);
-            state.fail_calls(&reason);
-            state.phase = Phase::Answering(Box::new(reason));
-            state.release_replies();
+            self.begin_answering(&mut state, reason);
             self.wake_driver(&mut state);
-            state.notify(&shared.changed);
         }
     }
 
@@ -211,25 +206,27 @@ impl Connection {
         {
             return false;
         }
-        state.fail_calls(reason);
-        state.phase = Phase::Answering(Box::new(reason.clone()));
-        state.release_replies();
-        state.notify(&shared.changed);
+        self.begin_answering(&mut state, reason.clone());
         true
     }
 
     /// Takes nothing more of the peer: what runs is answered, then the connection ends. If it is waited for the answers
     /// of the peer, these are still read, and whoever stops the connection ends it.
     pub(crate) fn end_once_answered(&self) {
-        let shared = &*self.shared;
-        let mut state = shared.state.lock();
+        let mut state = self.shared.state.lock();
         if matches!(state.phase, Phase::Open) && state.proto.calls().is_empty() {
-            shared.answering.store(true, Ordering::SeqCst);
-            state.phase = Phase::Answering(Box::new(CloseReason::Local));
-            state.release_replies();
+            self.begin_answering(&mut state, CloseReason::Local);
             self.wake_driver(&mut state);
-            state.notify(&shared.changed);
         }
+    }
+
+    /// From here on the peer is not read, and what runs is answered. The driver looks next, or is to be woken.
+    fn begin_answering<'a>(&'a self, state: &mut Locked<'a>, reason: CloseReason) {
+        self.shared.answering.store(true, Ordering::SeqCst);
+        state.fail_calls(&reason);
+        state.phase = Phase::Answering(Box::new(reason));
+        state.release_replies();
+        state.notify(&self.shared.changed);
     }
 
     /// Ends the connection now: what waits is dropped, and everyone who waits is told.
