@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
-    Connection, Lane, after,
+    Connection, Lane, Shared, after,
     behind::{HeldReply, PushesSoFar},
     control::cut,
     outgoing::Outgoing,
@@ -240,6 +240,37 @@ fn share(room: usize, is_trusted: bool) -> usize {
     if is_trusted { room } else { room / 2 }
 }
 
+impl Shared {
+    /// Whether requests may hold so many bytes more, of this connection and, up to `all_max`, of all. `own_kib` of what
+    /// they hold are of the one that asks. `Err`: which bound is reached, for the caller.
+    fn check_request_bytes(&self, own_kib: usize, bytes: usize, all_max: usize) -> Result<(), String> {
+        for (held, max, of) in [
+            (&self.request_kib, self.settings.request_bytes_max, "of this connection "),
+            (&self.settings.load.request_kib, all_max, ""),
+        ] {
+            // One alone is bounded by `body_bytes_max`, or by what a value may take.
+            let others = (held.load(Ordering::Relaxed) as usize).saturating_sub(own_kib).saturating_mul(1024);
+            if others != 0 && max < others.saturating_add(bytes) {
+                return Err(format!("overloaded: calls {of}that hold {others} bytes run already"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests hold so many bytes more. Returns the KiB that are to be given back.
+    fn hold_request_bytes(&self, bytes: usize) -> u32 {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.request_kib.fetch_add(kib, Ordering::Relaxed);
+        self.settings.load.request_kib.fetch_add(kib, Ordering::Relaxed);
+        kib
+    }
+
+    fn give_request_room_back(&self, kib: u32) {
+        self.request_kib.fetch_sub(kib, Ordering::Relaxed);
+        self.settings.load.request_kib.fetch_sub(kib, Ordering::Relaxed);
+    }
+}
+
 /// The right to run one request; gives its place back when dropped.
 struct Permit {
     connection: Connection,
@@ -258,18 +289,8 @@ impl Permit {
         let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel) as usize;
         let in_all = load.running.fetch_add(1, Ordering::AcqRel);
         let permit = Self { connection: connection.clone(), is_late: false, is_check: false, kib: 0 };
-        let bytes = message.frame().len();
-        let is_trusted = shared.is_trusted.load(Ordering::Relaxed);
-        for (held, max, of) in [
-            (&shared.request_kib, shared.settings.request_bytes_max, "of this connection "),
-            (&load.request_kib, share(load.request_bytes_max, is_trusted), ""),
-        ] {
-            // One alone is bounded by `body_bytes_max`.
-            let held = (held.load(Ordering::Relaxed) as usize).saturating_mul(1024);
-            if held != 0 && max < held.saturating_add(bytes) {
-                return Err(format!("overloaded: calls {of}that hold {held} bytes run already"));
-            }
-        }
+        let bytes_max = share(load.request_bytes_max, shared.is_trusted.load(Ordering::Relaxed));
+        shared.check_request_bytes(0, message.frame().len(), bytes_max)?;
         if shared.settings.calls_running_max <= in_connection {
             return Err(format!("overloaded: {in_connection} calls of this connection run already"));
         }
@@ -291,11 +312,7 @@ impl Permit {
 
     /// It holds so many bytes more.
     fn charge(&mut self, bytes: usize) {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        self.kib += kib;
-        let shared = &*self.connection.shared;
-        shared.request_kib.fetch_add(kib, Ordering::Relaxed);
-        shared.settings.load.request_kib.fetch_add(kib, Ordering::Relaxed);
+        self.kib += self.connection.shared.hold_request_bytes(bytes);
     }
 
     /// Nothing runs any more, but the caller is to be told so later: others may have the place at once. False: so
@@ -322,9 +339,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.kib != 0 {
-            let shared = &*self.connection.shared;
-            shared.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
-            shared.settings.load.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+            self.connection.shared.give_request_room_back(self.kib);
         }
         if self.is_check {
             self.connection.end_check();
@@ -350,9 +365,7 @@ pub(crate) struct Decoded {
 
 impl Drop for Decoded {
     fn drop(&mut self) {
-        let shared = &*self.connection.shared;
-        shared.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
-        shared.settings.load.request_kib.fetch_sub(self.kib, Ordering::Relaxed);
+        self.connection.shared.give_request_room_back(self.kib);
     }
 }
 
@@ -439,22 +452,9 @@ impl Connection {
             return Ok(None);
         }
         let shared = &*self.shared;
-        let load = &*shared.settings.load;
-        let own = request.pinned_bytes().div_ceil(1024);
-        for (held, max, of) in [
-            (&shared.request_kib, shared.settings.request_bytes_max, "of this connection "),
-            (&load.request_kib, load.request_bytes_max, ""),
-        ] {
-            // One alone is bounded by what a value may take.
-            let others = (held.load(Ordering::Relaxed) as usize).saturating_sub(own).saturating_mul(1024);
-            if others != 0 && max < others.saturating_add(bytes) {
-                return Err(format!("overloaded: calls {of}that hold {others} bytes run already"));
-            }
-        }
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        shared.request_kib.fetch_add(kib, Ordering::Relaxed);
-        load.request_kib.fetch_add(kib, Ordering::Relaxed);
-        Ok(Some(Decoded { connection: self.clone(), kib }))
+        let own_kib = request.pinned_bytes().div_ceil(1024);
+        shared.check_request_bytes(own_kib, bytes, shared.settings.load.request_bytes_max)?;
+        Ok(Some(Decoded { connection: self.clone(), kib: shared.hold_request_bytes(bytes) }))
     }
 
     /// Answers a request for which there is no room.
