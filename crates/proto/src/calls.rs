@@ -46,11 +46,6 @@ impl<W> Calls<W> {
         self.insert_beyond(waiter, 0)
     }
 
-    /// True if one of those who wait is such a one.
-    pub fn any(&self, is_one: impl Fn(&W) -> bool) -> bool {
-        self.slots.iter().flat_map(|slots| slots.iter()).any(|(_, slot)| is_one(&slot.waiter))
-    }
-
     /// Enters a call although the table is full, as long as no more than `beyond` are too many.
     pub(crate) fn insert_beyond(&mut self, waiter: W, beyond: usize) -> Result<Seq, TooManyCalls> {
         let max = self.max as usize;

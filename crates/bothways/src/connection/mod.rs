@@ -626,7 +626,7 @@ impl Connection {
         if !state.can_answer() {
             return 0;
         }
-        state.proto.calls().waiters().filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
+        state.proto.calls().waiters().filter(|waiter| waiter.is_call()).count()
     }
 
     /// True while bytes for the peer wait, or a call of the peer runs.

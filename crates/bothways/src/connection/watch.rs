@@ -224,7 +224,9 @@ impl State {
 
 /// The peer is a plain server, for all that is known, and a call waits for its reply.
 fn may_be_busy(proto: &proto::Connection<Waiter>) -> bool {
-    proto.role() == Role::Client && !matches!(proto.peer(), Peer::Negotiated(_)) && proto.calls().any(Waiter::is_call)
+    proto.role() == Role::Client
+        && !matches!(proto.peer(), Peer::Negotiated(_))
+        && proto.calls().waiters().any(Waiter::is_call)
 }
 
 /// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
@@ -332,7 +334,7 @@ impl State {
 impl Connection {
     /// A call waits for its reply.
     pub(crate) fn waits_for_replies(&self) -> bool {
-        self.shared.state.lock().proto.calls().any(Waiter::is_call)
+        self.shared.state.lock().proto.calls().waiters().any(Waiter::is_call)
     }
 
     /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory. `asked` is when this
