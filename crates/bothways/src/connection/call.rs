@@ -10,7 +10,7 @@ use bothways_proto::{
 };
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
-use super::{Connection, State, after, control::compressed, lanes::Lane, outbox::Refused};
+use super::{Connection, State, TO_CLIENT, after, control::compressed, lanes::Lane, outbox::Refused};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError, ReservedName},
@@ -240,9 +240,9 @@ impl Connection {
         }
     }
 
-    /// True at a server: its peer is a client.
+    /// True at a server: its peer is a client. Asked of each call and push, and so without the lock.
     pub(super) fn goes_to_client(&self) -> bool {
-        self.shared.state.lock().proto.role() == Role::Server
+        self.shared.reads_as(TO_CLIENT)
     }
 
     /// As [`Caller::call_raw`], but for the time of the call, which is this one. The call is only looked at: whoever

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Metadata, Role, Seq, Status, keys};
+use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Metadata, Seq, Status, keys};
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
@@ -460,10 +460,7 @@ impl Connection {
     /// Answers a request for which there is no room.
     pub(super) fn refuse_call(&self, message: &Message, text: String) {
         // A server stops reading when replies pile up. A client never does: there the small lane is the bound.
-        let lane = match self.shared.state.lock().proto.role() {
-            Role::Server => Lane::Reply,
-            Role::Client => Lane::Control,
-        };
+        let lane = if self.goes_to_client() { Lane::Reply } else { Lane::Control };
         self.reply(message, Reply::refused(ErrorCode::Overloaded, text), lane, None);
     }
 

@@ -159,7 +159,8 @@ struct Shared {
     inlet: Arc<dyn Inlet>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
     reads: AtomicU16,
-    /// What the driver knows of its reading, and alone changes: [`BEHIND`], [`PEER_IS_GONE`].
+    /// What the driver knows of its reading, and alone changes: [`BEHIND`], [`PEER_IS_GONE`]. And [`TO_CLIENT`], which
+    /// stays as it is: a byte of its own would be one too many.
     reading: AtomicU8,
     calls_running: AtomicU32,
     /// KiB of the requests that run in tasks of their own, each rounded up.
@@ -185,6 +186,8 @@ struct Shared {
 const BEHIND: u8 = 1;
 /// The client ended its side before its first frame was looked at.
 const PEER_IS_GONE: u8 = 2;
+/// The peer is a client.
+const TO_CLIENT: u8 = 4;
 
 impl Shared {
     fn reads_as(&self, flag: u8) -> bool {
@@ -403,7 +406,7 @@ impl Connection {
                 settings,
                 inlet,
                 reads: AtomicU16::new(0),
-                reading: AtomicU8::new(0),
+                reading: AtomicU8::new(if role == Role::Server { TO_CLIENT } else { 0 }),
                 calls_running: AtomicU32::new(0),
                 request_kib: AtomicU32::new(0),
                 is_trusted: is_trusted.into(),
