@@ -68,7 +68,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let local = listener.local_address().to_owned();
     start_watch(shared);
     let listener = Closable::new(listener);
-    shared.keep_listener(&listener)?;
+    shared.listeners.keep(&listener, || shared.is_stopping())?;
     let accepting = tokio::spawn(accept_all(Arc::clone(shared), listener.clone()));
     tracing::info!(address = local, "listening");
     Ok(Listening::new(local, server.clone(), listener, accepting.abort_handle()))

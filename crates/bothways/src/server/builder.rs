@@ -582,7 +582,7 @@ impl ServerBuilder {
                 emptied: Notify::new(),
                 watching: Watching::default(),
                 stopping: watch::Sender::new(false),
-                listeners: Mutex::default(),
+                listeners: Default::default(),
                 draining: false.into(),
                 stopped: OnceCell::new(),
                 counters: Counters::default(),

@@ -39,7 +39,7 @@ use crate::{
     peer,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
-    transport::{Accepted, Address, Closable, Listener, Network},
+    transport::{Accepted, Address, Closable, Listener, Listeners, Network},
 };
 
 /// Connections that have shown the token: operators and their tools. Strangers have places of their own.
@@ -161,7 +161,7 @@ pub(super) struct Door {
     /// True once the server is over: until then operators look in, also while it stops.
     over: watch::Sender<bool>,
     /// Closed then.
-    listeners: Mutex<Vec<Closable>>,
+    listeners: Listeners,
 }
 
 impl Door {
@@ -178,7 +178,7 @@ impl Door {
             strangers: Strangers::default(),
             load: Arc::new(load.with_outgoing(OUTGOING_BYTES_MAX)),
             over: watch::Sender::new(false),
-            listeners: Mutex::default(),
+            listeners: Listeners::default(),
         }
     }
 
@@ -275,23 +275,10 @@ impl Door {
         self.open.lock().values().map(|(connection, _)| connection.clone()).collect()
     }
 
-    /// Listens here until the server is over.
-    fn keep_listener(&self, listener: &Closable) -> Result<(), ServeError> {
-        let mut listeners = self.listeners.lock();
-        listeners.retain(|listener| !listener.is_closed());
-        listeners.push(listener.clone());
-        drop(listeners);
-        if *self.over.borrow() {
-            listener.close();
-            return Err(ServeError::ShutDown);
-        }
-        Ok(())
-    }
-
     /// The server is over, and with it its admin service.
     pub(super) fn close(&self) {
         self.over.send_replace(true);
-        std::mem::take(&mut *self.listeners.lock()).iter().for_each(Closable::close);
+        self.listeners.close();
         self.connections().iter().for_each(Connection::close);
     }
 }
@@ -367,7 +354,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let router = admin::add_routes(Router::new(), Arc::clone(door), Arc::downgrade(shared));
     let settings = Arc::new(Settings { load: Arc::clone(&door.load), ..Settings::clone(&shared.settings) });
     let listener = Closable::new(listener);
-    door.keep_listener(&listener)?;
+    door.listeners.keep(&listener, || *door.over.borrow())?;
     let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
     let inlet = AdminInlet { shared, door, router, runtime, settings };
     let accepting = tokio::spawn(accept_all(Arc::new(inlet), listener.clone()));

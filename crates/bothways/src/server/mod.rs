@@ -62,7 +62,7 @@ use crate::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
     },
     shrink::is_sparse,
-    transport::{AnySocket, Closable, ListenOptions},
+    transport::{AnySocket, ListenOptions, Listeners},
 };
 
 /// A server: services on one or more addresses, and its clients. A clone is the same server.
@@ -101,7 +101,7 @@ struct Shared {
     watching: accept::Watching,
     stopping: watch::Sender<bool>,
     /// Closed when the server begins to stop.
-    listeners: Mutex<Vec<Closable>>,
+    listeners: Listeners,
     /// It stops client by client: who has not been told goodbye is served.
     draining: AtomicBool,
     stopped: OnceCell<ShutdownReport>,
@@ -556,24 +556,10 @@ impl Shared {
         *self.stopping.borrow()
     }
 
-    /// Listens here until the server begins to stop.
-    fn keep_listener(&self, listener: &Closable) -> Result<(), ServeError> {
-        let mut listeners = self.listeners.lock();
-        listeners.retain(|listener| !listener.is_closed());
-        listeners.push(listener.clone());
-        drop(listeners);
-        // It may have begun while the address was bound.
-        if self.is_stopping() {
-            listener.close();
-            return Err(ServeError::ShutDown);
-        }
-        Ok(())
-    }
-
     /// Nobody new comes in from here on, and the addresses are free.
     fn stop_listening(&self) {
         self.stopping.send_replace(true);
-        std::mem::take(&mut *self.listeners.lock()).iter().for_each(Closable::close);
+        self.listeners.close();
     }
 
     /// True if this client's calls are not taken any more.

@@ -126,7 +126,7 @@ impl Closable {
         drop(listener);
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.0.lock().is_none()
     }
 
@@ -146,6 +146,32 @@ impl Closable {
                 }
             }
         }
+    }
+}
+
+/// The listeners of one server, until it closes them.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners(Mutex<Vec<Closable>>);
+
+impl Listeners {
+    /// Keeps one more. If these were to be closed meanwhile, it is: `is_over` is asked when it can be found.
+    ///
+    /// # Errors
+    /// [`ServeError::ShutDown`].
+    pub(crate) fn keep(&self, listener: &Closable, is_over: impl FnOnce() -> bool) -> Result<(), ServeError> {
+        let mut all = self.0.lock();
+        all.retain(|listener| !listener.is_closed());
+        all.push(listener.clone());
+        drop(all);
+        if is_over() {
+            listener.close();
+            return Err(ServeError::ShutDown);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn close(&self) {
+        std::mem::take(&mut *self.0.lock()).iter().for_each(Closable::close);
     }
 }
 

@@ -28,7 +28,7 @@ pub mod tls;
 #[cfg(unix)]
 pub mod unix;
 
-pub(crate) use self::listener::Closable;
+pub(crate) use self::listener::{Closable, Listeners};
 pub use self::{
     address::{Address, Network},
     any::AnySocket,
