@@ -101,6 +101,15 @@ fn said_once(text: &str) -> Cow<'_, str> {
 }
 
 impl CallError {
+    /// As it is told to the caller: with the time that the call had, and not what was left of it for the last try. Zero
+    /// stays: it says that nothing was sent.
+    pub(crate) fn of_call_within(self, timeout: Option<Duration>) -> Self {
+        match (self, timeout) {
+            (Self::TimedOut(left), Some(timeout)) if !left.is_zero() => Self::TimedOut(timeout),
+            (error, _) => error,
+        }
+    }
+
     /// True unless it is known that no handler ran. Of a call that was tried several times this is about all of its
     /// tries.
     pub fn may_have_run(&self) -> bool {

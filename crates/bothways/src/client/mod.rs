@@ -494,11 +494,7 @@ impl Client {
             }
             outcome => outcome,
         };
-        outcome.map_err(|error| match (error, timeout) {
-            // Zero says that nothing was sent.
-            (CallError::TimedOut(left), Some(timeout)) if !left.is_zero() => CallError::TimedOut(timeout),
-            (error, _) => error,
-        })
+        outcome.map_err(|error| error.of_call_within(timeout))
     }
 
     /// Makes a call whose connection ended before a byte of it had left: over the next one, and if that ends so as

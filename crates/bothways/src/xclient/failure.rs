@@ -49,12 +49,7 @@ impl XClient {
             FailMode::Failover => self.failover(call, time).await,
             FailMode::Failbackup => self.failbackup(call, time).await,
         };
-        reply.map_err(|error| match (error, timeout) {
-            // The time of the call, and not what was left of it for the last try.
-            // Zero says that nothing was sent.
-            (CallError::TimedOut(left), Some(timeout)) if !left.is_zero() => CallError::TimedOut(timeout),
-            (error, _) => error,
-        })
+        reply.map_err(|error| error.of_call_within(timeout))
     }
 
     /// Sends to one server. Nothing was queued by a try that failed, so that another one is always safe:
