@@ -221,7 +221,7 @@ impl Book {
                     Queued::Behind(_) => None,
                 };
                 if expires.is_none_or(|expires| now < expires) {
-                    self.expires = self.expires.min(expires.unwrap_or(Duration::MAX));
+                    self.note_expiry(expires);
                     self.queues[index].push_back(queued);
                 } else if let Some(mut entry) = self.take_from(queued) {
                     let billed = self.leave_queue(&entry);
@@ -231,6 +231,17 @@ impl Book {
         }
     }
 
+    /// Something waits from here on, and expires then.
+    fn note_expiry(&mut self, expires: Option<Duration>) {
+        self.expires = expires.map_or(self.expires, |expires| self.expires.min(expires));
+    }
+
+    /// Puts an entry, which has been counted, behind the others of its priority.
+    fn wait(&mut self, entry: Entry) {
+        self.note_expiry(entry.expires);
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+    }
+
     /// Nothing that waits expires before this; `None`: nothing expires.
     pub(super) fn expires(&self) -> Option<Duration> {
         (self.expires != Duration::MAX).then_some(self.expires)
@@ -238,7 +249,6 @@ impl Book {
 
     fn queue(&mut self, mut entry: Entry) -> bool {
         let len = entry.frame.len();
-        let expires = entry.expires.unwrap_or(Duration::MAX);
         match &entry.class {
             Class::Fire => {
                 if !self.terms.connected {
@@ -263,7 +273,7 @@ impl Book {
                     return self.refuse(entry);
                 }
                 self.latest_bytes = others + entry.len();
-                self.expires = self.expires.min(expires);
+                self.note_expiry(entry.expires);
                 if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
                     older.ticket.advance(Stage::Superseded);
                     let queued_at = older.priority;
@@ -282,8 +292,7 @@ impl Book {
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             }
         }
-        self.expires = self.expires.min(expires);
-        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        self.wait(entry);
         true
     }
 
@@ -406,8 +415,7 @@ impl Book {
         self.take_key(entry.keyed.as_ref());
         self.note_sent(entry.origin);
         self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-        self.expires = self.expires.min(entry.expires.unwrap_or(Duration::MAX));
-        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        self.wait(entry);
     }
 
     /// True if a tracked push of this size would be refused now, for want of room here or with the user.
