@@ -519,25 +519,8 @@ mod tests {
             repeats::{Met, ReceivedKeys},
             session::acks,
         },
-        connection::{Answer, Inlet, Settings},
-        error::{AuthError, CloseReason},
-        reply::BoxFuture,
-        transport::memory,
+        connection::alone::alone,
     };
-
-    struct Deaf;
-
-    impl Inlet for Deaf {
-        fn handle_request(&self, _: &Connection, _: Message) -> Answer {
-            Answer::Nothing
-        }
-
-        fn handle_hello(&self, _: &Connection, _: Metadata) -> BoxFuture<Result<(), AuthError>> {
-            Box::pin(std::future::ready(Ok(())))
-        }
-
-        fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
-    }
 
     fn message() -> Message {
         Message::new(Header::oneway(Seq::of_push(1), SerializeType::RAW), "T", "News", &Metadata::new(), b"x")
@@ -546,9 +529,7 @@ mod tests {
     /// What a message that is pushed out holds takes locks of its own, behind which others may ask the queue for room.
     #[tokio::test]
     async fn what_is_pushed_out_is_dropped_without_a_lock() {
-        let (near, _far) = memory::pair(1);
-        let settings = Arc::new(Settings::default());
-        let connection = Connection::start(Role::Client, near.into(), settings, Arc::new(Deaf), None, |_| {});
+        let (connection, _far) = alone(Role::Client);
         let bounds = QueueBounds {
             messages_max: 1,
             bytes_max: usize::MAX,
@@ -577,9 +558,7 @@ mod tests {
     }
 
     fn connection() -> Connection {
-        let (near, _far) = memory::pair(1);
-        let settings = Arc::new(Settings::default());
-        Connection::start(Role::Client, near.into(), settings, Arc::new(Deaf), None, |_| {})
+        alone(Role::Client).0
     }
 
     /// What waits is counted, and what is tracked of it for itself, until it is taken or pushed out.

@@ -570,28 +570,38 @@ async fn the_hook_of_a_topic_ends_with_its_client() {
     asking.abort();
 }
 
+/// A payload of 100 KiB whose owner does this when it is dropped.
+fn payload_that_looks(look: impl Fn() + Send + Sync + 'static) -> bytes::Bytes {
+    struct Looks<F: Fn()>(Vec<u8>, F);
+    impl<F: Fn()> AsRef<[u8]> for Looks<F> {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl<F: Fn()> Drop for Looks<F> {
+        fn drop(&mut self) {
+            self.1();
+        }
+    }
+    bytes::Bytes::from_owner(Looks(vec![7; 100 << 10], look))
+}
+
 /// Payloads of an application that are dropped behind a full socket, pushes and calls that are given up, are dropped
 /// when the lock of their connection is free: they may look at it.
 #[tokio::test(start_paused = true)]
 async fn a_payload_that_is_dropped_may_look_at_its_connection() {
-    struct Looks(bothways::Connection, Vec<u8>, Arc<AtomicUsize>);
-    impl AsRef<[u8]> for Looks {
-        fn as_ref(&self) -> &[u8] {
-            &self.1
-        }
-    }
-    impl Drop for Looks {
-        fn drop(&mut self) {
-            self.0.stats();
-            self.2.fetch_add(1, Ordering::SeqCst);
-        }
-    }
     let server = echoing().push_queue(2, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let client = Scripted::connect_negotiated(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);
     let looked = Arc::<AtomicUsize>::default();
-    let looks = || bytes::Bytes::from_owner(Looks(connection.clone(), vec![7; 100 << 10], Arc::clone(&looked)));
+    let looks = || {
+        let (connection, looked) = (connection.clone(), Arc::clone(&looked));
+        payload_that_looks(move || {
+            connection.stats();
+            looked.fetch_add(1, Ordering::SeqCst);
+        })
+    };
     for _ in 0..40 {
         connection.send_message("T", "News", &Metadata::new(), looks()).expect("the oldest is dropped");
     }
@@ -644,25 +654,17 @@ async fn what_comes_while_a_token_is_checked_is_kept() {
 /// A broadcast drops what it pushes out, and writes, under no lock: the payload may look at the whole server.
 #[tokio::test(start_paused = true)]
 async fn a_payload_that_a_broadcast_pushes_out_may_look_at_the_server() {
-    struct Looks(Server, Vec<u8>, Arc<AtomicUsize>);
-    impl AsRef<[u8]> for Looks {
-        fn as_ref(&self) -> &[u8] {
-            &self.1
-        }
-    }
-    impl Drop for Looks {
-        fn drop(&mut self) {
-            self.0.stats();
-            self.2.fetch_add(self.0.connections().len(), Ordering::SeqCst);
-        }
-    }
     let server = echoing().push_queue(1, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let _client = Scripted::connect_negotiated(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);
     let looked = Arc::<AtomicUsize>::default();
     for _ in 0..40 {
-        let looks = bytes::Bytes::from_owner(Looks(server.clone(), vec![7; 100 << 10], Arc::clone(&looked)));
+        let (looking, looked) = (server.clone(), Arc::clone(&looked));
+        let looks = payload_that_looks(move || {
+            looking.stats();
+            looked.fetch_add(looking.connections().len(), Ordering::SeqCst);
+        });
         connection.send_message("T", "News", &Metadata::new(), looks).expect("the oldest is dropped");
         let (of_thread, done) = (server.clone(), std::sync::mpsc::channel());
         std::thread::spawn(move || {
