@@ -157,6 +157,16 @@ impl ServerMessage {
         }
     }
 
+    /// A newer value has taken its place while it waited.
+    fn supersede(&self) {
+        if let Some(ack) = &self.ack {
+            ack.end_as(Stage::Superseded);
+        }
+        if let Some(first) = &self.first {
+            first.supersede();
+        }
+    }
+
     fn limits(&self) -> &Limits {
         self.connection.limits()
     }
@@ -393,8 +403,8 @@ impl MessageAdder {
         let older = state.put(message);
         let reader = state.reader.take();
         drop(state);
-        if let Some(ack) = older.as_ref().and_then(|older| older.ack.as_ref()) {
-            ack.end_as(Stage::Superseded);
+        if let Some(older) = older {
+            older.supersede();
         }
         if let Some(reader) = reader {
             reader.wake();

@@ -4,6 +4,7 @@
 //! ```text
 //!              ┌──► handled: a repetition is handled at once
 //!  received ───┤
+//!              ├──► superseded by a newer value, unseen: so are its repetitions
 //!              ├──► failed: so did its repetitions, and the next one with its key is the first
 //!              ├──► pushed out of a full queue: its repetitions failed, and the next one with its key is the first
 //!              └──► forgotten: nobody will handle it, and the next one with its key is the first
@@ -111,6 +112,8 @@ enum Lost {
     /// The application's queue was full.
     PushedOut,
     Abandoned,
+    /// A newer value took its place. Its repetitions are as old: for them, its key stays taken.
+    Superseded,
     Failed(Failure),
 }
 
@@ -121,6 +124,7 @@ impl Lost {
             Self::Forgotten => ack.forget(),
             Self::PushedOut => ack.push_out(),
             Self::Abandoned => ack.abandon(),
+            Self::Superseded => ack.end_as(Stage::Superseded),
             Self::Failed(failure) => ack.end_as(Stage::Failed(failure)),
         }
     }
@@ -214,12 +218,17 @@ impl FirstOfKey {
     pub(super) fn abandon(&self) {
         let _ = self.lost.set(Lost::Abandoned);
     }
+
+    /// A newer value has taken the place of the message, which nobody has seen.
+    pub(super) fn supersede(&self) {
+        let _ = self.lost.set(Lost::Superseded);
+    }
 }
 
 impl Drop for FirstOfKey {
     fn drop(&mut self) {
         let lost = self.lost.get().copied();
-        if lost.is_some() {
+        if lost.is_some_and(|lost| !matches!(lost, Lost::Superseded)) {
             self.keys.free(&self.server, &self.key, &self.run);
         }
         let end = lost.map_or(State::Handled, State::Lost);
@@ -297,6 +306,17 @@ mod tests {
         drop(held);
         assert!(matches!(&*run.state.lock(), State::Lost(Lost::Failed(Failure::Error))));
         run.repeat(crate::client::session::acks(1).pop());
+    }
+
+    #[test]
+    fn a_repetition_of_what_was_superseded_is_superseded_too() {
+        let keys = ReceivedKeys::default();
+        let held = first(&keys, "a").expect("it is the first");
+        let run = Arc::clone(&held.run);
+        held.supersede();
+        drop(held);
+        assert!(first(&keys, "a").is_none(), "it is no first of its own");
+        assert!(matches!(&*run.state.lock(), State::Lost(Lost::Superseded)));
     }
 
     #[test]

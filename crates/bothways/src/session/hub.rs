@@ -376,6 +376,7 @@ impl Registry {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
         state.patterns.insert(Arc::clone(&shared), since);
+        state.forget_parts(pattern);
         if has_history && wish.ordered {
             state.patterns.set_ordered(pattern);
         }
@@ -402,9 +403,14 @@ impl Registry {
         let Wish { pattern, from, part, .. } = wish;
         let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
+        let in_parts = state.seldom.as_ref().and_then(|seldom| seldom.parts.of(pattern));
+        if let Some((first, _)) = in_parts {
+            *since = (*since).min(first);
+        }
         state.ledger.expire_waiting(session.now());
         let ledger = &state.ledger;
-        let is_sent = |stamp| covered_since <= stamp && !ledger.is_unsent(stamp);
+        let in_part = |stamp| in_parts.is_some_and(|(first, last)| first <= stamp && stamp <= last);
+        let is_sent = |stamp| (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
         let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);
 
         let mut answer = Answer { subscribed: outcome, ..Answer::default() };
@@ -422,6 +428,12 @@ impl Registry {
             let last = messages.last().map(|(offset, _)| *offset);
             answer.subscribed.position = last.map(|offset| Position { offset, ..history.position() });
             answer.more = true;
+            let ends = messages.first().zip(messages.last());
+            if let Some(((_, first), (_, last))) = ends
+                && !state.patterns.contains(pattern)
+            {
+                state.seldom().parts.note(pattern, (first.stamp, last.stamp));
+            }
         }
 
         let class = if latest_only { latest_class(pattern) } else { Class::Tracked };
@@ -495,7 +507,11 @@ impl Registry {
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let was = {
             let mut subscriptions = self.hub.subscriptions.write();
-            let was = session.inner.state.lock().patterns.remove(pattern);
+            let was = {
+                let mut state = session.inner.state.lock();
+                state.forget_parts(pattern);
+                state.patterns.remove(pattern)
+            };
             if was {
                 session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
                 subscriptions.remove(pattern, session);

@@ -26,6 +26,7 @@
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
 //! | `kept.rs` | what the server keeps of topics, and how many of them |
 //! | `hub.rs` | topics at work: subscribing, publishing |
+//! | `parts.rs` | what a session was sent of topics that it does not have whole yet |
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `ranks.rs` | which of these go first when they are too many |
@@ -54,6 +55,7 @@ mod kept;
 mod keys;
 mod ledger;
 mod lock;
+mod parts;
 mod pasts;
 mod presence;
 mod push;
@@ -95,6 +97,7 @@ use self::{
     given_up::GivenUp,
     ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
+    parts::Parts,
     push::Encoded,
     registry::Last,
     secrets::Secret,
@@ -227,11 +230,19 @@ struct Seldom {
     given_up: Option<Box<GivenUp>>,
     /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
     held: Option<Box<(u64, Instant)>>,
+    parts: Parts,
 }
 
 impl State {
     fn seldom(&mut self) -> &mut Seldom {
         self.seldom.get_or_insert_default()
+    }
+
+    /// What the session gets of this topic, it gets from here on as a subscriber, or not at all.
+    fn forget_parts(&mut self, topic: &str) {
+        if let Some(seldom) = &mut self.seldom {
+            seldom.parts.forget(topic);
+        }
     }
 
     fn label(&self, key: &str) -> Option<&String> {

@@ -33,6 +33,7 @@ use super::{
     keys::Keyed,
     ledger::{Bounds, Ledger},
     lock::{self, Changes, Held as HeldLocks, Lock, Locked, Wake},
+    parts::PARTS_BYTES,
     pasts::{self, Pasts},
     push::{Class, Encoded, Push},
     receipt::Receipt,
@@ -916,6 +917,7 @@ impl Registry {
             options.events_max.saturating_mul(explain::EVENT_BYTES_MAX),
             options.subscription_bytes_max,
             METHODS_BYTES_MAX,
+            PARTS_BYTES,
         ];
         terms.into_iter().fold(options.bounds.bytes_max(push_bytes), usize::saturating_add)
     }

@@ -164,7 +164,8 @@ impl Wire {
         self.change(|state| state.frozen = false);
     }
 
-    /// Loses the next `count` acknowledgements of the client.
+    /// Loses the next `count` acknowledgements of the client. What became of a message that was not handled is said
+    /// once a connection: an acknowledgement that says it is lost together with its connection.
     pub fn drop_ack(&self, count: u64) {
         self.change(|state| state.acks_to_drop = count);
     }
@@ -240,7 +241,8 @@ impl Shared {
         let mut state = self.state.lock();
         if is_ack && 0 < state.acks_to_drop {
             state.acks_to_drop -= 1;
-            return Passage::Lost;
+            let said_once = message.metadata().get(keys::ACK_FAILED).is_some();
+            return if said_once { Passage::Part(0) } else { Passage::Lost };
         }
         let place = &mut state.breaks[direction as usize];
         let passage = match place {

@@ -587,6 +587,49 @@ fn play(log: usize, commands: &[Command]) {
     });
 }
 
+fn journal(lives: Option<u64>) -> Command {
+    let (class, priority) = (Class::Tracked, Priority::Normal);
+    Command::Push { to: To::Journal, class, priority, lives, key: None, each: false }
+}
+
+/// A connection breaks between two parts of what a client recovers, and it comes back: nothing comes twice.
+#[test]
+fn a_part_that_was_sent_is_not_sent_again() {
+    use Command::{CutAfterFrames, Sweep};
+    for seen_before in 1..5 {
+        let history = [
+            journal(None),
+            CutAfterFrames(1, false, 1),
+            journal(Some(0)),
+            CutAfterFrames(0, false, 1),
+            journal(None),
+            journal(None),
+            CutAfterFrames(1, false, seen_before),
+            Sweep(1, -3),
+        ];
+        (0..20).for_each(|_| play(3, &history));
+    }
+}
+
+/// A value that another one superseded at its client, unseen, has not been handled, and neither has a repetition of it.
+#[test]
+fn a_repetition_of_what_was_superseded_is_not_handled() {
+    use Command::{Advance, Kick};
+    let latest = |to, key| {
+        let (class, priority) = (Class::Latest("0".to_owned()), Priority::Normal);
+        Command::Push { to, class, priority, lives: None, key, each: false }
+    };
+    let again = Command::Push {
+        to: To::Everyone,
+        class: Class::Tracked,
+        priority: Priority::Normal,
+        lives: None,
+        key: Some(0),
+        each: false,
+    };
+    play(12, &[latest(To::User(0), Some(0)), Advance(10), latest(To::Everyone, None), Kick(0), Advance(10), again]);
+}
+
 // Two, for two processors.
 proptest! {
     #![proptest_config(ProptestConfig { cases: histories() / 2, failure_persistence: None, ..ProptestConfig::default() })]
