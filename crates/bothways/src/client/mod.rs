@@ -596,8 +596,45 @@ impl std::fmt::Debug for Client {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
     use super::*;
-    use crate::Server;
+    use crate::{
+        Server,
+        transport::{ListenOptions, Listener},
+    };
+
+    /// Whoever has other servers to ask is told at once that the connection was lost while its message waited for
+    /// room, though another connection can be had.
+    #[tokio::test(start_paused = true)]
+    async fn a_single_try_ends_with_its_connection() {
+        let (address, hour) = ("memory@client-single-try", Duration::from_secs(3600));
+        let parsed = address.parse().expect("an address");
+        let listener = Listener::bind(&parsed, &ListenOptions::default()).await.expect("the name is free");
+        let options = ClientOptions::new().negotiate(false).room_wait(hour).connection_wait(hour);
+        let client = Client::connect(address, options).await.expect("it listens");
+        let socket = listener.accept().await.handshake(hour).await.expect("nothing to do");
+
+        let sending = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let payload = Bytes::from(vec![0; 1 << 20]);
+                let (serialize, options) = (SerializeType::RAW, CallOptions::new());
+                let push = RawCall { service_path: "T", service_method: "m", serialize, payload, options };
+                for _ in 0..1000 {
+                    client.try_push(&push).await?;
+                }
+                Ok(())
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!sending.is_finished(), "there is no room");
+        drop(socket);
+        let sent = tokio::time::timeout(hour, sending).await.expect("it does not wait").expect("no panic");
+        assert!(matches!(sent, Err(PushError::Closed(_))), "{sent:?}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_is_ended_when_it_is_closed() {

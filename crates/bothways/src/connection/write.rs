@@ -141,7 +141,30 @@ pub(super) fn move_bytes(
 mod tests {
     use std::collections::VecDeque;
 
+    use bothways_proto::{Header, Message, Metadata, Role, Seq, SerializeType};
+
     use super::*;
+    use crate::connection::{alone::alone, lanes::Lane};
+
+    /// Whoever waits for room in the queue of pushes is told when one leaves it for the writer, and not when a reply does.
+    #[tokio::test(start_paused = true)]
+    async fn a_push_that_is_taken_to_be_written_makes_room() {
+        let (connection, _far) = alone(Role::Server);
+        let header = Header::oneway(Seq::of_push(1), SerializeType::RAW);
+        let message = Message::new(header, "T", "m", &Metadata::new(), b"x");
+        for (lane, makes_room) in [(Lane::Push, true), (Lane::Reply, false)] {
+            let room = connection.shared.changed.notified();
+            let mut state = connection.shared.state.lock();
+            state.outbox.writer = Writer::Blocked;
+            state.outbox.add_frame(lane, message.frame(), &connection.shared.settings.bounds()).expect("room");
+            state.outbox.writer = Writer::Idle;
+            assert!(Desk::take(&connection, &mut state).is_some());
+            drop(state);
+            let told = tokio::time::timeout(std::time::Duration::ZERO, room).await.is_ok();
+            assert_eq!(told, makes_room, "{lane:?}");
+            connection.shared.state.lock().outbox.clear();
+        }
+    }
 
     /// What a socket answers, in order.
     type Answers = VecDeque<Poll<io::Result<usize>>>;

@@ -639,7 +639,7 @@ impl<C> std::fmt::Debug for AdminClient<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Client, ClientOptions, server::AdminOptions};
+    use crate::{Client, ClientOptions, codec::Encode, server::AdminOptions};
 
     fn token() -> AdminOptions {
         AdminOptions::token("right").expect("it has characters").on_service_addresses()
@@ -676,7 +676,7 @@ mod tests {
             until: PushUntil::Received,
             wait_ms: 1000,
         };
-        let outcome: AdminPushOutcome = ask(&operator, "right", "Push", &push).await.expect("the token is right");
+        let outcome = AdminClient::new(&operator, "right").push(&push).await.expect("the token is right");
         assert_eq!(outcome, AdminPushOutcome { received: 1, ..AdminPushOutcome::default() });
         let message = messages.next().await.expect("it is connected");
         assert_eq!((message.service_path(), message.metadata().get("k")), ("News", Some("v")));
@@ -886,6 +886,35 @@ mod tests {
             let mut all = vec![3, 1, 4, 2];
             first_of(&mut all, max, |number| *number);
             assert_eq!(all, expected, "{max}");
+        }
+    }
+
+    /// A page is as large as it is said to be: what a session counts for is what it takes, and little more.
+    #[test]
+    fn a_session_counts_for_what_it_takes() {
+        let texts =
+            |count: usize| (0..count).map(|number| format!("topic.of.some.length.{number}")).collect::<Vec<_>>();
+        for (labels, subscriptions, methods, user) in
+            [(0, 0, None, None), (100, 0, None, None), (0, 100, None, Some(5000)), (3, 7, Some(100), Some(3))]
+        {
+            let view = SessionView {
+                id: "0123456789abcdef0123456789abcdef".parse().expect("a session"),
+                user: user.map(|len| "u".repeat(len)),
+                labels: texts(labels).into_iter().map(|key| (key, "value".repeat(20))).collect(),
+                connection: Some("c12".into()),
+                generation: u64::MAX,
+                resumable: true,
+                waiting: usize::MAX,
+                waiting_bytes: usize::MAX,
+                held: None,
+                dropped: u64::MAX,
+                subscriptions: texts(subscriptions),
+                methods: methods.map(texts),
+            };
+            let pairs = labels + subscriptions + methods.unwrap_or(0);
+            let takes = view.encode(SerializeType::MSGPACK).expect("plain data").len();
+            let counted = bytes_of(&view);
+            assert!(takes <= counted && counted <= takes + 512 + 8 * pairs, "{counted} for {takes}");
         }
     }
 }

@@ -212,6 +212,8 @@ mod tests {
             assert!(pasts.bytes <= 64 << 10 && pasts.all.len() <= 100);
         }
         assert_eq!((count(&pasts, "ann"), count(&pasts, "kicked 999"), count(&pasts, "bob")), (0, 1, 8));
+        let ended: usize = pasts.all.values().filter(|past| past.by_server).map(|past| past.bytes).sum();
+        assert_eq!(pasts.ended, ended);
     }
 
     /// A connection that came and went is no story, unless the server ended it.

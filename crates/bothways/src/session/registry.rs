@@ -1511,8 +1511,35 @@ mod tests {
             session.bind_user("ann");
         }
         let first = account(0).expect("there are several");
-        assert!((1..3).all(|at| account(at).is_some_and(|other| Arc::ptr_eq(&other, &first))));
+        sessions[3].bind_user("ann");
+        assert!(account(0).is_some_and(|same| Arc::ptr_eq(&same, &first)), "another session changes nothing");
+        assert!((1..4).all(|at| account(at).is_some_and(|other| Arc::ptr_eq(&other, &first))));
         sessions[3].bind_user("bob");
         assert!(account(3).is_none());
+    }
+
+    /// A session that is another user's by now, and one that has ended, are still in the list: the account that their
+    /// former user gets with its next session is not theirs.
+    #[tokio::test(start_paused = true)]
+    async fn an_account_is_for_sessions_of_its_user_only() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("account-of").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
+        sessions[0].bind_user("ann");
+        registry.settle_user(&sessions[1], &ann);
+        assert!(account(0).is_none(), "the other one is not of ann");
+        // Not settled yet.
+        assert_eq!(registry.note_user(&sessions[0], Some(Arc::clone(&bob))), Some(Some(Arc::clone(&ann))));
+        sessions[1].bind_user("ann");
+        assert!(account(0).is_none());
+        assert!(account(1).is_some(), "the list still has two");
+
+        registry.settle_user(&sessions[0], &ann);
+        registry.settle_user(&sessions[0], &bob);
+        assert!(account(0).is_none(), "the only session of bob");
+        sessions[0].inner.state.lock().ended = true;
+        sessions[2].bind_user("bob");
+        assert!(account(0).is_none() && account(2).is_some());
     }
 }

@@ -37,10 +37,10 @@ fn ask(seq: u64, token: &str) -> Vec<u8> {
 
 /// What is logged by this thread while it is kept.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
         use tracing_subscriber::util::SubscriberInitExt;
         let log = Self::default();
         let to = log.clone();
@@ -49,11 +49,11 @@ impl Log {
         (log, guard)
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().expect("no panic").clone()).expect("a text")
     }
 
-    fn lines(&self, part: &str) -> usize {
+    pub(crate) fn lines(&self, part: &str) -> usize {
         self.text().lines().filter(|line| line.contains(part)).count()
     }
 }

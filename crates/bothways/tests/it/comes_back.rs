@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, Push,
-    Reply, Request, Router, Server, Stage, Target, Token, transport::ConnectOptions,
+    PushError, Reply, Request, Router, Server, Stage, Target, Token, transport::ConnectOptions,
 };
 use bothways_proto::{Header, Message, Status, keys};
 use tokio::time::Instant;
@@ -19,6 +19,9 @@ use crate::{
     scripted::{ScriptedServer, control},
     support::{address, call, connections, echo, echoing, oneshot_to, settle, soon, until},
 };
+
+/// Beyond every other time of these tests.
+const FOR_EVER: Duration = Duration::from_secs(3000);
 
 /// A server that lets nobody in while its user database is down.
 fn with_database() -> (Server, Arc<AtomicBool>, Arc<AtomicUsize>) {
@@ -238,6 +241,45 @@ async fn what_was_not_sent_waits_for_the_next_connection() {
         }
         assert_eq!(call(&client, "Echo", "x").await.expect("it waits"), "x");
         until(|| server.connections().len() == 1).await;
+    }
+}
+
+/// A message that found no room, and no connection then, goes over the next one; where there is none to wait for, and
+/// beyond the time for which it waits, it is refused.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_found_no_room_goes_over_the_next_connection() {
+    for (reconnects, waits) in [(true, true), (true, false), (false, true)] {
+        let server = ScriptedServer::listen().await;
+        let wait = if waits { Duration::from_secs(60) } else { Duration::ZERO };
+        let options = ClientOptions::new().reconnect(reconnects).connection_wait(wait).room_wait(FOR_EVER);
+        let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+        let client = client.expect("let in");
+        let sending = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let mut sent = 0;
+                loop {
+                    match oneshot_to(&client, "Sent", vec![0; 1 << 20]).await {
+                        Ok(()) if sent < 1000 => sent += 1,
+                        outcome => return outcome,
+                    }
+                }
+            }
+        });
+        // No time passes: who waits for no connection would wait until this moment.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!sending.is_finished(), "there is no room");
+        peer.reset();
+        if reconnects && waits {
+            let mut next = server.accept_negotiated().await;
+            assert_eq!(next.next().await.service_method(), "Sent");
+            sending.abort();
+        } else {
+            let error = soon(sending).await.expect("no panic").expect_err("it is lost");
+            assert!(matches!(error, PushError::Closed(_)), "{error}");
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use bothways::{
     XClient, XClientOptions,
     session::{Eviction, PresenceStatus, TopicOptions},
 };
-use bothways_proto::{Header, Message, Seq, SerializeType, keys};
+use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, arrive, claim, control, is_control, reply, request, session_pairs},
+    scripted::{Scripted, ScriptedServer, arrive, claim, control, hello, is_control, reply, request, session_pairs},
     support::{address, call, connections, echo, gate, settle, soon, until},
 };
 
@@ -437,4 +437,29 @@ async fn a_handler_may_end_the_session_after_its_reply() {
     running.answer(Reply::ok("done"));
     assert_eq!(soon(waiting).await.expect("no panic").expect("answered"), "done");
     connections(&server, 0).await;
+}
+
+/// A hook that ends the session of whom it lets in lets nobody in: there is no Welcome to a session that has ended.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_within_the_hook_is_welcomed_by_nobody() {
+    for after_replies in [false, true] {
+        let server = Server::builder().handler("T", "Echo", echo).auth(move |request| async move {
+            match request.session() {
+                Some(session) if after_replies => session.end_after_replies("full"),
+                Some(session) => session.end("full"),
+                None => panic!("it has just come"),
+            }
+            Ok::<_, String>(())
+        });
+        let server = server.build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        let mut client = Scripted::connect(listening.address()).await;
+        let began = tokio::time::Instant::now();
+        client.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+        client.hears_the_end().await;
+        client.end().await;
+        connections(&server, 0).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "it waits for nothing");
+        assert_eq!(server.stats().sessions, 0);
+    }
 }

@@ -16,6 +16,7 @@ use bothways::{
 use bothways_proto::{Header, Message, Seq, SerializeType, Status, keys};
 
 use crate::{
+    admin::Log,
     scripted::{
         Scripted, ScriptedServer, arrive, claim, is_control, oneway, reply, reply_to, request, request_with,
         session_pairs,
@@ -208,6 +209,7 @@ impl CallRawTo for bothways::Connection {
 /// place, and again to who comes back without that.
 #[tokio::test(start_paused = true)]
 async fn what_waits_and_is_too_large_is_skipped() {
+    let (log, _logging) = Log::begin();
     let server = Server::builder().build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
@@ -229,6 +231,7 @@ async fn what_waits_and_is_too_large_is_skipped() {
         secret = welcome;
     }
     assert_eq!(small.outcomes().failed(), 0);
+    assert_eq!(log.lines("a push is larger than its client takes"), 1, "told once in ten seconds: {}", log.text());
 }
 
 /// G26. The reply of a plain server: its method runs once, whatever the fail mode, and other calls of the connection are

@@ -121,7 +121,7 @@ const REPETITIONS_MAX: usize = 64;
 const KEPT: usize = 64;
 
 /// Gives back what a burst took, once it is over: an idle session is small.
-fn give_back<T>(queue: &mut VecDeque<T>) {
+pub(super) fn give_back<T>(queue: &mut VecDeque<T>) {
     if queue.is_empty() && KEPT < queue.capacity() {
         *queue = VecDeque::new();
     }
@@ -622,8 +622,7 @@ impl Book {
 
     /// Tracked pushes that are still to be sent again, or to be skipped.
     pub(super) fn unrepeated(&self) -> usize {
-        let from = |replay: Replay| replay.at.max(self.handled + 1);
-        let before = |replay| self.sent.partition_point(|sent| sent.offset < from(replay));
+        let before = |replay: Replay| self.sent.partition_point(|sent| sent.offset < replay.at);
         self.replay.map_or(0, |replay| self.sent.len() - before(replay))
     }
 

@@ -330,6 +330,45 @@ fn values_wait_for_a_client_that_is_behind() {
     assert_eq!(texts(&mut ledger), ["new"]);
 }
 
+/// What waits is counted of each class, whether it was sent or not: messages, and their bytes.
+#[test]
+fn what_waits_is_counted_of_each_class() {
+    let mut ledger = ledger(true);
+    push(&mut ledger, Class::Tracked, "1");
+    push(&mut ledger, latest("a"), "22");
+    assert_eq!(texts(&mut ledger), ["1", "22"]);
+    push(&mut ledger, Class::Tracked, "333");
+    push(&mut ledger, latest("b"), "4444");
+    push(&mut ledger, Class::Fire, "55555");
+    assert_eq!(ledger.waiting(), (5, 15));
+    assert!(ledger.ack(2, 2));
+    assert_eq!(ledger.waiting(), (3, 12));
+}
+
+/// What a burst took is given back once it is over, and what an ordinary queue has is kept.
+#[test]
+fn what_a_burst_took_is_given_back_when_it_is_over() {
+    for (capacity, waiting, kept) in [(1000, 0, false), (1000, 1, true), (16, 0, true)] {
+        let mut queue = VecDeque::with_capacity(capacity);
+        queue.extend(std::iter::repeat_n(7_u64, waiting));
+        book::give_back(&mut queue);
+        assert_eq!(capacity <= queue.capacity(), kept, "{waiting} in {capacity}");
+    }
+}
+
+/// A ledger that was never written to has nothing to send again. Whoever comes back to it is connected when it is
+/// welcomed, and not before; whoever claims what it never had changes nothing.
+#[test]
+fn who_comes_back_to_a_blank_ledger_is_not_connected_yet() {
+    let is_connected = |ledger: &mut Ledger| stage(&push(ledger, Class::Fire, "now")) == Stage::Queued;
+    let mut blank = ledger(true);
+    assert!(blank.resume(0, None) && !is_connected(&mut blank));
+    let mut blank = ledger(true);
+    assert!(!blank.resume(1, None) && is_connected(&mut blank));
+    let mut blank = Ledger::new(bounds());
+    assert!(!blank.resume(0, Some(1)) && !is_connected(&mut blank));
+}
+
 /// Each class has its own bound, and neither takes the places of the other.
 #[test]
 fn values_that_were_sent_take_no_places_of_tracked_pushes() {
