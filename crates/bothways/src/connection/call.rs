@@ -252,8 +252,9 @@ impl Connection {
             // Nobody would wait for the reply: nothing is sent.
             return Err(CallError::TimedOut(Duration::ZERO));
         }
+        let mut left = time;
         let Begun { reply, mut guard, written } = loop {
-            match self.begin_call(call, time)? {
+            match self.begin_call(call, left)? {
                 Some(begun) => break begun,
                 // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
                 // If it takes all of the time, nothing was sent.
@@ -261,6 +262,8 @@ impl Connection {
                     .await
                     .map_err(|_| CallError::TimedOut(Duration::ZERO))?,
             }
+            // The peer is told what is left then.
+            left = time.map(CallTime::rest);
         };
         match written {
             Written::AtOnce => drop(self.flush()),
