@@ -199,7 +199,7 @@ impl Leaving<'_> {
         let now = Instant::now();
         self.told.retain(|(connection, since)| {
             let acknowledges = || {
-                let session = self.shared.sessions.of_connection(connection.id());
+                let session = self.shared.sessions.made_of(connection);
                 let is_negotiated = connection.is_negotiated();
                 session.is_some_and(|session| session.awaits_acks() || (is_negotiated && 0 < session.waiting().0))
             };
