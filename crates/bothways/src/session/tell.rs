@@ -82,6 +82,29 @@ impl Drop for Running {
     }
 }
 
+/// Changes of one topic that are being told. Dropped with the runtime that was to tell them, they are told with the next
+/// ones, of which a listener gets the last of each member; what was entered is written.
+struct Untold<'a> {
+    registry: &'a Registry,
+    name: &'a str,
+    changes: VecDeque<Change>,
+    unwritten: Vec<Session>,
+}
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.unwritten).iter().for_each(Session::pump);
+        if self.changes.is_empty() {
+            return;
+        }
+        let Some(topic) = self.registry.hub.topics.find(self.name) else { return };
+        let mut kept = topic.kept.lock();
+        let newer = std::mem::take(&mut kept.untold);
+        let changes = std::mem::take(&mut self.changes).into_iter().chain(newer);
+        self.registry.note_changes(&topic, &mut kept, changes.collect());
+    }
+}
+
 impl Registry {
     /// Many sessions are about to end: nothing is told before all have.
     pub(super) fn hold_telling(&self) -> Hold<'_> {
@@ -157,22 +180,24 @@ impl Registry {
             return;
         }
         let listeners: Vec<_> = listeners.into_iter().filter(|(session, _)| session.knows_topics()).collect();
+        let unwritten = listeners.iter().map(|(session, _)| session.clone()).collect();
+        let mut untold = Untold { registry: self, name, changes: changes.into(), unwritten };
 
-        let (receipt, all) = (Receipt::new(), listeners.iter().map(|(session, _)| session.clone()).collect::<Vec<_>>());
-        let listed = Listed::of(Origin::Framework, &all);
-        for change in changes {
-            let generation = change.generation;
-            let push = push_of(name, change);
-            let Ok(frame) = self.encode(&push) else {
-                tracing::warn!(topic = name, "a change of presence is larger than a frame may be");
-                continue;
-            };
-            for (session, _) in listeners.iter().filter(|(_, entered)| *entered < generation) {
-                session.add(&push, &frame, &receipt, &listed);
-                take_turns(work).await;
+        let (receipt, listed) = (Receipt::new(), Listed::of(Origin::Framework, &untold.unwritten));
+        while let Some(change) = untold.changes.front() {
+            let (generation, push) = (change.generation, push_of(name, change.clone()));
+            match self.encode(&push) {
+                Ok(frame) => {
+                    for (session, _) in listeners.iter().filter(|(_, entered)| *entered < generation) {
+                        session.add(&push, &frame, &receipt, &listed);
+                        take_turns(work).await;
+                    }
+                }
+                Err(_) => tracing::warn!(topic = name, "a change of presence is larger than a frame may be"),
             }
+            untold.changes.pop_front();
         }
-        for (session, _) in listeners {
+        while let Some(session) = untold.unwritten.pop() {
             session.pump();
             take_turns(work).await;
         }
@@ -384,6 +409,28 @@ mod tests {
         in_helper(|session| session.unsubscribe("room"));
         session.subscribe("room").expect("open");
         assert!(is_told().await);
+    }
+
+    /// A runtime ends while its task tells of changes: those that were not told to all are told with the next ones.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_being_told_is_told_by_the_next() {
+        let server =
+            Server::builder().topic("room", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen("memory@tell-half-told").await.expect("the name is free");
+        let (client, mut messages) =
+            Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.subscribe("room").await.expect("open");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let change = |user: &str, generation| Change { who: Who::User(user.into()), is_in: true, generation };
+        let changes = VecDeque::from([change("a", u64::MAX - 1), change("b", u64::MAX)]);
+        drop(Untold { registry: &registry, name: "room", changes, unwritten: Vec::new() });
+        registry.tell();
+        for user in ["a", "b"] {
+            let message = tokio::time::timeout(std::time::Duration::from_secs(60), messages.next()).await;
+            let change: PresenceChange = message.expect("it is told").expect("open").decode().expect("a change");
+            assert_eq!(change.user, user);
+        }
     }
 
     /// Of what a member did before it was told, the last is told.
