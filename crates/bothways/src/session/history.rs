@@ -66,26 +66,30 @@ impl<T> History<T> {
         Position { epoch: self.epoch, offset: self.head + 1 }
     }
 
-    /// Keeps a message at [`Self::next_position`].
-    pub(super) fn push(&mut self, now: Duration, bytes: usize, item: T) {
+    /// Keeps a message at [`Self::next_position`]. Answers with what is dropped for it, as [`Self::trim`] does.
+    #[must_use]
+    pub(super) fn push(&mut self, now: Duration, bytes: usize, item: T) -> Vec<Kept<T>> {
         self.head += 1;
         self.bytes += bytes;
         self.kept.push_back(Kept { offset: self.head, bytes, at: now, item });
-        self.trim(now);
+        self.trim(now)
     }
 
-    /// Drops what is beyond the bounds.
-    pub(super) fn trim(&mut self, now: Duration) {
+    /// Drops what is beyond the bounds: by whoever gets it, who may hold locks now. Payloads are the application's.
+    #[must_use]
+    pub(super) fn trim(&mut self, now: Duration) -> Vec<Kept<T>> {
+        let mut dropped = Vec::new();
         while let Some(oldest) = self.kept.front() {
             let old = self.bounds.time_to_live.is_some_and(|time| time <= now.saturating_sub(oldest.at));
             let many = self.bounds.messages < self.kept.len();
             let large = self.bounds.bytes < self.bytes && 1 < self.kept.len();
             if !(old || many || large) {
-                return;
+                break;
             }
             self.bytes -= oldest.bytes;
-            self.kept.pop_front();
+            dropped.extend(self.kept.pop_front());
         }
+        dropped
     }
 
     /// Everything behind this position, oldest first; `None` if not all of it is here any more, or the
@@ -138,11 +142,11 @@ mod tests {
             for (pause, size) in pushes {
                 now += Duration::from_secs(pause);
                 prop_assert_eq!(history.next_position().offset, all.len() as u64 + 1);
-                history.push(now, size, all.len());
+                drop(history.push(now, size, all.len()));
                 all.push((now, size));
             }
             now += Duration::from_secs(late);
-            history.trim(now);
+            drop(history.trim(now));
             prop_assert_eq!(history.position(), Position { epoch: 7, offset: all.len() as u64 });
 
             // The definition, without a ring: a message stays if it is young, and those from it on are few and small.
@@ -166,9 +170,10 @@ mod tests {
     #[test]
     fn the_head_outlives_its_message() {
         let mut history = History::beginning_at(Position { epoch: 3, offset: 0 }, bounds(10, 100, Some(1)));
-        history.push(Duration::ZERO, 1, "a");
+        drop(history.push(Duration::ZERO, 1, "a"));
         let seen = history.position();
-        history.trim(Duration::from_secs(60));
+        let dropped = history.trim(Duration::from_secs(60));
+        assert_eq!(dropped.into_iter().map(|kept| kept.item).collect::<Vec<_>>(), ["a"]);
         assert!(history.is_empty());
         assert_eq!(history.after(seen).map(Iterator::count), Some(0));
         assert!(history.after(Position { epoch: 3, offset: 0 }).is_none(), "one is gone");

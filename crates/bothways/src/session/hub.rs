@@ -254,6 +254,8 @@ impl Registry {
     }
 
     fn subscribe_as(&self, session: &Session, wish: Wish<'_>, by_client: bool) -> Result<Answer, TopicError> {
+        // Payloads are the application's: those that are too old are dropped when nothing is locked.
+        let mut dropped = Vec::new();
         // Nobody is woken while the topics are locked.
         let held_locks = HeldLocks::begin();
         let pattern = wish.pattern;
@@ -270,6 +272,7 @@ impl Registry {
             Held::Place(mut history, _table) => self.enter(session, wish, by_client, Some(&mut history)),
             Held::Kept(topic) => {
                 let mut kept = topic.kept.lock();
+                dropped = kept.history.as_mut().map(|history| history.trim(self.hub.now())).unwrap_or_default();
                 let outcome = self.enter(session, wish, by_client, kept.history.as_mut());
                 if matches!(outcome, Ok((_, true))) {
                     self.enter_roster(session, &topic, &mut kept);
@@ -281,6 +284,7 @@ impl Registry {
             self.hub.forget_unused([pattern.into()]);
         }
         drop(held_locks);
+        drop(dropped);
         let (answer, _) = outcome?;
         session.pump();
         self.tell();
@@ -355,10 +359,7 @@ impl Registry {
         state.patterns.each_covering(pattern, |earlier| since = since.min(earlier));
         let has_history = history.is_some();
         let answer = match history {
-            Some(history) => {
-                history.trim(self.hub.now());
-                self.recover(session, &mut state, wish, by_client, history, &mut since)
-            }
+            Some(history) => self.recover(session, &mut state, wish, by_client, history, &mut since),
             None => Answer::default(),
         };
         state.knows_topics |= by_client;
@@ -626,6 +627,8 @@ impl Registry {
     ) -> Result<(), SendError> {
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
+        // Dropped when nothing is locked, whatever happens: payloads are the application's.
+        let dropped;
         // Nobody is woken while the topic is locked.
         let held_locks = HeldLocks::begin();
         // Others publish after this one; who subscribes does not wait for all its subscribers.
@@ -645,7 +648,7 @@ impl Registry {
         };
         let expires = push.time_to_live.map(after);
         let (bytes, kept_push) = (encoded.frame.len(), options.latest_only.then(|| push.clone().into_owned()));
-        history.push(
+        dropped = history.push(
             self.hub.now(),
             bytes,
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
@@ -660,6 +663,7 @@ impl Registry {
         }
         drop(turn);
         drop(held_locks);
+        drop(dropped);
         self.pump_all(&subscribers);
         Ok(())
     }
@@ -675,15 +679,16 @@ impl Registry {
             let mut unused = Vec::new();
             for topic in due {
                 let mut kept = topic.kept.lock();
-                if let Some(history) = &mut kept.history {
-                    history.trim(now);
-                }
+                let dropped = kept.history.as_mut().map(|history| history.trim(now));
                 let gone = kept.roster.as_mut().map(|roster| roster.expire(now, &self.hub.generations));
                 self.note_changes(&topic, &mut kept, gone.unwrap_or_default());
                 self.hub.topics.schedule(&topic, &mut kept);
                 if kept.history.as_ref().is_none_or(History::is_empty) {
                     unused.push(Arc::clone(&topic.name));
                 }
+                drop(kept);
+                // Payloads are the application's.
+                drop(dropped);
             }
             self.hub.forget_unused(unused);
             tokio::task::yield_now().await;

@@ -340,12 +340,12 @@ mod tests {
         let before = place(&topics, "quiet");
         let forget = |now| topics.forget_unused(now, ["quiet".into()], |_| false);
         let topic = topics.keep("quiet", &history(), None).expect("there is room");
-        topic.kept.lock().history.as_mut().expect("one").push(now, 1, Published::for_test());
+        topic.kept.lock().history.as_mut().expect("one").push(now, 1, Published::for_test()).clear();
         drop(topic);
         forget(now);
         assert_eq!(topics.len(), 1, "it keeps a message");
         now += Duration::from_secs(60);
-        topics.find("quiet").expect("kept").kept.lock().history.as_mut().expect("one").trim(now);
+        topics.find("quiet").expect("kept").kept.lock().history.as_mut().expect("one").trim(now).clear();
         forget(now);
         assert_eq!(topics.len(), 0);
         assert_eq!(place(&topics, "quiet"), Position { offset: 1, ..before });
@@ -390,7 +390,7 @@ mod tests {
         let publish = |name: &str, now: u64| {
             let topic = topics.keep(name, &history(), None).expect("there is room");
             let mut kept = topic.kept.lock();
-            kept.history.as_mut().expect("one").push(Duration::from_secs(now), 1, Published::for_test());
+            kept.history.as_mut().expect("one").push(Duration::from_secs(now), 1, Published::for_test()).clear();
             topics.schedule(&topic, &mut kept);
         };
         for number in 0..1000 {

@@ -570,9 +570,7 @@ impl Session {
             if listed.contains(into.id()) {
                 return true;
             }
-            let outcome = into.add_if(push, encoded, receipt, &listed.alone(), suits);
-            into.pump();
-            return outcome;
+            return into.add_if(push, encoded, receipt, &listed.alone(), suits);
         }
         let takes_no_such = state.takes_no_such(push);
         let may_wait = !state.ended && claims.is_none() && !takes_no_such && push.class == Class::Tracked;
@@ -612,7 +610,8 @@ impl Session {
         true
     }
 
-    /// Moves as much as the socket takes from the ledger to the connection, and notes what is written.
+    /// Moves as much as the socket takes from the ledger to the connection, and notes what is written. What was added to
+    /// a session that has made way for another went into the ledger of that one.
     pub(crate) fn pump(&self) {
         while self.pump_once() {}
     }
@@ -620,7 +619,14 @@ impl Session {
     /// True if others have written meanwhile, so that there is more to note or to move.
     fn pump_once(&self) -> bool {
         let mut state = self.inner.state.lock();
-        let Some(connection) = state.connection.clone() else { return false };
+        let Some(connection) = state.connection.clone() else {
+            let into = state.merged_into().cloned();
+            drop(state);
+            if let Some(into) = into {
+                into.pump();
+            }
+            return false;
+        };
         let (now, room) = (self.now(), state.ledger.room());
         let mut is_added = false;
         // Callers and payloads are the application's: not under this lock.

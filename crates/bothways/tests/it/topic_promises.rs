@@ -498,3 +498,39 @@ async fn nobody_is_bound_to_an_empty_name() {
     assert_eq!(session.user().as_deref(), Some("ann"));
     assert_eq!(server.sessions(&Target::user("")).expect("no topic"), []);
 }
+
+/// A payload whose end looks at the topic that kept it.
+struct Looks(Server, &'static [u8]);
+
+impl AsRef<[u8]> for Looks {
+    fn as_ref(&self) -> &[u8] {
+        self.1
+    }
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.0.presence("value").expect("a topic");
+        self.0.publish("value.dropped", &push("it ended")).expect("small");
+    }
+}
+
+/// The payload of an older value is the application's: it is dropped when nothing is locked.
+#[test]
+fn what_a_topic_drops_is_dropped_when_nothing_is_locked() {
+    let (done, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let latest = TopicOptions::new().open().latest_only().presence(true);
+            let server = Server::builder().topic("value", latest.clone()).expect("a pattern");
+            let server = server.topic("value.dropped", latest).expect("a pattern").build();
+            for _ in 0..3 {
+                let payload = bytes::Bytes::from_owner(Looks(server.clone(), b"1"));
+                server.publish("value", &Push::new("News", "say", payload)).expect("small");
+            }
+        });
+        done.send(())
+    });
+    ends.recv_timeout(Duration::from_secs(60)).expect("nobody waits for what it holds itself");
+}
