@@ -97,6 +97,8 @@ pub mod keys {
     pub const SESSION_RESUMED: &str = "_bw.res";
     /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown`, `revoked`, `kicked` or `ended`.
     pub const SESSION_WHY: &str = "_bw.why";
+    /// In the reply to Resume: how many topics that were subscribed to on this connection the session has no room for.
+    pub const LEFT_OUT: &str = "_bw.out";
     /// In Welcome, beside [`SESSION_WHY`] of a session that was ended on purpose: why, for people; at most 200 bytes.
     pub const SESSION_WORDS: &str = "_bw.words";
     /// The id of a call to a client, by which a client that came back knows that it has run it.

@@ -324,6 +324,16 @@ impl Registry {
         if !by_client {
             return Ok(());
         }
+        self.check_session_room(state, pattern)?;
+        let (bounds, bytes) = (self.options(), subscriptions.bytes());
+        if bounds.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
+            return Err(TopicError::ServerSubscriptionsFull { bytes });
+        }
+        Ok(())
+    }
+
+    /// Whether one session may have one more that its client asks for.
+    fn check_session_room(&self, state: &State, pattern: &str) -> Result<(), TopicError> {
         let bounds = self.options();
         if bounds.subscriptions_max <= state.patterns.len() {
             return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns.len() });
@@ -331,10 +341,6 @@ impl Registry {
         let bytes = state.patterns.bytes();
         if bounds.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::TooManySubscriptionBytes { bytes });
-        }
-        let bytes = subscriptions.bytes();
-        if bounds.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
-            return Err(TopicError::ServerSubscriptionsFull { bytes });
         }
         Ok(())
     }
@@ -378,6 +384,9 @@ impl Registry {
         }
         state.patterns.insert(Arc::clone(&shared), since);
         state.forget_parts(pattern);
+        if by_client {
+            state.patterns.set_by_client(pattern);
+        }
         if has_history && wish.ordered {
             state.patterns.set_ordered(pattern);
         }
@@ -478,20 +487,28 @@ impl Registry {
     }
 
     /// What a session subscribes to that makes way for another goes along to that one, from where it began: everything
-    /// that was published since then was sent to one of the two.
-    pub(super) fn carry_over(&self, from: &Session, to: &Session) {
+    /// that was published since then was sent to one of the two. Of those that clients asked for, what is beyond the bounds of one session is left out: answers with how many.
+    pub(super) fn carry_over(&self, from: &Session, to: &Session) -> usize {
         let patterns = from.inner.state.lock().patterns.clone();
-        for (pattern, since) in patterns.iter() {
+        let mut left_out = 0;
+        for (pattern, since, by_client) in patterns.iter() {
             let topic = self.hub.topics.find(pattern);
             let mut kept = topic.as_ref().map(|topic| topic.kept.lock());
             {
                 let mut subscriptions = self.hub.subscriptions.write();
                 let mut state = to.inner.state.lock();
                 if state.ended {
-                    return;
+                    return left_out;
                 }
                 let known = state.patterns.get(pattern);
+                if known.is_none() && by_client && self.check_session_room(&state, pattern).is_err() {
+                    left_out += 1;
+                    continue;
+                }
                 state.patterns.insert(Arc::clone(pattern), known.map_or(since, |known| known.min(since)));
+                if by_client {
+                    state.patterns.set_by_client(pattern);
+                }
                 drop(state);
                 if known.is_none() {
                     to.inner.trail.note(What::Subscribed(explain::shared(pattern)));
@@ -503,6 +520,7 @@ impl Registry {
             }
         }
         self.tell();
+        left_out
     }
 
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {

@@ -353,8 +353,11 @@ impl Registry {
         let resumed = asked.map(|id| (id, self.resume(connection, &fresh, id, hello)));
         let mut welcome = Metadata::new();
         let session = match resumed {
-            Some((_, Ok(session))) => {
+            Some((_, Ok((session, left_out)))) => {
                 welcome.insert(keys::SESSION_RESUMED, "1");
+                if 0 < left_out {
+                    welcome.insert(keys::LEFT_OUT, left_out.to_string());
+                }
                 let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
                 welcome.insert(keys::SESSION_KEY, key);
                 session
@@ -452,14 +455,15 @@ impl Registry {
         self.session(wanted)
     }
 
-    /// Gives the session of this number to the connection, whose own session makes way for it.
+    /// Gives the session of this number to the connection, whose own session makes way for it. Answers as well how many of
+    /// that one's subscriptions found no room there.
     fn resume(
         &self,
         connection: &Connection,
         fresh: &Session,
         id: SessionId,
         hello: &Metadata,
-    ) -> Result<Session, NotResumed> {
+    ) -> Result<(Session, usize), NotResumed> {
         let claimed = Claimed::from_hello(hello).ok_or(NotResumed::Unknown)?;
         let session = self.session(id).ok_or_else(|| self.endings.why(id, claimed.key))?;
         let before = self.hand_over(connection, fresh, &session, &claimed)?;
@@ -473,7 +477,7 @@ impl Registry {
 
         // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
         // it, as it has made way already.
-        self.carry_over(fresh, &session);
+        let left_out = self.carry_over(fresh, &session);
         self.rename(&session);
         self.remove(fresh, Ending::merged(), None);
         session.inner.changed.notify_waiters();
@@ -487,7 +491,7 @@ impl Registry {
             // It may have ended before it was in the table, and then has left the fresh session only.
             self.leave(connection);
         }
-        Ok(session)
+        Ok((session, left_out))
     }
 
     /// The part of [`Self::resume`] that happens at one moment: under the locks of both sessions. Returns the

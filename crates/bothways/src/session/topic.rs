@@ -159,21 +159,24 @@ pub(super) struct Patterns {
     bytes: usize,
 }
 
-/// The stamp from which on a subscriber was sent everything; and in the two highest bits, which no stamp reaches:
-/// whether nothing may overtake what it was not sent, and whether there is such a message now.
+/// The stamp from which on a subscriber was sent everything; and in the three highest bits, which no stamp reaches:
+/// whether nothing may overtake what it was not sent, whether there is such a message now, and whether its client asked
+/// for the pattern.
 #[derive(Clone, Copy, Debug)]
 struct Since(u64);
 
 impl Since {
     const ORDERED: u64 = 1 << 63;
     const STALLED: u64 = 1 << 62;
+    const BY_CLIENT: u64 = 1 << 61;
+    const MARKS: u64 = Self::ORDERED | Self::STALLED | Self::BY_CLIENT;
 
     fn stamp(self) -> u64 {
-        self.0 & !(Self::ORDERED | Self::STALLED)
+        self.0 & !Self::MARKS
     }
 
     fn with_stamp(self, stamp: u64) -> Self {
-        Self(self.0 & (Self::ORDERED | Self::STALLED) | stamp)
+        Self(self.0 & Self::MARKS | stamp)
     }
 }
 
@@ -205,6 +208,13 @@ impl Patterns {
     pub(super) fn set_ordered(&mut self, topic: &str) {
         if let Ok(at) = self.place(topic) {
             self.held[at].1.0 |= Since::ORDERED;
+        }
+    }
+
+    /// The client itself asked for this pattern.
+    pub(super) fn set_by_client(&mut self, pattern: &str) {
+        if let Ok(at) = self.place(pattern) {
+            self.held[at].1.0 |= Since::BY_CLIENT;
         }
     }
 
@@ -259,8 +269,9 @@ impl Patterns {
         is_covered
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.held.iter().map(|(pattern, since)| (pattern, since.stamp()))
+    /// Each with its stamp, and whether the client asked for it.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64, bool)> {
+        self.held.iter().map(|(pattern, since)| (pattern, since.stamp(), since.0 & Since::BY_CLIENT != 0))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
@@ -676,7 +687,7 @@ mod tests {
                 patterns.insert(pattern.as_str().into(), stamp as u64);
             }
             let mut expected: Vec<u64> =
-                patterns.iter().filter(|(pattern, _)| covers(pattern, &other)).map(|(_, stamp)| stamp).collect();
+                patterns.iter().filter(|(pattern, ..)| covers(pattern, &other)).map(|(_, stamp, _)| stamp).collect();
             let mut found = Vec::new();
             patterns.each_covering(&other, |stamp| found.push(stamp));
             expected.sort_unstable();

@@ -709,3 +709,38 @@ async fn acknowledgements_keep_their_order_whatever_the_hook_takes() {
     assert_eq!(client.next().await.error_text(), None);
     assert_eq!((asked.load(Ordering::Relaxed), server.stats().sessions), (1, 0));
 }
+
+/// What a plain client brings along when it takes its session to another connection stays within the bounds of one
+/// session, however often it does so; it is told how much was left out. What the server subscribed it to goes along.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_brought_no_more_than_it_may_have() {
+    let builder = echoing().topic(">", bothways::session::TopicOptions::new().open()).expect("a pattern");
+    let server = builder.subscriptions_per_session_max(3).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (_client, mut welcome, session) = enabled(&server, listening.address()).await;
+    let mut left_out = Vec::new();
+    for round in 0..3 {
+        let mut client = Scripted::connect(listening.address()).await;
+        for number in 0..2 {
+            let header = Header::request(Seq::new(3), SerializeType::JSON);
+            let args = format!("{{\"Topic\": \"t.{round}.{number}\"}}");
+            let subscribe =
+                Message::new(header, keys::CONTROL_PATH, keys::SUBSCRIBE, &Metadata::new(), args.as_bytes());
+            client.say(subscribe.frame()).await;
+            assert_eq!(client.next().await.error_text(), None);
+        }
+        let all = server.sessions(&Target::everyone()).expect("no topic");
+        let fresh = all.iter().find(|other| **other != session).expect("its own");
+        fresh.subscribe(&format!("by.server.{round}")).expect("it lives");
+        let answer = ask(&mut client, keys::RESUME, &resume_pairs(&welcome, 0)).await;
+        assert_eq!(answer.get(keys::SESSION_RESUMED), Some("1"));
+        left_out.push(answer.get("_bw.out").map(str::to_owned));
+        welcome = answer;
+    }
+    let asked_for = session.subscriptions().iter().filter(|topic| topic.starts_with("t.")).count();
+    assert!(asked_for <= 3, "{:?}", session.subscriptions());
+    assert_eq!(session.subscriptions().len(), asked_for + 3);
+    let left_out: usize = left_out.into_iter().flatten().map(|count| count.parse::<usize>().expect("a number")).sum();
+    assert_eq!(left_out, 6 - asked_for);
+}
+
