@@ -374,6 +374,9 @@ impl Registry {
                     if let Some(words) = self.endings.words(wanted, key) {
                         welcome.insert(keys::SESSION_WORDS, words);
                     }
+                    if why == NotResumed::Revoked {
+                        self.end_revoked(wanted);
+                    }
                 } else if hello.get(keys::SESSION_ID).is_some() {
                     // No session has such a name.
                     welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
@@ -397,6 +400,15 @@ impl Registry {
             self.leave(connection);
         }
         Ok(welcome)
+    }
+
+    /// The client of this session is told that it does not get it back, and forgets it: it ends, if it has not yet.
+    fn end_revoked(&self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        let ending = Ending::new("its client came back as another user", NotResumed::Revoked);
+        if let Some(connection) = self.remove(&session, ending, None) {
+            connection.close();
+        }
     }
 
     /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.

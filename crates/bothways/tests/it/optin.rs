@@ -427,7 +427,7 @@ async fn the_auth_hook_is_asked() {
     session.push(&push("a")).expect("small");
     hears_push(&mut client, 1, "a").await;
 
-    for token in ["bob", "ann"] {
+    for token in ["ann", "bob"] {
         let mut other = Scripted::connect(listening.address()).await;
         let pairs = resume_pairs(&welcome, 0).with(keys::AUTH, token);
         let answer = ask(&mut other, keys::RESUME, &pairs).await;
@@ -436,6 +436,9 @@ async fn the_auth_hook_is_asked() {
             _ => assert_eq!(answer.get(keys::SESSION_WHY), Some("revoked")),
         }
     }
+    // Its client was told so, and nobody comes back to it.
+    assert!(server.session(session.id()).is_none());
+    assert!(server.sessions(&Target::user("ann")).expect("no topic").is_empty());
 
     // An acknowledgement needs no token where one was accepted. Elsewhere it is refused like any oneway call: without a
     // frame.
