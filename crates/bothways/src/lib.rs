@@ -48,6 +48,7 @@ pub mod discovery;
 pub mod error;
 mod guard;
 pub mod handler;
+mod in_turn;
 pub mod layer;
 mod packing;
 mod peer;

@@ -5,7 +5,20 @@ use std::{fs, path::Path};
 /// The modules of `src`, in rows: each may use its own row and those before it. A new module takes
 /// the lowest row that has all it uses.
 const ROWS: &[&[&str]] = &[
-    &["transport", "calm", "clock", "codec", "stats", "error", "guard", "packing", "peer", "reply", "shrink"],
+    &[
+        "transport",
+        "calm",
+        "clock",
+        "codec",
+        "stats",
+        "error",
+        "guard",
+        "in_turn",
+        "packing",
+        "peer",
+        "reply",
+        "shrink",
+    ],
     &["connection", "caller"],
     &["session"],
     &["router", "layer", "handler"],

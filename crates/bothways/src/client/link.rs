@@ -225,7 +225,7 @@ impl Link {
         &self.runtime
     }
 
-    pub(super) fn subscriptions(&self) -> &Subscriptions {
+    pub(super) fn subscriptions(&self) -> &Arc<Subscriptions> {
         &self.subscriptions
     }
 

@@ -28,13 +28,22 @@ mod roster;
 mod session;
 mod subscriptions;
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bothways_proto::{SerializeType, keys};
 use parking_lot::Mutex;
 use tokio::{runtime, time::Instant};
 
-pub(crate) use self::{events::EventSender, inlet::handle_messages, messages::MessageQueue, repeats::ReceivedKeys};
+pub(crate) use self::{
+    events::EventSender,
+    inlet::handle_messages,
+    messages::MessageQueue,
+    repeats::ReceivedKeys,
+    subscriptions::{Subscribing, Unsubscribing},
+};
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
@@ -42,7 +51,7 @@ pub use self::{
 };
 use self::{
     link::{Link, Patience},
-    subscriptions::{Asker, Subscriptions},
+    subscriptions::{Asker, Place, Subscriptions},
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
@@ -224,6 +233,9 @@ impl Client {
     /// known, so that they go on in order; not for one that is refused, and not longer than 5 s: then what is new may
     /// come by the pattern before what was missed.
     ///
+    /// What clones of this client ask of one topic at once is asked one after another, in the order in which their
+    /// futures were first polled: what was asked last counts. The time for a call includes the wait for those before.
+    ///
     /// Dropping the future may leave the session subscribed, until [`Self::unsubscribe`] or the next connection.
     ///
     /// If the server says that it dropped some of what it owes this client, the client asks for what may be missing of
@@ -234,7 +246,7 @@ impl Client {
     /// [`CallError::Remote`] with the server's reason for a refusal, or any other [`CallError`]: this client
     /// does not subscribe again by itself.
     pub async fn subscribe(&self, pattern: &str) -> Result<Subscribed, CallError> {
-        self.subscribe_at(pattern, None, Patience::Connection).await
+        self.subscribe_at(&self.begin_subscribe(pattern), None, Patience::Connection).await
     }
 
     /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
@@ -248,7 +260,7 @@ impl Client {
     /// # Errors
     /// As [`Self::subscribe`].
     pub async fn subscribe_from(&self, topic: &str, position: Position) -> Result<Subscribed, CallError> {
-        self.subscribe_at(topic, Some(position), Patience::Connection).await
+        self.subscribe_at(&self.begin_subscribe(topic), Some(position), Patience::Connection).await
     }
 
     /// Ends a subscription to this topic or pattern; one that is not there is no error. Messages that are on their
@@ -256,13 +268,9 @@ impl Client {
     ///
     /// # Errors
     /// Any [`CallError`]: the server may still have it. The client tells it so when the next connection stands, and does
-    /// not subscribe again by itself.
+    /// not subscribe again by itself. The same if the future is dropped before it is done.
     pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
-        let subscriptions = self.handle.link.subscriptions();
-        subscriptions.end(pattern);
-        subscriptions::unsubscribe(self, pattern, CallOptions::new()).await?;
-        subscriptions.has_ended(pattern);
-        Ok(())
+        self.finish_unsubscribe(self.begin_unsubscribe(pattern)).await
     }
 
     /// Who is in a topic that shows it, and that this client subscribes to: what a client begins with, or goes on from
@@ -315,14 +323,32 @@ impl Client {
         self.push_over(Patience::OneTry, push).await
     }
 
+    /// The application subscribes: from here on this is in line, and what it asks later is behind it.
+    pub(crate) fn begin_subscribe(&self, pattern: &str) -> Subscribing {
+        self.handle.link.subscriptions().begin_subscribe(pattern)
+    }
+
+    /// As [`Self::begin_subscribe`], for the end of a subscription.
+    pub(crate) fn begin_unsubscribe(&self, pattern: &str) -> Unsubscribing {
+        self.handle.link.subscriptions().begin_unsubscribe(pattern)
+    }
+
+    /// The rest of [`Self::unsubscribe`].
+    pub(crate) async fn finish_unsubscribe(&self, unsubscribing: Unsubscribing) -> Result<(), CallError> {
+        let options = self.in_turn(&unsubscribing.place).await?;
+        subscriptions::unsubscribe(self, &unsubscribing.which.topic, options).await?;
+        unsubscribing.has_ended();
+        Ok(())
+    }
+
     /// As [`Self::subscribe`], but waits for the outcome of one try to connect at most; and if the connection is
     /// missing or lost, subscribes when it is there.
-    pub(crate) async fn subscribe_lastingly(&self, pattern: &str) -> Result<Subscribed, CallError> {
+    pub(crate) async fn subscribe_lastingly(&self, subscribing: Subscribing) -> Result<Subscribed, CallError> {
         let link = &self.handle.link;
         loop {
-            match self.subscribe_at(pattern, None, Patience::OneTry).await {
+            match self.subscribe_at(&subscribing, None, Patience::OneTry).await {
                 Err(error @ (CallError::Closed { .. } | CallError::NotConnected(_))) => {
-                    link.subscriptions().want(pattern);
+                    subscribing.claim.want();
                     // A connection that stands by now may not have known of it.
                     match link.at_once(Patience::OneTry) {
                         Some(Ok(connection)) if connection.is_open() => {}
@@ -331,11 +357,11 @@ impl Client {
                 }
                 outcome => {
                     if outcome.is_err() {
-                        link.subscriptions().forget(pattern);
+                        subscribing.claim.forget();
                     }
                     if matches!(outcome, Err(CallError::Remote { .. })) && link.is_at_plain_server() {
                         // It has no topics. The one that is there the next time may have.
-                        link.subscriptions().want(pattern);
+                        subscribing.claim.want();
                     }
                     return outcome;
                 }
@@ -412,17 +438,18 @@ impl Client {
 
     async fn subscribe_at(
         &self,
-        pattern: &str,
+        Subscribing { claim, place }: &Subscribing,
         from: Option<Position>,
         patience: Patience,
     ) -> Result<Subscribed, CallError> {
-        let claim = self.handle.link.subscriptions().claim_wanted(pattern);
+        let options = self.in_turn(place).await?;
+        let (pattern, subscriptions) = (&*claim.which().topic, self.handle.link.subscriptions());
         let asker = if from.is_some() { Asker::ApplicationFrom } else { Asker::Application };
         loop {
             let over = Over { client: self, patience, used: Mutex::default() };
             // It may be that this client is about to ask for what it missed: then that comes first.
-            let asked_from = from.or_else(|| self.handle.link.subscriptions().pending_from(pattern));
-            let outcome = subscriptions::subscribe(&over, pattern, asked_from, false, CallOptions::new()).await;
+            let asked_from = from.or_else(|| subscriptions.pending_from(pattern));
+            let outcome = subscriptions::subscribe(&over, pattern, asked_from, false, options.clone()).await;
             if matches!(outcome, Ok(_) | Err(CallError::Remote { .. })) {
                 claim.is_answered();
             }
@@ -432,6 +459,32 @@ impl Client {
                 return Ok(subscribed);
             }
             // The session to which that answer belonged is lost since.
+        }
+    }
+
+    /// Waits until what was asked of a topic before is answered. Answers with the options for what is asked now, which
+    /// has the rest of a call's time.
+    async fn in_turn(&self, place: &Place) -> Result<CallOptions, CallError> {
+        if place.is_first() {
+            return Ok(CallOptions::new());
+        }
+        let waiting = async {
+            let Some(timeout) = self.handle.link.options().default_timeout() else {
+                place.turn().await;
+                return Ok(CallOptions::new());
+            };
+            let began = Instant::now();
+            let waited = tokio::time::timeout_at(after(timeout), place.turn()).await;
+            let left = timeout.saturating_sub(began.elapsed());
+            if waited.is_err() || left.is_zero() {
+                // Zero says that nothing was sent.
+                return Err(CallError::TimedOut(Duration::ZERO));
+            }
+            Ok(CallOptions::new().timeout(left))
+        };
+        match is_outside() {
+            false => waiting.await,
+            true => clocked(self.runtime(), Box::pin(waiting)).await,
         }
     }
 

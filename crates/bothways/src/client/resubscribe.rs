@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     events::{ConnectionEvent, EventSender},
-    subscriptions::{Asker, Recovery, Subscriptions, ToDo, subscribe, unsubscribe},
+    subscriptions::{Asker, Place, Recovery, Subscriptions, ToDo, Which, subscribe, unsubscribe},
 };
 use crate::{
     caller::CallOptions,
@@ -189,34 +189,57 @@ impl Resubscriber {
         !round.connection.is_closed() && self.subscriptions.is_newest(round.connection.id())
     }
 
+    /// Waits until nothing else is asked of this topic. `None`: the connection is over, or another one stands.
+    async fn turn(&self, round: &Round, topic: &Arc<str>) -> Option<Place> {
+        let place = self.subscriptions.join(topic);
+        tokio::select! {
+            biased;
+            () = place.turn() => {}
+            _ = round.connection.closed() => return None,
+        }
+        self.goes_on(round).then_some(place)
+    }
+
     /// Asks for everything behind a position, part by part as the session has room, until the server gives it. Returns
     /// the last answer; `None` if the application does not want the topic any more, or the connection is over.
     async fn ask(
         &self,
         round: &Round,
-        topic: &Arc<str>,
+        which: &Which,
         mut from: Option<Position>,
         mut waiting: Waiting,
     ) -> Result<Option<Subscribed>, CallError> {
+        let (topic, subscriptions) = (&which.topic, &self.subscriptions);
         let (mut pauses, mut timeout) = (Pauses::default(), self.timeout());
         loop {
+            let Some(turn) = self.turn(round, topic).await else { return Ok(None) };
+            if !subscriptions.is_wanted(which) {
+                return Ok(None);
+            }
             let place = round.places.acquire().await;
             let outcome = subscribe(&round.connection, topic, from, true, self.options(timeout)).await;
-            drop(place);
-            if !self.subscriptions.is_wanted(topic) {
-                // Unsubscribed meanwhile; if that call was overtaken, it is made good here.
+            drop((place, turn));
+            if !subscriptions.is_wanted(which) {
+                // Unsubscribed meanwhile: if that call is not to come, it is made good here.
                 self.unsubscribe(round, Arc::clone(topic)).await;
                 return Ok(None);
             }
+
             let goes_on = match outcome {
                 Ok(answer) if answer.later => self.pause_for_room(round, pauses.next(Trouble::Passing)).await,
+                Ok(answer) if answer.more && !is_further(from, answer.subscribed.position) => {
+                    // A part of nothing is no part. What is of another life of the topic may be there yet.
+                    from = answer.subscribed.position;
+                    subscriptions.note_part(which, from);
+                    self.pause(round, pauses.next(Trouble::Passing)).await
+                }
                 Ok(answer) => {
                     self.room.notify_one();
                     if !answer.more {
                         return Ok(Some(answer.subscribed));
                     }
                     from = answer.subscribed.position;
-                    self.subscriptions.note_part(topic, from);
+                    subscriptions.note_part(which, from);
                     pauses.begin_anew();
                     self.pause_for_room(round, pauses.next(Trouble::Passing)).await
                 }
@@ -230,7 +253,7 @@ impl Resubscriber {
                         Trouble::Refused => {
                             // It may last: nothing waits for it.
                             waiting.clear();
-                            self.tell_refusal(topic, error);
+                            self.tell_refusal(which, error);
                         }
                         Trouble::Passing => {
                             tracing::debug!(server = &*self.server, topic = &**topic, %error, "asks again");
@@ -239,15 +262,15 @@ impl Resubscriber {
                     self.pause(round, pauses.next(trouble)).await
                 }
             };
-            if !goes_on || !self.subscriptions.is_wanted(topic) {
+            if !goes_on {
                 return Ok(None);
             }
         }
     }
 
-    fn tell_refusal(&self, topic: &Arc<str>, error: CallError) {
-        if self.subscriptions.note_refusal(topic) {
-            self.tell_lost(Arc::clone(topic), error, false);
+    fn tell_refusal(&self, which: &Which, error: CallError) {
+        if self.subscriptions.note_refusal(which) {
+            self.tell_lost(Arc::clone(&which.topic), error, false);
         }
     }
 
@@ -257,14 +280,14 @@ impl Resubscriber {
     }
 
     async fn resubscribe(&self, round: &Round, topic: Arc<str>, why: Why, waiting: Waiting) {
-        let Some(from) = self.subscriptions.from(&topic) else { return };
-        let claim = self.subscriptions.claim(&topic);
-        match self.ask(round, &topic, from, waiting).await {
+        let Some((claim, from)) = self.subscriptions.claim(&topic) else { return };
+        let which = claim.which().clone();
+        match self.ask(round, &which, from, waiting).await {
             Ok(None) => {}
             Ok(Some(subscribed)) => {
                 if let Some(missed) = claim.hold(round.connection.id(), &subscribed, Asker::Client) {
                     drop(claim);
-                    let was_refused = self.subscriptions.end_refusal(&topic);
+                    let was_refused = self.subscriptions.end_refusal(&which);
                     let recovered = subscribed.recovered && !missed;
                     if why == Why::Lost || was_refused || !recovered {
                         let server = Arc::clone(&self.server);
@@ -287,23 +310,21 @@ impl Resubscriber {
     /// Asks for what the server dropped, until it is sent or gone.
     async fn recover(&self, round: &Round, topic: Arc<str>) {
         let id = round.connection.id();
-        if !self.subscriptions.begin_recovery(id, &topic) {
-            return;
-        }
+        let Some(which) = self.subscriptions.begin_recovery(id, &topic) else { return };
         let (mut recovered, mut answered) = (true, false);
         loop {
-            match self.subscriptions.next_recovery(&topic) {
+            match self.subscriptions.next_recovery(&which) {
                 Recovery::Over => break,
                 Recovery::Unknown => {}
-                Recovery::From(position, gaps) => match self.ask(round, &topic, Some(position), Vec::new()).await {
+                Recovery::From(position, gaps) => match self.ask(round, &which, Some(position), Vec::new()).await {
                     Ok(None) => break,
                     Ok(Some(subscribed)) => {
                         recovered &= subscribed.recovered;
                         answered = true;
                         if let Some(position) = subscribed.position {
-                            self.subscriptions.note_position(&topic, position);
+                            self.subscriptions.note_position(&which, position);
                         }
-                        if self.subscriptions.end_recovery(&topic, gaps, subscribed.recovered) {
+                        if self.subscriptions.end_recovery(&which, gaps, subscribed.recovered) {
                             break;
                         }
                     }
@@ -311,9 +332,12 @@ impl Resubscriber {
                     Err(error) if Trouble::of(&error) == Trouble::NoConnection => break,
                     Err(error) => {
                         // It may not have the topic any more: then it does not have a part of it either.
-                        self.subscriptions.end(&topic);
+                        let is_given_up = self.subscriptions.give_up(&which);
                         self.unsubscribe(round, Arc::clone(&topic)).await;
-                        return self.tell_lost(topic, error, true);
+                        if is_given_up {
+                            self.tell_lost(topic, error, true);
+                        }
+                        return;
                     }
                 },
             }
@@ -321,40 +345,50 @@ impl Resubscriber {
                 break;
             }
         }
-        self.subscriptions.leave_recovery(id, &topic);
-        let was_refused = answered && self.subscriptions.end_refusal(&topic);
+        self.subscriptions.leave_recovery(id, &which);
+        let was_refused = answered && self.subscriptions.end_refusal(&which);
         if was_refused || !recovered {
             let server = Arc::clone(&self.server);
             self.events.tell(&ConnectionEvent::Resubscribed { server, topic, recovered });
         }
     }
 
-    /// The application does not want it: the session is not to have it.
+    /// The application does not want it: the session is not to have it. Looks again right before each try whether that
+    /// is so.
     async fn unsubscribe(&self, round: &Round, topic: Arc<str>) {
         let mut pauses = Pauses::default();
-        loop {
+        let is_lost = loop {
+            let Some(turn) = self.turn(round, &topic).await else { return };
+            let Some(which) = self.subscriptions.unwanted(&topic) else { return };
             let place = round.places.acquire().await;
             let outcome = unsubscribe(&round.connection, &topic, self.options(self.timeout())).await;
             drop(place);
             let Err(error) = outcome else {
-                self.subscriptions.has_ended(&topic);
-                break;
+                self.subscriptions.has_ended(&which);
+                break self.subscriptions.lose(&topic);
             };
             tracing::debug!(server = &*self.server, topic = &*topic, %error, "could not unsubscribe");
-            match Trouble::of(&error) {
-                Trouble::NoConnection | Trouble::Final => break,
-                trouble @ (Trouble::Passing | Trouble::Refused) => {
-                    let goes_on = self.pause(round, pauses.next(trouble)).await;
-                    if !goes_on || !self.subscriptions.is_unwanted(&topic) {
-                        break;
-                    }
-                }
+            let pause = match Trouble::of(&error) {
+                Trouble::NoConnection | Trouble::Final => return,
+                trouble @ (Trouble::Passing | Trouble::Refused) => pauses.next(trouble),
+            };
+            drop(turn);
+            if !self.pause(round, pause).await {
+                return;
             }
-        }
-        // The application may have subscribed again meanwhile, before this call came to the server.
-        if self.subscriptions.lose(&topic) {
+        };
+        // It is wanted in each session meanwhile, and nobody has asked for it in this one.
+        if is_lost {
             Box::pin(self.resubscribe(round, topic, Why::Ended, Vec::new())).await;
         }
+    }
+}
+
+/// Whether a part that ended here is more than nothing.
+fn is_further(from: Option<Position>, reached: Option<Position>) -> bool {
+    match (from, reached) {
+        (Some(from), Some(reached)) => from.epoch == reached.epoch && from.offset < reached.offset,
+        (from, reached) => from.is_none() && reached.is_some(),
     }
 }
 
@@ -471,7 +505,7 @@ mod tests {
     fn hold(of: &Resubscriber, connection: &Connection, position: Position) {
         of.subscriptions.want("news");
         let subscribed = Subscribed { recovered: true, position: Some(position) };
-        let claim = of.subscriptions.claim("news");
+        let (claim, _) = of.subscriptions.claim("news").expect("it is missing");
         claim.hold(connection.id(), &subscribed, Asker::Client);
     }
 
@@ -509,7 +543,8 @@ mod tests {
             assert_eq!(told(&mut events).await, expected);
             let left = this.subscriptions.begin(connection.id(), true);
             assert!(left.with_gaps.is_empty() && left.missing.is_empty(), "all is asked for");
-            assert!(this.subscriptions.begin_recovery(connection.id(), "news"), "nobody asks any more");
+            let again = this.subscriptions.begin_recovery(connection.id(), &"news".into());
+            assert!(again.is_some(), "nobody asks any more");
         }
     }
 
@@ -527,7 +562,8 @@ mod tests {
         let recovering = this.recover(&asking, "news".into());
         tokio::time::timeout(Duration::from_secs(60), recovering).await.expect("it ends");
         assert!(told(&mut events).await.is_empty());
-        assert!(this.subscriptions.is_wanted("news"), "the next connection asks again");
+        let again = this.subscriptions.begin_recovery(connection.id(), &"news".into());
+        assert!(again.is_some_and(|which| this.subscriptions.is_wanted(&which)), "the next connection asks again");
     }
 
     /// Whether all was recovered is what the server says, and whether the session before had got everything.
@@ -559,17 +595,18 @@ mod tests {
             let this = resubscriber();
             let (connection, far) = alone(Role::Client);
             this.subscriptions.begin(connection.id(), false);
-            this.subscriptions.end("news");
+            drop(this.subscriptions.begin_unsubscribe("news"));
             let (of_task, round) = (this.clone(), round(&connection));
             let mut task = tokio::spawn(async move { of_task.unsubscribe(&round, "news".into()).await });
             let waited = tokio::time::timeout(Duration::from_secs(20), &mut task).await;
             assert!(waited.is_err(), "it asks on and on");
             let _far = Some(far).filter(|_| !closes);
             if !closes {
-                this.subscriptions.has_ended("news");
+                let which = this.subscriptions.unwanted(&"news".into()).expect("it was not told");
+                this.subscriptions.has_ended(&which);
             }
             tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends").expect("no panic");
-            assert_eq!(this.subscriptions.is_unwanted("news"), closes);
+            assert_eq!(this.subscriptions.unwanted(&"news".into()).is_some(), closes);
         }
     }
 }

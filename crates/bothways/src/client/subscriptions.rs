@@ -4,9 +4,13 @@
 //! that it dropped is asked for again; and what the application unsubscribed from while there was no connection is made
 //! good. Each session begins with a connection, and connections are numbered: a reply of an earlier one says nothing of
 //! the session that there is now.
+//!
+//! What is asked of one topic is asked one after another, in the order in which the application asked; the client itself
+//! looks again right before it asks. Subscriptions are numbered: what is learned of one says nothing of the next one of the
+//! same topic.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,6 +25,7 @@ use crate::{
     caller::{CallOptions, Caller},
     connection::ConnectionId,
     error::CallError,
+    in_turn::{self, Lines},
     session::{Answer, Position, SubscribeArgs, SubscribeReply, Subscribed},
 };
 
@@ -30,7 +35,12 @@ pub(super) struct Subscriptions {
     /// There is one at least: messages are looked at.
     any: AtomicBool,
     state: Mutex<State>,
+    /// Calls about each topic. Joined while the state is locked: the order is that in which the state changed.
+    lines: Arc<Lines<Arc<str>>>,
 }
+
+/// A place among the calls about one topic.
+pub(super) type Place = in_turn::Place<Arc<str>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -39,9 +49,9 @@ struct State {
     began: Option<ConnectionId>,
     /// The newest connection that stood: only on this one is anything asked for again.
     newest: Option<ConnectionId>,
-    /// What the application has unsubscribed from, and the present session may still have.
-    unwanted: BTreeSet<Arc<str>>,
-    /// How many subscriptions have begun, to tell one from the next of the same topic.
+    /// What the application has unsubscribed from, and the present session may still have; with the number of that.
+    unwanted: BTreeMap<Arc<str>, u64>,
+    /// How many subscriptions and unsubscriptions have begun, to tell one from the next of the same topic.
     begun: u64,
 }
 
@@ -69,6 +79,18 @@ struct Subscription {
 }
 
 impl State {
+    /// One subscription, if it is still there.
+    fn get(&mut self, which: &Which) -> Option<&mut Subscription> {
+        self.list.get_mut(&which.topic).filter(|of| of.number == which.number)
+    }
+
+    /// The session is not to have this topic, and may.
+    fn end(&mut self, topic: &Arc<str>) -> u64 {
+        self.begun += 1;
+        self.unwanted.insert(Arc::clone(topic), self.begun);
+        self.begun
+    }
+
     /// The subscription to a topic, which begins here if there is none.
     fn entry(&mut self, topic: &str) -> &mut Subscription {
         let begun = &mut self.begun;
@@ -77,6 +99,13 @@ impl State {
             Subscription { number: *begun, ..Subscription::default() }
         })
     }
+}
+
+/// One subscription to a topic.
+#[derive(Clone, Debug)]
+pub(super) struct Which {
+    pub(super) topic: Arc<str>,
+    number: u64,
 }
 
 /// Where a topic was when its session began. Until it is asked for, messages that come by a wildcard move its position.
@@ -132,25 +161,43 @@ pub(super) enum Asker {
 }
 
 /// A call that subscribes is under way. Without success nothing is left of it.
-pub(super) struct Claim<'a> {
-    all: &'a Subscriptions,
-    topic: &'a str,
-    /// Of which subscription it is: the topic may be unsubscribed from meanwhile, and subscribed to again.
-    number: u64,
+pub(super) struct Claim {
+    all: Arc<Subscriptions>,
+    which: Which,
     /// The server has answered: what it has is known.
     answered: AtomicBool,
 }
 
-impl Drop for Claim<'_> {
+/// The application subscribes, and its call is in line. The claim ends before the next one has its turn.
+pub(crate) struct Subscribing {
+    pub(super) claim: Claim,
+    pub(super) place: Place,
+}
+
+/// The application unsubscribes, and its call is in line.
+pub(crate) struct Unsubscribing {
+    all: Arc<Subscriptions>,
+    pub(super) which: Which,
+    pub(super) place: Place,
+}
+
+impl Unsubscribing {
+    /// The server does not have it any more. What was asked since counts for itself.
+    pub(super) fn has_ended(&self) {
+        self.all.has_ended(&self.which);
+    }
+}
+
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut state = self.all.state.lock();
-        if let Some(subscription) = state.list.get_mut(self.topic).filter(|of| of.number == self.number) {
+        if let Some(subscription) = state.get(&self.which) {
             subscription.claims = subscription.claims.saturating_sub(1);
             if subscription.claims == 0 && !subscription.wanted {
-                state.list.remove(self.topic);
+                state.list.remove(&self.which.topic);
                 if !*self.answered.get_mut() {
                     // The session may have it, and the application was not told so.
-                    state.unwanted.insert(self.topic.into());
+                    state.end(&self.which.topic);
                 }
             }
         }
@@ -158,20 +205,33 @@ impl Drop for Claim<'_> {
     }
 }
 
-impl Claim<'_> {
+impl Claim {
+    pub(super) fn which(&self) -> &Which {
+        &self.which
+    }
+
     /// The server has answered, whatever it was.
     pub(super) fn is_answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// The server refuses it for good. False: it was unsubscribed meanwhile, and perhaps subscribed to again.
-    pub(super) fn forget(&self) -> bool {
+    /// Has it in each session that begins from now on, unless it was unsubscribed meanwhile.
+    pub(super) fn want(&self) {
         let mut state = self.all.state.lock();
-        let is_mine = state.list.get(self.topic).is_some_and(|of| of.number == self.number);
-        if is_mine {
-            self.all.forget_in(&mut state, self.topic);
+        if let Some(subscription) = state.get(&self.which) {
+            subscription.wanted = true;
+            state.unwanted.remove(&self.which.topic);
         }
-        is_mine
+    }
+
+    /// The server refuses it for good: only others who subscribe now may still have it. False: it was unsubscribed
+    /// meanwhile, and perhaps subscribed to again.
+    pub(super) fn forget(&self) -> bool {
+        self.is_answered();
+        let mut state = self.all.state.lock();
+        let Some(subscription) = state.get(&self.which) else { return false };
+        (subscription.held, subscription.pending) = (false, None);
+        std::mem::take(&mut subscription.wanted)
     }
 
     /// The server answered on this connection: it has the topic. `None`: the session is lost since. Otherwise whether
@@ -179,9 +239,8 @@ impl Claim<'_> {
     pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, asker: Asker) -> Option<bool> {
         let mut state = self.all.state.lock();
         let held = state.began.is_none_or(|began| began <= connection);
-        let mine = state.list.get_mut(self.topic).filter(|of| of.number == self.number);
         // Unsubscribed meanwhile: the client has nothing to tell of it.
-        let Some(subscription) = mine else { return (asker != Asker::Client).then_some(false) };
+        let Some(subscription) = state.get(&self.which) else { return (asker != Asker::Client).then_some(false) };
         (subscription.wanted, subscription.held) = (true, held);
         // What was missed before is still asked for, and not behind this position.
         let still_asked = asker == Asker::Application && subscription.pending.is_some();
@@ -197,6 +256,7 @@ impl Claim<'_> {
             subscription.holes = Holes::default();
         }
         let pending = if still_asked { None } else { subscription.pending.take() };
+        state.unwanted.remove(&self.which.topic);
         Some(pending.is_some_and(|pending| pending.missed))
     }
 }
@@ -217,41 +277,76 @@ impl Subscriptions {
         self.any.store(true, Ordering::Release);
     }
 
-    /// Notes positions of a topic from now on: its messages may come before the reply.
-    pub(super) fn claim<'a>(&'a self, topic: &'a str) -> Claim<'a> {
+    /// The application subscribes. Positions of the topic are noted from now on: its messages may come before the reply.
+    pub(super) fn begin_subscribe(self: &Arc<Self>, topic: &str) -> Subscribing {
         let mut state = self.state.lock();
-        let subscription = state.entry(topic);
+        let topic: Arc<str> = topic.into();
+        let subscription = state.entry(&topic);
         subscription.claims += 1;
-        let number = subscription.number;
+        let which = Which { topic: Arc::clone(&topic), number: subscription.number };
         self.any.store(true, Ordering::Release);
-        Claim { all: self, topic, number, answered: false.into() }
+        let place = self.lines.join(topic);
+        Subscribing { claim: Claim { all: Arc::clone(self), which, answered: false.into() }, place }
     }
 
-    pub(super) fn forget(&self, topic: &str) {
-        self.forget_in(&mut self.state.lock(), topic);
-    }
-
-    fn forget_in(&self, state: &mut State, topic: &str) {
-        state.list.remove(topic);
-        self.any.store(!state.list.is_empty(), Ordering::Release);
-    }
-
-    /// As [`Self::claim`], because the application asks for it.
-    pub(super) fn claim_wanted<'a>(&'a self, topic: &'a str) -> Claim<'a> {
-        self.state.lock().unwanted.remove(topic);
-        self.claim(topic)
-    }
-
-    /// The application wants this no more. Until [`Self::has_ended`] a session that is resumed may still have it.
-    pub(super) fn end(&self, topic: &str) {
+    /// The client itself subscribes to what the session does not have, from where it is, if that is still wanted.
+    pub(super) fn claim(self: &Arc<Self>, topic: &str) -> Option<(Claim, Option<Position>)> {
         let mut state = self.state.lock();
-        self.forget_in(&mut state, topic);
-        state.unwanted.insert(topic.into());
+        let (topic, _) = state.list.get_key_value(topic)?;
+        let topic = Arc::clone(topic);
+        let subscription = state.list.get_mut(&topic)?;
+        let is_missing = !subscription.held || subscription.pending.is_some();
+        let from = subscription.from().filter(|_| is_missing)?;
+        subscription.claims += 1;
+        let which = Which { topic, number: subscription.number };
+        Some((Claim { all: Arc::clone(self), which, answered: false.into() }, from))
     }
 
-    /// The server does not have it any more.
-    pub(super) fn has_ended(&self, topic: &str) {
-        self.state.lock().unwanted.remove(topic);
+    /// The application wants this no more. Until the server has said that it does not have it, a session that is resumed
+    /// may.
+    pub(super) fn begin_unsubscribe(self: &Arc<Self>, topic: &str) -> Unsubscribing {
+        let mut state = self.state.lock();
+        let topic: Arc<str> = topic.into();
+        state.list.remove(&topic);
+        self.any.store(!state.list.is_empty(), Ordering::Release);
+        let number = state.end(&topic);
+        let place = self.lines.join(Arc::clone(&topic));
+        Unsubscribing { all: Arc::clone(self), which: Which { topic, number }, place }
+    }
+
+    /// The client itself gives up a subscription. False: the application has done so before.
+    pub(super) fn give_up(&self, which: &Which) -> bool {
+        let mut state = self.state.lock();
+        let Some(subscription) = state.get(which) else { return false };
+        if 0 < subscription.claims {
+            // The application subscribes this moment: that counts.
+            (subscription.held, subscription.pending) = (false, None);
+            return std::mem::take(&mut subscription.wanted);
+        }
+        state.list.remove(&which.topic);
+        self.any.store(!state.list.is_empty(), Ordering::Release);
+        state.end(&which.topic);
+        true
+    }
+
+    /// A place in line for the client itself, which looks again when it has its turn.
+    pub(super) fn join(&self, topic: &Arc<str>) -> Place {
+        self.lines.join(Arc::clone(topic))
+    }
+
+    /// Which unsubscription the server is still to be told: none that it was told, and none before a newer wish.
+    pub(super) fn unwanted(&self, topic: &Arc<str>) -> Option<Which> {
+        let state = self.state.lock();
+        let number = *state.unwanted.get(topic).filter(|_| !state.list.contains_key(topic))?;
+        Some(Which { topic: Arc::clone(topic), number })
+    }
+
+    /// The server does not have it any more, since this unsubscription.
+    pub(super) fn has_ended(&self, which: &Which) {
+        let mut state = self.state.lock();
+        if state.unwanted.get(&which.topic).is_some_and(|number| *number <= which.number) {
+            state.unwanted.remove(&which.topic);
+        }
     }
 
     /// A message came, for the first time.
@@ -283,7 +378,7 @@ impl Subscriptions {
         ToDo {
             missing: missing.map(|(topic, s)| (Arc::clone(topic), with_history(s))).collect(),
             with_gaps: wanted().filter(|(_, s)| s.held && s.pending.is_none() && 0 < s.gaps).map(names).collect(),
-            unwanted: state.unwanted.iter().cloned().collect(),
+            unwanted: state.unwanted.keys().filter(|topic| !state.list.contains_key(*topic)).cloned().collect(),
         }
     }
 
@@ -300,37 +395,21 @@ impl Subscriptions {
         missed.collect()
     }
 
-    /// Where to go on, if that is still wanted. A new session is asked from where the topic was when it began; one that
-    /// has had the topic, from what is missing.
-    pub(super) fn from(&self, topic: &str) -> Option<Option<Position>> {
-        let state = self.state.lock();
-        let subscription = state.list.get(topic).filter(|subscription| subscription.wanted)?;
-        let first_missing = subscription.first_missing();
-        let Some(Pending { from, .. }) = subscription.pending else { return Some(first_missing) };
-        let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
-        Some(goes_on.map_or(from, |(reached, from)| Some(if from.offset < reached.offset { reached } else { from })))
-    }
-
     /// Where a topic was of which the application wants what comes from now on, and that it has had before.
     pub(super) fn pending_from(&self, topic: &str) -> Option<Position> {
-        let is_pending = self.state.lock().list.get(topic).is_some_and(|subscription| subscription.pending.is_some());
-        if is_pending { self.from(topic)? } else { None }
+        let state = self.state.lock();
+        state.list.get(topic).filter(|subscription| subscription.pending.is_some())?.from()?
     }
 
     /// A part of what was missed was sent or is on its way, up to here.
-    pub(super) fn note_part(&self, topic: &str, reached: Option<Position>) {
-        if let Some(pending) = self.state.lock().list.get_mut(topic).and_then(|s| s.pending.as_mut()) {
+    pub(super) fn note_part(&self, which: &Which, reached: Option<Position>) {
+        if let Some(pending) = self.state.lock().get(which).and_then(|s| s.pending.as_mut()) {
             pending.from = reached;
         }
     }
 
-    pub(super) fn is_wanted(&self, topic: &str) -> bool {
-        self.state.lock().list.get(topic).is_some_and(|subscription| subscription.wanted)
-    }
-
-    /// The session may have it, and is not to.
-    pub(super) fn is_unwanted(&self, topic: &str) -> bool {
-        self.state.lock().unwanted.contains(topic)
+    pub(super) fn is_wanted(&self, which: &Which) -> bool {
+        self.state.lock().get(which).is_some_and(|subscription| subscription.wanted)
     }
 
     /// No connection has stood since.
@@ -339,31 +418,32 @@ impl Subscriptions {
     }
 
     /// The server refuses it. True if that is to be told: once, until it lets the client in.
-    pub(super) fn note_refusal(&self, topic: &str) -> bool {
+    pub(super) fn note_refusal(&self, which: &Which) -> bool {
         let mut state = self.state.lock();
-        let Some(subscription) = state.list.get_mut(topic).filter(|subscription| subscription.wanted) else {
+        let Some(subscription) = state.get(which).filter(|subscription| subscription.wanted) else {
             return false;
         };
         !std::mem::replace(&mut subscription.refused, true)
     }
 
     /// The server does not refuse it any more. True if the application was told that it did.
-    pub(super) fn end_refusal(&self, topic: &str) -> bool {
+    pub(super) fn end_refusal(&self, which: &Which) -> bool {
         let mut state = self.state.lock();
-        state.list.get_mut(topic).is_some_and(|subscription| std::mem::take(&mut subscription.refused))
+        state.get(which).is_some_and(|subscription| std::mem::take(&mut subscription.refused))
     }
 
-    /// What was dropped is about to be asked for on this connection: `false` if somebody asks already.
-    pub(super) fn begin_recovery(&self, connection: ConnectionId, topic: &str) -> bool {
+    /// What was dropped is about to be asked for on this connection: `None` if somebody asks already.
+    pub(super) fn begin_recovery(&self, connection: ConnectionId, topic: &Arc<str>) -> Option<Which> {
         let mut state = self.state.lock();
-        let Some(subscription) = state.list.get_mut(topic) else { return false };
-        subscription.recovering.replace(connection) != Some(connection)
+        let subscription = state.list.get_mut(topic)?;
+        let which = Which { topic: Arc::clone(topic), number: subscription.number };
+        (subscription.recovering.replace(connection) != Some(connection)).then_some(which)
     }
 
     /// What is to be asked for next, if that is known.
-    pub(super) fn next_recovery(&self, topic: &str) -> Recovery {
-        let state = self.state.lock();
-        match state.list.get(topic) {
+    pub(super) fn next_recovery(&self, which: &Which) -> Recovery {
+        let mut state = self.state.lock();
+        match state.get(which) {
             Some(subscription) if subscription.held && subscription.wanted => subscription.recovery(),
             Some(subscription) if 0 < subscription.claims => Recovery::Unknown,
             _ => Recovery::Over,
@@ -372,9 +452,9 @@ impl Subscriptions {
 
     /// What was dropped was asked for, as far as `gaps`, and is on its way or gone. False if the server has said since
     /// that it dropped more.
-    pub(super) fn end_recovery(&self, topic: &str, gaps: u64, recovered: bool) -> bool {
+    pub(super) fn end_recovery(&self, which: &Which, gaps: u64, recovered: bool) -> bool {
         let mut state = self.state.lock();
-        let Some(subscription) = state.list.get_mut(topic) else { return true };
+        let Some(subscription) = state.get(which) else { return true };
         match recovered {
             true => subscription.holes.owe(),
             false => subscription.holes = Holes::default(),
@@ -386,21 +466,21 @@ impl Subscriptions {
     }
 
     /// Nobody asks any more on this connection.
-    pub(super) fn leave_recovery(&self, connection: ConnectionId, topic: &str) {
-        if let Some(subscription) = self.state.lock().list.get_mut(topic)
+    pub(super) fn leave_recovery(&self, connection: ConnectionId, which: &Which) {
+        if let Some(subscription) = self.state.lock().get(which)
             && subscription.recovering == Some(connection)
         {
             subscription.recovering = None;
         }
     }
 
-    pub(super) fn note_position(&self, topic: &str, position: Position) {
-        if let Some(subscription) = self.state.lock().list.get_mut(topic) {
+    pub(super) fn note_position(&self, which: &Which, position: Position) {
+        if let Some(subscription) = self.state.lock().get(which) {
             subscription.note(position);
         }
     }
 
-    /// The server does not have this topic any more. True if it is wanted.
+    /// The server may not have this topic any more. True if it is wanted.
     pub(super) fn lose(&self, topic: &str) -> bool {
         let mut state = self.state.lock();
         let wanted = state.list.get_mut(topic).filter(|subscription| subscription.wanted);
@@ -419,6 +499,18 @@ pub(super) enum Recovery {
 }
 
 impl Subscription {
+    /// Where to go on, if that is wanted. A new session is asked from where the topic was when it began; one that has
+    /// had the topic, from what is missing.
+    fn from(&self) -> Option<Option<Position>> {
+        if !self.wanted {
+            return None;
+        }
+        let first_missing = self.first_missing();
+        let Some(Pending { from, .. }) = self.pending else { return Some(first_missing) };
+        let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
+        Some(goes_on.map_or(from, |(reached, from)| Some(if from.offset < reached.offset { reached } else { from })))
+    }
+
     fn recovery(&self) -> Recovery {
         self.first_missing().map_or(Recovery::Over, |position| Recovery::From(position, self.gaps))
     }
@@ -495,14 +587,24 @@ mod tests {
     }
 
     /// Subscribed on this connection, at this offset.
-    fn held(on: u64, offset: u64) -> Subscriptions {
-        let all = Subscriptions::default();
+    fn held(on: u64, offset: u64) -> Arc<Subscriptions> {
+        let all = Arc::<Subscriptions>::default();
         all.begin(connection(on), false);
-        let claim = all.claim_wanted(NEWS);
+        let claim = all.begin_subscribe(NEWS).claim;
         assert_eq!(claim.hold(connection(on), &subscribed(offset, false), Asker::Application), Some(false));
         claim.is_answered();
         drop(claim);
         all
+    }
+
+    /// The present subscription to a topic; of another topic none.
+    fn which(all: &Subscriptions, topic: &str) -> Which {
+        let number = all.state.lock().list.get(topic).map_or(0, |subscription| subscription.number);
+        Which { topic: topic.into(), number }
+    }
+
+    fn from_of(all: &Subscriptions, topic: &str) -> Option<Option<Position>> {
+        all.state.lock().list.get(topic).and_then(Subscription::from)
     }
 
     fn names(topics: &[Arc<str>]) -> Vec<&str> {
@@ -511,25 +613,25 @@ mod tests {
 
     /// What the position is from which a topic goes on.
     fn from(all: &Subscriptions) -> Option<u64> {
-        all.from(NEWS).flatten().map(|position| position.offset)
+        from_of(all, NEWS).flatten().map(|position| position.offset)
     }
 
     #[test]
     fn positions_go_on_and_not_back() {
         let all = held(1, 5);
         assert_eq!(from(&all), Some(5));
-        all.note_position(NEWS, at(7));
+        all.note_position(&which(&all, NEWS), at(7));
         assert_eq!(from(&all), Some(7));
-        all.note_position(NEWS, at(6));
+        all.note_position(&which(&all, NEWS), at(6));
         assert_eq!(from(&all), Some(7), "not back");
-        all.note_position("another", at(9));
+        all.note_position(&which(&all, "another"), at(9));
         all.note(|| message(8));
         assert_eq!(from(&all), Some(8));
         all.note(|| message(11));
         assert_eq!(from(&all), Some(8), "two are missing");
-        all.note_position(NEWS, Position { epoch: 2, offset: 1 });
-        assert_eq!(all.from(NEWS).flatten(), Some(Position { epoch: 2, offset: 1 }), "another life of the topic");
-        assert!(all.from("another").is_none());
+        all.note_position(&which(&all, NEWS), Position { epoch: 2, offset: 1 });
+        assert_eq!(from_of(&all, NEWS).flatten(), Some(Position { epoch: 2, offset: 1 }), "another life of the topic");
+        assert!(from_of(&all, "another").is_none());
     }
 
     /// What was dropped is asked for by one on each connection.
@@ -537,42 +639,48 @@ mod tests {
     fn one_at_a_time_asks_for_what_was_dropped() {
         let all = held(1, 5);
         assert_eq!(names(&all.miss(connection(1))), [NEWS]);
-        assert!(all.begin_recovery(connection(1), NEWS));
-        assert!(!all.begin_recovery(connection(1), NEWS), "somebody asks already");
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_some());
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_none(), "somebody asks already");
         assert_eq!(all.miss(connection(1)), [], "it is being asked for");
         assert_eq!(names(&all.miss(connection(2))), [NEWS], "not on this one");
-        let Recovery::From(position, gaps) = all.next_recovery(NEWS) else { panic!("it is known") };
+        let Recovery::From(position, gaps) = all.next_recovery(&which(&all, NEWS)) else { panic!("it is known") };
         assert_eq!((position, gaps), (at(5), 3));
-        assert!(!all.end_recovery(NEWS, 2, true), "more was dropped since");
-        assert!(!all.begin_recovery(connection(1), NEWS), "and so it goes on");
-        assert!(all.end_recovery(NEWS, 3, true));
-        assert!(all.begin_recovery(connection(1), NEWS), "the next one");
-        all.leave_recovery(connection(2), NEWS);
-        assert!(!all.begin_recovery(connection(1), NEWS), "that was another connection");
-        all.leave_recovery(connection(1), NEWS);
-        assert!(all.begin_recovery(connection(1), NEWS));
-        assert!(all.begin_recovery(connection(2), NEWS), "it is asked for anew on the next connection");
-        assert!(!all.begin_recovery(connection(1), "another") && all.end_recovery("another", 0, true));
+        assert!(!all.end_recovery(&which(&all, NEWS), 2, true), "more was dropped since");
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_none(), "and so it goes on");
+        assert!(all.end_recovery(&which(&all, NEWS), 3, true));
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_some(), "the next one");
+        all.leave_recovery(connection(2), &which(&all, NEWS));
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_none(), "that was another connection");
+        all.leave_recovery(connection(1), &which(&all, NEWS));
+        assert!(all.begin_recovery(connection(1), &NEWS.into()).is_some());
+        assert!(
+            all.begin_recovery(connection(2), &NEWS.into()).is_some(),
+            "it is asked for anew on the next connection"
+        );
+        assert!(
+            all.begin_recovery(connection(1), &"another".into()).is_none()
+                && all.end_recovery(&which(&all, "another"), 0, true)
+        );
     }
 
     /// A topic is asked for by whoever knows where it stands, once the server has answered.
     #[test]
     fn what_is_not_answered_yet_has_no_position() {
-        let all = Subscriptions::default();
+        let all = Arc::<Subscriptions>::default();
         all.begin(connection(1), false);
-        assert!(matches!(all.next_recovery(NEWS), Recovery::Over));
-        let claim = all.claim_wanted(NEWS);
-        assert!(matches!(all.next_recovery(NEWS), Recovery::Unknown));
+        assert!(matches!(all.next_recovery(&which(&all, NEWS)), Recovery::Over));
+        let claim = all.begin_subscribe(NEWS).claim;
+        assert!(matches!(all.next_recovery(&which(&all, NEWS)), Recovery::Unknown));
         assert_eq!(names(&all.miss(connection(1))), [NEWS], "its answer may be behind the notice");
-        assert!(!all.is_wanted(NEWS), "the application was not told yet");
+        assert!(!all.is_wanted(&which(&all, NEWS)), "the application was not told yet");
         drop(claim);
-        assert!(all.is_unwanted(NEWS), "the session may have it");
-        assert!(matches!(all.next_recovery(NEWS), Recovery::Over));
+        assert!(all.unwanted(&NEWS.into()).is_some(), "the session may have it");
+        assert!(matches!(all.next_recovery(&which(&all, NEWS)), Recovery::Over));
         assert_eq!(all.miss(connection(1)), []);
-        all.has_ended(NEWS);
-        assert!(!all.is_unwanted(NEWS));
-        all.claim_wanted(NEWS).is_answered();
-        assert!(!all.is_unwanted(NEWS), "it was refused");
+        all.has_ended(&all.unwanted(&NEWS.into()).expect("it may"));
+        assert!(all.unwanted(&NEWS.into()).is_none());
+        all.begin_subscribe(NEWS).claim.is_answered();
+        assert!(all.unwanted(&NEWS.into()).is_none(), "it was refused");
     }
 
     /// With a new session all that is wanted is asked for again, from where it was; a resumed one has it.
@@ -588,15 +696,15 @@ mod tests {
         let begun = all.begin(connection(3), false);
         assert_eq!(begun.missing, [(Arc::from(NEWS), true)]);
         assert_eq!((begun.with_gaps.len(), all.pending_from(NEWS)), (0, Some(at(5))));
-        assert!(matches!(all.next_recovery(NEWS), Recovery::Over), "it is wanted, and not there");
+        assert!(matches!(all.next_recovery(&which(&all, NEWS)), Recovery::Over), "it is wanted, and not there");
         assert_eq!(names(&all.miss(connection(3))), [] as [&str; 0], "the new session does not have it");
         // A message that comes by another pattern moves nothing of that.
         all.note(|| message(9));
         assert_eq!(all.pending_from(NEWS), Some(at(5)));
-        all.note_part(NEWS, Some(at(7)));
+        all.note_part(&which(&all, NEWS), Some(at(7)));
         assert_eq!(all.pending_from(NEWS), Some(at(7)));
 
-        let claim = all.claim(NEWS);
+        let (claim, _) = all.claim(NEWS).expect("it is missing");
         assert_eq!(claim.hold(connection(2), &subscribed(9, true), Asker::Client), None, "that session is lost");
         assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(true), "some were missing");
         assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(false), "it is told once");
@@ -608,16 +716,16 @@ mod tests {
     #[test]
     fn what_is_left_is_unwanted_until_the_server_has_it_no_more() {
         let all = held(1, 5);
-        assert!(all.is_wanted(NEWS));
-        all.end(NEWS);
-        assert!(!all.is_wanted(NEWS) && all.is_unwanted(NEWS));
+        assert!(all.is_wanted(&which(&all, NEWS)));
+        drop(all.begin_unsubscribe(NEWS));
+        assert!(!all.is_wanted(&which(&all, NEWS)) && all.unwanted(&NEWS.into()).is_some());
         assert_eq!(names(&all.begin(connection(2), true).unwanted), [NEWS]);
         assert_eq!(all.begin(connection(3), false).unwanted, [], "a new session never had it");
-        all.end(NEWS);
+        drop(all.begin_unsubscribe(NEWS));
         all.want(NEWS);
-        assert!(all.is_wanted(NEWS) && !all.is_unwanted(NEWS));
-        all.forget(NEWS);
-        assert!(!all.is_wanted(NEWS) && !all.is_unwanted(NEWS));
+        assert!(all.is_wanted(&which(&all, NEWS)) && all.unwanted(&NEWS.into()).is_none());
+        assert!(all.begin_subscribe(NEWS).claim.forget());
+        assert!(!all.is_wanted(&which(&all, NEWS)) && all.unwanted(&NEWS.into()).is_none());
         let wanting = Subscriptions::wanting([Arc::from(NEWS)]);
         assert_eq!(wanting.begin(connection(1), false).missing, [(Arc::from(NEWS), false)]);
     }
@@ -626,9 +734,13 @@ mod tests {
     #[test]
     fn a_refusal_is_told_once() {
         let all = held(1, 5);
-        assert_eq!([0; 2].map(|_| all.note_refusal(NEWS)), [true, false]);
-        assert_eq!([0; 2].map(|_| all.end_refusal(NEWS)), [true, false]);
-        assert!(all.note_refusal(NEWS) && !all.note_refusal("another") && !all.end_refusal("another"));
+        assert_eq!([0; 2].map(|_| all.note_refusal(&which(&all, NEWS))), [true, false]);
+        assert_eq!([0; 2].map(|_| all.end_refusal(&which(&all, NEWS))), [true, false]);
+        assert!(
+            all.note_refusal(&which(&all, NEWS))
+                && !all.note_refusal(&which(&all, "another"))
+                && !all.end_refusal(&which(&all, "another"))
+        );
         assert!(all.lose(NEWS) && !all.lose("another"));
         assert_eq!(all.begin(connection(2), true).missing, [(Arc::from(NEWS), false)], "it is asked for again");
     }
@@ -636,10 +748,10 @@ mod tests {
     /// Messages are looked at only if something is subscribed to.
     #[test]
     fn what_nobody_wants_is_not_looked_at() {
-        let all = Subscriptions::default();
+        let all = Arc::<Subscriptions>::default();
         all.note(|| panic!("there is no subscription"));
         let all = held(1, 5);
-        all.end(NEWS);
+        drop(all.begin_unsubscribe(NEWS));
         all.note(|| panic!("there is none any more"));
     }
 
@@ -650,9 +762,9 @@ mod tests {
         for (epoch, missed) in [(1, false), (2, true)] {
             let all = held(1, 5);
             all.begin(connection(2), false);
-            all.note_position(NEWS, Position { epoch, offset: 9 });
+            all.note_position(&which(&all, NEWS), Position { epoch, offset: 9 });
             all.begin(connection(3), false);
-            let claim = all.claim(NEWS);
+            let (claim, _) = all.claim(NEWS).expect("it is missing");
             assert_eq!(claim.hold(connection(3), &subscribed(9, true), Asker::Client), Some(missed), "{epoch}");
         }
     }
@@ -660,9 +772,9 @@ mod tests {
     /// Nothing is asked for of a topic that has no position: it keeps nothing.
     #[test]
     fn a_topic_without_a_position_is_not_asked_for() {
-        let all = Subscriptions::default();
+        let all = Arc::<Subscriptions>::default();
         all.begin(connection(1), false);
-        let claim = all.claim_wanted(NEWS);
+        let claim = all.begin_subscribe(NEWS).claim;
         let subscribed = Subscribed { recovered: false, position: None };
         assert_eq!(claim.hold(connection(1), &subscribed, Asker::Application), Some(false));
         claim.is_answered();
@@ -677,15 +789,43 @@ mod tests {
     #[test]
     fn while_something_is_claimed_others_keep_it() {
         let all = held(1, 5);
-        let (one, other) = (all.claim(NEWS), all.claim("other"));
+        let (one, other) = (all.begin_subscribe(NEWS).claim, all.begin_subscribe("other").claim);
         other.is_answered();
         drop(other);
         drop(one);
-        assert!(all.is_wanted(NEWS) && !all.is_unwanted(NEWS) && !all.is_unwanted("other"));
-        let (first, second) = (all.claim("new"), all.claim("new"));
+        assert!(
+            all.is_wanted(&which(&all, NEWS))
+                && all.unwanted(&NEWS.into()).is_none()
+                && all.unwanted(&"other".into()).is_none()
+        );
+        let (first, second) = (all.begin_subscribe("new").claim, all.begin_subscribe("new").claim);
         drop(first);
-        assert!(matches!(all.next_recovery("new"), Recovery::Unknown), "another call is under way");
+        assert!(matches!(all.next_recovery(&which(&all, "new")), Recovery::Unknown), "another call is under way");
         drop(second);
-        assert!(matches!(all.next_recovery("new"), Recovery::Over) && all.is_unwanted("new"));
+        assert!(
+            matches!(all.next_recovery(&which(&all, "new")), Recovery::Over) && all.unwanted(&"new".into()).is_some()
+        );
+    }
+
+    /// What is learned late of an earlier subscription, or of an earlier end of one, says nothing of the present one.
+    #[test]
+    fn what_is_learned_late_says_nothing_of_the_next() {
+        let all = held(1, 5);
+        let earlier = which(&all, NEWS);
+        let first = all.begin_unsubscribe(NEWS);
+        let again = all.begin_subscribe(NEWS);
+        assert!(all.unwanted(&NEWS.into()).is_none(), "somebody subscribes");
+        assert_eq!(again.claim.hold(connection(1), &subscribed(9, false), Asker::Application), Some(false));
+        drop(again);
+        assert!(!all.is_wanted(&earlier) && all.is_wanted(&which(&all, NEWS)));
+        assert!(!all.give_up(&earlier) && !all.note_refusal(&earlier));
+        all.note_position(&earlier, at(77));
+        assert_eq!(from(&all), Some(9));
+
+        let second = all.begin_unsubscribe(NEWS);
+        first.has_ended();
+        assert!(all.unwanted(&NEWS.into()).is_some(), "the newer one was not answered");
+        second.has_ended();
+        assert!(all.unwanted(&NEWS.into()).is_none());
     }
 }

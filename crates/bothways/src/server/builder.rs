@@ -577,6 +577,7 @@ impl ServerBuilder {
                 calls_per_user_max: self.calls_per_user_max,
                 handshaking: 0.into(),
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
+                topic_lines: Arc::default(),
                 connections,
                 ending: Default::default(),
                 emptied: Notify::new(),

@@ -9,7 +9,7 @@ use std::{
 use bothways_proto::{Message, Metadata, keys, one_line};
 use tokio::runtime::Handle;
 
-use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token};
+use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token, topics};
 use crate::{
     connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something},
     error::{AuthError, CloseReason, ErrorCode},
@@ -130,6 +130,8 @@ impl Inlet for ServerInlet {
         let request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
         let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
+        let line = is_control.then(|| topics::line_of(&request)).flatten();
+        let place_in_line = line.map(|line| shared.topic_lines.join(line));
         let handler = shared.router.find(&request.message);
         // The admin service has a token of its own; where it does not answer, its path is one like others.
         let is_admin = request.service_path() == admin::SERVICE_PATH
@@ -156,6 +158,13 @@ impl Inlet for ServerInlet {
                     }
                 })
             }
+        };
+        let answer = match place_in_line {
+            None => answer,
+            Some(place) => Box::pin(async move {
+                place.turn().await;
+                answer.await
+            }),
         };
         let answer = match (claim, place) {
             (None, None) => answer,

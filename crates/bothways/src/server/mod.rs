@@ -57,6 +57,7 @@ use crate::{
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     guard,
+    in_turn::Lines,
     router::Router,
     session::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
@@ -94,6 +95,8 @@ struct Shared {
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
     sessions: Arc<Registry>,
+    /// Requests that subscribe and unsubscribe.
+    topic_lines: Arc<Lines<topics::Line>>,
     /// Connections that are in that table no more, and whose `on_disconnect` runs. Raised under its lock.
     ending: AtomicUsize,
     /// Woken when the last connection is gone, and its `on_disconnect` done.

@@ -2,18 +2,41 @@
 //! who is in a topic.
 //!
 //! Ordinary calls, so that a client of any rpcx library can make them; the server's auth hook is asked as for
-//! any other, and then the topic's own.
+//! any other, and then the topic's own. What one connection asks of one topic is done one after another, in the order in
+//! which it came, hooks and all.
 
 use std::sync::Arc;
 
-use bothways_proto::keys;
+use bothways_proto::{CompressType, keys};
 
 use crate::{
+    connection::ConnectionId,
     error::ErrorCode,
     handler::{Reply, Request},
     router::Router,
     session::{Answer, Position, Registry, RosterArgs, RosterReply, Session, SubscribeArgs, SubscribeReply, Wish},
 };
+
+/// One topic of one connection.
+pub(super) type Line = (ConnectionId, Box<str>);
+
+/// Arguments of more bytes than this are not looked at before they are handled: the longest name is far shorter.
+const ARGUMENTS_MAX: usize = 4 << 10;
+
+/// The line of a request that subscribes or unsubscribes. `None` for any other request, and for one that is packed or
+/// very large, which no client of ours sends.
+pub(super) fn line_of(request: &Request) -> Option<Line> {
+    let is_about_topic = matches!(request.service_method(), keys::SUBSCRIBE | keys::UNSUBSCRIBE);
+    if !is_about_topic || request.message.header().compress() != CompressType::NONE {
+        return None;
+    }
+    let is_small = request.payload().is_ok_and(|payload| payload.len() <= ARGUMENTS_MAX);
+    if !is_small {
+        return None;
+    }
+    let args: SubscribeArgs = request.decode().ok()?;
+    Some((request.connection().id(), args.topic.into()))
+}
 
 pub(super) fn add_routes(router: Router) -> Router {
     router

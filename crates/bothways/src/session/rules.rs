@@ -88,8 +88,11 @@ impl TopicOptions {
     }
 
     /// Only the newest message of each topic counts: it is kept for as long as the server runs, sent to
-    /// whoever subscribes, and takes the place of older ones that still wait for a client. In place of
-    /// [`Self::history`].
+    /// whoever subscribes to the topic by its name, and takes the place of older ones that still wait for a client. In
+    /// place of [`Self::history`].
+    ///
+    /// Who subscribes by a wildcard is sent what is published from then on, and no value of before: neither at first nor
+    /// after a lost session. It is to subscribe to the topics of which it wants the value by their names.
     pub fn latest_only(mut self) -> Self {
         self.history = Some(HistoryBounds { messages: 1, bytes: usize::MAX, time_to_live: None });
         self.latest_only = true;

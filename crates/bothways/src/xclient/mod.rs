@@ -115,7 +115,10 @@ use std::{future::Future, sync::Arc};
 
 use bothways_proto::SerializeType;
 use bytes::Bytes;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, JoinSet},
+};
 
 use self::servers::{Ears, Servers};
 pub use self::{
@@ -338,28 +341,27 @@ impl XClient {
         let closed = || CallError::NotConnected(ConnectError::Closed);
         let servers = self.shared.servers.want_topic(pattern).ok_or_else(closed)?;
         let (addresses, clients): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
-        let pattern: Arc<str> = pattern.into();
-        let outcomes = self.at_each(clients, |client| {
-            let pattern = Arc::clone(&pattern);
-            async move { client.subscribe_lastingly(&pattern).await }
-        });
-        Ok(addresses.into_iter().zip(outcomes.await).collect())
+        let subscribe =
+            |(client, subscribing): (Client, _)| async move { client.subscribe_lastingly(subscribing).await };
+        let outcomes = Running::begin(clients, subscribe, self.shared.servers.runtime()).all().await;
+        Ok(addresses.into_iter().zip(outcomes).collect())
     }
 
     /// Ends a subscription at every server; where there is none is no error. Messages that are on their way still
     /// come.
+    ///
+    /// Dropping the future, once it was polled, does not keep any server from being asked.
     ///
     /// # Errors
     /// That of the first server in the list that gave one: it may still have the subscription. None is subscribed
     /// to again.
     pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
         let clients = self.shared.servers.forget_topic(pattern);
-        let pattern: Arc<str> = pattern.into();
-        let outcomes = self.at_each(clients, |client| {
-            let pattern = Arc::clone(&pattern);
-            async move { client.unsubscribe(&pattern).await }
-        });
-        outcomes.await.into_iter().collect()
+        let unsubscribe =
+            |(client, unsubscribing): (Client, _)| async move { client.finish_unsubscribe(unsubscribing).await };
+        let mut running = Running::begin(clients, unsubscribe, self.shared.servers.runtime());
+        running.goes_on = true;
+        running.all().await.into_iter().collect()
     }
 
     /// The events of the connections to all servers, from now on: who is connected before that is among
@@ -404,21 +406,46 @@ impl XClient {
     }
 }
 
-impl XClient {
-    /// Does something at many servers at once; answers in their order.
-    async fn at_each<T, F>(&self, clients: Vec<Client>, act: impl Fn(Client) -> F) -> Vec<T>
+/// Something that is done at many servers at once. It ends when this is dropped, unless it goes on.
+struct Running<T: 'static> {
+    tasks: JoinSet<(usize, T)>,
+    goes_on: bool,
+}
+
+impl<T: Send + 'static> Running<T> {
+    fn begin<C, F>(clients: Vec<C>, act: impl Fn(C) -> F, runtime: &Handle) -> Self
     where
-        T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let mut running = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for (at, client) in clients.into_iter().enumerate() {
             let acting = act(client);
-            running.spawn_on(async move { (at, acting.await) }, self.shared.servers.runtime());
+            tasks.spawn_on(async move { (at, acting.await) }, runtime);
         }
-        let mut outcomes = running.join_all().await;
+        Self { tasks, goes_on: false }
+    }
+
+    /// The outcomes, in the order of the servers.
+    async fn all(mut self) -> Vec<T> {
+        let mut outcomes = Vec::with_capacity(self.tasks.len());
+        while let Some(outcome) = self.tasks.join_next().await {
+            match outcome {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(panicked) if panicked.is_panic() => std::panic::resume_unwind(panicked.into_panic()),
+                // Its runtime has ended, and with it the client.
+                Err(_) => {}
+            }
+        }
         outcomes.sort_unstable_by_key(|(at, _)| *at);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        if self.goes_on {
+            self.tasks.detach_all();
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     caller::RawCall,
-    client::{Client, Common, EventSender, MessageQueue, handle_messages},
+    client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, handle_messages},
     discovery::ServerEntry,
     error::{AddressError, ConnectError},
     guard,
@@ -257,25 +257,31 @@ impl Servers {
     }
 
     /// Asks every server for a topic from now on, those that come to the list too. Answers the clients of those
-    /// that are there, by address; `None` if they are closed.
-    pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, Client)>> {
+    /// that are there, by address, with what each is to ask; `None` if they are closed.
+    pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, (Client, Subscribing))>> {
         let mut list = self.list.write();
         let list = &mut *list;
         let ears = list.ears.as_ref()?;
         // Those that are there are asked by whoever called; only those that are made later ask by themselves.
-        let client = |slot: &Arc<Slot>| Some((slot.address.clone(), slot.client(self, ears, &list.topics).ok()?));
-        let clients = list.slots.iter().filter_map(client).collect();
+        let asking = |slot: &Arc<Slot>| {
+            let client = slot.client(self, ears, &list.topics).ok()?;
+            // In line while the list is locked: whatever is asked next is behind it at every server.
+            let subscribing = client.begin_subscribe(topic);
+            Some((slot.address.clone(), (client, subscribing)))
+        };
+        let clients = list.slots.iter().filter_map(asking).collect();
         if !list.topics.iter().any(|wanted| **wanted == *topic) {
             list.topics.push(topic.into());
         }
         Some(clients)
     }
 
-    /// Asks no server for a topic any more. Answers the clients that were made.
-    pub(super) fn forget_topic(&self, topic: &str) -> Vec<Client> {
+    /// Asks no server for a topic any more. Answers the clients that were made, with what each is to ask.
+    pub(super) fn forget_topic(&self, topic: &str) -> Vec<(Client, Unsubscribing)> {
         let mut list = self.list.write();
         list.topics.retain(|wanted| **wanted != *topic);
-        list.slots.iter().filter_map(|slot| slot.made()).collect()
+        let clients = list.slots.iter().filter_map(|slot| slot.made());
+        clients.map(|client| (client.clone(), client.begin_unsubscribe(topic))).collect()
     }
 
     /// The clients that were made.

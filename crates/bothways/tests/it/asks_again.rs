@@ -375,6 +375,117 @@ async fn who_unsubscribed_while_away_asks_a_busy_server_again() {
     until(|| session.subscriptions().is_empty()).await;
 }
 
+/// Two clones ask for the opposite at once, and the server takes longer for what came first: what was asked last counts,
+/// at the server and at the client.
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_last_of_a_topic_counts() {
+    let builder = Server::builder().auth(|request| async move {
+        tokio::time::sleep(if request.service_method == "Unsubscribe" { 300 * MS } else { MS }).await;
+        Ok::<_, String>(())
+    });
+    let server = builder.topic("*", TopicOptions::new().open()).expect("a pattern").build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, mut messages, _events) = client(listening.address(), options()).await;
+    ann.subscribe("a").await.expect("open");
+    let clone = ann.clone();
+    let (first, second) = tokio::join!(ann.unsubscribe("a"), async {
+        tokio::time::sleep(20 * MS).await;
+        clone.subscribe("a").await
+    });
+    first.expect("connected");
+    second.expect("open");
+    assert_eq!(only_session(&server).subscriptions(), ["a"]);
+    server.publish("a", &push(1)).expect("small");
+    assert_eq!(number(&soon(messages.next()).await.expect("it is there")), 1);
+
+    let (first, second) = tokio::join!(clone.subscribe("b"), ann.unsubscribe("b"));
+    first.expect("open");
+    second.expect("connected");
+    assert_eq!(only_session(&server).subscriptions(), ["a"]);
+    only_session(&server).end("a test");
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(only_session(&server).subscriptions(), ["a"], "in the next session too");
+}
+
+/// The session whose client is there. A session whose Welcome was cut off waits for nobody.
+fn connected(server: &Server) -> Session {
+    let mut sessions = server.sessions(&Target::everyone()).expect("no topic");
+    sessions.retain(|session| session.connection().is_some());
+    assert_eq!(sessions.len(), 1);
+    sessions.remove(0)
+}
+
+/// A small generator of its own: the same orders in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// Whatever order clones subscribe and unsubscribe in, while connections are cut, sessions are lost and the hook takes
+/// any time: the server has what the application was told last, and so has the next session.
+#[tokio::test(start_paused = true)]
+async fn the_server_has_what_the_application_was_told_last() {
+    let dice = Arc::new(std::sync::Mutex::new(Dice(7)));
+    let of_hook = Arc::clone(&dice);
+    let builder = Server::builder().auth(move |_| {
+        let takes = of_hook.lock().expect("no panic").below(60);
+        async move {
+            tokio::time::sleep(MS * u32::try_from(takes).expect("small")).await;
+            Ok::<_, String>(())
+        }
+    });
+    let server = builder.topic("*", TopicOptions::new().open()).expect("a pattern").build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let roll = |sides| dice.lock().expect("no panic").below(sides);
+    for round in 0..150 {
+        let (ann, _messages, _events) = client(listening.address(), options()).await;
+        let mut asked = tokio::task::JoinSet::new();
+        let topics = ["a", "b", "c"];
+        let ask = |asked: &mut tokio::task::JoinSet<()>, topic: &'static str, subscribes: bool| {
+            let ann = ann.clone();
+            // Tasks of one thread run in the order in which they were made.
+            asked.spawn(async move {
+                let _ = if subscribes { ann.subscribe(topic).await.map(|_| ()) } else { ann.unsubscribe(topic).await };
+            });
+        };
+        for _ in 0..30 {
+            match roll(10) {
+                0 => drop(ann.connection().map(|connection| connection.close())),
+                1 => server.sessions(&Target::everyone()).expect("no topic").iter().for_each(|all| all.end("a test")),
+                2 | 3 => tokio::time::sleep(MS * u32::try_from(roll(40)).expect("small")).await,
+                _ => {
+                    let topic = topics[usize::try_from(roll(3)).expect("small")];
+                    ask(&mut asked, topic, roll(2) == 0);
+                }
+            }
+        }
+        // The last word, which is asked until it is answered, beside whatever is still under way: all of that has been
+        // asked before.
+        tokio::time::sleep(MS).await;
+        let mut expected = Vec::new();
+        for topic in topics {
+            if roll(2) == 0 {
+                expected.push(topic);
+                while soon(ann.subscribe(topic)).await.is_err() {}
+            } else {
+                while soon(ann.unsubscribe(topic)).await.is_err() {}
+            }
+        }
+        soon(asked.join_all()).await;
+        tokio::time::sleep(5000 * MS).await;
+        assert_eq!(connected(&server).subscriptions(), expected, "round {round}");
+        connected(&server).end("a test");
+        tokio::time::sleep(5000 * MS).await;
+        assert_eq!(connected(&server).subscriptions(), expected, "round {round}, in the next session");
+        ann.close();
+        until(|| server.sessions(&Target::everyone()).expect("no topic").is_empty()).await;
+    }
+}
+
 /// The application unsubscribes and subscribes again while the client itself asks for the topic: what it has then is the
 /// later subscription, also after the next lost connection and the next lost session.
 #[tokio::test(start_paused = true)]

@@ -243,3 +243,38 @@ async fn a_push_with_too_much_metadata_is_a_gap() {
     }
     assert_eq!(failed.as_deref(), Some("1:bad_arguments"));
 }
+
+/// A server that says "more" and moves nothing is asked as one that says "later": not at once.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_moves_nothing_is_asked_again_slowly() {
+    let server = ScriptedServer::listen().await;
+    let (client, _messages, mut peer) =
+        connected(&server, ClientOptions::new().serialize_type(SerializeType::JSON)).await;
+    let answer = |request: &Message, more: bool| {
+        let args = format!("{{\"Recovered\": true, \"Epoch\": 7, \"Offset\": 5, \"More\": {more}}}");
+        Message::new(
+            Header::request(request.header().seq(), SerializeType::JSON).reply(),
+            request.service_path(),
+            request.service_method(),
+            &Metadata::new(),
+            args.as_bytes(),
+        )
+    };
+    let (subscribed, ()) = tokio::join!(client.subscribe("t"), async {
+        let request = peer.next().await;
+        peer.say(answer(&request, false).frame()).await;
+    });
+    subscribed.expect("it says so");
+    drop(peer);
+    let mut peer = server.accept_with(session_pairs("2").with(keys::SESSION_WHY, "unknown")).await;
+    let began = tokio::time::Instant::now();
+    let mut asked = 0;
+    while began.elapsed() < std::time::Duration::from_secs(6) {
+        let Ok(message) = tokio::time::timeout(std::time::Duration::from_secs(1), peer.next()).await else { continue };
+        if message.service_method() == keys::SUBSCRIBE {
+            asked += 1;
+            peer.say(answer(&message, true).frame()).await;
+        }
+    }
+    assert!((3..=12).contains(&asked), "{asked}");
+}

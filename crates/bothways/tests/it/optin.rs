@@ -747,3 +747,39 @@ async fn a_session_is_brought_no_more_than_it_may_have() {
     assert_eq!(left_out, 6 - asked_for);
 }
 
+/// What one connection asks of one topic is done in the order in which it came, though the hook of the first takes
+/// longer than that of the second; another topic does not wait.
+#[tokio::test(start_paused = true)]
+async fn requests_about_one_topic_are_handled_in_order() {
+    let slow = Duration::from_millis(300);
+    let builder = echoing().auth(move |request| async move {
+        let is_slow = request.service_method == keys::UNSUBSCRIBE;
+        tokio::time::sleep(if is_slow { slow } else { Duration::from_millis(1) }).await;
+        Ok::<_, String>(())
+    });
+    let builder = builder.topic(">", bothways::session::TopicOptions::new().open()).expect("a pattern");
+    let server = builder.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let about = |seq, method, topic: &str| {
+        let args = format!("{{\"Topic\": \"{topic}\"}}");
+        let header = Header::request(Seq::new(seq), SerializeType::JSON);
+        Message::new(header, keys::CONTROL_PATH, method, &Metadata::new(), args.as_bytes()).frame().clone()
+    };
+    client.say(about(1, keys::SUBSCRIBE, "a")).await;
+    client.next().await;
+    for (seq, method, topic) in
+        [(2, keys::UNSUBSCRIBE, "a"), (3, keys::SUBSCRIBE, "a"), (4, keys::SUBSCRIBE, "b"), (5, keys::UNSUBSCRIBE, "b")]
+    {
+        client.say(about(seq, method, topic)).await;
+    }
+    let mut answered = Vec::new();
+    for _ in 0..4 {
+        let reply = client.next().await;
+        assert_eq!(reply.error_text(), None);
+        answered.push(reply.header().seq().get());
+    }
+    let place = |seq| answered.iter().position(|answered| *answered == seq);
+    assert!(place(4) < place(2) && place(2) < place(3), "{answered:?}");
+    assert_eq!(session.subscriptions(), ["a"]);
+}

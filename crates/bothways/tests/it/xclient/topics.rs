@@ -100,6 +100,23 @@ async fn a_topic_is_subscribed_to_at_every_server() {
     assert!(messages.try_next().is_none());
 }
 
+/// Who gives up waiting for the end of a subscription has asked for it at every server.
+#[tokio::test(start_paused = true)]
+async fn an_unsubscription_that_nobody_waits_for_comes_to_every_server() {
+    let all = [Publisher::open().await, Publisher::open().await, Publisher::open().await];
+    let discovery = MultipleServersDiscovery::new(all.iter().map(|publisher| &*publisher.address));
+    let (xclient, _messages) = listening(discovery);
+    xclient.subscribe("news.*").await.expect("the client is open");
+    let mut unsubscribing = Box::pin(xclient.unsubscribe("news.*"));
+    let polled = unsubscribing.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    assert!(polled.is_pending());
+    drop(unsubscribing);
+    sleep(Duration::from_secs(1)).await;
+    for publisher in &all {
+        assert_eq!(publisher.publish(), 0);
+    }
+}
+
 /// A refusal is that server's answer, and nobody else's.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_refuses_does_not_keep_others_from_it() {
