@@ -577,7 +577,7 @@ mod tests {
         let (connection, len) = (connection(), message().frame().len());
         let bounds = QueueBounds {
             messages_max: 4,
-            bytes_max: usize::MAX,
+            bytes_max: 4 * len,
             overflow: Overflow::DropOldest,
             tracked_max: 3,
             tracked_bytes_max: 2 * len,

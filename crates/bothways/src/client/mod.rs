@@ -564,7 +564,7 @@ impl Client {
             let (connection, left) = self.wait_for_connection(Patience::Connection, time, until).await?;
             used(&connection);
             match connection.call_within(call, left).await {
-                Err(CallError::Closed { written: false, .. }) if Instant::now() < until && !link.is_ended() => {
+                Err(CallError::Closed { written: false, .. }) if Instant::now() < until => {
                     time = left.map(CallTime::rest);
                 }
                 outcome => return outcome,

@@ -279,6 +279,21 @@ mod tests {
         assert!(first(&keys, "0").is_none(), "an earlier one with its key takes nothing from it");
     }
 
+    /// The keys of servers that are gone make way: first those of the server that has brought none for longest.
+    #[test]
+    fn of_servers_that_are_gone_the_longest_quiet_is_forgotten() {
+        for _ in 0..20 {
+            let keys = ReceivedKeys::default();
+            for (server, key) in [("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")] {
+                drop(first_of(server, &keys, key).expect("new"));
+            }
+            for known in ["1", "3", "4"] {
+                assert!(first_of("c", &keys, known).is_none(), "{known}");
+            }
+            assert!(first_of("c", &keys, "2").is_some());
+        }
+    }
+
     /// Of many repetitions of a message that nobody has dealt with, so many wait, and the others are no promise.
     #[test]
     fn so_many_repetitions_wait_for_the_first() {

@@ -374,3 +374,23 @@ pub(super) fn compressed(header: Header, payload: Bytes, compress: CompressType)
     }
     (header, payload)
 }
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::Role;
+
+    use crate::connection::alone::alone;
+
+    /// Only a client that understands it is told that a call is given up, and one that is called by pushes.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_given_up_towards_those_who_understand_it() {
+        let (connection, _far) = alone(Role::Server);
+        for by_push in [false, true] {
+            connection.shared.state.lock().called_by_pushes = by_push;
+            let before = connection.shared.state.lock().outbox.written_bytes();
+            connection.cancel_call("0123456789abcdef");
+            let after = connection.shared.state.lock().outbox.written_bytes();
+            assert_eq!(before != after, by_push);
+        }
+    }
+}

@@ -186,6 +186,8 @@ mod tests {
             keep(&mut pasts, Some(&format!("user {n}")), 30);
             keep(&mut pasts, None, 30);
             assert!(pasts.bytes <= 64 << 10 && pasts.nobodys <= 16 << 10, "{} {}", pasts.bytes, pasts.nobodys);
+            let nobodys: usize = pasts.all.values().filter(|past| past.user.is_none()).map(|past| past.bytes).sum();
+            assert_eq!(pasts.nobodys, nobodys);
         }
         assert_eq!((count(&pasts, "user 0"), count(&pasts, "user 199")), (0, 1));
         let all: Vec<u64> = pasts.all.keys().copied().collect();

@@ -30,6 +30,7 @@ async fn a_connection_is_busy_while_somebody_can_be_answered() {
         drop(state);
         assert_eq!(connection.is_busy(), can_answer, "{number}");
         assert_eq!(connection.is_being_let_in(), lets_in, "{number}");
+        assert_eq!(connection.end_reason().is_none(), lets_in, "{number}");
 
         connection.shared.state.lock().hello_pending = false;
         assert!(!connection.is_busy() && !connection.is_being_let_in(), "{number}");
