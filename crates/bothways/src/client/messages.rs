@@ -3,7 +3,6 @@
 //! The reader of a connection only ever adds to the queue; it never waits for the application.
 
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +15,12 @@ use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
-use super::{repeats::FirstOfKey, session::Ack, subscriptions};
+use super::{
+    repeats::FirstOfKey,
+    session::Ack,
+    subscriptions,
+    waiting::{self, Amount, Waiting},
+};
 use crate::{
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
@@ -28,16 +32,14 @@ use crate::{
 pub struct ServerMessage {
     pub(super) message: Message,
     pub(super) connection: Connection,
-    server: Arc<str>,
-    dropped_before: u64,
+    pub(super) server: Arc<str>,
+    pub(super) dropped_before: u64,
     /// A tracked message is handled, and acknowledged as such, when the last clone is dropped.
     pub(super) ack: Option<Arc<Ack>>,
     /// So is one that has an idempotency key, for those that come again.
     pub(super) first: Option<Arc<FirstOfKey>>,
     /// It is the newest value of this, as its server says.
-    latest_of: Option<Arc<str>>,
-    /// Where it stands among those that wait: numbers grow.
-    place: u64,
+    pub(super) latest_of: Option<Arc<str>>,
 }
 
 impl ServerMessage {
@@ -143,7 +145,9 @@ impl ServerMessage {
     }
 
     /// What is tracked stays, and what has tracked repetitions that wait for it.
-    fn may_be_pushed_out(&self) -> bool {
+    pub(super) fn may_be_pushed_out(&self) -> bool {
+        #[cfg(test)]
+        tests::LOOKED_AT.set(tests::LOOKED_AT.get() + 1);
         self.ack.is_none() && !self.first.as_ref().is_some_and(|first| first.has_repetitions())
     }
 
@@ -171,7 +175,7 @@ impl ServerMessage {
         self.connection.limits()
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.message.frame().len()
     }
 }
@@ -198,10 +202,17 @@ pub(crate) struct MessageQueue {
     open: Arc<Open>,
 }
 
-/// The end of the queue that a connection adds to.
-#[derive(Clone, Debug)]
+/// The end of the queue that the connections to one server add to.
+#[derive(Debug)]
 pub(super) struct MessageAdder {
     shared: Arc<Shared>,
+    server: waiting::Server,
+}
+
+impl Drop for MessageAdder {
+    fn drop(&mut self) {
+        self.shared.state.lock().waiting.leave(self.server);
+    }
 }
 
 #[derive(Debug)]
@@ -226,7 +237,9 @@ struct Shared {
     goes_to_handlers: AtomicBool,
 }
 
-/// What may wait for the application.
+/// What may wait for the application. Of several servers each has a share of it: see [`Held::has_room`].
+///
+/// [`Held::has_room`]: super::waiting::Held::has_room
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QueueBounds {
     /// Of all that waits, beyond which what is not tracked is dropped by a rule.
@@ -240,64 +253,12 @@ pub(super) struct QueueBounds {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<ServerMessage>,
-    bytes: usize,
-    /// Those among them that are tracked, and their bytes.
-    tracked: (usize, usize),
+    waiting: Waiting,
     dropped: u64,
-    /// Dropped since the last message that was added.
-    gap: u64,
-    /// The place of the next one.
-    next_place: u64,
-    /// Where the newest value of each key waits, by server and key.
-    latest: HashMap<(Arc<str>, Arc<str>), u64>,
     ended: bool,
     /// The application has dropped its end.
     abandoned: bool,
     reader: Option<Waker>,
-}
-
-impl State {
-    /// Notes that a message waits no more.
-    fn note_taken(&mut self, message: &ServerMessage) {
-        let bytes = message.bytes();
-        self.bytes -= bytes;
-        if message.ack.is_some() {
-            self.tracked = (self.tracked.0 - 1, self.tracked.1 - bytes);
-        }
-        if let Some(key) = &message.latest_of {
-            self.latest.remove(&(Arc::clone(&message.server), Arc::clone(key)));
-        }
-    }
-
-    /// Puts a message behind the others, or in the place of an older value of its key, which is returned.
-    fn put(&mut self, mut message: ServerMessage) -> Option<ServerMessage> {
-        let older = message.latest_of.as_ref().and_then(|key| {
-            let place = self.latest.get(&(Arc::clone(&message.server), Arc::clone(key)))?;
-            self.waiting.binary_search_by_key(place, |waiting| waiting.place).ok()
-        });
-        let bytes = message.bytes();
-        if let Some(at) = older {
-            let older = &mut self.waiting[at];
-            (message.place, message.dropped_before) = (older.place, older.dropped_before);
-            let older = std::mem::replace(older, message);
-            self.bytes = self.bytes - older.bytes() + bytes;
-            self.tracked.1 = self.tracked.1 - older.bytes() + bytes;
-            return Some(older);
-        }
-        message.dropped_before = std::mem::take(&mut self.gap);
-        message.place = self.next_place;
-        self.next_place += 1;
-        self.bytes += bytes;
-        if message.ack.is_some() {
-            self.tracked = (self.tracked.0 + 1, self.tracked.1 + bytes);
-        }
-        if let Some(key) = &message.latest_of {
-            self.latest.insert((Arc::clone(&message.server), Arc::clone(key)), message.place);
-        }
-        self.waiting.push_back(message);
-        None
-    }
 }
 
 pub(super) fn queue(bounds: QueueBounds) -> (MessageQueue, ServerMessages) {
@@ -312,7 +273,9 @@ impl MessageQueue {
     }
 
     pub(super) fn adder(&self) -> MessageAdder {
-        MessageAdder { shared: Arc::clone(&self.open.0) }
+        let shared = Arc::clone(&self.open.0);
+        let server = shared.state.lock().waiting.join();
+        MessageAdder { shared, server }
     }
 }
 
@@ -348,9 +311,7 @@ impl MessageAdder {
         let (connection, server) = (connection.clone(), Arc::clone(server));
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
         let latest_of = latest_of(&message, ack.is_some(), &connection);
-        let place = 0;
-        let mut message =
-            ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of, place };
+        let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of };
         // Dropped behind the lock, as is the message itself: what a message holds takes locks of its own.
         let mut pushed_out = Vec::new();
         let mut state = shared.state.lock();
@@ -362,45 +323,36 @@ impl MessageAdder {
             return Added::Unheard;
         }
         let bounds = &shared.bounds;
-        while message.ack.is_none()
-            && (bounds.messages_max <= state.waiting.len()
-                || (bounds.bytes_max < state.bytes + message.bytes() && !state.waiting.is_empty()))
-        {
+        let max = Amount { messages: bounds.messages_max, bytes: bounds.bytes_max };
+        let (bytes, mut left) = (message.bytes(), 0);
+        while message.ack.is_none() {
+            let held = state.waiting.held(self.server);
+            if held.has_room(bytes, max) || held.has_room_instead(bytes, left, max) {
+                break;
+            }
             state.dropped = state.dropped.saturating_add(1);
-            match bounds.overflow {
+            let oldest = match bounds.overflow {
                 Overflow::Disconnect => {
                     message.push_out();
                     return Added::Full;
                 }
-                Overflow::RefuseNewest => {
-                    state.gap = state.gap.saturating_add(1);
-                    message.push_out();
-                    return Added::Taken;
-                }
-                Overflow::DropOldest => {
-                    let Some(at) = state.waiting.iter().position(ServerMessage::may_be_pushed_out) else {
-                        // Only those wait that stay: the new one gives way.
-                        state.gap = state.gap.saturating_add(1);
-                        message.push_out();
-                        return Added::Taken;
-                    };
-                    let dropped = state.waiting.remove(at).expect("it was just seen");
-                    state.note_taken(&dropped);
-                    dropped.push_out();
-                    let gap = dropped.dropped_before.saturating_add(1);
-                    let before = match state.waiting.get_mut(at) {
-                        Some(next) => &mut next.dropped_before,
-                        None => &mut state.gap,
-                    };
-                    *before = before.saturating_add(gap);
-                    pushed_out.push(dropped);
-                }
-            }
+                Overflow::RefuseNewest => None,
+                // None: only those wait that stay.
+                Overflow::DropOldest => state.waiting.push_out(self.server),
+            };
+            let Some(oldest) = oldest else {
+                state.waiting.add_gap(1);
+                message.push_out();
+                return Added::Taken;
+            };
+            oldest.push_out();
+            left += oldest.bytes();
+            pushed_out.push(oldest);
         }
         if AS_THEY_CAME <= state.waiting.len() {
             message.message.compact();
         }
-        let older = state.put(message);
+        let older = state.waiting.put(self.server, message);
         let reader = state.reader.take();
         drop(state);
         if let Some(older) = older {
@@ -425,20 +377,19 @@ fn latest_of(message: &Message, is_tracked: bool, connection: &Connection) -> Op
 
 impl MessageAdder {
     /// True if one more tracked message of this size may wait, and where nobody takes any more. One that is larger
-    /// than the bound may if no other waits.
+    /// than the bound may if no other of its server waits.
     pub(super) fn has_room_for_tracked(&self, message: &Message) -> bool {
         let QueueBounds { tracked_max, tracked_bytes_max, .. } = self.shared.bounds;
+        let max = Amount { messages: tracked_max, bytes: tracked_bytes_max };
         let state = self.shared.state.lock();
-        let (messages, bytes) = state.tracked;
-        let fits = messages == 0 || (messages < tracked_max && bytes + message.frame().len() <= tracked_bytes_max);
-        fits || state.ended
+        state.ended || state.waiting.held_tracked(self.server).has_room(message.frame().len(), max)
     }
 
     /// The server says that it dropped this many messages.
     pub(super) fn add_gap(&self, missed: u64) {
         let mut state = self.shared.state.lock();
         state.dropped = state.dropped.saturating_add(missed);
-        state.gap = state.gap.saturating_add(missed);
+        state.waiting.add_gap(missed);
     }
 }
 
@@ -478,11 +429,8 @@ impl ServerMessages {
 
     fn poll_take(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<ServerMessage>> {
         let mut state = self.shared.state.lock();
-        match state.waiting.pop_front() {
-            Some(message) => {
-                state.note_taken(&message);
-                Poll::Ready(Some(message))
-            }
+        match state.waiting.pop() {
+            Some(message) => Poll::Ready(Some(message)),
             None if state.ended => Poll::Ready(None),
             None => {
                 let before = cx.and_then(|cx| state.reader.replace(cx.waker().clone()));
@@ -502,8 +450,7 @@ impl Drop for ServerMessages {
         let mut state = self.shared.state.lock();
         let was_closed = std::mem::replace(&mut state.ended, true);
         state.abandoned = !was_closed;
-        state.latest = HashMap::new();
-        let waiting = std::mem::take(&mut state.waiting);
+        let waiting = state.waiting.take();
         drop(state);
         waiting.iter().for_each(if was_closed { ServerMessage::forget } else { ServerMessage::abandon });
     }
@@ -519,7 +466,10 @@ impl Stream for ServerMessages {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::{
+        cell::Cell,
+        time::{Duration, Instant},
+    };
 
     use bothways_proto::{Header, Role, Seq};
 
@@ -531,6 +481,11 @@ mod tests {
         },
         connection::alone::alone,
     };
+
+    thread_local! {
+        /// Messages that were asked whether they may be pushed out.
+        pub(super) static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn message() -> Message {
         Message::new(Header::oneway(Seq::of_push(1), SerializeType::RAW), "T", "News", &Metadata::new(), b"x")
@@ -585,8 +540,8 @@ mod tests {
         let (queue, mut messages) = queue(bounds);
         let (adder, server) = (queue.adder(), Arc::from("memory@x"));
         let counts = |messages: &ServerMessages| {
-            let state = messages.shared.state.lock();
-            (state.waiting.len(), state.bytes / len, state.tracked.0, state.tracked.1 / len)
+            let (all, tracked) = messages.shared.state.lock().waiting.counts();
+            (all.messages, all.bytes / len, tracked.messages, tracked.bytes / len)
         };
         let mut acks = acks(2).into_iter();
         for is_tracked in [true, false, true, false] {
@@ -702,21 +657,122 @@ mod tests {
                 ack: acks(1).pop().map(Arc::new),
                 first: None,
                 latest_of: Some(Arc::from(key)),
-                place: 0,
             }
         };
-        let mut state = State::default();
-        let sum = |state: &State| state.waiting.iter().map(ServerMessage::bytes).sum::<usize>();
+        let mut waiting = Waiting::default();
+        // It left and joined again: a value of before is its own still.
+        let (before, server) = (waiting.join(), waiting.join());
+        let (mut of_a, mut of_b) = (0, 0);
         for (key, bytes, replaces) in [("a", 100, false), ("b", 10, false), ("a", 30, true), ("b", 70, true)] {
-            let older = state.put(value(key, bytes));
+            let value = value(key, bytes);
+            *(if key == "a" { &mut of_a } else { &mut of_b }) = value.bytes();
+            let older = waiting.put(if replaces { server } else { before }, value);
             assert_eq!(older.is_some(), replaces, "{key}");
-            assert_eq!((state.bytes, state.tracked), (sum(&state), (state.waiting.len(), sum(&state))));
+            let (all, tracked) = waiting.counts();
+            assert_eq!((all, all.bytes), (tracked, of_a + of_b), "{key}");
         }
-        let keys: Vec<_> = state.waiting.iter().filter_map(|waiting| waiting.latest_of.as_deref()).collect();
-        assert_eq!((keys, state.waiting[1].bytes() - state.waiting[0].bytes()), (vec!["a", "b"], 40));
-        while let Some(taken) = state.waiting.pop_front() {
-            state.note_taken(&taken);
+        assert_eq!((of_b - of_a, waiting.len()), (40, 2));
+        let keys: Vec<_> = std::iter::from_fn(|| waiting.pop()).filter_map(|taken| taken.latest_of).collect();
+        assert_eq!(keys.iter().map(|key| &**key).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(waiting.counts(), Default::default());
+        waiting.leave(before);
+        assert!(waiting.put(server, value("a", 1)).is_none(), "no place of an older value is left");
+    }
+
+    fn bounds(messages: usize, tracked: usize) -> QueueBounds {
+        QueueBounds {
+            messages_max: messages,
+            bytes_max: usize::MAX,
+            overflow: Overflow::DropOldest,
+            tracked_max: tracked,
+            tracked_bytes_max: usize::MAX,
         }
-        assert_eq!((state.bytes, state.tracked, state.latest.len()), (0, (0, 0), 0));
+    }
+
+    /// One that pushes more than the application takes is dropped from, and is cut; the others have their share.
+    #[tokio::test]
+    async fn a_server_shuts_no_other_out_of_the_queue() {
+        let (connection, [a, b]) = (connection(), ["a", "b"].map(Arc::from));
+        let (queue, mut messages) = queue(bounds(40, 40));
+        let (of_a, of_b) = (queue.adder(), queue.adder());
+        let mut acks = acks(100).into_iter();
+        let mut add_tracked = |adder: &MessageAdder, server: &Arc<str>| {
+            let has_room = adder.has_room_for_tracked(&message());
+            if has_room {
+                assert_eq!(adder.add(message(), &connection, server, acks.next(), None), Added::Taken);
+            }
+            has_room
+        };
+        assert_eq!((0..50).filter(|_| add_tracked(&of_b, &b)).count(), 20, "half is for whoever comes first");
+        assert_eq!((0..50).filter(|_| add_tracked(&of_a, &a)).count(), 10, "and a share of the rest for each");
+        assert!(!add_tracked(&of_b, &b), "it is over its share");
+        while messages.try_next().is_some() {}
+
+        for _ in 0..50 {
+            of_b.add(message(), &connection, &b, None, None);
+        }
+        for _ in 0..10 {
+            of_a.add(message(), &connection, &a, None, None);
+        }
+        for _ in 0..50 {
+            of_b.add(message(), &connection, &b, None, None);
+        }
+        let of: Vec<_> = std::iter::from_fn(|| messages.try_next()).map(|message| message.server.clone()).collect();
+        assert_eq!((of.len(), of.iter().filter(|server| **server == a).count()), (30, 10), "none of its own are gone");
+        assert_eq!(messages.dropped(), 80);
+
+        // With a server that has left nothing is shared.
+        drop(of_a);
+        assert_eq!((0..50).filter(|_| add_tracked(&of_b, &b)).count(), 40);
+        assert_eq!(format!("{:?}", queue.adder().server), "Server(0)", "its place is free");
+    }
+
+    /// Each that comes to the list finds its share, and those that left before their messages were taken keep theirs;
+    /// one that is larger than its share is taken alone, and so twice the bound is the most.
+    #[tokio::test]
+    async fn servers_that_come_and_go_fill_twice_the_bound_at_most() {
+        let (connection, server) = (connection(), Arc::from("a"));
+        let (queue, mut messages) = queue(bounds(40, 40));
+        let mut adders = vec![];
+        for _ in 0..300 {
+            let adder = queue.adder();
+            (0..50).for_each(|_| assert_eq!(adder.add(message(), &connection, &server, None, None), Added::Taken));
+            adders.push(adder);
+            if adders.len() == 3 {
+                drop(adders.remove(0));
+            }
+        }
+        assert_eq!(messages.len(), 80);
+        while messages.try_next().is_some() {}
+        let of_last = adders.pop().expect("it is the last");
+        drop(adders);
+        assert!(of_last.has_room_for_tracked(&message()));
+        (0..50).for_each(|_| assert_eq!(of_last.add(message(), &connection, &server, None, None), Added::Taken));
+        assert_eq!(messages.len(), 40, "with those that have left nothing is shared");
+    }
+
+    /// Behind a full queue of tracked messages none of them is looked at to push out one that is not, and each gap is
+    /// told once, with the message that follows it.
+    #[tokio::test]
+    async fn what_is_pushed_out_leaves_a_gap_and_no_room() {
+        let (connection, server) = (connection(), Arc::from("a"));
+        let (queue, mut messages) = queue(bounds(100, 1000));
+        let adder = queue.adder();
+        let mut acks = acks(150).into_iter();
+        let mut add = |is_tracked: bool| {
+            let ack = is_tracked.then(|| acks.next().expect("enough"));
+            assert_eq!(adder.add(message(), &connection, &server, ack, None), Added::Taken);
+        };
+        (0..90).for_each(|_| add(true));
+        (0..2_000).for_each(|_| add(false));
+        assert_eq!(LOOKED_AT.get(), 1_990, "one for each that was pushed out");
+        let slots = messages.shared.state.lock().waiting.slots();
+        assert!((100..300).contains(&slots), "{slots}: what was pushed out leaves no place for ever");
+        (0..20).for_each(|_| add(true));
+        (0..5).for_each(|_| add(false));
+        let gaps: Vec<_> = std::iter::from_fn(|| messages.try_next()).map(|message| message.dropped_before()).collect();
+        assert_eq!((gaps.len(), gaps.iter().sum::<u64>()), (110, 2_000), "{gaps:?}");
+        assert_eq!(messages.dropped(), 2_005, "the last five found no place, and none has followed them");
+        assert_eq!(messages.len(), 0);
     }
 }

@@ -27,6 +27,7 @@ mod results;
 mod roster;
 mod session;
 mod subscriptions;
+mod waiting;
 
 use std::{
     sync::{Arc, Weak},

@@ -204,6 +204,11 @@ impl ClientOptions {
 
     /// Messages from the server, and their bytes, that may wait for the application. Default 16,384
     /// messages, 16 MiB. Tracked messages have a bound of their own: [`Self::tracked_queue_bounds`].
+    ///
+    /// Of several servers of an [`XClient`](crate::XClient) none takes all of it: half of both bounds is for whoever
+    /// comes first, and each server has an even share of the other half. Who is over its share is dropped from, as
+    /// [`Self::message_overflow`] says. While servers come and go it may be more than the bound, and twice of it at
+    /// most; so may it with single messages that are larger than a share.
     pub fn message_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
         self.queue.messages_max = messages_max.max(1);
         self.queue.bytes_max = bytes_max;
@@ -215,6 +220,9 @@ impl ClientOptions {
     /// default. The connection ends at one more, as [`CloseReason::SlowPeer`](crate::CloseReason::SlowPeer); nothing is
     /// lost, for the server sends it again when the client is back. One message that is larger than the bound may wait
     /// alone.
+    ///
+    /// Several servers of an [`XClient`](crate::XClient) share it as they share [`Self::message_queue_bounds`]: the
+    /// connection that ends is that of a server which is over its share.
     pub fn tracked_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
         self.queue.tracked_max = messages_max;
         self.queue.tracked_bytes_max = bytes_max;

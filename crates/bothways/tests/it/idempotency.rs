@@ -239,7 +239,8 @@ async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
         FailMode::Failover,
         SelectMode::RoundRobin,
         MultipleServersDiscovery::new([of_one.address(), of_other.address()]),
-        ClientOptions::new().auth("ann").message_queue_bounds(2, 1 << 20),
+        // Half of it is for whoever comes first: two.
+        ClientOptions::new().auth("ann").message_queue_bounds(4, 1 << 20),
     );
     let knows_ann =
         |server: &Server| server.sessions(&Target::user("ann")).expect("no topic").iter().any(Session::is_resumable);
