@@ -4,7 +4,9 @@
 //! message of this connection, and every connection of the same thread.
 //!
 //! What comes out is bounded in bytes, for each connection and for all of a server: a payload is unpacked when there
-//! is [`Room`] for it, and the room is given back when its call has ended and its reply is packed. Packing takes no
+//! is [`Room`] for it, and the room is given back when its call has ended and its reply is packed. Replies to calls of
+//! this side have a room of their own, until their callers have them: a handler that calls its caller back holds room
+//! for its request, and would wait for itself. Packing takes no
 //! turns from unpacking: a reply that waits to be packed holds memory, a request that waits to be unpacked holds
 //! little.
 
@@ -13,6 +15,8 @@ use std::sync::Arc;
 use bothways_proto::{self as proto, CompressType, DecodeError, Limits, Message};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::clock::is_outside;
 
 /// Most unpacked bytes of a payload that is packed or unpacked in line. 256 KiB: about as long as a change of
 /// threads and back is worth.
@@ -149,9 +153,14 @@ fn unpacked_len_said(message: &Message) -> usize {
     said.max(payload.len())
 }
 
-/// Does something long on a thread for that, when it is its turn.
+/// Does something long on a thread for that, when it is its turn. A caller without a runtime does it itself.
 async fn apart<T: Send + 'static>(turns: &'static Semaphore, work: impl FnOnce() -> T + Send + 'static) -> T {
     let turn = turns.acquire().await.expect("it is never closed");
+    if is_outside() {
+        let done = work();
+        drop(turn);
+        return done;
+    }
     let done = tokio::task::spawn_blocking(move || {
         let done = work();
         drop(turn);

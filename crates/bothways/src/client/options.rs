@@ -271,8 +271,8 @@ impl ClientOptions {
 
     pub(super) fn settings(&self) -> Settings {
         let payload_max = self.settings.limits.decompressed_bytes();
-        let room = Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, payload_max);
-        Settings { room: Arc::new(room), ..self.settings.clone() }
+        let room = || Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, payload_max));
+        Settings { room: room(), reply_room: room(), ..self.settings.clone() }
     }
 
     pub(super) fn connect(&self) -> &ConnectOptions {

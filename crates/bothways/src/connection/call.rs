@@ -8,12 +8,14 @@ use std::{
 use bothways_proto::{
     Capabilities, CompressType, FrameParts, Header, Message, MessageKind, Metadata, Names, Role, Seq, keys,
 };
+use bytes::Bytes;
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 
 use super::{Connection, State, TO_CLIENT, after, control::compressed, lanes::Lane, outbox::Refused};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError, ReservedName},
+    packing,
 };
 
 /// Whoever waits for a reply.
@@ -142,7 +144,7 @@ impl Caller for Connection {
 }
 
 /// What a caller makes of the frame that answers its call.
-pub(super) fn raw_reply(message: Message, connection: &Connection) -> Result<RawReply, CallError> {
+fn raw_reply(message: Message, unpacked: Option<Bytes>, connection: &Connection) -> Result<RawReply, CallError> {
     if let Some(text) = message.error_text() {
         let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
         // In what a plain peer says this pair is an application's.
@@ -154,7 +156,10 @@ pub(super) fn raw_reply(message: Message, connection: &Connection) -> Result<Raw
         // A plain client's request that answers: what says so is for the framework, and its token for nobody else.
         metadata = metadata.without_reserved();
     }
-    let payload = message.into_payload(connection.limits()).map_err(|error| CallError::Decode(error.into()))?;
+    let payload = match unpacked {
+        Some(payload) => payload,
+        None => message.into_payload(connection.limits()).map_err(|error| CallError::Decode(error.into()))?,
+    };
     Ok(RawReply { serialize, payload, metadata })
 }
 
@@ -273,7 +278,22 @@ impl Connection {
         let reply = self.within(time, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
-        raw_reply(reply, self)
+        let mut unpacked = None;
+        if reply.header().compress() != CompressType::NONE {
+            unpacked = Some(Box::pin(self.within(time, self.unpack_reply(&reply))).await??);
+        }
+        raw_reply(reply, unpacked, self)
+    }
+
+    /// The payload of a reply that came packed, unpacked when there is room for it; a large one apart from its caller.
+    /// The room is given back as the caller gets it.
+    async fn unpack_reply(&self, reply: &Message) -> Result<Bytes, CallError> {
+        if reply.error_text().is_some() {
+            return Ok(Bytes::new());
+        }
+        let (room, share) = self.unpacking_replies();
+        let unpacked = packing::unpack(reply, self.limits(), room, &share).await;
+        unpacked.map(|(payload, _)| payload).map_err(|error| CallError::Decode(error.into()))
     }
 
     /// As [`Caller::push_raw`], waiting up to `wait` for room in the queue.
@@ -365,5 +385,42 @@ impl Connection {
                 })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Client, ClientOptions, Reply, Request, Server, caller::CallOptions};
+
+    /// A reply that came packed is unpacked when there is room for it, and gives the room back to the next.
+    #[tokio::test(start_paused = true)]
+    async fn packed_replies_wait_for_room() {
+        let echo = |request: Request| {
+            let payload = request.payload().expect("it is whole");
+            std::future::ready(Reply::ok(payload))
+        };
+        let server = Server::builder().handler("T", "Echo", echo).build();
+        let listening = server.listen("memory@packed_replies").await.expect("the name is free");
+        let options = ClientOptions::new().compress(CompressType::GZIP);
+        let client = Client::connect(listening.address(), options).await.expect("it listens");
+        let call = || RawCall {
+            service_path: "T",
+            service_method: "Echo",
+            serialize: bothways_proto::SerializeType::RAW,
+            payload: Bytes::from(vec![7; 1 << 20]),
+            options: CallOptions::new().timeout(Duration::from_secs(30)),
+        };
+        let connection = client.connection().expect("it is up");
+        let (_, share) = connection.unpacking_replies();
+        let units = u32::try_from(share.available_permits()).expect("some 65,536");
+        let taken = Arc::clone(&share).acquire_many_owned(units).await.expect("never closed");
+        let error = client.call_raw(call()).await.expect_err("there is no room");
+        assert!(matches!(error, CallError::TimedOut(_)), "{error}");
+        drop(taken);
+        let reply = client.call_raw(call()).await.expect("there is room");
+        assert_eq!((reply.payload.len(), share.available_permits()), (1 << 20, units as usize));
     }
 }

@@ -258,8 +258,9 @@ struct Seldom {
     frame: Option<BegunFrame>,
     /// Most bytes of a frame's body that the peer takes, if that is less than this side sends.
     peer_body_max: Option<usize>,
-    /// Its part of the room for unpacked payloads.
+    /// Its part of the room for unpacked payloads of requests, and of the room for those of replies.
     unpacking: Option<Share>,
+    unpacking_replies: Option<Share>,
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
 }
@@ -584,11 +585,19 @@ impl Connection {
         }
     }
 
-    /// Where payloads that came packed find room.
+    /// Where payloads of requests that came packed find room.
     pub(crate) fn unpacking(&self) -> (&Room, Share) {
         let room = &*self.shared.settings.room;
         let mut state = self.shared.state.lock();
         let share = state.seldom().unpacking.get_or_insert_with(|| room.share());
+        (room, Share::clone(share))
+    }
+
+    /// Where those of replies do.
+    fn unpacking_replies(&self) -> (&Room, Share) {
+        let room = &*self.shared.settings.reply_room;
+        let mut state = self.shared.state.lock();
+        let share = state.seldom().unpacking_replies.get_or_insert_with(|| room.share());
         (room, Share::clone(share))
     }
 

@@ -38,8 +38,10 @@ pub(crate) struct Settings {
     pub(crate) bytes_rate: Option<Rate>,
     /// Requests that run, and may run, in all connections with these settings.
     pub(crate) load: Arc<Load>,
-    /// Room for unpacked payloads, in all of them.
+    /// Room for unpacked payloads of requests, in all of them.
     pub(crate) room: Arc<Room>,
+    /// The same for replies, until their callers have them.
+    pub(crate) reply_room: Arc<Room>,
     /// What clients announced.
     pub(crate) announced: Arc<AnnouncedLists>,
     /// Drop running handlers when their connection ends.
@@ -69,6 +71,7 @@ impl Default for Settings {
             bytes_rate: None,
             load: Arc::new(Load::new(131_072)),
             room: Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, 0)),
+            reply_room: Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, 0)),
             announced: Arc::default(),
             cancel_on_disconnect: false,
             compress: CompressType::NONE,

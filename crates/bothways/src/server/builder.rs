@@ -266,7 +266,8 @@ impl ServerBuilder {
 
     /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once: in the whole server, and
     /// of one connection. Further ones wait, packed, until calls have ended; each bound is at least
-    /// [`Limits::decompressed_bytes_max`]. While a payload is unpacked it may take twice its bytes, and four are at a
+    /// [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the callers have them.
+    /// While a payload is unpacked it may take twice its bytes, and four are at a
     /// time. Default 512 MiB and 64 MiB.
     pub fn unpacked_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
         self.unpacked_bytes_max = (of_server, of_connection);
@@ -554,7 +555,8 @@ impl ServerBuilder {
         let load = Load::new(self.calls_max).with_bytes(self.request_bytes_max, self.partial_bytes_max);
         settings.load = Arc::new(load.with_outgoing(self.outgoing_bytes_max));
         let (all, share) = self.unpacked_bytes_max;
-        settings.room = Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
+        let room = || Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
+        (settings.room, settings.reply_room) = (room(), room());
         let mut sessions = self.sessions;
         sessions.limits = settings.limits.clone();
         sessions.counts_user_calls = self.calls_per_user_max.is_some();

@@ -484,23 +484,26 @@ fn calls_may_be_made_without_a_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("one");
     let server = echoing().build();
     let listening = runtime.block_on(server.listen(&address())).expect("the name is free");
-    let client = runtime.block_on(Client::connect(listening.address(), ClientOptions::new())).expect("let in");
-    let call = |options: bothways::CallOptions| {
+    let options = ClientOptions::new().compress(bothways::CompressType::GZIP);
+    let client = runtime.block_on(Client::connect(listening.address(), options)).expect("let in");
+    let call = |payload: &[u8], options: bothways::CallOptions| {
         let call = bothways::caller::RawCall {
             service_path: "T",
             service_method: "Echo",
             serialize: bothways::SerializeType::RAW,
-            payload: "x".into(),
+            payload: payload.to_vec().into(),
             options,
         };
         futures_executor_block_on(bothways::Caller::call_raw(&client, call)).expect("answered").payload
     };
-    assert_eq!(call(bothways::CallOptions::new()), "x");
+    assert_eq!(call(b"x", bothways::CallOptions::new()), "x");
+    let large = vec![7; 1 << 20];
+    assert_eq!(call(&large, bothways::CallOptions::new()), large, "its reply comes packed");
     for timeout in [Duration::from_secs(60), Duration::MAX] {
         let before = client.connection().expect("it is up");
         before.close();
         runtime.block_on(soon(before.closed()));
-        assert_eq!(call(bothways::CallOptions::new().timeout(timeout)), "x");
+        assert_eq!(call(b"x", bothways::CallOptions::new().timeout(timeout)), "x");
     }
 }
 
