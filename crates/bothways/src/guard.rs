@@ -12,7 +12,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use crate::reply::BoxFuture;
+use crate::{
+    calm::{Calm, Said, tell},
+    reply::BoxFuture,
+};
 
 /// What a panic said, if it was a text.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,7 +46,8 @@ pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// Drops what may run code of others. A panic is logged, and costs nothing else.
 pub(crate) fn drop_of<T>(what: &'static str, value: T) {
     if let Err(panicked) = call(|| drop(value)) {
-        tracing::error!(what, panic = panicked.text(), "it panicked while it was dropped");
+        static TOLD: Calm = Calm::new(1);
+        tell!(TOLD, error, what, panic = ?Said(panicked.text()), "it panicked while it was dropped");
     }
 }
 

@@ -6,12 +6,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bothways_proto::one_line;
 use futures_core::Stream;
 use parking_lot::Mutex;
 
 pub use crate::error::SessionLost;
-use crate::error::{CallError, CloseReason, ConnectError};
+use crate::{
+    calm::Said,
+    error::{CallError, CloseReason, ConnectError},
+};
 
 /// What happened to a connection of a client.
 #[derive(Clone, Debug)]
@@ -108,19 +110,21 @@ impl ConnectionEvent {
         let server = &**self.server();
         match self {
             Self::Connected { .. } => tracing::info!(server, "connected"),
-            Self::Lost { reason, .. } => tracing::info!(server, %reason, "the connection was lost"),
+            Self::Lost { reason, .. } => {
+                tracing::info!(server, reason = %Said(reason), "the connection was lost");
+            }
             Self::Restored { .. } => tracing::info!(server, "connected again"),
             Self::SessionLost { why, .. } => tracing::warn!(server, ?why, "the session was lost"),
             Self::Resubscribed { topic, recovered, .. } => {
                 tracing::info!(server, topic = &**topic, recovered, "subscribed again");
             }
             Self::SubscriptionLost { topic, error, for_good, .. } => {
-                tracing::warn!(server, topic = &**topic, %error, for_good, "could not subscribe again");
+                tracing::warn!(server, topic = &**topic, error = %Said(error), for_good, "could not subscribe again");
             }
             Self::Refused { reason, .. } => {
-                tracing::warn!(server, reason = %one_line(reason), "the server refused this client; it tries again");
+                tracing::warn!(server, reason = %Said(reason), "the server refused this client; it tries again");
             }
-            Self::GaveUp { error, .. } => tracing::warn!(server, %error, "gave up connecting"),
+            Self::GaveUp { error, .. } => tracing::warn!(server, error = %Said(error), "gave up connecting"),
             #[allow(unreachable_patterns, reason = "an event that has no line of its own is not silent")]
             other => tracing::warn!(server, event = ?other, "a connection changed"),
         }

@@ -22,7 +22,7 @@ use super::{
     session::{Ack, Arrival, Received, SessionMemory},
 };
 use crate::{
-    calm::Calm,
+    calm::{Calm, Said, tell},
     connection::{Answer, Connection, Inlet, deadline},
     error::{AuthError, CloseReason, ErrorCode},
     guard::Guarded,
@@ -177,7 +177,7 @@ impl ClientInlet {
                         // Of a later version: it is not for applications.
                         tracing::debug!(
                             server = &*self.server,
-                            method,
+                            method = ?Said(method),
                             "the server says what this client does not know"
                         );
                     }
@@ -220,8 +220,8 @@ impl ClientInlet {
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         server = &*self.server,
-                        service_path = message.service_path(),
-                        service_method = message.service_method(),
+                        service_path = ?Said(message.service_path()),
+                        service_method = ?Said(message.service_method()),
                         "the server sends messages and this client does not listen: they are dropped"
                     );
                 }
@@ -238,17 +238,7 @@ impl ClientInlet {
         if let Received::Past = repeated {
             return tracing::debug!(server, offset, "a message of an earlier connection: it comes again if it is new");
         }
-        match self.repeats.due() {
-            Some(left_out) => {
-                tracing::warn!(
-                    server,
-                    offset,
-                    left_out,
-                    "the server sent a message that this client has: it is dropped"
-                );
-            }
-            None => tracing::debug!(server, offset, "the server sent a message that this client has: it is dropped"),
-        }
+        tell!(self.repeats, warn, server, offset, "the server sent a message that this client has: it is dropped");
     }
 
     /// What its idempotency key makes of a message; `Err`: it has none.
@@ -261,13 +251,21 @@ impl ClientInlet {
     }
 }
 
+/// When it was told last how messages of a server end: each of them could be a line.
+#[derive(Default)]
+pub(super) struct Told {
+    unhandled: Calm,
+    failed: Calm,
+    panicked: Calm,
+}
+
 /// Runs a handler for each message, one after the other, until the queue ends.
 pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
     messages.give_to_handlers();
     tokio::spawn(async move {
-        let calm = Calm::default();
+        let told = Told::default();
         while let Some(message) = messages.next().await {
-            if let Some(failure) = handle_message(&message, &handlers, &calm).await {
+            if let Some(failure) = handle_message(&message, &handlers, &told).await {
                 message.end_as(failure);
             }
             // Acknowledged now, as it is dropped.
@@ -276,32 +274,29 @@ pub(crate) fn handle_messages(mut messages: ServerMessages, handlers: Router) {
 }
 
 /// Runs the handler of a message. Returns how it failed, if it did.
-pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, calm: &Calm) -> Option<Failure> {
+pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, told: &Told) -> Option<Failure> {
     let request = Request::new(message.message.clone(), message.connection.clone(), None);
-    let (path, method) = (message.service_path(), message.service_method());
+    let (path, method) = (Said(message.service_path()), Said(message.service_method()));
     let Ok(handler) = handlers.find(&request.message) else {
-        if path == keys::CONTROL_PATH {
+        if message.service_path() == keys::CONTROL_PATH {
             // Who is in a topic is told to all that subscribe, whether or not they want to know.
             return None;
         }
-        match calm.due() {
-            Some(left_out) => {
-                tracing::warn!(path, method, left_out, "no handler takes this server message: it is dropped");
-            }
-            None => tracing::debug!(path, method, "no handler takes this server message: it is dropped"),
-        }
+        tell!(told.unhandled, warn, ?path, ?method, "no handler takes this server message: it is dropped");
         return Some(Failure::NoHandler);
     };
     // A panic ends this message and no other.
     let reply = match Guarded::new(handler.handle(request)).await {
         Ok(reply) => reply,
         Err(panicked) => {
-            tracing::error!(path, method, panic = panicked.text(), "a handler of server messages panicked");
+            let panic = Said(panicked.text());
+            tell!(told.panicked, error, ?path, ?method, ?panic, "a handler of server messages panicked");
             return Some(Failure::Panicked);
         }
     };
     let failure = reply.outcome.as_ref().err()?;
-    tracing::warn!(path, method, error = failure.text, "a handler of server messages failed");
+    let error = Said(&failure.text);
+    tell!(told.failed, warn, ?path, ?method, ?error, "a handler of server messages failed");
     Some(match failure.code {
         Some(ErrorCode::BadArguments) => Failure::BadArguments,
         Some(ErrorCode::NotFound) => Failure::NoHandler,

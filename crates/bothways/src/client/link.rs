@@ -50,6 +50,7 @@ use super::{
     subscriptions::Subscriptions,
 };
 use crate::{
+    calm::Said,
     clock::{after, later},
     connection::{Connection, Inlet, Methods, Settings},
     error::{CloseReason, ConnectError},
@@ -519,7 +520,7 @@ async fn keep(link: &Arc<Link>, keeper: &Keeper) {
                 }
             }
             Tried::Failed(error) => {
-                tracing::debug!(server = &*keeper.server, %error, "a try to connect failed");
+                tracing::debug!(server = &*keeper.server, error = %Said(&error), "a try to connect failed");
                 if !link.options.reconnects() {
                     return keeper.give_up(link, error);
                 }

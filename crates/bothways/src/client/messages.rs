@@ -22,6 +22,7 @@ use super::{
     waiting::{self, Amount, Waiting},
 };
 use crate::{
+    calm::{Calm, Said, tell},
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
     session::{Failure, Position, Stage},
@@ -107,13 +108,14 @@ impl ServerMessage {
 
     /// The application cannot deal with it: its sender's receipt ends as
     /// [`Failed(Error)`](crate::session::Failure::Error) once the last clone is dropped, and it does not come again.
-    /// The text goes to this client's log.
+    /// The text goes to this client's log, cut at 1 KiB: as a warning once in ten seconds, else at level debug.
     ///
     /// A message that is dropped without this is [handled](crate::Stage::Handled). Towards a server that does not
     /// understand it (a Bothways server of before the capability `outcomes`), this one is, too.
     pub fn fail(self, why: impl std::fmt::Display) {
-        let (path, method) = (self.service_path(), self.service_method());
-        tracing::warn!(path, method, error = %why, "the application failed to handle a server message");
+        static TOLD: Calm = Calm::new(1);
+        let (path, method, error) = (Said(self.service_path()), Said(self.service_method()), Said(why));
+        tell!(TOLD, warn, ?path, ?method, %error, "the application failed to handle a server message");
         self.end_as(Failure::Error);
     }
 
@@ -599,7 +601,7 @@ mod tests {
     #[tokio::test]
     async fn each_end_of_a_handler_is_told() {
         use crate::{
-            calm::Calm,
+            client::inlet::{Told, handle_message},
             error::ErrorCode,
             reply::Reply,
             router::Router,
@@ -635,11 +637,7 @@ mod tests {
             let message = Message::new(header, path, method, &Metadata::new(), b"");
             assert_eq!(queue.adder().add(message, &connection, &Arc::from("memory@x"), None, None), Added::Taken);
             let message = messages.try_next().expect("it was added");
-            assert_eq!(
-                crate::client::inlet::handle_message(&message, &handlers, &Calm::default()).await,
-                expected,
-                "{path}.{method}"
-            );
+            assert_eq!(handle_message(&message, &handlers, &Told::default()).await, expected, "{path}.{method}");
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     caller::CallOptions,
+    calm::Said,
     connection::Connection,
     error::{CallError, ErrorCode},
     session::{Position, Subscribed, covers},
@@ -256,7 +257,7 @@ impl Resubscriber {
                             self.tell_refusal(which, error);
                         }
                         Trouble::Passing => {
-                            tracing::debug!(server = &*self.server, topic = &**topic, %error, "asks again");
+                            tracing::debug!(server = &*self.server, topic = &**topic, error = %Said(&error), "asks again");
                         }
                     }
                     self.pause(round, pauses.next(trouble)).await
@@ -367,7 +368,7 @@ impl Resubscriber {
                 self.subscriptions.has_ended(&which);
                 break self.subscriptions.lose(&topic);
             };
-            tracing::debug!(server = &*self.server, topic = &*topic, %error, "could not unsubscribe");
+            tracing::debug!(server = &*self.server, topic = &*topic, error = %Said(&error), "could not unsubscribe");
             let pause = match Trouble::of(&error) {
                 Trouble::NoConnection | Trouble::Final => return,
                 trouble @ (Trouble::Passing | Trouble::Refused) => pauses.next(trouble),

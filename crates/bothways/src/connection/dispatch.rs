@@ -23,7 +23,7 @@ use super::{
     outgoing::Outgoing,
 };
 use crate::{
-    calm::Calm,
+    calm::{Calm, Said, tell},
     error::{AuthError, CloseReason, ErrorCode},
     guard::{Guarded, Panicked},
     packing,
@@ -850,6 +850,9 @@ async fn run(mut handler: Guarded<Reply>, deadline: Option<Instant>, message: &M
     }
 }
 
+/// Panics that the log of a process has in ten seconds as errors; of more it has the ids at level debug.
+const PANICS_TOLD: u32 = 16;
+
 /// The reply of a handler that panicked: an id for the caller, everything else for the log.
 ///
 /// Go sends the arguments and a stack to the caller.
@@ -858,13 +861,10 @@ fn panicked(panic: &Panicked, message: &Message) -> Reply {
 }
 
 fn panicked_text(panic: &Panicked, service_path: &str, service_method: &str) -> String {
+    /// The caller is told to look for its id: not only one in a while is there.
+    static TOLD: Calm = Calm::new(PANICS_TOLD);
     let id = format!("{:016x}", rand::random::<u64>());
-    tracing::error!(
-        %id,
-        service_path,
-        service_method,
-        panic = panic.text(),
-        "a handler panicked"
-    );
+    let (service_path, service_method, panic) = (Said(service_path), Said(service_method), Said(panic.text()));
+    tell!(TOLD, error, %id, ?service_path, ?service_method, ?panic, "a handler panicked");
     format!("internal error, id {id}: the server's log has more")
 }

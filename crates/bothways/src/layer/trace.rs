@@ -4,7 +4,10 @@ use tokio::time::Instant;
 use tracing::{Instrument, field};
 
 use super::Layer;
-use crate::handler::{BoxHandler, Request};
+use crate::{
+    calm::Said,
+    handler::{BoxHandler, Request},
+};
 
 /// Puts each request into a span; see [`trace`].
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +18,7 @@ pub struct Trace;
 /// that is off costs a comparison.
 ///
 /// How it ended: `ok`, the text of the error, or `dropped` if the caller gave up, the deadline passed or
-/// the handler panicked. What was asked and answered is never told.
+/// the handler panicked. What was asked and answered is never told. Names and texts are cut at 1 KiB.
 pub fn trace() -> Trace {
     Trace
 }
@@ -25,8 +28,8 @@ impl Layer for Trace {
         BoxHandler::new(move |request: Request| {
             let span = tracing::info_span!(
                 "request",
-                path = request.service_path(),
-                method = request.service_method(),
+                path = ?Said(request.service_path()),
+                method = ?Said(request.service_method()),
                 connection = %request.connection().id(),
                 oneway = request.is_oneway().then_some(true),
                 outcome = field::Empty,
@@ -53,8 +56,8 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        let outcome = self.outcome.as_deref().unwrap_or("dropped");
-        tracing::Span::current().record("outcome", outcome);
-        tracing::debug!(outcome, took = ?self.began.elapsed(), "a request ended");
+        let outcome = Said(self.outcome.as_deref().unwrap_or("dropped"));
+        tracing::Span::current().record("outcome", field::debug(&outcome));
+        tracing::debug!(?outcome, took = ?self.began.elapsed(), "a request ended");
     }
 }

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{Server, Shared, inlet::ServerInlet, isolated};
 use crate::{
+    calm::{Said, tell},
     connection::Connection,
     error::ServeError,
     transport::{Accepted, Address, AnySocket, Closable, Listener},
@@ -188,10 +189,7 @@ async fn take(place: Place, inlet: Arc<ServerInlet>, accepted: Accepted) {
         Err(error) => {
             drop(place);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-            match shared.calm.handshakes.due() {
-                Some(left_out) => tracing::warn!(peer, %error, left_out, "a handshake failed"),
-                None => tracing::debug!(peer, %error, "a handshake failed"),
-            }
+            tell!(shared.calm.handshakes, warn, peer, error = %Said(&error), "a handshake failed");
         }
     }
 }

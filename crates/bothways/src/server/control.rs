@@ -21,6 +21,7 @@ use std::future::ready;
 use bothways_proto::{Metadata, keys};
 
 use crate::{
+    calm::{Calm, Said, tell},
     error::{CallError, CloseReason, ErrorCode},
     guard,
     handler::{Reply, Request},
@@ -53,7 +54,8 @@ pub(super) fn finish(request: &Request) -> Reply {
     };
     // Who waits for what it finishes is the application's.
     guard::call(|| method(request)).unwrap_or_else(|panicked| {
-        tracing::error!(panic = panicked.text(), "what a client finished panicked");
+        static TOLD: Calm = Calm::new(1);
+        tell!(TOLD, error, panic = ?Said(panicked.text()), "what a client finished panicked");
         Reply::refused(ErrorCode::Internal, "internal error: the server's log has more")
     })
 }

@@ -32,7 +32,7 @@ use super::{
     strangers::{Place, Strangers},
 };
 use crate::{
-    calm::Calm,
+    calm::{Calm, Said},
     connection::{Answer, Connection, ConnectionId, Inlet, Load, Settings, deadline},
     error::{AuthError, CloseReason, ErrorCode, ServeError},
     handler::Request,
@@ -242,7 +242,7 @@ impl Door {
     fn refuse(&self, peer: &str, text: String) -> Reply {
         let refused = 1 + self.refused.fetch_add(1, Ordering::Relaxed);
         if let Some(left_out) = self.told.due() {
-            tracing::warn!(peer, refused, left_out, why = text, "an admin request was refused");
+            tracing::warn!(peer, refused, left_out, why = ?Said(&text), "an admin request was refused");
         }
         Reply::refused_for_good(text)
     }
@@ -326,7 +326,7 @@ impl Inlet for AdminInlet {
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason) {
         self.door.open.lock().remove(&connection.id());
         self.door.forget(connection.id());
-        tracing::debug!(connection = %connection.id(), %reason, "an admin connection ended");
+        tracing::debug!(connection = %connection.id(), reason = %Said(reason), "an admin connection ended");
     }
 
     fn runtime(&self) -> Option<&Handle> {
@@ -401,7 +401,7 @@ async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, mut place: Place) {
     };
     let socket = match socket {
         Ok(socket) => socket,
-        Err(error) => return tracing::debug!(%error, "a handshake at an admin address failed"),
+        Err(error) => return tracing::debug!(error = %Said(&error), "a handshake at an admin address failed"),
     };
     let door = Arc::clone(&inlet.door);
     let (settings, ears) = (Arc::clone(&inlet.settings), Arc::clone(&inlet) as Arc<dyn Inlet>);

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Message, Metadata, keys, one_line};
+use bothways_proto::{Message, Metadata, keys};
 use tokio::runtime::Handle;
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token, topics};
 use crate::{
+    calm::{Said, tell},
     connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something},
     error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
@@ -337,13 +338,8 @@ impl Shared {
             AuthError::Refused(text) => self.note_refused_token(connection, text),
             AuthError::NotNow { text, retry_after } => {
                 self.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
-                let (peer, why) = (connection.peer_address(), one_line(text));
-                match self.calm.admissions.due() {
-                    Some(left_out) => {
-                        tracing::warn!(peer, %why, ?retry_after, left_out, "a token cannot be checked now");
-                    }
-                    None => tracing::debug!(peer, %why, ?retry_after, "a token cannot be checked now"),
-                }
+                let (peer, why) = (connection.peer_address(), Said(text));
+                tell!(self.calm.admissions, warn, peer, %why, ?retry_after, "a token cannot be checked now");
             }
         }
     }
@@ -351,11 +347,8 @@ impl Shared {
     /// The auth hook refused a client: it is counted, and told, and its token is not.
     fn note_refused_token(&self, connection: &Connection, text: &str) {
         let refused = 1 + self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
-        let (peer, why) = (connection.peer_address(), one_line(text));
-        match self.calm.tokens.due() {
-            Some(left_out) => tracing::warn!(peer, %why, refused, left_out, "a client was not authenticated"),
-            None => tracing::debug!(peer, %why, "a client was not authenticated"),
-        }
+        let (peer, why) = (connection.peer_address(), Said(text));
+        tell!(self.calm.tokens, warn, peer, %why, refused, "a client was not authenticated");
     }
 }
 

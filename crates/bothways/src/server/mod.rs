@@ -53,7 +53,7 @@ pub use self::{
 };
 use self::{admission::Admission, builder::Hooks, door::Door};
 use crate::{
-    calm::Calm,
+    calm::{Calm, Said, tell},
     connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
     error::{CloseReason, PushError, ServeError},
     guard,
@@ -544,15 +544,10 @@ impl Shared {
         let calm = match reason {
             CloseReason::SlowPeer(_) => &self.calm.slow,
             CloseReason::BadFrame(_) | CloseReason::Misbehaved(_) => &self.calm.misbehaved,
-            _ => return tracing::debug!(connection = %connection.id(), %reason, "a connection ended"),
+            _ => return tracing::debug!(connection = %connection.id(), reason = %Said(reason), "a connection ended"),
         };
-        let peer = connection.peer_address();
-        match calm.due() {
-            Some(left_out) => {
-                tracing::warn!(connection = %connection.id(), peer, %reason, left_out, "a connection was closed");
-            }
-            None => tracing::debug!(connection = %connection.id(), peer, %reason, "a connection was closed"),
-        }
+        let (connection, peer, reason) = (connection.id(), connection.peer_address(), Said(reason));
+        tell!(calm, warn, %connection, peer, %reason, "a connection was closed");
     }
 
     fn is_stopping(&self) -> bool {
@@ -609,7 +604,8 @@ impl std::fmt::Debug for Server {
 /// Runs a hook of the application: its panic is its own, and ends nothing of ours.
 fn isolated(name: &str, hook: impl FnOnce()) {
     if let Err(panicked) = guard::call(hook) {
-        tracing::error!(name, panic = panicked.text(), "a hook panicked");
+        static TOLD: Calm = Calm::new(1);
+        tell!(TOLD, error, name, panic = ?Said(panicked.text()), "a hook panicked");
     }
 }
 

@@ -37,7 +37,10 @@ use super::{
     tell::Telling,
     topic::{self, Subscriptions, TopicError, WILDCARDS_MAX},
 };
-use crate::clock::after;
+use crate::{
+    calm::{Said, tell},
+    clock::after,
+};
 
 /// Topics that are looked at before others have their turn.
 const AT_ONCE: usize = 256;
@@ -615,7 +618,7 @@ impl Registry {
             Ok(topic) => topic,
             Err(error) => {
                 // Those who are there get it; there is no room to keep it for others.
-                tracing::warn!(topic, %error, "a message is not kept");
+                tell!(self.told.unkept, warn, topic = ?Said(topic), %error, "a message is not kept");
                 return self.publish_unkept(topic, push, positioned, receipt);
             }
         };

@@ -120,6 +120,7 @@ pub use self::{
     user::{CallPolicy, DEVICE_LABEL, User},
 };
 use crate::{
+    calm::{Calm, tell},
     clock::{Over, is_outside, later, timeout_outside},
     connection::{Connection, ConnectionId, HeldReply, Methods, after},
     error::PushError,
@@ -348,7 +349,8 @@ impl Session {
     /// An empty name is the name of no user: it is refused with a warning, and the session stays bound as it was.
     pub fn bind_user(&self, name: &str) {
         if name.is_empty() {
-            return tracing::warn!(session = %self.id(), "a session was not bound to a user: the name is empty");
+            static TOLD: Calm = Calm::new(1);
+            return tell!(TOLD, warn, session = %self.id(), "a session was not bound to a user: the name is empty");
         }
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.bind_user(&self.current(), Some(name));

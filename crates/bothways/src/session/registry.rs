@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Header, Limits, Metadata, Seq, keys, one_line};
+use bothways_proto::{Header, Limits, Metadata, Seq, keys};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
@@ -42,7 +42,7 @@ use super::{
     topic::{self, TopicError},
 };
 use crate::{
-    calm::Calm,
+    calm::{Calm, Said, tell},
     clock::{Runtimes, later},
     connection::{Connection, ConnectionId, HeldReply, METHODS_BYTES_MAX, PushFrame},
     error::{CloseReason, PushError, ReservedName},
@@ -153,7 +153,7 @@ pub(crate) struct Registry {
     by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
     pub(super) hub: Hub,
     pub(super) away: Away,
-    told: Told,
+    pub(super) told: Told,
     /// The server has stopped, and all sessions ended.
     stopped: AtomicBool,
     /// Somebody sweeps: only one at a time.
@@ -168,9 +168,11 @@ pub(crate) struct Registry {
 
 /// When the log was told last of what befalls sessions: of a crowd it is told how many, and `explain` has the rest.
 #[derive(Default)]
-struct Told {
+pub(super) struct Told {
     resumed: Calm,
     ended: Calm,
+    pub(super) unkept: Calm,
+    pub(super) presence_too_large: Calm,
 }
 
 /// What belongs to one user.
@@ -710,11 +712,8 @@ impl Registry {
 
     /// Ends a session now.
     pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>, last: Last) {
-        let (id, reason) = (session.id(), one_line(why));
-        match self.told.ended.due() {
-            Some(left_out) => tracing::info!(session = %id, why = %reason, left_out, "a session was ended"),
-            None => tracing::debug!(session = %id, why = %reason, "a session was ended"),
-        }
+        let (id, reason) = (session.id(), Said(why));
+        tell!(self.told.ended, info, session = %id, why = %reason, "a session was ended");
         let told = eviction.map_or(NotResumed::Ended, Eviction::told);
         if let Some(connection) = self.remove(session, Ending::new(why, told).by_server(), None) {
             connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);

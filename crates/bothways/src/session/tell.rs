@@ -31,6 +31,7 @@ use super::{
     registry::Registry,
     topic::{self, TopicError},
 };
+use crate::calm::{Said, tell};
 
 /// Pushes that are entered, or sessions that are written to, before others have their turn.
 const AT_ONCE: usize = 1024;
@@ -193,7 +194,10 @@ impl Registry {
                         take_turns(work).await;
                     }
                 }
-                Err(_) => tracing::warn!(topic = name, "a change of presence is larger than a frame may be"),
+                Err(_) => {
+                    let told = &self.told.presence_too_large;
+                    tell!(told, warn, topic = ?Said(name), "a change of presence is larger than a frame may be");
+                }
             }
             untold.changes.pop_front();
         }

@@ -35,6 +35,7 @@ mod panic;
 #[cfg(target_os = "linux")]
 mod per_core;
 mod push;
+mod quiet;
 mod reconnect;
 #[cfg(unix)]
 mod rest;
