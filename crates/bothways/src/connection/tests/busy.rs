@@ -51,7 +51,7 @@ async fn a_reply_that_is_kept_back_is_still_owed() {
     let settings = &connection.shared.settings;
     let mut state = connection.shared.state.lock();
     let outbox = &mut state.outbox;
-    let held = outbox.hold_reply(&parts, &Bytes::from_static(b"R"), &connection.limits(), &settings.bounds());
+    let held = outbox.hold_reply(&parts, &Bytes::from_static(b"R"), connection.limits(), &settings.bounds());
     held.expect("there is room");
     drop(state);
     assert!(connection.answer_the_rest(&CloseReason::PeerClosed));
