@@ -145,6 +145,10 @@ pub(crate) struct ServeArgs {
     #[arg(value_name = "ADDR", default_value = "tcp@127.0.0.1:8972")]
     pub(crate) address: Address,
 
+    /// Serve on the sockets that systemd passes on (LISTEN_FDS), and not on ADDR
+    #[arg(long, conflicts_with = "address")]
+    pub(crate) activated: bool,
+
     /// How often those who called Arith get a push
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = plan::duration)]
     pub(crate) push_every: Duration,

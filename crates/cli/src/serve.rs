@@ -8,6 +8,7 @@ use bothways::{
     transport::Address,
 };
 use bytes::Bytes;
+use listenfd::ListenFd;
 
 use crate::{
     args::ServeArgs,
@@ -61,20 +62,25 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
     let server = builder.build();
     let mut signals = Signals::new()?;
-    let listening = server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?;
+    let listening = match args.activated {
+        true => listen_on_what_was_passed(&server)?,
+        false => vec![server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?],
+    };
     let operators = match admin_is_open {
         true => Some(listen_admin(&server, args.admin.as_ref()).await?),
         false => None,
     };
 
     let out = Out::new();
-    out.line(&format!("listening on {}", listening.address()))?;
+    for listening in &listening {
+        out.line(&format!("listening on {}", listening.address()))?;
+    }
     out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast), Demo (Login)")?;
     out.line(&format!("callers of Arith get the push \"abcde\" every {}", term::time(args.push_every)))?;
     if let Some(operators) = &operators {
         out.line(&format!("operators who have the token ask at {}", operators.address()))?;
     }
-    if args.auth_token_env.is_none() && !is_local(&args.address) {
+    if args.auth_token_env.is_none() && !listening.iter().all(is_local) {
         term::complain("note: whoever reaches this address may call everything; --auth-token-env asks for a token");
     }
     out.line("Ctrl-C stops")?;
@@ -121,8 +127,40 @@ async fn listen_admin(server: &Server, address: Option<&Address>) -> Result<List
     })
 }
 
+/// Serves on each socket that systemd, or another parent process, has bound for this one.
+fn listen_on_what_was_passed(server: &Server) -> Result<Vec<Listening>, Failure> {
+    let mut passed = ListenFd::from_env();
+    if passed.len() == 0 {
+        let failure =
+            Failure::usage("no socket was passed on (LISTEN_FDS and LISTEN_PID are not set for this process)");
+        return Err(failure.hint("a socket unit of systemd passes them; without one, name an address to listen on"));
+    }
+    (0..passed.len()).map(|at| listen_on(server, &mut passed, at)).collect()
+}
+
+fn listen_on(server: &Server, passed: &mut ListenFd, at: usize) -> Result<Listening, Failure> {
+    let listening = match passed.take_tcp_listener(at) {
+        Ok(Some(socket)) => Some(server.listen_on(socket)),
+        _ => {
+            #[cfg(unix)]
+            let unix = passed.take_unix_listener(at).ok().flatten().map(|socket| server.listen_on(socket));
+            #[cfg(not(unix))]
+            let unix = None;
+            unix
+        }
+    };
+    match listening {
+        Some(listening) => listening.map_err(|error| Failure::serve(&error)),
+        None => Err(Failure::usage(format!("socket {at} of those that were passed on is no listening stream socket"))),
+    }
+}
+
 /// True if only programs on this machine can connect.
-fn is_local(address: &Address) -> bool {
+fn is_local(listening: &Listening) -> bool {
+    listening.address().parse().is_ok_and(|address: Address| is_of_this_machine(&address))
+}
+
+fn is_of_this_machine(address: &Address) -> bool {
     match address.host() {
         None | Some("localhost") => true,
         Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
@@ -196,7 +234,7 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_local() {
-        let local = |text: &str| is_local(&text.parse().expect("an address"));
+        let local = |text: &str| is_of_this_machine(&text.parse().expect("an address"));
         assert!(local("127.0.0.1:1") && local("tcp@[::1]:1") && local("localhost:1") && local("memory@x"));
         assert!(!local(":1") && !local("0.0.0.0:1") && !local("example.org:1") && !local("[::]:1"));
     }

@@ -17,7 +17,7 @@ use crate::{
     calm::{Said, tell},
     connection::Connection,
     error::ServeError,
-    transport::{Accepted, Address, AnySocket, Closable, Listener},
+    transport::{Accepted, Address, AnySocket, BoundListener, Closable, Listener},
 };
 
 /// Connections that are looked at before others have their turn.
@@ -66,6 +66,21 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let address: Address = address.parse()?;
     in_a_runtime()?;
     let listener = Listener::bind(&address, &shared.listen).await?;
+    begin_listening(server, listener)
+}
+
+/// As [`listen`], on a socket that listens already.
+pub(super) fn listen_on(server: &Server, bound: BoundListener) -> Result<Listening, ServeError> {
+    let shared = &server.shared;
+    if shared.is_stopping() {
+        return Err(ServeError::ShutDown);
+    }
+    in_a_runtime()?;
+    begin_listening(server, Listener::from_bound(bound, &shared.listen)?)
+}
+
+fn begin_listening(server: &Server, listener: Listener) -> Result<Listening, ServeError> {
+    let shared = &server.shared;
     let local = listener.local_address().to_owned();
     start_watch(shared);
     let listener = Closable::new(listener);

@@ -63,7 +63,7 @@ use crate::{
         Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
     },
     shrink::is_sparse,
-    transport::{AnySocket, ListenOptions, Listeners},
+    transport::{AnySocket, BoundListener, ListenOptions, Listeners},
 };
 
 /// A server: services on one or more addresses, and its clients. A clone is the same server.
@@ -231,6 +231,27 @@ impl Server {
     /// [`ServeError::ShutDown`] if the server was shut down before.
     pub async fn listen(&self, address: &str) -> Result<Listening, ServeError> {
         accept::listen(self, address).await
+    }
+
+    /// As [`Self::listen`], on a socket that listens already: one that systemd or a parent process has passed on, or
+    /// that the application bound with options of its own. TLS is spoken there if [`ServerBuilder::listen_options`] has
+    /// it. The file of a Unix socket stays when the listening ends.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let server = bothways::Server::builder().build();
+    /// let listening = server.listen_on(socket)?;
+    /// assert!(listening.address().starts_with("tcp@127.0.0.1:"));
+    /// # Ok(()) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`] if the system does not take it as one that listens, [`ServeError::NoRuntime`] and
+    /// [`ServeError::ShutDown`].
+    pub fn listen_on(&self, listener: impl Into<BoundListener>) -> Result<Listening, ServeError> {
+        accept::listen_on(self, listener.into())
     }
 
     /// Serves one connection that the application brings: over a [`Socket`](crate::transport::Socket) of its own kind,

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::tls::TlsServer;
 #[cfg(unix)]
 use super::unix;
-use super::{Address, AnySocket, ListenOptions, Network, Socket, accept::Failures, memory, tcp};
+use super::{Address, AnySocket, BoundListener, ListenOptions, Network, Socket, accept::Failures, memory, tcp};
 use crate::error::ServeError;
 
 /// Listens on one address until it is dropped.
@@ -57,6 +57,36 @@ impl Listener {
             }),
             Err(error) => Err(ServeError::Listen { address: address.to_string(), error }),
         }
+    }
+
+    /// Takes over a socket that listens already. Of the options those of TCP, which Linux passes on to the sockets that
+    /// are accepted, and TLS have an effect.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn from_bound(bound: BoundListener, options: &ListenOptions) -> Result<Self, ServeError> {
+        tokio::runtime::Handle::try_current().map_err(|_| ServeError::NoRuntime)?;
+        let failed = |error| ServeError::Listen { address: "a socket that was passed on".to_owned(), error };
+        let (listening, local_address) = match bound {
+            BoundListener::Tcp(listener) => {
+                let listening = tcp::Listening::adopt(listener, options).map_err(failed)?;
+                let network = if options.has_tls() { Network::Tls } else { Network::Tcp };
+                let place = listening.local_addr().map_err(failed)?;
+                (Listening::Tcp(listening), format!("{network}@{place}"))
+            }
+            #[cfg(unix)]
+            BoundListener::Unix(listener) => {
+                let listening = unix::Listening::adopt(listener).map_err(failed)?;
+                let address = listening.address().to_owned();
+                (Listening::Unix(listening), address)
+            }
+        };
+        Ok(Self {
+            listening,
+            local_address,
+            #[cfg(feature = "tls")]
+            tls: options.tls.clone(),
+        })
     }
 
     /// The address in rpcx's form, with the port that the system chose if it was to choose one.

@@ -214,6 +214,13 @@ impl Listening {
         Err(failed.unwrap_or_else(no_address))
     }
 
+    /// Goes on with a socket that listens already.
+    pub(super) fn adopt(listener: std::net::TcpListener, options: &ListenOptions) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        options.tcp.apply(&SockRef::from(&listener));
+        Ok(Self { listener: TcpListener::from_std(listener)?, tuning: options.tcp.clone() })
+    }
+
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }

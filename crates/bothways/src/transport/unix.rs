@@ -4,7 +4,10 @@ use std::{
     fs::{self, TryLockError},
     io::{self, IoSlice, Read},
     net::Shutdown,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::UnixListener as StdListener,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -116,6 +119,22 @@ impl Listening {
         }?;
         let file = Some(OwnFile::new(path)?);
         Ok(Self { listener, address: address.to_string().into(), _file: file })
+    }
+
+    /// Goes on with a socket that listens already. Its file is not ours to remove.
+    pub(super) fn adopt(listener: StdListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let place = listener.local_addr()?;
+        let address = match place.as_pathname() {
+            Some(path) => format!("unix@{}", path.display()),
+            None => "unix@".to_owned(),
+        };
+        Ok(Self { listener: UnixListener::from_std(listener)?, address: address.into(), _file: None })
+    }
+
+    /// In rpcx's form.
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(super) async fn accept(&self) -> io::Result<UnixSocket> {

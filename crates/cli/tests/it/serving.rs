@@ -41,3 +41,27 @@ fn a_signal_sends_clients_away_one_by_one() {
     let stopped = server.program.out.until("stopped");
     assert_eq!(stopped, "stopped: 1 connection served, 0 calls unfinished, 0 connections cut");
 }
+
+/// As systemd starts a service whose socket is somebody's first call: the socket is there before the program.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_socket_that_was_passed_on_is_served() {
+    use std::{os::fd::OwnedFd, process::Stdio};
+
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = format!("tcp@{}", socket.local_addr().expect("it is bound"));
+    let mut command = std::process::Command::new("sh");
+    let passes = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" serve --activated";
+    command.args(["-c", passes, env!("CARGO_BIN_EXE_bothways")]).stdin(Stdio::from(OwnedFd::from(socket)));
+    let mut program = Running::start(command);
+
+    assert_eq!(program.out.next(), format!("listening on {address}"));
+    let called = run(&["call", &address, "Arith.Mul", r#"{"A":10,"B":20}"#]);
+    assert_eq!(called.ended(0).trim_end(), r#"{"C":200}"#);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
+fn without_a_socket_that_was_passed_on_it_says_so() {
+    run(&["serve", "--activated"]).failed(2, &["LISTEN_FDS", "name an address"]);
+}
