@@ -102,5 +102,5 @@ pub mod __private {
 
 /// The code of the README, so that it compiles.
 #[cfg(all(doctest, feature = "macros"))]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;

@@ -4,7 +4,7 @@ use crate::support::{Running, Serving, bothways, finish, run};
 
 /// A frame that Go's rpcx sent.
 fn golden(name: &str) -> String {
-    format!("{}/../../tests/interop/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/tests/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"))
 }
 
 fn dump(name: &str, more: &[&str]) -> String {
