@@ -32,6 +32,12 @@ impl Panicked {
         Self(text)
     }
 
+    #[cold]
+    fn log(&self, what: &'static str) {
+        static TOLD: Calm = Calm::new(1);
+        tell!(TOLD, error, what, panic = ?Said(self.text()), "it panicked while it was dropped");
+    }
+
     /// Its text for a log.
     pub(crate) fn text(&self) -> &str {
         self.0.as_deref().unwrap_or("(not a text)")
@@ -46,10 +52,11 @@ pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// Drops what may run code of others. A panic is logged, and costs nothing else.
 pub(crate) fn drop_of<T>(what: &'static str, value: T) {
     if let Err(panicked) = call(|| drop(value)) {
-        static TOLD: Calm = Calm::new(1);
-        tell!(TOLD, error, what, panic = ?Said(panicked.text()), "it panicked while it was dropped");
+        panicked.log(what);
     }
 }
+
+const FUTURE: &str = "a future of the application";
 
 /// A future of others, on the heap: its panic, when it is polled, is its outcome, and it is dropped as soon as it is
 /// done, guarded too.
@@ -71,21 +78,37 @@ impl<T> Future for Guarded<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // A future that is done is not polled again.
-        let Some(future) = self.0.as_mut() else { return Poll::Pending };
-        let outcome = match call(|| future.as_mut().poll(cx)) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(outcome)) => Ok(outcome),
-            Err(panicked) => Err(panicked),
-        };
-        drop_of("a future of the application", self.0.take());
-        Poll::Ready(outcome)
+        let held = &mut self.0;
+        let mut outcome = Poll::Pending;
+        // Polled and, once it is done, dropped under one guard. After a panic of its poll it is dropped under another:
+        // a second panic would end the process.
+        let guarded = call(|| {
+            if let Some(future) = held {
+                outcome = future.as_mut().poll(cx);
+                if outcome.is_ready() {
+                    *held = None;
+                }
+            }
+        });
+        match (outcome, guarded) {
+            (Poll::Pending, Ok(())) => Poll::Pending,
+            (Poll::Ready(outcome), Ok(())) => Poll::Ready(Ok(outcome)),
+            (Poll::Ready(outcome), Err(panicked)) => {
+                panicked.log(FUTURE);
+                Poll::Ready(Ok(outcome))
+            }
+            (Poll::Pending, Err(panicked)) => {
+                drop_of(FUTURE, held.take());
+                Poll::Ready(Err(panicked))
+            }
+        }
     }
 }
 
 impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         if let Some(future) = self.0.take() {
-            drop_of("a future of the application", future);
+            drop_of(FUTURE, future);
         }
     }
 }

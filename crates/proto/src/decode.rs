@@ -173,7 +173,7 @@ impl Deframer {
             let error = self.wrong.as_mut().and_then(|wrong| wrong.error.take());
             return error.map_or(Ok(None), Err);
         }
-        let header = frames.first_chunk().and_then(Header::from_bytes);
+        let head = frames.first_chunk().copied();
         let parsed = match frame_len(frames, limits) {
             Ok(Some(len)) if len <= frames.len() => {
                 Message::parse(frames.split_to(len), limits).map(|message| message.in_chunk(chunk_len))
@@ -182,7 +182,7 @@ impl Deframer {
             Ok(_) => Err(DecodeError::Truncated { part: "body", body_len: frames.len() }),
             Err(error) => {
                 // All that there is of a frame that is passed over.
-                let _ = frames.split_to(PREFIX_LEN.min(frames.len()));
+                frames.advance(PREFIX_LEN.min(frames.len()));
                 Err(error)
             }
         };
@@ -190,10 +190,10 @@ impl Deframer {
             Ok(_) => {}
             Err(error) if is_passed_over(error, limits) => {
                 let error = self.wrong.take().and_then(|wrong| wrong.error);
-                self.wrong = Some(Box::new(Wrong { error, header }));
+                self.wrong = Some(Box::new(Wrong { error, header: head.as_ref().and_then(Header::from_bytes) }));
             }
             Err(_) => {
-                self.fail(None, header);
+                self.fail(None, head.as_ref().and_then(Header::from_bytes));
                 self.finished.clear();
                 self.ready.clear();
             }

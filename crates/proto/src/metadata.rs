@@ -265,6 +265,9 @@ impl Metadata {
     /// `__AUTH`, `__ServerTimeout` and `__rpcx_error__`. What is left of a caller's pairs an application may send on.
     #[must_use]
     pub fn without_reserved(self) -> Self {
+        if self.is_empty() {
+            return self;
+        }
         let stays = |key: &[u8]| !keys::is_reserved(key) && !keys::is_of_one_hop(key);
         match self.pairs().all(|(key, _)| stays(key)) {
             true => self,

@@ -49,6 +49,24 @@ impl Connection {
         }
     }
 
+    /// What the caller is told of a reply that is not sent; `None`: the connection is over.
+    #[cold]
+    fn why_refused(&self, refused: &Refused) -> Option<String> {
+        match refused {
+            Refused::TooLarge(error) => Some(error.to_string()),
+            Refused::Full { bytes, .. } => {
+                Some(format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)"))
+            }
+            Refused::AllFull { bytes, .. } => {
+                if let Some(left_out) = self.shared.settings.load.told_no_room.due() {
+                    tracing::warn!(peer = self.peer_address(), bytes, left_out, "a reply found no room");
+                }
+                Some(format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)"))
+            }
+            _ => None,
+        }
+    }
+
     /// Sends the reply to `request`.
     pub(super) fn reply(&self, request: &Message, mut reply: Reply, lane: Lane, pushes_before: Option<PushesSoFar>) {
         let shared = &*self.shared;
@@ -89,20 +107,9 @@ impl Connection {
             Ok(()) => add(&mut state, &parts, &payload, self.limits()),
             Err(error) => Err(Refused::TooLarge(error)),
         };
-        let failure = match &added {
-            Err(Refused::TooLarge(error)) => Some(error.to_string()),
-            Err(Refused::Full { bytes, .. }) => {
-                Some(format!("{bytes} bytes of replies wait for the peer to read (`reply_bytes_max`)"))
-            }
-            Err(Refused::AllFull { bytes, .. }) => {
-                if let Some(left_out) = shared.settings.load.told_no_room.due() {
-                    tracing::warn!(peer = self.peer_address(), bytes, left_out, "a reply found no room");
-                }
-                Some(format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)"))
-            }
-            _ => None,
-        };
-        if let Some(why) = failure {
+        if let Err(refused) = &added
+            && let Some(why) = self.why_refused(refused)
+        {
             let metadata = refusal_of(&metadata, &why);
             let header = request.header().reply().with_status(Status::ERROR);
             // Without the names of its request, which may be long: this one fits.
@@ -368,6 +375,7 @@ pub(super) fn cut(text: &str) -> &str {
 pub(super) const COMPRESS_ABOVE: usize = 1024;
 
 /// Packs a payload worth packing in the way asked for.
+#[inline]
 pub(super) fn compressed(header: Header, payload: Bytes, compress: CompressType) -> (Header, Bytes) {
     if compress == CompressType::GZIP && COMPRESS_ABOVE < payload.len() {
         return (header.with_compress(compress), proto::gzip(&payload).into());

@@ -139,6 +139,10 @@ impl Lanes {
         self.dropped.extend([entry.head, entry.body].into_iter().filter(|part| !part.is_empty()));
     }
 
+    pub(super) fn has_dropped(&self) -> bool {
+        !self.dropped.is_empty()
+    }
+
     /// What is to be dropped once the lock is free.
     pub(super) fn take_dropped(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.dropped)

@@ -4,7 +4,10 @@
 //! payloads of an application, which may be dropped here. Neither runs under the lock: a guard collects them, and
 //! lets them run when it has let go.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    mem::ManuallyDrop,
+    ops::{Deref, DerefMut},
+};
 
 use bothways_proto::Message;
 use parking_lot::{Mutex, MutexGuard};
@@ -59,8 +62,8 @@ impl<'a> Locked<'a> {
 
     /// Drops what the outbox has given up, once the lock is free.
     pub(super) fn drop_forgotten(&mut self) {
-        let dropped = self.outbox.take_dropped();
-        if !dropped.is_empty() {
+        if self.outbox.has_dropped() {
+            let dropped = self.outbox.take_dropped();
             self.drop_later(dropped);
         }
     }
@@ -93,7 +96,8 @@ impl DerefMut for Locked<'_> {
 #[derive(Default)]
 struct Later<'a> {
     changed: Option<&'a Notify>,
-    more: Option<Box<More>>,
+    /// Done when this is dropped, and `None` behind that: looking once spares each lock a call.
+    more: ManuallyDrop<Option<Box<More>>>,
 }
 
 #[derive(Default)]
@@ -109,7 +113,17 @@ impl Later<'_> {
 }
 
 impl Drop for Later<'_> {
+    #[inline]
     fn drop(&mut self) {
+        if self.more.is_some() || self.changed.is_some() {
+            self.act();
+        }
+    }
+}
+
+impl Later<'_> {
+    #[cold]
+    fn act(&mut self) {
         if let Some(more) = self.more.take() {
             for (reply, error) in more.answers {
                 // Nobody listens if the call's future was dropped this moment.

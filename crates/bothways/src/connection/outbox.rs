@@ -264,6 +264,11 @@ impl Outbox {
     }
 
     /// Payloads of what left its lane unsent. They may be an application's own, whose `Drop` is to run outside the lock.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| lanes.has_dropped())
+    }
+
+    /// See [`Self::has_dropped`].
     pub(super) fn take_dropped(&mut self) -> Vec<Bytes> {
         self.lanes.as_mut().map_or(Vec::new(), |lanes| lanes.take_dropped())
     }

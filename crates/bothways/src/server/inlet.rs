@@ -135,8 +135,8 @@ impl Inlet for ServerInlet {
         let place_in_line = line.map(|line| shared.topic_lines.join(line));
         let handler = shared.router.find(&request.message);
         // The admin service has a token of its own; where it does not answer, its path is one like others.
-        let is_admin = request.service_path() == admin::SERVICE_PATH
-            && shared.door.as_ref().is_some_and(|door| door.is_on_service_addresses());
+        let is_admin = shared.door.as_ref().is_some_and(|door| door.is_on_service_addresses())
+            && request.message.has_service_path(admin::SERVICE_PATH);
         let auth = shared.hooks.auth.as_ref().filter(|_| !is_admin);
         let answer = match (auth, handler) {
             (None, Ok(handler)) => handler.handle(request),
