@@ -29,6 +29,7 @@ use super::{
     kept::{Held, Kept, Topic, Topics},
     ledger::{Entry, Ledger, Origin},
     lock::Held as HeldLocks,
+    parts::Part,
     presence::{Generations, Who},
     push::Encoded,
     receipt::Receipt,
@@ -386,7 +387,6 @@ impl Registry {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
         state.patterns.insert(Arc::clone(&shared), since);
-        state.forget_parts(pattern);
         if by_client {
             state.patterns.set_by_client(pattern);
         }
@@ -395,6 +395,7 @@ impl Registry {
         }
         if wish.from.is_some() && !answer.more && !answer.later {
             state.patterns.go_on(pattern);
+            state.forget_parts(pattern);
         }
         drop(state);
         if !is_known {
@@ -416,13 +417,10 @@ impl Registry {
         let Wish { pattern, from, part, .. } = wish;
         let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
-        let in_parts = state.seldom.as_ref().and_then(|seldom| seldom.parts.of(pattern));
-        if let Some((first, _)) = in_parts {
-            *since = (*since).min(first);
-        }
+        let parts = state.seldom.as_ref().and_then(|seldom| seldom.parts.of(pattern));
         state.ledger.expire_waiting(session.now());
         let ledger = &state.ledger;
-        let in_part = |stamp| in_parts.is_some_and(|(first, last)| first <= stamp && stamp <= last);
+        let in_part = |stamp| parts.is_some_and(|sent| sent.has(stamp));
         let is_sent = |stamp| (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
         let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);
 
@@ -431,7 +429,7 @@ impl Registry {
         if !latest_only && !claim(&mut state.ledger, &messages) {
             // A single one may be larger than the bound.
             let fitting = if part { fitting(&state.ledger, &messages).max(1) } else { 0 };
-            messages.truncate(fitting);
+            let rest = messages.split_off(fitting.min(messages.len()));
             let is_claimed = 0 < fitting && claim(&mut state.ledger, &messages);
             if !is_claimed {
                 // In part is not at all.
@@ -441,12 +439,22 @@ impl Registry {
             let last = messages.last().map(|(offset, _)| *offset);
             answer.subscribed.position = last.map(|offset| Position { offset, ..history.position() });
             answer.more = true;
-            let ends = messages.first().zip(messages.last());
-            if let Some(((_, first), (_, last))) = ends
-                && !state.patterns.contains(pattern)
+            if state.patterns.contains(pattern) {
+                // From the first of these on the session counts as having got everything: these it has not.
+                rest.iter().for_each(|(_, published)| state.ledger.miss(published.stamp));
+            } else if let [(_, first), ..] = messages[..]
+                && let Some((offset, last)) = messages.last()
             {
-                state.seldom().parts.note(pattern, (first.stamp, last.stamp));
+                let reached = Position { offset: *offset, ..history.position() };
+                let from = from.unwrap_or(Position { offset: 0, ..reached });
+                state.seldom().parts.note(pattern, from, Part { first: first.stamp, last: last.stamp, reached });
             }
+        } else if let Some(sent) = parts
+            && from.is_some_and(|from| sent.meets(from))
+            && outcome.recovered
+        {
+            // What came in parts, and everything behind it.
+            *since = (*since).min(sent.first);
         }
 
         let class = if latest_only { latest_class(pattern) } else { Class::Tracked };
@@ -833,6 +841,8 @@ fn latest_class(topic: &str) -> Class {
 mod tests {
     use std::sync::mpsc;
 
+    use proptest::prelude::*;
+
     use super::{super::ledger::Bounds, *};
     use crate::{Client, ClientOptions, Server};
 
@@ -908,6 +918,105 @@ mod tests {
             session.unsubscribe(topic);
             tokio::time::sleep(Duration::from_millis(1)).await;
             assert_eq!(registry.hub.topics.find(topic).is_some(), stays, "{topic}");
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Publish,
+        /// The application takes so many messages, and is done with them.
+        Handle(usize),
+        Ask {
+            from: From,
+            part: bool,
+        },
+    }
+
+    /// Where what is asked for begins.
+    #[derive(Clone, Copy, Debug)]
+    enum From {
+        Now,
+        TheBeginning,
+        /// Behind the last message before the first that the client does not have.
+        WhereItIs,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let from = prop::sample::select(vec![From::Now, From::TheBeginning, From::WhereItIs, From::WhereItIs]);
+        prop_oneof![
+            3 => Just(Step::Publish),
+            2 => (1..4_usize).prop_map(Step::Handle),
+            3 => (from, any::<bool>()).prop_map(|(from, part)| Step::Ask { from, part }),
+        ]
+    }
+
+    /// A session with room for three messages asks for a topic in whatever way, and in whatever order: in the end it has
+    /// all of it, each message once.
+    async fn asks(name: &str, steps: &[Step]) {
+        let history = TopicOptions::new().open().history(100, Duration::from_secs(3600));
+        let server = Server::builder().session_log(3, 1 << 20).topic("news", history).expect("a pattern").build();
+        let listening = server.listen(&format!("memory@{name}")).await.expect("the name is free");
+        let options = ClientOptions::new();
+        let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+
+        let publish = |number: u64| {
+            let receipt = server.publish("news", &Push::new("N", "say", number.to_string())).expect("small");
+            receipt.stored().expect("it has a history")
+        };
+        let (epoch, mut published) = (publish(1).epoch, 1);
+        let mut got = std::collections::BTreeSet::new();
+        let ask = |from: From, part, got: &std::collections::BTreeSet<u64>| {
+            let reached = (1..).take_while(|number| got.contains(number)).last().unwrap_or(0);
+            let from = match from {
+                From::Now => None,
+                From::TheBeginning => Some(0),
+                From::WhereItIs => Some(reached),
+            };
+            let from = from.map(|offset| Position { epoch, offset });
+            let wish = Wish { pattern: "news", from, part, ordered: false };
+            registry.subscribe_client(&session, wish).expect("it is open")
+        };
+        let mut take = |count: usize, got: &mut std::collections::BTreeSet<u64>| {
+            for message in (0..count).map_while(|_| messages.try_next()) {
+                let number =
+                    String::from_utf8_lossy(&message.payload().expect("not packed")).parse().expect("a number");
+                assert!(got.insert(number), "{number} came twice");
+            }
+        };
+        for step in steps {
+            match *step {
+                Step::Publish => {
+                    published += 1;
+                    publish(published);
+                }
+                Step::Handle(count) => take(count, &mut got),
+                Step::Ask { from, part } => drop(ask(from, part, &got)),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        for _ in 0..200 {
+            take(usize::MAX, &mut got);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if got.len() as u64 == published {
+                return;
+            }
+            ask(From::WhereItIs, true, &got);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("of {published} only {got:?} came");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn however_a_topic_is_asked_for_all_of_it_comes_once(steps in prop::collection::vec(step(), 1..30)) {
+            static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+            let name = format!("hub-asks-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+            runtime.expect("a runtime").block_on(asks(&name, &steps));
         }
     }
 

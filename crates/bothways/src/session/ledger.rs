@@ -275,6 +275,10 @@ impl Ledger {
     }
 
     /// These messages of topics were not sent to this session.
+    pub(super) fn miss(&mut self, stamp: u64) {
+        self.open().miss(stamp);
+    }
+
     pub(super) fn miss_all(&mut self, unsent: Unsent) {
         if !unsent.is_empty() {
             self.open().miss_all(unsent);

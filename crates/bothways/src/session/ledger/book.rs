@@ -197,6 +197,10 @@ impl Book {
         }
     }
 
+    pub(super) fn miss(&mut self, stamp: u64) {
+        self.unsent.miss(stamp);
+    }
+
     pub(super) fn miss_all(&mut self, unsent: Unsent) {
         self.unsent.miss_all(unsent);
     }
