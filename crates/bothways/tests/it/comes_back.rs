@@ -256,8 +256,7 @@ async fn a_call_that_was_not_sent_goes_from_connection_to_connection() {
         let client = client.clone();
         tokio::spawn(async move { call(&client, method, vec![0; len]).await })
     };
-    let mut large = Vec::new();
-    large.push(ask("Large", 200_000));
+    let large = ask("Large", 200_000);
     settle().await;
     let small = ask("Small", 10);
     settle().await;
@@ -272,9 +271,7 @@ async fn a_call_that_was_not_sent_goes_from_connection_to_connection() {
     }
     peer.say(crate::scripted::reply_to(&asked, b"at last")).await;
     assert_eq!(soon(small).await.expect("no panic").expect("it waits"), "at last");
-    for lost in large {
-        soon(lost).await.expect("no panic").expect_err("a part of it had left");
-    }
+    soon(large).await.expect("no panic").expect_err("a part of it had left");
 }
 
 /// A message that found no room, and no connection then, goes over the next one; where there is none to wait for, and
