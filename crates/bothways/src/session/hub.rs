@@ -1043,4 +1043,57 @@ mod tests {
             client.subscribe("e").await.expect("there is room");
         }
     }
+
+    /// A topic that is wanted in order stands still behind a message that found no room, until its client has asked for
+    /// what it missed and has all of that.
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_goes_on_when_all_that_was_missed_is_there() {
+        let history = || TopicOptions::new().open().history(10, Duration::from_secs(60));
+        let server = Server::builder().session_log(2, 1 << 20).topic("news", history()).expect("a pattern");
+        let server = server.topic("late", history()).expect("a pattern");
+        let server = server.topic("talk", TopicOptions::new().open()).expect("a pattern").build();
+        let listening = server.listen("memory@hub-in-order").await.expect("the name is free");
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            clients.push(client);
+        }
+        let sessions = server.sessions(&super::super::Target::everyone()).expect("no topic");
+        let [session, other] = &sessions[..] else { panic!("there are two") };
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let ask = |session: &Session, pattern, from, part, ordered| {
+            registry.subscribe_client(session, Wish { pattern, from, part, ordered }).expect("it is open")
+        };
+        let is_stalled = || session.inner.state.lock().patterns.is_stalled("news");
+        let publish = |topic: &str| {
+            (0..5).for_each(|_| _ = server.publish(topic, &Push::new("N", "say", "1")).expect("small"));
+        };
+
+        for (topic, ordered, stalls) in [("news", false, false), ("talk", true, false), ("news", true, true)] {
+            ask(session, topic, None, false, ordered);
+            let mut state = session.inner.state.lock();
+            state.patterns.stall(topic);
+            assert_eq!(state.patterns.is_stalled(topic), stalls, "{topic}, {ordered}");
+        }
+        let start = ask(session, "news", None, false, true).subscribed.position.expect("it has a history");
+        publish("news");
+        let end = Position { offset: 5, ..start };
+        for (from, part, expected) in [(start, false, (false, true)), (start, true, (true, false))] {
+            let answer = ask(session, "news", Some(from), part, true);
+            assert_eq!((answer.more, answer.later), expected);
+            assert!(is_stalled(), "{answer:?}");
+        }
+        let answer = ask(session, "news", Some(end), false, true);
+        assert!(!answer.more && !answer.later && !is_stalled(), "{answer:?}");
+
+        // A part is not the whole: who was not subscribed is so with the rest.
+        let start = ask(other, "late", None, true, false).subscribed.position.expect("it has a history");
+        other.unsubscribe("late");
+        publish("late");
+        assert!(ask(other, "late", Some(start), true, false).more);
+        assert!(!other.inner.state.lock().patterns.contains("late"));
+        ask(other, "late", None, false, false);
+        assert!(other.inner.state.lock().patterns.contains("late"));
+    }
 }

@@ -1138,10 +1138,8 @@ fn shards<T: Default>() -> Vec<T> {
 
 /// Each once, in the order of their first place.
 pub(super) fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
-    if 1 < sessions.len() {
-        let mut seen = std::collections::HashSet::with_capacity(sessions.len());
-        sessions.retain(|session| seen.insert(session.id()));
-    }
+    let mut seen = HashSet::with_capacity(sessions.len());
+    sessions.retain(|session| seen.insert(session.id()));
     sessions
 }
 

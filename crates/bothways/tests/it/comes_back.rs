@@ -244,36 +244,6 @@ async fn what_was_not_sent_waits_for_the_next_connection() {
     }
 }
 
-/// A call of which no byte has left goes from connection to connection, however many end before they take it.
-#[tokio::test(start_paused = true)]
-async fn a_call_that_was_not_sent_goes_from_connection_to_connection() {
-    let server = ScriptedServer::listen().await;
-    let backoff = Duration::from_millis(1);
-    let options = ClientOptions::new().connection_wait(FOR_EVER).backoff(backoff, backoff);
-    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
-    let client = client.expect("let in");
-    let ask = |method: &'static str, len: usize| {
-        let client = client.clone();
-        tokio::spawn(async move { call(&client, method, vec![0; len]).await })
-    };
-    let large = ask("Large", 200_000);
-    settle().await;
-    let small = ask("Small", 10);
-    settle().await;
-    // Of a connection that ends with its Welcome, a call finds out too late.
-    for _ in 0..10 {
-        peer.reset();
-        peer = server.accept_negotiated().await;
-    }
-    let mut asked = peer.next().await;
-    while asked.service_method() != "Small" {
-        asked = peer.next().await;
-    }
-    peer.say(crate::scripted::reply_to(&asked, b"at last")).await;
-    assert_eq!(soon(small).await.expect("no panic").expect("it waits"), "at last");
-    soon(large).await.expect("no panic").expect_err("a part of it had left");
-}
-
 /// A message that found no room, and no connection then, goes over the next one; where there is none to wait for, and
 /// beyond the time for which it waits, it is refused.
 #[tokio::test(start_paused = true)]

@@ -268,6 +268,29 @@ async fn the_newest_is_there_for_whoever_comes() {
     assert_eq!(texts(&mut to_ann).await, ["1.6"]);
 }
 
+/// What a topic kept says its topic to who knows of topics: a client that negotiates, and a plain one that has
+/// subscribed by itself.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_says_its_topic_to_who_knows_of_topics() {
+    let options = || TopicOptions::new().open().latest_only();
+    for (negotiates, subscribes, knows) in [(true, false, true), (false, false, false), (false, true, true)] {
+        let server = server(&[("board", options()), ("other", options())]).build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        server.publish("board", &push("kept")).expect("small");
+        let options = ClientOptions::new().negotiate(negotiates);
+        let (ann, mut to_ann) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+        ann.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        if subscribes {
+            ann.subscribe("other").await.expect("open");
+        }
+        let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+        session.subscribe("board").expect("the server may");
+        let message = soon(to_ann.next()).await.expect("open");
+        assert_eq!(message.payload().expect("not packed"), "kept");
+        assert_eq!(message.topic().as_deref(), knows.then_some("board"), "{negotiates} {subscribes}");
+    }
+}
+
 /// Whoever subscribes stands before the newest until it has it, so that it gets it if it asks again from there. Who has
 /// seen that there was none has missed nothing, and nor has who got the value by another way.
 #[tokio::test(start_paused = true)]

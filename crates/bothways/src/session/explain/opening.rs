@@ -167,4 +167,14 @@ mod tests {
         }
         assert_eq!(opening.packed.len(), "ann".len() + "news".len() + 20);
     }
+
+    /// What a number takes is known before it is put.
+    #[test]
+    fn a_number_takes_what_it_is_said_to_take() {
+        for number in (0..64).flat_map(|bits| [(1 << bits) - 1, 1 << bits]).chain([u64::MAX]) {
+            let mut packed = Vec::new();
+            put_number(&mut packed, number);
+            assert_eq!(number_len(number), packed.len(), "{number}");
+        }
+    }
 }

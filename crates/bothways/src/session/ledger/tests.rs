@@ -369,6 +369,16 @@ fn who_comes_back_to_a_blank_ledger_is_not_connected_yet() {
     assert!(!blank.resume(0, Some(1)) && !is_connected(&mut blank));
 }
 
+/// A burst of values leaves one by one, and the room that it took is given back behind the last.
+#[test]
+fn a_burst_of_values_leaves_one_by_one() {
+    let mut ledger = Ledger::new(Bounds { latest_keys: 1000, ..bounds() });
+    ledger.connect(true);
+    let names: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| _ = push(&mut ledger, latest(name), name));
+    assert_eq!(texts(&mut ledger), names);
+}
+
 /// Each class has its own bound, and neither takes the places of the other.
 #[test]
 fn values_that_were_sent_take_no_places_of_tracked_pushes() {
