@@ -77,6 +77,29 @@ impl<T> Future for Guarded<T> {
     type Output = Result<T, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut panicked = None;
+        let outcome = self.poll_guarded(cx, &mut panicked);
+        match panicked {
+            Some(panicked) => Poll::Ready(Err(panicked)),
+            None => outcome.map(Ok),
+        }
+    }
+}
+
+impl<T> Guarded<T> {
+    /// As its `poll`, with a value for a panic.
+    #[inline]
+    pub(crate) fn poll_or(&mut self, cx: &mut Context<'_>, or: impl FnOnce(Panicked) -> T) -> Poll<T> {
+        let mut panicked = None;
+        let outcome = self.poll_guarded(cx, &mut panicked);
+        match panicked {
+            Some(panicked) => Poll::Ready(or(panicked)),
+            None => outcome,
+        }
+    }
+
+    #[inline]
+    fn poll_guarded(&mut self, cx: &mut Context<'_>, panic: &mut Option<Panicked>) -> Poll<T> {
         // A future that is done is not polled again.
         let held = &mut self.0;
         let mut outcome = Poll::Pending;
@@ -90,18 +113,16 @@ impl<T> Future for Guarded<T> {
                 }
             }
         });
-        match (outcome, guarded) {
-            (Poll::Pending, Ok(())) => Poll::Pending,
-            (Poll::Ready(outcome), Ok(())) => Poll::Ready(Ok(outcome)),
-            (Poll::Ready(outcome), Err(panicked)) => {
-                panicked.log(FUTURE);
-                Poll::Ready(Ok(outcome))
-            }
-            (Poll::Pending, Err(panicked)) => {
-                drop_of(FUTURE, held.take());
-                Poll::Ready(Err(panicked))
+        if let Err(panicked) = guarded {
+            match outcome {
+                Poll::Ready(_) => panicked.log(FUTURE),
+                Poll::Pending => {
+                    drop_of(FUTURE, held.take());
+                    *panic = Some(panicked);
+                }
             }
         }
+        outcome
     }
 }
 

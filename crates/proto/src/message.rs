@@ -122,6 +122,7 @@ impl Message {
     }
 
     /// True if it is for this service.
+    #[inline]
     pub fn has_service_path(&self, service_path: &str) -> bool {
         self.frame[PATH_AT..PATH_AT + self.path_len as usize] == *service_path.as_bytes()
     }

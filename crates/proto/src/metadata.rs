@@ -264,10 +264,12 @@ impl Metadata {
     /// The same pairs without those of the framework, and without what means one request or reply alone: the token
     /// `__AUTH`, `__ServerTimeout` and `__rpcx_error__`. What is left of a caller's pairs an application may send on.
     #[must_use]
+    #[inline]
     pub fn without_reserved(self) -> Self {
-        if self.is_empty() {
-            return self;
-        }
+        if self.is_empty() { self } else { self.only_unreserved() }
+    }
+
+    fn only_unreserved(self) -> Self {
         let stays = |key: &[u8]| !keys::is_reserved(key) && !keys::is_of_one_hop(key);
         match self.pairs().all(|(key, _)| stays(key)) {
             true => self,

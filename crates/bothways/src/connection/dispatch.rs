@@ -105,6 +105,7 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
 /// True for what a client says of what it was sent: it acknowledges it, answers it, or leaves. No bound may lose that,
 /// for it makes room, and nothing may bring it out of order.
+#[inline]
 pub(crate) fn ends_something(message: &Message) -> bool {
     message.has_service_path(keys::CONTROL_PATH)
         && matches!(message.service_method(), keys::ACK | keys::LEAVE | keys::REPLY)
@@ -829,7 +830,7 @@ fn poll_first(handler: &mut Guarded<Reply>, message: &Message) -> Poll<Reply> {
     }
     // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
     let mut cx = Context::from_waker(Waker::noop());
-    Pin::new(handler).poll(&mut cx).map(|outcome| outcome.unwrap_or_else(|panic| panicked(&panic, message)))
+    handler.poll_or(&mut cx, |panic| panicked(&panic, message))
 }
 
 /// Runs a handler to its end, its panic or its caller's deadline.

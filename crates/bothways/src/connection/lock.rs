@@ -61,6 +61,7 @@ impl<'a> Locked<'a> {
     }
 
     /// Drops what the outbox has given up, once the lock is free.
+    #[inline]
     pub(super) fn drop_forgotten(&mut self) {
         if self.outbox.has_dropped() {
             let dropped = self.outbox.take_dropped();
