@@ -634,6 +634,22 @@ mod tests {
         assert!(from_of(&all, "another").is_none());
     }
 
+    /// What the client asked for by itself and cannot have is not asked for again. What the application asks for anew, and
+    /// what was recovered, leaves what is missing as it was.
+    #[test]
+    fn what_the_client_cannot_have_is_not_asked_for_again() {
+        for (asker, recovered, expected) in
+            [(Asker::Client, false, 11), (Asker::Client, true, 8), (Asker::Application, false, 8)]
+        {
+            let all = held(1, 8);
+            all.note(|| message(11));
+            assert_eq!(from(&all), Some(8), "two are missing");
+            let claim = all.begin_subscribe(NEWS).claim;
+            assert_eq!(claim.hold(connection(1), &subscribed(11, recovered), asker), Some(false));
+            assert_eq!(from(&all), Some(expected), "{asker:?}, {recovered}");
+        }
+    }
+
     /// What was dropped is asked for by one on each connection.
     #[test]
     fn one_at_a_time_asks_for_what_was_dropped() {

@@ -393,4 +393,24 @@ mod tests {
         let two = [PushFrame(Bytes::from_static(b"a")), PushFrame(Bytes::from_static(b"b"))];
         assert_eq!(join(&two), Some(Bytes::from_static(b"ab")));
     }
+
+    /// A push that ends its connection for want of room counts as closed, and so does each behind it.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_behind_the_end_of_a_connection_counts_as_closed() {
+        use std::sync::Arc;
+
+        use bothways_proto::Role;
+
+        use crate::{
+            connection::{Overflow, Settings, alone::Deaf, writer::Writer},
+            transport::memory,
+        };
+
+        let (near, _far) = memory::pair(1 << 16);
+        let settings = Settings { push_frames_max: 2, overflow: Overflow::Disconnect, ..Settings::default() };
+        let connection = Connection::start(Role::Server, near.into(), settings.into(), Arc::new(Deaf), None, |_| {});
+        connection.shared.state.lock().outbox.writer = Writer::Blocked;
+        let outcome = fan_out(&[connection], &frames(&[100, 100, 100, 100, 100]));
+        assert_eq!((outcome.queued, outcome.closed, outcome.full, outcome.too_large), (2, 3, 0, 0));
+    }
 }

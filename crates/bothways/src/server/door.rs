@@ -494,4 +494,25 @@ mod tests {
         assert_eq!((late[9], late[10], late[999]), (0, 1, 4));
         assert_eq!(door.may_try("a"), Ok(()));
     }
+
+    /// With so many operators one more is refused, and who was let in before is let in again.
+    #[tokio::test(start_paused = true)]
+    async fn so_many_operators_have_a_place() {
+        use bothways_proto::Role;
+
+        use crate::connection::alone::alone;
+
+        let door = Door::new(AdminOptions::token("right").expect("it has characters"));
+        let (connection, _far) = alone(Role::Server);
+        let [first, second] = [1, 2].map(|number| ConnectionId::new(u64::MAX - number));
+        door.open.lock().insert(connection.id(), (connection.clone(), 0));
+        let others = (3..=OPERATORS_MAX as u64).map(|number| ConnectionId::new(u64::MAX - number));
+        door.shown.lock().extend(others.chain([first, second]));
+        assert!(door.let_in(&connection).is_err());
+        door.forget(first);
+        for _ in 0..2 {
+            assert!(door.let_in(&connection).is_ok());
+            assert_eq!(door.shown.lock().len(), OPERATORS_MAX);
+        }
+    }
 }

@@ -233,4 +233,28 @@ mod tests {
         assert_eq!(away.first().map(|(_, first)| first.generation), Some(10));
         assert_eq!(away.waiting.lock().all.len(), 989);
     }
+
+    /// Only a session that has never had anything to lose is ended before others.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_idle_that_has_nothing_to_lose() {
+        let server = crate::Server::builder().session_log(10, 1 << 20).build();
+        let listening = server.listen("memory@away-idle").await.expect("the name is free");
+        for (number, does) in [
+            |_: &Session| {},
+            |session: &Session| _ = session.subscribe("news").expect("the server may"),
+            |session: &Session| _ = session.push(&crate::Push::new("N", "say", "1")).expect("small"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let connecting = crate::Client::bidirectional(listening.address(), crate::ClientOptions::new());
+            let (client, _messages) = connecting.await.expect("it listens");
+            client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+            let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+            assert!(session.inner.state.lock().is_idle(), "{number}");
+            does(&session);
+            assert_eq!(session.inner.state.lock().is_idle(), number == 0, "{number}");
+            session.end("the next one is alone");
+        }
+    }
 }

@@ -178,4 +178,24 @@ mod tests {
         assert_eq!(history.after(seen).map(Iterator::count), Some(0));
         assert!(history.after(Position { epoch: 3, offset: 0 }).is_none(), "one is gone");
     }
+
+    /// Each bound holds to the message, the byte and the moment.
+    #[test]
+    fn bounds_are_exact() {
+        let mut history = History::beginning_at(Position { epoch: 3, offset: 0 }, bounds(3, 10, Some(5)));
+        let second = Duration::from_secs(1);
+        let kept = |history: &History<char>| history.kept.iter().map(|kept| kept.item).collect::<String>();
+        for (at, bytes, item, expected) in
+            [(0, 4, 'a', "a"), (1, 6, 'b', "ab"), (1, 1, 'c', "bc"), (1, 1, 'd', "bcd"), (1, 1, 'e', "cde")]
+        {
+            drop(history.push(at * second, bytes, item));
+            assert_eq!(kept(&history), expected);
+        }
+        drop(history.push(2 * second, 20, 'f'));
+        assert_eq!(kept(&history), "f", "one alone may be larger");
+        drop(history.trim(7 * second - Duration::from_nanos(1)));
+        assert_eq!(kept(&history), "f");
+        drop(history.trim(7 * second));
+        assert!(history.is_empty());
+    }
 }

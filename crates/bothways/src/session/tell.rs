@@ -443,5 +443,72 @@ mod tests {
         let change = |user: &str, is_in, generation| Change { who: Who::User(user.into()), is_in, generation };
         let told = last_of_each(vec![change("a", true, 1), change("b", true, 2), change("a", false, 3)]);
         assert_eq!(told, [change("b", true, 2), change("a", false, 3)]);
+        let told = last_of_each(vec![change("a", true, 1), change("a", false, 2)]);
+        assert_eq!(told, [change("a", false, 2)]);
+    }
+
+    /// A server that is quiet tells nobody who comes.
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_to_a_quiet_server_is_told_to_nobody() {
+        let server =
+            Server::builder().topic("room", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen("memory@tell-quiet").await.expect("the name is free");
+        let connect = || Client::bidirectional(listening.address(), ClientOptions::new());
+        let (first, mut messages) = connect().await.expect("it listens");
+        first.subscribe("room").await.expect("open");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let mut others = Vec::new();
+        for is_quiet in [false, true] {
+            if is_quiet {
+                registry.be_quiet();
+            }
+            let other = connect().await.expect("it listens");
+            other.0.subscribe("room").await.expect("open");
+            others.push(other);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            assert_eq!(std::iter::from_fn(|| messages.try_next()).count(), usize::from(!is_quiet));
+            let topic = registry.hub.topics.find("room").expect("somebody is there");
+            assert!(topic.kept.lock().untold.is_empty());
+        }
+        assert_eq!(server.presence("room").expect("a topic").members.len(), 3);
+    }
+
+    /// One task tells at a time, and none where there is nothing to tell.
+    #[tokio::test(start_paused = true)]
+    async fn one_task_tells_at_a_time() {
+        let server =
+            Server::builder().topic("room", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen("memory@tell-one-task").await.expect("the name is free");
+        let connecting = Client::bidirectional(listening.address(), ClientOptions::new());
+        let (client, _messages) = connecting.await.expect("it listens");
+        client.subscribe("room").await.expect("open");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+
+        registry.tell();
+        assert!(!registry.hub.telling.state.lock().is_running, "there is nothing to tell");
+        registry.hub.telling.state.lock().is_running = true;
+        registry.hub.telling.state.lock().topics.push_back("room".into());
+        registry.tell();
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        assert_eq!(registry.hub.telling.state.lock().topics.len(), 1, "another task comes to it");
+        registry.hub.telling.state.lock().is_running = false;
+        registry.tell();
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        assert_eq!(registry.hub.telling.state.lock().topics.len(), 0);
+    }
+
+    /// Whoever tells very many lets others run.
+    #[tokio::test]
+    async fn telling_takes_turns() {
+        let mut pauses = 0;
+        let mut work = 0;
+        for _ in 0..3 * AT_ONCE {
+            let mut turn = pin!(take_turns(&mut work));
+            pauses += usize::from(turn.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(pauses, 3);
     }
 }

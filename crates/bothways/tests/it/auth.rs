@@ -506,3 +506,23 @@ async fn who_comes_back_has_its_place_in_a_full_topic() {
         server.presence("room").expect("a topic").members.iter().flat_map(|member| member.sessions.clone()).collect();
     assert!(members.contains(&id(&other)) && !members.contains(&id(&welcome)), "{members:?}");
 }
+
+/// A client that breaks off while its token is checked is gone at once, whatever it has sent behind that.
+#[tokio::test(start_paused = true)]
+async fn who_breaks_off_while_its_token_is_checked_is_gone() {
+    for sent_more in [false, true] {
+        let server = echoing().auth(|_| std::future::pending::<Result<(), String>>()).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = Scripted::connect(listening.address()).await;
+        let token = Metadata::new().with(keys::AUTH, "bearer good");
+        client.say(hello(0, Capabilities::ALL, &token)).await;
+        if sent_more {
+            client.say(request_with(1, "Echo", &token, b"x")).await;
+        }
+        settle().await;
+        assert_eq!(server.stats().connections, 1);
+        client.reset();
+        settle().await;
+        assert_eq!(server.stats().connections, 0);
+    }
+}

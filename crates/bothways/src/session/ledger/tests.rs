@@ -379,6 +379,34 @@ fn a_burst_of_values_leaves_one_by_one() {
     assert_eq!(texts(&mut ledger), names);
 }
 
+/// Acknowledgements are awaited of what was sent, and of nothing else.
+#[test]
+fn acknowledgements_are_awaited_of_what_was_sent() {
+    let mut ledger = ledger(true);
+    assert!(!ledger.awaits_acks());
+    push(&mut ledger, Class::Tracked, "1");
+    assert!(!ledger.awaits_acks(), "it waits");
+    assert_eq!(texts(&mut ledger), ["1"]);
+    assert!(ledger.awaits_acks());
+    assert!(ledger.ack(1, 1) && !ledger.awaits_acks());
+}
+
+/// What waits makes room at the moment at which it expires, and also if nobody looks before long after.
+#[test]
+fn what_expires_makes_room_from_that_moment_on() {
+    let seconds = Duration::from_secs;
+    for (now, left) in [(seconds(9), 2), (seconds(10), 1), (seconds(15), 1), (seconds(20), 0), (seconds(99), 0)] {
+        let mut ledger = ledger(true);
+        for expires in [20, 10] {
+            let (mut entry, _receipt) = entry(Class::Tracked, "x");
+            entry.expires = Some(seconds(expires));
+            ledger.push(entry, NOW);
+        }
+        ledger.expire_waiting(now);
+        assert_eq!(ledger.waiting().0, left, "{now:?}");
+    }
+}
+
 /// Each class has its own bound, and neither takes the places of the other.
 #[test]
 fn values_that_were_sent_take_no_places_of_tracked_pushes() {
