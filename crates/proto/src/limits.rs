@@ -63,7 +63,8 @@ impl Limits {
     }
 
     /// Most bytes of the metadata block of one frame, in and out. Default 64 KiB: it is read before
-    /// anybody has looked at a token.
+    /// anybody has looked at a token. Less than 1 KiB is less than our clients say of what they could not handle; a Hello
+    /// after many such failures takes up to 2 KiB.
     #[must_use]
     pub fn metadata_bytes_max(mut self, bytes: usize) -> Self {
         self.metadata_bytes_max = bytes;

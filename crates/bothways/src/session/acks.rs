@@ -13,10 +13,11 @@ use bothways_proto::{Metadata, keys};
 use super::receipt::{Failure, Stage};
 
 /// Ranges in one acknowledgement.
-pub(crate) const AHEAD_MAX: usize = 32;
+const AHEAD_MAX: usize = 32;
 
-/// Failed offsets in one acknowledgement of our clients: some 2 KiB.
-pub(crate) const FAILED_MAX: usize = 128;
+/// Failed offsets, and ranges, in one acknowledgement of our clients. With offsets of ten digits it takes less than 1 KiB
+/// of metadata: a server may take no more, and would pass it over unread.
+pub(crate) const TOLD_AT_ONCE: usize = 16;
 
 /// Failed offsets that one message may name: more than a client of ours has in a Hello.
 const ENDS_MAX: usize = 2048;

@@ -60,10 +60,12 @@ impl Session {
         trail: &CallTrail<'_>,
     ) -> Result<RawReply, CallError> {
         loop {
-            if !self.handles(call.service_path, call.service_method) {
+            // It may have made way for an earlier session of its client since the last attempt.
+            let session = &self.current();
+            if !session.handles(call.service_path, call.service_method) {
                 return Err(CallError::NotSupported);
             }
-            let Some(connection) = self.connected().await else {
+            let Some(connection) = session.connected().await else {
                 return Err(CallError::NoClient(format!("session {} has ended", self.id())));
             };
             let mut attempt = call.clone();
@@ -77,21 +79,22 @@ impl Session {
                     if !error.is_safe_to_retry() {
                         progress.cut = Some(error.clone());
                     }
-                    if !self.is_resumable() {
+                    if !session.is_resumable() {
                         return Err(error);
                     }
                 }
                 outcome => return outcome,
             }
-            self.left(&connection).await;
+            session.left(&connection).await;
         }
     }
 
     /// The caller of a call that was sent waits no more. Its client is told, now and whenever it comes back while the
     /// call has time. `is_told`: a Cancel is on its way already, and may be lost with its connection.
     fn give_up_call(&self, id: u64, until: Instant, is_told: bool) {
+        let session = self.current();
         let connection = {
-            let mut state = self.inner.state.lock();
+            let mut state = session.inner.state.lock();
             if state.ended || !state.resumable {
                 return;
             }

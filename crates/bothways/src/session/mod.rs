@@ -85,7 +85,7 @@ use tokio::{sync::Notify, time::Instant};
 pub(crate) use self::acks::failed;
 pub(crate) use self::{
     account::UserCall,
-    acks::{AHEAD_MAX, Acks, End, FAILED_MAX, put_failed},
+    acks::{Acks, End, TOLD_AT_ONCE, put_failed},
     hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
     presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},

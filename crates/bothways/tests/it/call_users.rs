@@ -818,3 +818,40 @@ async fn typed_calls_nest_to_depth_32() {
     assert!(began.elapsed() < Duration::from_millis(100));
     until(|| client.stats().calls_running == 0 && server.stats().calls_running == 0).await;
 }
+
+/// The hook of a Hello is given a session that makes way for the one that its client had: a call begun on it goes on there,
+/// also over a lost connection.
+#[tokio::test(start_paused = true)]
+async fn a_call_begun_in_a_hook_goes_on_over_a_lost_connection() {
+    let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::builder()
+        .auth(move |request| {
+            let told = told.clone();
+            async move {
+                let (Some(session), true) = (request.session(), request.resumes().is_some()) else { return Ok(()) };
+                tokio::spawn(async move {
+                    let options = CallOptions::new().timeout(Duration::from_secs(10));
+                    let outcome = session.call_typed::<_, String>("C", "Slow", &(), options).await;
+                    told.send(outcome.map(|response| response.value))
+                });
+                // The call is made while it is not known which session the client gets.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Ok::<_, String>(())
+            }
+        })
+        .build();
+    let listening = server.listen("memory@call-users-hook").await.expect("the name is free");
+    let handlers = Router::new().function("C", "Slow", |(): ()| async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        Ok::<_, String>("done".to_owned())
+    });
+    let client = Client::with_handlers(listening.address(), ClientOptions::new(), handlers).await.expect("it listens");
+    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+
+    server.connections()[0].close();
+    // It is back, and handles the call.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.connections().iter().for_each(|connection| drop(connection.close()));
+    let outcome = tokio::time::timeout(Duration::from_secs(20), outcomes.recv()).await.expect("it ends");
+    assert_eq!(outcome.expect("the hook ran").expect("the client came back"), "done");
+}

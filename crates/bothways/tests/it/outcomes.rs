@@ -9,7 +9,7 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, Metadata, Push, PushError, Reply, Request, Router, Server, Stage, Target,
+    Class, Client, ClientOptions, Limits, Metadata, Push, PushError, Reply, Request, Router, Server, Stage, Target,
     session::{DropReason, Failure, Outcomes, Position, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
@@ -365,4 +365,32 @@ fn sorted(failed: Option<String>) -> Option<String> {
     let mut failed: Vec<&str> = failed.split(',').collect();
     failed.sort_unstable();
     Some(failed.join(","))
+}
+
+/// An acknowledgement that the server passes over unread, as it has too much metadata, would leave failures out: the next
+/// one covers them.
+#[tokio::test(start_paused = true)]
+async fn failures_are_told_to_a_server_that_takes_little_metadata() {
+    let server = Server::builder().limits(Limits::default().metadata_bytes_max(1024)).build();
+    let listening = server.listen("memory@outcomes-little-metadata").await.expect("the name is free");
+    let (client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+    let session = server.sessions(&Target::everyone()).expect("no topic").remove(0);
+    let push = |number: usize| session.push(&Push::new("L", "say", number.to_string())).expect("small");
+    let receipts: Vec<_> = (0..300).map(push).collect();
+
+    let mut all = Vec::new();
+    for _ in &receipts {
+        all.push(messages.next().await.expect("the client is open"));
+    }
+    // Each second one fails: no two neighbours are alike.
+    for (number, message) in all.into_iter().enumerate() {
+        if number % 2 == 0 { message.fail("no") } else { drop(message) }
+    }
+    for (number, receipt) in receipts.iter().enumerate() {
+        let expected = if number % 2 == 0 { Stage::Failed(Failure::Error) } else { Stage::Handled };
+        let done = tokio::time::timeout(Duration::from_secs(60), receipt.handled()).await.expect("it is told");
+        assert_eq!(done.at(expected), 1, "push {number}: {done:?}");
+    }
 }
