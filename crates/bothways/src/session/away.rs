@@ -241,7 +241,7 @@ mod tests {
         let listening = server.listen("memory@away-idle").await.expect("the name is free");
         for (number, does) in [
             |_: &Session| {},
-            |session: &Session| _ = session.subscribe("news").expect("the server may"),
+            |session: &Session| session.subscribe("news").expect("the server may"),
             |session: &Session| _ = session.push(&crate::Push::new("N", "say", "1")).expect("small"),
         ]
         .into_iter()

@@ -9,8 +9,9 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, CallPolicy, Caller, Client, ClientOptions, Context, ErrorCode, Handler, Metadata, Push,
-    PushError, Reply, Request, Router, Server, ServerBuilder, Session, Stage, Target, User, session::DEVICE_LABEL,
+    CallError, CallOptions, CallPolicy, Caller, Client, ClientOptions, Connection, Context, ErrorCode, Handler,
+    Metadata, Push, PushError, Reply, Request, Router, Server, ServerBuilder, Session, Stage, Target, User,
+    session::DEVICE_LABEL,
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, Welcome, keys};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle, time::Instant};
@@ -851,7 +852,7 @@ async fn a_call_begun_in_a_hook_goes_on_over_a_lost_connection() {
     server.connections()[0].close();
     // It is back, and handles the call.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    server.connections().iter().for_each(|connection| drop(connection.close()));
+    server.connections().iter().for_each(Connection::close);
     let outcome = tokio::time::timeout(Duration::from_secs(20), outcomes.recv()).await.expect("it ends");
     assert_eq!(outcome.expect("the hook ran").expect("the client came back"), "done");
 }
