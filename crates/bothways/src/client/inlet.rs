@@ -201,6 +201,8 @@ impl ClientInlet {
                     // Only the framework sends tracked messages: in others these pairs may be an application's. A client
                     // without a session is sent no tracked ones, and holds topics of Bothways servers only.
                     self.resubscriber.subscriptions.note(|| message.metadata());
+                } else if message.metadata_value(keys::TOPIC_OFFSET).is_some() {
+                    self.resubscriber.subscriptions.note_fired(|| message.metadata());
                 }
                 let (ack, first) = match self.meet_key(connection, &message, ack) {
                     Ok(Met::Again) => return connection.count_repeated(),

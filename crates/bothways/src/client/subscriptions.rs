@@ -362,6 +362,22 @@ impl Subscriptions {
         }
     }
 
+    /// A message came that nobody keeps for this client. An application could have written its pairs, and what was before
+    /// it may still come: it is believed only if it is the next one.
+    pub(super) fn note_fired(&self, metadata: impl FnOnce() -> Metadata) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        let metadata = metadata();
+        if let (Some(topic), Some(position)) = (metadata.get(keys::TOPIC), position(&metadata))
+            && let Some(subscription) = self.state.lock().list.get_mut(topic)
+            && let Some(before) = subscription.position
+            && (before.epoch, before.offset.saturating_add(1)) == (position.epoch, position.offset)
+        {
+            subscription.note_message(position);
+        }
+    }
+
     /// A connection stands, with the session that the one before had or with a new one. Returns what is to be done.
     pub(super) fn begin(&self, connection: ConnectionId, resumed: bool) -> ToDo {
         let mut state = self.state.lock();

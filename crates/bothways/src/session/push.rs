@@ -23,6 +23,9 @@ use crate::{
 #[non_exhaustive]
 pub enum Class {
     /// At most once, to the connection that is there. When too many wait, the oldest is dropped.
+    ///
+    /// A topic with history keeps it like any other: from there a client gets what it missed when it lost its session, and
+    /// once more what had come before an earlier one of the topic.
     Fire,
     /// The newest value of this key arrives, if the session lives or resumes; those before may vanish: while they wait
     /// for the connection, and while they wait for the application of a Bothways client. Keys that begin with `_bw.`
