@@ -263,6 +263,8 @@ struct Seldom {
     unpacking_replies: Option<Share>,
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
+    /// A request of a client that was let in showed a token that was refused.
+    token_refused: bool,
 }
 
 impl State {
@@ -614,6 +616,11 @@ impl Connection {
     /// A message of the server was dropped, for its client has it.
     pub(crate) fn count_repeated(&self) {
         self.shared.state.lock().seldom().messages_repeated += 1;
+    }
+
+    /// A request of a client that was let in showed a token that was refused. True if one did before.
+    pub(crate) fn note_refused_token(&self) -> bool {
+        std::mem::replace(&mut self.shared.state.lock().seldom().token_refused, true)
     }
 
     /// From here on the layer above refuses the peer's calls.

@@ -7,11 +7,12 @@ use std::{
 };
 
 use bothways_proto::{Message, Metadata, keys};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token, topics};
 use crate::{
     calm::{Said, tell},
+    clock::after,
     connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something},
     error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
@@ -352,6 +353,40 @@ impl Shared {
     }
 }
 
+/// How often a connection whose token was refused is looked at: it ends when no call runs on it any more.
+const TOKEN_LOOK: Duration = Duration::from_secs(1);
+
+/// After how long it ends in any case: what runs then is answered within `close_timeout`.
+const TOKEN_END: Duration = Duration::from_secs(60);
+
+/// The token of a request was refused, and that of the Hello was not: it has run out. The client is told to come again
+/// with another one. What was let in before is still answered, and what comes still has to show its token.
+fn end_for_token(connection: &Connection, why: &str) {
+    if connection.note_refused_token() {
+        return;
+    }
+    let reason = CloseReason::Unauthenticated(why.to_owned());
+    if !connection.say_goodbye_for(ErrorCode::Unauthenticated.name(), why, None) {
+        return connection.answer_and_end(reason);
+    }
+    let connection = connection.clone();
+    tokio::spawn(async move {
+        let until = after(TOKEN_END);
+        let over = async {
+            loop {
+                tokio::time::sleep(TOKEN_LOOK).await;
+                if !connection.is_busy() || until <= Instant::now() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = over => connection.answer_and_end(reason),
+            _ = connection.closed() => {}
+        }
+    });
+}
+
 async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Result<(), Reply> {
     let metadata = request.metadata();
     let asked = AuthRequest {
@@ -370,6 +405,10 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Re
             let connection = request.connection();
             shared.note_not_let_in(connection, &error);
             Err(match error {
+                AuthError::Refused(text) if connection.is_negotiated() => {
+                    end_for_token(connection, &text);
+                    Reply::refused(ErrorCode::Unauthenticated, text)
+                }
                 AuthError::Refused(text) => Reply::refused_for_good(text),
                 // Its Hello was let in, and its session stays: the call alone is to be tried again.
                 AuthError::NotNow { text, .. } if connection.is_negotiated() => {
