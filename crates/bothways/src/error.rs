@@ -763,6 +763,8 @@ pub enum SessionLost {
     Ended,
     /// The server speaks plain rpcx now.
     Plain,
+    /// The server has left the list of an [`XClient`](crate::XClient)'s discovery, and so this client the session.
+    Unlisted,
 }
 
 impl SessionLost {
@@ -788,6 +790,7 @@ impl std::fmt::Display for SessionLost {
             Self::Kicked => "kicked",
             Self::Ended => "ended",
             Self::Plain => "the server speaks plain rpcx",
+            Self::Unlisted => "the server left the list",
         })
     }
 }

@@ -24,7 +24,8 @@ pub enum ConnectionEvent {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
     },
-    /// The connection was lost, and not by this side's own close. Calls under way have failed.
+    /// The connection was lost, and not by this side's own close. Calls under way have failed. With
+    /// [`CloseReason::Local`]: its server has left the list of an [`XClient`](crate::XClient)'s discovery.
     ///
     /// Or the server ends it, and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before it
     /// stood. Calls under way may still be answered then, and the reason says how long the client waits before it
@@ -54,7 +55,8 @@ pub enum ConnectionEvent {
         reason: String,
     },
     /// The client does not try any more to connect: it was refused too often, or must not
-    /// [reconnect](crate::ClientOptions::reconnect). The last event of this server.
+    /// [reconnect](crate::ClientOptions::reconnect). The last event of this server, unless an
+    /// [`XClient`](crate::XClient#whom-a-server-sends-away) begins with it anew.
     GaveUp {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
@@ -176,6 +178,8 @@ pub(crate) struct EventSender {
 
 #[derive(Debug, Default)]
 struct Subscribers {
+    /// Those that were dropped leave it with the next event, or when it is full: it has room for twice as many as were
+    /// alive then, and for four at least.
     list: Mutex<Vec<Weak<Mutex<State>>>>,
 }
 
@@ -286,7 +290,15 @@ impl EventSender {
 
     pub(crate) fn subscribe(&self) -> ConnectionEvents {
         let shared = Arc::default();
-        self.shared.list.lock().push(Arc::downgrade(&shared));
+        let mut list = self.shared.list.lock();
+        if list.len() == list.capacity() {
+            list.retain(|subscriber| 0 < subscriber.strong_count());
+            // So many may come before anybody looks again.
+            let alive = list.len();
+            list.reserve_exact(alive.max(4));
+        }
+        list.push(Arc::downgrade(&shared));
+        drop(list);
         ConnectionEvents { shared }
     }
 }
@@ -416,6 +428,19 @@ mod tests {
         assert!(events.poll_take(&mut Context::from_waker(&waker)).is_pending());
         sender.tell(&lost(&server));
         assert_eq!(wakes.try_recv(), Ok(true), "a lock is held");
+    }
+
+    /// Whoever drops a stream gives back what it took, also while nothing happens.
+    #[test]
+    fn dropped_streams_leave_nothing_behind() {
+        let sender = EventSender::default();
+        let kept: Vec<_> = (0..10).map(|_| sender.subscribe()).collect();
+        for _ in 0..10_000 {
+            drop(sender.subscribe());
+        }
+        let list = sender.shared.list.lock();
+        assert!(list.capacity() <= 2 * kept.len() + 4, "{}", list.capacity());
+        assert_eq!(list.iter().filter(|subscriber| 0 < subscriber.strong_count()).count(), kept.len());
     }
 
     /// Events of different servers do not hide each other.

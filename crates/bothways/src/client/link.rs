@@ -78,6 +78,8 @@ pub(super) struct Link {
     ears: Mutex<Option<Ears>>,
     subscriptions: Arc<Subscriptions>,
     memory: Arc<SessionMemory>,
+    /// Its server has left the list that it was made for: its end is told.
+    is_unlisted: AtomicBool,
 }
 
 /// Doublings of the wait between tries while a call waits for the connection: with the default base of
@@ -113,6 +115,7 @@ pub(super) enum Patience {
 /// Those who are told what happens, and what comes.
 struct Ears {
     events: EventSender,
+    resubscriber: Resubscriber,
     _messages: Option<MessageQueue>,
 }
 
@@ -170,9 +173,10 @@ impl Link {
             failures: 0.into(),
             refusals: 0.into(),
             wanted: Notify::new(),
-            ears: Mutex::new(Some(Ears { events: events.clone(), _messages: messages })),
+            ears: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
+            is_unlisted: false.into(),
         });
         let server: Arc<str> = link.address.to_string().into();
         let mut settings = link.options.settings();
@@ -191,6 +195,8 @@ impl Link {
             timeout: link.options.default_timeout(),
             room: Default::default(),
         };
+        let ears = Ears { events: events.clone(), resubscriber: resubscriber.clone(), _messages: messages };
+        *link.ears.lock() = Some(ears);
         let inlet = Arc::new(ClientInlet {
             link: Arc::downgrade(&link),
             runtime: link.runtime.clone(),
@@ -232,6 +238,14 @@ impl Link {
 
     pub(super) fn events(&self) -> ConnectionEvents {
         self.ears.lock().as_ref().map(|ears| ears.events.clone()).unwrap_or_default().subscribe()
+    }
+
+    /// The server could not let the application subscribe for now: it is asked again, on the connection that there is.
+    pub(super) fn subscribe_again(&self, topic: &Arc<str>) {
+        let resubscriber = self.ears.lock().as_ref().map(|ears| ears.resubscriber.clone());
+        if let (Some(resubscriber), Ok(connection)) = (resubscriber, self.current()) {
+            resubscriber.ask_again(&connection, Arc::clone(topic));
+        }
     }
 
     /// The connection as it is now.
@@ -313,15 +327,41 @@ impl Link {
                 true
             }
         });
+        let (has_ended, stood) = (ended.is_some(), matches!(ended, Some(State::Up(_))));
+        let mut has_left = false;
         if let Some(State::Up(connection) | State::Greeting(connection, _)) = ended {
             if leaves && let Some(acks) = self.memory.leave(connection.id()) {
                 connection.leave(&acks);
+                has_left = true;
             }
             connection.close();
         }
         // Whoever waits for the end of a stream is woken outside of the lock.
         let ears = self.ears.lock().take();
+        if let Some(ears) = &ears
+            && has_ended
+            && self.is_unlisted.load(Ordering::Acquire)
+        {
+            self.tell_unlisted(&ears.events, stood, has_left);
+        }
         drop(ears);
+    }
+
+    /// Whoever has others to call, and leaves this one, has lost what it had there.
+    fn tell_unlisted(&self, events: &EventSender, stood: bool, has_left: bool) {
+        let server: Arc<str> = self.address.to_string().into();
+        if stood {
+            events.tell(&ConnectionEvent::Lost { server: Arc::clone(&server), reason: CloseReason::Local });
+        }
+        // While it was away the server could not be told, and nobody comes back to that session.
+        if has_left || self.memory.lose() {
+            events.tell(&ConnectionEvent::SessionLost { server, why: SessionLost::Unlisted });
+        }
+    }
+
+    /// Its server has left the list: when the last clone of the client is gone, that is told.
+    pub(super) fn note_unlisted(&self) {
+        self.is_unlisted.store(true, Ordering::Release);
     }
 
     /// True if the last try failed, or the connection is lost or about to be.
@@ -341,6 +381,16 @@ impl Link {
     /// True if there will be no connection any more.
     pub(super) fn is_ended(&self) -> bool {
         matches!(&*self.state.borrow(), State::Ended(_))
+    }
+
+    /// True if it ended for what its server said, and only the application can change: it was sent away, or gave up
+    /// after so many refusals. Where the client does not come back by itself anyway, it is asked again like any other.
+    pub(super) fn stays_away(&self) -> bool {
+        match &*self.state.borrow() {
+            State::Ended(ConnectError::SentAway { .. }) => true,
+            State::Ended(ConnectError::Refused { .. }) => self.options.reconnects(),
+            _ => false,
+        }
     }
 
     /// The server has answered the Hello of this connection: it is up, and `tell` says so, and whether one was before

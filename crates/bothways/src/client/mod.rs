@@ -52,6 +52,7 @@ pub use self::{
 };
 use self::{
     link::{Link, Patience},
+    resubscribe::is_passing,
     subscriptions::{Asker, Place, Subscriptions},
 };
 use crate::{
@@ -59,7 +60,7 @@ use crate::{
     clock::{after, clocked, is_outside},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
-    error::{CallError, ConnectError, PushError, ReservedName},
+    error::{CallError, ConnectError, ErrorCode, PushError, ReservedName},
     handler::{Context, Request},
     router::Router,
     session::{Position, Presence, Subscribed},
@@ -316,7 +317,12 @@ impl Client {
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
-        connection.call_within(call, time).await
+        match connection.call_within(call, time).await {
+            Err(error) if self.may_renew(&error, &connection) => {
+                Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {})).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
@@ -343,7 +349,7 @@ impl Client {
     }
 
     /// As [`Self::subscribe`], but waits for the outcome of one try to connect at most; and if the connection is
-    /// missing or lost, subscribes when it is there.
+    /// missing or lost, subscribes when it is there. A server that cannot do it for now is asked again.
     pub(crate) async fn subscribe_lastingly(&self, subscribing: Subscribing) -> Result<Subscribed, CallError> {
         let link = &self.handle.link;
         loop {
@@ -355,6 +361,12 @@ impl Client {
                         Some(Ok(connection)) if connection.is_open() => {}
                         _ => return Err(error),
                     }
+                }
+                Err(error) if is_passing(&error) => {
+                    // It is in line behind this call, and looks then whether it is still wanted.
+                    subscribing.claim.want();
+                    link.subscribe_again(&subscribing.claim.which().topic);
+                    return Err(error);
                 }
                 outcome => {
                     if outcome.is_err() {
@@ -378,6 +390,16 @@ impl Client {
     /// True if the connection is over and will not be made again.
     pub(crate) fn is_ended(&self) -> bool {
         self.handle.link.is_ended()
+    }
+
+    /// True if it has ended, and is not to be replaced by another one of the same server.
+    pub(crate) fn stays_away(&self) -> bool {
+        self.handle.link.stays_away()
+    }
+
+    /// Its server has left the list that it was made for.
+    pub(crate) fn note_unlisted(&self) {
+        self.handle.link.note_unlisted();
     }
 
     /// Ends the client for good, and its session: what is waiting for it at the server ends, its senders are told, and
@@ -538,7 +560,12 @@ impl Client {
         let first = async {
             let (connection, time) = self.connection_for(patience, time).await?;
             used(&connection);
-            connection.call_within(call, time).await
+            match connection.call_within(call, time).await {
+                Err(error) if self.may_renew(&error, &connection) => {
+                    Box::pin(self.call_renewed(call, patience, time, error, &used)).await
+                }
+                outcome => outcome,
+            }
         };
         let outcome = match first.await {
             Err(CallError::Closed { written: false, .. })
@@ -549,6 +576,32 @@ impl Client {
             outcome => outcome,
         };
         outcome.map_err(|error| error.of_call_within(timeout))
+    }
+
+    /// True if the token of a call has run out, and the client is about to ask for another: the server has said so by
+    /// ending the connection.
+    fn may_renew(&self, error: &CallError, connection: &Connection) -> bool {
+        let link = &self.handle.link;
+        matches!(error, CallError::Remote { code: Some(ErrorCode::Unauthenticated), .. })
+            && !connection.is_open()
+            && link.options().can_renew()
+            && link.is_waited_for()
+    }
+
+    /// Makes a call whose token was refused once more, with the next one: the server has run nothing of it.
+    async fn call_renewed(
+        &self,
+        call: &RawCall<'_>,
+        patience: Patience,
+        time: Option<CallTime>,
+        refused: CallError,
+        used: impl Fn(&Connection),
+    ) -> Result<RawReply, CallError> {
+        let until = after(self.handle.link.options().wait());
+        let again = self.wait_for_connection(patience, time.map(CallTime::rest), until).await;
+        let Ok((connection, time)) = again else { return Err(refused) };
+        used(&connection);
+        connection.call_within(call, time).await
     }
 
     /// Makes a call whose connection ended before a byte of it had left: over the next one, and if that ends so as

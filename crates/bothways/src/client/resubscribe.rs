@@ -81,6 +81,11 @@ impl Trouble {
     }
 }
 
+/// True if the server cannot do it now, and may soon: it is asked again.
+pub(super) fn is_passing(error: &CallError) -> bool {
+    Trouble::of(error) == Trouble::Passing
+}
+
 /// How long is waited before the next try. A random part of it is left out, so that clients do not come together.
 #[derive(Debug, Default)]
 struct Pauses {
@@ -147,6 +152,14 @@ impl Resubscriber {
             asking.ask(pattern, Why::Lost, Vec::new(), Some(topics));
         }
         with_gaps.into_iter().for_each(|topic| asking.ask(topic, Why::Gap, Vec::new(), None));
+        asking.run();
+    }
+
+    /// The server could not let the application have this topic on this connection, and may soon: it is asked again in the
+    /// background. Must be called within a tokio runtime.
+    pub(super) fn ask_again(&self, connection: &Connection, topic: Arc<str>) {
+        let mut asking = self.asking(connection);
+        asking.ask(topic, Why::Lost, Vec::new(), None);
         asking.run();
     }
 

@@ -31,6 +31,9 @@ pub use self::{
 /// own, ends it when it is dropped, and keeps its last list while the registry is away: servers do
 /// not vanish because a registry does.
 ///
+/// A list that is empty is taken for such a registry: an [`XClient`](crate::XClient) that has servers keeps
+/// them, with their sessions, until a list names one. Who wants none any more closes the client.
+///
 /// ```
 /// use std::sync::Arc;
 ///

@@ -244,7 +244,9 @@ impl XClient {
             CallError::Closed { written, .. } => !written || self.shared.servers.options().retry_maybe_executed,
             CallError::NotConnected(ConnectError::Closed | ConnectError::Abandoned) => false,
             // The same server would say the same again.
-            CallError::NotConnected(ConnectError::Address(_) | ConnectError::Refused { .. }) => elsewhere,
+            CallError::NotConnected(
+                ConnectError::Address(_) | ConnectError::Refused { .. } | ConnectError::SentAway { .. },
+            ) => elsewhere,
             CallError::NotConnected(_) => true,
             CallError::TooManyCalls { .. } | CallError::QueueFull { .. } => elsewhere,
             CallError::Remote { code: Some(ErrorCode::Overloaded), .. } => elsewhere,

@@ -11,7 +11,8 @@
 //! A server has one connection, which calls and messages share. It is made with the first call that
 //! goes there, or at once for a client that [listens](XClient::bidirectional), and made again by itself
 //! when it is lost. Each is made in the background: whoever calls another server does not wait for it. A
-//! server that leaves the list gets no new calls; its connection is closed when those under way are done.
+//! server that leaves the list gets no new calls; its connection is closed when those under way are done. A list
+//! without any server is not followed: the servers of the one before are kept.
 //!
 //! # Fail modes
 //!
@@ -149,6 +150,17 @@ use crate::{
 /// let upper: String = text.call("Upper", &"abcde".to_owned()).await?;
 /// # Ok(()) }
 /// ```
+///
+/// # Whom a server sends away
+///
+/// The client of a server that [sent it away](crate::error::SessionLost::Kicked), or at which it gave up after
+/// [`refusals_max`](crate::ClientOptions::refusals_max), does not come back by itself: not with a call, and not with a
+/// list that names the server again. Calls that go there fail at once with the reason, and
+/// [`Failover`](FailMode::Failover) and [`Failbackup`](FailMode::Failbackup) prefer other servers. It begins anew if the
+/// server is missing in one list and comes with a later one; so does a new `XClient`.
+///
+/// Where the options say not to [`reconnect`](crate::ClientOptions::reconnect), a client that has lost its connection is
+/// made again by the next call that goes there, unless it was sent away.
 ///
 /// Source: Go rpcx `client/xclient.go`, `XClient`.
 #[derive(Clone)]
@@ -329,8 +341,9 @@ impl XClient {
     /// [`CallError::Closed`]) is subscribed to when it is there; a server that comes to the list is, too. Both are
     /// told by [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed), or
     /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. A plain server has no
-    /// topics: its address is asked again at each new connection, for it may be a Bothways server by then. Any other error
-    /// is that server's last word, until it has left the list and comes back. With a session lost it is as with
+    /// topics: its address is asked again at each new connection, for it may be a Bothways server by then. One that is too
+    /// busy, shuts down, or does not answer in time is asked again soon, as after a lost session. Any other error is that
+    /// server's last word, until it has left the list and comes back. With a session lost it is as with
     /// [`Client::subscribe`].
     ///
     /// Dropping the future leaves some servers subscribed, and those that come: [`Self::unsubscribe`] undoes it.
@@ -365,8 +378,13 @@ impl XClient {
     }
 
     /// The events of the connections to all servers, from now on: who is connected before that is among
-    /// the [`connections`](Self::connections). Each of several streams gets all events. A server that leaves the list
-    /// is no event: its connection was not lost.
+    /// the [`connections`](Self::connections). Each of several streams gets all events.
+    ///
+    /// When a server leaves the list, and no call needs its connection any more, its client leaves: that is told as
+    /// [`Lost`](crate::ConnectionEvent::Lost) with [`CloseReason::Local`](crate::error::CloseReason::Local), and
+    /// [`SessionLost`](crate::ConnectionEvent::SessionLost) with
+    /// [`Unlisted`](crate::error::SessionLost::Unlisted) if it had a session. A list without any server is not followed:
+    /// see [`Discovery`].
     pub fn events(&self) -> ConnectionEvents {
         self.shared.servers.events().subscribe()
     }
@@ -381,8 +399,8 @@ impl XClient {
         self.fail_mode
     }
 
-    /// The servers that calls may go to now: those that the discovery lists, without those that are
-    /// inactive, of another group, or at no address.
+    /// The servers that calls may go to now: those that the discovery lists, or listed before a list without any
+    /// server, without those that are inactive, of another group, or at no address.
     pub fn servers(&self) -> Vec<ServerEntry> {
         self.shared.servers.entries()
     }

@@ -2,7 +2,7 @@
 //!
 //! The list is read under a lock for as long as a choice takes, and never across an `await`. A server
 //! that leaves the list loses its client at once; the connection ends when the last call that has a
-//! clone of it is done.
+//! clone of it is done. A list without any server is no list: what is there stays.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     caller::RawCall,
+    calm::{Calm, Said, tell},
     client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, handle_messages},
     discovery::ServerEntry,
     error::{AddressError, ConnectError},
@@ -32,6 +33,15 @@ pub(super) struct Servers {
     list: RwLock<List>,
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
+    told: Told,
+}
+
+/// When it was told last what is wrong with a list, or with the selector: each list, and each call, could be a line.
+#[derive(Default)]
+struct Told {
+    unreachable: Calm,
+    empty: Calm,
+    panicked: Calm,
 }
 
 /// A list as the discovery gave it, without those that no call may go to.
@@ -116,7 +126,8 @@ impl Servers {
             ears: Some(ears),
         };
         let (runtime, sticky) = (Handle::current(), Mutex::default());
-        let servers = Self { options, runtime, eager, selector, list: RwLock::new(list), sticky };
+        let (list, told) = (RwLock::new(list), Told::default());
+        let servers = Self { options, runtime, eager, selector, list, sticky, told };
         servers.update();
         servers
     }
@@ -156,8 +167,8 @@ impl Servers {
         }
     }
 
-    /// The client of a server that was picked, a new one if it has ended; `None` if the server left the
-    /// list.
+    /// The client of a server that was picked, a new one if it has ended and may be made again; `None` if the server
+    /// left the list.
     pub(super) fn client_again(&self, slot: &Slot) -> Option<Client> {
         let list = self.list();
         slot.client(self, list.ears.as_ref()?, &list.topics).ok()
@@ -185,6 +196,10 @@ impl Servers {
             return;
         }
         let source = Arc::clone(&list.source.borrow_and_update());
+        if source.is_empty() && !list.slots.is_empty() {
+            let kept = list.slots.len();
+            return tell!(self.told.empty, warn, kept, "the discovery lists no server: those of before are kept");
+        }
         let (listed, unreachable) = self.usable(&source);
         list.left_out = LeftOut { listed: source.len(), unreachable };
         let mut old: HashMap<String, Arc<Slot>> =
@@ -196,16 +211,19 @@ impl Servers {
         }
         ears.common.keys.share_among(list.slots.len());
         if self.eager {
-            for slot in &list.slots {
+            // One that has ended is no business of a list that names it again.
+            for slot in list.slots.iter().filter(|slot| slot.made().is_none()) {
                 // Cannot fail: the address is one, and the slot is in the list.
                 let _ = slot.client(self, ears, &list.topics);
             }
         }
         // A selector that panics is told the next list all the same, and asked.
         if let Err(panicked) = guard::call(|| self.selector.update(&list.entries)) {
-            tracing::error!(panic = panicked.text(), "a selector panicked at a new list");
+            let panic = Said(panicked.text());
+            tell!(self.told.panicked, error, ?panic, "a selector panicked at a new list");
         }
-        let retired: Vec<_> = old.values().map(|slot| slot.retire()).collect();
+        let retired: Vec<_> = old.values().filter_map(|slot| slot.retire()).collect();
+        retired.iter().for_each(Client::note_unlisted);
         self.sticky.lock().take_if(|sticky| old.contains_key(&sticky.address));
         drop(guard);
         // Closing a connection writes to its socket: not under the lock.
@@ -221,7 +239,7 @@ impl Servers {
             let address = match entry.address().parse::<Address>() {
                 Ok(address) => address.to_string(),
                 Err(error) => {
-                    tracing::warn!(%error, "a server is left out: it cannot be reached");
+                    tell!(self.told.unreachable, warn, error = %Said(&error), "a server is left out: it cannot be reached");
                     unreachable = Some(error);
                     continue;
                 }
@@ -310,7 +328,8 @@ impl Servers {
         let tried = |server: usize| is_in(&list.slots[server], prefer.not_tried);
         let select = |selection: &Selection<'_>| {
             guard::call(|| self.selector.select(selection)).map_err(|panicked| {
-                tracing::error!(panic = panicked.text(), "a selector panicked");
+                let panic = Said(panicked.text());
+                tell!(self.told.panicked, error, ?panic, "a selector panicked");
                 NoPick::NoServer("the selector panicked: the log has more".to_owned())
             })
         };
@@ -367,11 +386,11 @@ impl Slot {
     }
 
     /// The client: made now if there is none, or none that has a future. Starts to connect and does not
-    /// wait for it.
+    /// wait for it. One that its server sent away, or that gave up, stays as it is, and says why to each call.
     fn client(&self, servers: &Servers, ears: &Ears, topics: &[Arc<str>]) -> Result<Client, ConnectError> {
         let mut held = self.client.lock();
         match &*held {
-            Held::Client(client) if !client.is_ended() => return Ok(client.clone()),
+            Held::Client(client) if !client.is_ended() || client.stays_away() => return Ok(client.clone()),
             Held::Retired => return Err(ConnectError::Closed),
             Held::Client(_) | Held::Nothing => {}
         }
@@ -402,7 +421,7 @@ impl Slot {
 
     fn is_down(&self) -> bool {
         match &*self.client.lock() {
-            Held::Client(client) => client.is_down(),
+            Held::Client(client) => client.is_down() || client.stays_away(),
             Held::Nothing | Held::Retired => false,
         }
     }
@@ -487,9 +506,13 @@ mod tests {
             let options = XClientOptions::new().sticky(sticky);
             let servers = start(&discovery, options, SelectMode::RoundRobin.into_selector());
             let mut known: Vec<Arc<Slot>> = Vec::new();
+            let mut expected: Vec<String> = Vec::new();
             for list in lists {
                 discovery.update(entries(&list));
-                let expected: Vec<_> = model(&list).iter().map(|n| format!("memory@model-{n}")).collect();
+                // A list without any server is no list.
+                if !list.is_empty() {
+                    expected = model(&list).iter().map(|n| format!("memory@model-{n}")).collect();
+                }
                 for _ in 0..picks {
                     match servers.pick(&call(), ANY) {
                         Ok(pick) => prop_assert!(expected.contains(&pick.slot.address)),
@@ -497,7 +520,7 @@ mod tests {
                     }
                 }
                 let slots = servers.list().slots.clone();
-                prop_assert_eq!(slots.iter().map(|slot| slot.address.clone()).collect::<Vec<_>>(), expected);
+                prop_assert_eq!(slots.iter().map(|slot| slot.address.clone()).collect::<Vec<_>>(), expected.clone());
                 prop_assert_eq!(servers.entries().len(), slots.len());
                 for slot in &known {
                     let stays = slots.iter().find(|now| now.address == slot.address);

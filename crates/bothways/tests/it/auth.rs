@@ -18,7 +18,7 @@ use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 use tokio::sync::Semaphore;
 
 use crate::{
-    scripted::{Scripted, arrive, claim, hello, ping, request, request_with},
+    scripted::{Scripted, arrive, claim, hello, is_control, ping, request, request_with},
     support::{address, call, call_with, connections, echoing, oneshot_to, settle, soon},
 };
 
@@ -525,4 +525,101 @@ async fn who_breaks_off_while_its_token_is_checked_is_gone() {
         settle().await;
         assert_eq!(server.stats().connections, 0);
     }
+}
+
+/// A server whose tokens run out: only `t0` counts, then `t1`, and so on; and how many slow calls it began.
+fn with_tokens_that_run_out() -> (Server, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (generation, began) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (counts, counted) = (Arc::clone(&generation), Arc::clone(&began));
+    let server = echoing()
+        .handler("T", "Slow", move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                Reply::ok("slow")
+            }
+        })
+        .auth(move |request: AuthRequest| {
+            let counts = format!("t{}", counts.load(Ordering::Relaxed));
+            std::future::ready(if request.token == counts { Ok(()) } else { Err("the token has run out") })
+        });
+    (server.build(), generation, began)
+}
+
+/// A token that runs out costs no call: those that run are answered on the old connection, and those that it refuses are
+/// made once more with the next token; in the same session.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_runs_out_costs_no_call() {
+    let (server, generation, began) = with_tokens_that_run_out();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let newest = Arc::clone(&generation);
+    let options = ClientOptions::new().credentials(move || {
+        let token = format!("t{}", newest.load(Ordering::Relaxed));
+        std::future::ready(token)
+    });
+    let handlers = || Router::new().handler("C", "say", crate::support::echo);
+    let client = Client::with_handlers(listening.address(), options.clone(), handlers()).await.expect("let in");
+    let session = sole_session(&server);
+    let discovery = bothways::Peer2PeerDiscovery::new(listening.address());
+    let (mode, select) = (bothways::FailMode::Failfast, bothways::SelectMode::RandomSelect);
+    let many = bothways::XClient::new("T", mode, select, discovery, options);
+
+    let slow = |n: usize| {
+        let (client, many) = (client.clone(), many.clone());
+        tokio::spawn(
+            async move { if n % 2 == 0 { call(&client, "Slow", "").await } else { call(&many, "Slow", "").await } },
+        )
+    };
+    let slow: Vec<_> = (0..10).map(slow).collect();
+    settle().await;
+    assert_eq!(began.load(Ordering::Relaxed), 10);
+    for _ in 0..2 {
+        generation.fetch_add(1, Ordering::Relaxed);
+        let quick = (0..10).map(|n| {
+            let (client, many) = (client.clone(), many.clone());
+            tokio::spawn(async move {
+                if n % 2 == 0 { call(&client, "Echo", "x").await } else { call(&many, "Echo", "x").await }
+            })
+        });
+        for quick in quick.collect::<Vec<_>>() {
+            assert_eq!(soon(quick).await.expect("no panic").expect("with the next token"), "x");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for slow in slow {
+        assert_eq!(soon(slow).await.expect("no panic").expect("it was let in"), "slow");
+    }
+    assert_eq!(began.load(Ordering::Relaxed), 10, "nothing ran twice");
+    assert_eq!(server.sessions(&Target::everyone()).expect("no topic")[0].id(), session);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(server.stats().connections, 2);
+}
+
+/// A client that has no other token is refused, and what it was let in with is still answered; one that stays is closed.
+#[tokio::test(start_paused = true)]
+async fn what_runs_when_a_token_runs_out_is_answered() {
+    let (server, generation, _) = with_tokens_that_run_out();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new().auth("t0")).await.expect("let in");
+    let (mut stays, _) = arrive(listening.address(), &Metadata::new().with(keys::AUTH, "t0")).await;
+    let slow = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, "Slow", "").await }
+    });
+    settle().await;
+    generation.fetch_add(1, Ordering::Relaxed);
+    let error = call(&client, "Echo", "x").await.expect_err("it has run out");
+    assert_eq!(error.code(), Some(ErrorCode::Unauthenticated), "{error}");
+    assert_eq!(soon(slow).await.expect("no panic").expect("it was let in"), "slow");
+
+    let old = Metadata::new().with(keys::AUTH, "t0");
+    stays.say([request_with(1, "Echo", &old, b"x"), request_with(2, "Echo", &old, b"x")].concat()).await;
+    let goodbye = stays.next().await;
+    assert!(is_control(&goodbye, keys::GOODBYE), "{goodbye:?}");
+    assert_eq!(goodbye.metadata().get(keys::GOODBYE_CODE), Some("unauthenticated"));
+    for seq in [1, 2] {
+        let answer = stays.next().await;
+        assert_eq!((answer.header().seq(), answer.error_text().is_some()), (Seq::new(seq), true), "{answer:?}");
+    }
+    stays.hears_the_end().await;
 }

@@ -1,6 +1,9 @@
 //! What a peer can bring about with each of its messages fills no log.
 
-use bothways::{Client, ClientOptions, Metadata, Reply, Request, Router};
+use bothways::{
+    Client, ClientOptions, FailMode, Metadata, MultipleServersDiscovery, Reply, Request, Router, SelectMode, XClient,
+    xclient::Selection,
+};
 
 use crate::{
     admin::Log,
@@ -102,5 +105,25 @@ async fn last_words_are_cut() {
     let _client = client.expect("it listens");
     peer.say(control(0, keys::GOODBYE, keys::GOODBYE_WHY, &"\u{1b}bye".repeat(5_000))).await;
     until(|| log.lines("the connection was lost") == 1).await;
+    check_lines(&log);
+}
+
+/// What is wrong with each list of a discovery, and with a selector that is asked for each call, is a line of each kind.
+#[tokio::test(start_paused = true)]
+async fn lists_that_are_wrong_are_a_line_of_each_kind() {
+    let (log, _guard) = Log::begin();
+    let servers = MultipleServersDiscovery::new(["memu@quiet-lists"]);
+    let panics = SelectMode::by_user(|_: &Selection<'_>| panic!("on purpose"));
+    let xclient = XClient::new("T", FailMode::Failfast, panics, servers.clone(), ClientOptions::new());
+    for _ in 0..50 {
+        servers.update((0..50).map(|n| format!("quic@host-{n}:1")).chain(["memu@quiet-lists".to_owned()]));
+        assert_eq!(xclient.servers().len(), 1);
+        servers.update([""; 0]);
+        assert_eq!(xclient.servers().len(), 1);
+        xclient.call::<()>("M", &()).await.expect_err("it panics");
+    }
+    for line in ["a server is left out", "the discovery lists no server", "a selector panicked"] {
+        assert_eq!(log.lines(line), 1, "{line}");
+    }
     check_lines(&log);
 }

@@ -151,3 +151,38 @@ async fn an_address_that_was_a_plain_servers_is_asked_again() {
     let asked = soon(restarted.next()).await;
     assert_eq!((asked.service_path(), asked.service_method()), ("_bothways", "Subscribe"));
 }
+
+/// A server that is too busy, stops, or does not answer in time is asked again, on the connection that there is and on
+/// the next one; until nobody wants it any more.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_cannot_subscribe_for_now_is_asked_again() {
+    for code in [Some("overloaded"), Some("shutting_down"), None] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().timeout(Duration::from_millis(500));
+        let discovery = Peer2PeerDiscovery::new(&server.address);
+        let (xclient, _messages) = XClient::bidirectional("News", FailMode::Failover, first(), discovery, options);
+        let subscribing = {
+            let xclient = xclient.clone();
+            tokio::spawn(async move { xclient.subscribe("news.sport").await })
+        };
+        let mut peer = server.accept_with(session_pairs("1")).await;
+        let is_asked = |asked: &bothways_proto::Message| asked.service_method() == "Subscribe";
+        let asked = soon(peer.next()).await;
+        assert!(is_asked(&asked));
+        if let Some(code) = code {
+            let (header, said) = (asked.header().reply(), Metadata::new().with("_bw.err", code));
+            let said = said.with("__rpcx_error__", "not now");
+            let header = header.with_status(bothways_proto::Status::ERROR);
+            peer.say(bothways_proto::Message::new(header, "", "", &said, &[]).frame()).await;
+        }
+        let outcomes = soon(subscribing).await.expect("no panic").expect("the client is open");
+        assert!(outcomes[0].1.is_err(), "{outcomes:?}");
+        let mut again = soon(peer.next()).await;
+        while !is_asked(&again) {
+            again = soon(peer.next()).await;
+        }
+        peer.reset();
+        let mut next = server.accept_with(session_pairs("2")).await;
+        assert!(is_asked(&soon(next.next()).await), "{code:?}");
+    }
+}
