@@ -623,6 +623,11 @@ impl Connection {
         std::mem::replace(&mut self.shared.state.lock().seldom().token_refused, true)
     }
 
+    /// True if a request of a client that was let in showed a token that was refused.
+    pub(crate) fn has_refused_token(&self) -> bool {
+        self.shared.state.lock().seldom.as_ref().is_some_and(|seldom| seldom.token_refused)
+    }
+
     /// From here on the layer above refuses the peer's calls.
     pub(crate) fn take_no_calls(&self) {
         self.shared.calls_refused.store(true, Ordering::Release);

@@ -484,8 +484,11 @@ impl Registry {
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
             self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
-            before.say_goodbye("moved", "the session is on another connection now");
-            before.close();
+            // One whose token has run out was told so, and ends when what runs on it is answered.
+            if !before.has_refused_token() {
+                before.say_goodbye("moved", "the session is on another connection now");
+                before.close();
+            }
         }
         self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
 

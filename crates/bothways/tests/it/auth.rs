@@ -590,7 +590,8 @@ async fn a_token_that_runs_out_costs_no_call() {
         assert_eq!(soon(slow).await.expect("no panic").expect("it was let in"), "slow");
     }
     assert_eq!(began.load(Ordering::Relaxed), 10, "nothing ran twice");
-    assert_eq!(server.sessions(&Target::everyone()).expect("no topic")[0].id(), session);
+    let sessions = server.sessions(&Target::everyone()).expect("no topic");
+    assert!(sessions.iter().any(|of_client| of_client.id() == session), "it came back to its session");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(server.stats().connections, 2);
 }
