@@ -1,4 +1,15 @@
-//! When a collection gives memory back that it needed once.
+//! When a collection gives memory back that it needed once, and what is kept of what is a part of something larger.
+
+use bytes::Bytes;
+
+/// Payloads below this many bytes are copied where they are kept: one may be a slice of a read, which it would keep
+/// whole. 64 KiB: a read.
+pub(crate) const COPY_BYTES: usize = 64 << 10;
+
+/// An application's payload, for whoever keeps it.
+pub(crate) fn keep_alone(payload: &Bytes) -> Bytes {
+    if payload.len() < COPY_BYTES { Bytes::copy_from_slice(payload) } else { payload.clone() }
+}
 
 /// True of a collection that holds less than an eighth of what it has memory for.
 pub(crate) fn is_sparse(len: usize, capacity: usize) -> bool {

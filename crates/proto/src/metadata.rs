@@ -289,6 +289,13 @@ impl Metadata {
         }
     }
 
+    /// Copies the pairs out of whatever they came in: from here on they keep nothing else alive. For whoever keeps them.
+    pub fn compact(&mut self) {
+        if !self.is_empty() {
+            self.block = Bytes::copy_from_slice(&self.block);
+        }
+    }
+
     /// The value of a key as text; `None` if there is none, or if it is not UTF-8.
     pub fn get(&self, key: &str) -> Option<&str> {
         str::from_utf8(self.value(key)?).ok()

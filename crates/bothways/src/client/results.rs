@@ -16,6 +16,7 @@ use crate::{
     error::ErrorCode,
     handler::{BoxHandler, Request},
     reply::{BoxFuture, Reply},
+    shrink::keep_alone,
 };
 
 /// Most calls that are remembered, those that run not counted. A server sends a call again right after a resume
@@ -123,9 +124,11 @@ impl Wait {
     }
 }
 
-/// A reply that is kept has bounds of its own, and takes no room of calls that run.
+/// A reply that is kept has bounds of its own, and takes no room of calls that run, nor what its payload is a part of.
 async fn kept(handler: BoxFuture<Reply>) -> Reply {
-    Reply { held: None, ..handler.await }
+    let mut reply = handler.await;
+    reply.metadata.compact();
+    Reply { held: None, outcome: reply.outcome.as_ref().map(keep_alone).map_err(Clone::clone), ..reply }
 }
 
 impl Drop for Wait {
@@ -169,6 +172,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::shrink::COPY_BYTES;
 
     /// A call that is over, and the bytes of its reply.
     fn over(known: &mut Known, id: &str, bytes: usize) {
@@ -183,6 +187,18 @@ mod tests {
 
     fn has_reply(known: &Known, id: &str) -> bool {
         known.runs[id].reply.get().is_some()
+    }
+
+    /// A reply that is kept keeps no read alive that it is a slice of.
+    #[tokio::test]
+    async fn a_reply_that_is_kept_is_a_copy() {
+        let read = Bytes::from(vec![1; 2 * COPY_BYTES]);
+        for (len, is_copied) in [(1, true), (COPY_BYTES - 1, true), (COPY_BYTES, false)] {
+            let payload = read.slice(..len);
+            let reply = kept(Box::pin(std::future::ready(Reply::ok(payload.clone())))).await;
+            let kept = reply.outcome.expect("it is no failure");
+            assert_eq!((kept.as_ptr() != payload.as_ptr(), &kept), (is_copied, &payload), "{len}");
+        }
     }
 
     /// The oldest let their replies go, and are known: they do not run again. The newest keeps its reply, however large.

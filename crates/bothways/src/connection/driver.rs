@@ -680,7 +680,7 @@ fn handle_message<'a>(
             connection.refuse_call(&message, format!("overloaded: this connection may send {rate} frames"));
         }
         // Acknowledgements and the like are worth their place.
-        Inbound::Push(message) if too_many && !message.has_service_path(keys::CONTROL_PATH) => {
+        Inbound::Push(message) if too_many && !ends_something(&message) => {
             state.seldom().oneways_refused += 1;
         }
         Inbound::Call(message) => {

@@ -30,7 +30,7 @@ use super::{
     wire::{SHARE_BYTES, WIRE_BYTES, Wire},
     writer::Writer,
 };
-use crate::connection::Overflow;
+use crate::{connection::Overflow, shrink::keep_alone};
 
 /// Heartbeat answers, refusals and other small frames that may wait. A peer that lets so many pile
 /// up is not reading.
@@ -46,9 +46,6 @@ pub(super) const REPLY_OVERDRAFT: usize = 16;
 /// A reply of at most this many bytes is taken beyond the bound of replies, for it tells a caller that its own was
 /// not; until twice that bound is full.
 const FAILURE_BYTES: usize = 1 << 10;
-
-/// Replies below this many bytes are copied when they wait: one may be a slice of a read, which it would keep whole.
-const COPY_BYTES: usize = 64 << 10;
 
 /// Why a frame was not taken.
 #[derive(Debug, Eq, PartialEq)]
@@ -495,7 +492,7 @@ impl Outbox {
     fn add_entry(&mut self, mut entry: Entry, direct: bool, bounds: &OutboxBounds<'_>) -> u64 {
         let lane = entry.lane;
         if direct {
-            self.wire.get_or_insert_default().push_frame(entry.head, entry.body, entry.owned);
+            self.wire.get_or_insert_default().lend_frame(entry.head, entry.body, entry.owned);
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
@@ -571,10 +568,7 @@ fn entry_of(
         Bytes::new()
     } else {
         parts.put_head(&mut head, limits)?;
-        match lane {
-            Lane::Reply if waits && payload.len() < COPY_BYTES => Bytes::copy_from_slice(payload),
-            _ => payload.clone(),
-        }
+        if waits { keep_alone(payload) } else { payload.clone() }
     };
     Ok(Entry { lane, owned: true, call: 0, push: 0, owed: false, head: head.into(), body })
 }
@@ -584,6 +578,7 @@ mod tests {
     use bothways_proto::{Header, Metadata, Names, Role, Seq, SerializeType};
 
     use super::*;
+    use crate::shrink::COPY_BYTES;
 
     fn bounds(overflow: Overflow) -> OutboxBounds<'static> {
         static ALL: Outgoing = Outgoing::new(usize::MAX);
@@ -905,21 +900,23 @@ mod tests {
         assert_eq!((outbox.pushes_dropped(), outbox.is_empty()), (2, true));
     }
 
-    /// A reply that waits keeps no read alive that it is a slice of; a large one is shared.
+    /// Whatever waits keeps no read alive that it is a slice of; what is large is shared.
     #[test]
-    fn a_small_reply_that_waits_is_a_copy() {
+    fn what_is_small_and_waits_is_a_copy() {
         let read = Bytes::from(vec![1; 2 * COPY_BYTES]);
-        for (len, copied) in [(COPY_BYTES - 1, true), (COPY_BYTES, false)] {
-            let payload = read.slice(..len);
-            let metadata = Metadata::new();
-            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
-            let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: len };
-            let mut outbox = Outbox::new(Role::Server);
-            outbox.writer = Writer::Blocked;
-            let added = outbox.add(Lane::Reply, &parts, &payload, &Limits::default(), &bounds(Overflow::RefuseNewest));
-            added.expect("room");
-            let entry = outbox.lanes.as_mut().and_then(|lanes| lanes.pop()).expect("it waits");
-            assert_eq!(entry.body.as_ptr() != payload.as_ptr(), copied, "{len}");
+        for lane in [Lane::Reply, Lane::Call, Lane::Push, Lane::Control] {
+            for (len, copied) in [(SHARE_BYTES, true), (COPY_BYTES - 1, true), (COPY_BYTES, false)] {
+                let payload = read.slice(..len);
+                let metadata = Metadata::new();
+                let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+                let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: len };
+                let mut outbox = Outbox::new(Role::Server);
+                outbox.writer = Writer::Blocked;
+                let added = outbox.add(lane, &parts, &payload, &Limits::default(), &bounds(Overflow::RefuseNewest));
+                added.expect("room");
+                let entry = outbox.lanes.as_mut().and_then(|lanes| lanes.pop()).expect("it waits");
+                assert_eq!(entry.body.as_ptr() != payload.as_ptr(), copied, "{lane:?} {len}");
+            }
         }
     }
 

@@ -1,11 +1,14 @@
 //! Bytes in their final order, on their way to the socket.
 //!
 //! `flat` is one buffer that a write takes whole: bytes copied behind each other beat a vectored write of small
-//! slices. From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`.
+//! slices. From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`; what of it a socket did not take is
+//! copied below [`COPY_BYTES`], for it may be a slice of a read, which it would keep whole for as long as it waits.
 
 use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::Bytes;
+
+use crate::shrink::COPY_BYTES;
 
 /// Bytes whose order is settled. More than this wait in their lanes, where a reply can still
 /// overtake a push, and a push can still be dropped.
@@ -34,7 +37,7 @@ pub(super) struct Wire {
     flat: Vec<u8>,
     /// Bytes of `flat` that the socket took already.
     written: usize,
-    tail: VecDeque<Bytes>,
+    tail: VecDeque<Chunk>,
     bytes: usize,
     /// Of these at most so many are this connection's alone, and not in `flat`.
     owned: usize,
@@ -44,6 +47,19 @@ pub(super) struct Wire {
     /// not taken whole says which have gone.
     last_push: Option<PushEnd>,
     pushes: VecDeque<PushEnd>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Bytes,
+    /// An application's own, and perhaps a small part of something large.
+    is_lent: bool,
+}
+
+impl From<Bytes> for Chunk {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, is_lent: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +93,7 @@ impl Wire {
     fn slices<'a>(&'a self, space: &mut [IoSlice<'a>; SLICES], mut left: usize) -> usize {
         let mut used = 0;
         let flat = Some(&self.flat[self.written..]).filter(|flat| !flat.is_empty());
-        for chunk in flat.into_iter().chain(self.tail.iter().map(|chunk| &**chunk)).take(SLICES) {
+        for chunk in flat.into_iter().chain(self.tail.iter().map(|chunk| &*chunk.bytes)).take(SLICES) {
             if left == 0 {
                 break;
             }
@@ -113,7 +129,7 @@ impl Wire {
         n -= of_flat;
         self.give_back();
         while 0 < n {
-            let front = self.tail.front_mut().expect("no more is taken than was there");
+            let front = &mut self.tail.front_mut().expect("no more is taken than was there").bytes;
             let of_front = n.min(front.len());
             n -= of_front;
             if of_front == front.len() {
@@ -146,7 +162,7 @@ impl Wire {
         if self.tail.is_empty() {
             self.flat.extend_from_slice(bytes);
         } else {
-            self.tail.push_back(Bytes::copy_from_slice(bytes));
+            self.tail.push_back(Bytes::copy_from_slice(bytes).into());
         }
     }
 
@@ -155,7 +171,7 @@ impl Wire {
             return;
         }
         self.bytes += bytes.len();
-        self.tail.push_back(bytes);
+        self.tail.push_back(bytes.into());
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {
@@ -173,6 +189,22 @@ impl Wire {
         }
         self.push(head);
         self.push_shared(body);
+    }
+
+    /// As [`Self::push_frame`], of a frame that nothing else waited for: its payload is as the application gave it.
+    pub(super) fn lend_frame(&mut self, head: Bytes, body: Bytes, owned: bool) {
+        let is_lent = owned && !body.is_empty() && body.len() < COPY_BYTES;
+        self.push_frame(head, body, owned);
+        if let Some(chunk) = self.tail.back_mut().filter(|_| is_lent) {
+            chunk.is_lent = true;
+        }
+    }
+
+    /// The socket takes no more for now: what waits from here on keeps nothing that it is a small part of.
+    pub(super) fn keep_alone(&mut self) {
+        for chunk in self.tail.iter_mut().filter(|chunk| chunk.is_lent) {
+            *chunk = Bytes::copy_from_slice(&chunk.bytes).into();
+        }
     }
 
     /// The flat buffer, if a frame that is encoded into it now comes behind everything else. Whoever writes
@@ -233,7 +265,7 @@ impl Wire {
         if self.tail.is_empty() {
             self.flat.extend_from_slice(&newer.flat[newer.written..]);
         } else if newer.written < newer.flat.len() {
-            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..));
+            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..).into());
         }
         self.tail.extend(newer.tail);
     }
@@ -349,6 +381,31 @@ mod tests {
         assert_eq!((wire.tail.len(), wire.bytes()), (2, 2 * SHARE_BYTES));
     }
 
+    /// What a socket did not take keeps no read alive that it is a slice of, but for what is large, or for many.
+    #[test]
+    fn what_a_socket_did_not_take_is_a_copy() {
+        let read = Bytes::from(vec![1; 2 * COPY_BYTES]);
+        for (len, owned, is_copied) in [
+            (SHARE_BYTES, true, true),
+            (COPY_BYTES - 1, true, true),
+            (COPY_BYTES, true, false),
+            (SHARE_BYTES, false, false),
+        ] {
+            let payload = read.slice(..len);
+            let mut wire = Wire::default();
+            wire.lend_frame(Bytes::from_static(b"head"), payload.clone(), owned);
+            take(&mut wire, 4);
+            assert_eq!(wire.tail[0].bytes.as_ptr(), payload.as_ptr(), "it did not wait");
+            take(&mut wire, 1);
+            wire.keep_alone();
+            let kept = wire.tail[0].bytes.clone();
+            assert_eq!(kept.as_ptr() != payload[1..].as_ptr(), is_copied, "{len} {owned}");
+            wire.keep_alone();
+            assert_eq!(wire.tail[0].bytes.as_ptr(), kept.as_ptr(), "once");
+            assert_eq!((&kept[..], wire.bytes()), (&payload[1..], len - 1));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -362,7 +419,12 @@ mod tests {
                 match step {
                     0 => wire.push_flat(&bytes),
                     1 => wire.push(all(&bytes)),
-                    2 => wire.push_frame(all(&bytes[..len / 8]), all(&bytes[len / 8..]), number % 2 == 0),
+                    2 => {
+                        wire.lend_frame(all(&bytes[..len / 8]), all(&bytes[len / 8..]), number % 2 == 0);
+                        if number % 3 == 0 {
+                            wire.keep_alone();
+                        }
+                    }
                     3 => match wire.flat_end() {
                         Some(flat) => {
                             flat.extend_from_slice(&bytes);

@@ -133,7 +133,10 @@ pub(super) fn move_bytes(
             }
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Poll::Ready(Err(error)) => return (written, Outcome::Failed(error)),
-            Poll::Pending => return (written, Outcome::Full),
+            Poll::Pending => {
+                wire.keep_alone();
+                return (written, Outcome::Full);
+            }
         }
     }
 }

@@ -309,8 +309,9 @@ impl ServerBuilder {
     }
 
     /// How many frames one connection may send. Requests beyond are answered as overloaded at once, or, if they want
-    /// no answer, dropped and counted; heartbeats and acknowledgements count, and are taken. Default `None`: no bound,
-    /// for only the application knows what its clients do.
+    /// no answer, dropped and counted, be they to a service or to the framework's own; heartbeats count, and are taken, as
+    /// is what ends something: acknowledgements, answers to the server's calls, a client that leaves. Default `None`: no
+    /// bound, for only the application knows what its clients do.
     pub fn frames_per_connection_rate(mut self, rate: Option<Rate>) -> Self {
         self.settings.frames_rate = rate;
         self

@@ -58,7 +58,7 @@ impl Claims {
     }
 
     pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) {
-        let bytes = self.bytes + entry.frame.len();
+        let bytes = self.bytes + entry.size();
         let is_full = self.bounds.tracked_messages <= self.held.len() || self.bounds.tracked_bytes < bytes;
         if is_full && !self.held.is_empty() {
             entry.ticket.advance(Stage::Dropped(DropReason::Full));

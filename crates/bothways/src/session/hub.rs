@@ -676,7 +676,8 @@ impl Registry {
             (found(&subscriptions, &topic.name), self.hub.clock.fetch_add(1, Ordering::Relaxed))
         };
         let expires = push.time_to_live.map(after);
-        let (bytes, kept_push) = (encoded.frame.len(), options.latest_only.then(|| push.clone().into_owned()));
+        let kept_push = options.latest_only.then(|| push.to_keep());
+        let bytes = encoded.size() + kept_push.as_ref().map_or(0, Push::size);
         dropped = history.push(
             self.hub.now(),
             bytes,
@@ -751,7 +752,7 @@ type Messages<'a> = [(u64, &'a Published)];
 
 /// Claims room for all of these.
 fn claim(ledger: &mut Ledger, messages: &Messages<'_>) -> bool {
-    let bytes = messages.iter().map(|(_, published)| published.encoded.frame.len()).sum();
+    let bytes = messages.iter().map(|(_, published)| published.encoded.size()).sum();
     ledger.claim_room(messages.len(), bytes)
 }
 
@@ -759,7 +760,7 @@ fn claim(ledger: &mut Ledger, messages: &Messages<'_>) -> bool {
 fn fitting(ledger: &Ledger, messages: &Messages<'_>) -> usize {
     let (mut left, mut bytes_left) = ledger.room();
     let fits = |(_, published): &&(u64, &Published)| {
-        let bytes = published.encoded.frame.len();
+        let bytes = published.encoded.size();
         let fits = 0 < left && bytes <= bytes_left;
         (left, bytes_left) = (left.saturating_sub(1), bytes_left.saturating_sub(bytes));
         fits
@@ -869,6 +870,26 @@ mod tests {
         drop(turn);
         let receipt = server.publish("news", &Push::new("N", "say", "2")).expect("small");
         assert_eq!(receipt.outcomes().targets(), 1);
+    }
+
+    /// What a topic keeps of its newest value keeps no read alive that the value is a part of.
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_is_kept_is_a_copy() {
+        let options = TopicOptions::new().open().latest_only();
+        let server = Server::builder().topic("value", options).expect("a pattern").build();
+        let listening = server.listen("memory@hub-value").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        let registry = session.inner.registry.upgrade().expect("the server lives");
+        let read = bytes::Bytes::from(vec![7; 64 << 10]);
+        server.publish("value", &Push::new("N", "say", read.slice(..40))).expect("small");
+
+        let topic = registry.hub.topics.find("value").expect("it keeps a message");
+        let kept = topic.kept.lock();
+        let push = kept.history.as_ref().and_then(|history| history.newest()?.item.push.as_ref()).expect("it is kept");
+        assert_eq!(push.payload, read[..40]);
+        assert!(read.is_unique(), "nothing of the read is kept");
     }
 
     /// What fits is counted from the first on, in messages and in bytes, and ends with the first that does not fit.

@@ -78,13 +78,15 @@ impl Bounds {
             (self.latest_keys, self.latest_bytes),
             (self.tracked_messages, self.tracked_bytes),
         ];
+        // A push with a key is there in two forms.
+        let both_forms = push_bytes.saturating_mul(2);
         let queue_bytes = |(count, bytes): (usize, usize)| {
-            bytes.max(push_bytes).saturating_add(count.saturating_mul(PUSH_OVERHEAD_BYTES))
+            bytes.max(both_forms).saturating_add(count.saturating_mul(PUSH_OVERHEAD_BYTES))
         };
         let terms = queues.into_iter().map(queue_bytes).chain([
             SESSION_BYTES,
             UNDER_WAY_BYTES,
-            push_bytes.saturating_mul(2),
+            both_forms.saturating_mul(2),
             self.idempotency_keys.saturating_mul(KEPT_KEY_BYTES),
         ]);
         terms.fold(0, usize::saturating_add)
@@ -118,11 +120,16 @@ pub(super) enum Origin {
 }
 
 impl Entry {
+    /// What it holds: its frame, and the one that a plain client would see.
+    pub(super) fn size(&self) -> usize {
+        self.frame.len() + self.keyed.as_ref().map_or(0, |keyed| keyed.plain.len())
+    }
+
     /// What counts of it against the bound of its class.
     fn len(&self) -> usize {
         match &self.class {
-            Class::Latest(key) => self.frame.len() + key.len(),
-            Class::Fire | Class::Tracked => self.frame.len(),
+            Class::Latest(key) => self.size() + key.len(),
+            Class::Fire | Class::Tracked => self.size(),
         }
     }
 

@@ -523,7 +523,7 @@ impl Session {
             }
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
             let added = session.add_if(push, &frame, &receipt, &Listed::default(), |ledger| {
-                !ledger.refuses(frame.frame.len()) || ledger.has_taken(frame.keyed.as_ref())
+                !ledger.refuses(frame.size()) || ledger.has_taken(frame.keyed.as_ref())
             });
             if !added {
                 // Another session of the user may make room too.

@@ -66,6 +66,11 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
+    /// What a session that has it counts.
+    pub(super) fn size(&self) -> usize {
+        self.frame.len() + self.keyed.as_ref().map_or(0, |keyed| keyed.plain.len())
+    }
+
     /// Goes as `self` to a client that turns out to speak sessions, and as `plain` to one that does not.
     pub(super) fn or_plain(&self, plain: Self) -> Self {
         let hash = self.keyed.as_ref().and_then(|keyed| keyed.hash);
@@ -148,6 +153,19 @@ impl Push {
             ReservedName::check_key(key)?;
         }
         ReservedName::check_for_client(&self.service_path, &self.metadata)
+    }
+
+    /// This push for whoever keeps it: what it is made of may be parts of something larger, as of a read.
+    pub(super) fn to_keep(&self) -> Self {
+        let mut kept = Self { payload: Bytes::copy_from_slice(&self.payload), ..self.clone() };
+        kept.metadata.compact();
+        kept
+    }
+
+    /// What one that is kept holds.
+    pub(super) fn size(&self) -> usize {
+        let names = self.service_path.len() + self.service_method.len();
+        names + self.metadata.as_block().len() + self.payload.len()
     }
 
     pub(super) fn name(&self) -> &Arc<str> {

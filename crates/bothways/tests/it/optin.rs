@@ -10,7 +10,8 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, Class, ErrorCode, Metadata, Push, Rate, Reply, Request, SerializeType, Server,
-    ServerBuilder, Session, Stage, Target, session::Failure,
+    ServerBuilder, Session, Stage, Target,
+    session::{Failure, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
 use bytes::Bytes;
@@ -674,6 +675,28 @@ async fn what_ends_something_needs_no_place() {
             client.hears(crate::scripted::reply(1, "Wait", b"done")).await;
         }
     }
+}
+
+/// What begins something counts against the rate of frames whichever service it is for, oneway as well as asked for.
+#[tokio::test(start_paused = true)]
+async fn oneway_requests_to_the_framework_have_the_rate_of_frames() {
+    let rate = Rate::per_second(1).burst(5);
+    let topics = TopicOptions::new().open();
+    let server = echoing().topic(">", topics).expect("a pattern").frames_per_connection_rate(Some(rate)).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut client, _, session) = enabled(&server, listening.address()).await;
+    let header = Header::oneway(Seq::new(9), SerializeType::JSON);
+    for number in 0..20 {
+        let args = format!(r#"{{"Topic":"topic.{number}"}}"#);
+        let asks = Message::new(header, keys::CONTROL_PATH, keys::SUBSCRIBE, &Metadata::new(), args.as_bytes());
+        client.say(asks.frame().clone()).await;
+    }
+    let refused = || server.connections()[0].stats().oneways_refused;
+    until(|| 10 <= refused()).await;
+    client.say(crate::scripted::ping(10)).await;
+    client.next().await;
+    let subscribed = session.subscriptions().len() as u64;
+    assert!(subscribed <= 5 && subscribed + refused() == 20, "{subscribed} and {}", refused());
 }
 
 /// A hook that awaits something takes longer for one request than for the next: what a client says of pushes counts in

@@ -114,10 +114,10 @@ async fn newest_values_wait_for_a_client_that_is_behind() {
     assert_eq!(number(&client.next().await), 4);
 }
 
-/// Values of keys are bounded in bytes, those of the keys among them; a value that replaces one takes its place.
+/// Values of keys are bounded in bytes, those of the keys among them, in both of their forms; a value that replaces one takes its place.
 #[tokio::test(start_paused = true)]
 async fn newest_values_are_bounded_in_bytes() {
-    let builder = Server::builder().session_log(1, 1 << 20).latest_queue(100, 5000);
+    let builder = Server::builder().session_log(1, 1 << 20).latest_queue(100, 10_000);
     let first = hello(0, Capabilities::ALL, &Metadata::new());
     let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
     push(&session, Class::Tracked, 0);

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use super::{Behind, Entry, Next, Origin, Terms, unsent::Unsent};
 use crate::session::{
     acks::End,
@@ -252,7 +254,7 @@ impl Book {
     }
 
     fn queue(&mut self, mut entry: Entry) -> bool {
-        let len = entry.frame.len();
+        let len = entry.size();
         match &entry.class {
             Class::Fire => {
                 if !self.terms.connected {
@@ -406,7 +408,7 @@ impl Book {
 
     /// Takes a tracked push in for which there is room by [`Self::claim_room`].
     pub(super) fn push_claimed(&mut self, mut entry: Entry, now: Duration) {
-        let len = entry.frame.len();
+        let len = entry.size();
         self.expire_holder(entry.keyed.as_ref(), now);
         let is_known = self.has_taken(entry.keyed.as_ref());
         if is_known || entry.is_expired(now) {
@@ -464,7 +466,7 @@ impl Book {
         }
         loop {
             let mut entry = self.take_queued()?;
-            let len = entry.frame.len();
+            let len = entry.size();
             let billed = self.leave_queue(&entry);
             if entry.is_expired(now) {
                 self.expire(&mut entry, billed);
@@ -496,7 +498,7 @@ impl Book {
 
     /// An entry waits no more. Returns what the user is billed for it already.
     fn leave_queue(&mut self, entry: &Entry) -> usize {
-        let len = entry.frame.len();
+        let len = entry.size();
         match entry.class {
             Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
             Class::Tracked => {
@@ -530,8 +532,8 @@ impl Book {
         let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
         if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
             entry.ticket.advance(Stage::Expired);
-            freed = std::mem::take(&mut entry.frame).len();
-            keyed = entry.keyed.take();
+            freed = entry.size();
+            (entry.frame, keyed) = (Bytes::new(), entry.keyed.take());
         }
         let next = match entry.ticket.stage() {
             // The others that failed are gone.
@@ -688,7 +690,7 @@ impl Book {
 
     /// What was sent has come to this end.
     fn finish(&mut self, mut sent: Sent, stage: Stage) {
-        let len = sent.entry.frame.len();
+        let len = sent.entry.size();
         self.forget_sent(&sent.entry.class, len);
         self.terms.give_back(len);
         if !matches!(stage, Stage::Handled | Stage::Superseded) {
@@ -756,7 +758,8 @@ impl Book {
         let entry = &mut sent.entry;
         entry.ticket.advance(end);
         // Its place stays, for who comes back without the notice.
-        let (freed, keyed) = (std::mem::take(&mut entry.frame).len(), entry.keyed.take());
+        let (freed, keyed) = (entry.size(), entry.keyed.take());
+        entry.frame = Bytes::new();
         let class = entry.class.clone();
         self.log_of(&class).1 -= freed;
         self.terms.give_back(freed);
@@ -796,7 +799,7 @@ impl Book {
 
     /// Pushes that wait or are not yet handled, and their bytes, tracked ones and others.
     pub(super) fn waiting(&self) -> (usize, usize) {
-        let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(|entry| entry.frame.len()).sum();
+        let latest: usize = self.latest.iter().flat_map(|latest| latest.values()).map(Entry::size).sum();
         let messages = self.tracked.0 + self.latest_sent.0 + self.fire.0 + self.latest_len();
         (messages, self.tracked_bytes() + self.fire.1 + latest)
     }
@@ -878,7 +881,7 @@ impl Book {
             let is_fire = |queued: &Queued| matches!(queued, Queued::Entry(entry) if entry.class == Class::Fire);
             let Some(at) = queue.iter().position(is_fire) else { continue };
             if let Some(Queued::Entry(mut entry)) = queue.remove(at) {
-                self.fire = (self.fire.0 - 1, self.fire.1 - entry.frame.len());
+                self.fire = (self.fire.0 - 1, self.fire.1 - entry.size());
                 entry.ticket.advance(Stage::Dropped(reason));
                 self.free_key(entry.keyed.as_ref());
                 self.note_unsent(entry.origin);
