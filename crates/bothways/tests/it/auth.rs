@@ -566,19 +566,19 @@ async fn a_token_that_runs_out_costs_no_call() {
 
     let slow = |n: usize| {
         let (client, many) = (client.clone(), many.clone());
-        tokio::spawn(
-            async move { if n % 2 == 0 { call(&client, "Slow", "").await } else { call(&many, "Slow", "").await } },
-        )
+        tokio::spawn(async move {
+            if n.is_multiple_of(2) { call(&client, "Slow", "").await } else { call(&many, "Slow", "").await }
+        })
     };
     let slow: Vec<_> = (0..10).map(slow).collect();
     settle().await;
     assert_eq!(began.load(Ordering::Relaxed), 10);
     for _ in 0..2 {
         generation.fetch_add(1, Ordering::Relaxed);
-        let quick = (0..10).map(|n| {
+        let quick = (0..10).map(|n: usize| {
             let (client, many) = (client.clone(), many.clone());
             tokio::spawn(async move {
-                if n % 2 == 0 { call(&client, "Echo", "x").await } else { call(&many, "Echo", "x").await }
+                if n.is_multiple_of(2) { call(&client, "Echo", "x").await } else { call(&many, "Echo", "x").await }
             })
         });
         for quick in quick.collect::<Vec<_>>() {
