@@ -840,7 +840,7 @@ mod tests {
                 }
                 world.held.clear();
                 world.come_back(true);
-                for _ in 0..200 {
+                for _ in 0..2_000 {
                     world.tell(true);
                 }
                 world.check();
