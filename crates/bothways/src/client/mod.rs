@@ -557,21 +557,21 @@ impl Client {
         let link = &self.handle.link;
         let timeout = call.options.timeout.or(link.options().default_timeout());
         let time = timeout.and_then(CallTime::new);
+        let mut over = None;
         let first = async {
             let (connection, time) = self.connection_for(patience, time).await?;
             used(&connection);
-            match connection.call_within(call, time).await {
-                Err(error) if self.may_renew(&error, &connection) => {
-                    Box::pin(self.call_renewed(call, patience, time, error, &used)).await
-                }
-                outcome => outcome,
-            }
+            over.insert(connection).call_within(call, time).await
         };
+        // What seldom follows has no room in this future.
         let outcome = match first.await {
             Err(CallError::Closed { written: false, .. })
                 if patience == Patience::Connection && link.is_waited_for() =>
             {
                 Box::pin(self.call_when_back(call, time.map(CallTime::rest), used)).await
+            }
+            Err(error) if over.is_some_and(|connection| self.may_renew(&error, &connection)) => {
+                Box::pin(self.call_renewed(call, patience, time.map(CallTime::rest), error, used)).await
             }
             outcome => outcome,
         };
