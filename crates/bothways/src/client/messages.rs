@@ -16,7 +16,7 @@ use futures_core::Stream;
 use parking_lot::Mutex;
 
 use super::{
-    repeats::FirstOfKey,
+    repeats::{FirstOfKey, Lost},
     session::Ack,
     subscriptions,
     waiting::{self, Amount, Waiting},
@@ -25,7 +25,7 @@ use crate::{
     calm::{Calm, Said, tell},
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
-    session::{Failure, Position, Stage},
+    session::{Failure, Position},
 };
 
 /// A message that a server sent unasked.
@@ -121,28 +121,16 @@ impl ServerMessage {
 
     /// It was not handled, and will not be.
     pub(super) fn end_as(&self, failure: Failure) {
-        if let Some(ack) = &self.ack {
-            ack.end_as(Stage::Failed(failure));
-        }
-        if let Some(first) = &self.first {
-            first.fail(failure);
-        }
+        self.lose(Lost::Failed(failure));
     }
 
-    /// Nobody will handle it on this connection: its sender is not told that somebody has.
-    fn forget(&self) {
+    /// It was not handled for this reason, which counts for its repetitions too.
+    fn lose(&self, why: Lost) {
         if let Some(ack) = &self.ack {
-            ack.forget();
+            why.say_of(ack);
         }
         if let Some(first) = &self.first {
-            first.forget();
-        }
-    }
-
-    /// There was no room for it, which is not tracked. Repetitions of it may be.
-    fn push_out(&self) {
-        if let Some(first) = &self.first {
-            first.push_out();
+            first.lose(why);
         }
     }
 
@@ -151,26 +139,6 @@ impl ServerMessage {
         #[cfg(test)]
         tests::LOOKED_AT.set(tests::LOOKED_AT.get() + 1);
         self.ack.is_none() && !self.first.as_ref().is_some_and(|first| first.has_repetitions())
-    }
-
-    /// The application does not listen any more.
-    fn abandon(&self) {
-        if let Some(ack) = &self.ack {
-            ack.abandon();
-        }
-        if let Some(first) = &self.first {
-            first.abandon();
-        }
-    }
-
-    /// A newer value has taken its place while it waited.
-    fn supersede(&self) {
-        if let Some(ack) = &self.ack {
-            ack.end_as(Stage::Superseded);
-        }
-        if let Some(first) = &self.first {
-            first.supersede();
-        }
     }
 
     fn limits(&self) -> &Limits {
@@ -319,8 +287,8 @@ impl MessageAdder {
         let mut state = shared.state.lock();
         if state.ended {
             match state.abandoned {
-                true => message.abandon(),
-                false => message.forget(),
+                true => message.lose(Lost::Abandoned),
+                false => message.lose(Lost::Forgotten),
             }
             return Added::Unheard;
         }
@@ -335,7 +303,7 @@ impl MessageAdder {
             state.dropped = state.dropped.saturating_add(1);
             let oldest = match bounds.overflow {
                 Overflow::Disconnect => {
-                    message.push_out();
+                    message.lose(Lost::PushedOut);
                     return Added::Full;
                 }
                 Overflow::RefuseNewest => None,
@@ -344,10 +312,10 @@ impl MessageAdder {
             };
             let Some(oldest) = oldest else {
                 state.waiting.add_gap(1);
-                message.push_out();
+                message.lose(Lost::PushedOut);
                 return Added::Taken;
             };
-            oldest.push_out();
+            oldest.lose(Lost::PushedOut);
             left += oldest.bytes();
             pushed_out.push(oldest);
         }
@@ -358,7 +326,7 @@ impl MessageAdder {
         let reader = state.reader.take();
         drop(state);
         if let Some(older) = older {
-            older.supersede();
+            older.lose(Lost::Superseded);
         }
         if let Some(reader) = reader {
             reader.wake();
@@ -454,7 +422,8 @@ impl Drop for ServerMessages {
         state.abandoned = !was_closed;
         let waiting = state.waiting.take();
         drop(state);
-        waiting.iter().for_each(if was_closed { ServerMessage::forget } else { ServerMessage::abandon });
+        let why = if was_closed { Lost::Forgotten } else { Lost::Abandoned };
+        waiting.iter().for_each(|message| message.lose(why));
     }
 }
 

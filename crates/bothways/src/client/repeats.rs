@@ -105,21 +105,24 @@ pub(super) struct FirstOfKey {
     lost: OnceLock<Lost>,
 }
 
-/// Why the first message with a key was not handled.
+/// Why a message was not handled; of one with a key, so were its repetitions.
 #[derive(Clone, Copy, Debug)]
-enum Lost {
+pub(super) enum Lost {
+    /// Nobody has handled it, and nobody will on this connection: its sender is not told that somebody has.
     Forgotten,
     /// The application's queue was full.
     PushedOut,
+    /// The application does not listen any more.
     Abandoned,
     /// A newer value took its place. Its repetitions are as old: for them, its key stays taken.
     Superseded,
+    /// The application could not handle it.
     Failed(Failure),
 }
 
 impl Lost {
-    /// So is a repetition, to which this belongs.
-    fn say_of(self, ack: &Ack) {
+    /// Says so of the message, or of a repetition, to which this belongs.
+    pub(super) fn say_of(self, ack: &Ack) {
         match self {
             Self::Forgotten => ack.forget(),
             Self::PushedOut => ack.push_out(),
@@ -194,34 +197,14 @@ impl Run {
 }
 
 impl FirstOfKey {
-    /// Nobody has handled the message, and nobody will on this connection.
-    pub(super) fn forget(&self) {
-        let _ = self.lost.set(Lost::Forgotten);
-    }
-
-    /// There was no room for the message.
-    pub(super) fn push_out(&self) {
-        let _ = self.lost.set(Lost::PushedOut);
+    /// The message was not handled for this reason. What is said first counts.
+    pub(super) fn lose(&self, why: Lost) {
+        let _ = self.lost.set(why);
     }
 
     /// Tracked repetitions wait for what becomes of it.
     pub(super) fn has_repetitions(&self) -> bool {
         matches!(&*self.run.state.lock(), State::Open(waiting) if !waiting.is_empty())
-    }
-
-    /// The application could not handle the message. What is said first counts.
-    pub(super) fn fail(&self, failure: Failure) {
-        let _ = self.lost.set(Lost::Failed(failure));
-    }
-
-    /// The application does not listen any more.
-    pub(super) fn abandon(&self) {
-        let _ = self.lost.set(Lost::Abandoned);
-    }
-
-    /// A newer value has taken the place of the message, which nobody has seen.
-    pub(super) fn supersede(&self) {
-        let _ = self.lost.set(Lost::Superseded);
     }
 }
 
@@ -259,7 +242,7 @@ mod tests {
         let keys = ReceivedKeys::default();
         let held = first(&keys, "a").expect("it is the first");
         assert!(first(&keys, "a").is_none());
-        held.forget();
+        held.lose(Lost::Forgotten);
         drop(held);
         drop(first(&keys, "a").expect("the one before was lost"));
         assert!(first(&keys, "a").is_none(), "it was handled");
@@ -273,7 +256,7 @@ mod tests {
         (1..=KEYS_MAX).for_each(|n| drop(first(&keys, &n.to_string()).expect("new")));
         assert_eq!(keys.known.lock().runs.len(), KEYS_MAX);
         let again = first(&keys, "0").expect("it is not remembered");
-        oldest.forget();
+        oldest.lose(Lost::Forgotten);
         drop(oldest);
         drop(again);
         assert!(first(&keys, "0").is_none(), "an earlier one with its key takes nothing from it");
@@ -317,7 +300,7 @@ mod tests {
         let keys = ReceivedKeys::default();
         let held = first(&keys, "a").expect("it is the first");
         let run = Arc::clone(&held.run);
-        held.fail(Failure::Error);
+        held.lose(Lost::Failed(Failure::Error));
         drop(held);
         assert!(matches!(&*run.state.lock(), State::Lost(Lost::Failed(Failure::Error))));
         run.repeat(crate::client::session::acks(1).pop());
@@ -328,7 +311,7 @@ mod tests {
         let keys = ReceivedKeys::default();
         let held = first(&keys, "a").expect("it is the first");
         let run = Arc::clone(&held.run);
-        held.supersede();
+        held.lose(Lost::Superseded);
         drop(held);
         assert!(first(&keys, "a").is_none(), "it is no first of its own");
         assert!(matches!(&*run.state.lock(), State::Lost(Lost::Superseded)));
@@ -363,7 +346,7 @@ mod tests {
         drop(first(&keys, "a").expect("new"));
         let lost = first(&keys, "b").expect("new");
         assert!(!lost.has_repetitions());
-        lost.push_out();
+        lost.lose(Lost::PushedOut);
         drop(lost);
         assert_eq!(keys.known.lock().rings["a"].order, [Arc::from("a")]);
         assert!(first(&keys, "a").is_none() && first(&keys, "b").is_some());
