@@ -351,28 +351,27 @@ impl Subscriptions {
 
     /// A message came, for the first time.
     pub(super) fn note(&self, metadata: impl FnOnce() -> Metadata) {
-        if !self.any.load(Ordering::Acquire) {
-            return;
-        }
-        let metadata = metadata();
-        if let (Some(topic), Some(position)) = (metadata.get(keys::TOPIC), position(&metadata))
-            && let Some(subscription) = self.state.lock().list.get_mut(topic)
-        {
-            subscription.note_message(position);
-        }
+        self.note_if(metadata, |_, _| true);
     }
 
     /// A message came that nobody keeps for this client. An application could have written its pairs, and what was before
     /// it may still come: it is believed only if it is the next one.
     pub(super) fn note_fired(&self, metadata: impl FnOnce() -> Metadata) {
+        self.note_if(metadata, |before, position| {
+            let next = before.map(|before| (before.epoch, before.offset.saturating_add(1)));
+            next == Some((position.epoch, position.offset))
+        });
+    }
+
+    /// A message came with these pairs, which count if this says so of where its topic was and where the message stands.
+    fn note_if(&self, metadata: impl FnOnce() -> Metadata, counts: impl FnOnce(Option<Position>, Position) -> bool) {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
         let metadata = metadata();
         if let (Some(topic), Some(position)) = (metadata.get(keys::TOPIC), position(&metadata))
             && let Some(subscription) = self.state.lock().list.get_mut(topic)
-            && let Some(before) = subscription.position
-            && (before.epoch, before.offset.saturating_add(1)) == (position.epoch, position.offset)
+            && counts(subscription.position, position)
         {
             subscription.note_message(position);
         }
