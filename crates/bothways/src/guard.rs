@@ -77,29 +77,19 @@ impl<T> Future for Guarded<T> {
     type Output = Result<T, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut panicked = None;
-        let outcome = self.poll_guarded(cx, &mut panicked);
-        match panicked {
-            Some(panicked) => Poll::Ready(Err(panicked)),
-            None => outcome.map(Ok),
-        }
+        self.poll_with(cx, Ok, Err)
     }
 }
 
 impl<T> Guarded<T> {
-    /// As its `poll`, with a value for a panic.
+    /// As its `poll`, and makes of what came out what is asked for, without another move.
     #[inline]
-    pub(crate) fn poll_or(&mut self, cx: &mut Context<'_>, or: impl FnOnce(Panicked) -> T) -> Poll<T> {
-        let mut panicked = None;
-        let outcome = self.poll_guarded(cx, &mut panicked);
-        match panicked {
-            Some(panicked) => Poll::Ready(or(panicked)),
-            None => outcome,
-        }
-    }
-
-    #[inline]
-    fn poll_guarded(&mut self, cx: &mut Context<'_>, panic: &mut Option<Panicked>) -> Poll<T> {
+    pub(crate) fn poll_with<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: impl FnOnce(T) -> R,
+        panicked: impl FnOnce(Panicked) -> R,
+    ) -> Poll<R> {
         // A future that is done is not polled again.
         let held = &mut self.0;
         let mut outcome = Poll::Pending;
@@ -113,16 +103,19 @@ impl<T> Guarded<T> {
                 }
             }
         });
-        if let Err(panicked) = guarded {
-            match outcome {
-                Poll::Ready(_) => panicked.log(FUTURE),
-                Poll::Pending => {
-                    drop_of(FUTURE, held.take());
-                    *panic = Some(panicked);
+        match (outcome, guarded) {
+            (Poll::Pending, Ok(())) => Poll::Pending,
+            (Poll::Pending, Err(panic)) => {
+                drop_of(FUTURE, held.take());
+                Poll::Ready(panicked(panic))
+            }
+            (Poll::Ready(outcome), guarded) => {
+                if let Err(panic) = guarded {
+                    panic.log(FUTURE);
                 }
+                Poll::Ready(done(outcome))
             }
         }
-        outcome
     }
 }
 

@@ -830,7 +830,7 @@ fn poll_first(handler: &mut Guarded<Reply>, message: &Message) -> Poll<Reply> {
     }
     // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
     let mut cx = Context::from_waker(Waker::noop());
-    handler.poll_or(&mut cx, |panic| panicked(&panic, message))
+    handler.poll_with(&mut cx, |reply| reply, |panic| panicked(&panic, message))
 }
 
 /// Runs a handler to its end, its panic or its caller's deadline.
