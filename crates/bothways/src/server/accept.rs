@@ -64,7 +64,6 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
         return Err(ServeError::ShutDown);
     }
     let address: Address = address.parse()?;
-    in_a_runtime()?;
     let listener = Listener::bind(&address, &shared.listen).await?;
     begin_listening(server, listener)
 }
@@ -75,7 +74,6 @@ pub(super) fn listen_on(server: &Server, bound: BoundListener) -> Result<Listeni
     if shared.is_stopping() {
         return Err(ServeError::ShutDown);
     }
-    in_a_runtime()?;
     begin_listening(server, Listener::from_bound(bound, &shared.listen)?)
 }
 

@@ -49,12 +49,7 @@ impl Listener {
             return Err(ServeError::Tls { address: address.to_string(), why });
         }
         match listen(address, options).await {
-            Ok((listening, address)) => Ok(Self {
-                listening,
-                local_address: address.to_string(),
-                #[cfg(feature = "tls")]
-                tls: options.tls.clone(),
-            }),
+            Ok((listening, address)) => Ok(Self::of(listening, address.to_string(), options)),
             Err(error) => Err(ServeError::Listen { address: address.to_string(), error }),
         }
     }
@@ -81,12 +76,17 @@ impl Listener {
                 (Listening::Unix(listening), address)
             }
         };
-        Ok(Self {
+        Ok(Self::of(listening, local_address, options))
+    }
+
+    fn of(listening: Listening, local_address: String, options: &ListenOptions) -> Self {
+        _ = options;
+        Self {
             listening,
             local_address,
             #[cfg(feature = "tls")]
             tls: options.tls.clone(),
-        })
+        }
     }
 
     /// The address in rpcx's form, with the port that the system chose if it was to choose one.
