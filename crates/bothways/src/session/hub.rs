@@ -436,16 +436,16 @@ impl Registry {
                 let position = if part { from } else { Some(history.position()) };
                 return Answer { subscribed: Subscribed { recovered: false, position }, more: false, later: true };
             }
-            let last = messages.last().map(|(offset, _)| *offset);
-            answer.subscribed.position = last.map(|offset| Position { offset, ..history.position() });
+            let last =
+                messages.last().map(|(offset, last)| (Position { offset: *offset, ..history.position() }, *last));
+            answer.subscribed.position = last.map(|(reached, _)| reached);
             answer.more = true;
             if state.patterns.contains(pattern) {
                 // From the first of these on the session counts as having got everything: these it has not.
                 rest.iter().for_each(|(_, published)| state.ledger.miss(published.stamp));
             } else if let [(_, first), ..] = messages[..]
-                && let Some((offset, last)) = messages.last()
+                && let Some((reached, last)) = last
             {
-                let reached = Position { offset: *offset, ..history.position() };
                 let from = from.unwrap_or(Position { offset: 0, ..reached });
                 state.seldom().parts.note(pattern, from, Part { first: first.stamp, last: last.stamp, reached });
             }
@@ -498,7 +498,8 @@ impl Registry {
     }
 
     /// What a session subscribes to that makes way for another goes along to that one, from where it began: everything
-    /// that was published since then was sent to one of the two. Of those that clients asked for, what is beyond the bounds of one session is left out: answers with how many.
+    /// that was published since then was sent to one of the two. Of those that clients asked for, what is beyond the
+    /// bounds of one session is left out: answers with how many.
     pub(super) fn carry_over(&self, from: &Session, to: &Session) -> usize {
         let patterns = from.inner.state.lock().patterns.clone();
         let mut left_out = 0;
@@ -840,7 +841,7 @@ fn latest_class(topic: &str) -> Class {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{collections::BTreeSet, sync::mpsc};
 
     use proptest::prelude::*;
 
@@ -988,8 +989,8 @@ mod tests {
             receipt.stored().expect("it has a history")
         };
         let (epoch, mut published) = (publish(1).epoch, 1);
-        let mut got = std::collections::BTreeSet::new();
-        let ask = |from: From, part, got: &std::collections::BTreeSet<u64>| {
+        let mut got = BTreeSet::new();
+        let ask = |from: From, part, got: &BTreeSet<u64>| {
             let reached = (1..).take_while(|number| got.contains(number)).last().unwrap_or(0);
             let from = match from {
                 From::Now => None,
@@ -1000,7 +1001,7 @@ mod tests {
             let wish = Wish { pattern: "news", from, part, ordered: false };
             registry.subscribe_client(&session, wish).expect("it is open")
         };
-        let mut take = |count: usize, got: &mut std::collections::BTreeSet<u64>| {
+        let mut take = |count: usize, got: &mut BTreeSet<u64>| {
             for message in (0..count).map_while(|_| messages.try_next()) {
                 let number =
                     String::from_utf8_lossy(&message.payload().expect("not packed")).parse().expect("a number");

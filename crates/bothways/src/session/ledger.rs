@@ -281,11 +281,12 @@ impl Ledger {
         self.book().is_some_and(|book| book.is_unsent(stamp))
     }
 
-    /// These messages of topics were not sent to this session.
+    /// The message of a topic with this stamp was not sent to this session.
     pub(super) fn miss(&mut self, stamp: u64) {
         self.open().miss(stamp);
     }
 
+    /// These messages of topics were not sent to this session.
     pub(super) fn miss_all(&mut self, unsent: Unsent) {
         if !unsent.is_empty() {
             self.open().miss_all(unsent);
