@@ -1,14 +1,11 @@
 //! What a session takes when everything that is bounded is full. Alone in its process, whose memory it measures.
 #![cfg(target_os = "linux")]
 
-use bothways::{Class, Client, ClientOptions, Push, Server, Target};
+mod memory;
 
-/// Bytes of this process that are in memory.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it tells what is resident");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") << 10
-}
+use bothways::{Class, Push, Server};
+
+use crate::memory::{resident, welcomed};
 
 /// Sessions filled to their bounds, by large and by small frames, take no more than the sum in the documentation,
 /// and no less than a quarter of it: the bounds are the memory, not a number far from it.
@@ -19,14 +16,7 @@ async fn a_full_session_takes_no_more_than_its_bounds() {
     for (number, bytes) in [1000, 40].into_iter().enumerate() {
         let server = Server::builder().build();
         let listening = server.listen(&format!("memory@session-memory-{number}")).await.expect("a free name");
-        let mut clients = Vec::new();
-        for _ in 0..SESSIONS {
-            let options = ClientOptions::new();
-            clients.push(Client::bidirectional(listening.address(), options).await.expect("it listens"));
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        let sessions = server.sessions(&Target::everyone()).expect("no topic");
-        assert_eq!(sessions.len(), SESSIONS);
+        let (clients, sessions) = welcomed(&server, listening.address(), SESSIONS).await;
         let before = resident();
         // Without a pause between them, nothing is confirmed, and the sockets in memory fill.
         for session in &sessions {
