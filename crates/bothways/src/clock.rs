@@ -49,6 +49,18 @@ impl<F: Future + Unpin> Future for Clocked<'_, F> {
 /// The time is over.
 pub(crate) struct Over;
 
+/// As tokio's `timeout_at`, on any thread: where there is no runtime, this one keeps the time.
+pub(crate) async fn timeout<F: Future>(
+    runtime: impl FnOnce() -> Option<Handle>,
+    deadline: Instant,
+    future: F,
+) -> Result<F::Output, Over> {
+    match is_outside() {
+        false => tokio::time::timeout_at(deadline, future).await.map_err(|_| Over),
+        true => timeout_outside(runtime(), deadline, future).await,
+    }
+}
+
 /// As tokio's `timeout_at`, on a thread without a runtime: a task of this one keeps the time. If there is none, or it
 /// ends, there is no time to wait.
 pub(crate) async fn timeout_outside<F: Future>(

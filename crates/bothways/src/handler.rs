@@ -10,7 +10,7 @@ use crate::{
     codec::{CodecError, Encode, Payload, decoded},
     connection::{Connection, Decoded},
     error::ErrorCode,
-    packing,
+    packing::NotUnpacked,
     reply::BoxFuture,
     session::{Registry, Session},
 };
@@ -70,12 +70,13 @@ impl<H: Handler> ErasedHandler for H {
     fn handle_boxed(self: Arc<Self>, mut request: Request) -> BoxFuture<Reply> {
         if request.message.header().compress() != CompressType::NONE && request.unpacked.is_none() {
             return Box::pin(async move {
-                let connection = &request.connection;
-                let (room, share) = connection.unpacking();
-                let (unpacked, held) = match packing::unpack(&request.message, connection.limits(), room, &share).await
-                {
+                let (unpacked, held) = match request.connection.unpack_request(&request.message).await {
                     Ok((payload, held)) => (Ok(payload), Some(Arc::new(held))),
-                    Err(error) => (Err(error), None),
+                    Err(NotUnpacked::Decode(error)) => (Err(error), None),
+                    Err(NotUnpacked::NoRoom) => {
+                        let why = format!("overloaded: {}", CodecError::NoRoom);
+                        return Reply::refused(ErrorCode::Overloaded, why);
+                    }
                 };
                 request.unpacked = Some(Box::new(unpacked));
                 let mut reply = self.handle(request).await;

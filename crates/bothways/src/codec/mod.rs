@@ -90,6 +90,7 @@
 
 use bothways_proto::SerializeType;
 // The crate, not the module beside it.
+use crate::packing::{NotUnpacked, WAIT_MAX};
 use ::bytes::Bytes;
 
 pub mod bytes;
@@ -237,6 +238,18 @@ pub enum CodecError {
     /// The payload could not be unpacked.
     #[error(transparent)]
     Compressed(#[from] bothways_proto::DecodeError),
+    /// The payload came packed, and others took the room for what is unpacked.
+    #[error("no room to unpack the payload within {} s (`unpacked_bytes_max`)", WAIT_MAX.as_secs())]
+    NoRoom,
+}
+
+impl From<NotUnpacked> for CodecError {
+    fn from(why: NotUnpacked) -> Self {
+        match why {
+            NotUnpacked::Decode(error) => Self::Compressed(error),
+            NotUnpacked::NoRoom => Self::NoRoom,
+        }
+    }
 }
 
 impl CodecError {

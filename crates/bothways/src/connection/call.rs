@@ -15,7 +15,6 @@ use super::{Connection, State, TO_CLIENT, after, control::compressed, lanes::Lan
 use crate::{
     caller::{Caller, RawCall, RawReply},
     error::{CallError, CloseReason, ErrorCode, PushError, ReservedName},
-    packing,
 };
 
 /// Whoever waits for a reply.
@@ -291,8 +290,7 @@ impl Connection {
         if reply.error_text().is_some() {
             return Ok(Bytes::new());
         }
-        let (room, share) = self.unpacking_replies();
-        let unpacked = packing::unpack(reply, self.limits(), room, &share).await;
+        let unpacked = self.unpack(reply, &self.shared.settings.reply_room).await;
         unpacked.map(|(payload, _)| payload).map_err(|error| CallError::Decode(error.into()))
     }
 
@@ -390,8 +388,6 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{Client, ClientOptions, Reply, Request, Server, caller::CallOptions};
 
@@ -414,13 +410,16 @@ mod tests {
             options: CallOptions::new().timeout(Duration::from_secs(30)),
         };
         let connection = client.connection().expect("it is up");
-        let (_, share) = connection.unpacking_replies();
-        let units = u32::try_from(share.available_permits()).expect("some 65,536");
-        let taken = Arc::clone(&share).acquire_many_owned(units).await.expect("never closed");
-        let error = client.call_raw(call()).await.expect_err("there is no room");
-        assert!(matches!(error, CallError::TimedOut(_)), "{error}");
+        let room = &connection.shared.settings.reply_room;
+        let taken = room.take_all(connection.id().get()).await;
+        for (time, says) in [(5, "no reply within 5s"), (30, "no room")] {
+            let mut call = call();
+            call.options = CallOptions::new().timeout(Duration::from_secs(time));
+            let error = client.call_raw(call).await.expect_err("there is no room");
+            assert!(error.to_string().contains(says), "{error}");
+        }
         drop(taken);
         let reply = client.call_raw(call()).await.expect("there is room");
-        assert_eq!((reply.payload.len(), share.available_permits()), (1 << 20, units as usize));
+        assert_eq!((reply.payload.len(), room.held()), (1 << 20, (0, 0)));
     }
 }

@@ -707,7 +707,7 @@ impl Connection {
                 && let Ok(payload) = &mut reply.outcome
             {
                 permit.charge(payload.len());
-                *payload = packing::pack(std::mem::take(payload)).await;
+                *payload = packing::pack(std::mem::take(payload), connection.id().get()).await;
                 reply.packed = true;
                 reply.held = None;
             }

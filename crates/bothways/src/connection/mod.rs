@@ -97,7 +97,7 @@ pub(crate) use crate::clock::after;
 use crate::{
     clock::{is_outside, timeout_outside},
     error::{CallError, CloseReason},
-    packing::{Room, Share},
+    packing::{self, Held, NotUnpacked, Room},
     transport::AnySocket,
 };
 
@@ -258,9 +258,6 @@ struct Seldom {
     frame: Option<BegunFrame>,
     /// Most bytes of a frame's body that the peer takes, if that is less than this side sends.
     peer_body_max: Option<usize>,
-    /// Its part of the room for unpacked payloads of requests, and of the room for those of replies.
-    unpacking: Option<Share>,
-    unpacking_replies: Option<Share>,
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
     /// A request of a client that was let in showed a token that was refused.
@@ -587,20 +584,15 @@ impl Connection {
         }
     }
 
-    /// Where payloads of requests that came packed find room.
-    pub(crate) fn unpacking(&self) -> (&Room, Share) {
-        let room = &*self.shared.settings.room;
-        let mut state = self.shared.state.lock();
-        let share = state.seldom().unpacking.get_or_insert_with(|| room.share());
-        (room, Share::clone(share))
+    /// The payload of a request that came packed, and the room that it takes.
+    pub(crate) async fn unpack_request(&self, request: &Message) -> Result<(Bytes, Held), NotUnpacked> {
+        self.unpack(request, &self.shared.settings.room).await
     }
 
-    /// Where those of replies do.
-    fn unpacking_replies(&self) -> (&Room, Share) {
-        let room = &*self.shared.settings.reply_room;
-        let mut state = self.shared.state.lock();
-        let share = state.seldom().unpacking_replies.get_or_insert_with(|| room.share());
-        (room, Share::clone(share))
+    /// The same for a message that finds room there.
+    async fn unpack(&self, message: &Message, room: &Arc<Room>) -> Result<(Bytes, Held), NotUnpacked> {
+        let clock = || self.shared.inlet.clock().cloned();
+        packing::unpack(message, self.limits(), room, self.id().get(), clock).await
     }
 
     /// A request that wants no reply was dropped.

@@ -265,10 +265,11 @@ impl ServerBuilder {
     }
 
     /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once: in the whole server, and
-    /// of one connection. Further ones wait, packed, until calls have ended; each bound is at least
-    /// [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the callers have them.
-    /// While a payload is unpacked it may take twice its bytes, and four are at a
-    /// time. Default 512 MiB and 64 MiB.
+    /// of one connection. Beyond the first 64 KiB a connection has no more than it leaves for all others. Further ones
+    /// wait, packed, and are answered as [overloaded](crate::ErrorCode::Overloaded) when there was no room for 10 s; each
+    /// bound is at least [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the
+    /// callers have them. While a payload is unpacked it may take twice its bytes, and four are at a time. Default
+    /// 512 MiB and 64 MiB.
     pub fn unpacked_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
         self.unpacked_bytes_max = (of_server, of_connection);
         self

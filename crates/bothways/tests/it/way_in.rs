@@ -336,6 +336,43 @@ async fn unpacked_payloads_are_bounded_and_others_do_not_wait() {
     }
 }
 
+/// Y4. Of those who send huge packed requests, and whose handlers run long, nobody stands before the others: what is small
+/// has room at once, what is its connection's own always, and what finds none is told so in time.
+#[tokio::test(start_paused = true)]
+async fn huge_packed_requests_hold_up_nobody_else() {
+    let (handler, mut asked) = gate();
+    let server = echoing().handler("T", "Wait", handler).unpacked_bytes_max(64 << 20, 64 << 20).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (huge, large) = (gzip(&vec![0; 31 << 20]), gzip(&vec![0; 300 << 10]));
+    let packed = |number, method, payload: &[u8]| {
+        let header = Header::request(Seq::new(number), SerializeType::RAW).with_compress(CompressType::GZIP);
+        Message::new(header, "T", method, &Metadata::new(), payload).frame().to_vec()
+    };
+    let mut greedy = Vec::new();
+    for _ in 0..3 {
+        let mut client = Scripted::connect_negotiated(listening.address()).await;
+        client.say([packed(1, "Wait", &huge), packed(2, "Wait", &huge)].concat()).await;
+        greedy.push(client);
+    }
+    let running = soon(asked.recv()).await.expect("one runs");
+    for payload in [large, gzip(&vec![1; 60 << 10])] {
+        let mut other = Scripted::connect(listening.address()).await;
+        other.say(packed(9, "Echo", &payload)).await;
+        assert_eq!(soon(other.next()).await.error_text(), None, "it waits for none of them");
+    }
+    let began = tokio::time::Instant::now();
+    for client in greedy.iter_mut().skip(1) {
+        for _ in 0..2 {
+            let answer = soon(client.next()).await;
+            assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()), "{answer:?}");
+        }
+    }
+    assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(asked.try_recv().is_err(), "none of these ran");
+    running.answer(Reply::ok(""));
+    soon(greedy[0].next()).await;
+}
+
 /// F31. Arguments that are large, packed or not, are decoded apart from their connection: a heartbeat behind them is
 /// answered first.
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,364 @@
+//! Room for unpacked payloads, in bytes, and which connections may have more of it.
+//!
+//! The first [`OWN_BYTES`] of each connection are its own, and wait for nobody. Beyond them it may have no more than it
+//! leaves for everybody. What finds no room waits, and holds up nobody else: whoever wants least comes first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::oneshot};
+
+use crate::clock::{after, timeout};
+
+/// What each connection has beside the room of all. 64 KiB: small payloads of whoever has few calls.
+pub(crate) const OWN_BYTES: usize = 64 << 10;
+
+/// How long a payload waits for room. 10 s, as long as a socket may take nothing: its caller is told, and may come again.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// As how many bytes a small payload counts.
+const SMALL: usize = 1 << 10;
+
+/// There was no room within [`WAIT_MAX`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct NoRoom;
+
+/// See the module. One for all connections of a server or a client.
+#[derive(Debug)]
+pub(crate) struct Room {
+    table: Mutex<Table>,
+    of_connection_max: usize,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Bytes held beyond what is each connection's own.
+    taken: usize,
+    bytes_max: usize,
+    of_connection_max: usize,
+    /// The connections that hold something, or wait.
+    shares: HashMap<u64, Share>,
+    /// Those that may have more once there is room: how much of it must be left, and the connection.
+    line: BTreeSet<(usize, u64)>,
+    /// Numbers those who wait.
+    next: u64,
+}
+
+/// What one connection holds, and which of its payloads wait: the smallest first.
+#[derive(Debug, Default)]
+struct Share {
+    held: usize,
+    waits: BTreeMap<(usize, u64), oneshot::Sender<Held>>,
+    in_line: Option<usize>,
+}
+
+/// Room that an unpacked payload takes, given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    room: Arc<Room>,
+    of: u64,
+    bytes: usize,
+}
+
+/// Those who wait and have room now. To be woken when the table is not locked.
+type Granted = Vec<(oneshot::Sender<Held>, Held)>;
+
+impl Room {
+    /// Room for so many bytes, of which one connection has so many at most. Each is at least `payload_max`: one
+    /// payload that is as large as it may be has room when it is alone.
+    pub(crate) fn new(bytes_max: usize, of_connection_max: usize, payload_max: usize) -> Self {
+        let of_connection_max = of_connection_max.max(payload_max);
+        let bytes_max = bytes_max.max(of_connection_max);
+        let (shares, line) = Default::default();
+        Self {
+            table: Mutex::new(Table { taken: 0, bytes_max, of_connection_max, shares, line, next: 0 }),
+            of_connection_max,
+        }
+    }
+
+    /// Room for so many bytes of a connection, at once or within [`WAIT_MAX`]. `clock` keeps the time on a thread without
+    /// a runtime.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        of: u64,
+        bytes: usize,
+        clock: impl FnOnce() -> Option<Handle>,
+    ) -> Result<Held, NoRoom> {
+        let bytes = bytes.clamp(SMALL, self.of_connection_max.max(SMALL));
+        let (number, told) = {
+            let mut table = self.table.lock();
+            if table.hold_if_it_fits(of, bytes) {
+                return Ok(Held { room: Arc::clone(self), of, bytes });
+            }
+            table.wait(of, bytes)
+        };
+        let _waits = Waits { room: self, of, place: (bytes, number) };
+        match timeout(clock, after(WAIT_MAX), told).await {
+            Ok(Ok(held)) => Ok(held),
+            Ok(Err(_)) | Err(_) => Err(NoRoom),
+        }
+    }
+
+    /// A connection holds so many bytes less.
+    fn give(self: &Arc<Self>, of: u64, bytes: usize) {
+        let granted = {
+            let mut table = self.table.lock();
+            table.give(of, bytes);
+            table.grant(self)
+        };
+        for (waits, held) in granted {
+            // Who has given up meanwhile gives it back.
+            drop(waits.send(held));
+        }
+    }
+
+    /// All that a connection may have.
+    #[cfg(test)]
+    pub(crate) async fn take_all(self: &Arc<Self>, of: u64) -> Held {
+        self.take(of, self.of_connection_max, || None).await.expect("it is alone")
+    }
+
+    /// Bytes of unpacked payloads that are held now, and how many connections are known.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        let table = self.table.lock();
+        (table.shares.values().map(|share| share.held).sum(), table.shares.len())
+    }
+}
+
+impl Table {
+    /// Takes room, if there is enough.
+    fn hold_if_it_fits(&mut self, of: u64, bytes: usize) -> bool {
+        let share = self.shares.entry(of).or_default();
+        let fits = share.may_have(bytes, self.of_connection_max)
+            && has_room(self.taken, self.bytes_max, share.must_be_left(bytes));
+        if fits {
+            self.hold(of, bytes);
+        }
+        fits
+    }
+
+    fn hold(&mut self, of: u64, bytes: usize) {
+        let share = self.shares.entry(of).or_default();
+        let before = counted(share.held);
+        share.held += bytes;
+        self.taken += counted(share.held) - before;
+        self.line_up(of);
+    }
+
+    fn give(&mut self, of: u64, bytes: usize) {
+        let Some(share) = self.shares.get_mut(&of) else { return };
+        let before = counted(share.held);
+        share.held = share.held.saturating_sub(bytes);
+        self.taken -= before - counted(share.held);
+        self.line_up(of);
+    }
+
+    /// One more waits. Returns its number, and where it is told.
+    fn wait(&mut self, of: u64, bytes: usize) -> (u64, oneshot::Receiver<Held>) {
+        let (teller, told) = oneshot::channel();
+        let number = self.next;
+        self.next += 1;
+        self.shares.entry(of).or_default().waits.insert((bytes, number), teller);
+        self.line_up(of);
+        (number, told)
+    }
+
+    /// Puts a connection where it belongs in the line, by what its smallest payload wants; forgets one that has nothing.
+    fn line_up(&mut self, of: u64) {
+        let Some(share) = self.shares.get_mut(&of) else { return };
+        let smallest = share.waits.first_key_value().map(|((bytes, _), _)| *bytes);
+        let wants = smallest.filter(|bytes| share.may_have(*bytes, self.of_connection_max));
+        let now = wants.map(|bytes| share.must_be_left(bytes));
+        let before = std::mem::replace(&mut share.in_line, now);
+        if share.held == 0 && smallest.is_none() {
+            self.shares.remove(&of);
+        }
+        if before == now {
+            return;
+        }
+        if let Some(before) = before {
+            self.line.remove(&(before, of));
+        }
+        if let Some(now) = now {
+            self.line.insert((now, of));
+        }
+    }
+
+    /// Gives room to those who wait, as far as it goes.
+    fn grant(&mut self, room: &Arc<Room>) -> Granted {
+        let mut granted = Granted::new();
+        while let Some((must_be_left, of)) = self.line.first().copied()
+            && has_room(self.taken, self.bytes_max, must_be_left)
+        {
+            let first = self.shares.get_mut(&of).and_then(|share| share.waits.pop_first());
+            let Some(((bytes, _), waits)) = first else { break };
+            self.hold(of, bytes);
+            granted.push((waits, Held { room: Arc::clone(room), of, bytes }));
+        }
+        granted
+    }
+}
+
+impl Share {
+    /// True if it may hold so many bytes more, as far as its own bound goes.
+    fn may_have(&self, bytes: usize, max: usize) -> bool {
+        self.held == 0 || self.held.saturating_add(bytes) <= max
+    }
+
+    /// How much of the room must be left for it to have so many bytes more: these, and as much as it then has.
+    fn must_be_left(&self, bytes: usize) -> usize {
+        let then = counted(self.held.saturating_add(bytes));
+        (then - counted(self.held)).saturating_add(then)
+    }
+}
+
+/// One alone is bounded by what a connection may have.
+fn has_room(taken: usize, bytes_max: usize, must_be_left: usize) -> bool {
+    taken == 0 || must_be_left <= bytes_max.saturating_sub(taken)
+}
+
+/// What of the bytes of a connection is not its own.
+fn counted(held: usize) -> usize {
+    held.saturating_sub(OWN_BYTES)
+}
+
+/// Takes one who waits out of the table when it is told, or gives up.
+struct Waits<'a> {
+    room: &'a Arc<Room>,
+    of: u64,
+    place: (usize, u64),
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut table = self.room.table.lock();
+        let given_up = table.shares.get_mut(&self.of).and_then(|share| share.waits.remove(&self.place));
+        if given_up.is_some() {
+            table.line_up(self.of);
+        }
+        drop(table);
+        // Its waker belongs to whoever waited: it goes when nothing is locked.
+        drop(given_up);
+    }
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back what so many bytes do not need.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let spare = self.bytes.saturating_sub(bytes.max(SMALL));
+        if spare != 0 {
+            self.bytes -= spare;
+            self.room.give(self.of, spare);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.give(self.of, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn room(bytes_max: usize, of_connection_max: usize) -> Arc<Room> {
+        Arc::new(Room::new(bytes_max, of_connection_max, 0))
+    }
+
+    async fn take(room: &Arc<Room>, of: u64, bytes: usize) -> Result<Held, NoRoom> {
+        room.take(of, bytes, || None).await
+    }
+
+    /// However many take all that they get, each leaves as much as it has: what is small finds room, what is their own
+    /// waits for nobody, and what is large waits for so long and no longer.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_hold_most_leave_room_for_others() {
+        for greedy in [1, 3, 50] {
+            let room = room(64 * MIB, 64 * MIB);
+            let mut held = Vec::new();
+            for of in (0..greedy).cycle() {
+                let before = held.len();
+                let taken = tokio::time::timeout(Duration::ZERO, take(&room, of, MIB / 4)).await;
+                held.extend(taken.into_iter().flatten());
+                if of + 1 == greedy && before == held.len() {
+                    break;
+                }
+            }
+            let fair = 64 * MIB / (usize::try_from(greedy).expect("small") + 1);
+            let small = tokio::time::timeout(Duration::ZERO, take(&room, 100, fair / 4)).await;
+            assert!(small.is_ok(), "{greedy}: a quarter of what is fair is there at once");
+            let own = tokio::time::timeout(Duration::ZERO, take(&room, 101, OWN_BYTES)).await;
+            assert!(own.is_ok(), "its own waits for nobody");
+            let began = tokio::time::Instant::now();
+            assert_eq!(take(&room, 102, 60 * MIB).await.map(|_| ()), Err(NoRoom));
+            assert_eq!(began.elapsed(), WAIT_MAX);
+            drop((held, small, own));
+            assert_eq!(room.held(), (0, 0), "nothing is kept of whoever has nothing");
+        }
+    }
+
+    /// What waits for much holds up nothing that is smaller, of its connection or another; it has room when that is there.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_small_passes_what_is_large() {
+        let room = room(10 * MIB, 10 * MIB);
+        let first = take(&room, 1, 6 * MIB).await.expect("it is alone");
+        let mut large = std::pin::pin!(take(&room, 2, 5 * MIB));
+        let mut smaller = std::pin::pin!(take(&room, 3, 3 * MIB));
+        for waits in [&mut large, &mut smaller] {
+            assert!(tokio::time::timeout(Duration::ZERO, waits).await.is_err(), "there is no room");
+        }
+        for of in [2, 3, 4] {
+            let small = tokio::time::timeout(Duration::ZERO, take(&room, of, OWN_BYTES / 2)).await;
+            drop(small.expect("it passes").expect("room"));
+        }
+        drop(first);
+        let soon = Duration::from_millis(1);
+        let held = tokio::time::timeout(soon, smaller).await.expect("it wants least").expect("room");
+        assert!(tokio::time::timeout(soon, &mut large).await.is_err(), "5 MiB of the 7 that are left leave less");
+        drop(held);
+        tokio::time::timeout(soon, large).await.expect("it is alone").expect("room");
+        assert_eq!(room.held(), (0, 0));
+    }
+
+    /// Who gives up leaves no place behind, whether it was told or not.
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_holds_nobody_up() {
+        let room = room(4 * MIB, 4 * MIB);
+        let first = take(&room, 1, 4 * MIB).await.expect("it is alone");
+        let mut told = Box::pin(take(&room, 2, MIB));
+        let mut waits = Box::pin(take(&room, 3, MIB));
+        for waits in [&mut told, &mut waits] {
+            assert!(tokio::time::timeout(Duration::ZERO, waits).await.is_err());
+        }
+        drop(waits);
+        drop(first);
+        assert_eq!(room.held(), (MIB, 1), "it has been told");
+        drop(told);
+        assert_eq!(room.held(), (0, 0));
+    }
+
+    /// A share is never too small for one payload, and no number is too large for a room.
+    #[tokio::test]
+    async fn a_room_has_room_for_one() {
+        let small = Arc::new(Room::new(0, 0, 32 * MIB));
+        drop(take(&small, 1, 32 * MIB).await.expect("it is alone"));
+        let vast = Arc::new(Room::new(usize::MAX, usize::MAX, usize::MAX));
+        let all = take(&vast, 1, usize::MAX).await.expect("it is alone");
+        drop(take(&vast, 2, OWN_BYTES).await.expect("its own"));
+        drop(all);
+        assert_eq!(vast.held(), (0, 0));
+    }
+}
