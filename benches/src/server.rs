@@ -14,7 +14,8 @@ use std::{
 };
 
 use bothways::{
-    Class, Connection, Limits, Metadata, Overflow, Push, Reply, Request, Server, ServerBuilder, Stage,
+    AdmissionOptions, Class, Connection, Limits, Metadata, OutgoingOptions, Overflow, Push, QueueBound, Reply, Request,
+    Server, ServerBuilder, Stage, Timeouts,
     connection::{ConnectionId, PushFrame, fan_out},
     session::DropReason,
 };
@@ -94,13 +95,14 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
     let publisher = Arc::clone(&this);
     let builder = Server::builder()
         .limits(Limits::default().body_bytes_max(FRAME_BYTES_MAX))
-        .push_queue(PUSH_FRAMES_MAX, PUSH_BYTES_MAX)
-        .overflow(Overflow::Disconnect)
-        .write_timeout(WRITE_TIMEOUT)
-        .first_frame_timeout(FIRST_FRAME_TIMEOUT)
+        .outgoing(
+            OutgoingOptions::new()
+                .push_queue(QueueBound::messages(PUSH_FRAMES_MAX).bytes(PUSH_BYTES_MAX))
+                .overflow(Overflow::Disconnect),
+        )
+        .timeouts(Timeouts::new().write(WRITE_TIMEOUT).first_frame(FIRST_FRAME_TIMEOUT))
         // All of a crowd come at once here, and as fast as they can.
-        .new_sessions_rate(None)
-        .resumes_rate(None)
+        .admission(AdmissionOptions::new().new_sessions_rate(None).resumes_rate(None))
         .handler(contract::SERVICE, contract::ECHO, |request: Request| ready(echo(&request)))
         .function(contract::SERVICE, contract::RECORD, |record: Record| ready(Ok::<_, String>(record)))
         .handler(contract::SERVICE, contract::FILL, move |request: Request| ready(fill(&request, &zeros)))
@@ -290,7 +292,7 @@ mod tests {
     use super::*;
 
     async fn join(address: &str) -> (Client, bothways::ServerMessages) {
-        let options = ClientOptions::new().message_queue_bounds(usize::MAX, usize::MAX);
+        let options = ClientOptions::new().message_queue(QueueBound::messages(usize::MAX).bytes(usize::MAX));
         let (client, messages) = Client::bidirectional(address, options).await.expect("connects");
         client.call::<Raw>(contract::SERVICE, contract::JOIN, &Raw::from("")).await.expect("joins");
         (client, messages)

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use bothways::{
-    Client, ClientOptions, Connection, Limits, Metadata, SerializeType, Server,
+    Client, ClientOptions, Connection, Limits, Metadata, SerializeType, Server, ServerLimits,
     codec::Raw,
     connection::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
@@ -241,7 +241,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
             }
         }
         Step::Refuse16 => {
-            let server = Server::builder().calls_max(0).build();
+            let server = Server::builder().limits(ServerLimits::new().calls_max(0)).build();
             let listening = server.listen("memory@full").await?;
             let socket = connect(&listening.address().parse()?, &ConnectOptions::default()).await?;
             let request: Vec<u8> = (0..step.units()).flat_map(|number| request(number, payload)).collect();

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use bothways::{Client, ClientOptions, ConnectionEvent, Server};
+use bothways::{Client, ClientOptions, ConnectionEvent, Reconnect, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listening = server.listen("127.0.0.1:0").await?;
     println!("listening on {}", listening.address());
 
-    let client = Client::connect(listening.address(), ClientOptions::new().reconnect(false)).await?;
+    let client = Client::connect(listening.address(), ClientOptions::new().reconnect(Reconnect::Never)).await?;
     let mut events = client.events();
     let greeting = tokio::spawn({
         let client = client.clone();

@@ -6,7 +6,7 @@
 use std::process::Stdio;
 
 use bothways::{
-    Client, ClientOptions, Context, Router, Server, service,
+    Client, ClientOptions, Context, Reconnect, Router, Server, service,
     transport::{AnySocket, ConnectOptions},
 };
 use tokio::process::Command;
@@ -64,7 +64,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (output, input) = (child.stdout.take().ok_or("piped")?, child.stdin.take().ok_or("piped")?);
     let socket = AnySocket::from_async(tokio::io::join(output, input), "child");
 
-    let options = ClientOptions::new().connect_options(ConnectOptions::default().over(socket)).reconnect(false);
+    let options =
+        ClientOptions::new().connect_options(ConnectOptions::default().over(socket)).reconnect(Reconnect::Never);
     let handlers = Router::new().service(Strict.into_service());
     let client = Client::with_handlers("memory@child", options, handlers).await?;
     let worker = WorkerClient::new(client.clone());

@@ -387,10 +387,10 @@ pub enum PushError {
     #[error("the connection is over: {0}")]
     Closed(CloseReason),
     /// The peer reads too slowly: as many pushes wait for it as its queue holds
-    /// ([`ServerBuilder::push_queue`](crate::ServerBuilder::push_queue)), or its session
-    /// ([`ServerBuilder::session_log`](crate::ServerBuilder::session_log)). Nothing was queued.
+    /// ([`OutgoingOptions::push_queue`](crate::OutgoingOptions::push_queue)), or its session
+    /// ([`SessionOptions::log`](crate::SessionOptions::log)). Nothing was queued.
     #[error(
-        "{frames} messages of {bytes} bytes wait for the peer already (a server's `push_queue`; `session_log` for what a \
+        "{frames} messages of {bytes} bytes wait for the peer already (a server's `outgoing.push_queue`; `sessions.log` for what a \
          session is pushed)"
     )]
     Full {
@@ -454,10 +454,10 @@ pub enum CloseReason {
     #[error("idle for {0:?} (`idle_timeout`)")]
     Idle(Duration),
     /// No frame came within the time for the first one.
-    #[error("no frame within {0:?} of connecting (`first_frame_timeout`)")]
+    #[error("no frame within {0:?} of connecting (`timeouts.first_frame`)")]
     NoFirstFrame(Duration),
     /// A frame of the peer began and did not go on.
-    #[error("a frame stands still: {bytes} bytes of it in the last {within:?} (`frame_progress_min`)")]
+    #[error("a frame stands still: {bytes} bytes of it in the last {within:?} (`timeouts.frame_progress`)")]
     SlowFrame {
         /// Bytes of it that came within the time.
         bytes: usize,

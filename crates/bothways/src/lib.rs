@@ -15,7 +15,7 @@
 //!
 //! # Features
 //!
-//! `macros`, `json` and `tls` are on by default; `protobuf`, `thrift` and `testing` are not. A feature adds
+//! `macros`, `json` and `tls` are on by default; `protobuf`, `thrift`, `config` and `testing` are not. A feature adds
 //! to what is there and changes nothing.
 //!
 //! # What the log says
@@ -43,6 +43,8 @@ mod calm;
 pub mod client;
 mod clock;
 pub mod codec;
+#[cfg(feature = "config")]
+mod config;
 pub mod connection;
 pub mod discovery;
 pub mod error;
@@ -50,6 +52,7 @@ mod guard;
 pub mod handler;
 mod in_turn;
 pub mod layer;
+pub mod options;
 mod packing;
 mod peer;
 mod reply;
@@ -65,15 +68,20 @@ pub mod xclient;
 pub use self::{
     caller::{CallOptions, Caller, Response},
     client::{
-        Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, ServerMessages, SessionLost, Token,
+        Client, ClientOptions, ConnectionEvent, ConnectionEvents, Reconnect, ServerMessage, ServerMessages,
+        SessionLost, Token,
     },
     codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
     error::{AuthError, CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
     handler::{Context, Handler, Reply, Request},
+    options::{Heartbeat, QueueBound},
     router::{Router, Service},
-    server::{Server, ServerBuilder, WeakServer},
+    server::{
+        AdmissionOptions, OutgoingOptions, Server, ServerBuilder, ServerLimits, ServerOptions, SessionOptions,
+        Timeouts, WeakServer,
+    },
     session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, Stage, Target, User},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };

@@ -13,6 +13,8 @@ const ROWS: &[&[&str]] = &[
         "stats",
         "error",
         "guard",
+        "options",
+        "config",
         "in_turn",
         "packing",
         "peer",

@@ -11,8 +11,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, Caller, Client, ClientOptions, Limits, Reply, Request, Server, caller::RawCall,
-    session::TopicOptions,
+    CallError, CallOptions, Caller, Client, ClientOptions, Limits, OutgoingOptions, QueueBound, Reply, Request, Server,
+    ServerLimits, caller::RawCall, session::TopicOptions,
 };
 use bothways_proto::{
     Capabilities, CompressType, Deframer, Header, Hello, Message, Metadata, Seq, SerializeType, Welcome, gzip, keys,
@@ -106,11 +106,16 @@ fn serve(guarded: bool, hooked: bool) {
             .topic(">", TopicOptions::new().open())
             .expect("a pattern")
             .limits(Limits::default().decompressed_bytes_max(sizes.payload + 1))
-            .unpacked_bytes_max(sizes.unpacked, sizes.unpacked_of_connection)
-            .request_bytes_max(1 << 30, sizes.requests_of_connection)
-            .partial_bytes_max(sizes.partial)
-            .unauthenticated_body_bytes_max(sizes.stranger)
-            .outgoing_bytes_max(sizes.outgoing);
+            .limits(
+                ServerLimits::new()
+                    .unpacked_bytes_max(sizes.unpacked)
+                    .unpacked_bytes_per_connection_max(sizes.unpacked_of_connection)
+                    .request_bytes_max(1 << 30)
+                    .request_bytes_per_connection_max(sizes.requests_of_connection)
+                    .partial_bytes_max(sizes.partial)
+                    .unauthenticated_body_bytes_max(sizes.stranger),
+            )
+            .outgoing(OutgoingOptions::new().all_bytes_max(sizes.outgoing));
         if guarded {
             builder = builder.auth(|_| async {
                 tokio::time::sleep(Duration::from_secs(600)).await;
@@ -131,7 +136,8 @@ fn serve(guarded: bool, hooked: bool) {
 fn ask(kind: &str, address: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("it starts").block_on(async {
-        let options = ClientOptions::new().call_bytes_max(CALL_BYTES).message_queue_bounds(10, 10_000);
+        let options =
+            ClientOptions::new().call_bytes_max(CALL_BYTES).message_queue(QueueBound::messages(10).bytes(10_000));
         let address = format!("tcp@{address}");
         println!("listens at nothing");
         if kind == "listener" {

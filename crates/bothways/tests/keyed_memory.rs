@@ -3,7 +3,7 @@
 
 mod memory;
 
-use bothways::{Class, Push, Server};
+use bothways::{Class, Push, QueueBound, Server, SessionOptions};
 
 use crate::memory::{resident, welcomed};
 
@@ -13,7 +13,13 @@ use crate::memory::{resident, welcomed};
 async fn sessions_full_of_keys_take_no_more_than_their_bounds() {
     const SESSIONS: usize = 4;
     const BYTES: usize = 100_000;
-    let server = Server::builder().session_log(100, 8 << 20).latest_queue(100, 8 << 20).build();
+    let server = Server::builder()
+        .sessions(
+            SessionOptions::new()
+                .log(QueueBound::messages(100).bytes(8 << 20))
+                .latest_queue(QueueBound::messages(100).bytes(8 << 20)),
+        )
+        .build();
     let listening = server.listen("memory@session-memory-keyed").await.expect("a free name");
     let (clients, sessions) = welcomed(&server, listening.address(), SESSIONS).await;
     let before = resident();

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bothways::{CallOptions, Caller, Client, ClientOptions, SerializeType, ServerMessages, caller::RawCall};
+use bothways::{
+    CallOptions, Caller, Client, ClientOptions, QueueBound, SerializeType, ServerMessages, caller::RawCall,
+};
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -45,7 +47,7 @@ impl Asked {
 
 pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure> {
     let asked = Asked::new(typed)?;
-    let options = args.peer.options()?.message_queue_bounds(1 << 20, 1 << 30);
+    let options = args.peer.options()?.message_queue(QueueBound::messages(1 << 20).bytes(1 << 30));
     let asking = args.peer.connect(options.clone()).await?;
     let received = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();

@@ -8,8 +8,9 @@ use std::{
 };
 
 use bothways::{
-    CallOptions, Caller, Client, ClientOptions, CloseReason, Connection, ConnectionEvent, Encode, Metadata, Reply,
-    Request, Router, SerializeType, Server, connection::ConnectionId, server::Listening,
+    CallOptions, Caller, Client, ClientOptions, CloseReason, Connection, ConnectionEvent, Encode, Metadata,
+    OutgoingOptions, QueueBound, Reply, Request, Router, SerializeType, Server, Timeouts, connection::ConnectionId,
+    server::Listening,
 };
 use bothways_proto::{Header, Limits, Seq, frame};
 use bytes::Bytes;
@@ -176,8 +177,8 @@ impl Stage {
                 // At the very end nobody listens any more.
                 let _ = end.send((connection.id(), reason.clone()));
             })
-            .push_queue(QUEUE_FRAMES, 1 << 20)
-            .write_timeout(WRITE_TIMEOUT)
+            .outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(QUEUE_FRAMES).bytes(1 << 20)))
+            .timeouts(Timeouts::new().write(WRITE_TIMEOUT))
             .build();
         let listening = server.listen("tcp@127.0.0.1:0").await.map_err(|error| error.to_string())?;
         let text = format!("listens on {}", listening.address());

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bothways::{CallOptions, Client, ClientOptions, ConnectionEvent, ConnectionEvents, ServerMessage, SessionLost};
+use bothways::{
+    CallOptions, Client, ClientOptions, ConnectionEvent, ConnectionEvents, Reconnect, ServerMessage, SessionLost,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -26,7 +28,8 @@ const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) async fn run(args: ListenArgs) -> Result<(), Failure> {
     let first_call = FirstCall::new(&args)?;
-    let options = args.peer.options()?.reconnect(true).backoff(Duration::from_millis(100), Duration::from_secs(5));
+    let options =
+        args.peer.options()?.reconnect(Reconnect::Lost).backoff(Duration::from_millis(100), Duration::from_secs(5));
     let listener = Listener { paint: Paint::stderr(), out: Out::new(), json: args.json };
     listener.listen(&args, options, first_call).await
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bothways::{
-    Client, ClientOptions,
+    Client, ClientOptions, Reconnect,
     transport::{Address, ConnectOptions},
 };
 
@@ -56,8 +56,10 @@ pub(crate) struct PeerArgs {
 impl PeerArgs {
     /// What a client of this peer wants. It does not reconnect unless it is told to.
     pub(crate) fn options(&self) -> Result<ClientOptions, Failure> {
-        let options =
-            ClientOptions::new().connect_options(self.connect_options()?).negotiate(!self.plain).reconnect(false);
+        let options = ClientOptions::new()
+            .connect_options(self.connect_options()?)
+            .negotiate(!self.plain)
+            .reconnect(Reconnect::Never);
         let token = match (&self.auth, &self.auth_env) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(name)) => Some(Secret::from_env(name)?),

@@ -3,7 +3,7 @@
 use std::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use bothways::{
-    Rate, ServeError, Server,
+    AdmissionOptions, Rate, ServeError, Server,
     server::{AdminOptions, Listening},
     transport::Address,
 };
@@ -30,7 +30,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
             gone.forget(connection);
         });
     if let Some(clients) = args.new_clients_per_second {
-        builder = builder.new_sessions_rate(Some(Rate::per_second(clients)));
+        builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
     }
     if let Some(name) = &args.auth_token_env {
         let expected = Secret::from_env(name)?;

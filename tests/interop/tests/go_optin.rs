@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, CallOptions, Caller, Limits, Push, Request, Response, Server, ServerBuilder, Session, Stage, Target,
+    CallError, CallOptions, Caller, Limits, Push, QueueBound, Request, Response, Server, ServerBuilder, Session,
+    SessionOptions, Stage, Target,
     codec::Raw,
     server::Listening,
     session::{Eviction, Failure, TopicOptions},
@@ -135,7 +136,8 @@ async fn a_go_application_misses_nothing() {
     const CUTS: u64 = 4;
     let Some(go) = go() else { return };
     // So small a log that an application which does not come back gets no further than 50 pushes.
-    let (server, listening) = serve(Server::builder().session_log(50, 1 << 20)).await;
+    let (server, listening) =
+        serve(Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(50).bytes(1 << 20)))).await;
     let (mut app, session) = of_ann(go, &server, &listening, &["-delay", "1ms"]).await;
     let pushing = tokio::spawn({
         let session = session.clone();

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Metadata,
-    SerializeType, ServerMessages,
+    CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Heartbeat, Metadata,
+    QueueBound, Reconnect, SerializeType, ServerMessages,
     codec::{Blob, Nanos, Protobuf, Raw, Thrift, Timestamp, time},
     transport::{
         ConnectOptions,
@@ -376,7 +376,9 @@ async fn heartbeats_keep_the_connection() {
     let Some(go) = go() else { return };
     // Go closes a client that sends nothing for so long.
     let mut server = ServerProcess::go(go, &["-read-timeout", "1s"]).await;
-    let client = Client::connect(&server.address, options().heartbeat(Some(millis(100)), millis(2_000))).await;
+    let client =
+        Client::connect(&server.address, options().heartbeat(Heartbeat::every(millis(100)).timeout(millis(2_000))))
+            .await;
     let client = client.expect("it listens");
     let connection = client.connection().expect("it stands").id();
     for _ in 0..12 {
@@ -454,7 +456,7 @@ async fn a_hundred_thousand_pushes_arrive_in_order() {
     let Some(go) = go() else { return };
     const PUSHES: u64 = 100_000;
     let server = ServerProcess::go(go, &[]).await;
-    let options = options().message_queue_bounds(PUSHES as usize, 64 << 20);
+    let options = options().message_queue(QueueBound::messages(PUSHES as usize).bytes(64 << 20));
     let (client, mut messages) = Client::bidirectional(&server.address, options).await.expect("it listens");
     let reply: Reply = client.call("Push", "Start", &Args { a: PUSHES as i64, b: 64 }).await.expect("it starts");
     assert_eq!(reply.c, PUSHES as i64);
@@ -574,7 +576,7 @@ async fn a_killed_server_is_a_loss_at_once_and_found_when_it_is_back() {
 async fn a_frozen_server_is_found_out_by_the_keepalive() {
     let Some(go) = go() else { return };
     let mut server = ServerProcess::go(go, &[]).await;
-    let options = options().heartbeat(Some(millis(300)), millis(500));
+    let options = options().heartbeat(Heartbeat::every(millis(300)).timeout(millis(500)));
     let client = Client::connect(&server.address, options).await.expect("it listens");
     let mut events = client.events();
     let waiting = slow_call(&client);
@@ -673,7 +675,7 @@ async fn tls() {
         let (client, mut messages) = Client::bidirectional(&server.address, with(tls)).await.expect("it listens");
         everything_small(&client, &mut messages).await;
         if asks {
-            let options = with(&stranger).reconnect(false).timeout(Duration::from_secs(5));
+            let options = with(&stranger).reconnect(Reconnect::Never).timeout(Duration::from_secs(5));
             // In TLS 1.3 the client is done before the server has looked at its certificate: either act fails.
             let refused = match Client::connect(&server.address, options).await {
                 Ok(client) => mul(&client).await,
@@ -694,7 +696,7 @@ async fn a_strange_certificate_is_refused() {
     let server = ServerProcess::go(go, &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let roots = TlsRoots::from_pem_file(Certificates::new().authority()).expect("an authority");
     let tls = TlsClient::new(&roots).and_then(|tls| tls.server_name("localhost")).expect("a name");
-    let options = options().reconnect(false).connect_options(ConnectOptions::default().tls(tls));
+    let options = options().reconnect(Reconnect::Never).connect_options(ConnectOptions::default().tls(tls));
     let error = Client::connect(&server.address, options).await.expect_err("the authority is another");
     assert!(error.to_string().to_lowercase().contains("cert"), "{error}");
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, Metadata, SerializeType};
+use bothways::{Client, ClientOptions, CloseReason, ConnectionEvent, Metadata, Reconnect, SerializeType};
 use bothways_interop::{
     LONG,
     contract::{self, Args, Reply},
@@ -46,7 +46,7 @@ struct Bystander {
 
 impl Bystander {
     async fn start(address: &str) -> Self {
-        let options = ClientOptions::new().reconnect(false).timeout(LONG);
+        let options = ClientOptions::new().reconnect(Reconnect::Never).timeout(LONG);
         let client = Client::connect(address, options).await.expect("the server listens");
         let (stop, calls) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let longest_millis = Arc::<AtomicU64>::default();
@@ -196,7 +196,7 @@ async fn malformed_frames_end_a_clients_connection_with_the_reason() {
     for case in cases {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = format!("tcp@{}", listener.local_addr().expect("it is bound"));
-        let options = ClientOptions::new().negotiate(false).reconnect(false).limits(case.limits.clone());
+        let options = ClientOptions::new().negotiate(false).reconnect(Reconnect::Never).limits(case.limits.clone());
         let client = Client::connect(&address, options).await.expect("it listens");
         let mut events = client.events();
         let (mut socket, _) = listener.accept().await.expect("the client is there");

@@ -48,7 +48,7 @@ pub(crate) use self::{
 pub use self::{
     events::{ConnectionEvent, ConnectionEvents, SessionLost},
     messages::{ServerMessage, ServerMessages},
-    options::{ClientOptions, Token},
+    options::{ClientOptions, Reconnect, Token},
 };
 use self::{
     link::{Link, Patience},
@@ -107,7 +107,7 @@ impl Client {
     /// dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] take it.
     ///
     /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept. So
-    /// is any server with [`ClientOptions::retry_first_connect`]. [`Self::events`] that are taken afterwards do not
+    /// is any server with [`Reconnect::Always`]. [`Self::events`] that are taken afterwards do not
     /// begin with this connection.
     ///
     /// The runtime in which it is called keeps the connection; all else may be called on any thread.
@@ -126,7 +126,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]: there is no client then.
     pub async fn bidirectional(address: &str, options: ClientOptions) -> Result<(Self, ServerMessages), ConnectError> {
-        let (queue, messages) = options.message_queue();
+        let (queue, messages) = options.new_queue();
         let client = Self::start(address, options, Router::new(), Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok((client, messages))
@@ -140,7 +140,7 @@ impl Client {
     /// [`ConnectError`]: there is no client then.
     pub async fn with_handlers(address: &str, options: ClientOptions, handlers: Router) -> Result<Self, ConnectError> {
         in_a_runtime()?;
-        let (queue, messages) = options.message_queue();
+        let (queue, messages) = options.new_queue();
         inlet::handle_messages(messages, handlers.clone());
         let client = Self::start(address, options, handlers, Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
@@ -157,7 +157,7 @@ impl Client {
     /// [`ConnectError`]: there is no client then.
     pub async fn over(socket: impl Into<AnySocket>, options: ClientOptions) -> Result<Self, ConnectError> {
         let connect = options.connect().clone().over(socket);
-        Self::connect("memory@over a socket", options.connect_options(connect).reconnect(false)).await
+        Self::connect("memory@over a socket", options.connect_options(connect).reconnect(Reconnect::Never)).await
     }
 
     /// A client that is connecting in the background, and subscribes to these topics as soon as it is. Must be called

@@ -8,10 +8,27 @@ use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
     clock::FOR_EVER,
     connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
+    options::{Heartbeat, QueueBound},
     packing::Room,
     reply::BoxFuture,
     transport::ConnectOptions,
 };
+
+/// Which connections a client makes again by itself.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Reconnect {
+    /// None: the client ends with its connection, and [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp)
+    /// says so.
+    Never,
+    /// One that was lost, also where the server refuses this client. `connect` and the like return the error of the
+    /// first try.
+    #[default]
+    Lost,
+    /// The first one too: `connect` and the like return when the client is connected, or has given up.
+    Always,
+}
 
 /// How a client connects, calls and listens. Source of the names: Go rpcx `client.Option`.
 #[derive(Clone)]
@@ -25,8 +42,7 @@ pub struct ClientOptions {
     connection_wait: Duration,
     room_wait: Duration,
     negotiate: bool,
-    reconnect: bool,
-    retry_first_connect: bool,
+    reconnect: Reconnect,
     refusals_max: Option<u32>,
     backoff_base: Duration,
     backoff_max: Duration,
@@ -49,8 +65,7 @@ impl Default for ClientOptions {
             connection_wait: Duration::from_secs(5),
             room_wait: Duration::from_secs(10),
             negotiate: true,
-            reconnect: true,
-            retry_first_connect: false,
+            reconnect: Reconnect::default(),
             refusals_max: None,
             backoff_base: Duration::from_millis(50),
             backoff_max: Duration::from_secs(10),
@@ -139,13 +154,12 @@ impl ClientOptions {
         self
     }
 
-    /// Ask the server for a sign of life after `interval` of silence, and give the connection up if none
-    /// comes within `timeout`. Default 15 s and 10 s: a dead server is found within 25 s. `None`: never
-    /// ask. While a plain server has a call to answer, it has ten times the timeout, for one with a pool answers heartbeats
-    /// behind the calls that fill it. A timeout of zero ends a silent connection at the next look, within a second.
-    pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
-        self.settings.watch.heartbeat_interval = interval;
-        self.settings.watch.heartbeat_timeout = timeout;
+    /// When a silent server is asked whether it is still there; the connection is given up if it does not answer in
+    /// time. By default a dead server is found within 25 s. While a plain server has a call to answer, it has ten times
+    /// the timeout, for one with a pool answers heartbeats behind the calls that fill it.
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.settings.watch.heartbeat_interval = heartbeat.interval;
+        self.settings.watch.heartbeat_timeout = heartbeat.timeout;
         self
     }
 
@@ -169,18 +183,9 @@ impl ClientOptions {
         self
     }
 
-    /// Make a lost connection again, and try again where the server refuses this client. Default yes. If not, the
-    /// client ends with its connection, and [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp) says so.
-    pub fn reconnect(mut self, reconnect: bool) -> Self {
+    /// Which connections are made again by themselves. Default [`Reconnect::Lost`].
+    pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
         self.reconnect = reconnect;
-        self
-    }
-
-    /// Try again if the first connection cannot be made, or the server refuses it, as with a lost one: `connect` and
-    /// the like return when the client is connected, or has given up. Default not: they return the error of the first
-    /// try.
-    pub fn retry_first_connect(mut self, retry: bool) -> Self {
-        self.retry_first_connect = retry;
         self
     }
 
@@ -203,29 +208,29 @@ impl ClientOptions {
     }
 
     /// Messages from the server, and their bytes, that may wait for the application. Default 16,384
-    /// messages, 16 MiB. Tracked messages have a bound of their own: [`Self::tracked_queue_bounds`].
+    /// messages, 16 MiB. Tracked messages have a bound of their own: [`Self::tracked_queue`].
     ///
     /// Of several servers of an [`XClient`](crate::XClient) none takes all of it: half of both bounds is for whoever
     /// comes first, and each server has an even share of the other half. Who is over its share is dropped from, as
     /// [`Self::message_overflow`] says. While servers come and go it may be more than the bound, and twice of it at
     /// most; so may it with single messages that are larger than a share.
-    pub fn message_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
-        self.queue.messages_max = messages_max.max(1);
-        self.queue.bytes_max = bytes_max;
+    pub fn message_queue(mut self, bound: QueueBound) -> Self {
+        bound.set(&mut self.queue.messages_max, &mut self.queue.bytes_max);
+        self.queue.messages_max = self.queue.messages_max.max(1);
         self
     }
 
     /// Tracked messages from the server, and their bytes, that may wait for the application. Default 16,384
-    /// messages, 16 MiB: more than a server's `session_log` and `latest_queue`, whose values count here, hold by
+    /// messages, 16 MiB: more than a server's
+    /// [`log`](crate::SessionOptions::log) and [`latest_queue`](crate::SessionOptions::latest_queue), whose values count here, hold by
     /// default. The connection ends at one more, as [`CloseReason::SlowPeer`](crate::CloseReason::SlowPeer); nothing is
     /// lost, for the server sends it again when the client is back. One message that is larger than the bound may wait
     /// alone.
     ///
-    /// Several servers of an [`XClient`](crate::XClient) share it as they share [`Self::message_queue_bounds`]: the
+    /// Several servers of an [`XClient`](crate::XClient) share it as they share [`Self::message_queue`]: the
     /// connection that ends is that of a server which is over its share.
-    pub fn tracked_queue_bounds(mut self, messages_max: usize, bytes_max: usize) -> Self {
-        self.queue.tracked_max = messages_max;
-        self.queue.tracked_bytes_max = bytes_max;
+    pub fn tracked_queue(mut self, bound: QueueBound) -> Self {
+        bound.set(&mut self.queue.tracked_max, &mut self.queue.tracked_bytes_max);
         self
     }
 
@@ -265,7 +270,7 @@ impl ClientOptions {
         self
     }
 
-    pub(crate) fn message_queue(&self) -> (MessageQueue, ServerMessages) {
+    pub(crate) fn new_queue(&self) -> (MessageQueue, ServerMessages) {
         super::messages::queue(self.queue)
     }
 
@@ -289,7 +294,7 @@ impl ClientOptions {
     }
 
     pub(super) fn retries_first_connect(&self) -> bool {
-        self.reconnect && self.retry_first_connect
+        self.reconnect == Reconnect::Always
     }
 
     pub(super) fn refusals(&self) -> Option<u32> {
@@ -317,7 +322,7 @@ impl ClientOptions {
     }
 
     pub(super) fn reconnects(&self) -> bool {
-        self.reconnect
+        self.reconnect != Reconnect::Never
     }
 
     /// The wait before try number `failures + 1`: this part, which is drawn, of a limit that doubles.
@@ -446,13 +451,13 @@ mod tests {
             .connection_wait(s(2))
             .room_wait(s(3))
             .limits(Limits::default().body_bytes_max(4096))
-            .heartbeat(Some(s(5)), s(6))
+            .heartbeat(Heartbeat::every(s(5)).timeout(s(6)))
             .idle_timeout(Some(s(7)))
-            .retry_first_connect(true)
+            .reconnect(Reconnect::Always)
             .refusals_max(Some(8))
             .backoff(s(9), s(10))
-            .message_queue_bounds(11, 12)
-            .tracked_queue_bounds(13, 14)
+            .message_queue(QueueBound::messages(11).bytes(12))
+            .tracked_queue(QueueBound::messages(13).bytes(14))
             .message_overflow(Overflow::Disconnect)
             .server_calls_max(15)
             .reply_bytes_max(16)
@@ -473,11 +478,13 @@ mod tests {
         let bounds = (settings.calls_running_max, settings.reply_bytes_max, settings.call_bytes_max);
         assert_eq!(bounds, (15, 16, 17));
 
-        let options = options.reconnect(false).negotiate(false).credentials(|| async { "x" });
-        assert!(!options.reconnects() && !options.retries_first_connect(), "who does not come back tries once");
+        let options = options.reconnect(Reconnect::Never).negotiate(false).credentials(|| async { "x" });
+        assert!(!options.reconnects() && !options.retries_first_connect(), "one that does not come back tries once");
         assert!(!options.negotiates() && options.can_renew());
         assert_eq!(options.settings().capabilities, Capabilities::NONE);
-        let options = ClientOptions::new().backoff(Duration::ZERO, Duration::ZERO).message_queue_bounds(0, 0);
+        let options = ClientOptions::new()
+            .backoff(Duration::ZERO, Duration::ZERO)
+            .message_queue(QueueBound::messages(0).bytes(0));
         let least = Duration::from_millis(1);
         assert_eq!((options.backoff_base, options.backoff_max, options.queue.messages_max), (least, least, 1));
     }

@@ -61,7 +61,7 @@ impl Connection {
                 if let Some(left_out) = self.shared.settings.load.told_no_room.due() {
                     tracing::warn!(peer = self.peer_address(), bytes, left_out, "a reply found no room");
                 }
-                Some(format!("{bytes} bytes wait for all peers to read (`outgoing_bytes_max`)"))
+                Some(format!("{bytes} bytes wait for all peers to read (`outgoing.all_bytes_max`)"))
             }
             _ => None,
         }

@@ -103,6 +103,7 @@ use crate::{
 
 /// What happens to a push when the queue for it is full.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Overflow {
     /// The new push is refused with [`PushError::Full`](crate::PushError::Full); what waits stays.

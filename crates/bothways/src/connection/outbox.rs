@@ -15,7 +15,7 @@
 //! | control | [`CONTROL_FRAMES`], [`CONTROL_BYTES`] | the connection ends |
 //! | replies | [`REPLY_OVERDRAFT`] times `reply_bytes_max` | a short failure takes the reply's place |
 //! | calls | `call_bytes_max` | the call is refused |
-//! | pushes | `push_queue` | [`Overflow`] |
+//! | pushes | `outgoing.push_queue` | [`Overflow`] |
 //!
 //! One frame that is larger than its bound is taken if nothing else waits in its lane. Beside these bounds all connections
 //! share the room that [`Outgoing`] counts: what finds none there is refused by the same rules, a push always.

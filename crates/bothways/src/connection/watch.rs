@@ -298,7 +298,7 @@ impl State {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
         if watch.flags & WAITED != 0 && deadlines.write_timeout <= since(now, watch.written_at) {
-            return Due::End(CloseReason::SlowPeer("it took no byte within `write_timeout`"));
+            return Due::End(CloseReason::SlowPeer("it took no byte within `timeouts.write`"));
         }
         if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
             return Due::End(CloseReason::Idle(idle));

@@ -253,11 +253,12 @@ async fn watch_connections(shared: &Weak<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ServerLimits;
 
     /// A connection that shakes hands has a place as one that is open has.
     #[tokio::test]
     async fn a_place_is_held_until_it_is_given_back() {
-        let server = Server::builder().connections_max(2).build();
+        let server = Server::builder().limits(ServerLimits::new().connections_max(2)).build();
         let place = || take_place(&server.shared);
         let (first, second) = (place().expect("two are free"), place().expect("one is free"));
         assert!(place().is_none());

@@ -639,7 +639,7 @@ impl<C> std::fmt::Debug for AdminClient<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Client, ClientOptions, codec::Encode, server::AdminOptions};
+    use crate::{Client, ClientOptions, Reconnect, codec::Encode, server::AdminOptions};
 
     fn token() -> AdminOptions {
         AdminOptions::token("right").expect("it has characters").on_service_addresses()
@@ -708,7 +708,7 @@ mod tests {
         };
         let server = Server::builder().admin(token()).auth(hook).build();
         let listening = server.listen("memory@admin-sessions").await.expect("the name is free");
-        let options = ClientOptions::new().auth("ann").reconnect(false);
+        let options = ClientOptions::new().auth("ann").reconnect(Reconnect::Never);
         let (_client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
         let options = ClientOptions::new().negotiate(false);
         let operator = Client::connect(listening.address(), options).await.expect("it listens");

@@ -12,11 +12,15 @@ use tokio::time::Instant;
 /// Most that a client is asked to wait.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// How many may come.
+/// How many clients may come at a time; each too many is told when to try again.
 #[derive(Clone, Debug)]
-pub(super) struct AdmissionOptions {
-    pub(super) new_sessions: Option<Rate>,
-    pub(super) resumes: Option<Rate>,
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct AdmissionOptions {
+    #[cfg_attr(feature = "config", serde(deserialize_with = "crate::config::rate"))]
+    new_sessions: Option<Rate>,
+    #[cfg_attr(feature = "config", serde(deserialize_with = "crate::config::rate"))]
+    resumes: Option<Rate>,
 }
 
 impl Default for AdmissionOptions {
@@ -25,6 +29,31 @@ impl Default for AdmissionOptions {
             new_sessions: Some(Rate::per_second(10_000).burst(100_000)),
             resumes: Some(Rate::per_second(50_000).burst(500_000)),
         }
+    }
+}
+
+impl AdmissionOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many clients may begin a session. One that is too many is told when to try again, before its token is
+    /// looked at, and a client of ours does; a plain rpcx client is closed with its first frame, of which nothing ran.
+    ///
+    /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. What
+    /// a hook for tokens asks, such as a database, usually takes less: then choose what it takes. `None`: no bound.
+    pub fn new_sessions_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.new_sessions = rate.into();
+        self
+    }
+
+    /// How many clients may come back to a session that waits for them, in place of [`Self::new_sessions_rate`].
+    /// Default 50,000 a second and 500,000 at once: more than of new ones, for their state is here already, and what
+    /// they are owed takes memory until they come. `None`: no bound.
+    pub fn resumes_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.resumes = rate.into();
+        self
     }
 }
 

@@ -1,8 +1,8 @@
-//! What a server is made of: services, hooks, bounds.
+//! What a server is made of: services, hooks, options.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 
-use bothways_proto::{CompressType, Limits, Rate};
+use bothways_proto::CompressType;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
@@ -13,18 +13,20 @@ use super::{
     admission::{Admission, AdmissionOptions},
     control,
     door::{AdminOptions, Door},
+    options::{OutgoingOptions, ServerLimits, ServerOptions, SessionOptions, Timeouts},
     topics,
 };
 use crate::{
     codec::{Encode, Payload},
-    connection::{Connection, Load, Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
+    connection::{Connection, Load, Settings},
     error::{AuthError, CloseReason},
     handler::Handler,
     layer::Layer,
+    options::Heartbeat,
     packing::Room,
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
-    session::{Registry, SessionOptions, TopicError, TopicOptions},
+    session::{self, Registry, Rules, TopicError, TopicOptions},
     transport::ListenOptions,
 };
 
@@ -54,19 +56,12 @@ pub struct ServerBuilder {
     router: Router,
     layers: Vec<Box<dyn Layer>>,
     hooks: Hooks,
-    settings: Settings,
+    options: ServerOptions,
     listen: ListenOptions,
-    connections_max: usize,
-    admission: AdmissionOptions,
-    calls_per_user_max: Option<usize>,
-    calls_max: usize,
-    request_bytes_max: usize,
-    partial_bytes_max: usize,
-    outgoing_bytes_max: usize,
-    /// Of the server and of one connection.
-    unpacked_bytes_max: (usize, usize),
     admin: Option<AdminOptions>,
-    sessions: SessionOptions,
+    rules: Rules,
+    cancel_on_disconnect: bool,
+    compress: CompressType,
 }
 
 impl ServerBuilder {
@@ -75,18 +70,12 @@ impl ServerBuilder {
             router: Router::new(),
             layers: Vec::new(),
             hooks: Hooks::default(),
-            settings: Settings::default(),
+            options: ServerOptions::default(),
             listen: ListenOptions::default(),
-            connections_max: 1 << 20,
-            admission: AdmissionOptions::default(),
-            calls_per_user_max: None,
-            calls_max: 1 << 17,
-            request_bytes_max: 1 << 30,
-            partial_bytes_max: 256 << 20,
-            outgoing_bytes_max: 1 << 30,
-            unpacked_bytes_max: (UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION),
             admin: None,
-            sessions: SessionOptions::default(),
+            rules: Rules::default(),
+            cancel_on_disconnect: false,
+            compress: CompressType::NONE,
         }
     }
 
@@ -155,7 +144,7 @@ impl ServerBuilder {
     /// other sessions here, or counts them, must leave that one out.
     ///
     /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
-    /// behind it wait; see also [`Self::unauthenticated_body_bytes_max`]. From then on it is not asked for what its client
+    /// behind it wait; see also [`ServerLimits::unauthenticated_body_bytes_max`]. From then on it is not asked for what its client
     /// says of what it was sent: acknowledgements, answers to calls, and that it leaves.
     ///
     /// Without a hook everybody may call everything. It is not asked for the [admin service](Self::admin), whose
@@ -209,260 +198,48 @@ impl ServerBuilder {
         self
     }
 
-    /// Bounds on what one frame may cost. See [`Limits`] for the defaults.
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.limits = limits;
+    /// All options that are numbers, as a program reads them from a file. They take the place of those that were set
+    /// before, of every group.
+    pub fn options(mut self, options: ServerOptions) -> Self {
+        self.options = options;
         self
     }
 
-    /// Most connections at once; more are closed as they come. Default 1,048,576: beyond what one
-    /// process usually has files for.
-    pub fn connections_max(mut self, connections: usize) -> Self {
-        self.connections_max = connections;
+    /// What clients may cost: connections, requests that run, and bytes that come in. [`Limits`](bothways_proto::Limits)
+    /// alone bound single frames, and leave the defaults for all else.
+    pub fn limits(mut self, limits: impl Into<ServerLimits>) -> Self {
+        self.options.limits = limits.into();
         self
     }
 
-    /// How many clients may begin a session. One that is too many is told when to try again, before its token is
-    /// looked at, and a client of ours does; a plain rpcx client is closed with its first frame, of which nothing ran.
-    ///
-    /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. What
-    /// a hook for tokens asks, such as a database, usually takes less: then choose what it takes. `None`: no bound.
-    pub fn new_sessions_rate(mut self, rate: Option<Rate>) -> Self {
-        self.admission.new_sessions = rate;
+    /// What may wait for clients to read it.
+    pub fn outgoing(mut self, outgoing: OutgoingOptions) -> Self {
+        self.options.outgoing = outgoing;
         self
     }
 
-    /// How many clients may come back to a session that waits for them, in place of [`Self::new_sessions_rate`].
-    /// Default 50,000 a second and 500,000 at once: more than of new ones, for their state is here already, and what
-    /// they are owed takes memory until they come. `None`: no bound.
-    pub fn resumes_rate(mut self, rate: Option<Rate>) -> Self {
-        self.admission.resumes = rate;
+    /// How many clients may come at a time.
+    pub fn admission(mut self, admission: AdmissionOptions) -> Self {
+        self.options.admission = admission;
         self
     }
 
-    /// Most requests that run at once in the whole server; more are answered as overloaded at once.
-    /// Default 131,072.
-    pub fn calls_max(mut self, calls: usize) -> Self {
-        self.calls_max = calls;
+    /// How long a client may be silent, slow or unknown.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.options.timeouts = timeouts;
         self
     }
 
-    /// Most requests of one connection that run at once; more are answered as overloaded at once.
-    /// Default 16,384.
-    pub fn calls_per_connection_max(mut self, calls: usize) -> Self {
-        self.settings.calls_running_max = calls;
+    /// When clients that understand it are asked whether they are still there; one that does not answer in time is
+    /// closed. Plain rpcx clients are never asked: they would take the question for a reply.
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.options.heartbeat = heartbeat;
         self
     }
 
-    /// Most bytes of the requests that run at once: in the whole server, and of one connection. Beyond either, more are
-    /// answered as overloaded at once; one request alone is bounded by [`Limits::body_bytes_max`] instead. What counts is
-    /// what is held while a handler has a task of its own: the frame as it came, and a reply that waits to be packed.
-    /// Default 1 GiB and 64 MiB.
-    pub fn request_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
-        self.request_bytes_max = of_server;
-        self.settings.request_bytes_max = of_connection;
-        self
-    }
-
-    /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once: in the whole server, and
-    /// of one connection. Beyond the first 64 KiB a connection has no more than it leaves for all others. Further ones
-    /// wait, packed, and are answered as [overloaded](crate::ErrorCode::Overloaded) when there was no room for 10 s; each
-    /// bound is at least [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the
-    /// callers have them. While a payload is unpacked it may take twice its bytes, and four are at a time. Default
-    /// 512 MiB and 64 MiB.
-    pub fn unpacked_bytes_max(mut self, of_server: usize, of_connection: usize) -> Self {
-        self.unpacked_bytes_max = (of_server, of_connection);
-        self
-    }
-
-    /// Most bytes of frames that have begun and not ended, in the whole server, of each what is beyond one read of
-    /// 64 KiB. A connection whose frame has no room is told that the server is overloaded, and ends. Default 256 MiB.
-    pub fn partial_bytes_max(mut self, bytes: usize) -> Self {
-        self.partial_bytes_max = bytes;
-        self
-    }
-
-    /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
-    /// slower is closed; while the server itself does not read from it, or holds it back by
-    /// [`Self::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s. 0 bytes: no
-    /// such rule.
-    pub fn frame_progress_min(mut self, bytes: usize, within: Duration) -> Self {
-        self.settings.watch.frame_progress_min = bytes;
-        self.settings.watch.frame_progress_time = within;
-        self
-    }
-
-    /// Most bytes of a frame's body until the [`auth`](Self::auth) hook has let its connection in once; without a hook
-    /// it is [`Limits::body_bytes_max`] from the beginning. Until then the requests of a connection are also handled one
-    /// after the other. Default 1 MiB: more than a token takes, and enough for most first calls.
-    pub fn unauthenticated_body_bytes_max(mut self, bytes: usize) -> Self {
-        self.settings.unauthenticated_body_bytes_max = bytes;
-        self
-    }
-
-    /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
-    /// once, or, if they want no answer, dropped and counted. A request counts from the moment at which its session is
-    /// bound, by its own auth hook at the latest. Default `None`: no bound but those of connections, for it costs each
-    /// request two look-ups.
-    pub fn calls_per_user_max(mut self, calls: Option<usize>) -> Self {
-        self.calls_per_user_max = calls;
-        self
-    }
-
-    /// How many frames one connection may send. Requests beyond are answered as overloaded at once, or, if they want
-    /// no answer, dropped and counted, be they to a service or to the framework's own; heartbeats count, and are taken, as
-    /// is what ends something: acknowledgements, answers to the server's calls, a client that leaves. Default `None`: no
-    /// bound, for only the application knows what its clients do.
-    pub fn frames_per_connection_rate(mut self, rate: Option<Rate>) -> Self {
-        self.settings.frames_rate = rate;
-        self
-    }
-
-    /// How many bytes one connection may send. Beyond it the server reads no further until the client may send more:
-    /// nothing is lost, and the client's own writing slows down. Default `None`: no bound.
-    pub fn bytes_per_connection_rate(mut self, rate: Option<Rate>) -> Self {
-        self.settings.bytes_rate = rate;
-        self
-    }
-
-    /// How long a client may take to send its first frame. Default 10 s. Zero ends whoever has sent none at the next
-    /// look, within a second.
-    pub fn first_frame_timeout(mut self, limit: Duration) -> Self {
-        self.settings.watch.first_frame_timeout = limit;
-        self
-    }
-
-    /// How long a client may stay without anything that passes the [auth hook](Self::auth), however many heartbeats it
-    /// sends. Default 5 min: a Go client that has connected says its token with its first call, and makes the
-    /// connection anew if that comes later. Without a hook nobody has to.
-    pub fn unauthenticated_timeout(mut self, limit: Duration) -> Self {
-        self.settings.watch.unauthenticated_timeout = limit;
-        self
-    }
-
-    /// Close connections from which nothing came for this long. Default: never, because a plain Go
-    /// client that only listens sends nothing. Zero ends each at the next look, within a second.
-    pub fn idle_timeout(mut self, limit: Option<Duration>) -> Self {
-        self.settings.watch.idle_timeout = limit;
-        self
-    }
-
-    /// Ask clients that understand it for a sign of life after `interval` of silence, and close them if
-    /// none comes within `timeout`. Default 15 s and 10 s. Plain rpcx clients are never asked: they
-    /// would take the question for a reply. A timeout of zero ends a silent client at the next look, within a second.
-    pub fn heartbeat(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
-        self.settings.watch.heartbeat_interval = interval;
-        self.settings.watch.heartbeat_timeout = timeout;
-        self
-    }
-
-    /// Close a client for which bytes wait and whose socket takes none for this long. Default 10 s.
-    pub fn write_timeout(mut self, limit: Duration) -> Self {
-        self.settings.watch.write_timeout = limit;
-        self
-    }
-
-    /// Pushes, and their bytes, that may wait for one client that reads slowly, beyond the 64 KiB
-    /// that are under way. Default 1,024 pushes, 1 MiB: a burst, not a backlog.
-    pub fn push_queue(mut self, frames_max: usize, bytes_max: usize) -> Self {
-        self.settings.push_frames_max = frames_max;
-        self.settings.push_bytes_max = bytes_max;
-        self
-    }
-
-    /// What happens to a push when that queue is full. Default [`Overflow::RefuseNewest`].
-    pub fn overflow(mut self, overflow: Overflow) -> Self {
-        self.settings.overflow = overflow;
-        self
-    }
-
-    /// Bytes of replies that may wait for a client that does not read them, before its requests are
-    /// no longer read either. Default 4 MiB. Handlers that run by then still come to their ends: of their replies 16
-    /// times as many bytes are taken, and beyond that a caller is told that its reply cannot be sent.
-    pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
-        self.settings.reply_bytes_max = bytes;
-        self
-    }
-
-    /// Bytes of replies, calls and messages that may wait for clients to read them, in the whole server, of each client
-    /// what is beyond 64 KiB; pushes that were encoded once for many count for nobody. A client that holds more than is
-    /// left of this is not read from, and its replies, calls to it and messages are refused as if its own bounds were
-    /// reached; so one that does not read has half of the room at most, and those that hold little find room. A reply
-    /// that is kept for many at once counts for each. Default 1 GiB.
-    pub fn outgoing_bytes_max(mut self, bytes: usize) -> Self {
-        self.outgoing_bytes_max = bytes;
-        self
-    }
-
-    /// Bytes of calls to one client that may wait for it to read; a call beyond is refused with
-    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
-    /// taken if no other waits. Default 16 MiB.
-    pub fn call_bytes_max(mut self, bytes: usize) -> Self {
-        self.settings.call_bytes_max = bytes;
-        self
-    }
-
-    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s.
-    /// Only Bothways clients that listen have sessions that outlive their connections.
-    pub fn resume_window(mut self, window: Duration) -> Self {
-        self.sessions.resume_window = window;
-        self
-    }
-
-    /// Most sessions that wait so at once. When one more client leaves, one of them ends: what it was owed counts as
-    /// dropped because the session ended, and its client gets a new session if it comes back. First those end that are
-    /// owed nothing, subscribe to nothing and never did; then those of the user who has most of them, of a user the one
-    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with
-    /// nothing owed to them about 150 MiB: all the clients of a busy server at once, when the network before it blinks.
-    pub fn sessions_away_max(mut self, sessions: usize) -> Self {
-        self.sessions.away_max = sessions;
-        self
-    }
-
-    /// Tracked pushes, and their bytes, that a session keeps until its client has handled them; more are
-    /// refused, and the client is told of the gap. Default 1,000 pushes, 1 MiB.
-    pub fn session_log(mut self, messages_max: usize, bytes_max: usize) -> Self {
-        self.sessions.set_log(messages_max, bytes_max);
-        self
-    }
-
-    /// Bytes that the logs of one user's sessions hold together; a tracked push beyond is refused, and the client is
-    /// told of the gap, though the session's own log has room. Default 16 MiB: 16 devices that are all full.
-    ///
-    /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
-    pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
-        self.sessions.set_user_log(bytes);
-        self
-    }
-
-    /// Pushes of class `Fire`, and their bytes, that may wait for one session; beyond them the oldest is
-    /// dropped. Default 256 pushes, 256 KiB.
-    pub fn fire_queue(mut self, messages_max: usize, bytes_max: usize) -> Self {
-        self.sessions.set_fire_queue(messages_max, bytes_max);
-        self
-    }
-
-    /// Values of class `Latest`, and their bytes with those of their keys, that may wait for one session;
-    /// more are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
-    pub fn latest_queue(mut self, keys_max: usize, bytes_max: usize) -> Self {
-        self.sessions.set_latest(keys_max, bytes_max);
-        self
-    }
-
-    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; of more the oldest are forgotten.
-    /// Default 1,024: a burst of retries, and 64 KiB once so many have come. 0: none, and nothing is repeated.
-    pub fn idempotency_keys(mut self, keys_max: usize) -> Self {
-        self.sessions.set_idempotency_keys(keys_max);
-        self
-    }
-
-    /// Events that [`Server::explain`] tells of one session, and how many sessions that ended it still knows.
-    /// Default 64 events, about 5 KiB once they have come, and 4,096 sessions; 0 turns either off. Of those that ended
-    /// it knows the last 8 of each user, those that tell of something sent before others; a quarter may have had no
-    /// user; and all take 8 MiB at most. Of one that had neither user, push, call nor subscription nothing is kept,
-    /// unless the server ended it.
-    pub fn explain(mut self, events_max: usize, ended_sessions_max: usize) -> Self {
-        (self.sessions.events_max, self.sessions.ended_max) = (events_max, ended_sessions_max);
+    /// What is kept for clients: how long a session waits for one, and how much it is owed meanwhile.
+    pub fn sessions(mut self, sessions: SessionOptions) -> Self {
+        self.options.sessions = sessions;
         self
     }
 
@@ -472,44 +249,21 @@ impl ServerBuilder {
     /// # Errors
     /// [`TopicError`]: it is no pattern.
     pub fn topic(mut self, pattern: &str, options: TopicOptions) -> Result<Self, TopicError> {
-        self.sessions.rules.add(pattern, options)?;
+        self.rules.add(pattern, options)?;
         Ok(self)
-    }
-
-    /// Most topics and patterns that one client may have subscribed to when it subscribes to another by
-    /// itself; more are refused. Default 1,000.
-    pub fn subscriptions_per_session_max(mut self, subscriptions: usize) -> Self {
-        self.sessions.subscriptions_max = subscriptions;
-        self
-    }
-
-    /// Bytes that the subscriptions of one client may take: 256 and its name for a topic, twice its name and 640 a
-    /// segment beside that for a pattern with wildcards. Default 512 KiB: 1,000 topics with the longest names, or some
-    /// 200 patterns.
-    pub fn subscription_bytes_per_session_max(mut self, bytes: usize) -> Self {
-        self.sessions.subscription_bytes_max = bytes;
-        self
-    }
-
-    /// Bytes that all subscriptions at the server may take before a client's are refused; of a topic to which many
-    /// subscribe the name counts once, and each of them 64 bytes. Default 1 GiB: some three million topics of one
-    /// subscriber each.
-    pub fn subscription_bytes_max(mut self, bytes: usize) -> Self {
-        self.sessions.all_subscription_bytes_max = bytes;
-        self
     }
 
     /// Drop running handlers when the connection that asked is over. Default: they run to their end,
     /// as in Go.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
-        self.settings.cancel_on_disconnect = cancel;
+        self.cancel_on_disconnect = cancel;
         self
     }
 
     /// Pack calls to clients whose arguments are above 1,024 bytes. Replies are packed when their
     /// request was. Default: not.
     pub fn compress(mut self, compress: CompressType) -> Self {
-        self.settings.compress = compress;
+        self.compress = compress;
         self
     }
 
@@ -553,15 +307,26 @@ impl ServerBuilder {
             router = router.layer(&**layer);
         }
         let router = topics::add_routes(control::add_routes(router));
-        let mut settings = self.settings;
-        let load = Load::new(self.calls_max).with_bytes(self.request_bytes_max, self.partial_bytes_max);
-        settings.load = Arc::new(load.with_outgoing(self.outgoing_bytes_max));
-        let (all, share) = self.unpacked_bytes_max;
+        let options = self.options;
+        let mut settings = Settings {
+            cancel_on_disconnect: self.cancel_on_disconnect,
+            compress: self.compress,
+            ..Settings::default()
+        };
+        options.apply(&mut settings);
+        let limits = options.limits;
+        let load = Load::new(limits.calls_max).with_bytes(limits.request_bytes_max, limits.partial_bytes_max);
+        settings.load = Arc::new(load.with_outgoing(options.outgoing.all_bytes_max));
+        let (all, share) = (limits.unpacked_bytes_max, limits.unpacked_bytes_per_connection_max);
         let room = || Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
         (settings.room, settings.reply_room) = (room(), room());
-        let mut sessions = self.sessions;
+
+        let mut sessions = session::SessionOptions::default();
+        sessions.rules = self.rules;
+        options.sessions.apply(&mut sessions);
         sessions.limits = settings.limits.clone();
-        sessions.counts_user_calls = self.calls_per_user_max.is_some();
+        sessions.counts_user_calls = limits.calls_per_user_max.is_some();
+
         let connections = Arc::default();
         let on_service_addresses = self.admin.as_ref().is_some_and(AdminOptions::is_on_service_addresses);
         let door = self.admin.map(|options| Arc::new(Door::new(options)));
@@ -576,9 +341,9 @@ impl ServerBuilder {
                 hooks: self.hooks,
                 settings: Arc::new(settings),
                 listen: self.listen,
-                connections_max: self.connections_max,
-                admission: Admission::new(&self.admission),
-                calls_per_user_max: self.calls_per_user_max,
+                connections_max: limits.connections_max,
+                admission: Admission::new(&options.admission),
+                calls_per_user_max: limits.calls_per_user_max,
                 handshaking: 0.into(),
                 sessions: Registry::new(sessions, Arc::clone(&connections)),
                 topic_lines: Arc::default(),

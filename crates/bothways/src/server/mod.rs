@@ -3,7 +3,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mod.rs` | [`Server`], the handle: connections, sending, counters |
-//! | `builder.rs` | what a server is made of: services, hooks, bounds |
+//! | `builder.rs` | what a server is made of: services, hooks, options |
+//! | `options.rs` | options that are numbers, in groups that a program can read from a file |
 //! | `accept.rs` | from a listening socket to connections |
 //! | `admission.rs` | how many clients come at a time |
 //! | `inlet.rs` | from a request to its handler: limits, token, route |
@@ -21,6 +22,7 @@ mod builder;
 mod control;
 mod door;
 mod inlet;
+mod options;
 mod shutdown;
 mod strangers;
 mod topics;
@@ -46,9 +48,11 @@ pub use self::{
         PushUntil, SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed,
         TOKEN_KEY as ADMIN_TOKEN_KEY,
     },
+    admission::AdmissionOptions,
     builder::ServerBuilder,
     door::{AdminOptions, EmptyAdminToken},
     inlet::AuthRequest,
+    options::{OutgoingOptions, ServerLimits, ServerOptions, SessionOptions, Timeouts},
     shutdown::ShutdownReport,
 };
 use self::{admission::Admission, builder::Hooks, door::Door};
@@ -157,7 +161,7 @@ pub struct ServerStats {
     /// Requests whose handlers run.
     pub calls_running: usize,
     /// Bytes that wait for clients to read them, of each what is beyond 64 KiB; see
-    /// [`ServerBuilder::outgoing_bytes_max`].
+    /// [`OutgoingOptions::all_bytes_max`].
     pub outgoing_bytes: usize,
 }
 
@@ -282,7 +286,7 @@ impl Server {
     /// Opens the [admin service](ServerBuilder::admin) at this address, for as long as the answer is kept. Nothing else
     /// answers there, and clients of the service have no way to it.
     ///
-    /// 64 connections at most, each of which has [`ServerBuilder::first_frame_timeout`] to bring the token. One that
+    /// 64 connections at most, each of which has [`Timeouts::first_frame`] to bring the token. One that
     /// brings a wrong token is refused and closed, which is counted ([`ServerStats`]) and told in a warning; after ten
     /// wrong ones a peer has one try a second. Operators are answered until a shutdown or a drain is done.
     ///
@@ -458,7 +462,7 @@ impl Server {
     /// What lately happened to the sessions that `target` names, for who asks why a message did not arrive:
     /// connections, pushes with their stages, calls, and why a session ended. Never payloads or tokens.
     ///
-    /// A user or a session is found for a while after it ended; see [`ServerBuilder::explain`].
+    /// A user or a session is found for a while after it ended; see [`SessionOptions::ended_max`].
     ///
     /// # Errors
     /// As [`Self::sessions`].

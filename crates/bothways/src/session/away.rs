@@ -170,7 +170,7 @@ impl Registry {
                 self.keep_waiting(key, first);
                 continue;
             }
-            self.end_away(&first, "more clients were away than `sessions_away_max`");
+            self.end_away(&first, "more clients were away than `sessions.away_max`");
         }
     }
 
@@ -211,6 +211,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::{QueueBound, SessionOptions};
 
     /// A tick looks at those whose time is over, however many others wait.
     #[tokio::test(start_paused = true)]
@@ -237,7 +238,9 @@ mod tests {
     /// Only a session that has never had anything to lose is ended before others.
     #[tokio::test(start_paused = true)]
     async fn a_session_is_idle_that_has_nothing_to_lose() {
-        let server = crate::Server::builder().session_log(10, 1 << 20).build();
+        let server = crate::Server::builder()
+            .sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20)))
+            .build();
         let listening = server.listen("memory@away-idle").await.expect("the name is free");
         for (number, does) in [
             |_: &Session| {},

@@ -846,7 +846,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{super::ledger::Bounds, *};
-    use crate::{Client, ClientOptions, Server};
+    use crate::{Client, ClientOptions, QueueBound, Server, SessionOptions};
 
     /// A message is on its way into very many ledgers: who subscribes meanwhile does not wait for that, and gets what
     /// is published next.
@@ -976,7 +976,11 @@ mod tests {
     /// all of it, each message once.
     async fn asks(name: &str, steps: &[Step]) {
         let history = TopicOptions::new().open().history(100, Duration::from_secs(3600));
-        let server = Server::builder().session_log(3, 1 << 20).topic("news", history).expect("a pattern").build();
+        let server = Server::builder()
+            .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+            .topic("news", history)
+            .expect("a pattern")
+            .build();
         let listening = server.listen(&format!("memory@{name}")).await.expect("the name is free");
         let options = ClientOptions::new();
         let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
@@ -1048,8 +1052,8 @@ mod tests {
         let bytes = topic::bytes_of("ab");
         type Bound = fn(crate::ServerBuilder, usize) -> crate::ServerBuilder;
         let bounds: [(&str, Bound); 2] = [
-            ("per-session", |builder, bytes| builder.subscription_bytes_per_session_max(bytes)),
-            ("in-all", |builder, bytes| builder.subscription_bytes_max(bytes)),
+            ("per-session", |builder, bytes| builder.sessions(SessionOptions::new().subscription_bytes_max(bytes))),
+            ("in-all", |builder, bytes| builder.sessions(SessionOptions::new().all_subscription_bytes_max(bytes))),
         ];
         for (name, bound) in bounds {
             let open = TopicOptions::new().open();
@@ -1071,7 +1075,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_topic_goes_on_when_all_that_was_missed_is_there() {
         let history = || TopicOptions::new().open().history(10, Duration::from_secs(60));
-        let server = Server::builder().session_log(2, 1 << 20).topic("news", history()).expect("a pattern");
+        let server = Server::builder()
+            .sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20)))
+            .topic("news", history())
+            .expect("a pattern");
         let server = server.topic("late", history()).expect("a pattern");
         let server = server.topic("talk", TopicOptions::new().open()).expect("a pattern").build();
         let listening = server.listen("memory@hub-in-order").await.expect("the name is free");

@@ -89,6 +89,7 @@ pub(crate) use self::{
     hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
     presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},
     registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
+    rules::Rules,
     topic::covers,
 };
 use self::{

@@ -226,7 +226,7 @@ impl Push {
     /// say so too; once its connection is lost the next one is sent, and a Bothways client hands on one of them.
     ///
     /// A session remembers the last 1,024 keys
-    /// ([`ServerBuilder::idempotency_keys`](crate::ServerBuilder::idempotency_keys)). A new session of the same client
+    /// ([`SessionOptions::idempotency_keys_max`](crate::SessionOptions::idempotency_keys_max)). A new session of the same client
     /// remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys of what it has
     /// received, over all its sessions, and hands none on twice; what it drops so is handled when the first one is. An
     /// [`XClient`](crate::XClient) does so over all its servers, 1,024 keys for each: it gets once what a server pushes

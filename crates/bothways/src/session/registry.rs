@@ -46,6 +46,7 @@ use crate::{
     clock::{Runtimes, later},
     connection::{Connection, ConnectionId, HeldReply, METHODS_BYTES_MAX, PushFrame},
     error::{CloseReason, PushError, ReservedName},
+    options::QueueBound,
 };
 
 /// What a connection whose session is ended does last.
@@ -109,10 +110,15 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
-    /// Pushes and bytes that a session keeps until its client has handled them.
-    pub(crate) fn set_log(&mut self, messages: usize, bytes: usize) {
+    /// What a session's queues hold: its log, pushes of class `Fire`, and values of class `Latest`.
+    pub(crate) fn set_bounds(&mut self, log: QueueBound, fire: QueueBound, latest: QueueBound) {
         let bounds = Arc::make_mut(&mut self.bounds);
-        (bounds.tracked_messages, bounds.tracked_bytes) = (messages.max(1), bytes);
+        log.set(&mut bounds.tracked_messages, &mut bounds.tracked_bytes);
+        fire.set(&mut bounds.fire_messages, &mut bounds.fire_bytes);
+        latest.set(&mut bounds.latest_keys, &mut bounds.latest_bytes);
+        for messages in [&mut bounds.tracked_messages, &mut bounds.fire_messages, &mut bounds.latest_keys] {
+            *messages = (*messages).max(1);
+        }
     }
 
     /// Bytes that the logs of one user's sessions may hold together.
@@ -120,21 +126,9 @@ impl SessionOptions {
         Arc::make_mut(&mut self.bounds).user_bytes = bytes;
     }
 
-    /// Pushes of class `Fire`, and their bytes, that may wait.
-    pub(crate) fn set_fire_queue(&mut self, messages: usize, bytes: usize) {
-        let bounds = Arc::make_mut(&mut self.bounds);
-        (bounds.fire_messages, bounds.fire_bytes) = (messages.max(1), bytes);
-    }
-
     /// Idempotency keys that a session remembers.
     pub(crate) fn set_idempotency_keys(&mut self, keys_max: usize) {
         Arc::make_mut(&mut self.bounds).idempotency_keys = keys_max;
-    }
-
-    /// Values of class `Latest`, and their bytes with those of their keys, that may wait.
-    pub(crate) fn set_latest(&mut self, keys: usize, bytes: usize) {
-        let bounds = Arc::make_mut(&mut self.bounds);
-        (bounds.latest_keys, bounds.latest_bytes) = (keys.max(1), bytes);
     }
 }
 
@@ -195,7 +189,7 @@ impl Registry {
                 pattern,
                 history,
                 log,
-                "the history is longer than `session_log`: not all of it can be recovered at once"
+                "the history is longer than `SessionOptions::log`: not all of it can be recovered at once"
             );
         }
         let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
@@ -1149,7 +1143,7 @@ pub(super) fn unique(mut sessions: Vec<Session>) -> Vec<Session> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Client, ClientOptions, Server};
+    use crate::{Client, ClientOptions, Reconnect, Server};
 
     /// A server's sessions, and one of them.
     async fn one_session(name: &str) -> (Server, Client, Arc<Registry>, Session) {
@@ -1248,7 +1242,7 @@ mod tests {
         let listening = server.listen(&format!("memory@registry-{name}")).await.expect("the name is free");
         let mut clients = Vec::new();
         for _ in 0..N {
-            let options = ClientOptions::new().negotiate(false).reconnect(false);
+            let options = ClientOptions::new().negotiate(false).reconnect(Reconnect::Never);
             let client = Client::connect(listening.address(), options).await.expect("it listens");
             client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
             clients.push(client);

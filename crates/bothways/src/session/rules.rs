@@ -58,7 +58,7 @@ impl TopicOptions {
     /// [`Self::history_bytes_max`]: a client that says how far it was gets what it missed.
     ///
     /// What one recovery brings must find room in the session's log
-    /// ([`ServerBuilder::session_log`](crate::ServerBuilder::session_log), 1,000 messages unless chosen otherwise): a
+    /// ([`SessionOptions::log`](crate::SessionOptions::log), 1,000 messages unless chosen otherwise): a
     /// client that is further behind recovers nothing by [`Client::subscribe_from`](crate::Client::subscribe_from).
     /// What a client recovers by itself, after a lost session or a gap, comes in parts. So a server warns when it is
     /// built with a history that is longer than the log.

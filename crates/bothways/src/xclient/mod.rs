@@ -234,7 +234,7 @@ impl XClient {
     ) -> (Self, ServerMessages) {
         let options = options.into();
         let eager = options.eager.unwrap_or(true);
-        let (queue, messages) = options.client.message_queue();
+        let (queue, messages) = options.client.new_queue();
         let discovery = Box::new(discovery);
         let client = Self::start(service_path.into(), fail_mode, select_mode, discovery, options, eager, Some(queue));
         (client, messages)

@@ -400,7 +400,7 @@ impl Slot {
         let messages = match (&ears.messages, &handlers) {
             (Some(messages), _) => Some(messages.clone()),
             (None, Some(handlers)) => {
-                let (queue, messages) = options.message_queue();
+                let (queue, messages) = options.new_queue();
                 handle_messages(messages, handlers.clone());
                 Some(queue)
             }

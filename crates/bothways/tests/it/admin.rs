@@ -7,7 +7,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, ErrorCode, ServeError, Server, ServerBuilder, Session, Target,
+    CallError, Client, ClientOptions, ErrorCode, Reconnect, ServeError, Server, ServerBuilder, ServerLimits, Session,
+    SessionOptions, Target, Timeouts,
     server::{ADMIN_PATH, AdminClient, AdminOptions, EmptyAdminToken, Page, PushTarget, SessionsAsked},
 };
 use bothways_proto::{Capabilities, Header, Message, Metadata, Seq, SerializeType, keys};
@@ -23,7 +24,7 @@ fn admin(builder: ServerBuilder) -> Server {
 }
 
 async fn operator(address: &str, token: &str) -> AdminClient<Client> {
-    let options = ClientOptions::new().reconnect(false);
+    let options = ClientOptions::new().reconnect(Reconnect::Never);
     let client = Client::connect(address, options).await.expect("it listens");
     AdminClient::new(client, token)
 }
@@ -191,7 +192,7 @@ async fn strangers_keep_no_operator_out() {
 /// newest has a place.
 #[tokio::test(start_paused = true)]
 async fn who_brings_no_token_is_sent_away() {
-    let server = admin(Server::builder().first_frame_timeout(Duration::from_secs(10)));
+    let server = admin(Server::builder().timeouts(Timeouts::new().first_frame(Duration::from_secs(10))));
     let listening = server.listen_admin(&address()).await.expect("a free name");
     let mut idle = Vec::new();
     for _ in 0..17 {
@@ -219,7 +220,7 @@ async fn who_brings_no_token_is_sent_away() {
 /// Before the right token a frame is as small as any stranger's, whatever Hello came first; behind it, as large as any.
 #[tokio::test(start_paused = true)]
 async fn operators_without_a_token_send_small_frames() {
-    let server = admin(Server::builder().unauthenticated_body_bytes_max(100_000));
+    let server = admin(Server::builder().limits(ServerLimits::new().unauthenticated_body_bytes_max(100_000)));
     let listening = server.listen_admin(&address()).await.expect("a free name");
     let large = crate::scripted::request(7, "Echo", &[7; 500_000]);
     for hello in [None, Some(crate::scripted::hello(0, Capabilities::ALL, &Metadata::new()))] {
@@ -245,7 +246,11 @@ async fn operators_without_a_token_send_small_frames() {
 /// What strangers begin to send at the admin address takes no room of the service's clients, and is bounded itself.
 #[tokio::test(start_paused = true)]
 async fn strangers_at_the_admin_address_take_no_room_of_clients() {
-    let server = admin(Server::builder().handler("T", "Echo", crate::support::echo).partial_bytes_max(300_000));
+    let server = admin(
+        Server::builder()
+            .handler("T", "Echo", crate::support::echo)
+            .limits(ServerLimits::new().partial_bytes_max(300_000)),
+    );
     let serving = server.listen(&address()).await.expect("a free name");
     let operators = server.listen_admin(&address()).await.expect("a free name");
     let begun = crate::scripted::request(1, "Echo", &[7; 1_000_000]);
@@ -345,7 +350,7 @@ async fn refusals_are_told_and_do_not_flood() {
 #[tokio::test(start_paused = true)]
 async fn the_life_of_sessions_and_clients_is_told() {
     let (log, _guard) = Log::begin();
-    let server = Server::builder().resume_window(Duration::from_secs(5)).build();
+    let server = Server::builder().sessions(SessionOptions::new().resume_window(Duration::from_secs(5))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let options = ClientOptions::new().backoff(Duration::from_millis(1), Duration::from_millis(1));
     let (client, _messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");

@@ -10,8 +10,8 @@ use std::{
 };
 
 use bothways::{
-    AuthError, Client, ClientOptions, ConnectionEvent, ConnectionEvents, Push, Rate, Server, ServerMessages, Session,
-    Target, session::TopicOptions,
+    AuthError, Client, ClientOptions, ConnectionEvent, ConnectionEvents, Push, QueueBound, Rate, Server, ServerLimits,
+    ServerMessages, Session, SessionOptions, Target, session::TopicOptions,
 };
 
 use crate::support::{address, soon, until};
@@ -219,7 +219,9 @@ async fn what_another_life_of_a_server_brings_hides_no_loss() {
 /// Topics that wait for room keep no place from others, and go on as soon as there is room.
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_room_holds_nobody_up() {
-    let builder = Server::builder().session_log(10, 1 << 20).topic("z", TopicOptions::new().open());
+    let builder = Server::builder()
+        .sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20)))
+        .topic("z", TopicOptions::new().open());
     let builder = builder.expect("a pattern").topic("t.*", Hook::default().options("t")).expect("a pattern");
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("a free name");
@@ -276,7 +278,7 @@ async fn a_refusal_that_passes_costs_no_subscription() {
     for kind in ["rate", "down", "slow"] {
         let hook = Hook::default();
         let rate = (kind == "rate").then(|| Rate::per_second(50).burst(50));
-        let builder = Server::builder().frames_per_connection_rate(rate);
+        let builder = Server::builder().limits(ServerLimits::new().frames_per_connection_rate(rate));
         let server = builder.topic("t.*", hook.options("t")).expect("a pattern").build();
         let listening = server.listen(&address()).await.expect("a free name");
         let (ann, mut messages, mut events) = client(listening.address(), options().timeout(300 * MS)).await;
@@ -322,7 +324,7 @@ async fn who_refuses_is_asked_slowly() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_while_a_gap_is_recovered_costs_nothing() {
     let hook = Hook::default();
-    let builder = Server::builder().session_log(3, 1 << 20);
+    let builder = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)));
     let server = builder.topic("t.*", hook.options("t.0")).expect("a pattern").build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut messages, mut events) = client(listening.address(), options()).await;

@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
-    Push, Reply, Router, Server, Target,
+    Push, Reconnect, Reply, Router, Server, Target,
     server::AuthRequest,
     session::{SessionId, TopicOptions},
 };
@@ -257,7 +257,7 @@ async fn who_comes_while_tokens_cannot_be_checked_waits() {
     let (server, up, _) = with_database(&Arc::default());
     let listening = server.listen(&address()).await.expect("the name is free");
     up.store(false, Ordering::Relaxed);
-    let impatient = ClientOptions::new().auth("good").reconnect(false);
+    let impatient = ClientOptions::new().auth("good").reconnect(Reconnect::Never);
     let error = Client::connect(listening.address(), impatient).await.expect_err("not now");
     assert!(error.to_string().contains("the user database is down"), "{error}");
     let (client, ()) = tokio::join!(Client::connect(listening.address(), ClientOptions::new().auth("good")), async {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate, Reply, Server,
-    ServerMessages, Session, SessionLost, Stage, Target,
+    AdmissionOptions, CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate,
+    Reply, Server, ServerLimits, ServerMessages, Session, SessionLost, SessionOptions, Stage, Target,
     session::{DropReason, PresenceChange, PresenceStatus, SessionId, TopicOptions},
 };
 use bothways_proto::{Capabilities, Message, Status, keys};
@@ -50,7 +50,7 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
         })
         .topic("room", TopicOptions::new().open().presence(true))
         .expect("a pattern")
-        .sessions_away_max(2)
+        .sessions(SessionOptions::new().away_max(2))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (watcher, mut seen, _) = guest(&server, listening.address(), "watcher").await;
@@ -87,7 +87,7 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
     let change: PresenceChange = seen.next().await.expect("it came").decode().expect("a change");
     assert_eq!((change.user.as_str(), change.status), ("second", PresenceStatus::Offline));
     let story = format!("{}", server.explain(&Target::user("second")).expect("no topic")[0]);
-    assert!(story.contains("sessions_away_max"), "{story}");
+    assert!(story.contains("sessions.away_max"), "{story}");
 
     let _listening = server.listen(&place).await.expect("the name is free");
     until(|| guests[3].2.connection().is_some()).await;
@@ -110,7 +110,7 @@ async fn who_leaves_many_sessions_ends_none_of_others() {
             request.session().expect("it is connected").bind_user(&request.token);
             Ok::<_, String>(())
         })
-        .sessions_away_max(10)
+        .sessions(SessionOptions::new().away_max(10))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let go = async |user: &str, pushes: usize| {
@@ -151,7 +151,7 @@ async fn who_leaves_many_sessions_ends_none_of_others() {
 /// A server that lets none wait ends each session with its connection.
 #[tokio::test(start_paused = true)]
 async fn a_bound_of_none_lets_none_wait() {
-    let server = Server::builder().sessions_away_max(0).build();
+    let server = Server::builder().sessions(SessionOptions::new().away_max(0)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (client, _messages) =
         Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
@@ -173,7 +173,7 @@ async fn who_is_too_many_is_told_when_to_come_again() {
             asks.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Ok::<_, String>(()))
         })
-        .new_sessions_rate(Some(Rate::per_second(2).burst(1)))
+        .admission(AdmissionOptions::new().new_sessions_rate(Some(Rate::per_second(2).burst(1))))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut first = Scripted::connect(listening.address()).await;
@@ -207,7 +207,9 @@ async fn who_is_too_many_is_told_when_to_come_again() {
 #[tokio::test(start_paused = true)]
 async fn who_comes_back_does_not_wait_behind_who_comes_new() {
     let one = Rate::per_second(1);
-    let server = echoing().new_sessions_rate(Some(one.burst(2))).resumes_rate(Some(one)).build();
+    let server = echoing()
+        .admission(AdmissionOptions::new().new_sessions_rate(Some(one.burst(2))).resumes_rate(Some(one)))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut welcomes = Vec::new();
     for _ in 0..2 {
@@ -235,7 +237,8 @@ async fn who_comes_back_does_not_wait_behind_who_comes_new() {
 /// it asked meanwhile did not run, and may be asked again.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_not_admitted_waits_and_comes_again() {
-    let server = echoing().new_sessions_rate(Some(Rate::per_second(1).burst(1))).build();
+    let server =
+        echoing().admission(AdmissionOptions::new().new_sessions_rate(Some(Rate::per_second(1).burst(1)))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let first = Scripted::connect_negotiated(listening.address()).await;
     let began = Instant::now();
@@ -315,7 +318,8 @@ async fn nothing_behind_a_refused_hello_was_run() {
 #[tokio::test(start_paused = true)]
 async fn a_crowd_is_let_in_at_the_rate() {
     const CLIENTS: usize = 300;
-    let server = echoing().new_sessions_rate(Some(Rate::per_second(50).burst(20))).build();
+    let server =
+        echoing().admission(AdmissionOptions::new().new_sessions_rate(Some(Rate::per_second(50).burst(20)))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let began = Instant::now();
     let crowd: Vec<_> = (0..CLIENTS)
@@ -347,7 +351,8 @@ async fn a_crowd_is_let_in_at_the_rate() {
 /// taken; and nobody else is touched by it.
 #[tokio::test(start_paused = true)]
 async fn frames_beyond_the_rate_are_refused() {
-    let server = echoing().frames_per_connection_rate(Some(Rate::per_second(10).burst(5))).build();
+    let server =
+        echoing().limits(ServerLimits::new().frames_per_connection_rate(Some(Rate::per_second(10).burst(5)))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut plain = Scripted::connect(listening.address()).await;
     let mut said: Vec<u8> = (1..=7).flat_map(|seq| request(seq, "Echo", b"x")).collect();
@@ -380,7 +385,8 @@ async fn frames_beyond_the_rate_are_refused() {
 /// are not slower for it.
 #[tokio::test(start_paused = true)]
 async fn bytes_beyond_the_rate_wait() {
-    let server = echoing().bytes_per_connection_rate(Some(Rate::per_second(10_000))).build();
+    let server =
+        echoing().limits(ServerLimits::new().bytes_per_connection_rate(Some(Rate::per_second(10_000)))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
     let other = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
@@ -422,7 +428,7 @@ async fn the_calls_of_a_user_are_bounded_together() {
             request.session().expect("it is connected").bind_user(&request.token);
             Ok::<_, String>(())
         })
-        .calls_per_user_max(Some(2))
+        .limits(ServerLimits::new().calls_per_user_max(Some(2)))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut devices = Vec::new();
@@ -463,7 +469,7 @@ async fn the_first_call_of_each_connection_counts_for_its_user() {
             request.session().expect("it is connected").bind_user("ann");
             Ok::<_, String>(())
         })
-        .calls_per_user_max(Some(2))
+        .limits(ServerLimits::new().calls_per_user_max(Some(2)))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut clients = Vec::new();

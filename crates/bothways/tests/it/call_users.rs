@@ -10,8 +10,8 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, CallPolicy, Caller, Client, ClientOptions, Connection, Context, ErrorCode, Handler,
-    Metadata, Push, PushError, Reply, Request, Router, Server, ServerBuilder, Session, Stage, Target, User,
-    session::DEVICE_LABEL,
+    Metadata, Push, PushError, QueueBound, Reply, Request, Router, Server, ServerBuilder, Session, SessionOptions,
+    Stage, Target, User, session::DEVICE_LABEL,
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, Welcome, keys};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle, time::Instant};
@@ -729,7 +729,7 @@ async fn who_is_being_let_in_gets_a_push_once() {
 /// Of many that wait for room in one session's log, each gets in, in time, and none is refused.
 #[tokio::test(start_paused = true)]
 async fn all_that_wait_for_room_get_in() {
-    let server = builder().session_log(2, 1 << 20).build();
+    let server = builder().sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (_client, mut messages) =
         Client::bidirectional(listening.address(), options("ann/phone")).await.expect("it listens");

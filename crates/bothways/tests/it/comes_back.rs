@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, Push,
-    PushError, Reply, Request, Router, Server, Stage, Target, Token, transport::ConnectOptions,
+    PushError, Reconnect, Reply, Request, Router, Server, Stage, Target, Token, transport::ConnectOptions,
 };
 use bothways_proto::{Header, Message, Status, keys};
 use tokio::time::Instant;
@@ -204,7 +204,7 @@ async fn connect_waits_for_the_answer_to_its_hello() {
 #[tokio::test(start_paused = true)]
 async fn the_first_connection_is_tried_again_if_one_likes() {
     let address = address();
-    let options = ClientOptions::new().retry_first_connect(true);
+    let options = ClientOptions::new().reconnect(Reconnect::Always);
     let connecting = tokio::spawn({
         let address = address.clone();
         async move { Client::connect(&address, options).await }
@@ -219,7 +219,7 @@ async fn the_first_connection_is_tried_again_if_one_likes() {
     up.store(true, Ordering::Relaxed);
     let client = soon(connecting).await.expect("no panic").expect("at last");
     assert_eq!(call(&client, "Echo", "x").await.expect("let in"), "x");
-    let given_up = ClientOptions::new().retry_first_connect(true).refusals_max(Some(2));
+    let given_up = ClientOptions::new().reconnect(Reconnect::Always).refusals_max(Some(2));
     up.store(false, Ordering::Relaxed);
     let error = soon(Client::connect(&address, given_up)).await.expect_err("refused twice");
     assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
@@ -251,7 +251,10 @@ async fn a_message_that_found_no_room_goes_over_the_next_connection() {
     for (reconnects, waits) in [(true, true), (true, false), (false, true)] {
         let server = ScriptedServer::listen().await;
         let wait = if waits { Duration::from_secs(60) } else { Duration::ZERO };
-        let options = ClientOptions::new().reconnect(reconnects).connection_wait(wait).room_wait(FOR_EVER);
+        let options = ClientOptions::new()
+            .reconnect(if reconnects { Reconnect::Lost } else { Reconnect::Never })
+            .connection_wait(wait)
+            .room_wait(FOR_EVER);
         let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
         let client = client.expect("let in");
         let sending = tokio::spawn({

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply};
+use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply, ServerLimits};
 use bothways_proto::keys;
 use tokio::time::Instant;
 
@@ -119,8 +119,8 @@ async fn a_call_that_was_given_up_takes_no_place() {
         let (handler, mut asked) = gate();
         let builder = echoing().handler("T", "Wait", handler);
         let server = match per_connection {
-            true => builder.calls_per_connection_max(1).build(),
-            false => builder.calls_max(1).build(),
+            true => builder.limits(ServerLimits::new().calls_per_connection_max(1)).build(),
+            false => builder.limits(ServerLimits::new().calls_max(1)).build(),
         };
         let listening = server.listen(&address()).await.expect("the name is free");
         let mut client = Scripted::connect(listening.address()).await;

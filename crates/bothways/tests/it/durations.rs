@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    CallOptions, Client, ClientOptions, Peer2PeerDiscovery, Push, Router, Server, ServerBuilder, Target, layer,
+    CallOptions, Client, ClientOptions, Heartbeat, Peer2PeerDiscovery, Push, Router, Server, ServerBuilder,
+    SessionOptions, Target, Timeouts, layer,
     server::{AdminClient, AdminOptions, Page},
     session::{PresenceStatus, TopicOptions},
     transport::ConnectOptions,
@@ -20,12 +21,12 @@ type ClientOption = (&'static str, fn(ClientOptions, Duration) -> ClientOptions)
 
 const SERVER: &[ServerOption] = &[
     ("none", |builder, _| builder),
-    ("first_frame_timeout", ServerBuilder::first_frame_timeout),
-    ("idle_timeout", |builder, limit| builder.idle_timeout(Some(limit))),
-    ("heartbeat", |builder, limit| builder.heartbeat(Some(limit), limit)),
-    ("write_timeout", ServerBuilder::write_timeout),
-    ("resume_window", ServerBuilder::resume_window),
-    ("frame_progress_min", |builder, within| builder.frame_progress_min(1, within)),
+    ("first_frame", |builder, limit| builder.timeouts(Timeouts::new().first_frame(limit))),
+    ("idle", |builder, limit| builder.timeouts(Timeouts::new().idle(limit))),
+    ("heartbeat", |builder, limit| builder.heartbeat(Heartbeat::every(limit).timeout(limit))),
+    ("write", |builder, limit| builder.timeouts(Timeouts::new().write(limit))),
+    ("resume_window", |builder, limit| builder.sessions(SessionOptions::new().resume_window(limit))),
+    ("frame_progress", |builder, within| builder.timeouts(Timeouts::new().frame_progress(1, within))),
     ("layer::timeout", |builder, limit| builder.layer(layer::timeout(limit))),
     ("TopicOptions::history", |builder, time_to_live| {
         let news = TopicOptions::new().open().history(10, time_to_live);
@@ -38,7 +39,7 @@ const CLIENT: &[ClientOption] = &[
     ("timeout", ClientOptions::timeout),
     ("connection_wait", ClientOptions::connection_wait),
     ("room_wait", ClientOptions::room_wait),
-    ("heartbeat", |options, limit| options.heartbeat(Some(limit), limit)),
+    ("heartbeat", |options, limit| options.heartbeat(Heartbeat::every(limit).timeout(limit))),
     ("idle_timeout", |options, limit| options.idle_timeout(Some(limit))),
     ("backoff", |options, limit| options.backoff(limit, limit)),
     ("connect_timeout", |options, limit| options.connect_options(ConnectOptions::default().connect_timeout(limit))),
@@ -123,7 +124,11 @@ async fn any_duration_of_an_xclient_may_be_none_or_for_ever() {
 async fn a_window_for_ever_is_one_for_plain_clients_too() {
     for window in [Duration::from_secs(120), Duration::MAX] {
         let room = TopicOptions::new().open().presence(true);
-        let server = echoing().resume_window(window).topic("room", room).expect("a name").build();
+        let server = echoing()
+            .sessions(SessionOptions::new().resume_window(window))
+            .topic("room", room)
+            .expect("a name")
+            .build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let client =
             Client::connect(listening.address(), ClientOptions::new().negotiate(false)).await.expect("it listens");
@@ -160,7 +165,7 @@ fn deadlines_outlive_the_first_runtime_that_listened() {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_all().start_paused(true).build().expect("a runtime")
     };
-    let server = echoing().first_frame_timeout(Duration::from_millis(300)).build();
+    let server = echoing().timeouts(Timeouts::new().first_frame(Duration::from_millis(300))).build();
     for _ in 0..3 {
         let runtime = runtime();
         runtime.block_on(async {
@@ -178,7 +183,7 @@ fn deadlines_go_to_another_runtime_that_listens() {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_all().start_paused(true).build().expect("a runtime")
     };
-    let server = echoing().first_frame_timeout(Duration::from_millis(300)).build();
+    let server = echoing().timeouts(Timeouts::new().first_frame(Duration::from_millis(300))).build();
     let (first, second) = (runtime(), runtime());
     let _of_first = first.block_on(server.listen(&address())).expect("the name is free");
     let of_second = second.block_on(server.listen(&address())).expect("the name is free");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, CallOptions, Caller, Class, Client, ClientOptions, Push, Reply, Request, Router, SerializeType, Server,
-    ServerMessages, Target, caller::RawCall, session::Standing,
+    CallError, CallOptions, Caller, Class, Client, ClientOptions, Push, QueueBound, Reconnect, Reply, Request, Router,
+    SerializeType, Server, ServerMessages, SessionOptions, Target, caller::RawCall, session::Standing,
 };
 use bothways_proto::{Capabilities, Metadata, keys};
 
@@ -96,7 +96,7 @@ async fn a_session_tells_its_story() {
 /// What a client's queue had no room for, and what is sent again, is told with its reason.
 #[tokio::test(start_paused = true)]
 async fn what_did_not_arrive_has_its_reason() {
-    let server = server().session_log(2, 1 << 20).build();
+    let server = server().sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (client, mut messages) = client(listening.address(), "ann").await;
     let session = server.sessions(&Target::user("ann")).expect("no topic")[0].clone();
@@ -145,7 +145,7 @@ async fn calls_are_told_too() {
 /// So many sessions that ended are known, and a session that only made way for another one is none of them.
 #[tokio::test(start_paused = true)]
 async fn the_last_that_ended_are_known() {
-    let server = server().explain(8, 2).build();
+    let server = server().sessions(SessionOptions::new().events_max(8).ended_max(2)).build();
     let listening = server.listen(&address()).await.expect("a free name");
     for user in ["ann", "bob", "cid"] {
         let (client, _messages) = client(listening.address(), user).await;
@@ -162,7 +162,7 @@ async fn the_last_that_ended_are_known() {
             .count()
     };
     assert_eq!((known("ann"), known("bob"), known("cid")), (0, 1, 1));
-    let off = Server::builder().explain(0, 256).build();
+    let off = Server::builder().sessions(SessionOptions::new().events_max(0).ended_max(256)).build();
     let listening = off.listen(&address()).await.expect("a free name");
     let _client = client_of(listening.address()).await;
     assert_eq!(off.explain(&Target::everyone()).expect("no topic")[0].events, []);
@@ -210,7 +210,7 @@ async fn health_checks_drive_out_no_story() {
     client.close();
     until(|| server.stats().connections == 0).await;
     for _ in 0..300 {
-        let plain = ClientOptions::new().negotiate(false).reconnect(false);
+        let plain = ClientOptions::new().negotiate(false).reconnect(Reconnect::Never);
         let check = Client::connect(listening.address(), plain).await.expect("it listens");
         check.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         check.close();

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Metadata, Push, Rate, Server, Stage, Target,
+    AdmissionOptions, Client, ClientOptions, Metadata, Push, QueueBound, Rate, Server, SessionOptions, Stage, Target,
     client::{ConnectionEvent, SessionLost},
 };
 use bothways_proto::{Limits, Message, keys};
@@ -100,7 +100,7 @@ async fn next(peer: &mut Scripted) -> Message {
 #[tokio::test(start_paused = true)]
 async fn an_old_client_is_served_as_ever() {
     let recorded = Recorded::read();
-    let server = Server::builder().session_log(3, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     client.say(recorded.get("client.hello")).await;
@@ -167,7 +167,7 @@ async fn an_old_client_is_refused_as_ever() {
     let recorded = Recorded::read();
     let server = Server::builder()
         .auth(|_| async { Err("no such token") })
-        .new_sessions_rate(Some(Rate::per_second(1).burst(1)))
+        .admission(AdmissionOptions::new().new_sessions_rate(Some(Rate::per_second(1).burst(1))))
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     for name in ["server.refused-unauthenticated", "server.refused-overloaded"] {
@@ -182,7 +182,7 @@ async fn an_old_client_is_refused_as_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_go_application_is_served_as_ever() {
     let recorded = Recorded::read();
-    let server = Server::builder().session_log(3, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     client.say(recorded.get("go.enable")).await;

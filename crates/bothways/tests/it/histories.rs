@@ -12,8 +12,8 @@ use std::{
 };
 
 use bothways::{
-    Class, ClientOptions, ConnectionEvent, ConnectionEvents, Priority, Push, Receipt, Server, ServerMessage, Session,
-    Stage, Target,
+    Class, ClientOptions, ConnectionEvent, ConnectionEvents, Priority, Push, QueueBound, Receipt, Server,
+    ServerMessage, Session, SessionOptions, Stage, Target,
     session::{DropReason, SessionId, TargetOutcomes, TopicOptions},
     testing::{Direction, Network, TestClient, run},
 };
@@ -202,8 +202,11 @@ impl World {
         let hook_takes = Arc::new(AtomicU64::new(0));
         let takes = Arc::clone(&hook_takes);
         let server = Server::builder()
-            .session_log(log, 1 << 20)
-            .fire_queue(FIRES, 1 << 20)
+            .sessions(
+                SessionOptions::new()
+                    .log(QueueBound::messages(log).bytes(1 << 20))
+                    .fire_queue(QueueBound::messages(FIRES).bytes(1 << 20)),
+            )
             .topic(JOURNAL, TopicOptions::new().open().history(1000, Duration::from_secs(3600)))
             .expect("a topic")
             .topic(LATE, TopicOptions::new().open())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    Class, Client, ClientOptions, FailMode, MultipleServersDiscovery, Push, Request, Router, SelectMode, Server,
-    ServerMessages, Session, SessionLost, Stage, Target, XClient,
+    Class, Client, ClientOptions, FailMode, MultipleServersDiscovery, Push, QueueBound, Request, Router, SelectMode,
+    Server, ServerMessages, Session, SessionLost, SessionOptions, Stage, Target, XClient,
     session::{InvalidKey, TopicOptions},
 };
 use bothways_proto::keys;
@@ -240,7 +240,7 @@ async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
         SelectMode::RoundRobin,
         MultipleServersDiscovery::new([of_one.address(), of_other.address()]),
         // Half of it is for whoever comes first: two.
-        ClientOptions::new().auth("ann").message_queue_bounds(4, 1 << 20),
+        ClientOptions::new().auth("ann").message_queue(QueueBound::messages(4).bytes(1 << 20)),
     );
     let knows_ann =
         |server: &Server| server.sessions(&Target::user("ann")).expect("no topic").iter().any(Session::is_resumable);
@@ -264,7 +264,7 @@ async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
 async fn what_the_client_dropped_may_come_again() {
     let server = server();
     let listening = server.listen(&address()).await.expect("a free name");
-    let options = ClientOptions::new().auth("ann").message_queue_bounds(1, 1 << 20);
+    let options = ClientOptions::new().auth("ann").message_queue(QueueBound::messages(1).bytes(1 << 20));
     let options = options.backoff(Duration::from_millis(1), Duration::from_millis(1));
     let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
     client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
@@ -317,7 +317,7 @@ async fn keys_have_bounds() {
     let long = "x".repeat(65);
     assert_eq!(Push::new("Chat", "say", "").idempotency_key(&long).unwrap_err(), InvalidKey { bytes: 65 });
     assert_eq!(Push::new("Chat", "say", "").idempotency_key("").unwrap_err(), InvalidKey { bytes: 0 });
-    let few = |keys_max| Server::builder().idempotency_keys(keys_max).build();
+    let few = |keys_max| Server::builder().sessions(SessionOptions::new().idempotency_keys_max(keys_max)).build();
     assert_eq!(few(1024).session_bytes_max(100) - few(0).session_bytes_max(100), 64 << 10);
     for (keys_max, expected) in [(0, 0), (1, 0), (2, 1)] {
         let server = few(keys_max);

@@ -8,8 +8,9 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, FailMode, Limits, Metadata, MultipleServersDiscovery, Push, Reply,
-    Request, SelectMode, SerializeType, Server, ServerBuilder, Session, Stage, Target, XClient, XClientOptions,
+    CallError, Client, ClientOptions, CloseReason, FailMode, Heartbeat, Limits, Metadata, MultipleServersDiscovery,
+    Push, Reconnect, Reply, Request, SelectMode, SerializeType, Server, ServerBuilder, Session, Stage, Target,
+    Timeouts, XClient, XClientOptions,
 };
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq};
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ fn remembering(builder: ServerBuilder) -> (ServerBuilder, Arc<Mutex<Vec<CloseRea
 #[tokio::test(start_paused = true)]
 async fn a_client_finds_a_dead_server() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).reconnect(false);
+    let options = ClientOptions::new().heartbeat(Heartbeat::every(s(15)).timeout(s(10))).reconnect(Reconnect::Never);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
     let client = client.expect("it listens");
     let connection = client.connection().expect("it is up");
@@ -55,7 +56,7 @@ async fn a_client_finds_a_dead_server() {
 #[tokio::test(start_paused = true)]
 async fn a_plain_server_that_is_busy_is_not_dead() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).reconnect(false);
+    let options = ClientOptions::new().heartbeat(Heartbeat::every(s(15)).timeout(s(10))).reconnect(Reconnect::Never);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
     let client = client.expect("it listens");
     let connection = client.connection().expect("it is up");
@@ -105,7 +106,7 @@ async fn a_hello_that_is_answered_late_fails_no_call() {
 /// B13. A server asks a negotiated client, and finds a dead one; anything it sends is a sign of life.
 #[tokio::test(start_paused = true)]
 async fn a_server_finds_a_dead_client() {
-    let (builder, reasons) = remembering(echoing().heartbeat(Some(s(15)), s(10)));
+    let (builder, reasons) = remembering(echoing().heartbeat(Heartbeat::every(s(15)).timeout(s(10))));
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect_negotiated(listening.address()).await;
@@ -163,7 +164,7 @@ async fn an_idle_connection_of_ours_lives() {
 /// S9. A client that sends no frame in its time is closed, even if it sends a byte now and then.
 #[tokio::test(start_paused = true)]
 async fn a_client_without_a_first_frame_is_closed() {
-    let (builder, reasons) = remembering(echoing().first_frame_timeout(s(5)));
+    let (builder, reasons) = remembering(echoing().timeouts(Timeouts::new().first_frame(s(5))));
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut silent = Scripted::connect(listening.address()).await;
@@ -192,7 +193,8 @@ async fn a_client_without_a_first_frame_is_closed() {
 /// A time limit on silence closes any client, a plain one too; without one nobody is closed.
 #[tokio::test(start_paused = true)]
 async fn an_idle_client_is_closed_if_that_is_wanted() {
-    let (builder, reasons) = remembering(echoing().idle_timeout(Some(s(30))).heartbeat(None, s(10)));
+    let (builder, reasons) =
+        remembering(echoing().timeouts(Timeouts::new().idle(Some(s(30)))).heartbeat(Heartbeat::never()));
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
@@ -214,7 +216,7 @@ async fn an_idle_client_is_closed_if_that_is_wanted() {
 async fn a_full_table_of_calls_is_no_sign_of_death() {
     let server = ScriptedServer::listen().await;
     let options = ClientOptions::new()
-        .heartbeat(Some(s(15)), s(10))
+        .heartbeat(Heartbeat::every(s(15)).timeout(s(10)))
         .limits(Limits::default().calls_pending_max(1))
         .negotiate(false);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept());
@@ -236,7 +238,7 @@ async fn a_full_table_of_calls_is_no_sign_of_death() {
 #[tokio::test(start_paused = true)]
 async fn unanswered_heartbeats_do_not_pile_up() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().heartbeat(Some(s(15)), s(10)).negotiate(false);
+    let options = ClientOptions::new().heartbeat(Heartbeat::every(s(15)).timeout(s(10))).negotiate(false);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept());
     let client = client.expect("it listens");
     for _ in 0..10 {
@@ -254,7 +256,8 @@ async fn unanswered_heartbeats_do_not_pile_up() {
 async fn short_deadlines_do_not_keep_acknowledgements_back() {
     let server = Server::builder().build();
     let listening = server.listen(&address()).await.expect("a free name");
-    let options = ClientOptions::new().heartbeat(Some(Duration::from_millis(100)), Duration::from_millis(100));
+    let options = ClientOptions::new()
+        .heartbeat(Heartbeat::every(Duration::from_millis(100)).timeout(Duration::from_millis(100)));
     let (_client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
     until(|| server.sessions(&Target::everyone()).is_ok_and(|all| all.iter().any(Session::is_resumable))).await;
 
@@ -276,7 +279,8 @@ async fn a_client_is_not_gone_while_the_server_does_not_read() {
         let _ = std::pin::pin!(tokio::time::advance(Duration::from_millis(2))).poll(&mut cx);
         std::future::ready(Reply::ok(""))
     };
-    let (builder, reasons) = remembering(Server::builder().handler("T", "Slow", slow).heartbeat(Some(s(15)), s(10)));
+    let (builder, reasons) =
+        remembering(Server::builder().handler("T", "Slow", slow).heartbeat(Heartbeat::every(s(15)).timeout(s(10))));
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect_negotiated(listening.address()).await;

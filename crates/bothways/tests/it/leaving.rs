@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bothways::{
     Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, FailMode, Metadata,
-    MultipleServersDiscovery, Push, Reply, Request, SelectMode, Server, ServerMessages, SessionLost, Stage, Target,
-    XClient, XClientOptions,
+    MultipleServersDiscovery, Push, Reconnect, Reply, Request, SelectMode, Server, ServerMessages, SessionLost, Stage,
+    Target, XClient, XClientOptions,
     session::{Eviction, PresenceStatus, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
@@ -424,7 +424,9 @@ async fn a_handler_may_end_the_session_after_its_reply() {
         .handler("T", "Echo", echo)
         .build();
     let listening = server.listen(&address()).await.expect("a free name");
-    let client = Client::connect(listening.address(), ClientOptions::new().reconnect(false)).await.expect("it listens");
+    let client = Client::connect(listening.address(), ClientOptions::new().reconnect(Reconnect::Never))
+        .await
+        .expect("it listens");
     settle().await;
     let waiting = tokio::spawn({
         let client = client.clone();

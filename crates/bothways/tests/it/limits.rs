@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, Reply, SerializeType, Server,
+    ServerLimits,
 };
 use bothways_proto::{Header, Message, Seq};
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use crate::{
 /// S10. As many connections as are allowed, however many come at once; a place is free again when one ends.
 #[tokio::test(start_paused = true)]
 async fn connections_are_bounded() {
-    let server = echoing().connections_max(3).build();
+    let server = echoing().limits(ServerLimits::new().connections_max(3)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut clients = Vec::new();
     for _ in 0..10 {
@@ -47,8 +48,8 @@ async fn calls_at_once_are_bounded() {
         let (handler, mut asked) = gate();
         let builder = echoing().handler("T", "Wait", handler);
         let server = match per_connection {
-            true => builder.calls_per_connection_max(2).build(),
-            false => builder.calls_max(2).build(),
+            true => builder.limits(ServerLimits::new().calls_per_connection_max(2)).build(),
+            false => builder.limits(ServerLimits::new().calls_max(2)).build(),
         };
         let listening = server.listen(&address()).await.expect("the name is free");
         let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");

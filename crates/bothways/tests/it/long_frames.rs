@@ -3,7 +3,7 @@
 use std::{future::poll_fn, io::IoSlice, sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, ServerBuilder,
+    Client, ClientOptions, Heartbeat, Reconnect, ServerBuilder,
     transport::{AnySocket, ConnectOptions, ListenOptions, Listener, Socket, connect},
 };
 use bothways_proto::{Capabilities, Metadata};
@@ -62,7 +62,7 @@ async fn passes(builder: ServerBuilder, options: ClientOptions, bytes: usize, ra
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let line = line_to(listening.address(), rate, held).await;
-    let client = Client::connect(&line, options.reconnect(false)).await.expect("it listens");
+    let client = Client::connect(&line, options.reconnect(Reconnect::Never)).await.expect("it listens");
     call(&client, "Echo", "small").await.expect("answered");
     let reply = call(&client, "Echo", vec![7; bytes]).await.expect("it passes");
     assert_eq!(reply.len(), bytes);
@@ -83,8 +83,8 @@ async fn a_long_frame_passes_with_short_heartbeats() {
     let half = Duration::from_millis(500);
     for negotiate in [true, false] {
         for held in [64 << 10, 4 << 20] {
-            let options = ClientOptions::new().heartbeat(Some(half), half).negotiate(negotiate);
-            passes(echoing().heartbeat(Some(half), half), options, 5 << 20, 1 << 20, held).await;
+            let options = ClientOptions::new().heartbeat(Heartbeat::every(half).timeout(half)).negotiate(negotiate);
+            passes(echoing().heartbeat(Heartbeat::every(half).timeout(half)), options, 5 << 20, 1 << 20, held).await;
         }
     }
 }
@@ -95,7 +95,7 @@ async fn a_long_first_frame_passes() {
     let server = echoing().build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let line = line_to(listening.address(), 200 << 10, 64 << 10).await;
-    let options = ClientOptions::new().negotiate(false).reconnect(false);
+    let options = ClientOptions::new().negotiate(false).reconnect(Reconnect::Never);
     let client = Client::connect(&line, options).await.expect("it listens");
     let reply = call(&client, "Echo", vec![7; 7 << 20]).await.expect("it passes");
     assert_eq!(reply.len(), 7 << 20);
@@ -146,7 +146,7 @@ async fn a_plain_client_that_sends_a_long_frame_hears_nothing_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_receives_a_long_frame_shows_that_it_lives() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().reconnect(false);
+    let options = ClientOptions::new().reconnect(Reconnect::Never);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
     let client = client.expect("it listens");
     let calling = tokio::spawn(async move { call(&client, "Large", "").await });
@@ -163,7 +163,7 @@ async fn a_client_that_receives_a_long_frame_shows_that_it_lives() {
 /// A peer that is gone is found by the heartbeat though pushes to it go on: what a system's buffer takes is no life.
 #[tokio::test(start_paused = true)]
 async fn pushes_into_a_buffer_do_not_keep_a_dead_peer() {
-    let server = echoing().heartbeat(Some(SECOND), SECOND).build();
+    let server = echoing().heartbeat(Heartbeat::every(SECOND).timeout(SECOND)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut dead = Scripted::connect(listening.address()).await;
     dead.say(hello(0, Capabilities::ALL, &Metadata::new())).await;

@@ -9,6 +9,8 @@ mod call_users;
 mod calls;
 mod comes_back;
 mod compression;
+#[cfg(feature = "config")]
+mod config;
 mod deadlines;
 mod drain;
 mod durations;

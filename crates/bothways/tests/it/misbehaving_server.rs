@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, Reply, Router, ServerMessages,
+    CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ConnectionEvents, QueueBound, Reply, Router,
+    ServerMessages,
 };
 use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
 
@@ -44,7 +45,7 @@ async fn one_tracked_push_too_many_ends_the_connection_and_comes_again() {
     // Ten messages at once; or as many as there is room for.
     for (messages_max, bytes_max, bytes, fit) in [(10, 1 << 20, 10, 10), (1000, 10_000, 4000, 2), (10, 10, 1000, 1)] {
         let server = ScriptedServer::listen().await;
-        let options = ClientOptions::new().tracked_queue_bounds(messages_max, bytes_max);
+        let options = ClientOptions::new().tracked_queue(QueueBound::messages(messages_max).bytes(bytes_max));
         let (client, mut messages, mut peer) = connected(&server, options).await;
         let mut events = client.events();
         let payload = vec![0; bytes];
@@ -98,7 +99,7 @@ async fn a_call_with_an_id_of_more_than_64_bytes_is_not_remembered() {
 #[tokio::test(start_paused = true)]
 async fn nobody_reads_and_the_connection_goes_on() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().tracked_queue_bounds(1, 1);
+    let options = ClientOptions::new().tracked_queue(QueueBound::messages(1).bytes(1));
     let (client, messages, mut peer) = connected(&server, options).await;
     drop(messages);
     for offset in 1..=10 {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bothways::{CallError, Client, ClientOptions, CloseReason, Metadata};
+use bothways::{CallError, Client, ClientOptions, CloseReason, Metadata, Reconnect};
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq, SerializeType, Welcome, keys};
 
 use crate::{
@@ -142,7 +142,7 @@ async fn frames_that_were_not_negotiated_end_the_connection() {
 
     for frame in [request(1, "Echo", b""), ping(1)] {
         let server = ScriptedServer::listen().await;
-        let options = ClientOptions::new().reconnect(false);
+        let options = ClientOptions::new().reconnect(Reconnect::Never);
         let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
         let client = client.expect("it listens");
         let connection = client.connection().expect("it is up");

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, Class, ErrorCode, Metadata, Push, Rate, Reply, Request, SerializeType, Server,
-    ServerBuilder, Session, Stage, Target,
+    CallError, CallOptions, Class, ErrorCode, Metadata, Push, QueueBound, Rate, Reply, Request, SerializeType, Server,
+    ServerBuilder, ServerLimits, Session, SessionOptions, Stage, Target,
     session::{Failure, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, Status, keys};
@@ -491,7 +491,7 @@ async fn a_handler_may_call_its_caller_even_at_the_end() {
 /// What a session that is behind drops is told to its client, once it has enabled that.
 #[tokio::test(start_paused = true)]
 async fn a_gap_is_told_by_a_push() {
-    let server = Server::builder().session_log(2, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (mut client, _, session) = enabled(&server, listening.address()).await;
     for text in ["a", "b", "c"] {
@@ -608,10 +608,11 @@ async fn what_ends_a_callback_needs_no_place_of_the_user() {
             Err(error) => Reply::error(error.to_string()),
         }
     };
-    let builder = echoing().handler("T", "Back", back).calls_per_user_max(Some(1)).auth(|request| {
-        request.session().expect("it is connected").bind_user("ann");
-        std::future::ready(Ok::<_, String>(()))
-    });
+    let builder =
+        echoing().handler("T", "Back", back).limits(ServerLimits::new().calls_per_user_max(Some(1))).auth(|request| {
+            request.session().expect("it is connected").bind_user("ann");
+            std::future::ready(Ok::<_, String>(()))
+        });
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (mut client, _, session) = enabled(&server, listening.address()).await;
@@ -634,11 +635,13 @@ async fn what_ends_a_callback_needs_no_place_of_the_user() {
 #[tokio::test(start_paused = true)]
 async fn what_ends_something_needs_no_place() {
     let bounds: [fn(ServerBuilder) -> ServerBuilder; 5] = [
-        |builder| builder.calls_max(1),
-        |builder| builder.calls_per_connection_max(1),
-        |builder| builder.calls_per_user_max(Some(1)),
-        |builder| builder.request_bytes_max(1 << 10, 1 << 10),
-        |builder| builder.frames_per_connection_rate(Some(Rate::per_second(1).burst(2))),
+        |builder| builder.limits(ServerLimits::new().calls_max(1)),
+        |builder| builder.limits(ServerLimits::new().calls_per_connection_max(1)),
+        |builder| builder.limits(ServerLimits::new().calls_per_user_max(Some(1))),
+        |builder| {
+            builder.limits(ServerLimits::new().request_bytes_max(1 << 10).request_bytes_per_connection_max(1 << 10))
+        },
+        |builder| builder.limits(ServerLimits::new().frames_per_connection_rate(Some(Rate::per_second(1).burst(2)))),
     ];
     for (number, bound) in bounds.into_iter().enumerate() {
         for is_oneway in [false, true] {
@@ -682,7 +685,11 @@ async fn what_ends_something_needs_no_place() {
 async fn oneway_requests_to_the_framework_have_the_rate_of_frames() {
     let rate = Rate::per_second(1).burst(5);
     let topics = TopicOptions::new().open();
-    let server = echoing().topic(">", topics).expect("a pattern").frames_per_connection_rate(Some(rate)).build();
+    let server = echoing()
+        .topic(">", topics)
+        .expect("a pattern")
+        .limits(ServerLimits::new().frames_per_connection_rate(Some(rate)))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (mut client, _, session) = enabled(&server, listening.address()).await;
     let header = Header::oneway(Seq::new(9), SerializeType::JSON);
@@ -741,7 +748,7 @@ async fn acknowledgements_keep_their_order_whatever_the_hook_takes() {
 #[tokio::test(start_paused = true)]
 async fn a_session_is_brought_no_more_than_it_may_have() {
     let builder = echoing().topic(">", bothways::session::TopicOptions::new().open()).expect("a pattern");
-    let server = builder.subscriptions_per_session_max(3).build();
+    let server = builder.sessions(SessionOptions::new().subscriptions_max(3)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (_client, mut welcome, session) = enabled(&server, listening.address()).await;
     let mut left_out = Vec::new();

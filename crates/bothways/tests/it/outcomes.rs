@@ -9,7 +9,8 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, Limits, Metadata, Push, PushError, Reply, Request, Router, Server, Stage, Target,
+    Class, Client, ClientOptions, Limits, Metadata, Push, PushError, QueueBound, Reply, Request, Router, Server,
+    SessionOptions, Stage, Target,
     session::{DropReason, Failure, Outcomes, Position, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
@@ -121,7 +122,8 @@ async fn what_failed_may_be_pushed_again_under_its_key() {
 /// has room for more than it holds at once.
 #[tokio::test(start_paused = true)]
 async fn one_message_that_is_kept_holds_up_no_other() {
-    let server = Server::builder().session_log(100, 1 << 20).build();
+    let server =
+        Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(100).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (client, mut messages) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
     until(|| server.sessions(&Target::everyone()).expect("no topic").iter().any(|one| one.is_resumable())).await;

@@ -12,7 +12,7 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, CallPolicy, Caller, Client, ClientOptions, ConnectError, Metadata, Peer2PeerDiscovery,
-    Push, Reply, Router, SerializeType, ServeError, Server, Session, Stage, Target,
+    Push, QueueBound, Reply, Router, SerializeType, ServeError, Server, Session, SessionOptions, Stage, Target,
     caller::RawCall,
     session::TopicOptions,
     transport::{Address, AnySocket, ConnectOptions, ListenOptions, Listener},
@@ -63,7 +63,11 @@ fn raw<'a>(service_path: &'a str, service_method: &'a str, timeout: Option<Durat
 /// A server, its listening address, and a client with handlers: `C.say` echoes, and `C.hang` never ends.
 fn both(runtime: &Runtime) -> (Server, bothways::server::Listening, Client) {
     let news = TopicOptions::new().open();
-    let server = echoing().session_log(2, 1 << 20).topic("news", news).expect("a name").build();
+    let server = echoing()
+        .sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20)))
+        .topic("news", news)
+        .expect("a name")
+        .build();
     let listening = runtime.block_on(server.listen(&address())).expect("the name is free");
     let handlers = Router::new().handler("C", "say", echo).handler("C", "hang", |_| std::future::pending::<Reply>());
     let options = ClientOptions::new().backoff(LONG, LONG);

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, Connection, Metadata, Overflow, PushError, Reply, Request, Server,
-    ServerBuilder, connection::PushFrame,
+    CallError, Client, ClientOptions, CloseReason, Connection, Metadata, OutgoingOptions, Overflow, PushError,
+    QueueBound, Reconnect, Reply, Request, Server, ServerBuilder, ServerLimits, Timeouts, connection::PushFrame,
 };
 use bothways_proto::{Message, PeerMisbehaved, Seq};
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ fn payload(n: u32) -> Vec<u8> {
 /// B1, B6. A push that finds the queue full is refused and says so; what was taken arrives, in order.
 #[tokio::test(start_paused = true)]
 async fn the_newest_is_refused() {
-    let builder = echoing().push_queue(10, 1 << 20);
+    let builder = echoing().outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(10).bytes(1 << 20)));
     let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
     let (taken, error) = fill(&connection).await;
     assert!(matches!(error, PushError::Full { frames: 10, .. }), "{error}");
@@ -79,7 +79,9 @@ async fn the_newest_is_refused() {
 /// The bound on bytes holds too, but one push that is larger than the bound fits when nothing waits.
 #[tokio::test(start_paused = true)]
 async fn a_queue_is_bounded_in_bytes() {
-    let (_server, _slow, connection, ..) = slow_and_quick(echoing().push_queue(1000, 5000)).await;
+    let (_server, _slow, connection, ..) =
+        slow_and_quick(echoing().outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(1000).bytes(5000))))
+            .await;
     // The first is under way, as far as the socket takes it; the second waits.
     for _ in 0..2 {
         connection.send_message("T", "News", &NONE, vec![0; 100_000]).expect("room");
@@ -91,7 +93,9 @@ async fn a_queue_is_bounded_in_bytes() {
 /// The oldest that waits is dropped, and counted; what arrives is in order and ends with the newest.
 #[tokio::test(start_paused = true)]
 async fn the_oldest_is_dropped() {
-    let builder = echoing().push_queue(10, 1 << 20).overflow(Overflow::DropOldest);
+    let builder = echoing().outgoing(
+        OutgoingOptions::new().push_queue(QueueBound::messages(10).bytes(1 << 20)).overflow(Overflow::DropOldest),
+    );
     let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
     for n in 0..1000 {
         connection.send_message("T", "News", &NONE, payload(n)).expect("it drops another one");
@@ -111,7 +115,9 @@ async fn the_oldest_is_dropped() {
 /// A client that is too slow is disconnected, alone, and its sender is told.
 #[tokio::test(start_paused = true)]
 async fn the_slow_one_is_disconnected() {
-    let builder = echoing().push_queue(10, 1 << 20).overflow(Overflow::Disconnect);
+    let builder = echoing().outgoing(
+        OutgoingOptions::new().push_queue(QueueBound::messages(10).bytes(1 << 20)).overflow(Overflow::Disconnect),
+    );
     let (server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
     let (_, error) = fill(&connection).await;
     assert!(matches!(error, PushError::Closed(CloseReason::SlowPeer(_))), "{error}");
@@ -121,10 +127,10 @@ async fn the_slow_one_is_disconnected() {
     slow.rest().await;
 }
 
-/// B6, W7. A client that takes no byte for the time of `write_timeout` is closed, however little waits.
+/// B6, W7. A client that takes no byte for the time of `timeouts.write` is closed, however little waits.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_byte_is_closed() {
-    let builder = echoing().write_timeout(Duration::from_secs(4));
+    let builder = echoing().timeouts(Timeouts::new().write(Duration::from_secs(4)));
     let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
     fill(&connection).await;
     // As long as it takes a byte now and then, it lives.
@@ -146,7 +152,9 @@ async fn a_client_that_takes_no_byte_is_closed() {
 /// One that waits for room gets it as soon as the client reads, or learns in its time that it does not.
 #[tokio::test(start_paused = true)]
 async fn a_sender_may_wait_for_room() {
-    let (_server, mut slow, connection, ..) = slow_and_quick(echoing().push_queue(3, 1 << 20)).await;
+    let (_server, mut slow, connection, ..) =
+        slow_and_quick(echoing().outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(3).bytes(1 << 20))))
+            .await;
     let (sent, _) = fill(&connection).await;
     let began = Instant::now();
     let wait = Duration::from_secs(2);
@@ -171,7 +179,9 @@ async fn a_sender_may_wait_for_room() {
 /// bounded by `reply_bytes_max` and what one read brings.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_its_replies_is_not_read() {
-    let builder = echoing().reply_bytes_max(100_000).write_timeout(Duration::from_secs(4));
+    let builder = echoing()
+        .outgoing(OutgoingOptions::new().reply_bytes_max(100_000))
+        .timeouts(Timeouts::new().write(Duration::from_secs(4)));
     let (server, mut slow, connection, ..) = slow_and_quick(builder).await;
     let before = server.stats();
     let asking = tokio::spawn(async move {
@@ -262,7 +272,7 @@ async fn a_large_heartbeat_ends_its_connection() {
     assert!(matches!(reason, CloseReason::Misbehaved(PeerMisbehaved::LargeHeartbeat(_))), "{reason}");
 
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().reconnect(false);
+    let options = ClientOptions::new().reconnect(Reconnect::Never);
     let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
     let client = client.expect("it listens");
     let connection = client.connection().expect("it is up");
@@ -297,7 +307,7 @@ async fn heartbeats_are_not_read_while_their_answers_pile_up() {
 /// Calls to a client that does not read wait up to their bytes. What is refused was not sent, and says so.
 #[tokio::test(start_paused = true)]
 async fn calls_to_a_client_that_does_not_read_are_bounded_in_bytes() {
-    let server = echoing().call_bytes_max(4 << 20).build();
+    let server = echoing().outgoing(OutgoingOptions::new().call_bytes_max(4 << 20)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let silent = Scripted::connect_negotiated(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);
@@ -330,7 +340,10 @@ async fn calls_to_a_client_that_does_not_read_are_bounded_in_bytes() {
 async fn replies_of_handlers_that_ran_already_are_bounded() {
     const CALLS: u64 = 100;
     let (handler, mut asked) = gate();
-    let server = Server::builder().handler("T", "Ask", handler).reply_bytes_max(100_000).build();
+    let server = Server::builder()
+        .handler("T", "Ask", handler)
+        .outgoing(OutgoingOptions::new().reply_bytes_max(100_000))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     for seq in 0..CALLS {
@@ -367,8 +380,10 @@ async fn replies_of_handlers_that_ran_already_are_bounded() {
 async fn slow_clients_leave_room_for_others() {
     const BYTES: usize = 2 << 20;
     let (handler, mut asked) = gate();
-    let builder = echoing().handler("T", "Ask", handler).reply_bytes_max(1 << 30).push_queue(1000, 1 << 30);
-    let server = builder.outgoing_bytes_max(BYTES).build();
+    let builder = echoing().handler("T", "Ask", handler).outgoing(
+        OutgoingOptions::new().reply_bytes_max(1 << 30).push_queue(QueueBound::messages(1000).bytes(1 << 30)),
+    );
+    let server = builder.outgoing(OutgoingOptions::new().all_bytes_max(BYTES)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let quick = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
     let known: Vec<_> = connections(&server, 1).await.iter().map(Connection::id).collect();
@@ -405,7 +420,7 @@ async fn slow_clients_leave_room_for_others() {
             match client.next().await.error_text() {
                 None => answered += 1,
                 Some(text) => {
-                    assert!(text.contains("cannot be sent") && text.contains("`outgoing_bytes_max`"), "{text}");
+                    assert!(text.contains("cannot be sent") && text.contains("`outgoing.all_bytes_max`"), "{text}");
                     failed += 1;
                 }
             }
@@ -423,7 +438,7 @@ async fn slow_clients_leave_room_for_others() {
 /// A push that is queued, and that nobody writes, leaves by itself. It is not taken for a peer that does not read.
 #[tokio::test(start_paused = true)]
 async fn a_push_that_is_queued_leaves_by_itself() {
-    let builder = echoing().write_timeout(Duration::from_millis(500));
+    let builder = echoing().timeouts(Timeouts::new().write(Duration::from_millis(500)));
     let (_server, mut slow, connection, ..) = slow_and_quick(builder).await;
     for n in 0..5 {
         let limits = bothways::Limits::default();
@@ -439,7 +454,7 @@ async fn a_push_that_is_queued_leaves_by_itself() {
 /// A client that reads after it wrote is not too slow, however many refusals one read of requests brings.
 #[tokio::test(start_paused = true)]
 async fn many_refusals_at_once_are_no_overflow() {
-    let server = echoing().calls_max(0).build();
+    let server = echoing().limits(ServerLimits::new().calls_max(0)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     client.say(crate::scripted::request(1, "E", b"").repeat(1900)).await;
@@ -455,8 +470,10 @@ async fn untaken(
     bytes_max: usize,
 ) -> (Client, bothways::ServerMessages, Scripted) {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().message_queue_bounds(messages_max, bytes_max).message_overflow(overflow);
-    let options = options.reconnect(false);
+    let options = ClientOptions::new()
+        .message_queue(QueueBound::messages(messages_max).bytes(bytes_max))
+        .message_overflow(overflow);
+    let options = options.reconnect(Reconnect::Never);
     let (client, mut peer) = tokio::join!(Client::bidirectional(&server.address, options), server.accept_plain());
     let (client, messages) = client.expect("it listens");
     for n in 0..20 {
@@ -546,7 +563,8 @@ async fn many_small_requests_in_one_read_are_answered_as_there_is_room() {
         counted.fetch_add(1, Ordering::Relaxed);
         std::future::ready(Reply::ok(vec![0; 1 << 20]))
     };
-    let server = echoing().handler("T", "Large", large).reply_bytes_max(4 << 20).build();
+    let server =
+        echoing().handler("T", "Large", large).outgoing(OutgoingOptions::new().reply_bytes_max(4 << 20)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     let requests: Vec<u8> = (0..REQUESTS).flat_map(|seq| request(seq, "Large", b"")).collect();

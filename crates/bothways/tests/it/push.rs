@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, Connection, Limits, Metadata, Priority, Push, PushError, Reply, Request, Router,
-    Server, Target, WeakServer,
+    Class, Client, ClientOptions, Connection, Limits, Metadata, OutgoingOptions, Priority, Push, PushError, QueueBound,
+    Reply, Request, Router, Server, Target, WeakServer,
     connection::{FanOut, PushFrame, fan_out},
 };
 use hex_literal::hex;
@@ -270,7 +270,7 @@ async fn both_may_push_at_once() {
 /// One frame, encoded once, for everybody who is connected; those who are gone are counted.
 #[tokio::test(start_paused = true)]
 async fn a_broadcast_reaches_everybody() {
-    let server = echoing().push_queue(10, 10_000).build();
+    let server = echoing().outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(10).bytes(10_000))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut clients = Vec::new();
     for _ in 0..5 {

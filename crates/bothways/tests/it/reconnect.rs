@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bothways::{
     CallError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents,
-    Metadata, PushError,
+    Metadata, PushError, Reconnect,
 };
 use bothways_proto::keys;
 use tokio::time::Instant;
@@ -166,7 +166,7 @@ async fn a_lost_call_says_whether_it_may_have_run() {
 #[tokio::test(start_paused = true)]
 async fn a_client_need_not_come_back() {
     let server = ScriptedServer::listen().await;
-    let options = ClientOptions::new().reconnect(false);
+    let options = ClientOptions::new().reconnect(Reconnect::Never);
     let (client, peer) = tokio::join!(Client::bidirectional(&server.address, options), server.accept_plain());
     let (client, mut messages) = client.expect("it listens");
     let mut events = client.events();

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bothways::{CloseReason, Metadata, Server, Target, server::Listening};
+use bothways::{CloseReason, Heartbeat, Metadata, Server, Target, server::Listening};
 use bothways_proto::{Capabilities, Limits};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -108,7 +108,7 @@ async fn a_push_that_fills_the_socket_calls_for_the_task() {
 /// Whoever rests is asked for signs of life as others are.
 #[tokio::test(start_paused = true)]
 async fn a_client_at_rest_gets_its_heartbeats() {
-    let server = echoing().heartbeat(Some(Duration::from_secs(5)), Duration::from_secs(5)).build();
+    let server = echoing().heartbeat(Heartbeat::every(Duration::from_secs(5)).timeout(Duration::from_secs(5))).build();
     let (_folder, listening) = listen(&server).await;
     let base = tasks();
     let mut client = Scripted::connect(listening.address()).await;

@@ -31,7 +31,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Metadata, Push, Receipt, SerializeType, Server, Session, Stage, Target,
+    Client, ClientOptions, Metadata, Push, QueueBound, Receipt, SerializeType, Server, Session, SessionOptions, Stage,
+    Target,
     session::{DropReason, SessionId},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, keys};
@@ -462,7 +463,7 @@ async fn a_window_ends_when_it_says() {
         (window, window + Duration::from_millis(2), false),
         (Duration::ZERO, Duration::ZERO, false),
     ] {
-        let server = Server::builder().resume_window(window).build();
+        let server = Server::builder().sessions(SessionOptions::new().resume_window(window)).build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let (client, welcome) = arrive(listening.address(), &Metadata::new()).await;
         let session = session(&server, &welcome);
@@ -482,7 +483,7 @@ async fn a_window_ends_when_it_says() {
 /// What a log had no room for is told; a notice that is lost with its connection is told on the next one.
 #[tokio::test(start_paused = true)]
 async fn a_gap_is_told_again_until_it_is_heard() {
-    let server = Server::builder().session_log(1, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(1).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (mut client, mut welcome) = arrive(listening.address(), &Metadata::new()).await;
     let session = session(&server, &welcome);
@@ -614,10 +615,12 @@ async fn who_lost_its_place_is_told_so() {
 async fn what_a_hook_kept_stands_for_the_session_that_its_client_gets() {
     let kept = Arc::<std::sync::Mutex<Vec<Session>>>::default();
     let of_hook = Arc::clone(&kept);
-    let builder = Server::builder().session_log(1, 1 << 20).auth(move |request| {
-        of_hook.lock().expect("no panic").extend(request.session());
-        std::future::ready(Ok::<_, String>(()))
-    });
+    let builder = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(1).bytes(1 << 20))).auth(
+        move |request| {
+            of_hook.lock().expect("no panic").extend(request.session());
+            std::future::ready(Ok::<_, String>(()))
+        },
+    );
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut first = Scripted::connect(listening.address()).await;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    Class, Client, ClientOptions, ConnectError, ConnectionEvent, Metadata, Push, Reply, Request, Server,
-    ServerMessages, SessionLost, Stage, Target,
+    Class, Client, ClientOptions, ConnectError, ConnectionEvent, Metadata, Push, QueueBound, Reply, Request, Server,
+    ServerMessages, SessionLost, SessionOptions, Stage, Target,
     session::{DropReason, Failure},
 };
 use bothways_proto::{Header, Message, Seq, SerializeType, keys};
@@ -138,7 +138,7 @@ async fn each_target_of_a_fan_out_tells_its_end() {
 /// in the queue that bounds it, and a heartbeat asks for nothing.
 #[tokio::test(start_paused = true)]
 async fn what_a_plain_client_is_owed_waits_for_its_first_request() {
-    let server = echoing().fire_queue(3, 1 << 20).build();
+    let server = echoing().sessions(SessionOptions::new().fire_queue(QueueBound::messages(3).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let mut plain = Scripted::connect(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);
@@ -385,7 +385,7 @@ async fn what_is_too_old_is_not_sent_again() {
 /// is told of the gap.
 #[tokio::test(start_paused = true)]
 async fn a_full_log_refuses_and_tells_of_the_gap() {
-    let server = Server::builder().session_log(10, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (_client, mut messages) =
         Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
@@ -451,7 +451,7 @@ async fn who_is_kicked_stays_away() {
 /// A value that waits because its client is behind keeps nobody busy, and goes when there is room.
 #[tokio::test(start_paused = true)]
 async fn a_value_waits_for_a_client_that_is_behind() {
-    let server = Server::builder().session_log(2, 1 << 20).build();
+    let server = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(2).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (_client, mut messages) =
         Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");

@@ -1,8 +1,8 @@
 //! What handles and options show of themselves in a log: enough to know them by, and no secret.
 
 use bothways::{
-    CallPolicy, Client, ClientOptions, Limits, Metadata, Server, Target, connection::PushFrame, server::AdminOptions,
-    session::TopicOptions,
+    CallPolicy, Client, ClientOptions, Limits, Metadata, Reconnect, Server, Target, connection::PushFrame,
+    server::AdminOptions, session::TopicOptions,
 };
 
 use crate::support::{address, call, echoing, soon};
@@ -40,10 +40,10 @@ async fn handles_show_what_they_are_known_by() {
 
 #[test]
 fn options_show_what_was_chosen_and_no_secret() {
-    let options = ClientOptions::new().auth("secret").reconnect(false);
+    let options = ClientOptions::new().auth("secret").reconnect(Reconnect::Never);
     let shown = format!("{options:?}");
     assert!(shown.starts_with("ClientOptions { token: Some(\"***\"), serialize: "), "{shown}");
-    assert!(shown.ends_with("reconnect: false, .. }"), "{shown}");
+    assert!(shown.ends_with("reconnect: Never, .. }"), "{shown}");
     assert!(format!("{:?}", ClientOptions::new()).starts_with("ClientOptions { token: None, serialize: "));
     let shown = format!("{:?}", AdminOptions::token("secret").expect("it has characters"));
     assert_eq!(shown, "AdminOptions { token: \"***\", on_service_addresses: false }");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, ErrorCode, Metadata, Push, Reply, Router, ServeError, Target,
+    Client, ClientOptions, CloseReason, ErrorCode, Metadata, Push, Reconnect, Reply, Router, ServeError, Target,
     session::{SendError, TopicOptions},
 };
 use bothways_proto::keys;
@@ -288,7 +288,7 @@ async fn hooks_run_exactly_once() {
 async fn our_clients_see_a_goodbye() {
     let server = echoing().build();
     let listening = server.listen(&address()).await.expect("the name is free");
-    let options = ClientOptions::new().reconnect(false);
+    let options = ClientOptions::new().reconnect(Reconnect::Never);
     let client = Client::connect(listening.address(), options).await.expect("it listens");
     call(&client, "Echo", "").await.expect("answered");
     let connection = client.connection().expect("it is up");
@@ -438,7 +438,7 @@ async fn a_server_that_stops_waits_for_what_it_has_asked() {
         let listening = server.listen(&address()).await.expect("the name is free");
         let (handler, mut asked) = gate();
         let handlers = Router::new().handler("T", "Ask", handler);
-        let options = ClientOptions::new().reconnect(false);
+        let options = ClientOptions::new().reconnect(Reconnect::Never);
         let _client = Client::with_handlers(listening.address(), options, handlers).await.expect("it listens");
         let connection = connections(&server, 1).await.remove(0);
         until(|| connection.is_negotiated()).await;

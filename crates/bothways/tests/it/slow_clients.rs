@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bothways::{
-    Class, Client, ClientOptions, CloseReason, Metadata, Push, Receipt, Server, ServerBuilder, Session, Stage, Target,
+    Class, Client, ClientOptions, CloseReason, Metadata, Push, QueueBound, Receipt, Server, ServerBuilder, Session,
+    SessionOptions, Stage, Target, Timeouts,
     session::{DropReason, SessionId},
     transport::tcp::TcpSocket,
 };
@@ -59,7 +60,7 @@ fn at(receipts: &[Receipt], stage: Stage) -> Vec<usize> {
 /// cannot be told; this must not keep the server busy.
 #[tokio::test(start_paused = true)]
 async fn a_plain_client_loses_the_newest() {
-    let builder = Server::builder().session_log(10, 1 << 20);
+    let builder = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20)));
     let (_server, _listening, _, mut client, session) = server_and_client(builder, request(0, "None", b"")).await;
     let receipts = fill(&session, &Class::Tracked).await;
     let dropped = at(&receipts, Stage::Dropped(DropReason::Full));
@@ -77,7 +78,7 @@ async fn a_plain_client_loses_the_newest() {
 /// Of pushes of class `Fire` the oldest is dropped: what arrives ends with the newest.
 #[tokio::test(start_paused = true)]
 async fn a_negotiated_client_loses_the_oldest_fires() {
-    let builder = Server::builder().fire_queue(10, 1 << 20);
+    let builder = Server::builder().sessions(SessionOptions::new().fire_queue(QueueBound::messages(10).bytes(1 << 20)));
     let first = hello(0, Capabilities::ALL, &Metadata::new());
     let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
     let receipts = fill(&session, &Class::Fire).await;
@@ -99,7 +100,7 @@ async fn a_negotiated_client_loses_the_oldest_fires() {
 /// busy, and they go as soon as it confirms.
 #[tokio::test(start_paused = true)]
 async fn newest_values_wait_for_a_client_that_is_behind() {
-    let builder = Server::builder().session_log(3, 1 << 20);
+    let builder = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)));
     let first = hello(0, Capabilities::ALL, &Metadata::new());
     let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
     for n in 0..3 {
@@ -117,7 +118,11 @@ async fn newest_values_wait_for_a_client_that_is_behind() {
 /// Values of keys are bounded in bytes, those of the keys among them, in both of their forms; a value that replaces one takes its place.
 #[tokio::test(start_paused = true)]
 async fn newest_values_are_bounded_in_bytes() {
-    let builder = Server::builder().session_log(1, 1 << 20).latest_queue(100, 10_000);
+    let builder = Server::builder().sessions(
+        SessionOptions::new()
+            .log(QueueBound::messages(1).bytes(1 << 20))
+            .latest_queue(QueueBound::messages(100).bytes(10_000)),
+    );
     let first = hello(0, Capabilities::ALL, &Metadata::new());
     let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
     push(&session, Class::Tracked, 0);
@@ -213,7 +218,7 @@ async fn a_push_during_a_close_waits() {
 /// Who may wait gets its place as soon as the client has handled something, and is refused when the time is over.
 #[tokio::test(start_paused = true)]
 async fn a_push_may_wait_for_room() {
-    let builder = Server::builder().session_log(1, 1 << 20);
+    let builder = Server::builder().sessions(SessionOptions::new().log(QueueBound::messages(1).bytes(1 << 20)));
     let first = hello(0, Capabilities::ALL, &Metadata::new());
     let (_server, _listening, _, mut client, session) = server_and_client(builder, first).await;
     push(&session, Class::Tracked, 0);
@@ -239,7 +244,9 @@ async fn a_push_may_wait_for_room() {
 #[tokio::test(start_paused = true)]
 async fn a_push_may_wait_for_the_room_of_a_plain_client() {
     for time_to_live in [Duration::MAX, Duration::from_secs(1)] {
-        let server = crate::support::echoing().session_log(1, 1 << 20).build();
+        let server = crate::support::echoing()
+            .sessions(SessionOptions::new().log(QueueBound::messages(1).bytes(1 << 20)))
+            .build();
         let listening = server.listen(&crate::support::address()).await.expect("the name is free");
         let options = bothways::ClientOptions::new().negotiate(false);
         let (client, _messages) =
@@ -264,7 +271,7 @@ async fn a_push_may_wait_for_the_room_of_a_plain_client() {
 /// one device gets it when another handles.
 #[tokio::test(start_paused = true)]
 async fn the_devices_of_a_user_are_bounded_together() {
-    let server = Server::builder().user_log_bytes_max(2500).build();
+    let server = Server::builder().sessions(SessionOptions::new().user_log_bytes_max(2500)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut devices = Vec::new();
     for user in ["ann", "ann", "bob"] {
@@ -303,7 +310,7 @@ async fn the_devices_of_a_user_are_bounded_together() {
 /// A user is bounded with the first device as with more, and what the first one holds counts when a second one comes.
 #[tokio::test(start_paused = true)]
 async fn the_only_device_of_a_user_is_bounded_and_shares_with_the_next() {
-    let server = Server::builder().user_log_bytes_max(2500).build();
+    let server = Server::builder().sessions(SessionOptions::new().user_log_bytes_max(2500)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut devices = Vec::new();
     for _ in 0..2 {
@@ -355,11 +362,16 @@ async fn ten_in_a_hundred_that_do_not_read_hurt_nobody_else() {
     const STALLED: usize = 5;
     /// A frame around its payload.
     const FRAME_BYTES: usize = 1000 + 64;
-    let server = echoing().session_log(LOG, 1 << 20).write_timeout(Duration::from_secs(3)).build();
+    let server = echoing()
+        .sessions(SessionOptions::new().log(QueueBound::messages(LOG).bytes(1 << 20)))
+        .timeouts(Timeouts::new().write(Duration::from_secs(3)))
+        .build();
     let listening = server.listen("tcp@127.0.0.1:0").await.expect("a port is free");
     let mut reading = Vec::new();
     for reader in 0..2 * READERS {
-        let options = ClientOptions::new().negotiate(reader % 2 == 0).message_queue_bounds(2 * PUSHES, 16 << 20);
+        let options = ClientOptions::new()
+            .negotiate(reader % 2 == 0)
+            .message_queue(QueueBound::messages(2 * PUSHES).bytes(16 << 20));
         let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
         call(&client, "Echo", "here").await.expect("answered");
         reading.push(tokio::spawn(async move {
@@ -471,8 +483,15 @@ async fn ten_in_a_hundred_that_do_not_read_hurt_nobody_else() {
 #[tokio::test(start_paused = true)]
 async fn what_has_expired_takes_no_room() {
     let first = hello(0, Capabilities::ALL, &Metadata::new());
-    let (_server, _listening, _, client, session) =
-        server_and_client(Server::builder().session_log(2, 1 << 20).latest_queue(2, 1 << 20), first).await;
+    let (_server, _listening, _, client, session) = server_and_client(
+        Server::builder().sessions(
+            SessionOptions::new()
+                .log(QueueBound::messages(2).bytes(1 << 20))
+                .latest_queue(QueueBound::messages(2).bytes(1 << 20)),
+        ),
+        first,
+    )
+    .await;
     client.reset();
     until(|| session.connection().is_none()).await;
     let second = Duration::from_secs(1);
@@ -498,7 +517,7 @@ async fn what_has_expired_takes_no_room() {
 /// rest was not.
 #[tokio::test(start_paused = true)]
 async fn receipts_of_a_lost_plain_client_say_what_it_has() {
-    let builder = Server::builder().write_timeout(Duration::from_secs(1));
+    let builder = Server::builder().timeouts(Timeouts::new().write(Duration::from_secs(1)));
     let (server, _listening, _, mut client, session) = server_and_client(builder, request(0, "None", b"")).await;
     let receipts: Vec<_> = (0..300).map(|number| push(&session, Class::Tracked, number)).collect();
     until(|| server.connections().is_empty()).await;

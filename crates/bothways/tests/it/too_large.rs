@@ -10,8 +10,8 @@ use std::{
 
 use bothways::{
     CallError, Class, Client, ClientOptions, ErrorCode, FailMode, Limits, Metadata, Push, PushError, Reply, Request,
-    Router, SelectMode, Server, Stage, Target, XClient, discovery::MultipleServersDiscovery, session::Failure,
-    session::TopicOptions,
+    Router, SelectMode, Server, Stage, Target, Timeouts, XClient, discovery::MultipleServersDiscovery,
+    session::Failure, session::TopicOptions,
 };
 use bothways_proto::{Header, Message, Seq, SerializeType, Status, keys};
 
@@ -89,7 +89,10 @@ async fn a_request_that_is_too_large_is_answered_and_passed_over() {
 /// What is passed over goes on as other frames do, or its connection ends; and strangers are passed over nothing.
 #[tokio::test(start_paused = true)]
 async fn what_is_passed_over_has_a_bound_in_time_and_strangers_have_none_of_it() {
-    let server = echoing().limits(up_to(100_000)).frame_progress_min(10 << 10, Duration::from_secs(10)).build();
+    let server = echoing()
+        .limits(up_to(100_000))
+        .timeouts(Timeouts::new().frame_progress(10 << 10, Duration::from_secs(10)))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     client.say(&request(1, "Echo", &[7; 200_000])[..50_000]).await;

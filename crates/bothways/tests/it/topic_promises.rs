@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, Class, Client, ClientOptions, Push, Reply, Request, Router, Server, ServerBuilder, ServerMessages,
-    Session, Stage, Target,
+    CallError, Class, Client, ClientOptions, Push, QueueBound, Reconnect, Reply, Request, Router, Server,
+    ServerBuilder, ServerMessages, Session, SessionOptions, Stage, Target,
     session::{Event, Position, PresenceChange, PresenceStatus, Subscribed, TopicOptions},
 };
 
@@ -72,7 +72,9 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> String {
 /// that it was not recovered; when there is, the client asks by itself, and gets it in order and once.
 #[tokio::test(start_paused = true)]
 async fn what_found_no_room_comes_when_there_is_room() {
-    let server = server("log", TopicOptions::new().open().history(100, HOUR)).session_log(3, 1 << 20).build();
+    let server = server("log", TopicOptions::new().open().history(100, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
@@ -100,7 +102,9 @@ async fn what_found_no_room_comes_when_there_is_room() {
 /// Of a topic with history nothing overtakes what found no room, though room is made in between.
 #[tokio::test(start_paused = true)]
 async fn nothing_overtakes_what_found_no_room() {
-    let server = server("log", TopicOptions::new().open().history(100, HOUR)).session_log(3, 1 << 20).build();
+    let server = server("log", TopicOptions::new().open().history(100, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     ann.subscribe("log").await.expect("open");
@@ -147,7 +151,9 @@ async fn what_was_fired_at_nobody_can_be_recovered() {
 /// A client whose session is lost recovers a history that is longer than the session's log: part by part, in order.
 #[tokio::test(start_paused = true)]
 async fn a_long_history_is_recovered_in_parts() {
-    let server = server("log", TopicOptions::new().open().history(1000, HOUR)).session_log(10, 1 << 20).build();
+    let server = server("log", TopicOptions::new().open().history(1000, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     ann.subscribe("log").await.expect("open");
@@ -243,7 +249,9 @@ async fn a_quiet_topic_keeps_its_place() {
 /// A client that was told of too few changes asks who is there, and is told with the generation of the last change.
 #[tokio::test(start_paused = true)]
 async fn a_roster_can_be_had_after_a_gap() {
-    let server = server("room", TopicOptions::new().open().presence(true)).latest_queue(5, 1 << 20).build();
+    let server = server("room", TopicOptions::new().open().presence(true))
+        .sessions(SessionOptions::new().latest_queue(QueueBound::messages(5).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let minute = Duration::from_secs(60);
     let slow = options("ann").backoff(minute, minute);
@@ -279,7 +287,7 @@ async fn crowd(address: &str, count: usize) -> Vec<(Client, ServerMessages)> {
     let mut crowd = Vec::new();
     for number in 0..count {
         // Whoever is kicked stays away.
-        let options = options(&format!("user{number}")).reconnect(false);
+        let options = options(&format!("user{number}")).reconnect(Reconnect::Never);
         let (member, messages) = Client::bidirectional(address, options).await.expect("it listens");
         member.subscribe("room").await.expect("open");
         crowd.push((member, messages));
@@ -395,7 +403,9 @@ async fn presence_goes_to_those_who_handle_it() {
 async fn subscriptions_are_bounded_in_bytes() {
     let long = |number: usize| format!("{number:0>250}");
     let builder = server(">", TopicOptions::new().open());
-    let server = builder.subscription_bytes_per_session_max(64 << 10).subscription_bytes_max(100 << 10).build();
+    let server = builder
+        .sessions(SessionOptions::new().subscription_bytes_max(64 << 10).all_subscription_bytes_max(100 << 10))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, _to_ann) = client(listening.address(), "ann").await;
     let fill = async |client: &Client, from: usize| {
@@ -426,7 +436,7 @@ async fn subscriptions_are_bounded_in_bytes() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_subscription_leaves_nothing() {
     let builder = server("room.*", TopicOptions::new().open().history(10, HOUR).presence(true));
-    let server = builder.subscriptions_per_session_max(2).build();
+    let server = builder.sessions(SessionOptions::new().subscriptions_max(2)).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     for topic in ["room.1", "room.2"] {
@@ -461,7 +471,11 @@ async fn a_history_of_nothing_keeps_nothing() {
 async fn what_waits_for_room_comes_when_messages_are_handled() {
     const TOPICS: usize = 80;
     let builder = server("log.*", TopicOptions::new().open().history(100, HOUR));
-    let server = builder.topic("z.live", TopicOptions::new().open()).expect("a name").session_log(10, 1 << 20).build();
+    let server = builder
+        .topic("z.live", TopicOptions::new().open())
+        .expect("a name")
+        .sessions(SessionOptions::new().log(QueueBound::messages(10).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     for number in 0..TOPICS {

@@ -10,7 +10,8 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, Caller, Class, Client, ClientOptions, ConnectionEvent, ConnectionEvents, Priority, Push,
-    Request, SerializeType, Server, ServerBuilder, ServerMessages, Session, Stage, Target,
+    QueueBound, Reconnect, Request, SerializeType, Server, ServerBuilder, ServerMessages, Session, SessionOptions,
+    Stage, Target,
     caller::RawCall,
     session::{Position, PresenceChange, PresenceStatus, SubscribeRequest, Subscribed, TopicError, TopicOptions},
 };
@@ -145,7 +146,7 @@ async fn in_part_is_not_at_all() {
         ("small", TopicOptions::new().open().history(100, HOUR).history_bytes_max(300)),
         ("many", TopicOptions::new().open().history(100, HOUR)),
     ];
-    let server = server(&topics).session_log(20, 1 << 20).build();
+    let server = server(&topics).sessions(SessionOptions::new().log(QueueBound::messages(20).bytes(1 << 20))).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     for (topic, count) in [("few", 5), ("brief", 2), ("small", 5), ("many", 30)] {
@@ -336,7 +337,8 @@ async fn a_history_forgets_in_time() {
 /// session to is not counted against what its client may, and a session that is over subscribes to nothing.
 #[tokio::test(start_paused = true)]
 async fn a_session_subscribes_to_what_the_server_likes_while_it_lives() {
-    let builder = server(&[("kept.>", TopicOptions::new().open().history(10, HOUR))]).subscriptions_per_session_max(0);
+    let builder = server(&[("kept.>", TopicOptions::new().open().history(10, HOUR))])
+        .sessions(SessionOptions::new().subscriptions_max(0));
     let server = builder.build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (_ann, mut to_ann) = client(listening.address(), "ann").await;
@@ -357,7 +359,9 @@ async fn a_session_subscribes_to_what_the_server_likes_while_it_lives() {
 /// A client that is behind with its log gets the newest value once there is room, as it gets any value.
 #[tokio::test(start_paused = true)]
 async fn the_newest_waits_for_room() {
-    let server = server(&[("price", TopicOptions::new().open().latest_only())]).session_log(1, 1 << 20).build();
+    let server = server(&[("price", TopicOptions::new().open().latest_only())])
+        .sessions(SessionOptions::new().log(QueueBound::messages(1).bytes(1 << 20)))
+        .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
     ann.call::<()>("Nothing", "is", &()).await.expect_err("there is no such service");
@@ -382,7 +386,7 @@ async fn a_hook_decides_who_may_subscribe() {
         }
     });
     let server = server(&[("own.>", own), ("staff.>", TopicOptions::new()), (">", TopicOptions::new().open())])
-        .subscriptions_per_session_max(3)
+        .sessions(SessionOptions::new().subscriptions_max(3))
         .build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (ann, mut to_ann) = client(listening.address(), "ann").await;
@@ -823,7 +827,7 @@ async fn what_is_published_while_a_client_is_let_in_says_its_topic_to_who_knows(
     let server = builder.topic("value", kept.latest_only()).expect("a topic").build();
     let listening = server.listen(&address()).await.expect("a free name");
     server.publish("value", &push("before")).expect("small");
-    let silent = options("ann").reconnect(false);
+    let silent = options("ann").reconnect(Reconnect::Never);
     let connecting = async || {
         let connected = Client::bidirectional(listening.address(), silent.clone()).await.expect("it listens");
         tokio::time::sleep(Duration::from_millis(10)).await;

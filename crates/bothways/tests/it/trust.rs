@@ -6,8 +6,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, Caller, Class, Client, ClientOptions, FailMode, MultipleServersDiscovery, Push, PushError,
-    Reply, Request, Router, SelectMode, Server, Target, WeakServer, XClient, XClientOptions,
+    AdmissionOptions, CallError, CallOptions, Caller, Class, Client, ClientOptions, FailMode, MultipleServersDiscovery,
+    Push, PushError, Reply, Request, Router, SelectMode, Server, Target, WeakServer, XClient, XClientOptions,
     caller::RawCall,
     connection::PushFrame,
     router::RouteProblem,
@@ -265,7 +265,8 @@ async fn a_plain_client_speaks_to_the_frameworks_service_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_session_in_an_ordinary_request_is_not_believed() {
     let rate = bothways::Rate::per_second(1);
-    let server = Server::builder().new_sessions_rate(Some(rate)).resumes_rate(None).build();
+    let server =
+        Server::builder().admission(AdmissionOptions::new().new_sessions_rate(Some(rate)).resumes_rate(None)).build();
     let listening = server.listen(&address()).await.expect("a free name");
     let (client, welcome) = crate::scripted::arrive(listening.address(), &Metadata::new()).await;
     drop(client);

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, Server, ServerBuilder};
+use bothways::{
+    Client, ClientOptions, CloseReason, ErrorCode, Metadata, OutgoingOptions, QueueBound, Reply, Server, ServerBuilder,
+    ServerLimits,
+};
 use bothways_proto::{Capabilities, CompressType, Header, Message, PREFIX_LEN, Seq, SerializeType, gzip, keys};
 use tokio::time::Instant;
 
@@ -73,7 +76,10 @@ async fn decoded_arguments_are_bounded_with_their_requests() {
                 Ok::<_, String>(values.len())
             }
         };
-        let server = Server::builder().function("T", "Take", take).request_bytes_max(of_server, of_connection).build();
+        let server = Server::builder()
+            .function("T", "Take", take)
+            .limits(ServerLimits::new().request_bytes_max(of_server).request_bytes_per_connection_max(of_connection))
+            .build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let mut client = Scripted::connect(listening.address()).await;
         let ask = |seq: u64, values: u16| {
@@ -105,7 +111,7 @@ async fn decoded_arguments_are_bounded_with_their_requests() {
 /// others have ended there is room again.
 #[tokio::test(start_paused = true)]
 async fn frames_that_have_begun_are_bounded_together() {
-    let (server, reasons) = telling(echoing().partial_bytes_max(300_000));
+    let (server, reasons) = telling(echoing().limits(ServerLimits::new().partial_bytes_max(300_000)));
     let listening = server.listen(&address()).await.expect("the name is free");
     let frame = request(5, "Echo", &[7; 1_000_000]);
     let begin = async || {
@@ -194,7 +200,14 @@ async fn one_token_is_checked_at_a_time_until_one_is_accepted() {
 #[tokio::test(start_paused = true)]
 async fn strangers_leave_room_for_those_who_were_let_in() {
     let (builder, ..) = guarded(true);
-    let server = builder.partial_bytes_max(1_000_000).request_bytes_max(1_000_000, 1_000_000).build();
+    let server = builder
+        .limits(
+            ServerLimits::new()
+                .partial_bytes_max(1_000_000)
+                .request_bytes_max(1_000_000)
+                .request_bytes_per_connection_max(1_000_000),
+        )
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut good = Scripted::connect(listening.address()).await;
     good.say(with_token(1, "good", b"")).await;
@@ -226,7 +239,7 @@ async fn strangers_leave_room_for_those_who_were_let_in() {
 async fn strangers_send_small_frames() {
     for slow in [false, true] {
         let (builder, ..) = guarded(slow);
-        let server = builder.unauthenticated_body_bytes_max(100_000).build();
+        let server = builder.limits(ServerLimits::new().unauthenticated_body_bytes_max(100_000)).build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let large = vec![7; 500_000];
         for token in ["bad", "good"] {
@@ -260,7 +273,9 @@ async fn a_stranger_may_send_all_that_is_allowed() {
     let whole = with_token(2, "good", &[7; 5000]);
     for (short, is_allowed) in [(0, true), (1, false)] {
         let (builder, ..) = guarded(false);
-        let server = builder.unauthenticated_body_bytes_max(whole.len() - PREFIX_LEN - short).build();
+        let server = builder
+            .limits(ServerLimits::new().unauthenticated_body_bytes_max(whole.len() - PREFIX_LEN - short))
+            .build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let mut stranger = Scripted::connect(listening.address()).await;
         // In two parts, so that a frame has begun and is not there.
@@ -279,7 +294,10 @@ async fn a_stranger_may_send_all_that_is_allowed() {
 async fn requests_that_run_are_bounded_in_bytes() {
     for (of_server, of_connection) in [(1 << 30, 500_000), (500_000, 1 << 30)] {
         let (handler, mut asked) = gate();
-        let server = echoing().handler("T", "Wait", handler).request_bytes_max(of_server, of_connection).build();
+        let server = echoing()
+            .handler("T", "Wait", handler)
+            .limits(ServerLimits::new().request_bytes_max(of_server).request_bytes_per_connection_max(of_connection))
+            .build();
         let listening = server.listen(&address()).await.expect("the name is free");
         let mut clients = [Scripted::connect(listening.address()).await, Scripted::connect(listening.address()).await];
         let mut running = Vec::new();
@@ -313,7 +331,10 @@ async fn requests_that_run_are_bounded_in_bytes() {
 #[tokio::test(start_paused = true)]
 async fn unpacked_payloads_are_bounded_and_others_do_not_wait() {
     let (handler, mut asked) = gate();
-    let server = echoing().handler("T", "Wait", handler).unpacked_bytes_max(200 << 20, 64 << 20).build();
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .limits(ServerLimits::new().unpacked_bytes_max(200 << 20).unpacked_bytes_per_connection_max(64 << 20))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let large = gzip(&vec![0; 31 << 20]);
     let packed = |number, method, payload: &[u8]| {
@@ -529,7 +550,7 @@ async fn the_hook_of_a_stranger_ends_with_it() {
 /// A Hello for which there is no place is refused for now, like the requests of others.
 #[tokio::test(start_paused = true)]
 async fn hellos_have_the_bounds_of_requests() {
-    let (server, alive) = hanging(echoing().calls_max(1));
+    let (server, alive) = hanging(echoing().limits(ServerLimits::new().calls_max(1)));
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut first = Scripted::connect(listening.address()).await;
     first.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
@@ -627,7 +648,13 @@ fn payload_that_looks(look: impl Fn() + Send + Sync + 'static) -> bytes::Bytes {
 /// when the lock of their connection is free: they may look at it.
 #[tokio::test(start_paused = true)]
 async fn a_payload_that_is_dropped_may_look_at_its_connection() {
-    let server = echoing().push_queue(2, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
+    let server = echoing()
+        .outgoing(
+            OutgoingOptions::new()
+                .push_queue(QueueBound::messages(2).bytes(64 << 20))
+                .overflow(bothways::Overflow::DropOldest),
+        )
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let client = Scripted::connect_negotiated(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);
@@ -691,7 +718,13 @@ async fn what_comes_while_a_token_is_checked_is_kept() {
 /// A broadcast drops what it pushes out, and writes, under no lock: the payload may look at the whole server.
 #[tokio::test(start_paused = true)]
 async fn a_payload_that_a_broadcast_pushes_out_may_look_at_the_server() {
-    let server = echoing().push_queue(1, 64 << 20).overflow(bothways::Overflow::DropOldest).build();
+    let server = echoing()
+        .outgoing(
+            OutgoingOptions::new()
+                .push_queue(QueueBound::messages(1).bytes(64 << 20))
+                .overflow(bothways::Overflow::DropOldest),
+        )
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let _client = Scripted::connect_negotiated(listening.address()).await;
     let connection = connections(&server, 1).await.remove(0);

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use bothways::{
-    Limits, Server,
+    Heartbeat, Limits, Server, Timeouts,
     transport::{
         ListenOptions,
         tls::{TlsIdentity, TlsRoots, TlsServer},
@@ -77,7 +77,7 @@ async fn main() -> anyhow::Result<()> {
     let seen = Arc::<Mutex<Seen>>::default();
     let (on_connect, on_disconnect) = (Arc::clone(&seen), Arc::clone(&seen));
     let mut builder = bothways_interop::contract::server(token)
-        .idle_timeout(idle)
+        .timeouts(Timeouts::new().idle(idle))
         .cancel_on_disconnect(cancel)
         .on_connect(move |connection| {
             let mut seen = on_connect.lock().expect("nobody panics with it");
@@ -106,14 +106,16 @@ async fn main() -> anyhow::Result<()> {
         };
         builder = builder.listen_options(ListenOptions::default().tls(tls));
     }
+    let mut timeouts = Timeouts::new();
     if let Some(limit) = first_frame {
-        builder = builder.first_frame_timeout(limit);
+        timeouts = timeouts.first_frame(limit);
     }
     if let Some(limit) = write {
-        builder = builder.write_timeout(limit);
+        timeouts = timeouts.write(limit);
     }
+    builder = builder.timeouts(timeouts);
     if let Some(limit) = heartbeat {
-        builder = builder.heartbeat(Some(limit), limit);
+        builder = builder.heartbeat(Heartbeat::every(limit).timeout(limit));
     }
     let server = builder.build();
     let listening = server.listen(&address).await?;

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use bothways::{Client, ClientOptions, ConnectionEvent};
+use bothways::{Client, ClientOptions, ConnectionEvent, Reconnect};
 use bothways_interop::soak::Received;
 use tokio::{io::AsyncReadExt, sync::Barrier, task::JoinSet};
 
@@ -45,7 +45,7 @@ async fn receive(
 ) -> anyhow::Result<(Received, Client)> {
     // The proxy may cut the first connection before the server has answered on it.
     let options =
-        ClientOptions::new().backoff(Duration::from_millis(2), Duration::from_millis(20)).retry_first_connect(true);
+        ClientOptions::new().backoff(Duration::from_millis(2), Duration::from_millis(20)).reconnect(Reconnect::Always);
     let (client, mut messages) = Client::bidirectional(&address, options).await.context("the proxy listens")?;
     // A session is the client's own once it has its Welcome: before that a cut means another one.
     while client.call::<()>("Soak", "Ready", &user).await.is_err() {

@@ -1,0 +1,613 @@
+//! The options of a server, by what they are about. Each group can be read from a file: feature `config`.
+
+use std::time::Duration;
+
+use bothways_proto::{Limits, Rate};
+
+use super::admission::AdmissionOptions;
+#[cfg(feature = "config")]
+use crate::config;
+use crate::{
+    connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
+    options::{Heartbeat, QueueBound},
+    session,
+};
+
+/// All options of a server that are numbers: what a program reads from a file.
+///
+/// With the feature `config` it implements `serde::Deserialize`, as each of its groups does. Durations are texts such as
+/// `"30s"` or `"1m 30s"`; sizes are numbers of bytes; a rate is `{ per_second = 100, burst = 500 }` or `"unlimited"`;
+/// `heartbeat` is `{ interval = "15s", timeout = "10s" }` or `"never"`. What is missing has its default, and a name that
+/// is not known is an error.
+///
+/// ```toml
+/// [sessions]
+/// resume_window = "5m"
+/// log = { messages = 2000, bytes = 2097152 }
+///
+/// [limits]
+/// connections_max = 50000
+/// frames = { body_bytes_max = 1048576 }
+///
+/// [admission]
+/// new_sessions = { per_second = 2000, burst = 10000 }
+/// ```
+///
+/// ```
+/// use bothways::{Server, ServerOptions, SessionOptions};
+///
+/// let options = ServerOptions::new().sessions(SessionOptions::new().away_max(10_000));
+/// let server = Server::builder().options(options).build();
+/// ```
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct ServerOptions {
+    pub(super) limits: ServerLimits,
+    pub(super) outgoing: OutgoingOptions,
+    pub(super) admission: AdmissionOptions,
+    pub(super) timeouts: Timeouts,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) sessions: SessionOptions,
+}
+
+impl ServerOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`ServerBuilder::limits`](super::ServerBuilder::limits).
+    pub fn limits(mut self, limits: impl Into<ServerLimits>) -> Self {
+        self.limits = limits.into();
+        self
+    }
+
+    /// See [`ServerBuilder::outgoing`](super::ServerBuilder::outgoing).
+    pub fn outgoing(mut self, outgoing: OutgoingOptions) -> Self {
+        self.outgoing = outgoing;
+        self
+    }
+
+    /// See [`ServerBuilder::admission`](super::ServerBuilder::admission).
+    pub fn admission(mut self, admission: AdmissionOptions) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// See [`ServerBuilder::timeouts`](super::ServerBuilder::timeouts).
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// See [`ServerBuilder::heartbeat`](super::ServerBuilder::heartbeat).
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
+    /// See [`ServerBuilder::sessions`](super::ServerBuilder::sessions).
+    pub fn sessions(mut self, sessions: SessionOptions) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
+    /// Puts into the settings of each connection what belongs there.
+    pub(super) fn apply(&self, settings: &mut Settings) {
+        self.limits.apply(settings);
+        self.outgoing.apply(settings);
+        self.timeouts.apply(settings);
+        settings.watch.heartbeat_interval = self.heartbeat.interval;
+        settings.watch.heartbeat_timeout = self.heartbeat.timeout;
+    }
+}
+
+/// What clients may cost a server: connections, requests, and the bytes that come in.
+///
+/// ```
+/// use bothways::{Limits, Rate, Server, ServerLimits};
+///
+/// let limits = ServerLimits::new()
+///     .frames(Limits::default().body_bytes_max(1 << 20))
+///     .connections_max(50_000)
+///     .frames_per_connection_rate(Rate::per_second(100).burst(1_000));
+/// let server = Server::builder().limits(limits).build();
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct ServerLimits {
+    #[cfg_attr(feature = "config", serde(deserialize_with = "config::limits"))]
+    pub(super) frames: Limits,
+    pub(super) connections_max: usize,
+    pub(super) calls_max: usize,
+    calls_per_connection_max: usize,
+    pub(super) calls_per_user_max: Option<usize>,
+    pub(super) request_bytes_max: usize,
+    request_bytes_per_connection_max: usize,
+    pub(super) unpacked_bytes_max: usize,
+    pub(super) unpacked_bytes_per_connection_max: usize,
+    pub(super) partial_bytes_max: usize,
+    unauthenticated_body_bytes_max: usize,
+    #[cfg_attr(feature = "config", serde(deserialize_with = "config::rate"))]
+    frames_per_connection_rate: Option<Rate>,
+    #[cfg_attr(feature = "config", serde(deserialize_with = "config::rate"))]
+    bytes_per_connection_rate: Option<Rate>,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        let settings = Settings::default();
+        Self {
+            frames: Limits::default(),
+            connections_max: 1 << 20,
+            calls_max: 1 << 17,
+            calls_per_connection_max: settings.calls_running_max,
+            calls_per_user_max: None,
+            request_bytes_max: 1 << 30,
+            request_bytes_per_connection_max: settings.request_bytes_max,
+            unpacked_bytes_max: UNPACKED_BYTES,
+            unpacked_bytes_per_connection_max: UNPACKED_BYTES_OF_CONNECTION,
+            partial_bytes_max: 256 << 20,
+            unauthenticated_body_bytes_max: settings.unauthenticated_body_bytes_max,
+            frames_per_connection_rate: None,
+            bytes_per_connection_rate: None,
+        }
+    }
+}
+
+/// Bounds on single frames, and the defaults for all else.
+impl From<Limits> for ServerLimits {
+    fn from(frames: Limits) -> Self {
+        Self::new().frames(frames)
+    }
+}
+
+impl ServerLimits {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bounds on what one frame may cost. See [`Limits`] for the defaults.
+    pub fn frames(mut self, frames: Limits) -> Self {
+        self.frames = frames;
+        self
+    }
+
+    /// Most connections at once; more are closed as they come. Default 1,048,576: beyond what one
+    /// process usually has files for.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.connections_max = connections;
+        self
+    }
+
+    /// Most requests that run at once in the whole server; more are answered as overloaded at once.
+    /// Default 131,072.
+    pub fn calls_max(mut self, calls: usize) -> Self {
+        self.calls_max = calls;
+        self
+    }
+
+    /// Most requests of one connection that run at once; more are answered as overloaded at once.
+    /// Default 16,384.
+    pub fn calls_per_connection_max(mut self, calls: usize) -> Self {
+        self.calls_per_connection_max = calls;
+        self
+    }
+
+    /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
+    /// once, or, if they want no answer, dropped and counted. A request counts from the moment at which its session is
+    /// bound, by its own auth hook at the latest. Default: no bound but those of connections, for it costs each
+    /// request two look-ups.
+    pub fn calls_per_user_max(mut self, calls: impl Into<Option<usize>>) -> Self {
+        self.calls_per_user_max = calls.into();
+        self
+    }
+
+    /// Most bytes of the requests that run at once in the whole server. Beyond it, more are answered as overloaded at
+    /// once; one request alone is bounded by [`Limits::body_bytes_max`] instead. What counts is what is held while a
+    /// handler has a task of its own: the frame as it came, and a reply that waits to be packed. Default 1 GiB.
+    pub fn request_bytes_max(mut self, bytes: usize) -> Self {
+        self.request_bytes_max = bytes;
+        self
+    }
+
+    /// The same of one connection. Default 64 MiB.
+    pub fn request_bytes_per_connection_max(mut self, bytes: usize) -> Self {
+        self.request_bytes_per_connection_max = bytes;
+        self
+    }
+
+    /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once in the whole server.
+    /// Beyond the first 64 KiB a connection has no more than it leaves for all others. Further ones wait, packed, and are
+    /// answered as [overloaded](crate::ErrorCode::Overloaded) when there was no room for 10 s; the bound is at least
+    /// [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the callers have them.
+    /// While a payload is unpacked it may take twice its bytes, and four are at a time. Default 512 MiB.
+    pub fn unpacked_bytes_max(mut self, bytes: usize) -> Self {
+        self.unpacked_bytes_max = bytes;
+        self
+    }
+
+    /// The same of one connection. Default 64 MiB.
+    pub fn unpacked_bytes_per_connection_max(mut self, bytes: usize) -> Self {
+        self.unpacked_bytes_per_connection_max = bytes;
+        self
+    }
+
+    /// Most bytes of frames that have begun and not ended, in the whole server, of each what is beyond one read of
+    /// 64 KiB. A connection whose frame has no room is told that the server is overloaded, and ends. Default 256 MiB.
+    pub fn partial_bytes_max(mut self, bytes: usize) -> Self {
+        self.partial_bytes_max = bytes;
+        self
+    }
+
+    /// Most bytes of a frame's body until the [`auth`](super::ServerBuilder::auth) hook has let its connection in once;
+    /// without a hook it is [`Limits::body_bytes_max`] from the beginning. Until then the requests of a connection are
+    /// also handled one after the other. Default 1 MiB: more than a token takes, and enough for most first calls.
+    pub fn unauthenticated_body_bytes_max(mut self, bytes: usize) -> Self {
+        self.unauthenticated_body_bytes_max = bytes;
+        self
+    }
+
+    /// How many frames one connection may send. Requests beyond are answered as overloaded at once, or, if they want
+    /// no answer, dropped and counted, be they to a service or to the framework's own; heartbeats count, and are taken, as
+    /// is what ends something: acknowledgements, answers to the server's calls, a client that leaves. Default: no
+    /// bound, for only the application knows what its clients do.
+    pub fn frames_per_connection_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.frames_per_connection_rate = rate.into();
+        self
+    }
+
+    /// How many bytes one connection may send. Beyond it the server reads no further until the client may send more:
+    /// nothing is lost, and the client's own writing slows down. Default: no bound.
+    pub fn bytes_per_connection_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.bytes_per_connection_rate = rate.into();
+        self
+    }
+
+    fn apply(&self, settings: &mut Settings) {
+        settings.limits = self.frames.clone();
+        settings.calls_running_max = self.calls_per_connection_max;
+        settings.request_bytes_max = self.request_bytes_per_connection_max;
+        settings.unauthenticated_body_bytes_max = self.unauthenticated_body_bytes_max;
+        settings.frames_rate = self.frames_per_connection_rate;
+        settings.bytes_rate = self.bytes_per_connection_rate;
+    }
+}
+
+/// What may wait for clients to read it: replies, calls to them, and messages below sessions.
+///
+/// What sessions keep for their clients has bounds of its own: [`SessionOptions`].
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct OutgoingOptions {
+    push_queue: QueueBound,
+    overflow: Overflow,
+    reply_bytes_max: usize,
+    call_bytes_max: usize,
+    pub(super) all_bytes_max: usize,
+}
+
+impl Default for OutgoingOptions {
+    fn default() -> Self {
+        let settings = Settings::default();
+        Self {
+            push_queue: QueueBound::messages(settings.push_frames_max).bytes(settings.push_bytes_max),
+            overflow: settings.overflow,
+            reply_bytes_max: settings.reply_bytes_max,
+            call_bytes_max: settings.call_bytes_max,
+            all_bytes_max: 1 << 30,
+        }
+    }
+}
+
+impl OutgoingOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Messages of [`Connection::send_message`](crate::Connection::send_message) and
+    /// [`Server::broadcast`](super::Server::broadcast) that may wait for one client that reads slowly, beyond the 64 KiB
+    /// that are under way. Default 1,024 messages, 1 MiB: a burst, not a backlog.
+    pub fn push_queue(mut self, bound: QueueBound) -> Self {
+        self.push_queue = bound;
+        self
+    }
+
+    /// What happens to a message when that queue is full. Default [`Overflow::RefuseNewest`].
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Bytes of replies that may wait for a client that does not read them, before its requests are
+    /// no longer read either. Default 4 MiB. Handlers that run by then still come to their ends: of their replies 16
+    /// times as many bytes are taken, and beyond that a caller is told that its reply cannot be sent.
+    pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
+        self.reply_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes of calls to one client that may wait for it to read; a call beyond is refused with
+    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
+    /// taken if no other waits. Default 16 MiB.
+    pub fn call_bytes_max(mut self, bytes: usize) -> Self {
+        self.call_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes of replies, calls and messages that may wait for clients to read them, in the whole server, of each client
+    /// what is beyond 64 KiB; pushes that were encoded once for many count for nobody. A client that holds more than is
+    /// left of this is not read from, and its replies, calls to it and messages are refused as if its own bounds were
+    /// reached; so one that does not read has half of the room at most, and those that hold little find room. A reply
+    /// that is kept for many at once counts for each. Default 1 GiB.
+    pub fn all_bytes_max(mut self, bytes: usize) -> Self {
+        self.all_bytes_max = bytes;
+        self
+    }
+
+    fn apply(&self, settings: &mut Settings) {
+        self.push_queue.set(&mut settings.push_frames_max, &mut settings.push_bytes_max);
+        settings.overflow = self.overflow;
+        settings.reply_bytes_max = self.reply_bytes_max;
+        settings.call_bytes_max = self.call_bytes_max;
+    }
+}
+
+/// How long a client may be silent, slow or unknown.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct Timeouts {
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    first_frame: Duration,
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    unauthenticated: Duration,
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    idle: Option<Duration>,
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    write: Duration,
+    frame_progress_min: usize,
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    frame_progress_time: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let watch = Settings::default().watch;
+        Self {
+            first_frame: watch.first_frame_timeout,
+            unauthenticated: watch.unauthenticated_timeout,
+            idle: watch.idle_timeout,
+            write: watch.write_timeout,
+            frame_progress_min: watch.frame_progress_min,
+            frame_progress_time: watch.frame_progress_time,
+        }
+    }
+}
+
+impl Timeouts {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long a client may take to send its first frame. Default 10 s. Zero ends whoever has sent none at the next
+    /// look, within a second.
+    pub fn first_frame(mut self, limit: Duration) -> Self {
+        self.first_frame = limit;
+        self
+    }
+
+    /// How long a client may stay without anything that passes the [auth hook](super::ServerBuilder::auth), however
+    /// many heartbeats it sends. Default 5 min: a Go client that has connected says its token with its first call, and
+    /// makes the connection anew if that comes later. Without a hook nobody has to.
+    pub fn unauthenticated(mut self, limit: Duration) -> Self {
+        self.unauthenticated = limit;
+        self
+    }
+
+    /// Close connections from which nothing came for this long. Default: never, because a plain Go
+    /// client that only listens sends nothing. Zero ends each at the next look, within a second.
+    pub fn idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.idle = limit.into();
+        self
+    }
+
+    /// Close a client for which bytes wait and whose socket takes none for this long. Default 10 s.
+    pub fn write(mut self, limit: Duration) -> Self {
+        self.write = limit;
+        self
+    }
+
+    /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
+    /// slower is closed; while the server itself does not read from it, or holds it back by
+    /// [`ServerLimits::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s.
+    /// 0 bytes: no such rule.
+    pub fn frame_progress(mut self, bytes: usize, within: Duration) -> Self {
+        (self.frame_progress_min, self.frame_progress_time) = (bytes, within);
+        self
+    }
+
+    fn apply(&self, settings: &mut Settings) {
+        let watch = &mut settings.watch;
+        watch.first_frame_timeout = self.first_frame;
+        watch.unauthenticated_timeout = self.unauthenticated;
+        watch.idle_timeout = self.idle;
+        watch.write_timeout = self.write;
+        watch.frame_progress_min = self.frame_progress_min;
+        watch.frame_progress_time = self.frame_progress_time;
+    }
+}
+
+/// What a server keeps for its clients: how long a session waits for one, and how much it is owed meanwhile.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{QueueBound, Server, SessionOptions};
+///
+/// let sessions = SessionOptions::new()
+///     .resume_window(Duration::from_secs(300))
+///     .log(QueueBound::messages(2_000).bytes(2 << 20));
+/// let server = Server::builder().sessions(sessions).build();
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct SessionOptions {
+    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
+    resume_window: Duration,
+    away_max: usize,
+    log: QueueBound,
+    user_log_bytes_max: Option<usize>,
+    fire_queue: QueueBound,
+    latest_queue: QueueBound,
+    idempotency_keys_max: Option<usize>,
+    events_max: usize,
+    ended_max: usize,
+    subscriptions_max: usize,
+    subscription_bytes_max: usize,
+    all_subscription_bytes_max: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        let rules = session::SessionOptions::default();
+        Self {
+            resume_window: rules.resume_window,
+            away_max: rules.away_max,
+            log: QueueBound::default(),
+            user_log_bytes_max: None,
+            fire_queue: QueueBound::default(),
+            latest_queue: QueueBound::default(),
+            idempotency_keys_max: None,
+            events_max: rules.events_max,
+            ended_max: rules.ended_max,
+            subscriptions_max: rules.subscriptions_max,
+            subscription_bytes_max: rules.subscription_bytes_max,
+            all_subscription_bytes_max: rules.all_subscription_bytes_max,
+        }
+    }
+}
+
+impl SessionOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s.
+    /// Only Bothways clients that listen have sessions that outlive their connections.
+    pub fn resume_window(mut self, window: Duration) -> Self {
+        self.resume_window = window;
+        self
+    }
+
+    /// Most sessions that wait so at once. When one more client leaves, one of them ends: what it was owed counts as
+    /// dropped because the session ended, and its client gets a new session if it comes back. First those end that are
+    /// owed nothing, subscribe to nothing and never did; then those of the user who has most of them, of a user the one
+    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with
+    /// nothing owed to them about 150 MiB: all the clients of a busy server at once, when the network before it blinks.
+    pub fn away_max(mut self, sessions: usize) -> Self {
+        self.away_max = sessions;
+        self
+    }
+
+    /// Tracked pushes that a session keeps until its client has handled them; more are
+    /// refused, and the client is told of the gap. Default 1,000 pushes, 1 MiB.
+    pub fn log(mut self, bound: QueueBound) -> Self {
+        self.log = bound;
+        self
+    }
+
+    /// Bytes that the logs of one user's sessions hold together; a tracked push beyond is refused, and the client is
+    /// told of the gap, though the session's own log has room. Default 16 MiB: 16 devices that are all full.
+    ///
+    /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
+    pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
+        self.user_log_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Pushes of class `Fire` that may wait for one session; beyond them the oldest is
+    /// dropped. Default 256 pushes, 256 KiB.
+    pub fn fire_queue(mut self, bound: QueueBound) -> Self {
+        self.fire_queue = bound;
+        self
+    }
+
+    /// Values of class `Latest`, one a key, that may wait for one session, their bytes with those of their keys;
+    /// more are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
+    pub fn latest_queue(mut self, bound: QueueBound) -> Self {
+        self.latest_queue = bound;
+        self
+    }
+
+    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; of more the oldest are forgotten.
+    /// Default 1,024: a burst of retries, and 64 KiB once so many have come. 0: none, and nothing is repeated.
+    pub fn idempotency_keys_max(mut self, keys: usize) -> Self {
+        self.idempotency_keys_max = Some(keys);
+        self
+    }
+
+    /// Events that [`Server::explain`](super::Server::explain) tells of one session. Default 64, about 5 KiB once they
+    /// have come. 0: none, and nothing is known of sessions that ended.
+    pub fn events_max(mut self, events: usize) -> Self {
+        self.events_max = events;
+        self
+    }
+
+    /// How many sessions that ended [`Server::explain`](super::Server::explain) still knows. Default 4,096; 0: none. Of
+    /// those that ended it knows the last 8 of each user, those that tell of something sent before others; a quarter may
+    /// have had no user; and all take 8 MiB at most. Of one that had neither user, push, call nor subscription nothing
+    /// is kept, unless the server ended it.
+    pub fn ended_max(mut self, sessions: usize) -> Self {
+        self.ended_max = sessions;
+        self
+    }
+
+    /// Most topics and patterns that one client may have subscribed to when it subscribes to another by
+    /// itself; more are refused. Default 1,000.
+    pub fn subscriptions_max(mut self, subscriptions: usize) -> Self {
+        self.subscriptions_max = subscriptions;
+        self
+    }
+
+    /// Bytes that the subscriptions of one client may take: 256 and its name for a topic, twice its name and 640 a
+    /// segment beside that for a pattern with wildcards. Default 512 KiB: 1,000 topics with the longest names, or some
+    /// 200 patterns.
+    pub fn subscription_bytes_max(mut self, bytes: usize) -> Self {
+        self.subscription_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes that all subscriptions at the server may take before a client's are refused; of a topic to which many
+    /// subscribe the name counts once, and each of them 64 bytes. Default 1 GiB: some three million topics of one
+    /// subscriber each.
+    pub fn all_subscription_bytes_max(mut self, bytes: usize) -> Self {
+        self.all_subscription_bytes_max = bytes;
+        self
+    }
+
+    /// Puts these into the rules of the sessions.
+    pub(super) fn apply(&self, rules: &mut session::SessionOptions) {
+        rules.resume_window = self.resume_window;
+        rules.away_max = self.away_max;
+        rules.set_bounds(self.log, self.fire_queue, self.latest_queue);
+        if let Some(bytes) = self.user_log_bytes_max {
+            rules.set_user_log(bytes);
+        }
+        if let Some(keys) = self.idempotency_keys_max {
+            rules.set_idempotency_keys(keys);
+        }
+        (rules.events_max, rules.ended_max) = (self.events_max, self.ended_max);
+        rules.subscriptions_max = self.subscriptions_max;
+        rules.subscription_bytes_max = self.subscription_bytes_max;
+        rules.all_subscription_bytes_max = self.all_subscription_bytes_max;
+    }
+}
