@@ -362,7 +362,10 @@ async fn unpacked_payloads_are_bounded_and_others_do_not_wait() {
 #[tokio::test(start_paused = true)]
 async fn huge_packed_requests_hold_up_nobody_else() {
     let (handler, mut asked) = gate();
-    let server = echoing().handler("T", "Wait", handler).unpacked_bytes_max(64 << 20, 64 << 20).build();
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .limits(ServerLimits::new().unpacked_bytes_max(64 << 20).unpacked_bytes_per_connection_max(64 << 20))
+        .build();
     let listening = server.listen(&address()).await.expect("the name is free");
     let (huge, large) = (gzip(&vec![0; 31 << 20]), gzip(&vec![0; 300 << 10]));
     let packed = |number, method, payload: &[u8]| {
