@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/smallnest/rpcx/client"
 	"github.com/smallnest/rpcx/protocol"
 )
 
@@ -129,6 +130,59 @@ func TestACallThatComesTwiceRunsOnceAndIsAnsweredTwice(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 	})
+}
+
+// However often its connection is lost while a call runs: it is answered on the connection of then.
+func TestACallOutlivesTheConnectionsThatAreLostWhileItRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{again: []*protocol.Message{asked("Count", "1", "a", "60000"), asked("Count", "2", "a", "60000")}, brief: 8}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), 50*time.Second)
+		defer stop()
+		session := &Session{Handlers: map[string]func(context.Context, *protocol.Message) (any, error){
+			"Device.Count": func(context.Context, *protocol.Message) (any, error) {
+				time.Sleep(40 * time.Second)
+				return 1, nil
+			},
+		}}
+		_ = session.Run(ctx, "test", "")
+		if len(server.began) != 9 {
+			t.Errorf("%d connections", len(server.began))
+		}
+		said := server.said("Reply")
+		if len(said) != 2 || said[0].Metadata["__rpcx_error__"] != "" || said[1].Metadata["__rpcx_error__"] != "" {
+			t.Errorf("%d answers: %v", len(said), said)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Whatever codec the application's own clients use, its answers are what they say they are.
+func TestAnswersAreMessagePackWhateverTheDefaultCodecIs(t *testing.T) {
+	known := client.DefaultOption.SerializeType
+	defer func() { client.DefaultOption.SerializeType = known }()
+	for _, codec := range []protocol.SerializeType{protocol.JSON, protocol.ProtoBuffer, protocol.Thrift, protocol.SerializeNone} {
+		client.DefaultOption.SerializeType = codec
+		synctest.Test(t, func(t *testing.T) {
+			server := &server{sends: []*protocol.Message{asked("Count", "1", "a", "5000")}}
+			server.listen()
+			ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+			defer stop()
+			session := &Session{Handlers: map[string]func(context.Context, *protocol.Message) (any, error){
+				"Device.Count": func(context.Context, *protocol.Message) (any, error) { return 7, nil },
+			}}
+			_ = session.Run(ctx, "test", "")
+			said := server.said("Reply")
+			if len(said) != 1 {
+				t.Fatalf("%d answers with codec %d", len(said), codec)
+			}
+			var value int
+			if err := Decode(said[0], &value); err != nil || value != 7 || said[0].SerializeType() != protocol.MsgPack {
+				t.Errorf("codec %d: %v in %d, %v", codec, value, said[0].SerializeType(), err)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
 }
 
 // An application that takes nothing: what the server does not keep is dropped and told, what it keeps waits outside,

@@ -96,7 +96,8 @@ func pause(failures int) time.Duration {
 // connect is one connection, until it is lost.
 func (s *Session) connect(ctx context.Context, network, address string) (connected bool, err error) {
 	silent, option := cmp.Or(s.Silence, 30*time.Second), client.DefaultOption
-	option.BidirectionalBlock = true // or rpcx drops what finds the channel full
+	option.SerializeType = protocol.MsgPack // of the answers, whatever codec the application's own clients use
+	option.BidirectionalBlock = true        // or rpcx drops what finds the channel full
 	// Its answers are what breaks the silence; how long one takes does not matter, as it may be behind pushes.
 	option.Heartbeat, option.HeartbeatInterval, option.MaxWaitForHeartbeat = true, silent/3, 24*time.Hour
 	if s.TLS != nil {
@@ -312,8 +313,8 @@ func (s *Session) push(m *protocol.Message) (code string) {
 
 // answer sends the value or the error of a call that has run.
 func (s *Session) answer(c *client.Client, m *protocol.Message, call *running) {
-	if !call.isAwaited() {
-		return
+	if !call.isAwaited() || c != s.Client() || c.IsClosing() || c.IsShutdown() {
+		return // or the call comes again on another connection, which answers
 	}
 	err := call.err
 	if call.sent.Add(1) > 3 { // the server may close each connection on which it comes

@@ -31,7 +31,9 @@ type server struct {
 	silent  bool                // answers Enable and Resume, and nothing else
 	sends   []*protocol.Message // on the first connection, behind its first answer
 	left    int
-	cuts    string // ends the first connection where this method comes
+	cuts    string              // ends the first connection where this method comes
+	again   []*protocol.Message // on each connection, behind its first answer
+	brief   int                 // so many connections end after a second
 	heard   []*protocol.Message
 }
 
@@ -41,8 +43,12 @@ func (s *server) listen() {
 	client.ConnFactories["test"] = func(*client.Client, string, string) (net.Conn, error) {
 		s.began = append(s.began, time.Since(start))
 		here, there := net.Pipe()
-		sends := s.sends
+		sends := append(s.sends, s.again...)
 		s.sends = nil
+		if 0 < s.brief {
+			s.brief--
+			time.AfterFunc(time.Second, func() { there.Close() })
+		}
 		go s.serve(there, sends, len(s.began) == 1)
 		return here, nil
 	}
