@@ -12,6 +12,15 @@ use crate::{
 
 /// Whatever can make calls: a client, many servers behind an `XClient`, or a server's connection to
 /// one of its clients.
+///
+/// ```
+/// use bothways::{CallError, CallOptions, Caller};
+///
+/// // Works over a `Client`, an `XClient`, and a server's `Connection`, `Session` or `User`.
+/// async fn upper(caller: impl Caller, text: &str) -> Result<String, CallError> {
+///     Ok(caller.call_typed("Text", "Upper", text, CallOptions::new()).await?.value)
+/// }
+/// ```
 pub trait Caller: Send + Sync {
     /// Makes one call with encoded arguments.
     ///
@@ -128,6 +137,26 @@ pub struct Response<R> {
 }
 
 /// What one call wants besides its arguments.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use bothways::{CallOptions, Client, ClientOptions, Metadata};
+/// # let server = bothways::Server::builder()
+/// #     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+/// #     .build();
+/// # let listening = server.listen("memu@call options").await?;
+/// # let client = Client::connect(listening.address(), ClientOptions::new()).await?;
+///
+/// let options = CallOptions::new()
+///     .timeout(Duration::from_secs(1))
+///     .metadata(Metadata::new().with("tenant", "blue"));
+/// let response = client.call_with::<String>("Text", "Upper", "abc", options).await?;
+/// println!("{} {:?}", response.value, response.metadata);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct CallOptions {
     pub(crate) metadata: Metadata,

@@ -7,6 +7,19 @@ use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, o
 use crate::codec::CodecError;
 
 /// Why a call has no reply value.
+///
+/// ```
+/// use bothways::{CallError, ErrorCode};
+///
+/// fn what_to_do(error: &CallError) -> &'static str {
+///     match error {
+///         CallError::Remote { code: None, .. } => "the handler returned an error: show its text",
+///         CallError::Remote { code: Some(ErrorCode::NotFound), .. } => "there is no such method",
+///         error if error.is_safe_to_retry() => "it did not run: try again",
+///         _ => "it may have run: ask first",
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
@@ -380,6 +393,18 @@ impl<E: std::fmt::Display> From<E> for AuthError {
 }
 
 /// Why a push was not queued.
+///
+/// ```
+/// use bothways::{Connection, Metadata, PushError};
+///
+/// fn say(connection: &Connection) {
+///     match connection.send_message("Chat", "Say", &Metadata::new(), "hello") {
+///         Ok(sent) => println!("{sent:?}"),
+///         Err(PushError::Full { frames, .. }) => println!("it reads too slowly: {frames} wait"),
+///         Err(error) => println!("nothing was sent: {error}"),
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushError {

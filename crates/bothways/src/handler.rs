@@ -25,6 +25,20 @@ pub use crate::reply::Reply;
 /// its first `await` any other holds up what its connection brings behind it: one that computes goes behind
 /// [`layer::spawn`](crate::layer::spawn()), one that blocks behind [`tokio::task::spawn_blocking`]. What it sends
 /// meanwhile leaves at once.
+///
+/// ```
+/// use bothways::{Reply, Request, Server, SerializeType};
+///
+/// /// Returns what it gets, whatever the codec.
+/// async fn echo(request: Request) -> Reply {
+///     match request.payload() {
+///         Ok(payload) => Reply::ok(payload),
+///         Err(error) => Reply::error(error.to_string()),
+///     }
+/// }
+///
+/// let server = Server::builder().handler("Echo", "Echo", echo).build();
+/// ```
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. Of a oneway request the reply is dropped.
     fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
@@ -90,6 +104,21 @@ impl<H: Handler> ErasedHandler for H {
 }
 
 /// A request, as a handler gets it.
+///
+/// ```
+/// use bothways::{Reply, Request};
+///
+/// async fn double(request: Request) -> Reply {
+///     if request.metadata().get("tenant").is_none() {
+///         return Reply::error("which tenant?");
+///     }
+///     match request.decode::<i64>() {
+///         Ok(number) => Reply::encode(&(2 * number), request.serialize_type()),
+///         Err(error) => Reply::error(error.to_string()),
+///     }
+/// }
+/// # let _ = bothways::Server::builder().handler("Math", "Double", double);
+/// ```
 #[derive(Debug)]
 pub struct Request {
     pub(crate) message: Message,
@@ -188,6 +217,22 @@ fn refusal_text(error: &CodecError) -> String {
 }
 
 /// What a typed handler knows of its request besides the arguments, and the reply's metadata.
+///
+/// ```
+/// use bothways::{Context, service};
+///
+/// struct Greeter;
+///
+/// #[service]
+/// impl Greeter {
+///     async fn hello(&self, cx: &mut Context, name: String) -> Result<String, String> {
+///         let user = cx.session().and_then(|session| session.user()).ok_or("sign in first")?;
+///         let greeting = cx.metadata().get("greeting").unwrap_or("hello").to_owned();
+///         cx.reply_metadata().insert("lang", "en");
+///         Ok(format!("{greeting} {name}, says {user}"))
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Context {
     request: Request,

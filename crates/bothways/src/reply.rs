@@ -17,6 +17,15 @@ use crate::{
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
 /// What goes back to the caller.
+///
+/// ```
+/// use bothways::{ErrorCode, Metadata, Reply, SerializeType};
+///
+/// let fine = Reply::encode(&42, SerializeType::MSGPACK).with_metadata(Metadata::new().with("took", "3 ms"));
+/// let failed = Reply::error("no such account");
+/// let refused = Reply::refused(ErrorCode::Overloaded, "try again");
+/// assert!(fine.is_ok() && !failed.is_ok() && refused.error_text() == Some("try again"));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub(crate) outcome: Result<Bytes, Failure>,

@@ -26,6 +26,19 @@ pub trait Service: Send + Sync + 'static {
 }
 
 /// Finds the handler of a request. Built once, then read by every connection without a lock.
+///
+/// ```
+/// use bothways::{Router, layer};
+///
+/// let math = Router::new()
+///     .function("Math", "Double", |number: i64| async move { Ok::<_, String>(2 * number) })
+///     .layer(&layer::concurrency(4));
+/// let all = Router::new()
+///     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+///     .merge(math);
+/// let named = |path: &str, method: &str| (path.to_owned(), method.to_owned());
+/// assert_eq!(all.routes(), [named("Math", "Double"), named("Text", "Upper")]);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Router {
     /// By both names as they travel: a request finds its handler with one look-up, and without texts. Two
@@ -281,7 +294,7 @@ impl Router {
 
 /// Hashes the names of a request: eight bytes at a time, each folded in by one multiplication.
 ///
-/// Whoever asks chooses the names, but only the application adds any: a name that was made to collide costs
+/// The peer chooses the names that are looked up, but only the application adds any: a name that was made to collide costs
 /// its sender's own request a comparison of bytes, and nobody else anything. That is why the hash of a route
 /// need not be keyed, and can cost a tenth of the standard one.
 #[derive(Clone, Copy, Debug, Default)]

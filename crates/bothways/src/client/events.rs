@@ -165,6 +165,29 @@ impl ConnectionEvent {
 /// At most four events per server wait, one that its session was lost, one that it refused, and two per topic: to a
 /// reader that is slow, a loss and a restoration that it has not read become one restoration that says how many losses
 /// it stands for.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{Client, ClientOptions, ConnectionEvent, Server};
+///
+/// let server = Server::builder().build();
+/// let listening = server.listen("memu@connection events").await?;
+/// let client = Client::connect(listening.address(), ClientOptions::new()).await?;
+/// let mut events = client.events();
+///
+/// client.connection()?.close(); // As a network that breaks.
+/// while let Some(event) = events.next().await {
+///     match event {
+///         ConnectionEvent::Restored { server, .. } => {
+///             println!("connected to {server} again");
+///             break;
+///         }
+///         other => println!("{other:?}"),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ConnectionEvents {
     shared: Arc<Mutex<State>>,
@@ -430,7 +453,7 @@ mod tests {
         assert_eq!(wakes.try_recv(), Ok(true), "a lock is held");
     }
 
-    /// Whoever drops a stream gives back what it took, also while nothing happens.
+    /// Dropping a stream gives its memory back, also while no event comes.
     #[test]
     fn dropped_streams_leave_nothing_behind() {
         let sender = EventSender::default();

@@ -29,6 +29,18 @@ use crate::{
 };
 
 /// A message that a server sent unasked.
+///
+/// ```
+/// use bothways::ServerMessage;
+///
+/// fn show(message: ServerMessage) {
+///     match message.decode::<String>() {
+///         Ok(text) => println!("{}.{}: {text}", message.service_path(), message.service_method()),
+///         // The sender's receipt ends as failed, and not as handled.
+///         Err(error) => message.fail(error),
+///     }
+/// } // Dropped here: handled.
+/// ```
 #[derive(Clone, Debug)]
 pub struct ServerMessage {
     pub(super) message: Message,
@@ -158,6 +170,22 @@ impl ServerMessage {
 ///
 /// Of several values of one key of class [`Latest`](crate::Class::Latest) only the newest waits; the sender's receipts
 /// of the older ones say [`Superseded`](crate::Stage::Superseded).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{Client, ClientOptions, Push, Server, Target};
+///
+/// let server = Server::builder().build();
+/// let listening = server.listen("memu@server messages").await?;
+/// let (client, mut messages) = Client::bidirectional(listening.address(), ClientOptions::new()).await?;
+/// server.push(&Target::everyone(), &Push::new("News", "Flash", "rain"))?;
+/// while let Some(message) = messages.next().await {
+///     assert_eq!(message.payload()?, "rain");
+///     client.close(); // Ends the stream.
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ServerMessages {
     shared: Arc<Shared>,

@@ -31,6 +31,24 @@ pub enum Reconnect {
 }
 
 /// How a client connects, calls and listens. Source of the names: Go rpcx `client.Option`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use bothways::{Client, ClientOptions};
+/// # let server = bothways::Server::builder().build();
+/// # let listening = server.listen("memu@client options").await?;
+/// # let address = listening.address();
+///
+/// let options = ClientOptions::new()
+///     .auth("bearer tGzv3JOkF0XG5Qx2TlKWIA")
+///     .timeout(Duration::from_secs(3))
+///     .backoff(Duration::from_millis(100), Duration::from_secs(30));
+/// let client = Client::connect(address, options).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct ClientOptions {

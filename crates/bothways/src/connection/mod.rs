@@ -148,6 +148,31 @@ impl std::str::FromStr for ConnectionId {
 ///
 /// Cheap to clone, and usable from any thread for as long as it is kept: once the connection is
 /// over, sending answers [`PushError::Closed`](crate::PushError::Closed).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{Client, ClientOptions, Context, Metadata, Server, service};
+///
+/// struct Chat;
+///
+/// #[service]
+/// impl Chat {
+///     async fn join(&self, cx: &mut Context) -> Result<(), String> {
+///         let caller = cx.connection().clone(); // Keep it, and send whenever you like.
+///         caller.send_message("Chat", "Say", &Metadata::new(), "welcome").map_err(|error| error.to_string())?;
+///         Ok(())
+///     }
+/// }
+///
+/// let server = Server::builder().service(Chat).build();
+/// let listening = server.listen("memu@connection").await?;
+/// let (client, mut messages) = Client::bidirectional(listening.address(), ClientOptions::new()).await?;
+/// client.call::<()>("Chat", "Join", &()).await?;
+/// let message = messages.next().await.ok_or("closed")?;
+/// assert_eq!(message.payload()?, "welcome");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Connection {
     shared: Arc<Shared>,

@@ -32,6 +32,16 @@ pub enum Sent {
 
 /// A push, encoded once for any number of connections. A clone is a counter. `Debug` shows its size: what is in it
 /// may be secret.
+///
+/// ```
+/// use bothways::{Limits, Metadata, Server, connection::{PushFrame, fan_out}};
+///
+/// let frame = PushFrame::new("News", "Flash", &Metadata::new(), b"rain", &Limits::default())?;
+/// let server = Server::builder().build();
+/// let outcome = fan_out(&server.connections(), &[frame]);
+/// assert_eq!(outcome.queued, 0); // Nobody is connected.
+/// # Ok::<(), bothways::PushError>(())
+/// ```
 #[derive(Clone)]
 pub struct PushFrame(Bytes);
 

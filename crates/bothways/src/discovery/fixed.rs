@@ -8,6 +8,17 @@ use super::{Discovery, ServerEntry};
 
 /// One server, for good.
 ///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{ClientOptions, FailMode, Peer2PeerDiscovery, SelectMode, XClient};
+///
+/// let servers = Peer2PeerDiscovery::new("tcp@127.0.0.1:8972");
+/// let client = XClient::new("Arith", FailMode::Failtry, SelectMode::RandomSelect, servers, ClientOptions::new());
+/// assert_eq!(client.servers().len(), 1);
+/// # Ok(()) }
+/// ```
+///
 /// Source: Go rpcx `client/peer2peer_discovery.go`.
 #[derive(Clone, Debug)]
 pub struct Peer2PeerDiscovery {
@@ -51,7 +62,7 @@ impl MultipleServersDiscovery {
         Self { servers: watch::Sender::new(servers.into_iter().map(Into::into).collect()) }
     }
 
-    /// From now on these servers and no others. Whoever follows the list sees it with its next call.
+    /// From now on these servers and no others. An `XClient` that follows the list sees it with its next call.
     pub fn update<E: Into<ServerEntry>>(&self, servers: impl IntoIterator<Item = E>) {
         self.servers.send_replace(servers.into_iter().map(Into::into).collect());
     }

@@ -29,6 +29,29 @@ pub use self::{
 use crate::handler::{BoxHandler, Reply, Request};
 
 /// Wraps handlers.
+///
+/// ```
+/// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+///
+/// use bothways::{Request, Server, handler::BoxHandler, layer::Layer};
+///
+/// /// Counts requests.
+/// #[derive(Clone, Default)]
+/// struct Count(Arc<AtomicU64>);
+///
+/// impl Layer for Count {
+///     fn wrap(&self, inner: BoxHandler) -> BoxHandler {
+///         let count = Arc::clone(&self.0);
+///         BoxHandler::new(move |request: Request| {
+///             count.fetch_add(1, Ordering::Relaxed);
+///             inner.handle(request)
+///         })
+///     }
+/// }
+///
+/// let count = Count::default();
+/// let server = Server::builder().layer(count.clone()).build();
+/// ```
 pub trait Layer: Send + Sync {
     /// The handler, wrapped.
     fn wrap(&self, inner: BoxHandler) -> BoxHandler;

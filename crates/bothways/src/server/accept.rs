@@ -25,6 +25,18 @@ const WATCHED_AT_ONCE: usize = 1024;
 
 /// A server listens on an address for as long as this is kept, or until it begins to stop; then the address is free for
 /// others at once. Connections that it accepted stay.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::Server;
+///
+/// let server = Server::builder().build();
+/// let listening = server.listen("tcp@127.0.0.1:0").await?;
+/// println!("listening on {}", listening.address()); // The port that was free.
+/// drop(listening); // New clients find nobody. Those that are connected stay.
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Listening {
     address: String,

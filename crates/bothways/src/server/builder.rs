@@ -51,6 +51,20 @@ pub(super) struct Hooks {
 }
 
 /// Builds a [`Server`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{Limits, Server, layer};
+///
+/// let server = Server::builder()
+///     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+///     .layer(layer::timeout(Duration::from_secs(5)))
+///     .on_disconnect(|connection, why| println!("{} left: {why}", connection.peer_address()))
+///     .limits(Limits::default().body_bytes_max(1 << 20))
+///     .build();
+/// # assert!(server.routes().contains(&("Text".to_owned(), "Upper".to_owned())));
+/// ```
 #[must_use]
 pub struct ServerBuilder {
     router: Router,

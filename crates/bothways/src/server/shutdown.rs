@@ -1,4 +1,4 @@
-//! Stops in good order: answers what runs, says goodbye, closes. At once, or client by client.
+//! A graceful stop: answers the calls that run, says goodbye, closes. All clients at once, or one by one.
 //!
 //! ```text
 //!  shutdown   accepting ends, calls are refused ──► goodbye to all ──► nothing runs ──► all are closed
@@ -26,6 +26,18 @@ use crate::{
 };
 
 /// What a shutdown did, and what it left behind.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let server = bothways::Server::builder().build();
+/// let report = server.shutdown(Duration::from_secs(10)).await;
+/// println!("{} closed, {} cut", report.connections_closed, report.connections_cut);
+/// assert_eq!((report.connections_cut, report.calls_unfinished), (0, 0));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -275,7 +287,7 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     report
 }
 
-/// Waits until the clients have answered what the server itself has asked them. Answers how many calls are left.
+/// Waits until the clients have answered the calls of the server itself. Returns how many calls are left.
 async fn answered(shared: &Shared, deadline: Instant) -> usize {
     let mut asked = Vec::new();
     loop {

@@ -62,6 +62,19 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// A server that listens in memory, and the clients that a test connects to it. Dropping it stops the listening.
+///
+/// ```
+/// use bothways::{ClientOptions, Server, testing};
+///
+/// testing::run(async {
+///     let server = Server::builder()
+///         .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+///         .build();
+///     let network = testing::Network::new(server).await.expect("the server runs");
+///     let ann = network.client(ClientOptions::new()).await.expect("the server listens");
+///     assert_eq!(ann.client.call::<String>("Text", "Upper", "abc").await.expect("it answers"), "ABC");
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Network {
     server: Server,

@@ -9,6 +9,15 @@ use super::tls::{TlsClient, TlsServer};
 use super::{AnySocket, tcp::Tuning};
 
 /// How a [`Listener`](super::Listener) listens.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{Server, transport::ListenOptions};
+///
+/// let options = ListenOptions::default().backlog(4096).tcp_keepalive(Some(Duration::from_secs(60)));
+/// let server = Server::builder().listen_options(options).build();
+/// ```
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     pub(super) backlog: u32,
@@ -92,6 +101,15 @@ impl ListenOptions {
 }
 
 /// How [`connect`](super::connect()) connects.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{ClientOptions, transport::ConnectOptions};
+///
+/// let connect = ConnectOptions::default().connect_timeout(Duration::from_secs(2));
+/// let options = ClientOptions::new().connect_options(connect);
+/// ```
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
     pub(super) connect_timeout: Duration,

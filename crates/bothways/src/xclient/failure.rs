@@ -16,6 +16,23 @@ use crate::{
 };
 
 /// What happens when a try fails. The names are rpcx's; [the module](super#fail-modes) has a table.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{FailMode, Peer2PeerDiscovery, SelectMode, XClient, XClientOptions};
+/// # let server = bothways::Server::builder()
+/// #     .function("Bank", "Pay", |sum: i64| async move { Ok::<_, String>(sum) })
+/// #     .build();
+/// # let listening = server.listen("memu@fail mode").await?;
+/// # let servers = Peer2PeerDiscovery::new(listening.address());
+///
+/// let bank = XClient::new("Bank", FailMode::Failover, SelectMode::RandomSelect, servers, XClientOptions::new());
+/// // What must not run twice is tried once.
+/// let paid: i64 = bank.with_fail_mode(FailMode::Failfast).call("Pay", &5).await?;
+/// # assert_eq!(paid, 5);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum FailMode {
