@@ -101,7 +101,7 @@ impl<W: fmt::Write> fmt::Write for Escaped<W> {
     }
 }
 
-/// Stops whoever writes more.
+/// Stops the writer when more is written.
 struct Shown<'a, 'b> {
     f: &'a mut fmt::Formatter<'b>,
     left: usize,

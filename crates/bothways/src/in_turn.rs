@@ -62,7 +62,8 @@ impl<K: Eq + Hash> Drop for Place<K> {
             lines.remove(&self.of);
         }
         drop(lines);
-        // A waker belongs to whoever waits: it is called when nothing is locked. Who is first already looks in vain.
+        // A waker belongs to the task that waits: it is called when nothing is locked. A task that is first already
+        // looks in vain.
         if let Some(next) = next {
             next.notify_one();
         }

@@ -130,7 +130,7 @@ async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() ->
     match done.await.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime shuts down, and drops whoever waits here.
+        // The runtime shuts down, and drops the tasks that wait here.
         Err(Err(_)) => std::future::pending().await,
     }
 }

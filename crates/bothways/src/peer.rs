@@ -1,9 +1,9 @@
-//! Who counts as one peer where strangers are told apart by nothing but where they come from.
+//! What counts as one peer where strangers differ only in the address that they come from.
 
 use std::net::IpAddr;
 
 /// An address without its port, of IPv6 its network, and each other kind of socket by its listener. All of this machine's
-/// own addresses are one peer: whoever is on it has 16 million of them.
+/// own addresses are one peer: a program on it has 16 million of them.
 pub(crate) fn group(peer: &str) -> String {
     let (network, target) = peer.split_once('@').unwrap_or(("", peer));
     let Some((host, _)) = target.rsplit_once(':') else {

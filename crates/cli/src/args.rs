@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Connections(ConnectionsArgs),
     /// List a server's sessions: users, connections, what waits, what was dropped
     Sessions(SessionsArgs),
-    /// Tell what lately happened to a session: why a message did or did not arrive
+    /// Show the recent events of a session: why a message did or did not arrive
     Explain(ExplainArgs),
     /// End sessions; their clients are told why
     Kick(KickArgs),

@@ -44,7 +44,7 @@ impl Failure {
         self
     }
 
-    /// Nothing went wrong: whoever read the output has enough, as `head` has.
+    /// Nothing went wrong: the reader of the output has enough, as `head` has.
     pub(crate) fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self { exit: None, what: String::new(), hint: None },

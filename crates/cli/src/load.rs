@@ -238,7 +238,7 @@ async fn open_loop(load: &Arc<Load>, clients: &[Client], in_flight: u32, rate: u
     tally
 }
 
-/// Makes calls due, until the time is over or all connections are lost. Answers how many found theirs lost.
+/// Makes calls due, until the time is over or all connections are lost. Returns how many found theirs lost.
 fn keep_pace(load: &Load, queues: &[UnboundedSender<Instant>], rate: u32) -> u64 {
     let mut unstarted = 0;
     for number in 0_u64.. {

@@ -1,4 +1,4 @@
-//! The services of `serve` and `demo`: arithmetic for whoever calls, echoes, and what a load test wants.
+//! The services of `serve` and `demo`: arithmetic, echoes, and what a load test needs.
 
 use std::{
     collections::HashMap,

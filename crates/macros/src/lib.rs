@@ -44,7 +44,7 @@ use quote::quote;
 ///     /// Multiplies.
 ///     async fn mul(&self, args: Args) -> Result<Product, String>;
 ///
-///     /// A push: whoever sends it waits for nothing.
+///     /// A push: its sender waits for nothing.
 ///     async fn note(&self, cx: &mut Context, text: String);
 /// }
 ///

@@ -4,7 +4,7 @@ use slab::Slab;
 
 use crate::{Seq, TooManyCalls};
 
-/// Calls under way, each with whoever waits for its reply.
+/// Pending calls, each with the waiter for its reply.
 ///
 /// A call leaves in exactly one of four ways: [`complete`](Self::complete) (its reply came),
 /// [`forget`](Self::forget) (nobody waits any more: its future was dropped, or its deadline passed),
@@ -79,7 +79,7 @@ impl<W> Calls<W> {
         self.slots.as_mut()?.get_mut(place).filter(|slot| slot.generation == generation).map(|slot| &mut slot.waiter)
     }
 
-    /// Whoever waits, in no order.
+    /// The waiters, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = &W> {
         self.slots.iter().flat_map(|slots| slots.iter()).map(|(_, slot)| &slot.waiter)
     }

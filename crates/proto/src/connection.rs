@@ -37,7 +37,7 @@ pub enum Inbound<W> {
     Call(Message),
     /// A request that wants none: a oneway call at a server, a push at a client.
     Push(Message),
-    /// The reply to a call of ours, for whoever waits.
+    /// The reply to a call of ours, with its waiter.
     Reply(W, Message),
     /// A heartbeat to answer with [`Message::pong`], oneway or not.
     Ping(Message),
@@ -53,13 +53,13 @@ pub enum Inbound<W> {
     Late(Message),
 }
 
-/// Most bytes of a heartbeat, but for a Hello. Go's takes 25 bytes beside its metadata; its answer repeats all of it.
+/// Most bytes of a heartbeat, except for a Hello. Go's takes 25 bytes beside its metadata; its answer repeats all of it.
 pub const HEARTBEAT_BYTES_MAX: usize = 4 << 10;
 
 /// Heartbeats that may wait for their answer beside a full table of calls.
 const HEARTBEATS_MAX: usize = 4;
 
-/// Numbers, pending calls and manners of one connection. `W` is whoever waits for a reply.
+/// Numbers, pending calls and the negotiated state of one connection. `W` waits for a reply.
 #[derive(Debug)]
 pub struct Connection<W> {
     role: Role,

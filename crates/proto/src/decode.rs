@@ -146,7 +146,7 @@ impl Deframer {
         Some(std::mem::take(&mut self.partial))
     }
 
-    /// Drops what belongs to the frame that is passed over; answers what is behind it.
+    /// Drops what belongs to the frame that is passed over; returns what follows it.
     fn pass_over<'a>(&mut self, input: &'a [u8]) -> &'a [u8] {
         if !self.passing {
             return input;
@@ -162,8 +162,8 @@ impl Deframer {
     /// # Errors
     /// Any [`DecodeError`]. After [`DecodeError::MetadataTooLarge`], and after a [`DecodeError::TooLarge`] of at most
     /// [`Limits::passed_over_bytes`], the stream goes on behind that frame, of which nothing is kept as it comes. After
-    /// any other it cannot: every later call answers `None`. Whose frame it was says [`Self::refused`], and whether the
-    /// stream goes on [`Self::is_broken`].
+    /// any other it cannot: every later call returns `None`. [`Self::refused`] says whose frame it was, and
+    /// [`Self::is_broken`] whether the stream goes on.
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
         let (frames, chunk_len) = match self.finished.is_empty() {
             true => (&mut self.ready, self.ready_len as usize),
@@ -249,7 +249,7 @@ impl Deframer {
         }
     }
 
-    /// Moves into `partial` what it lacks, at most; answers what is left of `input`.
+    /// Moves into `partial` what it lacks, at most; returns what is left of `input`.
     fn fill_partial<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> &'a [u8] {
         if self.partial_len == 0 {
             let lacking = (PREFIX_LEN - self.partial.len()).min(input.len());

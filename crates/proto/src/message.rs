@@ -60,7 +60,7 @@ impl Message {
     /// Reads a whole frame, prefix included. Everything a peer can get wrong in it is an error;
     /// `docs/go-differences.md` compares each with Go. The payload stays as it travelled.
     ///
-    /// Takes the frame as it is: [`Limits::body_bytes_max`] is a matter of whoever cut it off the stream.
+    /// Takes the frame as it is: [`Limits::body_bytes_max`] was checked when it was cut off the stream.
     ///
     /// # Errors
     /// Any [`DecodeError`] but those of [`Self::payload`] and [`DecodeError::TooLarge`].
@@ -209,7 +209,7 @@ impl Message {
     }
 
     /// Copies the frame out of its read if it is less than half of that: from here on this message
-    /// keeps at most twice its own bytes. For whoever keeps messages; clones and payloads that were
+    /// keeps at most twice its own bytes. For code that keeps messages; clones and payloads that were
     /// taken before are as they were.
     pub fn compact(&mut self) {
         if self.frame.len() < self.chunk_len as usize / 2 {

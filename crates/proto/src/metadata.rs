@@ -10,7 +10,7 @@ pub mod keys {
     pub const RESERVED_PREFIX: &str = "_bw.";
     /// The admin token of a request to the admin service.
     pub const ADMIN_TOKEN: &str = "_bw.admin";
-    /// Keys whose values nothing may show: whoever has one is let in.
+    /// Keys whose values nothing may show: they let their bearer in.
     pub const SECRETS: [&str; 3] = [AUTH, ADMIN_TOKEN, SESSION_KEY];
 
     /// True for a key whose value must not be shown, in whatever case its letters are.
@@ -289,7 +289,7 @@ impl Metadata {
         }
     }
 
-    /// Copies the pairs out of whatever they came in: from here on they keep nothing else alive. For whoever keeps them.
+    /// Copies the pairs out of whatever they came in: from here on they keep nothing else alive. For code that keeps them.
     pub fn compact(&mut self) {
         if !self.is_empty() {
             self.block = Bytes::copy_from_slice(&self.block);

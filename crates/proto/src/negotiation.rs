@@ -118,7 +118,7 @@ impl Hello {
     }
 }
 
-/// What a server answers to a [`Hello`].
+/// A server's answer to a [`Hello`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Welcome {
     /// The version that both speak: the lower of the two.

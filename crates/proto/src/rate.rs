@@ -89,7 +89,7 @@ impl TokenBucket {
         Ok(())
     }
 
-    /// Takes so many tokens, whether they are there or not. Answers how long until the debt is paid; zero if there
+    /// Takes so many tokens, whether they are there or not. Returns how long until the debt is paid; zero if there
     /// is none.
     pub fn charge(&mut self, now: Duration, count: u32) -> Duration {
         self.refill(now);

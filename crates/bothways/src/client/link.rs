@@ -61,7 +61,7 @@ use crate::{
 pub(super) struct Link {
     address: Address,
     options: ClientOptions,
-    /// Where the client was made: whoever calls from elsewhere borrows its clock.
+    /// The runtime in which the client was made. Callers on other threads use its clock.
     runtime: Handle,
     state: watch::Sender<State>,
     /// Held while a connection is found to stand, or to fail before it does: events come in the order of the states.
@@ -336,7 +336,7 @@ impl Link {
             }
             connection.close();
         }
-        // Whoever waits for the end of a stream is woken outside of the lock.
+        // Tasks that wait for the end of a stream are woken outside of the lock.
         let ears = self.ears.lock().take();
         if let Some(ears) = &ears
             && has_ended

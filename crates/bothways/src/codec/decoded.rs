@@ -2,7 +2,7 @@
 //! in memory.
 //!
 //! Both readers of serde types count the elements of lists and the entries of maps as they come, by the size of their
-//! types, and stop at [`DECODED_BYTES_MAX`]. What one payload took is then known to whoever runs its request.
+//! types, and stop at [`DECODED_BYTES_MAX`]. The code that runs the request then knows what its payload took.
 
 use std::{
     cell::Cell,
@@ -57,7 +57,7 @@ pub(super) fn count_element<T, E: Error>() -> Result<(), E> {
     if const { size_of::<T>() <= SMALL_BYTES } { Ok(()) } else { count(const { size_in_memory::<T>() }) }
 }
 
-/// A key or a value of a map. Its tables are at least half full, but for that of the first entry.
+/// A key or a value of a map. Its tables are at least half full, except for that of the first entry.
 #[inline]
 pub(super) fn count_entry<T, E: Error>(is_first: bool) -> Result<(), E> {
     if is_first {

@@ -295,7 +295,7 @@ mod tests {
         inner: Option<Box<Person>>,
     }
 
-    /// Go takes the exact name, else one that is the same but for case.
+    /// Go takes the exact name, or else a name that differs only in case.
     #[test]
     fn names_of_fields_may_come_in_any_case() {
         let person = |wire: &str| read::<Person>(wire).unwrap();

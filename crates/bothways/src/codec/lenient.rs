@@ -469,7 +469,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Entries<A> {
     }
 }
 
-/// The entries of a map that is read as a struct. A key that is the name of a field but for its case becomes
+/// The entries of a map that is read as a struct. A key that differs from the name of a field only in case becomes
 /// that name, unless another field has exactly this one.
 struct AnyCase<A> {
     inner: Lenient<A>,

@@ -50,7 +50,7 @@ impl State {
 }
 
 impl Locked<'_> {
-    /// No reply will be read any more: whoever waits for one is told. What is on its way still
+    /// No reply will be read any more: the callers that wait for one are told. What is on its way still
     /// leaves, so that a call is only called unwritten if it can be taken back.
     fn fail_calls(&mut self, reason: &CloseReason) {
         let heard = was_heard(self.proto.role(), reason);
@@ -211,7 +211,7 @@ impl Connection {
     }
 
     /// Takes nothing more of the peer: what runs is answered, then the connection ends. If it is waited for the answers
-    /// of the peer, these are still read, and whoever stops the connection ends it.
+    /// of the peer, these are still read, and the caller that stops the connection ends it.
     pub(crate) fn end_once_answered(&self) {
         let mut state = self.shared.state.lock();
         if matches!(state.phase, Phase::Open) && state.proto.calls().is_empty() {

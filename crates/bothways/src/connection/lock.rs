@@ -1,6 +1,6 @@
 //! The lock of a connection, and what waits until it is free.
 //!
-//! Wakers belong to whoever waits: an executor's own waker may look at the connection it is woken for. So do the
+//! Wakers belong to the tasks that wait: an executor's own waker may look at the connection it is woken for. So do the
 //! payloads of an application, which may be dropped here. Neither runs under the lock: a guard collects them, and
 //! lets them run when it has let go.
 

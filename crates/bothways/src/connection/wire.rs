@@ -381,7 +381,7 @@ mod tests {
         assert_eq!((wire.tail.len(), wire.bytes()), (2, 2 * SHARE_BYTES));
     }
 
-    /// What a socket did not take keeps no read alive that it is a slice of, but for what is large, or for many.
+    /// What a socket did not take keeps the read alive that it is a slice of only if it is large, or for many connections.
     #[test]
     fn what_a_socket_did_not_take_is_a_copy() {
         let read = Bytes::from(vec![1; 2 * COPY_BYTES]);

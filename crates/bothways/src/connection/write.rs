@@ -1,4 +1,4 @@
-//! Who writes, and when: whoever adds a frame to an idle outbox, outside the lock.
+//! Writes to the socket. The caller that adds a frame to an idle outbox writes it at once, outside the lock.
 
 use std::{
     io::{self, IoSlice},
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::connection::{alone::alone, lanes::Lane};
 
-    /// Whoever waits for room in the queue of pushes is told when one leaves it for the writer, and not when a reply does.
+    /// Callers that wait for room in the queue of pushes are woken when a push leaves it, and not when a reply does.
     #[tokio::test(start_paused = true)]
     async fn a_push_that_is_taken_to_be_written_makes_room() {
         let (connection, _far) = alone(Role::Server);

@@ -1,11 +1,11 @@
-//! Who writes to a connection's socket, and when whom has to take over.
+//! The rules by which one of several writes to a connection's socket, and another takes over.
 //!
 //! ```text
 //!          begin                          finish
 //!  Idle ─────────► Busy ──┬─ all is written ─────────────► Idle
 //!   ▲                ▲    ├─ the socket is full ─────────► Blocked     the driver waits for it
 //!   │                │    ├─ a caller wrote enough ──────► LeftOff     the driver is woken, and
-//!   │                │    │                                  │         gives way to others once
+//!   │                │    │                                  │         yields to others once
 //!   │                │    ├─ the driver wrote enough ────► Blocked ◄┘  and goes on
 //!   └── it failed ───┼────┘                                  │
 //!                    └──────────── the driver ◄──────────────┘
@@ -17,7 +17,7 @@
 /// Who writes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Writer {
-    /// Nobody: whoever adds a frame may write.
+    /// Nobody: the next that adds a frame may write.
     #[default]
     Idle,
     /// Somebody does, outside the lock, and will look again when done.
@@ -31,7 +31,7 @@ pub(super) enum Writer {
 /// Who wants to write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Hand {
-    /// Whoever added a frame. It never waits for the socket.
+    /// The caller that added a frame. It never waits for the socket.
     Caller,
     /// The connection's task, which does.
     Driver,
@@ -158,7 +158,7 @@ pub(super) enum Ended<E> {
 }
 
 /// Writes until nothing is left, the turn is over or the socket is full. `write` is given what was taken and how much
-/// was written in this turn; it answers how many bytes the socket took. The lock is held again at the end.
+/// was written in this turn; it returns how many bytes the socket took. The lock is held again at the end.
 pub(super) fn write<'a, D: Desk, E>(
     desk: &'a D,
     mut guard: D::Guard<'a>,

@@ -1,4 +1,4 @@
-//! Where servers are: lists that change, whoever keeps them.
+//! Where servers are: lists that change, from any source.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -27,12 +27,12 @@ pub use self::{
 /// that follows. Only the newest list counts: one that was replaced before anybody read it is never
 /// seen. Lists are raw: who is inactive, and who is of which group, the caller sorts out.
 ///
-/// Whoever subscribes also keeps the discovery. One that watches a registry does so in a task of its
+/// A subscriber also keeps the discovery. One that watches a registry does so in a task of its
 /// own, ends it when it is dropped, and keeps its last list while the registry is away: servers do
 /// not vanish because a registry does.
 ///
 /// A list that is empty is taken for such a registry: an [`XClient`](crate::XClient) that has servers keeps
-/// them, with their sessions, until a list names one. Who wants none any more closes the client.
+/// them, with their sessions, until a list names one. To leave them all, close the client.
 ///
 /// ```
 /// use std::sync::Arc;

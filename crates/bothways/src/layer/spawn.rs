@@ -41,7 +41,7 @@ impl Layer for Spawn {
         BoxHandler::new(move |request: Request| {
             let inner = inner.clone();
             async move {
-                // Whoever is not ready at its first poll gets a task.
+                // A handler that is not ready at its first poll gets a task.
                 let mut is_polled = false;
                 poll_fn(|cx: &mut Context<'_>| {
                     if std::mem::replace(&mut is_polled, true) {

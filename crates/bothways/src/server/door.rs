@@ -6,7 +6,7 @@
 //!                                           later and later
 //! ```
 //!
-//! A right token is let in whatever others guess: it is looked at before anybody waits. Whoever guesses a short token at
+//! A right token is let in whatever others guess: it is looked at before anybody waits. A peer that guesses a short token at
 //! a pace that no operator has is not looked at for a while, and neither is an operator at the same address then; a token
 //! of [`LONG_TOKEN`] characters nobody guesses, at whatever pace.
 
@@ -260,7 +260,7 @@ impl Door {
         let now = self.began.elapsed();
         let mut guesses = self.guesses.lock();
         if PEERS_MAX <= guesses.len() && !guesses.contains_key(&peer) {
-            // Whoever may guess as often as a stranger is one.
+            // A peer that may guess as often as a stranger is one.
             guesses.retain(|_, bucket| bucket.clone().take(now, GUESSES.burst_max()).is_err());
         }
         let peer = if PEERS_MAX <= guesses.len() && !guesses.contains_key(&peer) { String::new() } else { peer };
@@ -314,7 +314,7 @@ impl Inlet for AdminInlet {
         true
     }
 
-    /// Whoever has no token gets no further than this.
+    /// A peer without the token gets no further than this.
     fn hello_shows_token(&self) -> bool {
         false
     }

@@ -59,7 +59,7 @@ impl AuthRequest {
     ///
     /// static SERVER: OnceLock<Server> = OnceLock::new();
     ///
-    /// // One session a user: whoever logs in sends the user's other sessions away, and never this client's own.
+    /// // One session a user: a login sends the user's other sessions away, and never this client's own.
     /// let server = Server::builder().auth(|request| async move {
     ///     let user = request.token.clone();
     ///     let (Some(server), Some(session)) = (SERVER.get(), request.session()) else { return Err("try again") };

@@ -1,7 +1,7 @@
 //! The places of those at an admin address who have not shown its token: few, and the newest has one.
 //!
 //! An operator needs a place for as long as its first request takes. So nobody is kept out by those who were there
-//! before: whoever has a place longest, of the peer that has too many, makes way.
+//! before: of the peer that has too many places, the connection that has its place longest makes way.
 
 use std::{
     cmp::Reverse,
@@ -94,7 +94,7 @@ impl Place {
         self.number
     }
 
-    /// Waits until whoever has it has shown the token (true), or makes way for another one. Not called again then.
+    /// Waits until the connection has shown the token (true), or makes way for another one. Not called again then.
     pub(super) async fn ended(&mut self) -> bool {
         (&mut self.told).await.is_ok()
     }

@@ -47,7 +47,7 @@ macro_rules! delegate {
 }
 
 impl AnySocket {
-    /// True for a bare socket of the system: the end of its runtime wakes whoever waits for it.
+    /// True for a bare socket of the system: the end of its runtime wakes the tasks that wait for it.
     pub(crate) fn can_rest(&self) -> bool {
         match self {
             Self::Tcp(_) => true,

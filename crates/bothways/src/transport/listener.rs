@@ -139,7 +139,7 @@ impl Listener {
     }
 }
 
-/// A listener that whoever holds a clone can close at once: its address is free when [`Self::close`] returns, also
+/// A listener that the holder of any clone can close at once: its address is free when [`Self::close`] returns, also
 /// while a task accepts from it.
 #[derive(Clone, Debug)]
 pub(crate) struct Closable(Arc<Mutex<Option<Listener>>>);

@@ -8,7 +8,7 @@ use std::{
 /// One end of a stream of bytes, as a connection uses it.
 ///
 /// Only the connection's own task calls the `poll_` methods. [`try_write`](Self::try_write) may be
-/// called by any thread, one at a time: whoever finds the connection idle writes at once instead of
+/// called by any thread, one at a time: a caller that finds the connection idle writes at once instead of
 /// waking the task.
 ///
 /// The task answers every wake-up with [`poll_read`](Self::poll_read), whatever else it does: a

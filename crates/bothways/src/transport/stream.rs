@@ -28,7 +28,7 @@ pub struct FromAsync<S> {
 #[derive(Debug)]
 struct Inner<S> {
     stream: S,
-    /// How a write failed of which nobody knows how much had left: whoever writes or flushes next is told.
+    /// How a write failed of which nobody knows how much had left: the next write or flush returns it.
     failed: Option<io::Error>,
 }
 

@@ -173,7 +173,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
 }
 
 /// The lock of a socket's folder, while its file is taken or removed. The system gives it back with a process that
-/// ends. `None`: the folder cannot be locked, and whoever starts at the same moment may get in between.
+/// ends. `None`: the folder cannot be locked, and a server that starts at the same moment may get in between.
 fn try_lock_folder(path: &Path) -> Result<Option<fs::File>, TryLockError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(folder) = fs::File::open(parent) else { return Ok(None) };
@@ -220,7 +220,7 @@ impl OwnFile {
 
 impl Drop for OwnFile {
     fn drop(&mut self) {
-        // Whoever starts now may be about to take its place. Held for a moment only, and never over an await.
+        // A server that starts now may be about to take its place. Held for a moment only, and never over an await.
         let lock = (0..50).find_map(|_| {
             let lock = try_lock_folder(&self.path);
             if lock.is_err() {

@@ -195,7 +195,7 @@ impl<'de> Reader<'de> {
         let bytes = self.slice(len)?;
         match str::from_utf8(bytes) {
             Ok(text) => visitor.visit_borrowed_str(text),
-            // Go's strings hold any bytes: whoever asked for bytes gets them.
+            // Go's strings hold any bytes: a type that asks for bytes gets them.
             Err(error) => visitor.visit_borrowed_bytes(bytes).map_err(|_: Error| Error::NotText(error)),
         }
     }

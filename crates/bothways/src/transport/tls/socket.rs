@@ -29,7 +29,7 @@ struct Tls {
     /// Of the task that polls, to be woken when others leave it something to send.
     task: Option<Waker>,
     ended: bool,
-    /// How sending failed after bytes were encrypted: whoever writes or flushes next is told.
+    /// How sending failed after bytes were encrypted: the next write or flush returns it.
     failed: Option<io::Error>,
 }
 
@@ -86,7 +86,7 @@ impl<S: Socket> Socket for TlsSocket<S> {
     }
 
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        // Whoever finds the task at work leaves the bytes to it instead of waiting.
+        // A caller that finds the task at work leaves the bytes to it instead of waiting.
         let mut tls = self.tls.try_lock().ok_or(io::ErrorKind::WouldBlock)?;
         tls.check_failed()?;
         tls.try_send(&self.below)?;
