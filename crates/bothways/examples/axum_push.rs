@@ -48,7 +48,7 @@ async fn post_letter(address: &str, user: &str, text: &str) -> std::io::Result<S
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Anyone with a token is the user of that name. A real server checks it.
+    // The token is the user's name. A real server looks it up.
     let server = Server::builder()
         .auth(|request| async move {
             request.session().ok_or("the client has left")?.bind_user(&request.token);

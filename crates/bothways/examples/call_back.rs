@@ -1,4 +1,4 @@
-//! A server that calls its client, and gets an answer, before it answers the client's own call.
+//! A server that calls its client back, and waits for the reply, before it answers the client's own call.
 //!
 //! `cargo run --example call_back`
 

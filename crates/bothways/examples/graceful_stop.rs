@@ -1,5 +1,5 @@
-//! A server that stops when it is asked to: calls that run are answered, clients are told to come back, and the report says
-//! what was left. Ctrl-C and SIGTERM stop it; with the argument `now` it stops itself while a call runs.
+//! A server that stops gracefully: calls that run are answered, clients are told to come back, and the report says what was
+//! left. Ctrl-C and SIGTERM stop it. With the argument `now` it stops itself while a call runs.
 //!
 //! `cargo run --example graceful_stop now`
 
@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         async move { client.call::<String>("Greeter", "Hello", "ann").await }
     });
 
-    // Ask for the signals before telling anybody that the server is there: from then on they do not end the process.
+    // From here on the signals do not end the process any more.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     if std::env::args().nth(1).is_some_and(|argument| argument == "now") {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     }
 
-    // No new connections from here on. What runs has ten seconds.
+    // No new connections from here on. Calls that run have ten seconds.
     drop(listening);
     let report = server.shutdown(Duration::from_secs(10)).await;
     println!("the call that ran: {:?}", greeting.await?);

@@ -7,7 +7,7 @@ use bothways::{Client, ClientOptions, Push, Server, Stage, Target};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Whoever has a token is the user of that name. A real server checks it.
+    // The token is the user's name. A real server looks it up.
     let server = Server::builder()
         .auth(|request| async move {
             match (request.token.strip_prefix("bearer "), request.session()) {

@@ -15,7 +15,7 @@ use bothways::{
     },
 };
 
-/// Who has which token. A real one asks a database, and may answer "not now".
+/// Tokens and their users. A real store asks a database, and may say "not now".
 #[derive(Clone, Default)]
 struct Users(Arc<RwLock<HashMap<String, String>>>);
 

@@ -9,7 +9,7 @@ use bothways::{
     session::{Position, PresenceChange, TopicOptions},
 };
 
-/// Prints what comes until this many messages of the room have come. Who comes and who leaves is told between them.
+/// Prints what arrives until this many messages of the room have arrived. Changes of presence arrive between them.
 async fn read(name: &str, messages: &mut ServerMessages, count: usize) -> Result<(), Box<dyn std::error::Error>> {
     let mut seen = 0;
     while seen < count {

@@ -16,9 +16,9 @@ struct Note {
 /// What a server offers to clients.
 #[service]
 trait Desk {
-    /// Signs in under a name, and answers how many are there.
+    /// Signs in under a name, and returns how many are signed in.
     async fn sign_in(&self, cx: &mut Context, name: String) -> Result<usize, String>;
-    /// Hands a note to everybody who is signed in.
+    /// Pushes a note to everyone who is signed in.
     async fn post(&self, note: Note) -> Result<usize, String>;
 }
 

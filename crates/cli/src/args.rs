@@ -137,9 +137,9 @@ pub(crate) struct DemoArgs {
 
 Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`.
 
-Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, whoever asks, and
+Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
 subscribes it. Every caller of Arith is remembered, and gets the push `abcde` each second as
-test_service_path.test_service_method. Ctrl-C or SIGTERM stops in good order; a second one at once."))]
+test_service_path.test_service_method. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
 pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(value_name = "ADDR", default_value = "tcp@127.0.0.1:8972")]

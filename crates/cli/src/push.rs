@@ -251,7 +251,7 @@ mod tests {
         assert!(judge(&none, true).is_ok(), "everyone may be nobody");
     }
 
-    /// Who asked how far it comes, and was too early, is told so by the exit code.
+    /// The exit code says that a wanted stage was not reached in time.
     #[test]
     fn what_is_not_reached_in_time_is_no_success() {
         let none = AdminPushOutcome::default();
