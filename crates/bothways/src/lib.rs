@@ -47,7 +47,7 @@
 //! | let clients subscribe to topics | [`session::TopicOptions`], [`Client::subscribe`] |
 //! | know why a message did not arrive | [`Server::explain`] |
 //! | stop without losing calls | [`Server::shutdown`], [`Server::drain`] |
-//! | bound what a peer can cost | [`Limits`], [`ServerBuilder`], [`ClientOptions`] |
+//! | bound what a peer can cost | [`ServerOptions`] and its groups, [`ClientOptions`], [`Limits`] |
 //! | test an application | [`testing`](https://docs.rs/bothways/latest/bothways/testing/), a feature |
 //!
 //! # From the server to clients
@@ -99,7 +99,7 @@
 //! | `tls` | TLS by rustls with ring, and client certificates | yes |
 //! | `protobuf` | Protocol Buffers by prost | no |
 //! | `thrift` | Thrift's binary protocol by Apache's crate | no |
-//! | `config` | options that `serde` reads from a file: [`ServerOptions`], [`ClientOptions`] and theirs | no |
+//! | `config` | options that a program reads from a file with serde: [`ServerOptions`] and its groups | no |
 //! | `testing` | a server and clients in memory for tests: virtual time, and connections that break where you say | no |
 //!
 //! A feature adds to what is there and changes nothing.
