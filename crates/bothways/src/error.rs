@@ -23,7 +23,7 @@ use crate::codec::CodecError;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// The handler ran and answered with an error, or the peer refused the call; the text is the
+    /// The handler ran and returned an error, or the peer refused the call; the text is the
     /// peer's own. A Bothways peer adds a code to its own refusals.
     #[error("{ANSWERED}{}", one_line(&said_once(.text)))]
     Remote {
@@ -48,25 +48,25 @@ pub enum CallError {
     /// There is no connection, and none could be made. The call was not sent.
     #[error("not connected: {0}")]
     NotConnected(ConnectError),
-    /// The peer does not take calls, as it did not negotiate them, or not this one: it has said which methods it
-    /// handles. Nothing was sent.
+    /// The peer does not accept calls, because it did not negotiate them, or not this one: it has announced the methods
+    /// that it handles. Nothing was sent.
     #[error(
-        "the peer takes no such call: it speaks plain rpcx, in which only clients call, or does not handle the method"
+        "the peer does not accept this call: it speaks plain rpcx, where only clients call, or has no such method"
     )]
     NotSupported,
-    /// Too many calls wait for a reply already (`calls_pending_max`). Nothing was sent.
-    #[error("{max} calls wait for a reply already (`calls_pending_max`); nothing was sent")]
+    /// Too many calls already wait for a reply (`calls_pending_max`). Nothing was sent.
+    #[error("{max} calls already wait for a reply (`calls_pending_max`); nothing was sent")]
     TooManyCalls {
         /// The limit.
         max: usize,
     },
     /// Too many bytes of calls wait for a peer that does not read (`call_bytes_max`). Nothing was sent.
-    #[error("{bytes} bytes of calls wait already for the peer to read (`call_bytes_max`); nothing was sent")]
+    #[error("{bytes} bytes of calls already wait for the peer to read them (`call_bytes_max`); nothing was sent")]
     QueueFull {
         /// The bytes that wait.
         bytes: usize,
     },
-    /// The application named what belongs to the framework. Nothing was sent.
+    /// The application used a name that belongs to the framework. Nothing was sent.
     #[error(transparent)]
     ReservedMetadata(#[from] ReservedName),
     /// The arguments could not be encoded. Nothing was sent.
@@ -81,11 +81,11 @@ pub enum CallError {
     /// No server to choose from.
     #[error("no server: {}", one_line(.0))]
     NoServer(String),
-    /// No client to call: the user has no session, or its client stayed away. Nothing was sent.
+    /// No client to call: the user has no session, or the client did not come back in time. Nothing was sent.
     #[error("no client: {}", one_line(.0))]
     NoClient(String),
     /// Too few of the user's clients succeeded.
-    #[error("{answered} of the {wanted} clients that are wanted answered; another: {error}")]
+    #[error("{answered} of {wanted} clients succeeded; one of the others: {error}")]
     NoQuorum {
         /// How many had to.
         wanted: usize,
@@ -415,7 +415,7 @@ pub enum PushError {
     /// ([`OutgoingOptions::push_queue`](crate::OutgoingOptions::push_queue)), or its session
     /// ([`SessionOptions::log`](crate::SessionOptions::log)). Nothing was queued.
     #[error(
-        "{frames} messages of {bytes} bytes wait for the peer already (a server's `outgoing.push_queue`; `sessions.log` for what a \
+        "{frames} messages of {bytes} bytes already wait for the peer (a server's `outgoing.push_queue`; `sessions.log` for what a \
          session is pushed)"
     )]
     Full {
@@ -443,7 +443,7 @@ pub enum PushError {
     #[error("no client: {}", one_line(.0))]
     NoClient(String),
     /// The client has announced what its handlers take, and this is not among it. Nothing was queued.
-    #[error("the client has no handler for this, by what it announced")]
+    #[error("the client has announced no handler for this")]
     NotSupported,
 }
 
@@ -457,8 +457,8 @@ pub enum CloseReason {
     /// The peer closed it between two frames.
     #[error("closed by the peer")]
     PeerClosed,
-    /// The peer closed it within a frame: that frame is lost.
-    #[error("closed by the peer within a frame")]
+    /// The peer closed it in the middle of a frame: that frame is lost.
+    #[error("closed by the peer in the middle of a frame")]
     PeerClosedMidFrame,
     /// The socket failed.
     #[error("the socket failed: {0}")]
@@ -470,7 +470,7 @@ pub enum CloseReason {
     #[error("the peer misbehaved: {0}")]
     Misbehaved(PeerMisbehaved),
     /// The peer was silent for too long and did not answer a heartbeat.
-    #[error("the peer is gone: silent for {silent:?} in spite of a heartbeat")]
+    #[error("the peer is gone: no answer to the heartbeat for {silent:?}")]
     Gone {
         /// How long nothing came.
         silent: Duration,
@@ -482,7 +482,7 @@ pub enum CloseReason {
     #[error("no frame within {0:?} of connecting (`timeouts.first_frame`)")]
     NoFirstFrame(Duration),
     /// A frame of the peer began and did not go on.
-    #[error("a frame stands still: {bytes} bytes of it in the last {within:?} (`timeouts.frame_progress`)")]
+    #[error("a frame arrives too slowly: {bytes} bytes in the last {within:?} (`timeouts.frame_progress`)")]
     SlowFrame {
         /// Bytes of it that came within the time.
         bytes: usize,
@@ -490,7 +490,7 @@ pub enum CloseReason {
         within: Duration,
     },
     /// There was no room for a frame of the peer.
-    #[error("no room for a frame of {bytes} bytes: so many are held that have not arrived whole (`partial_bytes_max`)")]
+    #[error("no room for a frame of {bytes} bytes: too many partial frames are held (`partial_bytes_max`)")]
     NoRoom {
         /// Bytes of the frame.
         bytes: usize,
@@ -612,7 +612,7 @@ pub enum ConnectError {
         reason: String,
     },
     /// The server took the connection, and did not answer the Hello in time. A rpcx server of any kind does.
-    #[error("{address} took the connection and did not answer the Hello within {after:?} (`connect_timeout`)")]
+    #[error("{address} accepted the connection but did not answer the Hello within {after:?} (`connect_timeout`)")]
     NoAnswer {
         /// Where to.
         address: String,
@@ -701,7 +701,7 @@ impl ConnectError {
     }
 }
 
-/// Why a text is no address.
+/// Why a text is not an address.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
@@ -716,7 +716,7 @@ pub enum AddressError {
         known: &'static str,
     },
     /// The part behind `@` is not right for its network.
-    #[error("`{address}` is no address: {why}")]
+    #[error("`{address}` is not an address: {why}")]
     Malformed {
         /// The whole text.
         address: String,
@@ -884,7 +884,7 @@ mod tests {
         assert_eq!(text, "the peer answered: command failed with 1");
         let error = CallError::NoQuorum { wanted: 2, answered: 1, error: Box::new(answered("no")), may_have_run: true };
         let text = answered(&error.to_string()).to_string();
-        assert_eq!(text, "the peer answered: 1 of the 2 clients that are wanted answered; another: no");
+        assert_eq!(text, "the peer answered: 1 of 2 clients succeeded; one of the others: no");
         assert_eq!(answered("the peer answered: no").remote_text(), Some("the peer answered: no"), "as it came");
     }
 

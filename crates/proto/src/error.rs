@@ -150,13 +150,13 @@ pub struct TooManyCalls {
 pub enum PeerMisbehaved {
     /// A client sent a response to a call without having negotiated calls, or to a heartbeat without
     /// having negotiated those. A Go server would run it as a request.
-    #[error("the client sent a response (number {0}) although nothing that it may answer was negotiated")]
+    #[error("the client sent a response (number {0}), but calls to clients were not negotiated")]
     ReplyFromPlainClient(Seq),
     /// A server that did not negotiate sent a request that wants a reply.
-    #[error("the server sent a call (number {0}) although no calls to clients were negotiated")]
+    #[error("the server sent a call (number {0}), but calls to clients were not negotiated")]
     CallFromPlainServer(Seq),
     /// A server that did not negotiate sent a heartbeat request.
-    #[error("the server sent a heartbeat request (number {0}) although none was negotiated")]
+    #[error("the server sent a heartbeat request (number {0}), but these were not negotiated")]
     PingFromPlainServer(Seq),
     /// A client acknowledged a push that it was never sent, or in a form that is none.
     #[error("the client acknowledged what it was never sent")]
@@ -174,6 +174,6 @@ pub enum PeerMisbehaved {
     LateHello,
     /// A heartbeat of more than [`HEARTBEAT_BYTES_MAX`](crate::HEARTBEAT_BYTES_MAX) bytes. Each is answered with as
     /// many.
-    #[error("the peer sent a heartbeat of {0} bytes; 4096 is the most")]
+    #[error("the peer sent a heartbeat of {0} bytes; at most 4096 are allowed")]
     LargeHeartbeat(usize),
 }

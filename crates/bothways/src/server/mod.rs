@@ -1,4 +1,4 @@
-//! Accepts clients, authenticates them, routes their requests, and stops in good order.
+//! Accepts clients, authenticates them, routes their requests, and stops gracefully.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -188,7 +188,7 @@ pub struct WeakServer {
 }
 
 impl WeakServer {
-    /// The server, if anybody keeps it: a handle, or one of its connections.
+    /// The server, if a handle or one of its connections still keeps it.
     pub fn upgrade(&self) -> Option<Server> {
         self.shared.upgrade().map(|shared| Server { shared })
     }
@@ -207,7 +207,7 @@ impl Server {
         WeakServer { shared: Arc::downgrade(&self.shared) }
     }
 
-    /// What a server is made of.
+    /// Builds a server from services, hooks and options.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::new()
     }
@@ -304,12 +304,12 @@ impl Server {
         connections
     }
 
-    /// The open connection of this number.
+    /// The open connection with this id.
     pub fn connection(&self, id: ConnectionId) -> Option<Connection> {
         self.shared.connections.lock().get(&id).cloned()
     }
 
-    /// Sends one message to one client, unasked. Never waits for the client.
+    /// Sends one message to one client. Never waits for the client.
     ///
     /// # Errors
     /// As [`Connection::send_message`].
@@ -344,13 +344,13 @@ impl Server {
         Ok(fan_out(&connections, &[frame]))
     }
 
-    /// Pushes to every session that `target` names. The push is encoded once, and nobody waits for anybody.
+    /// Pushes to every session that `target` names. The push is encoded once, and no client waits for another.
     ///
-    /// When this returns it is in the queue of each session, in order: that costs the caller's thread a few locks for
-    /// each. To more than 4,096 sessions a task writes, which lets others run. A push to very many goes behind
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) where its thread has other work.
+    /// When this returns, the push is in the queue of each session, in order: that costs the caller's thread a few locks
+    /// for each. For more than 4,096 sessions a task does the writing, and yields to others. If the calling thread has
+    /// other work, make a push to very many sessions from [`spawn_blocking`](tokio::task::spawn_blocking).
     ///
-    /// The receipt says what becomes of it for each; no target at all means that there was no route.
+    /// The receipt says what becomes of it for each session. A receipt without targets means that no session was named.
     ///
     /// # Errors
     /// [`SendError`]: nobody got it.
@@ -360,8 +360,8 @@ impl Server {
         Ok(receipt)
     }
 
-    /// As [`Self::push`], and tells the end of each target as it comes: which session has handled it, and which
-    /// never will.
+    /// As [`Self::push`], with a stream of the end of each target: which session has handled it, and which never
+    /// will.
     ///
     /// ```no_run
     /// # async fn example(server: bothways::Server) -> Result<(), Box<dyn std::error::Error>> {
@@ -384,16 +384,15 @@ impl Server {
         Ok((receipt, outcomes))
     }
 
-    /// Publishes to a topic: pushes to every session that subscribes to it, each once, and keeps the push if
+    /// Publishes to a topic: pushes to every session that subscribes to it, once to each, and keeps the push if
     /// the topic has a [history](crate::session::TopicOptions::history).
     ///
-    /// When it returns, the push is in the queue of each of its sessions. Those of more than 4,096 are written to by a task
-    /// of the runtime, if it is called within one; up to so many are written to before it returns, as by
-    /// [`Self::push`]. If the server keeps as many topics as it may, those who are there get the push, and it is not
-    /// kept.
+    /// When this returns, the push is in the queue of each session. Up to 4,096 sessions are written to before it returns,
+    /// as by [`Self::push`]; for more, a task of the runtime does it. If the server already keeps its maximum of topics,
+    /// the subscribers get the push, and it is not kept.
     ///
-    /// Clients that know of topics see the pair `_bw.t` with the topic; of one with history also `_bw.te` and
-    /// `_bw.to`, epoch and offset. Others see the push as it is.
+    /// Clients that use topics see the pair `_bw.t` with the topic, and for a topic with history also `_bw.te` and
+    /// `_bw.to`, its epoch and offset. Other clients see the push without these pairs.
     ///
     /// ```
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -422,7 +421,7 @@ impl Server {
         Ok(receipt)
     }
 
-    /// As [`Self::publish`], and tells the end of each target as it comes, as [`Self::push_each`] does.
+    /// As [`Self::publish`], with a stream of the end of each target, as [`Self::push_each`] has it.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -432,8 +431,8 @@ impl Server {
         Ok((receipt, outcomes))
     }
 
-    /// Who is in a topic whose options say that [presence](crate::session::TopicOptions::presence) is shown;
-    /// nobody is in any other.
+    /// The members of a topic whose options show [presence](crate::session::TopicOptions::presence); for any other topic
+    /// the list is empty.
     ///
     /// # Errors
     /// [`SendError::Topic`]: it is the name of no topic.
@@ -449,18 +448,18 @@ impl Server {
         Ok(self.shared.sessions.find(target)?)
     }
 
-    /// The session of this number, if it lives.
+    /// The session with this id, if it lives.
     pub fn session(&self, id: SessionId) -> Option<Session> {
         self.shared.sessions.session(id)
     }
 
-    /// A user as someone to call, whether there is a session of that name now or not.
+    /// A user to call or push to, whether that user has a session now or not.
     pub fn user(&self, name: &str) -> User {
         User::new(Arc::clone(&self.shared.sessions), name)
     }
 
-    /// What lately happened to the sessions that `target` names, for who asks why a message did not arrive:
-    /// connections, pushes with their stages, calls, and why a session ended. Never payloads or tokens.
+    /// The recent events of the sessions that `target` names, to find out why a message did not arrive: connections,
+    /// pushes with their stages, calls, and why a session ended. Never payloads or tokens.
     ///
     /// A user or a session is found for a while after it ended; see [`SessionOptions::ended_max`].
     ///
@@ -477,9 +476,9 @@ impl Server {
         self.shared.sessions.session_bytes_max(push_bytes)
     }
 
-    /// Ends every session that `target` names, and sends their clients away: see
-    /// [`Session::evict`]. Returns how many. [`Session::end`] ends a session whose client may come back with another.
-    /// Takes time for each of them; of those that are in a topic together none is told of another.
+    /// Ends every session that `target` names and sends the clients away; see [`Session::evict`]. Returns how many.
+    /// [`Session::end`] ends a session whose client may come back with a new one. It takes time for each session. The
+    /// presence of one is not announced to the others.
     ///
     /// # Errors
     /// As [`Self::sessions`].
@@ -541,7 +540,7 @@ impl Server {
         *self.shared.stopped.get_or_init(drain).await
     }
 
-    /// Every path and method that is served, sorted; the framework's own, `_bothways`, among them.
+    /// Every path and method that is served, sorted, including the framework's own under `_bothways`.
     pub fn routes(&self) -> Vec<(String, String)> {
         self.shared.router.routes()
     }

@@ -198,7 +198,7 @@ impl Servers {
         let source = Arc::clone(&list.source.borrow_and_update());
         if source.is_empty() && !list.slots.is_empty() {
             let kept = list.slots.len();
-            return tell!(self.told.empty, warn, kept, "the discovery lists no server: those of before are kept");
+            return tell!(self.told.empty, warn, kept, "the discovery lists no server: the previous list is kept");
         }
         let (listed, unreachable) = self.usable(&source);
         list.left_out = LeftOut { listed: source.len(), unreachable };

@@ -34,7 +34,7 @@ pub enum TlsError {
         error: io::Error,
     },
     /// The text is no PEM.
-    #[error("this is no PEM: {0}")]
+    #[error("not valid PEM: {0}")]
     Pem(pem::Error),
     /// The PEM holds no certificate.
     #[error("the PEM holds no certificate")]
@@ -45,8 +45,8 @@ pub enum TlsError {
     /// The name can be in no certificate.
     #[error("`{0}` is neither a DNS name nor an IP address")]
     ServerName(String),
-    /// The certificates or the key do not do, or not together.
-    #[error("these certificates or this key do not do: {0}")]
+    /// The certificates or the key cannot be used, or do not belong together.
+    #[error("these certificates or this key cannot be used: {0}")]
     Unusable(String),
 }
 
