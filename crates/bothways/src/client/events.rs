@@ -1,4 +1,4 @@
-//! Connected, lost, restored: told always, in order, and never for one's own close.
+//! Connected, lost, restored: always reported, in order, and never for the client's own close.
 
 use std::{
     collections::VecDeque,
@@ -19,44 +19,43 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionEvent {
-    /// The first connection to this server stands.
+    /// The first connection to this server is made.
     Connected {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
     },
-    /// The connection was lost, and not by this side's own close. Calls under way have failed. With
-    /// [`CloseReason::Local`]: its server has left the list of an [`XClient`](crate::XClient)'s discovery.
+    /// The connection was lost, and this side did not close it. Pending calls have failed. With
+    /// [`CloseReason::Local`], the server has left the list of an [`XClient`](crate::XClient)'s discovery.
     ///
-    /// Or the server ends it, and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before it
-    /// stood. Calls under way may still be answered then, and the reason says how long the client waits before it
-    /// connects again.
+    /// Or the server ends it and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before the client was
+    /// let in. Pending calls may still be answered then, and the reason says how long the client waits before it connects
+    /// again.
     Lost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
         /// Why.
         reason: CloseReason,
     },
-    /// The connection stands again. A plain rpcx server knows nothing of the one before: what it was
-    /// told, such as whom to push to, it must be told again.
+    /// The client is connected again. A plain rpcx server does not remember the connection before: what it was told there,
+    /// such as whom to push to, it must be told again.
     Restored {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
-        /// How often the connection was lost since the last event that was read: more than once if the
-        /// reader is slow.
+        /// How often the connection was lost since the last event that was read: more than once if the reader is slow.
         losses: u64,
     },
-    /// The server refused this client, most likely for its token. The client tries again, with back-off up to a
-    /// minute, and at once when somebody calls; [`ClientOptions::credentials`](crate::ClientOptions::credentials) are
-    /// asked each time. It gives up if [`ClientOptions::refusals_max`](crate::ClientOptions::refusals_max) says so.
+    /// The server refused this client, most likely for its token. The client tries again with back-off up to a minute, and
+    /// at once when a call is made; [`ClientOptions::credentials`](crate::ClientOptions::credentials) is asked each time.
+    /// It gives up after [`ClientOptions::refusals_max`](crate::ClientOptions::refusals_max).
     Refused {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
         /// The server's words.
         reason: String,
     },
-    /// The client does not try any more to connect: it was refused too often, or must not
-    /// [reconnect](crate::ClientOptions::reconnect). The last event of this server, unless an
-    /// [`XClient`](crate::XClient#whom-a-server-sends-away) begins with it anew.
+    /// The client no longer tries to connect: it was refused too often, or its options say not to
+    /// [reconnect](crate::ClientOptions::reconnect). This is the last event of this server, unless an
+    /// [`XClient`](crate::XClient#whom-a-server-sends-away) starts with it again.
     GaveUp {
         /// The server's address, in rpcx's form.
         server: Arc<str>,

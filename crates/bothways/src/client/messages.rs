@@ -1,4 +1,4 @@
-//! What servers send unasked: a bounded queue with a rule for when it is full, and a counter.
+//! What servers push: a bounded queue with a rule for when it is full, and a counter.
 //!
 //! The reader of a connection only ever adds to the queue; it never waits for the application.
 
@@ -28,7 +28,7 @@ use crate::{
     session::{Failure, Position},
 };
 
-/// A message that a server sent unasked.
+/// A message that a server pushed.
 ///
 /// ```
 /// use bothways::ServerMessage;
@@ -118,9 +118,9 @@ impl ServerMessage {
         self.dropped_before
     }
 
-    /// The application cannot deal with it: its sender's receipt ends as
-    /// [`Failed(Error)`](crate::session::Failure::Error) once the last clone is dropped, and it does not come again.
-    /// The text goes to this client's log, cut at 1 KiB: as a warning once in ten seconds, else at level debug.
+    /// Reports that the application cannot handle it: its sender's receipt ends as
+    /// [`Failed(Error)`](crate::session::Failure::Error) once the last clone is dropped, and the message does not come
+    /// again. The text goes to this client's log, cut at 1 KiB: as a warning once in ten seconds, else at level debug.
     ///
     /// A message that is dropped without this is [handled](crate::Stage::Handled). Towards a server that does not
     /// understand it (a Bothways server of before the capability `outcomes`), this one is, too.
@@ -164,9 +164,9 @@ impl ServerMessage {
 
 /// The messages of one or more servers, in the order in which each sent them.
 ///
-/// A [`Stream`]. Ends when the client is closed or dropped, after the last message. If it is dropped before that,
-/// nobody listens any more: what waits, and every tracked push that follows, ends as
-/// [`Failed(NoHandler)`](crate::session::Failure::NoHandler) for its sender.
+/// A [`Stream`]. It ends after the last message when the client is closed or dropped. If the stream is dropped before that,
+/// nobody listens any more: waiting messages, and every tracked push that follows, end as
+/// [`Failed(NoHandler)`](crate::session::Failure::NoHandler) for their senders.
 ///
 /// Of several values of one key of class [`Latest`](crate::Class::Latest) only the newest waits; the sender's receipts
 /// of the older ones say [`Superseded`](crate::Stage::Superseded).

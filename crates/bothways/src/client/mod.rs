@@ -1,4 +1,4 @@
-//! One connection to one server that comes back by itself, and what the server sends unasked.
+//! A client of one server: a connection that comes back by itself, and what the server pushes.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -6,14 +6,14 @@
 //! | `options.rs` | deadlines, bounds, token, codec |
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
-//! | `messages.rs` | the bounded queue of server messages, and its stream |
+//! | `messages.rs` | the bounded queue of what the server pushes, and its stream |
 //! | `repeats.rs` | idempotency keys of what was received, so that a repetition is not handed on |
 //! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
 //! | `subscriptions.rs` | what the client subscribes to, and how far it is in each topic |
 //! | `holes.rs` | what is missing of a topic before its last message |
 //! | `resubscribe.rs` | subscribes again when the session is lost, and asks for what a gap cost |
 //! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
-//! | `events.rs` | connected, lost, restored: told always, in order |
+//! | `events.rs` | connected, lost, restored: always reported, in order |
 
 mod events;
 mod holes;
@@ -103,10 +103,11 @@ impl Drop for Handle {
 }
 
 impl Client {
-    /// Connects to a server: done when it has answered the Hello, and so let this client in. What it sends unasked is
-    /// dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] take it.
+    /// Connects to a server. Returns when the server has answered the Hello, and so has let this client in. What the server
+    /// pushes is dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] receive it.
     ///
-    /// A server that admits no more clients for now is asked again when it said, for as long as the future is kept. So
+    /// A server that admits no more clients for now is tried again after the time it names, for as long as the future is
+    /// kept. So
     /// is any server with [`Reconnect::Always`]. [`Self::events`] that are taken afterwards do not
     /// begin with this connection.
     ///
@@ -120,8 +121,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Connects to a server, and gives the stream of what it sends unasked. No message is missed,
-    /// however early it comes.
+    /// Connects to a server, and returns the stream of what it pushes. No message is missed, however early it comes.
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -132,9 +132,9 @@ impl Client {
         Ok((client, messages))
     }
 
-    /// Connects to a server whose pushes and calls these handlers take: the same kind of routes as a
-    /// server's. Pushes of one server are handled one after the other, in order; calls at once, as many
-    /// as [`ClientOptions::server_calls_max`].
+    /// Connects to a server, with handlers for its pushes and calls: the same kind of routes as a server's. The pushes of
+    /// one server are handled one after another, in order. Calls run side by side, up to
+    /// [`ClientOptions::server_calls_max`].
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -150,8 +150,8 @@ impl Client {
     /// A client over one socket that the application brings; see [`Server::take`](crate::Server::take) for the other end
     /// and an example. When the socket ends the client has ended: it cannot come back by itself.
     ///
-    /// For what the server sends unasked, [`ConnectOptions::over`](crate::transport::ConnectOptions::over) does the same
-    /// for [`Self::bidirectional`] and [`Self::with_handlers`].
+    /// To receive what the server pushes, use [`ConnectOptions::over`](crate::transport::ConnectOptions::over) with
+    /// [`Self::bidirectional`] or [`Self::with_handlers`].
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -183,7 +183,7 @@ impl Client {
 
     /// Calls a method and waits for its value.
     ///
-    /// Dropping the future gives the call up: its place in the table is free at once, and a server that
+    /// Dropping the future cancels the call: its place in the table of pending calls is free at once, and a server that
     /// understands it stops the handler.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl Client {
         Ok(self.call_typed(service_path, service_method, args, CallOptions::new()).await?.value)
     }
 
-    /// Calls a method with metadata, a deadline or a codec of its own, and gives the reply's metadata too.
+    /// Calls a method with its own metadata, deadline or codec, and returns the reply with its metadata.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -211,7 +211,7 @@ impl Client {
         self.call_typed(service_path, service_method, args, options).await
     }
 
-    /// Sends a request that wants no reply. Done when it is queued; errors of the handler stay unseen.
+    /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued.
@@ -224,25 +224,24 @@ impl Client {
         self.push_typed(service_path, service_method, args, CallOptions::new()).await
     }
 
-    /// Subscribes to a topic, or to all topics that match a pattern (`*` is one segment, a last `>` the rest):
-    /// what is published to them from now on comes among the messages or to the handlers.
+    /// Subscribes to a topic, or to all topics that match a pattern (`*` is one segment, a last `>` the rest).
+    /// From now on, messages published to them arrive in the stream or at the handlers.
     ///
-    /// The subscription lives in the client's session, and comes back with it after a lost connection. If
-    /// the session itself is lost, or this client keeps none, the client subscribes again by itself, from the
-    /// last message that it got; [`ConnectionEvent::Resubscribed`] says whether it missed something. A server that is
-    /// too busy is asked again after 50 ms to 5 s, one that refuses after 1 to 60 s
-    /// ([`ConnectionEvent::SubscriptionLost`]). A pattern waits for the topics that it covers and whose positions are
-    /// known, so that they go on in order; not for one that is refused, and not longer than 5 s: then what is new may
-    /// come by the pattern before what was missed.
+    /// The subscription belongs to the client's session, and survives a lost connection with it. If the session itself is
+    /// lost, or this client has none, the client subscribes again by itself, from the last message that it got.
+    /// [`ConnectionEvent::Resubscribed`] says whether it missed something. A server that is too busy is asked again after
+    /// 50 ms to 5 s, and one that refuses after 1 to 60 s ([`ConnectionEvent::SubscriptionLost`]). A pattern is subscribed
+    /// again after the topics that it covers and whose positions are known, so that these go on in order. It does not wait
+    /// for a topic that is refused, and never longer than 5 s: then new messages may arrive before those that were missed.
     ///
-    /// What clones of this client ask of one topic at once is asked one after another, in the order in which their
-    /// futures were first polled: what was asked last counts. The time for a call includes the wait for those before.
+    /// Requests of several clones about one topic run one after another, in the order in which their futures were first
+    /// polled; the last one counts. The time limit of a call includes this wait.
     ///
     /// Dropping the future may leave the session subscribed, until [`Self::unsubscribe`] or the next connection.
     ///
-    /// If the server says that it dropped some of what it owes this client, the client asks for what may be missing of
-    /// topics with history, as soon as there is room for it: each topic's messages come in order and once. What cannot
-    /// be had any more is told by [`ConnectionEvent::Resubscribed`].
+    /// If the server reports that it dropped some messages, the client asks for those of topics with history again, as
+    /// soon as there is room: each topic's messages arrive in order and once. [`ConnectionEvent::Resubscribed`] reports
+    /// what cannot be had any more.
     ///
     /// # Errors
     /// [`CallError::Remote`] with the server's reason for a refusal, or any other [`CallError`]: this client
@@ -251,13 +250,13 @@ impl Client {
         self.subscribe_at(&self.begin_subscribe(pattern), None, Patience::Connection).await
     }
 
-    /// Subscribes to a topic, and gets what was published to it behind a position that this program, or an
-    /// earlier one, had reached: all of it, or nothing of it if [`Subscribed::recovered`] is false. What the
-    /// session has got already by another subscription does not come again. Nothing of it comes if the session's log at
-    /// the server has no room for all of it.
+    /// Subscribes to a topic, and gets what was published after a position that this program, or an earlier one, had
+    /// reached: all of it, or none of it if [`Subscribed::recovered`] is false. Messages that the session has already got
+    /// by another subscription do not come again. Nothing comes if the session's log at the server has no room for all of
+    /// it.
     ///
-    /// A new subscriber that wants the whole history subscribes twice: [`Self::subscribe`] tells the epoch, and then this
-    /// from offset 0 of it brings all that is kept, if nothing has been dropped from it yet.
+    /// A new subscriber that wants the whole history subscribes twice: [`Self::subscribe`] returns the epoch, and this
+    /// method from offset 0 of that epoch brings everything that is kept, if nothing has been dropped from it yet.
     ///
     /// # Errors
     /// As [`Self::subscribe`].
@@ -265,8 +264,7 @@ impl Client {
         self.subscribe_at(&self.begin_subscribe(topic), Some(position), Patience::Connection).await
     }
 
-    /// Ends a subscription to this topic or pattern; one that is not there is no error. Messages that are on their
-    /// way still come.
+    /// Ends the subscription to this topic or pattern, if there is one. Messages that are on their way still arrive.
     ///
     /// # Errors
     /// Any [`CallError`]: the server may still have it. The client tells it so when the next connection stands, and does
@@ -275,12 +273,12 @@ impl Client {
         self.finish_unsubscribe(self.begin_unsubscribe(pattern)).await
     }
 
-    /// Who is in a topic that shows it, and that this client subscribes to: what a client begins with, or goes on from
-    /// when it may have missed changes. The [`PresenceChange`](crate::session::PresenceChange)s of a generation up to
-    /// that of the answer are in it. The sessions of users are not told.
+    /// The members of a topic with presence that this client subscribes to: to begin with, or after it may have missed
+    /// changes. It includes each [`PresenceChange`](crate::session::PresenceChange) up to the returned generation. Users
+    /// are listed without their sessions.
     ///
-    /// Of more than 1,000 members it takes several calls; whoever comes or goes between them is told as a change, of a
-    /// generation above that of the answer.
+    /// For more than 1,000 members it makes several calls. A member that comes or goes between them is reported as a change
+    /// with a generation above the returned one.
     ///
     /// # Errors
     /// [`CallError::Remote`] with the server's reason, or any other [`CallError`].
@@ -288,7 +286,7 @@ impl Client {
         roster::of(self, topic).await
     }
 
-    /// The events of this client's connection, from now on. Each of several streams gets all of them.
+    /// The events of this client's connection, from now on. Each stream gets all of them.
     pub fn events(&self) -> ConnectionEvents {
         self.handle.link.events()
     }
@@ -402,18 +400,17 @@ impl Client {
         self.handle.link.note_unlisted();
     }
 
-    /// Ends the client for good, and its session: what is waiting for it at the server ends, its senders are told, and
-    /// to others it is gone at once. Calls under way fail as closed by this side. The drop of the last clone does the
-    /// same.
+    /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and its presence ends
+    /// at once. Pending calls fail as closed by this side. Dropping the last clone does the same.
     ///
-    /// While there is no connection the server cannot be told: there the session ends with its window.
+    /// Without a connection the server cannot be told: there the session ends after its resume window.
     pub fn close(&self) {
         self.handle.link.close(true);
     }
 
-    /// Ends the connection for good, and leaves the session to its window: to others this client looks like one that has
-    /// lost its connection, until the window is over. For a program that starts anew at once, whose user is not to be
-    /// seen to go and come. What waits for this session waits in vain.
+    /// Ends the connection for good, but not the session: to others this client looks like one that lost its connection,
+    /// until the resume window is over. For a program that restarts at once, and whose user should not appear to leave and
+    /// return. Pushes that wait for this session are never delivered.
     pub fn close_keeping_session(&self) {
         self.handle.link.close(false);
     }
