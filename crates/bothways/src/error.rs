@@ -50,9 +50,7 @@ pub enum CallError {
     NotConnected(ConnectError),
     /// The peer does not accept calls, because it did not negotiate them, or not this one: it has announced the methods
     /// that it handles. Nothing was sent.
-    #[error(
-        "the peer does not accept this call: it speaks plain rpcx, where only clients call, or has no such method"
-    )]
+    #[error("the peer does not accept this call: it speaks plain rpcx, where only clients call, or has no such method")]
     NotSupported,
     /// Too many calls already wait for a reply (`calls_pending_max`). Nothing was sent.
     #[error("{max} calls already wait for a reply (`calls_pending_max`); nothing was sent")]
