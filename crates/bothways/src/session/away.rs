@@ -6,17 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Registry, Session, SessionId, State,
+    Registry, Session, SessionId,
     endings::{Ending, NotResumed},
     ranks::Ranks,
     registry::ENDED_AT_ONCE,
+    state::State,
 };
 use crate::{connection::Connection, peer};
 
@@ -132,23 +132,6 @@ impl Away {
             over.extend(waiting.remove(key));
         }
         over
-    }
-}
-
-impl State {
-    /// True while it waits for its client.
-    pub(super) fn is_away(&self) -> bool {
-        self.connection.is_none() && self.lost_at().is_some() && self.resumable && !self.ended
-    }
-
-    /// True if its end costs its client nothing: it is owed nothing, never was, and subscribes to nothing.
-    pub(super) fn is_idle(&self) -> bool {
-        self.patterns.len() == 0 && self.ledger.last_offset() == 0 && self.ledger.waiting().0 == 0
-    }
-
-    /// True if its client has stayed away for as long as it might: the next sweep ends it.
-    pub(super) fn is_past(&self, window: Duration) -> bool {
-        self.is_away() && self.lost_at().is_some_and(|lost_at| window <= lost_at.elapsed())
     }
 }
 

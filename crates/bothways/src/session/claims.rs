@@ -7,11 +7,9 @@
 use std::{cell::OnceCell, collections::HashSet, sync::Arc};
 
 use super::{
-    DropReason, Session, SessionId, Stage, State,
-    explain::Trail,
+    DropReason, Session, SessionId, Stage,
     ledger::{Bounds, Entry, Origin, Unsent},
 };
-use crate::clock::later;
 
 /// The session that a client wants, and what is held meanwhile.
 pub(super) struct Claims {
@@ -19,11 +17,11 @@ pub(super) struct Claims {
     /// The client has shown the secret of that one.
     is_proven: bool,
     /// Topics that have no room for one more, where this session stands in the place of the wanted one.
-    places: Vec<Arc<str>>,
-    held: Vec<Held>,
+    pub(super) places: Vec<Arc<str>>,
+    pub(super) held: Vec<Held>,
     bytes: usize,
     /// Messages of topics that found no room.
-    unsent: Unsent,
+    pub(super) unsent: Unsent,
     /// What may be held is what a log may hold.
     bounds: Arc<Bounds>,
 }
@@ -35,10 +33,10 @@ pub(super) struct Settled {
     pub(super) places: Vec<Arc<str>>,
 }
 
-struct Held {
-    entry: Entry,
+pub(super) struct Held {
+    pub(super) entry: Entry,
     /// What trails call it.
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
 }
 
 impl Claims {
@@ -69,37 +67,6 @@ impl Claims {
         }
         self.bytes = bytes;
         self.held.push(Held { entry, name: Arc::clone(name) });
-    }
-}
-
-impl State {
-    /// The client gets this session and no other: what was held is its.
-    pub(super) fn settle(&mut self, session: &Session) -> Option<Settled> {
-        let claims = self.claims.take()?;
-        let now = session.now();
-        for Held { entry, .. } in claims.held {
-            self.ledger.push(entry, now);
-        }
-        self.ledger.miss_all(claims.unsent);
-        Some(Settled { wanted: claims.wanted, places: claims.places })
-    }
-
-    /// The client gets `into`, whose state is `other`: what was held here goes there, with the labels that were set
-    /// meanwhile, and what is still on its way here follows it.
-    pub(super) fn merge(&mut self, from: &Trail, other: &mut State, into: &Session) {
-        let (held, unsent) = self.claims.take().map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
-        let (trail, now) = (&into.inner.trail, into.now());
-        for Held { mut entry, name } in held {
-            entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
-            // The two count their time from different moments.
-            entry.expires = entry.expires.map(|at| later(from.began(), at).saturating_duration_since(trail.began()));
-            other.ledger.push(entry, now);
-        }
-        other.ledger.miss_all(unsent);
-        if let Some(labels) = self.seldom.as_ref().map(|seldom| &seldom.labels).filter(|labels| !labels.is_empty()) {
-            other.seldom().labels.extend(labels.clone());
-        }
-        self.seldom().merged_into = Some(into.clone());
     }
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    Class, Priority, Push, Session, State,
+    Class, Priority, Push, Session,
     claims::Listed,
     explain::{self, What},
     history::{History, Position},
@@ -35,6 +35,7 @@ use super::{
     receipt::Receipt,
     registry::{Registry, SendError},
     rules::{Access, Rules, SubscribeRequest, TopicOptions},
+    state::State,
     tell::Telling,
     topic::{self, Subscriptions, TopicError, WILDCARDS_MAX},
 };

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Session`], the handle |
 //! | `push.rs`, `target.rs` | what is sent, and to whom |
+//! | `state.rs` | what is known of one session: the only one who changes it |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `given_up.rs` | calls whose Cancel may have been lost with a connection |
 //! | `side_by_side.rs` | futures of which only those that were woken are polled |
@@ -65,6 +66,7 @@ mod registry;
 mod rules;
 mod secrets;
 mod side_by_side;
+mod state;
 mod target;
 mod tell;
 mod topic;
@@ -93,16 +95,13 @@ pub(crate) use self::{
     topic::covers,
 };
 use self::{
-    claims::{Claims, Listed},
+    claims::Listed,
     explain::{Trail, What},
-    given_up::GivenUp,
     ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
-    parts::Parts,
     push::Encoded,
     registry::Last,
-    secrets::Secret,
-    topic::Patterns,
+    state::State,
 };
 pub use self::{
     each::TargetOutcomes,
@@ -191,118 +190,6 @@ struct Inner {
 impl lock::Changes for Inner {
     fn tell(&self) {
         self.changed.notify_waiters();
-    }
-}
-
-struct State {
-    connection: Option<Connection>,
-    /// Counts connections: what belongs to an earlier one counts for nothing.
-    generation: u64,
-    /// The client speaks sessions, or a plain one asked for one, and may come back.
-    resumable: bool,
-    /// The client has named another session that it had, and is being let in: until it is known which of the two it
-    /// gets, what is only for this one is held.
-    claims: Option<Box<Claims>>,
-    ended: bool,
-    user: Option<Arc<str>>,
-    /// In how many users' lists of the registry it stands: more than one only while several bind it at once.
-    listed: u16,
-    /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
-    patterns: Patterns,
-    /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
-    knows_topics: bool,
-    ledger: Ledger,
-    seldom: Option<Box<Seldom>>,
-}
-
-/// What a session without labels, whose client speaks plain rpcx, does not have.
-#[derive(Default)]
-struct Seldom {
-    labels: BTreeMap<String, String>,
-    secret: Secret,
-    /// When its client left.
-    lost_at: Option<Instant>,
-    /// What its client handled when it was there last.
-    methods: Option<Methods>,
-    /// The session that its client came back to: what is still on its way to this one is for that.
-    merged_into: Option<Session>,
-    /// The client has said that its handlers take its pushes, and nobody else does.
-    takes_only_these: bool,
-    /// Calls that a client that comes back is told not to run on with.
-    given_up: Option<Box<GivenUp>>,
-    /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
-    held: Option<Box<(u64, Instant)>>,
-    parts: Parts,
-}
-
-impl State {
-    fn seldom(&mut self) -> &mut Seldom {
-        self.seldom.get_or_insert_default()
-    }
-
-    /// What the session gets of this topic, it gets from here on as a subscriber, or not at all.
-    fn forget_parts(&mut self, topic: &str) {
-        if let Some(seldom) = &mut self.seldom {
-            seldom.parts.forget(topic);
-        }
-    }
-
-    fn label(&self, key: &str) -> Option<&String> {
-        self.seldom.as_ref()?.labels.get(key)
-    }
-
-    fn lost_at(&self) -> Option<Instant> {
-        self.seldom.as_ref()?.lost_at
-    }
-
-    /// True if nobody at the client takes a push of this name.
-    fn takes_no_such(&self, push: &Push) -> bool {
-        let Some(seldom) = self.seldom.as_ref().filter(|seldom| seldom.takes_only_these) else { return false };
-        seldom.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
-    }
-
-    /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
-    fn take(&mut self, entry: Entry, topic: Option<&str>, now: Duration) {
-        let is_tracked = entry.class == Class::Tracked;
-        match topic {
-            Some(topic) if self.patterns.is_stalled(topic) => self.ledger.refuse(entry),
-            Some(topic) => {
-                let missed = self.ledger.missed();
-                self.ledger.push(entry, now);
-                if is_tracked && missed < self.ledger.missed() {
-                    self.patterns.stall(topic);
-                }
-            }
-            None => _ = self.ledger.push(entry, now),
-        }
-    }
-
-    /// The client has said how far it is: notes what it holds.
-    fn note_held(&mut self) {
-        let oldest = self.ledger.oldest_held();
-        if oldest.is_none() && self.held().is_none() {
-            return;
-        }
-        let held = self.seldom().held.get_or_insert_with(|| Box::new((0, Instant::now())));
-        if held.0 != oldest.unwrap_or(0) {
-            **held = (oldest.unwrap_or(0), Instant::now());
-        }
-    }
-
-    fn held(&self) -> Option<Held> {
-        let (offset, since) = **self.seldom.as_ref()?.held.as_ref()?;
-        let for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        (offset != 0 && !self.ended).then_some(Held { offset, for_ms })
-    }
-
-    /// True if this is the secret by which its client comes back.
-    fn admits(&self, secret: &str) -> bool {
-        self.seldom.as_ref().is_some_and(|seldom| seldom.secret.admits(secret))
-    }
-
-    /// The session that its client came back to, once this one has made way for it.
-    fn merged_into(&self) -> Option<&Session> {
-        self.seldom.as_ref()?.merged_into.as_ref()
     }
 }
 

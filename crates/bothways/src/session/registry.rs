@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
-    Inner, Seldom, Session, SessionId, State,
+    Inner, Session, SessionId,
     account::Account,
     acks::{self, Acks},
     away::{Away, Owner, Waiting},
@@ -38,6 +38,7 @@ use super::{
     push::{Class, Encoded, Push},
     receipt::Receipt,
     rules::Rules,
+    state::{Seldom, State},
     target::{Target, Who},
     topic::{self, TopicError},
 };
