@@ -11,13 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{
-    Registry, Session, SessionId,
-    endings::{Ending, NotResumed},
-    ranks::Ranks,
-    registry::ENDED_AT_ONCE,
-    state::State,
-};
+use super::{Session, SessionId, ranks::Ranks, state::State};
 use crate::{connection::Connection, peer};
 
 /// Those who wait, by when their clients left.
@@ -25,19 +19,19 @@ use crate::{connection::Connection, peer};
 pub(super) struct Away {
     /// Locked under the lock of a session, and never the other way round. Of a session that is back at this moment it
     /// may still have one.
-    waiting: Mutex<Table>,
+    pub(super) waiting: Mutex<Table>,
     /// Sessions that are away now. Changed under the lock of each.
     count: AtomicUsize,
     /// Held by whoever makes room, so that two who do it at once do not make twice as much as is needed.
-    making_room: Mutex<()>,
+    pub(super) making_room: Mutex<()>,
 }
 
-type Key = (Instant, SessionId);
+pub(super) type Key = (Instant, SessionId);
 
 /// All that wait, and who makes way first when they are too many: those whose end costs their clients nothing, and then
 /// the others; of either kind one of whoever has most, so that nobody drives out those of others.
 #[derive(Default)]
-struct Table {
+pub(super) struct Table {
     all: BTreeMap<Key, Waiting>,
     idle: Ranks<Owner, Key>,
     used: Ranks<Owner, Key>,
@@ -69,13 +63,13 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn is_still(&self, state: &State) -> bool {
+    pub(super) fn is_still(&self, state: &State) -> bool {
         state.generation == self.generation && state.is_away()
     }
 }
 
 impl Table {
-    fn insert(&mut self, key: Key, waiting: Waiting) {
+    pub(super) fn insert(&mut self, key: Key, waiting: Waiting) {
         self.ranks(waiting.is_idle).add(&waiting.owner, key);
         self.all.insert(key, waiting);
     }
@@ -114,14 +108,14 @@ impl Away {
     }
 
     /// The one that makes way first.
-    fn first(&self) -> Option<(Key, Waiting)> {
+    pub(super) fn first(&self) -> Option<(Key, Waiting)> {
         let mut waiting = self.waiting.lock();
         let key = waiting.idle.first_of_most().or_else(|| waiting.used.first_of_most())?;
         waiting.remove(key).map(|first| (key, first))
     }
 
     /// Some of those whose clients left by then, first those that left first.
-    fn over(&self, left_by: Instant, sessions_max: usize) -> Vec<Waiting> {
+    pub(super) fn over(&self, left_by: Instant, sessions_max: usize) -> Vec<Waiting> {
         let mut waiting = self.waiting.lock();
         let mut over = Vec::new();
         while over.len() < sessions_max {
@@ -132,60 +126,6 @@ impl Away {
             over.extend(waiting.remove(key));
         }
         over
-    }
-}
-
-impl Registry {
-    /// Keeps a session whose client has just left. If too many wait by now, another one ends: first those whose end costs
-    /// nothing, and of those one of whoever has most.
-    pub(super) fn wait_for_client(&self, waiting: Waiting, lost_at: Instant) {
-        self.away.waiting.lock().insert((lost_at, waiting.session.id()), waiting);
-        let max = self.options().away_max;
-        if self.away.len() <= max {
-            return;
-        }
-        let _turn = self.away.making_room.lock();
-        while max < self.away.len() {
-            let Some((key, mut first)) = self.away.first() else { return };
-            // It was not when its client left: since then it has been owed something.
-            if first.is_idle && !first.session.inner.state.lock().is_idle() {
-                first.is_idle = false;
-                self.keep_waiting(key, first);
-                continue;
-            }
-            self.end_away(&first, "more clients were away than `sessions.away_max`");
-        }
-    }
-
-    fn keep_waiting(&self, key: Key, waiting: Waiting) {
-        let session = waiting.session.clone();
-        let state = session.inner.state.lock();
-        if waiting.is_still(&state) {
-            self.away.waiting.lock().insert(key, waiting);
-        }
-    }
-
-    /// Ends the sessions whose window is over. Those that leave topics together are not told of each other.
-    pub(super) async fn sweep_away(&self, now: Instant) {
-        let Some(left_by) = now.checked_sub(self.options().resume_window) else { return };
-        let mut hold = None;
-        loop {
-            let over = self.away.over(left_by, ENDED_AT_ONCE);
-            let Some(first) = over.first().map(|first| first.session.id()) else { return };
-            hold.get_or_insert_with(|| self.hold_telling());
-            for waiting in &over {
-                self.end_away(waiting, "its client did not come back within `resume_window`");
-            }
-            let sessions = over.len();
-            tracing::info!(sessions, %first, "sessions expired: their clients did not come back");
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn end_away(&self, waiting: &Waiting, why: &str) {
-        // Its client may have come back this moment.
-        let ending = Ending::new(why, NotResumed::Expired);
-        self.remove_if(&waiting.session, ending, None, |state| waiting.is_still(state));
     }
 }
 

@@ -34,7 +34,12 @@
 //! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
 //! | `endings.rs` | how sessions end, and what a client is told that comes back to one |
 //! | `secrets.rs` | what a client shows to come back |
-//! | `registry.rs` | finds sessions by connection, number, user, topic; resumes and ends them |
+//! | `registry.rs` | finds sessions by connection, number, user, topic |
+//! | `resume.rs` | clients that arrive, come back, acknowledge and leave |
+//! | `end.rs` | ends sessions |
+//! | `users.rs` | the sessions of each user |
+//! | `fan_out.rs` | one push to many sessions |
+//! | `options.rs` | what a server promises of its sessions |
 //!
 //! Nothing here waits for a client: a push is put into its session's ledger, and as much of the ledger as
 //! the socket takes goes to the connection's outbox. When the socket drains, the connection asks for more.
@@ -46,9 +51,13 @@ mod call;
 mod claims;
 mod crowd;
 mod each;
+mod end;
 mod endings;
 mod explain;
+mod fan_out;
 mod few;
+#[cfg(test)]
+mod fixtures;
 mod given_up;
 mod history;
 mod hub;
@@ -56,6 +65,7 @@ mod kept;
 mod keys;
 mod ledger;
 mod lock;
+mod options;
 mod parts;
 mod pasts;
 mod presence;
@@ -63,6 +73,7 @@ mod push;
 mod ranks;
 mod receipt;
 mod registry;
+mod resume;
 mod rules;
 mod secrets;
 mod side_by_side;
@@ -71,6 +82,7 @@ mod target;
 mod tell;
 mod topic;
 mod user;
+mod users;
 
 use std::{
     borrow::Borrow,
@@ -89,31 +101,33 @@ pub(crate) use self::{
     account::UserCall,
     acks::{Acks, End, TOLD_AT_ONCE, put_failed},
     hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
+    options::SessionOptions,
     presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},
-    registry::{Claim, NotWelcome, RETRY_LATE, Registry, SessionOptions},
+    registry::Registry,
+    resume::{Claim, NotWelcome, RETRY_LATE},
     rules::Rules,
     topic::covers,
 };
 use self::{
     claims::Listed,
+    end::Last,
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next, Origin},
     lock::Lock,
     push::Encoded,
-    registry::Last,
     state::State,
 };
 pub use self::{
     each::TargetOutcomes,
     endings::Eviction,
     explain::{CallOutcome, Event, Explanation, Happened, Held, Standing},
+    fan_out::SendError,
     history::Position,
     hub::Subscribed,
     keys::{InvalidKey, KEY_BYTES_MAX},
     presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},
     receipt::{DropReason, Failure, Outcomes, Receipt, Stage},
-    registry::SendError,
     rules::{SubscribeRequest, TopicOptions},
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},

@@ -1,0 +1,259 @@
+//! Ends sessions: because the server wants it, because their clients left, or because they did not come back.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bothways_proto::{Metadata, keys};
+use tokio::time::Instant;
+
+use super::{
+    Session, SessionId,
+    away::{Key, Waiting},
+    endings::{Ending, Eviction, NotResumed},
+    explain::{self, What},
+    ledger::Ledger,
+    registry::Registry,
+    state::State,
+};
+use crate::{
+    calm::{Said, tell},
+    connection::Connection,
+    error::CloseReason,
+};
+
+/// What a connection whose session is ended does last.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Last {
+    /// What waits is written.
+    Written,
+    /// What runs is answered.
+    Answered,
+}
+
+/// Sessions that end, or are written to, before others have their turn.
+pub(super) const ENDED_AT_ONCE: usize = 256;
+
+impl Registry {
+    /// The client of this session is told that it does not get it back, and forgets it: it ends, if it has not yet.
+    pub(super) fn end_revoked(&self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        let ending = Ending::new("its client came back as another user", NotResumed::Revoked);
+        if let Some(connection) = self.remove(&session, ending, None) {
+            connection.close();
+        }
+    }
+
+    /// Ends these sessions now. Those of them that are in a topic together are not told of each other.
+    pub(crate) fn kick(&self, sessions: &[Session], why: &str) {
+        let _hold = self.hold_telling();
+        sessions.iter().for_each(|session| self.end(session, why, Some(Eviction::Kicked), Last::Written));
+    }
+
+    /// Ends a session now.
+    pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>, last: Last) {
+        let (id, reason) = (session.id(), Said(why));
+        tell!(self.told.ended, info, session = %id, why = %reason, "a session was ended");
+        let told = eviction.map_or(NotResumed::Ended, Eviction::told);
+        if let Some(connection) = self.remove(session, Ending::new(why, told).by_server(), None) {
+            connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
+            match last {
+                Last::Answered if !connection.is_being_let_in() => connection.answer_and_end(CloseReason::Local),
+                Last::Answered | Last::Written => connection.close(),
+            }
+        }
+    }
+
+    /// The client of this connection has left, and does not come back. What it has acknowledged by that is. False: it
+    /// claims what was never sent.
+    pub(crate) fn end_by_client(&self, connection: &Connection, said: &Metadata) -> bool {
+        if said.get(keys::ACK_OFFSETS).is_some() && !self.ack(connection, said) {
+            return false;
+        }
+        if let Some(session) = self.of(connection) {
+            let ending = Ending::new("its client left", NotResumed::Ended);
+            // It may have gone to another connection meanwhile, on which its client has not said so.
+            self.remove_if(&session, ending, None, |state| state.connection.as_ref() == Some(connection));
+        }
+        true
+    }
+
+    /// Ends all sessions, because no client can come back to any, and tells nobody of the others. Answers to how many a
+    /// client might have, and how many pushes these were owed.
+    pub(crate) async fn end_all(&self, why: &str) -> (usize, usize) {
+        self.be_quiet();
+        self.stopped.store(true, Ordering::Release);
+        let (mut sessions, mut pushes) = (0, 0);
+        for shard in &self.by_id {
+            let of_shard: Vec<Session> = shard.read().iter().cloned().collect();
+            for chunk in of_shard.chunks(ENDED_AT_ONCE) {
+                for session in chunk {
+                    sessions += usize::from(session.is_resumable());
+                    pushes += session.inner.state.lock().ledger.unhandled();
+                    self.remove(session, Ending::new(why, NotResumed::Ended), None);
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        (sessions, pushes)
+    }
+
+    /// Ends sessions whose window is over, and forgets what topics need not keep: in a task, which lets others run every
+    /// so many. Must be called within a tokio runtime.
+    pub(crate) fn start_sweep(&self, now: Instant) {
+        /// The next one may begin, also if this one was dropped with its runtime.
+        struct Sweeping(Arc<Registry>);
+
+        impl Drop for Sweeping {
+            fn drop(&mut self) {
+                self.0.sweeping.store(false, Ordering::Release);
+            }
+        }
+
+        let Some(me) = self.me.upgrade() else { return };
+        if me.sweeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let sweeping = Sweeping(me);
+        tokio::spawn(async move {
+            sweeping.0.sweep_away(now).await;
+            sweeping.0.sweep_topics().await;
+        });
+    }
+
+    /// Takes a session out of every table; what it was owed is dropped, and its senders are told.
+    ///
+    /// `until`: its user may come back with
+    /// another one by then. Returns the connection that it had when it ended: nothing takes it from there.
+    pub(super) fn remove(&self, session: &Session, ending: Ending<'_>, until: Option<Instant>) -> Option<Connection> {
+        self.remove_if(session, ending, until, |_| true)
+    }
+
+    pub(super) fn remove_if(
+        &self,
+        session: &Session,
+        ending: Ending<'_>,
+        until: Option<Instant>,
+        still: impl FnOnce(&State) -> bool,
+    ) -> Option<Connection> {
+        let (user, patterns, ledger, held, connection) = {
+            let mut state = session.inner.state.lock();
+            if state.ended || !still(&state) {
+                return None;
+            }
+            self.away.recount(state.is_away(), false);
+            self.away.forget(session.id(), &state);
+            if let Some(seldom) = &state.seldom {
+                let words = ending.why.filter(|_| ending.by_server);
+                self.endings.note(session.id(), &seldom.secret, ending.told, words);
+            }
+            state.ended = true;
+            state.resumable = false;
+            let ledger = Ledger::new(Arc::clone(&self.options.bounds));
+            let ledger = std::mem::replace(&mut state.ledger, ledger);
+            let (held, connection) = (state.claims.take(), state.connection.clone());
+            (state.user.take(), std::mem::take(&mut state.patterns), ledger, held, connection)
+        };
+        let trail = &session.inner.trail;
+        if let Some(why) = ending.why {
+            trail.note(What::Ended(explain::text(why)));
+        }
+        // What was waiting tells its end after that of the session.
+        drop((ledger, held));
+        if ending.why.is_some() {
+            self.ended.lock().keep(session.id(), user.clone(), trail, ending.by_server);
+        }
+        if let Some(user) = user {
+            self.settle_user(session, &user);
+        }
+        self.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
+        if self.shard(&self.by_id, &session.id()).write().remove(session) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        session.inner.changed.notify_waiters();
+        connection
+    }
+
+    /// Keeps a session whose client has just left. If too many wait by now, another one ends: first those whose end costs
+    /// nothing, and of those one of whoever has most.
+    pub(super) fn wait_for_client(&self, waiting: Waiting, lost_at: Instant) {
+        self.away.waiting.lock().insert((lost_at, waiting.session.id()), waiting);
+        let max = self.options().away_max;
+        if self.away.len() <= max {
+            return;
+        }
+        let _turn = self.away.making_room.lock();
+        while max < self.away.len() {
+            let Some((key, mut first)) = self.away.first() else { return };
+            // It was not when its client left: since then it has been owed something.
+            if first.is_idle && !first.session.inner.state.lock().is_idle() {
+                first.is_idle = false;
+                self.keep_waiting(key, first);
+                continue;
+            }
+            self.end_away(&first, "more clients were away than `sessions.away_max`");
+        }
+    }
+
+    fn keep_waiting(&self, key: Key, waiting: Waiting) {
+        let session = waiting.session.clone();
+        let state = session.inner.state.lock();
+        if waiting.is_still(&state) {
+            self.away.waiting.lock().insert(key, waiting);
+        }
+    }
+
+    /// Ends the sessions whose window is over. Those that leave topics together are not told of each other.
+    pub(super) async fn sweep_away(&self, now: Instant) {
+        let Some(left_by) = now.checked_sub(self.options().resume_window) else { return };
+        let mut hold = None;
+        loop {
+            let over = self.away.over(left_by, ENDED_AT_ONCE);
+            let Some(first) = over.first().map(|first| first.session.id()) else { return };
+            hold.get_or_insert_with(|| self.hold_telling());
+            for waiting in &over {
+                self.end_away(waiting, "its client did not come back within `resume_window`");
+            }
+            let sessions = over.len();
+            tracing::info!(sessions, %first, "sessions expired: their clients did not come back");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn end_away(&self, waiting: &Waiting, why: &str) {
+        // Its client may have come back this moment.
+        let ending = Ending::new(why, NotResumed::Expired);
+        self.remove_if(&waiting.session, ending, None, |state| waiting.is_still(state));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::fixtures::{claim, plain_connections},
+        *,
+    };
+
+    /// A session is ended while its client comes back to it on another thread. Either it has ended before, and the
+    /// client is told so; or the connection that it has by then is closed. No connection is left whose session is over.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_ends_a_session_ends_the_connection_that_it_has() {
+        const ROUNDS: usize = 64;
+        let connections = plain_connections::<{ 2 * ROUNDS }>("ends-the-connection").await;
+        let (_server, _clients, registry, connections) = connections;
+        for pair in connections.chunks(2) {
+            let welcome = registry.arrive(&pair[0], &Metadata::new()).expect("it is open");
+            let session = registry.of(&pair[0]).expect("it was made");
+            let start = std::sync::Barrier::new(2);
+            let again = std::thread::scope(|scope| {
+                let arriving = scope.spawn(|| {
+                    start.wait();
+                    registry.arrive(&pair[1], &claim(&welcome))
+                });
+                start.wait();
+                registry.end(&session, "enough", None, Last::Written);
+                arriving.join().expect("no panic")
+            });
+            let resumed = again.is_ok_and(|welcome| welcome.get(keys::SESSION_RESUMED).is_some());
+            assert!(!resumed || pair[1].is_over(), "its session is over and nobody says so");
+        }
+    }
+}

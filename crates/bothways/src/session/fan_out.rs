@@ -1,0 +1,161 @@
+//! One push to many sessions: encoded once, entered into the ledger of each, and then written.
+
+use std::sync::Arc;
+
+use bothways_proto::{Header, Metadata, Seq, keys};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
+use tokio::runtime::Handle;
+
+use super::{
+    Session,
+    claims::Listed,
+    end::ENDED_AT_ONCE,
+    keys::Keyed,
+    push::{Class, Encoded, Push},
+    receipt::Receipt,
+    registry::Registry,
+    topic::TopicError,
+};
+use crate::{
+    connection::PushFrame,
+    error::{PushError, ReservedName},
+};
+
+/// Sessions up to which whoever pushes to many writes to all of them itself.
+const WRITTEN_AT_ONCE: usize = 4096;
+
+impl Registry {
+    pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {
+        let plain = self.encode_with(push, &push.metadata)?;
+        let mut metadata = push.metadata.clone();
+        let hash = push.key.as_ref().map(|(key, hash)| {
+            metadata.insert(keys::IDEMPOTENCY_KEY, &**key);
+            *hash
+        });
+        if let Class::Latest(key) = &push.class {
+            metadata.insert(keys::LATEST_KEY, key);
+        } else if hash.is_none() {
+            return Ok(Encoded { frame: plain, keyed: None });
+        }
+        let frame = self.encode_with(push, &metadata)?;
+        Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash, plain })) })
+    }
+
+    pub(super) fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {
+        let header = Header::oneway(Seq::of_push(0), push.serialize);
+        let limits = &self.options.limits;
+        let frame =
+            PushFrame::with_header(header, &push.service_path, &push.service_method, metadata, &push.payload, limits)?;
+        Ok(frame.bytes())
+    }
+
+    /// # Errors
+    /// [`SendError::ShutDown`].
+    pub(super) fn check_running(&self) -> Result<(), SendError> {
+        if self.stopped.load(Ordering::Acquire) { Err(SendError::ShutDown) } else { Ok(()) }
+    }
+
+    /// Pushes to these sessions.
+    pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
+        push.check_reserved()?;
+        let (frame, listed) = (self.encode(push)?, Listed::new(sessions));
+        for session in sessions {
+            session.add(push, &frame, receipt, &listed);
+        }
+        self.pump_all(sessions);
+        Ok(())
+    }
+
+    /// Writes to these sessions what is in their ledgers. To a crowd a task does so, which lets others run every so
+    /// many; the order of what each session gets is that of its ledger, whoever writes.
+    pub(super) fn pump_all(&self, sessions: &[Session]) {
+        let crowd = WRITTEN_AT_ONCE < sessions.len();
+        let runtime = crowd.then(|| self.runtimes.near()).flatten();
+        let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
+        write_by_task(sessions, &runtime);
+    }
+}
+
+/// Writes to these sessions by a task, which lets others run every so many.
+fn write_by_task(sessions: &[Session], runtime: &Handle) {
+    sessions.iter().for_each(Session::note_unwritten);
+    let owned = sessions.to_vec();
+    let mut unwritten = Unwritten(owned.into_iter());
+    runtime.spawn(async move {
+        while unwritten.write(ENDED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
+struct Unwritten(std::vec::IntoIter<Session>);
+
+impl Unwritten {
+    /// Writes to so many of them. False: there are no more.
+    fn write(&mut self, sessions_max: usize) -> bool {
+        self.0.by_ref().take(sessions_max).for_each(|session| session.pump());
+        0 < self.0.len()
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.write(usize::MAX);
+    }
+}
+
+/// Why a push to a target was not even begun.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The topic has no such name.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The message cannot be sent.
+    #[error(transparent)]
+    Push(#[from] PushError),
+    /// The server was shut down: its sessions have ended, and nobody comes to what its topics keep.
+    #[error("the server was shut down")]
+    ShutDown,
+}
+
+impl From<ReservedName> for SendError {
+    fn from(error: ReservedName) -> Self {
+        Self::Push(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixtures::plain_connections, *};
+
+    /// A crowd is written to by a task. If its runtime ends before that has run, all are written to, and no push waits
+    /// for the next one.
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_written_to_though_its_runtime_ends() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("crowd").await;
+        let sessions = connections.map(|connection| registry.of(&connection).expect("it is made"));
+        let (push, receipt) = (Push::new("Chat", "say", "x"), Receipt::new());
+        let frame = registry.encode(&push).expect("small");
+        sessions.iter().for_each(|session| session.add(&push, &frame, &receipt, &Listed::default()));
+        // Nobody runs its tasks.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        write_by_task(&sessions, runtime.handle());
+        assert_eq!(receipt.outcomes().at(super::super::Stage::Queued), 3, "{receipt:?}");
+        runtime.shutdown_background();
+        assert_eq!(receipt.outcomes().at(super::super::Stage::PlainWritten), 3, "{receipt:?}");
+    }
+
+    /// Sessions are written to so many at a time, until all were.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unwritten_is_written_part_by_part() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("unwritten").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let mut unwritten = Unwritten(sessions.into_iter());
+        assert!(unwritten.write(2), "one is left");
+        assert!(!unwritten.write(2));
+        assert!(!unwritten.write(2));
+    }
+}

@@ -1,0 +1,602 @@
+//! What connections bring about: a client arrives, comes back to a session that it had, acknowledges, and leaves.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::{Metadata, keys};
+use tokio::time::Instant;
+
+use super::{
+    Session, SessionId,
+    acks::{self, Acks},
+    away::{Owner, Waiting},
+    claims::Claims,
+    endings::{Ending, NotResumed},
+    explain::{self, What},
+    given_up,
+    lock::Locked,
+    registry::Registry,
+    state::{Seldom, State},
+};
+use crate::{
+    clock::later,
+    connection::{Connection, HeldReply},
+};
+
+impl Registry {
+    /// The client of a connection names a session that it had, and is about to be let in, which may take a while. What
+    /// is pushed to its user meanwhile is for the session that it had, and not for the one of its connection as well.
+    pub(crate) fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
+        let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
+        let session = self.of(connection)?;
+        let is_proven = self.waits_for(said);
+        {
+            let mut state = session.inner.state.lock();
+            // Whoever has a session claims none: it will be told so.
+            if state.resumable || state.ended || state.claims.is_some() {
+                return None;
+            }
+            state.claims = Some(Box::new(Claims::new(wanted, is_proven, Arc::clone(&self.options.bounds))));
+        }
+        Some(Claim { session: Some(session) })
+    }
+
+    /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
+    ///
+    /// Returns the pairs of the Welcome. Until [`Self::welcomed`] nothing is sent to it.
+    ///
+    /// # Errors
+    /// [`NotWelcome`]: the client gets no session on this connection.
+    pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, NotWelcome> {
+        let fresh = self.of(connection).ok_or(NotWelcome::Over)?;
+        // Whoever comes back is on another connection: this one takes nothing from that.
+        if connection.is_over() {
+            return Err(NotWelcome::Over);
+        }
+
+        let asked = hello.get(keys::SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
+        let resumed = asked.map(|id| (id, self.resume(connection, &fresh, id, hello)));
+        let mut welcome = Metadata::new();
+        let session = match resumed {
+            Some((_, Ok((session, left_out)))) => {
+                welcome.insert(keys::SESSION_RESUMED, "1");
+                if 0 < left_out {
+                    welcome.insert(keys::LEFT_OUT, left_out.to_string());
+                }
+                let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
+                welcome.insert(keys::SESSION_KEY, key);
+                session
+            }
+            other => {
+                if let Some((wanted, Err(why))) = other {
+                    let text = why.code();
+                    fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
+                    if why == NotResumed::Late {
+                        return Err(NotWelcome::Late);
+                    }
+                    welcome.insert(keys::SESSION_WHY, text);
+                    let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
+                    if let Some(words) = self.endings.words(wanted, key) {
+                        welcome.insert(keys::SESSION_WORDS, words);
+                    }
+                    if why == NotResumed::Revoked {
+                        self.end_revoked(wanted);
+                    }
+                } else if hello.get(keys::SESSION_ID).is_some() {
+                    // No session has such a name.
+                    welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
+                }
+                welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
+                fresh
+            }
+        };
+        let (methods, takes_only_these) = (connection.methods(), connection.pushes_go_to_handlers());
+        {
+            let mut state = session.inner.state.lock();
+            let seldom = state.seldom();
+            (seldom.methods, seldom.takes_only_these) = (methods, takes_only_these);
+        }
+        welcome.insert(keys::SESSION_ID, session.id().to_string());
+        let offset = session.inner.state.lock().ledger.last_offset();
+        welcome.insert(keys::SESSION_OFFSET, offset.to_string());
+        if connection.is_closed() {
+            // It ended while its client was being let in, and its end may have found only the session that it
+            // had before. A session whose connection is over waits for its client.
+            self.leave(connection);
+        }
+        Ok(welcome)
+    }
+
+    /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
+    fn begin(&self, fresh: &Session) -> String {
+        fresh.inner.trail.note(What::Resumable);
+        let mut state = fresh.inner.state.lock();
+        state.resumable = true;
+        // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
+        // it a thread that pushes may be quicker than the call of `welcomed`.
+        state.ledger.connect(true);
+        let claimed = state.settle(fresh);
+        let secret = state.seldom().secret.make();
+        drop(state);
+        fresh.inner.changed.notify_waiters();
+        if let Some(claimed) = claimed {
+            // Its client has this one instead, and with it the places that the other one had.
+            if let Some(other) = self.session(claimed.wanted) {
+                claimed.places.iter().for_each(|pattern| self.unsubscribe(&other, pattern));
+            }
+            self.rename(fresh);
+        }
+        secret
+    }
+
+    /// The Welcome is on its way: what the session owes its client follows it.
+    pub(crate) fn welcomed(&self, connection: &Connection) {
+        let Some(session) = self.made_of(connection) else { return };
+        let given_up = {
+            let mut state = session.inner.state.lock();
+            // Another connection may have claimed the session this moment, and is not welcomed yet.
+            if state.connection.as_ref() != Some(connection) {
+                return;
+            }
+            state.ledger.connect(true);
+            let seldom = state.seldom.as_ref();
+            seldom.and_then(|seldom| seldom.given_up.as_ref()).map(|calls| calls.ids())
+        };
+        for id in given_up.into_iter().flatten() {
+            connection.cancel_call(&given_up::text(id));
+        }
+        session.pump();
+    }
+
+    /// True if a client that says this has a session here to come back to.
+    pub(crate) fn waits_for(&self, hello: &Metadata) -> bool {
+        let Some(id) = hello.get(keys::SESSION_ID).and_then(|id| id.parse().ok()) else { return false };
+        let (Some(session), Some(key)) = (self.session(id), hello.get(keys::SESSION_KEY)) else { return false };
+        let state = session.inner.state.lock();
+        state.resumable && !state.ended && state.admits(key)
+    }
+
+    /// The session that the client of this one has shown the secret of, while it is being let in: it is about to get
+    /// that one.
+    pub(crate) fn wanted_by(&self, session: &Session) -> Option<Session> {
+        let wanted = session.inner.state.lock().claims.as_ref().and_then(|claims| claims.proven())?;
+        self.session(wanted)
+    }
+
+    /// Gives the session of this number to the connection, whose own session makes way for it. Answers as well how many of
+    /// that one's subscriptions found no room there.
+    fn resume(
+        &self,
+        connection: &Connection,
+        fresh: &Session,
+        id: SessionId,
+        hello: &Metadata,
+    ) -> Result<(Session, usize), NotResumed> {
+        let claimed = Claimed::from_hello(hello).ok_or(NotResumed::Unknown)?;
+        let session = self.session(id).ok_or_else(|| self.endings.why(id, claimed.key))?;
+        let before = self.hand_over(connection, fresh, &session, &claimed)?;
+        if let Some(before) = before {
+            // Half open is the normal case: the old connection's writes and acks count for nothing.
+            self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
+            // One whose token has run out was told so, and ends when what runs on it is answered.
+            if !before.has_refused_token() {
+                before.say_goodbye("moved", "the session is on another connection now");
+                before.close();
+            }
+        }
+        self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
+
+        // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
+        // it, as it has made way already.
+        let left_out = self.carry_over(fresh, &session);
+        self.rename(&session);
+        self.remove(fresh, Ending::merged(), None);
+        session.inner.changed.notify_waiters();
+        match self.told.resumed.due() {
+            Some(left_out) => {
+                tracing::info!(session = %id, connection = %connection.id(), left_out, "a session was resumed")
+            }
+            None => tracing::debug!(session = %id, connection = %connection.id(), "a session was resumed"),
+        }
+        if connection.is_closed() {
+            // It may have ended before it was in the table, and then has left the fresh session only.
+            self.leave(connection);
+        }
+        Ok((session, left_out))
+    }
+
+    /// The part of [`Self::resume`] that happens at one moment: under the locks of both sessions. Returns the
+    /// connection that the session has had until now.
+    fn hand_over(
+        &self,
+        connection: &Connection,
+        fresh: &Session,
+        session: &Session,
+        claimed: &Claimed<'_>,
+    ) -> Result<Option<Connection>, NotResumed> {
+        if fresh == session {
+            return Err(NotResumed::Unknown);
+        }
+        // Who has no claim holds nobody up.
+        self.check_claimed(session, &session.inner.state.lock(), claimed)?;
+        let (mut making_way, mut state) = lock_both(fresh, session);
+        self.check_claimed(session, &state, claimed)?;
+        if making_way.ended || making_way.resumable {
+            return Err(NotResumed::Unknown);
+        }
+        if state.is_past(self.options.resume_window) {
+            return Err(NotResumed::Expired);
+        }
+        let is_latest = |seldom: &Seldom| seldom.secret.is_latest(claimed.attempt);
+        if !state.seldom.as_deref().is_some_and(is_latest) {
+            return Err(NotResumed::Late);
+        }
+        // Whom the auth hook bound to the new connection must be whom the session belongs to.
+        if making_way.user.is_some() && making_way.user != state.user {
+            return Err(NotResumed::Revoked);
+        }
+        if let Some(before) = &state.connection {
+            // What the kernel took before is not called lost.
+            let written = before.pushes_written();
+            state.ledger.written_upto(written);
+        }
+        if !state.ledger.settle(&claimed.failed) || !state.ledger.resume(claimed.handled, claimed.received) {
+            return Err(NotResumed::Gap);
+        }
+
+        state.note_held();
+        self.away.recount(state.is_away(), false);
+        self.away.forget(session.id(), &state);
+        let seldom = state.seldom();
+        seldom.secret.let_in(claimed.attempt);
+        seldom.lost_at = None;
+        state.generation += 1;
+        let before = state.connection.replace(connection.clone());
+        let trail = &session.inner.trail;
+        if let Some(before) = &before {
+            trail.note(What::TakenOver(before.id()));
+        }
+        let (generation, repeated) = (state.generation, state.ledger.unrepeated());
+        trail.note(What::Resumed { connection: connection.id(), generation, repeated });
+        making_way.connection = None;
+        making_way.merge(&fresh.inner.trail, &mut state, session);
+        Ok(before)
+    }
+
+    /// That this session can be had by who shows this.
+    fn check_claimed(&self, session: &Session, state: &State, claimed: &Claimed<'_>) -> Result<(), NotResumed> {
+        if state.ended {
+            // It ended this moment.
+            return Err(self.endings.why(session.id(), claimed.key));
+        }
+        if !state.resumable || !state.admits(claimed.key) {
+            return Err(NotResumed::Unknown);
+        }
+        Ok(())
+    }
+
+    /// A handler is done whose pushes may still be in the ledger of its client's session.
+    pub(crate) fn put_behind(&self, connection: &Connection, reply: HeldReply) {
+        if let Some(session) = self.made_of(connection) {
+            session.put_behind(connection, reply);
+        }
+    }
+
+    /// A client acknowledges. Counts only on the session's present connection. False: it claims what was
+    /// never sent.
+    pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
+        let Some(acks) = Acks::from_metadata(metadata) else { return false };
+        let Some(session) = self.made_of(connection) else { return true };
+        {
+            let mut state = session.inner.state.lock();
+            if state.connection.as_ref() != Some(connection) {
+                return true;
+            }
+            // What failed comes first: the offsets that follow count it as handled.
+            if !state.ledger.settle(&acks.ends) || !state.ledger.ack(acks.received, acks.handled) {
+                return false;
+            }
+            state.note_held();
+        }
+        session.inner.changed.notify_waiters();
+        session.pump();
+        true
+    }
+
+    /// A connection is over: its session waits for its client, or ends with it.
+    pub(crate) fn leave(&self, connection: &Connection) {
+        if self.never_makes(connection) {
+            return;
+        }
+        let Some(session) = self.shard(&self.by_connection, &connection.id()).write().remove(&connection.id()) else {
+            return;
+        };
+        let now = Instant::now();
+        let waiting = {
+            let mut state = session.inner.state.lock();
+            if state.connection.as_ref() != Some(connection) {
+                return;
+            }
+            state.connection = None;
+            // What the kernel took before the end is not called lost.
+            let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
+            state.ledger.written_upto(written);
+            state.ledger.disconnect(begun);
+            // Without a window nobody comes back.
+            if state.resumable && !self.options.resume_window.is_zero() {
+                let (methods, lost_at) = (connection.methods(), Some(now));
+                let seldom = state.seldom();
+                (seldom.methods, seldom.lost_at) = (methods, lost_at);
+            }
+            let waits = state.is_away();
+            self.away.recount(false, waits);
+            let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
+            session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
+            waits.then(|| Waiting {
+                session: session.clone(),
+                generation: state.generation,
+                owner: Owner::of(&state, connection),
+                is_idle: state.is_idle(),
+            })
+        };
+        session.inner.changed.notify_waiters();
+        if let Some(waiting) = waiting {
+            self.rename(&session);
+            self.wait_for_client(waiting, now);
+        } else {
+            let why = match session.is_resumable() {
+                true => "with its connection: `resume_window` is 0",
+                false => "with its connection: its client does not speak sessions",
+            };
+            // A plain client comes back as another session of its user, if at all.
+            let ending = match connection.is_trusted() {
+                true => Ending::new(why, NotResumed::Expired),
+                // Whoever comes and goes without a token drives out no story of others.
+                false => Ending::of_stranger(),
+            };
+            self.remove(&session, ending, Some(later(now, self.options.resume_window)));
+        }
+    }
+}
+
+/// See [`Registry::claim`]. Ends when dropped.
+pub(crate) struct Claim {
+    session: Option<Session>,
+}
+
+impl Claim {
+    /// The client is let in: [`Registry::arrive`] ends it.
+    pub(crate) fn granted(mut self) {
+        self.session = None;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        let claimed = session.inner.state.lock().settle(&session);
+        session.inner.changed.notify_waiters();
+        session.pump();
+        if let (Some(claimed), Some(registry)) = (claimed, session.inner.registry.upgrade()) {
+            // It was not let in: the session that it named has its places still.
+            claimed.places.iter().for_each(|pattern| registry.unsubscribe(&session, pattern));
+            registry.rename(&session);
+        }
+    }
+}
+
+/// Why a client that was let in gets no session on its connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NotWelcome {
+    /// The connection is over, or its client has ended its side already.
+    Over,
+    /// A later attempt of the same client was let in before. If this is its client's last one all the same, the
+    /// client is to try again.
+    Late,
+}
+
+/// How long a client waits whose attempt was not its latest.
+pub(crate) const RETRY_LATE: Duration = Duration::from_millis(50);
+
+/// What a client says that wants its session back.
+struct Claimed<'a> {
+    key: &'a str,
+    handled: u64,
+    received: Option<u64>,
+    attempt: Option<u64>,
+    /// What it did not handle of what it counts as handled.
+    failed: Vec<acks::End>,
+}
+
+impl<'a> Claimed<'a> {
+    /// `None`: something is missing, or is no number.
+    fn from_hello(hello: &'a Metadata) -> Option<Self> {
+        let number = |key| hello.get(key).map(str::parse).transpose().ok();
+        Some(Self {
+            key: hello.get(keys::SESSION_KEY)?,
+            handled: number(keys::SESSION_OFFSET)??,
+            received: number(keys::SESSION_RECEIVED)?,
+            attempt: number(keys::SESSION_TRY)?,
+            failed: acks::failed(hello)?,
+        })
+    }
+}
+
+/// Locks two sessions: that of the lower number first, whichever of them is named first.
+fn lock_both<'a>(one: &'a Session, other: &'a Session) -> (Locked<'a, State>, Locked<'a, State>) {
+    if one.id() < other.id() {
+        let one = one.inner.state.lock();
+        (one, other.inner.state.lock())
+    } else {
+        let other = other.inner.state.lock();
+        (one.inner.state.lock(), other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Push, Target,
+            fixtures::{claim, plain_connections},
+        },
+        *,
+    };
+
+    /// A thread that found the session by its connection goes on when another connection has taken the session: it
+    /// neither lets the session speak to a client that is not welcomed yet, nor confirms, nor takes it away again.
+    #[tokio::test(start_paused = true)]
+    async fn who_found_the_session_by_an_old_connection_does_nothing_to_it() {
+        let (_server, _clients, registry, [first, old, new]) = plain_connections("old-connection").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        registry.welcomed(&first);
+        let session = registry.of(&first).expect("it was made");
+        let push = |text: &str| session.push(&Push::new("Chat", "say", text.to_owned())).expect("small");
+        let sent = push("sent");
+        assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1);
+        // It has not taken this one, and never will.
+        session.inner.state.lock().ledger.mark(first.pushes_written() + 1);
+        for connection in [&old, &new] {
+            let again = registry.arrive(connection, &claim(&welcome)).expect("it is open");
+            assert!(again.get(keys::SESSION_RESUMED).is_some());
+        }
+        // The moment between the taking over and the table that says so.
+        let stale = registry.shard(&registry.by_connection, &old.id());
+        stale.write().insert(old.id(), session.clone());
+        registry.welcomed(&old);
+        let waits = push("waits");
+        assert_eq!(waits.outcomes().at(super::super::Stage::Queued), 1, "the new connection is not welcomed yet");
+        assert!(registry.ack(&old, &Metadata::new().with(keys::ACK_OFFSETS, "1,1")));
+        assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1, "nobody has confirmed it");
+        registry.leave(&old);
+        assert_eq!(session.connection().as_ref(), Some(&new));
+        registry.welcomed(&new);
+        assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1, "by the count of the new connection");
+        session.inner.state.lock().ledger.mark(first.pushes_written());
+        assert!(!session.note_written(&first), "it says nothing of what the new one has written");
+        assert!(session.inner.state.lock().ledger.written_upto(0), "it is not known to be written");
+    }
+
+    /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_granted_its_claim_is_nobody_until_it_arrives() {
+        let (_server, _clients, registry, [first, claims]) = plain_connections("granted").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        let fresh = registry.of(&claims).expect("it is made");
+        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
+        let everyone = || registry.find(&Target::everyone()).expect("no topic");
+        assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
+        registry.arrive(&claims, &claim(&welcome)).expect("it is open");
+        assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
+        assert_eq!(
+            fresh.connection().as_ref(),
+            Some(&claims),
+            "whoever holds it still holds the session of its client"
+        );
+    }
+
+    /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its
+    /// session that is a tracked push, as are those that waited for it. They once went as they go to a plain client,
+    /// and were lost with the connection.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_pushed_beside_the_welcome_is_tracked() {
+        let (_server, _clients, registry, [connection]) = plain_connections("beside-the-welcome").await;
+        let session = registry.of(&connection).expect("it is made");
+        registry.arrive(&connection, &Metadata::new()).expect("it is open");
+        let push = |text: &str| session.push(&Push::new("Chat", "say", text.to_owned())).expect("small");
+        let fire = session.push(&Push::new("Chat", "say", "f").class(super::super::Class::Fire)).expect("small");
+        let receipts = [push("1"), push("2")];
+        registry.welcomed(&connection);
+        for receipt in &receipts {
+            assert_eq!(receipt.outcomes().at(super::super::Stage::Written), 1, "{receipt:?}");
+        }
+        assert_eq!(fire.outcomes().at(super::super::Stage::PlainWritten), 1);
+        connection.cut();
+        connection.closed().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(session.waiting().0, 2, "they wait for the client to come back");
+    }
+
+    /// The connection is over when its client is let in, and nobody was told so far: it takes nothing from the
+    /// session that its client had, be that away or on a connection that lives, and begins none that waits for nobody.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_when_it_is_let_in_takes_nothing_over() {
+        let (server, _clients, registry, [first, claims, new]) = plain_connections("gone-when-let-in").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        let session = registry.of(&first).expect("it was made");
+        for gone in [&claims, &new] {
+            gone.cut();
+        }
+        assert_eq!(registry.arrive(&claims, &claim(&welcome)), Err(NotWelcome::Over));
+        assert_eq!((session.connection().as_ref(), session.generation()), (Some(&first), 1));
+        assert_eq!(registry.arrive(&new, &Metadata::new()), Err(NotWelcome::Over));
+        for connection in [&claims, &new] {
+            connection.closed().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!((server.stats().sessions, registry.len(), registry.away()), (1, 1, 0));
+    }
+
+    /// Two clients name each other's session, of which each has the secret: who locks both of them does so in one
+    /// order, and neither thread waits for the other.
+    #[tokio::test]
+    async fn clients_that_claim_each_others_sessions_block_nobody() {
+        const ROUNDS: usize = 5000;
+        let (_server, _clients, registry, connections) = plain_connections::<2>("each-others").await;
+        let claims: Vec<Metadata> = connections
+            .iter()
+            .map(|connection| claim(&registry.arrive(connection, &Metadata::new()).expect("it is open")))
+            .collect();
+        let start = Arc::new(std::sync::Barrier::new(2));
+        let (done, over) = std::sync::mpsc::channel();
+        for (this, other) in [(0, 1), (1, 0)] {
+            let (registry, start, done) = (Arc::clone(&registry), Arc::clone(&start), done.clone());
+            let (connection, claims) = (connections[this].clone(), claims[other].clone());
+            let [fresh, wanted] = [this, other].map(|at| registry.of(&connections[at]).expect("it was made"));
+            std::thread::spawn(move || {
+                let claimed = Claimed::from_hello(&claims).expect("it is whole");
+                start.wait();
+                for _ in 0..ROUNDS {
+                    let outcome = registry.hand_over(&connection, &fresh, &wanted, &claimed);
+                    assert!(outcome.is_err(), "it has a session that it may come back to");
+                }
+                done.send(())
+            });
+        }
+        for _ in 0..2 {
+            over.recv_timeout(Duration::from_secs(30)).expect("neither is blocked");
+        }
+    }
+
+    /// No clock can count how long it has: a resume once panicked, under the locks of both sessions.
+    #[tokio::test(start_paused = true)]
+    async fn what_never_expires_follows_its_client_to_the_session_that_it_gets() {
+        let (_server, _clients, registry, [first, claims]) = plain_connections("never-expires").await;
+        let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
+        registry.welcomed(&first);
+        let fresh = registry.of(&claims).expect("it is made");
+        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
+        let push = Push::new("Chat", "say", "for ever").time_to_live(Duration::MAX);
+        let receipt = fresh.push(&push).expect("small");
+        let again = registry.arrive(&claims, &claim(&welcome)).expect("it is open");
+        assert!(again.get(keys::SESSION_RESUMED).is_some());
+        registry.welcomed(&claims);
+        assert_eq!(receipt.outcomes().at(super::super::Stage::Written), 1, "{receipt:?}");
+    }
+
+    /// A connection claims one session, and only while it has none that outlives it. What comes to nothing ends.
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_ends_when_it_is_dropped() {
+        let (_server, _clients, registry, [first, second]) = plain_connections("claim-ends").await;
+        let wanted = Metadata::new().with(keys::SESSION_ID, SessionId::random().to_string());
+        let session = registry.of(&first).expect("it is made");
+        let claims = || session.inner.state.lock().claims.is_some();
+        let held = registry.claim(&first, &wanted).expect("it is open");
+        assert!(claims() && registry.claim(&first, &wanted).is_none(), "it claims one already");
+        drop(held);
+        assert!(!claims());
+        registry.claim(&first, &wanted).expect("it is open").granted();
+        assert!(claims(), "it goes on until the client arrives");
+        registry.arrive(&second, &Metadata::new()).expect("it is open");
+        assert!(registry.claim(&second, &wanted).is_none(), "it has a session");
+    }
+}

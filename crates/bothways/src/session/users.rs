@@ -1,0 +1,199 @@
+//! Which sessions a user has, and what these use together.
+
+use std::sync::Arc;
+
+use super::{
+    Session,
+    account::Account,
+    crowd::Crowd,
+    explain::{self, What},
+    lock::{self, Changes, Held as HeldLocks, Wake},
+    registry::Registry,
+};
+
+/// What belongs to one user.
+#[derive(Default)]
+pub(super) struct OfUser {
+    pub(super) sessions: Crowd<Session>,
+    /// From the second session on, or if its calls are counted. What a user of one session holds, the ledger of that
+    /// one holds.
+    account: Option<Arc<Account>>,
+}
+
+impl Registry {
+    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let Some(before) = self.note_user(session, name.clone()) else { return };
+        for user in before.iter().chain(&name) {
+            self.settle_user(session, user);
+        }
+        // Another bound counts now for what it is owed.
+        session.inner.changed.notify_waiters();
+        self.rename(session);
+    }
+
+    /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
+    pub(super) fn note_user(&self, session: &Session, name: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
+        let mut state = session.inner.state.lock();
+        if state.ended || state.user == name {
+            return None;
+        }
+        session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
+        Some(std::mem::replace(&mut state.user, name))
+    }
+
+    /// Makes the table say of this user and this session what the session itself says now. Whoever has changed that
+    /// comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
+    /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
+    pub(super) fn settle_user(&self, session: &Session, user: &Arc<str>) {
+        // Nobody is woken while a table is locked.
+        let _held_locks = HeldLocks::begin();
+        let mut users = self.shard(&self.by_user, &**user).write();
+        if let Some(theirs) = users.get_mut(user) {
+            self.open_account(theirs, session, user);
+        }
+        let mut state = session.inner.state.lock();
+        let is_theirs = !state.ended && state.user.as_ref() == Some(user);
+        // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
+        let is_listed = 0 < state.listed && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
+        if is_theirs {
+            let theirs = users.entry(Arc::clone(user)).or_default();
+            if !is_listed {
+                theirs.sessions.add(session.clone());
+                state.listed += 1;
+            }
+            if theirs.account.is_none() && self.options.counts_user_calls {
+                theirs.account = Some(self.new_account());
+            }
+            state.ledger.bill(true, theirs.account.clone());
+        } else if is_listed {
+            let theirs = users.get_mut(user).expect("it was just seen");
+            theirs.sessions.remove(session);
+            let has_user = state.user.is_some();
+            match (state.ledger.account(), &theirs.account) {
+                // Another user is billed already.
+                (Some(billed), account) if account.as_ref().is_none_or(|account| !Arc::ptr_eq(billed, account)) => {}
+                _ => state.ledger.bill(has_user, None),
+            }
+            if theirs.sessions.is_empty() {
+                users.remove(user);
+            }
+            state.listed -= 1;
+        }
+    }
+
+    /// Gives a user an account who is about to have a second session: what the first one holds is billed there.
+    pub(super) fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
+        let comes = || second.inner.state.lock().user.as_ref() == Some(user);
+        if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
+            return;
+        }
+        let account = self.new_account();
+        for session in theirs.sessions.iter() {
+            let mut state = session.inner.state.lock();
+            if !state.ended && state.user.as_ref() == Some(user) {
+                state.ledger.bill(true, Some(Arc::clone(&account)));
+                drop(state);
+                // Whoever waits for room there waits for the others to make some, too.
+                lock::wake(Wake::Of(Arc::clone(&session.inner) as Arc<dyn Changes>));
+            }
+        }
+        theirs.account = Some(account);
+    }
+
+    pub(super) fn new_account(&self) -> Arc<Account> {
+        Account::new(self.options.bounds.user_bytes).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Target,
+            endings::{Ending, NotResumed},
+            fixtures::{one_session, plain_connections},
+        },
+        *,
+    };
+
+    fn bound_to(registry: &Registry, name: &str) -> usize {
+        registry.find(&Target::user(name)).expect("no topic").len()
+    }
+
+    /// The table kept such a session for ever: found, pushed to, and never forgotten.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_ends_while_it_is_bound_is_nobodys() {
+        let (_server, _client, registry, session) = one_session("ends-while-bound").await;
+        let ann: Arc<str> = "ann".into();
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        registry.remove(&session, Ending::new("now", NotResumed::Ended), None);
+        registry.settle_user(&session, &ann);
+        assert_eq!(bound_to(&registry, "ann"), 0);
+        assert!(registry.by_user.iter().all(|shard| shard.read().is_empty()), "nothing is left");
+        registry.bind_user(&session, Some("bob"));
+        assert_eq!(bound_to(&registry, "bob"), 0, "it has ended");
+    }
+
+    /// Two threads bind a session to two users, and one of them comes to the table late.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_bound_twice_at_once_is_found_under_the_last_name_once() {
+        let (_server, _client, registry, session) = one_session("bound-twice").await;
+        let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        registry.bind_user(&session, Some("bob"));
+        registry.settle_user(&session, &ann);
+        assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
+
+        // From bob to ann and back to bob, while the first of these is late.
+        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(Some(Arc::clone(&bob))));
+        registry.bind_user(&session, Some("bob"));
+        registry.settle_user(&session, &bob);
+        registry.settle_user(&session, &ann);
+        assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
+    }
+
+    /// However many sessions a user has, they share one account.
+    #[tokio::test(start_paused = true)]
+    async fn a_user_has_one_account() {
+        let (_server, _clients, registry, connections) = plain_connections::<4>("account").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        sessions[0].bind_user("ann");
+        assert!(account(0).is_none(), "one session alone has its own bounds");
+        for session in &sessions[1..3] {
+            session.bind_user("ann");
+        }
+        let first = account(0).expect("there are several");
+        sessions[3].bind_user("ann");
+        assert!(account(0).is_some_and(|same| Arc::ptr_eq(&same, &first)), "another session changes nothing");
+        assert!((1..4).all(|at| account(at).is_some_and(|other| Arc::ptr_eq(&other, &first))));
+        sessions[3].bind_user("bob");
+        assert!(account(3).is_none());
+    }
+
+    /// A session that is another user's by now, and one that has ended, are still in the list: the account that their
+    /// former user gets with its next session is not theirs.
+    #[tokio::test(start_paused = true)]
+    async fn an_account_is_for_sessions_of_its_user_only() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("account-of").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
+        sessions[0].bind_user("ann");
+        registry.settle_user(&sessions[1], &ann);
+        assert!(account(0).is_none(), "the other one is not of ann");
+        // Not settled yet.
+        assert_eq!(registry.note_user(&sessions[0], Some(Arc::clone(&bob))), Some(Some(Arc::clone(&ann))));
+        sessions[1].bind_user("ann");
+        assert!(account(0).is_none());
+        assert!(account(1).is_some(), "the list still has two");
+
+        registry.settle_user(&sessions[0], &ann);
+        registry.settle_user(&sessions[0], &bob);
+        assert!(account(0).is_none(), "the only session of bob");
+        sessions[0].inner.state.lock().ended = true;
+        sessions[2].bind_user("bob");
+        assert!(account(0).is_none() && account(2).is_some());
+    }
+}
