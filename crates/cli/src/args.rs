@@ -209,7 +209,8 @@ pub(crate) enum Codec {
   bothways call 127.0.0.1:8972 Bench.Echo hello --codec raw --repeat 1000
   TOKEN=... bothways call 127.0.0.1:8972 Arith.Mul '{\"A\":1,\"B\":2}' --auth-env TOKEN
 
-Bytes (Go's []byte) are written {\"$bytes\":\"<base64>\"}, in arguments and in replies."))]
+Bytes (Go's []byte) are written {\"$bytes\":\"<base64>\"}, in arguments and in replies. A map whose keys are no
+text is written {\"$map\":[[1,\"one\"],[2,\"two\"]]} in arguments."))]
 pub(crate) struct CallArgs {
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
@@ -219,7 +220,11 @@ pub(crate) struct CallArgs {
     pub(crate) method: Method,
 
     /// The arguments: JSON, or @FILE, or - for standard input [default: null, or nothing with --codec raw]
-    #[arg(value_name = "JSON", value_parser = |text: &str| Ok::<_, String>(Source::from(text)))]
+    #[arg(
+        value_name = "JSON",
+        allow_negative_numbers = true,
+        value_parser = |text: &str| Ok::<_, String>(Source::from(text))
+    )]
     pub(crate) args: Option<Source>,
 
     /// How the arguments travel

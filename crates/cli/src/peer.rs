@@ -17,7 +17,7 @@ use crate::{
 /// The peer, as typed.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PeerArgs {
-    /// Where the server listens, as in rpcx: tcp@127.0.0.1:8972, unix@/run/chat.sock, or only host:port
+    /// The address, as in rpcx: tcp@HOST:PORT, unix@/run/chat.sock, or only HOST:PORT
     #[arg(value_name = "ADDR")]
     pub(crate) address: Address,
 

@@ -5,7 +5,8 @@
 //! any; it takes keys of any kind, bytes, extensions, and text that is not UTF-8.
 //!
 //! What JSON cannot say is written as an object with one key: bytes are `{"$bytes": "base64"}`, which
-//! is also read that way, so that what was printed can be sent again.
+//! is also read that way, so that what was printed can be sent again. A map whose keys are no text may be written
+//! `{"$map": [[1, "one"]]}`; it is printed with the JSON of its keys as text.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bothways::{Encode, SerializeType};
@@ -20,6 +21,9 @@ use crate::term;
 
 /// The key of an object that stands for bytes.
 const BYTES_KEY: &str = "$bytes";
+
+/// The key of an object that stands for a map with keys of any kind.
+const MAP_KEY: &str = "$map";
 
 /// Deeper values are not read.
 const NESTING_MAX: usize = 128;
@@ -106,6 +110,12 @@ impl Serialize for Value {
     }
 }
 
+/// Key and value, if it is a list of the two.
+fn pair(value: Value) -> Option<(Value, Value)> {
+    let Value::List(both) = value else { return None };
+    <[Value; 2]>::try_from(both).ok().map(|[key, value]| (key, value))
+}
+
 fn one_pair<S: Serializer>(serializer: S, key: &str, value: &str) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(1))?;
     map.serialize_entry(key, value)?;
@@ -168,6 +178,13 @@ impl<'de> Deserialize<'de> for Value {
                     [(Value::Text(key), Value::Text(text))] if key == BYTES_KEY => {
                         let bytes = BASE64.decode(text);
                         bytes.map(Value::Bytes).map_err(|error| A::Error::custom(format!("{BYTES_KEY}: {error}")))
+                    }
+                    [(Value::Text(key), Value::List(_))] if key == MAP_KEY => {
+                        let Some((_, Value::List(entries))) = pairs.pop() else { unreachable!("it was one just now") };
+                        let entries: Option<Vec<_>> = entries.into_iter().map(pair).collect();
+                        let wanted =
+                            || A::Error::custom(format!("{MAP_KEY}: a list of pairs is wanted: [[1,\"one\"]]"));
+                        entries.map(Value::Map).ok_or_else(wanted)
                     }
                     _ => Ok(Value::Map(pairs)),
                 }
@@ -472,6 +489,13 @@ mod tests {
         assert_eq!(wire[..], hex!("81 a4 44617461 c4 02 00ff"));
         assert_eq!(Value::from_msgpack(&wire).expect("valid").to_json(), r#"{"Data":{"$bytes":"AP8="}}"#);
         assert!(Value::from_json(br#"{"$bytes":"!"}"#).is_err());
+        let keys = json(r#"{"$map":[[1,"one"],[-2,{"$bytes":"AP8="}],["t",null]]}"#);
+        assert_eq!(keys.to_msgpack(), hex!("83 01 a36f6e65 fe c40200ff a174 c0")[..]);
+        assert_eq!(keys.to_json(), r#"{"1":"one","-2":{"$bytes":"AP8="},"t":null}"#);
+        for bad in [r#"{"$map":[1]}"#, r#"{"$map":[[1]]}"#, r#"{"$map":[[1,2,3]]}"#] {
+            assert!(Value::from_json(bad.as_bytes()).expect_err(bad).to_string().contains("a list of pairs"), "{bad}");
+        }
+        assert_eq!(json(r#"{"$map":1}"#).to_json(), r#"{"$map":1}"#);
     }
 
     #[test]

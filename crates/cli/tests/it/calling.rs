@@ -21,6 +21,9 @@ fn values_of_every_kind_come_back_as_they_went() {
     let server = Serving::start();
     let value = r#"{"z":[1,-2.5,null,true],"a":{"$bytes":"AP8="},"n":18446744073709551615,"t":"é"}"#;
     assert_eq!(run(&["call", &server.address, "Echo.Echo", value]).ended(0).trim_end(), value);
+    assert_eq!(run(&["call", &server.address, "Echo.Echo", "-2.5"]).ended(0), "-2.5\n");
+    let keys = r#"{"$map":[[1,"one"],[-2,"two"]]}"#;
+    assert_eq!(run(&["call", &server.address, "Echo.Echo", keys]).ended(0), "{\"1\":\"one\",\"-2\":\"two\"}\n");
     let ran = run(&["call", &server.address, "Echo.Echo", "plain text", "--codec", "raw"]);
     assert_eq!(ran.ended(0), "plain text\n");
 }

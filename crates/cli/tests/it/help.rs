@@ -35,6 +35,16 @@ fn every_command_has_help_with_an_example() {
     }
 }
 
+/// Not where services are, where it does not answer.
+#[test]
+fn operators_are_told_where_the_admin_service_answers() {
+    for command in ["push", "connections", "sessions", "explain", "kick"] {
+        let help = run(&[command, "--help"]);
+        let out = help.ended(0);
+        assert!(out.contains(&format!("bothways {command} 127.0.0.1:8973")) && !out.contains(":8972"), "{out}");
+    }
+}
+
 #[test]
 fn what_is_typed_wrong_is_named_with_what_is_right() {
     for (args, parts) in [
