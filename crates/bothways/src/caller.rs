@@ -1,4 +1,4 @@
-//! All that a generated stub needs: something to call through.
+//! What a generated stub calls through.
 
 use std::{future::Future, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{
     error::{CallError, PushError, ReservedName},
 };
 
-/// Whatever can make calls: a client, many servers behind an `XClient`, or a server's connection to
-/// one of its clients.
+/// Anything that can make calls: a [`Client`](crate::Client), an [`XClient`](crate::XClient), or a server's
+/// [`Connection`](crate::Connection), [`Session`](crate::Session) or [`User`](crate::User).
 ///
 /// ```
 /// use bothways::{CallError, CallOptions, Caller};
@@ -24,11 +24,11 @@ use crate::{
 pub trait Caller: Send + Sync {
     /// Makes one call with encoded arguments.
     ///
-    /// Dropping the future gives the call up: its place in the table is free at once, a late reply
-    /// is dropped, and a peer that understands it is told to stop the handler.
+    /// Dropping the future cancels the call: its place in the table of pending calls is free at once, a late reply is
+    /// dropped, and a peer that understands it is told to stop the handler.
     fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send;
 
-    /// Sends one message that wants no reply. Done when it is queued, not when it has arrived.
+    /// Sends one message that wants no reply. Returns when it is queued, not when it has arrived.
     fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send;
 
     /// The serialize type for values that can choose. Default MessagePack, as in Go.

@@ -1,4 +1,4 @@
-//! What answers a request: the trait [`Handler`], what it is given and what it gives back.
+//! Handlers: the trait [`Handler`], the [`Request`] that it gets and the [`Reply`] that it returns.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -19,12 +19,11 @@ pub use crate::reply::Reply;
 
 /// Answers requests of one method.
 ///
-/// Any `Fn(Request) -> impl Future<Output = Reply>` is one. A handler is first polled in line by the
-/// connection that received the request: one that is ready at once costs no task. One that is not is
-/// moved to a task of its own, and so is one whose payload takes long to unpack or to decode (more than 256 KiB). Until
-/// its first `await` any other holds up what its connection brings behind it: one that computes goes behind
-/// [`layer::spawn`](crate::layer::spawn()), one that blocks behind [`tokio::task::spawn_blocking`]. What it sends
-/// meanwhile leaves at once.
+/// Any `Fn(Request) -> impl Future<Output = Reply>` is a handler. The connection that received the request polls it in line
+/// first: a handler that is ready at once costs no task. One that is not ready moves to a task of its own; so does one whose
+/// payload takes long to unpack or decode (more than 256 KiB). Until its first `await` a handler delays the later requests
+/// of its connection. Wrap one that computes in [`layer::spawn`](crate::layer::spawn()), and run blocking work by
+/// [`tokio::task::spawn_blocking`]. What a handler sends meanwhile is written at once.
 ///
 /// ```
 /// use bothways::{Reply, Request, Server, SerializeType};
@@ -40,7 +39,7 @@ pub use crate::reply::Reply;
 /// let server = Server::builder().handler("Echo", "Echo", echo).build();
 /// ```
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request. Of a oneway request the reply is dropped.
+    /// Handles one request. The reply to a oneway request is dropped.
     fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
 }
 
@@ -64,7 +63,7 @@ impl BoxHandler {
         Self(Arc::new(handler))
     }
 
-    /// Answers one request. The future does not borrow the handler.
+    /// Handles one request. The future does not borrow the handler.
     pub fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Reply> + Send + 'static>> {
         Arc::clone(&self.0).handle_boxed(request)
     }
@@ -163,12 +162,12 @@ impl Request {
         self.deadline
     }
 
-    /// The connection it came on. Keep a clone to push to this peer later.
+    /// The connection of the request. Keep a clone to push to this peer later.
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// The session of the client that asks; `None` at a client, and once the session has ended.
+    /// The session of the calling client; `None` at a client, and after the session has ended.
     pub fn session(&self) -> Option<Session> {
         self.connection.owner::<Registry>()?.of(&self.connection)
     }
@@ -258,7 +257,7 @@ impl Context {
         &self.request.connection
     }
 
-    /// The session of the client that asks; see [`Request::session`].
+    /// The session of the calling client; see [`Request::session`].
     pub fn session(&self) -> Option<Session> {
         self.request.session()
     }

@@ -139,31 +139,30 @@ impl ServerBuilder {
         self
     }
 
-    /// Wraps every handler, also those added later. The layer that is added first sees a request first: these layers are
-    /// a list. (Of [`Router::layer`], which wraps what is there already, the last sees it first.)
+    /// Wraps every handler, including those added later. The layer that is added first sees a request first: these
+    /// layers are a list. ([`Router::layer`] wraps what is there already, so there the last one sees it first.)
     pub fn layer(mut self, layer: impl Layer + 'static) -> Self {
         self.layers.push(Box::new(layer));
         self
     }
 
-    /// Asks this hook before any request runs, and before a Hello is welcomed. A refusal goes to the
-    /// client as the error text, and the connection is closed behind it, as in Go.
+    /// Asks this hook before any request runs, and before a Hello is answered with a Welcome. The text of a refusal
+    /// goes to the client as the error, and the connection is closed after it, as in Go.
     ///
-    /// A hook that cannot tell, as its user database is down, says [`AuthError::not_now`]. A Bothways client that said
-    /// Hello comes back when it was told, with its session; a call of one that was let in before fails as
-    /// [`Overloaded`](crate::ErrorCode::Overloaded), and its connection goes on. A plain client gets the text, and is
-    /// closed. Any other error is a refusal.
+    /// A hook that cannot decide, because its user database is down, returns [`AuthError::not_now`]. A Bothways client
+    /// that sent a Hello tries again after the time it names, with its session. A call of a client that was let in
+    /// before fails as [`Overloaded`](crate::ErrorCode::Overloaded), and its connection goes on. A plain client gets
+    /// the text, and is closed. Any other error is a refusal.
     ///
-    /// At the Hello of a client that comes back, [`AuthRequest::resumes`] is the session that it had: whoever ends a user's
-    /// other sessions here, or counts them, must leave that one out.
+    /// At the Hello of a client that comes back, [`AuthRequest::resumes`] is the session that it had. A hook that ends
+    /// a user's other sessions, or counts them, must leave that one out.
     ///
-    /// Until it has let a connection in once, it is asked for one request of that connection at a time, and those
-    /// behind it wait; see also [`ServerLimits::unauthenticated_body_bytes_max`]. From then on it is not asked for what its client
-    /// says of what it was sent: acknowledgements, answers to calls, and that it leaves.
+    /// Until the hook has let a connection in once, it is asked about one request of that connection at a time, and
+    /// later requests wait; see also [`ServerLimits::unauthenticated_body_bytes_max`]. After that it is not asked about
+    /// a client's acknowledgements, its answers to calls, or its leave.
     ///
-    /// Without a hook everybody may call everything. It is not asked for the [admin service](Self::admin), whose
-    /// token decides alone, and which answers at the service's addresses only if
-    /// [`AdminOptions::on_service_addresses`] says so.
+    /// Without a hook everyone may call everything. The hook is not asked for the [admin service](Self::admin): its
+    /// token alone decides, and it answers at the service's addresses only with [`AdminOptions::on_service_addresses`].
     pub fn auth<F, Fut, E>(mut self, hook: F) -> Self
     where
         F: Fn(AuthRequest) -> Fut + Send + Sync + 'static,
@@ -177,32 +176,32 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs when a connection was taken, before its first frame is handled. Must not block.
+    /// Runs when a connection was accepted, before its first frame is handled. Must not block.
     ///
-    /// Who greets a client here pushes to [`Target::connection`](crate::Target::connection): that waits for the first
-    /// request of a plain client, and for the Welcome of a Bothways one. It is dropped, and its receipt says with its
-    /// session, if the client comes back to the session that it had: that one goes on, and is not greeted again.
-    /// [`Connection::send_message`] goes at once, when an application on Go's `XClient` does not listen yet.
+    /// To greet a client here, push to [`Target::connection`](crate::Target::connection): the push waits for the first
+    /// request of a plain client, and for the Welcome of a Bothways one. If the client comes back to a session that it
+    /// had, the greeting is dropped, and its receipt says so: the old session goes on and is not greeted again.
+    /// [`Connection::send_message`] is sent at once, before an application on Go's `XClient` listens.
     pub fn on_connect(mut self, hook: impl Fn(&Connection) + Send + Sync + 'static) -> Self {
         self.hooks.on_connect = Some(Arc::new(hook));
         self
     }
 
-    /// Runs exactly once for every connection that [`Self::on_connect`] saw, when it is over. Must not block.
+    /// Runs exactly once for each connection that [`Self::on_connect`] saw, when it is over. Must not block.
     pub fn on_disconnect(mut self, hook: impl Fn(&Connection, &CloseReason) + Send + Sync + 'static) -> Self {
         self.hooks.on_disconnect = Some(Arc::new(hook));
         self
     }
 
-    /// Rewrites the text of each error that a handler answers with, given service path, method and text.
-    /// Source: Go `ServerErrorFunc`.
+    /// Rewrites the text of each error that a handler returns, given service path, method and text. Source: Go
+    /// `ServerErrorFunc`.
     pub fn on_error(mut self, hook: impl Fn(&str, &str, String) -> String + Send + Sync + 'static) -> Self {
         self.hooks.on_error = Some(Arc::new(hook));
         self
     }
 
-    /// Runs once when the server begins to stop, before clients are told; the stop waits for it, within
-    /// its deadline. Hooks run in the order in which they were added.
+    /// Runs once when the server begins to stop, before clients are told. The stop waits for it, within its deadline.
+    /// Hooks run in the order in which they were added.
     pub fn on_shutdown<F, Fut>(self, hook: F) -> Self
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -257,8 +256,8 @@ impl ServerBuilder {
         self
     }
 
-    /// What the topics that match this pattern are like; of several patterns that match, the first added
-    /// counts. A topic that none matches has the defaults: clients cannot subscribe to it by themselves.
+    /// Options for the topics that match this pattern; of several matching patterns the first added counts. A topic
+    /// that no pattern matches has the defaults: clients cannot subscribe to it by themselves.
     ///
     /// # Errors
     /// [`TopicError`]: it is no pattern.
@@ -267,15 +266,13 @@ impl ServerBuilder {
         Ok(self)
     }
 
-    /// Drop running handlers when the connection that asked is over. Default: they run to their end,
-    /// as in Go.
+    /// Drops running handlers when the connection of their request ends. Default: they run to their end, as in Go.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.cancel_on_disconnect = cancel;
         self
     }
 
-    /// Pack calls to clients whose arguments are above 1,024 bytes. Replies are packed when their
-    /// request was. Default: not.
+    /// Packs the arguments of calls to clients above 1,024 bytes. A reply is packed if its request was. Default: no.
     pub fn compress(mut self, compress: CompressType) -> Self {
         self.compress = compress;
         self
@@ -287,9 +284,9 @@ impl ServerBuilder {
         self
     }
 
-    /// Gives the admin service a token: it answers at [`Server::listen_admin`], and without a token nowhere. What it
-    /// answers, operators' tools ask through [`AdminClient`](super::AdminClient): who is connected, what happened to a
-    /// session; and it pushes and sends away. The [auth](Self::auth) hook is not asked for it.
+    /// Gives the admin service a token: it answers at [`Server::listen_admin`], and without a token nowhere. Operators'
+    /// tools use it through [`AdminClient`](super::AdminClient): they list clients, show what happened to a session,
+    /// push, and send clients away. The [auth](Self::auth) hook is not asked for it.
     pub fn admin(mut self, options: AdminOptions) -> Self {
         self.admin = Some(options);
         self
@@ -297,7 +294,7 @@ impl ServerBuilder {
 
     /// The server. It serves nobody until it [listens](Server::listen).
     ///
-    /// A route that was added twice, or under a path that belongs to the framework, is told in a warning;
+    /// A route that was added twice, or under a path that belongs to the framework, is logged as a warning;
     /// [`Self::try_build`] refuses it.
     pub fn build(self) -> Server {
         self.router.warn_of_problems();

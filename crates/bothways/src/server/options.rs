@@ -17,8 +17,8 @@ use crate::{
 ///
 /// With the feature `config` it implements `serde::Deserialize`, as each of its groups does. Durations are texts such as
 /// `"30s"` or `"1m 30s"`; sizes are numbers of bytes; a rate is `{ per_second = 100, burst = 500 }` or `"unlimited"`;
-/// `heartbeat` is `{ interval = "15s", timeout = "10s" }` or `"never"`. What is missing has its default, and a name that
-/// is not known is an error.
+/// `heartbeat` is `{ interval = "15s", timeout = "10s" }` or `"never"`. A missing option has its default, and an unknown
+/// name is an error.
 ///
 /// ```toml
 /// [sessions]
@@ -197,71 +197,72 @@ impl ServerLimits {
         self
     }
 
-    /// Most requests that run at once of all sessions that are bound to one user; more are answered as overloaded at
-    /// once, or, if they want no answer, dropped and counted. A request counts from the moment at which its session is
-    /// bound, by its own auth hook at the latest. Default: no bound but those of connections, for it costs each
-    /// request two look-ups.
+    /// Most requests that run at once for all sessions of one user. More are answered as overloaded at once; oneway
+    /// requests are dropped and counted. A request counts from the moment its session is bound to the user, by its own
+    /// auth hook at the latest. Default: no bound except those of connections, because it costs each request two
+    /// look-ups.
     pub fn calls_per_user_max(mut self, calls: impl Into<Option<usize>>) -> Self {
         self.calls_per_user_max = calls.into();
         self
     }
 
-    /// Most bytes of the requests that run at once in the whole server. Beyond it, more are answered as overloaded at
-    /// once; one request alone is bounded by [`Limits::body_bytes_max`] instead. What counts is what is held while a
-    /// handler has a task of its own: the frame as it came, and a reply that waits to be packed. Default 1 GiB.
+    /// Most bytes of the requests that run at once in the whole server. More are answered as overloaded at once; a
+    /// single request is bounded by [`Limits::body_bytes_max`] instead. It counts what is held while a handler has its
+    /// own task: the frame as it arrived, and a reply that waits to be packed. Default 1 GiB.
     pub fn request_bytes_max(mut self, bytes: usize) -> Self {
         self.request_bytes_max = bytes;
         self
     }
 
-    /// The same of one connection. Default 64 MiB.
+    /// The same for one connection. Default 64 MiB.
     pub fn request_bytes_per_connection_max(mut self, bytes: usize) -> Self {
         self.request_bytes_per_connection_max = bytes;
         self
     }
 
-    /// Most bytes of payloads that came packed, once unpacked, of the requests that run at once in the whole server.
-    /// Beyond the first 64 KiB a connection has no more than it leaves for all others. Further ones wait, packed, and are
-    /// answered as [overloaded](crate::ErrorCode::Overloaded) when there was no room for 10 s; the bound is at least
-    /// [`Limits::decompressed_bytes_max`]. As much again is for replies to calls of clients, until the callers have them.
-    /// While a payload is unpacked it may take twice its bytes, and four are at a time. Default 512 MiB.
+    /// Most bytes of unpacked payloads of the requests that run at once in the whole server. Beyond its first 64 KiB a
+    /// connection has no more than it leaves for the others. Further payloads wait, packed, and are answered as
+    /// [overloaded](crate::ErrorCode::Overloaded) if there is no room for 10 s. The bound is at least
+    /// [`Limits::decompressed_bytes_max`]. Replies to calls of clients have the same again, until their callers have
+    /// them. Four payloads are unpacked at a time, each in up to twice its bytes. Default 512 MiB.
     pub fn unpacked_bytes_max(mut self, bytes: usize) -> Self {
         self.unpacked_bytes_max = bytes;
         self
     }
 
-    /// The same of one connection. Default 64 MiB.
+    /// The same for one connection. Default 64 MiB.
     pub fn unpacked_bytes_per_connection_max(mut self, bytes: usize) -> Self {
         self.unpacked_bytes_per_connection_max = bytes;
         self
     }
 
-    /// Most bytes of frames that have begun and not ended, in the whole server, of each what is beyond one read of
-    /// 64 KiB. A connection whose frame has no room is told that the server is overloaded, and ends. Default 256 MiB.
+    /// Most bytes of frames that have begun and not ended, in the whole server, beyond one read of 64 KiB for each
+    /// connection. If there is no room for a frame, its connection is told that the server is overloaded, and ends.
+    /// Default 256 MiB.
     pub fn partial_bytes_max(mut self, bytes: usize) -> Self {
         self.partial_bytes_max = bytes;
         self
     }
 
-    /// Most bytes of a frame's body until the [`auth`](super::ServerBuilder::auth) hook has let its connection in once;
-    /// without a hook it is [`Limits::body_bytes_max`] from the beginning. Until then the requests of a connection are
-    /// also handled one after the other. Default 1 MiB: more than a token takes, and enough for most first calls.
+    /// Most bytes of a frame's body until the [`auth`](super::ServerBuilder::auth) hook has let its connection in once.
+    /// Without a hook, [`Limits::body_bytes_max`] holds from the beginning. Until then the requests of a connection are
+    /// also handled one after another. Default 1 MiB: more than a token takes, and enough for most first calls.
     pub fn unauthenticated_body_bytes_max(mut self, bytes: usize) -> Self {
         self.unauthenticated_body_bytes_max = bytes;
         self
     }
 
-    /// How many frames one connection may send. Requests beyond are answered as overloaded at once, or, if they want
-    /// no answer, dropped and counted, be they to a service or to the framework's own; heartbeats count, and are taken, as
-    /// is what ends something: acknowledgements, answers to the server's calls, a client that leaves. Default: no
-    /// bound, for only the application knows what its clients do.
+    /// How many frames one connection may send. Requests beyond it are answered as overloaded at once, to services and
+    /// to the framework's own; oneway requests are dropped and counted. Heartbeats, acknowledgements, answers to the
+    /// server's calls, and a client's leave count, but are always accepted. Default: no bound, because only the
+    /// application knows what its clients do.
     pub fn frames_per_connection_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.frames_per_connection_rate = rate.into();
         self
     }
 
-    /// How many bytes one connection may send. Beyond it the server reads no further until the client may send more:
-    /// nothing is lost, and the client's own writing slows down. Default: no bound.
+    /// How many bytes one connection may send. Beyond it the server stops reading until the client may send more:
+    /// nothing is lost, and the client's own writes slow down. Default: no bound.
     pub fn bytes_per_connection_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.bytes_per_connection_rate = rate.into();
         self
@@ -277,9 +278,9 @@ impl ServerLimits {
     }
 }
 
-/// What may wait for clients to read it: replies, calls to them, and messages below sessions.
+/// Bounds on replies, calls and messages that wait for clients to read them.
 ///
-/// What sessions keep for their clients has bounds of its own: [`SessionOptions`].
+/// Pushes to sessions have bounds of their own: [`SessionOptions`].
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 #[must_use]
@@ -311,8 +312,8 @@ impl OutgoingOptions {
     }
 
     /// Messages of [`Connection::send_message`](crate::Connection::send_message) and
-    /// [`Server::broadcast`](super::Server::broadcast) that may wait for one client that reads slowly, beyond the 64 KiB
-    /// that are under way. Default 1,024 messages, 1 MiB: a burst, not a backlog.
+    /// [`Server::broadcast`](super::Server::broadcast) that may wait for one slow client, beyond the 64 KiB that are
+    /// being written. Default 1,024 messages, 1 MiB: a burst, not a backlog.
     pub fn push_queue(mut self, bound: QueueBound) -> Self {
         self.push_queue = bound;
         self
@@ -324,27 +325,27 @@ impl OutgoingOptions {
         self
     }
 
-    /// Bytes of replies that may wait for a client that does not read them, before its requests are
-    /// no longer read either. Default 4 MiB. Handlers that run by then still come to their ends: of their replies 16
-    /// times as many bytes are taken, and beyond that a caller is told that its reply cannot be sent.
+    /// Bytes of replies that may wait for a client that does not read them, before the server stops reading its
+    /// requests. Default 4 MiB. Handlers that already run still finish: 16 times as many bytes of their replies are
+    /// accepted, and beyond that a caller is told that its reply cannot be sent.
     pub fn reply_bytes_max(mut self, bytes: usize) -> Self {
         self.reply_bytes_max = bytes;
         self
     }
 
-    /// Bytes of calls to one client that may wait for it to read; a call beyond is refused with
-    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. One call that is larger is
-    /// taken if no other waits. Default 16 MiB.
+    /// Bytes of calls to one client that may wait for it to read them. A call beyond it is refused with
+    /// [`CallError::QueueFull`](crate::CallError::QueueFull), and nothing of it is sent. A single larger call is
+    /// accepted if no other waits. Default 16 MiB.
     pub fn call_bytes_max(mut self, bytes: usize) -> Self {
         self.call_bytes_max = bytes;
         self
     }
 
-    /// Bytes of replies, calls and messages that may wait for clients to read them, in the whole server, of each client
-    /// what is beyond 64 KiB; pushes that were encoded once for many count for nobody. A client that holds more than is
-    /// left of this is not read from, and its replies, calls to it and messages are refused as if its own bounds were
-    /// reached; so one that does not read has half of the room at most, and those that hold little find room. A reply
-    /// that is kept for many at once counts for each. Default 1 GiB.
+    /// Bytes of replies, calls and messages that may wait in the whole server, beyond 64 KiB for each client. Pushes
+    /// that were encoded once for many do not count. A client that holds more than is left is not read from, and its
+    /// replies, calls to it and messages are refused as if its own bounds were reached. So one that does not read gets
+    /// half of the room at most, and clients that hold little find room. A reply that is kept for several clients at
+    /// once counts for each. Default 1 GiB.
     pub fn all_bytes_max(mut self, bytes: usize) -> Self {
         self.all_bytes_max = bytes;
         self
@@ -396,38 +397,38 @@ impl Timeouts {
         Self::default()
     }
 
-    /// How long a client may take to send its first frame. Default 10 s. Zero ends whoever has sent none at the next
-    /// look, within a second.
+    /// How long a client may take to send its first frame. Default 10 s. With zero, a client that has sent none is
+    /// closed at the next tick, within a second.
     pub fn first_frame(mut self, limit: Duration) -> Self {
         self.first_frame = limit;
         self
     }
 
-    /// How long a client may stay without anything that passes the [auth hook](super::ServerBuilder::auth), however
-    /// many heartbeats it sends. Default 5 min: a Go client that has connected says its token with its first call, and
-    /// makes the connection anew if that comes later. Without a hook nobody has to.
+    /// How long a client may stay without passing the [auth hook](super::ServerBuilder::auth), however many heartbeats
+    /// it sends. Default 5 min: a Go client sends its token with its first call, and connects again if that comes
+    /// later. Without a hook there is no such limit.
     pub fn unauthenticated(mut self, limit: Duration) -> Self {
         self.unauthenticated = limit;
         self
     }
 
-    /// Close connections from which nothing came for this long. Default: never, because a plain Go
-    /// client that only listens sends nothing. Zero ends each at the next look, within a second.
+    /// Close connections from which nothing has arrived for this long. Default: never, because a plain Go client that
+    /// only listens sends nothing. Zero closes each at the next tick, within a second.
     pub fn idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.idle = limit.into();
         self
     }
 
-    /// Close a client for which bytes wait and whose socket takes none for this long. Default 10 s.
+    /// Close a client whose socket accepts no byte for this long while bytes wait for it. Default 10 s.
     pub fn write(mut self, limit: Duration) -> Self {
         self.write = limit;
         self
     }
 
-    /// How fast a frame must come that has begun: so many bytes within each such time, or its end. A client that is
-    /// slower is closed; while the server itself does not read from it, or holds it back by
-    /// [`ServerLimits::bytes_per_connection_rate`], it is not slow. Default 10 KiB within 10 s: a line of 8 kbit/s.
-    /// 0 bytes: no such rule.
+    /// How fast a frame must arrive once it has begun: `bytes` within each `within`, or its end. A slower client is
+    /// closed. Time in which the server itself does not read from it, or holds it back by
+    /// [`ServerLimits::bytes_per_connection_rate`], does not count. Default 10 KiB within 10 s: a line of 8 kbit/s.
+    /// Zero bytes turn it off.
     pub fn frame_progress(mut self, bytes: usize, within: Duration) -> Self {
         (self.frame_progress_min, self.frame_progress_time) = (bytes, within);
         self
@@ -444,7 +445,7 @@ impl Timeouts {
     }
 }
 
-/// What a server keeps for its clients: how long a session waits for one, and how much it is owed meanwhile.
+/// How long a session waits for its client to come back, and how much it keeps for it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -501,32 +502,34 @@ impl SessionOptions {
         Self::default()
     }
 
-    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s.
-    /// Only Bothways clients that listen have sessions that outlive their connections.
+    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s. Only
+    /// Bothways clients that listen have sessions that outlive their connections, and Go applications that asked for
+    /// one.
     pub fn resume_window(mut self, window: Duration) -> Self {
         self.resume_window = window;
         self
     }
 
-    /// Most sessions that wait so at once. When one more client leaves, one of them ends: what it was owed counts as
-    /// dropped because the session ended, and its client gets a new session if it comes back. First those end that are
-    /// owed nothing, subscribe to nothing and never did; then those of the user who has most of them, of a user the one
-    /// that is longest away. Sessions without a user count for the address of their client. Default 100,000, with
-    /// nothing owed to them about 150 MiB: all the clients of a busy server at once, when the network before it blinks.
+    /// Most sessions that wait for their clients at once. When one more client leaves, one of them ends: its pushes
+    /// count as dropped because the session ended, and its client gets a new session if it comes back. First end
+    /// sessions that are owed nothing and never subscribed to anything; then those of the user who has most of them, of
+    /// these the one that is away longest. Sessions without a user count for the address of their client. Default
+    /// 100,000, which with nothing owed to them take about 150 MiB: all the clients of a busy server, when its network
+    /// fails for a moment.
     pub fn away_max(mut self, sessions: usize) -> Self {
         self.away_max = sessions;
         self
     }
 
-    /// Tracked pushes that a session keeps until its client has handled them; more are
-    /// refused, and the client is told of the gap. Default 1,000 pushes, 1 MiB.
+    /// Tracked pushes that a session keeps until its client has handled them. More are refused, and the client is told
+    /// of the gap. Default 1,000 pushes, 1 MiB.
     pub fn log(mut self, bound: QueueBound) -> Self {
         self.log = bound;
         self
     }
 
-    /// Bytes that the logs of one user's sessions hold together; a tracked push beyond is refused, and the client is
-    /// told of the gap, though the session's own log has room. Default 16 MiB: 16 devices that are all full.
+    /// Bytes in the logs of all sessions of one user. A tracked push beyond it is refused, and the client is told of
+    /// the gap, even if the session's own log has room. Default 16 MiB: 16 devices that are all full.
     ///
     /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
     pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
@@ -534,61 +537,60 @@ impl SessionOptions {
         self
     }
 
-    /// Pushes of class `Fire` that may wait for one session; beyond them the oldest is
-    /// dropped. Default 256 pushes, 256 KiB.
+    /// Pushes of class `Fire` that may wait for one session. Beyond it the oldest is dropped. Default 256 pushes, 256
+    /// KiB.
     pub fn fire_queue(mut self, bound: QueueBound) -> Self {
         self.fire_queue = bound;
         self
     }
 
-    /// Values of class `Latest`, one a key, that may wait for one session, their bytes with those of their keys;
-    /// more are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
+    /// Values of class `Latest`, one for each key, that may wait for one session; bytes include those of the keys. More
+    /// are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
     pub fn latest_queue(mut self, bound: QueueBound) -> Self {
         self.latest_queue = bound;
         self
     }
 
-    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; of more the oldest are forgotten.
-    /// Default 1,024: a burst of retries, and 64 KiB once so many have come. 0: none, and nothing is repeated.
+    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; beyond it the oldest are forgotten.
+    /// Default 1,024: a burst of retries, and at most 64 KiB. Zero turns them off.
     pub fn idempotency_keys_max(mut self, keys: usize) -> Self {
         self.idempotency_keys_max = Some(keys);
         self
     }
 
-    /// Events that [`Server::explain`](super::Server::explain) tells of one session. Default 64, about 5 KiB once they
-    /// have come. 0: none, and nothing is known of sessions that ended.
+    /// Events that [`Server::explain`](super::Server::explain) keeps of one session. Default 64, about 5 KiB when full.
+    /// Zero keeps none, and nothing of sessions that ended.
     pub fn events_max(mut self, events: usize) -> Self {
         self.events_max = events;
         self
     }
 
-    /// How many sessions that ended [`Server::explain`](super::Server::explain) still knows. Default 4,096; 0: none. Of
-    /// those that ended it knows the last 8 of each user, those that tell of something sent before others; a quarter may
-    /// have had no user; and all take 8 MiB at most. Of one that had neither user, push, call nor subscription nothing
-    /// is kept, unless the server ended it.
+    /// How many sessions that ended [`Server::explain`](super::Server::explain) still knows. Default 4,096; zero for
+    /// none. It keeps the last 8 of each user, and prefers those in which something was sent. A quarter may have had no
+    /// user. All together take 8 MiB at most. A session that had no user, push, call or subscription is not kept,
+    /// unless the server ended it.
     pub fn ended_max(mut self, sessions: usize) -> Self {
         self.ended_max = sessions;
         self
     }
 
-    /// Most topics and patterns that one client may have subscribed to when it subscribes to another by
-    /// itself; more are refused. Default 1,000.
+    /// Most topics and patterns to which one client may subscribe by itself; more are refused. Default 1,000.
     pub fn subscriptions_max(mut self, subscriptions: usize) -> Self {
         self.subscriptions_max = subscriptions;
         self
     }
 
-    /// Bytes that the subscriptions of one client may take: 256 and its name for a topic, twice its name and 640 a
-    /// segment beside that for a pattern with wildcards. Default 512 KiB: 1,000 topics with the longest names, or some
-    /// 200 patterns.
+    /// Bytes that the subscriptions of one client may take: for a topic 256 and its name; for a pattern with wildcards
+    /// also twice its name and 640 for each segment. Default 512 KiB: 1,000 topics with the longest names, or some 200
+    /// patterns.
     pub fn subscription_bytes_max(mut self, bytes: usize) -> Self {
         self.subscription_bytes_max = bytes;
         self
     }
 
-    /// Bytes that all subscriptions at the server may take before a client's are refused; of a topic to which many
-    /// subscribe the name counts once, and each of them 64 bytes. Default 1 GiB: some three million topics of one
-    /// subscriber each.
+    /// Bytes that all subscriptions at the server may take, before those of clients are refused. The name of a topic
+    /// counts once, and each of its subscribers 64 bytes. Default 1 GiB: some three million topics with one subscriber
+    /// each.
     pub fn all_subscription_bytes_max(mut self, bytes: usize) -> Self {
         self.all_subscription_bytes_max = bytes;
         self

@@ -1,4 +1,4 @@
-//! Many servers as one caller: who is called, and what happens when that fails.
+//! Many servers as one caller: which server a call goes to, and what happens when it fails.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -8,11 +8,11 @@
 //! | `failure.rs` | [`FailMode`]: what happens when a try fails |
 //! | `servers.rs` | the list that the discovery keeps, and the one client of each server |
 //!
-//! A server has one connection, which calls and messages share. It is made with the first call that
-//! goes there, or at once for a client that [listens](XClient::bidirectional), and made again by itself
-//! when it is lost. Each is made in the background: whoever calls another server does not wait for it. A
-//! server that leaves the list gets no new calls; its connection is closed when those under way are done. A list
-//! without any server is not followed: the servers of the one before are kept.
+//! There is one connection to each server, which calls and messages share. It is made with the first call that goes there,
+//! or at once for a client that [listens](XClient::bidirectional), and made again by itself when it is lost. All of that
+//! happens in the background: calls to other servers do not wait for it. A server that leaves the list gets no new calls,
+//! and its connection is closed when its pending calls are done. An empty list is ignored: the servers of the one before
+//! are kept.
 //!
 //! # Fail modes
 //!
@@ -45,7 +45,7 @@
 //! of `SendRaw` is reported as success; `Failbackup` returns whatever comes first, errors included, and
 //! lets the other call run on.
 //!
-//! # Servers that speak first
+//! # Servers that push
 //!
 //! rpcx's example of two-way communication: a server that remembers who called, and sends to them.
 //!
@@ -265,9 +265,8 @@ impl XClient {
         Self { shared: Arc::new(Shared { service_path, servers, _discovery: discovery, following }), fail_mode }
     }
 
-    /// The same client, servers and connections with another fail mode: for the calls that want one of
-    /// their own, such as `xclient.with_fail_mode(FailMode::Failfast).call(…)` for what must not run
-    /// twice.
+    /// The same client, servers and connections with another fail mode, for calls that need their own:
+    /// `xclient.with_fail_mode(FailMode::Failfast).call(…)` for what must not run twice.
     #[must_use]
     pub fn with_fail_mode(&self, fail_mode: FailMode) -> Self {
         Self { shared: Arc::clone(&self.shared), fail_mode }
@@ -289,7 +288,7 @@ impl XClient {
         Ok(self.call_with(service_method, args, CallOptions::new()).await?.value)
     }
 
-    /// Calls a method with metadata, a deadline or a codec of its own, and gives the reply's metadata too.
+    /// Calls a method with its own metadata, deadline or codec, and returns the reply with its metadata.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -302,9 +301,8 @@ impl XClient {
         self.call_typed(&self.shared.service_path, service_method, args, options).await
     }
 
-    /// Sends a request that wants no reply to one server. Done when it is queued; errors of the handler stay
-    /// unseen. If it could not be queued because a connection is missing, all fail modes but `Failfast` try
-    /// again.
+    /// Sends a oneway request to one server. Returns when it is queued; errors of the handler are not reported. If it
+    /// could not be queued because a connection is missing, all fail modes except `Failfast` try again.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued anywhere.
@@ -314,7 +312,7 @@ impl XClient {
         self.push_typed(&self.shared.service_path, service_method, args, CallOptions::new()).await
     }
 
-    /// Calls a method with arguments that are encoded already, and gives the reply as it came.
+    /// Calls a method with arguments that are already encoded, and returns the raw reply.
     ///
     /// # Errors
     /// As [`Self::call`]; a total failure is always an error.
@@ -331,22 +329,22 @@ impl XClient {
         self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await
     }
 
-    /// Subscribes to a topic, or to all topics that match a pattern, at every server: what any of them publishes to
-    /// it from now on comes among the [messages](Self::bidirectional) or to the
-    /// [handlers](XClientOptions::handlers), and says from which server. Each server keeps topics of its own, with
-    /// positions of their own; what is published at two servers comes twice.
+    /// Subscribes to a topic, or to all topics that match a pattern, at every server. What any of them publishes to it
+    /// from now on arrives among the [messages](Self::bidirectional) or at the [handlers](XClientOptions::handlers),
+    /// and says which server it is from. Each server has its own topics, with their own positions: what is published at
+    /// two servers arrives twice.
     ///
-    /// Connects to every server. Answers what each of them said, by its address, in the order of
-    /// [`Self::servers`]. A server whose connection is missing or lost ([`CallError::NotConnected`],
-    /// [`CallError::Closed`]) is subscribed to when it is there; a server that comes to the list is, too. Both are
-    /// told by [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed), or
+    /// Connects to every server. Returns what each of them said, by its address, in the order of [`Self::servers`]. A
+    /// server whose connection is missing or lost ([`CallError::NotConnected`], [`CallError::Closed`]) is subscribed to
+    /// when it is connected, and so is a server that joins the list.
+    /// [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed) reports both, or
     /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. A plain server has no
-    /// topics: its address is asked again at each new connection, for it may be a Bothways server by then. One that is too
-    /// busy, shuts down, or does not answer in time is asked again soon, as after a lost session. Any other error is that
-    /// server's last word, until it has left the list and comes back. With a session lost it is as with
+    /// topics: its address is asked again at each new connection, because it may be a Bothways server by then. A server
+    /// that is too busy, shuts down, or does not answer in time is asked again soon, as after a lost session. Any other
+    /// error is final for that server, until it has left the list and joins again. A lost session is handled as in
     /// [`Client::subscribe`].
     ///
-    /// Dropping the future leaves some servers subscribed, and those that come: [`Self::unsubscribe`] undoes it.
+    /// Dropping the future leaves some servers subscribed, and those that join: [`Self::unsubscribe`] undoes it.
     ///
     /// # Errors
     /// [`CallError::NotConnected`] after [`Self::close`].
@@ -360,14 +358,14 @@ impl XClient {
         Ok(addresses.into_iter().zip(outcomes).collect())
     }
 
-    /// Ends a subscription at every server; where there is none is no error. Messages that are on their way still
-    /// come.
+    /// Ends a subscription at every server that has it. Messages that are on their way still arrive.
     ///
     /// Dropping the future, once it was polled, does not keep any server from being asked.
     ///
     /// # Errors
-    /// That of the first server in the list that gave one: it may still have the subscription. None is subscribed
-    /// to again.
+    ///
+    /// That of the first server in the list that returned one: it may still have the subscription. No server is
+    /// subscribed to again.
     pub async fn unsubscribe(&self, pattern: &str) -> Result<(), CallError> {
         let clients = self.shared.servers.forget_topic(pattern);
         let unsubscribe =
@@ -377,14 +375,13 @@ impl XClient {
         running.all().await.into_iter().collect()
     }
 
-    /// The events of the connections to all servers, from now on: who is connected before that is among
-    /// the [`connections`](Self::connections). Each of several streams gets all events.
+    /// The events of the connections to all servers, from now on. Servers that were connected before are among the
+    /// [`connections`](Self::connections). Each stream gets all events.
     ///
-    /// When a server leaves the list, and no call needs its connection any more, its client leaves: that is told as
-    /// [`Lost`](crate::ConnectionEvent::Lost) with [`CloseReason::Local`](crate::error::CloseReason::Local), and
-    /// [`SessionLost`](crate::ConnectionEvent::SessionLost) with
-    /// [`Unlisted`](crate::error::SessionLost::Unlisted) if it had a session. A list without any server is not followed:
-    /// see [`Discovery`].
+    /// When a server leaves the list, and no call needs its connection any more, its client ends. That is reported as
+    /// [`Lost`](crate::ConnectionEvent::Lost) with [`CloseReason::Local`](crate::error::CloseReason::Local), and, if it
+    /// had a session, as [`SessionLost`](crate::ConnectionEvent::SessionLost) with
+    /// [`Unlisted`](crate::error::SessionLost::Unlisted). An empty list is ignored: see [`Discovery`].
     pub fn events(&self) -> ConnectionEvents {
         self.shared.servers.events().subscribe()
     }
@@ -399,25 +396,25 @@ impl XClient {
         self.fail_mode
     }
 
-    /// The servers that calls may go to now: those that the discovery lists, or listed before a list without any
-    /// server, without those that are inactive, of another group, or at no address.
+    /// The servers that calls may go to now: those on the list (or on the last list that was not empty), without those
+    /// that are inactive, of another group, or whose address is wrong.
     pub fn servers(&self) -> Vec<ServerEntry> {
         self.shared.servers.entries()
     }
 
-    /// The clients of single servers that exist now, connected or not, in the order of
-    /// [`Self::servers`]. Whoever keeps one keeps its connection, even when the server leaves the list.
+    /// The clients of single servers that exist now, connected or not, in the order of [`Self::servers`]. A clone that
+    /// is kept keeps its connection, even when the server leaves the list.
     pub fn clients(&self) -> Vec<Client> {
         self.shared.servers.clients()
     }
 
-    /// The connections that stand now: to send to each server, or to look at counters.
+    /// The connections that are up now: to send to each server, or to read counters.
     pub fn connections(&self) -> Vec<Connection> {
         self.clients().iter().filter_map(|client| client.connection().ok()).collect()
     }
 
-    /// Ends all connections for good, for every clone. Calls under way fail as closed by this side; streams
-    /// of messages and events end.
+    /// Ends all connections for good, for every clone. Pending calls fail as closed by this side; streams of messages
+    /// and events end.
     pub fn close(&self) {
         self.shared.following.abort();
         self.shared.servers.close();
