@@ -75,7 +75,7 @@ pub(super) struct Link {
     /// Told when a call waits for the connection.
     wanted: Notify,
     /// Taken when the link has ended, so that streams of events and messages end.
-    ears: Mutex<Option<Ears>>,
+    receivers: Mutex<Option<Receivers>>,
     subscriptions: Arc<Subscriptions>,
     memory: Arc<SessionMemory>,
     /// Its server has left the list that it was made for: its end is told.
@@ -113,7 +113,7 @@ pub(super) enum Patience {
 }
 
 /// Those who are told what happens, and what comes.
-struct Ears {
+struct Receivers {
     events: EventSender,
     resubscriber: Resubscriber,
     _messages: Option<MessageQueue>,
@@ -173,7 +173,7 @@ impl Link {
             failures: 0.into(),
             refusals: 0.into(),
             wanted: Notify::new(),
-            ears: Mutex::default(),
+            receivers: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
             is_unlisted: false.into(),
@@ -195,8 +195,8 @@ impl Link {
             timeout: link.options.default_timeout(),
             room: Default::default(),
         };
-        let ears = Ears { events: events.clone(), resubscriber: resubscriber.clone(), _messages: messages };
-        *link.ears.lock() = Some(ears);
+        let receivers = Receivers { events: events.clone(), resubscriber: resubscriber.clone(), _messages: messages };
+        *link.receivers.lock() = Some(receivers);
         let inlet = Arc::new(ClientInlet {
             link: Arc::downgrade(&link),
             runtime: link.runtime.clone(),
@@ -237,12 +237,12 @@ impl Link {
     }
 
     pub(super) fn events(&self) -> ConnectionEvents {
-        self.ears.lock().as_ref().map(|ears| ears.events.clone()).unwrap_or_default().subscribe()
+        self.receivers.lock().as_ref().map(|receivers| receivers.events.clone()).unwrap_or_default().subscribe()
     }
 
     /// The server could not let the application subscribe for now: it is asked again, on the connection that there is.
     pub(super) fn subscribe_again(&self, topic: &Arc<str>) {
-        let resubscriber = self.ears.lock().as_ref().map(|ears| ears.resubscriber.clone());
+        let resubscriber = self.receivers.lock().as_ref().map(|receivers| receivers.resubscriber.clone());
         if let (Some(resubscriber), Ok(connection)) = (resubscriber, self.current()) {
             resubscriber.ask_again(&connection, Arc::clone(topic));
         }
@@ -337,14 +337,14 @@ impl Link {
             connection.close();
         }
         // Tasks that wait for the end of a stream are woken outside of the lock.
-        let ears = self.ears.lock().take();
-        if let Some(ears) = &ears
+        let receivers = self.receivers.lock().take();
+        if let Some(receivers) = &receivers
             && has_ended
             && self.is_unlisted.load(Ordering::Acquire)
         {
-            self.tell_unlisted(&ears.events, stood, has_left);
+            self.tell_unlisted(&receivers.events, stood, has_left);
         }
-        drop(ears);
+        drop(receivers);
     }
 
     /// Whoever has others to call, and leaves this one, has lost what it had there.

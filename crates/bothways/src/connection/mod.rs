@@ -247,7 +247,7 @@ struct State {
     phase: Phase,
     driving: Driving,
     /// The socket woke the connection, rather than a task.
-    stirred: bool,
+    woken_by_socket: bool,
     watch: Watch,
     /// Threads on which a task will write once the callers have had their turn.
     flush_comes: Threads,
@@ -417,7 +417,7 @@ impl Connection {
             has_asked: false,
             phase: Phase::Open,
             driving: Driving::Resting,
-            stirred: false,
+            woken_by_socket: false,
             watch: Watch::new(Instant::now()),
             flush_comes: 0,
             callers_due: 0,

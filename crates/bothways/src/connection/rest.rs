@@ -48,7 +48,7 @@ impl Driving {
 impl Wake for Shared {
     fn wake(self: Arc<Self>) {
         let mut state = self.state.lock();
-        state.stirred = true;
+        state.woken_by_socket = true;
         match &state.driving {
             Driving::Made => {}
             Driving::Task(task) => task.wake_by_ref(),
@@ -120,7 +120,7 @@ impl Connection {
             if !ready(&state) {
                 return false;
             }
-            state.stirred = false;
+            state.woken_by_socket = false;
         }
         let waker = Waker::from(Arc::clone(shared));
         if shared.socket.poll_rest(&mut Context::from_waker(&waker)) != Some(Poll::Pending) {
@@ -128,7 +128,7 @@ impl Connection {
         }
         let mut state = shared.state.lock();
         // What has come since was for this task.
-        if state.stirred || !ready(&state) {
+        if state.woken_by_socket || !ready(&state) {
             return false;
         }
         state.driving = Driving::Resting;

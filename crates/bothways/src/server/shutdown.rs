@@ -142,11 +142,11 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
     connections.shuffle(&mut rand::rng());
     let count = connections.len();
     let began = Instant::now();
-    let turns = Turns::new(count, reconnects_per_second, deadline.saturating_duration_since(began) / 2);
+    let schedule = DrainSchedule::new(count, reconnects_per_second, deadline.saturating_duration_since(began) / 2);
     let mut report = ShutdownReport::default();
     let mut leaving = Leaving { shared, told: Vec::new() };
     for (place, connection) in connections.into_iter().enumerate() {
-        let (turn, slot) = turns.of(place);
+        let (turn, slot) = schedule.of(place);
         leaving.until(later(began, turn)).await;
         connection.take_no_calls();
         let wait = slot - turn;
@@ -162,13 +162,13 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
 ///
 /// The slots follow each other at the rate. A client is told in its slot, and used to the server until then; but all
 /// are told within `telling`, so that what runs has the time behind it. What is missing to its slot, a client waits.
-struct Turns {
+struct DrainSchedule {
     nanos_between: u64,
     /// What part of its slot is the turn of each.
     part: f64,
 }
 
-impl Turns {
+impl DrainSchedule {
     fn new(count: usize, per_second: u32, telling: Duration) -> Self {
         let nanos_between = 1_000_000_000 / u64::from(per_second.max(1));
         let last = Duration::from_nanos(nanos_between.saturating_mul(count as u64));
@@ -337,15 +337,18 @@ mod tests {
     /// With time for all, each is told in its slot; with less, earlier, and waits for the slot itself.
     #[test]
     fn slots_follow_the_rate_and_turns_the_deadline() {
-        let turns = Turns::new(300, 100, ms(3000));
-        assert_eq!([0, 1, 299].map(|place| turns.of(place)), [(ms(0), ms(0)), (ms(10), ms(10)), (ms(2990), ms(2990))]);
-        let turns = Turns::new(300, 100, ms(1000));
+        let schedule = DrainSchedule::new(300, 100, ms(3000));
+        assert_eq!(
+            [0, 1, 299].map(|place| schedule.of(place)),
+            [(ms(0), ms(0)), (ms(10), ms(10)), (ms(2990), ms(2990))]
+        );
+        let schedule = DrainSchedule::new(300, 100, ms(1000));
         for place in 0..300 {
-            let (turn, slot) = turns.of(place);
+            let (turn, slot) = schedule.of(place);
             assert_eq!(slot, ms(10 * place as u64));
             assert!(turn <= slot && turn <= ms(1000), "{turn:?}");
         }
-        assert!(ms(990) < turns.of(299).0);
-        assert_eq!(Turns::new(3, 0, ms(0)).of(2), (ms(0), ms(2000)), "0 a second is 1");
+        assert!(ms(990) < schedule.of(299).0);
+        assert_eq!(DrainSchedule::new(3, 0, ms(0)).of(2), (ms(0), ms(2000)), "0 a second is 1");
     }
 }

@@ -121,7 +121,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use self::servers::{Ears, Servers};
+use self::servers::{Receivers, Servers};
 pub use self::{
     failure::FailMode,
     options::XClientOptions,
@@ -251,8 +251,8 @@ impl XClient {
     ) -> Self {
         let source = discovery.subscribe();
         let mut changes = source.clone();
-        let ears = Ears { common: Common::default(), messages };
-        let servers = Arc::new(Servers::new(options, eager, select_mode.into_selector(), source, ears));
+        let receivers = Receivers { common: Common::default(), messages };
+        let servers = Arc::new(Servers::new(options, eager, select_mode.into_selector(), source, receivers));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {

@@ -55,11 +55,11 @@ struct List {
     /// What every server is asked for.
     topics: Vec<Arc<str>>,
     /// Taken when the client is closed.
-    ears: Option<Ears>,
+    receivers: Option<Receivers>,
 }
 
 /// Those who are told what happens at, and what comes from, any server.
-pub(super) struct Ears {
+pub(super) struct Receivers {
     pub(super) common: Common,
     pub(super) messages: Option<MessageQueue>,
 }
@@ -114,7 +114,7 @@ impl Servers {
         eager: bool,
         selector: Arc<dyn Selector>,
         mut source: watch::Receiver<Arc<[ServerEntry]>>,
-        ears: Ears,
+        receivers: Receivers,
     ) -> Self {
         source.mark_changed();
         let list = List {
@@ -123,7 +123,7 @@ impl Servers {
             slots: Vec::new(),
             left_out: LeftOut::default(),
             topics: Vec::new(),
-            ears: Some(ears),
+            receivers: Some(receivers),
         };
         let (runtime, sticky) = (Handle::current(), Mutex::default());
         let (list, told) = (RwLock::new(list), Told::default());
@@ -144,7 +144,7 @@ impl Servers {
     pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
         let list = self.list();
         let prefer = Preference { not_tried: list.still_excluded(prefer.not_tried), ..prefer };
-        let Some(ears) = &list.ears else { return Err(NoPick::Closed) };
+        let Some(receivers) = &list.receivers else { return Err(NoPick::Closed) };
         if list.slots.is_empty() {
             return Err(NoPick::NoServer(list.why_empty(&self.options)));
         }
@@ -161,7 +161,7 @@ impl Servers {
             self.choose(&list, call, prefer)?
         };
         // The lock of the list is held: nobody retires the slot meanwhile.
-        match slot.client(self, ears, &list.topics) {
+        match slot.client(self, receivers, &list.topics) {
             Ok(client) => Ok(Pick { slot, client }),
             Err(error) => Err(NoPick::NoServer(error.to_string())),
         }
@@ -171,7 +171,7 @@ impl Servers {
     /// left the list.
     pub(super) fn client_again(&self, slot: &Slot) -> Option<Client> {
         let list = self.list();
-        slot.client(self, list.ears.as_ref()?, &list.topics).ok()
+        slot.client(self, list.receivers.as_ref()?, &list.topics).ok()
     }
 
     /// A server failed: calls do not stay with it.
@@ -190,7 +190,7 @@ impl Servers {
     pub(super) fn update(&self) {
         let mut guard = self.list.write();
         let list = &mut *guard;
-        let Some(ears) = &list.ears else { return };
+        let Some(receivers) = &list.receivers else { return };
         // Those who saw the change at once come one after the other, and one is enough.
         if !list.source.has_changed().unwrap_or(true) {
             return;
@@ -209,12 +209,12 @@ impl Servers {
             list.slots.push(old.remove(&address).unwrap_or_else(|| Arc::new(Slot::new(address))));
             list.entries.push(entry);
         }
-        ears.common.keys.share_among(list.slots.len());
+        receivers.common.keys.share_among(list.slots.len());
         if self.eager {
             // One that has ended is no business of a list that names it again.
             for slot in list.slots.iter().filter(|slot| slot.made().is_none()) {
                 // Cannot fail: the address is one, and the slot is in the list.
-                let _ = slot.client(self, ears, &list.topics);
+                let _ = slot.client(self, receivers, &list.topics);
             }
         }
         // A selector that panics is told the next list all the same, and asked.
@@ -260,13 +260,13 @@ impl Servers {
     /// Ends every client, and takes no more calls.
     pub(super) fn close(&self) {
         let mut list = self.list.write();
-        let ears = list.ears.take();
+        let receivers = list.receivers.take();
         list.entries.clear();
         let slots = std::mem::take(&mut list.slots);
         drop(list);
         self.sticky.lock().take();
         slots.iter().filter_map(|slot| slot.retire()).for_each(|client| client.close());
-        drop(ears);
+        drop(receivers);
     }
 
     /// The servers that calls may go to.
@@ -279,10 +279,10 @@ impl Servers {
     pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, (Client, Subscribing))>> {
         let mut list = self.list.write();
         let list = &mut *list;
-        let ears = list.ears.as_ref()?;
+        let receivers = list.receivers.as_ref()?;
         // Those that are there are asked by whoever called; only those that are made later ask by themselves.
         let asking = |slot: &Arc<Slot>| {
-            let client = slot.client(self, ears, &list.topics).ok()?;
+            let client = slot.client(self, receivers, &list.topics).ok()?;
             // In line while the list is locked: whatever is asked next is behind it at every server.
             let subscribing = client.begin_subscribe(topic);
             Some((slot.address.clone(), (client, subscribing)))
@@ -308,14 +308,14 @@ impl Servers {
     }
 
     pub(super) fn events(&self) -> EventSender {
-        self.list().ears.as_ref().map(|ears| ears.common.events.clone()).unwrap_or_default()
+        self.list().receivers.as_ref().map(|receivers| receivers.common.events.clone()).unwrap_or_default()
     }
 
     /// The list; the newest one even if the task that follows it has not run yet.
     fn list(&self) -> RwLockReadGuard<'_, List> {
         let list = self.list.read();
         // Without a sender there is nothing newer.
-        if !list.source.has_changed().unwrap_or(false) || list.ears.is_none() {
+        if !list.source.has_changed().unwrap_or(false) || list.receivers.is_none() {
             return list;
         }
         drop(list);
@@ -387,7 +387,7 @@ impl Slot {
 
     /// The client: made now if there is none, or none that has a future. Starts to connect and does not
     /// wait for it. One that its server sent away, or that gave up, stays as it is, and says why to each call.
-    fn client(&self, servers: &Servers, ears: &Ears, topics: &[Arc<str>]) -> Result<Client, ConnectError> {
+    fn client(&self, servers: &Servers, receivers: &Receivers, topics: &[Arc<str>]) -> Result<Client, ConnectError> {
         let mut held = self.client.lock();
         match &*held {
             Held::Client(client) if !client.is_ended() || client.stays_away() => return Ok(client.clone()),
@@ -397,7 +397,7 @@ impl Slot {
         let _entered = servers.runtime.enter();
         let options = servers.options.client.clone();
         let handlers = servers.options.handlers.clone();
-        let messages = match (&ears.messages, &handlers) {
+        let messages = match (&receivers.messages, &handlers) {
             (Some(messages), _) => Some(messages.clone()),
             (None, Some(handlers)) => {
                 let (queue, messages) = options.new_queue();
@@ -407,7 +407,7 @@ impl Slot {
             (None, None) => None,
         };
         let handlers = handlers.unwrap_or_default();
-        let client = Client::start(&self.address, options, handlers, messages, ears.common.clone(), topics)?;
+        let client = Client::start(&self.address, options, handlers, messages, receivers.common.clone(), topics)?;
         *held = Held::Client(client.clone());
         Ok(client)
     }
@@ -462,8 +462,8 @@ mod tests {
     }
 
     fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, selector: Arc<dyn Selector>) -> Servers {
-        let ears = Ears { common: Common::default(), messages: None };
-        Servers::new(options, false, selector, discovery.subscribe(), ears)
+        let receivers = Receivers { common: Common::default(), messages: None };
+        Servers::new(options, false, selector, discovery.subscribe(), receivers)
     }
 
     const ANY: Preference<'_> = Preference { not_tried: &[], up: false, sticky: true };
