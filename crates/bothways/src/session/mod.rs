@@ -187,6 +187,30 @@ impl<'de> serde::Deserialize<'de> for SessionId {
 ///
 /// The `auth` hook of a Hello is given one before it is known whether its client comes back to a session that it had. If
 /// so, this one stands for that from then on, but for its [`id`](Self::id).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{Client, ClientOptions, Push, Server, Target};
+///
+/// let server = Server::builder()
+///     .auth(|request| async move {
+///         let session = request.session().ok_or("the client has left")?;
+///         session.bind_user(&request.token);
+///         session.set_label("device", "phone");
+///         Ok::<_, &str>(())
+///     })
+///     .build();
+/// let listening = server.listen("memu@session").await?;
+/// let (client, mut messages) = Client::bidirectional(listening.address(), ClientOptions::new().auth("ann")).await?;
+///
+/// for session in server.sessions(&Target::user("ann"))? {
+///     println!("{} on {:?}", session.id(), session.label("device"));
+///     session.push(&Push::new("Mail", "New", "a letter"))?;
+/// }
+/// assert_eq!(messages.next().await.ok_or("closed")?.payload()?, "a letter");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,

@@ -18,32 +18,39 @@ use crate::{
     error::{PushError, ReservedName},
 };
 
-/// What is promised of a push.
+/// What a push promises.
+///
+/// ```
+/// use bothways::{Class, Push};
+///
+/// let typing = Push::new("Chat", "Typing", "ann").class(Class::Fire);
+/// let position = Push::new("Map", "Moved", "48.2,16.4").class(Class::Latest("car 7".to_owned()));
+/// let message = Push::new("Chat", "Say", "hello"); // Tracked.
+/// ```
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Class {
-    /// At most once, to the connection that is there. When too many wait, the oldest is dropped.
+    /// At most once, on the connection of now. When too many wait, the oldest is dropped.
     ///
-    /// A topic with history keeps it like any other: from there a client gets what it missed when it lost its session, and
-    /// once more what had come before an earlier one of the topic.
+    /// A topic with history keeps it like any other push. A client that lost its session gets from there what it missed; it
+    /// may get once more what had arrived before an earlier message of the topic.
     Fire,
-    /// The newest value of this key arrives, if the session lives or resumes; those before may vanish: while they wait
-    /// for the connection, and while they wait for the application of a Bothways client. Keys that begin with `_bw.`
-    /// belong to the framework.
+    /// The newest value of this key arrives if the session lives or resumes. Older values may be skipped while they wait
+    /// for the connection, or for the application of a Bothways client. Keys that begin with `_bw.` belong to the
+    /// framework.
     Latest(String),
-    /// Arrives at least once on the wire, and is given to the application once, in order, as long as the session lives or
-    /// resumes; the receipt says whether that could handle it. To a client that speaks plain rpcx it is sent like
-    /// [`Self::Fire`].
+    /// Sent at least once, and given to the application once and in order, as long as the session lives or resumes. The
+    /// receipt says whether the application could handle it. A plain rpcx client is sent it as [`Self::Fire`].
     #[default]
     Tracked,
 }
 
-/// Which of several that wait goes first. Within a priority, the order is that of the pushing.
+/// Which of several waiting pushes is sent first. Within a priority they keep their order.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Priority {
     /// Before all others.
     High,
-    /// As most.
+    /// The default.
     #[default]
     Normal,
     /// When nothing else waits.
@@ -101,6 +108,17 @@ pub(super) fn accepted(receipt: &Receipt, waiting: impl FnOnce() -> (usize, usiz
 }
 
 /// One push, for any number of targets.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{Class, Priority, Push, SerializeType};
+///
+/// let letter = Push::new("Mail", "New", "a letter").time_to_live(Duration::from_secs(3600));
+/// let price = Push::of("Prices", "Changed", &101.5)?.class(Class::Latest("ACME".to_owned())).priority(Priority::High);
+/// let order = Push::new("Orders", "Paid", "17").idempotency_key("order-17-paid")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Push {
@@ -137,7 +155,7 @@ impl Push {
     /// A tracked push of a value, as MessagePack if its type can choose.
     ///
     /// # Errors
-    /// What its codec says.
+    /// The error of its codec.
     pub fn of<T: crate::codec::Encode + ?Sized>(
         service_path: &str,
         service_method: &str,
@@ -179,60 +197,60 @@ impl Push {
     }
 
     /// The pairs beside the payload. A key that begins with `_bw.` belongs to the framework, and `__AUTH`,
-    /// `__ServerTimeout` and `__rpcx_error__` to one request: with one of them the push fails with
-    /// [`PushError::ReservedMetadata`](crate::PushError::ReservedMetadata).
-    /// [`Metadata::without_reserved`] takes such pairs, a caller's token among them, out of what a peer sent.
+    /// `__ServerTimeout` and `__rpcx_error__` belong to one request: with one of them the push fails with
+    /// [`PushError::ReservedMetadata`](crate::PushError::ReservedMetadata). [`Metadata::without_reserved`] removes such
+    /// pairs from what a peer sent.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
     }
 
-    /// The codec in which its payload is. Default raw, as Go's `SendMessage`; a [`Push::of`] a value has that of the
-    /// value.
+    /// The codec of the payload. Default raw, as Go's `SendMessage`; for [`Push::of`] that of the value.
     pub fn serialize_type(mut self, serialize: bothways_proto::SerializeType) -> Self {
         self.serialize = serialize;
         self
     }
 
-    /// What is promised of it. Default [`Class::Tracked`].
+    /// What the push promises. Default [`Class::Tracked`].
     pub fn class(mut self, class: Class) -> Self {
         self.class = class;
         self
     }
 
-    /// Which of several that wait goes first. Default [`Priority::Normal`].
+    /// Which of several waiting pushes is sent first. Default [`Priority::Normal`].
     pub fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
         self
     }
 
-    /// Not sent any more after this long, neither for the first time nor again after a lost connection: its receipt
-    /// says [`Expired`](super::Stage::Expired). Default none. What the client's library has received in time the
-    /// application gets, however late; and a client of another library that comes back without saying what it has
-    /// received gets again what was sent to it in time.
+    /// The push is not sent after this time, neither first nor again after a lost connection: its receipt then says
+    /// [`Expired`](super::Stage::Expired). Default: none. What the client's library received in time, its application
+    /// gets, however late. A client of another library that comes back without saying what it received is sent again
+    /// what was first sent in time.
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
         self
     }
 
-    /// What names this push, however often it is pushed: of several with the same key a session is sent one, and the
-    /// receipts of the others say [`Duplicate`](super::Stage::Duplicate) once that one is handled, and stand or end as it
-    /// does until then; of a session 64 wait so, and one more is dropped. So whoever does not know whether it has
-    /// pushed, to a user or to a topic, may push again.
+    /// Names this push, however often it is pushed: of several with the same key a session is sent one. So a sender
+    /// that does not know whether it has pushed, to a user or to a topic, may push again. Until the first is handled,
+    /// the receipts of the others show its stage and end as it does; once it is handled, they say
+    /// [`Duplicate`](super::Stage::Duplicate). Up to 64 repetitions wait so in a session, and one more is dropped.
     ///
-    /// A push that was dropped, has expired or failed does not count: the next one with its key is sent. One that was
-    /// [superseded](super::Stage::Superseded) does, as a newer value has taken its place. Of one that ends with being
-    /// [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the receipts of the others
-    /// say so too; once its connection is lost the next one is sent, and a Bothways client hands on one of them.
+    /// A push that was dropped, expired or failed does not count: the next one with its key is sent. One that was
+    /// [superseded](super::Stage::Superseded) does count, because a newer value has taken its place. For a push that
+    /// ends with being [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the
+    /// receipts of the others say so too; once its connection is lost the next one is sent, and a Bothways client hands
+    /// on only one of them.
     ///
     /// A session remembers the last 1,024 keys
-    /// ([`SessionOptions::idempotency_keys_max`](crate::SessionOptions::idempotency_keys_max)). A new session of the same client
-    /// remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys of what it has
-    /// received, over all its sessions, and hands none on twice; what it drops so is handled when the first one is. An
-    /// [`XClient`](crate::XClient) does so over all its servers, 1,024 keys for each: it gets once what a server pushes
-    /// that takes over from another, or what several push. So a key must mean the same push at all servers of a
-    /// service, and in each life of a server: no counter of one process. Topics with history keep each push, and
-    /// whoever gets several from there is sent one.
+    /// ([`SessionOptions::idempotency_keys_max`](crate::SessionOptions::idempotency_keys_max)). A new session of the
+    /// same client remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys it
+    /// received, over all its sessions, and hands none on twice. What it drops so counts as handled when the first one
+    /// does. An [`XClient`](crate::XClient) remembers keys over all its servers, 1,024 for each: what several servers
+    /// push under one key, or one that takes over from another, it gets once. So a key must mean the same push at all
+    /// servers of a service, and in each life of a server: no counter of one process. Topics with history keep each
+    /// push; a client that gets several from there is sent one.
     ///
     /// # Errors
     /// [`InvalidKey`]: the key is empty, or has more than 64 bytes.

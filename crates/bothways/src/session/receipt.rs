@@ -1,4 +1,4 @@
-//! What became of a push: counted per stage, and awaitable.
+//! How far a push has come: a count for each stage, which can be awaited.
 //!
 //! ```text
 //!             ┌──► dropped (why): it was not sent whole          final
@@ -38,46 +38,46 @@ use super::{
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Stage {
-    /// It waits for the session's connection: for room in it, for a client that is away, or for the first request of
-    /// one that speaks plain rpcx.
+    /// It waits for the session's connection: for room in it, for a client that is away, or for the first request of a
+    /// plain rpcx client.
     Queued,
-    /// The kernel took it. That is not delivery.
+    /// The kernel has it. That is not delivery.
     Written,
     /// The client's library has it.
     Received,
-    /// The client's application has dealt with it: it dropped the message, or its handler returned a success.
+    /// The client's application has handled it: it dropped the message, or its handler returned success.
     ///
-    /// A client that does not say of each push what became of it (a Bothways client of before `outcomes`, or a Go
-    /// application that sends no `_bw.nack`) acknowledges what it could not handle too.
+    /// A client that does not report failures (a Bothways client from before `outcomes`, or a Go application that sends no
+    /// `_bw.nack`) acknowledges also what it could not handle.
     Handled,
-    /// The client has it, and its application could not deal with it. It does not come again.
+    /// The client has it, and its application could not handle it. It is not sent again.
     Failed(Failure),
-    /// The kernel took it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push
-    /// is [`Fire`](super::Class::Fire). A repetition that was not sent, as this became of the first, says so too.
+    /// The kernel has it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push is
+    /// [`Fire`](super::Class::Fire). The repetitions of such a push end so too.
     PlainWritten,
-    /// Its time was over before the client had it: it was not sent, or was lost with a connection and not sent again.
+    /// Its time to live ended before the client had it: it was not sent, or was lost with a connection and not sent again.
     Expired,
     /// A newer value of the same key took its place.
     Superseded,
-    /// It was not sent to this session, which has dealt with one of the same
-    /// [idempotency key](super::Push::idempotency_key), or with a newer value of its key. Until then it stands where
-    /// that one stands, and ends as that one does if that comes to nothing.
+    /// It was not sent to this session, which has handled a push with the same
+    /// [idempotency key](super::Push::idempotency_key), or a newer value of its key. Until then it shows the stage of that
+    /// push, and it ends as that one does if that is not handled.
     Duplicate,
-    /// It was sent, at least in part, and its session ended before the client said what became of it: nobody can know
-    /// whether the client's application dealt with it. Or its connection ended while it was being written, and the class
-    /// or the client confirms nothing.
+    /// It was sent, at least in part, and its session ended before the client acknowledged it: nobody can know whether the
+    /// client's application handled it. Or its connection ended while it was being written, and the class or the client
+    /// confirms nothing.
     Unknown,
     /// It was dropped before it was sent whole: the client has not got it.
     Dropped(DropReason),
 }
 
-/// How a client's application failed to deal with a push.
+/// How a client's application failed to handle a push.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Nobody there takes messages of this name, or any. What a client announced that it does not take is not sent.
+    /// The client has no handler for this name, or none at all. If it has announced its methods, the push is not sent.
     NoHandler,
-    /// The handler could not decode it; or it is larger than the client takes, and nothing of it was kept.
+    /// The handler could not decode it; or it is larger than the client accepts, and was not kept.
     BadArguments,
     /// The handler returned an error, or the application called
     /// [`ServerMessage::fail`](crate::ServerMessage::fail).
@@ -183,17 +183,17 @@ impl std::fmt::Debug for Outcomes {
 }
 
 impl Outcomes {
-    /// Targets that stand at this stage now.
+    /// Targets at this stage now.
     pub fn at(&self, stage: Stage) -> usize {
         self.counts[stage.index()]
     }
 
-    /// Targets in all; 0 means that there was no route to anybody.
+    /// Targets in all. 0 means that no session was named.
     pub fn targets(&self) -> usize {
         self.counts.iter().sum()
     }
 
-    /// Targets whose application could not deal with it, for whatever reason.
+    /// Targets whose application could not handle it, for whatever reason.
     pub fn failed(&self) -> usize {
         self.counts[11..15].iter().sum()
     }
@@ -203,13 +203,30 @@ impl Outcomes {
         self.counts[7..10].iter().sum()
     }
 
-    /// Targets for which something can still follow.
+    /// Targets whose stage can still change.
     pub fn open(&self) -> usize {
         self.counts[..3].iter().sum()
     }
 }
 
-/// What becomes of one push, to one session or to many. A clone is the same receipt.
+/// How far one push has come, to one session or to many. A clone is the same receipt.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::{Client, ClientOptions, Push, Server, Stage, Target};
+///
+/// let server = Server::builder().build();
+/// let listening = server.listen("memu@receipt").await?;
+/// let (client, mut messages) = Client::bidirectional(listening.address(), ClientOptions::new()).await?;
+///
+/// let receipt = server.push(&Target::everyone(), &Push::new("News", "Flash", "rain"))?;
+/// assert_eq!(receipt.outcomes().targets(), 1);
+/// drop(messages.next().await);
+/// let outcomes = receipt.handled().await;
+/// assert_eq!((outcomes.at(Stage::Handled), outcomes.failed(), outcomes.dropped()), (1, 0, 0));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Receipt {
     tally: Arc<Tally>,
@@ -256,13 +273,13 @@ impl Receipt {
         let _ = self.tally.stored.set(position);
     }
 
-    /// The position at which a topic with a history keeps what was published: whoever subscribes from before it gets
+    /// The position at which a topic with history keeps the message: a client that subscribes from an earlier position gets
     /// it, even if there were no targets. `None`: no topic keeps it.
     pub fn stored(&self) -> Option<Position> {
         self.tally.stored.get().copied()
     }
 
-    /// How many targets stand where, now.
+    /// How many targets are at which stage now.
     pub fn outcomes(&self) -> Outcomes {
         *self.tally.outcomes.lock()
     }
@@ -277,8 +294,8 @@ impl Receipt {
         self.until(|outcomes| outcomes.at(Stage::Queued) + outcomes.at(Stage::Written) == 0).await
     }
 
-    /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A class that is not
-    /// tracked ends with being written.
+    /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A push that is not
+    /// tracked ends when it is written.
     pub async fn handled(&self) -> Outcomes {
         self.until(|outcomes| outcomes.open() == 0).await
     }

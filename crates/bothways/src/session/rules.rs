@@ -16,16 +16,34 @@ pub(super) type AuthorizeHook = Arc<dyn Fn(SubscribeRequest) -> BoxFuture<Result
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SubscribeRequest {
-    /// Who asks.
+    /// The session of the client.
     pub session: Session,
-    /// The topic, or the pattern: all that it matches is asked for.
+    /// The topic, or the pattern: the client wants all that it matches.
     pub pattern: String,
 }
 
-/// What some topics are like; given to [`ServerBuilder::topic`](crate::ServerBuilder::topic).
+/// Options of the topics that match a pattern: [`ServerBuilder::topic`](crate::ServerBuilder::topic).
 ///
-/// By default a topic keeps nothing and shows nobody, and clients cannot subscribe to it: only the server
-/// subscribes them ([`Session::subscribe`]).
+/// By default a topic has no history and no presence, and clients cannot subscribe to it: only the server subscribes them
+/// ([`Session::subscribe`]).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::{Server, session::TopicOptions};
+///
+/// let rooms = TopicOptions::new()
+///     .history(100, Duration::from_secs(3600))
+///     .presence(true)
+///     .authorize(|request| async move {
+///         match request.session.user() {
+///             Some(_) => Ok(()),
+///             None => Err("sign in first"),
+///         }
+///     });
+/// let server = Server::builder().topic("room.*", rooms)?.topic("news.>", TopicOptions::new().open())?.build();
+/// # Ok::<(), bothways::session::TopicError>(())
+/// ```
 #[derive(Clone, Default)]
 #[must_use]
 pub struct TopicOptions {

@@ -3,7 +3,24 @@
 use super::{Session, SessionId};
 use crate::connection::ConnectionId;
 
-/// Who gets a push: sessions, however they are known.
+/// The sessions that get a push: by connection, session, user, topic, label, or all of them.
+///
+/// ```
+/// use bothways::{Push, Server, Target};
+///
+/// let server = Server::builder().build();
+/// let push = Push::new("News", "Flash", "rain");
+/// for target in [
+///     Target::user("ann"),
+///     Target::users(["ann", "bob"]),
+///     Target::everyone().only_labelled("device", "phone"),
+///     Target::subscribers_of("news.weather"),
+/// ] {
+///     let receipt = server.push(&target, &push)?;
+///     assert_eq!(receipt.outcomes().targets(), 0, "nobody is connected");
+/// }
+/// # Ok::<(), bothways::session::SendError>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Target {
@@ -26,12 +43,12 @@ impl Target {
         Self { who, except: Vec::new(), labels: Vec::new() }
     }
 
-    /// The session whose connection has this number.
+    /// The session of this connection.
     pub fn connection(id: ConnectionId) -> Self {
         Self::new(Who::Connection(id))
     }
 
-    /// The session of this number.
+    /// The session with this id.
     pub fn session(id: SessionId) -> Self {
         Self::new(Who::Session(id))
     }
@@ -46,29 +63,29 @@ impl Target {
         Self::new(Who::Users(names.into_iter().map(Into::into).collect()))
     }
 
-    /// All sessions that subscribe to this topic now, each once, by however many patterns: past its history.
+    /// All sessions that subscribe to this topic now, each once, whatever the number of patterns.
     ///
-    /// What is pushed to these is no message of the topic. It has no topic and no position, and no history keeps it, so
-    /// that nobody recovers it: [`Server::publish`](crate::Server::publish) is what a topic's messages go by.
+    /// Such a push is not a message of the topic: it has no topic and no position, and no history keeps it. The
+    /// messages of a topic go through [`Server::publish`](crate::Server::publish).
     pub fn subscribers_of(topic: impl Into<String>) -> Self {
         Self::new(Who::SubscribersOf(topic.into()))
     }
 
-    /// All sessions. A client that is coming back has two while its new connection has not said whose it is: its own,
-    /// which gets the push, and one that ends with what was pushed to it
+    /// All sessions. A client that is coming back has two until its new connection has said whose it is: its own, which
+    /// gets the push, and one that ends with what was pushed to it
     /// ([`DropReason::SessionEnded`](super::DropReason::SessionEnded)).
     pub fn everyone() -> Self {
         Self::new(Who::Everyone)
     }
 
-    /// But not this session; while its client is being let in that comes back to another one, not that one either.
+    /// Except for this session. If its client is just coming back to another session, that one is left out too.
     pub fn except(mut self, session: SessionId) -> Self {
         self.except.push(session);
         self
     }
 
-    /// Only sessions that have this label with this value. Each session that the target names otherwise is looked at:
-    /// with [`Self::everyone`] all of the server's.
+    /// Only sessions that have this label with this value. Every session that the target names otherwise is checked:
+    /// with [`Self::everyone`] all sessions of the server.
     pub fn only_labelled(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.push((key.into(), value.into()));
         self

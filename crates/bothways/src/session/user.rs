@@ -12,16 +12,24 @@ use crate::{
 /// The label that names a device: [`CallPolicy::Device`] looks for it.
 pub const DEVICE_LABEL: &str = "device";
 
-/// Which sessions of a user a call goes to, and when it is done.
+/// Which sessions of a user a call goes to, and when the call is done.
 ///
-/// Sessions whose clients speak plain rpcx take no calls and are left out, as are those whose clients have said which
-/// methods they handle, if this is none of them. One whose client is away takes the call when the client comes back
-/// before the deadline.
+/// Sessions of plain rpcx clients cannot be called and are left out; so are sessions whose clients have announced their
+/// methods without this one. A session whose client is away gets the call if the client comes back before the deadline.
+///
+/// ```
+/// use bothways::{Server, session::CallPolicy};
+///
+/// let server = Server::builder().build();
+/// let newest_device = server.user("ann").policy(CallPolicy::MostRecent);
+/// let every_device = server.user("ann").policy(CallPolicy::All { quorum: 0 });
+/// let phone = server.user("ann").policy(CallPolicy::Device("phone".to_owned()));
+/// ```
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum CallPolicy {
-    /// All of them; the first that succeeds is the reply, and the others are cancelled. If none does, the error
-    /// is one that a handler gave, if there is one.
+    /// All of them. The first success is the reply, and the others are cancelled. If none succeeds, the error is one that a
+    /// handler returned, if there is one.
     #[default]
     First,
     /// The one whose client connected last; one that is connected before one that is away.
@@ -40,10 +48,10 @@ pub enum CallPolicy {
     Device(String),
 }
 
-/// A user as someone to call: [`Server::user`](crate::Server::user).
+/// A user to call or push to: [`Server::user`](crate::Server::user).
 ///
-/// A [`Caller`], so that a generated stub works over it. What it calls is looked up at each call, so that it may
-/// be kept while sessions come and go. A call that names no time has 30 s.
+/// It is a [`Caller`], so a generated stub works over it. The user's sessions are looked up at each call, so it may be kept
+/// while sessions come and go. A call without a time limit has 30 s.
 ///
 /// ```no_run
 /// # async fn example(server: bothways::Server) -> Result<(), bothways::CallError> {
@@ -82,10 +90,10 @@ impl User {
         self.registry.find(&Target::user(&*self.name)).expect("only a topic's name can be wrong")
     }
 
-    /// Calls every session, whatever the policy, and answers what became of each when all are done: at the
-    /// latest at the deadline. That of a client that takes no such call is [`CallError::NotSupported`].
+    /// Calls every session, whatever the policy, and returns the outcome of each when all are done, at the latest at the
+    /// deadline. For a client that does not accept the call it is [`CallError::NotSupported`].
     ///
-    /// Dropping the future gives all calls up.
+    /// Dropping the future cancels all calls.
     ///
     /// # Errors
     /// [`CallError::Encode`] and [`CallError::ReservedMetadata`]: nothing was sent. All others are among the outcomes.
