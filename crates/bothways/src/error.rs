@@ -205,11 +205,11 @@ impl CallError {
     }
 }
 
-/// What kind of error a Bothways peer answered with. Travels as metadata `_bw.err`.
+/// The kind of a Bothways peer's refusal. It travels as metadata `_bw.err`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// A limit on calls at once was reached; the handler did not run.
+    /// A limit on the calls that run at once was reached; the handler did not run.
     Overloaded,
     /// The token was refused; the handler did not run.
     Unauthenticated,
@@ -272,12 +272,12 @@ impl ErrorCode {
     }
 }
 
-/// An application named what belongs to the framework: a metadata key or the key of a
-/// [`Class::Latest`](crate::Class::Latest) that begins with `_bw.`, or the service path `_bothways`. Or a server wanted
-/// to send a client what means one request or reply alone: `__AUTH`, which is a caller's token, `__ServerTimeout` or
+/// An application used a name that belongs to the framework: a metadata key, or the key of a
+/// [`Class::Latest`](crate::Class::Latest), that begins with `_bw.`, or the service path `_bothways`. Or a server tried to
+/// send a client a key that belongs to one request or reply: `__AUTH` (a caller's token), `__ServerTimeout` or
 /// `__rpcx_error__`.
 ///
-/// A peer's pairs may hold such keys. [`Metadata::without_reserved`] leaves them out.
+/// The metadata of a peer may have such keys. [`Metadata::without_reserved`] leaves them out.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{}` {}", one_line(.name), why_reserved(.name))]
 pub struct ReservedName {
@@ -346,8 +346,8 @@ impl CloseReason {
 
 /// Why the [`auth`](crate::ServerBuilder::auth) hook of a server does not let a request run, or a client in.
 ///
-/// Whatever can be displayed becomes [`Self::Refused`] with `?` and `into`: most hooks need no more than a text. For
-/// that this is no [`Error`](std::error::Error) itself.
+/// Anything that implements `Display` becomes [`Self::Refused`] by `?` and `into`: most hooks need only a text. To make that
+/// possible, this is not an [`Error`](std::error::Error) itself.
 ///
 /// ```
 /// use std::time::Duration;
@@ -366,9 +366,9 @@ impl CloseReason {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The token is not good. The text goes to the client, and the connection is closed behind it.
+    /// The token is refused. The text goes to the client, and then the connection is closed.
     Refused(String),
-    /// Nobody can know at the moment whether the token is good. It is not counted as refused.
+    /// The token cannot be checked at the moment. It does not count as refused.
     NotNow {
         /// For people; it goes to the client.
         text: String,
@@ -425,7 +425,7 @@ pub enum PushError {
     /// The push is too large. Nothing was queued.
     #[error(transparent)]
     TooLarge(#[from] EncodeError),
-    /// The application named what belongs to the framework. Nothing was queued.
+    /// The application used a name that belongs to the framework. Nothing was queued.
     #[error(transparent)]
     ReservedMetadata(#[from] ReservedName),
     /// The value could not be encoded. Nothing was queued.
@@ -440,7 +440,7 @@ pub enum PushError {
     /// No client to push to. Nothing was queued.
     #[error("no client: {}", one_line(.0))]
     NoClient(String),
-    /// The client has announced what its handlers take, and this is not among it. Nothing was queued.
+    /// The client has announced its methods, and this is not one of them. Nothing was queued.
     #[error("the client has announced no handler for this")]
     NotSupported,
 }
@@ -461,7 +461,7 @@ pub enum CloseReason {
     /// The socket failed.
     #[error("the socket failed: {0}")]
     Io(Arc<std::io::Error>),
-    /// The peer sent what is no frame.
+    /// The peer sent bytes that are not a frame.
     #[error("bad frame: {0}")]
     BadFrame(DecodeError),
     /// The peer sent a frame that it must not send.
@@ -470,19 +470,19 @@ pub enum CloseReason {
     /// The peer was silent for too long and did not answer a heartbeat.
     #[error("the peer is gone: no answer to the heartbeat for {silent:?}")]
     Gone {
-        /// How long nothing came.
+        /// How long nothing arrived.
         silent: Duration,
     },
-    /// Nothing came from the peer within the idle limit.
+    /// Nothing arrived from the peer within the idle limit.
     #[error("idle for {0:?} (`idle_timeout`)")]
     Idle(Duration),
-    /// No frame came within the time for the first one.
+    /// The first frame did not arrive in time.
     #[error("no frame within {0:?} of connecting (`timeouts.first_frame`)")]
     NoFirstFrame(Duration),
-    /// A frame of the peer began and did not go on.
+    /// A frame of the peer began and did not go on fast enough.
     #[error("a frame arrives too slowly: {bytes} bytes in the last {within:?} (`timeouts.frame_progress`)")]
     SlowFrame {
-        /// Bytes of it that came within the time.
+        /// Bytes of it that arrived within the time.
         bytes: usize,
         /// The time.
         within: Duration,
@@ -493,16 +493,16 @@ pub enum CloseReason {
         /// Bytes of the frame.
         bytes: usize,
     },
-    /// The peer did not read: its queue was full, or no byte was taken for too long.
+    /// The peer did not read: its queue was full, or its socket accepted no byte for too long.
     #[error("the peer reads too slowly: {0}")]
     SlowPeer(&'static str),
     /// The token was refused.
     #[error("not authenticated: {}", one_line(.0))]
     Unauthenticated(String),
-    /// The server refused the Hello, and not for its token. Nothing that was sent behind it was run.
+    /// The server refused the Hello, but not for its token. Nothing that was sent after it was run.
     #[error("the server refused the Hello: {}", one_line(.0))]
     HelloRefused(String),
-    /// The server ended the connection, and said so: it shuts down, or this client is not wanted.
+    /// The server ended the connection and said so: it shuts down, or sends this client away.
     #[error("the server said goodbye: {}", one_line(.why))]
     Goodbye {
         /// Why, for a program: `shutting_down`, `moved`, `ended`, `kicked`, `expired`, `revoked`, or what a later server
@@ -513,7 +513,7 @@ pub enum CloseReason {
         /// How long the server asks to wait before the next connection.
         reconnect_after: Option<Duration>,
     },
-    /// The server lets so many clients in at a time, and this one was too many. Nothing that it sent was run.
+    /// The server lets in clients at a rate, and this one was too many. Nothing that it sent was run.
     #[error("not admitted: {}; it may try again after {retry_after:?}", one_line(.why))]
     NotAdmitted {
         /// The server's words.
@@ -524,7 +524,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// How long the server asked its client to wait before the next connection: a client of ours does.
+    /// How long the server asked its client to wait before the next connection. A Bothways client does.
     pub fn reconnect_after(&self) -> Option<Duration> {
         match self {
             Self::Goodbye { reconnect_after, .. } => *reconnect_after,
@@ -535,7 +535,7 @@ impl CloseReason {
 }
 
 impl CloseReason {
-    /// Why the server has sent this client away for good, if it has: a client of ours does not come back by itself.
+    /// Why the server sent this client away for good, if it did. A Bothways client does not come back by itself then.
     pub fn sent_away(&self) -> Option<SessionLost> {
         let Self::Goodbye { code, .. } = self else { return None };
         match SessionLost::from_wire(code) {
@@ -593,7 +593,7 @@ pub enum ConnectError {
         /// What the system said.
         error: Arc<std::io::Error>,
     },
-    /// Not connected within the time for it.
+    /// The connection was not made in time.
     #[error("cannot connect to {address} within {after:?} (`connect_timeout`)")]
     TimedOut {
         /// Where to.
@@ -601,7 +601,7 @@ pub enum ConnectError {
         /// The limit.
         after: Duration,
     },
-    /// The server did not take this client.
+    /// The server refused this client.
     #[error("{address} refused this client: {}", one_line(.reason))]
     Refused {
         /// Where to.
@@ -609,7 +609,7 @@ pub enum ConnectError {
         /// What the server said.
         reason: String,
     },
-    /// The server took the connection, and did not answer the Hello in time. A rpcx server of any kind does.
+    /// The server accepted the connection but did not answer the Hello in time. Every rpcx server answers it.
     #[error("{address} accepted the connection but did not answer the Hello within {after:?} (`connect_timeout`)")]
     NoAnswer {
         /// Where to.
@@ -639,7 +639,7 @@ pub enum ConnectError {
         /// Where to.
         address: String,
     },
-    /// The connection is lost, and the client must not make it again.
+    /// The connection is lost, and the client's options say not to reconnect.
     #[error("the connection to {address} is lost ({lost}), and this client does not reconnect")]
     Lost {
         /// Where to.
@@ -650,7 +650,7 @@ pub enum ConnectError {
     /// The runtime in which the client was made is gone, and nobody keeps its connection.
     #[error("the client's runtime is gone")]
     Abandoned,
-    /// A client is made in a tokio runtime, which keeps its connection, and this is none.
+    /// A client must be made in a tokio runtime, which keeps its connection.
     #[error("there is no tokio runtime here to keep a connection")]
     NoRuntime,
     /// The connection is lost and being made again; the last try failed for this reason.
@@ -713,7 +713,7 @@ pub enum AddressError {
         /// The networks compiled in, separated by commas.
         known: &'static str,
     },
-    /// The part behind `@` is not right for its network.
+    /// The part after `@` is wrong for its network.
     #[error("`{address}` is not an address: {why}")]
     Malformed {
         /// The whole text.
@@ -738,7 +738,7 @@ pub enum ServeError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// As many connections are open as may be.
+    /// The server has its maximum of connections.
     #[error("{max} connections are open already (`connections_max`)")]
     TooManyConnections {
         /// The limit.
@@ -752,13 +752,13 @@ pub enum ServeError {
         /// What is missing.
         why: String,
     },
-    /// A server listens in a tokio runtime, which drives what comes, and this is none.
+    /// A server must listen in a tokio runtime, which drives its connections.
     #[error("there is no tokio runtime here to listen in")]
     NoRuntime,
     /// The server was shut down before.
     #[error("the server is shut down")]
     ShutDown,
-    /// TLS is asked for but cannot be had.
+    /// TLS is wanted, but is not possible.
     #[error("cannot serve {address} with TLS: {why}")]
     Tls {
         /// Where.
@@ -768,15 +768,15 @@ pub enum ServeError {
     },
 }
 
-/// Why a server could not take a client back into its session.
+/// Why a client did not get its session back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum SessionLost {
     /// The client was away for longer than the server kept its session; or what it was let in with has run out.
     Expired,
-    /// What the client has not handled is not all there any more.
+    /// Some of what the client has not handled is no longer there.
     Gap,
-    /// The server knows no such session: it was restarted, or has forgotten why the session ended.
+    /// The server does not know the session: it was restarted, or has forgotten why the session ended.
     Unknown,
     /// The client is somebody else now, or what it was let in with does not count any more.
     Revoked,

@@ -21,7 +21,7 @@ pub trait Service: Send + Sync + 'static {
     /// The service path that requests name, such as `Arith`.
     fn name(&self) -> &str;
 
-    /// Every method: the name that requests use, and what answers them.
+    /// Every method: the name that requests use, and its handler.
     fn into_methods(self) -> Vec<(&'static str, BoxHandler)>;
 }
 
@@ -51,7 +51,7 @@ pub struct Router {
     problems: Vec<RouteProblem>,
 }
 
-/// A route that was added, and is not served as it was meant.
+/// A route that was added, and is not served as intended.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteProblem {
@@ -167,15 +167,15 @@ impl Router {
         })
     }
 
-    /// Adds one raw handler: it sees the request's bytes and answers with bytes.
+    /// Adds one raw handler: it gets the request's bytes and returns bytes.
     #[must_use]
     pub fn handler(mut self, service_path: &str, service_method: &str, handler: impl Handler) -> Self {
         self.insert(service_path, service_method, BoxHandler::new(handler));
         self
     }
 
-    /// Takes what a server tells a client of presence: who came to a topic that it subscribes to, and who left. For a
-    /// client; no server is told of presence.
+    /// Handles what a server tells a client of presence: who joined a topic that it subscribes to, and who left. Only for
+    /// clients.
     ///
     /// ```
     /// use bothways::{Router, session::PresenceChange};
@@ -215,8 +215,8 @@ impl Router {
         self
     }
 
-    /// What was added twice, or under a path that belongs to the framework. A server warns of it when it is built, and
-    /// [`ServerBuilder::try_build`](crate::ServerBuilder::try_build) refuses it.
+    /// Routes that were added twice, or under a path that belongs to the framework. A server logs them as warnings when it is
+    /// built, and [`ServerBuilder::try_build`](crate::ServerBuilder::try_build) refuses them.
     pub fn problems(&self) -> &[RouteProblem] {
         &self.problems
     }
@@ -228,8 +228,8 @@ impl Router {
         }
     }
 
-    /// Wraps every handler that is there already; the layer that is added last sees a request first. (Of
-    /// [`ServerBuilder::layer`](crate::ServerBuilder::layer), which keeps a list, the first does.)
+    /// Wraps every handler that has been added so far; the layer that is added last sees a request first. (With
+    /// [`ServerBuilder::layer`](crate::ServerBuilder::layer), which keeps a list, the first one does.)
     #[must_use]
     pub fn layer(mut self, layer: &dyn Layer) -> Self {
         for route in self.routes.values_mut() {
@@ -330,7 +330,7 @@ impl Hasher for NamesHasher {
     }
 }
 
-/// A whitelist that cannot be meant: it is empty, or names methods that the service does not have.
+/// A whitelist that is empty, or names methods that the service does not have.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the whitelist for `{service}` {}; it has {known:?}", if .unknown.is_empty() { "is empty".to_owned() } else { format!("names unknown methods {unknown:?}") })]
 pub struct WhitelistError {

@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `mod.rs` | [`Connection`], the handle that everybody else holds |
+//! | `mod.rs` | [`Connection`], the handle that all others hold |
 //! | `send.rs` | messages that want no reply: to one connection, or encoded once for many |
 //! | `call.rs` | calls to the peer, and what a dropped future leaves |
 //! | `control.rs` | replies, heartbeats, Hello, acks, goodbyes |
@@ -146,8 +146,8 @@ impl std::str::FromStr for ConnectionId {
 
 /// A handle on one connection: a server's to one of its clients, or a client's to its server.
 ///
-/// Cheap to clone, and usable from any thread for as long as it is kept: once the connection is
-/// over, sending answers [`PushError::Closed`](crate::PushError::Closed).
+/// Cheap to clone, and usable from any thread for as long as it is kept. Once the connection is over, sending returns
+/// [`PushError::Closed`](crate::PushError::Closed).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -472,12 +472,12 @@ impl Connection {
         self.shared.state.lock().watch.began()
     }
 
-    /// The number of this connection in this process.
+    /// The id of this connection within this process.
     pub fn id(&self) -> ConnectionId {
         self.shared.id
     }
 
-    /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
+    /// The address of the peer in rpcx's form, such as `tcp@127.0.0.1:50312`.
     pub fn peer_address(&self) -> String {
         self.shared.socket.peer()
     }
@@ -487,8 +487,8 @@ impl Connection {
         &self.shared.settings.limits
     }
 
-    /// True once the peer has said that it takes calls: a Bothways client, or a plain rpcx one that has asked
-    /// for it by `_bothways`/`Enable`.
+    /// True once the peer has said that it accepts calls: a Bothways client, or a plain rpcx client that has called
+    /// `_bothways`/`Enable`.
     pub fn takes_calls(&self) -> bool {
         let state = self.shared.state.lock();
         state.called_by_pushes || state.proto.peer_can(Capabilities::CALLS)
@@ -584,7 +584,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection: what is queued is still written, calls under way fail, new ones are refused.
+    /// Ends the connection. What is queued is still written; pending calls fail, and new ones are refused.
     pub fn close(&self) {
         self.close_after_flush(CloseReason::Local);
     }

@@ -1,4 +1,4 @@
-//! Messages that want no reply: to one connection, or encoded once for many.
+//! Pushes and oneway requests: to one connection, or encoded once for many.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use crate::{
     error::{CloseReason, PushError, ReservedName},
 };
 
-/// What became of a message that was sent.
+/// How far a message has come when sending returns.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Sent {
     /// The kernel has all of it. That is not delivery.
     Written,
-    /// It waits in the connection's queue and leaves as soon as the socket takes it.
+    /// It waits in the connection's queue, and is written as soon as the socket accepts it.
     Queued,
 }
 
@@ -128,9 +128,9 @@ fn join(frames: &[PushFrame]) -> Option<Bytes> {
 impl Connection {
     /// Sends one message that wants no reply. Never waits: a peer that does not read hurts only itself.
     ///
-    /// It goes at once, also to a plain client that has asked for nothing yet. An application on Go's `XClient` does
-    /// not listen by then, and loses it. What is pushed to the client's session
-    /// ([`Session::push`](crate::Session::push), [`Server::push`](crate::Server::push)) waits for its first request.
+    /// It is sent at once, also to a plain client that has requested nothing yet. An application on Go's `XClient` does not
+    /// listen at that time, and loses it. A push to the client's session ([`Session::push`](crate::Session::push),
+    /// [`Server::push`](crate::Server::push)) waits for its first request.
     ///
     /// # Errors
     /// - [`PushError::Full`]: the queue of this connection is full, and its rule is to refuse.
@@ -179,9 +179,8 @@ impl Connection {
         self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
     }
 
-    /// Queues a push that was encoded before, and leaves the writing to the next
-    /// [`flush`](Self::flush), to the connection's own next write, or to [`fan_out`]. If none of these comes, it
-    /// leaves within about a second, with the connection's next look at the clock.
+    /// Queues a push that is already encoded. It is written by the next [`flush`](Self::flush), by the connection's own next
+    /// write, or by [`fan_out`]; without any of these within about a second, at the connection's next tick.
     ///
     /// # Errors
     /// As [`Self::send_message`].
