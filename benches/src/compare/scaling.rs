@@ -216,7 +216,7 @@ fn push_of(size: usize, tools: &Tools, server: &Running) -> anyhow::Result<f64> 
     Ok(broadcasts(&mut load, BroadcastArgs { count, size }, 2)?.server_cpu_nanos_each())
 }
 
-/// Instructions of a byte as messages grow: they do not depend on the machine's mood.
+/// Instructions of a byte as messages grow: they do not depend on machine load.
 fn counts(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow::Result<()> {
     if let Err(why) = instructions::find_valgrind() {
         println!("instructions as messages grow: skipped, {why}");
