@@ -1,4 +1,4 @@
-//! Durations added to clocks: any of them, up to the longest there is.
+//! Deadlines from any duration, up to the longest there is, and waits for them on any thread.
 
 use std::{
     pin::Pin,

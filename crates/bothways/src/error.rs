@@ -1,4 +1,4 @@
-//! What can go wrong, an enum per kind of act: calling, pushing, connecting, serving.
+//! Errors, one enum for each kind of act: calling, pushing, connecting, serving.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Runs and drops code of others: its panic is a value here, and ends nothing of ours.
+//! Runs and drops application code, and turns its panics into values.
 //!
 //! Whatever an application gives us (handlers, hooks, selectors, their futures) is called, polled and dropped
 //! through this file where its panic would otherwise end a task of ours. A panic may itself carry something

@@ -1,4 +1,4 @@
-//! Packs and unpacks payloads: small ones where they are, large ones apart from the tasks of connections.
+//! Packs and unpacks payloads: small ones in place, large ones outside the tasks of connections.
 //!
 //! A payload of 32 MiB takes some 50 ms to unpack. In the task of its connection that would hold up every other
 //! message of this connection, and every connection of the same thread.

@@ -1,4 +1,4 @@
-//! What goes back to the caller of a request, and the future that will give it.
+//! The reply to a request, and the future that returns it.
 //!
 //! Below the connection, which sends replies, and below the handlers, which make them.
 

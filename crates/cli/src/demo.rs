@@ -1,4 +1,4 @@
-//! The whole framework in one process, over a real port. Each step is told, and checked.
+//! The whole framework in one process, over a real port. Each step is printed and checked.
 
 use std::{
     collections::HashMap,

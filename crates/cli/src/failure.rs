@@ -1,4 +1,4 @@
-//! What goes wrong, in words for people and as an exit code for scripts.
+//! Failures: a text for people and an exit code for scripts.
 
 use std::{io, process::ExitCode};
 

@@ -1,4 +1,4 @@
-//! How long things took: a histogram, and the quantiles that people and programs are told.
+//! Latencies: a histogram, and the quantiles that are printed.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is meant by what was typed: methods, times, sizes, pairs, payloads, tokens.
+//! Parses arguments: methods, times, sizes, pairs, payloads, tokens.
 
 use std::{
     io::Read,

@@ -1,4 +1,4 @@
-//! What a terminal is shown: colours where they are wanted, text that cannot steer it, times.
+//! Terminal output: colours where wanted, escaped text, times.
 
 use std::{
     io::{self, IsTerminal, Write},

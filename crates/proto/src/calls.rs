@@ -1,4 +1,4 @@
-//! The table of calls that wait for a reply.
+//! The table of pending calls.
 
 use slab::Slab;
 

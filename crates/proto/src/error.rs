@@ -1,4 +1,4 @@
-//! What can be wrong with bytes, with a message of ours, and with the peer's manners.
+//! Errors of decoding, of encoding, and of a peer that breaks the protocol.
 
 use crate::{CompressType, Seq};
 

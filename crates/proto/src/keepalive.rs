@@ -1,4 +1,4 @@
-//! When to ask a silent peer for a sign of life, and when it is gone.
+//! When to send a heartbeat to a silent peer, and when the peer is gone.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Every bound that a peer's bytes can run into, in one place.
+//! Every bound on a peer's bytes, in one place.
 
 use crate::PREFIX_LEN;
 

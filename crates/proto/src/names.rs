@@ -1,4 +1,4 @@
-//! Which method of which service a message means, as it travels.
+//! The service path and method of a message, as they travel.
 
 /// The names of a service and of one of its methods: two texts, or the part of a frame that holds both.
 ///

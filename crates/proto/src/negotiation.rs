@@ -1,4 +1,4 @@
-//! Hello and Welcome: what two Bothways peers agree on, in frames that a plain rpcx peer survives.
+//! Hello and Welcome: what two Bothways peers agree on, in frames that a plain rpcx peer tolerates.
 //!
 //! Hello is a heartbeat, and the client's first frame. A Go server echoes it untouched, so no
 //! Welcome comes and the connection stays plain. Our server echoes it with its own pairs added.

@@ -1,4 +1,4 @@
-//! How many of something are let through: so many a second, and so many at once.
+//! A token bucket: so many a second, and so many at once.
 //!
 //! Without a clock: the time is an argument. Numbers are exact, so that a bucket that is asked at the moment which
 //! it named itself has what it promised.

@@ -1,4 +1,4 @@
-//! Text of a peer, for people: a line of a log or of a terminal stays one line.
+//! Shows a peer's text on one line of a log or a terminal.
 
 use std::fmt::{self, Write};
 

@@ -1,4 +1,4 @@
-//! What is missing of a topic before its last message: a bounded list of stretches.
+//! Gaps in a topic before its last received message: a bounded list of ranges.
 
 /// Stretches that are told apart. Of more, the last ones are one stretch, which then is filled only by a recovery.
 const HOLES_MAX: usize = 8;

@@ -1,4 +1,4 @@
-//! What comes from the server: messages to the queue, calls to the handlers.
+//! What arrives from the server: messages go to the queue, calls to the handlers.
 
 use std::{
     any::Any,

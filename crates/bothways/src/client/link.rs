@@ -1,4 +1,4 @@
-//! Keeps one connection to one server: watches it, and makes it again with back-off.
+//! Keeps one connection to one server: watches it, and reconnects with back-off.
 //!
 //! ```text
 //!                    ┌───────────────────── no connection, no answer, refused, not admitted ◄──┐

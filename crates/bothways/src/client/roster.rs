@@ -1,4 +1,4 @@
-//! Asks who is in a topic.
+//! Asks a server for the members of a topic.
 
 use bothways_proto::{SerializeType, keys};
 

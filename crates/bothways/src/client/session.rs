@@ -1,4 +1,4 @@
-//! What a client remembers of its session: secret, offsets, and what to acknowledge.
+//! A client's side of its session: the secret, the offsets, and what to acknowledge.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,4 +1,4 @@
-//! What a client has subscribed to, and how far it is in each topic.
+//! The subscriptions of a client, and its position in each topic.
 //!
 //! While a session lives or resumes its subscriptions live with it. Then positions are noted here; what the server says
 //! that it dropped is asked for again; and what the application unsubscribed from while there was no connection is made

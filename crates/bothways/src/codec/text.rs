@@ -1,4 +1,4 @@
-//! Whether the codec at work is a text, for types that look different in a text.
+//! Whether the current codec is a text format, for types that look different in text.
 //!
 //! Serde asks the format, but what serde buffers before it decides (`flatten`, untagged and internally tagged
 //! enums) says yes whatever the format is.

@@ -1,4 +1,4 @@
-//! For tests: a connection at whose other end nobody is.
+//! For tests: a connection whose peer is the test itself.
 
 use std::sync::Arc;
 

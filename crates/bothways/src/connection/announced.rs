@@ -1,4 +1,4 @@
-//! Which methods a client handles, as it announces in its Hello: so that nobody asks it in vain.
+//! The methods that a client handles, as announced in its Hello: it is called for no other.
 
 use std::{collections::VecDeque, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Replies stay behind the pushes of their handlers, also behind those that a session keeps for want of room.
+//! Replies leave after the pushes of their handlers, including pushes that a session still keeps for lack of room.
 //!
 //! Behind a full socket what is pushed to a session waits with the session, and not here. A reply whose handler may have
 //! made such a push is kept back, and the session is given a [`HeldReply`], which it puts behind what it owes at this

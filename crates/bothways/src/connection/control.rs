@@ -1,4 +1,4 @@
-//! What a connection says besides messages and calls: replies, heartbeats, Hello, acks, goodbyes.
+//! Control frames: replies, heartbeats, Hello, acks, goodbyes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How a connection ends: after what waits is written, once all is answered, or at once.
+//! How a connection ends: at once, after the queue is written, or after all calls are answered.
 
 use std::sync::atomic::Ordering;
 

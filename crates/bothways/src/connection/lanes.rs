@@ -1,4 +1,4 @@
-//! What waits behind a full socket, and whose turn it is.
+//! The lanes in which frames wait behind a full socket, and which lane is next.
 //!
 //! Control frames are first. The other lanes share what the socket takes, by weight in bytes:
 //!

@@ -1,4 +1,4 @@
-//! One connection, the same for both sides: it knows neither client nor server.
+//! One connection, the same for both sides.
 //!
 //! | file | what it does |
 //! |---|---|

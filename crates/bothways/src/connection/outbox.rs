@@ -1,4 +1,4 @@
-//! What waits for the socket, in which order, and how much of it may.
+//! The frames that wait for the socket: their order and their bounds.
 //!
 //! ```text
 //!            socket free                          socket full, or 64 KiB are under way

@@ -1,4 +1,4 @@
-//! Bytes that wait for sockets in all connections of one server or client, and which of these may have more.
+//! Bytes that wait for sockets in all connections of one server or client, and which connections may add more.
 //!
 //! The first [`OWN_BYTES`] of each connection are its own. Beyond them it may have no more than is left for everybody:
 //! one that does not read gets half of the room, and each of `n` such ones as much as they leave together. So those that

@@ -1,4 +1,4 @@
-//! How far calls and pushes are on their way out.
+//! How far calls and pushes have been written.
 
 /// How far calls or pushes are, each by how many went that far.
 #[derive(Debug, Default)]

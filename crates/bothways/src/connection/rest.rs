@@ -1,4 +1,4 @@
-//! A connection at rest has no task: what tokio keeps of one is more than all the rest of an idle connection.
+//! An idle connection has no task: what tokio keeps for a task is more than the rest of an idle connection.
 //!
 //! ```text
 //!            the socket has something          polled

@@ -1,4 +1,4 @@
-//! Bounds and habits that all connections of one server or client share.
+//! Bounds and settings that all connections of one server or client share.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What time does to a connection: heartbeats, idle and write deadlines.
+//! Timeouts of a connection: heartbeats, idle and write deadlines.
 //!
 //! No connection has a timer of its own. Whoever owns connections (a server its many, a client its
 //! one) calls [`Connection::watch`] about once a second; the times below are kept to that

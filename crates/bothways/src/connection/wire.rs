@@ -1,4 +1,4 @@
-//! Bytes in their final order, on their way to the socket.
+//! Bytes that are being written to the socket, in their final order.
 //!
 //! `flat` is one buffer that a write takes whole: bytes copied behind each other beat a vectored write of small
 //! slices. From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`; what of it a socket did not take is

@@ -1,4 +1,4 @@
-//! What a server says of itself, in rpcx's form: a URL's query string.
+//! The metadata of a server, in rpcx's form: a URL query string.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Handlers that have tasks of their own from the beginning.
+//! Handlers that run in tasks of their own from the beginning.
 
 use std::{
     future::poll_fn,

@@ -1,4 +1,4 @@
-//! The service by which an operator's tools look in and push. Closed unless a token opens it (`door.rs`).
+//! The admin service for operators' tools: it lists, explains, pushes and kicks. It needs a token (`door.rs`).
 //!
 //! Service path [`SERVICE_PATH`]; every request carries the admin token under the metadata key
 //! `_bw.admin`. The server's own auth hook is not asked: the token is.

@@ -1,4 +1,4 @@
-//! The service `_bothways`: what an application on an unmodified rpcx library asks of the framework.
+//! The service `_bothways`, through which an application on an unmodified rpcx library gets sessions, acks and calls.
 //!
 //! Its methods are ordinary calls: they pass the auth hook, and may come in any codec, because all that they
 //! say is metadata. Only the payload of `Reply` counts: it is the application's own answer.

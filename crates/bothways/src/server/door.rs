@@ -1,4 +1,4 @@
-//! The door of the admin service: its own address, its token, and the pace at which tokens may be guessed.
+//! Access to the admin service: its address, its token, and the rate at which tokens may be tried.
 //!
 //! ```text
 //!   listen_admin ──► a stranger's place ──► the token is right ──► answered; the place is free again

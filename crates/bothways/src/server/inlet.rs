@@ -1,4 +1,4 @@
-//! From a request to its handler: stopping, token, route.
+//! From a request to its handler: is the server stopping, is the token good, which route.
 
 use std::{
     any::Any,

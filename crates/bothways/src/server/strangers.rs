@@ -1,4 +1,4 @@
-//! The places of those at an admin address who have not shown its token: few, and the newest has one.
+//! Places for connections at an admin address that have not shown the token: few, and the newest always gets one.
 //!
 //! An operator needs a place for as long as its first request takes. So nobody is kept out by those who were there
 //! before: of the peer that has too many places, the connection that has its place longest makes way.

@@ -1,4 +1,4 @@
-//! Tests of applications: a server and its clients in memory, in virtual time, over wires that break when told.
+//! A test kit for applications: server and clients in memory, in virtual time, over wires that break on command.
 //!
 //! | file | what it does |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What lies between a client and its server, and how it breaks.
+//! The wire between a client and its server, and how to break it.
 
 use std::{
     future::poll_fn,

@@ -1,4 +1,4 @@
-//! Accepting goes on: what fails is tried again.
+//! Accepting connections goes on after errors, with pauses.
 
 use std::{io, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Sockets that listen already, bound by somebody else: systemd, a parent process, the application.
+//! Sockets that already listen, bound by systemd, a parent process or the application.
 
 /// A socket of the system that listens already; made by `into()` from what the standard library has.
 ///

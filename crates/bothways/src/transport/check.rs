@@ -1,4 +1,4 @@
-//! What every socket must do, for the tests beside each.
+//! The contract of every socket, as tests.
 
 use std::{
     future::poll_fn,

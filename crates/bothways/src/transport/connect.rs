@@ -1,4 +1,4 @@
-//! From an address to a socket, at the client's side.
+//! Connects: from an address to a socket.
 
 use std::{io, sync::Arc};
 

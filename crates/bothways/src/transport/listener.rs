@@ -1,4 +1,4 @@
-//! From an address to sockets, at the server's side.
+//! Listens: from an address to accepted sockets.
 
 use std::{
     future::poll_fn,

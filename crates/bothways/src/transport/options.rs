@@ -1,4 +1,4 @@
-//! What can be chosen about listening and connecting.
+//! Options for listening and connecting.
 
 use std::{sync::Arc, time::Duration};
 

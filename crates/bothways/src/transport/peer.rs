@@ -1,4 +1,4 @@
-//! Who is at the other end, for sockets whose system has no name for it.
+//! A name for the peer of a socket, where the system has none.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! What a connection needs of a stream of bytes.
+//! The trait [`Socket`]: what a connection needs from a stream of bytes.
 
 use std::{
     io::{self, IoSlice},

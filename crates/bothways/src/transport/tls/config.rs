@@ -1,4 +1,4 @@
-//! Who we are in TLS, and whom we trust.
+//! TLS configuration: our identity, and the certificates that we trust.
 
 use std::{
     fmt, io,
