@@ -1,8 +1,8 @@
-//! What `STYLE.md` quotes is in the files that it names.
+//! What `STYLE.md` quotes is in the files that it names, and what `docs/from-go.md` names is in the code.
 //!
 //! A snippet follows a sentence that ends in `` From `path`: ``; several snippets may follow one such sentence.
 
-use std::{fs, path::Path};
+use std::{collections::HashSet, fs, path::Path};
 
 /// A snippet, and the file that it is from, if the page names one.
 type Quote = (Option<String>, String);
@@ -83,4 +83,61 @@ fn a_snippet_that_is_not_there_is_found() {
     for page in faulty {
         assert!(fault_of(page).is_some(), "{page}");
     }
+}
+
+/// The names of ours that a page's tables give in their second column: `Type::method` is two names.
+fn names(page: &str) -> Vec<&str> {
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").nth(1));
+    let spans = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let is_name = |span: &&str| span.chars().all(|c| c.is_alphanumeric() || c == '_' || c == ':');
+    let plain = spans.map(|span| span.split('<').next().unwrap_or(span)).filter(is_name);
+    plain.flat_map(|span| span.split("::")).filter(|name| !name.is_empty()).collect()
+}
+
+/// The names that the code declares: items and methods, and what a line begins with, such as variants.
+fn declared(code: &str) -> HashSet<&str> {
+    let kinds = ["fn", "struct", "enum", "trait", "mod", "const", "type"];
+    let mut names = HashSet::new();
+    for line in code.lines().map(str::trim_start) {
+        let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        names.extend(words.first());
+        names.extend(words.windows(2).filter(|pair| kinds.contains(&pair[0])).map(|pair| pair[1]));
+    }
+    names
+}
+
+fn code_of(folder: &Path, code: &mut String) {
+    for entry in fs::read_dir(folder).expect("the folder is readable") {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => code_of(&path, code),
+            false => code.push_str(&fs::read_to_string(path).expect("a text")),
+        }
+    }
+}
+
+/// `docs/from-go.md` names nothing that was renamed since.
+#[test]
+fn every_name_that_a_go_program_is_moved_to_is_there() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = fs::read_to_string(crates.join("../docs/from-go.md")).expect("the page is there");
+    let mut code = String::new();
+    for of in ["bothways", "proto"] {
+        code_of(&crates.join(of).join("src"), &mut code);
+    }
+    let names = names(&page);
+    assert!(150 <= names.len(), "{} names were read", names.len());
+    let declared = declared(&code);
+    let missing: Vec<&str> = names.into_iter().filter(|name| !declared.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The test of the names is worth what it refuses.
+#[test]
+fn a_name_that_is_not_there_is_found() {
+    assert_eq!(names("| Go | `A::b`, `c` | `d` |\n| a | `x y` |\n"), ["A", "b", "c"]);
+    let code = "pub struct Apple {\n    pub core: u8,\n}\nimpl Apple {\n    pub fn peel(&self) {}\n}\n";
+    let declared = declared(code);
+    assert!(["Apple", "peel"].iter().all(|name| declared.contains(name)));
+    assert!(!["App", "pee", "peeled", "core"].iter().any(|name| declared.contains(name)));
 }
