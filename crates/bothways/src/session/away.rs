@@ -46,7 +46,7 @@ pub(super) enum Owner {
 
 impl Owner {
     pub(super) fn of(state: &State, connection: &Connection) -> Self {
-        match &state.user {
+        match state.user() {
             Some(user) => Self::User(Arc::clone(user)),
             None => Self::Peer(peer::group(&connection.peer_address()).into()),
         }
@@ -64,7 +64,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_still(&self, state: &State) -> bool {
-        state.generation == self.generation && state.is_away()
+        state.generation() == self.generation && state.is_away()
     }
 }
 
@@ -91,20 +91,15 @@ impl Away {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// A session changes, under its lock: it counts as what it is afterwards.
-    pub(super) fn recount(&self, was_away: bool, is_away: bool) {
-        match (was_away, is_away) {
-            (false, true) => self.count.fetch_add(1, Ordering::Relaxed),
-            (true, false) => self.count.fetch_sub(1, Ordering::Relaxed),
-            _ => return,
-        };
+    /// A session is away from now on; under its lock.
+    pub(super) fn note(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A session that was away is back, or ends; under its lock.
-    pub(super) fn forget(&self, session: SessionId, state: &State) {
-        if let Some(lost_at) = state.lost_at() {
-            self.waiting.lock().remove((lost_at, session));
-        }
+    /// A session that was away since then is back, or ends; under its lock.
+    pub(super) fn forget(&self, session: SessionId, since: Instant) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.lock().remove((since, session));
     }
 
     /// The one that makes way first.
@@ -177,9 +172,9 @@ mod tests {
             let (client, _messages) = connecting.await.expect("it listens");
             client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
             let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
-            assert!(session.inner.state.lock().is_idle(), "{number}");
+            assert!(session.lock().is_idle(), "{number}");
             does(&session);
-            assert_eq!(session.inner.state.lock().is_idle(), number == 0, "{number}");
+            assert_eq!(session.lock().is_idle(), number == 0, "{number}");
             session.end("the next one is alone");
         }
     }

@@ -94,12 +94,11 @@ impl Session {
     fn give_up_call(&self, id: u64, until: Instant, is_told: bool) {
         let session = self.current();
         let connection = {
-            let mut state = session.inner.state.lock();
-            if state.ended || !state.resumable {
+            let mut state = session.lock();
+            if !state.give_up_call(id, until) {
                 return;
             }
-            state.seldom().given_up.get_or_insert_default().note(id, until);
-            state.connection.clone()
+            state.connection().cloned()
         };
         if let Some(connection) = connection.filter(|_| !is_told) {
             connection.cancel_call(&given_up::text(id));

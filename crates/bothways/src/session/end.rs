@@ -10,9 +10,8 @@ use super::{
     away::{Key, Waiting},
     endings::{Ending, Eviction, NotResumed},
     explain::{self, What},
-    ledger::Ledger,
     registry::Registry,
-    state::State,
+    state::{Remains, State},
 };
 use crate::{
     calm::{Said, tell},
@@ -71,7 +70,7 @@ impl Registry {
         if let Some(session) = self.of(connection) {
             let ending = Ending::new("its client left", NotResumed::Ended);
             // It may have gone to another connection meanwhile, on which its client has not said so.
-            self.remove_if(&session, ending, None, |state| state.connection.as_ref() == Some(connection));
+            self.remove_if(&session, ending, None, |state| state.is_on(connection));
         }
         true
     }
@@ -87,7 +86,7 @@ impl Registry {
             for chunk in of_shard.chunks(ENDED_AT_ONCE) {
                 for session in chunk {
                     sessions += usize::from(session.is_resumable());
-                    pushes += session.inner.state.lock().ledger.unhandled();
+                    pushes += session.lock().ledger().unhandled();
                     self.remove(session, Ending::new(why, NotResumed::Ended), None);
                 }
                 tokio::task::yield_now().await;
@@ -134,30 +133,28 @@ impl Registry {
         until: Option<Instant>,
         still: impl FnOnce(&State) -> bool,
     ) -> Option<Connection> {
-        let (user, patterns, ledger, held, connection) = {
-            let mut state = session.inner.state.lock();
-            if state.ended || !still(&state) {
+        let remains = {
+            let mut state = session.lock();
+            if state.is_ended() || !still(&state) {
                 return None;
             }
-            self.away.recount(state.is_away(), false);
-            self.away.forget(session.id(), &state);
-            if let Some(seldom) = &state.seldom {
-                let words = ending.why.filter(|_| ending.by_server);
-                self.endings.note(session.id(), &seldom.secret, ending.told, words);
+            // Under the session's lock, so that who comes back at this moment finds it away, or ended and known why.
+            if let Some(since) = state.away_since() {
+                self.away.forget(session.id(), since);
             }
-            state.ended = true;
-            state.resumable = false;
-            let ledger = Ledger::new(Arc::clone(&self.options.bounds));
-            let ledger = std::mem::replace(&mut state.ledger, ledger);
-            let (held, connection) = (state.claims.take(), state.connection.clone());
-            (state.user.take(), std::mem::take(&mut state.patterns), ledger, held, connection)
+            if let Some(secret) = state.secret() {
+                let words = ending.why.filter(|_| ending.by_server);
+                self.endings.note(session.id(), secret, ending.told, words);
+            }
+            state.end(&self.options.bounds)?
         };
+        let Remains { user, patterns, ledger, claims, connection } = remains;
         let trail = &session.inner.trail;
         if let Some(why) = ending.why {
             trail.note(What::Ended(explain::text(why)));
         }
         // What was waiting tells its end after that of the session.
-        drop((ledger, held));
+        drop((ledger, claims));
         if ending.why.is_some() {
             self.ended.lock().keep(session.id(), user.clone(), trail, ending.by_server);
         }
@@ -184,7 +181,7 @@ impl Registry {
         while max < self.away.len() {
             let Some((key, mut first)) = self.away.first() else { return };
             // It was not when its client left: since then it has been owed something.
-            if first.is_idle && !first.session.inner.state.lock().is_idle() {
+            if first.is_idle && !first.session.lock().is_idle() {
                 first.is_idle = false;
                 self.keep_waiting(key, first);
                 continue;
@@ -195,7 +192,7 @@ impl Registry {
 
     fn keep_waiting(&self, key: Key, waiting: Waiting) {
         let session = waiting.session.clone();
-        let state = session.inner.state.lock();
+        let state = session.lock();
         if waiting.is_still(&state) {
             self.away.waiting.lock().insert(key, waiting);
         }

@@ -305,7 +305,7 @@ impl Registry {
     /// Whether there is room for one more subscription of this session.
     fn check_subscription(&self, session: &Session, pattern: &str, by_client: bool) -> Result<(), TopicError> {
         let subscriptions = self.hub.subscriptions.read();
-        self.check_room(&subscriptions, &session.inner.state.lock(), pattern, by_client)
+        self.check_room(&subscriptions, &session.lock(), pattern, by_client)
     }
 
     fn check_room(
@@ -315,10 +315,10 @@ impl Registry {
         pattern: &str,
         by_client: bool,
     ) -> Result<(), TopicError> {
-        if state.ended {
+        if state.is_ended() {
             return Err(TopicError::SessionEnded);
         }
-        if state.patterns.contains(pattern) {
+        if state.patterns().contains(pattern) {
             return Ok(());
         }
         let options = self.hub.rules.of(pattern).ok().flatten();
@@ -341,10 +341,10 @@ impl Registry {
     /// Whether one session may have one more that its client asks for.
     fn check_session_room(&self, state: &State, pattern: &str) -> Result<(), TopicError> {
         let bounds = self.options();
-        if bounds.subscriptions_max <= state.patterns.len() {
-            return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns.len() });
+        if bounds.subscriptions_max <= state.patterns().len() {
+            return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns().len() });
         }
-        let bytes = state.patterns.bytes();
+        let bytes = state.patterns().bytes();
         if bounds.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::TooManySubscriptionBytes { bytes });
         }
@@ -362,19 +362,21 @@ impl Registry {
     ) -> Result<(Answer, bool), TopicError> {
         let pattern = wish.pattern;
         let mut subscriptions = self.hub.subscriptions.write();
-        let mut state = session.inner.state.lock();
+        let mut state = session.lock();
         self.check_room(&subscriptions, &state, pattern, by_client)?;
-        let is_known = state.patterns.contains(pattern);
+        let is_known = state.patterns().contains(pattern);
 
         // Since when the session has got everything of this topic, by whatever pattern.
         let mut since = self.hub.clock.load(Ordering::Relaxed);
-        state.patterns.each_covering(pattern, |earlier| since = since.min(earlier));
+        state.patterns().each_covering(pattern, |earlier| since = since.min(earlier));
         let has_history = history.is_some();
         let answer = match history {
             Some(history) => self.recover(session, &mut state, wish, by_client, history, &mut since),
             None => Answer::default(),
         };
-        state.knows_topics |= by_client;
+        if by_client {
+            state.note_knows_topics();
+        }
         if !is_known && wish.part && (answer.more || answer.later) {
             // What is published before it has the rest it gets with that.
             return Ok((answer, false));
@@ -382,22 +384,18 @@ impl Registry {
 
         let shared = subscriptions.shared(pattern);
         let shares = !is_known && shares_place(&subscriptions, &state, pattern);
-        if shares && let Some(claims) = &mut state.claims {
-            claims.share_place(&shared);
+        if shares {
+            state.share_place(&shared);
         }
         if !is_known {
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
-        state.patterns.insert(Arc::clone(&shared), since);
-        if by_client {
-            state.patterns.set_by_client(pattern);
-        }
+        state.subscribe(Arc::clone(&shared), since, by_client);
         if has_history && wish.ordered {
-            state.patterns.set_ordered(pattern);
+            state.set_ordered(pattern);
         }
         if wish.from.is_some() && !answer.more && !answer.later {
-            state.patterns.go_on(pattern);
-            state.forget_parts(pattern);
+            state.caught_up(pattern);
         }
         drop(state);
         if !is_known {
@@ -419,20 +417,20 @@ impl Registry {
         let Wish { pattern, from, part, .. } = wish;
         let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
-        let parts = state.seldom.as_ref().and_then(|seldom| seldom.parts.of(pattern));
-        state.ledger.expire_waiting(session.now());
-        let ledger = &state.ledger;
+        let parts = state.part_of(pattern);
+        state.ledger_mut().expire_waiting(session.now());
+        let ledger = state.ledger();
         let in_part = |stamp| parts.is_some_and(|sent| sent.has(stamp));
         let is_sent = |stamp| (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
         let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);
 
         let mut answer = Answer { subscribed: outcome, ..Answer::default() };
         // The newest value waits for room as any value does.
-        if !latest_only && !claim(&mut state.ledger, &messages) {
+        if !latest_only && !claim(state.ledger_mut(), &messages) {
             // A single one may be larger than the bound.
-            let fitting = if part { fitting(&state.ledger, &messages).max(1) } else { 0 };
+            let fitting = if part { fitting(state.ledger(), &messages).max(1) } else { 0 };
             let rest = messages.split_off(fitting.min(messages.len()));
-            let is_claimed = 0 < fitting && claim(&mut state.ledger, &messages);
+            let is_claimed = 0 < fitting && claim(state.ledger_mut(), &messages);
             if !is_claimed {
                 // In part is not at all.
                 let position = if part { from } else { Some(history.position()) };
@@ -442,14 +440,14 @@ impl Registry {
                 messages.last().map(|(offset, last)| (Position { offset: *offset, ..history.position() }, *last));
             answer.subscribed.position = last.map(|(reached, _)| reached);
             answer.more = true;
-            if state.patterns.contains(pattern) {
+            if state.patterns().contains(pattern) {
                 // From the first of these on the session counts as having got everything: these it has not.
-                rest.iter().for_each(|(_, published)| state.ledger.miss(published.stamp));
+                rest.iter().for_each(|(_, published)| state.ledger_mut().miss(published.stamp));
             } else if let [(_, first), ..] = messages[..]
                 && let Some((reached, last)) = last
             {
                 let from = from.unwrap_or(Position { offset: 0, ..reached });
-                state.seldom().parts.note(pattern, from, Part { first: first.stamp, last: last.stamp, reached });
+                state.note_part(pattern, from, Part { first: first.stamp, last: last.stamp, reached });
             }
         } else if let Some(sent) = parts
             && from.is_some_and(|from| sent.meets(from))
@@ -460,7 +458,7 @@ impl Registry {
         }
 
         let class = if latest_only { latest_class(pattern) } else { Class::Tracked };
-        let knows_topics = by_client || state.resumable || state.knows_topics;
+        let knows_topics = by_client || state.knows_topics();
         for (_, published) in messages {
             let encoded = match &published.push {
                 // It was encoded before, with pairs that made it larger.
@@ -471,13 +469,15 @@ impl Registry {
             *since = (*since).min(published.stamp);
             let entry = recovered_entry(session, published, encoded, class.clone());
             // What it has got by another way it has.
-            let is_known = state.ledger.has_taken(entry.keyed.as_ref());
-            match &mut state.claims {
-                // It is for the session that its client gets. Only who has no position comes here.
-                Some(claims) => claims.hold(entry, &published.name),
-                None if !latest_only => state.ledger.push_claimed(entry, session.now()),
+            let is_known = state.ledger().has_taken(entry.keyed.as_ref());
+            // While its client is being let in, it is for the session that the client gets: only who has no position
+            // comes here then.
+            let Some(entry) = state.hold(entry, &published.name) else { continue };
+            if latest_only {
                 // Of values there may be too many; what has expired is not owed.
-                None => answer.subscribed.recovered &= state.ledger.push(entry, session.now()) || is_known,
+                answer.subscribed.recovered &= state.ledger_mut().push(entry, session.now()) || is_known;
+            } else {
+                state.ledger_mut().push_claimed(entry, session.now());
             }
         }
         answer
@@ -487,12 +487,12 @@ impl Registry {
     fn enter_roster(&self, session: &Session, topic: &Topic, kept: &mut Kept) {
         let Some(roster) = kept.roster.as_mut() else { return };
         let (who, is_online) = {
-            let state = session.inner.state.lock();
+            let state = session.lock();
             // While it is not known which session the client gets, only the one that it had is there.
-            if !state.patterns.contains(&topic.name) || state.claims.is_some() {
+            if !state.patterns().contains(&topic.name) || state.wanted().is_some() {
                 return;
             }
-            (Who::new(state.user.clone(), session.id()), state.connection.is_some())
+            (Who::new(state.user().cloned(), session.id()), state.connection().is_some())
         };
         let changes = roster.enter(&who, session.id(), &self.hub.generations);
         roster.set_online(session.id(), is_online);
@@ -503,26 +503,24 @@ impl Registry {
     /// that was published since then was sent to one of the two. Of those that clients asked for, what is beyond the
     /// bounds of one session is left out: answers with how many.
     pub(super) fn carry_over(&self, from: &Session, to: &Session) -> usize {
-        let patterns = from.inner.state.lock().patterns.clone();
+        let patterns = from.lock().patterns().clone();
         let mut left_out = 0;
         for (pattern, since, by_client) in patterns.iter() {
             let topic = self.hub.topics.find(pattern);
             let mut kept = topic.as_ref().map(|topic| topic.kept.lock());
             {
                 let mut subscriptions = self.hub.subscriptions.write();
-                let mut state = to.inner.state.lock();
-                if state.ended {
+                let mut state = to.lock();
+                if state.is_ended() {
                     return left_out;
                 }
-                let known = state.patterns.get(pattern);
+                let known = state.patterns().get(pattern);
                 if known.is_none() && by_client && self.check_session_room(&state, pattern).is_err() {
                     left_out += 1;
                     continue;
                 }
-                state.patterns.insert(Arc::clone(pattern), known.map_or(since, |known| known.min(since)));
-                if by_client {
-                    state.patterns.set_by_client(pattern);
-                }
+                let since = known.map_or(since, |known| known.min(since));
+                state.subscribe(Arc::clone(pattern), since, by_client);
                 drop(state);
                 if known.is_none() {
                     to.inner.trail.note(What::Subscribed(explain::shared(pattern)));
@@ -540,11 +538,7 @@ impl Registry {
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let was = {
             let mut subscriptions = self.hub.subscriptions.write();
-            let was = {
-                let mut state = session.inner.state.lock();
-                state.forget_parts(pattern);
-                state.patterns.remove(pattern)
-            };
+            let was = session.lock().unsubscribe(pattern);
             if was {
                 session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
                 subscriptions.remove(pattern, session);
@@ -582,7 +576,7 @@ impl Registry {
         let Some(topic) = self.hub.topics.find(pattern) else { return };
         let mut kept = topic.kept.lock();
         // It may have subscribed again meanwhile.
-        if session.inner.state.lock().patterns.contains(pattern) {
+        if session.lock().patterns().contains(pattern) {
             return;
         }
         let until = until.map(|until| until.saturating_duration_since(self.hub.began));
@@ -600,7 +594,7 @@ impl Registry {
 
     /// A session is somebody else's now, or has got or lost its connection: so has its presence.
     pub(super) fn rename(&self, session: &Session) {
-        let patterns: Vec<Arc<str>> = session.inner.state.lock().patterns.names().cloned().collect();
+        let patterns: Vec<Arc<str>> = session.lock().patterns().names().cloned().collect();
         for pattern in patterns {
             if let Some(topic) = self.hub.topics.find(&pattern) {
                 self.enter_roster(session, &topic, &mut topic.kept.lock());
@@ -733,8 +727,7 @@ impl Registry {
 
 /// True if the client of this session is about to get one back that subscribes already: both have one place.
 fn shares_place(subscriptions: &Subscriptions<Session>, state: &State, pattern: &str) -> bool {
-    let wanted = state.claims.as_ref().and_then(|claims| claims.proven());
-    wanted.is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
+    state.proven().is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
 }
 
 /// The subscribers of a topic, each once.
@@ -1096,16 +1089,16 @@ mod tests {
         let ask = |session: &Session, pattern, from, part, ordered| {
             registry.subscribe_client(session, Wish { pattern, from, part, ordered }).expect("it is open")
         };
-        let is_stalled = || session.inner.state.lock().patterns.is_stalled("news");
+        let is_stalled = || session.lock().patterns().is_stalled("news");
         let publish = |topic: &str| {
             (0..5).for_each(|_| _ = server.publish(topic, &Push::new("N", "say", "1")).expect("small"));
         };
 
         for (topic, ordered, stalls) in [("news", false, false), ("talk", true, false), ("news", true, true)] {
             ask(session, topic, None, false, ordered);
-            let mut state = session.inner.state.lock();
-            state.patterns.stall(topic);
-            assert_eq!(state.patterns.is_stalled(topic), stalls, "{topic}, {ordered}");
+            let mut state = session.lock();
+            state.patterns_mut().stall(topic);
+            assert_eq!(state.patterns().is_stalled(topic), stalls, "{topic}, {ordered}");
         }
         let start = ask(session, "news", None, false, true).subscribed.position.expect("it has a history");
         publish("news");
@@ -1123,8 +1116,8 @@ mod tests {
         other.unsubscribe("late");
         publish("late");
         assert!(ask(other, "late", Some(start), true, false).more);
-        assert!(!other.inner.state.lock().patterns.contains("late"));
+        assert!(!other.lock().patterns().contains("late"));
         ask(other, "late", None, false, false);
-        assert!(other.inner.state.lock().patterns.contains("late"));
+        assert!(other.lock().patterns().contains("late"));
     }
 }

@@ -113,7 +113,7 @@ use self::{
     end::Last,
     explain::{Trail, What},
     ledger::{Entry, Ledger, Next, Origin},
-    lock::Lock,
+    lock::{Lock, Locked},
     push::Encoded,
     state::State,
 };
@@ -136,7 +136,7 @@ pub use self::{
 use crate::{
     calm::{Calm, tell},
     clock::{Over, is_outside, later, timeout_outside},
-    connection::{Connection, ConnectionId, HeldReply, Methods, after},
+    connection::{Connection, ConnectionId, HeldReply, after},
     error::PushError,
 };
 
@@ -237,12 +237,22 @@ impl Session {
     fn current(&self) -> Self {
         let mut session = self.clone();
         loop {
-            let into = session.inner.state.lock().merged_into().cloned();
+            let into = session.lock().made_way_for().cloned();
             match into {
                 Some(into) => session = into,
                 None => return session,
             }
         }
+    }
+
+    /// Locks what is known of it. See the module for the order of locks.
+    fn lock(&self) -> Locked<'_, State> {
+        self.inner.state.lock()
+    }
+
+    /// What is known of the session that this one stands for.
+    fn of_current<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
+        read(&mut self.current().lock())
     }
 
     /// The public number.
@@ -252,22 +262,22 @@ impl Session {
 
     /// The connection it has now; `None` while its client is away.
     pub fn connection(&self) -> Option<Connection> {
-        self.current().inner.state.lock().connection.clone()
+        self.of_current(|state| state.connection().cloned())
     }
 
     /// True if the client may come back to it after a lost connection.
     pub fn is_resumable(&self) -> bool {
-        self.current().inner.state.lock().resumable
+        self.of_current(|state| state.is_resumable())
     }
 
     /// How many connections it has had.
     pub fn generation(&self) -> u64 {
-        self.current().inner.state.lock().generation
+        self.of_current(|state| state.generation())
     }
 
     /// The user it is bound to.
     pub fn user(&self) -> Option<Arc<str>> {
-        self.current().inner.state.lock().user.clone()
+        self.of_current(|state| state.user().cloned())
     }
 
     /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
@@ -285,17 +295,18 @@ impl Session {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<String> {
-        self.current().inner.state.lock().label(key).cloned()
+        self.of_current(|state| state.label(key).cloned())
     }
 
     /// All its labels.
     pub fn labels(&self) -> BTreeMap<String, String> {
-        self.current().inner.state.lock().seldom.as_ref().map(|seldom| seldom.labels.clone()).unwrap_or_default()
+        self.of_current(|state| state.labels().cloned()).unwrap_or_default()
     }
 
     /// Sets a label, by which [`Target::only_labelled`] selects.
     pub fn set_label(&self, key: impl Into<String>, value: impl Into<String>) {
-        self.current().inner.state.lock().seldom().labels.insert(key.into(), value.into());
+        let (key, value) = (key.into(), value.into());
+        self.of_current(|state| state.set_label(key, value));
     }
 
     /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
@@ -318,53 +329,49 @@ impl Session {
 
     /// What it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
-        self.current().inner.state.lock().patterns.names().map(ToString::to_string).collect()
+        self.of_current(|state| state.patterns().names().map(ToString::to_string).collect())
     }
 
     /// The methods that its client handles, each as `Path.method`, by what it said when it was there last; `None`: it
     /// has not said, or named more than 4,096 bytes of them, and is asked.
     pub fn methods(&self) -> Option<Vec<String>> {
-        self.current().announced().map(|methods| methods.names())
+        self.of_current(|state| state.methods()).map(|methods| methods.names())
     }
 
     /// A place for one more call of its user, if it has one. `Err`: so many run already.
     pub(crate) fn begin_user_call(&self, calls_max: usize) -> Result<Option<UserCall>, usize> {
-        let account = self.inner.state.lock().ledger.account().cloned();
+        let account = self.lock().ledger().account().cloned();
         account.map(|account| account.begin_call(calls_max)).transpose()
     }
 
     /// Pushes that wait or are not yet handled, and their bytes.
     pub fn waiting(&self) -> (usize, usize) {
-        self.current().inner.state.lock().ledger.waiting()
+        self.of_current(|state| state.ledger().waiting())
     }
 
     /// The oldest push that its client has received and that its application is not done with, if there is one.
     pub fn held(&self) -> Option<Held> {
-        self.current().inner.state.lock().held()
+        self.of_current(|state| state.held())
     }
 
     /// True if its client acknowledges, and has been sent what it has not acknowledged.
     pub(crate) fn awaits_acks(&self) -> bool {
-        let state = self.inner.state.lock();
-        state.connection.is_some() && state.ledger.awaits_acks()
+        let state = self.lock();
+        state.connection().is_some() && state.ledger().awaits_acks()
     }
 
     /// Pushes that were dropped since it began.
     pub fn dropped(&self) -> u64 {
-        self.current().inner.state.lock().ledger.dropped()
+        self.of_current(|state| state.ledger().dropped())
     }
 
     /// What lately happened to it, for who asks why a message did not arrive.
     pub fn explain(&self) -> Explanation {
         let session = self.current();
-        let state = session.inner.state.lock();
-        let standing = match &state.connection {
-            _ if state.ended => Standing::Ended,
-            Some(connection) => Standing::Connected(connection.id().to_string()),
-            None => Standing::Away,
+        let (standing, user, held) = {
+            let state = session.lock();
+            (state.standing(), state.user().cloned(), state.held())
         };
-        let (user, held) = (state.user.clone(), state.held());
-        drop(state);
         Explanation { held, ..session.inner.trail.tell(session.id(), user.as_deref(), standing) }
     }
 
@@ -439,8 +446,8 @@ impl Session {
             tokio::pin!(changed);
             changed.as_mut().enable();
             let (account, expires) = {
-                let state = session.inner.state.lock();
-                (state.ledger.account().cloned(), state.ledger.expires())
+                let state = session.lock();
+                (state.ledger().account().cloned(), state.ledger().expires())
             };
             let room = account.as_ref().map(|account| account.room.notified());
             tokio::pin!(room);
@@ -487,13 +494,14 @@ impl Session {
         suits: impl FnOnce(&Ledger) -> bool,
     ) -> bool {
         let Encoded { frame, keyed } = encoded;
-        let mut state = self.inner.state.lock();
-        let claims = state.claims.as_ref().map(|claims| claims.wanted);
-        if claims.is_some_and(|wanted| listed.contains(wanted)) {
+        let mut state = self.lock();
+        let wanted = state.wanted();
+        if wanted.is_some_and(|wanted| listed.contains(wanted)) {
             // The session that the client wants gets it, and a client that does not get that one was not meant.
             return true;
         }
-        if let Some(into) = state.merged_into().cloned() {
+        if let Some(into) = state.made_way_for().cloned() {
+            // Two sessions are locked at once only where both change: see `resume.rs`.
             drop(state);
             if listed.contains(into.id()) {
                 return true;
@@ -501,10 +509,10 @@ impl Session {
             return into.add_if(push, encoded, receipt, &listed.alone(), suits);
         }
         let takes_no_such = state.takes_no_such(push);
-        let may_wait = !state.ended && claims.is_none() && !takes_no_such && push.class == Class::Tracked;
+        let may_wait = !state.is_ended() && wanted.is_none() && !takes_no_such && push.class == Class::Tracked;
         let now = self.now();
-        state.ledger.expire_waiting(now);
-        if may_wait && !suits(&state.ledger) {
+        state.ledger_mut().expire_waiting(now);
+        if may_wait && !suits(state.ledger()) {
             return false;
         }
 
@@ -514,7 +522,7 @@ impl Session {
         if listed.origin != Origin::Framework {
             ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
         }
-        if state.ended {
+        if state.is_ended() {
             // The ticket counts as dropped with its session.
             return true;
         }
@@ -531,9 +539,8 @@ impl Session {
             origin: listed.origin,
             ticket,
         };
-        match &mut state.claims {
-            Some(claims) => claims.hold(entry, push.name()),
-            None => state.take(entry, listed.topic, now),
+        if let Some(entry) = state.hold(entry, push.name()) {
+            state.take(entry, listed.topic, now);
         }
         true
     }
@@ -546,27 +553,27 @@ impl Session {
 
     /// True if others have written meanwhile, so that there is more to note or to move.
     fn pump_once(&self) -> bool {
-        let mut state = self.inner.state.lock();
-        let Some(connection) = state.connection.clone() else {
-            let into = state.merged_into().cloned();
+        let mut state = self.lock();
+        let Some(connection) = state.connection().cloned() else {
+            let into = state.made_way_for().cloned();
             drop(state);
             if let Some(into) = into {
                 into.pump();
             }
             return false;
         };
-        let (now, room) = (self.now(), state.ledger.room());
+        let (now, room) = (self.now(), state.ledger().room());
         let mut is_added = false;
         // Callers and payloads are the application's: not under this lock.
         let (mut ended, mut too_large) = (None, None);
         while connection.has_room() {
-            let Some(next) = state.ledger.next(now) else { break };
+            let Some(next) = state.ledger_mut().next(now) else { break };
             is_added = true;
             let added = match next {
                 Next::Frame { frame, offset } => match connection.queue_as(&frame, Seq::of_push(offset)) {
                     Err(error @ PushError::TooLarge(_)) => {
                         too_large = Some(error);
-                        state.ledger.fail_last(offset);
+                        state.ledger_mut().fail_last(offset);
                         if offset == 0 {
                             continue;
                         }
@@ -586,9 +593,9 @@ impl Session {
                 ended = Some(connection.cut_untold());
                 break;
             };
-            state.ledger.mark(mark);
+            state.ledger_mut().mark(mark);
         }
-        let is_freed = room < state.ledger.room();
+        let is_freed = room < state.ledger().room();
         drop(state);
         drop(ended);
         if let Some(error) = too_large {
@@ -607,65 +614,54 @@ impl Session {
 
     /// Takes over from the connection what is written, and asks it to tell when more is. True if it is already.
     fn note_written(&self, connection: &Connection) -> bool {
-        let mut state = self.inner.state.lock();
-        if state.connection.as_ref() != Some(connection) {
+        let mut state = self.lock();
+        if !state.is_on(connection) {
             return false;
         }
-        let is_left = state.ledger.written_upto(connection.pushes_written());
-        let keeps = state.ledger.has_next();
+        let is_left = state.ledger_mut().written_upto(connection.pushes_written());
+        let keeps = state.ledger().has_next();
         (is_left || keeps) && !connection.tell_of_room(keeps)
     }
 
     /// What it was pushed is written by a task: replies of handlers that run now ask whether it is theirs.
     fn note_unwritten(&self) {
-        if let Some(connection) = &self.inner.state.lock().connection {
+        if let Some(connection) = self.lock().connection() {
             connection.note_kept_push();
         }
     }
 
     /// The reply of a handler on this connection goes behind what the session owes now.
     pub(crate) fn put_behind(&self, connection: &Connection, reply: HeldReply) {
-        let mut state = self.inner.state.lock();
-        if state.connection.as_ref() == Some(connection) {
-            state.ledger.put_behind(Arc::new(reply));
+        {
+            let mut state = self.lock();
+            if state.is_on(connection) {
+                state.ledger_mut().put_behind(Arc::new(reply));
+            }
         }
-        drop(state);
         self.pump();
     }
 
     /// True if the pairs that go with what is published mean something to the client.
     fn knows_topics(&self) -> bool {
-        let state = self.inner.state.lock();
-        state.resumable || state.knows_topics
+        self.lock().knows_topics()
     }
 
     /// True if a call can reach its client, now or when the client is back.
     fn takes_calls(&self) -> bool {
-        let state = self.inner.state.lock();
-        match &state.connection {
-            Some(connection) => state.resumable || (!connection.is_being_let_in() && connection.takes_calls()),
-            None => state.resumable,
-        }
+        self.lock().takes_calls()
     }
 
     /// False if its client has said what it handles, and this is not among it.
     fn handles(&self, service_path: &str, service_method: &str) -> bool {
-        self.announced().is_none_or(|methods| methods.contains(service_path, service_method))
-    }
-
-    fn announced(&self) -> Option<Methods> {
-        let state = self.inner.state.lock();
-        match &state.connection {
-            Some(connection) => connection.methods(),
-            None => state.seldom.as_ref()?.methods.clone(),
-        }
+        let methods = self.lock().methods();
+        methods.is_none_or(|methods| methods.contains(service_path, service_method))
     }
 
     /// Orders sessions by when their clients were last there: those that are away come first, in the order in
     /// which they left, then those that are connected, in the order in which they came.
     fn recency(&self) -> (Option<ConnectionId>, Option<Instant>) {
-        let state = self.inner.state.lock();
-        (state.connection.as_ref().map(Connection::id), state.lost_at())
+        let state = self.lock();
+        (state.connection().map(Connection::id), state.away_since())
     }
 
     fn now(&self) -> Duration {
@@ -678,7 +674,7 @@ impl Session {
             let changed = self.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.inner.state.lock().claims.is_none() {
+            if self.lock().wanted().is_none() {
                 return;
             }
             changed.await;
@@ -702,7 +698,7 @@ impl Session {
             let changed = self.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.inner.state.lock().connection.as_ref() != Some(connection) {
+            if !self.lock().is_on(connection) {
                 return;
             }
             changed.await;
@@ -716,10 +712,10 @@ impl Session {
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
-                let state = self.inner.state.lock();
-                match &state.connection {
+                let state = self.lock();
+                match state.connection() {
                     Some(connection) if !connection.is_closed() => return Some(connection.clone()),
-                    _ if state.ended => return None,
+                    _ if state.is_ended() => return None,
                     _ => {}
                 }
             }
@@ -772,7 +768,7 @@ mod tests {
         let connection = session.connection().expect("it is up");
         assert!(!session.note_written(&connection), "nothing is owed");
         // At the look this one was not written.
-        session.inner.state.lock().ledger.mark(connection.pushes_written() + 1);
+        session.lock().ledger_mut().mark(connection.pushes_written() + 1);
         let (done, over) = std::sync::mpsc::channel();
         let (of_thread, on) = (session.clone(), connection.clone());
         std::thread::spawn(move || done.send(of_thread.note_written(&on)));
@@ -793,16 +789,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_takes_calls_for_a_client_that_is_there_or_comes_back() {
         let (_server, _client, session) = session_of("memory@session-takes-calls").await;
-        let connection = session.connection();
-        for (is_here, resumable, takes) in
-            [(true, true, true), (true, false, true), (false, true, true), (false, false, false)]
-        {
-            let mut state = session.inner.state.lock();
-            state.connection = connection.clone().filter(|_| is_here);
-            state.resumable = resumable;
-            drop(state);
-            assert_eq!(session.takes_calls(), takes, "{is_here} {resumable}");
-        }
+        let connection = session.connection().expect("it is up");
+        assert!(session.takes_calls(), "it is there");
+        _ = session.lock().begin(Duration::ZERO);
+        assert!(session.takes_calls(), "it is there, and may come back");
+        assert_eq!(session.lock().lose(&connection, true, Instant::now()), Some(true));
+        assert!(session.takes_calls(), "it may come back");
+        drop(session.lock().end(&Arc::default()));
+        assert!(!session.takes_calls());
     }
 
     /// Only a tracked push that the client is to get waits for room.
@@ -819,8 +813,7 @@ mod tests {
         assert_eq!(add(&tracked, false), (false, 0), "there is no room");
         assert_eq!(add(&tracked, true), (true, 1));
         assert_eq!(add(&lossy, false), (true, 1), "it takes the place of another");
-        session.inner.state.lock().ended = true;
+        drop(session.lock().end(&Arc::default()));
         assert_eq!(add(&tracked, false), (true, 1), "nothing will make room");
-        session.inner.state.lock().ended = false;
     }
 }

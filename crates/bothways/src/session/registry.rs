@@ -24,7 +24,6 @@ use super::{
     explain::{self, Explanation, Trail, What},
     fan_out::SendError,
     hub::Hub,
-    ledger::Ledger,
     lock::Lock,
     options::SessionOptions,
     parts::PARTS_BYTES,
@@ -193,8 +192,6 @@ impl Registry {
 
     /// The session of a connection as it began. Plain until a Hello says otherwise.
     pub(super) fn make(&self, connection: &Connection) -> Session {
-        let mut ledger = Ledger::new(Arc::clone(&self.options.bounds));
-        ledger.connect(false);
         let began = connection.began();
         Session {
             inner: Arc::new(Inner {
@@ -202,19 +199,7 @@ impl Registry {
                 registry: self.me.clone(),
                 trail: Arc::new(Trail::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),
-                state: Lock::new(State {
-                    connection: Some(connection.clone()),
-                    generation: 1,
-                    resumable: false,
-                    claims: None,
-                    ended: false,
-                    user: None,
-                    listed: 0,
-                    patterns: Default::default(),
-                    knows_topics: false,
-                    ledger,
-                    seldom: None,
-                }),
+                state: Lock::new(State::connected(connection.clone(), Arc::clone(&self.options.bounds))),
             }),
         }
     }
@@ -290,7 +275,7 @@ impl Registry {
 
 /// Without those whose client has named another of them: that one gets what is for both.
 fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
-    let wanted = |session: &Session| session.inner.state.lock().claims.as_ref().map(|claims| claims.wanted);
+    let wanted = |session: &Session| session.lock().wanted();
     let claiming: Vec<(SessionId, SessionId)> =
         sessions.iter().filter_map(|session| Some((session.id(), wanted(session)?))).collect();
     if !claiming.is_empty() {

@@ -15,7 +15,7 @@ use super::{
     given_up,
     lock::Locked,
     registry::Registry,
-    state::{Seldom, State},
+    state::{Gap, State},
 };
 use crate::{
     clock::later,
@@ -29,15 +29,9 @@ impl Registry {
         let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
         let is_proven = self.waits_for(said);
-        {
-            let mut state = session.inner.state.lock();
-            // Whoever has a session claims none: it will be told so.
-            if state.resumable || state.ended || state.claims.is_some() {
-                return None;
-            }
-            state.claims = Some(Box::new(Claims::new(wanted, is_proven, Arc::clone(&self.options.bounds))));
-        }
-        Some(Claim { session: Some(session) })
+        let claims = Claims::new(wanted, is_proven, Arc::clone(&self.options.bounds));
+        let claims = session.lock().claim(claims);
+        claims.then_some(Claim { session: Some(session) })
     }
 
     /// A client that speaks sessions said Hello, and was let in: back to its session, or on with its new one.
@@ -89,14 +83,14 @@ impl Registry {
                 fresh
             }
         };
+        // What the connection is asked takes its lock: not under that of the session.
         let (methods, takes_only_these) = (connection.methods(), connection.pushes_go_to_handlers());
-        {
-            let mut state = session.inner.state.lock();
-            let seldom = state.seldom();
-            (seldom.methods, seldom.takes_only_these) = (methods, takes_only_these);
-        }
+        let offset = {
+            let mut state = session.lock();
+            state.introduce(methods, takes_only_these);
+            state.ledger().last_offset()
+        };
         welcome.insert(keys::SESSION_ID, session.id().to_string());
-        let offset = session.inner.state.lock().ledger.last_offset();
         welcome.insert(keys::SESSION_OFFSET, offset.to_string());
         if connection.is_closed() {
             // It ended while its client was being let in, and its end may have found only the session that it
@@ -109,14 +103,7 @@ impl Registry {
     /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
     fn begin(&self, fresh: &Session) -> String {
         fresh.inner.trail.note(What::Resumable);
-        let mut state = fresh.inner.state.lock();
-        state.resumable = true;
-        // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but behind
-        // it a thread that pushes may be quicker than the call of `welcomed`.
-        state.ledger.connect(true);
-        let claimed = state.settle(fresh);
-        let secret = state.seldom().secret.make();
-        drop(state);
+        let (secret, claimed) = fresh.lock().begin(fresh.now());
         fresh.inner.changed.notify_waiters();
         if let Some(claimed) = claimed {
             // Its client has this one instead, and with it the places that the other one had.
@@ -131,17 +118,9 @@ impl Registry {
     /// The Welcome is on its way: what the session owes its client follows it.
     pub(crate) fn welcomed(&self, connection: &Connection) {
         let Some(session) = self.made_of(connection) else { return };
-        let given_up = {
-            let mut state = session.inner.state.lock();
-            // Another connection may have claimed the session this moment, and is not welcomed yet.
-            if state.connection.as_ref() != Some(connection) {
-                return;
-            }
-            state.ledger.connect(true);
-            let seldom = state.seldom.as_ref();
-            seldom.and_then(|seldom| seldom.given_up.as_ref()).map(|calls| calls.ids())
-        };
-        for id in given_up.into_iter().flatten() {
+        let given_up = session.lock().welcomed(connection);
+        let Some(given_up) = given_up else { return };
+        for id in given_up {
             connection.cancel_call(&given_up::text(id));
         }
         session.pump();
@@ -151,14 +130,14 @@ impl Registry {
     pub(crate) fn waits_for(&self, hello: &Metadata) -> bool {
         let Some(id) = hello.get(keys::SESSION_ID).and_then(|id| id.parse().ok()) else { return false };
         let (Some(session), Some(key)) = (self.session(id), hello.get(keys::SESSION_KEY)) else { return false };
-        let state = session.inner.state.lock();
-        state.resumable && !state.ended && state.admits(key)
+        let state = session.lock();
+        state.is_resumable() && state.admits(key)
     }
 
     /// The session that the client of this one has shown the secret of, while it is being let in: it is about to get
     /// that one.
     pub(crate) fn wanted_by(&self, session: &Session) -> Option<Session> {
-        let wanted = session.inner.state.lock().claims.as_ref().and_then(|claims| claims.proven())?;
+        let wanted = session.lock().proven()?;
         self.session(wanted)
     }
 
@@ -217,58 +196,46 @@ impl Registry {
             return Err(NotResumed::Unknown);
         }
         // Who has no claim holds nobody up.
-        self.check_claimed(session, &session.inner.state.lock(), claimed)?;
+        self.check_claimed(session, &session.lock(), claimed)?;
         let (mut making_way, mut state) = lock_both(fresh, session);
         self.check_claimed(session, &state, claimed)?;
-        if making_way.ended || making_way.resumable {
+        if !making_way.may_make_way() {
             return Err(NotResumed::Unknown);
         }
         if state.is_past(self.options.resume_window) {
             return Err(NotResumed::Expired);
         }
-        let is_latest = |seldom: &Seldom| seldom.secret.is_latest(claimed.attempt);
-        if !state.seldom.as_deref().is_some_and(is_latest) {
+        if !state.secret().is_some_and(|secret| secret.is_latest(claimed.attempt)) {
             return Err(NotResumed::Late);
         }
         // Whom the auth hook bound to the new connection must be whom the session belongs to.
-        if making_way.user.is_some() && making_way.user != state.user {
+        if making_way.user().is_some() && making_way.user() != state.user() {
             return Err(NotResumed::Revoked);
         }
-        if let Some(before) = &state.connection {
-            // What the kernel took before is not called lost.
-            let written = before.pushes_written();
-            state.ledger.written_upto(written);
-        }
-        if !state.ledger.settle(&claimed.failed) || !state.ledger.resume(claimed.handled, claimed.received) {
-            return Err(NotResumed::Gap);
+        let since = state.away_since();
+        let Claimed { attempt, handled, received, failed, .. } = claimed;
+        let before = state.resume(connection, *attempt, *handled, *received, failed).map_err(|Gap| NotResumed::Gap)?;
+        if let Some(since) = since {
+            self.away.forget(session.id(), since);
         }
 
-        state.note_held();
-        self.away.recount(state.is_away(), false);
-        self.away.forget(session.id(), &state);
-        let seldom = state.seldom();
-        seldom.secret.let_in(claimed.attempt);
-        seldom.lost_at = None;
-        state.generation += 1;
-        let before = state.connection.replace(connection.clone());
         let trail = &session.inner.trail;
         if let Some(before) = &before {
             trail.note(What::TakenOver(before.id()));
         }
-        let (generation, repeated) = (state.generation, state.ledger.unrepeated());
+        let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
         trail.note(What::Resumed { connection: connection.id(), generation, repeated });
-        making_way.connection = None;
-        making_way.merge(&fresh.inner.trail, &mut state, session);
+        making_way.make_way(&fresh.inner.trail, &mut state, session);
         Ok(before)
     }
 
     /// That this session can be had by who shows this.
     fn check_claimed(&self, session: &Session, state: &State, claimed: &Claimed<'_>) -> Result<(), NotResumed> {
-        if state.ended {
+        if state.is_ended() {
             // It ended this moment.
             return Err(self.endings.why(session.id(), claimed.key));
         }
-        if !state.resumable || !state.admits(claimed.key) {
+        if !state.is_resumable() || !state.admits(claimed.key) {
             return Err(NotResumed::Unknown);
         }
         Ok(())
@@ -286,16 +253,11 @@ impl Registry {
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
         let Some(acks) = Acks::from_metadata(metadata) else { return false };
         let Some(session) = self.made_of(connection) else { return true };
-        {
-            let mut state = session.inner.state.lock();
-            if state.connection.as_ref() != Some(connection) {
-                return true;
-            }
-            // What failed comes first: the offsets that follow count it as handled.
-            if !state.ledger.settle(&acks.ends) || !state.ledger.ack(acks.received, acks.handled) {
-                return false;
-            }
-            state.note_held();
+        let is_true = session.lock().ack(connection, &acks);
+        match is_true {
+            Some(true) => {}
+            Some(false) => return false,
+            None => return true,
         }
         session.inner.changed.notify_waiters();
         session.pump();
@@ -312,28 +274,19 @@ impl Registry {
         };
         let now = Instant::now();
         let waiting = {
-            let mut state = session.inner.state.lock();
-            if state.connection.as_ref() != Some(connection) {
-                return;
-            }
-            state.connection = None;
-            // What the kernel took before the end is not called lost.
-            let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
-            state.ledger.written_upto(written);
-            state.ledger.disconnect(begun);
+            let mut state = session.lock();
             // Without a window nobody comes back.
-            if state.resumable && !self.options.resume_window.is_zero() {
-                let (methods, lost_at) = (connection.methods(), Some(now));
-                let seldom = state.seldom();
-                (seldom.methods, seldom.lost_at) = (methods, lost_at);
+            let has_window = !self.options.resume_window.is_zero();
+            let Some(waits) = state.lose(connection, has_window, now) else { return };
+            if waits {
+                // Under the session's lock, so that it counts before it can come back.
+                self.away.note();
             }
-            let waits = state.is_away();
-            self.away.recount(false, waits);
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
             session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
             waits.then(|| Waiting {
                 session: session.clone(),
-                generation: state.generation,
+                generation: state.generation(),
                 owner: Owner::of(&state, connection),
                 is_idle: state.is_idle(),
             })
@@ -373,7 +326,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
-        let claimed = session.inner.state.lock().settle(&session);
+        let claimed = session.lock().unclaim(session.now());
         session.inner.changed.notify_waiters();
         session.pump();
         if let (Some(claimed), Some(registry)) = (claimed, session.inner.registry.upgrade()) {
@@ -424,11 +377,11 @@ impl<'a> Claimed<'a> {
 /// Locks two sessions: that of the lower number first, whichever of them is named first.
 fn lock_both<'a>(one: &'a Session, other: &'a Session) -> (Locked<'a, State>, Locked<'a, State>) {
     if one.id() < other.id() {
-        let one = one.inner.state.lock();
-        (one, other.inner.state.lock())
+        let one = one.lock();
+        (one, other.lock())
     } else {
-        let other = other.inner.state.lock();
-        (one.inner.state.lock(), other)
+        let other = other.lock();
+        (one.lock(), other)
     }
 }
 
@@ -454,7 +407,7 @@ mod tests {
         let sent = push("sent");
         assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1);
         // It has not taken this one, and never will.
-        session.inner.state.lock().ledger.mark(first.pushes_written() + 1);
+        session.lock().ledger_mut().mark(first.pushes_written() + 1);
         for connection in [&old, &new] {
             let again = registry.arrive(connection, &claim(&welcome)).expect("it is open");
             assert!(again.get(keys::SESSION_RESUMED).is_some());
@@ -471,9 +424,9 @@ mod tests {
         assert_eq!(session.connection().as_ref(), Some(&new));
         registry.welcomed(&new);
         assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1, "by the count of the new connection");
-        session.inner.state.lock().ledger.mark(first.pushes_written());
+        session.lock().ledger_mut().mark(first.pushes_written());
         assert!(!session.note_written(&first), "it says nothing of what the new one has written");
-        assert!(session.inner.state.lock().ledger.written_upto(0), "it is not known to be written");
+        assert!(session.lock().ledger_mut().written_upto(0), "it is not known to be written");
     }
 
     /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.
@@ -589,7 +542,7 @@ mod tests {
         let (_server, _clients, registry, [first, second]) = plain_connections("claim-ends").await;
         let wanted = Metadata::new().with(keys::SESSION_ID, SessionId::random().to_string());
         let session = registry.of(&first).expect("it is made");
-        let claims = || session.inner.state.lock().claims.is_some();
+        let claims = || session.lock().wanted().is_some();
         let held = registry.claim(&first, &wanted).expect("it is open");
         assert!(claims() && registry.claim(&first, &wanted).is_none(), "it claims one already");
         drop(held);

@@ -1,16 +1,55 @@
-//! What a server knows of one session: its connection, its client, and what that is owed.
+//! What a server knows of one session, and the events that change it. Nobody else changes it, or sees a field of it.
+//!
+//! ```text
+//!                 claim
+//!  ───► Plain ◄───────────► Claiming ──┐
+//!      │  │ │     unclaim    │ │ │     │
+//!      │  │ │                │ │ │     │
+//!      │  │ └────────┬───────┘ │ │     │ make_way, also from Plain
+//!      │  │          │ begin   │ │     ▼
+//!      │  │          ▼         │ │  MadeWay      the client has come back to another session,
+//!      │  │      Resumable ◄┐  │ │     │         which this one stands for from then on
+//!      │  │       │  ▲  └───┘ resume, on another connection
+//!      │  │  lose │  │ resume  │ │     │
+//!      │  │       ▼  │         │ │     │
+//!      │  │       Away         │ │     │         it waits for its client
+//!      │  │ lose   │      lose │ │     │
+//!      │  └────► Left ◄────────┘ │     │         its client cannot come back: its end follows at once
+//!      │           │             │     │
+//!      └───────────┴─────► Ended ◄─────┘         end, from each of them, once
+//! ```
+//!
+//! | event | who says so | becomes |
+//! |---|---|---|
+//! | `claim` | its client names another session that it had, and is being let in | `Claiming`, if it was `Plain` |
+//! | `unclaim` | it is known that the client does not get that one | `Plain` |
+//! | `begin` | the client is let in and goes on with this session | `Resumable` |
+//! | `resume` | the client is let in and comes back to this session, on a new connection | `Resumable` |
+//! | `make_way` | the client of this one comes back to another one | `MadeWay` |
+//! | `lose` | its connection is over | `Away` if its client may come back, else `Left` |
+//! | `end` | the server, the client or the time that it may be away | `Ended` |
+//! | `welcomed`, `ack`, `bind`, `take`, … | the client, the application | as it was |
+//!
+//! Ended, it keeps the connection that it had until that is over too: what runs on it may still be answered.
+//!
+//! Each event is one method, called under the session's lock; what it returns the caller does next, when that lock is
+//! free. The ledger and the subscriptions keep rules of their own (`ledger.rs`, `topic.rs`); what concerns them and
+//! the session's standing at once is an event here.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    Session,
+    Session, SessionId,
+    account::Account,
+    acks::{Acks, End},
     claims::{Claims, Held as HeldEntry, Settled},
-    explain::{Held, Trail},
+    explain::{Held, Standing, Trail},
     given_up::GivenUp,
-    ledger::{Entry, Ledger},
-    parts::Parts,
+    history::Position,
+    ledger::{Bounds, Entry, Ledger},
+    parts::{Part, Parts},
     push::{Class, Push},
     secrets::Secret,
     topic::Patterns,
@@ -20,71 +59,548 @@ use crate::{
     connection::{Connection, Methods},
 };
 
+/// See the module.
 pub(super) struct State {
-    pub(super) connection: Option<Connection>,
+    phase: Phase,
     /// Counts connections: what belongs to an earlier one counts for nothing.
-    pub(super) generation: u64,
-    /// The client speaks sessions, or a plain one asked for one, and may come back.
-    pub(super) resumable: bool,
-    /// The client has named another session that it had, and is being let in: until it is known which of the two it
-    /// gets, what is only for this one is held.
-    pub(super) claims: Option<Box<Claims>>,
-    pub(super) ended: bool,
-    pub(super) user: Option<Arc<str>>,
+    generation: u64,
+    user: Option<Arc<str>>,
     /// In how many users' lists of the registry it stands: more than one only while several bind it at once.
-    pub(super) listed: u16,
+    listed: u16,
     /// What it subscribes to, and since when by the clock of the topics: everything from there on was sent.
-    pub(super) patterns: Patterns,
+    patterns: Patterns,
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
-    pub(super) knows_topics: bool,
-    pub(super) ledger: Ledger,
-    pub(super) seldom: Option<Box<Seldom>>,
+    knows_topics: bool,
+    ledger: Ledger,
+    rare: Option<Box<Rare>>,
+}
+
+/// Where it stands. See the module.
+enum Phase {
+    /// Its client is there, and speaks plain rpcx as far as is known.
+    Plain {
+        connection: Connection,
+    },
+    /// Its client has named another session that it had, and is being let in: until it is known which of the two it
+    /// gets, what is only for this one is held.
+    Claiming {
+        connection: Connection,
+        claims: Box<Claims>,
+    },
+    /// Its client is there, and may come back after a lost connection.
+    Resumable {
+        connection: Connection,
+    },
+    /// Its client left, and may come back.
+    Away {
+        since: Instant,
+    },
+    /// Its client left, and cannot come back: if it was `Resumable`, because nobody waits for it.
+    Left {
+        claims: Option<Box<Claims>>,
+        was_resumable: bool,
+    },
+    /// Its client came back to this one: what is still on its way here is for that.
+    MadeWay {
+        into: Session,
+    },
+    Ended {
+        connection: Option<Connection>,
+        into: Option<Session>,
+    },
+}
+
+impl Phase {
+    /// Of an instant: an event takes what was before.
+    const BETWEEN: Self = Self::Ended { connection: None, into: None };
 }
 
 /// What a session without labels, whose client speaks plain rpcx, does not have.
 #[derive(Default)]
-pub(super) struct Seldom {
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) secret: Secret,
-    /// When its client left.
-    pub(super) lost_at: Option<Instant>,
+struct Rare {
+    labels: BTreeMap<String, String>,
+    secret: Secret,
     /// What its client handled when it was there last.
-    pub(super) methods: Option<Methods>,
-    /// The session that its client came back to: what is still on its way to this one is for that.
-    pub(super) merged_into: Option<Session>,
+    methods: Option<Methods>,
     /// The client has said that its handlers take its pushes, and nobody else does.
-    pub(super) takes_only_these: bool,
+    takes_only_these: bool,
     /// Calls that a client that comes back is told not to run on with.
-    pub(super) given_up: Option<Box<GivenUp>>,
+    given_up: Option<Box<GivenUp>>,
     /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
-    pub(super) held: Option<Box<(u64, Instant)>>,
-    pub(super) parts: Parts,
+    held: Option<Box<(u64, Instant)>>,
+    parts: Parts,
 }
 
-impl State {
-    pub(super) fn seldom(&mut self) -> &mut Seldom {
-        self.seldom.get_or_insert_default()
-    }
+/// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
+pub(super) struct Remains {
+    pub(super) user: Option<Arc<str>>,
+    pub(super) patterns: Patterns,
+    /// What it was owed.
+    pub(super) ledger: Ledger,
+    /// What was held for it.
+    pub(super) claims: Option<Box<Claims>>,
+    /// The one that it had then: nothing takes it from there.
+    pub(super) connection: Option<Connection>,
+}
 
-    /// What the session gets of this topic, it gets from here on as a subscriber, or not at all.
-    pub(super) fn forget_parts(&mut self, topic: &str) {
-        if let Some(seldom) = &mut self.seldom {
-            seldom.parts.forget(topic);
+/// The events.
+impl State {
+    /// Its first connection is there.
+    pub(super) fn connected(connection: Connection, bounds: Arc<Bounds>) -> Self {
+        let mut ledger = Ledger::new(bounds);
+        ledger.connect(false);
+        Self {
+            phase: Phase::Plain { connection },
+            generation: 1,
+            user: None,
+            listed: 0,
+            patterns: Patterns::default(),
+            knows_topics: false,
+            ledger,
+            rare: None,
         }
     }
 
-    pub(super) fn label(&self, key: &str) -> Option<&String> {
-        self.seldom.as_ref()?.labels.get(key)
+    /// Its client has named another session. False: it claims one already, or has one that outlives its connection,
+    /// and will be told so.
+    pub(super) fn claim(&mut self, claims: Claims) -> bool {
+        match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Plain { connection } => {
+                self.phase = Phase::Claiming { connection, claims: Box::new(claims) };
+                true
+            }
+            other => {
+                self.phase = other;
+                false
+            }
+        }
     }
 
-    pub(super) fn lost_at(&self) -> Option<Instant> {
-        self.seldom.as_ref()?.lost_at
+    /// The client gets this session and no other: what was held is its. `None`: it claimed none.
+    pub(super) fn unclaim(&mut self, now: Duration) -> Option<Settled> {
+        let claims = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Claiming { connection, claims } => {
+                self.phase = Phase::Plain { connection };
+                claims
+            }
+            Phase::Left { claims: Some(claims), was_resumable } => {
+                self.phase = Phase::Left { claims: None, was_resumable };
+                claims
+            }
+            other => {
+                self.phase = other;
+                return None;
+            }
+        };
+        for HeldEntry { entry, .. } in claims.held {
+            self.ledger.push(entry, now);
+        }
+        self.ledger.miss_all(claims.unsent);
+        Some(Settled { wanted: claims.wanted, places: claims.places })
+    }
+
+    /// The client is let in, and goes on with this session. Returns the secret by which it comes back to it, and what
+    /// it claimed. If it has left already, or its session has ended, that stays so.
+    pub(super) fn begin(&mut self, now: Duration) -> (String, Option<Settled>) {
+        // From here on all it is owed is tracked. The connection lets nothing go before the Welcome, but after it a
+        // thread that pushes may be quicker than the call of `welcomed`.
+        self.ledger.connect(true);
+        let settled = self.unclaim(now);
+        self.phase = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Plain { connection } => Phase::Resumable { connection },
+            other => other,
+        };
+        (self.rare().secret.make(), settled)
+    }
+
+    /// What the client handles, as it said when it was let in.
+    pub(super) fn introduce(&mut self, methods: Option<Methods>, takes_only_these: bool) {
+        let rare = self.rare();
+        (rare.methods, rare.takes_only_these) = (methods, takes_only_these);
+    }
+
+    /// Its Welcome is on its way on this connection. Returns the calls that the client is told not to run on with;
+    /// `None`: another connection has the session by now, and is not welcomed yet.
+    pub(super) fn welcomed(&mut self, connection: &Connection) -> Option<Vec<u64>> {
+        if !self.is_on(connection) {
+            return None;
+        }
+        self.ledger.connect(true);
+        let given_up = self.rare.as_ref().and_then(|rare| rare.given_up.as_ref());
+        Some(given_up.map(|calls| calls.ids()).unwrap_or_default())
+    }
+
+    /// The client comes back on this connection, and has handled and received so much. Returns the connection that the
+    /// session has had until now. `Err`: it claims what was never sent, or has lost what is not kept any more.
+    pub(super) fn resume(
+        &mut self,
+        connection: &Connection,
+        attempt: Option<u64>,
+        handled: u64,
+        received: Option<u64>,
+        failed: &[End],
+    ) -> Result<Option<Connection>, Gap> {
+        if let Some(before) = self.connection() {
+            // What the kernel took before is not called lost.
+            let written = before.pushes_written();
+            self.ledger.written_upto(written);
+        }
+        if !self.ledger.settle(failed) || !self.ledger.resume(handled, received) {
+            return Err(Gap);
+        }
+
+        self.note_held();
+        self.rare().secret.let_in(attempt);
+        self.generation += 1;
+        let now = Phase::Resumable { connection: connection.clone() };
+        match std::mem::replace(&mut self.phase, now) {
+            Phase::Resumable { connection: before } => Ok(Some(before)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The client comes back to `into`, whose state is `other`: what was held here goes there, with the labels that
+    /// were set meanwhile, and what is still on its way here follows it.
+    pub(super) fn make_way(&mut self, from: &Trail, other: &mut State, into: &Session) {
+        let claims = match std::mem::replace(&mut self.phase, Phase::MadeWay { into: into.clone() }) {
+            Phase::Claiming { claims, .. } => Some(claims),
+            Phase::Left { claims, .. } => claims,
+            _ => None,
+        };
+        let (held, unsent) = claims.map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
+        let (trail, now) = (&into.inner.trail, into.now());
+        for HeldEntry { mut entry, name } in held {
+            entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
+            // The two count their time from different moments.
+            entry.expires = entry.expires.map(|at| later(from.began(), at).saturating_duration_since(trail.began()));
+            other.ledger.push(entry, now);
+        }
+        other.ledger.miss_all(unsent);
+        if let Some(labels) = self.rare.as_ref().map(|rare| &rare.labels).filter(|labels| !labels.is_empty()) {
+            other.rare().labels.extend(labels.clone());
+        }
+    }
+
+    /// This connection is over. `waits`: the server waits for clients. Returns whether it waits for this one; `None`:
+    /// the session is not on this connection any more.
+    pub(super) fn lose(&mut self, connection: &Connection, waits: bool, now: Instant) -> Option<bool> {
+        if !self.is_on(connection) {
+            return None;
+        }
+        // What the kernel took before the end is not called lost.
+        let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
+        self.ledger.written_upto(written);
+        self.ledger.disconnect(begun);
+        self.phase = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Resumable { .. } if waits => {
+                self.rare().methods = connection.methods();
+                Phase::Away { since: now }
+            }
+            Phase::Resumable { .. } => Phase::Left { claims: None, was_resumable: true },
+            Phase::Claiming { claims, .. } => Phase::Left { claims: Some(claims), was_resumable: false },
+            Phase::Ended { into, .. } => Phase::Ended { connection: None, into },
+            _ => Phase::Left { claims: None, was_resumable: false },
+        };
+        Some(self.is_away())
+    }
+
+    /// It ends. `None`: it has already.
+    pub(super) fn end(&mut self, bounds: &Arc<Bounds>) -> Option<Remains> {
+        let (connection, claims, into) = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Plain { connection } | Phase::Resumable { connection } => (Some(connection), None, None),
+            Phase::Claiming { connection, claims } => (Some(connection), Some(claims), None),
+            Phase::Away { .. } => (None, None, None),
+            Phase::Left { claims, .. } => (None, claims, None),
+            Phase::MadeWay { into } => (None, None, Some(into)),
+            ended @ Phase::Ended { .. } => {
+                self.phase = ended;
+                return None;
+            }
+        };
+        self.phase = Phase::Ended { connection: connection.clone(), into };
+        Some(Remains {
+            user: self.user.take(),
+            patterns: std::mem::take(&mut self.patterns),
+            ledger: std::mem::replace(&mut self.ledger, Ledger::new(Arc::clone(bounds))),
+            claims,
+            connection,
+        })
+    }
+
+    /// It belongs to this user from now on. Returns to whom it did; `None`: nothing changes.
+    pub(super) fn bind(&mut self, user: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
+        if self.is_ended() || self.user == user {
+            return None;
+        }
+        Some(std::mem::replace(&mut self.user, user))
+    }
+
+    /// The client acknowledges on this connection. Returns whether that may be true; `None`: it is on another one now.
+    pub(super) fn ack(&mut self, connection: &Connection, acks: &Acks) -> Option<bool> {
+        if !self.is_on(connection) {
+            return None;
+        }
+        // What failed comes first: the offsets that follow count it as handled.
+        let is_true = self.ledger.settle(&acks.ends) && self.ledger.ack(acks.received, acks.handled);
+        if is_true {
+            self.note_held();
+        }
+        Some(is_true)
+    }
+}
+
+/// What a client that comes back has received does not fit what is kept for it.
+#[derive(Debug)]
+pub(super) struct Gap;
+
+/// Where it stands.
+impl State {
+    /// The connection that it has; after its end the one that it had, until that is over.
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        match &self.phase {
+            Phase::Plain { connection } | Phase::Claiming { connection, .. } | Phase::Resumable { connection } => {
+                Some(connection)
+            }
+            Phase::Ended { connection, .. } => connection.as_ref(),
+            Phase::Away { .. } | Phase::Left { .. } | Phase::MadeWay { .. } => None,
+        }
+    }
+
+    /// True if this is its connection.
+    pub(super) fn is_on(&self, connection: &Connection) -> bool {
+        self.connection() == Some(connection)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The client speaks sessions, or a plain one asked for one, and may come back.
+    pub(super) fn is_resumable(&self) -> bool {
+        match &self.phase {
+            Phase::Resumable { .. } | Phase::Away { .. } => true,
+            Phase::Left { was_resumable, .. } => *was_resumable,
+            Phase::Plain { .. } | Phase::Claiming { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => false,
+        }
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// True while it waits for its client.
+    pub(super) fn is_away(&self) -> bool {
+        self.away_since().is_some()
+    }
+
+    /// Since when it waits for its client.
+    pub(super) fn away_since(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Away { since } => Some(*since),
+            _ => None,
+        }
+    }
+
+    /// True if its client has stayed away for as long as it might: it ends in a moment.
+    pub(super) fn is_past(&self, window: Duration) -> bool {
+        match &self.phase {
+            Phase::Away { since } => window <= since.elapsed(),
+            Phase::Left { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// True if another session may stand for it: its client is not told of one that it may come back to.
+    pub(super) fn may_make_way(&self) -> bool {
+        let has_begun = self.is_resumable() || matches!(self.phase, Phase::MadeWay { .. });
+        !has_begun && !self.is_ended()
+    }
+
+    /// The session that its client came back to, once this one has made way for it.
+    pub(super) fn made_way_for(&self) -> Option<&Session> {
+        match &self.phase {
+            Phase::MadeWay { into } => Some(into),
+            Phase::Ended { into, .. } => into.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The session that its client has named, until it is known which of the two it gets.
+    pub(super) fn wanted(&self) -> Option<SessionId> {
+        self.claims().map(|claims| claims.wanted)
+    }
+
+    /// As [`Self::wanted`], if the client has shown the secret of that one.
+    pub(super) fn proven(&self) -> Option<SessionId> {
+        self.claims().and_then(Claims::proven)
+    }
+
+    fn claims(&self) -> Option<&Claims> {
+        match &self.phase {
+            Phase::Claiming { claims, .. } => Some(claims),
+            Phase::Left { claims, .. } => claims.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn claims_mut(&mut self) -> Option<&mut Claims> {
+        match &mut self.phase {
+            Phase::Claiming { claims, .. } => Some(claims),
+            Phase::Left { claims, .. } => claims.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// How it is told where it stands.
+    pub(super) fn standing(&self) -> Standing {
+        match self.connection() {
+            _ if self.is_ended() => Standing::Ended,
+            Some(connection) => Standing::Connected(connection.id().to_string()),
+            None => Standing::Away,
+        }
+    }
+
+    /// What its client shows to come back, if it has ever been told of that.
+    pub(super) fn secret(&self) -> Option<&Secret> {
+        self.rare.as_ref().map(|rare| &rare.secret)
+    }
+
+    /// True if this is the secret by which its client comes back.
+    pub(super) fn admits(&self, secret: &str) -> bool {
+        self.secret().is_some_and(|own| own.admits(secret))
+    }
+}
+
+/// What is known of its client.
+impl State {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn label(&self, key: &str) -> Option<&String> {
+        self.rare.as_ref()?.labels.get(key)
+    }
+
+    pub(super) fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        self.rare.as_ref().map(|rare| &rare.labels)
+    }
+
+    pub(super) fn set_label(&mut self, key: String, value: String) {
+        self.rare().labels.insert(key, value);
+    }
+
+    /// What its client handles, as it says now, or said when it was there last.
+    pub(super) fn methods(&self) -> Option<Methods> {
+        match self.connection() {
+            Some(connection) => connection.methods(),
+            None => self.rare.as_ref()?.methods.clone(),
+        }
     }
 
     /// True if nobody at the client takes a push of this name.
     pub(super) fn takes_no_such(&self, push: &Push) -> bool {
-        let Some(seldom) = self.seldom.as_ref().filter(|seldom| seldom.takes_only_these) else { return false };
-        seldom.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
+        let Some(rare) = self.rare.as_ref().filter(|rare| rare.takes_only_these) else { return false };
+        rare.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
+    }
+
+    /// True if a call can reach its client, now or when the client is back.
+    pub(super) fn takes_calls(&self) -> bool {
+        let takes = |connection: &Connection| !connection.is_being_let_in() && connection.takes_calls();
+        self.is_resumable() || self.connection().is_some_and(takes)
+    }
+
+    /// True if the pairs that go with what is published mean something to the client.
+    pub(super) fn knows_topics(&self) -> bool {
+        self.is_resumable() || self.knows_topics
+    }
+
+    /// A call was given up. Returns whether the client may still be told; if so, it is told when it comes back, too.
+    pub(super) fn give_up_call(&mut self, id: u64, until: Instant) -> bool {
+        let may_return = self.is_resumable();
+        if may_return {
+            self.rare().given_up.get_or_insert_default().note(id, until);
+        }
+        may_return
+    }
+
+    /// The client has said how far it is: notes what it holds.
+    fn note_held(&mut self) {
+        let oldest = self.ledger.oldest_held();
+        if oldest.is_none() && self.held().is_none() {
+            return;
+        }
+        let held = self.rare().held.get_or_insert_with(|| Box::new((0, Instant::now())));
+        if held.0 != oldest.unwrap_or(0) {
+            **held = (oldest.unwrap_or(0), Instant::now());
+        }
+    }
+
+    /// The oldest push that its client has received and that its application is not done with.
+    pub(super) fn held(&self) -> Option<Held> {
+        let (offset, since) = **self.rare.as_ref()?.held.as_ref()?;
+        let for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (offset != 0 && !self.is_ended()).then_some(Held { offset, for_ms })
+    }
+}
+
+/// Its user.
+impl State {
+    pub(super) fn user(&self) -> Option<&Arc<str>> {
+        self.user.as_ref()
+    }
+
+    /// True if it lives and belongs to this user.
+    pub(super) fn is_of(&self, user: &Arc<str>) -> bool {
+        !self.is_ended() && self.user.as_ref() == Some(user)
+    }
+
+    /// True if it is in the list of any user.
+    pub(super) fn is_listed(&self) -> bool {
+        0 < self.listed
+    }
+
+    /// It has entered the list of its user.
+    pub(super) fn list(&mut self) {
+        self.listed += 1;
+    }
+
+    /// It has left the list of a user who has this account: what it holds is not billed there any more.
+    pub(super) fn unlist(&mut self, account: Option<&Arc<Account>>) {
+        let has_user = self.user.is_some();
+        match (self.ledger.account(), account) {
+            // Another user is billed already.
+            (Some(billed), account) if account.is_none_or(|account| !Arc::ptr_eq(billed, account)) => {}
+            _ => self.ledger.bill(has_user, None),
+        }
+        self.listed -= 1;
+    }
+
+    /// What it holds is billed to its user.
+    pub(super) fn bill(&mut self, account: Option<Arc<Account>>) {
+        self.ledger.bill(true, account);
+    }
+}
+
+/// What it is owed.
+impl State {
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// For what concerns the ledger alone.
+    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    /// Holds a push of this name until it is known which session the client gets. Returns it if that is known.
+    pub(super) fn hold(&mut self, entry: Entry, name: &Arc<str>) -> Option<Entry> {
+        match self.claims_mut() {
+            Some(claims) => {
+                claims.hold(entry, name);
+                None
+            }
+            None => Some(entry),
+        }
     }
 
     /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
@@ -103,75 +619,315 @@ impl State {
         }
     }
 
-    /// The client has said how far it is: notes what it holds.
-    pub(super) fn note_held(&mut self) {
-        let oldest = self.ledger.oldest_held();
-        if oldest.is_none() && self.held().is_none() {
-            return;
-        }
-        let held = self.seldom().held.get_or_insert_with(|| Box::new((0, Instant::now())));
-        if held.0 != oldest.unwrap_or(0) {
-            **held = (oldest.unwrap_or(0), Instant::now());
-        }
-    }
-
-    pub(super) fn held(&self) -> Option<Held> {
-        let (offset, since) = **self.seldom.as_ref()?.held.as_ref()?;
-        let for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        (offset != 0 && !self.ended).then_some(Held { offset, for_ms })
-    }
-
-    /// True if this is the secret by which its client comes back.
-    pub(super) fn admits(&self, secret: &str) -> bool {
-        self.seldom.as_ref().is_some_and(|seldom| seldom.secret.admits(secret))
-    }
-
-    /// The session that its client came back to, once this one has made way for it.
-    pub(super) fn merged_into(&self) -> Option<&Session> {
-        self.seldom.as_ref()?.merged_into.as_ref()
-    }
-
-    /// True while it waits for its client.
-    pub(super) fn is_away(&self) -> bool {
-        self.connection.is_none() && self.lost_at().is_some() && self.resumable && !self.ended
-    }
-
     /// True if its end costs its client nothing: it is owed nothing, never was, and subscribes to nothing.
     pub(super) fn is_idle(&self) -> bool {
         self.patterns.len() == 0 && self.ledger.last_offset() == 0 && self.ledger.waiting().0 == 0
     }
+}
 
-    /// True if its client has stayed away for as long as it might: the next sweep ends it.
-    pub(super) fn is_past(&self, window: Duration) -> bool {
-        self.is_away() && self.lost_at().is_some_and(|lost_at| window <= lost_at.elapsed())
+/// What it subscribes to.
+impl State {
+    pub(super) fn patterns(&self) -> &Patterns {
+        &self.patterns
     }
 
-    /// The client gets this session and no other: what was held is its.
-    pub(super) fn settle(&mut self, session: &Session) -> Option<Settled> {
-        let claims = self.claims.take()?;
-        let now = session.now();
-        for HeldEntry { entry, .. } in claims.held {
-            self.ledger.push(entry, now);
-        }
-        self.ledger.miss_all(claims.unsent);
-        Some(Settled { wanted: claims.wanted, places: claims.places })
+    #[cfg(test)]
+    pub(super) fn patterns_mut(&mut self) -> &mut Patterns {
+        &mut self.patterns
     }
 
-    /// The client gets `into`, whose state is `other`: what was held here goes there, with the labels that were set
-    /// meanwhile, and what is still on its way here follows it.
-    pub(super) fn merge(&mut self, from: &Trail, other: &mut State, into: &Session) {
-        let (held, unsent) = self.claims.take().map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
-        let (trail, now) = (&into.inner.trail, into.now());
-        for HeldEntry { mut entry, name } in held {
-            entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
-            // The two count their time from different moments.
-            entry.expires = entry.expires.map(|at| later(from.began(), at).saturating_duration_since(trail.began()));
-            other.ledger.push(entry, now);
+    /// It has subscribed to this, and was sent everything since then. `by_client`: its client asked for it.
+    pub(super) fn subscribe(&mut self, pattern: Arc<str>, since: u64, by_client: bool) {
+        self.patterns.insert(Arc::clone(&pattern), since);
+        if by_client {
+            self.patterns.set_by_client(&pattern);
         }
-        other.ledger.miss_all(unsent);
-        if let Some(labels) = self.seldom.as_ref().map(|seldom| &seldom.labels).filter(|labels| !labels.is_empty()) {
-            other.seldom().labels.extend(labels.clone());
+    }
+
+    /// Its client has asked for something, and so knows of topics.
+    pub(super) fn note_knows_topics(&mut self) {
+        self.knows_topics = true;
+    }
+
+    /// Its client asks for what it was not sent of this topic: nothing of it is to overtake that.
+    pub(super) fn set_ordered(&mut self, topic: &str) {
+        self.patterns.set_ordered(topic);
+    }
+
+    /// It has got all of this topic that it was not sent, or knows that it does not get it: what it gets from here on
+    /// it gets as a subscriber.
+    pub(super) fn caught_up(&mut self, topic: &str) {
+        self.patterns.go_on(topic);
+        self.forget_parts(topic);
+    }
+
+    /// True if it was subscribed.
+    pub(super) fn unsubscribe(&mut self, pattern: &str) -> bool {
+        self.forget_parts(pattern);
+        self.patterns.remove(pattern)
+    }
+
+    fn forget_parts(&mut self, topic: &str) {
+        if let Some(rare) = &mut self.rare {
+            rare.parts.forget(topic);
         }
-        self.seldom().merged_into = Some(into.clone());
+    }
+
+    /// What it was sent of this topic before it subscribes to it.
+    pub(super) fn part_of(&self, topic: &str) -> Option<Part> {
+        self.rare.as_ref().and_then(|rare| rare.parts.of(topic))
+    }
+
+    /// It was sent this part of a topic, which follows that position.
+    pub(super) fn note_part(&mut self, topic: &str, from: Position, part: Part) {
+        self.rare().parts.note(topic, from, part);
+    }
+
+    /// While its client is being let in, it stands in this topic in the place of the session that is wanted.
+    pub(super) fn share_place(&mut self, pattern: &Arc<str>) {
+        if let Some(claims) = self.claims_mut() {
+            claims.share_place(pattern);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, test_runner::TestRunner};
+
+    use super::{super::fixtures::plain_connections, *};
+
+    /// Sessions, each with a connection of its own to begin with.
+    const SESSIONS: usize = 4;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// The client of this one names that one.
+        Claim(usize, usize),
+        Unclaim(usize),
+        Begin(usize),
+        /// The client on the connection of the second comes back to the first.
+        Resume(usize, usize),
+        /// This one loses that connection; the server waits for clients, or does not.
+        Lose(usize, usize, bool),
+        End(usize),
+        Bind(usize, u8),
+        Welcomed(usize, usize),
+        Ack(usize, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let at = || 0..SESSIONS;
+        prop_oneof![
+            2 => (at(), at()).prop_map(|(this, that)| Step::Claim(this, that)),
+            1 => at().prop_map(Step::Unclaim),
+            3 => at().prop_map(Step::Begin),
+            4 => (at(), at()).prop_map(|(this, that)| Step::Resume(this, that)),
+            2 => (at(), at(), any::<bool>()).prop_map(|(this, on, waits)| Step::Lose(this, on, waits)),
+            2 => (at(), any::<bool>()).prop_map(|(this, waits)| Step::Lose(this, this, waits)),
+            1 => at().prop_map(Step::End),
+            1 => (at(), 0_u8..3).prop_map(|(this, user)| Step::Bind(this, user)),
+            1 => (at(), at()).prop_map(|(this, on)| Step::Welcomed(this, on)),
+            1 => (at(), at()).prop_map(|(this, on)| Step::Ack(this, on)),
+        ]
+    }
+
+    /// What is true of one session, each fact by itself.
+    #[derive(Clone, Debug, Default)]
+    struct Model {
+        connection: Option<usize>,
+        generation: u64,
+        resumable: bool,
+        /// The session that its client has named.
+        claims: Option<usize>,
+        away: bool,
+        ended: bool,
+        made_way_for: Option<usize>,
+        user: Option<u8>,
+    }
+
+    /// The sessions, and what they are held against.
+    struct Pair<'a> {
+        connections: &'a [Connection; SESSIONS],
+        named: &'a [Session; SESSIONS],
+        states: Vec<State>,
+        models: Vec<Model>,
+        bounds: Arc<Bounds>,
+    }
+
+    impl<'a> Pair<'a> {
+        fn new(connections: &'a [Connection; SESSIONS], named: &'a [Session; SESSIONS]) -> Self {
+            let bounds = Arc::<Bounds>::default();
+            let state = |connection: &Connection| State::connected(connection.clone(), Arc::clone(&bounds));
+            let states = connections.iter().map(state).collect();
+            let model = |at| Model { connection: Some(at), generation: 1, ..Model::default() };
+            Self { connections, named, states, models: (0..SESSIONS).map(model).collect(), bounds }
+        }
+
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Claim(this, that) => self.claim(this, that),
+                Step::Unclaim(this) => {
+                    let settled = self.states[this].unclaim(Duration::ZERO);
+                    let wanted = self.models[this].claims.take().map(|that| self.named[that].id());
+                    assert_eq!(settled.map(|settled| settled.wanted), wanted);
+                }
+                Step::Begin(this) => self.begin(this),
+                Step::Resume(this, that) => self.resume(this, that),
+                Step::Lose(this, on, waits) => self.lose(this, on, waits),
+                Step::End(this) => self.end(this),
+                Step::Bind(this, user) => {
+                    let name = |user: u8| Arc::<str>::from(format!("user {user}"));
+                    let (state, model) = (&mut self.states[this], &mut self.models[this]);
+                    let changes = !model.ended && model.user != Some(user);
+                    let before = changes.then(|| model.user.replace(user).map(name));
+                    assert_eq!(state.bind(Some(name(user))), before);
+                }
+                Step::Welcomed(this, on) => {
+                    let welcomed = self.states[this].welcomed(&self.connections[on]);
+                    assert_eq!(welcomed.is_some(), self.models[this].connection == Some(on));
+                }
+                Step::Ack(this, on) => {
+                    let is_on = self.models[this].connection == Some(on);
+                    let connection = &self.connections[on];
+                    let nothing = self.states[this].ack(connection, &Acks::default());
+                    assert_eq!(nothing, is_on.then_some(true), "nothing was sent");
+                    let acks = Acks { received: 1, handled: 1, ends: Vec::new() };
+                    assert_eq!(self.states[this].ack(connection, &acks), is_on.then_some(false), "nor is more true");
+                }
+            }
+        }
+
+        fn claim(&mut self, this: usize, that: usize) {
+            let model = &mut self.models[this];
+            let may_claim = model.connection.is_some() && !model.resumable && !model.ended && model.claims.is_none();
+            let claims = Claims::new(self.named[that].id(), false, Arc::clone(&self.bounds));
+            assert_eq!(self.states[this].claim(claims), may_claim);
+            if may_claim {
+                model.claims = Some(that);
+            }
+        }
+
+        fn begin(&mut self, this: usize) {
+            let (state, model) = (&mut self.states[this], &mut self.models[this]);
+            let (secret, settled) = state.begin(Duration::ZERO);
+            let wanted = model.claims.take().map(|that| self.named[that].id());
+            assert_eq!(settled.map(|settled| settled.wanted), wanted);
+            assert!(state.admits(&secret) && !state.admits("guessed"));
+            model.resumable |= model.connection.is_some() && !model.ended;
+        }
+
+        /// As `resume.rs` does it: only a session that may be had is, and only by one that may make way for it.
+        fn resume(&mut self, this: usize, that: usize) {
+            let (model, fresh) = (self.models[this].clone(), self.models[that].clone());
+            let may_make_way = !fresh.resumable && !fresh.ended && fresh.made_way_for.is_none();
+            assert_eq!(self.states[that].may_make_way(), may_make_way);
+            let is_there = self.states[this].is_resumable() && !self.states[this].is_past(Duration::MAX);
+            assert_eq!(is_there, model.resumable && (model.away || model.connection.is_some()));
+            let Some(on) = fresh.connection.filter(|_| this != that && may_make_way && is_there) else { return };
+
+            let [state, making_way] = self.states.get_disjoint_mut([this, that]).expect("two of them");
+            let lies = state.resume(&self.connections[on], None, 1, None, &[]);
+            assert!(lies.is_err() && state.generation() == model.generation, "nothing was sent, and nothing changes");
+            let before = state.resume(&self.connections[on], None, 0, None, &[]).expect("nothing was sent");
+            assert_eq!(before.as_ref(), model.connection.map(|on| &self.connections[on]));
+            making_way.make_way(&self.named[that].inner.trail, state, &self.named[this]);
+
+            let model = &mut self.models[this];
+            (model.connection, model.away) = (Some(on), false);
+            model.generation += 1;
+            let fresh = &mut self.models[that];
+            (fresh.connection, fresh.claims, fresh.made_way_for) = (None, None, Some(this));
+        }
+
+        fn lose(&mut self, this: usize, on: usize, waits: bool) {
+            let model = &mut self.models[this];
+            let is_on = model.connection == Some(on);
+            if is_on {
+                model.connection = None;
+                model.away = model.resumable && waits;
+            }
+            let lost = self.states[this].lose(&self.connections[on], waits, Instant::now());
+            assert_eq!(lost, is_on.then_some(model.away));
+        }
+
+        fn end(&mut self, this: usize) {
+            let remains = self.states[this].end(&self.bounds);
+            let model = &mut self.models[this];
+            assert_eq!(remains.is_some(), !model.ended, "it ends once");
+            let Some(remains) = remains else { return };
+            assert_eq!(remains.connection.as_ref(), model.connection.map(|on| &self.connections[on]));
+            assert_eq!(remains.claims.is_some(), model.claims.is_some());
+            assert_eq!(remains.user.is_some(), model.user.is_some());
+            let Model { connection, generation, made_way_for, .. } = *model;
+            *model = Model { connection, generation, made_way_for, ended: true, ..Model::default() };
+        }
+
+        fn check(&self) {
+            for (state, model) in self.states.iter().zip(&self.models) {
+                let Model { connection, generation, resumable, claims, away, ended, made_way_for, user } = model;
+                assert_eq!(state.connection(), connection.map(|on| &self.connections[on]), "{model:?}");
+                assert_eq!((state.generation(), state.is_resumable()), (*generation, *resumable), "{model:?}");
+                assert_eq!(state.wanted(), claims.map(|that| self.named[that].id()), "{model:?}");
+                assert_eq!((state.is_away(), state.is_ended()), (*away, *ended), "{model:?}");
+                assert_eq!(state.made_way_for(), made_way_for.map(|that| &self.named[that]), "{model:?}");
+                assert_eq!(state.user().is_some(), user.is_some(), "{model:?}");
+                // What no session may be, whatever happened.
+                assert!(!state.is_away() || (state.connection().is_none() && state.is_resumable()), "{model:?}");
+                assert!(state.wanted().is_none() || (!state.is_resumable() && !state.is_ended()), "{model:?}");
+                assert!(!state.is_ended() || (state.user().is_none() && !state.is_resumable()), "{model:?}");
+                assert!(state.made_way_for().is_none() || state.connection().is_none(), "{model:?}");
+                assert_eq!(state.is_past(Duration::ZERO), state.is_away() || state.is_left(), "{model:?}");
+            }
+            // A connection has one session that lives at most.
+            for connection in self.connections {
+                let living = self.states.iter().filter(|state| state.is_on(connection) && !state.is_ended());
+                assert!(living.count() <= 1);
+            }
+        }
+    }
+
+    impl State {
+        fn is_left(&self) -> bool {
+            matches!(self.phase, Phase::Left { .. })
+        }
+    }
+
+    /// Whatever happens to sessions, and in whatever order: each event does what it may and no more, and none is ever
+    /// in a state that is none.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_in_one_state_whatever_happens() {
+        let (_server, _clients, registry, connections) = plain_connections::<SESSIONS>("one-state").await;
+        let named = std::array::from_fn(|at| registry.of(&connections[at]).expect("it is made"));
+        let steps = prop::collection::vec(step(), 1..60);
+        let outcome = TestRunner::default().run(&steps, |steps| {
+            let mut pair = Pair::new(&connections, &named);
+            for step in steps {
+                pair.take(step);
+                pair.check();
+            }
+            Ok(())
+        });
+        outcome.expect("it holds");
+    }
+
+    /// A client may come back as long as its window is open, and not to a session that nobody waits for.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_past_when_its_window_is_over() {
+        let (_server, _clients, _registry, [connection]) = plain_connections("past").await;
+        let window = Duration::from_secs(2);
+        let mut state = State::connected(connection.clone(), Arc::default());
+        _ = state.begin(Duration::ZERO);
+        assert!(!state.is_past(Duration::ZERO), "it is there");
+        assert_eq!(state.lose(&connection, true, Instant::now()), Some(true));
+        tokio::time::advance(window - Duration::from_millis(1)).await;
+        assert!(!state.is_past(window));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(state.is_past(window));
+
+        let mut state = State::connected(connection.clone(), Arc::default());
+        _ = state.begin(Duration::ZERO);
+        assert_eq!(state.lose(&connection, false, Instant::now()), Some(false));
+        assert!(state.is_past(Duration::MAX) && state.is_resumable(), "nobody waits");
     }
 }

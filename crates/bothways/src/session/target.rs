@@ -110,7 +110,7 @@ impl Target {
         if self.labels.is_empty() {
             return true;
         }
-        let state = session.inner.state.lock();
+        let state = session.lock();
         self.labels.iter().all(|(key, value)| state.label(key) == Some(value))
     }
 }

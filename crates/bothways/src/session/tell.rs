@@ -214,7 +214,7 @@ impl Registry {
     pub(crate) fn roster_for(&self, session: &Session, args: &RosterArgs) -> Result<RosterReply, String> {
         let topic = &args.topic;
         topic::check_topic(topic).map_err(|error| error.to_string())?;
-        if !session.inner.state.lock().patterns.covers(topic) {
+        if !session.lock().patterns().covers(topic) {
             return Err(format!("who is in `{topic}` is told to those who subscribe to it"));
         }
         let after = args.after();

@@ -34,12 +34,12 @@ impl Registry {
 
     /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
     pub(super) fn note_user(&self, session: &Session, name: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
-        let mut state = session.inner.state.lock();
-        if state.ended || state.user == name {
-            return None;
-        }
+        // The story is told under the session's lock, so that of two that bind it at once the last one told is the one
+        // that it is bound to.
+        let mut state = session.lock();
+        let before = state.bind(name.clone())?;
         session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
-        Some(std::mem::replace(&mut state.user, name))
+        Some(before)
     }
 
     /// Makes the table say of this user and this session what the session itself says now. Whoever has changed that
@@ -52,47 +52,42 @@ impl Registry {
         if let Some(theirs) = users.get_mut(user) {
             self.open_account(theirs, session, user);
         }
-        let mut state = session.inner.state.lock();
-        let is_theirs = !state.ended && state.user.as_ref() == Some(user);
+        // The table first, then the session: what the table says is settled by what the session says meanwhile.
+        let mut state = session.lock();
+        let is_theirs = state.is_of(user);
         // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
-        let is_listed = 0 < state.listed && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
+        let is_listed = state.is_listed() && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
         if is_theirs {
             let theirs = users.entry(Arc::clone(user)).or_default();
             if !is_listed {
                 theirs.sessions.add(session.clone());
-                state.listed += 1;
+                state.list();
             }
             if theirs.account.is_none() && self.options.counts_user_calls {
                 theirs.account = Some(self.new_account());
             }
-            state.ledger.bill(true, theirs.account.clone());
+            state.bill(theirs.account.clone());
         } else if is_listed {
             let theirs = users.get_mut(user).expect("it was just seen");
             theirs.sessions.remove(session);
-            let has_user = state.user.is_some();
-            match (state.ledger.account(), &theirs.account) {
-                // Another user is billed already.
-                (Some(billed), account) if account.as_ref().is_none_or(|account| !Arc::ptr_eq(billed, account)) => {}
-                _ => state.ledger.bill(has_user, None),
-            }
+            state.unlist(theirs.account.as_ref());
             if theirs.sessions.is_empty() {
                 users.remove(user);
             }
-            state.listed -= 1;
         }
     }
 
     /// Gives a user an account who is about to have a second session: what the first one holds is billed there.
     pub(super) fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
-        let comes = || second.inner.state.lock().user.as_ref() == Some(user);
+        let comes = || second.lock().user() == Some(user);
         if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
             return;
         }
         let account = self.new_account();
         for session in theirs.sessions.iter() {
-            let mut state = session.inner.state.lock();
-            if !state.ended && state.user.as_ref() == Some(user) {
-                state.ledger.bill(true, Some(Arc::clone(&account)));
+            let mut state = session.lock();
+            if state.is_of(user) {
+                state.bill(Some(Arc::clone(&account)));
                 drop(state);
                 // Whoever waits for room there waits for the others to make some, too.
                 lock::wake(Wake::Of(Arc::clone(&session.inner) as Arc<dyn Changes>));
@@ -158,7 +153,7 @@ mod tests {
     async fn a_user_has_one_account() {
         let (_server, _clients, registry, connections) = plain_connections::<4>("account").await;
         let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
-        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        let account = |at: usize| sessions[at].lock().ledger().account().cloned();
         sessions[0].bind_user("ann");
         assert!(account(0).is_none(), "one session alone has its own bounds");
         for session in &sessions[1..3] {
@@ -178,7 +173,7 @@ mod tests {
     async fn an_account_is_for_sessions_of_its_user_only() {
         let (_server, _clients, registry, connections) = plain_connections::<3>("account-of").await;
         let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
-        let account = |at: usize| sessions[at].inner.state.lock().ledger.account().cloned();
+        let account = |at: usize| sessions[at].lock().ledger().account().cloned();
         let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
         sessions[0].bind_user("ann");
         registry.settle_user(&sessions[1], &ann);
@@ -192,7 +187,7 @@ mod tests {
         registry.settle_user(&sessions[0], &ann);
         registry.settle_user(&sessions[0], &bob);
         assert!(account(0).is_none(), "the only session of bob");
-        sessions[0].inner.state.lock().ended = true;
+        drop(sessions[0].lock().end(&Arc::default()));
         sessions[2].bind_user("bob");
         assert!(account(0).is_none() && account(2).is_some());
     }
