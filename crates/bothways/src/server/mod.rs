@@ -417,7 +417,7 @@ impl Server {
     /// [`SendError`]: nobody got it, and it is not kept.
     pub fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
         let receipt = Receipt::new();
-        self.shared.sessions.publish(topic, push, &receipt)?;
+        self.shared.sessions.hub.publish(topic, push, &receipt)?;
         Ok(receipt)
     }
 
@@ -427,7 +427,7 @@ impl Server {
     /// As [`Self::publish`].
     pub fn publish_each(&self, topic: &str, push: &Push) -> Result<(Receipt, TargetOutcomes), SendError> {
         let (receipt, outcomes) = Receipt::with_outcomes();
-        self.shared.sessions.publish(topic, push, &receipt)?;
+        self.shared.sessions.hub.publish(topic, push, &receipt)?;
         Ok((receipt, outcomes))
     }
 
@@ -437,7 +437,7 @@ impl Server {
     /// # Errors
     /// [`SendError::Topic`]: it is the name of no topic.
     pub fn presence(&self, topic: &str) -> Result<Presence, SendError> {
-        Ok(self.shared.sessions.presence(topic)?)
+        Ok(self.shared.sessions.hub.presence(topic)?)
     }
 
     /// The sessions that `target` names, each once.

@@ -228,7 +228,7 @@ impl Leaving<'_> {
 /// Nobody new comes in, and the application is told.
 async fn begin(shared: &Shared, deadline: Instant) {
     // Those who leave now are not told of each other.
-    shared.sessions.be_quiet();
+    shared.sessions.hub.be_quiet();
     shared.stop_listening();
     let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
     tracing::info!(connections, draining, "the server begins to stop");

@@ -75,7 +75,7 @@ pub(super) fn add_routes(router: Router) -> Router {
 fn roster(request: &Request, args: &RosterArgs, session: Option<&Session>) -> Result<RosterReply, String> {
     let over = || "the session is over".to_owned();
     let registry: Arc<Registry> = request.connection().owner().ok_or_else(over)?;
-    registry.roster_for(session.ok_or_else(over)?, args)
+    registry.hub.roster_for(session.ok_or_else(over)?, args)
 }
 
 /// The session of who asks. One who has named a session that it had, and is being let in, is answered when it is known
@@ -91,12 +91,12 @@ async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Answer, St
     let session = settled(request).await.ok_or_else(over)?;
     // Nobody waits for the hook once the client is gone.
     tokio::select! {
-        outcome = registry.authorize(&session, &args.topic) => outcome?,
+        outcome = registry.hub.authorize(&session, &args.topic) => outcome?,
         _ = request.connection().closed() => return Err(over()),
     }
     // It may be back in its former session by now.
     let session = settled(request).await.ok_or_else(over)?;
     let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
     let wish = Wish { pattern: &args.topic, from, part: args.part, ordered: args.ordered };
-    registry.subscribe_client(&session, wish).map_err(|error| error.to_string())
+    registry.hub.subscribe_client(&session, wish).map_err(|error| error.to_string())
 }

@@ -28,7 +28,7 @@ pub(super) enum Last {
     Answered,
 }
 
-/// Sessions that end, or are written to, before others have their turn.
+/// Sessions that end before others have their turn.
 pub(super) const ENDED_AT_ONCE: usize = 256;
 
 impl Registry {
@@ -43,7 +43,7 @@ impl Registry {
 
     /// Ends these sessions now. Those of them that are in a topic together are not told of each other.
     pub(crate) fn kick(&self, sessions: &[Session], why: &str) {
-        let _hold = self.hold_telling();
+        let _hold = self.hub.hold_telling();
         sessions.iter().for_each(|session| self.end(session, why, Some(Eviction::Kicked), Last::Written));
     }
 
@@ -78,10 +78,10 @@ impl Registry {
     /// Ends all sessions, because no client can come back to any, and tells nobody of the others. Answers to how many a
     /// client might have, and how many pushes these were owed.
     pub(crate) async fn end_all(&self, why: &str) -> (usize, usize) {
-        self.be_quiet();
-        self.stopped.store(true, Ordering::Release);
+        self.hub.be_quiet();
+        self.fan_out.stop();
         let (mut sessions, mut pushes) = (0, 0);
-        for shard in &self.by_id {
+        for shard in self.by_id.iter() {
             let of_shard: Vec<Session> = shard.read().iter().cloned().collect();
             for chunk in of_shard.chunks(ENDED_AT_ONCE) {
                 for session in chunk {
@@ -114,7 +114,7 @@ impl Registry {
         let sweeping = Sweeping(me);
         tokio::spawn(async move {
             sweeping.0.sweep_away(now).await;
-            sweeping.0.sweep_topics().await;
+            sweeping.0.hub.sweep_topics().await;
         });
     }
 
@@ -159,10 +159,10 @@ impl Registry {
             self.ended.lock().keep(session.id(), user.clone(), trail, ending.by_server);
         }
         if let Some(user) = user {
-            self.settle_user(session, &user);
+            self.users.settle(session, &user);
         }
-        self.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
-        if self.shard(&self.by_id, &session.id()).write().remove(session) {
+        self.hub.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
+        if self.by_id.of(&session.id()).write().remove(session) {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
         session.inner.changed.notify_waiters();
@@ -205,7 +205,7 @@ impl Registry {
         loop {
             let over = self.away.over(left_by, ENDED_AT_ONCE);
             let Some(first) = over.first().map(|first| first.session.id()) else { return };
-            hold.get_or_insert_with(|| self.hold_telling());
+            hold.get_or_insert_with(|| self.hub.hold_telling());
             for waiting in &over {
                 self.end_away(waiting, "its client did not come back within `resume_window`");
             }

@@ -1,31 +1,53 @@
 //! One push to many sessions: encoded once, entered into the ledger of each, and then written.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use bothways_proto::{Header, Metadata, Seq, keys};
+use bothways_proto::{Header, Limits, Metadata, Seq, keys};
 use bytes::Bytes;
-use std::sync::atomic::Ordering;
 use tokio::runtime::Handle;
 
 use super::{
     Session,
     claims::Listed,
-    end::ENDED_AT_ONCE,
     keys::Keyed,
     push::{Class, Encoded, Push},
     receipt::Receipt,
-    registry::Registry,
     topic::TopicError,
 };
 use crate::{
+    clock::Runtimes,
     connection::PushFrame,
     error::{PushError, ReservedName},
 };
 
+/// Sessions that a task writes to before others have their turn.
+const WRITTEN_IN_TURN: usize = 256;
+
 /// Sessions up to which whoever pushes to many writes to all of them itself.
 const WRITTEN_AT_ONCE: usize = 4096;
 
-impl Registry {
+/// See the module.
+pub(super) struct FanOut {
+    limits: Limits,
+    /// Those in which the server listens.
+    pub(super) runtimes: Arc<Runtimes>,
+    /// The server has stopped, and all sessions ended.
+    stopped: AtomicBool,
+}
+
+impl FanOut {
+    pub(super) fn new(limits: Limits, runtimes: Arc<Runtimes>) -> Self {
+        Self { limits, runtimes, stopped: AtomicBool::new(false) }
+    }
+
+    /// Nobody is pushed to from here on.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     pub(super) fn encode(&self, push: &Push) -> Result<Encoded, PushError> {
         let plain = self.encode_with(push, &push.metadata)?;
         let mut metadata = push.metadata.clone();
@@ -42,9 +64,9 @@ impl Registry {
         Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash, plain })) })
     }
 
-    pub(super) fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {
+    fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {
         let header = Header::oneway(Seq::of_push(0), push.serialize);
-        let limits = &self.options.limits;
+        let limits = &self.limits;
         let frame =
             PushFrame::with_header(header, &push.service_path, &push.service_method, metadata, &push.payload, limits)?;
         Ok(frame.bytes())
@@ -83,7 +105,7 @@ fn write_by_task(sessions: &[Session], runtime: &Handle) {
     let owned = sessions.to_vec();
     let mut unwritten = Unwritten(owned.into_iter());
     runtime.spawn(async move {
-        while unwritten.write(ENDED_AT_ONCE) {
+        while unwritten.write(WRITTEN_IN_TURN) {
             tokio::task::yield_now().await;
         }
     });
@@ -138,7 +160,7 @@ mod tests {
         let (_server, _clients, registry, connections) = plain_connections::<3>("crowd").await;
         let sessions = connections.map(|connection| registry.of(&connection).expect("it is made"));
         let (push, receipt) = (Push::new("Chat", "say", "x"), Receipt::new());
-        let frame = registry.encode(&push).expect("small");
+        let frame = registry.fan_out.encode(&push).expect("small");
         sessions.iter().for_each(|session| session.add(&push, &frame, &receipt, &Listed::default()));
         // Nobody runs its tasks.
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

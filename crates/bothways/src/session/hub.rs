@@ -10,7 +10,7 @@ use std::{
     borrow::Cow,
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -25,28 +25,36 @@ use super::{
     Class, Priority, Push, Session,
     claims::Listed,
     explain::{self, What},
-    fan_out::SendError,
-    history::{History, Position},
+    fan_out::{FanOut, SendError},
+    history::{History, Kept as Message, Position},
     kept::{Held, Kept, Topic, Topics},
     ledger::{Entry, Ledger, Origin},
     lock::Held as HeldLocks,
+    options::SessionOptions,
     parts::Part,
     presence::{Generations, Who},
     push::Encoded,
     receipt::Receipt,
-    registry::Registry,
     rules::{Access, Rules, SubscribeRequest, TopicOptions},
     state::State,
     tell::Telling,
     topic::{self, Subscriptions, TopicError, WILDCARDS_MAX},
 };
 use crate::{
-    calm::{Said, tell},
+    calm::{Calm, Said, tell},
     clock::after,
 };
 
 /// Topics that are looked at before others have their turn.
 const AT_ONCE: usize = 256;
+
+/// The place of a session among the subscribers of a pattern.
+enum Place {
+    /// It has none: it was sent a part of what it missed, and asks for the rest.
+    None,
+    Known,
+    New(Arc<str>),
+}
 
 /// What came of subscribing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -132,8 +140,11 @@ impl From<SubscribeReply> for Answer {
 }
 
 /// The topics of a server.
-pub(super) struct Hub {
+pub(crate) struct Hub {
+    pub(super) me: Weak<Hub>,
     rules: Rules,
+    room: Room,
+    pub(super) fan_out: Arc<FanOut>,
     began: Instant,
     pub(super) subscriptions: RwLock<Subscriptions<Session>>,
     pub(super) topics: Topics,
@@ -142,6 +153,18 @@ pub(super) struct Hub {
     clock: AtomicU64,
     pub(super) generations: Generations,
     pub(super) telling: Arc<Telling>,
+    /// When the log was told last of messages that are not kept, and of changes of presence that are too large.
+    unkept_told: Calm,
+    pub(super) too_large_told: Calm,
+}
+
+/// What clients may subscribe to.
+struct Room {
+    /// Topics and patterns of one session, and their bytes.
+    subscriptions_max: usize,
+    subscription_bytes_max: usize,
+    /// Bytes of the subscriptions of all sessions.
+    all_subscription_bytes_max: usize,
 }
 
 #[derive(Debug)]
@@ -161,7 +184,7 @@ pub(super) struct Published {
 /// A push in its two forms: for those who know of topics, and for those of whom it is not known. These see what Go would
 /// send, unless they turn out to speak sessions before it goes.
 struct Frames<'a> {
-    registry: &'a Registry,
+    fan_out: &'a FanOut,
     push: &'a Push,
     with_topic: Encoded,
     perhaps_plain: Option<Encoded>,
@@ -173,7 +196,7 @@ impl Frames<'_> {
             return Ok(&self.with_topic);
         }
         if self.perhaps_plain.is_none() {
-            self.perhaps_plain = Some(self.with_topic.or_plain(self.registry.encode(self.push)?));
+            self.perhaps_plain = Some(self.with_topic.or_plain(self.fan_out.encode(self.push)?));
         }
         Ok(self.perhaps_plain.as_ref().expect("it was just made"))
     }
@@ -188,16 +211,25 @@ impl Published {
 }
 
 impl Hub {
-    pub(super) fn new(rules: Rules) -> Self {
-        Self {
-            rules,
+    pub(super) fn new(options: &SessionOptions, fan_out: Arc<FanOut>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            rules: options.rules.clone(),
+            room: Room {
+                subscriptions_max: options.subscriptions_max,
+                subscription_bytes_max: options.subscription_bytes_max,
+                all_subscription_bytes_max: options.all_subscription_bytes_max,
+            },
+            fan_out,
             began: Instant::now(),
             subscriptions: RwLock::default(),
             topics: Topics::new(),
             clock: AtomicU64::new(0),
             generations: Generations::beginning_at(SystemTime::now()),
             telling: Arc::default(),
-        }
+            unkept_told: Calm::default(),
+            too_large_told: Calm::default(),
+        })
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -217,7 +249,7 @@ impl Hub {
     }
 }
 
-impl Registry {
+impl Hub {
     /// Asks whether a client may subscribe. Waits for the application's hook and for nothing else.
     pub(crate) async fn authorize(&self, session: &Session, pattern: &str) -> Result<(), String> {
         topic::check_pattern(pattern).map_err(|error| error.to_string())?;
@@ -225,7 +257,7 @@ impl Registry {
         if WILDCARDS_MAX < wildcards {
             return Err(TopicError::TooManyWildcards { wildcards }.to_string());
         }
-        let options = match self.hub.rules.of(pattern) {
+        let options = match self.rules.of(pattern) {
             Ok(options) => options,
             Err(rule) => return Err(format!("`{pattern}` is wider than `{rule}`: subscribe to less at once")),
         };
@@ -260,41 +292,54 @@ impl Registry {
     }
 
     fn subscribe_as(&self, session: &Session, wish: Wish<'_>, by_client: bool) -> Result<Answer, TopicError> {
-        // Payloads are the application's: those that are too old are dropped when nothing is locked.
-        let mut dropped = Vec::new();
         // Nobody is woken while the topics are locked.
         let held_locks = HeldLocks::begin();
-        let pattern = wish.pattern;
-        topic::check_pattern(pattern)?;
+        topic::check_pattern(wish.pattern)?;
         // Before anything is made for it.
-        self.check_subscription(session, pattern, by_client)?;
+        self.check_subscription(session, wish.pattern, by_client)?;
 
-        let held = match self.hub.kept_options(pattern) {
-            Some(options) => self.hub.topics.hold(pattern, options, self.maker(session, by_client))?,
+        let held = match self.kept_options(wish.pattern) {
+            Some(options) => self.topics.hold(wish.pattern, options, self.maker(session, by_client))?,
             None => Held::Nothing,
         };
-        let outcome = match held {
-            Held::Nothing => self.enter(session, wish, by_client, None),
-            Held::Place(mut history, _table) => self.enter(session, wish, by_client, Some(&mut history)),
-            Held::Kept(topic) => {
-                let mut kept = topic.kept.lock();
-                dropped = kept.history.as_mut().map(|history| history.trim(self.hub.now())).unwrap_or_default();
-                let outcome = self.enter(session, wish, by_client, kept.history.as_mut());
-                if matches!(outcome, Ok((_, true))) {
-                    self.enter_roster(session, &topic, &mut kept);
-                }
-                outcome
-            }
-        };
+        let (outcome, dropped) = self.enter_topic(session, wish, by_client, held);
         if outcome.is_err() {
-            self.hub.forget_unused([pattern.into()]);
+            self.forget_unused([wish.pattern.into()]);
         }
         drop(held_locks);
+        // Payloads are the application's: those that are too old are dropped when nothing is locked.
         drop(dropped);
-        let (answer, _) = outcome?;
+        let answer = outcome?;
         session.pump();
         self.tell();
         Ok(answer)
+    }
+
+    /// The first of three steps, under the lock of the topic, if something is kept of it: no message of it comes
+    /// between what the session missed and its place among the subscribers. Returns what was too old, too.
+    fn enter_topic(
+        &self,
+        session: &Session,
+        wish: Wish<'_>,
+        by_client: bool,
+        held: Held<'_>,
+    ) -> (Result<Answer, TopicError>, Vec<Message<Published>>) {
+        let answer = |outcome: Result<(Answer, bool), TopicError>| outcome.map(|(answer, _)| answer);
+        match held {
+            Held::Nothing => (answer(self.enter_tree(session, wish, by_client, None)), Vec::new()),
+            Held::Place(mut history, _table) => {
+                (answer(self.enter_tree(session, wish, by_client, Some(&mut history))), Vec::new())
+            }
+            Held::Kept(topic) => {
+                let mut kept = topic.kept.lock();
+                let dropped = kept.history.as_mut().map(|history| history.trim(self.now())).unwrap_or_default();
+                let outcome = self.enter_tree(session, wish, by_client, kept.history.as_mut());
+                if matches!(outcome, Ok((_, true))) {
+                    self.enter_roster(session, &topic, &mut kept);
+                }
+                (answer(outcome), dropped)
+            }
+        }
     }
 
     /// For whom topics count that are made because this session subscribes; nobody if the server itself wants that.
@@ -304,7 +349,7 @@ impl Registry {
 
     /// Whether there is room for one more subscription of this session.
     fn check_subscription(&self, session: &Session, pattern: &str, by_client: bool) -> Result<(), TopicError> {
-        let subscriptions = self.hub.subscriptions.read();
+        let subscriptions = self.subscriptions.read();
         self.check_room(&subscriptions, &session.lock(), pattern, by_client)
     }
 
@@ -321,7 +366,7 @@ impl Registry {
         if state.patterns().contains(pattern) {
             return Ok(());
         }
-        let options = self.hub.rules.of(pattern).ok().flatten();
+        let options = self.rules.of(pattern).ok().flatten();
         let subscribers = subscriptions.count(pattern);
         let is_full = options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers);
         if is_full && !shares_place(subscriptions, state, pattern) {
@@ -331,8 +376,8 @@ impl Registry {
             return Ok(());
         }
         self.check_session_room(state, pattern)?;
-        let (bounds, bytes) = (self.options(), subscriptions.bytes());
-        if bounds.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
+        let (room, bytes) = (&self.room, subscriptions.bytes());
+        if room.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::ServerSubscriptionsFull { bytes });
         }
         Ok(())
@@ -340,34 +385,54 @@ impl Registry {
 
     /// Whether one session may have one more that its client asks for.
     fn check_session_room(&self, state: &State, pattern: &str) -> Result<(), TopicError> {
-        let bounds = self.options();
-        if bounds.subscriptions_max <= state.patterns().len() {
+        let room = &self.room;
+        if room.subscriptions_max <= state.patterns().len() {
             return Err(TopicError::TooManySubscriptions { subscriptions: state.patterns().len() });
         }
         let bytes = state.patterns().bytes();
-        if bounds.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
+        if room.subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::TooManySubscriptionBytes { bytes });
         }
         Ok(())
     }
 
-    /// Enters a session among the subscribers, and into its ledger what it missed. Answers whether it is a subscriber
-    /// now.
-    fn enter(
+    /// The second step, under the lock of the tree: what is published from here on finds the session there, or is
+    /// among what it missed. Returns whether it is a subscriber now.
+    fn enter_tree(
         &self,
         session: &Session,
         wish: Wish<'_>,
         by_client: bool,
         history: Option<&mut History<Published>>,
     ) -> Result<(Answer, bool), TopicError> {
+        let mut subscriptions = self.subscriptions.write();
+        let (answer, place) = self.enter_session(session, &mut subscriptions, wish, by_client, history)?;
+        match place {
+            Place::New(pattern) => subscriptions.add(&pattern, session.clone()),
+            Place::Known => {}
+            Place::None => return Ok((answer, false)),
+        }
+        Ok((answer, true))
+    }
+
+    /// The third step, under the lock of the session: notes what it subscribes to, and puts into its ledger what it
+    /// missed.
+    fn enter_session(
+        &self,
+        session: &Session,
+        subscriptions: &mut Subscriptions<Session>,
+        wish: Wish<'_>,
+        by_client: bool,
+        history: Option<&mut History<Published>>,
+    ) -> Result<(Answer, Place), TopicError> {
         let pattern = wish.pattern;
-        let mut subscriptions = self.hub.subscriptions.write();
         let mut state = session.lock();
-        self.check_room(&subscriptions, &state, pattern, by_client)?;
+        // Once more: others may have taken the room since it was looked for.
+        self.check_room(subscriptions, &state, pattern, by_client)?;
         let is_known = state.patterns().contains(pattern);
 
         // Since when the session has got everything of this topic, by whatever pattern.
-        let mut since = self.hub.clock.load(Ordering::Relaxed);
+        let mut since = self.clock.load(Ordering::Relaxed);
         state.patterns().each_covering(pattern, |earlier| since = since.min(earlier));
         let has_history = history.is_some();
         let answer = match history {
@@ -379,15 +444,14 @@ impl Registry {
         }
         if !is_known && wish.part && (answer.more || answer.later) {
             // What is published before it has the rest it gets with that.
-            return Ok((answer, false));
+            return Ok((answer, Place::None));
         }
 
         let shared = subscriptions.shared(pattern);
-        let shares = !is_known && shares_place(&subscriptions, &state, pattern);
-        if shares {
-            state.share_place(&shared);
-        }
         if !is_known {
+            if shares_place(subscriptions, &state, pattern) {
+                state.share_place(&shared);
+            }
             session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
         }
         state.subscribe(Arc::clone(&shared), since, by_client);
@@ -397,11 +461,7 @@ impl Registry {
         if wish.from.is_some() && !answer.more && !answer.later {
             state.caught_up(pattern);
         }
-        drop(state);
-        if !is_known {
-            subscriptions.add(&shared, session.clone());
-        }
-        Ok((answer, true))
+        Ok((answer, if is_known { Place::Known } else { Place::New(shared) }))
     }
 
     /// Puts what a session missed of a topic into its ledger.
@@ -415,7 +475,7 @@ impl Registry {
         since: &mut u64,
     ) -> Answer {
         let Wish { pattern, from, part, .. } = wish;
-        let latest_only = self.hub.kept_options(pattern).is_some_and(|options| options.latest_only);
+        let latest_only = self.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
         let parts = state.part_of(pattern);
         state.ledger_mut().expire_waiting(session.now());
@@ -462,7 +522,7 @@ impl Registry {
         for (_, published) in messages {
             let encoded = match &published.push {
                 // It was encoded before, with pairs that made it larger.
-                Some(push) if !knows_topics => self.encode(push).map(|plain| published.encoded.or_plain(plain)),
+                Some(push) if !knows_topics => self.fan_out.encode(push).map(|plain| published.encoded.or_plain(plain)),
                 _ => Ok(published.encoded.clone()),
             };
             let Ok(encoded) = encoded else { continue };
@@ -494,7 +554,7 @@ impl Registry {
             }
             (Who::new(state.user().cloned(), session.id()), state.connection().is_some())
         };
-        let changes = roster.enter(&who, session.id(), &self.hub.generations);
+        let changes = roster.enter(&who, session.id(), &self.generations);
         roster.set_online(session.id(), is_online);
         self.note_changes(topic, kept, changes);
     }
@@ -506,10 +566,10 @@ impl Registry {
         let patterns = from.lock().patterns().clone();
         let mut left_out = 0;
         for (pattern, since, by_client) in patterns.iter() {
-            let topic = self.hub.topics.find(pattern);
+            let topic = self.topics.find(pattern);
             let mut kept = topic.as_ref().map(|topic| topic.kept.lock());
             {
-                let mut subscriptions = self.hub.subscriptions.write();
+                let mut subscriptions = self.subscriptions.write();
                 let mut state = to.lock();
                 if state.is_ended() {
                     return left_out;
@@ -537,7 +597,7 @@ impl Registry {
 
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let was = {
-            let mut subscriptions = self.hub.subscriptions.write();
+            let mut subscriptions = self.subscriptions.write();
             let was = session.lock().unsubscribe(pattern);
             if was {
                 session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
@@ -562,7 +622,7 @@ impl Registry {
             return;
         }
         {
-            let mut subscriptions = self.hub.subscriptions.write();
+            let mut subscriptions = self.subscriptions.write();
             patterns.clone().for_each(|pattern| subscriptions.remove(pattern, session));
         }
         for pattern in patterns {
@@ -573,22 +633,22 @@ impl Registry {
 
     /// A session is not subscribed to a topic any more.
     fn absent(&self, session: &Session, pattern: &str, until: Option<Instant>) {
-        let Some(topic) = self.hub.topics.find(pattern) else { return };
+        let Some(topic) = self.topics.find(pattern) else { return };
         let mut kept = topic.kept.lock();
         // It may have subscribed again meanwhile.
         if session.lock().patterns().contains(pattern) {
             return;
         }
-        let until = until.map(|until| until.saturating_duration_since(self.hub.began));
-        let change = kept.roster.as_mut().and_then(|roster| roster.leave(session.id(), until, &self.hub.generations));
+        let until = until.map(|until| until.saturating_duration_since(self.began));
+        let change = kept.roster.as_mut().and_then(|roster| roster.leave(session.id(), until, &self.generations));
         self.note_changes(&topic, &mut kept, change.into_iter().collect());
-        self.hub.topics.schedule(&topic, &mut kept);
+        self.topics.schedule(&topic, &mut kept);
         let keeps_messages = kept.history.as_ref().is_some_and(|history| !history.is_empty());
         drop(kept);
         drop(topic);
         if !keeps_messages {
             // So that subscribing here and there leaves nothing behind.
-            self.hub.forget_unused([pattern.into()]);
+            self.forget_unused([pattern.into()]);
         }
     }
 
@@ -596,7 +656,7 @@ impl Registry {
     pub(super) fn rename(&self, session: &Session) {
         let patterns: Vec<Arc<str>> = session.lock().patterns().names().cloned().collect();
         for pattern in patterns {
-            if let Some(topic) = self.hub.topics.find(&pattern) {
+            if let Some(topic) = self.topics.find(&pattern) {
                 self.enter_roster(session, &topic, &mut topic.kept.lock());
             }
         }
@@ -605,25 +665,25 @@ impl Registry {
 
     /// The sessions that subscribe to a topic, each once.
     pub(super) fn subscribers(&self, topic: &str) -> Vec<Session> {
-        found(&self.hub.subscriptions.read(), topic)
+        found(&self.subscriptions.read(), topic)
     }
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
-        self.check_running()?;
+        self.fan_out.check_running()?;
         topic::check_topic(topic)?;
         push.check_reserved()?;
         let mut positioned = push.clone();
         positioned.metadata.insert(keys::TOPIC, topic);
-        let options = self.hub.rules.of_topic(topic);
+        let options = self.rules.of_topic(topic);
         let Some(options) = options.filter(|options| options.history.is_some()) else {
             return self.publish_unkept(topic, push, positioned, receipt);
         };
-        let topic = match self.hub.topics.keep(topic, options, None) {
+        let topic = match self.topics.keep(topic, options, None) {
             Ok(topic) => topic,
             Err(error) => {
                 // Those who are there get it; there is no room to keep it for others.
-                tell!(self.told.unkept, warn, topic = ?Said(topic), %error, "a message is not kept");
+                tell!(self.unkept_told, warn, topic = ?Said(topic), %error, "a message is not kept");
                 return self.publish_unkept(topic, push, positioned, receipt);
             }
         };
@@ -632,14 +692,14 @@ impl Registry {
 
     /// Pushes to those who subscribe now.
     fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
-        let with_topic = self.encode(&positioned)?;
-        let mut frames = Frames { registry: self, push, with_topic, perhaps_plain: None };
+        let with_topic = self.fan_out.encode(&positioned)?;
+        let mut frames = Frames { fan_out: &self.fan_out, push, with_topic, perhaps_plain: None };
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
         for session in &subscribers {
             session.add(push, frames.for_session(session)?, receipt, &listed);
         }
-        self.pump_all(&subscribers);
+        self.fan_out.pump_all(&subscribers);
         Ok(())
     }
 
@@ -666,22 +726,23 @@ impl Registry {
         let position = history.next_position();
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
-        let encoded = self.encode(&positioned)?;
-        let mut frames = Frames { registry: self, push: &push, with_topic: encoded.clone(), perhaps_plain: None };
+        let encoded = self.fan_out.encode(&positioned)?;
+        let mut frames =
+            Frames { fan_out: &self.fan_out, push: &push, with_topic: encoded.clone(), perhaps_plain: None };
         let (subscribers, stamp) = {
-            let subscriptions = self.hub.subscriptions.read();
-            (found(&subscriptions, &topic.name), self.hub.clock.fetch_add(1, Ordering::Relaxed))
+            let subscriptions = self.subscriptions.read();
+            (found(&subscriptions, &topic.name), self.clock.fetch_add(1, Ordering::Relaxed))
         };
         let expires = push.time_to_live.map(after);
         let kept_push = options.latest_only.then(|| push.to_keep());
         let bytes = encoded.size() + kept_push.as_ref().map_or(0, Push::size);
         dropped = history.push(
-            self.hub.now(),
+            self.now(),
             bytes,
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
         );
         receipt.store(position);
-        self.hub.topics.schedule(topic, &mut kept);
+        self.topics.schedule(topic, &mut kept);
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
@@ -691,15 +752,15 @@ impl Registry {
         drop(turn);
         drop(held_locks);
         drop(dropped);
-        self.pump_all(&subscribers);
+        self.fan_out.pump_all(&subscribers);
         Ok(())
     }
 
     /// Forgets what is too old, and who did not come back.
     pub(super) async fn sweep_topics(&self) {
-        let now = self.hub.now();
+        let now = self.now();
         loop {
-            let due = self.hub.topics.due(now, AT_ONCE);
+            let due = self.topics.due(now, AT_ONCE);
             if due.is_empty() {
                 break;
             }
@@ -707,9 +768,9 @@ impl Registry {
             for topic in due {
                 let mut kept = topic.kept.lock();
                 let dropped = kept.history.as_mut().map(|history| history.trim(now));
-                let gone = kept.roster.as_mut().map(|roster| roster.expire(now, &self.hub.generations));
+                let gone = kept.roster.as_mut().map(|roster| roster.expire(now, &self.generations));
                 self.note_changes(&topic, &mut kept, gone.unwrap_or_default());
-                self.hub.topics.schedule(&topic, &mut kept);
+                self.topics.schedule(&topic, &mut kept);
                 if kept.history.as_ref().is_none_or(History::is_empty) {
                     unused.push(Arc::clone(&topic.name));
                 }
@@ -717,10 +778,10 @@ impl Registry {
                 // Payloads are the application's.
                 drop(dropped);
             }
-            self.hub.forget_unused(unused);
+            self.forget_unused(unused);
             tokio::task::yield_now().await;
         }
-        self.hub.topics.forget_places(now);
+        self.topics.forget_places(now);
         self.tell();
     }
 }
@@ -854,13 +915,14 @@ mod tests {
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         server.publish("news", &Push::new("N", "say", "1")).expect("small");
 
-        let topic = registry.hub.topics.find("news").expect("it keeps a message");
+        let topic = hub.topics.find("news").expect("it keeps a message");
         let turn = topic.turn.lock();
         let (done, subscribed) = mpsc::channel();
-        let (of_thread, registry_of_thread) = (session.clone(), Arc::clone(&registry));
-        std::thread::spawn(move || done.send(registry_of_thread.subscribe(&of_thread, "news", None, false)));
+        let (of_thread, hub_of_thread) = (session.clone(), Arc::clone(hub));
+        std::thread::spawn(move || done.send(hub_of_thread.subscribe(&of_thread, "news", None, false)));
         let outcome = subscribed.recv_timeout(Duration::from_secs(10)).expect("it does not wait").expect("it lives");
         assert_eq!(outcome.position.map(|position| position.offset), Some(1));
         drop(turn);
@@ -878,10 +940,11 @@ mod tests {
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         let read = bytes::Bytes::from(vec![7; 64 << 10]);
         server.publish("value", &Push::new("N", "say", read.slice(..40))).expect("small");
 
-        let topic = registry.hub.topics.find("value").expect("it keeps a message");
+        let topic = hub.topics.find("value").expect("it keeps a message");
         let kept = topic.kept.lock();
         let push = kept.history.as_ref().and_then(|history| history.newest()?.item.push.as_ref()).expect("it is kept");
         assert_eq!(push.payload, read[..40]);
@@ -928,13 +991,14 @@ mod tests {
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         server.publish("news", &Push::new("N", "say", "1")).expect("small");
         for (topic, stays) in [("room", false), ("news", true)] {
-            registry.subscribe(&session, topic, None, false).expect("it is open");
-            assert!(registry.hub.topics.find(topic).is_some(), "{topic}");
+            hub.subscribe(&session, topic, None, false).expect("it is open");
+            assert!(hub.topics.find(topic).is_some(), "{topic}");
             session.unsubscribe(topic);
             tokio::time::sleep(Duration::from_millis(1)).await;
-            assert_eq!(registry.hub.topics.find(topic).is_some(), stays, "{topic}");
+            assert_eq!(hub.topics.find(topic).is_some(), stays, "{topic}");
         }
     }
 
@@ -982,6 +1046,7 @@ mod tests {
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
 
         let publish = |number: u64| {
             let receipt = server.publish("news", &Push::new("N", "say", number.to_string())).expect("small");
@@ -998,7 +1063,7 @@ mod tests {
             };
             let from = from.map(|offset| Position { epoch, offset });
             let wish = Wish { pattern: "news", from, part, ordered: false };
-            registry.subscribe_client(&session, wish).expect("it is open")
+            hub.subscribe_client(&session, wish).expect("it is open")
         };
         let mut take = |count: usize, got: &mut BTreeSet<u64>| {
             for message in (0..count).map_while(|_| messages.try_next()) {
@@ -1086,8 +1151,9 @@ mod tests {
         let sessions = server.sessions(&super::super::Target::everyone()).expect("no topic");
         let [session, other] = &sessions[..] else { panic!("there are two") };
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         let ask = |session: &Session, pattern, from, part, ordered| {
-            registry.subscribe_client(session, Wish { pattern, from, part, ordered }).expect("it is open")
+            hub.subscribe_client(session, Wish { pattern, from, part, ordered }).expect("it is open")
         };
         let is_stalled = || session.lock().patterns().is_stalled("news");
         let publish = |topic: &str| {

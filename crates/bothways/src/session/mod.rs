@@ -33,6 +33,7 @@
 //! | `ranks.rs` | which of these go first when they are too many |
 //! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
 //! | `endings.rs` | how sessions end, and what a client is told that comes back to one |
+//! | `shards.rs` | tables in parts |
 //! | `secrets.rs` | what a client shows to come back |
 //! | `registry.rs` | finds sessions by connection, number, user, topic |
 //! | `resume.rs` | clients that arrive, come back, acknowledge and leave |
@@ -76,6 +77,7 @@ mod registry;
 mod resume;
 mod rules;
 mod secrets;
+mod shards;
 mod side_by_side;
 mod state;
 mod target;
@@ -317,13 +319,13 @@ impl Session {
     /// [`TopicError`]: it is no pattern, the session is over, or a bound is reached.
     pub fn subscribe(&self, pattern: &str) -> Result<(), TopicError> {
         let registry = self.inner.registry.upgrade().ok_or(TopicError::SessionEnded)?;
-        registry.subscribe(&self.current(), pattern, None, false).map(|_| ())
+        registry.hub.subscribe(&self.current(), pattern, None, false).map(|_| ())
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, pattern: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
-            registry.unsubscribe(&self.current(), pattern);
+            registry.hub.unsubscribe(&self.current(), pattern);
         }
     }
 
@@ -417,7 +419,7 @@ impl Session {
         push.check_reserved()?;
         let receipt = Receipt::new();
         let frame = match self.inner.registry.upgrade() {
-            Some(registry) => registry.encode(push)?,
+            Some(registry) => registry.fan_out.encode(push)?,
             None => return Ok(receipt),
         };
         self.add(push, &frame, &receipt, &Listed::default());
@@ -436,7 +438,7 @@ impl Session {
         let deadline = after(wait);
         let receipt = Receipt::new();
         let frame = match self.inner.registry.upgrade() {
-            Some(registry) => registry.encode(push)?,
+            Some(registry) => registry.fan_out.encode(push)?,
             None => return Ok(receipt),
         };
         loop {
@@ -664,6 +666,17 @@ impl Session {
         (state.connection().map(Connection::id), state.away_since())
     }
 
+    /// It belongs to this user from now on. Returns to whom it did; `None` if nothing changes. The tables of both are
+    /// settled next.
+    fn bind(&self, user: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
+        // The story is told under the session's lock, so that of two that bind it at once the last one told is the one
+        // that it is bound to.
+        let mut state = self.lock();
+        let before = state.bind(user.clone())?;
+        self.inner.trail.note(What::Bound(user.as_ref().map(explain::shared)));
+        Some(before)
+    }
+
     fn now(&self) -> Duration {
         self.inner.trail.began().elapsed()
     }
@@ -805,7 +818,7 @@ mod tests {
         let (_server, _client, session) = session_of("memory@session-add-if").await;
         let registry = session.inner.registry.upgrade().expect("the server lives");
         let add = |push: &Push, suits: bool| {
-            let (encoded, receipt) = (registry.encode(push).expect("small"), Receipt::new());
+            let (encoded, receipt) = (registry.fan_out.encode(push).expect("small"), Receipt::new());
             let added = session.add_if(push, &encoded, &receipt, &Listed::default(), |_| suits);
             (added, receipt.outcomes().targets())
         };

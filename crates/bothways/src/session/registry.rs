@@ -6,14 +6,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
@@ -22,7 +21,7 @@ use super::{
     claims::Listed,
     endings::Endings,
     explain::{self, Explanation, Trail, What},
-    fan_out::SendError,
+    fan_out::{FanOut, SendError},
     hub::Hub,
     lock::Lock,
     options::SessionOptions,
@@ -30,10 +29,11 @@ use super::{
     pasts::{self, Pasts},
     push::Push,
     receipt::Receipt,
+    shards::Shards,
     state::State,
     target::{Target, Who},
     topic::{self, TopicError},
-    users::OfUser,
+    users::Users,
 };
 use crate::{
     calm::Calm,
@@ -41,32 +41,28 @@ use crate::{
     connection::{Connection, ConnectionId, METHODS_BYTES_MAX},
 };
 
-/// Tables of one kind: enough that threads rarely meet, few enough to walk.
-const SHARDS: usize = 64;
-
 /// All sessions of a server.
 pub(crate) struct Registry {
     pub(super) options: SessionOptions,
-    pub(super) hasher: RandomState,
     /// By number.
-    pub(super) by_id: Vec<RwLock<HashSet<Session>>>,
-    pub(super) by_connection: Vec<RwLock<HashMap<ConnectionId, Session>>>,
+    pub(super) by_id: Shards<HashSet<Session>>,
+    pub(super) by_connection: Shards<HashMap<ConnectionId, Session>>,
     /// The server's connections: those that have no session yet get it from here.
     pub(super) connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Connections that have no session yet.
     pub(super) unmade: AtomicUsize,
     pub(super) me: Weak<Registry>,
-    pub(super) by_user: Vec<RwLock<HashMap<Arc<str>, OfUser>>>,
-    pub(super) hub: Hub,
+    pub(super) users: Users,
+    /// Topics.
+    pub(crate) hub: Arc<Hub>,
+    pub(super) fan_out: Arc<FanOut>,
     pub(super) away: Away,
     pub(super) told: Told,
-    /// The server has stopped, and all sessions ended.
-    pub(super) stopped: AtomicBool,
     /// Somebody sweeps: only one at a time.
     pub(super) sweeping: AtomicBool,
     pub(super) endings: Endings,
     /// Those in which the server listens.
-    pub(crate) runtimes: Runtimes,
+    pub(crate) runtimes: Arc<Runtimes>,
     /// What is left of sessions that ended.
     pub(super) ended: Mutex<Pasts>,
     pub(super) count: AtomicUsize,
@@ -77,8 +73,6 @@ pub(crate) struct Registry {
 pub(super) struct Told {
     pub(super) resumed: Calm,
     pub(super) ended: Calm,
-    pub(super) unkept: Calm,
-    pub(super) presence_too_large: Calm,
 }
 
 impl Registry {
@@ -96,20 +90,21 @@ impl Registry {
             );
         }
         let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
+        let runtimes = Arc::<Runtimes>::default();
+        let fan_out = Arc::new(FanOut::new(options.limits.clone(), Arc::clone(&runtimes)));
         Arc::new_cyclic(|me| Self {
-            hub: Hub::new(options.rules.clone()),
+            users: Users::new(&options),
+            hub: Hub::new(&options, Arc::clone(&fan_out)),
+            fan_out,
             options,
-            hasher: RandomState::new(),
-            by_id: shards(),
-            by_connection: shards(),
+            by_id: Shards::default(),
+            by_connection: Shards::default(),
             connections,
             unmade: AtomicUsize::new(0),
             me: me.clone(),
-            by_user: shards(),
             away: Away::default(),
             told: Told::default(),
-            runtimes: Runtimes::default(),
-            stopped: AtomicBool::new(false),
+            runtimes,
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
@@ -119,10 +114,6 @@ impl Registry {
 
     pub(super) fn options(&self) -> &SessionOptions {
         &self.options
-    }
-
-    pub(super) fn shard<'a, K: std::hash::Hash + ?Sized, T>(&self, shards: &'a [T], key: &K) -> &'a T {
-        &shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
     /// A connection is about to open: its session begins, and is made when somebody asks for it.
@@ -136,14 +127,14 @@ impl Registry {
     /// It is made when it is first asked for: a client that only calls costs its server none.
     pub(crate) fn of(&self, connection: &Connection) -> Option<Session> {
         let id = connection.id();
-        let shard = self.shard(&self.by_connection, &id);
+        let shard = self.by_connection.of(&id);
         if connection.is_adopted() {
             return shard.read().get(&id).cloned();
         }
         let mut of_shard = shard.write();
         if !connection.is_adopted() {
             let session = self.make(connection);
-            self.shard(&self.by_id, &session.id()).write().insert(session.clone());
+            self.by_id.of(&session.id()).write().insert(session.clone());
             of_shard.insert(id, session);
             self.unmade.fetch_sub(1, Ordering::Relaxed);
             connection.adopt();
@@ -158,7 +149,7 @@ impl Registry {
 
     /// As [`Self::of`], by number.
     pub(crate) fn of_connection(&self, id: ConnectionId) -> Option<Session> {
-        let made = self.shard(&self.by_connection, &id).read().get(&id).cloned();
+        let made = self.by_connection.of(&id).read().get(&id).cloned();
         made.or_else(|| {
             let connection = self.connections.lock().get(&id).cloned()?;
             self.of(&connection)
@@ -170,7 +161,7 @@ impl Registry {
         if connection.is_adopted() {
             return false;
         }
-        let _of_shard = self.shard(&self.by_connection, &connection.id()).write();
+        let _of_shard = self.by_connection.of(&connection.id()).write();
         let is_unmade = !connection.is_adopted();
         if is_unmade {
             connection.adopt();
@@ -204,8 +195,20 @@ impl Registry {
         }
     }
 
+    /// Binds a session to a user: it is found among that user's sessions from then on.
+    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let Some(before) = session.bind(name.clone()) else { return };
+        for user in before.iter().chain(&name) {
+            self.users.settle(session, user);
+        }
+        // Another bound counts now for what it is owed.
+        session.inner.changed.notify_waiters();
+        self.hub.rename(session);
+    }
+
     pub(crate) fn session(&self, id: SessionId) -> Option<Session> {
-        self.shard(&self.by_id, &id).read().get(&id).cloned()
+        self.by_id.of(&id).read().get(&id).cloned()
     }
 
     /// Sessions whose clients are away.
@@ -223,16 +226,10 @@ impl Registry {
         let mut found: Vec<Session> = match &target.who {
             Who::Connection(id) => self.of_connection(*id).into_iter().collect(),
             Who::Session(id) => self.session(*id).into_iter().collect(),
-            Who::Users(names) => {
-                let of_user = |name: &String| -> Vec<Session> {
-                    let users = self.shard(&self.by_user, name.as_str()).read();
-                    users.get(name.as_str()).map(|theirs| theirs.sessions.iter().cloned().collect()).unwrap_or_default()
-                };
-                unique(names.iter().flat_map(of_user).collect())
-            }
+            Who::Users(names) => unique(names.iter().flat_map(|name| self.users.sessions_of(name)).collect()),
             Who::SubscribersOf(name) => {
                 topic::check_topic(name)?;
-                self.subscribers(name)
+                self.hub.subscribers(name)
             }
             Who::Everyone => {
                 self.make_all();
@@ -268,8 +265,8 @@ impl Registry {
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
     pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
-        self.check_running()?;
-        Ok(self.push_to(&self.find(target)?, push, receipt)?)
+        self.fan_out.check_running()?;
+        Ok(self.fan_out.push_to(&self.find(target)?, push, receipt)?)
     }
 }
 
@@ -285,10 +282,6 @@ fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
         sessions.retain(|session| !hidden.contains(&session.id()));
     }
     sessions
-}
-
-fn shards<T: Default>() -> Vec<T> {
-    std::iter::repeat_with(T::default).take(SHARDS).collect()
 }
 
 /// Each once, in the order of their first place.
@@ -368,7 +361,9 @@ mod tests {
             }
             let sessions = server.sessions(&Target::everyone()).expect("no topic");
             let registry = sessions[0].inner.registry.upgrade().expect("the server lives");
-            sessions.iter().for_each(|session| _ = registry.subscribe(session, "news", None, false).expect("it lives"));
+            sessions
+                .iter()
+                .for_each(|session| _ = registry.hub.subscribe(session, "news", None, false).expect("it lives"));
             let push = Push::new("N", "say", "1");
             let cost = |run: &dyn Fn() -> Receipt| {
                 let before = lock::TAKEN.get();

@@ -108,9 +108,9 @@ impl Registry {
         if let Some(claimed) = claimed {
             // Its client has this one instead, and with it the places that the other one had.
             if let Some(other) = self.session(claimed.wanted) {
-                claimed.places.iter().for_each(|pattern| self.unsubscribe(&other, pattern));
+                claimed.places.iter().for_each(|pattern| self.hub.unsubscribe(&other, pattern));
             }
-            self.rename(fresh);
+            self.hub.rename(fresh);
         }
         secret
     }
@@ -155,19 +155,19 @@ impl Registry {
         let before = self.hand_over(connection, fresh, &session, &claimed)?;
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
-            self.shard(&self.by_connection, &before.id()).write().remove(&before.id());
+            self.by_connection.of(&before.id()).write().remove(&before.id());
             // One whose token has run out was told so, and ends when what runs on it is answered.
             if !before.has_refused_token() {
                 before.say_goodbye("moved", "the session is on another connection now");
                 before.close();
             }
         }
-        self.shard(&self.by_connection, &connection.id()).write().insert(connection.id(), session.clone());
+        self.by_connection.of(&connection.id()).write().insert(connection.id(), session.clone());
 
         // What the fresh session subscribed to goes along, from where it began. What is published meanwhile follows
         // it, as it has made way already.
-        let left_out = self.carry_over(fresh, &session);
-        self.rename(&session);
+        let left_out = self.hub.carry_over(fresh, &session);
+        self.hub.rename(&session);
         self.remove(fresh, Ending::merged(), None);
         session.inner.changed.notify_waiters();
         match self.told.resumed.due() {
@@ -269,7 +269,7 @@ impl Registry {
         if self.never_makes(connection) {
             return;
         }
-        let Some(session) = self.shard(&self.by_connection, &connection.id()).write().remove(&connection.id()) else {
+        let Some(session) = self.by_connection.of(&connection.id()).write().remove(&connection.id()) else {
             return;
         };
         let now = Instant::now();
@@ -293,7 +293,7 @@ impl Registry {
         };
         session.inner.changed.notify_waiters();
         if let Some(waiting) = waiting {
-            self.rename(&session);
+            self.hub.rename(&session);
             self.wait_for_client(waiting, now);
         } else {
             let why = match session.is_resumable() {
@@ -331,8 +331,8 @@ impl Drop for Claim {
         session.pump();
         if let (Some(claimed), Some(registry)) = (claimed, session.inner.registry.upgrade()) {
             // It was not let in: the session that it named has its places still.
-            claimed.places.iter().for_each(|pattern| registry.unsubscribe(&session, pattern));
-            registry.rename(&session);
+            claimed.places.iter().for_each(|pattern| registry.hub.unsubscribe(&session, pattern));
+            registry.hub.rename(&session);
         }
     }
 }
@@ -413,7 +413,7 @@ mod tests {
             assert!(again.get(keys::SESSION_RESUMED).is_some());
         }
         // The moment between the taking over and the table that says so.
-        let stale = registry.shard(&registry.by_connection, &old.id());
+        let stale = registry.by_connection.of(&old.id());
         stale.write().insert(old.id(), session.clone());
         registry.welcomed(&old);
         let waits = push("waits");

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use super::{
     Class, Push, Session,
     claims::Listed,
+    hub::Hub,
     kept::{Kept, Topic},
     ledger::Origin,
     presence::{
@@ -28,7 +29,6 @@ use super::{
         RosterMember, RosterReply, Who, fit_into_reply,
     },
     receipt::Receipt,
-    registry::Registry,
     topic::{self, TopicError},
 };
 use crate::calm::{Said, tell};
@@ -63,11 +63,11 @@ impl Telling {
 }
 
 /// Nothing is told while this is kept.
-pub(super) struct Hold<'a>(&'a Registry);
+pub(super) struct Hold<'a>(&'a Hub);
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.0.hub.telling.state.lock().holds -= 1;
+        self.0.telling.state.lock().holds -= 1;
         self.0.tell();
     }
 }
@@ -86,7 +86,7 @@ impl Drop for Running {
 /// Changes of one topic that are being told. Dropped with the runtime that was to tell them, they are told with the next
 /// ones, of which a listener gets the last of each member; what was entered is written.
 struct Untold<'a> {
-    registry: &'a Registry,
+    hub: &'a Hub,
     name: &'a str,
     changes: VecDeque<Change>,
     unwritten: Vec<Session>,
@@ -98,33 +98,33 @@ impl Drop for Untold<'_> {
         if self.changes.is_empty() {
             return;
         }
-        let Some(topic) = self.registry.hub.topics.find(self.name) else { return };
+        let Some(topic) = self.hub.topics.find(self.name) else { return };
         let mut kept = topic.kept.lock();
         let newer = std::mem::take(&mut kept.untold);
         let changes = std::mem::take(&mut self.changes).into_iter().chain(newer);
-        self.registry.note_changes(&topic, &mut kept, changes.collect());
+        self.hub.note_changes(&topic, &mut kept, changes.collect());
     }
 }
 
-impl Registry {
+impl Hub {
     /// Many sessions are about to end: nothing is told before all have.
     pub(super) fn hold_telling(&self) -> Hold<'_> {
-        self.hub.telling.state.lock().holds += 1;
+        self.telling.state.lock().holds += 1;
         Hold(self)
     }
 
     /// The server is about to end, or its clients are to go: who leaves is nobody's business any more.
     pub(crate) fn be_quiet(&self) {
-        self.hub.telling.is_quiet.store(true, Ordering::Release);
+        self.telling.is_quiet.store(true, Ordering::Release);
     }
 
     /// Notes changes of presence; [`Self::tell`] follows once the topic is free.
     pub(super) fn note_changes(&self, topic: &Topic, kept: &mut Kept, changes: Vec<Change>) {
-        if changes.is_empty() || self.hub.telling.is_quiet.load(Ordering::Acquire) {
+        if changes.is_empty() || self.telling.is_quiet.load(Ordering::Acquire) {
             return;
         }
         if kept.untold.is_empty() {
-            self.hub.telling.state.lock().topics.push_back(Arc::clone(&topic.name));
+            self.telling.state.lock().topics.push_back(Arc::clone(&topic.name));
         }
         kept.untold.extend(changes);
     }
@@ -132,15 +132,15 @@ impl Registry {
     /// Sees to it that all changes are told: by a task, or at once where there is no runtime for one.
     pub(super) fn tell(&self) {
         {
-            let mut state = self.hub.telling.state.lock();
+            let mut state = self.telling.state.lock();
             if state.topics.is_empty() || state.is_running || 0 < state.holds {
                 return;
             }
             state.is_running = true;
         }
         // The runtime may end before the task runs.
-        let running = Running(Some(Arc::clone(&self.hub.telling)));
-        match (self.runtimes.near(), self.me.upgrade()) {
+        let running = Running(Some(Arc::clone(&self.telling)));
+        match (self.fan_out.runtimes.near(), self.me.upgrade()) {
             (Some(runtime), Some(me)) => _ = runtime.spawn(async move { me.tell_all(running).await }),
             _ => {
                 let mut telling = pin!(self.tell_all(running));
@@ -151,7 +151,7 @@ impl Registry {
 
     async fn tell_all(&self, mut running: Running) {
         let mut work = 0;
-        while let Some(name) = self.hub.telling.next() {
+        while let Some(name) = self.telling.next() {
             self.tell_of(&name, &mut work).await;
         }
         running.0 = None;
@@ -159,7 +159,7 @@ impl Registry {
 
     /// Tells of one topic's changes.
     async fn tell_of(&self, name: &str, work: &mut usize) {
-        let Some(topic) = self.hub.topics.find(name) else { return };
+        let Some(topic) = self.topics.find(name) else { return };
         let (changes, listeners, is_left) = {
             let mut kept = topic.kept.lock();
             let changes = last_of_each(std::mem::take(&mut kept.untold));
@@ -175,19 +175,19 @@ impl Registry {
         drop(topic);
         if is_left {
             // The last one has left it, and only this was still to be told.
-            self.hub.forget_unused([name.into()]);
+            self.forget_unused([name.into()]);
         }
-        if self.hub.telling.is_quiet.load(Ordering::Acquire) {
+        if self.telling.is_quiet.load(Ordering::Acquire) {
             return;
         }
         let listeners: Vec<_> = listeners.into_iter().filter(|(session, _)| session.knows_topics()).collect();
         let unwritten = listeners.iter().map(|(session, _)| session.clone()).collect();
-        let mut untold = Untold { registry: self, name, changes: changes.into(), unwritten };
+        let mut untold = Untold { hub: self, name, changes: changes.into(), unwritten };
 
         let (receipt, listed) = (Receipt::new(), Listed::of(Origin::Framework, &untold.unwritten));
         while let Some(change) = untold.changes.front() {
             let (generation, push) = (change.generation, push_of(name, change.clone()));
-            match self.encode(&push) {
+            match self.fan_out.encode(&push) {
                 Ok(frame) => {
                     for (session, _) in listeners.iter().filter(|(_, entered)| *entered < generation) {
                         session.add(&push, &frame, &receipt, &listed);
@@ -195,7 +195,7 @@ impl Registry {
                     }
                 }
                 Err(_) => {
-                    let told = &self.told.presence_too_large;
+                    let told = &self.too_large_told;
                     tell!(told, warn, topic = ?Said(name), "a change of presence is larger than a frame may be");
                 }
             }
@@ -240,7 +240,7 @@ impl Registry {
         with_sessions: bool,
     ) -> Result<(Presence, bool), TopicError> {
         topic::check_topic(topic)?;
-        let Some(topic) = self.hub.topics.find(topic) else { return Ok(Default::default()) };
+        let Some(topic) = self.topics.find(topic) else { return Ok(Default::default()) };
         let kept = topic.kept.lock();
         let Some(roster) = &kept.roster else { return Ok(Default::default()) };
         let mut all = roster.members(after);
@@ -308,13 +308,14 @@ mod tests {
         client.subscribe("room").await.expect("open");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
-        let topic = registry.hub.topics.find("room").expect("somebody is there");
+        let hub = &registry.hub;
+        let topic = hub.topics.find("room").expect("somebody is there");
         {
             let mut kept = topic.kept.lock();
             let roster = kept.roster.as_mut().expect("it shows who is there");
             for number in 0..2500_u128 {
                 let user = (number % 2 == 0).then(|| Arc::from(format!("user{number}")));
-                roster.enter(&Who::new(user, SessionId(number)), SessionId(number), &registry.hub.generations);
+                roster.enter(&Who::new(user, SessionId(number)), SessionId(number), &hub.generations);
             }
         }
         let all = client.roster("room").await.expect("it subscribes");
@@ -356,9 +357,10 @@ mod tests {
             }
             let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
             let registry = session.inner.registry.upgrade().expect("the server lives");
+            let hub = &registry.hub;
             let args = RosterArgs { topic: "room".to_owned(), ..RosterArgs::default() };
             let before = lock::TAKEN.get();
-            let reply = registry.roster_for(&session, &args).expect("it subscribes");
+            let reply = hub.roster_for(&session, &args).expect("it subscribes");
             costs.push(lock::TAKEN.get() - before);
             assert_eq!((reply.members.len(), reply.members[0].status), (1, PresenceStatus::Online));
         }
@@ -426,10 +428,11 @@ mod tests {
         client.subscribe("room").await.expect("open");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         let change = |user: &str, generation| Change { who: Who::User(user.into()), is_in: true, generation };
         let changes = VecDeque::from([change("a", u64::MAX - 1), change("b", u64::MAX)]);
-        drop(Untold { registry: &registry, name: "room", changes, unwritten: Vec::new() });
-        registry.tell();
+        drop(Untold { hub, name: "room", changes, unwritten: Vec::new() });
+        hub.tell();
         for user in ["a", "b"] {
             let message = tokio::time::timeout(std::time::Duration::from_secs(60), messages.next()).await;
             let change: PresenceChange = message.expect("it is told").expect("open").decode().expect("a change");
@@ -458,17 +461,18 @@ mod tests {
         first.subscribe("room").await.expect("open");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         let mut others = Vec::new();
         for is_quiet in [false, true] {
             if is_quiet {
-                registry.be_quiet();
+                hub.be_quiet();
             }
             let other = connect().await.expect("it listens");
             other.0.subscribe("room").await.expect("open");
             others.push(other);
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             assert_eq!(std::iter::from_fn(|| messages.try_next()).count(), usize::from(!is_quiet));
-            let topic = registry.hub.topics.find("room").expect("somebody is there");
+            let topic = hub.topics.find("room").expect("somebody is there");
             assert!(topic.kept.lock().untold.is_empty());
         }
         assert_eq!(server.presence("room").expect("a topic").members.len(), 3);
@@ -485,19 +489,20 @@ mod tests {
         client.subscribe("room").await.expect("open");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         let registry = session.inner.registry.upgrade().expect("the server lives");
+        let hub = &registry.hub;
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
 
-        registry.tell();
-        assert!(!registry.hub.telling.state.lock().is_running, "there is nothing to tell");
-        registry.hub.telling.state.lock().is_running = true;
-        registry.hub.telling.state.lock().topics.push_back("room".into());
-        registry.tell();
+        hub.tell();
+        assert!(!hub.telling.state.lock().is_running, "there is nothing to tell");
+        hub.telling.state.lock().is_running = true;
+        hub.telling.state.lock().topics.push_back("room".into());
+        hub.tell();
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        assert_eq!(registry.hub.telling.state.lock().topics.len(), 1, "another task comes to it");
-        registry.hub.telling.state.lock().is_running = false;
-        registry.tell();
+        assert_eq!(hub.telling.state.lock().topics.len(), 1, "another task comes to it");
+        hub.telling.state.lock().is_running = false;
+        hub.tell();
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        assert_eq!(registry.hub.telling.state.lock().topics.len(), 0);
+        assert_eq!(hub.telling.state.lock().topics.len(), 0);
     }
 
     /// Whoever tells very many lets others run.

@@ -234,7 +234,7 @@ impl Caller for User {
             return Err(PushError::NoClient(format!("the user {} has no session to push to", self.name)));
         }
         let receipt = Receipt::new();
-        self.registry.push_to(&sessions, &Push::from_raw(push), &receipt)?;
+        self.registry.fan_out.push_to(&sessions, &Push::from_raw(push), &receipt)?;
         push::accepted(&receipt, || sessions.iter().map(Session::waiting).max().unwrap_or_default())
     }
 }

@@ -1,54 +1,55 @@
 //! Which sessions a user has, and what these use together.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Session,
     account::Account,
     crowd::Crowd,
-    explain::{self, What},
     lock::{self, Changes, Held as HeldLocks, Wake},
-    registry::Registry,
+    options::SessionOptions,
+    shards::Shards,
 };
+
+/// See the module.
+///
+/// Locks: a part of the table, then a session.
+pub(super) struct Users {
+    shards: Shards<HashMap<Arc<str>, OfUser>>,
+    /// The calls of each user are counted.
+    counts_calls: bool,
+    /// Bytes that the logs of one user's sessions may hold together.
+    bytes_max: usize,
+}
 
 /// What belongs to one user.
 #[derive(Default)]
-pub(super) struct OfUser {
-    pub(super) sessions: Crowd<Session>,
+struct OfUser {
+    sessions: Crowd<Session>,
     /// From the second session on, or if its calls are counted. What a user of one session holds, the ledger of that
     /// one holds.
     account: Option<Arc<Account>>,
 }
 
-impl Registry {
-    pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
-        let name: Option<Arc<str>> = name.map(Arc::from);
-        let Some(before) = self.note_user(session, name.clone()) else { return };
-        for user in before.iter().chain(&name) {
-            self.settle_user(session, user);
-        }
-        // Another bound counts now for what it is owed.
-        session.inner.changed.notify_waiters();
-        self.rename(session);
+impl Users {
+    pub(super) fn new(options: &SessionOptions) -> Self {
+        let (counts_calls, bytes_max) = (options.counts_user_calls, options.bounds.user_bytes);
+        Self { shards: Shards::default(), counts_calls, bytes_max }
     }
 
-    /// Writes the user down, and answers who it was before; `None` if nothing changes. Both names are settled next.
-    pub(super) fn note_user(&self, session: &Session, name: Option<Arc<str>>) -> Option<Option<Arc<str>>> {
-        // The story is told under the session's lock, so that of two that bind it at once the last one told is the one
-        // that it is bound to.
-        let mut state = session.lock();
-        let before = state.bind(name.clone())?;
-        session.inner.trail.note(What::Bound(name.as_ref().map(explain::shared)));
-        Some(before)
+    /// The sessions of the user of this name, in the order in which they came.
+    pub(super) fn sessions_of(&self, name: &str) -> Vec<Session> {
+        let users = self.shards.of(name).read();
+        users.get(name).map(|theirs| theirs.sessions.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// Makes the table say of this user and this session what the session itself says now. Whoever has changed that
     /// comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
     /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
-    pub(super) fn settle_user(&self, session: &Session, user: &Arc<str>) {
+    pub(super) fn settle(&self, session: &Session, user: &Arc<str>) {
         // Nobody is woken while a table is locked.
         let _held_locks = HeldLocks::begin();
-        let mut users = self.shard(&self.by_user, &**user).write();
+        let mut users = self.shards.of(&**user).write();
         if let Some(theirs) = users.get_mut(user) {
             self.open_account(theirs, session, user);
         }
@@ -63,7 +64,7 @@ impl Registry {
                 theirs.sessions.add(session.clone());
                 state.list();
             }
-            if theirs.account.is_none() && self.options.counts_user_calls {
+            if theirs.account.is_none() && self.counts_calls {
                 theirs.account = Some(self.new_account());
             }
             state.bill(theirs.account.clone());
@@ -78,7 +79,7 @@ impl Registry {
     }
 
     /// Gives a user an account who is about to have a second session: what the first one holds is billed there.
-    pub(super) fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
+    fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
         let comes = || second.lock().user() == Some(user);
         if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
             return;
@@ -96,8 +97,8 @@ impl Registry {
         theirs.account = Some(account);
     }
 
-    pub(super) fn new_account(&self) -> Arc<Account> {
-        Account::new(self.options.bounds.user_bytes).into()
+    fn new_account(&self) -> Arc<Account> {
+        Account::new(self.bytes_max).into()
     }
 }
 
@@ -111,6 +112,7 @@ mod tests {
         },
         *,
     };
+    use crate::session::registry::Registry;
 
     fn bound_to(registry: &Registry, name: &str) -> usize {
         registry.find(&Target::user(name)).expect("no topic").len()
@@ -121,11 +123,11 @@ mod tests {
     async fn a_session_that_ends_while_it_is_bound_is_nobodys() {
         let (_server, _client, registry, session) = one_session("ends-while-bound").await;
         let ann: Arc<str> = "ann".into();
-        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        assert_eq!(session.bind(Some(Arc::clone(&ann))), Some(None));
         registry.remove(&session, Ending::new("now", NotResumed::Ended), None);
-        registry.settle_user(&session, &ann);
+        registry.users.settle(&session, &ann);
         assert_eq!(bound_to(&registry, "ann"), 0);
-        assert!(registry.by_user.iter().all(|shard| shard.read().is_empty()), "nothing is left");
+        assert!(registry.users.shards.iter().all(|shard| shard.read().is_empty()), "nothing is left");
         registry.bind_user(&session, Some("bob"));
         assert_eq!(bound_to(&registry, "bob"), 0, "it has ended");
     }
@@ -135,16 +137,16 @@ mod tests {
     async fn a_session_bound_twice_at_once_is_found_under_the_last_name_once() {
         let (_server, _client, registry, session) = one_session("bound-twice").await;
         let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
-        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(None));
+        assert_eq!(session.bind(Some(Arc::clone(&ann))), Some(None));
         registry.bind_user(&session, Some("bob"));
-        registry.settle_user(&session, &ann);
+        registry.users.settle(&session, &ann);
         assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
 
         // From bob to ann and back to bob, while the first of these is late.
-        assert_eq!(registry.note_user(&session, Some(Arc::clone(&ann))), Some(Some(Arc::clone(&bob))));
+        assert_eq!(session.bind(Some(Arc::clone(&ann))), Some(Some(Arc::clone(&bob))));
         registry.bind_user(&session, Some("bob"));
-        registry.settle_user(&session, &bob);
-        registry.settle_user(&session, &ann);
+        registry.users.settle(&session, &bob);
+        registry.users.settle(&session, &ann);
         assert_eq!((bound_to(&registry, "ann"), bound_to(&registry, "bob")), (0, 1));
     }
 
@@ -176,16 +178,16 @@ mod tests {
         let account = |at: usize| sessions[at].lock().ledger().account().cloned();
         let [ann, bob]: [Arc<str>; 2] = ["ann".into(), "bob".into()];
         sessions[0].bind_user("ann");
-        registry.settle_user(&sessions[1], &ann);
+        registry.users.settle(&sessions[1], &ann);
         assert!(account(0).is_none(), "the other one is not of ann");
         // Not settled yet.
-        assert_eq!(registry.note_user(&sessions[0], Some(Arc::clone(&bob))), Some(Some(Arc::clone(&ann))));
+        assert_eq!(sessions[0].bind(Some(Arc::clone(&bob))), Some(Some(Arc::clone(&ann))));
         sessions[1].bind_user("ann");
         assert!(account(0).is_none());
         assert!(account(1).is_some(), "the list still has two");
 
-        registry.settle_user(&sessions[0], &ann);
-        registry.settle_user(&sessions[0], &bob);
+        registry.users.settle(&sessions[0], &ann);
+        registry.users.settle(&sessions[0], &bob);
         assert!(account(0).is_none(), "the only session of bob");
         drop(sessions[0].lock().end(&Arc::default()));
         sessions[2].bind_user("bob");

@@ -1,0 +1,33 @@
+//! A table in parts, each with a lock of its own, so that threads rarely meet.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use parking_lot::RwLock;
+
+/// Parts of one table: few enough to walk.
+const SHARDS: usize = 64;
+
+/// See the module. Nobody locks two of its parts at once.
+pub(super) struct Shards<T> {
+    hasher: RandomState,
+    parts: Vec<RwLock<T>>,
+}
+
+impl<T: Default> Default for Shards<T> {
+    fn default() -> Self {
+        let parts = std::iter::repeat_with(RwLock::default).take(SHARDS).collect();
+        Self { hasher: RandomState::new(), parts }
+    }
+}
+
+impl<T> Shards<T> {
+    /// The part in which this key is, or would be.
+    pub(super) fn of<K: Hash + ?Sized>(&self, key: &K) -> &RwLock<T> {
+        &self.parts[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// All parts.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RwLock<T>> {
+        self.parts.iter()
+    }
+}
