@@ -487,27 +487,13 @@ impl Hub {
         let mut answer = Answer { subscribed: outcome, ..Answer::default() };
         // The newest value waits for room as any value does.
         if !latest_only && !claim(state.ledger_mut(), &messages) {
-            // A single one may be larger than the bound.
-            let fitting = if part { fitting(state.ledger(), &messages).max(1) } else { 0 };
-            let rest = messages.split_off(fitting.min(messages.len()));
-            let is_claimed = 0 < fitting && claim(state.ledger_mut(), &messages);
-            if !is_claimed {
-                // In part is not at all.
-                let position = if part { from } else { Some(history.position()) };
-                return Answer { subscribed: Subscribed { recovered: false, position }, more: false, later: true };
-            }
-            let last =
-                messages.last().map(|(offset, last)| (Position { offset: *offset, ..history.position() }, *last));
-            answer.subscribed.position = last.map(|(reached, _)| reached);
-            answer.more = true;
-            if state.patterns().contains(pattern) {
-                // From the first of these on the session counts as having got everything: these it has not.
-                rest.iter().for_each(|(_, published)| state.ledger_mut().miss(published.stamp));
-            } else if let [(_, first), ..] = messages[..]
-                && let Some((reached, last)) = last
-            {
-                let from = from.unwrap_or(Position { offset: 0, ..reached });
-                state.note_part(pattern, from, Part { first: first.stamp, last: last.stamp, reached });
+            match claim_part(state, wish, history.position(), &mut messages) {
+                Some(reached) => (answer.subscribed.position, answer.more) = (Some(reached), true),
+                None => {
+                    // In part is not at all.
+                    let position = if part { from } else { Some(history.position()) };
+                    return Answer { subscribed: Subscribed { recovered: false, position }, more: false, later: true };
+                }
             }
         } else if let Some(sent) = parts
             && from.is_some_and(|from| sent.meets(from))
@@ -811,6 +797,33 @@ type Messages<'a> = [(u64, &'a Published)];
 fn claim(ledger: &mut Ledger, messages: &Messages<'_>) -> bool {
     let bytes = messages.iter().map(|(_, published)| published.encoded.size()).sum();
     ledger.claim_room(messages.len(), bytes)
+}
+
+/// Claims room for as many of these as there is room for, if the client takes a part, and takes the others out. Returns
+/// how far they reach in the topic, which stands at `head`; `None`: there is no room.
+fn claim_part(
+    state: &mut State,
+    wish: Wish<'_>,
+    head: Position,
+    messages: &mut Vec<(u64, &Published)>,
+) -> Option<Position> {
+    // A single one may be larger than the bound.
+    let fitting = if wish.part { fitting(state.ledger(), messages).max(1) } else { 0 };
+    let rest = messages.split_off(fitting.min(messages.len()));
+    if fitting == 0 || !claim(state.ledger_mut(), messages) {
+        return None;
+    }
+
+    let ([(_, first), ..], [.., (offset, last)]) = (&messages[..], &messages[..]) else { return None };
+    let reached = Position { offset: *offset, ..head };
+    if state.patterns().contains(wish.pattern) {
+        // From the first of these on the session counts as having got everything: these it has not.
+        rest.iter().for_each(|(_, published)| state.ledger_mut().miss(published.stamp));
+    } else {
+        let from = wish.from.unwrap_or(Position { offset: 0, ..reached });
+        state.note_part(wish.pattern, from, Part { first: first.stamp, last: last.stamp, reached });
+    }
+    Some(reached)
 }
 
 /// How many of these, from the first on, the session's log has room for.

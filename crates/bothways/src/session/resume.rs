@@ -62,19 +62,7 @@ impl Registry {
             }
             other => {
                 if let Some((wanted, Err(why))) = other {
-                    let text = why.code();
-                    fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
-                    if why == NotResumed::Late {
-                        return Err(NotWelcome::Late);
-                    }
-                    welcome.insert(keys::SESSION_WHY, text);
-                    let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
-                    if let Some(words) = self.endings.words(wanted, key) {
-                        welcome.insert(keys::SESSION_WORDS, words);
-                    }
-                    if why == NotResumed::Revoked {
-                        self.end_revoked(wanted);
-                    }
+                    self.refuse_resume(&fresh, wanted, why, hello, &mut welcome)?;
                 } else if hello.get(keys::SESSION_ID).is_some() {
                     // No session has such a name.
                     welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
@@ -83,7 +71,6 @@ impl Registry {
                 fresh
             }
         };
-        // What the connection is asked takes its lock: not under that of the session.
         let (methods, takes_only_these) = (connection.methods(), connection.pushes_go_to_handlers());
         let offset = {
             let mut state = session.lock();
@@ -98,6 +85,32 @@ impl Registry {
             self.leave(connection);
         }
         Ok(welcome)
+    }
+
+    /// The client does not get the session that it wanted: the Welcome says why not.
+    fn refuse_resume(
+        &self,
+        fresh: &Session,
+        wanted: SessionId,
+        why: NotResumed,
+        hello: &Metadata,
+        welcome: &mut Metadata,
+    ) -> Result<(), NotWelcome> {
+        let text = why.code();
+        fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
+        if why == NotResumed::Late {
+            return Err(NotWelcome::Late);
+        }
+
+        welcome.insert(keys::SESSION_WHY, text);
+        let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
+        if let Some(words) = self.endings.words(wanted, key) {
+            welcome.insert(keys::SESSION_WORDS, words);
+        }
+        if why == NotResumed::Revoked {
+            self.end_revoked(wanted);
+        }
+        Ok(())
     }
 
     /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
