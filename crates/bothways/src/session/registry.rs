@@ -1,8 +1,7 @@
-//! Finds sessions: by connection, number, user and topic. Resumes them, and ends them.
+//! The tables of sessions: by connection, number and user; with what is kept of those that ended.
 //!
-//! Tables are sharded, and no lock is held across an await, a write, or another shard's lock; but that a session
-//! is entered by its number while its connection's shard is locked. Whoever needs both
-//! locks a shard first, and then a session. Whoever needs two sessions locks that of the lower number first.
+//! Tables have parts with a lock each. No two parts are locked at once, with one exception: a session is entered by its
+//! number while the part of its connection is locked. Order of locks: a part, then a session (see `mod.rs`).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,12 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    Inner, Session, SessionId,
+    Session, SessionId,
     away::Away,
     claims::Listed,
     endings::Endings,
     explain::{self, Explanation, Trail, What},
     fan_out::{FanOut, SendError},
+    handle::Inner,
     hub::Hub,
     lock::Lock,
     options::SessionOptions,

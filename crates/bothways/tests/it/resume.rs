@@ -22,7 +22,7 @@
 //! | a push between a connection and its Hello goes to the client's session and to the connection as well, or to a plain client that it is not | [`what_is_pushed_before_a_hello_comes_once_and_tracked`], [`what_is_pushed_while_the_hook_thinks_waits_though_the_client_has_asked`]; beside the Welcome: `registry.rs`, `what_is_pushed_beside_the_welcome_is_tracked` |
 //! | a push to a user goes to the connection that is being let in as well | `call_users::who_is_being_let_in_gets_a_push_once`, `optin::what_is_pushed_while_a_client_comes_back_comes_once` |
 //! | a subscription overtakes the hook, and is for a session that is about to go | `topics::a_subscription_behind_a_slow_hello_is_not_lost` |
-//! | a thread asks for room under a lock that the answer needs | `sessions::threads_that_push_to_one_session_do_not_block_each_other`, `session/mod.rs`, `what_others_write_meanwhile_blocks_nobody` |
+//! | a thread asks for room under a lock that the answer needs | `sessions::threads_that_push_to_one_session_do_not_block_each_other`, `session/handle.rs`, `what_others_write_meanwhile_blocks_nobody` |
 //! | the notice of a gap is lost with its connection | [`a_gap_is_told_again_until_it_is_heard`] |
 //! | what an old connection still brings is taken for the session of the new one | [`what_an_old_connection_still_brings_counts_for_nothing`], `reconnect::an_answer_of_the_old_connection_subscribes_the_new_session_to_nothing` |
 //! | a client takes what a server repeats for something new | [`a_client_hands_on_once_what_comes_twice`] |
