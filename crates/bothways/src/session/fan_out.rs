@@ -30,7 +30,7 @@ const WRITTEN_IN_TURN: usize = 256;
 const WRITTEN_AT_ONCE: usize = 4096;
 
 /// See the module.
-pub(super) struct FanOut {
+pub(super) struct Delivery {
     limits: Limits,
     /// Those in which the server listens.
     pub(super) runtimes: Arc<Runtimes>,
@@ -38,7 +38,7 @@ pub(super) struct FanOut {
     stopped: AtomicBool,
 }
 
-impl FanOut {
+impl Delivery {
     pub(super) fn new(limits: Limits, runtimes: Arc<Runtimes>) -> Self {
         Self { limits, runtimes, stopped: AtomicBool::new(false) }
     }

@@ -25,7 +25,7 @@ use super::{
     Class, Priority, Push, Session,
     claims::Listed,
     explain::{self, What},
-    fan_out::{FanOut, SendError},
+    fan_out::{Delivery, SendError},
     history::{History, Kept as Message, Position},
     kept::{Held, Kept, Topic, Topics},
     ledger::{Entry, Ledger, Origin},
@@ -144,7 +144,7 @@ pub(crate) struct Hub {
     pub(super) me: Weak<Hub>,
     rules: Rules,
     room: Room,
-    pub(super) fan_out: Arc<FanOut>,
+    pub(super) fan_out: Arc<Delivery>,
     began: Instant,
     pub(super) subscriptions: RwLock<Subscriptions<Session>>,
     pub(super) topics: Topics,
@@ -184,7 +184,7 @@ pub(super) struct Published {
 /// A push in its two forms: for those who know of topics, and for those of whom it is not known. These see what Go would
 /// send, unless they turn out to speak sessions before it goes.
 struct Frames<'a> {
-    fan_out: &'a FanOut,
+    fan_out: &'a Delivery,
     push: &'a Push,
     with_topic: Encoded,
     perhaps_plain: Option<Encoded>,
@@ -211,7 +211,7 @@ impl Published {
 }
 
 impl Hub {
-    pub(super) fn new(options: &SessionOptions, fan_out: Arc<FanOut>) -> Arc<Self> {
+    pub(super) fn new(options: &SessionOptions, fan_out: Arc<Delivery>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             rules: options.rules.clone(),

@@ -20,7 +20,7 @@ use super::{
     claims::Listed,
     endings::Endings,
     explain::{self, Explanation, Trail, What},
-    fan_out::{FanOut, SendError},
+    fan_out::{Delivery, SendError},
     handle::Inner,
     hub::Hub,
     lock::Lock,
@@ -55,7 +55,7 @@ pub(crate) struct Registry {
     pub(super) users: Users,
     /// Topics.
     pub(crate) hub: Arc<Hub>,
-    pub(super) fan_out: Arc<FanOut>,
+    pub(super) fan_out: Arc<Delivery>,
     pub(super) away: Away,
     pub(super) told: Told,
     /// Somebody sweeps: only one at a time.
@@ -91,7 +91,7 @@ impl Registry {
         }
         let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
         let runtimes = Arc::<Runtimes>::default();
-        let fan_out = Arc::new(FanOut::new(options.limits.clone(), Arc::clone(&runtimes)));
+        let fan_out = Arc::new(Delivery::new(options.limits.clone(), Arc::clone(&runtimes)));
         Arc::new_cyclic(|me| Self {
             users: Users::new(&options),
             hub: Hub::new(&options, Arc::clone(&fan_out)),

@@ -1,22 +1,19 @@
 //! What a server knows of one session, and the events that change it. Nobody else changes it, or sees a field of it.
 //!
 //! ```text
-//!                 claim
-//!  ───► Plain ◄───────────► Claiming ──┐
-//!      │  │ │     unclaim    │ │ │     │
-//!      │  │ │                │ │ │     │
-//!      │  │ └────────┬───────┘ │ │     │ make_way, also from Plain
-//!      │  │          │ begin   │ │     ▼
-//!      │  │          ▼         │ │  MadeWay      the client has come back to another session,
-//!      │  │      Resumable ◄┐  │ │     │         which this one stands for from then on
-//!      │  │       │  ▲  └───┘ resume, on another connection
-//!      │  │  lose │  │ resume  │ │     │
-//!      │  │       ▼  │         │ │     │
-//!      │  │       Away         │ │     │         it waits for its client
-//!      │  │ lose   │      lose │ │     │
-//!      │  └────► Left ◄────────┘ │     │         its client cannot come back: its end follows at once
-//!      │           │             │     │
-//!      └───────────┴─────► Ended ◄─────┘         end, from each of them, once
+//!              claim
+//!  ───► Plain ◄────► Claiming        Plain      the client is there; as far as is known it speaks plain rpcx
+//!         │   unclaim   │ │          Claiming   the client has named an earlier session and is being let in
+//!         │ begin       │ │          Resumable  the client is there, and may come back after a lost connection
+//!         ├─────────────┘ │          Away       the client left, and may come back
+//!         ▼               │          MadeWay    the client came back to an earlier session, which replaces this one
+//!     Resumable ◄┐        │          Left       the client left, and cannot come back: its end follows at once
+//!      │  ▲    └─┘ resume │          Ended
+//! lose │  │ resume        │ make_way (also from Plain)
+//!      ▼  │               ▼
+//!     Away             MadeWay       lose   Plain, Claiming → Left; Resumable → Left if nobody waits for it
+//!      │                  │          end    from each of them to Ended, once
+//!      └────► Ended ◄─────┘
 //! ```
 //!
 //! | event | who says so | becomes |
