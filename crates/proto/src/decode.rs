@@ -90,22 +90,30 @@ impl Deframer {
     }
 
     fn feed_more(&mut self, mut input: &[u8], limits: &Limits) {
-        input = self.pass_over(input);
-        if !self.partial.is_empty() {
-            input = self.fill_partial(input, limits);
-            match self.take_finished() {
-                Some(finished) => self.finished = finished.into(),
+        if self.is_mid_frame() {
+            match self.end_frame(input, limits) {
+                Some(behind) => input = behind,
                 None => return,
             }
-            input = self.pass_over(input);
         }
         let whole = self.whole_frames(input, limits);
         let (frames, rest) = input.split_at(whole);
         self.ready = Bytes::copy_from_slice(frames);
-        if !self.broken {
+        if !rest.is_empty() && !self.broken {
             self.take_rest(rest, limits);
         }
         self.ready_len = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
+    }
+
+    /// Takes in more of the frame that has begun. `None`: it has not ended.
+    fn end_frame<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> Option<&'a [u8]> {
+        input = self.pass_over(input);
+        if !self.partial.is_empty() {
+            input = self.fill_partial(input, limits);
+            self.finished = self.take_finished()?.into();
+            input = self.pass_over(input);
+        }
+        Some(input)
     }
 
     /// Takes in what is behind the whole frames: the beginning of one, or those that are to be passed over, and what
@@ -166,7 +174,7 @@ impl Deframer {
     /// [`Self::is_broken`] whether the stream goes on.
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
         let (frames, chunk_len) = match self.finished.is_empty() {
-            true => (&mut self.ready, self.ready_len as usize),
+            true => (&mut self.ready, self.ready_len),
             false => (&mut self.finished, 0),
         };
         if frames.is_empty() {
@@ -174,31 +182,36 @@ impl Deframer {
             return error.map_or(Ok(None), Err);
         }
         let head = frames.first_chunk().copied();
-        let parsed = match frame_len(frames, limits) {
+        let error = match frame_len(frames, limits) {
             Ok(Some(len)) if len <= frames.len() => {
-                Message::parse(frames.split_to(len), limits).map(|message| message.in_chunk(chunk_len))
+                match Message::parse_part(frames.split_to(len), limits, chunk_len) {
+                    Ok(message) => return Ok(Some(message)),
+                    Err(error) => error,
+                }
             }
             // These limits are not those by which it was cut.
-            Ok(_) => Err(DecodeError::Truncated { part: "body", body_len: frames.len() }),
+            Ok(_) => DecodeError::Truncated { part: "body", body_len: frames.len() },
             Err(error) => {
                 // All that there is of a frame that is passed over.
                 frames.advance(PREFIX_LEN.min(frames.len()));
-                Err(error)
+                error
             }
         };
-        match &parsed {
-            Ok(_) => {}
-            Err(error) if is_passed_over(error, limits) => {
-                let error = self.wrong.take().and_then(|wrong| wrong.error);
-                self.wrong = Some(Box::new(Wrong { error, header: head.as_ref().and_then(Header::from_bytes) }));
-            }
-            Err(_) => {
-                self.fail(None, head.as_ref().and_then(Header::from_bytes));
-                self.finished.clear();
-                self.ready.clear();
-            }
+        self.note_wrong(&error, head.as_ref().and_then(Header::from_bytes), limits);
+        Err(error)
+    }
+
+    /// The frame with this header is wrong: it is passed over, or nothing more is taken in.
+    #[cold]
+    fn note_wrong(&mut self, error: &DecodeError, header: Option<Header>, limits: &Limits) {
+        if is_passed_over(error, limits) {
+            let error = self.wrong.take().and_then(|wrong| wrong.error);
+            self.wrong = Some(Box::new(Wrong { error, header }));
+        } else {
+            self.fail(None, header);
+            self.finished.clear();
+            self.ready.clear();
         }
-        parsed.map(Some)
     }
 
     /// True if [`next_message`](Self::next_message) has nothing more to say of what was fed.

@@ -65,6 +65,12 @@ impl Message {
     /// # Errors
     /// Any [`DecodeError`] but those of [`Self::payload`] and [`DecodeError::TooLarge`].
     pub fn parse(frame: Bytes, limits: &Limits) -> Result<Self, DecodeError> {
+        let chunk_len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        Self::parse_part(frame, limits, chunk_len)
+    }
+
+    /// As [`Self::parse`], of a frame that is a part of so many bytes, which are kept with it.
+    pub(crate) fn parse_part(frame: Bytes, limits: &Limits, chunk_len: u32) -> Result<Self, DecodeError> {
         let body_len = frame.len().saturating_sub(PREFIX_LEN);
         let truncated = |part| DecodeError::Truncated { part, body_len };
         let first = frame.first().copied().unwrap_or_default();
@@ -92,7 +98,6 @@ impl Message {
             return Err(DecodeError::PayloadLength { stated, actual: payload.len() });
         }
         let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
-        let chunk_len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         let message = Self { header, frame, path_len, method_len, metadata_len, chunk_len };
         // Most names are ASCII, and so are their lengths: one look at all of it, 100 instructions less a message.
         // The step `decode` of `compare instructions` shows it.
@@ -194,12 +199,6 @@ impl Message {
         }
         let metadata = self.metadata();
         Some(metadata.value(keys::ERROR).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default())
-    }
-
-    /// Notes that the frame is a part of so many bytes, which are kept with it.
-    pub(crate) fn in_chunk(mut self, bytes: usize) -> Self {
-        self.chunk_len = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self
     }
 
     /// Bytes that are kept in memory for as long as this message is: its frame, and what came with it
