@@ -555,13 +555,15 @@ impl Client {
         let timeout = call.options.timeout.or(link.options().default_timeout());
         let time = timeout.and_then(CallTime::new);
         let mut over = None;
+        // Awaited where it is made: a future that is named is copied once more, all of it.
         let first = async {
             let (connection, time) = self.connection_for(patience, time).await?;
             used(&connection);
             over.insert(connection).call_within(call, time).await
-        };
+        }
+        .await;
         // What seldom follows has no room in this future.
-        let outcome = match first.await {
+        let outcome = match first {
             Err(CallError::Closed { written: false, .. })
                 if patience == Patience::Connection && link.is_waited_for() =>
             {
@@ -654,10 +656,12 @@ struct Over<'a> {
 impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
         let used = |connection: &Connection| *self.used.lock() = Some(connection.id());
-        let calling = self.client.call_noting(&call, self.patience, used);
         match is_outside() {
-            false => calling.await,
-            true => clocked(self.client.runtime(), Box::pin(calling)).await,
+            false => self.client.call_noting(&call, self.patience, used).await,
+            true => {
+                let calling = self.client.call_noting(&call, self.patience, used);
+                clocked(self.client.runtime(), Box::pin(calling)).await
+            }
         }
     }
 
@@ -672,10 +676,12 @@ impl Caller for Over<'_> {
 
 impl Caller for Client {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let calling = self.call_noting(&call, Patience::Connection, |_| {});
         match is_outside() {
-            false => calling.await,
-            true => clocked(self.runtime(), Box::pin(calling)).await,
+            false => self.call_noting(&call, Patience::Connection, |_| {}).await,
+            true => {
+                let calling = self.call_noting(&call, Patience::Connection, |_| {});
+                clocked(self.runtime(), Box::pin(calling)).await
+            }
         }
     }
 
