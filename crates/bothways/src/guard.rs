@@ -45,6 +45,7 @@ impl Panicked {
 }
 
 /// Calls code of others.
+#[inline(always)]
 pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::of)
 }
@@ -77,19 +78,29 @@ impl<T> Future for Guarded<T> {
     type Output = Result<T, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_with(cx, Ok, Err)
+        let mut panicked = None;
+        match self.poll_noting(cx, &mut panicked) {
+            Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
+            Poll::Pending => panicked.map_or(Poll::Pending, |panicked| Poll::Ready(Err(panicked))),
+        }
     }
 }
 
 impl<T> Guarded<T> {
-    /// As its `poll`, and makes of what came out what is asked for, without another move.
-    #[inline]
-    pub(crate) fn poll_with<R>(
-        &mut self,
-        cx: &mut Context<'_>,
-        done: impl FnOnce(T) -> R,
-        panicked: impl FnOnce(Panicked) -> R,
-    ) -> Poll<R> {
+    /// As its `poll`, with an outcome for a panic: what came out is not moved once more.
+    #[inline(always)]
+    pub(crate) fn poll_or(&mut self, cx: &mut Context<'_>, outcome_of: impl FnOnce(Panicked) -> T) -> Poll<T> {
+        let mut panicked = None;
+        let mut outcome = self.poll_noting(cx, &mut panicked);
+        if let Some(panicked) = panicked {
+            outcome = Poll::Ready(outcome_of(panicked));
+        }
+        outcome
+    }
+
+    /// Polls it. One that panics is not done, and its panic is noted.
+    #[inline(always)]
+    fn poll_noting(&mut self, cx: &mut Context<'_>, panicked: &mut Option<Panicked>) -> Poll<T> {
         // A future that is done is not polled again.
         let held = &mut self.0;
         let mut outcome = Poll::Pending;
@@ -103,23 +114,21 @@ impl<T> Guarded<T> {
                 }
             }
         });
-        match (outcome, guarded) {
-            (Poll::Pending, Ok(())) => Poll::Pending,
-            (Poll::Pending, Err(panic)) => {
-                drop_of(FUTURE, held.take());
-                Poll::Ready(panicked(panic))
-            }
-            (Poll::Ready(outcome), guarded) => {
-                if let Err(panic) = guarded {
-                    panic.log(FUTURE);
+        if let Err(panic) = guarded {
+            match outcome.is_ready() {
+                true => panic.log(FUTURE),
+                false => {
+                    drop_of(FUTURE, held.take());
+                    *panicked = Some(panic);
                 }
-                Poll::Ready(done(outcome))
             }
         }
+        outcome
     }
 }
 
 impl<T> Drop for Guarded<T> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(future) = self.0.take() {
             drop_of(FUTURE, future);

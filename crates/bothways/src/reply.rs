@@ -118,18 +118,24 @@ impl Reply {
     }
 
     /// What travels: the payload, and the pairs, which are the handler's and the error's.
+    #[inline(always)]
     pub(crate) fn into_wire(self) -> (Bytes, Metadata) {
         // What a handler gives back may be its caller's: a code in it would be taken for the framework's.
-        let mut metadata = if self.then_welcome { self.metadata } else { self.metadata.without_reserved() };
+        let metadata = if self.then_welcome { self.metadata } else { self.metadata.without_reserved() };
         match self.outcome {
             Ok(payload) => (payload, metadata),
-            Err(failure) => {
-                metadata.insert(keys::ERROR, &failure.text);
-                if let Some(code) = failure.code {
-                    metadata.insert(keys::ERROR_CODE, code.name());
-                }
-                (Bytes::new(), metadata)
-            }
+            Err(failure) => (Bytes::new(), failure.put(metadata)),
         }
+    }
+}
+
+impl Failure {
+    #[cold]
+    fn put(self, mut metadata: Metadata) -> Metadata {
+        metadata.insert(keys::ERROR, &self.text);
+        if let Some(code) = self.code {
+            metadata.insert(keys::ERROR_CODE, code.name());
+        }
+        metadata
     }
 }

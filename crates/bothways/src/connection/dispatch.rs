@@ -105,10 +105,14 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
 /// True for what a client says of what it was sent: it acknowledges it, answers it, or leaves. No bound may lose that,
 /// for it makes room, and nothing may bring it out of order.
-#[inline]
+#[inline(always)]
 pub(crate) fn ends_something(message: &Message) -> bool {
-    message.has_service_path(keys::CONTROL_PATH)
-        && matches!(message.service_method(), keys::ACK | keys::LEAVE | keys::REPLY)
+    message.has_service_path(keys::CONTROL_PATH) && is_an_end(message.service_method())
+}
+
+/// True for a method of the framework that finishes something; see [`ends_something`].
+pub(crate) fn is_an_end(method: &str) -> bool {
+    matches!(method, keys::ACK | keys::LEAVE | keys::REPLY)
 }
 
 /// How a request is answered.
@@ -245,6 +249,10 @@ impl Shared {
     /// Whether requests may hold so many bytes more, of this connection and, up to `all_max`, of all. `own_kib` of what
     /// they hold are of the one that asks. `Err`: which bound is reached, for the caller.
     fn check_request_bytes(&self, own_kib: usize, bytes: usize, all_max: usize) -> Result<(), String> {
+        if self.settings.load.request_kib.load(Ordering::Relaxed) == 0 {
+            // No request is held by anybody.
+            return Ok(());
+        }
         for (held, max, of) in [
             (&self.request_kib, self.settings.request_bytes_max, "of this connection "),
             (&self.settings.load.request_kib, all_max, ""),
@@ -396,6 +404,7 @@ impl Place {
 impl Connection {
     /// Answers a request that wants a reply. `pushes_before` says where pushes stood when it was read: its reply does not
     /// overtake those that are made while its handler runs.
+    #[inline(always)]
     pub(super) fn run_call(&self, mut message: Message, pushes_before: PushesSoFar, place: &mut Place) {
         if let Some(reply) = self.finish(&mut message) {
             return self.reply(&message, reply, Lane::Reply, Some(pushes_before));
@@ -420,7 +429,7 @@ impl Connection {
             let ready = Guarded::new(Box::pin(std::future::ready(reply)));
             return self.spawn_call(ready, None, message, permit, pushes_before);
         }
-        self.reply(&message, reply, Lane::Reply, Some(pushes_before));
+        self.reply_in_line(&message, reply, Lane::Reply, Some(pushes_before));
         place.keep(permit);
     }
 
@@ -824,13 +833,14 @@ fn checked(outcome: Result<Result<(), AuthError>, Panicked>) -> Result<(), NotLe
 }
 
 /// Polls a handler for the first time, without a task; one whose arguments may take long to decode is not polled.
+#[inline(always)]
 fn poll_first(handler: &mut Guarded<Reply>, message: &Message) -> Poll<Reply> {
     if packing::IN_LINE_BYTES < message.frame().len() {
         return Poll::Pending;
     }
     // Polled again by its task if it is not ready, so that the waker of this poll is never needed.
     let mut cx = Context::from_waker(Waker::noop());
-    handler.poll_with(&mut cx, |reply| reply, |panic| panicked(&panic, message))
+    handler.poll_or(&mut cx, |panic| panicked(&panic, message))
 }
 
 /// Runs a handler to its end, its panic or its caller's deadline.

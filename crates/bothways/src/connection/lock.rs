@@ -61,12 +61,17 @@ impl<'a> Locked<'a> {
     }
 
     /// Drops what the outbox has given up, once the lock is free.
-    #[inline]
+    #[inline(always)]
     pub(super) fn drop_forgotten(&mut self) {
         if self.outbox.has_dropped() {
-            let dropped = self.outbox.take_dropped();
-            self.drop_later(dropped);
+            self.drop_them_later();
         }
+    }
+
+    #[cold]
+    fn drop_them_later(&mut self) {
+        let dropped = self.outbox.take_dropped();
+        self.drop_later(dropped);
     }
 
     /// Lets go of the lock meanwhile.

@@ -78,7 +78,7 @@ pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
-    dispatch::{Answer, Decoded, Inlet, Load, deadline, ends_something},
+    dispatch::{Answer, Decoded, Inlet, Load, deadline, ends_something, is_an_end},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };

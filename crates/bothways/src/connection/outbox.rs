@@ -517,11 +517,16 @@ impl Outbox {
     }
 
     /// Counts a frame that was added. Answers the number of the last call that was.
+    #[inline(always)]
     fn count(&mut self, lane: Lane, on_wire: bool) -> u64 {
-        let counted = match lane {
-            Lane::Call | Lane::Push => self.counted.get_or_insert_default(),
-            Lane::Control | Lane::Reply => return self.counted.as_ref().map_or(0, |counted| counted.calls.added),
-        };
+        match lane {
+            Lane::Call | Lane::Push => self.count_numbered(lane, on_wire),
+            Lane::Control | Lane::Reply => self.counted.as_ref().map_or(0, |counted| counted.calls.added),
+        }
+    }
+
+    fn count_numbered(&mut self, lane: Lane, on_wire: bool) -> u64 {
+        let counted = self.counted.get_or_insert_default();
         let is_push = lane == Lane::Push;
         let progress = if is_push { &mut counted.pushes } else { &mut counted.calls };
         progress.added += 1;

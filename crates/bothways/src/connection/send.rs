@@ -357,22 +357,25 @@ impl Connection {
         }
     }
 
+    #[inline(always)]
     pub(super) fn check_added<'a>(
         &'a self,
         state: &mut Locked<'a>,
         added: Result<u64, Refused>,
     ) -> Result<u64, PushError> {
         state.drop_forgotten();
-        match added {
-            Ok(number) => Ok(number),
-            Err(Refused::TooLarge(error)) => Err(PushError::TooLarge(error)),
-            Err(Refused::Full { frames, bytes } | Refused::AllFull { frames, bytes }) => {
-                Err(PushError::Full { frames, bytes })
-            }
-            Err(Refused::Disconnect(why)) => {
+        added.map_err(|refused| self.refused(state, refused))
+    }
+
+    #[cold]
+    fn refused<'a>(&'a self, state: &mut Locked<'a>, refused: Refused) -> PushError {
+        match refused {
+            Refused::TooLarge(error) => PushError::TooLarge(error),
+            Refused::Full { frames, bytes } | Refused::AllFull { frames, bytes } => PushError::Full { frames, bytes },
+            Refused::Disconnect(why) => {
                 let reason = CloseReason::SlowPeer(why);
                 self.end(state, reason.clone());
-                Err(PushError::Closed(reason))
+                PushError::Closed(reason)
             }
         }
     }

@@ -21,7 +21,7 @@ impl Connection {
     }
 
     /// Ends the use of the state; writes if so much waits that a write pays for itself.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_if_much(&self, state: Locked<'_>) {
         let much = state.outbox.wants_write();
         drop(state);

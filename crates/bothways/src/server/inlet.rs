@@ -13,7 +13,7 @@ use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::Error
 use crate::{
     calm::{Said, tell},
     clock::after,
-    connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something},
+    connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something, is_an_end},
     error::{AuthError, CloseReason, ErrorCode},
     handler::Request,
     reply::{BoxFuture, Reply},
@@ -108,7 +108,7 @@ impl Inlet for ServerInlet {
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return self.handle_control(connection, &message);
         }
-        let ends_something = ends_something(&message);
+        let ends_something = is_control && is_an_end(message.service_method());
         if shared.refuses_calls_of(connection) && !ends_something {
             if !connection.is_negotiated() {
                 // Go calls another server after the end of a connection, and after no answer that says so.
