@@ -490,4 +490,76 @@ mod tests {
         assert!(matches!(next(), Poll::Ready(Some(ConnectionEvent::Lost { .. }))));
         assert!(next().is_pending());
     }
+
+    mod model {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        fn event() -> impl Strategy<Value = ConnectionEvent> {
+            let name = |name: &str| Arc::<str>::from(name);
+            let server = prop::sample::select(vec![name("tcp@a:1"), name("tcp@b:1")]);
+            let topic = prop::sample::select(vec![name("news"), name("prices")]);
+            (server, topic, any::<bool>(), 0..8_u8).prop_map(|(server, topic, flag, kind)| match kind {
+                0 => ConnectionEvent::Connected { server },
+                1 | 2 => ConnectionEvent::Lost { server, reason: CloseReason::PeerClosed },
+                3 => ConnectionEvent::Restored { server, losses: 1 },
+                4 => ConnectionEvent::Refused { server, reason: flag.to_string() },
+                5 => ConnectionEvent::SubscriptionLost {
+                    server,
+                    topic,
+                    error: CallError::Remote { text: "no".to_owned(), code: None },
+                    for_good: flag,
+                },
+                _ => ConnectionEvent::Resubscribed { server, topic, recovered: flag },
+            })
+        }
+
+        /// What waits once all of these were told.
+        fn waiting<'a>(events: impl IntoIterator<Item = &'a ConnectionEvent>) -> Vec<String> {
+            let sender = EventSender::default();
+            let told = sender.subscribe();
+            events.into_iter().for_each(|event| sender.tell(event));
+            told.shared.lock().waiting.iter().map(|event| format!("{event:?}")).collect()
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+            /// What is told of one server, of one topic, and of connections, is as if nothing else were told.
+            #[test]
+            fn each_matter_is_told_for_itself(events in prop::collection::vec(event(), 0..40)) {
+                let all = waiting(&events);
+                for server in ["tcp@a:1", "tcp@b:1"] {
+                    for topic in [None, Some("news"), Some("prices")] {
+                        let is_of = |event: &&ConnectionEvent| {
+                            &**event.server() == server && event.topic().map(|topic| &**topic) == topic
+                        };
+                        let alone = waiting(events.iter().filter(is_of));
+                        let named = |text: &&String| {
+                            text.contains(server)
+                                && match topic {
+                                    Some(topic) => text.contains(topic),
+                                    None => !text.contains("news") && !text.contains("prices"),
+                                }
+                        };
+                        let among: Vec<String> = all.iter().filter(named).cloned().collect();
+                        prop_assert_eq!(among, alone);
+                    }
+                }
+                // Each loss is told, alone or in a number.
+                for server in ["tcp@a:1", "tcp@b:1"] {
+                    let restored = |event: &&ConnectionEvent| {
+                        &**event.server() == server && matches!(event, ConnectionEvent::Restored { .. })
+                    };
+                    let sum: u64 = events.iter().filter(restored).count() as u64;
+                    let of = |text: &String| -> u64 {
+                        let losses = text.split("losses: ").nth(1).map(|rest| rest.trim_end_matches([' ', '}']));
+                        losses.and_then(|losses| losses.parse().ok()).unwrap_or(0)
+                    };
+                    prop_assert_eq!(all.iter().filter(|text| text.contains(server)).map(of).sum::<u64>(), sum);
+                }
+            }
+        }
+    }
 }

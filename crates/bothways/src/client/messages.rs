@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bothways_proto::{Capabilities, Limits, Message, Metadata, SerializeType, keys};
+use bothways_proto::{Capabilities, Message, Metadata, SerializeType, keys};
 use bytes::Bytes;
 use futures_core::Stream;
 use parking_lot::Mutex;
@@ -81,7 +81,7 @@ impl ServerMessage {
     /// # Errors
     /// [`CodecError::Compressed`].
     pub fn payload(&self) -> Result<Bytes, CodecError> {
-        Ok(self.message.payload(self.limits())?)
+        Ok(self.message.payload(self.connection.limits())?)
     }
 
     /// The payload as a value.
@@ -151,10 +151,6 @@ impl ServerMessage {
         #[cfg(test)]
         tests::LOOKED_AT.set(tests::LOOKED_AT.get() + 1);
         self.ack.is_none() && !self.first.as_ref().is_some_and(|first| first.has_repetitions())
-    }
-
-    fn limits(&self) -> &Limits {
-        self.connection.limits()
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -769,5 +765,16 @@ mod tests {
         assert_eq!((gaps.len(), gaps.iter().sum::<u64>()), (110, 2_000), "{gaps:?}");
         assert_eq!(messages.dropped(), 2_005, "the last five found no place, and none has followed them");
         assert_eq!(messages.len(), 0);
+    }
+
+    /// The queue is a stream.
+    #[tokio::test]
+    async fn messages_come_as_a_stream() {
+        let (queue, mut messages) = crate::ClientOptions::new().message_queue();
+        let (adder, server) = (queue.adder(), Arc::from("memory@x"));
+        assert_eq!(adder.add(message(), &connection(), &server, None, None), Added::Taken);
+        let mut next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut messages).poll_next(cx));
+        let next = tokio::time::timeout(Duration::from_secs(60), &mut next).await.expect("it is there");
+        assert_eq!(next.map(|message| message.service_method().to_owned()).as_deref(), Some("News"));
     }
 }

@@ -356,7 +356,7 @@ impl Client {
                     subscribing.claim.want();
                     // A connection that stands by now may not have known of it.
                     match link.at_once(Patience::OneTry) {
-                        Some(Ok(connection)) if connection.is_open() => {}
+                        Some(Ok(_)) => {}
                         _ => return Err(error),
                     }
                 }
@@ -494,9 +494,10 @@ impl Client {
                 return Ok(CallOptions::new());
             };
             let began = Instant::now();
-            let waited = tokio::time::timeout_at(after(timeout), place.turn()).await;
+            // If its turn has not come by then, nothing of the time is left.
+            let _ = tokio::time::timeout_at(after(timeout), place.turn()).await;
             let left = timeout.saturating_sub(began.elapsed());
-            if waited.is_err() || left.is_zero() {
+            if left.is_zero() {
                 // Zero says that nothing was sent.
                 return Err(CallError::TimedOut(Duration::ZERO));
             }
@@ -617,9 +618,8 @@ impl Client {
             let (connection, left) = self.wait_for_connection(Patience::Connection, time, until).await?;
             used(&connection);
             match connection.call_within(call, left).await {
-                Err(CallError::Closed { written: false, .. }) if Instant::now() < until => {
-                    time = left.map(CallTime::rest);
-                }
+                // Beyond that time there is only a connection that is open already.
+                Err(CallError::Closed { written: false, .. }) => time = left.map(CallTime::rest),
                 outcome => return outcome,
             }
         }
@@ -638,8 +638,7 @@ impl Client {
             };
             match connection.push_within(push, wait).await {
                 // Nothing was queued: the next connection is as good.
-                Err(PushError::Closed(_))
-                    if patience == Patience::Connection && Instant::now() < until && link.is_waited_for() => {}
+                Err(PushError::Closed(_)) if patience == Patience::Connection && link.is_waited_for() => {}
                 outcome => return outcome,
             }
         }
@@ -754,5 +753,22 @@ mod tests {
         assert!(!client.is_ended() && !client.is_down());
         client.close();
         assert!(client.is_ended());
+    }
+
+    /// What notes the connection of a call sends messages as the client does.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_notes_the_connection_of_calls_sends_messages_too() {
+        let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let server = Server::builder().handler("T", "Tell", move |_: crate::Request| {
+            sender.send(()).expect("the test listens");
+            std::future::ready(crate::Reply::ok(""))
+        });
+        let listening = server.build().listen("memory@client-over").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        let over = Over { client: &client, patience: Patience::Connection, used: Mutex::default() };
+        let (serialize, payload, options) = (SerializeType::RAW, Bytes::new(), CallOptions::new());
+        let push = RawCall { service_path: "T", service_method: "Tell", serialize, payload, options };
+        over.push_raw(push).await.expect("it is up");
+        tokio::time::timeout(Duration::from_secs(60), heard.recv()).await.expect("it comes");
     }
 }

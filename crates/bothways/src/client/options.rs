@@ -506,4 +506,13 @@ mod tests {
         let least = Duration::from_millis(1);
         assert_eq!((options.backoff_base, options.backoff_max, options.queue.messages_max), (least, least, 1));
     }
+
+    /// Each client has rooms of its own for what is unpacked, also of the same options.
+    #[test]
+    fn no_client_takes_the_room_of_another() {
+        let options = ClientOptions::new();
+        let [one, other] = [options.settings(), options.settings()];
+        assert!(!Arc::ptr_eq(&one.room, &other.room) && !Arc::ptr_eq(&one.reply_room, &other.reply_room));
+        assert!(!Arc::ptr_eq(&one.room, &one.reply_room));
+    }
 }

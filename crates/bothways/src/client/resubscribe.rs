@@ -600,6 +600,17 @@ mod tests {
             this.resubscribe(&asking, "news".into(), Why::Ended, Vec::new()).await;
             assert!(told(&mut events).await.is_empty(), "it was not lost, and nothing is missing");
         }
+
+        // It was not lost, and something is missing, or not.
+        for (epoch, expected) in [(position.epoch, vec![]), (position.epoch ^ 1, vec!["news: recovered false"])] {
+            let this = resubscriber();
+            let mut events = this.events.subscribe();
+            this.subscriptions.begin(connection.id(), false);
+            hold(&this, &connection, Position { epoch, ..position });
+            this.subscriptions.begin(connection.id(), false);
+            this.resubscribe(&round(&connection), "news".into(), Why::Ended, Vec::new()).await;
+            assert_eq!(told(&mut events).await, expected);
+        }
     }
 
     /// A server that does not answer is told again, until the application wants the topic again or the connection ends.
@@ -621,6 +632,23 @@ mod tests {
             }
             tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends").expect("no panic");
             assert_eq!(this.subscriptions.unwanted(&"news".into()).is_some(), closes);
+        }
+    }
+
+    /// A part leads on if it ends behind where it began, in the same life of its topic.
+    #[test]
+    fn a_part_of_nothing_leads_no_further() {
+        let at = |epoch, offset| Some(Position { epoch, offset });
+        for (from, reached, expected) in [
+            (at(1, 5), at(1, 6), true),
+            (at(1, 5), at(1, 5), false),
+            (at(1, 5), at(1, 4), false),
+            (at(1, 5), at(2, 6), false),
+            (at(1, 5), None, false),
+            (None, at(1, 1), true),
+            (None, None, false),
+        ] {
+            assert_eq!(is_further(from, reached), expected, "{from:?} {reached:?}");
         }
     }
 }

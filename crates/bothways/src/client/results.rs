@@ -201,6 +201,27 @@ mod tests {
         }
     }
 
+    /// A reply that is kept takes no room of calls that run.
+    #[tokio::test]
+    async fn a_reply_that_is_kept_gives_room_back() {
+        let room = crate::packing::Room::new(4096, 4096, 4096);
+        let message = bothways_proto::Message::new(
+            bothways_proto::Header::request(bothways_proto::Seq::new(1), bothways_proto::SerializeType::RAW)
+                .with_compress(bothways_proto::CompressType::GZIP),
+            "T",
+            "Echo",
+            &bothways_proto::Metadata::new(),
+            &bothways_proto::gzip(&[1; 2000]),
+        );
+        let unpacked = crate::packing::unpack(&message, &bothways_proto::Limits::default(), &room, &room.share()).await;
+        let (payload, held) = unpacked.expect("it is valid");
+        let held = Arc::new(held);
+        let reply = Reply { held: Some(Arc::clone(&held)), ..Reply::ok(payload) };
+        let kept = kept(Box::pin(std::future::ready(reply))).await;
+        assert_eq!(Arc::strong_count(&held), 1);
+        assert_eq!(kept.outcome.expect("it is no failure"), [1; 2000][..]);
+    }
+
     /// The oldest let their replies go, and are known: they do not run again. The newest keeps its reply, however large.
     #[test]
     fn replies_are_let_go_beyond_their_bytes() {
@@ -211,6 +232,9 @@ mod tests {
         over(&mut known, "c", 1);
         assert_eq!((known.bytes, known.let_go), (REPLY_BYTES / 2 + 1, 1));
         assert!(!has_reply(&known, "a") && has_reply(&known, "b") && has_reply(&known, "c"));
+        let (let_go, known_calls) = (Arc::clone(&known.runs["a"]), known.over.len());
+        known.end("a", &let_go);
+        assert_eq!(known.over.len(), known_calls, "who comes again ends nothing");
         assert!(known.runs["a"].given_up.load(Ordering::Relaxed) && !known.runs["b"].given_up.load(Ordering::Relaxed));
         over(&mut known, "d", REPLY_BYTES + 1);
         assert_eq!((known.bytes, known.let_go, known.over.len()), (REPLY_BYTES + 1, 3, 4));

@@ -979,4 +979,47 @@ mod tests {
         let claimed = memory.handle_welcome(connection(2), Some(&resumed()));
         assert!(matches!(claimed, Arrival::New { lost: None }), "there was none to resume");
     }
+
+    /// What the queue had no room for failed, and what nobody listens to has no handler; what was forgotten is not told.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_application_never_saw_is_told_as_that() {
+        let memory = memory_with_outcomes();
+        let acks = receive(&memory, 1, 1..=3);
+        acks[0].push_out();
+        acks[0].abandon();
+        acks[1].abandon();
+        acks[1].push_out();
+        acks[2].forget();
+        drop(acks);
+        let told = |offset, why| (offset..=offset, Stage::Failed(why));
+        let ends = vec![told(1, Failure::Error), told(2, Failure::NoHandler)];
+        assert_eq!(acks_due(&memory, 1).await, Acks { received: 3, handled: 2, ends });
+    }
+
+    /// Whatever became of a message with a key, its repetition is told as that.
+    #[tokio::test(start_paused = true)]
+    async fn a_repetition_is_told_as_its_first() {
+        use crate::client::repeats::Lost;
+        let memory = memory_with_outcomes();
+        let lost = [
+            (Lost::PushedOut, Stage::Failed(Failure::Error)),
+            (Lost::Abandoned, Stage::Failed(Failure::NoHandler)),
+            (Lost::Superseded, Stage::Superseded),
+            (Lost::Failed(Failure::Panicked), Stage::Failed(Failure::Panicked)),
+        ];
+        for (ack, (lost, _)) in receive(&memory, 1, 1..=4).iter().zip(&lost) {
+            lost.say_of(ack);
+        }
+        let ends = (1..).zip(lost).map(|(offset, (_, stage))| (offset..=offset, stage)).collect();
+        assert_eq!(acks_due(&memory, 1).await, Acks { received: 4, handled: 4, ends });
+        receive(&memory, 1, 5..=5).iter().for_each(|ack| Lost::Forgotten.say_of(ack));
+        assert_eq!(acks_due(&memory, 1).await, Acks { received: 5, handled: 4, ends: vec![] });
+    }
+
+    /// The key of a session is a secret.
+    #[test]
+    fn nobody_reads_the_key_in_a_log() {
+        let known = Known { id: "12".into(), key: "secret".into() };
+        assert_eq!(format!("{known:?}"), "Known { id: \"12\", .. }");
+    }
 }

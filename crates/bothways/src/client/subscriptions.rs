@@ -859,4 +859,24 @@ mod tests {
         second.has_ended();
         assert!(all.unwanted(&NEWS.into()).is_none());
     }
+
+    /// What the client gives up is over, unless the application subscribes this moment: then only that counts.
+    #[test]
+    fn what_is_given_up_is_over_unless_somebody_subscribes() {
+        let all = held(1, 5);
+        let mine = which(&all, NEWS);
+        assert!(all.give_up(&mine) && !all.is_wanted(&mine) && !all.give_up(&mine));
+        assert!(!all.any.load(Ordering::Acquire));
+
+        let (all, other) = (held(1, 5), "other");
+        all.want(other);
+        let mine = which(&all, other);
+        assert!(all.give_up(&mine) && all.any.load(Ordering::Acquire), "there is another one");
+        let claim = all.begin_subscribe(NEWS).claim;
+        let mine = which(&all, NEWS);
+        assert!(all.give_up(&mine), "it was wanted");
+        assert!(!all.give_up(&mine), "only the call that is under way may still have it");
+        assert_eq!(claim.hold(connection(1), &subscribed(9, false), Asker::Application), Some(false));
+        assert!(all.is_wanted(&mine));
+    }
 }

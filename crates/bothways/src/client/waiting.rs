@@ -281,3 +281,117 @@ impl Waiting {
         self.holes = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::{Header, Message, Metadata, Role, Seq, SerializeType};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{client::session::acks, connection::alone::alone};
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// A message of this server: one that may be pushed out, a tracked one, or the newest value of a key.
+        Put(usize, Option<Option<u8>>),
+        Pop,
+        PushOut(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let kind = prop_oneof![3 => Just(None), 1 => Just(Some(None)), 1 => (0..2_u8).prop_map(|key| Some(Some(key)))];
+        prop_oneof![
+            4 => (0..2_usize, kind).prop_map(|(server, kind)| Step::Put(server, kind)),
+            2 => Just(Step::Pop),
+            3 => (0..2_usize).prop_map(Step::PushOut),
+        ]
+    }
+
+    /// What waits, of which server it is, and what it is.
+    type Model = Vec<(u64, usize, Option<Option<u8>>)>;
+
+    fn number_of(message: &ServerMessage) -> u64 {
+        message.metadata().get("n").and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// The counts of the queue are those of what waits.
+    fn check(waiting: &Waiting, model: &Model, bytes: &[usize], servers: &[Server]) {
+        let amount = |of: &dyn Fn(usize, bool) -> bool| {
+            let those = model.iter().filter(|(_, server, kind)| of(*server, kind.is_some()));
+            those.fold(Amount::default(), |sum, (number, ..)| Amount {
+                messages: sum.messages + 1,
+                bytes: sum.bytes + bytes[*number as usize],
+            })
+        };
+        assert_eq!(waiting.counts(), (amount(&|_, _| true), amount(&|_, tracked| tracked)));
+        for (index, server) in servers.iter().enumerate() {
+            assert_eq!(waiting.held(*server).own, amount(&|of, _| of == index));
+            assert_eq!(waiting.held_tracked(*server).own, amount(&|of, tracked| of == index && tracked));
+        }
+        let holes = waiting.slots.iter().filter(|slot| slot.message.is_none()).count();
+        assert_eq!((waiting.holes, waiting.slots()), (holes, holes + model.len()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever comes, is taken and is pushed out: the order, the counts and the gaps are those of a plain list.
+        #[test]
+        fn what_waits_is_as_a_plain_list_has_it(steps in prop::collection::vec(step(), 1..600)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let _in_it = runtime.enter();
+            let (connection, _far) = alone(Role::Client);
+            let (mut waiting, mut model, mut bytes) = (Waiting::default(), Model::new(), Vec::new());
+            let servers = [waiting.join(), waiting.join()];
+            let names: [Arc<str>; 2] = ["a".into(), "b".into()];
+            let (mut dropped, mut told, mut acks) = (0, 0, acks(600));
+            for step in steps {
+                match step {
+                    Step::Put(server, kind) => {
+                        let number = bytes.len() as u64;
+                        let pairs = Metadata::new().with("n", number.to_string());
+                        let header = Header::oneway(Seq::of_push(1), SerializeType::RAW);
+                        let payload = vec![0; bytes.len() % 7];
+                        let message = ServerMessage {
+                            message: Message::new(header, "T", "News", &pairs, &payload),
+                            connection: connection.clone(),
+                            server: Arc::clone(&names[server]),
+                            dropped_before: 0,
+                            ack: kind.and_then(|_| acks.pop()).map(Arc::new),
+                            first: None,
+                            latest_of: kind.flatten().map(|key| Arc::from(format!("key {key}"))),
+                        };
+                        bytes.push(message.bytes());
+                        let older = waiting.put(servers[server], message);
+                        let place = model.iter().position(|(_, of, other)| {
+                            kind.flatten().is_some() && (*of, *other) == (server, kind)
+                        });
+                        prop_assert_eq!(older.as_ref().map(number_of), place.map(|at| model[at].0));
+                        match place {
+                            Some(at) => model[at].0 = number,
+                            None => model.push((number, server, kind)),
+                        }
+                    }
+                    Step::Pop => {
+                        let next = waiting.pop();
+                        told += next.as_ref().map_or(0, |message| message.dropped_before);
+                        let expected = (!model.is_empty()).then(|| model.remove(0).0);
+                        prop_assert_eq!(next.as_ref().map(number_of), expected);
+                    }
+                    Step::PushOut(server) => {
+                        let out = waiting.push_out(servers[server]);
+                        let place = model.iter().position(|(_, of, kind)| *of == server && kind.is_none());
+                        prop_assert_eq!(out.as_ref().map(number_of), place.map(|at| model.remove(at).0));
+                        dropped += u64::from(out.is_some());
+                        prop_assert!(waiting.holes < HOLES || waiting.holes < waiting.slots() / 2);
+                    }
+                }
+                check(&waiting, &model, &bytes, &servers);
+            }
+            while let Some(message) = waiting.pop() {
+                told += message.dropped_before;
+            }
+            prop_assert_eq!(told + waiting.gap, dropped);
+        }
+    }
+}

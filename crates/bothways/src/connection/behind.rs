@@ -16,15 +16,10 @@ pub(super) struct PushesSoFar {
 }
 
 /// A reply that waits for what a session owes. Dropped, it lets the reply go.
+#[derive(Debug)]
 pub(crate) struct HeldReply {
     connection: Connection,
     number: u64,
-}
-
-impl std::fmt::Debug for HeldReply {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HeldReply").field("number", &self.number).finish_non_exhaustive()
-    }
 }
 
 impl Drop for HeldReply {

@@ -196,7 +196,7 @@ impl FlushOnDrop {
         for _ in 0..TURNS {
             tokio::task::yield_now().await;
             let still_due = self.connection.shared.state.lock().callers_due;
-            if still_due == 0 || due <= still_due {
+            if !(1..due).contains(&still_due) {
                 break;
             }
             due = still_due;

@@ -421,9 +421,40 @@ pub(super) fn compressed(header: Header, payload: Bytes, compress: CompressType)
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::Role;
+    use bothways_proto::{Capabilities, Header, Hello, Peer, Role, Seq, SerializeType};
 
+    use super::{CUT_TEXT_BYTES, refusal_of};
     use crate::connection::alone::alone;
+
+    /// Which frames are passed over, and their senders told, if they are too large: those that somebody waits for, or
+    /// that lose nothing but themselves. All others end the connection.
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_is_too_large_is_passed_over_if_its_sender_can_know() {
+        let request = Header::request(Seq::new(1), SerializeType::RAW);
+        let oneway = Header::oneway(Seq::new(1), SerializeType::RAW);
+        let headers = [request, oneway, request.reply(), Header::heartbeat(Seq::new(1), SerializeType::RAW)];
+        let negotiated = |capabilities| Some(Hello { version: bothways_proto::VERSION, capabilities });
+        for (role, hello, expected) in [
+            (Role::Client, None, [false, true, true, false]),
+            (Role::Server, None, [true, false, false, false]),
+            (Role::Server, negotiated(Capabilities::SESSIONS), [true, true, false, false]),
+            (Role::Server, negotiated(Capabilities::CALLS), [true, true, true, false]),
+        ] {
+            let (connection, _far) = alone(role);
+            if let Some(hello) = &hello {
+                connection.shared.state.lock().proto.welcome(hello, hello.capabilities);
+            }
+            let passed = headers.map(|header| connection.passes_over_large(header).is_ok_and(|passes| passes));
+            assert_eq!(passed, expected, "{role:?} {hello:?}");
+            let (connection, _far) = alone(role);
+            for header in headers.into_iter().rev() {
+                let passes = connection.passes_over_large(header).is_ok_and(|passes| passes);
+                let peer = connection.shared.state.lock().proto.peer();
+                let is_plain = role == Role::Server && passes;
+                assert_eq!(peer, if is_plain { Peer::Plain } else { Peer::Unknown }, "{header:?}");
+            }
+        }
+    }
 
     /// Only a client that understands it is told that a call is given up, and one that is called by pushes.
     #[tokio::test(start_paused = true)]
@@ -436,5 +467,20 @@ mod tests {
             let after = connection.shared.state.lock().outbox.written_bytes();
             assert_eq!(before != after, by_push);
         }
+    }
+
+    /// A text that fits goes as it is, and of a longer one its beginning.
+    #[test]
+    fn a_long_text_is_cut_in_the_refusal_that_takes_its_place() {
+        use bothways_proto::{Metadata, keys};
+        for (len, cut) in [(CUT_TEXT_BYTES - 1, ""), (CUT_TEXT_BYTES, ""), (CUT_TEXT_BYTES + 1, "…")] {
+            let said = Metadata::new().with(keys::ERROR, "x".repeat(len)).with(keys::ERROR_CODE, "internal");
+            let refusal = refusal_of(&said, "too long");
+            let text = format!("{}{cut} (cut: too long)", "x".repeat(len.min(CUT_TEXT_BYTES)));
+            assert_eq!(refusal.get(keys::ERROR), Some(&*text), "{len}");
+            assert_eq!(refusal.get(keys::ERROR_CODE), Some("internal"));
+        }
+        let refusal = refusal_of(&Metadata::new(), "too long");
+        assert_eq!(refusal.get(keys::ERROR), Some("the reply cannot be sent: too long"));
     }
 }

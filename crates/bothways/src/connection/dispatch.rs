@@ -367,6 +367,7 @@ impl Drop for Permit {
 const SMALL_ARGUMENTS: usize = 4 << 10;
 
 /// Room that the arguments of a request take in memory, given back when this is dropped.
+#[derive(Debug)]
 pub(crate) struct Decoded {
     connection: Connection,
     kib: u32,
@@ -375,12 +376,6 @@ pub(crate) struct Decoded {
 impl Drop for Decoded {
     fn drop(&mut self) {
         self.connection.shared.give_request_room_back(self.kib);
-    }
-}
-
-impl std::fmt::Debug for Decoded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoded").field("kib", &self.kib).finish_non_exhaustive()
     }
 }
 

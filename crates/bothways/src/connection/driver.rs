@@ -249,9 +249,7 @@ impl Driver {
         let mut buffer = BUFFER.take();
         buffer.resize(READ_BYTES, 0);
         let (mut outcome, mut turn) = (None, Turn::default());
-        let mut reads = 0;
-        while reads < READS {
-            reads += 1;
+        for _ in 0..READS {
             let (closing, checking) = {
                 let shared = &self.connection.shared;
                 let mut state = shared.state.lock();
@@ -303,8 +301,7 @@ impl Driver {
                     }
                     self.pause_after(n);
                     self.deframer.feed(&buffer[..n], self.connection.limits());
-                    // Of one that sends more than this, more is on its way.
-                    if is_first && n < room {
+                    if is_first {
                         self.look_ahead(cx);
                     }
                     outcome = self.poll_handling(&mut turn, cx);
@@ -312,7 +309,6 @@ impl Driver {
                         break;
                     }
                 }
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Poll::Ready(Err(error)) => {
                     outcome = Some(Poll::Ready(error.into()));
                     break;
@@ -344,7 +340,6 @@ impl Driver {
             match self.connection.shared.socket.poll_read(cx, &mut buffer[..room]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(CloseReason::PeerClosed),
                 Poll::Ready(Ok(n)) => ahead.extend_from_slice(&buffer[..n]),
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
                 Poll::Pending => return Poll::Pending,
             }
@@ -365,7 +360,6 @@ impl Driver {
         match self.connection.shared.socket.poll_read(cx, &mut byte) {
             Poll::Pending => {}
             Poll::Ready(Ok(1..)) => self.ahead.get_or_insert_default().0.push(byte[0]),
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // The next read finds it again.
             Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.note_reading(PEER_IS_GONE, true),
         }
@@ -375,12 +369,12 @@ impl Driver {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let socket = &self.connection.shared.socket;
         let ahead = self.ahead.take().filter(|ahead| !ahead.0.is_empty());
-        let Some(ahead) = ahead else { return socket.poll_read(cx, buffer) };
+        let Some(mut ahead) = ahead else { return socket.poll_read(cx, buffer) };
         let len = ahead.0.len().min(buffer.len());
         buffer[..len].copy_from_slice(&ahead.0[..len]);
-        if len < ahead.0.len() {
-            self.ahead = Some(Box::new(Ahead(ahead.0[len..].to_vec())));
-        }
+        // If that is all, the next read lets go of it.
+        ahead.0.drain(..len);
+        self.ahead = Some(ahead);
         if len == buffer.len() {
             return Poll::Ready(Ok(len));
         }
@@ -741,7 +735,11 @@ fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use bothways_proto::{FrameParts, Header, Inbound, Message, Metadata, Names, Seq, SerializeType, keys};
+    use bytes::Bytes;
+
     use super::*;
+    use crate::connection::{call::Waiter, lanes::Lane};
 
     /// A turn ends with its last message, or when its time is over, whichever comes first; one message needs no clock.
     #[test]
@@ -753,5 +751,90 @@ mod tests {
         turn.begin();
         assert_eq!((turn.began, (1..=CLOCK_EVERY).find(|_| turn.ends())), (long_ago, Some(CLOCK_EVERY)));
         assert!(turn.is_over);
+    }
+
+    /// Replies pile up beyond their bound, and not before.
+    #[tokio::test(start_paused = true)]
+    async fn so_many_bytes_of_replies_may_wait() {
+        let (server, _far) = crate::connection::alone::alone(Role::Server);
+        let mut state = server.shared.state.lock();
+        let bounds = |bytes| Settings { reply_bytes_max: bytes, ..Settings::default() };
+        assert!(!state.replies_pile_up(&bounds(0)));
+        let parts = FrameParts {
+            header: Header::request(Seq::new(1), SerializeType::RAW).reply(),
+            names: Names::new("", ""),
+            metadata: &Metadata::new(),
+            payload_len: 0,
+        };
+        let settings = Settings::default();
+        // Of a socket that takes what it gets nothing waits.
+        state.outbox.writer = Writer::Blocked;
+        state.outbox.add(Lane::Reply, &parts, &Bytes::new(), &settings.limits, &settings.bounds()).expect("room");
+        let bytes = state.outbox.reply_bytes();
+        assert!(0 < bytes && !state.replies_pile_up(&bounds(bytes)) && state.replies_pile_up(&bounds(bytes - 1)));
+        state.outbox.writer = Writer::Idle;
+    }
+
+    /// A plain client is known to listen from its first request on, unless that begins a session.
+    #[tokio::test(start_paused = true)]
+    async fn the_first_request_of_a_plain_client_is_noted_once() {
+        let ask = |path: &str, method: &str| {
+            let header = Header::request(Seq::new(1), SerializeType::RAW);
+            Inbound::Call(Message::new(header, path, method, &Metadata::new(), b""))
+        };
+        let (server, _far) = crate::connection::alone::alone(Role::Server);
+        let mut state = server.shared.state.lock();
+        assert!(!state.note_request(&ask("T", "Echo")), "nobody knows yet what it is");
+        state.proto.take_for_plain();
+        for method in [keys::ENABLE, keys::RESUME] {
+            assert!(!state.note_request(&ask(keys::CONTROL_PATH, method)), "{method}");
+        }
+        assert!(state.note_request(&ask("T", keys::ENABLE)));
+        assert!(!state.note_request(&ask("T", "Echo")), "it is no news");
+        state.has_asked = false;
+        assert!(state.note_request(&ask(keys::CONTROL_PATH, keys::ACK)));
+        (state.has_asked, state.called_by_pushes) = (false, true);
+        assert!(!state.note_request(&ask("T", "Echo")), "it has a session");
+    }
+
+    /// A connection is owed what waits in its queue, and what somebody is writing.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_written_is_owed() {
+        let (client, _far) = crate::connection::alone::alone(Role::Client);
+        assert!(!client.is_owed());
+        let mut state = client.shared.state.lock();
+        state.outbox.writer = Writer::Busy;
+        drop(state);
+        assert!(client.is_owed(), "somebody writes");
+        let mut state = client.shared.state.lock();
+        state.outbox.writer = Writer::Idle;
+        client.heartbeat(&mut state, Waiter::Ping, &Metadata::new());
+        drop(state);
+        assert!(client.is_owed(), "it waits");
+    }
+
+    /// A plain server echoes the Hello; any other answer says by its code what it means, and without one by its status.
+    #[test]
+    fn a_hello_is_refused_by_a_code_or_an_error() {
+        let refusal = |status, pairs: Metadata| {
+            let header = Header::request(Seq::new(0), SerializeType::RAW).reply().with_status(status);
+            let said = pairs.with("__rpcx_error__", "no");
+            refusal_of_hello(&Message::new(header, "", "", &said, &[]), &said)
+        };
+        let code = |code| Metadata::new().with(keys::ERROR_CODE, code);
+        assert!(refusal(Status::NORMAL, Metadata::new()).is_none());
+        let refused = |outcome| matches!(outcome, Some(CloseReason::HelloRefused(_)));
+        assert!(refused(refusal(Status::ERROR, Metadata::new())));
+        for status in [Status::NORMAL, Status::ERROR] {
+            assert!(refused(refusal(status, code("internal"))) && refused(refusal(status, code("no such code"))));
+            let outcome = refusal(status, code(ErrorCode::Unauthenticated.name()));
+            assert!(matches!(outcome, Some(CloseReason::Unauthenticated(_))));
+            for (asked, expected) in [("", 0), ("x", 0), ("1500", 1500), ("3600000", 3_600_000), ("3600001", 3_600_000)]
+            {
+                let outcome = refusal(status, code(ErrorCode::Overloaded.name()).with(keys::RETRY_AFTER, asked));
+                let Some(CloseReason::NotAdmitted { retry_after, .. }) = outcome else { panic!("{outcome:?}") };
+                assert_eq!(retry_after, Duration::from_millis(expected), "{asked}");
+            }
+        }
     }
 }

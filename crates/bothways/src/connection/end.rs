@@ -263,3 +263,22 @@ impl Connection {
         state.drop_later(dropped);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client whose Hello was refused knows that nothing behind it was looked at; a server cannot know that of its own.
+    #[test]
+    fn behind_a_hello_that_is_refused_nothing_was_heard() {
+        let text = || "no".to_owned();
+        for reason in [
+            CloseReason::NotAdmitted { why: text(), retry_after: std::time::Duration::ZERO },
+            CloseReason::Unauthenticated(text()),
+            CloseReason::HelloRefused(text()),
+        ] {
+            assert_eq!([Role::Server, Role::Client].map(|role| was_heard(role, &reason)), [true, false], "{reason}");
+        }
+        assert!(was_heard(Role::Client, &CloseReason::PeerClosed) && was_heard(Role::Server, &CloseReason::PeerClosed));
+    }
+}

@@ -1137,4 +1137,26 @@ mod tests {
         first.recount(&all);
         assert_eq!((all.bytes(), first.holds_much(&all)), (0, false));
     }
+
+    /// While somebody writes, the kernel may have what is under way; before and behind that it has what was written.
+    #[test]
+    fn what_is_under_way_may_have_left() {
+        let mut outbox = Outbox::new(Role::Server);
+        assert_eq!((outbox.pushes_begun(), outbox.pushes_written()), (0, 0));
+        for text in ["a", "b"] {
+            add(&mut outbox, Lane::Push, text, Overflow::RefuseNewest).expect("room");
+        }
+        let wire = outbox.take().expect("two frames");
+        assert_eq!(outbox.pushes_begun(), 0, "nobody writes");
+        outbox.writer = Writer::Busy;
+        assert_eq!((outbox.pushes_begun(), outbox.pushes_written()), (2, 0));
+        outbox.writer = Writer::Blocked;
+        assert_eq!(outbox.pushes_begun(), 0);
+        outbox.put_back(wire, 0);
+        assert_eq!(drain(&mut outbox), "ab");
+        for writer in [Writer::Idle, Writer::Busy] {
+            outbox.writer = writer;
+            assert_eq!((outbox.pushes_begun(), outbox.pushes_written()), (2, 2));
+        }
+    }
 }

@@ -4,7 +4,10 @@
 //! one that does not read gets half of the room, and each of `n` such ones as much as they leave together. So those that
 //! hold least find room last of all to be gone, and nobody is asked who holds what.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    cmp::Ordering::{Equal, Greater, Less},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// What of each connection is not counted. 64 KiB: what is on its way to a socket that takes it.
 pub(super) const OWN_BYTES: usize = 64 << 10;
@@ -40,10 +43,10 @@ impl Outgoing {
     /// A connection of which so many KiB were counted holds so many bytes now. Returns what is counted of it.
     pub(super) fn recount(&self, counted: u32, held: usize) -> u32 {
         let now = u32::try_from(held.saturating_sub(OWN_BYTES).div_ceil(1024)).unwrap_or(u32::MAX);
-        if counted < now {
-            self.kib.fetch_add((now - counted) as usize, Ordering::Relaxed);
-        } else if now < counted {
-            self.kib.fetch_sub((counted - now) as usize, Ordering::Relaxed);
+        match counted.cmp(&now) {
+            Less => _ = self.kib.fetch_add((now - counted) as usize, Ordering::Relaxed),
+            Greater => _ = self.kib.fetch_sub((counted - now) as usize, Ordering::Relaxed),
+            Equal => {}
         }
         now
     }

@@ -62,3 +62,23 @@ impl Settings {
         self.bytes_rate.map_or(room, |rate| room.min(rate.burst_max() as usize))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::Rate;
+
+    use super::*;
+
+    /// Of a client that is held back at half its rate, no more is asked.
+    #[test]
+    fn who_is_held_back_may_take_so_long() {
+        let mut settings = Settings::default();
+        assert_eq!((settings.slowest_bytes(), settings.read_bytes_max(100)), (None, 100));
+        settings.watch.frame_progress_time = Duration::from_secs(7);
+        settings.bytes_rate = Some(Rate::per_second(30).burst(50));
+        assert_eq!(settings.slowest_bytes(), Some(7 * 30 / 2));
+        assert_eq!((settings.read_bytes_max(100), settings.read_bytes_max(20)), (50, 20));
+        settings.watch.frame_progress_time = Duration::MAX;
+        assert_eq!(settings.slowest_bytes(), Some(u32::MAX / 2));
+    }
+}

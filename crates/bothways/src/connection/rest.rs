@@ -110,17 +110,20 @@ impl Connection {
         let shared = &self.shared;
         let ready = |state: &State| {
             let reads = shared.reads.load(Ordering::Relaxed);
-            state.is_quiet() && !state.paused && (asked || (is_new && state.watch.reads_since(reads) <= 1))
+            !state.woken_by_socket
+                && state.is_quiet()
+                && !state.paused
+                && (asked || (is_new && state.watch.reads_since(reads) <= 1))
         };
         if self.runtime().is_none() {
             return false;
         }
         {
             let mut state = shared.state.lock();
+            state.woken_by_socket = false;
             if !ready(&state) {
                 return false;
             }
-            state.woken_by_socket = false;
         }
         let waker = Waker::from(Arc::clone(shared));
         if shared.socket.poll_rest(&mut Context::from_waker(&waker)) != Some(Poll::Pending) {
@@ -128,7 +131,7 @@ impl Connection {
         }
         let mut state = shared.state.lock();
         // What has come since was for this task.
-        if state.woken_by_socket || !ready(&state) {
+        if !ready(&state) {
             return false;
         }
         state.driving = Driving::Resting;

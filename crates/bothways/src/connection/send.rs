@@ -105,7 +105,7 @@ pub struct FanOut {
 /// A push counts once per connection and frame in the answer.
 pub fn fan_out(connections: &[Connection], frames: &[PushFrame]) -> FanOut {
     let mut outcome = FanOut::default();
-    let joined = if 1 < connections.len() { join(frames) } else { None };
+    let joined = join(frames);
     for connection in connections {
         connection.fan_out_to(frames, joined.as_ref(), &mut outcome);
     }
@@ -406,9 +406,10 @@ mod tests {
         assert_eq!(join(&two), Some(Bytes::from_static(b"ab")));
     }
 
-    /// A push that ends its connection for want of room counts as closed, and so does each behind it.
+    /// Each push counts once, as what became of it. One that ends its connection for want of room counts as closed, and
+    /// so does each behind it.
     #[tokio::test(start_paused = true)]
-    async fn what_is_behind_the_end_of_a_connection_counts_as_closed() {
+    async fn each_push_of_a_fan_out_counts_as_what_became_of_it() {
         use std::sync::Arc;
 
         use bothways_proto::Role;
@@ -418,11 +419,23 @@ mod tests {
             transport::memory,
         };
 
-        let (near, _far) = memory::pair(1 << 16);
-        let settings = Settings { push_frames_max: 2, overflow: Overflow::Disconnect, ..Settings::default() };
-        let connection = Connection::start(Role::Server, near.into(), settings.into(), Arc::new(Deaf), None, |_| {});
-        connection.shared.state.lock().outbox.writer = Writer::Blocked;
-        let outcome = fan_out(&[connection], &frames(&[100, 100, 100, 100, 100]));
-        assert_eq!((outcome.queued, outcome.closed, outcome.full, outcome.too_large), (2, 3, 0, 0));
+        for (overflow, body_max, expected) in [
+            (Overflow::Disconnect, None, (2, 3, 0, 0)),
+            (Overflow::RefuseNewest, None, (2, 0, 3, 0)),
+            (Overflow::RefuseNewest, Some(0), (0, 0, 0, 5)),
+        ] {
+            let (near, _far) = memory::pair(1 << 16);
+            let settings = Settings { push_frames_max: 2, overflow, ..Settings::default() };
+            let connection =
+                Connection::start(Role::Server, near.into(), settings.into(), Arc::new(Deaf), None, |_| {});
+            let mut state = connection.shared.state.lock();
+            state.outbox.writer = Writer::Blocked;
+            if body_max.is_some() {
+                state.seldom().peer_body_max = body_max;
+            }
+            drop(state);
+            let outcome = fan_out(&[connection], &frames(&[100, 100, 100, 100, 100]));
+            assert_eq!((outcome.queued, outcome.closed, outcome.full, outcome.too_large), expected, "{overflow:?}");
+        }
     }
 }

@@ -33,7 +33,13 @@ impl SocketSlot {
     }
 
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.with(|socket| socket.poll_read(cx, buf)).unwrap_or_else(over)
+        loop {
+            match self.with(|socket| socket.poll_read(cx, buf)).unwrap_or_else(over) {
+                // Nothing was read, and nothing is wrong.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
     }
 
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -82,4 +88,57 @@ impl SocketSlot {
 
 fn over<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::transport::memory;
+
+    /// A read that a signal interrupts so many times, and the end of which is reached then.
+    struct Interrupted(AtomicUsize);
+
+    impl Socket for Interrupted {
+        fn poll_read(&self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            let left = self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            Poll::Ready(left.map_or(Ok(0), |_| Err(io::ErrorKind::Interrupted.into())))
+        }
+
+        fn poll_write(&self, _: &mut Context<'_>, _: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn try_write(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn peer(&self) -> String {
+            "a test".into()
+        }
+    }
+
+    /// A read that is interrupted is made again, and any other error is told.
+    #[test]
+    fn an_interrupted_read_is_made_again() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut read =
+            |slot: &SocketSlot| slot.poll_read(&mut cx, &mut [0; 8]).map(|read| read.map_err(|error| error.kind()));
+        let slot = SocketSlot::new(AnySocket::Other(Box::new(Interrupted(AtomicUsize::new(3)))));
+        assert_eq!(read(&slot), Poll::Ready(Ok(0)));
+        slot.close();
+        assert_eq!(read(&slot), Poll::Ready(Err(io::ErrorKind::NotConnected)));
+        let (near, far) = memory::pair(8);
+        far.reset();
+        assert!(matches!(read(&SocketSlot::new(near.into())), Poll::Ready(Err(_))));
+    }
 }

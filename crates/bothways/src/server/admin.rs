@@ -738,8 +738,13 @@ mod tests {
         assert_eq!(session.labels.get("device").map(String::as_str), Some("phone"));
 
         let kick = AdminKick { target: PushTarget::Session(session.id.to_string()), why: "lunch".into() };
-        let kicked: usize = ask(&operator, "right", "Kick", &kick).await.expect("the token is right");
-        assert_eq!(kicked, 1);
+        let by_token = AdminClient::new(&operator, "right");
+        assert!(!format!("{by_token:?}").contains("right"), "the token is a secret");
+        assert!(format!("{by_token:?}").contains("AdminClient"));
+        assert_eq!(by_token.kick(&kick).await.expect("the token is right"), 1);
+        assert_eq!(by_token.kick(&kick).await.expect("the token is right"), 0, "it is gone");
+        let everyone = AdminKick { target: PushTarget::Everyone, why: "lunch".into() };
+        assert_eq!(by_token.kick(&everyone).await.expect("the token is right"), 0, "but for who asks");
         let told: Vec<crate::Explanation> = ask(&operator, "right", "Explain", &ann).await.expect("the token is right");
         let story = told[0].to_string();
         assert!(story.contains("push Chat.say (latest, offset 1, ") && story.contains("ended: lunch"), "{story}");
@@ -812,7 +817,8 @@ mod tests {
             client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
             let connection = server.connections().pop().expect("it is open");
             let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
-            session.bind_user(&format!("{number}{}", "x".repeat(120 << 10)));
+            // As many as fit just fill a page.
+            session.bind_user(&format!("{number:02}{}", "x".repeat(PAGE_BYTES_MAX / 8 - 512 - 8 - 2)));
             clients.push(client);
         }
         let admin = server.listen_admin("memory@admin-bytes-door").await.expect("the name is free");
@@ -916,5 +922,33 @@ mod tests {
             let counted = bytes_of(&view);
             assert!(takes <= counted && counted <= takes + 512 + 8 * pairs, "{counted} for {takes}");
         }
+    }
+
+    /// A push to a topic goes past its history, and is told as kept; one to a connection that is gone is refused.
+    #[tokio::test(start_paused = true)]
+    async fn a_push_to_a_topic_is_kept_by_it() {
+        let history = crate::session::TopicOptions::new().open().history(10, Duration::from_secs(60));
+        let server = Server::builder().admin(token()).topic("news", history).expect("a pattern").build();
+        let listening = server.listen("memory@admin-topic").await.expect("the name is free");
+        let operator = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        let operator = AdminClient::new(operator, "right");
+        let push = |target| AdminPush {
+            target,
+            service_path: "News".into(),
+            service_method: "say".into(),
+            metadata: Vec::new(),
+            payload: b"x".to_vec(),
+            codec: 0,
+            class: PushClass::Tracked,
+            idempotency_key: None,
+            until: PushUntil::Queued,
+            wait_ms: 0,
+        };
+        let told = operator.push(&push(PushTarget::Topic("news".into()))).await.expect("the token is right");
+        assert_eq!(told, AdminPushOutcome { stored: true, ..AdminPushOutcome::default() });
+        let told = operator.push(&push(PushTarget::User("ann".into()))).await.expect("the token is right");
+        assert!(!told.stored);
+        let error = operator.push(&push(PushTarget::Connection("c999999".into()))).await.expect_err("it is not there");
+        assert!(error.to_string().contains("there is no connection c999999"), "{error}");
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct HistoryBounds {
 #[derive(Debug)]
 pub(super) struct Kept<T> {
     pub(super) offset: u64,
-    bytes: usize,
+    pub(super) bytes: usize,
     at: Duration,
     pub(super) item: T,
 }

@@ -629,13 +629,10 @@ impl Hub {
         let change = kept.roster.as_mut().and_then(|roster| roster.leave(session.id(), until, &self.generations));
         self.note_changes(&topic, &mut kept, change.into_iter().collect());
         self.topics.schedule(&topic, &mut kept);
-        let keeps_messages = kept.history.as_ref().is_some_and(|history| !history.is_empty());
         drop(kept);
         drop(topic);
-        if !keeps_messages {
-            // So that subscribing here and there leaves nothing behind.
-            self.forget_unused([pattern.into()]);
-        }
+        // So that subscribing here and there leaves nothing behind.
+        self.forget_unused([pattern.into()]);
     }
 
     /// A session is somebody else's now, or has got or lost its connection: so has its presence.
@@ -962,6 +959,8 @@ mod tests {
         let push = kept.history.as_ref().and_then(|history| history.newest()?.item.push.as_ref()).expect("it is kept");
         assert_eq!(push.payload, read[..40]);
         assert!(read.is_unique(), "nothing of the read is kept");
+        let newest = kept.history.as_ref().and_then(|history| history.newest()).expect("it is kept");
+        assert_eq!(newest.bytes, newest.item.encoded.size() + push.size(), "it counts with both");
     }
 
     /// What fits is counted from the first on, in messages and in bytes, and ends with the first that does not fit.

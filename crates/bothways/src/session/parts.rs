@@ -100,6 +100,7 @@ mod tests {
         assert_eq!(noted(7, part(8, 9)), Some(part(5, 9)), "it goes on");
         assert_eq!(noted(6, part(8, 9)), Some(part(5, 9)), "the client did not get all of the first");
         assert_eq!(noted(1, part(2, 9)), Some(part(2, 9)), "it begins anew, and goes beyond");
+        assert_eq!(noted(1, part(2, 7)), Some(part(5, 7)), "it goes no further");
         assert_eq!(noted(1, part(2, 3)), Some(part(5, 7)), "4 was not sent");
         assert_eq!(noted(9, part(10, 12)), Some(part(10, 12)), "8 and 9 were not sent");
         assert!(!part(5, 7).meets(Position { epoch: 2, offset: 1 }), "another life of the topic");

@@ -243,4 +243,16 @@ mod tests {
             assert!(told.events[most - 1].event.to_string().contains("that 9 pushes"), "{told}");
         }
     }
+
+    /// What is kept counts with its name and with each event that it may have.
+    #[tokio::test]
+    async fn a_story_counts_with_its_name_and_its_events() {
+        let mut pasts = Pasts::new(100, BYTES_MAX);
+        let told = trail(What::Bound(Some("ann".into())));
+        pasts.keep(SessionId::random(), Some("ann".into()), &told, false);
+        let events = told.seal();
+        assert!(0 < events);
+        assert_eq!(pasts.bytes, PAST_BYTES + 3 + events * EVENT_BYTES_MAX);
+        assert_eq!((pasts.nobodys, pasts.ended), (0, 0));
+    }
 }

@@ -443,4 +443,16 @@ mod tests {
             }
         }
     }
+
+    /// Each change has the number behind the one before.
+    #[test]
+    fn each_change_has_the_next_number() {
+        let now = UNIX_EPOCH + Duration::from_millis(5);
+        let generations = Generations::beginning_at(now);
+        assert_eq!(
+            [generations.last(), generations.next(), generations.next(), generations.last()],
+            [5120, 5121, 5122, 5122]
+        );
+        assert_eq!(Generations::beginning_at(UNIX_EPOCH - Duration::from_secs(1)).last(), 0);
+    }
 }

@@ -301,4 +301,14 @@ mod tests {
             assert_eq!(told(stages), expected, "{stages:?}");
         }
     }
+
+    /// What is kept counts with all that it is made of.
+    #[test]
+    fn a_push_counts_with_its_names_and_pairs() {
+        let push = Push::new("News", "say", "hello");
+        assert_eq!(push.size(), 4 + 3 + 5);
+        let pairs = Metadata::new().with("k", "value");
+        let block = pairs.as_block().len();
+        assert_eq!(push.metadata(pairs).size(), 4 + 3 + 5 + block);
+    }
 }

@@ -279,4 +279,10 @@ mod tests {
         let unsent = CallError::TimedOut(Duration::ZERO);
         assert_eq!([&answered, &late, &unsent, &CallError::NotSupported].map(weight), [2, 1, 0, 0]);
     }
+
+    #[test]
+    fn a_user_has_its_name() {
+        let server = crate::Server::builder().build();
+        assert_eq!(server.user("ann").name(), "ann");
+    }
 }

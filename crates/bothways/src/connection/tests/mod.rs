@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `busy.rs` | when a connection counts as busy |
 //! | `copies.rs` | requests that run for long do not keep the reads in which they came |
+//! | `ends.rs` | how the socket of a connection that is over is let go |
 //! | `fairness.rs` | one connection's large frame does not hold up the others |
 //! | `noted.rs` | a socket that tells what it moves |
 //! | `model.rs` | random scripts against a simple model: each call ends once, with a truthful outcome |
+//! | `states.rs` | what a connection answers in each of its states |
 //! | `takeover.rs` | what is asked for while a caller writes happens after it |
 //! | `threads.rs` | many threads on one connection whose socket is full most of the time |
 //! | `together.rs` | callers that are answered together call together |
@@ -15,9 +17,11 @@
 
 mod busy;
 mod copies;
+mod ends;
 mod fairness;
 mod model;
 mod noted;
+mod states;
 mod takeover;
 mod threads;
 mod together;

@@ -358,6 +358,37 @@ fn what_a_burst_took_is_given_back_when_it_is_over() {
 
 /// A ledger that was never written to has nothing to send again. Whoever comes back to it is connected when it is
 /// welcomed, and not before; whoever claims what it never had changes nothing.
+/// A queue that a burst has made no larger than may be kept is kept.
+#[test]
+fn what_is_small_is_not_given_back() {
+    for (capacity, kept) in [(64, 64), (65, 0)] {
+        let mut queue = VecDeque::<u8>::with_capacity(capacity);
+        assert_eq!(queue.capacity(), capacity, "as much as was asked for");
+        book::give_back(&mut queue);
+        assert_eq!(queue.capacity(), kept);
+        let mut queue = VecDeque::<u8>::with_capacity(capacity);
+        queue.push_back(1);
+        book::give_back(&mut queue);
+        assert_eq!(queue.len(), 1);
+    }
+}
+
+/// Values may fill their bytes, and the client is behind when they are more: then no other follows.
+#[test]
+fn values_are_behind_beyond_their_bytes() {
+    for (bytes, sent) in [(2, 3), (3, 4)] {
+        let bounds = Bounds { latest_keys: 100, latest_bytes: bytes, ..bounds() };
+        let mut ledger = Ledger::new(bounds);
+        ledger.connect(true);
+        let mut went = 0;
+        for number in 0..10 {
+            push(&mut ledger, latest(&number.to_string()), "x");
+            went += texts(&mut ledger).into_iter().filter(|text| text == "x").count();
+        }
+        assert_eq!(went, sent, "{bytes}");
+    }
+}
+
 #[test]
 fn who_comes_back_to_a_blank_ledger_is_not_connected_yet() {
     let is_connected = |ledger: &mut Ledger| stage(&push(ledger, Class::Fire, "now")) == Stage::Queued;

@@ -1,0 +1,84 @@
+//! How the socket of a connection that is over is let go.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+/// Counts how often its sending side was ended.
+struct Counted {
+    socket: MemorySocket,
+    ends: Arc<AtomicUsize>,
+}
+
+impl Socket for Counted {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_read(cx, buf)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(cx, slices)
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.socket.try_write(slices)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ends.fetch_add(1, Ordering::Relaxed);
+        self.socket.poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.socket.peer()
+    }
+}
+
+/// However much came in one read: so many messages are handled, and then others have their turn.
+#[tokio::test(start_paused = true)]
+async fn others_have_their_turn_behind_so_many_messages() {
+    use super::super::driver::MESSAGES;
+    let (near, far) = memory::pair(1 << 20);
+    let (inlet, mut heard) = ears();
+    let _connection = Connection::start(Role::Server, near.into(), Arc::default(), inlet, None, |_| {});
+    let header = bothways_proto::Header::oneway(bothways_proto::Seq::new(1), SerializeType::RAW);
+    let message = Message::new(header, "T", "m", &Metadata::new(), b"");
+    let all = message.frame().repeat(3 * MESSAGES);
+    let mut written = 0;
+    while written < all.len() {
+        written += std::future::poll_fn(|cx| far.poll_write(cx, &[IoSlice::new(&all[written..])])).await.expect("room");
+    }
+    let mut turns = Vec::new();
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+        let handled = std::iter::from_fn(|| heard.pushes.try_recv().ok()).count();
+        turns.extend(Some(handled).filter(|handled| 0 < *handled));
+    }
+    assert_eq!(turns.iter().sum::<usize>(), 3 * MESSAGES);
+    assert_eq!((turns.first(), turns.iter().max()), (Some(&MESSAGES), Some(&MESSAGES)), "{turns:?}");
+}
+
+/// Whoever ends it and however: the sending side is ended, as TLS wants it, and once.
+#[tokio::test(start_paused = true)]
+async fn the_sending_side_is_ended_once() {
+    for own in [true, false] {
+        let (near, far) = memory::pair(1 << 16);
+        let ends = Arc::<AtomicUsize>::default();
+        let socket = AnySocket::Other(Box::new(Counted { socket: near, ends: Arc::clone(&ends) }));
+        let inlet = Arc::new(super::super::alone::Deaf);
+        let connection = Connection::start(Role::Server, socket, Arc::default(), inlet, None, |_| {});
+        if own {
+            connection.close();
+        } else {
+            far.reset();
+        }
+        drop(far);
+        tokio::time::timeout(Duration::from_secs(60), connection.closed()).await.expect("it is over");
+        // Its task is done when the socket is gone.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(ends.load(Ordering::Relaxed), 1, "own {own}");
+    }
+}
