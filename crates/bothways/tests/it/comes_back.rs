@@ -244,6 +244,45 @@ async fn what_was_not_sent_waits_for_the_next_connection() {
     }
 }
 
+/// A call of which no byte has left goes from connection to connection, at whatever moment each of them ends: who
+/// hears that one ended hears that a part had left.
+#[tokio::test(start_paused = true)]
+async fn a_call_goes_from_connection_to_connection_until_a_part_has_left() {
+    let server = ScriptedServer::listen().await;
+    let backoff = Duration::from_millis(1);
+    let options = ClientOptions::new().backoff(backoff, backoff).connection_wait(FOR_EVER);
+    let (client, mut peer) = tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+    let client = client.expect("let in");
+    let ask = |method: &'static str, len: usize| {
+        let client = client.clone();
+        tokio::spawn(async move { call(&client, method, vec![0; len]).await })
+    };
+    for yields in 0..40 {
+        // What is before it fills the socket, of which nothing is read.
+        let large = ask("Large", 1 << 20);
+        settle().await;
+        let small = ask("Small", 10);
+        settle().await;
+        for _ in 0..3 {
+            peer.reset();
+            peer = server.accept_negotiated().await;
+            for _ in 0..yields {
+                tokio::task::yield_now().await;
+            }
+        }
+        soon(large).await.expect("no panic").expect_err("a part of it had left");
+        settle().await;
+        if small.is_finished() {
+            let error = soon(small).await.expect("no panic").expect_err("nobody has answered");
+            assert!(matches!(error, CallError::Closed { written: true, .. }), "{error}");
+            continue;
+        }
+        let asked = soon(peer.next()).await;
+        peer.say(crate::scripted::reply_to(&asked, b"at last")).await;
+        assert_eq!(soon(small).await.expect("no panic").expect("it waits"), "at last");
+    }
+}
+
 /// A message that found no room, and no connection then, goes over the next one; where there is none to wait for, and
 /// beyond the time for which it waits, it is refused.
 #[tokio::test(start_paused = true)]
@@ -369,6 +408,20 @@ async fn events_begin_behind_the_connection_that_was_waited_for() {
         let mut events = client.events();
         client.close();
         assert!(soon(events.next()).await.is_none());
+    }
+}
+
+/// A server that takes the connection and does not answer has the time that the client was told to give it.
+#[tokio::test(start_paused = true)]
+async fn a_server_has_so_much_time_for_its_answer() {
+    for limit in [1, 7].map(Duration::from_secs) {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().connect_options(ConnectOptions::default().connect_timeout(limit));
+        let began = Instant::now();
+        let (refused, _peer) = tokio::join!(Client::connect(&server.address, options), server.accept());
+        let error = refused.expect_err("nobody answers");
+        assert!(matches!(error, ConnectError::NoAnswer { after, .. } if after == limit), "{error}");
+        assert!(limit <= began.elapsed() && began.elapsed() < limit + Duration::from_secs(1), "{:?}", began.elapsed());
     }
 }
 

@@ -5,7 +5,7 @@ use bothways_proto::{CompressType, Header, Message, Seq, gzip};
 
 use crate::{
     scripted::{Scripted, ScriptedServer, ping, reply_to},
-    support::{address, call, connections, echo, echoing, until},
+    support::{address, call, connections, echo, echoing, soon, until},
 };
 
 fn packed_request(payload: &[u8]) -> Vec<u8> {
@@ -115,6 +115,21 @@ async fn a_bomb_in_a_reply_costs_one_call() {
             1000 => assert_eq!(answer.expect("it fits").len(), 1000),
             _ => assert!(matches!(answer, Err(CallError::Decode(_)))),
         }
+    }
+}
+
+/// A packed message that unpacks to too much is an error of whoever reads it, and the next one is read.
+#[tokio::test(start_paused = true)]
+async fn a_bomb_in_a_message_costs_that_message() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().limits(Limits::default().decompressed_bytes_max(1000));
+    let (client, mut peer) = tokio::join!(Client::bidirectional(&server.address, options), server.accept_plain());
+    let (_client, mut messages) = client.expect("it listens");
+    for len in [1001, 1000] {
+        let header = Header::oneway(Seq::new(1), SerializeType::RAW).with_compress(CompressType::GZIP);
+        peer.say(Message::new(header, "T", "Tell", &Metadata::new(), &gzip(&vec![0; len])).frame()).await;
+        let message = soon(messages.next()).await.expect("it is up");
+        assert_eq!(message.payload().map(|payload| payload.len()).ok(), Some(len).filter(|len| *len == 1000));
     }
 }
 

@@ -367,6 +367,71 @@ async fn who_cannot_resume_has_a_new_session() {
     assert_eq!(fresh.get(keys::SESSION_WHY), Some("expired"));
 }
 
+/// Of two attempts to come back the earlier one, read late, is refused, and may try again as a later one.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_comes_late_may_be_made_again() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (client, welcome, session) = enabled(&server, listening.address()).await;
+    let resume = |number: &str| resume_pairs(&welcome, 0).with(keys::SESSION_TRY, number);
+    let mut second = Scripted::connect(listening.address()).await;
+    ask(&mut second, keys::RESUME, &resume("5")).await;
+    let mut late = Scripted::connect(listening.address()).await;
+    assert!(refused(&mut late, keys::RESUME, &resume("4")).await.contains("a later attempt"));
+    let resumed = ask(&mut late, keys::RESUME, &resume("6")).await;
+    assert_eq!((resumed.get(keys::SESSION_RESUMED), resumed.get(keys::LEFT_OUT)), (Some("1"), None));
+    session.push(&push("a")).expect("small");
+    hears_push(&mut late, 1, "a").await;
+    drop((client, second));
+}
+
+/// Each client of a server that stops is closed when it is done, and not when all are: when its calls are answered, and
+/// when it has acknowledged what it was sent, or had the time for that.
+#[tokio::test(start_paused = true)]
+async fn each_client_of_a_server_that_stops_is_closed_when_it_is_done() {
+    let ms = Duration::from_millis;
+    for drains in [false, true] {
+        let (handler, mut asked) = gate();
+        let server = Server::builder().handler("T", "Wait", handler).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut callers = Vec::new();
+        for _ in 0..2 {
+            let mut caller = Scripted::connect(listening.address()).await;
+            caller.say(request(1, "Wait", b"")).await;
+            callers.push((caller, soon(asked.recv()).await.expect("it is asked")));
+        }
+        let mut owing = Vec::new();
+        for _ in 0..2 {
+            let (mut client, _, session) = enabled(&server, listening.address()).await;
+            session.push(&push("a")).expect("small");
+            hears_push(&mut client, 1, "a").await;
+            owing.push(client);
+        }
+        let began = tokio::time::Instant::now();
+        let stopping = tokio::spawn(async move {
+            let minute = Duration::from_secs(60);
+            if drains { server.drain(minute, 1_000_000).await } else { server.shutdown(minute).await }
+        });
+        tokio::time::sleep(ms(100)).await;
+        owing[0].say(control_oneway(9, keys::ACK, &pair(keys::ACK_OFFSETS, "1,1"), b"")).await;
+        owing[0].rest().await;
+        assert!((ms(100)..ms(200)).contains(&began.elapsed()), "it has acknowledged: {:?}", began.elapsed());
+        let (mut caller, running) = callers.pop().expect("two call");
+        running.answer(Reply::ok("done"));
+        assert_eq!(caller.next().await.wire_payload(), "done");
+        caller.rest().await;
+        assert!(began.elapsed() < ms(300), "it is answered: {:?}", began.elapsed());
+        owing[1].rest().await;
+        assert!((ms(500)..ms(600)).contains(&began.elapsed()), "it had its time: {:?}", began.elapsed());
+        let (mut caller, running) = callers.pop().expect("one is left");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        running.answer(Reply::ok("late"));
+        assert_eq!(caller.next().await.wire_payload(), "late");
+        let report = soon(stopping).await.expect("no panic");
+        assert_eq!((report.calls_unfinished, report.connections_cut), (0, 0), "{report:?}");
+    }
+}
+
 /// A connection has one session: whoever has it cannot enable again, nor leave it by a Resume; a Bothways client has
 /// it by its Hello. What lacks its pairs is refused.
 #[tokio::test(start_paused = true)]
@@ -771,7 +836,7 @@ async fn a_session_is_brought_no_more_than_it_may_have() {
         welcome = answer;
     }
     let asked_for = session.subscriptions().iter().filter(|topic| topic.starts_with("t.")).count();
-    assert!(asked_for <= 3, "{:?}", session.subscriptions());
+    assert_eq!(asked_for, 2, "as many as there is room for: {:?}", session.subscriptions());
     assert_eq!(session.subscriptions().len(), asked_for + 3);
     let left_out: usize = left_out.into_iter().flatten().map(|count| count.parse::<usize>().expect("a number")).sum();
     assert_eq!(left_out, 6 - asked_for);

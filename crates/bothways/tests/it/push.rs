@@ -279,6 +279,9 @@ async fn a_broadcast_reaches_everybody() {
     let connections = connections(&server, 5).await;
     let outcome = server.broadcast("T", "All", &Metadata::new(), b"x").expect("it is small");
     assert_eq!(outcome, FanOut { queued: 5, ..FanOut::default() });
+    for connection in &connections {
+        assert_eq!(server.connection(connection.id()).map(|found| found.id()), Some(connection.id()));
+    }
     let limits = Limits::default();
     let frame = |n| PushFrame::new("T", "Many", &Metadata::new(), &[n; 1000], &limits).expect("it is small");
     let outcome = fan_out(&connections, &(1..61).map(frame).collect::<Vec<_>>());

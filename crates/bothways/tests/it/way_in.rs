@@ -9,7 +9,7 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, ErrorCode, Metadata, OutgoingOptions, QueueBound, Reply, Server, ServerBuilder,
+    Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, OutgoingOptions, QueueBound, Reply, Server, ServerBuilder,
     ServerLimits,
 };
 use bothways_proto::{Capabilities, CompressType, Header, Message, PREFIX_LEN, Seq, SerializeType, gzip, keys};
@@ -60,6 +60,24 @@ async fn a_frame_that_stands_still_ends_its_connection() {
     let reasons = reasons.lock().expect("no panic");
     assert!(reasons.iter().all(|reason| matches!(reason, CloseReason::SlowFrame { .. })), "{reasons:?}");
     assert_eq!(reasons.len(), 4);
+}
+
+/// A frame that is passed over goes on as any, and the one behind it is another: each has its own time.
+#[tokio::test(start_paused = true)]
+async fn the_frame_behind_one_that_is_passed_over_has_its_own_time() {
+    let (server, reasons) = telling(echoing().limits(Limits::default().body_bytes_max(100_000)));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut client = Scripted::connect_negotiated(listening.address()).await;
+    let (large, small) = (request(1, "Echo", &[7; 300_000]), request(2, "Echo", &[7; 50_000]));
+    for (piece, seconds) in
+        [(&large[..200_000], 9), (&large[200_000..], 0), (&small[..20_000], 9), (&small[20_000..], 0)]
+    {
+        client.say(piece).await;
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+    assert!(client.next().await.error_text().is_some(), "it was passed over");
+    client.hears(reply(2, "Echo", &[7; 50_000])).await;
+    assert!(reasons.lock().expect("no panic").is_empty());
 }
 
 /// F31. Arguments that take more in memory than on the wire count with the requests that run: one that finds no room is

@@ -131,6 +131,25 @@ async fn a_server_that_refuses_does_not_keep_others_from_it() {
     assert!(matches!(xclient.subscribe("news.sport").await, Err(CallError::NotConnected(_))));
 }
 
+/// Who has negotiated and refuses is not asked again by itself, on the next connection either.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_refused_is_not_asked_again() {
+    let server = ScriptedServer::listen().await;
+    let (xclient, _messages) = listening(Peer2PeerDiscovery::new(&server.address));
+    let subscribing = {
+        let xclient = xclient.clone();
+        tokio::spawn(async move { xclient.subscribe("news.sport").await })
+    };
+    let mut peer = server.accept_with(session_pairs("1")).await;
+    let asked = peer.next().await;
+    peer.say(error_to(&asked, "clients may not subscribe to `news.sport`")).await;
+    let outcomes = soon(subscribing).await.expect("no panic").expect("the client is open");
+    assert!(matches!(outcomes[0].1, Err(CallError::Remote { .. })), "{outcomes:?}");
+    peer.reset();
+    let mut next = server.accept_with(session_pairs("2")).await;
+    next.hears_nothing().await;
+}
+
 /// A plain server has no topics, and says so; the Bothways server that is at its address the next time is asked again.
 #[tokio::test(start_paused = true)]
 async fn an_address_that_was_a_plain_servers_is_asked_again() {
