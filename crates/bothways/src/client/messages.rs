@@ -770,7 +770,7 @@ mod tests {
     /// The queue is a stream.
     #[tokio::test]
     async fn messages_come_as_a_stream() {
-        let (queue, mut messages) = crate::ClientOptions::new().message_queue();
+        let (queue, mut messages) = crate::ClientOptions::new().new_queue();
         let (adder, server) = (queue.adder(), Arc::from("memory@x"));
         assert_eq!(adder.add(message(), &connection(), &server, None, None), Added::Taken);
         let mut next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut messages).poll_next(cx));

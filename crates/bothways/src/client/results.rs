@@ -204,7 +204,7 @@ mod tests {
     /// A reply that is kept takes no room of calls that run.
     #[tokio::test]
     async fn a_reply_that_is_kept_gives_room_back() {
-        let room = crate::packing::Room::new(4096, 4096, 4096);
+        let room = Arc::new(crate::packing::Room::new(4096, 4096, 4096));
         let message = bothways_proto::Message::new(
             bothways_proto::Header::request(bothways_proto::Seq::new(1), bothways_proto::SerializeType::RAW)
                 .with_compress(bothways_proto::CompressType::GZIP),
@@ -213,7 +213,7 @@ mod tests {
             &bothways_proto::Metadata::new(),
             &bothways_proto::gzip(&[1; 2000]),
         );
-        let unpacked = crate::packing::unpack(&message, &bothways_proto::Limits::default(), &room, &room.share()).await;
+        let unpacked = crate::packing::unpack(&message, &bothways_proto::Limits::default(), &room, 1, || None).await;
         let (payload, held) = unpacked.expect("it is valid");
         let held = Arc::new(held);
         let reply = Reply { held: Some(Arc::clone(&held)), ..Reply::ok(payload) };

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, OutgoingOptions, QueueBound, Reply, Server, ServerBuilder,
-    ServerLimits,
+    Client, ClientOptions, CloseReason, ErrorCode, Limits, Metadata, OutgoingOptions, QueueBound, Reply, Server,
+    ServerBuilder, ServerLimits,
 };
 use bothways_proto::{Capabilities, CompressType, Header, Message, PREFIX_LEN, Seq, SerializeType, gzip, keys};
 use tokio::time::Instant;

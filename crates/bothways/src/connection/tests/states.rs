@@ -102,7 +102,7 @@ async fn a_call_of_either_side_makes_a_connection_busy() {
             drop(state);
             assert_eq!(connection.is_busy(), runs || (waits && place <= 2), "{number} {place}");
             assert_eq!(connection.is_owed(), runs || is_queued || is_writing, "{number} {place}");
-            assert_eq!(connection.waits_for_replies(), false);
+            assert!(!connection.waits_for_replies());
             assert_eq!(connection.calls_to_peer(), 0, "a heartbeat is no call");
         }
         connection.shared.state.lock().outbox.writer = Writer::Idle;
@@ -215,8 +215,8 @@ async fn what_runs_is_answered_if_somebody_reads_it() {
             state.phase = phase;
             drop(state);
             let reason = if is_end { CloseReason::PeerClosed } else { CloseReason::NoRoom { bytes: 1 } };
-            let is_read = !(is_end && negotiated) && !checking;
-            let expected = is_server && !cancels && is_read && place == 0 && (runs || is_queued);
+            let is_unread = checking || (is_end && negotiated);
+            let expected = is_server && !cancels && !is_unread && place == 0 && (runs || is_queued);
             assert_eq!(connection.answer_the_rest(&reason), expected, "{number} {place}");
             let is_answering = matches!(connection.shared.state.lock().phase, Phase::Answering(_));
             assert_eq!(is_answering, expected || place == 2);
