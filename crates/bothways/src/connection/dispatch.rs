@@ -874,3 +874,6 @@ fn panicked_text(panic: &Panicked, service_path: &str, service_method: &str) -> 
     tell!(TOLD, error, %id, ?service_path, ?service_method, ?panic, "a handler panicked");
     format!("internal error, id {id}: the server's log has more")
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,4 +177,17 @@ mod tests {
             assert_eq!(number_len(number), packed.len(), "{number}");
         }
     }
+
+    /// A number takes as many bytes as it is said to take.
+    #[test]
+    fn a_number_takes_as_many_bytes_as_it_is_said_to_take() {
+        for bits in 0..u64::BITS {
+            for number in [(1_u64 << bits) - 1, 1 << bits, u64::MAX >> bits] {
+                let mut packed = Vec::new();
+                put_number(&mut packed, number);
+                assert_eq!(packed.len(), number_len(number), "{number}");
+                assert_eq!(take_number(&mut &*packed), Some(number));
+            }
+        }
+    }
 }
