@@ -651,4 +651,24 @@ mod tests {
             assert_eq!(is_further(from, reached), expected, "{from:?} {reached:?}");
         }
     }
+
+    /// What was dropped is asked for by the next connection, if this one ends before it has answered.
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_whose_connection_ends_meanwhile_waits_for_the_next() {
+        let this = resubscriber();
+        let mut events = this.events.subscribe();
+        let (connection, far) = alone(Role::Client);
+        this.subscriptions.begin(connection.id(), false);
+        hold(&this, &connection, Position { epoch: 1, offset: 5 });
+        this.subscriptions.miss(connection.id());
+        let (of_task, asking) = (this.clone(), round(&connection));
+        let recovering = tokio::spawn(async move { of_task.recover(&asking, "news".into()).await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!recovering.is_finished(), "nobody answers");
+        drop(far);
+        tokio::time::timeout(Duration::from_secs(60), recovering).await.expect("it ends").expect("no panic");
+        assert!(told(&mut events).await.is_empty());
+        let again = this.subscriptions.begin_recovery(connection.id(), &"news".into());
+        assert!(again.is_some_and(|which| this.subscriptions.is_wanted(&which)), "it is wanted as before");
+    }
 }

@@ -954,4 +954,14 @@ mod tests {
         }
         assert_eq!(full.seal(), 3, "never more than it may keep");
     }
+
+    /// A text that fits is shared, and of a longer one its beginning is kept.
+    #[test]
+    fn a_text_that_an_event_keeps_has_a_bound() {
+        for (len, is_shared) in [(TEXT_BYTES_MAX - 1, true), (TEXT_BYTES_MAX, true), (TEXT_BYTES_MAX + 1, false)] {
+            let whole: Arc<str> = "x".repeat(len).into();
+            let kept = shared(&whole);
+            assert_eq!((Arc::ptr_eq(&kept, &whole), kept.len()), (is_shared, len.min(TEXT_BYTES_MAX)), "{len}");
+        }
+    }
 }

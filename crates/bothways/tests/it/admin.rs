@@ -396,3 +396,21 @@ async fn a_handlers_line_has_its_request() {
     let line = text.lines().find(|line| line.contains("sold")).expect("it was logged");
     assert!(line.contains("request{") && line.contains("path=\"Shop\" method=\"Buy\""), "{line}");
 }
+
+/// Wherever operators are answered, the requests of clients are checked by the service's own hook.
+#[tokio::test(start_paused = true)]
+async fn operators_at_the_service_addresses_open_nothing_for_others() {
+    for on_service in [false, true] {
+        let admin = AdminOptions::token("right").expect("it has characters");
+        let admin = if on_service { admin.on_service_addresses() } else { admin };
+        let refuses = |_: bothways::server::AuthRequest| std::future::ready(Err::<(), _>("nobody".to_owned()));
+        let server = crate::support::echoing().auth(refuses).admin(admin).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let client =
+            Client::connect(listening.address(), ClientOptions::new().negotiate(false)).await.expect("it listens");
+        let error = crate::support::call(&client, "Echo", "x").await.expect_err("it has shown no token");
+        assert!(matches!(&error, CallError::Remote { text, .. } if text.contains("nobody")), "{error}");
+        let asked = AdminClient::new(client, "right").connections(Page::default()).await;
+        assert_eq!(asked.is_ok(), on_service, "{asked:?}");
+    }
+}

@@ -14,7 +14,7 @@ use hex_literal::hex;
 use tokio::sync::mpsc;
 
 use crate::{
-    scripted::{Scripted, reply, request},
+    scripted::{Scripted, ScriptedServer, reply, request},
     support::{Args, Product, address, arith, connections, echoing, gate, oneshot_to, settle, soon, until},
 };
 
@@ -302,6 +302,25 @@ async fn a_broadcast_reaches_everybody() {
     );
     let error = connections[0].send_message("T", "x", &Metadata::new(), "").expect_err("it is over");
     assert!(matches!(error, PushError::Closed(_)), "{error}");
+}
+
+/// A plain server means nothing by a key: what it sends twice comes twice.
+#[tokio::test(start_paused = true)]
+async fn a_key_of_a_plain_server_is_none() {
+    for (is_plain, count) in [(true, 2), (false, 1)] {
+        let server = ScriptedServer::listen().await;
+        let accepting = async { if is_plain { server.accept_plain().await } else { server.accept_negotiated().await } };
+        let connecting = Client::bidirectional(&server.address, ClientOptions::new());
+        let (client, mut peer) = tokio::join!(connecting, accepting);
+        let (_client, mut messages) = client.expect("let in");
+        let header = bothways_proto::Header::oneway(bothways_proto::Seq::new(1), bothways_proto::SerializeType::RAW);
+        let pairs = Metadata::new().with(bothways_proto::keys::IDEMPOTENCY_KEY, "k");
+        for _ in 0..2 {
+            peer.say(bothways_proto::Message::new(header, "T", "Tell", &pairs, b"x").frame()).await;
+        }
+        crate::support::settle().await;
+        assert_eq!(std::iter::from_fn(|| messages.try_next()).count(), count, "{is_plain}");
+    }
 }
 
 /// A push that is too large is refused, and nothing of it leaves.
