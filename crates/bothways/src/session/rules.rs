@@ -240,4 +240,13 @@ mod tests {
         assert_eq!(of("a.*"), Err("*.news"));
         assert!(rules.add("a..b", TopicOptions::new()).is_err());
     }
+
+    /// A topic keeps something if it has a history, or says who is there.
+    #[test]
+    fn a_topic_keeps_what_its_options_say() {
+        let minute = std::time::Duration::from_secs(60);
+        assert!(!TopicOptions::new().keeps() && !TopicOptions::new().open().subscribers_max(1).keeps());
+        assert!(TopicOptions::new().history(1, minute).keeps() && TopicOptions::new().latest_only().keeps());
+        assert!(TopicOptions::new().presence(true).keeps() && !TopicOptions::new().presence(false).keeps());
+    }
 }

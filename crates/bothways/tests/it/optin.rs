@@ -407,12 +407,17 @@ async fn each_client_of_a_server_that_stops_is_closed_when_it_is_done() {
             hears_push(&mut client, 1, "a").await;
             owing.push(client);
         }
+        let mut idle = Scripted::connect_negotiated(listening.address()).await;
         let began = tokio::time::Instant::now();
         let stopping = tokio::spawn(async move {
             let minute = Duration::from_secs(60);
             if drains { server.drain(minute, 1_000_000).await } else { server.shutdown(minute).await }
         });
-        tokio::time::sleep(ms(100)).await;
+        if drains {
+            idle.rest().await;
+            assert!(began.elapsed() < ms(100), "nothing is owed: {:?}", began.elapsed());
+        }
+        tokio::time::sleep_until(began + ms(100)).await;
         owing[0].say(control_oneway(9, keys::ACK, &pair(keys::ACK_OFFSETS, "1,1"), b"")).await;
         owing[0].rest().await;
         assert!((ms(100)..ms(200)).contains(&began.elapsed()), "it has acknowledged: {:?}", began.elapsed());
