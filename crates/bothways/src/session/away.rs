@@ -172,6 +172,10 @@ mod tests {
             let (client, _messages) = connecting.await.expect("it listens");
             client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
             let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+            let generation = session.lock().generation();
+            let owner = Owner::User("ann".into());
+            let waiting = Waiting { session: session.clone(), generation, owner, is_idle: true };
+            assert!(!waiting.is_still(&session.lock()), "its client is here");
             assert!(session.lock().is_idle(), "{number}");
             does(&session);
             assert_eq!(session.lock().is_idle(), number == 0, "{number}");

@@ -175,4 +175,23 @@ mod tests {
         assert_eq!((alone.topic, alone.origin, alone.sessions.len()), (Some("news"), Origin::Topic(7), 0));
         assert_eq!(Listed::new(&[]).origin, Origin::Push);
     }
+
+    /// Whoever asks for what depends on which session a client gets waits until that is known.
+    #[tokio::test(start_paused = true)]
+    async fn it_is_waited_for_until_a_session_is_settled() {
+        let server = crate::Server::builder().build();
+        let listening = server.listen("memory@claims-settled").await.expect("the name is free");
+        let client =
+            crate::Client::connect(listening.address(), crate::ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
+        session.settled().await;
+        session.inner.state.lock().claims = Some(Box::new(claims()));
+        let mut settling = std::pin::pin!(session.settled());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(settling.as_mut().poll(&mut cx).is_pending(), "nobody knows yet");
+        session.inner.state.lock().claims = None;
+        session.inner.changed.notify_waiters();
+        assert!(settling.as_mut().poll(&mut cx).is_ready());
+    }
 }
