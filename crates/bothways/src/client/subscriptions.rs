@@ -523,7 +523,7 @@ impl Subscription {
         let first_missing = self.first_missing();
         let Some(Pending { from, .. }) = self.pending else { return Some(first_missing) };
         let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
-        Some(goes_on.map_or(from, |(reached, from)| Some(if from.offset < reached.offset { reached } else { from })))
+        Some(goes_on.map_or(from, |(reached, from)| [from, reached].into_iter().max_by_key(|position| position.offset)))
     }
 
     fn recovery(&self) -> Recovery {
