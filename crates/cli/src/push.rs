@@ -48,6 +48,10 @@ pub(crate) fn failed(error: &CallError) -> Failure {
 }
 
 pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
+    if args.fire && matches!(args.until, Some(Until::Received | Until::Handled)) {
+        return Err(Failure::usage("--until received and --until handled do not go with --fire")
+            .hint("no client acknowledges such a push: leave out --fire, or wait --until written"));
+    }
     let target = (args.to.clone().map(PushTarget::Connection))
         .or_else(|| args.session.clone().map(PushTarget::Session))
         .or_else(|| args.user.clone().map(PushTarget::User))
@@ -81,14 +85,14 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
     let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
     Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
-    judge(&outcome, args.everyone)?;
+    judge(&outcome)?;
     args.until.map_or(Ok(()), |until| reached(&outcome, until))
 }
 
 /// An error if nobody gets the push, or a client's application could not deal with it.
-fn judge(outcome: &AdminPushOutcome, everyone: bool) -> Result<(), Failure> {
+fn judge(outcome: &AdminPushOutcome) -> Result<(), Failure> {
     let (targets, failed) = (outcome.targets(), outcome.failed.total());
-    if targets == 0 && !everyone && !outcome.stored {
+    if targets == 0 && !outcome.stored {
         return Err(Failure::new(Exit::Peer, "nobody is there to push to")
             .hint("`bothways sessions` tells who is; `bothways explain` where they went"));
     }
@@ -244,11 +248,10 @@ mod tests {
             (none, "0 sessions", Some("nobody is there to push to")),
         ] {
             assert_eq!(counts(&outcome), text);
-            let judged = judge(&outcome, false).err();
+            let judged = judge(&outcome).err();
             assert_eq!(judged.as_ref().map(Failure::text), error, "{text}");
             assert!(judged.is_none_or(|failure| failure.exit() == Some(Exit::Peer)));
         }
-        assert!(judge(&none, true).is_ok(), "everyone may be nobody");
     }
 
     /// The exit code says that a wanted stage was not reached in time.

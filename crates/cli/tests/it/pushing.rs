@@ -69,10 +69,10 @@ fn who_is_not_there_is_told_as_such() {
     let server = serving();
     operate(&["push", &server.admin, "--to", "c99", "A.b", "x"], TOKEN)
         .failed(1, &["there is no connection c99", "bothways connections"]);
-    let ran = operate(&["push", &server.admin, "--everyone", "A.b", "x"], TOKEN);
-    assert_eq!(ran.ended(0), "0 sessions\n");
-    operate(&["push", &server.admin, "--user", "nobody", "A.b", "x"], TOKEN)
-        .failed(1, &["nobody is there", "bothways sessions"]);
+    for to in [&["--everyone"][..], &["--user", "nobody"], &["--topic", "nothing"]] {
+        operate(&[&["push", &server.admin, "A.b", "x"], to].concat(), TOKEN)
+            .failed(1, &["nobody is there", "bothways sessions"]);
+    }
 }
 
 #[test]
@@ -143,6 +143,8 @@ fn what_is_typed_wrong_has_its_own_exit_code() {
         (&["--everyone", "--idempotency-key", ""], "1 to 64 bytes"),
         (&["--everyone", "--latest", "_bw.x"], "belongs to the framework"),
         (&["--everyone", "--codec", "xml"], "xml"),
+        (&["--everyone", "--fire", "--until", "handled"], "do not go with --fire"),
+        (&["--everyone", "--fire", "--until", "received"], "do not go with --fire"),
     ] {
         push(more).failed(2, &[part]);
     }
