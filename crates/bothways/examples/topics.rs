@@ -47,7 +47,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     say("second")?;
     read("ann", &mut to_ann, 2).await?;
 
-    // Bob comes later, and asks for what he missed: from the beginning of the topic.
+    // Bob comes later, and asks for what he missed: from the beginning of the topic. A program that goes on after a restart
+    // keeps the position that `subscribe` returns, and then that of each message that it has handled, and asks from there.
     let (bob, mut to_bob) = connect("bob").await?;
     let now = bob.subscribe("room.1").await?.position.ok_or("the room has a history")?;
     bob.subscribe_from("room.1", Position { offset: 0, ..now }).await?;

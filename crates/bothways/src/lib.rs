@@ -86,7 +86,7 @@
 //! | send without a reply to any of them | [`XClient::oneshot`] | At most once. Another server is tried only where nothing was queued. |
 //! | call with bytes that are encoded already | [`XClient::send_raw`], [`Caller::call_raw`] | As `call`. |
 //! | get what is published to a topic | [`Client::subscribe`], [`XClient::subscribe`] | Comes back after a lost connection. After a lost session the client subscribes again by itself, and [`ConnectionEvent::Resubscribed`] says whether something is missing. |
-//! | go on where an earlier program stopped | [`Client::subscribe_from`] | All of what was published since that position, or none of it; [`Subscribed::recovered`](session::Subscribed::recovered) says which. |
+//! | go on where an earlier program stopped | [`Client::subscribe_from`] | All of what was published since that position, in parts if need be, or none of it; [`Subscribed::recovered`](session::Subscribed::recovered) says which. |
 //! | know who is in a topic | [`Client::roster`] | The members, with a generation that orders it among the changes. |
 //! | send bytes to the server on this connection | [`Client::connection`], then [`Connection::send_message`] | At most once, as a oneway request. |
 //!

@@ -242,10 +242,22 @@ impl Link {
 
     /// The server could not let the application subscribe for now: it is asked again, on the connection that there is.
     pub(super) fn subscribe_again(&self, topic: &Arc<str>) {
-        let resubscriber = self.receivers.lock().as_ref().map(|receivers| receivers.resubscriber.clone());
-        if let (Some(resubscriber), Ok(connection)) = (resubscriber, self.current()) {
+        if let (Some(resubscriber), Ok(connection)) = (self.resubscriber(), self.current()) {
             resubscriber.ask_again(&connection, Arc::clone(topic));
         }
+    }
+
+    /// The server has sent the application a part of what it asked for: the rest is asked for, on the connection that
+    /// there is. If there is none, the next one asks.
+    pub(super) fn ask_for_rest(&self, topic: &Arc<str>) {
+        let _runtime = self.runtime.enter();
+        if let (Some(resubscriber), Ok(connection)) = (self.resubscriber(), self.current()) {
+            resubscriber.ask_for_rest(&connection, Arc::clone(topic));
+        }
+    }
+
+    fn resubscriber(&self) -> Option<Resubscriber> {
+        self.receivers.lock().as_ref().map(|receivers| receivers.resubscriber.clone())
     }
 
     /// The connection as it is now.

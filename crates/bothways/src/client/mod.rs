@@ -252,8 +252,38 @@ impl Client {
 
     /// Subscribes to a topic, and gets what was published after a position that this program, or an earlier one, had
     /// reached: all of it, or none of it if [`Subscribed::recovered`] is false. Messages that the session has already got
-    /// by another subscription do not come again. Nothing comes if the session's log at the server has no room for all of
-    /// it.
+    /// by another subscription do not come again.
+    ///
+    /// What the session's log at the server has no room for comes in parts, in order and before anything new: this method
+    /// returns with the first one, and the client asks for the next while the application handles what it got. If some of
+    /// it is dropped from the history before it is asked for, [`ConnectionEvent::Resubscribed`] says so.
+    ///
+    /// A program that goes on after a restart keeps two positions: [`Subscribed::position`] as soon as it has subscribed,
+    /// and then that of each message that it has handled. One that keeps only those of messages, and ends before the first
+    /// one came, would begin from now on.
+    ///
+    /// ```no_run
+    /// use bothways::{Client, ClientOptions, session::Position};
+    /// # fn read_kept() -> Option<Position> { None }
+    /// # fn keep(position: Position) {}
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (client, mut messages) = Client::bidirectional("tcp@127.0.0.1:8972", ClientOptions::new()).await?;
+    /// let subscribed = match read_kept() {
+    ///     Some(position) => client.subscribe_from("news", position).await?,
+    ///     None => client.subscribe("news").await?,
+    /// };
+    /// if let Some(position) = subscribed.position {
+    ///     keep(position); // In a file, say, as `epoch` and `offset`.
+    /// }
+    /// while let Some(message) = messages.next().await {
+    ///     println!("{:?}", message.payload()?);
+    ///     if let Some(position) = message.position() {
+    ///         keep(position);
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// A new subscriber that wants the whole history subscribes twice: [`Self::subscribe`] returns the epoch, and this
     /// method from offset 0 of that epoch brings everything that is kept, if nothing has been dropped from it yet.
@@ -459,24 +489,38 @@ impl Client {
     async fn subscribe_at(
         &self,
         Subscribing { claim, place }: &Subscribing,
-        from: Option<Position>,
+        mut from: Option<Position>,
         patience: Patience,
     ) -> Result<Subscribed, CallError> {
         let options = self.in_turn(place).await?;
         let (pattern, subscriptions) = (&*claim.which().topic, self.handle.link.subscriptions());
-        let asker = if from.is_some() { Asker::ApplicationFrom } else { Asker::Application };
+        let (position, asker) = match from {
+            Some(_) => (from, Asker::ApplicationFrom),
+            None => (None, Asker::Application),
+        };
         loop {
             let over = Over { client: self, patience, used: Mutex::default() };
             // It may be that this client is about to ask for what it missed: then that comes first.
             let asked_from = from.or_else(|| subscriptions.pending_from(pattern));
-            let outcome = subscriptions::subscribe(&over, pattern, asked_from, false, options.clone()).await;
+            let outcome = subscriptions::subscribe(&over, pattern, asked_from, from.is_some(), options.clone()).await;
             if matches!(outcome, Ok(_) | Err(CallError::Remote { .. })) {
                 claim.is_answered();
             }
-            let subscribed = outcome?.subscribed;
+            let answer = outcome?;
             let connection = over.used.into_inner().expect("a call that was answered had a connection");
-            if claim.hold(connection, &subscribed, asker).is_some() {
-                return Ok(subscribed);
+            if let Some(asked_for) = from.filter(|_| answer.more || answer.later) {
+                // The server has all of it, and the session no room: the application may be about to make some, once
+                // this has returned.
+                let reached = answer.subscribed.position.unwrap_or(asked_for);
+                if claim.hold_part(connection, reached) {
+                    self.handle.link.ask_for_rest(&claim.which().topic);
+                    return Ok(Subscribed { recovered: true, position });
+                }
+                from = Some(reached);
+                continue;
+            }
+            if claim.hold(connection, &answer.subscribed, asker).is_some() {
+                return Ok(answer.subscribed);
             }
             // The session to which that answer belonged is lost since.
         }

@@ -46,6 +46,8 @@ enum Why {
     Lost,
     /// The server has ended what the application wants again.
     Ended,
+    /// The application has subscribed from a position, and was sent the first part of what it missed, or nothing yet.
+    Rest,
     /// The server dropped something.
     Gap,
     /// The application does not want it, and unsubscribed while there was no connection.
@@ -160,6 +162,14 @@ impl Resubscriber {
     pub(super) fn ask_again(&self, connection: &Connection, topic: Arc<str>) {
         let mut asking = self.asking(connection);
         asking.ask(topic, Why::Lost, Vec::new(), None);
+        asking.run();
+    }
+
+    /// The application has subscribed to this topic from a position, and all of what it missed did not fit into its
+    /// session: the rest is asked for in the background. Must be called within a tokio runtime.
+    pub(super) fn ask_for_rest(&self, connection: &Connection, topic: Arc<str>) {
+        let mut asking = self.asking(connection);
+        asking.ask(topic, Why::Rest, Vec::new(), None);
         asking.run();
     }
 
@@ -423,7 +433,7 @@ impl Asking<'_> {
                 let _ = tokio::time::timeout(ORDER_WAIT, topics.recv()).await;
             }
             match why {
-                Why::Lost | Why::Ended => this.resubscribe(&round, topic, why, waiting).await,
+                Why::Lost | Why::Ended | Why::Rest => this.resubscribe(&round, topic, why, waiting).await,
                 Why::Gap => this.recover(&round, topic).await,
                 Why::Unwanted => this.unsubscribe(&round, topic).await,
             }

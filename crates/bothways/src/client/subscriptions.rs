@@ -114,6 +114,8 @@ struct Pending {
     from: Option<Position>,
     /// Messages of a session before this one are missing.
     missed: bool,
+    /// The application asked for what is before the position that the topic had: that position says nothing of it.
+    behind: bool,
 }
 
 impl Subscription {
@@ -121,10 +123,11 @@ impl Subscription {
     fn lose_session(&mut self) {
         let was_pending = self.pending.is_some_and(|pending| {
             let epoch = |position: Option<Position>| position.map(|position| position.epoch);
-            pending.missed || (pending.from.is_some() && epoch(pending.from) != epoch(self.position))
+            let is_past = pending.from.is_some() && epoch(pending.from) != epoch(self.position);
+            pending.missed || pending.behind || is_past
         });
         let missed = 0 < self.gaps || self.holes.are_owed() || was_pending;
-        self.pending = self.wanted.then_some(Pending { from: self.position, missed });
+        self.pending = self.wanted.then_some(Pending { from: self.position, missed, behind: false });
         self.holes = Holes::default();
         (self.held, self.gaps, self.recovering) = (false, 0, None);
     }
@@ -232,6 +235,25 @@ impl Claim {
         let Some(subscription) = state.get(&self.which) else { return false };
         (subscription.held, subscription.pending) = (false, None);
         std::mem::take(&mut subscription.wanted)
+    }
+
+    /// The server answered on this connection: of what the application asked for it has sent what is up to here, and the
+    /// client is to ask for the rest. False: the session is lost since.
+    pub(super) fn hold_part(&self, connection: ConnectionId, reached: Position) -> bool {
+        let mut state = self.all.state.lock();
+        let is_held = state.began.is_none_or(|began| began <= connection);
+        // Unsubscribed meanwhile: there is nothing to ask for.
+        let Some(subscription) = state.get(&self.which) else { return true };
+        subscription.wanted = true;
+        let is_beyond = |noted: &Position| noted.epoch == reached.epoch && reached.offset < noted.offset;
+        let behind = subscription.position.as_ref().is_some_and(is_beyond);
+        subscription.note(reached);
+        if is_held {
+            let missed = subscription.pending.is_some_and(|pending| pending.missed);
+            subscription.pending = Some(Pending { from: Some(reached), missed, behind });
+            state.unwanted.remove(&self.which.topic);
+        }
+        is_held
     }
 
     /// The server answered on this connection: it has the topic. `None`: the session is lost since. Otherwise whether
@@ -521,13 +543,19 @@ impl Subscription {
             return None;
         }
         let first_missing = self.first_missing();
-        let Some(Pending { from, .. }) = self.pending else { return Some(first_missing) };
+        let Some(Pending { from, behind, .. }) = self.pending else { return Some(first_missing) };
+        if behind {
+            return Some(from);
+        }
         let goes_on = first_missing.zip(from).filter(|(reached, from)| reached.epoch == from.epoch);
         Some(goes_on.map_or(from, |(reached, from)| [from, reached].into_iter().max_by_key(|position| position.offset)))
     }
 
     fn recovery(&self) -> Recovery {
-        self.first_missing().map_or(Recovery::Over, |position| Recovery::From(position, self.gaps))
+        // What is being asked for comes first: nothing that a gap cost is to overtake it.
+        let behind = self.pending.filter(|pending| pending.behind).and_then(|pending| pending.from);
+        let from = behind.or_else(|| self.first_missing());
+        from.map_or(Recovery::Over, |position| Recovery::From(position, self.gaps))
     }
 
     /// The last message before the first one that is missing.

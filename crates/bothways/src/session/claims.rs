@@ -186,11 +186,11 @@ mod tests {
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
         session.settled().await;
-        session.inner.state.lock().claims = Some(Box::new(claims()));
+        assert!(session.lock().claim(claims()));
         let mut settling = std::pin::pin!(session.settled());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(settling.as_mut().poll(&mut cx).is_pending(), "nobody knows yet");
-        session.inner.state.lock().claims = None;
+        assert!(session.lock().unclaim(Duration::ZERO).is_some());
         session.inner.changed.notify_waiters();
         assert!(settling.as_mut().poll(&mut cx).is_ready());
     }

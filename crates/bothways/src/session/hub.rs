@@ -60,11 +60,11 @@ enum Place {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Subscribed {
     /// Everything that was published behind the position asked from, and has not expired, was sent or is on
-    /// its way: all of it, never a part. False if no position was asked from. Of a topic of which only the
+    /// its way, in parts if it is more than the session's log holds: all of it. False if no position was asked from. Of a topic of which only the
     /// newest message counts, that one is meant.
     pub recovered: bool,
-    /// Where the subscriber stands: everything behind it is coming. `None` if the topic has no history, and
-    /// for a pattern.
+    /// Where the subscriber stands: everything behind it is coming. A program that goes on from here after a restart keeps
+    /// it until it has handled a message. `None` if the topic has no history, and for a pattern.
     pub position: Option<Position>,
 }
 
@@ -460,6 +460,9 @@ impl Hub {
         }
         if wish.from.is_some() && !answer.more && !answer.later {
             state.caught_up(pattern);
+        } else if wish.part && (answer.more || answer.later) {
+            // It asks for the rest: nothing of the topic is to overtake that.
+            state.stall(pattern);
         }
         Ok((answer, if is_known { Place::Known } else { Place::New(shared) }))
     }

@@ -76,10 +76,11 @@ impl TopicOptions {
     /// [`Self::history_bytes_max`]: a client that says how far it was gets what it missed.
     ///
     /// What one recovery brings must find room in the session's log
-    /// ([`SessionOptions::log`](crate::SessionOptions::log), 1,000 messages unless chosen otherwise): a
-    /// client that is further behind recovers nothing by [`Client::subscribe_from`](crate::Client::subscribe_from).
-    /// What a client recovers by itself, after a lost session or a gap, comes in parts. So a server warns when it is
-    /// built with a history that is longer than the log.
+    /// ([`SessionOptions::log`](crate::SessionOptions::log), 1,000 messages unless chosen otherwise). A client that is
+    /// further behind gets it in parts, as it handles them: with
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from), after a lost session, and after a gap. A client of another
+    /// library that does not ask for parts gets nothing then, so a server warns when it is built with a history that is
+    /// longer than the log.
     ///
     /// Where a topic stands is known for 24 hours after its last message is too old, for 65,536 topics at most: a client
     /// that has that one is told that it misses nothing.

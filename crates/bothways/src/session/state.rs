@@ -658,6 +658,11 @@ impl State {
         self.forget_parts(topic);
     }
 
+    /// The client asks for what it missed of this topic in parts: nothing of it is sent before the last one.
+    pub(super) fn stall(&mut self, topic: &str) {
+        self.patterns.stall(topic);
+    }
+
     /// True if it was subscribed.
     pub(super) fn unsubscribe(&mut self, pattern: &str) -> bool {
         self.forget_parts(pattern);

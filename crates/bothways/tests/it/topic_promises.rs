@@ -68,8 +68,8 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> String {
     }
 }
 
-/// What a session's log had no room for is not called sent. A client that asks for it while there is no room is told
-/// that it was not recovered; when there is, the client asks by itself, and gets it in order and once.
+/// What a session's log had no room for is not called sent. A client that asks for it while there is no room gets it when
+/// there is, in order and once.
 #[tokio::test(start_paused = true)]
 async fn what_found_no_room_comes_when_there_is_room() {
     let server = server("log", TopicOptions::new().open().history(100, HOUR))
@@ -87,7 +87,8 @@ async fn what_found_no_room_comes_when_there_is_room() {
         held.push(soon(to_ann.next()).await.expect("open"));
     }
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(!ann.subscribe_from("log", at(3)).await.expect("open").recovered, "there is no room for it");
+    assert!(ann.subscribe_from("log", at(3)).await.expect("open").recovered, "the history has all of it");
+    assert!(texts(&mut to_ann).await.is_empty(), "there is no room for it");
     drop(held);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(texts(&mut to_ann).await, ["4", "5", "6"]);
@@ -97,6 +98,87 @@ async fn what_found_no_room_comes_when_there_is_room() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     server.publish("log", &push("7")).expect("small");
     assert_eq!(texts(&mut to_ann).await, ["7"]);
+}
+
+/// What happens while a client that is far behind gets what it missed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Meanwhile {
+    Nothing,
+    /// Its connection is lost, and not its session.
+    Cut,
+    /// Its session is lost, too.
+    Lost,
+}
+
+/// A program that starts anew and is further behind than its session's log holds gets all of it in parts, in order and
+/// once, and behind that what is new; also if it has subscribed from now on before it asks.
+#[tokio::test(start_paused = true)]
+async fn who_starts_anew_far_behind_gets_all_of_it_in_parts() {
+    use Meanwhile::{Cut, Lost, Nothing};
+    for (twice, meanwhile) in [(false, Nothing), (false, Cut), (false, Lost), (true, Nothing), (true, Cut)] {
+        let server = server("log", TopicOptions::new().open().history(100, HOUR))
+            .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+            .build();
+        let listening = server.listen(&address()).await.expect("a free name");
+        let (ann, _to_ann) = client(listening.address(), "ann").await;
+        let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
+        let publish = |number: usize| _ = server.publish("log", &push(&number.to_string())).expect("small");
+        (1..=40).for_each(publish);
+
+        let (bob, mut to_bob) = client(listening.address(), "bob").await;
+        if twice {
+            bob.subscribe("log").await.expect("open");
+        }
+        let from = Position { offset: 5, ..start };
+        let subscribed = soon(bob.subscribe_from("log", from)).await.expect("open");
+        assert_eq!(subscribed, Subscribed { recovered: true, position: Some(from) }, "{twice}, {meanwhile:?}");
+        let mut got = Vec::new();
+        for round in 41..=80 {
+            if round % 8 == 0 {
+                publish(round);
+            }
+            got.extend(texts(&mut to_bob).await);
+            match meanwhile {
+                Cut if round == 45 => bob.connection().expect("up").close(),
+                Lost if round == 45 => session_of(&server, "bob").end("a test"),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        publish(81);
+        got.extend(texts(&mut to_bob).await);
+        let all = (6..=40).chain((41..=80).filter(|number| number % 8 == 0)).chain([81]);
+        assert_eq!(got, all.map(|number| number.to_string()).collect::<Vec<_>>(), "{twice}, {meanwhile:?}");
+    }
+}
+
+/// An application that does not read until it has subscribed is answered though its session's log is full.
+#[tokio::test(start_paused = true)]
+async fn who_is_far_behind_in_several_topics_is_answered_before_it_reads() {
+    let server = server("log.*", TopicOptions::new().open().history(100, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, _to_ann) = client(listening.address(), "ann").await;
+    let topics = ["log.a", "log.b", "log.c"];
+    let mut starts = Vec::new();
+    for topic in topics {
+        starts.push(ann.subscribe(topic).await.expect("open").position.expect("it has a history"));
+        (1..=10).for_each(|number| _ = server.publish(topic, &push(&format!("{topic} {number}"))).expect("small"));
+    }
+    let (bob, mut to_bob) = client(listening.address(), "bob").await;
+    for (topic, start) in topics.iter().zip(starts) {
+        assert!(soon(bob.subscribe_from(topic, start)).await.expect("open").recovered);
+    }
+    let mut got = Vec::new();
+    for _ in 0..60 {
+        got.extend(texts(&mut to_bob).await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for topic in topics {
+        let of_topic: Vec<_> = got.iter().filter(|text| text.starts_with(topic)).cloned().collect();
+        assert_eq!(of_topic, (1..=10).map(|number| format!("{topic} {number}")).collect::<Vec<_>>());
+    }
 }
 
 /// Of a topic with history nothing overtakes what found no room, though room is made in between.
