@@ -120,6 +120,12 @@ impl<W> Connection<W> {
         }
     }
 
+    /// True if this is the number of a oneway request that this client has made.
+    pub fn has_made_push(&self, seq: Seq) -> bool {
+        let number = |pushes| Seq::of_call_to_client(pushes).get() & !(1 << 63);
+        self.role == Role::Client && (number(1)..=number(self.pushes)).contains(&seq.get())
+    }
+
     /// Changes what waits for the reply to this call.
     pub fn waiter_mut(&mut self, seq: Seq) -> Option<&mut W> {
         let seq = self.unmark(seq)?;

@@ -51,8 +51,11 @@ pub mod keys {
     pub const CONTROL_PATH: &str = "_bothways";
     /// The method that asks the peer to stop a call. A oneway request, from either side.
     pub const CANCEL: &str = "Cancel";
-    /// Which call [`CANCEL`] means: its number as it stands on the wire, decimal.
+    /// Which call [`CANCEL`] means, or which request [`RETURN`]: its number as it stands on the wire, decimal.
     pub const CANCEL_SEQ: &str = "_bw.seq";
+    /// The method by which a server hands back a oneway request that it did not run, as its token was refused: the
+    /// payload is the frame of the request, or empty if that finds no room. A oneway request, with [`CANCEL_SEQ`].
+    pub const RETURN: &str = "Return";
     /// A method of the control path: the server dropped pushes of this session.
     pub const GAP: &str = "Gap";
     /// Metadata of a [`GAP`] notice: how many pushes were dropped since the session began, decimal.

@@ -43,10 +43,13 @@ impl Capabilities {
     /// What a server pushes goes to the handlers that the client names in `_bw.fns`, and to nobody else. On the wire:
     /// `handlers`.
     pub const HANDLERS: Self = Self(64);
+    /// Takes back a oneway request whose token was refused, and sends it once more over its next connection. On the
+    /// wire: `returns`.
+    pub const RETURNS: Self = Self(128);
     /// All that this version knows.
-    pub const ALL: Self = Self(127);
+    pub const ALL: Self = Self(255);
 
-    const NAMES: [(Self, &str); 7] = [
+    const NAMES: [(Self, &str); 8] = [
         (Self::CALLS, "calls"),
         (Self::CANCEL, "cancel"),
         (Self::GOODBYE, "goodbye"),
@@ -54,6 +57,7 @@ impl Capabilities {
         (Self::SESSIONS, "sessions"),
         (Self::OUTCOMES, "outcomes"),
         (Self::HANDLERS, "handlers"),
+        (Self::RETURNS, "returns"),
     ];
 
     /// True if every one of `others` is here.
@@ -170,6 +174,6 @@ mod tests {
         let mut metadata = Metadata::new();
         Hello { version: VERSION, capabilities: Capabilities::ALL }.put(&mut metadata);
         assert_eq!(Welcome::from_metadata(&metadata), None);
-        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions,outcomes,handlers"));
+        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions,outcomes,handlers,returns"));
     }
 }

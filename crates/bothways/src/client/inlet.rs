@@ -19,6 +19,7 @@ use super::{
     repeats::{Met, ReceivedKeys},
     resubscribe::Resubscriber,
     results::Results,
+    returned::take_back,
     session::{Ack, Arrival, Received, SessionMemory},
 };
 use crate::{
@@ -146,6 +147,16 @@ impl ClientInlet {
         {
             // By its number it was handled already; this one names a call that may have come on another connection.
             return self.results.give_up(message.metadata().get(keys::CALL_ID).unwrap_or_default());
+        }
+        if message.has_service_path(keys::CONTROL_PATH)
+            && message.service_method() == keys::RETURN
+            && connection.is_negotiated()
+        {
+            let request = Message::parse(message.wire_payload(), connection.limits()).ok();
+            if let Some(link) = self.link.upgrade() {
+                take_back(&link, connection, request);
+            }
+            return;
         }
         match &self.messages {
             Some(queue)

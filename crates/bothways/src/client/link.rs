@@ -46,13 +46,14 @@ use super::{
     options::{ClientOptions, Credentials},
     resubscribe::Resubscriber,
     results::Results,
+    returned::Returned,
     session::SessionMemory,
     subscriptions::Subscriptions,
 };
 use crate::{
     calm::Said,
     clock::{after, later},
-    connection::{Connection, Inlet, Methods, Settings},
+    connection::{Connection, ConnectionId, Inlet, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
     transport::{self, Address},
@@ -78,6 +79,8 @@ pub(super) struct Link {
     receivers: Mutex<Option<Receivers>>,
     subscriptions: Arc<Subscriptions>,
     memory: Arc<SessionMemory>,
+    /// Oneway requests that the server handed back.
+    returned: Returned,
     /// Its server has left the list that it was made for: its end is told.
     is_unlisted: AtomicBool,
 }
@@ -176,6 +179,7 @@ impl Link {
             receivers: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
+            returned: Returned::default(),
             is_unlisted: false.into(),
         });
         let server: Arc<str> = link.address.to_string().into();
@@ -187,6 +191,10 @@ impl Link {
         }
         if !goes_to_handlers {
             settings.capabilities = settings.capabilities.without(Capabilities::HANDLERS);
+        }
+        if !link.options.can_renew() {
+            // With the same token it would be refused again.
+            settings.capabilities = settings.capabilities.without(Capabilities::RETURNS);
         }
         let resubscriber = Resubscriber {
             server: Arc::clone(&server),
@@ -276,6 +284,58 @@ impl Link {
             _ => state.is_settled(),
         };
         (settled || self.options.wait().is_zero()).then(|| state.connection(&self.address))
+    }
+
+    /// As [`Self::at_once`], for what wants no reply: behind a Hello that is refused it would be lost without a word, so
+    /// it waits until the connection stands.
+    pub(super) fn standing_at_once(&self, patience: Patience) -> Option<Result<Connection, ConnectError>> {
+        let is_greeting = !self.options.wait().is_zero() && matches!(&*self.state.borrow(), State::Greeting(..));
+        if is_greeting { None } else { self.at_once(patience) }
+    }
+
+    /// What a oneway request gets, after waiting until this moment: a connection that stands. After that one that may.
+    pub(super) async fn wait_standing(
+        &self,
+        patience: Patience,
+        until: Instant,
+    ) -> Result<Connection, ConnectError> {
+        let is_greeting = |state: &State| matches!(state, State::Greeting(..));
+        loop {
+            if is_greeting(&self.state.borrow()) {
+                let greeted = self.reaches(|state| !is_greeting(state));
+                let is_late = tokio::time::timeout_at(until, greeted).await.is_err();
+                if is_late || patience == Patience::OneTry {
+                    return self.current();
+                }
+            }
+            if let Some(outcome) = self.standing_at_once(patience) {
+                return outcome;
+            }
+            let outcome = self.wait(patience, until).await;
+            if !is_greeting(&self.state.borrow()) || until <= Instant::now() {
+                return outcome;
+            }
+        }
+    }
+
+    /// Waits for a connection that stands, later than this one; `None`: there is none by then.
+    pub(super) async fn next_standing(&self, earlier: ConnectionId, until: Instant) -> Option<Connection> {
+        let mut states = self.state.subscribe();
+        self.wanted.notify_one();
+        let is_later = |connection: &Connection| earlier < connection.id() && connection.is_open();
+        let settled = states.wait_for(|state| match state {
+            State::Up(connection) => is_later(connection),
+            State::Ended(_) => true,
+            State::Down(_) | State::Greeting(..) => false,
+        });
+        match &*tokio::time::timeout_at(until, settled).await.ok()?.ok()? {
+            State::Up(connection) => Some(connection.clone()),
+            State::Down(_) | State::Greeting(..) | State::Ended(_) => None,
+        }
+    }
+
+    pub(super) fn returned(&self) -> &Returned {
+        &self.returned
     }
 
     /// The server that is there does not take part in the negotiation that this client wants.

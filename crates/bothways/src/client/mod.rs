@@ -24,6 +24,7 @@ mod options;
 mod repeats;
 mod resubscribe;
 mod results;
+mod returned;
 mod roster;
 mod session;
 mod subscriptions;
@@ -211,7 +212,13 @@ impl Client {
         self.call_typed(service_path, service_method, args, options).await
     }
 
-    /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported.
+    /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported, and a server that does
+    /// not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). What is on its way when the
+    /// connection is lost is lost with it.
+    ///
+    /// A token that runs out costs nothing: with [`ClientOptions::credentials`] the request is sent once more with the
+    /// next token, as a call is, if the server is a Bothways server that hands it back. [`Self::oneways_lost`] counts
+    /// those for which that was not possible.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued.
@@ -338,6 +345,13 @@ impl Client {
     /// Counters of the present connection; zeros while there is none.
     pub fn stats(&self) -> ConnectionStats {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
+    }
+
+    /// Oneway requests of this client that its server did not run, as their token had run out, and that could not be
+    /// sent once more: no connection stood within [`ClientOptions::connection_wait`], the next token was refused too, or
+    /// more than 1,024 of them, or 4 MiB, waited at once. The log has a line for them, too.
+    pub fn oneways_lost(&self) -> u64 {
+        self.handle.link.returned().lost()
     }
 
     /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
@@ -674,11 +688,11 @@ impl Client {
         let link = &self.handle.link;
         let until = after(link.options().wait());
         let wait = push.options.timeout.unwrap_or(link.options().message_wait());
-        let mut at_once = link.at_once(patience);
+        let mut at_once = link.standing_at_once(patience);
         loop {
             let connection = match at_once.take() {
                 Some(outcome) => outcome?,
-                None => Box::pin(link.wait(patience, until)).await?,
+                None => Box::pin(link.wait_standing(patience, until)).await?,
             };
             match connection.push_within(push, wait).await {
                 // Nothing was queued: the next connection is as good.

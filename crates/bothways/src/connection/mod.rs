@@ -39,6 +39,7 @@ mod control;
 mod dispatch;
 mod driver;
 mod end;
+mod hand_back;
 mod lanes;
 mod lock;
 mod outbox;
@@ -265,7 +266,7 @@ type Running = HashMap<Seq, Option<AbortHandle>>;
 /// What few connections ever have.
 #[derive(Default)]
 struct Seldom {
-    /// Requests that want no reply, dropped because too much ran already or because of too much metadata.
+    /// Requests that want no reply and were not run.
     oneways_refused: u64,
     late_replies: u64,
     messages_unheard: u64,
@@ -377,8 +378,9 @@ pub struct ConnectionStats {
     pub pushes_sent: u64,
     /// Pushes that were queued and never left: by [`Overflow::DropOldest`], or because the connection ended.
     pub pushes_dropped: u64,
-    /// Requests without a reply that a server dropped, because too much ran already or because they had more metadata
-    /// than its limits allow. What a client drops of what its server sends is in
+    /// Requests without a reply that a server did not run: too much ran already, they were beyond its limits, their
+    /// token was refused, nothing has their name, their deadline was over, or the server was shutting down. What a
+    /// client drops of what its server sends is in
     /// [`ServerMessages::dropped`](crate::ServerMessages::dropped).
     pub oneways_refused: u64,
     /// Replies that came when nobody waited for them any more.

@@ -325,7 +325,7 @@ impl Connection {
     }
 
     /// Tries again whenever room appears, up to `wait`.
-    pub(super) async fn with_room<T>(
+    pub(crate) async fn with_room<T>(
         &self,
         wait: Duration,
         mut attempt: impl FnMut() -> Result<T, PushError>,

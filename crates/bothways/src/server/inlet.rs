@@ -109,7 +109,11 @@ impl Inlet for ServerInlet {
             return self.handle_control(connection, &message);
         }
         let ends_something = is_control && is_an_end(message.service_method());
+        // Nobody but the counter says that it is not run.
+        let is_oneway = message.header().is_oneway();
+        let count_refused = || _ = is_oneway.then(|| connection.count_refused_oneway());
         if shared.refuses_calls_of(connection) && !ends_something {
+            count_refused();
             if !connection.is_negotiated() {
                 // Go calls another server after the end of a connection, and after no answer that says so.
                 connection.end_once_answered();
@@ -119,7 +123,10 @@ impl Inlet for ServerInlet {
         }
         let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
-            Err(reply) => return Answer::Ready(reply),
+            Err(reply) => {
+                count_refused();
+                return Answer::Ready(reply);
+            }
         };
         // What ends something of the user's is no call of the user's: a callback holds its place until it is answered.
         let counts = shared.calls_per_user_max.is_some() && !ends_something;
@@ -141,7 +148,10 @@ impl Inlet for ServerInlet {
         let auth = shared.hooks.auth.as_ref().filter(|_| !is_admin);
         let answer = match (auth, handler) {
             (None, Ok(handler)) => handler.handle(request),
-            (None, Err(why)) => return Answer::Ready(no_route(&request, why)),
+            (None, Err(why)) => {
+                count_refused();
+                return Answer::Ready(no_route(&request, why));
+            }
             (Some(auth), handler) => {
                 let (auth, shared, handler) = (Arc::clone(auth), Arc::clone(&self.0), handler.cloned());
                 Box::pin(async move {
@@ -156,7 +166,12 @@ impl Inlet for ServerInlet {
                     };
                     match handler {
                         Ok(handler) => handler.handle(request).await,
-                        Err(why) => no_route(&request, why),
+                        Err(why) => {
+                            if is_oneway {
+                                request.connection().count_refused_oneway();
+                            }
+                            no_route(&request, why)
+                        }
                     }
                 })
             }
@@ -404,8 +419,15 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Re
         Err(error) => {
             let connection = request.connection();
             shared.note_not_let_in(connection, &error);
+            let is_oneway = request.message.header().is_oneway();
+            if is_oneway {
+                connection.count_refused_oneway();
+            }
             Err(match error {
                 AuthError::Refused(text) if connection.is_negotiated() => {
+                    if is_oneway {
+                        connection.hand_back(&request.message);
+                    }
                     end_for_token(connection, &text);
                     Reply::refused(ErrorCode::Unauthenticated, text)
                 }

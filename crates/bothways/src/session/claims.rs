@@ -190,7 +190,7 @@ mod tests {
         let mut settling = std::pin::pin!(session.settled());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(settling.as_mut().poll(&mut cx).is_pending(), "nobody knows yet");
-        assert!(session.lock().unclaim(Duration::ZERO).is_some());
+        assert!(session.lock().unclaim(std::time::Duration::ZERO).is_some());
         session.inner.changed.notify_waiters();
         assert!(settling.as_mut().poll(&mut cx).is_ready());
     }

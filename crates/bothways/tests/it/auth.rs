@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
-    Push, Reconnect, Reply, Router, Server, Target,
+    Push, Reconnect, Reply, Request, Router, Server, Target,
     server::AuthRequest,
     session::{SessionId, TopicOptions},
 };
@@ -594,6 +594,122 @@ async fn a_token_that_runs_out_costs_no_call() {
     assert!(sessions.iter().any(|of_client| of_client.id() == session), "it came back to its session");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(server.stats().connections, 2);
+}
+
+/// Oneway requests that a token refuses that has run out go again with the next token, as calls do: each runs once.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_runs_out_costs_no_oneway_request() {
+    for check in [Duration::ZERO, Duration::from_millis(300)] {
+        let (generation, noted) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let (counts, notes) = (Arc::clone(&generation), Arc::clone(&noted));
+        let server = echoing()
+            .handler("T", "Note", move |request: Request| {
+                notes.lock().expect("no panic").push(request.decode().expect("a text"));
+                std::future::ready(Reply::ok(""))
+            })
+            .auth(move |request: AuthRequest| {
+                let counts = Arc::clone(&counts);
+                async move {
+                    tokio::time::sleep(check).await;
+                    let counts = format!("t{}", counts.load(Ordering::Relaxed));
+                    if request.token == counts { Ok(()) } else { Err("the token has run out") }
+                }
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let newest = Arc::clone(&generation);
+        let options = ClientOptions::new().credentials(move || {
+            let token = format!("t{}", newest.load(Ordering::Relaxed));
+            std::future::ready(token)
+        });
+        let client = Client::connect(listening.address(), options.clone()).await.expect("let in");
+        let discovery = bothways::Peer2PeerDiscovery::new(listening.address());
+        let (mode, select) = (bothways::FailMode::Failfast, bothways::SelectMode::RandomSelect);
+        let many = bothways::XClient::new("T", mode, select, discovery, options);
+        soon(many.oneshot("Note", "x first")).await.expect("queued");
+        soon(client.oneshot("T", "Note", "c first")).await.expect("queued");
+
+        let mut sent = vec!["x first".to_owned(), "c first".to_owned()];
+        for round in 0..3 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            generation.fetch_add(1, Ordering::Relaxed);
+            for number in 0..10 {
+                let of = |who: &str| format!("{who} {round} {number}");
+                soon(client.oneshot("T", "Note", &of("c"))).await.expect("queued");
+                soon(many.oneshot("Note", &of("x"))).await.expect("queued");
+                sent.extend([of("c"), of("x")]);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut noted = noted.lock().expect("no panic").clone();
+        noted.sort();
+        sent.sort();
+        assert_eq!(noted, sent, "{check:?}");
+        assert_eq!(client.oneways_lost(), 0);
+    }
+}
+
+/// A oneway request that the next token does not help either is sent no third time: it is counted, at both sides.
+#[tokio::test(start_paused = true)]
+async fn a_oneway_request_that_is_refused_twice_is_counted() {
+    let asked = Arc::<AtomicUsize>::default();
+    let counts = Arc::clone(&asked);
+    let server = echoing()
+        .auth(move |request: AuthRequest| {
+            let is_refused = request.service_method == "Note";
+            counts.fetch_add(usize::from(is_refused), Ordering::Relaxed);
+            std::future::ready(if is_refused { Err("not with this token") } else { Ok(()) })
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for (options, tries, lost) in [
+        (ClientOptions::new().credentials(|| std::future::ready("t".to_owned())), 2, 1),
+        (ClientOptions::new().auth("t"), 1, 0),
+    ] {
+        asked.store(0, Ordering::Relaxed);
+        let client = Client::connect(listening.address(), options).await.expect("let in");
+        let first = server.connections().pop().expect("it is there");
+        soon(client.oneshot("T", "Note", "x")).await.expect("queued");
+        settle().await;
+        assert_eq!(first.stats().oneways_refused, 1);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!((asked.load(Ordering::Relaxed), client.oneways_lost()), (tries, lost));
+        client.close();
+        tokio::time::sleep(Duration::from_secs(120)).await;
+    }
+}
+
+/// What is sent while the server checks the token of a new connection is not lost if it refuses that.
+#[tokio::test(start_paused = true)]
+async fn a_oneway_request_waits_until_the_client_is_let_in() {
+    let (generation, noted) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (counts, notes) = (Arc::clone(&generation), Arc::clone(&noted));
+    let server = echoing()
+        .handler("T", "Note", move |_| {
+            notes.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Reply::ok(""))
+        })
+        .auth(move |request: AuthRequest| {
+            let counts = format!("t{}", counts.load(Ordering::Relaxed));
+            async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                if request.token == counts { Ok(()) } else { Err("the token has run out") }
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let tokens = Arc::new(Mutex::new(vec!["t1", "t0", "t0"]));
+    let options = ClientOptions::new()
+        .credentials(move || std::future::ready(tokens.lock().expect("no panic").pop().unwrap_or("t1").to_owned()))
+        .backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let client = Client::connect(listening.address(), options).await.expect("let in");
+    generation.fetch_add(1, Ordering::Relaxed);
+    client.connection().expect("up").close();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    soon(client.oneshot("T", "Note", "x")).await.expect("queued");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(noted.load(Ordering::Relaxed), 1);
 }
 
 /// A client that has no other token is refused, and what it was let in with is still answered; one that stays is closed.
