@@ -6,6 +6,7 @@ use tokio::time::{sleep, sleep_until};
 
 use super::{
     XClient,
+    outcome::OutcomeKind,
     servers::{NoPick, Pick, Preference, Slot},
 };
 use crate::{
@@ -80,7 +81,7 @@ impl XClient {
         let mut tried = Vec::new();
         let mut pick = self.pick(push, &tried)?;
         for (again, left) in (0..=retries).rev().enumerate() {
-            let error = match pick.client.try_push(push).await {
+            let error = match self.try_push(&pick, push).await {
                 Ok(()) => return Ok(()),
                 Err(error @ (PushError::Closed(_) | PushError::NotConnected(_))) if 0 < left => error,
                 Err(error) => return Err(error),
@@ -89,7 +90,10 @@ impl XClient {
             self.pause_before_retry(None, again, &pick.slot).await;
             pick = match self.fail_mode {
                 FailMode::Failtry => match self.shared.servers.client_again(&pick.slot) {
-                    Some(client) => Pick { client, ..pick },
+                    Some(client) => {
+                        pick.client = client;
+                        pick
+                    }
                     None => return Err(error),
                 },
                 _ => {
@@ -103,34 +107,50 @@ impl XClient {
     }
 
     async fn failfast(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let Pick { slot, client } = self.pick(call, &[])?;
-        let reply = client.try_call(call, time).await;
-        self.note_outcome(&slot, &reply);
+        let pick = self.pick(call, &[])?;
+        let reply = self.try_call(&pick, call, time).await;
+        self.note_outcome(&pick.slot, &reply);
         reply
     }
 
+    /// Makes one try. The selector knows of it from its begin to its end, which may be that it is dropped.
+    async fn try_call(&self, pick: &Pick, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let attempt = self.shared.servers.begin(pick);
+        let reply = pick.client.try_call(call, time).await;
+        attempt.end(OutcomeKind::of_call(&reply));
+        reply
+    }
+
+    /// As [`Self::try_call`], of a oneway message.
+    async fn try_push(&self, pick: &Pick, push: &RawCall<'_>) -> Result<(), PushError> {
+        let attempt = self.shared.servers.begin(pick);
+        let queued = pick.client.try_push(push).await;
+        attempt.end(OutcomeKind::of_push(&queued));
+        queued
+    }
+
     async fn failtry(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let Pick { slot, mut client } = self.pick(call, &[])?;
+        let mut pick = self.pick(call, &[])?;
         let mut cut = None;
         for again in 0..self.shared.servers.options().retries as usize {
-            let error = match client.try_call(call, time).await {
+            let error = match self.try_call(&pick, call, time).await {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };
-            if !self.pause_before_retry(time, again, &slot).await {
+            if !self.pause_before_retry(time, again, &pick.slot).await {
                 return Err(error.after_tries(cut));
             }
             time = time.map(CallTime::rest);
-            if client.is_ended() {
-                match self.shared.servers.client_again(&slot) {
-                    Some(again) => client = again,
+            if pick.client.is_ended() {
+                match self.shared.servers.client_again(&pick.slot) {
+                    Some(again) => pick.client = again,
                     None => return Err(error.after_tries(cut)),
                 }
             }
             note_cut(&mut cut, error);
         }
-        let reply = client.try_call(call, time).await;
-        self.note_outcome(&slot, &reply);
+        let reply = self.try_call(&pick, call, time).await;
+        self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
     }
 
@@ -138,7 +158,7 @@ impl XClient {
         let mut pick = self.pick(call, &[])?;
         let (mut tried, mut cut) = (Vec::new(), None);
         for again in 0..self.shared.servers.options().retries as usize {
-            let reply = pick.client.try_call(call, time).await;
+            let reply = self.try_call(&pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) => error,
@@ -154,16 +174,16 @@ impl XClient {
             note_cut(&mut cut, error);
             pick = next;
         }
-        let reply = pick.client.try_call(call, time).await;
+        let reply = self.try_call(&pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let Pick { slot, client } = self.pick(call, &[])?;
+        let pick = self.pick(call, &[])?;
         let first = async {
-            let reply = client.try_call(call, time).await;
-            self.note_outcome(&slot, &reply);
+            let reply = self.try_call(&pick, call, time).await;
+            self.note_outcome(&pick.slot, &reply);
             reply
         };
         tokio::pin!(first);
@@ -178,13 +198,13 @@ impl XClient {
             Some(Err(error)) if self.may_try_again(&error, Again::Elsewhere) => Some(error),
             Some(reply) => return reply,
         };
-        let Some(backup) = self.pick_other(call, &slot) else {
+        let Some(backup) = self.pick_other(call, &pick.slot) else {
             return match failed {
                 Some(error) => Err(error),
                 None => first.await,
             };
         };
-        let second = backup.client.try_call(call, time.map(CallTime::rest));
+        let second = self.try_call(&backup, call, time.map(CallTime::rest));
         if let Some(failed) = failed {
             return second.await.map_err(|error| error.after_tries(cut_of(failed)));
         }

@@ -5,6 +5,8 @@
 //! | `mod.rs` | [`XClient`], the handle: calls, oneway messages, events |
 //! | `options.rs` | [`XClientOptions`]: retries, group, stickiness, handlers |
 //! | `select.rs` | [`SelectMode`] and [`Selector`]: which server a call goes to |
+//! | `least_loaded.rs` | [`SelectMode::LeastLoaded`]: the less loaded of two servers chosen at random |
+//! | `outcome.rs` | [`Outcome`]: what became of each try, for selectors that learn |
 //! | `failure.rs` | [`FailMode`]: what happens when a try fails |
 //! | `servers.rs` | the list that the discovery keeps, and the one client of each server |
 //!
@@ -108,7 +110,9 @@
 //! ```
 
 mod failure;
+mod least_loaded;
 mod options;
+mod outcome;
 mod select;
 mod servers;
 
@@ -125,6 +129,7 @@ use self::servers::{Receivers, Servers};
 pub use self::{
     failure::FailMode,
     options::XClientOptions,
+    outcome::{Outcome, OutcomeKind},
     select::{SelectMode, Selection, Selector, UserSelector},
 };
 use crate::{
@@ -252,7 +257,7 @@ impl XClient {
         let source = discovery.subscribe();
         let mut changes = source.clone();
         let receivers = Receivers { common: Common::default(), messages };
-        let servers = Arc::new(Servers::new(options, eager, select_mode.into_selector(), source, receivers));
+        let servers = Arc::new(Servers::new(options, eager, select_mode, source, receivers));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {

@@ -8,9 +8,10 @@ use std::{
     },
 };
 
+use super::{least_loaded::LeastLoaded, outcome::Outcome};
 use crate::discovery::ServerEntry;
 
-/// How servers are chosen. The names are rpcx's.
+/// How servers are chosen. Except for [`LeastLoaded`](Self::LeastLoaded), the names are rpcx's.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum SelectMode {
@@ -20,6 +21,12 @@ pub enum SelectMode {
     /// One after the other in the order of the list, beginning anywhere, so that many clients that start
     /// together do not all begin with the same server.
     RoundRobin,
+    /// Of two servers chosen at random, the one with fewer calls in flight; with as many, the one with the shorter
+    /// latency. Only calls of this `XClient` count.
+    ///
+    /// A server that refused a call, or lost its connection, is avoided for 1 s. A latency is an average over the last
+    /// calls, and is forgotten after 10 s without any, so that a server that was slow once is tried again.
+    LeastLoaded,
     /// As this selector says; see [`SelectMode::by_user`].
     SelectByUser(UserSelector),
 }
@@ -48,8 +55,14 @@ impl SelectMode {
         match self {
             Self::RandomSelect => Arc::new(RandomSelect),
             Self::RoundRobin => Arc::new(RoundRobin { next: rand::random_range(0..1 << 16).into() }),
+            Self::LeastLoaded => Arc::new(LeastLoaded::default()),
             Self::SelectByUser(UserSelector(selector)) => selector,
         }
+    }
+
+    /// True if the selector wants to know of each try: those that do not cost their calls nothing.
+    pub(super) fn learns(&self) -> bool {
+        !matches!(self, Self::RandomSelect | Self::RoundRobin)
     }
 }
 
@@ -63,24 +76,69 @@ impl fmt::Debug for UserSelector {
     }
 }
 
-/// Chooses the server of a call.
+/// Chooses the server of a call, and may learn from what becomes of it.
 ///
-/// Both methods run under the lock of the list: they must be quick, must not block, and must not use the
-/// `XClient` that asks. A selector is never asked about an empty list, and always about the one that
-/// [`update`](Self::update) was given last.
+/// No lock of the `XClient` is held while [`select`](Self::select), [`begun`](Self::begun) and [`ended`](Self::ended)
+/// run: a slow one holds up its own call and no other. [`update`](Self::update) runs before the new list is used, and
+/// calls wait for it: it must be quick, and must not use the `XClient`. A panic is logged; one of `select` fails its
+/// call with [`CallError::NoServer`](crate::CallError::NoServer).
+///
+/// State belongs under the [address](ServerEntry::address) of a server, because places change with each list.
+///
+/// ```
+/// use std::{collections::HashMap, sync::Mutex};
+///
+/// use bothways::{
+///     SelectMode, Selector, ServerEntry,
+///     xclient::{Outcome, OutcomeKind, Selection},
+/// };
+///
+/// /// The server with the fewest calls that went wrong.
+/// #[derive(Default)]
+/// struct FewestFailures(Mutex<HashMap<String, u64>>);
+///
+/// impl Selector for FewestFailures {
+///     fn select(&self, selection: &Selection<'_>) -> Option<usize> {
+///         let failures = self.0.lock().ok()?;
+///         let of = |server: &usize| failures.get(selection.servers()[*server].address()).copied();
+///         selection.candidates().min_by_key(of)
+///     }
+///
+///     fn ended(&self, server: &ServerEntry, outcome: &Outcome) {
+///         let failed = matches!(outcome.kind, OutcomeKind::Refused | OutcomeKind::Lost | OutcomeKind::TimedOut);
+///         if let (true, Ok(mut failures)) = (failed, self.0.lock()) {
+///             *failures.entry(server.address().to_owned()).or_default() += 1;
+///         }
+///     }
+/// }
+///
+/// let select_mode = SelectMode::by_user(FewestFailures::default());
+/// ```
 ///
 /// Source: Go rpcx `client/selector.go`, `Selector` (`Select`, `UpdateServer`).
 pub trait Selector: Send + Sync + 'static {
-    /// The place of the chosen server in [`Selection::servers`]; `None` if none will do, which fails the
-    /// call.
+    /// The place of the chosen server in [`Selection::servers`], which is never empty; `None` if none will do, which
+    /// fails the call.
     ///
     /// After a failure the servers that were tried already are [excluded](Selection::is_excluded). To
     /// choose one of them all the same is not an error: the call goes there again.
     fn select(&self, selection: &Selection<'_>) -> Option<usize>;
 
-    /// The list is another one from now on; the first one is told too. Default: nothing.
+    /// The list is another one from now on; the first one is told too. A choice that began before may still be made in
+    /// the list before. Default: nothing.
     fn update(&self, servers: &[ServerEntry]) {
         let _ = servers;
+    }
+
+    /// A try begins at this server: a call or a oneway message, a retry or a backup too. Default: nothing.
+    fn begun(&self, server: &ServerEntry) {
+        let _ = server;
+    }
+
+    /// A try that [began](Self::begun) has ended; each is told once, however it ends. It may have left the list
+    /// meanwhile. Default: nothing.
+    fn ended(&self, server: &ServerEntry, outcome: &Outcome) {
+        let _ = (server, outcome);
     }
 }
 

@@ -1,8 +1,10 @@
 //! The servers to choose from, and the one client of each.
 //!
-//! The list is read under a lock for as long as a choice takes, and never across an `await`. A server
-//! that leaves the list loses its client at once; the connection ends when the last call that has a
-//! clone of it is done. A list without any server is no list: what is there stays.
+//! A choice is made in a snapshot of the list, without its lock. A server that leaves the list loses its client at
+//! once; the connection ends when the last call that has a clone of it is done. A choice that meets such a server is
+//! made again in the newer list. A list without any server is no list: what is there stays.
+//!
+//! Lock order: `source`, then `list`, then `sticky` or a slot's client.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,7 +13,8 @@ use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     options::XClientOptions,
-    select::{Selection, Selector},
+    outcome::Attempt,
+    select::{SelectMode, Selection, Selector},
 };
 use crate::{
     caller::RawCall,
@@ -30,6 +33,10 @@ pub(super) struct Servers {
     /// Clients are made for all servers of a list, not with the first call.
     eager: bool,
     selector: Arc<dyn Selector>,
+    /// The selector is told of each try.
+    learns: bool,
+    /// What the discovery says. Locked while a list of it is taken, so that these come one after another.
+    source: Mutex<watch::Receiver<Arc<[ServerEntry]>>>,
     list: RwLock<List>,
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
@@ -44,18 +51,25 @@ struct Told {
     panicked: Calm,
 }
 
-/// A list as the discovery gave it, without those that no call may go to.
+/// The list of now, and what all servers of it have in common.
 struct List {
-    source: watch::Receiver<Arc<[ServerEntry]>>,
+    /// Says whether the discovery has a newer one.
+    changes: watch::Receiver<Arc<[ServerEntry]>>,
+    listed: Arc<Listed>,
+    /// What every server is asked for.
+    topics: Vec<Arc<str>>,
+    /// Taken when the client is closed.
+    receivers: Option<Receivers>,
+}
+
+/// A list as the discovery gave it, without those that no call may go to.
+#[derive(Default)]
+struct Listed {
     /// The same servers in the same places: what the selector sees, and the clients.
     entries: Vec<ServerEntry>,
     slots: Vec<Arc<Slot>>,
     /// Why there are no more of them.
     left_out: LeftOut,
-    /// What every server is asked for.
-    topics: Vec<Arc<str>>,
-    /// Taken when the client is closed.
-    receivers: Option<Receivers>,
 }
 
 /// Those who are told what happens at, and what comes from, any server.
@@ -87,6 +101,8 @@ enum Held {
 pub(super) struct Pick {
     pub(super) slot: Arc<Slot>,
     pub(super) client: Client,
+    /// The server as the selector knows it, if it learns.
+    entry: Option<ServerEntry>,
 }
 
 /// Why no server was chosen.
@@ -112,22 +128,17 @@ impl Servers {
     pub(super) fn new(
         options: XClientOptions,
         eager: bool,
-        selector: Arc<dyn Selector>,
+        select_mode: SelectMode,
         mut source: watch::Receiver<Arc<[ServerEntry]>>,
         receivers: Receivers,
     ) -> Self {
         source.mark_changed();
-        let list = List {
-            source,
-            entries: Vec::new(),
-            slots: Vec::new(),
-            left_out: LeftOut::default(),
-            topics: Vec::new(),
-            receivers: Some(receivers),
-        };
+        let (changes, listed) = (source.clone(), Arc::default());
+        let list = List { changes, listed, topics: Vec::new(), receivers: Some(receivers) };
+        let (learns, selector) = (select_mode.learns(), select_mode.into_selector());
         let (runtime, sticky) = (Handle::current(), Mutex::default());
-        let (list, told) = (RwLock::new(list), Told::default());
-        let servers = Self { options, runtime, eager, selector, list, sticky, told };
+        let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
+        let servers = Self { options, runtime, eager, selector, learns, source, list, sticky, told };
         servers.update();
         servers
     }
@@ -142,36 +153,71 @@ impl Servers {
 
     /// Chooses the server of a try.
     pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
+        loop {
+            let listed = self.listed().ok_or(NoPick::Closed)?;
+            if listed.slots.is_empty() {
+                return Err(NoPick::NoServer(listed.why_empty(&self.options)));
+            }
+            let prefer = Preference { not_tried: listed.still_excluded(prefer.not_tried), ..prefer };
+            let slot = self.stay_or_choose(&listed, call, prefer)?;
+            match self.client_of(&slot) {
+                Ok(client) => {
+                    let entry = if self.learns { listed.entry_of(&slot) } else { None };
+                    return Ok(Pick { slot, client, entry });
+                }
+                // It left the list meanwhile: the newer one has others, or the client is closed.
+                Err(_) if slot.is_retired() => self.unstick(&slot),
+                Err(error) => return Err(NoPick::NoServer(error.to_string())),
+            }
+        }
+    }
+
+    fn stay_or_choose(&self, listed: &Listed, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
+        if !self.options.sticky || !prefer.sticky {
+            return self.choose(listed, call, prefer);
+        }
+        let stays = |sticky: &Option<Arc<Slot>>| sticky.as_ref().filter(|slot| listed.suits(slot, prefer)).cloned();
+        if let Some(slot) = stays(&self.sticky.lock()) {
+            return Ok(slot);
+        }
+        let chosen = self.choose(listed, call, prefer)?;
+        let mut sticky = self.sticky.lock();
+        // Another call may have chosen meanwhile: the first choice counts.
+        let slot = stays(&sticky).unwrap_or(chosen);
+        *sticky = Some(Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    /// The selector learns that a try begins, and then how it ends.
+    pub(super) fn begin(&self, pick: &Pick) -> Attempt<'_> {
+        match &pick.entry {
+            Some(entry) => Attempt::begin(self, entry.clone()),
+            None => Attempt::UNSEEN,
+        }
+    }
+
+    /// A panic of the selector is logged, and costs nothing else.
+    pub(super) fn tell_selector(&self, tell: impl FnOnce(&dyn Selector)) {
+        if let Err(panicked) = guard::call(|| tell(&*self.selector)) {
+            let panic = Said(panicked.text());
+            tell!(self.told.panicked, error, ?panic, "a selector panicked");
+        }
+    }
+
+    /// The client of a server: that which stands, or a new one.
+    fn client_of(&self, slot: &Slot) -> Result<Client, ConnectError> {
+        if let Some(client) = slot.ready() {
+            return Ok(client);
+        }
+        // The lock of the list is held: no topic is added or forgotten meanwhile.
         let list = self.list();
-        let prefer = Preference { not_tried: list.still_excluded(prefer.not_tried), ..prefer };
-        let Some(receivers) = &list.receivers else { return Err(NoPick::Closed) };
-        if list.slots.is_empty() {
-            return Err(NoPick::NoServer(list.why_empty(&self.options)));
-        }
-        let slot = if self.options.sticky && prefer.sticky {
-            let mut sticky = self.sticky.lock();
-            let stays = sticky.as_ref().filter(|slot| list.suits(slot, prefer)).cloned();
-            let slot = match stays {
-                Some(slot) => slot,
-                None => self.choose(&list, call, prefer)?,
-            };
-            *sticky = Some(Arc::clone(&slot));
-            slot
-        } else {
-            self.choose(&list, call, prefer)?
-        };
-        // The lock of the list is held: nobody retires the slot meanwhile.
-        match slot.client(self, receivers, &list.topics) {
-            Ok(client) => Ok(Pick { slot, client }),
-            Err(error) => Err(NoPick::NoServer(error.to_string())),
-        }
+        slot.client(self, list.receivers.as_ref().ok_or(ConnectError::Closed)?, &list.topics)
     }
 
     /// The client of a server that was picked, a new one if it has ended and may be made again; `None` if the server
     /// left the list.
     pub(super) fn client_again(&self, slot: &Slot) -> Option<Client> {
-        let list = self.list();
-        slot.client(self, list.receivers.as_ref()?, &list.topics).ok()
+        self.client_of(slot).ok()
     }
 
     /// A server failed: calls do not stay with it.
@@ -183,48 +229,63 @@ impl Servers {
 
     /// True if there is a server beside these.
     pub(super) fn has_others(&self, tried: &[Arc<Slot>]) -> bool {
-        self.list().slots.iter().any(|slot| !is_in(slot, tried))
+        self.list().listed.slots.iter().any(|slot| !is_in(slot, tried))
     }
 
     /// Takes the newest list of the discovery, if it was not taken before.
     pub(super) fn update(&self) {
+        // Those who saw the change at once come one after the other, and one is enough.
+        let mut source = self.source.lock();
+        if !source.has_changed().unwrap_or(true) {
+            return;
+        }
+        let said = Arc::clone(&source.borrow_and_update());
+        let before = Arc::clone(&self.list.read().listed);
+        if said.is_empty() && !before.slots.is_empty() {
+            self.list.write().changes = source.clone();
+            let kept = before.slots.len();
+            return tell!(self.told.empty, warn, kept, "the discovery lists no server: the previous list is kept");
+        }
+        let (usable, unreachable) = self.usable(&said);
+        let mut old: HashMap<&str, &Arc<Slot>> = before.slots.iter().map(|slot| (&*slot.address, slot)).collect();
+        let left_out = LeftOut { listed: said.len(), unreachable };
+        let mut listed = Listed { left_out, ..Listed::default() };
+        for (address, entry) in usable {
+            let known = old.remove(&*address).map(Arc::clone);
+            listed.slots.push(known.unwrap_or_else(|| Arc::new(Slot::new(address))));
+            listed.entries.push(entry);
+        }
+
+        // A selector that panics is told the next list all the same, and asked.
+        self.tell_selector(|selector| selector.update(&listed.entries));
+        self.publish(listed, source.clone(), old.into_values());
+    }
+
+    /// From now on calls go by this list. Those that are not in it any more lose their clients.
+    fn publish<'a>(
+        &self,
+        listed: Listed,
+        changes: watch::Receiver<Arc<[ServerEntry]>>,
+        gone: impl Iterator<Item = &'a Arc<Slot>>,
+    ) {
         let mut guard = self.list.write();
         let list = &mut *guard;
         let Some(receivers) = &list.receivers else { return };
-        // Those who saw the change at once come one after the other, and one is enough.
-        if !list.source.has_changed().unwrap_or(true) {
-            return;
-        }
-        let source = Arc::clone(&list.source.borrow_and_update());
-        if source.is_empty() && !list.slots.is_empty() {
-            let kept = list.slots.len();
-            return tell!(self.told.empty, warn, kept, "the discovery lists no server: the previous list is kept");
-        }
-        let (listed, unreachable) = self.usable(&source);
-        list.left_out = LeftOut { listed: source.len(), unreachable };
-        let mut old: HashMap<String, Arc<Slot>> =
-            list.slots.drain(..).map(|slot| (slot.address.clone(), slot)).collect();
-        list.entries.clear();
-        for (address, entry) in listed {
-            list.slots.push(old.remove(&address).unwrap_or_else(|| Arc::new(Slot::new(address))));
-            list.entries.push(entry);
-        }
-        receivers.common.keys.share_among(list.slots.len());
+        (list.listed, list.changes) = (Arc::new(listed), changes);
+        receivers.common.keys.share_among(list.listed.slots.len());
         if self.eager {
             // One that has ended is no business of a list that names it again.
-            for slot in list.slots.iter().filter(|slot| slot.made().is_none()) {
+            for slot in list.listed.slots.iter().filter(|slot| slot.made().is_none()) {
                 // Cannot fail: the address is one, and the slot is in the list.
                 let _ = slot.client(self, receivers, &list.topics);
             }
         }
-        // A selector that panics is told the next list all the same, and asked.
-        if let Err(panicked) = guard::call(|| self.selector.update(&list.entries)) {
-            let panic = Said(panicked.text());
-            tell!(self.told.panicked, error, ?panic, "a selector panicked at a new list");
+        let mut retired = Vec::new();
+        for slot in gone {
+            retired.extend(slot.retire());
+            self.sticky.lock().take_if(|sticky| Arc::ptr_eq(sticky, slot));
         }
-        let retired: Vec<_> = old.values().filter_map(|slot| slot.retire()).collect();
         retired.iter().for_each(Client::note_unlisted);
-        self.sticky.lock().take_if(|sticky| old.contains_key(&sticky.address));
         drop(guard);
         // Closing a connection writes to its socket: not under the lock.
         drop(retired);
@@ -261,17 +322,16 @@ impl Servers {
     pub(super) fn close(&self) {
         let mut list = self.list.write();
         let receivers = list.receivers.take();
-        list.entries.clear();
-        let slots = std::mem::take(&mut list.slots);
+        let listed = std::mem::take(&mut list.listed);
         drop(list);
         self.sticky.lock().take();
-        slots.iter().filter_map(|slot| slot.retire()).for_each(|client| client.close());
+        listed.slots.iter().filter_map(|slot| slot.retire()).for_each(|client| client.close());
         drop(receivers);
     }
 
     /// The servers that calls may go to.
     pub(super) fn entries(&self) -> Vec<ServerEntry> {
-        self.list().entries.clone()
+        self.list().listed.entries.clone()
     }
 
     /// Asks every server for a topic from now on, those that come to the list too. Answers the clients of those
@@ -287,7 +347,7 @@ impl Servers {
             let subscribing = client.begin_subscribe(topic);
             Some((slot.address.clone(), (client, subscribing)))
         };
-        let clients = list.slots.iter().filter_map(asking).collect();
+        let clients = list.listed.slots.iter().filter_map(asking).collect();
         if !list.topics.iter().any(|wanted| **wanted == *topic) {
             list.topics.push(topic.into());
         }
@@ -298,13 +358,13 @@ impl Servers {
     pub(super) fn forget_topic(&self, topic: &str) -> Vec<(Client, Unsubscribing)> {
         let mut list = self.list.write();
         list.topics.retain(|wanted| **wanted != *topic);
-        let clients = list.slots.iter().filter_map(|slot| slot.made());
+        let clients = list.listed.slots.iter().filter_map(|slot| slot.made());
         clients.map(|client| (client.clone(), client.begin_unsubscribe(topic))).collect()
     }
 
     /// The clients that were made.
     pub(super) fn clients(&self) -> Vec<Client> {
-        self.list().slots.iter().filter_map(|slot| slot.made()).collect()
+        self.list().listed.slots.iter().filter_map(|slot| slot.made()).collect()
     }
 
     pub(super) fn events(&self) -> EventSender {
@@ -315,7 +375,7 @@ impl Servers {
     fn list(&self) -> RwLockReadGuard<'_, List> {
         let list = self.list.read();
         // Without a sender there is nothing newer.
-        if !list.source.has_changed().unwrap_or(false) || list.receivers.is_none() {
+        if !list.changes.has_changed().unwrap_or(false) || list.receivers.is_none() {
             return list;
         }
         drop(list);
@@ -323,9 +383,15 @@ impl Servers {
         self.list.read()
     }
 
-    fn choose(&self, list: &List, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
-        let selection = Selection::new(call.service_path, call.service_method, &call.payload, &list.entries);
-        let tried = |server: usize| is_in(&list.slots[server], prefer.not_tried);
+    /// The newest list to choose in; `None` if the client is closed.
+    fn listed(&self) -> Option<Arc<Listed>> {
+        let list = self.list();
+        list.receivers.as_ref().map(|_| Arc::clone(&list.listed))
+    }
+
+    fn choose(&self, listed: &Listed, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
+        let selection = Selection::new(call.service_path, call.service_method, &call.payload, &listed.entries);
+        let tried = |server: usize| is_in(&listed.slots[server], prefer.not_tried);
         let select = |selection: &Selection<'_>| {
             guard::call(|| self.selector.select(selection)).map_err(|panicked| {
                 let panic = Said(panicked.text());
@@ -335,22 +401,27 @@ impl Servers {
         };
         let chosen =
             if prefer.not_tried.is_empty() { select(&selection)? } else { select(&selection.excluding(&tried))? };
-        let chosen = list.slot(chosen)?;
-        if list.suits(chosen, prefer) {
+        let chosen = listed.slot(chosen)?;
+        if listed.suits(chosen, prefer) {
             return Ok(Arc::clone(chosen));
         }
-        let unsuited = |server: usize| tried(server) || list.slots[server].is_down();
-        let better = list.slot(select(&selection.excluding(&unsuited))?);
+        let unsuited = |server: usize| tried(server) || listed.slots[server].is_down();
+        let better = listed.slot(select(&selection.excluding(&unsuited))?);
         // A selector may have nobody else to offer.
         Ok(Arc::clone(better.unwrap_or(chosen)))
     }
 }
 
-impl List {
+impl Listed {
     fn slot(&self, chosen: Option<usize>) -> Result<&Arc<Slot>, NoPick> {
         chosen
             .and_then(|server| self.slots.get(server))
             .ok_or_else(|| NoPick::NoServer(format!("the selector chose none of {} servers", self.slots.len())))
+    }
+
+    fn entry_of(&self, slot: &Arc<Slot>) -> Option<ServerEntry> {
+        let place = self.slots.iter().position(|listed| Arc::ptr_eq(listed, slot));
+        place.map(|server| self.entries[server].clone())
     }
 
     /// Those of `tried` to leave out: all; when nobody else is left only the last one, for another round;
@@ -412,6 +483,18 @@ impl Slot {
         Ok(client)
     }
 
+    /// The client, if it may be called as it is.
+    fn ready(&self) -> Option<Client> {
+        match &*self.client.lock() {
+            Held::Client(client) if !client.is_ended() || client.stays_away() => Some(client.clone()),
+            Held::Client(_) | Held::Nothing | Held::Retired => None,
+        }
+    }
+
+    fn is_retired(&self) -> bool {
+        matches!(&*self.client.lock(), Held::Retired)
+    }
+
     fn made(&self) -> Option<Client> {
         match &*self.client.lock() {
             Held::Client(client) => Some(client.clone()),
@@ -448,7 +531,6 @@ mod tests {
     use crate::{
         CallOptions,
         discovery::{Discovery, MultipleServersDiscovery},
-        xclient::SelectMode,
     };
 
     fn call() -> RawCall<'static> {
@@ -461,9 +543,9 @@ mod tests {
         }
     }
 
-    fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, selector: Arc<dyn Selector>) -> Servers {
+    fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, select_mode: SelectMode) -> Servers {
         let receivers = Receivers { common: Common::default(), messages: None };
-        Servers::new(options, false, selector, discovery.subscribe(), receivers)
+        Servers::new(options, false, select_mode, discovery.subscribe(), receivers)
     }
 
     const ANY: Preference<'_> = Preference { not_tried: &[], up: false, sticky: true };
@@ -504,7 +586,7 @@ mod tests {
             let _entered = runtime.enter();
             let discovery = MultipleServersDiscovery::new([""; 0]);
             let options = XClientOptions::new().sticky(sticky);
-            let servers = start(&discovery, options, SelectMode::RoundRobin.into_selector());
+            let servers = start(&discovery, options, SelectMode::RoundRobin);
             let mut known: Vec<Arc<Slot>> = Vec::new();
             let mut expected: Vec<String> = Vec::new();
             for list in lists {
@@ -519,7 +601,7 @@ mod tests {
                         Err(_) => prop_assert!(expected.is_empty()),
                     }
                 }
-                let slots = servers.list().slots.clone();
+                let slots = servers.list().listed.slots.clone();
                 prop_assert_eq!(slots.iter().map(|slot| slot.address.clone()).collect::<Vec<_>>(), expected.clone());
                 prop_assert_eq!(servers.entries().len(), slots.len());
                 for slot in &known {
@@ -555,7 +637,7 @@ mod tests {
     async fn a_selector_is_told_each_list_once() {
         let discovery = MultipleServersDiscovery::new(["memu@a", "memu@b"]);
         let counting = Arc::new(Counting::default());
-        let servers = start(&discovery, XClientOptions::new(), Arc::new(Arc::clone(&counting)));
+        let servers = start(&discovery, XClientOptions::new(), SelectMode::by_user(Arc::clone(&counting)));
         servers.update();
         discovery.update(["memu@a"]);
         for _ in 0..3 {

@@ -75,7 +75,7 @@ impl Named {
 }
 
 /// What a [`Named`] server does when it is asked.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Behaviour {
     Answer,
     AnswerAfter(Duration),

@@ -1,5 +1,13 @@
 //! Who is called.
 
+use std::sync::{Barrier, Mutex};
+
+use bothways::{
+    Selector,
+    xclient::{Outcome, OutcomeKind},
+};
+use proptest::prelude::*;
+
 use super::*;
 
 async fn names(xclient: &XClient, calls: usize) -> Vec<String> {
@@ -101,4 +109,237 @@ async fn a_selector_of_ones_own_sees_the_call() {
     }
     let error = xclient.call::<String>("Name", &3).await.expect_err("there are three");
     assert_eq!(error.to_string(), "no server: the selector chose none of 3 servers");
+}
+
+/// Of each pair of servers that is drawn the quicker one is called: the slow one only until that is known.
+#[tokio::test(start_paused = true)]
+async fn least_loaded_avoids_a_slow_server() {
+    let [quick, slow] = [1, 100].map(|millis| Behaviour::AnswerAfter(Duration::from_millis(millis)));
+    let servers = Named::start_all([quick, slow, quick]).await;
+    let select = SelectMode::LeastLoaded;
+    let xclient = XClient::new("Who", FailMode::Failfast, select, list(&servers), ClientOptions::new());
+    names(&xclient, 100).await;
+    let [one, slow_one, other] = servers.each_ref().map(Named::asked);
+    assert!(slow_one <= 1 && 0 < one && 0 < other, "{one} {slow_one} {other}");
+
+    // Many at once: it has no more in flight than the others.
+    let calls: Vec<_> = (0..30)
+        .map(|n| {
+            let xclient = xclient.clone();
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(2 * n)).await;
+                name(&xclient).await
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.expect("no panic").expect("all are up");
+    }
+    assert!(servers[1].asked() <= slow_one + 1, "{}", servers[1].asked());
+}
+
+/// A server that refuses at once looks idle, and is avoided all the same.
+#[tokio::test(start_paused = true)]
+async fn least_loaded_avoids_a_server_that_refuses() {
+    let servers = Named::start_all([Behaviour::Answer, Behaviour::Refuse(ErrorCode::Overloaded)]).await;
+    let select = SelectMode::LeastLoaded;
+    let xclient = XClient::new("Who", FailMode::Failover, select, list(&servers), ClientOptions::new());
+    names(&xclient, 50).await;
+    assert!(servers[1].asked() <= 1, "{}", servers[1].asked());
+}
+
+/// What a selector was told: tries under way by address, and how the others ended.
+#[derive(Clone, Default)]
+struct Learned {
+    under_way: Arc<Mutex<BTreeMap<String, usize>>>,
+    ended: Arc<Mutex<Vec<Outcome>>>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Selector for Learned {
+    fn select(&self, selection: &Selection<'_>) -> Option<usize> {
+        let count = selection.candidates().count();
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        selection.candidates().nth(next.checked_rem(count)?)
+    }
+
+    fn begun(&self, server: &ServerEntry) {
+        *self.under_way.lock().expect("no panic").entry(server.address().to_owned()).or_default() += 1;
+    }
+
+    fn ended(&self, server: &ServerEntry, outcome: &Outcome) {
+        let mut under_way = self.under_way.lock().expect("no panic");
+        let count = under_way.get_mut(server.address()).expect("it had begun");
+        *count = count.checked_sub(1).expect("as many began");
+        self.ended.lock().expect("no panic").push(*outcome);
+    }
+}
+
+impl Learned {
+    fn under_way(&self) -> usize {
+        self.under_way.lock().expect("no panic").values().sum()
+    }
+
+    fn kinds(&self) -> Vec<OutcomeKind> {
+        self.ended.lock().expect("no panic").drain(..).map(|outcome| outcome.kind).collect()
+    }
+}
+
+/// A selector learns how each try ended, and how long it took.
+#[tokio::test(start_paused = true)]
+async fn a_selector_learns_how_each_try_ends() {
+    let second = Duration::from_secs(1);
+    for (behaviour, kind) in [
+        (Behaviour::AnswerAfter(second), OutcomeKind::Ok),
+        (Behaviour::Fail, OutcomeKind::Error),
+        (Behaviour::Refuse(ErrorCode::NotFound), OutcomeKind::Error),
+        (Behaviour::Refuse(ErrorCode::Overloaded), OutcomeKind::Refused),
+        (Behaviour::VanishAfter(second), OutcomeKind::Lost),
+        (Behaviour::Hang, OutcomeKind::TimedOut),
+    ] {
+        let (server, learned) = (Named::start(behaviour).await, Learned::default());
+        let select = SelectMode::by_user(learned.clone());
+        let options = ClientOptions::new().timeout(2 * second);
+        let xclient = XClient::new("Who", FailMode::Failfast, select, list([&server]), options);
+        let began = Instant::now();
+        let _ = name(&xclient).await;
+        let (outcome, took) = (learned.ended.lock().expect("no panic")[0], began.elapsed());
+        assert_eq!((outcome.kind, outcome.latency, learned.under_way()), (kind, took, 0));
+    }
+    let (server, learned) = (Named::start(Behaviour::Hang).await, Learned::default());
+    let xclient = XClient::new(
+        "Who",
+        FailMode::Failfast,
+        SelectMode::by_user(learned.clone()),
+        list([&server]),
+        ClientOptions::new(),
+    );
+    let dropped = tokio::time::timeout(second, name(&xclient)).await;
+    assert!(dropped.is_err() && learned.kinds() == [OutcomeKind::Cancelled]);
+    xclient.oneshot("Name", &()).await.expect("it is queued");
+    assert_eq!(learned.kinds(), [OutcomeKind::Queued]);
+    let reserved = CallOptions::new().metadata(Metadata::new().with("_bw.x", "y"));
+    xclient.call_with::<String>("Name", &(), reserved).await.expect_err("it is reserved");
+    assert_eq!(learned.kinds(), [OutcomeKind::Invalid]);
+    server.stop().await;
+    settle().await;
+    name(&xclient).await.expect_err("nobody listens");
+    assert_eq!((learned.kinds(), learned.under_way()), (vec![OutcomeKind::NotSent], 0));
+}
+
+fn behaviour() -> impl Strategy<Value = Behaviour> {
+    let time = || (0_u64..30).prop_map(Duration::from_millis);
+    prop_oneof![
+        Just(Behaviour::Answer),
+        time().prop_map(Behaviour::AnswerAfter),
+        time().prop_map(Behaviour::VanishAfter),
+        Just(Behaviour::VanishTimes(2)),
+        Just(Behaviour::Fail),
+        Just(Behaviour::Refuse(ErrorCode::Overloaded)),
+        Just(Behaviour::Refuse(ErrorCode::ShuttingDown)),
+        Just(Behaviour::Hang),
+    ]
+}
+
+/// What is done with one call: its time, when its future is dropped, and whether it is a oneway message.
+type Made = (Option<u64>, Option<u64>, bool);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever servers do, in every fail mode, with deadlines, drops and lists that change: each try that begins ends
+    /// once.
+    #[test]
+    fn each_try_that_begins_ends_once(
+        behaviours in prop::collection::vec(behaviour(), 1..4),
+        mode in prop::sample::select(ALL_MODES.to_vec()),
+        made in prop::collection::vec((prop::option::of(0_u64..50), prop::option::of(0_u64..50), any::<bool>()), 1..12),
+        sticky in any::<bool>(),
+        leaves in prop::option::of(0_u64..50),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let runtime = runtime.expect("a runtime");
+        runtime.block_on(tokio::time::timeout(Duration::from_secs(600), tries(behaviours, mode, made, sticky, leaves)))
+            .expect("calls end")?;
+    }
+}
+
+async fn tries(
+    behaviours: Vec<Behaviour>,
+    mode: FailMode,
+    made: Vec<Made>,
+    sticky: bool,
+    leaves: Option<u64>,
+) -> Result<(), TestCaseError> {
+    let mut servers = Vec::new();
+    for behaviour in behaviours {
+        servers.push(Named::start(behaviour).await);
+    }
+    let (discovery, learned) = (list(&servers), Learned::default());
+    let options = XClientOptions::new().sticky(sticky).retries(2);
+    let select = SelectMode::by_user(learned.clone());
+    let xclient = XClient::new("Who", mode, select, discovery.clone(), options);
+    let calls: Vec<_> = made
+        .into_iter()
+        .map(|(timeout, dropped, oneway)| {
+            let xclient = xclient.clone();
+            tokio::spawn(async move {
+                let millis = Duration::from_millis;
+                let options = CallOptions::new().timeout(millis(timeout.unwrap_or(500)));
+                let calling = async {
+                    if oneway {
+                        let _ = xclient.oneshot("Name", &()).await;
+                    } else {
+                        let _ = xclient.call_with::<String>("Name", &(), options).await;
+                    }
+                };
+                let _ = tokio::time::timeout(millis(dropped.unwrap_or(10_000)), calling).await;
+            })
+        })
+        .collect();
+    if let Some(leaves) = leaves {
+        sleep(Duration::from_millis(leaves)).await;
+        discovery.update([servers[0].address.as_str()]);
+    }
+    for call in calls {
+        call.await.expect("no panic");
+    }
+    prop_assert_eq!(learned.under_way(), 0);
+    Ok(())
+}
+
+/// A selector that does not return holds up nobody: neither calls to a server that was chosen, nor a new list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_slow_selector_holds_up_its_own_call_only() {
+    let servers = Named::start_all([Behaviour::Answer; 2]).await;
+    let (begun, waits) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let (discovery, count) = (list(&servers[..1]), AtomicUsize::new(0));
+    let select = SelectMode::by_user({
+        let (begun, waits) = (Arc::clone(&begun), Arc::clone(&waits));
+        move |_: &Selection<'_>| {
+            if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                begun.wait();
+                waits.wait();
+            }
+            Some(0)
+        }
+    });
+    let xclient =
+        XClient::new("Who", FailMode::Failover, select, discovery.clone(), XClientOptions::new().sticky(true));
+    let held = tokio::spawn({
+        let xclient = xclient.clone();
+        async move { name(&xclient).await }
+    });
+    tokio::task::spawn_blocking(move || begun.wait()).await.expect("no panic");
+    let others = async {
+        assert_eq!(name(&xclient).await.expect("it is up"), servers[0].address);
+        discovery.update([servers[1].address.as_str()]);
+        assert_eq!(name(&xclient).await.expect("it is up"), servers[1].address);
+    };
+    let others = tokio::time::timeout(Duration::from_secs(30), others).await;
+    tokio::task::spawn_blocking(move || waits.wait()).await.expect("no panic");
+    others.expect("nobody waits for the selector");
+    // Its server has left the list meanwhile, so that it chooses again.
+    let held = tokio::time::timeout(Duration::from_secs(30), held).await.expect("it goes on").expect("no panic");
+    assert_eq!(held.expect("it is up"), servers[1].address);
 }
