@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 pub use crate::error::SessionLost;
 use crate::{
     calm::Said,
+    discovery::DiscoveryError,
     error::{CallError, CloseReason, ConnectError},
 };
 
@@ -103,12 +104,21 @@ pub enum ConnectionEvent {
         /// The client does not ask again.
         for_good: bool,
     },
+    /// The source of the lists of an [`XClient`](crate::XClient) failed: the last list counts until it is back. It is
+    /// tried again after 100 ms to 30 s; see [`Lists::watched`](crate::discovery::Lists::watched). Of several that wait
+    /// for a slow reader the last one is left.
+    DiscoveryFailed {
+        /// The service whose servers are looked for.
+        service: Arc<str>,
+        /// Why.
+        error: DiscoveryError,
+    },
 }
 
 impl ConnectionEvent {
     /// The life of a client in the log: what went as it should at level info, what was lost as a warning.
     fn log(&self) {
-        let server = &**self.server();
+        let server = self.server().map_or("", |server| &**server);
         match self {
             Self::Connected { .. } => tracing::info!(server, "connected"),
             Self::Lost { reason, .. } => {
@@ -125,14 +135,18 @@ impl ConnectionEvent {
             Self::Refused { reason, .. } => {
                 tracing::warn!(server, reason = %Said(reason), "the server refused this client; it tries again");
             }
+            // The discovery has a line for it, of which at most one in ten seconds is told.
+            Self::DiscoveryFailed { service, error } => {
+                tracing::debug!(service = &**service, error = %Said(error), "a discovery failed");
+            }
             Self::GaveUp { error, .. } => tracing::warn!(server, error = %Said(error), "gave up connecting"),
             #[allow(unreachable_patterns, reason = "an event that has no line of its own is not silent")]
             other => tracing::warn!(server, event = ?other, "a connection changed"),
         }
     }
 
-    /// The server it is about.
-    pub fn server(&self) -> &Arc<str> {
+    /// The server it is about; `None` if it is about a discovery.
+    pub fn server(&self) -> Option<&Arc<str>> {
         match self {
             Self::Connected { server }
             | Self::Lost { server, .. }
@@ -141,13 +155,14 @@ impl ConnectionEvent {
             | Self::GaveUp { server, .. }
             | Self::SessionLost { server, .. }
             | Self::Resubscribed { server, .. }
-            | Self::SubscriptionLost { server, .. } => server,
+            | Self::SubscriptionLost { server, .. } => Some(server),
+            Self::DiscoveryFailed { .. } => None,
         }
     }
 
     /// True if one of its kind says all that several would.
     fn stands_alone(&self) -> bool {
-        matches!(self, Self::SessionLost { .. } | Self::Refused { .. })
+        matches!(self, Self::SessionLost { .. } | Self::Refused { .. } | Self::DiscoveryFailed { .. })
     }
 
     /// The topic of an event about one.
@@ -161,7 +176,8 @@ impl ConnectionEvent {
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most four events per server wait, one that its session was lost, one that it refused, and two per topic: to a
+/// At most four events per server wait, one that its session was lost, one that it refused, two per topic, and one that
+/// a discovery failed: to a
 /// reader that is slow, a loss and a restoration that it has not read become one restoration that says how many losses
 /// it stands for.
 ///
@@ -296,7 +312,7 @@ impl State {
 }
 
 impl EventSender {
-    pub(super) fn tell(&self, event: &ConnectionEvent) {
+    pub(crate) fn tell(&self, event: &ConnectionEvent) {
         // Woken when all locks are free: a waker may look at the client.
         let mut readers = Vec::new();
         event.log();
@@ -373,6 +389,7 @@ mod tests {
             ConnectionEvent::Connected { .. } => "C".to_owned(),
             ConnectionEvent::Lost { .. } => "L".to_owned(),
             ConnectionEvent::Restored { losses, .. } => format!("R{losses}"),
+            ConnectionEvent::DiscoveryFailed { .. } => "D".to_owned(),
             ConnectionEvent::SessionLost { .. } => "S".to_owned(),
             ConnectionEvent::Refused { reason, .. } => format!("({reason})"),
             ConnectionEvent::GaveUp { .. } => "G".to_owned(),

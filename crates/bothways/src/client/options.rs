@@ -327,7 +327,7 @@ impl ClientOptions {
         self.timeout
     }
 
-    pub(super) fn wait(&self) -> Duration {
+    pub(crate) fn wait(&self) -> Duration {
         self.connection_wait
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Discovery, ServerEntry};
+use super::{Discovery, Lists, ServerEntry};
 
 /// One server, for good.
 ///
@@ -33,8 +33,8 @@ impl Peer2PeerDiscovery {
 }
 
 impl Discovery for Peer2PeerDiscovery {
-    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
-        self.servers.subscribe()
+    fn lists(&self, _service: &str) -> Lists {
+        Lists::known(self.servers.subscribe())
     }
 }
 
@@ -74,7 +74,7 @@ impl MultipleServersDiscovery {
 }
 
 impl Discovery for MultipleServersDiscovery {
-    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
-        self.servers.subscribe()
+    fn lists(&self, _service: &str) -> Lists {
+        Lists::known(self.servers.subscribe())
     }
 }

@@ -6,66 +6,83 @@
 //! | `entry.rs` | [`ServerEntry`], one server: address and metadata |
 //! | `metadata.rs` | [`ServerMetadata`], rpcx's query string of pairs |
 //! | `fixed.rs` | lists that the application keeps itself: one server, or several |
+//! | `watched.rs` | [`Lists`] of a source that may fail: it is watched again, with back-off |
+//! | `dns.rs` | [`DnsDiscovery`]: the addresses of a DNS name |
 
+mod dns;
 mod entry;
 mod fixed;
 mod metadata;
+mod watched;
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 pub use self::{
+    dns::DnsDiscovery,
     entry::ServerEntry,
     fixed::{MultipleServersDiscovery, Peer2PeerDiscovery},
     metadata::{MetadataSyntaxError, ServerMetadata},
+    watched::{DiscoveryError, ListSink, Lists},
 };
 
 /// Knows the servers of a service.
 ///
-/// The answer is the list as it is now and, through [`changed`](watch::Receiver::changed), each list
-/// that follows. Only the newest list counts: one that was replaced before anybody read it is never
-/// seen. Lists are raw: who is inactive, and who is of which group, the caller sorts out.
+/// Only the newest list counts: one that was replaced before anybody read it is never seen. Lists are raw: the caller
+/// leaves out who is inactive or of another group.
 ///
-/// A subscriber also keeps the discovery. One that watches a registry does so in a task of its
-/// own, ends it when it is dropped, and keeps its last list while the registry is away: servers do
-/// not vanish because a registry does.
+/// Servers do not vanish because a registry does. While a source fails, its last list counts. A list that is empty is
+/// taken for a failing registry too: an [`XClient`](crate::XClient) that has servers keeps them, with their sessions,
+/// until a list names one. To leave them all, close the client.
 ///
-/// A list that is empty is taken for such a registry: an [`XClient`](crate::XClient) that has servers keeps
-/// them, with their sessions, until a list names one. To leave them all, close the client.
+/// A registry over the network, which may fail and come back:
 ///
 /// ```
-/// use std::sync::Arc;
+/// use std::{sync::Arc, time::Duration};
 ///
-/// use bothways::discovery::{Discovery, ServerEntry};
-/// use tokio::sync::watch;
+/// use bothways::discovery::{Discovery, DiscoveryError, Lists};
 ///
-/// /// Every server of a region, told by whatever means.
-/// struct Region {
-///     servers: watch::Sender<Arc<[ServerEntry]>>,
+/// /// A client of some registry.
+/// struct Registry;
+///
+/// impl Registry {
+///     async fn servers_of(&self, service: &str) -> Result<Vec<String>, DiscoveryError> {
+///         Ok(vec![format!("tcp@{service}.internal:8972")])
+///     }
 /// }
 ///
-/// impl Discovery for Region {
-///     fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
-///         self.servers.subscribe()
+/// struct ByRegistry(Arc<Registry>);
+///
+/// impl Discovery for ByRegistry {
+///     fn lists(&self, service: &str) -> Lists {
+///         let (registry, service) = (Arc::clone(&self.0), service.to_owned());
+///         Lists::watched(move |lists| {
+///             let (registry, service) = (Arc::clone(&registry), service.clone());
+///             async move {
+///                 loop {
+///                     // An error ends the future; it is made again after a pause.
+///                     lists.set(registry.servers_of(&service).await?);
+///                     tokio::time::sleep(Duration::from_secs(10)).await;
+///                 }
+///             }
+///         })
 ///     }
 /// }
 /// ```
 ///
 /// Source: Go rpcx `client/discovery.go`, `ServiceDiscovery` (`GetServices`, `WatchService`).
 pub trait Discovery: Send + Sync + 'static {
-    /// The list now, and from now on.
-    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>>;
+    /// The lists of this service: [known](Lists::known) ones, or those of a source that is [watched](Lists::watched).
+    fn lists(&self, service: &str) -> Lists;
 }
 
 impl<D: Discovery + ?Sized> Discovery for Arc<D> {
-    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
-        (**self).subscribe()
+    fn lists(&self, service: &str) -> Lists {
+        (**self).lists(service)
     }
 }
 
 impl<D: Discovery + ?Sized> Discovery for Box<D> {
-    fn subscribe(&self) -> watch::Receiver<Arc<[ServerEntry]>> {
-        (**self).subscribe()
+    fn lists(&self, service: &str) -> Lists {
+        (**self).lists(service)
     }
 }

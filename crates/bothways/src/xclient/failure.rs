@@ -60,7 +60,11 @@ impl XClient {
     pub(super) async fn call_by_fail_mode(&self, call: &RawCall<'_>) -> Result<RawReply, CallError> {
         let options = self.shared.servers.options();
         let timeout = call.options.timeout.or(options.client.default_timeout());
-        let time = timeout.and_then(CallTime::new);
+        let mut time = timeout.and_then(CallTime::new);
+        if self.shared.servers.awaits_list() {
+            Box::pin(self.shared.servers.first_list(time)).await;
+            time = time.map(CallTime::rest);
+        }
         let reply = match self.fail_mode {
             FailMode::Failfast => self.failfast(call, time).await,
             FailMode::Failtry => self.failtry(call, time).await,
@@ -78,6 +82,9 @@ impl XClient {
             FailMode::Failfast => 0,
             _ => options.retries,
         };
+        if self.shared.servers.awaits_list() {
+            Box::pin(self.shared.servers.first_list(None)).await;
+        }
         let mut tried = Vec::new();
         let mut pick = self.pick(push, &tried)?;
         for (again, left) in (0..=retries).rev().enumerate() {

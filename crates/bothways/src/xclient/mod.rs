@@ -134,11 +134,11 @@ pub use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
-    client::{Client, Common, ConnectionEvents, MessageQueue, ServerMessages},
+    client::{Client, Common, ConnectionEvent, ConnectionEvents, MessageQueue, ServerMessages},
     clock::{clocked, is_outside},
     codec::{Encode, Payload},
     connection::Connection,
-    discovery::{Discovery, ServerEntry},
+    discovery::{Discovery, Lists, ServerEntry},
     error::{CallError, ConnectError, PushError},
     session::Subscribed,
 };
@@ -179,13 +179,13 @@ struct Shared {
     servers: Arc<Servers>,
     /// Kept for as long as its list is followed.
     _discovery: Box<dyn Discovery>,
-    /// The task that follows the list.
-    following: AbortHandle,
+    /// The tasks that follow the list, and watch its source.
+    tasks: Vec<AbortHandle>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.following.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -254,10 +254,10 @@ impl XClient {
         eager: bool,
         messages: Option<MessageQueue>,
     ) -> Self {
-        let source = discovery.subscribe();
-        let mut changes = source.clone();
+        let Lists { lists, source } = discovery.lists(&service_path);
+        let mut changes = lists.clone();
         let receivers = Receivers { common: Common::default(), messages };
-        let servers = Arc::new(Servers::new(options, eager, select_mode, source, receivers));
+        let servers = Arc::new(Servers::new(options, eager, select_mode, lists, source.is_some(), receivers));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {
@@ -265,9 +265,19 @@ impl XClient {
                 servers.update();
             }
         });
-        let following = following.abort_handle();
+        let mut tasks = vec![following.abort_handle()];
+        if let Some(source) = source {
+            let (service, watched) = (Arc::from(&*service_path), Arc::downgrade(&servers));
+            let watching = tokio::spawn(source.keep_watching(move |error| {
+                let Some(servers) = watched.upgrade() else { return };
+                servers.note_source_failed(error);
+                let (service, error) = (Arc::clone(&service), error.clone());
+                servers.events().tell(&ConnectionEvent::DiscoveryFailed { service, error });
+            }));
+            tasks.push(watching.abort_handle());
+        }
         let service_path = service_path.into();
-        Self { shared: Arc::new(Shared { service_path, servers, _discovery: discovery, following }), fail_mode }
+        Self { shared: Arc::new(Shared { service_path, servers, _discovery: discovery, tasks }), fail_mode }
     }
 
     /// The same client, servers and connections with another fail mode, for calls that need their own:
@@ -421,7 +431,7 @@ impl XClient {
     /// Ends all connections for good, for every clone. Pending calls fail as closed by this side; streams of messages
     /// and events end.
     pub fn close(&self) {
-        self.shared.following.abort();
+        self.shared.tasks.iter().for_each(AbortHandle::abort);
         self.shared.servers.close();
     }
 }

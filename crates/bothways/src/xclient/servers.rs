@@ -6,10 +6,16 @@
 //!
 //! Lock order: `source`, then `list`, then `sticky` or a slot's client.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
 use super::{
     options::XClientOptions,
@@ -20,7 +26,9 @@ use crate::{
     caller::RawCall,
     calm::{Calm, Said, tell},
     client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, handle_messages},
-    discovery::ServerEntry,
+    clock::after,
+    connection::CallTime,
+    discovery::{DiscoveryError, ServerEntry},
     error::{AddressError, ConnectError},
     guard,
     transport::Address,
@@ -37,6 +45,10 @@ pub(super) struct Servers {
     learns: bool,
     /// What the discovery says. Locked while a list of it is taken, so that these come one after another.
     source: Mutex<watch::Receiver<Arc<[ServerEntry]>>>,
+    /// The source of the lists has told none yet.
+    awaits_list: AtomicBool,
+    /// How it failed since its last list.
+    source_failed: Mutex<Option<DiscoveryError>>,
     list: RwLock<List>,
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
@@ -130,16 +142,23 @@ impl Servers {
         eager: bool,
         select_mode: SelectMode,
         mut source: watch::Receiver<Arc<[ServerEntry]>>,
+        awaits_list: bool,
         receivers: Receivers,
     ) -> Self {
-        source.mark_changed();
+        if !awaits_list {
+            source.mark_changed();
+        }
         let (changes, listed) = (source.clone(), Arc::default());
         let list = List { changes, listed, topics: Vec::new(), receivers: Some(receivers) };
         let (learns, selector) = (select_mode.learns(), select_mode.into_selector());
         let (runtime, sticky) = (Handle::current(), Mutex::default());
         let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
-        let servers = Self { options, runtime, eager, selector, learns, source, list, sticky, told };
-        servers.update();
+        let (awaits_list, source_failed) = (awaits_list.into(), Mutex::default());
+        let servers =
+            Self { options, runtime, eager, selector, learns, source, awaits_list, source_failed, list, sticky, told };
+        if !servers.awaits_list() {
+            servers.update();
+        }
         servers
     }
 
@@ -151,12 +170,42 @@ impl Servers {
         &self.runtime
     }
 
+    /// True until a source that is watched has told its first list.
+    pub(super) fn awaits_list(&self) -> bool {
+        self.awaits_list.load(Ordering::Acquire)
+    }
+
+    /// Waits for the first list, for as long as a call waits for a connection.
+    pub(super) async fn first_list(&self, time: Option<CallTime>) {
+        let mut changes = self.list.read().changes.clone();
+        // If it came before the clone, it was noted before.
+        if !self.awaits_list() {
+            return;
+        }
+        let until = after(self.options.client.wait());
+        let until = time.map_or(until, |time| until.min(time.end));
+        // Without one, the error of the call says what is wrong.
+        let _ = timeout_at(until, changes.changed()).await;
+    }
+
+    /// The source of the lists failed.
+    pub(super) fn note_source_failed(&self, error: &DiscoveryError) {
+        *self.source_failed.lock() = Some(error.clone());
+    }
+
+    fn why_empty(&self, listed: &Listed) -> String {
+        match &*self.source_failed.lock() {
+            Some(error) if listed.left_out.listed == 0 => format!("the discovery failed: {error}"),
+            _ => listed.why_empty(&self.options),
+        }
+    }
+
     /// Chooses the server of a try.
     pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
         loop {
             let listed = self.listed().ok_or(NoPick::Closed)?;
             if listed.slots.is_empty() {
-                return Err(NoPick::NoServer(listed.why_empty(&self.options)));
+                return Err(NoPick::NoServer(self.why_empty(&listed)));
             }
             let prefer = Preference { not_tried: listed.still_excluded(prefer.not_tried), ..prefer };
             let slot = self.stay_or_choose(&listed, call, prefer)?;
@@ -240,6 +289,9 @@ impl Servers {
             return;
         }
         let said = Arc::clone(&source.borrow_and_update());
+        self.source_failed.lock().take();
+        // Before it is published: see `first_list`.
+        self.awaits_list.store(false, Ordering::Release);
         let before = Arc::clone(&self.list.read().listed);
         if said.is_empty() && !before.slots.is_empty() {
             self.list.write().changes = source.clone();
@@ -545,7 +597,7 @@ mod tests {
 
     fn start(discovery: &MultipleServersDiscovery, options: XClientOptions, select_mode: SelectMode) -> Servers {
         let receivers = Receivers { common: Common::default(), messages: None };
-        Servers::new(options, false, select_mode, discovery.subscribe(), receivers)
+        Servers::new(options, false, select_mode, discovery.lists("Arith").lists, false, receivers)
     }
 
     const ANY: Preference<'_> = Preference { not_tried: &[], up: false, sticky: true };

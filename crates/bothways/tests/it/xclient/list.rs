@@ -109,8 +109,8 @@ async fn a_dropped_client_leaves_nothing_behind() {
     let (sender, receiver) = tokio::sync::watch::channel(Arc::from([ServerEntry::new(&server.address)]));
     struct Shared(tokio::sync::watch::Receiver<Arc<[ServerEntry]>>);
     impl Discovery for Shared {
-        fn subscribe(&self) -> tokio::sync::watch::Receiver<Arc<[ServerEntry]>> {
-            self.0.clone()
+        fn lists(&self, _service: &str) -> Lists {
+            Lists::known(self.0.clone())
         }
     }
     let xclient = xclient(FailMode::Failover, Shared(receiver));

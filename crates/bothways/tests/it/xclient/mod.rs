@@ -1,6 +1,7 @@
 //! Many servers as one caller.
 
 mod connections;
+mod discovery;
 mod fail_modes;
 mod list;
 mod selection;
@@ -20,7 +21,7 @@ use bothways::{
     CallError, CallOptions, Caller, Client, ClientOptions, ConnectError, ConnectionEvent, ErrorCode, FailMode,
     Metadata, MultipleServersDiscovery, Peer2PeerDiscovery, Reply, Request, Router, SelectMode, SerializeType, Server,
     ServerBuilder, ServerEntry, XClient, XClientOptions,
-    discovery::Discovery,
+    discovery::{Discovery, Lists},
     server::Listening,
     transport::{self, Address, ConnectOptions, ListenOptions, Listener},
     xclient::Selection,

@@ -1,0 +1,92 @@
+//! The servers behind a DNS name.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::{Discovery, DiscoveryError, Lists, ServerEntry};
+
+/// How often a name is looked up, unless it is said otherwise.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// The time of one look-up. The system may take minutes to give up.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Every address of a DNS name, looked up again and again by the resolver of the system. The name of a headless service
+/// in Kubernetes is such a name.
+///
+/// A look-up that fails, or takes longer than 10 s, keeps the servers that were found before; see [`Lists::watched`].
+/// The servers are known by their IP addresses: over TLS, say by
+/// [`TlsClient::server_name`](crate::transport::tls::TlsClient::server_name) which name their certificates have.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways::discovery::DnsDiscovery;
+///
+/// let servers = DnsDiscovery::new("tcp", "rpc.example.com", 8972).interval(Duration::from_secs(10));
+/// ```
+///
+/// Source: Go rpcx `client/dns_discovery.go`, `DNSDiscovery`.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct DnsDiscovery {
+    network: Box<str>,
+    name: Box<str>,
+    port: u16,
+    interval: Duration,
+}
+
+impl DnsDiscovery {
+    /// The servers behind this name, which all listen on this network (`tcp` or `tls`) and port.
+    pub fn new(network: &str, name: &str, port: u16) -> Self {
+        Self { network: network.into(), name: name.into(), port, interval: INTERVAL }
+    }
+
+    /// How long after one look-up the next one begins. Default 30 s, at least 1 ms.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// The addresses now, in order: an answer that only has them in another order is the same list.
+    async fn look_up(&self) -> Result<Vec<ServerEntry>, DiscoveryError> {
+        let found = timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((&*self.name, self.port))).await;
+        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let found =
+            found.map_err(|error| DiscoveryError::new(format_args!("cannot look up {}: {error}", self.name)))?;
+        let mut found: Vec<SocketAddr> = found.collect();
+        found.sort_unstable();
+        Ok(found.into_iter().map(|address| ServerEntry::new(format!("{}@{address}", self.network))).collect())
+    }
+}
+
+impl Discovery for DnsDiscovery {
+    fn lists(&self, _service: &str) -> Lists {
+        let dns = self.clone();
+        Lists::watched(move |lists| {
+            let dns = dns.clone();
+            async move {
+                loop {
+                    lists.set(dns.look_up().await?);
+                    sleep(dns.interval).await;
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An address that is one already needs no resolver, and a name that cannot be one fails.
+    #[tokio::test]
+    async fn a_name_is_looked_up() {
+        let servers = DnsDiscovery::new("tcp", "127.0.0.1", 8972).look_up().await.expect("it is an address");
+        assert_eq!(servers, [ServerEntry::new("tcp@127.0.0.1:8972")]);
+        let servers = DnsDiscovery::new("tcp", "::1", 8972).look_up().await.expect("it is an address");
+        assert_eq!(servers, [ServerEntry::new("tcp@[::1]:8972")]);
+        let error = DnsDiscovery::new("tcp", "", 8972).look_up().await.expect_err("it has no name");
+        assert!(error.to_string().starts_with("cannot look up : "), "{error}");
+    }
+}
