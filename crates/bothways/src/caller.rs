@@ -6,6 +6,7 @@ use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
 
 use crate::{
+    call::Extensions,
     codec::{Encode, Payload},
     error::{CallError, PushError, ReservedName},
 };
@@ -164,6 +165,8 @@ pub struct CallOptions {
     pub(crate) serialize: Option<SerializeType>,
     /// The call is the framework's own: it may name what applications may not.
     pub(crate) is_own: bool,
+    /// For layers.
+    pub(crate) extensions: Extensions,
 }
 
 impl CallOptions {
@@ -186,6 +189,13 @@ impl CallOptions {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Adds a value for the [layers](crate::call) of the client, in place of another one of its type. It is not sent.
+    #[must_use]
+    pub fn extension<T: std::any::Any + Send + Sync>(mut self, value: T) -> Self {
+        self.extensions.insert(value);
         self
     }
 

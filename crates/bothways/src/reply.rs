@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A future on the heap.
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
 /// What goes back to the caller.
 ///

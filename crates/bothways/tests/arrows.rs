@@ -21,7 +21,7 @@ const ROWS: &[&[&str]] = &[
         "reply",
         "shrink",
     ],
-    &["connection", "caller"],
+    &["connection", "caller", "call"],
     &["session"],
     &["router", "layer", "handler"],
     &["client", "discovery"],

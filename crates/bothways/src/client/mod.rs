@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Client`], the handle: calls and oneway messages |
 //! | `options.rs` | deadlines, bounds, token, codec |
+//! | `layered.rs` | the end of a call that goes through layers |
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of what the server pushes, and its stream |
@@ -18,6 +19,7 @@
 mod events;
 mod holes;
 mod inlet;
+mod layered;
 mod link;
 mod messages;
 mod options;
@@ -52,6 +54,7 @@ pub use self::{
     options::{ClientOptions, Reconnect, Token},
 };
 use self::{
+    layered::{Layered, LayeredTry},
     link::{Link, Patience},
     resubscribe::is_passing,
     subscriptions::{Asker, Place, Subscriptions},
@@ -357,6 +360,16 @@ impl Client {
     /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
     /// most, and not for the connection: whoever has other servers to ask would rather know.
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let layers = self.handle.link.options().layers();
+        if !layers.is_empty() {
+            let end = LayeredTry { client: self.clone(), time };
+            return Box::pin(layers.call(call.clone(), end)).await;
+        }
+        self.try_call_direct(call, time).await
+    }
+
+    /// As [`Self::try_call`], behind all layers.
+    async fn try_call_direct(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
         match connection.call_within(call, time).await {
@@ -369,6 +382,11 @@ impl Client {
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
     pub(crate) async fn try_push(&self, push: &RawCall<'_>) -> Result<(), PushError> {
+        let layers = self.handle.link.options().layers();
+        if !layers.is_empty() {
+            let end = LayeredTry { client: self.clone(), time: None };
+            return Box::pin(layers.push(push.clone(), end)).await;
+        }
         self.push_over(Patience::OneTry, push).await
     }
 
@@ -733,6 +751,10 @@ impl Caller for Over<'_> {
 
 impl Caller for Client {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let layers = self.handle.link.options().layers();
+        if !layers.is_empty() {
+            return Box::pin(layers.call(call, Layered(self.clone()))).await;
+        }
         match is_outside() {
             false => self.call_noting(&call, Patience::Connection, |_| {}).await,
             true => {
@@ -743,6 +765,10 @@ impl Caller for Client {
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        let layers = self.handle.link.options().layers();
+        if !layers.is_empty() {
+            return Box::pin(layers.push(push, Layered(self.clone()))).await;
+        }
         let pushing = self.push_over(Patience::Connection, &push);
         match is_outside() {
             false => pushing.await,

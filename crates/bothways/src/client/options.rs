@@ -6,6 +6,7 @@ use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 
 use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
+    call::{CallLayer, CallLayers},
     clock::FOR_EVER,
     connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     options::{Heartbeat, QueueBound},
@@ -65,6 +66,7 @@ pub struct ClientOptions {
     backoff_base: Duration,
     backoff_max: Duration,
     queue: QueueBounds,
+    layers: CallLayers,
 }
 
 impl Default for ClientOptions {
@@ -94,6 +96,7 @@ impl Default for ClientOptions {
                 tracked_max: 16_384,
                 tracked_bytes_max: 16 << 20,
             },
+            layers: CallLayers::default(),
         }
     }
 }
@@ -282,10 +285,29 @@ impl ClientOptions {
         self
     }
 
+    /// Wraps each call and oneway message of the client. The layer that is added first sees it first. Of an
+    /// [`XClient`](crate::XClient) each try is wrapped, inside of
+    /// [`XClientOptions::try_layer`](crate::XClientOptions::try_layer). What the client itself asks its server, such as
+    /// [`subscribe`](crate::Client::subscribe), has no layers.
+    pub fn layer(mut self, layer: impl CallLayer) -> Self {
+        self.layers.add(Arc::new(layer));
+        self
+    }
+
     /// How to connect: time limit, keep-alive of the system, TLS.
     pub fn connect_options(mut self, options: ConnectOptions) -> Self {
         self.connect = options;
         self
+    }
+
+    pub(super) fn layers(&self) -> &CallLayers {
+        &self.layers
+    }
+
+    /// Puts these layers around its own.
+    pub(crate) fn wrap_in(&mut self, outer: &CallLayers) {
+        let inner = std::mem::replace(&mut self.layers, outer.clone());
+        self.layers.add_all(&inner);
     }
 
     pub(crate) fn new_queue(&self) -> (MessageQueue, ServerMessages) {

@@ -5,6 +5,7 @@ use tracing::{Instrument, field};
 
 use super::Layer;
 use crate::{
+    call::TRACEPARENT,
     calm::Said,
     handler::{BoxHandler, Request},
 };
@@ -13,7 +14,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Trace;
 
-/// Runs each handler in a span `request` with path, method and connection, at level info, so that what the handler
+/// Runs each handler in a span `request` with path, method, connection and the `traceparent` that the caller
+/// [sends](crate::call::traceparent()), at level info, so that what the handler
 /// logs says which request it was for. At level debug it tells at its end how it ended and how long it took. A level
 /// that is off costs a comparison.
 ///
@@ -32,6 +34,7 @@ impl Layer for Trace {
                 method = ?Said(request.service_method()),
                 connection = %request.connection().id(),
                 oneway = request.is_oneway().then_some(true),
+                traceparent = request.metadata().get(TRACEPARENT).map(|trace| field::debug(Said(trace.to_owned()))),
                 outcome = field::Empty,
             );
             let answer = inner.handle(request);

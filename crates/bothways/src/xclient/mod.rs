@@ -5,6 +5,7 @@
 //! | `mod.rs` | [`XClient`], the handle: calls, oneway messages, events |
 //! | `options.rs` | [`XClientOptions`]: retries, group, stickiness, handlers |
 //! | `select.rs` | [`SelectMode`] and [`Selector`]: which server a call goes to |
+//! | `layered.rs` | the end of a call that goes through layers |
 //! | `least_loaded.rs` | [`SelectMode::LeastLoaded`]: the less loaded of two servers chosen at random |
 //! | `outcome.rs` | [`Outcome`]: what became of each try, for selectors that learn |
 //! | `failure.rs` | [`FailMode`]: what happens when a try fails |
@@ -110,6 +111,7 @@
 //! ```
 
 mod failure;
+mod layered;
 mod least_loaded;
 mod options;
 mod outcome;
@@ -125,6 +127,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use self::layered::Layered;
 use self::servers::{Receivers, Servers};
 pub use self::{
     failure::FailMode,
@@ -257,7 +260,8 @@ impl XClient {
         let Lists { lists, source } = discovery.lists(&service_path);
         let mut changes = lists.clone();
         let receivers = Receivers { common: Common::default(), messages };
-        let servers = Arc::new(Servers::new(options, eager, select_mode, lists, source.is_some(), receivers));
+        let servers =
+            Arc::new(Servers::new(options.with_try_layers(), eager, select_mode, lists, source.is_some(), receivers));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {
@@ -481,6 +485,10 @@ impl<T> Drop for Running<T> {
 
 impl Caller for XClient {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let layers = &self.shared.servers.options().layers;
+        if !layers.is_empty() {
+            return Box::pin(layers.call(call, Layered(self.clone()))).await;
+        }
         let calling = self.call_by_fail_mode(&call);
         match is_outside() {
             false => calling.await,
@@ -489,6 +497,10 @@ impl Caller for XClient {
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
+        let layers = &self.shared.servers.options().layers;
+        if !layers.is_empty() {
+            return Box::pin(layers.push(push, Layered(self.clone()))).await;
+        }
         let pushing = self.push_by_fail_mode(&push);
         match is_outside() {
             false => pushing.await,

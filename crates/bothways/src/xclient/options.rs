@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{client::ClientOptions, router::Router};
+use crate::{
+    call::{CallLayer, CallLayers},
+    client::ClientOptions,
+    router::Router,
+};
 
 /// How an [`XClient`](super::XClient) chooses, tries and connects. Source of the names: Go rpcx
 /// `client.Option`.
@@ -32,6 +36,8 @@ pub struct XClientOptions {
     pub(super) sticky: bool,
     pub(super) eager: Option<bool>,
     pub(super) handlers: Option<Router>,
+    pub(super) layers: CallLayers,
+    pub(super) try_layers: CallLayers,
 }
 
 impl Default for XClientOptions {
@@ -46,6 +52,8 @@ impl Default for XClientOptions {
             sticky: false,
             eager: None,
             handlers: None,
+            layers: CallLayers::default(),
+            try_layers: CallLayers::default(),
         }
     }
 }
@@ -110,6 +118,25 @@ impl XClientOptions {
     /// [`Self::handlers`]: a server can only speak to whom is connected.
     pub fn eager(mut self, eager: bool) -> Self {
         self.eager = Some(eager);
+        self
+    }
+
+    /// Wraps each call and oneway message, with all its tries. The layer that is added first sees it first.
+    pub fn layer(mut self, layer: impl CallLayer) -> Self {
+        self.layers.add(Arc::new(layer));
+        self
+    }
+
+    /// Wraps each try of a call or oneway message: the retries and the backup too. The layer that is added first sees it
+    /// first; those of [`ClientOptions::layer`] are inside of these.
+    pub fn try_layer(mut self, layer: impl CallLayer) -> Self {
+        self.try_layers.add(Arc::new(layer));
+        self
+    }
+
+    /// The options of each server's client, with the layers of each try.
+    pub(super) fn with_try_layers(mut self) -> Self {
+        self.client.wrap_in(&self.try_layers);
         self
     }
 

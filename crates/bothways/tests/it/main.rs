@@ -5,6 +5,7 @@ mod asks_again;
 mod auth;
 mod bounds;
 mod call_back;
+mod call_layers;
 mod call_users;
 mod calls;
 mod comes_back;

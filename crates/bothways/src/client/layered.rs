@@ -1,0 +1,57 @@
+//! The end of a call that goes through layers: the client itself.
+
+use super::{Client, Patience};
+use crate::{
+    call::{BoxFuture, Call, CallService},
+    caller::RawReply,
+    clock::{clocked, is_outside},
+    connection::CallTime,
+    error::{CallError, PushError},
+};
+
+/// Calls of a client.
+pub(super) struct Layered(pub(super) Client);
+
+impl CallService for Layered {
+    fn call(&self, mut call: Call) -> BoxFuture<Result<RawReply, CallError>> {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let raw = call.as_raw();
+            let calling = client.call_noting(&raw, Patience::Connection, |_| {});
+            match is_outside() {
+                false => calling.await,
+                true => clocked(client.runtime(), Box::pin(calling)).await,
+            }
+        })
+    }
+
+    fn push(&self, mut push: Call) -> BoxFuture<Result<(), PushError>> {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let raw = push.as_raw();
+            let pushing = client.push_over(Patience::Connection, &raw);
+            match is_outside() {
+                false => pushing.await,
+                true => clocked(client.runtime(), Box::pin(pushing)).await,
+            }
+        })
+    }
+}
+
+/// One try of a call of several servers, which has so much time.
+pub(super) struct LayeredTry {
+    pub(super) client: Client,
+    pub(super) time: Option<CallTime>,
+}
+
+impl CallService for LayeredTry {
+    fn call(&self, mut call: Call) -> BoxFuture<Result<RawReply, CallError>> {
+        let (client, time) = (self.client.clone(), self.time);
+        Box::pin(async move { client.try_call_direct(&call.as_raw(), time.map(CallTime::rest)).await })
+    }
+
+    fn push(&self, mut push: Call) -> BoxFuture<Result<(), PushError>> {
+        let client = self.client.clone();
+        Box::pin(async move { client.push_over(Patience::OneTry, &push.as_raw()).await })
+    }
+}
