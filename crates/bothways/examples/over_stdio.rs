@@ -69,8 +69,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let handlers = Router::new().service(Strict.into_service());
     let client = Client::with_handlers("memory@child", options, handlers).await?;
     let worker = WorkerClient::new(client.clone());
-    println!("{}", worker.work(&"the report".to_owned()).await?);
-    println!("{}", worker.work(&"the weekend".to_owned()).await.expect_err("the parent says no"));
+    println!("{}", worker.work("the report").await?);
+    println!("{}", worker.work("the weekend").await.expect_err("the parent says no"));
 
     client.close();
     println!("the child ends: {}", child.wait().await?);

@@ -189,9 +189,37 @@ pub use bothways_proto::{CompressType, Limits, Metadata, Rate, SerializeType};
 #[doc(hidden)]
 #[cfg(feature = "macros")]
 pub mod __private {
+    pub use bytes::Bytes;
     pub use serde;
 
-    pub use crate::codec::go;
+    pub use crate::codec::{ByteSlice, go};
+
+    /// What a method of a service returns: a `Result`, whatever it is called.
+    #[diagnostic::on_unimplemented(
+        message = "a method of a service returns `Result<Reply, Error>`, or nothing if it is a push",
+        label = "is no `Result`"
+    )]
+    pub trait Outcome {
+        /// The value.
+        type Reply;
+        /// The error.
+        type Error;
+
+        /// The same, as what it is.
+        fn into_result(self) -> Result<Self::Reply, Self::Error>;
+    }
+
+    impl<T, E> Outcome for Result<T, E> {
+        type Reply = T;
+        type Error = E;
+
+        fn into_result(self) -> Self {
+            self
+        }
+    }
+
+    /// The reply of a `Result`, whatever it is called.
+    pub type ReplyOf<R> = <R as Outcome>::Reply;
 
     /// Whether the format is a text, which says so itself.
     pub fn is_text(says_so: bool) -> bool {

@@ -21,8 +21,19 @@ pub trait Service: Send + Sync + 'static {
     /// The service path that requests name, such as `Arith`.
     fn name(&self) -> &str;
 
-    /// Every method: the name that requests use, and its handler.
-    fn into_methods(self) -> Vec<(&'static str, BoxHandler)>;
+    /// Every method: the name that requests use, and its handler. The handlers share the service.
+    fn into_methods(self: Arc<Self>) -> Vec<(&'static str, BoxHandler)>;
+}
+
+/// So that the program keeps hold of what it serves.
+impl<S: Service + ?Sized> Service for Arc<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn into_methods(self: Arc<Self>) -> Vec<(&'static str, BoxHandler)> {
+        S::into_methods(Arc::clone(&*self))
+    }
 }
 
 /// Finds the handler of a request. Built once, then read by every connection without a lock.
@@ -117,7 +128,7 @@ impl Router {
     /// Adds every method of a service under this name.
     #[must_use]
     pub fn service_named(mut self, service_path: &str, service: impl Service) -> Self {
-        for (method, handler) in service.into_methods() {
+        for (method, handler) in Arc::new(service).into_methods() {
             self.insert(service_path, method, handler);
         }
         self
@@ -130,7 +141,7 @@ impl Router {
     /// same (`RegisterWithMethods`).
     pub fn service_with_methods(mut self, service: impl Service, methods: &[&str]) -> Result<Self, WhitelistError> {
         let name = service.name().to_owned();
-        let offered: HashMap<&str, BoxHandler> = service.into_methods().into_iter().collect();
+        let offered: HashMap<&str, BoxHandler> = Arc::new(service).into_methods().into_iter().collect();
         let unknown: Vec<String> = methods.iter().filter(|m| !offered.contains_key(*m)).map(|m| (*m).into()).collect();
         if methods.is_empty() || !unknown.is_empty() {
             let mut known: Vec<String> = offered.keys().map(|m| (*m).into()).collect();

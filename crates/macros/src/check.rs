@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use proc_macro2::{Span, TokenTree};
-use quote::ToTokens;
+use proc_macro2::{Span, TokenStream, TokenTree};
+use quote::{ToTokens, quote_spanned};
 use syn::{
-    Attribute, Error, FnArg, GenericArgument, Ident, Pat, PathArguments, ReceiverKind, Result, ReturnType, Signature,
-    Type, TypeReference, ext::IdentExt, spanned::Spanned,
+    Attribute, Error, FnArg, GenericArgument, Ident, Pat, Path, PathArguments, ReceiverKind, Result, ReturnType,
+    Signature, Type, TypeReference, ext::IdentExt, spanned::Spanned,
 };
 
 use crate::{
+    argument::Argument,
     message::ungrouped,
     parse::{self, Errors, Item, Rpc, Service},
 };
@@ -32,18 +33,35 @@ pub(crate) struct Method {
     pub(crate) answer: Answer,
 }
 
-pub(crate) struct Argument {
-    /// What the stub calls it.
-    pub(crate) ident: Ident,
-    pub(crate) ty: Type,
-}
-
 /// What the caller gets.
 pub(crate) enum Answer {
-    /// The `Reply` of a `Result<Reply, _>`.
-    Reply(Box<Type>),
+    /// A reply.
+    Reply(Reply),
     /// Nothing: it is oneway. `fallible` if the method returns a `Result` all the same.
     Nothing { fallible: bool },
+}
+
+/// The reply of a method, by what it returns.
+pub(crate) enum Reply {
+    /// The first parameter of a `Result<Reply, Error>`.
+    Written(Box<Type>),
+    /// Whatever the return type, an alias, is a `Result` of.
+    Alias(Box<Type>),
+}
+
+impl Reply {
+    /// Its type.
+    pub(crate) fn ty(&self, krate: &Path) -> TokenStream {
+        match self {
+            Self::Written(ty) => ty.to_token_stream(),
+            Self::Alias(output) => quote_spanned!(output.span()=> #krate::__private::ReplyOf<#output>),
+        }
+    }
+
+    pub(crate) fn span(&self) -> Span {
+        let (Self::Written(ty) | Self::Alias(ty)) = self;
+        ty.span()
+    }
 }
 
 /// Checks every function. Takes the `#[rpc]` attributes off.
@@ -133,17 +151,13 @@ fn arguments<'a>(inputs: impl Iterator<Item = &'a FnArg>) -> Result<(bool, Optio
                 let text = "a method of a service takes one argument, as in rpcx: make a struct of them";
                 return Err(Error::new(input.pat.span().join(ty.span()).unwrap_or(input.pat.span()), text));
             }
-            Type::Reference(ty) => {
-                let text = "arguments come off the wire: take them by value (the stub takes a reference)";
-                return Err(Error::new(ty.span(), text));
-            }
             ty => {
                 nameable(ty)?;
                 let ident = match &*input.pat {
                     Pat::Ident(pat) if pat.ident != "self" => pat.ident.clone(),
                     _ => Ident::new("args", Span::call_site()),
                 };
-                argument = Some(Argument { ident, ty: ty.clone() });
+                argument = Some(Argument::new(ident, ty)?);
             }
         }
     }
@@ -156,19 +170,19 @@ fn answer(rpc: &Rpc, ident: &Ident, output: &ReturnType) -> Result<Answer> {
         ReturnType::Type(_, ty) if is_unit(ty) => return Ok(Answer::Nothing { fallible: false }),
         ReturnType::Type(_, ty) => ty,
     };
-    let Some(reply) = reply_of(ty) else {
-        let text = "a method of a service returns `Result<Reply, Error>`, or nothing if it is a push";
-        return Err(Error::new(ty.span(), text));
-    };
+    let reply = reply_of(ty)?;
     if rpc.push {
-        if !is_unit(reply) {
-            let text = format!("`{ident}` is a push, which has no reply: return `Result<(), Error>` or nothing");
-            return Err(Error::new(reply.span(), text));
-        }
-        return Ok(Answer::Nothing { fallible: true });
+        return match &reply {
+            Reply::Written(reply) if !is_unit(reply) => {
+                let text = format!("`{ident}` is a push, which has no reply: return `Result<(), Error>` or nothing");
+                Err(Error::new(reply.span(), text))
+            }
+            _ => Ok(Answer::Nothing { fallible: true }),
+        };
     }
-    nameable(reply)?;
-    Ok(Answer::Reply(Box::new(reply.clone())))
+    let (Reply::Written(named) | Reply::Alias(named)) = &reply;
+    nameable(named)?;
+    Ok(Answer::Reply(reply))
 }
 
 /// The stub writes the type down where there is no `Self`, and where it cannot be left open.
@@ -199,20 +213,38 @@ fn is_unit(ty: &Type) -> bool {
     matches!(ungrouped(ty), Type::Tuple(tuple) if tuple.elems.is_empty())
 }
 
-/// The `Reply` of `Result<Reply, Error>`, or of an alias with the error left out.
-fn reply_of(ty: &Type) -> Option<&Type> {
-    let Type::Path(path) = ungrouped(ty) else {
-        return None;
+/// The reply of a return type. A name that is no `Result` may be an alias of one: the compiler knows.
+fn reply_of(output: &Type) -> Result<Reply> {
+    let no_result = || {
+        let text = "a method of a service returns `Result<Reply, Error>`, or nothing if it is a push";
+        Err(Error::new(output.span(), text))
     };
-    let last = path.path.segments.last().filter(|last| last.ident == "Result")?;
-    let PathArguments::AngleBracketed(arguments) = &last.arguments else {
-        return None;
+    let Type::Path(path) = ungrouped(output) else {
+        return no_result();
     };
-    match arguments.args.first()? {
-        GenericArgument::Type(reply) if arguments.args.len() <= 2 => Some(reply),
-        _ => None,
+    let Some(last) = path.path.segments.last() else {
+        return no_result();
+    };
+    if NO_RESULTS.iter().any(|name| last.ident == name) {
+        return no_result();
+    }
+
+    match &last.arguments {
+        PathArguments::AngleBracketed(arguments) if last.ident == "Result" && arguments.args.len() == 2 => {
+            match arguments.args.first() {
+                Some(GenericArgument::Type(reply)) => Ok(Reply::Written(Box::new(reply.clone()))),
+                _ => no_result(),
+            }
+        }
+        _ => Ok(Reply::Alias(Box::new(output.clone()))),
     }
 }
+
+/// Names that nobody gives an alias of `Result`: for these the error is ours.
+const NO_RESULTS: [&str; 20] = [
+    "bool", "char", "f32", "f64", "i8", "i16", "i32", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128",
+    "usize", "Option", "String", "Vec", "Self",
+];
 
 /// Names that are there twice: on the wire, or in the stub.
 fn collisions(methods: &[Method], of_trait: bool, errors: &mut Errors) {

@@ -4,6 +4,7 @@
 //! item say), `check.rs` (which methods go over the wire, and what is wrong with the others), and then both
 //! `stub.rs` (the calling side) and `serve.rs` (the answering side). [`message`] is `message.rs`.
 
+mod argument;
 mod check;
 mod message;
 mod parse;
@@ -69,7 +70,9 @@ use quote::quote;
 /// ```
 ///
 /// The trait gets the supertraits `Send + Sync + 'static`, and its futures are `Send`, so that handlers
-/// can run on any thread. Implementations write plain `async fn`. A method may have a default body.
+/// can run on any thread. Implementations write plain `async fn`. A method may have a default body. The trait is
+/// implemented for an `Arc` of what implements it: `Arc::clone(&calculator).into_service()` serves what the program keeps
+/// hold of. (An `impl` block's type is served so too: `.service(Arc::clone(&echo))`.)
 ///
 /// # On an `impl` block
 ///
@@ -103,9 +106,32 @@ use quote::quote;
 /// # What a method looks like
 ///
 /// `async fn name(&self, cx: &mut Context, args: Args) -> Result<Reply, Error>`, where the context and the
-/// arguments may each be left out. `Args` and `Reply` are `bothways::Payload`s, taken and given by value;
-/// `Error` is whatever has `Display`: its text goes to the caller. rpcx has one value each way: for more,
-/// use a struct.
+/// arguments may each be left out. `Args` and `Reply` are `bothways::Payload`s; `Error` is whatever has `Display`: its
+/// text goes to the caller. The return type may be an alias of a `Result`, under any name. rpcx has one value each way:
+/// for more, use a struct.
+///
+/// The argument may be taken by reference: `&str` for a text, `&[u8]` for Go's `[]byte`, `&[T]` for a list, `&Args` for
+/// anything else. The stub takes a `&str` for a `String` too:
+///
+/// ```
+/// # struct Failed;
+/// # impl std::fmt::Display for Failed {
+/// #     fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) }
+/// # }
+/// type Result<T> = std::result::Result<T, Failed>;
+///
+/// #[bothways::service]
+/// trait Words {
+///     async fn count(&self, text: &str) -> Result<usize>;
+///     async fn upper(&self, text: String) -> Result<String>;
+/// }
+///
+/// async fn use_them(words: WordsClient<bothways::Client>) -> std::result::Result<(), bothways::CallError> {
+///     words.count("how many?").await?;
+///     words.upper("abc").await?;
+///     Ok(())
+/// }
+/// ```
 ///
 /// What Go cannot read does not compile: a `Vec<u8>`, a `SystemTime` or a `Duration` that is the whole argument or
 /// reply (take `bytes::Bytes`, and `Timestamp` and `Nanos` of `bothways::codec`; as fields of a

@@ -269,7 +269,7 @@ pub(crate) fn ungrouped(mut ty: &Type) -> &Type {
     }
 }
 
-fn is_byte(ty: &Type) -> bool {
+pub(crate) fn is_byte(ty: &Type) -> bool {
     matches!(ungrouped(ty), Type::Path(path) if path.path.is_ident("u8"))
 }
 

@@ -2,9 +2,10 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
-use syn::{Path, ReturnType, TraitItem, spanned::Spanned};
+use syn::{FnArg, Ident, ItemTrait, Path, ReturnType, TraitItem};
 
 use crate::{
+    argument::Argument,
     check::{Answer, Method},
     parse::{Item, Service},
 };
@@ -45,7 +46,42 @@ pub(crate) fn item(service: Service) -> TokenStream {
             #wrapper(self)
         }
     });
-    quote!(#item)
+    let shared = shared(&item);
+    quote!(#item #shared)
+}
+
+/// The trait for an `Arc` of what implements it, so that a program keeps hold of what it serves.
+fn shared(item: &ItemTrait) -> TokenStream {
+    let ident = &item.ident;
+    let functions = item.items.iter().filter_map(|item| match item {
+        TraitItem::Fn(function) if function.sig.ident != "into_service" => Some(function),
+        _ => None,
+    });
+    let functions = functions.map(|function| {
+        let cfgs = function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"));
+        let (mut sig, mut names) = (function.sig.clone(), Vec::new());
+        for input in sig.inputs.iter_mut() {
+            let FnArg::Typed(input) = input else { continue };
+            let name: Ident = format_ident!("__argument_{}", names.len());
+            input.attrs.clear();
+            *input.pat = syn::parse_quote!(#name);
+            names.push(name);
+        }
+        let name = &sig.ident;
+        quote! {
+            #(#cfgs)*
+            #sig {
+                <__T as #ident>::#name(&**self #(, #names)*)
+            }
+        }
+    });
+    quote! {
+        #[automatically_derived]
+        #[allow(deprecated, clippy::ptr_arg)]
+        impl<__T: #ident> #ident for ::std::sync::Arc<__T> {
+            #(#functions)*
+        }
+    }
 }
 
 /// The implementation of `Service`, on a wrapper if the item is a trait.
@@ -54,7 +90,7 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
     let count = methods.len();
     let checks = methods.iter().filter(|method| !method.plain).map(|method| checks(krate, method));
     let checks: TokenStream = checks.collect();
-    let (wrapper, header, inner, target) = match item {
+    let (wrapper, header, receiver, target) = match item {
         Item::Trait(item) => {
             let (visibility, wrapper) = (&item.vis, format_ident!("{ident}Service"));
             let docs = format!("A [`{ident}`], ready to be registered.");
@@ -65,16 +101,16 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
                 #visibility struct #wrapper<T>(pub T);
             };
             let header = quote!(impl<T: #ident> #krate::Service for #wrapper<T>);
-            (Some(wrapper_item), header, quote!(self.0), quote!(<T as #ident>))
+            (Some(wrapper_item), header, quote!(&service.0), quote!(<T as #ident>))
         }
         Item::Impl(item) => {
             let ty = &item.self_ty;
-            (None, quote!(impl #krate::Service for #ty), quote!(self), quote!(<#ty>))
+            (None, quote!(impl #krate::Service for #ty), quote!(&*service), quote!(<#ty>))
         }
     };
     let methods = methods.iter().map(|method| {
         let (cfgs, wire_name) = (&method.cfgs, &method.wire_name);
-        let handler = handler(service, method, &target);
+        let handler = handler(service, method, &target, &receiver);
         quote! {
             #(#cfgs)*
             methods.push((#wire_name, #handler));
@@ -90,9 +126,11 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
                 #path
             }
 
-            fn into_methods(self) -> ::std::vec::Vec<(&'static str, #krate::handler::BoxHandler)> {
+            fn into_methods(
+                self: ::std::sync::Arc<Self>,
+            ) -> ::std::vec::Vec<(&'static str, #krate::handler::BoxHandler)> {
                 #[allow(unused_variables)]
-                let service = ::std::sync::Arc::new(#inner);
+                let service = self;
                 #[allow(unused_mut)]
                 let mut methods = ::std::vec::Vec::with_capacity(#count);
                 #(#methods)*
@@ -102,16 +140,18 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
     }
 }
 
-fn handler(service: &Service, method: &Method, target: &TokenStream) -> TokenStream {
+fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &TokenStream) -> TokenStream {
     let krate = &service.krate;
     let ident = &method.ident;
-    let unit = syn::parse_quote!(());
-    let argument_ty = method.argument.as_ref().map_or(&unit, |argument| &argument.ty);
+    let (argument_ty, span) = match &method.argument {
+        Some(argument) => (argument.decoded(krate), argument.span()),
+        None => (quote!(()), ident.span()),
+    };
     // At the type's own place, so that "is not a `Payload`" is said there.
-    let typed = quote_spanned!(argument_ty.span()=> #krate::Request::into_typed::<#argument_ty>(request));
+    let typed = quote_spanned!(span=> #krate::Request::into_typed::<#argument_ty>(request));
     let context = method.context.then(|| quote!(&mut context,));
-    let argument = method.argument.is_some().then(|| quote!(argument));
-    let call = quote!(#target::#ident(&*service, #context #argument).await);
+    let argument = method.argument.as_ref().map(Argument::passed);
+    let call = quote!(#target::#ident(#receiver, #context #argument).await);
     // The call borrows the context that `into_reply` takes, so it is a statement of its own.
     let outcome = match &method.answer {
         Answer::Nothing { fallible: false } => quote! {{
@@ -119,14 +159,15 @@ fn handler(service: &Service, method: &Method, target: &TokenStream) -> TokenStr
             #krate::Context::into_reply(context, ::std::result::Result::<(), ::std::convert::Infallible>::Ok(()))
         }},
         Answer::Reply(reply) => {
-            let into_reply = quote_spanned!(reply.span()=> #krate::Context::into_reply::<#reply, _>);
+            let ty = reply.ty(krate);
+            let into_reply = quote_spanned!(reply.span()=> #krate::Context::into_reply::<#ty, _>);
             quote! {{
-                let outcome = #call;
+                let outcome = #krate::__private::Outcome::into_result(#call);
                 #into_reply(context, outcome)
             }}
         }
         Answer::Nothing { fallible: true } => quote! {{
-            let outcome = #call;
+            let outcome = #krate::__private::Outcome::into_result(#call);
             #krate::Context::into_reply::<(), _>(context, outcome)
         }},
     };
@@ -151,13 +192,14 @@ fn handler(service: &Service, method: &Method, target: &TokenStream) -> TokenStr
 /// Refuses to compile where Go cannot read the argument or the reply.
 fn checks(krate: &Path, method: &Method) -> TokenStream {
     let reply = match &method.answer {
-        Answer::Reply(reply) => Some(&**reply),
+        Answer::Reply(reply) => Some((reply.ty(krate), reply.span())),
         Answer::Nothing { .. } => None,
     };
-    let types = method.argument.iter().map(|argument| &argument.ty).chain(reply);
+    let argument = method.argument.iter().map(|argument| (argument.decoded(krate), argument.span()));
+    let types = argument.chain(reply);
     let cfgs = &method.cfgs;
-    let checks = types.map(|ty| {
-        quote_spanned! {ty.span()=>
+    let checks = types.map(|(ty, span)| {
+        quote_spanned! {span=>
             #(#cfgs)*
             #[allow(deprecated, unused_imports)]
             const _: () = {

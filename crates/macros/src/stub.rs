@@ -56,12 +56,12 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
     let visibility = service.item.visibility();
     let Method { ident, wire_name, cfgs, docs, argument, answer, .. } = method;
     let with = format_ident!("{ident}_with");
-    let (parameter, value) = match argument {
+    let (parameter, (ty, value)) = match argument {
         Some(argument) => {
-            let (name, ty) = (&argument.ident, &argument.ty);
-            (quote!(#name: &#ty,), quote!(#name))
+            let (name, ty) = (&argument.ident, argument.taken());
+            (quote!(#name: &#ty,), argument.sent(krate))
         }
-        None => (quote!(), quote!(&())),
+        None => (quote!(), (quote!(()), quote!(&()))),
     };
     let passed = argument.as_ref().map(|argument| {
         let name = &argument.ident;
@@ -75,11 +75,11 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
         quote!(#[doc = #text])
     });
     let with_docs = format!("As `{ident}`, with a deadline, metadata and the like.");
-    let unit = syn::parse_quote!(());
-    let ty = argument.as_ref().map_or(&unit, |argument| &argument.ty);
     // The parameter's name is the user's: ours must not be the same.
     match answer {
-        Answer::Reply(reply) => quote! {
+        Answer::Reply(reply) => {
+            let reply = reply.ty(krate);
+            quote! {
             #(#cfgs)* #no_docs #(#docs)*
             #visibility async fn #ident(&self, #parameter) -> ::std::result::Result<#reply, #krate::CallError> {
                 let __response = self.#with(#passed #krate::CallOptions::new()).await?;
@@ -94,7 +94,8 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
             ) -> ::std::result::Result<#krate::Response<#reply>, #krate::CallError> {
                 #krate::Caller::call_typed::<#ty, #reply>(&self.caller, &self.service_path, #wire_name, #value, __options).await
             }
-        },
+            }
+        }
         Answer::Nothing { .. } => quote! {
             #(#cfgs)* #no_docs #(#docs)*
             #visibility async fn #ident(&self, #parameter) -> ::std::result::Result<(), #krate::PushError> {

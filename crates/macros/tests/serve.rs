@@ -161,3 +161,152 @@ async fn an_impl_block_serves_under_its_name() {
     let error = GreeterClient::at(greeter.caller(), "greet.v2").greet(&"Ada".to_owned()).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::NotFound));
 }
+
+/// Aliases of `Result` under any name, and arguments by reference.
+mod borrowed {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    #[derive(Debug)]
+    pub(super) struct Empty;
+
+    impl fmt::Display for Empty {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("nothing there")
+        }
+    }
+
+    pub(super) type Result<T> = std::result::Result<T, Empty>;
+    type Answer<T> = std::result::Result<T, Empty>;
+    type Failed<E> = std::result::Result<(), E>;
+    type Length = std::result::Result<usize, Empty>;
+    type Swapped<E, T> = std::result::Result<T, E>;
+
+    #[bothways::service]
+    pub(super) trait Shelf {
+        async fn one(&self, name: &str) -> Result<String>;
+        async fn other(&self, cx: &mut Context, _: &String) -> Answer<String>;
+        async fn none(&self, args: &Args) -> Failed<Empty>;
+        async fn length(&self, data: &[u8]) -> Length;
+        async fn sum(&self, numbers: &[i64]) -> Swapped<Empty, i64> {
+            Ok(numbers.iter().sum())
+        }
+        async fn owned(&self, text: String) -> bothways_result::Outcome<String>;
+        async fn note(&self, text: &'_ str);
+        #[rpc(push)]
+        async fn jot(&self, text: &str) -> Failed<Empty>;
+        async fn map(&self, of: &BTreeMap<String, i64>) -> Result<i64>;
+        #[cfg(any())]
+        async fn never(&self, of: &NoSuchType) -> NoSuchResult;
+    }
+
+    mod bothways_result {
+        pub(in super::super) type Outcome<T> = std::result::Result<T, super::Empty>;
+    }
+
+    #[derive(Default)]
+    pub(super) struct Books {
+        pub(super) notes: Mutex<Vec<String>>,
+        pub(super) noted: Notify,
+    }
+
+    impl Shelf for Books {
+        async fn one(&self, name: &str) -> Result<String> {
+            tokio::task::yield_now().await;
+            if name.is_empty() { Err(Empty) } else { Ok(format!("one {name}")) }
+        }
+
+        async fn other(&self, cx: &mut Context, name: &String) -> Answer<String> {
+            cx.reply_metadata().insert("k", "v");
+            Ok(format!("other {name}"))
+        }
+
+        async fn none(&self, args: &Args) -> Failed<Empty> {
+            if args.a == 0 { Err(Empty) } else { Ok(()) }
+        }
+
+        async fn length(&self, data: &[u8]) -> Length {
+            Ok(data.len())
+        }
+
+        async fn owned(&self, text: String) -> bothways_result::Outcome<String> {
+            Ok(text)
+        }
+
+        async fn note(&self, text: &str) {
+            self.notes.lock().unwrap().push(text.to_owned());
+            self.noted.notify_one();
+        }
+
+        async fn jot(&self, text: &str) -> Failed<Empty> {
+            self.note(text).await;
+            Ok(())
+        }
+
+        async fn map(&self, of: &BTreeMap<String, i64>) -> Result<i64> {
+            of.get("a").copied().ok_or(Empty)
+        }
+    }
+
+    /// The program keeps one half, the server the other.
+    pub(super) async fn shelf(name: &str) -> (Listening, ShelfClient<Client>, Arc<Books>) {
+        let books = Arc::new(Books::default());
+        let server = Server::builder().service(Arc::clone(&books).into_service()).build();
+        let address = format!("memory@{name}");
+        let listening = server.listen(&address).await.expect("listens");
+        let client = Client::connect(&address, ClientOptions::new()).await.expect("connects");
+        (listening, ShelfClient::new(client), books)
+    }
+}
+
+#[tokio::test]
+async fn a_method_may_return_any_alias_of_result() {
+    use borrowed::ShelfClient;
+
+    let (_listening, shelf, _) = borrowed::shelf("aliases").await;
+    assert_eq!(shelf.one("book").await.unwrap(), "one book");
+    assert_eq!(shelf.one("").await.unwrap_err().remote_text(), Some("nothing there"));
+    let response = ShelfClient::new(shelf.caller()).other_with("book", CallOptions::new()).await.unwrap();
+    assert_eq!((response.value.as_str(), response.metadata.get("k")), ("other book", Some("v")));
+    assert_eq!(shelf.none(&Args { a: 1, b: 0 }).await.ok(), Some(()));
+    assert_eq!(shelf.none(&Args::default()).await.unwrap_err().remote_text(), Some("nothing there"));
+    assert_eq!(shelf.sum(&[1, 2, 3]).await.unwrap(), 6);
+}
+
+#[tokio::test]
+async fn a_method_may_take_its_argument_by_reference_and_a_stub_takes_a_str() {
+    let (_listening, shelf, books) = borrowed::shelf("references").await;
+    assert_eq!(shelf.owned("by a str").await.unwrap(), "by a str");
+    assert_eq!(shelf.owned(&"by a String".to_owned()).await.unwrap(), "by a String");
+    // Go's `[]byte` on the way, in both codecs.
+    let json = CallOptions::new().serialize_type(SerializeType::JSON);
+    assert_eq!(shelf.length(&[1, 2, 3]).await.unwrap(), 3);
+    assert_eq!(shelf.length_with(&[1, 2, 3], json).await.unwrap().value, 3);
+    assert_eq!(shelf.caller().call::<usize>("Shelf", "Length", &bytes::Bytes::from_static(b"hi")).await.unwrap(), 2);
+    assert_eq!(shelf.map(&[("a".to_owned(), 7)].into()).await.unwrap(), 7);
+
+    shelf.note("a note").await.unwrap();
+    books.noted.notified().await;
+    shelf.jot("another").await.unwrap();
+    books.noted.notified().await;
+    assert_eq!(*books.notes.lock().unwrap(), ["a note", "another"]);
+}
+
+#[tokio::test]
+async fn a_service_may_be_an_arc_that_the_program_keeps() {
+    use borrowed::{Books, ShelfService};
+
+    let greeter = Arc::new(Greeter { greeting: "Hello".into() });
+    let books = Arc::new(ShelfService(Books::default()));
+    let server = Server::builder().service(Arc::clone(&greeter)).service(Arc::clone(&books)).build();
+    let _listening = server.listen("memory@arcs").await.unwrap();
+    let client = Client::connect("memory@arcs", ClientOptions::new()).await.unwrap();
+    assert_eq!(GreeterClient::new(&client).greet("Ada").await.unwrap(), "Hello, Ada!");
+    borrowed::ShelfClient::new(&client).note("kept").await.unwrap();
+    books.0.noted.notified().await;
+    assert_eq!(*books.0.notes.lock().unwrap(), ["kept"]);
+}

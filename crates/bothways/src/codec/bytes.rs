@@ -87,6 +87,23 @@ macro_rules! byte_strings {
 
 byte_strings!(Vec<u8>, Bytes, Box<[u8]>);
 
+/// A borrowed byte string, for what the macros generate.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct ByteSlice<'a>(pub &'a [u8]);
+
+#[cfg(feature = "macros")]
+impl serde::Serialize for ByteSlice<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&BASE64_STANDARD.encode(self.0))
+        } else {
+            serializer.serialize_bytes(self.0)
+        }
+    }
+}
+
 impl<const N: usize> ByteString for [u8; N] {
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() { serializer.collect_seq(self) } else { serializer.serialize_bytes(self) }

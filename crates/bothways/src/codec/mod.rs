@@ -114,6 +114,8 @@ mod thrift;
 pub mod time;
 mod words;
 
+#[cfg(feature = "macros")]
+pub use self::bytes::ByteSlice;
 #[cfg(feature = "protobuf")]
 pub use self::protobuf::Protobuf;
 #[cfg(feature = "macros")]

@@ -10,7 +10,9 @@ trait Service {
     async fn generic<T>(&self, args: T) -> Result<(), String>;
     async fn open(&self, args: impl Send) -> Result<(), String>;
     async fn no_result(&self, args: u8) -> u8;
-    async fn reference(&self, args: &str) -> Result<(), String>;
+    async fn mutable_argument(&self, args: &mut String) -> Result<(), String>;
+    async fn lifetime(&self, args: &'static str) -> Result<(), String>;
+    async fn list(&self) -> Vec<String>;
     async fn shared_context(&self, cx: &Context) -> Result<(), String>;
     async fn late_context(&self, args: u8, cx: &mut Context) -> Result<(), String>;
     async fn own(&self) -> Result<Box<Self>, String>;
