@@ -240,6 +240,8 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 ///   parameters. In JSON a name is also taken in other upper and lower case, as Go does.
 /// - A field that is missing, or `nil` (`null`), becomes its type's `Default`, as in Go. So the types of fields
 ///   need `Default`; where there is none, or a missing field shall be an error, write `#[message(required)]`.
+/// - A field that the type does not have is skipped, as in Go, so that either end may be newer. With
+///   `#[bothways::message(strict)]` it is an error that names it: of a request the refusal `bad_arguments`.
 /// - `Vec<u8>`, `Bytes`, `Box<[u8]>` and `[u8; N]` travel as `[]byte`, `SystemTime` as `time.Time`, and
 ///   `Duration` as `time.Duration`, also within `Option`, `Vec`, `HashMap` and `BTreeMap`. They are told by their
 ///   name; for a type of your own with such a name write `#[message(plain)]`. A field with a
@@ -254,6 +256,7 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// | `#[message(crate = "...")]` | type | where `bothways` is, if not at `::bothways` |
 /// | `#[message(rename = "...")]` | field, variant | another name on the wire, as a `msgpack` tag of Go's |
 /// | `#[message(json = "...")]` | field, variant | another name in JSON, as a `json` tag of Go's |
+/// | `#[message(strict)]` | type | a field that the type does not have is an error in a map, where it is skipped otherwise |
 /// | `#[message(json = "snake_case")]` | type | the names of all other fields in JSON, by one of serde's rules |
 /// | `#[message(required)]` | field | missing is an error, and so is `nil` where the type has no zero for it |
 /// | `#[message(plain)]` | field | no helper for Go's types, and no refusal by `#[service]` |

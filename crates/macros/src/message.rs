@@ -15,20 +15,26 @@ mod shape;
 pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut krate: Path = syn::parse_quote!(::bothways);
     let mut json_rule: Option<LitStr> = None;
+    let mut strict: Option<Span> = None;
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("crate") {
             krate = parse::crate_path(&meta)?;
         } else if meta.path.is_ident("json") {
             json_rule = Some(meta.value()?.parse()?);
+        } else if meta.path.is_ident("strict") {
+            strict = Some(meta.path.span());
         } else {
-            let text =
-                "`#[message]` knows `json = \"...\"` and `crate = \"...\"`; what serde knows goes into `#[serde(...)]`";
+            let text = "`#[message]` knows `json = \"...\"`, `strict` and `crate = \"...\"`; what serde knows goes into \
+                        `#[serde(...)]`";
             return Err(meta.error(text));
         }
         Ok(())
     });
     parser.parse2(attribute)?;
-    let item: Item = syn::parse2(item)?;
+    let mut item: Item = syn::parse2(item)?;
+    if let Some(strict) = strict {
+        refuse_unknown_fields(&mut item, strict)?;
+    }
 
     let shape = shape::shape(&krate, &item)?;
     let serde = quote!(#krate::__private::serde);
@@ -40,6 +46,34 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
     // In front: a helper attribute belongs behind its derive.
     attributes_of(&mut item).insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
     Ok(quote!(#item #shape))
+}
+
+/// For `strict`: a name that no field has is an error where the message is read.
+fn refuse_unknown_fields(item: &mut Item, strict: Span) -> Result<()> {
+    let fields: Vec<&Field> = match &*item {
+        Item::Struct(item) => item.fields.iter().collect(),
+        Item::Enum(item) => item.variants.iter().flat_map(|variant| &variant.fields).collect(),
+        // Said below.
+        _ => return Ok(()),
+    };
+    let is_flat = |field: &&&Field| serde_keys(&field.attrs).iter().any(|key| key == "flatten");
+    if let Some(flat) = fields.iter().find(is_flat) {
+        let text = "a field with `flatten` takes what the others do not: a message with one cannot be `strict`";
+        return Err(Error::new(flat.span(), text));
+    }
+    if !fields.iter().any(|field| field.ident.is_some()) && !is_empty_struct(item) {
+        return Err(Error::new(strict, "`strict` is for messages whose fields have names"));
+    }
+
+    let attributes = attributes_of(item);
+    if !serde_keys(attributes).iter().any(|key| key == "deny_unknown_fields") {
+        attributes.push(syn::parse_quote!(#[serde(deny_unknown_fields)]));
+    }
+    Ok(())
+}
+
+fn is_empty_struct(item: &Item) -> bool {
+    matches!(item, Item::Struct(item) if matches!(&item.fields, Fields::Named(named) if named.named.is_empty()))
 }
 
 /// Which codecs the names of fields are for.

@@ -318,3 +318,62 @@ fn a_struct_without_fields_reads_what_go_sends_for_one() {
     }
     assert_eq!(write(&NoFields {}), hex!("80")[..]);
 }
+
+#[bothways::message(strict)]
+#[derive(Debug, Default, PartialEq)]
+struct Exact {
+    #[message(rename = "ID")]
+    id: u64,
+    #[message(json = "full_name")]
+    full_name: String,
+}
+
+#[bothways::message(strict)]
+#[derive(Debug, PartialEq)]
+enum Order {
+    Buy { amount: u8 },
+    Cancel,
+}
+
+#[bothways::message]
+#[derive(Debug, Default, PartialEq)]
+struct Envelope {
+    exact: Option<Exact>,
+}
+
+#[bothways::message(strict)]
+#[derive(Debug, Default, PartialEq)]
+struct ExactlyNothing {}
+
+#[test]
+fn a_strict_message_refuses_unknown_fields_in_both_codecs_and_names_them() {
+    let read_json = |text: &'static str| {
+        Exact::decode(SerializeType::JSON, Bytes::from_static(text.as_bytes())).map_err(|e| e.to_string())
+    };
+    let error = read::<Exact>(&hex!("82 a24944 07 a6436f6c6f7572 01")).unwrap_err().to_string();
+    assert!(error.contains("unknown field `Colour`"), "{error}");
+    assert!(error.contains("`ID`") && error.contains("`FullName`") && !error.contains("Exact"), "{error}");
+    let error = read_json(r#"{"ID":7,"Colour":1}"#).unwrap_err();
+    assert!(error.contains("unknown field `Colour`") && error.contains("`full_name`"), "{error}");
+
+    // A name of the other codec is unknown; one in another case is not, in JSON.
+    assert!(read_json(r#"{"FullName":"Ada"}"#).is_err());
+    assert_eq!(read_json(r#"{"id":7,"FULL_NAME":"Ada"}"#), Ok(Exact { id: 7, full_name: "Ada".into() }));
+    // All else is as ever: what is missing, and nil.
+    assert_eq!(read::<Exact>(&hex!("81 a24944 07")).unwrap(), Exact { id: 7, ..Exact::default() });
+    assert_eq!(read::<Exact>(&hex!("c0")).unwrap(), Exact::default());
+    let exact = Exact { id: 7, full_name: "Ada".into() };
+    assert_eq!(read::<Exact>(&write(&exact)).unwrap(), exact);
+    assert_eq!(json(&exact), r#"{"ID":7,"full_name":"Ada"}"#);
+}
+
+#[test]
+fn a_strict_message_is_strict_within_others_and_as_an_enum() {
+    let error = read::<Envelope>(&hex!("82 a14e 01 a54578616374 81 a15a 01")).unwrap_err().to_string();
+    assert!(error.contains("unknown field `Z`"), "{error}");
+    let error = read::<Order>(&hex!("81 a3427579 82 a6416d6f756e74 01 a15a 01")).unwrap_err().to_string();
+    assert!(error.contains("unknown field `Z`"), "{error}");
+    assert_eq!(read::<Order>(&write(&Order::Buy { amount: 3 })).unwrap(), Order::Buy { amount: 3 });
+    assert_eq!(read::<Order>(&write(&Order::Cancel)).unwrap(), Order::Cancel);
+    assert!(read::<ExactlyNothing>(&hex!("81 a15a 01")).is_err() && read::<ExactlyNothing>(&hex!("80")).is_ok());
+}

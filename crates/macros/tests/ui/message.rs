@@ -18,4 +18,14 @@ enum Variants {
     A,
 }
 
+#[bothways::message(strict)]
+struct Nameless(u8, u8);
+
+#[bothways::message(strict)]
+struct Flat {
+    a: u8,
+    #[serde(flatten)]
+    rest: Container,
+}
+
 fn main() {}
