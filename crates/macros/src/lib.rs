@@ -2,12 +2,13 @@
 //!
 //! This file has only the entry points. [`service`] goes through `parse.rs` (what the attribute and the
 //! item say), `check.rs` (which methods go over the wire, and what is wrong with the others), and then both
-//! `stub.rs` (the calling side) and `serve.rs` (the answering side). [`message`] is `message.rs`.
+//! `stub.rs` (the calling side), `push.rs` (pushes) and `serve.rs` (the answering side). [`message`] is `message.rs`.
 
 mod argument;
 mod check;
 mod message;
 mod parse;
+mod push;
 mod serve;
 mod stub;
 
@@ -157,6 +158,35 @@ use quote::quote;
 /// Without a return type, or with `#[rpc(push)]` and `Result<(), Error>`, a method is a push: the stub
 /// sends it oneway and returns as soon as it is queued, with a `bothways::PushError` if it was not.
 ///
+/// # Pushes to users and topics
+///
+/// For a trait or a type with pushes there is a third type: for `Inbox` it is `InboxPush`, with a function for each push
+/// that makes a `bothways::Push`. So what goes to users, topics, groups or everyone is checked by the compiler too, and
+/// may have a class, a priority and whatever else a `Push` has. A client handles it with the same trait.
+///
+/// ```
+/// use bothways::{Class, Server, Target};
+///
+/// #[bothways::message]
+/// pub struct Note {
+///     text: String,
+/// }
+///
+/// #[bothways::service]
+/// pub trait Inbox {
+///     async fn deliver(&self, note: Note);
+/// }
+///
+/// fn tell(server: &Server, note: &Note) -> Result<(), Box<dyn std::error::Error>> {
+///     server.push(&Target::user("ann"), &InboxPush::deliver(note)?)?;
+///     let weather = InboxPush::deliver(note)?.class(Class::Latest("weather".to_owned()));
+///     server.publish("news.weather", &weather)?;
+///     Ok(())
+/// }
+/// ```
+///
+/// The functions fail where `bothways::Push::of` does: if the argument cannot be encoded.
+///
 /// # Names on the wire
 ///
 /// As in Go, a service is called what the trait or type is called, and a method what the function is
@@ -185,9 +215,10 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
         return quote!(#item #errors).into();
     }
     let stub = stub::stub(&service, &methods);
+    let push = push::push(&service, &methods);
     let serve = serve::serve(&service, &methods);
     let item = serve::item(service);
-    quote!(#item #serve #stub).into()
+    quote!(#item #serve #stub #push).into()
 }
 
 /// Makes a struct or an enum a payload that Go reads and writes as its own.
