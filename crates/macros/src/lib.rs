@@ -15,11 +15,11 @@ mod stub;
 use proc_macro::TokenStream;
 use quote::quote;
 
-/// Makes a service of a trait or of an `impl` block: something to register, and a stub to call it with.
+/// Turns a trait or an `impl` block into a service: something to register, and a stub to call it with.
 ///
 /// # On a trait
 ///
-/// The trait is what both ends share. For a trait `Arith` there come into being, with its visibility:
+/// The trait is what both ends share. For a trait `Arith` the macro generates, with the same visibility:
 ///
 /// - `ArithService<T>(pub T)`, a `bothways::Service` over any `T: Arith`; the trait's own method
 ///   `into_service` makes one.
@@ -77,8 +77,8 @@ use quote::quote;
 ///
 /// # On an `impl` block
 ///
-/// For when the answering side is one type: the type itself becomes the `bothways::Service`, beside the
-/// same stub, which is `pub`.
+/// For a service that is implemented by one type: the type itself becomes the `bothways::Service`. The same stub is
+/// generated, and is `pub`.
 ///
 /// ```
 /// struct Echo;
@@ -137,8 +137,8 @@ use quote::quote;
 /// What Go cannot read does not compile: a `Vec<u8>`, a `SystemTime` or a `Duration` that is the whole argument or
 /// reply (take `bytes::Bytes`, and `Timestamp` and `Nanos` of `bothways::codec`; as fields of a
 /// `#[bothways::message]` they are right), tuples, `char`, integers of 128 bits, enums with data, and maps whose keys
-/// are neither text nor integers. The types themselves are asked, not their names: aliases, generics, containers and
-/// messages within messages, up to eight, are seen through. A type with serde impls of its own is trusted, and so is a
+/// are neither text nor integers. The check sees the types and not their names, through aliases, generics, containers and
+/// messages within messages, up to eight. A type with serde impls of its own is trusted, and so is a
 /// container of one. `#[rpc(plain)]` is for peers that speak Rust.
 ///
 /// ```compile_fail
@@ -189,8 +189,8 @@ use quote::quote;
 ///
 /// # Names on the wire
 ///
-/// As in Go, a service is called what the trait or type is called, and a method what the function is
-/// called, in PascalCase: `mul` is `Mul`, `find_user` is `FindUser`.
+/// As in Go, a service has the name of its trait or type, and a method that of its function in PascalCase: `mul` is `Mul`,
+/// `find_user` is `FindUser`.
 ///
 /// | attribute | on | meaning |
 /// |---|---|---|
@@ -221,7 +221,7 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
     quote!(#item #serve #stub #push).into()
 }
 
-/// Makes a struct or an enum a payload that Go reads and writes as its own.
+/// Turns a struct or an enum into a payload that Go reads and writes as its own.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -262,8 +262,8 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// # What it does
 ///
-/// - Derives serde's `Serialize` and `Deserialize`, and nothing else: `Clone`, `Debug`, `Default` and the
-///   like are yours to derive. Your crate needs no dependency on serde, and `#[serde(...)]` works as ever.
+/// - Derives serde's `Serialize` and `Deserialize`, and nothing else: derive `Clone`, `Debug`, `Default` and the like
+///   yourself. Your crate needs no dependency on serde, and `#[serde(...)]` works as usual.
 /// - Field names become Go's: `full_name` is `FullName`. Go writes initials in capitals, which nothing here can
 ///   guess: `id` is `Id` unless you say `#[message(rename = "ID")]` (or `#[serde(rename = "ID")]`). A
 ///   `#[serde(rename_all = "...")]` on the type replaces the rule. Names of variants stay.
