@@ -10,6 +10,7 @@ use crate::{
     codec::{CodecError, Encode, Payload, decoded},
     connection::{Connection, Decoded},
     error::ErrorCode,
+    extensions::Extensions,
     packing::NotUnpacked,
     reply::BoxFuture,
     session::{Registry, Session},
@@ -125,11 +126,12 @@ pub struct Request {
     pub(crate) deadline: Option<Instant>,
     /// The payload of a message that travelled packed, before a handler sees it.
     unpacked: Option<Box<Result<Bytes, DecodeError>>>,
+    extensions: Extensions,
 }
 
 impl Request {
     pub(crate) fn new(message: Message, connection: Connection, deadline: Option<Instant>) -> Self {
-        Self { message, connection, deadline, unpacked: None }
+        Self { message, connection, deadline, unpacked: None, extensions: Extensions::new() }
     }
 
     /// The service asked for, such as `Arith`.
@@ -170,6 +172,21 @@ impl Request {
     /// The session of the calling client; `None` at a client, and after the session has ended.
     pub fn session(&self) -> Option<Session> {
         self.connection.owner::<Registry>()?.of(&self.connection)
+    }
+
+    /// Values that the auth hook and layers left for those behind them.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The same, to leave values for those behind.
+    pub fn extensions_mut(&mut self) -> &mut Extensions {
+        &mut self.extensions
+    }
+
+    /// Bytes of the payload as it came, which may be packed.
+    pub fn payload_bytes(&self) -> usize {
+        self.message.wire_payload().len()
     }
 
     /// The payload, unpacked if it came compressed.
@@ -270,6 +287,11 @@ impl Context {
     /// When the caller gives up, if it said so.
     pub fn deadline(&self) -> Option<Instant> {
         self.request.deadline
+    }
+
+    /// Values that the auth hook and layers left for this handler.
+    pub fn extensions(&self) -> &Extensions {
+        &self.request.extensions
     }
 
     /// The pairs that go back with the reply, whether it is a value or an error. Those whose keys begin with `_bw.`

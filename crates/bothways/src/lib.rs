@@ -144,6 +144,7 @@ mod config;
 pub mod connection;
 pub mod discovery;
 pub mod error;
+mod extensions;
 mod guard;
 pub mod handler;
 mod in_turn;
@@ -171,6 +172,7 @@ pub use self::{
     connection::{Connection, Overflow, Sent},
     discovery::{Discovery, MultipleServersDiscovery, Peer2PeerDiscovery, ServerEntry},
     error::{AuthError, CallError, CloseReason, ConnectError, ErrorCode, PushError, ReservedName, ServeError},
+    extensions::Extensions,
     handler::{Context, Handler, Reply, Request},
     options::{Heartbeat, QueueBound},
     router::{Router, Service},

@@ -117,6 +117,21 @@ impl Reply {
         self.outcome.as_ref().err().map(|failure| failure.text.as_str())
     }
 
+    /// The payload; empty if it is an error.
+    pub fn payload(&self) -> &[u8] {
+        self.outcome.as_deref().unwrap_or_default()
+    }
+
+    /// The handler's pairs.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The code of a refusal; an error of a handler has none.
+    pub fn code(&self) -> Option<ErrorCode> {
+        self.outcome.as_ref().err().and_then(|failure| failure.code)
+    }
+
     /// What travels: the payload, and the pairs, which are the handler's and the error's.
     #[inline(always)]
     pub(crate) fn into_wire(self) -> (Bytes, Metadata) {

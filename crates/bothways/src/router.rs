@@ -244,7 +244,8 @@ impl Router {
     #[must_use]
     pub fn layer(mut self, layer: &dyn Layer) -> Self {
         for route in self.routes.values_mut() {
-            route.handler = layer.wrap(route.handler.clone());
+            let Route { service_path, service_method, handler } = route;
+            *handler = layer.wrap_route(service_path, service_method, handler.clone());
         }
         self
     }

@@ -13,6 +13,7 @@ const ROWS: &[&[&str]] = &[
         "stats",
         "error",
         "guard",
+        "extensions",
         "options",
         "config",
         "in_turn",

@@ -55,6 +55,30 @@ pub struct ServerMessage {
     pub(super) latest_of: Option<Arc<str>>,
 }
 
+impl crate::Request {
+    /// The topic that a message was published to; `None` if it was sent in another way, and of a call.
+    pub fn topic(&self) -> Option<String> {
+        self.metadata().get(keys::TOPIC).map(str::to_owned)
+    }
+
+    /// Where it stands in its topic, if that has a history; see [`ServerMessage::position`].
+    pub fn position(&self) -> Option<Position> {
+        subscriptions::position(&self.metadata())
+    }
+}
+
+impl crate::Context {
+    /// The topic that a message was published to; see [`Request::topic`](crate::Request::topic).
+    pub fn topic(&self) -> Option<String> {
+        self.request().topic()
+    }
+
+    /// Where it stands in its topic, if that has a history; see [`ServerMessage::position`].
+    pub fn position(&self) -> Option<Position> {
+        self.request().position()
+    }
+}
+
 impl ServerMessage {
     /// The service path that the server named.
     pub fn service_path(&self) -> &str {

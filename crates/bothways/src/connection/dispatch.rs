@@ -95,6 +95,11 @@ pub(crate) trait Inlet: Send + Sync + 'static {
         None
     }
 
+    /// The server that it belongs to.
+    fn server(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
+    }
+
     /// Everything is written, as was asked to be told.
     fn handle_room(&self, _: &Connection) {}
 

@@ -459,6 +459,11 @@ impl Connection {
         self.shared.inlet.owner()?.downcast().ok()
     }
 
+    /// Its server, if that is of this type.
+    pub(crate) fn server<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.shared.inlet.server()?.downcast().ok()
+    }
+
     /// True if its owner keeps something for it, or did.
     pub(crate) fn is_adopted(&self) -> bool {
         self.shared.adopted.load(Ordering::Acquire)
@@ -477,6 +482,14 @@ impl Connection {
     /// The id of this connection within this process.
     pub fn id(&self) -> ConnectionId {
         self.shared.id
+    }
+
+    /// The certificate that the other end showed and its chain, each in DER, the peer's own first. `None` without TLS, if
+    /// it showed none, and once the connection is over. A server asks for one with
+    /// [`TlsServer::with_required_client_certificates`](crate::transport::tls::TlsServer::with_required_client_certificates),
+    /// and has checked it before the first frame is read.
+    pub fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
+        self.shared.socket.peer_certificates()
     }
 
     /// The address of the peer in rpcx's form, such as `tcp@127.0.0.1:50312`.

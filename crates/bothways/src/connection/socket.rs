@@ -32,6 +32,11 @@ impl SocketSlot {
         }
     }
 
+    /// What the other end showed; `None` after the end.
+    pub(super) fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
+        self.with(Socket::peer_certificates).flatten()
+    }
+
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             match self.with(|socket| socket.poll_read(cx, buf)).unwrap_or_else(over) {

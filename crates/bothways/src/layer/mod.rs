@@ -8,12 +8,14 @@
 //! | `concurrency.rs` | [`concurrency()`]: a limit on how many run at once |
 //! | `spawn.rs` | [`spawn()`]: a task for each handler from the beginning |
 //! | `trace.rs` | [`trace()`]: a span for each request |
+//! | `count.rs` | [`count()`]: what each route was asked, and how it ended |
 //!
 //! Panics need no layer: every connection catches those of its handlers, answers
 //! [`ErrorCode::Internal`](crate::ErrorCode::Internal) with an id and no word of the arguments, and logs
 //! the panic under that id.
 
 mod concurrency;
+mod count;
 mod spawn;
 mod timeout;
 mod trace;
@@ -22,6 +24,7 @@ use std::{future::Future, sync::Arc};
 
 pub use self::{
     concurrency::{Concurrency, concurrency},
+    count::{Count, RouteCounts, count},
     spawn::{Spawn, spawn},
     timeout::{Timeout, timeout},
     trace::{Trace, trace},
@@ -55,6 +58,12 @@ use crate::handler::{BoxHandler, Reply, Request};
 pub trait Layer: Send + Sync {
     /// The handler, wrapped.
     fn wrap(&self, inner: BoxHandler) -> BoxHandler;
+
+    /// The handler of this route, wrapped: asked once for each route, when it is added. Default: [`Self::wrap`].
+    fn wrap_route(&self, service_path: &str, service_method: &str, inner: BoxHandler) -> BoxHandler {
+        let _ = (service_path, service_method);
+        self.wrap(inner)
+    }
 }
 
 /// A layer from a function that gets each request and the handler behind it.

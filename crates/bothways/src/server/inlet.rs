@@ -7,6 +7,7 @@ use std::{
 };
 
 use bothways_proto::{Message, Metadata, keys};
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token, topics};
@@ -15,6 +16,7 @@ use crate::{
     clock::after,
     connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something, is_an_end},
     error::{AuthError, CloseReason, ErrorCode},
+    extensions::Extensions,
     handler::Request,
     reply::{BoxFuture, Reply},
     router::no_route,
@@ -35,6 +37,8 @@ pub struct AuthRequest {
     pub metadata: Metadata,
     /// Who asks.
     pub connection: Connection,
+    /// For the handler of the request.
+    left: Arc<Mutex<Extensions>>,
 }
 
 impl AuthRequest {
@@ -75,6 +79,33 @@ impl AuthRequest {
     pub fn resumes(&self) -> Option<Session> {
         let registry = self.connection.owner::<Registry>()?;
         registry.wanted_by(&registry.of(&self.connection)?)
+    }
+
+    /// Leaves a value for the layers and the handler of this request, who find it in
+    /// [`Request::extensions`](crate::Request::extensions) and [`Context::extensions`](crate::Context::extensions). Who
+    /// is let in at a Hello asks for nothing yet: what is left then is dropped.
+    ///
+    /// ```
+    /// use bothways::{Context, Server};
+    ///
+    /// struct Tenant(String);
+    ///
+    /// # struct Notes;
+    /// #[bothways::service]
+    /// impl Notes {
+    ///     async fn owner(&self, cx: &mut Context, (): ()) -> Result<String, String> {
+    ///         Ok(cx.extensions().get::<Tenant>().ok_or("no tenant")?.0.clone())
+    ///     }
+    /// }
+    ///
+    /// let server = Server::builder().service(Notes).auth(|request| async move {
+    ///     let (tenant, _) = request.token.split_once(':').ok_or("a token of a tenant, please")?;
+    ///     request.attach(Tenant(tenant.to_owned()));
+    ///     Ok::<_, &str>(())
+    /// });
+    /// ```
+    pub fn attach<T: Send + Sync + 'static>(&self, value: T) {
+        self.left.lock().insert(value);
     }
 
     /// True before a client's first request: the client says who it is, and asks for nothing yet.
@@ -136,7 +167,7 @@ impl Inlet for ServerInlet {
         };
         let counts_later = counts && place.is_none();
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
-        let request = Request::new(message, connection.clone(), deadline);
+        let mut request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
         let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
         let line = is_control.then(|| topics::line_of(&request)).flatten();
@@ -155,7 +186,7 @@ impl Inlet for ServerInlet {
             (Some(auth), handler) => {
                 let (auth, shared, handler) = (Arc::clone(auth), Arc::clone(&self.0), handler.cloned());
                 Box::pin(async move {
-                    if let Err(refusal) = authenticate(&shared, &auth, &request).await {
+                    if let Err(refusal) = authenticate(&shared, &auth, &mut request).await {
                         return refusal;
                     }
                     // Whom the hook has bound just now is counted from this call on.
@@ -219,6 +250,10 @@ impl Inlet for ServerInlet {
         Some(Arc::clone(&self.0.sessions) as _)
     }
 
+    fn server(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(Arc::clone(&self.0) as _)
+    }
+
     fn admit(&self, first: &Message) -> Result<(), Duration> {
         let shared = &*self.0;
         // In any other frame these pairs mean nothing.
@@ -259,6 +294,7 @@ impl Inlet for ServerInlet {
                     service_method: String::new(),
                     metadata,
                     connection: connection.clone(),
+                    left: Arc::default(),
                 });
                 let (shared, connection) = (Arc::clone(&self.0), connection.clone());
                 Box::pin(async move {
@@ -402,17 +438,19 @@ fn end_for_token(connection: &Connection, why: &str) {
     });
 }
 
-async fn authenticate(shared: &Shared, auth: &AuthHook, request: &Request) -> Result<(), Reply> {
-    let metadata = request.metadata();
+async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -> Result<(), Reply> {
+    let (metadata, left) = (request.metadata(), Arc::<Mutex<Extensions>>::default());
     let asked = AuthRequest {
         token: token(&metadata),
         service_path: request.service_path().to_owned(),
         service_method: request.service_method().to_owned(),
         metadata,
         connection: request.connection().clone(),
+        left: Arc::clone(&left),
     };
     match auth(asked).await {
         Ok(()) => {
+            request.extensions_mut().extend(std::mem::take(&mut *left.lock()));
             request.connection().trust_by_request();
             Ok(())
         }

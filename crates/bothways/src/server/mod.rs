@@ -200,6 +200,30 @@ impl std::fmt::Debug for WeakServer {
     }
 }
 
+impl crate::Request {
+    /// The server that was asked; `None` at a client.
+    ///
+    /// ```
+    /// use bothways::{Reply, Request, Router};
+    ///
+    /// let count = Router::new().handler("Clients", "Count", |request: Request| async move {
+    ///     let server = request.server().expect("it is asked at a server");
+    ///     Reply::encode(&(server.connections().len() as u64), request.serialize_type())
+    /// });
+    /// ```
+    pub fn server(&self) -> Option<Server> {
+        Some(Server { shared: self.connection().server()? })
+    }
+}
+
+impl crate::Context {
+    /// The server that was asked; `None` at a client. Whoever keeps it beyond the request keeps the server: that is
+    /// what [`Server::downgrade`] is for.
+    pub fn server(&self) -> Option<Server> {
+        self.request().server()
+    }
+}
+
 impl Server {
     /// A handle that does not keep the server. A handler that needs its server has this one: the server keeps its
     /// handlers, and would never be dropped if they kept it.

@@ -92,6 +92,10 @@ impl Socket for AnySocket {
     fn peer(&self) -> String {
         delegate!(self, socket => socket.peer())
     }
+
+    fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
+        delegate!(self, socket => socket.peer_certificates())
+    }
 }
 
 impl fmt::Debug for AnySocket {

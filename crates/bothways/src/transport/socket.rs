@@ -38,4 +38,9 @@ pub trait Socket: Send + Sync + 'static {
 
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
     fn peer(&self) -> String;
+
+    /// The certificate that the other end showed and its chain, each in DER. Default: none, as without TLS.
+    fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
+        None
+    }
 }

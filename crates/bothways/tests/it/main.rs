@@ -39,6 +39,7 @@ mod panic;
 mod per_core;
 mod push;
 mod quiet;
+mod reach;
 mod reconnect;
 #[cfg(unix)]
 mod rest;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustls::{Connection, ProtocolVersion, pki_types::CertificateDer};
+use rustls::{Connection, ProtocolVersion};
 
 use crate::transport::Socket;
 
@@ -31,14 +31,6 @@ struct Tls {
     ended: bool,
     /// How sending failed after bytes were encrypted: the next write or flush returns it.
     failed: Option<io::Error>,
-}
-
-impl<S> TlsSocket<S> {
-    /// The peer's certificate and its chain, in DER; `None` if it showed none. They were checked, except by
-    /// a client that trusts any server.
-    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
-        self.tls.lock().session.peer_certificates().map(<[_]>::to_vec)
-    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for TlsSocket<S> {
@@ -128,6 +120,13 @@ impl<S: Socket> Socket for TlsSocket<S> {
         let peer = self.below.peer();
         let (_, target) = peer.split_once('@').unwrap_or(("", &peer));
         format!("tls@{target}")
+    }
+
+    /// They were checked, except by a client that trusts any server.
+    fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
+        let tls = self.tls.lock();
+        let chain = tls.session.peer_certificates()?;
+        Some(chain.iter().map(|certificate| certificate.to_vec()).collect())
     }
 }
 
