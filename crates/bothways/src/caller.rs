@@ -6,9 +6,9 @@ use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
 
 use crate::{
-    call::Extensions,
     codec::{Encode, Payload},
     error::{CallError, PushError, ReservedName},
+    extensions::Extensions,
 };
 
 /// Anything that can make calls: a [`Client`](crate::Client), an [`XClient`](crate::XClient), or a server's

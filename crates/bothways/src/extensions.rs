@@ -1,12 +1,16 @@
-//! Values that travel with a request within one process, found by their types.
+//! Values of the application beside a call or a request, found by their types.
 
 use std::{
-    any::{Any, TypeId, type_name},
+    any::{Any, TypeId},
+    collections::HashMap,
     fmt,
+    sync::Arc,
 };
 
-/// Values of any types, one of each: what an auth hook or a layer leaves for those behind it. Nothing of it goes on the
-/// wire.
+type Values = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
+
+/// One value of each type: what an auth hook or a layer leaves for those after it. Nothing of it is sent. A clone
+/// shares the values.
 ///
 /// ```
 /// use bothways::Extensions;
@@ -17,67 +21,45 @@ use std::{
 /// let mut extensions = Extensions::new();
 /// extensions.insert(Tenant(7));
 /// assert_eq!(extensions.get::<Tenant>(), Some(&Tenant(7)));
-/// assert_eq!(extensions.remove::<Tenant>(), Some(Tenant(7)));
-/// assert!(extensions.get::<Tenant>().is_none());
+/// assert_eq!(extensions.get::<u32>(), None);
 /// ```
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Extensions {
-    /// Few: looked through from the beginning. Nothing is on the heap before there is one.
-    values: Vec<Value>,
-}
-
-struct Value {
-    id: TypeId,
-    name: &'static str,
-    value: Box<dyn Any + Send + Sync>,
+    /// Most calls and requests have none.
+    values: Option<Arc<Values>>,
 }
 
 impl Extensions {
     /// No values.
     pub const fn new() -> Self {
-        Self { values: Vec::new() }
+        Self { values: None }
     }
 
-    /// Keeps a value, and returns the one of its type that was there before.
-    pub fn insert<T: Send + Sync + 'static>(&mut self, value: T) -> Option<T> {
-        let before = self.remove();
-        self.values.push(Value { id: TypeId::of::<T>(), name: type_name::<T>(), value: Box::new(value) });
-        before
+    /// Adds a value, in place of another one of its type.
+    pub fn insert<T: Any + Send + Sync>(&mut self, value: T) {
+        let values = self.values.get_or_insert_default();
+        Arc::make_mut(values).insert(TypeId::of::<T>(), Arc::new(value));
     }
 
-    /// The value of a type.
-    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
-        self.values.iter().find(|value| value.id == TypeId::of::<T>())?.value.downcast_ref()
+    /// The value of this type.
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.values.as_ref()?.get(&TypeId::of::<T>())?.downcast_ref()
     }
 
-    /// The value of a type, to be changed.
-    pub fn get_mut<T: Send + Sync + 'static>(&mut self) -> Option<&mut T> {
-        self.values.iter_mut().find(|value| value.id == TypeId::of::<T>())?.value.downcast_mut()
-    }
-
-    /// Takes the value of a type out.
-    pub fn remove<T: Send + Sync + 'static>(&mut self) -> Option<T> {
-        let at = self.values.iter().position(|value| value.id == TypeId::of::<T>())?;
-        let value = self.values.swap_remove(at).value.downcast().ok()?;
-        Some(*value)
-    }
-
-    /// True if there is no value.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// Keeps all values of `other` too, in place of those of the same types.
+    /// Adds all values of `other`, in place of those of the same types.
     pub(crate) fn extend(&mut self, other: Self) {
-        self.values.retain(|value| !other.values.iter().any(|new| new.id == value.id));
-        self.values.extend(other.values);
+        let Some(new) = other.values else { return };
+        match &mut self.values {
+            None => self.values = Some(new),
+            Some(values) => Arc::make_mut(values).extend(new.iter().map(|(id, value)| (*id, Arc::clone(value)))),
+        }
     }
 }
 
-/// The types; the values may be secrets.
+/// How many there are: the values may be secrets.
 impl fmt::Debug for Extensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.values.iter().map(|value| value.name)).finish()
+        write!(f, "{} extensions", self.values.as_ref().map_or(0, |values| values.len()))
     }
 }
 
@@ -88,24 +70,21 @@ mod tests {
     #[test]
     fn there_is_one_value_of_each_type() {
         let mut extensions = Extensions::new();
-        assert!(extensions.is_empty() && extensions.get::<u8>().is_none() && extensions.remove::<u8>().is_none());
-        assert_eq!((extensions.insert(1_u8), extensions.insert(2_u8), extensions.insert(3_u16)), (None, Some(1), None));
-        *extensions.get_mut::<u8>().expect("it is there") += 5;
-        assert_eq!((extensions.get::<u8>(), extensions.get::<u16>()), (Some(&7), Some(&3)));
-
+        assert_eq!(extensions.get::<u8>(), None);
+        extensions.insert(1_u8);
+        extensions.insert(2_u8);
+        extensions.insert(3_u16);
+        let shared = extensions.clone();
         let mut other = Extensions::new();
         other.insert(9_u16);
-        other.insert("text");
+        other.insert("secret");
         extensions.extend(other);
-        assert_eq!((extensions.get::<u8>(), extensions.get::<u16>()), (Some(&7), Some(&9)));
-        assert_eq!(extensions.remove::<&str>(), Some("text"));
-        assert_eq!(extensions.remove::<&str>(), None);
-    }
-
-    #[test]
-    fn values_are_not_shown() {
-        let mut extensions = Extensions::new();
-        extensions.insert("secret");
-        assert_eq!(format!("{extensions:?}"), "{\"&str\"}");
+        extensions.extend(Extensions::new());
+        assert_eq!((extensions.get::<u8>(), extensions.get::<u16>()), (Some(&2), Some(&9)));
+        assert_eq!((extensions.get::<&str>(), shared.get::<u16>()), (Some(&"secret"), Some(&3)));
+        let mut none = Extensions::new();
+        none.extend(shared);
+        assert_eq!(none.get::<u8>(), Some(&2));
+        assert_eq!(format!("{extensions:?}"), "3 extensions");
     }
 }

@@ -3,7 +3,6 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mod.rs` | [`Call`], [`CallService`] and [`CallLayer`]; the list of layers of a client |
-//! | `extensions.rs` | [`Extensions`]: values of the application beside a call |
 //! | `traceparent.rs` | [`traceparent()`]: a trace that travels with each call |
 //!
 //! [`ClientOptions::layer`](crate::ClientOptions::layer) wraps the calls of a client,
@@ -11,7 +10,6 @@
 //! [`XClientOptions::try_layer`](crate::XClientOptions::try_layer) each of its tries. A client without layers pays
 //! nothing for them.
 
-mod extensions;
 mod traceparent;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
@@ -19,14 +17,12 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
 
-pub use self::{
-    extensions::Extensions,
-    traceparent::{TRACEPARENT, Traceparent, traceparent},
-};
+pub use self::traceparent::{TRACEPARENT, Traceparent, traceparent};
 pub use crate::reply::BoxFuture;
 use crate::{
     caller::{CallOptions, RawCall, RawReply},
     error::{CallError, PushError},
+    extensions::Extensions,
 };
 
 /// One call, or one oneway message, on its way through layers.

@@ -550,7 +550,7 @@ mod tests {
                 for server in ["tcp@a:1", "tcp@b:1"] {
                     for topic in [None, Some("news"), Some("prices")] {
                         let is_of = |event: &&ConnectionEvent| {
-                            &**event.server() == server && event.topic().map(|topic| &**topic) == topic
+                            event.server().is_some_and(|of| &**of == server) && event.topic().map(|topic| &**topic) == topic
                         };
                         let alone = waiting(events.iter().filter(is_of));
                         let named = |text: &&String| {
@@ -567,7 +567,7 @@ mod tests {
                 // Each loss is told, alone or in a number.
                 for server in ["tcp@a:1", "tcp@b:1"] {
                     let restored = |event: &&ConnectionEvent| {
-                        &**event.server() == server && matches!(event, ConnectionEvent::Restored { .. })
+                        event.server().is_some_and(|of| &**of == server) && matches!(event, ConnectionEvent::Restored { .. })
                     };
                     let sum: u64 = events.iter().filter(restored).count() as u64;
                     let of = |text: &String| -> u64 {

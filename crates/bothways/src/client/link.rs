@@ -294,11 +294,7 @@ impl Link {
     }
 
     /// What a oneway request gets, after waiting until this moment: a connection that stands. After that one that may.
-    pub(super) async fn wait_standing(
-        &self,
-        patience: Patience,
-        until: Instant,
-    ) -> Result<Connection, ConnectError> {
+    pub(super) async fn wait_standing(&self, patience: Patience, until: Instant) -> Result<Connection, ConnectError> {
         let is_greeting = |state: &State| matches!(state, State::Greeting(..));
         loop {
             if is_greeting(&self.state.borrow()) {
