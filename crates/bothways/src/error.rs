@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bothways_proto::{DecodeError, EncodeError, Metadata, PeerMisbehaved, keys, one_line};
 
+pub use crate::beside::{APP_CODE_BYTES_MAX, Beside, ERROR_DETAIL_BYTES_MAX};
 use crate::codec::CodecError;
 
 /// Why a call has no reply value.
@@ -32,6 +33,8 @@ pub enum CallError {
         text: String,
         /// What kind of refusal it was, from a Bothways peer.
         code: Option<ErrorCode>,
+        /// What came beside the text; see [`CallError::detail`].
+        beside: Beside,
     },
     /// No reply within the deadline. The handler may have run, or may still be running; not if the deadline
     /// is zero: then nothing was sent.
@@ -192,6 +195,65 @@ impl CallError {
     pub fn remote_text(&self) -> Option<&str> {
         match self {
             Self::Remote { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The handler's error itself, if it is an `E`: what a method of a `#[bothways::service]` returned that is
+    /// `Serialize`, or what was given to [`Context::set_error_detail`](crate::Context::set_error_detail). `None` if the
+    /// peer sent none, as Go's servers do not, or another one than `E`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::fmt;
+    ///
+    /// use bothways::{Client, ClientOptions, Server, message, service};
+    ///
+    /// #[message]
+    /// #[derive(Debug, PartialEq)]
+    /// enum NotPaid {
+    ///     TooLittle { missing: u64 },
+    ///     Locked,
+    /// }
+    ///
+    /// // What people, and clients in Go, see.
+    /// impl fmt::Display for NotPaid {
+    ///     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    ///         f.write_str("not paid")
+    ///     }
+    /// }
+    ///
+    /// struct Bank;
+    ///
+    /// #[service]
+    /// impl Bank {
+    ///     async fn pay(&self, amount: u64) -> Result<(), NotPaid> {
+    ///         if amount <= 10 { Ok(()) } else { Err(NotPaid::TooLittle { missing: amount - 10 }) }
+    ///     }
+    /// }
+    /// # let listening = Server::builder().service(Bank).build().listen("memu@detail").await?;
+    /// # let client = Client::connect(listening.address(), ClientOptions::new()).await?;
+    ///
+    /// let error = BankClient::new(client).pay(&15).await.expect_err("too little");
+    /// assert_eq!(error.remote_text(), Some("not paid"));
+    /// assert_eq!(error.detail::<NotPaid>(), Some(NotPaid::TooLittle { missing: 5 }));
+    /// # Ok(()) }
+    /// ```
+    pub fn detail<E: serde::de::DeserializeOwned + serde::Serialize + Send>(&self) -> Option<E> {
+        self.beside()?.detail()
+    }
+
+    /// The application's own code of the handler's error; see
+    /// [`Context::set_error_code`](crate::Context::set_error_code).
+    pub fn app_code(&self) -> Option<&str> {
+        self.beside()?.app_code()
+    }
+
+    /// What came beside the text, if the peer answered with an error: also the pairs and the reply of a Go server.
+    pub fn beside(&self) -> Option<&Beside> {
+        match self {
+            Self::Remote { beside, .. } => Some(beside),
             _ => None,
         }
     }
@@ -825,7 +887,7 @@ mod tests {
     /// Each variant says whether it may have run, and whether another try may help.
     #[test]
     fn an_error_says_what_it_knows_of_the_call() {
-        let remote = |code| CallError::Remote { text: String::new(), code };
+        let remote = |code| CallError::Remote { text: String::new(), code, beside: Beside::default() };
         let closed = |written| CallError::Closed { written, reason: CloseReason::PeerClosed };
         let too_large = || CallError::TooLarge(EncodeError::TooLarge { len: 2, max: 1 });
         let no_quorum =
@@ -867,14 +929,15 @@ mod tests {
         let written = || CallError::Closed { written: true, reason: CloseReason::PeerClosed };
         assert!(CallError::NoServer(String::new()).after_tries(Some(written())).may_have_run());
         assert!(!CallError::NoServer(String::new()).after_tries(None).may_have_run());
-        let answered = CallError::Remote { text: "no".to_owned(), code: None }.after_tries(Some(written()));
+        let answered = CallError::Remote { text: "no".to_owned(), code: None, beside: Beside::default() }
+            .after_tries(Some(written()));
         assert!(matches!(answered, CallError::Remote { .. }));
     }
 
     /// A handler may fail with what its own call failed of, over any number of peers.
     #[test]
     fn an_error_that_is_given_on_is_told_once() {
-        let answered = |text: &str| CallError::Remote { text: text.to_owned(), code: None };
+        let answered = |text: &str| CallError::Remote { text: text.to_owned(), code: None, beside: Beside::default() };
         let mut text = answered("command failed with 1").to_string();
         for _ in 0..3 {
             text = answered(&text).to_string();

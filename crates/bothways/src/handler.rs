@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
+    beside::Said,
     codec::{CodecError, Encode, Payload, decoded},
     connection::{Connection, Decoded},
     error::ErrorCode,
@@ -253,6 +254,8 @@ fn refusal_text(error: &CodecError) -> String {
 pub struct Context {
     request: Request,
     reply_metadata: Metadata,
+    /// What goes beside the text of the error, if it ends with one.
+    said: Option<Box<Said>>,
     /// Room for the arguments, until the handler is done.
     #[expect(dead_code, reason = "it is kept to be dropped")]
     held: Option<Decoded>,
@@ -261,7 +264,7 @@ pub struct Context {
 impl Context {
     /// The context of a request.
     pub fn new(request: Request) -> Self {
-        Self { request, reply_metadata: Metadata::new(), held: None }
+        Self { request, reply_metadata: Metadata::new(), said: None, held: None }
     }
 
     /// The request, with its metadata, deadline and payload.
@@ -300,11 +303,47 @@ impl Context {
         &mut self.reply_metadata
     }
 
+    /// If the handler fails: a value beside the error's text, for [`CallError::detail`](crate::CallError::detail). A method
+    /// of a `#[bothways::service]` whose error is `Serialize` need not say it. A value that cannot be written, or has
+    /// more than [`ERROR_DETAIL_BYTES_MAX`](crate::error::ERROR_DETAIL_BYTES_MAX), is left out.
+    pub fn set_error_detail<E: serde::Serialize + Send + ?Sized>(&mut self, detail: &E) {
+        self.said.get_or_insert_default().set_detail(detail);
+    }
+
+    /// If the handler fails: the application's own code of the error, for
+    /// [`CallError::app_code`](crate::CallError::app_code), at most
+    /// [`APP_CODE_BYTES_MAX`](crate::error::APP_CODE_BYTES_MAX).
+    ///
+    /// ```
+    /// use bothways::{Context, service};
+    ///
+    /// struct Shop;
+    ///
+    /// #[service]
+    /// impl Shop {
+    ///     async fn buy(&self, cx: &mut Context, item: &str) -> Result<(), String> {
+    ///         cx.set_error_code("out_of_stock");
+    ///         Err(format!("no {item} left"))
+    ///     }
+    /// }
+    /// ```
+    pub fn set_error_code(&mut self, code: &str) {
+        self.said.get_or_insert_default().set_code(code);
+    }
+
+    /// What the macros say of an error, unless the handler has said it.
+    #[cfg(feature = "macros")]
+    pub(crate) fn set_default_detail<E: serde::Serialize + Send>(&mut self, detail: &E) {
+        if !self.said.as_ref().is_some_and(|said| said.has_detail()) {
+            self.set_error_detail(detail);
+        }
+    }
+
     /// The reply of a typed handler: the value in the request's codec, or the error's text.
     pub fn into_reply<T: Encode, E: std::fmt::Display>(self, outcome: Result<T, E>) -> Reply {
         let reply = match outcome {
             Ok(value) => Reply::encode(&value, self.request.serialize_type()),
-            Err(error) => Reply::error(error.to_string()),
+            Err(error) => Reply::error(error.to_string()).saying(self.said),
         };
         reply.with_metadata(self.reply_metadata)
     }

@@ -134,6 +134,7 @@
 //! nothing. Dropping a push that waits for room sends nothing. Every other future says so where it differs.
 
 pub mod call;
+mod beside;
 pub mod caller;
 mod calm;
 pub mod client;
@@ -218,6 +219,34 @@ pub mod __private {
         fn into_result(self) -> Self {
             self
         }
+    }
+
+    /// An error, as a method of a service returns it: asked for its value, if it has one.
+    ///
+    /// Of both traits below the first that fits is taken: it needs one reference less.
+    #[derive(Debug)]
+    pub struct Failed<'a, E>(pub &'a E);
+
+    /// Of an error that serde can write.
+    pub trait WithValue {
+        /// Puts the value beside the text.
+        fn tell(&self, context: &mut crate::Context);
+    }
+
+    impl<E: serde::Serialize + Send> WithValue for Failed<'_, E> {
+        fn tell(&self, context: &mut crate::Context) {
+            context.set_default_detail(self.0);
+        }
+    }
+
+    /// Of any other.
+    pub trait TextOnly {
+        /// Does nothing.
+        fn tell(&self, context: &mut crate::Context);
+    }
+
+    impl<E> TextOnly for &Failed<'_, E> {
+        fn tell(&self, _context: &mut crate::Context) {}
     }
 
     /// The reply of a `Result`, whatever it is called.

@@ -8,6 +8,7 @@ use bothways_proto::{Metadata, SerializeType, keys};
 use bytes::Bytes;
 
 use crate::{
+    beside::Said,
     codec::Encode,
     error::{CloseReason, ErrorCode},
     packing::Held,
@@ -47,6 +48,14 @@ pub struct Reply {
 pub(crate) struct Failure {
     pub(crate) text: String,
     pub(crate) code: Option<ErrorCode>,
+    /// What goes beside the text. Few have it.
+    pub(crate) said: Option<Box<Said>>,
+}
+
+impl Failure {
+    fn new(text: impl Into<String>, code: Option<ErrorCode>) -> Self {
+        Self { text: text.into(), code, said: None }
+    }
 }
 
 impl Reply {
@@ -74,12 +83,12 @@ impl Reply {
 
     /// An error: the text goes to the caller as `__rpcx_error__`.
     pub fn error(text: impl Into<String>) -> Self {
-        Self { outcome: Err(Failure { text: text.into(), code: None }), ..Self::ok(Bytes::new()) }
+        Self { outcome: Err(Failure::new(text, None)), ..Self::ok(Bytes::new()) }
     }
 
     /// A refusal, with a code that a Bothways caller can branch on.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self { outcome: Err(Failure { text: text.into(), code: Some(code) }), ..Self::ok(Bytes::new()) }
+        Self { outcome: Err(Failure::new(text, Some(code))), ..Self::ok(Bytes::new()) }
     }
 
     /// A refusal of a token: the connection ends behind it.
@@ -104,6 +113,42 @@ impl Reply {
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata.merge_missing(&metadata);
+        self
+    }
+
+    /// The same error with a value beside its text, for [`CallError::detail`](crate::CallError::detail). Nothing changes
+    /// for a success, nor with a value that cannot be written or has more than
+    /// [`ERROR_DETAIL_BYTES_MAX`](crate::error::ERROR_DETAIL_BYTES_MAX).
+    ///
+    /// ```
+    /// use bothways::Reply;
+    ///
+    /// let reply = Reply::error("out of stock").with_detail(&["apples", "pears"]).with_app_code("stock");
+    /// assert!(!reply.is_ok());
+    /// ```
+    #[must_use]
+    pub fn with_detail<E: serde::Serialize + Send + ?Sized>(mut self, detail: &E) -> Self {
+        if let Err(failure) = &mut self.outcome {
+            failure.said.get_or_insert_default().set_detail(detail);
+        }
+        self
+    }
+
+    /// The same error with a code of the application, for [`CallError::app_code`](crate::CallError::app_code), at most
+    /// [`APP_CODE_BYTES_MAX`](crate::error::APP_CODE_BYTES_MAX). Nothing changes for a success.
+    #[must_use]
+    pub fn with_app_code(mut self, code: &str) -> Self {
+        if let Err(failure) = &mut self.outcome {
+            failure.said.get_or_insert_default().set_code(code);
+        }
+        self
+    }
+
+    /// The same error with what a handler says of it.
+    pub(crate) fn saying(mut self, said: Option<Box<Said>>) -> Self {
+        if let Err(failure) = &mut self.outcome {
+            failure.said = said;
+        }
         self
     }
 
@@ -150,6 +195,9 @@ impl Failure {
         metadata.insert(keys::ERROR, &self.text);
         if let Some(code) = self.code {
             metadata.insert(keys::ERROR_CODE, code.name());
+        }
+        if let Some(said) = self.said {
+            said.put(&self.text, &mut metadata);
         }
         metadata
     }

@@ -111,6 +111,10 @@ use quote::quote;
 /// text goes to the caller. The return type may be an alias of a `Result`, under any name. rpcx has one value each way:
 /// for more, use a struct.
 ///
+/// An `Error` that serde can write (a `#[bothways::message]`, or with serde's `Serialize`) arrives as itself beside its
+/// text, at a caller in Rust: `error.detail::<Error>()` of the `bothways::CallError`. So what is in it goes to peers, and
+/// not its text alone. Clients in Go see the text. `cx.set_error_code("...")` adds a code of your own.
+///
 /// The argument may be taken by reference: `&str` for a text, `&[u8]` for Go's `[]byte`, `&[T]` for a list, `&Args` for
 /// anything else. The stub takes a `&str` for a `String` too:
 ///

@@ -152,6 +152,14 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
     let context = method.context.then(|| quote!(&mut context,));
     let argument = method.argument.as_ref().map(Argument::passed);
     let call = quote!(#target::#ident(#receiver, #context #argument).await);
+    // An error that is `Serialize` goes with its text. The references are what tells it from others.
+    let tell = quote! {
+        if let ::std::result::Result::Err(error) = &outcome {
+            #[allow(unused_imports)]
+            use #krate::__private::{TextOnly as _, WithValue as _};
+            (&#krate::__private::Failed(error)).tell(&mut context);
+        }
+    };
     // The call borrows the context that `into_reply` takes, so it is a statement of its own.
     let outcome = match &method.answer {
         Answer::Nothing { fallible: false } => quote! {{
@@ -163,11 +171,13 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
             let into_reply = quote_spanned!(reply.span()=> #krate::Context::into_reply::<#ty, _>);
             quote! {{
                 let outcome = #krate::__private::Outcome::into_result(#call);
+                #tell
                 #into_reply(context, outcome)
             }}
         }
         Answer::Nothing { fallible: true } => quote! {{
             let outcome = #krate::__private::Outcome::into_result(#call);
+                #tell
             #krate::Context::into_reply::<(), _>(context, outcome)
         }},
     };

@@ -47,6 +47,10 @@ pub mod keys {
     /// `unauthenticated`, `not_found`, `bad_arguments`, `internal`, `timeout`, `shutting_down`. A Go
     /// peer ignores it.
     pub const ERROR_CODE: &str = "_bw.err";
+    /// The application's own code of an error, at most 64 bytes, in a failed reply.
+    pub const APP_CODE: &str = "_bw.app";
+    /// The value of an error, in a failed reply: MessagePack, in base64.
+    pub const ERROR_DETAIL: &str = "_bw.detail";
     /// The service path of control messages between negotiated peers.
     pub const CONTROL_PATH: &str = "_bothways";
     /// The method that asks the peer to stop a call. A oneway request, from either side.

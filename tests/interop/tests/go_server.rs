@@ -294,7 +294,7 @@ async fn errors_have_gos_texts() {
         ("Arith", "Nope", "rpcx: can't find method Nope"),
     ] {
         let error = client.call::<Reply>(path, method, &Args { a: 3, b: 4 }).await.expect_err("it fails");
-        let CallError::Remote { text: said, code: None } = &error else { panic!("{error:?}") };
+        let CallError::Remote { text: said, code: None, .. } = &error else { panic!("{error:?}") };
         assert_eq!(said, text);
         assert!(!error.is_connection_failure() && !error.is_safe_to_retry());
     }

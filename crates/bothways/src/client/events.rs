@@ -443,7 +443,8 @@ mod tests {
         again("a", true);
         again("b", true);
         assert_eq!(letters(&events), "L[a true][b false]");
-        let (error, topic) = (CallError::Remote { text: "no".to_owned(), code: None }, Arc::from("a"));
+        let (error, topic) =
+            (CallError::Remote { text: "no".to_owned(), code: None, beside: Default::default() }, Arc::from("a"));
         let server = Arc::clone(&server);
         sender.tell(&ConnectionEvent::SubscriptionLost { server, topic, error, for_good: true });
         assert_eq!(letters(&events), "L[b false][a lost]");

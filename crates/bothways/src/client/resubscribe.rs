@@ -454,7 +454,7 @@ mod tests {
     use crate::{Client, ClientOptions, Push, Server, connection::alone::alone, session::TopicOptions};
 
     fn remote(code: Option<ErrorCode>) -> Trouble {
-        Trouble::of(&CallError::Remote { text: String::new(), code })
+        Trouble::of(&CallError::Remote { text: String::new(), code, beside: Default::default() })
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use super::{Connection, State, TO_CLIENT, after, control::compressed, lanes::Lane, outbox::Refused};
 use crate::{
     caller::{Caller, RawCall, RawReply},
-    error::{CallError, CloseReason, ErrorCode, PushError, ReservedName},
+    error::{Beside, CallError, CloseReason, ErrorCode, PushError, ReservedName},
 };
 
 /// Whoever waits for a reply.
@@ -148,7 +148,8 @@ fn raw_reply(message: Message, unpacked: Option<Bytes>, connection: &Connection)
         let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
         // In what a plain peer says this pair is an application's.
         let code = code.filter(|_| connection.is_negotiated());
-        return Err(CallError::Remote { text, code });
+        let beside = Beside::of(message, connection);
+        return Err(CallError::Remote { text, code, beside });
     }
     let (serialize, mut metadata) = (message.header().serialize(), message.metadata());
     if message.header().kind() == MessageKind::Request {

@@ -88,9 +88,10 @@ impl Connection {
         }
         if let Err(failure) = &mut reply.outcome {
             header = header.with_status(Status::ERROR);
-            if failure.code.is_some() && !matches!(shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
+            let has_more = failure.code.is_some() || failure.said.is_some();
+            if has_more && !matches!(shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
                 // A plain client's application would find it among the metadata of its reply.
-                failure.code = None;
+                (failure.code, failure.said) = (None, None);
             }
         }
         let (then_welcome, packed) = (reply.then_welcome, reply.packed);
@@ -396,8 +397,10 @@ fn refusal_of(reply: &Metadata, why: &str) -> Metadata {
     let beginning = &text[..text.floor_char_boundary(CUT_TEXT_BYTES)];
     let cut = if beginning.len() < text.len() { "…" } else { "" };
     let mut refusal = Metadata::new().with(keys::ERROR, format!("{beginning}{cut} (cut: {why})"));
-    if let Some(code) = reply.get(keys::ERROR_CODE) {
-        refusal.insert(keys::ERROR_CODE, code);
+    for key in [keys::ERROR_CODE, keys::APP_CODE] {
+        if let Some(code) = reply.get(key) {
+            refusal.insert(key, code);
+        }
     }
     refusal
 }

@@ -22,7 +22,7 @@ use bothways_proto::{Metadata, keys};
 
 use crate::{
     calm::{Calm, Said, tell},
-    error::{CallError, CloseReason, ErrorCode},
+    error::{Beside, CallError, CloseReason, ErrorCode},
     guard,
     handler::{Reply, Request},
     router::Router,
@@ -128,7 +128,11 @@ fn answer_call(request: &Request) -> Reply {
     };
     let answer = match said.value(keys::ERROR) {
         None => Ok(request.message.clone()),
-        Some(text) => Err(CallError::Remote { text: String::from_utf8_lossy(text).into_owned(), code: None }),
+        Some(text) => {
+            let text = String::from_utf8_lossy(text).into_owned();
+            let beside = Beside::of_pairs(said.clone().without_reserved());
+            Err(CallError::Remote { text, code: None, beside })
+        }
     };
     match request.connection().answer_call(number, answer) {
         true => Reply::ok(""),

@@ -274,7 +274,7 @@ mod tests {
     /// Of several errors that counts which says most: what a handler answered, then that it may have run.
     #[test]
     fn an_error_has_its_weight() {
-        let answered = CallError::Remote { text: "no".into(), code: None };
+        let answered = CallError::Remote { text: "no".into(), code: None, beside: Default::default() };
         let late = CallError::TimedOut(Duration::from_secs(1));
         let unsent = CallError::TimedOut(Duration::ZERO);
         assert_eq!([&answered, &late, &unsent, &CallError::NotSupported].map(weight), [2, 1, 0, 0]);

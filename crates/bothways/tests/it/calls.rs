@@ -169,7 +169,7 @@ async fn an_error_without_a_text_is_an_error() {
         };
         let (outcome, ()) = tokio::join!(call(&client, "Fails", ""), script);
         match outcome {
-            Err(CallError::Remote { text: found, code: None }) => assert_eq!(found, text.unwrap_or_default()),
+            Err(CallError::Remote { text: found, code: None, .. }) => assert_eq!(found, text.unwrap_or_default()),
             other => panic!("status {status}: {other:?}"),
         }
     }
@@ -424,17 +424,23 @@ async fn the_future_of_a_call_is_small() {
     assert!(size_of_val(&call) <= 1024, "{} bytes", size_of_val(&call));
 }
 
-/// The caller gets the text of a failed reply; what else it carries goes no further.
+/// The caller gets the text of a failed reply, and what a Go server says beside it; but not what only a peer that
+/// negotiated may say.
 #[tokio::test(start_paused = true)]
-async fn a_failed_reply_gives_its_text_and_nothing_else() {
+async fn a_failed_reply_of_a_plain_server_gives_its_text_pairs_and_payload() {
     let (client, mut peer) = plain().await;
     let calling = tokio::spawn(async move { call(&client, "Partial", "").await });
     let asked = peer.next().await;
     let said = Metadata::new().with(keys::ERROR, "half done").with("k", "v");
-    let header = asked.header().reply().with_status(Status::ERROR);
-    peer.say(Message::new(header, "T", "Partial", &said, b"half").frame()).await;
+    let said = said.with(keys::APP_CODE, "x").with(keys::ERROR_DETAIL, "wA==");
+    let header = asked.header().reply().with_status(Status::ERROR).with_serialize(SerializeType::MSGPACK);
+    peer.say(Message::new(header, "T", "Partial", &said, b"\xa4half").frame()).await;
     let error = calling.await.expect("no panic").expect_err("it failed");
     assert!(matches!(&error, CallError::Remote { text, code: None, .. } if text == "half done"), "{error}");
+    let beside = error.beside().expect("the peer answered");
+    assert_eq!(beside.metadata(), Metadata::new().with("k", "v"));
+    assert_eq!((beside.payload::<String>().as_deref(), beside.payload::<u64>()), (Some("half"), None));
+    assert_eq!((error.app_code(), error.detail::<Option<u8>>()), (None, None));
 }
 
 /// A call that is given up before the Hello is answered is cancelled behind the answer, if that says that the server
