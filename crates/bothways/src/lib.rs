@@ -133,8 +133,8 @@
 //! reply is dropped, and a peer that understands it is told to drop the handler. Dropping the `next` of a stream loses
 //! nothing. Dropping a push that waits for room sends nothing. Every other future says so where it differs.
 
-pub mod call;
 mod beside;
+pub mod call;
 pub mod caller;
 mod calm;
 pub mod client;

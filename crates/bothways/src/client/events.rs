@@ -526,7 +526,7 @@ mod tests {
                 5 => ConnectionEvent::SubscriptionLost {
                     server,
                     topic,
-                    error: CallError::Remote { text: "no".to_owned(), code: None },
+                    error: CallError::Remote { text: "no".to_owned(), code: None, beside: None },
                     for_good: flag,
                 },
                 _ => ConnectionEvent::Resubscribed { server, topic, recovered: flag },
