@@ -77,10 +77,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let inbox = Router::new().service(Printer { name, printed: printed.clone() }.into_service());
         let client = Client::with_handlers(listening.address(), ClientOptions::new(), inbox).await?;
         let desk = DeskClient::new(client);
-        println!("{name} is number {}", desk.sign_in(&name.to_owned()).await?);
+        println!("{name} is number {}", desk.sign_in(name).await?);
         desks.push(desk);
     }
-    println!("{}", desks[0].sign_in(&String::new()).await.expect_err("no name was given"));
+    println!("{}", desks[0].sign_in("").await.expect_err("no name was given"));
 
     let note = Note { from: "ann".to_owned(), text: "the coffee is ready".to_owned() };
     println!("delivered to {}", desks[0].post(&note).await?);

@@ -47,7 +47,7 @@ trait Arith {
 
     #[rpc(push)]
     async fn note_at_yours(&self, cx: &mut Context) -> Result<(), bothways::PushError> {
-        ArithClient::new(cx.connection()).note(&"from the other end".to_owned()).await
+        ArithClient::new(cx.connection()).note("from the other end").await
     }
 
     async fn count(&self) -> Result<usize, Refused>;
@@ -131,7 +131,7 @@ async fn a_method_can_call_the_peer_back_and_put_metadata_beside_its_reply() {
 async fn pushes_go_both_ways() {
     let (_listening, client, at_server, at_client) = pair("push").await;
     let arith = ArithClient::new(&client);
-    arith.note(&"from the client".to_owned()).await.unwrap();
+    arith.note("from the client").await.unwrap();
     assert_eq!(at_server.next_note().await, "from the client");
     arith.note_at_yours().await.unwrap();
     assert_eq!(at_client.next_note().await, "from the other end");
@@ -155,10 +155,10 @@ async fn an_impl_block_serves_under_its_name() {
     let _listening = server.listen("memory@greet").await.unwrap();
     let client = Client::connect("memory@greet", ClientOptions::new()).await.unwrap();
     let greeter = GreeterClient::new(client);
-    assert_eq!(greeter.greet(&"Ada".to_owned()).await.unwrap(), "Hello, Ada!");
+    assert_eq!(greeter.greet("Ada").await.unwrap(), "Hello, Ada!");
     let options = CallOptions::new().metadata([("mark", "?")].into_iter().collect::<Metadata>());
-    assert_eq!(greeter.greet_with(&"Ada".to_owned(), options).await.unwrap().value, "Hello, Ada?");
-    let error = GreeterClient::at(greeter.caller(), "greet.v2").greet(&"Ada".to_owned()).await.unwrap_err();
+    assert_eq!(greeter.greet_with("Ada", options).await.unwrap().value, "Hello, Ada?");
+    let error = GreeterClient::at(greeter.caller(), "greet.v2").greet("Ada").await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::NotFound));
 }
 
@@ -189,6 +189,7 @@ mod borrowed {
     #[bothways::service]
     pub(super) trait Shelf {
         async fn one(&self, name: &str) -> Result<String>;
+        #[expect(clippy::ptr_arg, reason = "what an alias of a text may be")]
         async fn other(&self, cx: &mut Context, _: &String) -> Answer<String>;
         async fn none(&self, args: &Args) -> Failed<Empty>;
         async fn length(&self, data: &[u8]) -> Length;
@@ -281,7 +282,7 @@ async fn a_method_may_return_any_alias_of_result() {
 async fn a_method_may_take_its_argument_by_reference_and_a_stub_takes_a_str() {
     let (_listening, shelf, books) = borrowed::shelf("references").await;
     assert_eq!(shelf.owned("by a str").await.unwrap(), "by a str");
-    assert_eq!(shelf.owned(&"by a String".to_owned()).await.unwrap(), "by a String");
+    assert_eq!(shelf.owned("by a String").await.unwrap(), "by a String");
     // Go's `[]byte` on the way, in both codecs.
     let json = CallOptions::new().serialize_type(SerializeType::JSON);
     assert_eq!(shelf.length(&[1, 2, 3]).await.unwrap(), 3);

@@ -104,7 +104,7 @@ async fn a_method_without_arguments_sends_nil() {
 async fn a_method_without_a_reply_is_pushed() {
     let tape = Tape::default();
     let arith = ArithClient::new(&tape);
-    arith.greet(&"hi".to_owned()).await.unwrap();
+    arith.greet("hi").await.unwrap();
     arith.note(&Raw::from("hi")).await.unwrap();
     arith.note_with(&Raw::from("hi"), CallOptions::new()).await.unwrap();
     let note = r#"push Arith.Note raw (0) b"hi""#;
@@ -190,7 +190,7 @@ async fn a_trait_and_an_impl_offer_their_methods_under_the_names_of_the_wire() {
     assert_eq!(routes, [&arith[..], &["inherent.v1/ECHO", "inherent.v1/Nothing"]].concat());
 
     let client = InherentClient::new(Tape { answer: Some(b"\xa1x"), ..Tape::default() });
-    assert_eq!(client.echo(&"x".to_owned()).await.unwrap(), "x");
+    assert_eq!(client.echo("x").await.unwrap(), "x");
     client.nothing().await.unwrap();
     let sent = client.caller().sent();
     assert_eq!(sent[0], r#"call inherent.v1.ECHO msgpack (3) b"\xa1x""#);

@@ -526,7 +526,11 @@ mod tests {
                 5 => ConnectionEvent::SubscriptionLost {
                     server,
                     topic,
-                    error: CallError::Remote { text: "no".to_owned(), code: None, beside: None },
+                    error: CallError::Remote {
+                        text: "no".to_owned(),
+                        code: None,
+                        beside: crate::error::Beside::default(),
+                    },
                     for_good: flag,
                 },
                 _ => ConnectionEvent::Resubscribed { server, topic, recovered: flag },

@@ -408,7 +408,7 @@ impl Outbox {
     pub(super) fn clear(&mut self) -> impl Send + 'static {
         let (wire, lanes) = (self.wire.take(), self.lanes.take());
         let waited = lanes.as_ref().map_or(0, |lanes| lanes.waiting(Lane::Push).frames);
-        if 0 < waited {
+        if waited != 0 {
             self.counted.get_or_insert_default().pushes_dropped += waited as u64;
         }
         (wire, lanes)

@@ -255,4 +255,16 @@ mod tests {
         assert_eq!(pasts.bytes, PAST_BYTES + 3 + events * EVENT_BYTES_MAX);
         assert_eq!((pasts.nobodys, pasts.ended), (0, 0));
     }
+
+    /// Of a user's sessions those that ended last are kept.
+    #[tokio::test]
+    async fn the_newest_of_a_user_are_kept() {
+        let mut pasts = Pasts::new(100, BYTES_MAX);
+        let ids: Vec<SessionId> = (0..20).map(SessionId).collect();
+        for id in &ids {
+            pasts.keep(*id, Some("ann".into()), &trail(What::Bound(Some("ann".into()))), false);
+        }
+        let kept: Vec<SessionId> = pasts.all.values().map(|past| past.id).collect();
+        assert_eq!(kept, ids[ids.len() - OF_USER_MAX..]);
+    }
 }

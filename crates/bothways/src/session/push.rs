@@ -311,4 +311,13 @@ mod tests {
         let block = pairs.as_block().len();
         assert_eq!(push.metadata(pairs).size(), 4 + 3 + 5 + block);
     }
+
+    /// A session that has a push counts what may go to either kind of client.
+    #[test]
+    fn a_push_in_two_forms_counts_with_both() {
+        let frame = Bytes::from_static(b"12345");
+        let keyed = Keyed { hash: None, plain: Bytes::from_static(b"123") };
+        assert_eq!(Encoded { frame: frame.clone(), keyed: None }.size(), 5);
+        assert_eq!(Encoded { frame, keyed: Some(Arc::new(keyed)) }.size(), 8);
+    }
 }

@@ -15,7 +15,7 @@ use bothways::{
     session::{SessionId, TopicOptions},
 };
 use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     scripted::{Scripted, arrive, claim, hello, is_control, ping, request, request_with},
@@ -739,4 +739,28 @@ async fn what_runs_when_a_token_runs_out_is_answered() {
         assert_eq!((answer.header().seq(), answer.error_text().is_some()), (Seq::new(seq), true), "{answer:?}");
     }
     stays.hears_the_end().await;
+}
+
+/// A request without a service or without a method is a request, and no Hello.
+#[tokio::test(start_paused = true)]
+async fn a_request_with_an_empty_name_is_no_hello() {
+    let (seen, mut sees) = mpsc::unbounded_channel();
+    let server = Server::builder()
+        .auth(move |request| {
+            seen.send((request.service_path.clone(), request.service_method.clone(), request.is_hello()))
+                .expect("the test listens");
+            std::future::ready(Ok::<_, String>(()))
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("let in");
+    for (path, method) in [("", "Mul"), ("Arith", ""), ("Arith", "Mul")] {
+        client.call::<()>(path, method, &()).await.expect_err("there is no such service");
+    }
+    let named = |path: &str, method: &str, is_hello| (path.to_owned(), method.to_owned(), is_hello);
+    let expected =
+        [named("", "", true), named("", "Mul", false), named("Arith", "", false), named("Arith", "Mul", false)];
+    for expected in expected {
+        assert_eq!(soon(sees.recv()).await.expect("asked"), expected);
+    }
 }

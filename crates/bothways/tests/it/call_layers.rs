@@ -7,8 +7,8 @@ use std::{
 };
 
 use bothways::{
-    CallError, CallOptions, Caller, Client, ClientOptions, ErrorCode, FailMode, MultipleServersDiscovery, PushError,
-    Reply, Request, SelectMode, Server, XClient, XClientOptions,
+    CallError, CallOptions, Client, ClientOptions, ErrorCode, FailMode, MultipleServersDiscovery, PushError, Reply,
+    Request, SelectMode, Server, XClient, XClientOptions,
     call::{self, BoxFuture, Call, CallLayer, CallService},
     caller::RawReply,
     layer,

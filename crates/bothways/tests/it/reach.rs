@@ -88,7 +88,7 @@ async fn a_handler_of_messages_knows_the_topic() {
     });
     let client = Client::with_handlers(listening.address(), ClientOptions::new(), handlers).await.expect("let in");
     let subscribed = client.subscribe("news.eu").await.expect("open");
-    server.publish("news.eu", Push::new("News", "Flash", "x")).expect("a topic");
+    server.publish("news.eu", &Push::new("News", "Flash", "x")).expect("a topic");
     let (topic, position) = soon(tells.recv()).await.expect("it comes");
     let before = subscribed.position.expect("it has a history");
     let position = position.expect("it stands in the history");
