@@ -13,6 +13,7 @@ const ROWS: &[&[&str]] = &[
         "stats",
         "error",
         "guard",
+        "beside",
         "extensions",
         "options",
         "config",

@@ -1,5 +1,5 @@
-//! Oneway requests that the server handed back, as their token had run out: nothing of them was run, and each goes once
-//! more, over the next connection. So does a call whose token was refused.
+//! Oneway requests that the server handed back, as their token had run out: nothing of them was
+//! run, and each goes once more, over the next connection. So does a call whose token was refused.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -21,7 +21,8 @@ use crate::{
     error::PushError,
 };
 
-/// Requests that wait for the next connection, and that go again over one. Of more the newest are lost.
+/// Requests that wait for the next connection, and that go again over one. Of more the newest are
+/// lost.
 const MESSAGES_MAX: usize = 1024;
 
 /// Bytes that wait for the next connection; a single request may be larger.
@@ -58,7 +59,8 @@ impl State {
     /// `Err`: it does not go again.
     fn add(&mut self, waiting: Waiting) -> Result<(), ()> {
         let (bytes, seq) = (waiting.request.frame().len(), waiting.request.header().seq());
-        let went_again = self.again.as_ref().is_some_and(|(on, seqs)| *on == waiting.on && seqs.contains(&seq));
+        let is_this = |(on, seqs): &(ConnectionId, HashSet<Seq>)| *on == waiting.on && seqs.contains(&seq);
+        let went_again = self.again.as_ref().is_some_and(is_this);
         let has_room = self.waiting.is_empty() || self.bytes.saturating_add(bytes) <= BYTES_MAX;
         if went_again || !has_room || MESSAGES_MAX <= self.waiting.len() {
             return Err(());
@@ -85,7 +87,7 @@ impl State {
             self.pop();
             return Ok(false);
         };
-        // Its number is noted before the server can answer to it: whoever takes it back waits for this lock.
+        // Its number is noted before it can come back: whoever takes it back waits for this lock.
         match connection.push_again(&first.request) {
             Ok(seq) => _ = seqs.insert(seq),
             Err(error @ (PushError::Full { .. } | PushError::Closed(_))) => return Err(error),
@@ -107,18 +109,19 @@ impl Returned {
 
     fn lose(&self, server: &str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        tell!(self.told, warn, server, "the token of a oneway request had run out: it was not run, and is lost");
+        tell!(self.told, warn, server, "a oneway request whose token had run out is lost: it was not run");
     }
 }
 
-/// A request came back on this connection; `None`: too large to come, or to be understood. It goes again over the next
-/// one, for as long as a call would wait for that.
+/// A request came back on this connection; `None`: too large to come, or to be understood. It goes
+/// again over the next one, for as long as a call would wait for that.
 pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Option<Message>) {
     let returned = link.returned();
     let server = || link.address().to_string();
     // A server may hand back what this client has sent it, and no more.
     let request = request.filter(|request| {
-        let is_ours = request.header().is_oneway() && connection.has_made_push(request.header().seq());
+        let header = request.header();
+        let is_ours = header.is_oneway() && connection.has_made_push(header.seq());
         is_ours && !request.has_service_path(keys::CONTROL_PATH)
     });
     let goes_again = link.options().can_renew() && link.is_waited_for();

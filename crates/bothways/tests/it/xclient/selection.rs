@@ -259,8 +259,9 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
         let runtime = runtime.expect("a runtime");
-        runtime.block_on(tokio::time::timeout(Duration::from_secs(600), tries(behaviours, mode, made, sticky, leaves)))
-            .expect("calls end")?;
+        let all = tries(behaviours, mode, made, sticky, leaves);
+        let outcome = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(600), all).await });
+        outcome.expect("calls end")?;
     }
 }
 
