@@ -40,6 +40,7 @@ impl Said {
         self.detail = encoded.filter(|encoded| encoded.len() <= ERROR_DETAIL_BYTES_MAX);
     }
 
+    #[cfg(feature = "macros")]
     pub(crate) fn has_detail(&self) -> bool {
         self.detail.is_some()
     }

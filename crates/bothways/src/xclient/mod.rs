@@ -226,7 +226,7 @@ impl XClient {
     /// it sent them. The bounds of the queue are [`ClientOptions`](crate::ClientOptions)', for all servers together.
     ///
     /// A plain rpcx server does not know after a reconnection whom it sent to before:
-    /// [`ConnectionEvent::Restored`](crate::ConnectionEvent::Restored) among the [events](Self::events) is
+    /// [`ConnectionEvent::Restored`] among the [events](Self::events) is
     /// the time to tell it again.
     ///
     /// # Panics
@@ -356,7 +356,7 @@ impl XClient {
     /// Connects to every server. Returns what each of them said, by its address, in the order of [`Self::servers`]. A
     /// server whose connection is missing or lost ([`CallError::NotConnected`], [`CallError::Closed`]) is subscribed to
     /// when it is connected, and so is a server that joins the list.
-    /// [`ConnectionEvent::Resubscribed`](crate::ConnectionEvent::Resubscribed) reports both, or
+    /// [`ConnectionEvent::Resubscribed`] reports both, or
     /// [`SubscriptionLost`](crate::ConnectionEvent::SubscriptionLost) if the server refuses. A plain server has no
     /// topics: its address is asked again at each new connection, because it may be a Bothways server by then. A server
     /// that is too busy, shuts down, or does not answer in time is asked again soon, as after a lost session. Any other
