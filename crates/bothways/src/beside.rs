@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bothways_proto::{CompressType, Message, Metadata, SerializeType, keys};
+use bothways_proto::{CompressType, Limits, Message, Metadata, SerializeType, keys};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{
-    codec::{Encode, Payload},
-    connection::Connection,
-};
+use crate::codec::{Encode, Payload};
 
 /// Most bytes of an error's value, as MessagePack. Of an error with a larger one the text and the code arrive.
 pub const ERROR_DETAIL_BYTES_MAX: usize = 8 << 10;
@@ -97,14 +94,14 @@ impl std::fmt::Debug for Parts {
 
 impl Beside {
     /// Of the reply that failed.
-    pub(crate) fn of(message: Message, connection: &Connection) -> Self {
+    pub(crate) fn of(message: Message, is_negotiated: bool, limits: &Limits) -> Self {
         let (header, mut metadata) = (message.header(), message.metadata());
-        if !connection.is_negotiated() {
+        if !is_negotiated {
             // In what a plain peer says, the framework's pairs are an application's.
             metadata = metadata.without_reserved();
         }
         let is_packed = header.compress() != CompressType::NONE;
-        let payload = if is_packed { None } else { message.into_payload(connection.limits()).ok() };
+        let payload = if is_packed { None } else { message.into_payload(limits).ok() };
         let payload = payload.filter(|payload| payload.len() <= PAYLOAD_BYTES_MAX).unwrap_or_default();
         let has_more =
             metadata.pairs().any(|(key, _)| key != keys::ERROR.as_bytes() && key != keys::ERROR_CODE.as_bytes());

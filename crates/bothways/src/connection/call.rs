@@ -148,7 +148,7 @@ fn raw_reply(message: Message, unpacked: Option<Bytes>, connection: &Connection)
         let code = message.metadata().get(keys::ERROR_CODE).and_then(ErrorCode::from_name);
         // In what a plain peer says this pair is an application's.
         let code = code.filter(|_| connection.is_negotiated());
-        let beside = Beside::of(message, connection);
+        let beside = Beside::of(message, connection.is_negotiated(), connection.limits());
         return Err(CallError::Remote { text, code, beside });
     }
     let (serialize, mut metadata) = (message.header().serialize(), message.metadata());
