@@ -1,7 +1,6 @@
 //! What wraps the calls of clients.
 
 use std::{
-    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use bothways::{
     xclient::Selection,
 };
 
-use crate::support::{address, soon};
+use crate::support::{Log, address, soon};
 
 /// Notes what passes, under its name, and how it ends.
 #[derive(Clone)]
@@ -133,20 +132,6 @@ async fn a_layer_names_nothing_of_the_frameworks() {
     assert_eq!(error.to_string(), "no server: not today");
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Through a `Client` and an `XClient`, with a trace of the application and without.
 #[tokio::test(start_paused = true)]
 async fn a_trace_travels_to_the_handler_and_its_span() {
@@ -173,7 +158,7 @@ async fn a_trace_travels_to_the_handler_and_its_span() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     drop(guard);
 
-    let log = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");
+    let log = log.text();
     for trace in [ours, &begun] {
         let line = log.lines().find(|line| line.contains("it runs") && line.contains(trace));
         assert!(line.is_some_and(|line| line.contains("traceparent")), "{trace}: {log}");

@@ -1,10 +1,6 @@
 //! What wraps handlers.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bothways::{
     CallOptions, Client, ClientOptions, ErrorCode, Reply, Request, Router, Server, ServerBuilder, handler::BoxHandler,
@@ -12,7 +8,7 @@ use bothways::{
 };
 use tokio::time::Instant;
 
-use crate::support::{address, call, call_with, echo, echoing, gate, oneshot_to, settle, soon, until};
+use crate::support::{Log, address, call, call_with, echo, echoing, gate, oneshot_to, settle, soon, until};
 
 async fn served(builder: ServerBuilder) -> (Server, Listening, Client) {
     let server = builder.build();
@@ -126,7 +122,7 @@ async fn each_request_is_traced() {
     settle().await;
     drop(guard);
 
-    let log = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");
+    let log = log.text();
     let line = |method: &str| {
         let named = format!("method=\"{method}\"");
         log.lines().rfind(|line| line.contains(&named) && line.contains("ended")).unwrap_or_else(|| panic!("{log}"))
@@ -138,18 +134,4 @@ async fn each_request_is_traced() {
     }
     assert!(line("Slow").contains("took=7") && line("Slow").contains("oneway=true"), "{log}");
     assert!(!log.contains("secret"), "{log}");
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
