@@ -115,8 +115,7 @@ impl Beside {
     }
 
     /// Of an answer that is a request, from a plain client.
-    pub(crate) fn of_pairs(metadata: Metadata) -> Self {
-        let mut metadata = metadata;
+    pub(crate) fn of_pairs(mut metadata: Metadata) -> Self {
         metadata.compact();
         Self(Some(Arc::new(Parts { metadata, serialize: SerializeType::RAW, payload: Bytes::new() })))
     }

@@ -31,7 +31,6 @@ pub(crate) struct NoRoom;
 #[derive(Debug)]
 pub(crate) struct Room {
     table: Mutex<Table>,
-    of_connection_max: usize,
 }
 
 #[derive(Debug)]
@@ -74,10 +73,7 @@ impl Room {
         let of_connection_max = of_connection_max.max(payload_max);
         let bytes_max = bytes_max.max(of_connection_max);
         let (shares, line) = Default::default();
-        Self {
-            table: Mutex::new(Table { taken: 0, bytes_max, of_connection_max, shares, line, next: 0 }),
-            of_connection_max,
-        }
+        Self { table: Mutex::new(Table { taken: 0, bytes_max, of_connection_max, shares, line, next: 0 }) }
     }
 
     /// Room for so many bytes of a connection, at once or within [`WAIT_MAX`]. `clock` keeps the time on a thread without
@@ -88,13 +84,13 @@ impl Room {
         bytes: usize,
         clock: impl FnOnce() -> Option<Handle>,
     ) -> Result<Held, NoRoom> {
-        let bytes = bytes.clamp(SMALL, self.of_connection_max.max(SMALL));
-        let (number, told) = {
+        let (bytes, (number, told)) = {
             let mut table = self.table.lock();
+            let bytes = bytes.clamp(SMALL, table.of_connection_max.max(SMALL));
             if table.hold_if_it_fits(of, bytes) {
                 return Ok(Held { room: Arc::clone(self), of, bytes });
             }
-            table.wait(of, bytes)
+            (bytes, table.wait(of, bytes))
         };
         let _waits = Waits { room: self, of, place: (bytes, number) };
         match timeout(clock, after(WAIT_MAX), told).await {
@@ -119,7 +115,8 @@ impl Room {
     /// All that a connection may have.
     #[cfg(test)]
     pub(crate) async fn take_all(self: &Arc<Self>, of: u64) -> Held {
-        self.take(of, self.of_connection_max, || None).await.expect("it is alone")
+        let all = self.table.lock().of_connection_max;
+        self.take(of, all, || None).await.expect("it is alone")
     }
 
     /// Bytes of unpacked payloads that are held now, and how many connections are known.
