@@ -270,9 +270,13 @@ impl Registry {
     }
 }
 
-/// Without those whose client has named another of them: that one gets what is for both.
-fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
-    let wanted = |session: &Session| session.lock().wanted();
+/// Without those whose client has named another of them, or has got that one since they were listed: that one gets what
+/// is for both.
+pub(super) fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
+    let wanted = |session: &Session| {
+        let state = session.lock();
+        state.wanted().or_else(|| state.made_way_for().map(Session::id))
+    };
     let claiming: Vec<(SessionId, SessionId)> =
         sessions.iter().filter_map(|session| Some((session.id(), wanted(session)?))).collect();
     if !claiming.is_empty() {

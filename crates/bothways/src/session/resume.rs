@@ -401,6 +401,7 @@ fn lock_both<'a>(one: &'a Session, other: &'a Session) -> (Locked<'a, State>, Lo
 #[cfg(test)]
 mod tests {
     use super::{
+        super::registry::without_claims,
         super::{
             Push, Target,
             fixtures::{claim, plain_connections},
@@ -450,9 +451,14 @@ mod tests {
         let fresh = registry.of(&claims).expect("it is made");
         registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
         let everyone = || registry.find(&Target::everyone()).expect("no topic");
-        assert_eq!(everyone(), [registry.of(&first).expect("it was made")]);
+        let session = registry.of(&first).expect("it was made");
+        assert_eq!(everyone(), std::slice::from_ref(&session));
+        let listed_before = vec![fresh.clone(), session.clone()];
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
+        // Whoever has listed both just before calls one client, and not twice.
+        assert_eq!(without_claims(listed_before), [session]);
+        assert_eq!(without_claims(vec![fresh.clone()]), std::slice::from_ref(&fresh), "it stands for the other one");
         assert_eq!(
             fresh.connection().as_ref(),
             Some(&claims),
