@@ -8,7 +8,7 @@ use std::{
 
 use bothways::{
     Limits, Metadata, Server,
-    connection::{PushFrame, fan_out},
+    raw::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
 };
 use bothways_benches::contract;

@@ -2,7 +2,7 @@
 //!
 //! Allocations are counted beside the time: they hold where times do not.
 
-use bothways::{Limits, Metadata, SerializeType, connection::PushFrame};
+use bothways::{Limits, Metadata, SerializeType, raw::PushFrame};
 use bothways_benches::contract;
 use bothways_proto::{Deframer, Header, Seq, frame};
 use divan::{AllocProfiler, Bencher, counter::BytesCount};

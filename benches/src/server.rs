@@ -16,7 +16,8 @@ use std::{
 use bothways::{
     AdmissionOptions, Class, Connection, Limits, Metadata, OutgoingOptions, Overflow, Push, QueueBound, Reply, Request,
     Server, ServerBuilder, Stage, Timeouts,
-    connection::{ConnectionId, PushFrame, fan_out},
+    connection::ConnectionId,
+    raw::{PushFrame, fan_out},
     session::DropReason,
 };
 use bytes::Bytes;

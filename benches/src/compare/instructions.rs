@@ -18,7 +18,7 @@ use anyhow::{Context, bail, ensure};
 use bothways::{
     Client, ClientOptions, Connection, Limits, Metadata, SerializeType, Server, ServerLimits,
     codec::Raw,
-    connection::{PushFrame, fan_out},
+    raw::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
 };
 use bothways_proto::{Deframer, FrameParts, Header, Names, Seq};

@@ -63,10 +63,10 @@
 //! | the subscribers of a topic who are here now | [`Server::push`] with [`Target::subscribers_of`] | The same as a push to users. The topic's history does not keep it. |
 //! | anyone of these, with the newest value only | a [`Push`] of class [`Class::Latest`] | The newest value of the key arrives if the session lives or resumes. Older ones may be skipped. |
 //! | anyone of these, where a loss does no harm | a [`Push`] of class [`Class::Fire`] | At most once, on the connection of now. If the queue is full, the oldest is dropped. |
-//! | each target, with its own outcome | [`Server::push_each`], [`Server::publish_each`] | As `push` and `publish`, with a stream of which session ended at which [`Stage`]. |
+//! | each target, with its own outcome | any of these with [`Push::watch_each`], then [`Receipt::each`] | The same, with a stream of which session ended at which [`Stage`]. |
 //! | a client or user, with typed arguments | a stub of [`service`](macro@service) over a [`Session`] or [`User`] | As [`Session::push`], without a receipt. An error if it is known already that nobody gets it. |
-//! | one connection, as Go's `SendMessage` | [`Connection::send_message`], [`Server::send_message`] | At most once, on this connection. [`Sent`] says whether the kernel has it. [`Connection::send_message_within`] waits for room. |
-//! | every connection, as fast as possible | [`Server::broadcast`]; [`connection::fan_out`] for some | At most once. [`FanOut`](connection::FanOut) counts who was full or gone. |
+//! | one connection, as Go's `SendMessage` | [`Connection::send_message`]; [`Server::send_message`] is the same | At most once, on this connection. [`Sent`] says whether the kernel has it. [`Connection::send_message_within`] waits for room. |
+//! | every connection, as fast as possible | [`raw::broadcast`]; [`raw::fan_out`] for some | At most once. [`FanOut`](raw::FanOut) counts connections that were full or gone. |
 //! | a user, and get an answer | a stub or [`Caller::call_typed`] over [`Server::user`] | By [`CallPolicy`] the first, the most recent, a quorum or one device. A client that loses its connection and comes back in time runs the call once. [`User::call_all`] returns every answer. |
 //! | one client, and get an answer | the same over a [`Session`] | The same for one session. |
 //! | one connection, and get an answer | the same over a [`Connection`] | At most once. If the connection ends, so does the call. A plain rpcx client cannot be called: [`CallError::NotSupported`]. |
@@ -153,6 +153,7 @@ pub mod layer;
 pub mod options;
 mod packing;
 mod peer;
+pub mod raw;
 mod reply;
 pub mod router;
 pub mod server;

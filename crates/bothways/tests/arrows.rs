@@ -27,7 +27,7 @@ const ROWS: &[&[&str]] = &[
     &["session"],
     &["router", "layer", "handler"],
     &["client", "discovery"],
-    &["server", "xclient", "testing"],
+    &["server", "xclient", "testing", "raw"],
 ];
 
 /// The modules of `src/session`, in rows as those of the library. What stands in one row may be a cycle: a push, its

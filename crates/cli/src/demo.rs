@@ -10,7 +10,7 @@ use std::{
 use bothways::{
     CallOptions, Caller, Client, ClientOptions, CloseReason, Connection, ConnectionEvent, Encode, Metadata,
     OutgoingOptions, QueueBound, Reply, Request, Router, SerializeType, Server, Timeouts, connection::ConnectionId,
-    server::Listening,
+    raw, server::Listening,
 };
 use bothways_proto::{Header, Limits, Seq, frame};
 use bytes::Bytes;
@@ -230,10 +230,9 @@ impl Stage {
     async fn push_to_all(&self, crowd: &mut Crowd) -> Step<()> {
         let began = Instant::now();
         let metadata = Metadata::new();
-        let outcome = self
-            .server
-            .broadcast("test_service_path", "test_service_method", &metadata, b"hello, all of you")
-            .map_err(|error| error.to_string())?;
+        let outcome =
+            raw::broadcast(&self.server, "test_service_path", "test_service_method", &metadata, b"hello, all of you")
+                .map_err(|error| error.to_string())?;
         for guest in &mut crowd.guests {
             guest.expect("hello, all of you").await?;
         }
@@ -318,9 +317,7 @@ impl Stage {
         while began.elapsed() < stall {
             beats.tick().await;
             let sent = Instant::now();
-            let outcome = self
-                .server
-                .broadcast("Demo", "Tick", &Metadata::new(), payload.as_bytes())
+            let outcome = raw::broadcast(&self.server, "Demo", "Tick", &Metadata::new(), payload.as_bytes())
                 .map_err(|error| error.to_string())?;
             pushes += 1;
             refused += outcome.full;

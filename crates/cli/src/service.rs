@@ -6,10 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bothways::{
-    Connection, Metadata, PushError, Reply, Request, Router,
-    connection::{ConnectionId, FanOut},
-};
+use bothways::{Connection, Metadata, PushError, Reply, Request, Router, connection::ConnectionId, raw::FanOut};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 

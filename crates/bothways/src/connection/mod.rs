@@ -47,7 +47,7 @@ mod outgoing;
 mod pace;
 mod progress;
 mod rest;
-mod send;
+pub(crate) mod send;
 mod settings;
 mod socket;
 #[cfg(test)]
@@ -74,7 +74,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 use self::control::AfterWelcome;
-pub use self::send::{FanOut, PushFrame, Sent, fan_out};
+pub use self::send::Sent;
 pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,

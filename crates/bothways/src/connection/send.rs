@@ -34,7 +34,7 @@ pub enum Sent {
 /// may be secret.
 ///
 /// ```
-/// use bothways::{Limits, Metadata, Server, connection::{PushFrame, fan_out}};
+/// use bothways::{Limits, Metadata, Server, raw::{PushFrame, fan_out}};
 ///
 /// let frame = PushFrame::new("News", "Flash", &Metadata::new(), b"rain", &Limits::default())?;
 /// let server = Server::builder().build();
@@ -179,12 +179,8 @@ impl Connection {
         self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
     }
 
-    /// Queues a push that is already encoded. It is written by the next [`flush`](Self::flush), by the connection's own next
-    /// write, or by [`fan_out`]; without any of these within about a second, at the connection's next tick.
-    ///
-    /// # Errors
-    /// As [`Self::send_message`].
-    pub fn queue(&self, frame: &PushFrame) -> Result<(), PushError> {
+    /// See [`raw::queue`](crate::raw::queue).
+    pub(crate) fn queue(&self, frame: &PushFrame) -> Result<(), PushError> {
         let mut state = self.shared.state.lock();
         state.check_open()?;
         state.check_frame(&frame.0)?;

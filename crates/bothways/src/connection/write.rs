@@ -16,7 +16,7 @@ use super::{
 
 impl Connection {
     /// Writes what is queued, as far as the socket takes it without waiting.
-    pub fn flush(&self) -> Sent {
+    pub(crate) fn flush(&self) -> Sent {
         if self.write_out() { Sent::Written } else { Sent::Queued }
     }
 

@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Metadata, keys};
+use bothways_proto::{Limits, Metadata, keys};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
@@ -58,14 +58,15 @@ pub use self::{
 use self::{admission::Admission, builder::Hooks, door::Door};
 use crate::{
     calm::{Calm, Said, tell},
-    connection::{Connection, ConnectionId, FanOut, PushFrame, Sent, Settings, fan_out},
+    connection::{
+        Connection, ConnectionId, Sent, Settings,
+        send::{FanOut, PushFrame, fan_out},
+    },
     error::{CloseReason, PushError, ServeError},
     guard,
     in_turn::Lines,
     router::Router,
-    session::{
-        Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, TargetOutcomes, User,
-    },
+    session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, User},
     shrink::is_sparse,
     transport::{AnySocket, BoundListener, ListenOptions, Listeners},
 };
@@ -333,7 +334,7 @@ impl Server {
         self.shared.connections.lock().get(&id).cloned()
     }
 
-    /// Sends one message to one client. Never waits for the client.
+    /// [`Connection::send_message`], by the name that it has in rpcx.
     ///
     /// # Errors
     /// As [`Connection::send_message`].
@@ -348,24 +349,16 @@ impl Server {
         connection.send_message(service_path, service_method, metadata, payload)
     }
 
-    /// Sends one message to every client. It is encoded once, and no client waits for another. Where there is an
-    /// [auth hook](ServerBuilder::auth), those that have not passed it yet are left out.
-    ///
-    /// # Errors
-    /// [`PushError::TooLarge`]: nobody got it.
-    pub fn broadcast(
-        &self,
-        service_path: &str,
-        service_method: &str,
-        metadata: &Metadata,
-        payload: &[u8],
-    ) -> Result<FanOut, PushError> {
-        let limits = &self.shared.settings.limits;
-        let frame = PushFrame::new(service_path, service_method, metadata, payload, limits)?;
+    /// Sends a frame to every client that has passed the auth hook.
+    pub(crate) fn broadcast(&self, frame: &PushFrame) -> FanOut {
         // Nothing is written, and nobody woken, under the lock of the table.
         let mut connections = self.shared.all_connections();
         connections.retain(Connection::is_trusted);
-        Ok(fan_out(&connections, &[frame]))
+        fan_out(&connections, std::slice::from_ref(frame))
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared.settings.limits
     }
 
     /// Pushes to every session that `target` names. The push is encoded once, and no client waits for another.
@@ -379,33 +372,9 @@ impl Server {
     /// # Errors
     /// [`SendError`]: nobody got it.
     pub fn push(&self, target: &Target, push: &Push) -> Result<Receipt, SendError> {
-        let receipt = Receipt::new();
+        let receipt = Receipt::of(push);
         self.shared.sessions.push(target, push, &receipt)?;
         Ok(receipt)
-    }
-
-    /// As [`Self::push`], with a stream of the end of each target: which session has handled it, and which never
-    /// will.
-    ///
-    /// ```no_run
-    /// # async fn example(server: bothways::Server) -> Result<(), Box<dyn std::error::Error>> {
-    /// use bothways::{Push, Stage, Target};
-    ///
-    /// let (_receipt, mut outcomes) = server.push_each(&Target::everyone(), &Push::new("News", "Flash", "rain"))?;
-    /// while let Some((session, stage)) = outcomes.next().await {
-    ///     if stage != Stage::Handled {
-    ///         println!("{session} has not handled it: {stage:?}");
-    ///     }
-    /// }
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Self::push`].
-    pub fn push_each(&self, target: &Target, push: &Push) -> Result<(Receipt, TargetOutcomes), SendError> {
-        let (receipt, outcomes) = Receipt::with_outcomes();
-        self.shared.sessions.push(target, push, &receipt)?;
-        Ok((receipt, outcomes))
     }
 
     /// Publishes to a topic: pushes to every session that subscribes to it, once to each, and keeps the push if
@@ -440,19 +409,9 @@ impl Server {
     /// # Errors
     /// [`SendError`]: nobody got it, and it is not kept.
     pub fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
-        let receipt = Receipt::new();
+        let receipt = Receipt::of(push);
         self.shared.sessions.hub.publish(topic, push, &receipt)?;
         Ok(receipt)
-    }
-
-    /// As [`Self::publish`], with a stream of the end of each target, as [`Self::push_each`] has it.
-    ///
-    /// # Errors
-    /// As [`Self::publish`].
-    pub fn publish_each(&self, topic: &str, push: &Push) -> Result<(Receipt, TargetOutcomes), SendError> {
-        let (receipt, outcomes) = Receipt::with_outcomes();
-        self.shared.sessions.hub.publish(topic, push, &receipt)?;
-        Ok((receipt, outcomes))
     }
 
     /// The members of a topic whose options show [presence](crate::session::TopicOptions::presence); for any other topic

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Runtimes,
-    connection::PushFrame,
+    connection::send::PushFrame,
     error::{PushError, ReservedName},
 };
 

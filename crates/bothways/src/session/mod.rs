@@ -15,7 +15,7 @@
 //! | `side_by_side.rs` | futures of which only those that were woken are polled |
 //! | `receipt.rs` | what became of it |
 //! | `acks.rs` | how far a client is, as it says so on the wire |
-//! | `each.rs` | what became of it for each of many, for who asks |
+//! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | what is left of those that ended, for who asks later |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `few.rs` | a list that nearly always has one item |
@@ -288,7 +288,7 @@ impl Session {
     /// [`PushError::TooLarge`] and [`PushError::ReservedMetadata`]: nothing was queued.
     pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
-        let receipt = Receipt::new();
+        let receipt = Receipt::of(push);
         let frame = match self.inner.registry.upgrade() {
             Some(registry) => registry.fan_out.encode(push)?,
             None => return Ok(receipt),
@@ -307,7 +307,7 @@ impl Session {
     pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
         let deadline = after(wait);
-        let receipt = Receipt::new();
+        let receipt = Receipt::of(push);
         let frame = match self.inner.registry.upgrade() {
             Some(registry) => registry.fan_out.encode(push)?,
             None => return Ok(receipt),

@@ -131,6 +131,8 @@ pub struct Push {
     pub(super) priority: Priority,
     pub(super) time_to_live: Option<Duration>,
     pub(super) key: Option<(Arc<str>, KeyHash)>,
+    /// Its receipt notes the end of each target.
+    pub(super) watches_each: bool,
     /// What trails call it, made once for all sessions.
     pub(super) name: OnceLock<Arc<str>>,
 }
@@ -148,6 +150,7 @@ impl Push {
             priority: Priority::Normal,
             time_to_live: None,
             key: None,
+            watches_each: false,
             name: OnceLock::new(),
         }
     }
@@ -229,6 +232,13 @@ impl Push {
     /// what was first sent in time.
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
+        self
+    }
+
+    /// Its receipt notes how each target ends, for [`Receipt::each`]: which session has handled it, and which never
+    /// will. That takes 24 bytes for each target as long as the receipt is kept. Default: the receipt only counts.
+    pub fn watch_each(mut self) -> Self {
+        self.watches_each = true;
         self
     }
 

@@ -19,7 +19,7 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use parking_lot::Mutex;
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{
-    SessionId,
+    Push, SessionId,
     each::{Each, TargetOutcomes},
     explain::Trail,
     history::Position,
@@ -230,6 +230,8 @@ impl Outcomes {
 #[derive(Clone, Debug)]
 pub struct Receipt {
     tally: Arc<Tally>,
+    /// If the push asked for the end of each target, and not only for how many there are.
+    each: Option<Arc<Each>>,
 }
 
 #[derive(Debug, Default)]
@@ -238,8 +240,8 @@ struct Tally {
     changed: Notify,
     /// Where a topic keeps it.
     stored: OnceLock<Position>,
-    /// If somebody wants to know the end of each target, and not only how many there are.
-    each: Option<Arc<Each>>,
+    /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
+    each: Weak<Each>,
 }
 
 impl Changes for Tally {
@@ -249,21 +251,27 @@ impl Changes for Tally {
 }
 
 impl Receipt {
-    pub(crate) fn new() -> Self {
-        Self { tally: Arc::default() }
+    /// Only counts.
+    pub(super) fn new() -> Self {
+        Self { tally: Arc::default(), each: None }
     }
 
-    /// A receipt whose targets tell their ends too. All of them are entered before anybody reads these.
-    pub(crate) fn with_outcomes() -> (Self, TargetOutcomes) {
+    /// Counts, and notes the end of each target.
+    fn of_each() -> Self {
         let each = Arc::<Each>::default();
-        let tally = Tally { each: Some(Arc::clone(&each)), ..Tally::default() };
-        (Self { tally: Arc::new(tally) }, TargetOutcomes::new(each))
+        let tally = Tally { each: Arc::downgrade(&each), ..Tally::default() };
+        Self { tally: Arc::new(tally), each: Some(each) }
+    }
+
+    /// As the push asks.
+    pub(crate) fn of(push: &Push) -> Self {
+        if push.watches_each { Self::of_each() } else { Self::new() }
     }
 
     /// The place of one more target, which is queued.
     pub(super) fn ticket(&self, session: SessionId) -> Ticket {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
-        let place = self.tally.each.as_ref().map_or(0, |each| each.enter(session));
+        let place = self.each.as_ref().map_or(0, |each| each.enter(session));
         Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, trail: None, repetitions: None }
     }
 
@@ -282,6 +290,26 @@ impl Receipt {
     /// How many targets are at which stage now.
     pub fn outcomes(&self) -> Outcomes {
         *self.tally.outcomes.lock()
+    }
+
+    /// How each target ends, as it happens; `None` if the push did not ask for it with [`Push::watch_each`]. Each stream
+    /// begins with the first target that ended, whenever it is made, so none is missed.
+    ///
+    /// ```no_run
+    /// # async fn example(server: bothways::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// use bothways::{Push, Stage, Target};
+    ///
+    /// let receipt = server.push(&Target::everyone(), &Push::new("News", "Flash", "rain").watch_each())?;
+    /// let mut each = receipt.each().ok_or("the push did not ask")?;
+    /// while let Some((session, stage)) = each.next().await {
+    ///     if stage != Stage::Handled {
+    ///         println!("{session} has not handled it: {stage:?}");
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn each(&self) -> Option<TargetOutcomes> {
+        self.each.clone().map(TargetOutcomes::new)
     }
 
     /// Waits until every target is written, or ended otherwise.
@@ -371,7 +399,8 @@ impl Ticket {
             outcomes.counts[to.index()] += 1;
         }
         self.stage = to;
-        if let Some(each) = self.tally.each.as_ref().filter(|_| to.is_final()) {
+        let each = if to.is_final() { self.tally.each.upgrade() } else { None };
+        if let Some(each) = each {
             each.end(self.place, to);
         }
         if let Some((trail, number)) = &self.trail {
@@ -416,10 +445,17 @@ mod tests {
         receipt.ticket(SessionId(7))
     }
 
-    /// Who asks is told of each target once, in the order of their ends; who does not read any more costs nothing.
+    fn watched() -> (Receipt, TargetOutcomes) {
+        let receipt = Receipt::of_each();
+        let each = receipt.each().expect("it was asked for");
+        (receipt, each)
+    }
+
+    /// Each stream tells each target once, in the order of their ends, whenever it is made. A push that did not ask
+    /// has none. Once nobody can read them, ends are not kept.
     #[tokio::test]
     async fn each_target_tells_its_end_once() {
-        let (receipt, mut outcomes) = Receipt::with_outcomes();
+        let (receipt, mut outcomes) = watched();
         let mut tickets: Vec<_> = (0..3).map(|n| receipt.ticket(SessionId(n))).collect();
         let reading = tokio::spawn(async move {
             let mut told = Vec::new();
@@ -435,14 +471,49 @@ mod tests {
         tokio::task::yield_now().await;
         drop(tickets);
         let gone = Stage::Dropped(DropReason::SessionEnded);
-        assert_eq!(reading.await.expect("no panic"), [(2, Stage::Handled), (0, gone), (1, gone)]);
+        let all = [(2, Stage::Handled), (0, gone), (1, gone)];
+        assert_eq!(reading.await.expect("no panic"), all);
+        let mut late = receipt.each().expect("it was asked for");
+        for (session, stage) in all {
+            assert_eq!(late.next().await, Some((SessionId(session), stage)));
+        }
+        assert_eq!(late.next().await, None);
 
-        let (receipt, outcomes) = Receipt::with_outcomes();
-        let ticket = receipt.ticket(SessionId(1));
+        let (receipt, outcomes) = watched();
+        let (first, second) = (receipt.ticket(SessionId(1)), receipt.ticket(SessionId(2)));
         drop(outcomes);
-        drop(ticket);
+        drop(first);
         assert_eq!(receipt.outcomes().dropped(), 1, "the receipt counts on");
-        assert_eq!(Receipt::with_outcomes().1.next().await, None, "no target, no outcome");
+        drop(receipt);
+        assert!(second.tally.each.upgrade().is_none(), "nothing is kept");
+        assert_eq!(watched().1.next().await, None, "no target, no outcome");
+        assert!(Receipt::new().each().is_none(), "it was not asked for");
+        assert_eq!(size_of::<SessionId>() + size_of::<(u32, Stage)>(), 24, "as documented");
+    }
+
+    /// Several streams wait side by side, and one that is dropped leaves no waker behind.
+    #[tokio::test]
+    async fn streams_of_one_receipt_wait_side_by_side() {
+        let (receipt, mut one) = watched();
+        let (mut other, mut left) = (receipt.each().expect("asked for"), receipt.each().expect("asked for"));
+        let ticket = receipt.ticket(SessionId(1));
+        {
+            let mut waits = pin!(left.next());
+            let waker = std::task::Waker::noop();
+            for _ in 0..2 {
+                assert!(waits.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+            }
+        }
+        drop(left);
+        let end_it = async {
+            tokio::task::yield_now().await;
+            drop(ticket);
+        };
+        let gone = Some((SessionId(1), Stage::Dropped(DropReason::SessionEnded)));
+        let both = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+            tokio::join!(one.next(), other.next(), end_it)
+        });
+        assert_eq!(both.await.expect("both are woken"), (gone, gone, ()));
     }
 
     /// Each target is in one place, and a ticket that is lost is counted, not forgotten.
@@ -570,7 +641,7 @@ mod tests {
 
         use futures_core::Stream;
 
-        let (receipt, mut outcomes) = Receipt::with_outcomes();
+        let (receipt, mut outcomes) = watched();
         let mut tickets: Vec<_> = (0..3).map(|n| receipt.ticket(SessionId(n))).collect();
         let next = |outcomes: &mut TargetOutcomes| {
             Pin::new(outcomes).poll_next(&mut std::task::Context::from_waker(Waker::noop())).map(|next| next.is_some())

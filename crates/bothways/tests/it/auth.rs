@@ -355,7 +355,7 @@ async fn a_stranger_is_sent_nothing_and_does_not_stay() {
 
     settle().await;
     server.push(&Target::everyone(), &Push::new("News", "say", "secret")).expect("small");
-    let sent = server.broadcast("News", "shout", &Metadata::new(), b"secret").expect("small");
+    let sent = bothways::raw::broadcast(&server, "News", "shout", &Metadata::new(), b"secret").expect("small");
     assert_eq!(sent.queued, 0, "nobody was let in yet");
 
     let heard: Vec<_> = bad.rest().await.iter().map(|message| message.error_text()).collect();
@@ -370,7 +370,7 @@ async fn a_stranger_is_sent_nothing_and_does_not_stay() {
     let heard = silent.rest().await;
     assert!(heard.iter().all(|message| message.header().is_heartbeat()), "{heard:?}");
     assert!((290..310).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
-    assert!(server.broadcast("News", "shout", &Metadata::new(), b"open").is_ok());
+    assert!(bothways::raw::broadcast(&server, "News", "shout", &Metadata::new(), b"open").is_ok());
     assert_eq!(good.next().await.service_method(), "shout");
 }
 

@@ -282,12 +282,12 @@ impl World {
                     push = push.idempotency_key(&key.to_string()).expect("short");
                 }
                 let server = self.network.server();
-                let (receipt, outcomes) = match each {
-                    _ if is_kept => server.publish(JOURNAL, &push).map(|receipt| (receipt, None)),
-                    true => server.push_each(&target, &push).map(|(receipt, each)| (receipt, Some(each))),
-                    false => server.push(&target, &push).map(|receipt| (receipt, None)),
+                if each {
+                    push = push.watch_each();
                 }
-                .expect("small");
+                let sent = if is_kept { server.publish(JOURNAL, &push) } else { server.push(&target, &push) };
+                let receipt = sent.expect("small");
+                let outcomes = receipt.each();
                 assert_eq!(receipt.outcomes().targets(), to.len());
                 self.pushes.push(Pushed {
                     address,

@@ -35,7 +35,7 @@ async fn ten_thousand_clients_leave_nothing() {
                     Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
                 let options = CallOptions::new().timeout(Duration::from_millis(5));
                 call_with(&client, "Wait", "x", options).await.expect_err("nobody answers");
-                server.broadcast("T", "News", &Metadata::new(), b"x").expect("it is small");
+                bothways::raw::broadcast(&server, "T", "News", &Metadata::new(), b"x").expect("it is small");
                 client.close();
                 drop(messages);
             }
@@ -85,7 +85,7 @@ async fn a_clients_handlers_go_with_it() {
         connections(&server, 1).await[0].send_message("T", "Other", &Metadata::new(), "").expect("room");
         let kept = (round == 1).then(|| client.connection().expect("it is up"));
         if round == 2 {
-            server.broadcast("T", "Many", &Metadata::new(), &[0; 1000]).expect("it is small");
+            bothways::raw::broadcast(&server, "T", "Many", &Metadata::new(), &[0; 1000]).expect("it is small");
         }
         drop(client);
         connections(&server, 0).await;

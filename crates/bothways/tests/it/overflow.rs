@@ -10,7 +10,8 @@ use std::{
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, Connection, Metadata, OutgoingOptions, Overflow, PushError,
-    QueueBound, Reconnect, Reply, Request, Server, ServerBuilder, ServerLimits, Timeouts, connection::PushFrame,
+    QueueBound, Reconnect, Reply, Request, Server, ServerBuilder, ServerLimits, Timeouts,
+    raw::{self, PushFrame},
 };
 use bothways_proto::{Message, PeerMisbehaved, Seq};
 use tokio::time::Instant;
@@ -443,7 +444,7 @@ async fn a_push_that_is_queued_leaves_by_itself() {
     for n in 0..5 {
         let limits = bothways::Limits::default();
         let push = PushFrame::new("T", "News", &NONE, &payload(n), &limits).expect("small");
-        connection.queue(&push).expect("room");
+        raw::queue(&connection, &push).expect("room");
         let heard = tokio::time::timeout(Duration::from_secs(2), slow.next()).await.expect("within a second");
         assert_eq!(number(&heard.wire_payload()), n);
         tokio::time::sleep(Duration::from_secs(2)).await;

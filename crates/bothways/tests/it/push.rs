@@ -8,7 +8,7 @@ use std::{
 use bothways::{
     Class, Client, ClientOptions, Connection, Limits, Metadata, OutgoingOptions, Priority, Push, PushError, QueueBound,
     Reply, Request, Router, Server, Target, WeakServer,
-    connection::{FanOut, PushFrame, fan_out},
+    raw::{self, FanOut, PushFrame, fan_out},
 };
 use hex_literal::hex;
 use tokio::sync::mpsc;
@@ -277,7 +277,7 @@ async fn a_broadcast_reaches_everybody() {
         clients.push(Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens"));
     }
     let connections = connections(&server, 5).await;
-    let outcome = server.broadcast("T", "All", &Metadata::new(), b"x").expect("it is small");
+    let outcome = raw::broadcast(&server, "T", "All", &Metadata::new(), b"x").expect("it is small");
     assert_eq!(outcome, FanOut { queued: 5, ..FanOut::default() });
     for connection in &connections {
         assert_eq!(server.connection(connection.id()).map(|found| found.id()), Some(connection.id()));
@@ -332,7 +332,7 @@ async fn a_push_that_is_too_large_is_refused() {
     let connection = &connections(&server, 1).await[0];
     let error = connection.send_message("T", "Large", &Metadata::new(), vec![0; 1000]).expect_err("too large");
     assert!(matches!(error, PushError::TooLarge(_)), "{error}");
-    assert!(server.broadcast("T", "Large", &Metadata::new(), &[0; 1000]).is_err());
+    assert!(raw::broadcast(&server, "T", "Large", &Metadata::new(), &[0; 1000]).is_err());
     client.hears_nothing().await;
     assert_eq!(connection.stats().pushes_sent, 0);
 }

@@ -116,7 +116,9 @@ async fn each_target_of_a_fan_out_tells_its_end() {
     let of = |user: &str| server.sessions(&Target::user(user)).expect("no topic").remove(0).id();
     let (ann, bob_s, carl_s) = (of("ann"), of("bob"), of("carl"));
 
-    let (receipt, mut each) = server.push_each(&Target::everyone(), &Push::new("Chat", "say", "hi")).expect("small");
+    let hi = Push::new("Chat", "say", "hi").watch_each();
+    let receipt = server.push(&Target::everyone(), &hi).expect("small");
+    let mut each = receipt.each().expect("it was asked for");
     assert_eq!(each.next().await, Some((carl_s, Stage::PlainWritten)));
     assert!(tokio::time::timeout(Duration::from_secs(1), each.next()).await.is_err(), "nobody is done");
     drop(to_ann.next().await.expect("it came"));
@@ -127,11 +129,21 @@ async fn each_target_of_a_fan_out_tells_its_end() {
     assert_eq!(each.next().await, None);
     assert_eq!(receipt.outcomes().open(), 0);
 
-    let (_receipt, mut each) = server.publish_each("own.ann", &Push::new("Chat", "say", "hi")).expect("small");
+    let mut each = server.publish("own.ann", &hi).expect("small").each().expect("it was asked for");
     drop(to_ann.next().await.expect("it came"));
     assert_eq!((each.next().await, each.next().await), (Some((ann, Stage::Handled)), None));
-    let (_receipt, mut nobody) = server.push_each(&Target::user("dora"), &Push::new("Chat", "say", "")).expect("small");
+    let mut nobody = server.push(&Target::user("dora"), &hi).expect("small").each().expect("it was asked for");
     assert_eq!(nobody.next().await, None);
+
+    let session = server.session(ann).expect("she is there");
+    let pushed = [session.push(&hi), session.push_within(Duration::from_secs(1), &hi).await];
+    for receipt in pushed {
+        let mut each = receipt.expect("small").each().expect("it was asked for");
+        drop(to_ann.next().await.expect("it came"));
+        assert_eq!((each.next().await, each.next().await), (Some((ann, Stage::Handled)), None));
+    }
+    let unasked = server.push(&Target::user("ann"), &Push::new("Chat", "say", "hi")).expect("small");
+    assert!(unasked.each().is_none(), "a receipt keeps only what it was asked for");
 }
 
 /// Go's client reads before its application listens: what a plain client is owed waits until it asks for something,

@@ -1,7 +1,7 @@
 //! What handles and options show of themselves in a log: enough to know them by, and no secret.
 
 use bothways::{
-    CallPolicy, Client, ClientOptions, Limits, Metadata, Reconnect, Server, Target, connection::PushFrame,
+    CallPolicy, Client, ClientOptions, Limits, Metadata, Reconnect, Server, Target, raw::PushFrame,
     server::AdminOptions, session::TopicOptions,
 };
 

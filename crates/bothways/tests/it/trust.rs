@@ -9,7 +9,7 @@ use bothways::{
     AdmissionOptions, CallError, CallOptions, Caller, Class, Client, ClientOptions, FailMode, MultipleServersDiscovery,
     Push, PushError, Reply, Request, Router, SelectMode, Server, Target, WeakServer, XClient, XClientOptions,
     caller::RawCall,
-    connection::PushFrame,
+    raw::{self, PushFrame},
     router::RouteProblem,
     session::{Position, SendError},
 };
@@ -114,13 +114,13 @@ async fn no_entrance_takes_reserved_pairs_or_paths() {
         let pushed = [
             refused(server.push(&Target::everyone(), &push)),
             refused(server.publish("news", &push)),
-            refused(server.push_each(&Target::user("nobody"), &push).map(|(receipt, _)| receipt)),
+            refused(server.push(&Target::user("nobody"), &push.clone().watch_each())),
             is_refused(&session.push(&push)),
             is_refused(&session.push_within(Duration::ZERO, &push).await),
             is_refused(&connection.send_message(path, "m", &metadata, "x")),
             is_refused(&connection.send_message_within(Duration::ZERO, path, "m", &metadata, "x").await),
             is_refused(&server.send_message(&connection, path, "m", &metadata, "x")),
-            is_refused(&server.broadcast(path, "m", &metadata, b"x")),
+            is_refused(&raw::broadcast(&server, path, "m", &metadata, b"x")),
             is_refused(&PushFrame::new(path, "m", &metadata, b"x", &Limits::default())),
         ];
         assert_eq!(pushed, [!to_clients; 10], "{said}");

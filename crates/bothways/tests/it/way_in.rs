@@ -759,7 +759,7 @@ async fn a_payload_that_a_broadcast_pushes_out_may_look_at_the_server() {
         connection.send_message("T", "News", &Metadata::new(), looks).expect("the oldest is dropped");
         let (of_thread, done) = (server.clone(), std::sync::mpsc::channel());
         std::thread::spawn(move || {
-            of_thread.broadcast("T", "News", &Metadata::new(), b"all").expect("small");
+            bothways::raw::broadcast(&of_thread, "T", "News", &Metadata::new(), b"all").expect("small");
             done.0.send(())
         });
         done.1.recv_timeout(Duration::from_secs(20)).expect("it is not blocked");

@@ -181,7 +181,7 @@ async fn a_call_half_sent_over_tls_may_have_run() {
     let connection = Connection::start(Role::Client, socket, Arc::default(), inlet, None, |_| {});
     // Queued first, so that both leave in one write, before the connection's task has had a turn.
     let limits = bothways_proto::Limits::default();
-    let frame = crate::connection::PushFrame::new("T", "x", &Metadata::new(), &[7; 40_000], &limits);
+    let frame = crate::connection::send::PushFrame::new("T", "x", &Metadata::new(), &[7; 40_000], &limits);
     connection.queue(&frame.expect("small")).expect("room");
     let calling = call(&connection, "wait", Bytes::from_static(b"small"));
     let error = tokio::time::timeout(LIMIT, calling).await.expect("in time").expect_err("it broke");

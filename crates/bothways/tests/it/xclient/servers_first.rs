@@ -5,7 +5,7 @@ use super::*;
 /// What `server` sends to all who are connected.
 fn send_to_all(server: &Server, payload: &str) -> usize {
     let metadata = Metadata::new();
-    server.broadcast("Chat", "say", &metadata, payload.as_bytes()).expect("it is small").queued
+    bothways::raw::broadcast(server, "Chat", "say", &metadata, payload.as_bytes()).expect("it is small").queued
 }
 
 /// No call is needed, neither for the first connection nor after a loss.
