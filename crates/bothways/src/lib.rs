@@ -179,10 +179,10 @@ pub use self::{
     options::{Heartbeat, QueueBound},
     router::{Router, Service},
     server::{
-        AdmissionOptions, OutgoingOptions, Server, ServerBuilder, ServerLimits, ServerOptions, SessionOptions,
+        AdmissionOptions, OutgoingOptions, Server, ServerBuilder, ServerLimits, ServerOptions,
         Timeouts, WeakServer,
     },
-    session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, Stage, Target, User},
+    session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, SessionOptions, Stage, Target, User},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},
 };
 #[cfg(feature = "macros")]

@@ -13,7 +13,7 @@ use super::{
     admission::{Admission, AdmissionOptions},
     control,
     door::{AdminOptions, Door},
-    options::{OutgoingOptions, ServerLimits, ServerOptions, SessionOptions, Timeouts},
+    options::{OutgoingOptions, ServerLimits, ServerOptions, Timeouts},
     topics,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     packing::Room,
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
-    session::{self, Registry, Rules, TopicError, TopicOptions},
+    session::{Registry, Rules, SessionOptions, Setup, TopicError, TopicOptions},
     transport::ListenOptions,
 };
 
@@ -332,11 +332,12 @@ impl ServerBuilder {
         let room = || Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
         (settings.room, settings.reply_room) = (room(), room());
 
-        let mut sessions = session::SessionOptions::default();
-        sessions.rules = self.rules;
-        options.sessions.apply(&mut sessions);
-        sessions.limits = settings.limits.clone();
-        sessions.counts_user_calls = limits.calls_per_user_max.is_some();
+        let sessions = Setup {
+            options: options.sessions,
+            rules: self.rules,
+            limits: settings.limits.clone(),
+            counts_user_calls: limits.calls_per_user_max.is_some(),
+        };
 
         let connections = Arc::default();
         let on_service_addresses = self.admin.as_ref().is_some_and(AdminOptions::is_on_service_addresses);

@@ -52,9 +52,10 @@ pub use self::{
     builder::ServerBuilder,
     door::{AdminOptions, EmptyAdminToken},
     inlet::AuthRequest,
-    options::{OutgoingOptions, ServerLimits, ServerOptions, SessionOptions, Timeouts},
+    options::{OutgoingOptions, ServerLimits, ServerOptions, Timeouts},
     shutdown::ShutdownReport,
 };
+pub use crate::session::SessionOptions;
 use self::{admission::Admission, builder::Hooks, door::Door};
 use crate::{
     calm::{Calm, Said, tell},

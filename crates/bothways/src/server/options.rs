@@ -10,7 +10,7 @@ use crate::config;
 use crate::{
     connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     options::{Heartbeat, QueueBound},
-    session,
+    session::SessionOptions,
 };
 
 /// All options of a server that are numbers: what a program reads from a file.
@@ -312,7 +312,7 @@ impl OutgoingOptions {
     }
 
     /// Messages of [`Connection::send_message`](crate::Connection::send_message) and
-    /// [`Server::broadcast`](super::Server::broadcast) that may wait for one slow client, beyond the 64 KiB that are
+    /// [`raw::broadcast`](crate::raw::broadcast) that may wait for one slow client, beyond the 64 KiB that are
     /// being written. Default 1,024 messages, 1 MiB: a burst, not a backlog.
     pub fn push_queue(mut self, bound: QueueBound) -> Self {
         self.push_queue = bound;
@@ -442,174 +442,5 @@ impl Timeouts {
         watch.write_timeout = self.write;
         watch.frame_progress_min = self.frame_progress_min;
         watch.frame_progress_time = self.frame_progress_time;
-    }
-}
-
-/// How long a session waits for its client to come back, and how much it keeps for it.
-///
-/// ```
-/// use std::time::Duration;
-///
-/// use bothways::{QueueBound, Server, SessionOptions};
-///
-/// let sessions = SessionOptions::new()
-///     .resume_window(Duration::from_secs(300))
-///     .log(QueueBound::messages(2_000).bytes(2 << 20));
-/// let server = Server::builder().sessions(sessions).build();
-/// ```
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
-#[must_use]
-pub struct SessionOptions {
-    #[cfg_attr(feature = "config", serde(with = "humantime_serde"))]
-    resume_window: Duration,
-    away_max: usize,
-    log: QueueBound,
-    user_log_bytes_max: Option<usize>,
-    fire_queue: QueueBound,
-    latest_queue: QueueBound,
-    idempotency_keys_max: Option<usize>,
-    events_max: usize,
-    ended_max: usize,
-    subscriptions_max: usize,
-    subscription_bytes_max: usize,
-    all_subscription_bytes_max: usize,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        let rules = session::SessionOptions::default();
-        Self {
-            resume_window: rules.resume_window,
-            away_max: rules.away_max,
-            log: QueueBound::default(),
-            user_log_bytes_max: None,
-            fire_queue: QueueBound::default(),
-            latest_queue: QueueBound::default(),
-            idempotency_keys_max: None,
-            events_max: rules.events_max,
-            ended_max: rules.ended_max,
-            subscriptions_max: rules.subscriptions_max,
-            subscription_bytes_max: rules.subscription_bytes_max,
-            all_subscription_bytes_max: rules.all_subscription_bytes_max,
-        }
-    }
-}
-
-impl SessionOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// How long the session of a client that lost its connection waits for it to come back. Default 120 s. Only
-    /// Bothways clients that listen have sessions that outlive their connections, and Go applications that asked for
-    /// one.
-    pub fn resume_window(mut self, window: Duration) -> Self {
-        self.resume_window = window;
-        self
-    }
-
-    /// Most sessions that wait for their clients at once. When one more client leaves, one of them ends: its pushes
-    /// count as dropped because the session ended, and its client gets a new session if it comes back. First end
-    /// sessions that are owed nothing and never subscribed to anything; then those of the user who has most of them, of
-    /// these the one that is away longest. Sessions without a user count for the address of their client. Default
-    /// 100,000, which with nothing owed to them take about 150 MiB: all the clients of a busy server, when its network
-    /// fails for a moment.
-    pub fn away_max(mut self, sessions: usize) -> Self {
-        self.away_max = sessions;
-        self
-    }
-
-    /// Tracked pushes that a session keeps until its client has handled them. More are refused, and the client is told
-    /// of the gap. Default 1,000 pushes, 1 MiB.
-    pub fn log(mut self, bound: QueueBound) -> Self {
-        self.log = bound;
-        self
-    }
-
-    /// Bytes in the logs of all sessions of one user. A tracked push beyond it is refused, and the client is told of
-    /// the gap, even if the session's own log has room. Default 16 MiB: 16 devices that are all full.
-    ///
-    /// Values of class `Latest` count from when they are sent until they are handled, and are not refused for it.
-    pub fn user_log_bytes_max(mut self, bytes: usize) -> Self {
-        self.user_log_bytes_max = Some(bytes);
-        self
-    }
-
-    /// Pushes of class `Fire` that may wait for one session. Beyond it the oldest is dropped. Default 256 pushes, 256
-    /// KiB.
-    pub fn fire_queue(mut self, bound: QueueBound) -> Self {
-        self.fire_queue = bound;
-        self
-    }
-
-    /// Values of class `Latest`, one for each key, that may wait for one session; bytes include those of the keys. More
-    /// are refused, and the client is told of the gap. Default 1,024 keys, 1 MiB.
-    pub fn latest_queue(mut self, bound: QueueBound) -> Self {
-        self.latest_queue = bound;
-        self
-    }
-
-    /// [Idempotency keys](crate::Push::idempotency_key) that a session remembers; beyond it the oldest are forgotten.
-    /// Default 1,024: a burst of retries, and at most 64 KiB. Zero turns them off.
-    pub fn idempotency_keys_max(mut self, keys: usize) -> Self {
-        self.idempotency_keys_max = Some(keys);
-        self
-    }
-
-    /// Events that [`Server::explain`](super::Server::explain) keeps of one session. Default 64, about 5 KiB when full.
-    /// Zero keeps none, and nothing of sessions that ended.
-    pub fn events_max(mut self, events: usize) -> Self {
-        self.events_max = events;
-        self
-    }
-
-    /// How many sessions that ended [`Server::explain`](super::Server::explain) still knows. Default 4,096; zero for
-    /// none. It keeps the last 8 of each user, and prefers those in which something was sent. A quarter may have had no
-    /// user. All together take 8 MiB at most. A session that had no user, push, call or subscription is not kept,
-    /// unless the server ended it.
-    pub fn ended_max(mut self, sessions: usize) -> Self {
-        self.ended_max = sessions;
-        self
-    }
-
-    /// Most topics and patterns to which one client may subscribe by itself; more are refused. Default 1,000.
-    pub fn subscriptions_max(mut self, subscriptions: usize) -> Self {
-        self.subscriptions_max = subscriptions;
-        self
-    }
-
-    /// Bytes that the subscriptions of one client may take: for a topic 256 and its name; for a pattern with wildcards
-    /// also twice its name and 640 for each segment. Default 512 KiB: 1,000 topics with the longest names, or some 200
-    /// patterns.
-    pub fn subscription_bytes_max(mut self, bytes: usize) -> Self {
-        self.subscription_bytes_max = bytes;
-        self
-    }
-
-    /// Bytes that all subscriptions at the server may take, before those of clients are refused. The name of a topic
-    /// counts once, and each of its subscribers 64 bytes. Default 1 GiB: some three million topics with one subscriber
-    /// each.
-    pub fn all_subscription_bytes_max(mut self, bytes: usize) -> Self {
-        self.all_subscription_bytes_max = bytes;
-        self
-    }
-
-    /// Puts these into the rules of the sessions.
-    pub(super) fn apply(&self, rules: &mut session::SessionOptions) {
-        rules.resume_window = self.resume_window;
-        rules.away_max = self.away_max;
-        rules.set_bounds(self.log, self.fire_queue, self.latest_queue);
-        if let Some(bytes) = self.user_log_bytes_max {
-            rules.set_user_log(bytes);
-        }
-        if let Some(keys) = self.idempotency_keys_max {
-            rules.set_idempotency_keys(keys);
-        }
-        (rules.events_max, rules.ended_max) = (self.events_max, self.ended_max);
-        rules.subscriptions_max = self.subscriptions_max;
-        rules.subscription_bytes_max = self.subscription_bytes_max;
-        rules.all_subscription_bytes_max = self.all_subscription_bytes_max;
     }
 }

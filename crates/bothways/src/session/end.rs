@@ -146,7 +146,7 @@ impl Registry {
                 let words = ending.why.filter(|_| ending.by_server);
                 self.endings.note(session.id(), secret, ending.told, words);
             }
-            state.end(&self.options.bounds)?
+            state.end(&self.bounds)?
         };
         let Remains { user, patterns, ledger, claims, connection } = remains;
         let trail = &session.inner.trail;

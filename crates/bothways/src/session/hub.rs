@@ -211,10 +211,10 @@ impl Published {
 }
 
 impl Hub {
-    pub(super) fn new(options: &SessionOptions, fan_out: Arc<Delivery>) -> Arc<Self> {
+    pub(super) fn new(options: &SessionOptions, rules: Rules, fan_out: Arc<Delivery>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            rules: options.rules.clone(),
+            rules,
             room: Room {
                 subscriptions_max: options.subscriptions_max,
                 subscription_bytes_max: options.subscription_bytes_max,

@@ -24,7 +24,8 @@ use super::{
     handle::Inner,
     hub::Hub,
     lock::Lock,
-    options::SessionOptions,
+    ledger::Bounds,
+    options::{SessionOptions, Setup},
     parts::PARTS_BYTES,
     pasts::{self, Pasts},
     push::Push,
@@ -44,6 +45,8 @@ use crate::{
 /// All sessions of a server.
 pub(crate) struct Registry {
     pub(super) options: SessionOptions,
+    /// Of the ledger of each session.
+    pub(super) bounds: Arc<Bounds>,
     /// By number.
     pub(super) by_id: Shards<HashSet<Session>>,
     pub(super) by_connection: Shards<HashMap<ConnectionId, Session>>,
@@ -76,12 +79,11 @@ pub(super) struct Told {
 }
 
 impl Registry {
-    pub(crate) fn new(
-        options: SessionOptions,
-        connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
-    ) -> Arc<Self> {
-        let log = options.bounds.tracked_messages;
-        for (pattern, history) in options.rules.keeping_more_than(log) {
+    pub(crate) fn new(setup: Setup, connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>) -> Arc<Self> {
+        let Setup { options, rules, limits, counts_user_calls } = setup;
+        let bounds = Arc::new(options.bounds());
+        let log = bounds.tracked_messages;
+        for (pattern, history) in rules.keeping_more_than(log) {
             tracing::warn!(
                 pattern,
                 history,
@@ -91,12 +93,13 @@ impl Registry {
         }
         let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
         let runtimes = Arc::<Runtimes>::default();
-        let fan_out = Arc::new(Delivery::new(options.limits.clone(), Arc::clone(&runtimes)));
+        let fan_out = Arc::new(Delivery::new(limits, Arc::clone(&runtimes)));
         Arc::new_cyclic(|me| Self {
-            users: Users::new(&options),
-            hub: Hub::new(&options, Arc::clone(&fan_out)),
+            users: Users::new(counts_user_calls, bounds.user_bytes),
+            hub: Hub::new(&options, rules, Arc::clone(&fan_out)),
             fan_out,
             options,
+            bounds,
             by_id: Shards::default(),
             by_connection: Shards::default(),
             connections,
@@ -190,7 +193,7 @@ impl Registry {
                 registry: self.me.clone(),
                 trail: Arc::new(Trail::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),
-                state: Lock::new(State::connected(connection.clone(), Arc::clone(&self.options.bounds))),
+                state: Lock::new(State::connected(connection.clone(), Arc::clone(&self.bounds))),
             }),
         }
     }
@@ -260,7 +263,7 @@ impl Registry {
             METHODS_BYTES_MAX,
             PARTS_BYTES,
         ];
-        terms.into_iter().fold(options.bounds.bytes_max(push_bytes), usize::saturating_add)
+        terms.into_iter().fold(self.bounds.bytes_max(push_bytes), usize::saturating_add)
     }
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.

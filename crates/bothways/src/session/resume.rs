@@ -29,7 +29,7 @@ impl Registry {
         let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
         let is_proven = self.waits_for(said);
-        let claims = Claims::new(wanted, is_proven, Arc::clone(&self.options.bounds));
+        let claims = Claims::new(wanted, is_proven, Arc::clone(&self.bounds));
         let claims = session.lock().claim(claims);
         claims.then_some(Claim { session: Some(session) })
     }

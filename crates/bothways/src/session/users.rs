@@ -7,7 +7,6 @@ use super::{
     account::Account,
     crowd::Crowd,
     lock::{self, Changes, Held as HeldLocks, Wake},
-    options::SessionOptions,
     shards::Shards,
 };
 
@@ -32,8 +31,7 @@ struct OfUser {
 }
 
 impl Users {
-    pub(super) fn new(options: &SessionOptions) -> Self {
-        let (counts_calls, bytes_max) = (options.counts_user_calls, options.bounds.user_bytes);
+    pub(super) fn new(counts_calls: bool, bytes_max: usize) -> Self {
         Self { shards: Shards::default(), counts_calls, bytes_max }
     }
 
