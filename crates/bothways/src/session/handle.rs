@@ -152,7 +152,7 @@ impl Session {
         let takes_no_such = state.takes_no_such(push);
         let may_wait = !state.is_ended() && wanted.is_none() && !takes_no_such && push.class == Class::Tracked;
         let now = self.now();
-        state.ledger_mut().expire_waiting(now);
+        state.expire_waiting(now);
         if may_wait && !suits(state.ledger()) {
             return false;
         }
@@ -208,13 +208,13 @@ impl Session {
         // Callers and payloads are the application's: not under this lock.
         let (mut ended, mut too_large) = (None, None);
         while connection.has_room() {
-            let Some(next) = state.ledger_mut().next(now) else { break };
+            let Some(next) = state.next(now) else { break };
             is_added = true;
             let added = match next {
                 Next::Frame { frame, offset } => match connection.queue_as(&frame, Seq::of_push(offset)) {
                     Err(error @ PushError::TooLarge(_)) => {
                         too_large = Some(error);
-                        state.ledger_mut().fail_last(offset);
+                        state.fail_last(offset);
                         if offset == 0 {
                             continue;
                         }
@@ -234,7 +234,7 @@ impl Session {
                 ended = Some(connection.cut_untold());
                 break;
             };
-            state.ledger_mut().mark(mark);
+            state.mark(mark);
         }
         let is_freed = room < state.ledger().room();
         drop(state);
@@ -259,7 +259,7 @@ impl Session {
         if !state.is_on(connection) {
             return false;
         }
-        let is_left = state.ledger_mut().written_upto(connection.pushes_written());
+        let is_left = state.written_upto(connection.pushes_written());
         let keeps = state.ledger().has_next();
         (is_left || keeps) && !connection.tell_of_room(keeps)
     }
@@ -276,7 +276,7 @@ impl Session {
         {
             let mut state = self.lock();
             if state.is_on(connection) {
-                state.ledger_mut().put_behind(Arc::new(reply));
+                state.put_behind(reply);
             }
         }
         self.pump();
@@ -420,7 +420,7 @@ mod tests {
         let connection = session.connection().expect("it is up");
         assert!(!session.note_written(&connection), "nothing is owed");
         // At the look this one was not written.
-        session.lock().ledger_mut().mark(connection.pushes_written() + 1);
+        session.lock().mark(connection.pushes_written() + 1);
         let (done, over) = std::sync::mpsc::channel();
         let (of_thread, on) = (session.clone(), connection.clone());
         std::thread::spawn(move || done.send(of_thread.note_written(&on)));

@@ -481,7 +481,7 @@ impl Hub {
         let latest_only = self.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
         let parts = state.part_of(pattern);
-        state.ledger_mut().expire_waiting(session.now());
+        state.expire_waiting(session.now());
         let ledger = state.ledger();
         let in_part = |stamp| parts.is_some_and(|sent| sent.has(stamp));
         let is_sent = |stamp| (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
@@ -489,7 +489,7 @@ impl Hub {
 
         let mut answer = Answer { subscribed: outcome, ..Answer::default() };
         // The newest value waits for room as any value does.
-        if !latest_only && !claim(state.ledger_mut(), &messages) {
+        if !latest_only && !claim(state, &messages) {
             match claim_part(state, wish, history.position(), &mut messages) {
                 Some(reached) => (answer.subscribed.position, answer.more) = (Some(reached), true),
                 None => {
@@ -524,9 +524,9 @@ impl Hub {
             let Some(entry) = state.hold(entry, &published.name) else { continue };
             if latest_only {
                 // Of values there may be too many; what has expired is not owed.
-                answer.subscribed.recovered &= state.ledger_mut().push(entry, session.now()) || is_known;
+                answer.subscribed.recovered &= state.take_latest(entry, session.now()) || is_known;
             } else {
-                state.ledger_mut().push_claimed(entry, session.now());
+                state.take_claimed(entry, session.now());
             }
         }
         answer
@@ -794,9 +794,9 @@ fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Vec<Session> {
 type Messages<'a> = [(u64, &'a Published)];
 
 /// Claims room for all of these.
-fn claim(ledger: &mut Ledger, messages: &Messages<'_>) -> bool {
+fn claim(state: &mut State, messages: &Messages<'_>) -> bool {
     let bytes = messages.iter().map(|(_, published)| published.encoded.size()).sum();
-    ledger.claim_room(messages.len(), bytes)
+    state.claim_room(messages.len(), bytes)
 }
 
 /// Claims room for as many of these as there is room for, if the client takes a part, and takes the others out. Returns
@@ -810,7 +810,7 @@ fn claim_part(
     // A single one may be larger than the bound.
     let fitting = if wish.part { fitting(state.ledger(), messages).max(1) } else { 0 };
     let rest = messages.split_off(fitting.min(messages.len()));
-    if fitting == 0 || !claim(state.ledger_mut(), messages) {
+    if fitting == 0 || !claim(state, messages) {
         return None;
     }
 
@@ -818,7 +818,7 @@ fn claim_part(
     let reached = Position { offset: *offset, ..head };
     if state.patterns().contains(wish.pattern) {
         // From the first of these on the session counts as having got everything: these it has not.
-        rest.iter().for_each(|(_, published)| state.ledger_mut().miss(published.stamp));
+        rest.iter().for_each(|(_, published)| state.miss(published.stamp));
     } else {
         let from = wish.from.unwrap_or(Position { offset: 0, ..reached });
         state.note_part(wish.pattern, from, Part { first: first.stamp, last: last.stamp, reached });

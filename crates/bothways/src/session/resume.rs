@@ -421,7 +421,7 @@ mod tests {
         let sent = push("sent");
         assert_eq!(sent.outcomes().at(super::super::Stage::Written), 1);
         // It has not taken this one, and never will.
-        session.lock().ledger_mut().mark(first.pushes_written() + 1);
+        session.lock().mark(first.pushes_written() + 1);
         for connection in [&old, &new] {
             let again = registry.arrive(connection, &claim(&welcome)).expect("it is open");
             assert!(again.get(keys::SESSION_RESUMED).is_some());
@@ -438,9 +438,9 @@ mod tests {
         assert_eq!(session.connection().as_ref(), Some(&new));
         registry.welcomed(&new);
         assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1, "by the count of the new connection");
-        session.lock().ledger_mut().mark(first.pushes_written());
+        session.lock().mark(first.pushes_written());
         assert!(!session.note_written(&first), "it says nothing of what the new one has written");
-        assert!(session.lock().ledger_mut().written_upto(0), "it is not known to be written");
+        assert!(session.lock().written_upto(0), "it is not known to be written");
     }
 
     /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.

@@ -45,7 +45,7 @@ use super::{
     explain::{Held, Standing, Trail},
     given_up::GivenUp,
     history::Position,
-    ledger::{Bounds, Entry, Ledger},
+    ledger::{Bounds, Entry, Ledger, Next},
     parts::{Part, Parts},
     push::{Class, Push},
     secrets::Secret,
@@ -53,7 +53,7 @@ use super::{
 };
 use crate::{
     clock::later,
-    connection::{Connection, Methods},
+    connection::{Connection, HeldReply, Methods},
 };
 
 /// See the module.
@@ -584,9 +584,54 @@ impl State {
         &self.ledger
     }
 
-    /// For what concerns the ledger alone.
-    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
-        &mut self.ledger
+    /// Drops what has waited too long. Times are since the session began.
+    pub(super) fn expire_waiting(&mut self, now: Duration) {
+        self.ledger.expire_waiting(now);
+    }
+
+    /// What goes to its connection next.
+    pub(super) fn next(&mut self, now: Duration) -> Option<Next> {
+        self.ledger.next(now)
+    }
+
+    /// What went last, under this offset, is larger than its client takes.
+    pub(super) fn fail_last(&mut self, offset: u64) {
+        self.ledger.fail_last(offset);
+    }
+
+    /// What went last is written once the connection's counter of pushes stands here.
+    pub(super) fn mark(&mut self, mark: u64) {
+        self.ledger.mark(mark);
+    }
+
+    /// The connection's counter of pushes stands here. True if something is still to be written.
+    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
+        self.ledger.written_upto(mark)
+    }
+
+    /// A reply goes after what it is owed now.
+    pub(super) fn put_behind(&mut self, reply: HeldReply) {
+        self.ledger.put_behind(Arc::new(reply));
+    }
+
+    /// Claims room in its log for so many messages of a topic. False: there is not enough, and none is claimed.
+    pub(super) fn claim_room(&mut self, messages: usize, bytes: usize) -> bool {
+        self.ledger.claim_room(messages, bytes)
+    }
+
+    /// Takes a message of a topic for which room was claimed.
+    pub(super) fn take_claimed(&mut self, entry: Entry, now: Duration) {
+        self.ledger.push_claimed(entry, now);
+    }
+
+    /// Takes the newest value of a topic. False: there is no room for it.
+    pub(super) fn take_latest(&mut self, entry: Entry, now: Duration) -> bool {
+        self.ledger.push(entry, now)
+    }
+
+    /// It does not get the message of a topic with this stamp.
+    pub(super) fn miss(&mut self, stamp: u64) {
+        self.ledger.miss(stamp);
     }
 
     /// Holds a push of this name until it is known which session the client gets. Returns it if that is known.
