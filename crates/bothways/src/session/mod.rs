@@ -27,7 +27,7 @@
 //! | `rules.rs` | what topics are like: options by pattern |
 //! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
 //! | `kept.rs` | what the server keeps of topics, and how many of them |
-//! | `hub.rs` | topics at work: subscribing, publishing |
+//! | `hub.rs`, `hub/` | topics at work: publishing, subscribing |
 //! | `parts.rs` | what a session was sent of topics that it does not have whole yet |
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
