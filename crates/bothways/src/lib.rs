@@ -179,8 +179,7 @@ pub use self::{
     options::{Heartbeat, QueueBound},
     router::{Router, Service},
     server::{
-        AdmissionOptions, OutgoingOptions, Server, ServerBuilder, ServerLimits, ServerOptions,
-        Timeouts, WeakServer,
+        AdmissionOptions, OutgoingOptions, Server, ServerBuilder, ServerLimits, ServerOptions, Timeouts, WeakServer,
     },
     session::{CallPolicy, Class, Explanation, Priority, Push, Receipt, Session, SessionOptions, Stage, Target, User},
     xclient::{FailMode, SelectMode, Selector, XClient, XClientOptions},

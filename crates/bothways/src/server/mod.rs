@@ -55,8 +55,8 @@ pub use self::{
     options::{OutgoingOptions, ServerLimits, ServerOptions, Timeouts},
     shutdown::ShutdownReport,
 };
-pub use crate::session::SessionOptions;
 use self::{admission::Admission, builder::Hooks, door::Door};
+pub use crate::session::SessionOptions;
 use crate::{
     calm::{Calm, Said, tell},
     connection::{

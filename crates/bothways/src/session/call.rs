@@ -5,7 +5,7 @@ use std::time::Duration;
 use bothways_proto::keys;
 use tokio::time::Instant;
 
-use super::{Push, Session, explain::CallTrail, given_up, push};
+use super::{Push, Session, explain::CallEvent, given_up, push};
 use crate::{
     caller::{Caller, RawCall, RawReply},
     connection::after,
@@ -57,7 +57,7 @@ impl Session {
         call: RawCall<'_>,
         deadline: Instant,
         progress: &mut Progress<'_>,
-        trail: &CallTrail<'_>,
+        event_log: &CallEvent<'_>,
     ) -> Result<RawReply, CallError> {
         loop {
             // It may have made way for an earlier session of its client since the last attempt.
@@ -70,7 +70,7 @@ impl Session {
             };
             let mut attempt = call.clone();
             attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
-            trail.sent();
+            event_log.sent();
             (progress.was_out, progress.is_out) = (true, true);
             let outcome = connection.call_raw(attempt).await;
             progress.is_out = false;
@@ -128,10 +128,10 @@ impl Caller for Session {
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = after(timeout);
         call.options.is_own = true;
-        let trail = session.inner.trail.call(call.service_path, call.service_method);
+        let event_log = session.inner.event_log.call(call.service_path, call.service_method);
         let mut progress = Progress::new(session, deadline);
         call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
-        let attempt = session.attempt(call, deadline, &mut progress, &trail);
+        let attempt = session.attempt(call, deadline, &mut progress, &event_log);
         let outcome = match session.within(deadline, attempt).await {
             // Zero says that nothing was sent, of which this is the last try.
             Ok(Err(CallError::TimedOut(left))) if !left.is_zero() || progress.cut.is_some() => {
@@ -144,7 +144,7 @@ impl Caller for Session {
             Err(_) => Err(CallError::TimedOut(timeout)),
         };
         progress.is_over = true;
-        trail.ended(&outcome);
+        event_log.ended(&outcome);
         outcome
     }
 

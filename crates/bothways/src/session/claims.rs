@@ -35,7 +35,7 @@ pub(super) struct Settled {
 
 pub(super) struct Held {
     pub(super) entry: Entry,
-    /// What trails call it.
+    /// What event logs call it.
     pub(super) name: Arc<str>,
 }
 

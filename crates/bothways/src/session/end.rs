@@ -149,14 +149,14 @@ impl Registry {
             state.end(&self.bounds)?
         };
         let Remains { user, patterns, ledger, claims, connection } = remains;
-        let trail = &session.inner.trail;
+        let event_log = &session.inner.event_log;
         if let Some(why) = ending.why {
-            trail.note(What::Ended(explain::text(why)));
+            event_log.note(What::Ended(explain::text(why)));
         }
         // What was waiting tells its end after that of the session.
         drop((ledger, claims));
         if ending.why.is_some() {
-            self.ended.lock().keep(session.id(), user.clone(), trail, ending.by_server);
+            self.ended.lock().keep(session.id(), user.clone(), event_log, ending.by_server);
         }
         if let Some(user) = user {
             self.users.settle(session, &user);

@@ -53,7 +53,7 @@ pub(super) enum NotResumed {
 }
 
 impl NotResumed {
-    /// What the Welcome calls it, and a trail.
+    /// What the Welcome calls it, and an event log.
     pub(super) fn code(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",

@@ -1,32 +1,27 @@
-//! Why a message arrived, or did not: what lately happened to a session, told as a story.
+//! Why a message arrived, or did not: what lately happened to a session, told event by event.
 //!
-//! Each session has a [`Trail`]: a ring of its last events, [`EVENTS_MAX`] unless chosen otherwise. A push is one
-//! event, which its ticket keeps up to date, so that a trail covers as many pushes as it has places. No payload,
+//! Each session has an [`EventLog`]: a ring of its last events, [`EVENTS_MAX`] unless chosen otherwise. A push is one
+//! event, which its ticket keeps up to date, so that an event log covers as many pushes as it has places. No payload,
 //! metadata or token is ever kept, and every text is cut at [`TEXT_BYTES_MAX`]. An event takes
 //! [`EVENT_BYTES_MAX`] at most; memory is taken as events come. The first ones, before anything is sent, are packed: of
 //! most sessions there are no others.
 //!
-//! A session that ended leaves its trail behind, if there is something to tell: see `pasts.rs`.
+//! A session that ended leaves its event log behind, if there is something to tell: see `pasts.rs`.
 
-mod opening;
+mod log;
+mod packed;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::fmt;
 
 use bothways_proto::one_line;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use self::opening::Opening;
-use super::{SessionId, push::Class, receipt::DropReason, receipt::Stage};
-use crate::connection::ConnectionId;
+use self::log::Record;
+pub(super) use self::log::{CallEvent, EventLog, What, name, shared, text};
+use super::{
+    SessionId,
+    receipt::{DropReason, Stage},
+};
 
 /// Events that a session keeps: some minutes of a chat, some seconds of a busy feed.
 pub(super) const EVENTS_MAX: usize = 64;
@@ -36,9 +31,6 @@ pub(super) const ENDED_MAX: usize = 4096;
 
 /// Longer texts in an event are cut: names, reasons.
 pub(super) const TEXT_BYTES_MAX: usize = 128;
-
-/// Events that may follow the end of a session: that of its connection, and of a call.
-const EVENTS_AFTER_END: u32 = 2;
 
 /// What one event takes at most: its place in the ring, and its two texts.
 pub(super) const EVENT_BYTES_MAX: usize = size_of::<Record>() + 2 * (TEXT_BYTES_MAX + 2 * size_of::<usize>());
@@ -318,421 +310,32 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// The events of one session. Its own lock: tickets reach it without the session.
-#[derive(Debug)]
-pub(super) struct Trail {
-    began: Instant,
-    /// Changes once, under the lock of the story, when the session ends.
-    events_max: AtomicU32,
-    story: Mutex<Story>,
-}
-
-#[derive(Debug)]
-enum Story {
-    Opening(Opening),
-    Ring(Ring),
-}
-
-#[derive(Debug)]
-struct Ring {
-    /// Each event at its number, modulo how many are kept.
-    records: Vec<Record>,
-    /// The number of the next event.
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Record {
-    /// Microseconds since the trail began.
-    at: u64,
-    what: What,
-}
-
-/// What the ring keeps of an event.
-#[derive(Debug)]
-pub(super) enum What {
-    Connected(ConnectionId),
-    Resumable,
-    NotResumed { wanted: Arc<str>, why: &'static str },
-    Lost { connection: ConnectionId, why: Arc<str>, waits: bool },
-    Resumed { connection: ConnectionId, generation: u64, repeated: usize },
-    TakenOver(ConnectionId),
-    Bound(Option<Arc<str>>),
-    Subscribed(Arc<str>),
-    Unsubscribed(Arc<str>),
-    GapTold(u64),
-    Push(PushRecord),
-    Call { name: Arc<str>, attempts: u16, outcome: Outcome, done: u32 },
-    Ended(Arc<str>),
-}
-
-#[derive(Debug)]
-pub(super) enum Outcome {
-    Waits,
-    Answered,
-    Failed(Arc<str>),
-    GivenUp,
-}
-
-/// A class without its key.
-#[derive(Clone, Copy, Debug)]
-enum ClassName {
-    Fire,
-    Latest,
-    Tracked,
-}
-
-#[derive(Debug)]
-pub(super) struct PushRecord {
-    name: Arc<str>,
-    /// 0: none.
-    offset: u64,
-    bytes: u32,
-    class: ClassName,
-    stage: Stage,
-    /// Milliseconds since it was pushed; [`NEVER`] until then.
-    written: u32,
-    received: u32,
-    done: u32,
-}
-
-const NEVER: u32 = u32::MAX;
-
-/// A text as an event keeps it.
-pub(super) fn text(text: &str) -> Arc<str> {
-    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].into()
-}
-
-/// A text that is shared already, if it is short enough.
-pub(super) fn shared(shared: &Arc<str>) -> Arc<str> {
-    if shared.len() <= TEXT_BYTES_MAX { Arc::clone(shared) } else { text(shared) }
-}
-
-impl Trail {
-    #[cfg(test)]
-    pub(super) fn new(events_max: usize) -> Self {
-        Self::at(events_max, Instant::now())
-    }
-
-    fn at(events_max: usize, began: Instant) -> Self {
-        let events_max = u32::try_from(events_max).unwrap_or(u32::MAX);
-        Self { began, events_max: events_max.into(), story: Mutex::new(Story::Opening(Opening::default())) }
-    }
-
-    /// A trail that began then, with this event.
-    pub(super) fn begun(events_max: usize, began: Instant, what: What) -> Self {
-        let trail = Self::at(events_max, began);
-        trail.note_at(0, what);
-        trail
-    }
-
-    /// When the session began.
-    pub(super) fn began(&self) -> Instant {
-        self.began
-    }
-
-    fn events_max(&self) -> u32 {
-        self.events_max.load(Ordering::Relaxed)
-    }
-
-    fn micros(&self) -> u64 {
-        self.began.elapsed().as_micros() as u64
-    }
-
-    /// Takes an event in; answers its number, by which [`Self::update`] finds it.
-    pub(super) fn note(&self, what: What) -> u64 {
-        if self.events_max() == 0 {
-            return u64::MAX;
-        }
-        self.note_at(self.micros(), what)
-    }
-
-    fn note_at(&self, at: u64, what: What) -> u64 {
-        if self.events_max() == 0 {
-            return u64::MAX;
-        }
-        let mut story = self.story.lock();
-        let record = Record { at, what };
-        match &mut *story {
-            Story::Ring(ring) => ring.push(record, self.events_max()),
-            Story::Opening(opening) => match opening.push(&record, self.events_max()) {
-                Some(number) => number,
-                None => {
-                    let mut ring = Ring::after(opening);
-                    let number = ring.push(record, self.events_max());
-                    *story = Story::Ring(ring);
-                    number
-                }
-            },
-        }
-    }
-
-    /// Notes a push of this class; its ticket tells how it goes on.
-    pub(super) fn note_push(&self, name: &Arc<str>, class: &Class, bytes: usize) -> u64 {
-        let class = match class {
-            Class::Fire => ClassName::Fire,
-            Class::Latest(_) => ClassName::Latest,
-            Class::Tracked => ClassName::Tracked,
-        };
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let (stage, name) = (Stage::Queued, Arc::clone(name));
-        let (written, received, done) = (NEVER, NEVER, NEVER);
-        self.note(What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done }))
-    }
-
-    /// A push reached a stage.
-    pub(super) fn reached(&self, number: u64, to: Stage) {
-        self.update(number, |after, what| {
-            let What::Push(push) = what else { return };
-            push.stage = to;
-            match to {
-                Stage::Written => push.written = after,
-                Stage::Received => push.received = after,
-                _ => push.done = after,
-            }
-        });
-    }
-
-    /// A push was given its offset.
-    pub(super) fn numbered(&self, number: u64, offset: u64) {
-        self.update(number, |_, what| {
-            if let What::Push(push) = what {
-                push.offset = offset;
-            }
-        });
-    }
-
-    fn update(&self, number: u64, change: impl FnOnce(u32, &mut What)) {
-        if self.events_max() == 0 {
-            return;
-        }
-        let now = self.micros();
-        // What is packed does not change.
-        let Story::Ring(ring) = &mut *self.story.lock() else { return };
-        if let Some(record) = ring.get_mut(number, self.events_max()) {
-            let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
-            change(after, &mut record.what);
-        }
-    }
-
-    /// Notes a call; the answer follows it.
-    pub(super) fn call(&self, service_path: &str, service_method: &str) -> CallTrail<'_> {
-        if self.events_max() == 0 {
-            return CallTrail { trail: self, number: u64::MAX, outcome: None };
-        }
-        let name = name(service_path, service_method);
-        let number = self.note(What::Call { name, attempts: 0, outcome: Outcome::Waits, done: NEVER });
-        CallTrail { trail: self, number, outcome: Some(Outcome::GivenUp) }
-    }
-
-    /// The session has ended, and few events follow: gives back memory that they do not need. Answers how many there
-    /// can be in all from here on.
-    pub(super) fn seal(&self) -> usize {
-        let mut story = self.story.lock();
-        let len = match &*story {
-            Story::Opening(opening) => opening.len(),
-            Story::Ring(ring) => ring.records.len(),
-        };
-        // A ring that is not full grows at its end, so that each event keeps its place.
-        let most = self.events_max().min(u32::try_from(len).unwrap_or(u32::MAX).saturating_add(EVENTS_AFTER_END));
-        self.events_max.store(most, Ordering::Relaxed);
-        if let Story::Ring(ring) = &mut *story {
-            ring.records.shrink_to(most as usize);
-            ring.records.reserve_exact(most as usize - len);
-        }
-        most as usize
-    }
-
-    /// What there is to tell: `Some(true)` of something sent, `Some(false)` of a user, a session that was wanted or
-    /// older events that are forgotten, `None` of nothing but a connection.
-    pub(super) fn worth(&self) -> Option<bool> {
-        let worth = |record: &Record| match &record.what {
-            What::Push(_) | What::Call { .. } | What::Subscribed(_) | What::GapTold(_) => Some(true),
-            What::Bound(Some(_)) | What::NotResumed { .. } => Some(false),
-            _ => None,
-        };
-        match &*self.story.lock() {
-            Story::Opening(opening) => opening.records().filter_map(|record| worth(&record)).max(),
-            Story::Ring(ring) if ring.first() != 0 => {
-                Some(ring.records.iter().any(|record| worth(record) == Some(true)))
-            }
-            Story::Ring(ring) => ring.records.iter().filter_map(worth).max(),
-        }
-    }
-
-    /// The story so far.
-    pub(super) fn tell(&self, session: SessionId, user: Option<&str>, standing: Standing) -> Explanation {
-        // The clock may have been set since; times are right as of now.
-        let began =
-            (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(self.began.elapsed());
-        let happened = |record: &Record| Happened {
-            at_ms: (began + Duration::from_micros(record.at)).as_millis() as u64,
-            event: record.what.event(),
-        };
-        let (forgotten, events) = match &*self.story.lock() {
-            Story::Opening(opening) => (0, opening.records().map(|record| happened(&record)).collect()),
-            Story::Ring(ring) => (ring.first(), ring.in_order().map(happened).collect()),
-        };
-        Explanation { session, user: user.map(str::to_owned), standing, held: None, forgotten, events }
-    }
-}
-
-impl Ring {
-    /// Goes on behind what is packed.
-    fn after(opening: &Opening) -> Self {
-        let mut records = Vec::with_capacity(opening.len() + 1);
-        records.extend(opening.records());
-        Self { next: records.len() as u64, records }
-    }
-
-    fn push(&mut self, record: Record, events_max: u32) -> u64 {
-        let number = self.next;
-        match self.records.get_mut(place(number, events_max)) {
-            Some(oldest) => *oldest = record,
-            None => self.records.push(record),
-        }
-        self.next += 1;
-        number
-    }
-
-    /// The number of the first record: that many were forgotten.
-    fn first(&self) -> u64 {
-        self.next - self.records.len() as u64
-    }
-
-    fn get_mut(&mut self, number: u64, events_max: u32) -> Option<&mut Record> {
-        let is_kept = self.first() <= number && number < self.next;
-        self.records.get_mut(place(number, events_max)).filter(|_| is_kept)
-    }
-
-    /// Oldest first.
-    fn in_order(&self) -> impl Iterator<Item = &Record> {
-        let oldest = self.first().checked_rem(self.records.len() as u64).unwrap_or(0);
-        let (newer, older) = self.records.split_at(oldest as usize);
-        older.iter().chain(newer)
-    }
-}
-
-fn place(number: u64, events_max: u32) -> usize {
-    (number % u64::from(events_max)) as usize
-}
-
-/// `Path.method`, cut to what an event keeps.
-pub(super) fn name(service_path: &str, service_method: &str) -> Arc<str> {
-    text(&format!("{service_path}.{service_method}"))
-}
-
-impl What {
-    fn event(&self) -> Event {
-        let known = |after: u32| (after != NEVER).then_some(after);
-        match self {
-            Self::Connected(connection) => Event::Connected(connection.to_string()),
-            Self::Resumable => Event::Resumable,
-            Self::NotResumed { wanted, why } => {
-                Event::NotResumed { wanted: wanted.to_string(), why: (*why).to_owned() }
-            }
-            Self::Lost { connection, why, waits } => {
-                Event::Lost { connection: connection.to_string(), why: why.to_string(), waits: *waits }
-            }
-            Self::Resumed { connection, generation, repeated } => {
-                let (generation, repeated) = (*generation, *repeated);
-                Event::Resumed { connection: connection.to_string(), generation, repeated }
-            }
-            Self::TakenOver(connection) => Event::TakenOver(connection.to_string()),
-            Self::Bound(user) => Event::Bound(user.as_deref().map(str::to_owned)),
-            Self::Subscribed(pattern) => Event::Subscribed(pattern.to_string()),
-            Self::Unsubscribed(pattern) => Event::Unsubscribed(pattern.to_string()),
-            Self::GapTold(missed) => Event::GapTold(*missed),
-            Self::Push(push) => Event::Push {
-                name: push.name.to_string(),
-                class: match push.class {
-                    ClassName::Fire => "fire",
-                    ClassName::Latest => "latest",
-                    ClassName::Tracked => "tracked",
-                }
-                .to_owned(),
-                offset: (push.offset != 0).then_some(push.offset),
-                bytes: push.bytes,
-                stage: push.stage,
-                written_ms: known(push.written),
-                received_ms: known(push.received),
-                done_ms: known(push.done),
-            },
-            Self::Call { name, attempts, outcome, done } => Event::Call {
-                name: name.to_string(),
-                attempts: *attempts,
-                outcome: match outcome {
-                    Outcome::Waits => CallOutcome::Waits,
-                    Outcome::Answered => CallOutcome::Answered,
-                    Outcome::Failed(why) => CallOutcome::Failed(why.to_string()),
-                    Outcome::GivenUp => CallOutcome::GivenUp,
-                },
-                done_ms: known(*done),
-            },
-            Self::Ended(why) => Event::Ended(why.to_string()),
-        }
-    }
-}
-
-/// A call under way. Dropped before its end, it was given up.
-pub(super) struct CallTrail<'a> {
-    trail: &'a Trail,
-    number: u64,
-    outcome: Option<Outcome>,
-}
-
-impl CallTrail<'_> {
-    /// It is sent, once more perhaps.
-    pub(super) fn sent(&self) {
-        self.trail.update(self.number, |_, what| {
-            if let What::Call { attempts, .. } = what {
-                *attempts = attempts.saturating_add(1);
-            }
-        });
-    }
-
-    /// It has come to its end.
-    pub(super) fn ended<T, E: fmt::Display>(mut self, result: &Result<T, E>) {
-        if self.outcome.is_some() {
-            self.outcome = Some(match result {
-                Ok(_) => Outcome::Answered,
-                Err(error) => Outcome::Failed(text(&error.to_string())),
-            });
-        }
-    }
-}
-
-impl Drop for CallTrail<'_> {
-    fn drop(&mut self) {
-        let Some(ended) = self.outcome.take() else { return };
-        self.trail.update(self.number, |after, what| {
-            if let What::Call { outcome, done, .. } = what {
-                (*outcome, *done) = (ended, after);
-            }
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{sync::Arc, time::Duration};
 
-    fn told(trail: &Trail) -> Explanation {
-        trail.tell(SessionId::random(), None, Standing::Ended)
+    use super::{
+        log::{Ring, Stored},
+        *,
+    };
+    use crate::{connection::ConnectionId, session::push::Class};
+
+    fn told(event_log: &EventLog) -> Explanation {
+        event_log.snapshot(SessionId::random(), None, Standing::Ended)
     }
 
-    /// A trail keeps the newest, says how many it forgot, and what is forgotten is not mistaken for what stays.
+    /// An event log keeps the newest, says how many it forgot, and what is forgotten is not mistaken for what stays.
     #[tokio::test(start_paused = true)]
     async fn the_newest_events_stay() {
-        let trail = Trail::new(3);
+        let event_log = EventLog::new(3);
         let name: Arc<str> = "Chat.say".into();
-        let first = trail.note_push(&name, &Class::Fire, 40);
-        let others: Vec<u64> = (0..3).map(|_| trail.note_push(&name, &Class::Tracked, 41)).collect();
+        let first = event_log.note_push(&name, &Class::Fire, 40);
+        let others: Vec<u64> = (0..3).map(|_| event_log.note_push(&name, &Class::Tracked, 41)).collect();
         tokio::time::advance(Duration::from_millis(7)).await;
-        trail.reached(first, Stage::PlainWritten);
-        trail.numbered(others[1], 17);
-        trail.reached(others[1], Stage::Written);
-        let story = told(&trail);
+        event_log.reached(first, Stage::PlainWritten);
+        event_log.numbered(others[1], 17);
+        event_log.reached(others[1], Stage::Written);
+        let story = told(&event_log);
         assert_eq!((story.forgotten, story.events.len()), (1, 3));
         let texts: Vec<String> = story.events.iter().map(|happened| happened.event.to_string()).collect();
         assert_eq!(
@@ -745,15 +348,15 @@ mod tests {
         );
     }
 
-    /// A trail of no events keeps none.
+    /// An event log of no events keeps none.
     #[test]
     fn a_trail_can_be_turned_off() {
-        let trail = Trail::new(0);
-        let number = trail.note_push(&"A.b".into(), &Class::Fire, 1);
-        trail.reached(number, Stage::Written);
-        drop(trail.call("A", "b"));
-        assert_eq!(told(&trail).events, []);
-        assert!(matches!(&*trail.story.lock(), Story::Opening(opening) if opening.len() == 0));
+        let event_log = EventLog::new(0);
+        let number = event_log.note_push(&"A.b".into(), &Class::Fire, 1);
+        event_log.reached(number, Stage::Written);
+        drop(event_log.call("A", "b"));
+        assert_eq!(told(&event_log).events, []);
+        assert!(matches!(&*event_log.stored.lock(), Stored::Packed(packed) if packed.len() == 0));
     }
 
     /// However long a name is, an event is small.
@@ -767,16 +370,16 @@ mod tests {
     /// A call that nobody waits for any more says so.
     #[tokio::test(start_paused = true)]
     async fn a_call_tells_its_end() {
-        let trail = Trail::new(8);
-        let given_up = trail.call("A", "b");
+        let event_log = EventLog::new(8);
+        let given_up = event_log.call("A", "b");
         given_up.sent();
         tokio::time::advance(Duration::from_millis(3)).await;
         drop(given_up);
-        let failed = trail.call("A", "c");
+        let failed = event_log.call("A", "c");
         failed.sent();
         failed.sent();
         failed.ended(&Err::<(), _>("no"));
-        let texts: Vec<String> = told(&trail).events.iter().map(|happened| happened.event.to_string()).collect();
+        let texts: Vec<String> = told(&event_log).events.iter().map(|happened| happened.event.to_string()).collect();
         assert_eq!(
             texts,
             ["call A.b: given up by its caller after 3 ms", "call A.c (sent 2 times): failed: no; after 0 ms"]
@@ -822,13 +425,13 @@ mod tests {
             (What::GapTold(9), "told its client that 9 pushes were dropped so far"),
             (What::Ended(name("two\nlines")), "ended: two\\nlines"),
         ];
-        let trail = Trail::new(64);
+        let event_log = EventLog::new(64);
         let expected: Vec<&str> = noted.iter().map(|(_, text)| *text).collect();
         for (number, (what, _)) in noted.into_iter().enumerate() {
-            assert_eq!(trail.note(what), number as u64);
+            assert_eq!(event_log.note(what), number as u64);
             tokio::time::advance(Duration::from_millis(10)).await;
         }
-        let story = told(&trail);
+        let story = told(&event_log);
         let texts: Vec<String> = story.events.iter().map(|happened| happened.event.to_string()).collect();
         assert_eq!(texts, expected);
         let times: Vec<u64> = story.events.iter().map(|happened| happened.at_ms).collect();
@@ -840,7 +443,7 @@ mod tests {
     async fn each_stage_of_a_push_has_its_words() {
         use super::super::receipt::Failure;
 
-        let trail = Trail::new(64);
+        let event_log = EventLog::new(64);
         let stages = [
             (Stage::Queued, "waits"),
             (Stage::Written, "written after 1 ms, its client has not confirmed it"),
@@ -857,13 +460,13 @@ mod tests {
             (Stage::Dropped(DropReason::SessionEnded), "dropped with the session after 1 ms"),
         ];
         for (stage, _) in stages {
-            let number = trail.note_push(&"A.b".into(), &Class::Latest("k".to_owned()), 7);
+            let number = event_log.note_push(&"A.b".into(), &Class::Latest("k".to_owned()), 7);
             tokio::time::advance(Duration::from_millis(1)).await;
             if stage != Stage::Queued {
-                trail.reached(number, stage);
+                event_log.reached(number, stage);
             }
         }
-        let texts: Vec<String> = told(&trail).events.iter().map(|happened| happened.event.to_string()).collect();
+        let texts: Vec<String> = told(&event_log).events.iter().map(|happened| happened.event.to_string()).collect();
         let expected: Vec<String> = stages.iter().map(|(_, text)| format!("push A.b (latest, 7 B): {text}")).collect();
         assert_eq!(texts, expected);
     }
@@ -892,11 +495,11 @@ mod tests {
     #[test]
     fn a_story_has_its_worth() {
         let with = |events: Vec<What>, events_max: usize| {
-            let trail = Trail::new(events_max);
+            let event_log = EventLog::new(events_max);
             for what in events {
-                trail.note(what);
+                event_log.note(what);
             }
-            trail.worth()
+            event_log.worth()
         };
         let connected = || What::Connected(ConnectionId::new(1));
         let bound = || What::Bound(Some("ann".into()));
@@ -930,25 +533,25 @@ mod tests {
     /// A story that is sealed has room for two events more, and keeps those that it has.
     #[test]
     fn a_sealed_story_has_room_for_two_events() {
-        let trail = Trail::new(64);
-        assert_eq!(trail.seal(), 2, "of none");
+        let event_log = EventLog::new(64);
+        assert_eq!(event_log.seal(), 2, "of none");
         for packed in [true, false] {
-            let trail = Trail::new(64);
+            let event_log = EventLog::new(64);
             for number in 0..3 {
-                trail.note(if packed { What::Bound(None) } else { What::GapTold(number) });
+                event_log.note(if packed { What::Bound(None) } else { What::GapTold(number) });
             }
-            assert_eq!(trail.seal(), 5);
-            if let Story::Ring(ring) = &*trail.story.lock() {
+            assert_eq!(event_log.seal(), 5);
+            if let Stored::Ring(ring) = &*event_log.stored.lock() {
                 assert_eq!((packed, ring.records.capacity()), (false, 5));
             }
             for number in 3..7 {
-                trail.note(What::GapTold(number));
+                event_log.note(What::GapTold(number));
             }
-            let story = told(&trail);
+            let story = told(&event_log);
             assert_eq!((story.events.len(), story.forgotten), (5, 2));
             assert_eq!(story.events[4].event, Event::GapTold(6));
         }
-        let full = Trail::new(3);
+        let full = EventLog::new(3);
         for number in 0..3 {
             full.note(What::GapTold(number));
         }

@@ -17,7 +17,7 @@ use super::{
     SessionId,
     account::UserCall,
     claims::Listed,
-    explain::{self, Trail, What},
+    explain::{self, EventLog, What},
     ledger::{Entry, Ledger, Next, Origin},
     lock::{self, Lock, Locked},
     push::{Class, Encoded, Push},
@@ -67,7 +67,7 @@ pub struct Session {
 pub(super) struct Inner {
     pub(super) id: SessionId,
     pub(super) registry: Weak<Registry>,
-    pub(super) trail: Arc<Trail>,
+    pub(super) event_log: Arc<EventLog>,
     /// Told when the session gets or loses a connection, has more room, or ends.
     pub(super) changed: Notify,
     pub(super) state: Lock<State>,
@@ -157,11 +157,11 @@ impl Session {
             return false;
         }
 
-        let trail = &self.inner.trail;
+        let event_log = &self.inner.event_log;
         let mut ticket = receipt.ticket(self.id());
         // What the framework tells by itself is no part of the application's story.
         if listed.origin != Origin::Framework {
-            ticket.follow(trail, trail.note_push(push.name(), &push.class, frame.len()));
+            ticket.follow(event_log, event_log.note_push(push.name(), &push.class, frame.len()));
         }
         if state.is_ended() {
             // The ticket counts as dropped with its session.
@@ -224,7 +224,7 @@ impl Session {
                 },
                 Next::Skip { offset } => connection.queue_skip(Seq::of_push(offset)),
                 Next::Gap { missed } => {
-                    self.inner.trail.note(What::GapTold(missed));
+                    self.inner.event_log.note(What::GapTold(missed));
                     connection.queue_gap(missed)
                 }
             };
@@ -312,12 +312,12 @@ impl Session {
         // that it is bound to.
         let mut state = self.lock();
         let before = state.bind(user.clone())?;
-        self.inner.trail.note(What::Bound(user.as_ref().map(explain::shared)));
+        self.inner.event_log.note(What::Bound(user.as_ref().map(explain::shared)));
         Some(before)
     }
 
     pub(super) fn now(&self) -> Duration {
-        self.inner.trail.began().elapsed()
+        self.inner.event_log.began().elapsed()
     }
 
     /// Waits until it is known which session its client gets, if it has named another one.

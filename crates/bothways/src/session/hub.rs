@@ -84,7 +84,7 @@ struct Room {
 pub(super) struct Published {
     /// Encoded, with its position.
     encoded: Encoded,
-    /// What trails call it.
+    /// What event logs call it.
     name: Arc<str>,
     /// By the hub's clock.
     stamp: u64,

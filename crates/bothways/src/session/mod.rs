@@ -246,7 +246,7 @@ impl Session {
             let state = session.lock();
             (state.standing(), state.user().cloned(), state.held())
         };
-        Explanation { held, ..session.inner.trail.tell(session.id(), user.as_deref(), standing) }
+        Explanation { held, ..session.inner.event_log.snapshot(session.id(), user.as_deref(), standing) }
     }
 
     /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours
@@ -341,7 +341,7 @@ impl Session {
                     }
                 };
                 // So may what waits and expires.
-                let expired = expires.map(|expires| later(session.inner.trail.began(), expires));
+                let expired = expires.map(|expires| later(session.inner.event_log.began(), expires));
                 let until = expired.unwrap_or(deadline).min(deadline);
                 if session.within(until, more_room).await.is_ok() || until < deadline {
                     continue;

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     SessionId,
-    explain::{EVENT_BYTES_MAX, Explanation, Standing, Trail},
+    explain::{EVENT_BYTES_MAX, EventLog, Explanation, Standing},
     target::Target,
 };
 
@@ -22,7 +22,7 @@ const OF_USER_MAX: usize = 8;
 /// What all of them may take, in bytes.
 pub(super) const BYTES_MAX: usize = 8 << 20;
 
-/// What one takes beside its events and its name: its places in the tables, and the trail itself.
+/// What one takes beside its events and its name: its places in the tables, and the event log itself.
 const PAST_BYTES: usize = 512;
 
 /// See the module.
@@ -46,7 +46,7 @@ pub(super) struct Pasts {
 struct Past {
     id: SessionId,
     user: Option<Arc<str>>,
-    trail: Arc<Trail>,
+    event_log: Arc<EventLog>,
     /// Something was sent, or the server ended it.
     tells: bool,
     by_server: bool,
@@ -60,20 +60,21 @@ impl Pasts {
     }
 
     /// Keeps what happened to a session that ends now. `by_server`: it was ended on purpose.
-    pub(super) fn keep(&mut self, id: SessionId, user: Option<Arc<str>>, trail: &Arc<Trail>, by_server: bool) {
-        let told = trail.worth();
+    pub(super) fn keep(&mut self, id: SessionId, user: Option<Arc<str>>, event_log: &Arc<EventLog>, by_server: bool) {
+        let told = event_log.worth();
         let tells = by_server || told.is_some_and(|tells| tells);
         if self.count_max == 0 || (user.is_none() && told.is_none() && !by_server) {
             return;
         }
 
         let name = user.as_ref().map_or(0, |user| user.len());
-        let bytes = PAST_BYTES + name + trail.seal() * EVENT_BYTES_MAX;
+        let bytes = PAST_BYTES + name + event_log.seal() * EVENT_BYTES_MAX;
         let number = self.next;
         self.next += 1;
         self.bytes += bytes;
         self.of.entry(user.clone()).or_default().insert((tells, number));
-        self.all.insert(number, Past { id, user: user.clone(), trail: Arc::clone(trail), tells, by_server, bytes });
+        self.all
+            .insert(number, Past { id, user: user.clone(), event_log: Arc::clone(event_log), tells, by_server, bytes });
         self.by_age[usize::from(by_server)].insert(number);
 
         if user.is_none() {
@@ -132,7 +133,7 @@ impl Pasts {
     /// Those that a target names, oldest first.
     pub(super) fn tell(&self, target: &Target) -> Vec<Explanation> {
         let named = self.all.values().filter(|past| target.admits_past(past.id, past.user.as_deref()));
-        named.map(|past| past.trail.tell(past.id, past.user.as_deref(), Standing::Ended)).collect()
+        named.map(|past| past.event_log.snapshot(past.id, past.user.as_deref(), Standing::Ended)).collect()
     }
 }
 
@@ -144,19 +145,19 @@ mod tests {
         session::{explain::What, push::Class},
     };
 
-    fn trail(what: What) -> Arc<Trail> {
-        Arc::new(Trail::begun(64, tokio::time::Instant::now(), what))
+    fn event_log(what: What) -> Arc<EventLog> {
+        Arc::new(EventLog::begun(64, tokio::time::Instant::now(), what))
     }
 
     fn keep(pasts: &mut Pasts, user: Option<&str>, pushes: usize) {
-        let trail = match user {
-            Some(user) => trail(What::Bound(Some(user.into()))),
-            None => trail(What::Subscribed("news".into())),
+        let event_log = match user {
+            Some(user) => event_log(What::Bound(Some(user.into()))),
+            None => event_log(What::Subscribed("news".into())),
         };
         for _ in 0..pushes {
-            trail.note_push(&"A.b".into(), &Class::Fire, 1);
+            event_log.note_push(&"A.b".into(), &Class::Fire, 1);
         }
-        pasts.keep(SessionId::random(), user.map(Arc::from), &trail, false);
+        pasts.keep(SessionId::random(), user.map(Arc::from), &event_log, false);
     }
 
     fn count(pasts: &Pasts, user: &str) -> usize {
@@ -200,8 +201,8 @@ mod tests {
     async fn what_the_server_ended_makes_way_for_what_it_ended() {
         let mut pasts = Pasts::new(100, 64 << 10);
         let kick = |pasts: &mut Pasts, user: &str| {
-            let trail = trail(What::Bound(Some(user.into())));
-            pasts.keep(SessionId::random(), Some(user.into()), &trail, true);
+            let event_log = event_log(What::Bound(Some(user.into())));
+            pasts.keep(SessionId::random(), Some(user.into()), &event_log, true);
         };
         kick(&mut pasts, "ann");
         for number in 0..1000 {
@@ -222,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_alone_leaves_nothing() {
         let mut pasts = Pasts::new(100, BYTES_MAX);
-        let connected = || trail(What::Connected(ConnectionId::new(1)));
+        let connected = || event_log(What::Connected(ConnectionId::new(1)));
         pasts.keep(SessionId::random(), None, &connected(), false);
         assert_eq!(pasts.all.len(), 0);
         pasts.keep(SessionId::random(), None, &connected(), true);
@@ -233,12 +234,12 @@ mod tests {
     #[tokio::test]
     async fn a_sealed_trail_grows_by_two_at_most() {
         for pushes in [1, 40, 63, 64, 200] {
-            let trail = trail(What::Connected(ConnectionId::new(1)));
-            (0..pushes).for_each(|_| _ = trail.note_push(&"A.b".into(), &Class::Fire, 1));
-            let most = trail.seal();
+            let event_log = event_log(What::Connected(ConnectionId::new(1)));
+            (0..pushes).for_each(|_| _ = event_log.note_push(&"A.b".into(), &Class::Fire, 1));
+            let most = event_log.seal();
             assert_eq!(most, (pushes + 3).min(64));
-            (0..10).for_each(|n| _ = trail.note(What::GapTold(n)));
-            let told = trail.tell(SessionId::random(), None, Standing::Ended);
+            (0..10).for_each(|n| _ = event_log.note(What::GapTold(n)));
+            let told = event_log.snapshot(SessionId::random(), None, Standing::Ended);
             assert_eq!((told.events.len(), told.forgotten as usize), (most, pushes + 11 - most));
             assert!(told.events[most - 1].event.to_string().contains("that 9 pushes"), "{told}");
         }
@@ -248,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn a_story_counts_with_its_name_and_its_events() {
         let mut pasts = Pasts::new(100, BYTES_MAX);
-        let told = trail(What::Bound(Some("ann".into())));
+        let told = event_log(What::Bound(Some("ann".into())));
         pasts.keep(SessionId::random(), Some("ann".into()), &told, false);
         let events = told.seal();
         assert!(0 < events);
@@ -262,7 +263,7 @@ mod tests {
         let mut pasts = Pasts::new(100, BYTES_MAX);
         let ids: Vec<SessionId> = (0..20).map(SessionId).collect();
         for id in &ids {
-            pasts.keep(*id, Some("ann".into()), &trail(What::Bound(Some("ann".into()))), false);
+            pasts.keep(*id, Some("ann".into()), &event_log(What::Bound(Some("ann".into()))), false);
         }
         let kept: Vec<SessionId> = pasts.all.values().map(|past| past.id).collect();
         assert_eq!(kept, ids[ids.len() - OF_USER_MAX..]);

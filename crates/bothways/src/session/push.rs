@@ -133,7 +133,7 @@ pub struct Push {
     pub(super) key: Option<(Arc<str>, KeyHash)>,
     /// Its receipt notes the end of each target.
     pub(super) watches_each: bool,
-    /// What trails call it, made once for all sessions.
+    /// What event logs call it, made once for all sessions.
     pub(super) name: OnceLock<Arc<str>>,
 }
 

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use super::{
     Push, SessionId,
     each::{Each, TargetOutcomes},
-    explain::Trail,
+    explain::EventLog,
     history::Position,
     lock::{self, Changes, Wake},
 };
@@ -272,7 +272,7 @@ impl Receipt {
     pub(super) fn ticket(&self, session: SessionId) -> Ticket {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
         let place = self.each.as_ref().map_or(0, |each| each.enter(session));
-        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, trail: None, repetitions: None }
+        Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, event_log: None, repetitions: None }
     }
 
     /// A topic keeps it here.
@@ -350,7 +350,7 @@ pub(super) struct Ticket {
     /// Among those that tell their ends.
     place: u32,
     /// Where its session tells of it, and under which number.
-    trail: Option<(Arc<Trail>, u64)>,
+    event_log: Option<(Arc<EventLog>, u64)>,
     /// Of pushes with the same idempotency key, which are not sent, and stand where this one stands.
     repetitions: Option<Box<Repetitions>>,
 }
@@ -376,15 +376,15 @@ impl Ticket {
         self.repetitions.as_ref().map_or(0, |repetitions| repetitions.tickets.len())
     }
 
-    /// From here on the trail tells of it too, as the event of this number.
-    pub(super) fn follow(&mut self, trail: &Arc<Trail>, number: u64) {
-        self.trail = Some((Arc::clone(trail), number));
+    /// From here on the event log tells of it too, as the event of this number.
+    pub(super) fn follow(&mut self, event_log: &Arc<EventLog>, number: u64) {
+        self.event_log = Some((Arc::clone(event_log), number));
     }
 
     /// It is sent under this offset.
     pub(super) fn numbered(&self, offset: u64) {
-        if let Some((trail, number)) = &self.trail {
-            trail.numbered(*number, offset);
+        if let Some((event_log, number)) = &self.event_log {
+            event_log.numbered(*number, offset);
         }
     }
 
@@ -403,8 +403,8 @@ impl Ticket {
         if let Some(each) = each {
             each.end(self.place, to);
         }
-        if let Some((trail, number)) = &self.trail {
-            trail.reached(*number, to);
+        if let Some((event_log, number)) = &self.event_log {
+            event_log.reached(*number, to);
         }
         lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
         if let Some(repetitions) = &mut self.repetitions {

@@ -97,7 +97,7 @@ impl Registry {
         welcome: &mut Metadata,
     ) -> Result<(), NotWelcome> {
         let text = why.code();
-        fresh.inner.trail.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
+        fresh.inner.event_log.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
         if why == NotResumed::Late {
             return Err(NotWelcome::Late);
         }
@@ -115,7 +115,7 @@ impl Registry {
 
     /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
     fn begin(&self, fresh: &Session) -> String {
-        fresh.inner.trail.note(What::Resumable);
+        fresh.inner.event_log.note(What::Resumable);
         let (secret, claimed) = fresh.lock().begin(fresh.now());
         fresh.inner.changed.notify_waiters();
         if let Some(claimed) = claimed {
@@ -232,13 +232,13 @@ impl Registry {
             self.away.forget(session.id(), since);
         }
 
-        let trail = &session.inner.trail;
+        let event_log = &session.inner.event_log;
         if let Some(before) = &before {
-            trail.note(What::TakenOver(before.id()));
+            event_log.note(What::TakenOver(before.id()));
         }
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
-        trail.note(What::Resumed { connection: connection.id(), generation, repeated });
-        making_way.make_way(&fresh.inner.trail, &mut state, session);
+        event_log.note(What::Resumed { connection: connection.id(), generation, repeated });
+        making_way.make_way(&fresh.inner.event_log, &mut state, session);
         Ok(before)
     }
 
@@ -296,7 +296,7 @@ impl Registry {
                 self.away.note();
             }
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
-            session.inner.trail.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
+            session.inner.event_log.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
             waits.then(|| Waiting {
                 session: session.clone(),
                 generation: state.generation(),

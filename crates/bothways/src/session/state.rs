@@ -42,7 +42,7 @@ use super::{
     account::Account,
     acks::{Acks, End},
     claims::{Claims, Held as HeldEntry, Settled},
-    explain::{Held, Standing, Trail},
+    explain::{EventLog, Held, Standing},
     given_up::GivenUp,
     history::Position,
     ledger::{Bounds, Entry, Ledger, Next},
@@ -258,18 +258,19 @@ impl State {
 
     /// The client comes back to `into`, whose state is `other`: what was held here goes there, with the labels that
     /// were set meanwhile, and what is still on its way here follows it.
-    pub(super) fn make_way(&mut self, from: &Trail, other: &mut State, into: &Session) {
+    pub(super) fn make_way(&mut self, from: &EventLog, other: &mut State, into: &Session) {
         let claims = match std::mem::replace(&mut self.phase, Phase::MadeWay { into: into.clone() }) {
             Phase::Claiming { claims, .. } => Some(claims),
             Phase::Left { claims, .. } => claims,
             _ => None,
         };
         let (held, unsent) = claims.map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
-        let (trail, now) = (&into.inner.trail, into.now());
+        let (event_log, now) = (&into.inner.event_log, into.now());
         for HeldEntry { mut entry, name } in held {
-            entry.ticket.follow(trail, trail.note_push(&name, &entry.class, entry.frame.len()));
+            entry.ticket.follow(event_log, event_log.note_push(&name, &entry.class, entry.frame.len()));
             // The two count their time from different moments.
-            entry.expires = entry.expires.map(|at| later(from.began(), at).saturating_duration_since(trail.began()));
+            entry.expires =
+                entry.expires.map(|at| later(from.began(), at).saturating_duration_since(event_log.began()));
             other.ledger.push(entry, now);
         }
         other.ledger.miss_all(unsent);
@@ -878,7 +879,7 @@ mod tests {
             assert!(lies.is_err() && state.generation() == model.generation, "nothing was sent, and nothing changes");
             let before = state.resume(&self.connections[on], None, 0, None, &[]).expect("nothing was sent");
             assert_eq!(before.as_ref(), model.connection.map(|on| &self.connections[on]));
-            making_way.make_way(&self.named[that].inner.trail, state, &self.named[this]);
+            making_way.make_way(&self.named[that].inner.event_log, state, &self.named[this]);
 
             let model = &mut self.models[this];
             (model.connection, model.away) = (Some(on), false);

@@ -321,7 +321,7 @@ impl Hub {
             if shares_place(subscriptions, &state, pattern) {
                 state.share_place(&shared);
             }
-            session.inner.trail.note(What::Subscribed(explain::shared(&shared)));
+            session.inner.event_log.note(What::Subscribed(explain::shared(&shared)));
         }
         state.subscribe(Arc::clone(&shared), since, by_client);
         if has_history && wish.ordered {
@@ -441,7 +441,7 @@ impl Hub {
                 state.subscribe(Arc::clone(pattern), since, by_client);
                 drop(state);
                 if known.is_none() {
-                    to.inner.trail.note(What::Subscribed(explain::shared(pattern)));
+                    to.inner.event_log.note(What::Subscribed(explain::shared(pattern)));
                     subscriptions.add(pattern, to.clone());
                 }
             }
@@ -458,7 +458,7 @@ impl Hub {
             let mut subscriptions = self.subscriptions.write();
             let was = session.lock().unsubscribe(pattern);
             if was {
-                session.inner.trail.note(What::Unsubscribed(explain::text(pattern)));
+                session.inner.event_log.note(What::Unsubscribed(explain::text(pattern)));
                 subscriptions.remove(pattern, session);
             }
             was
@@ -576,9 +576,9 @@ pub(super) fn fitting(ledger: &Ledger, messages: &Messages<'_>) -> usize {
 
 fn recovered_entry(session: &Session, published: &Published, encoded: Encoded, class: Class) -> Entry {
     let Encoded { frame, keyed } = encoded;
-    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.trail.began()));
-    let (trail, mut ticket) = (&session.inner.trail, Receipt::new().ticket(session.id()));
-    ticket.follow(trail, trail.note_push(&published.name, &class, frame.len()));
+    let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.event_log.began()));
+    let (event_log, mut ticket) = (&session.inner.event_log, Receipt::new().ticket(session.id()));
+    ticket.follow(event_log, event_log.note_push(&published.name, &class, frame.len()));
     let origin = Origin::Topic(published.stamp);
     Entry { class, priority: Priority::Normal, frame, keyed, expires, origin, ticket }
 }

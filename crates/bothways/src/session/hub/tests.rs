@@ -179,8 +179,7 @@ async fn asks(name: &str, steps: &[Step]) {
     };
     let mut take = |count: usize, got: &mut BTreeSet<u64>| {
         for message in (0..count).map_while(|_| messages.try_next()) {
-            let number =
-                String::from_utf8_lossy(&message.payload().expect("not packed")).parse().expect("a number");
+            let number = String::from_utf8_lossy(&message.payload().expect("not packed")).parse().expect("a number");
             assert!(got.insert(number), "{number} came twice");
         }
     };

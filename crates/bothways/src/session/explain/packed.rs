@@ -1,19 +1,19 @@
-//! How a story begins, packed: connected, bound to a user, subscribed to topics. Three such events take some 60 bytes,
-//! where records would take 200 beside their texts. They never change, and when something else happens they become
-//! records.
+//! The first events of a session, packed: connected, bound to a user, subscribed to topics. Three such events take some
+//! 60 bytes, where records would take 200 beside their texts. They never change, and when something else happens they
+//! become records.
 
 use std::sync::Arc;
 
-use super::{Record, What, text};
+use super::log::{Record, What, text};
 use crate::connection::ConnectionId;
 
-/// Events of an opening at most: beyond them records are no loss.
+/// Packed events at most: beyond them records are no loss.
 const EVENTS: u32 = 32;
 
 /// Events, each as a tag, its microseconds, and its number or its text. Numbers are in groups of seven bits, the
 /// lowest first, of which all but the last have the eighth set; a text has its length before it.
 #[derive(Debug, Default)]
-pub(super) struct Opening {
+pub(super) struct Packed {
     packed: Box<[u8]>,
     len: u32,
 }
@@ -25,12 +25,12 @@ const UNBOUND: u8 = 3;
 const SUBSCRIBED: u8 = 4;
 const UNSUBSCRIBED: u8 = 5;
 
-impl Opening {
+impl Packed {
     pub(super) fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Takes an event in; answers its number. `None`: this is no opening any more.
+    /// Takes an event in; answers its number. `None`: it is not packed any more.
     pub(super) fn push(&mut self, record: &Record, events_max: u32) -> Option<u64> {
         if EVENTS.min(events_max) <= self.len {
             return None;
@@ -135,37 +135,37 @@ mod tests {
         /// What is packed is told as it was noted, and with its number.
         #[test]
         fn it_tells_what_was_noted(events in prop::collection::vec((any::<u64>(), what()), 0..40), max in 0..40_u32) {
-            let mut opening = Opening::default();
+            let mut first = Packed::default();
             let mut noted = Vec::new();
             for (at, what) in events {
                 let record = Record { at, what };
-                let number = opening.push(&record, max);
+                let number = first.push(&record, max);
                 let expected = (noted.len() < max.min(EVENTS) as usize).then_some(noted.len() as u64);
                 prop_assert_eq!(number, expected);
                 if number.is_some() {
                     noted.push(record);
                 }
             }
-            let told: Vec<String> = opening.records().map(|record| format!("{record:?}")).collect();
+            let told: Vec<String> = first.records().map(|record| format!("{record:?}")).collect();
             let noted: Vec<String> = noted.iter().map(|record| format!("{record:?}")).collect();
-            prop_assert_eq!(told.len(), opening.len());
+            prop_assert_eq!(told.len(), first.len());
             prop_assert_eq!(told, noted);
         }
     }
 
-    /// The usual opening is small.
+    /// The usual first events are small.
     #[test]
     fn a_name_and_a_topic_are_nearly_all_of_it() {
-        let mut opening = Opening::default();
+        let mut first = Packed::default();
         let minute = 60_000_000;
         for what in [
             What::Connected(ConnectionId::new(1_000_000)),
             What::Bound(Some("ann".into())),
             What::Subscribed("news".into()),
         ] {
-            opening.push(&Record { at: minute, what }, 64);
+            first.push(&Record { at: minute, what }, 64);
         }
-        assert_eq!(opening.packed.len(), "ann".len() + "news".len() + 20);
+        assert_eq!(first.packed.len(), "ann".len() + "news".len() + 20);
     }
 
     /// What a number takes is known before it is put.

@@ -1,0 +1,423 @@
+//! The last events of one session, as they are kept.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    super::{SessionId, push::Class, receipt::Stage},
+    CallOutcome, Event, Explanation, Happened, Standing, TEXT_BYTES_MAX,
+    packed::Packed,
+};
+use crate::connection::ConnectionId;
+
+/// Events that may follow the end of a session: that of its connection, and of a call.
+const EVENTS_AFTER_END: u32 = 2;
+
+/// The events of one session. Its own lock: tickets reach it without the session.
+#[derive(Debug)]
+pub(in crate::session) struct EventLog {
+    began: Instant,
+    /// Changes once, under the lock of what is stored, when the session ends.
+    events_max: AtomicU32,
+    pub(super) stored: Mutex<Stored>,
+}
+
+#[derive(Debug)]
+pub(super) enum Stored {
+    Packed(Packed),
+    Ring(Ring),
+}
+
+#[derive(Debug)]
+pub(super) struct Ring {
+    /// Each event at its number, modulo how many are kept.
+    pub(super) records: Vec<Record>,
+    /// The number of the next event.
+    pub(super) next: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Microseconds since the event log began.
+    pub(super) at: u64,
+    pub(super) what: What,
+}
+
+/// What the ring keeps of an event.
+#[derive(Debug)]
+pub(in crate::session) enum What {
+    Connected(ConnectionId),
+    Resumable,
+    NotResumed { wanted: Arc<str>, why: &'static str },
+    Lost { connection: ConnectionId, why: Arc<str>, waits: bool },
+    Resumed { connection: ConnectionId, generation: u64, repeated: usize },
+    TakenOver(ConnectionId),
+    Bound(Option<Arc<str>>),
+    Subscribed(Arc<str>),
+    Unsubscribed(Arc<str>),
+    GapTold(u64),
+    Push(PushRecord),
+    Call { name: Arc<str>, attempts: u16, outcome: Outcome, done: u32 },
+    Ended(Arc<str>),
+}
+
+#[derive(Debug)]
+pub(in crate::session) enum Outcome {
+    Waits,
+    Answered,
+    Failed(Arc<str>),
+    GivenUp,
+}
+
+/// A class without its key.
+#[derive(Clone, Copy, Debug)]
+enum ClassName {
+    Fire,
+    Latest,
+    Tracked,
+}
+
+#[derive(Debug)]
+pub(in crate::session) struct PushRecord {
+    name: Arc<str>,
+    /// 0: none.
+    offset: u64,
+    bytes: u32,
+    class: ClassName,
+    stage: Stage,
+    /// Milliseconds since it was pushed; [`NEVER`] until then.
+    written: u32,
+    received: u32,
+    done: u32,
+}
+
+pub(super) const NEVER: u32 = u32::MAX;
+
+/// A text as an event keeps it.
+pub(in crate::session) fn text(text: &str) -> Arc<str> {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].into()
+}
+
+/// A text that is shared already, if it is short enough.
+pub(in crate::session) fn shared(shared: &Arc<str>) -> Arc<str> {
+    if shared.len() <= TEXT_BYTES_MAX { Arc::clone(shared) } else { text(shared) }
+}
+
+impl EventLog {
+    #[cfg(test)]
+    pub(in crate::session) fn new(events_max: usize) -> Self {
+        Self::at(events_max, Instant::now())
+    }
+
+    fn at(events_max: usize, began: Instant) -> Self {
+        let events_max = u32::try_from(events_max).unwrap_or(u32::MAX);
+        Self { began, events_max: events_max.into(), stored: Mutex::new(Stored::Packed(Packed::default())) }
+    }
+
+    /// An event log that began then, with this event.
+    pub(in crate::session) fn begun(events_max: usize, began: Instant, what: What) -> Self {
+        let event_log = Self::at(events_max, began);
+        event_log.note_at(0, what);
+        event_log
+    }
+
+    /// When the session began.
+    pub(in crate::session) fn began(&self) -> Instant {
+        self.began
+    }
+
+    fn events_max(&self) -> u32 {
+        self.events_max.load(Ordering::Relaxed)
+    }
+
+    fn micros(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+
+    /// Takes an event in; answers its number, by which [`Self::update`] finds it.
+    pub(in crate::session) fn note(&self, what: What) -> u64 {
+        if self.events_max() == 0 {
+            return u64::MAX;
+        }
+        self.note_at(self.micros(), what)
+    }
+
+    fn note_at(&self, at: u64, what: What) -> u64 {
+        if self.events_max() == 0 {
+            return u64::MAX;
+        }
+        let mut stored = self.stored.lock();
+        let record = Record { at, what };
+        match &mut *stored {
+            Stored::Ring(ring) => ring.push(record, self.events_max()),
+            Stored::Packed(packed) => match packed.push(&record, self.events_max()) {
+                Some(number) => number,
+                None => {
+                    let mut ring = Ring::after(packed);
+                    let number = ring.push(record, self.events_max());
+                    *stored = Stored::Ring(ring);
+                    number
+                }
+            },
+        }
+    }
+
+    /// Notes a push of this class; its ticket tells how it goes on.
+    pub(in crate::session) fn note_push(&self, name: &Arc<str>, class: &Class, bytes: usize) -> u64 {
+        let class = match class {
+            Class::Fire => ClassName::Fire,
+            Class::Latest(_) => ClassName::Latest,
+            Class::Tracked => ClassName::Tracked,
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let (stage, name) = (Stage::Queued, Arc::clone(name));
+        let (written, received, done) = (NEVER, NEVER, NEVER);
+        self.note(What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done }))
+    }
+
+    /// A push reached a stage.
+    pub(in crate::session) fn reached(&self, number: u64, to: Stage) {
+        self.update(number, |after, what| {
+            let What::Push(push) = what else { return };
+            push.stage = to;
+            match to {
+                Stage::Written => push.written = after,
+                Stage::Received => push.received = after,
+                _ => push.done = after,
+            }
+        });
+    }
+
+    /// A push was given its offset.
+    pub(in crate::session) fn numbered(&self, number: u64, offset: u64) {
+        self.update(number, |_, what| {
+            if let What::Push(push) = what {
+                push.offset = offset;
+            }
+        });
+    }
+
+    fn update(&self, number: u64, change: impl FnOnce(u32, &mut What)) {
+        if self.events_max() == 0 {
+            return;
+        }
+        let now = self.micros();
+        // What is packed does not change.
+        let Stored::Ring(ring) = &mut *self.stored.lock() else { return };
+        if let Some(record) = ring.get_mut(number, self.events_max()) {
+            let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
+            change(after, &mut record.what);
+        }
+    }
+
+    /// Notes a call; the answer follows it.
+    pub(in crate::session) fn call(&self, service_path: &str, service_method: &str) -> CallEvent<'_> {
+        if self.events_max() == 0 {
+            return CallEvent { event_log: self, number: u64::MAX, outcome: None };
+        }
+        let name = name(service_path, service_method);
+        let number = self.note(What::Call { name, attempts: 0, outcome: Outcome::Waits, done: NEVER });
+        CallEvent { event_log: self, number, outcome: Some(Outcome::GivenUp) }
+    }
+
+    /// The session has ended, and few events follow: gives back memory that they do not need. Answers how many there
+    /// can be in all from here on.
+    pub(in crate::session) fn seal(&self) -> usize {
+        let mut stored = self.stored.lock();
+        let len = match &*stored {
+            Stored::Packed(packed) => packed.len(),
+            Stored::Ring(ring) => ring.records.len(),
+        };
+        // A ring that is not full grows at its end, so that each event keeps its place.
+        let most = self.events_max().min(u32::try_from(len).unwrap_or(u32::MAX).saturating_add(EVENTS_AFTER_END));
+        self.events_max.store(most, Ordering::Relaxed);
+        if let Stored::Ring(ring) = &mut *stored {
+            ring.records.shrink_to(most as usize);
+            ring.records.reserve_exact(most as usize - len);
+        }
+        most as usize
+    }
+
+    /// What there is to tell: `Some(true)` of something sent, `Some(false)` of a user, a session that was wanted or
+    /// older events that are forgotten, `None` of nothing but a connection.
+    pub(in crate::session) fn worth(&self) -> Option<bool> {
+        let worth = |record: &Record| match &record.what {
+            What::Push(_) | What::Call { .. } | What::Subscribed(_) | What::GapTold(_) => Some(true),
+            What::Bound(Some(_)) | What::NotResumed { .. } => Some(false),
+            _ => None,
+        };
+        match &*self.stored.lock() {
+            Stored::Packed(packed) => packed.records().filter_map(|record| worth(&record)).max(),
+            Stored::Ring(ring) if ring.first() != 0 => {
+                Some(ring.records.iter().any(|record| worth(record) == Some(true)))
+            }
+            Stored::Ring(ring) => ring.records.iter().filter_map(worth).max(),
+        }
+    }
+
+    /// The story so far.
+    pub(in crate::session) fn snapshot(
+        &self,
+        session: SessionId,
+        user: Option<&str>,
+        standing: Standing,
+    ) -> Explanation {
+        // The clock may have been set since; times are right as of now.
+        let began =
+            (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(self.began.elapsed());
+        let happened = |record: &Record| Happened {
+            at_ms: (began + Duration::from_micros(record.at)).as_millis() as u64,
+            event: record.what.event(),
+        };
+        let (forgotten, events) = match &*self.stored.lock() {
+            Stored::Packed(packed) => (0, packed.records().map(|record| happened(&record)).collect()),
+            Stored::Ring(ring) => (ring.first(), ring.in_order().map(happened).collect()),
+        };
+        Explanation { session, user: user.map(str::to_owned), standing, held: None, forgotten, events }
+    }
+}
+
+impl Ring {
+    /// Goes on behind what is packed.
+    pub(super) fn after(packed: &Packed) -> Self {
+        let mut records = Vec::with_capacity(packed.len() + 1);
+        records.extend(packed.records());
+        Self { next: records.len() as u64, records }
+    }
+
+    pub(super) fn push(&mut self, record: Record, events_max: u32) -> u64 {
+        let number = self.next;
+        match self.records.get_mut(place(number, events_max)) {
+            Some(oldest) => *oldest = record,
+            None => self.records.push(record),
+        }
+        self.next += 1;
+        number
+    }
+
+    /// The number of the first record: that many were forgotten.
+    pub(super) fn first(&self) -> u64 {
+        self.next - self.records.len() as u64
+    }
+
+    pub(super) fn get_mut(&mut self, number: u64, events_max: u32) -> Option<&mut Record> {
+        let is_kept = self.first() <= number && number < self.next;
+        self.records.get_mut(place(number, events_max)).filter(|_| is_kept)
+    }
+
+    /// Oldest first.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Record> {
+        let oldest = self.first().checked_rem(self.records.len() as u64).unwrap_or(0);
+        let (newer, older) = self.records.split_at(oldest as usize);
+        older.iter().chain(newer)
+    }
+}
+
+fn place(number: u64, events_max: u32) -> usize {
+    (number % u64::from(events_max)) as usize
+}
+
+/// `Path.method`, cut to what an event keeps.
+pub(in crate::session) fn name(service_path: &str, service_method: &str) -> Arc<str> {
+    text(&format!("{service_path}.{service_method}"))
+}
+
+impl What {
+    fn event(&self) -> Event {
+        let known = |after: u32| (after != NEVER).then_some(after);
+        match self {
+            Self::Connected(connection) => Event::Connected(connection.to_string()),
+            Self::Resumable => Event::Resumable,
+            Self::NotResumed { wanted, why } => {
+                Event::NotResumed { wanted: wanted.to_string(), why: (*why).to_owned() }
+            }
+            Self::Lost { connection, why, waits } => {
+                Event::Lost { connection: connection.to_string(), why: why.to_string(), waits: *waits }
+            }
+            Self::Resumed { connection, generation, repeated } => {
+                let (generation, repeated) = (*generation, *repeated);
+                Event::Resumed { connection: connection.to_string(), generation, repeated }
+            }
+            Self::TakenOver(connection) => Event::TakenOver(connection.to_string()),
+            Self::Bound(user) => Event::Bound(user.as_deref().map(str::to_owned)),
+            Self::Subscribed(pattern) => Event::Subscribed(pattern.to_string()),
+            Self::Unsubscribed(pattern) => Event::Unsubscribed(pattern.to_string()),
+            Self::GapTold(missed) => Event::GapTold(*missed),
+            Self::Push(push) => Event::Push {
+                name: push.name.to_string(),
+                class: match push.class {
+                    ClassName::Fire => "fire",
+                    ClassName::Latest => "latest",
+                    ClassName::Tracked => "tracked",
+                }
+                .to_owned(),
+                offset: (push.offset != 0).then_some(push.offset),
+                bytes: push.bytes,
+                stage: push.stage,
+                written_ms: known(push.written),
+                received_ms: known(push.received),
+                done_ms: known(push.done),
+            },
+            Self::Call { name, attempts, outcome, done } => Event::Call {
+                name: name.to_string(),
+                attempts: *attempts,
+                outcome: match outcome {
+                    Outcome::Waits => CallOutcome::Waits,
+                    Outcome::Answered => CallOutcome::Answered,
+                    Outcome::Failed(why) => CallOutcome::Failed(why.to_string()),
+                    Outcome::GivenUp => CallOutcome::GivenUp,
+                },
+                done_ms: known(*done),
+            },
+            Self::Ended(why) => Event::Ended(why.to_string()),
+        }
+    }
+}
+
+/// A call under way. Dropped before its end, it was given up.
+pub(in crate::session) struct CallEvent<'a> {
+    event_log: &'a EventLog,
+    number: u64,
+    outcome: Option<Outcome>,
+}
+
+impl CallEvent<'_> {
+    /// It is sent, once more perhaps.
+    pub(in crate::session) fn sent(&self) {
+        self.event_log.update(self.number, |_, what| {
+            if let What::Call { attempts, .. } = what {
+                *attempts = attempts.saturating_add(1);
+            }
+        });
+    }
+
+    /// It has come to its end.
+    pub(in crate::session) fn ended<T, E: fmt::Display>(mut self, result: &Result<T, E>) {
+        if self.outcome.is_some() {
+            self.outcome = Some(match result {
+                Ok(_) => Outcome::Answered,
+                Err(error) => Outcome::Failed(text(&error.to_string())),
+            });
+        }
+    }
+}
+
+impl Drop for CallEvent<'_> {
+    fn drop(&mut self) {
+        let Some(ended) = self.outcome.take() else { return };
+        self.event_log.update(self.number, |after, what| {
+            if let What::Call { outcome, done, .. } = what {
+                (*outcome, *done) = (ended, after);
+            }
+        });
+    }
+}
