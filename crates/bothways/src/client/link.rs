@@ -161,7 +161,7 @@ impl Link {
         options: ClientOptions,
         handlers: Router,
         messages: Option<MessageQueue>,
-        Common { events, keys }: Common,
+        Common { events, keys, oneways_lost }: Common,
         subscriptions: Subscriptions,
     ) -> Arc<Self> {
         let adder = messages.as_ref().map(MessageQueue::adder);
@@ -179,7 +179,7 @@ impl Link {
             receivers: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
-            returned: Returned::default(),
+            returned: Returned::counting_in(oneways_lost),
             is_unlisted: false.into(),
         });
         let server: Arc<str> = link.address.to_string().into();

@@ -33,7 +33,7 @@ mod subscriptions;
 mod waiting;
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -76,6 +76,8 @@ use crate::{
 pub(crate) struct Common {
     pub(crate) events: EventSender,
     pub(crate) keys: ReceivedKeys,
+    /// Oneway requests that did not go again; see [`Client::oneways_lost`].
+    pub(crate) oneways_lost: Arc<AtomicU64>,
 }
 
 /// A client of one server. A clone is the same client; the connection ends with the last one.

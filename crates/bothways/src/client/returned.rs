@@ -34,6 +34,8 @@ pub(super) struct Returned {
     state: Mutex<State>,
     /// Requests that do not go again.
     lost: AtomicU64,
+    /// Those of all clients that belong together.
+    lost_of_all: Arc<AtomicU64>,
     told: Calm,
 }
 
@@ -102,6 +104,11 @@ impl State {
 }
 
 impl Returned {
+    /// Requests that do not go again are counted there too.
+    pub(super) fn counting_in(lost_of_all: Arc<AtomicU64>) -> Self {
+        Self { lost_of_all, ..Self::default() }
+    }
+
     /// Requests that the server handed back and that did not go again.
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
@@ -109,6 +116,7 @@ impl Returned {
 
     fn lose(&self, server: &str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
+        self.lost_of_all.fetch_add(1, Ordering::Relaxed);
         tell!(self.told, warn, server, "a oneway request whose token had run out is lost: it was not run");
     }
 }

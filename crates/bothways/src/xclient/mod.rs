@@ -432,6 +432,11 @@ impl XClient {
         self.clients().iter().filter_map(|client| client.connection().ok()).collect()
     }
 
+    /// [`Client::oneways_lost`], summed over all servers since this was made: those that have left the list count too.
+    pub fn oneways_lost(&self) -> u64 {
+        self.shared.servers.oneways_lost()
+    }
+
     /// Ends all connections for good, for every clone. Pending calls fail as closed by this side; streams of messages
     /// and events end.
     pub fn close(&self) {

@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(super) struct Servers {
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
     told: Told,
+    /// At all servers, those that have left the list among them.
+    oneways_lost: Arc<AtomicU64>,
 }
 
 /// When it was told last what is wrong with a list, or with the selector: each list, and each call, could be a line.
@@ -148,14 +150,27 @@ impl Servers {
         if !awaits_list {
             source.mark_changed();
         }
+        let oneways_lost = Arc::clone(&receivers.common.oneways_lost);
         let (changes, listed) = (source.clone(), Arc::default());
         let list = List { changes, listed, topics: Vec::new(), receivers: Some(receivers) };
         let (learns, selector) = (select_mode.learns(), select_mode.into_selector());
         let (runtime, sticky) = (Handle::current(), Mutex::default());
         let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
         let (awaits_list, source_failed) = (awaits_list.into(), Mutex::default());
-        let servers =
-            Self { options, runtime, eager, selector, learns, source, awaits_list, source_failed, list, sticky, told };
+        let servers = Self {
+            options,
+            runtime,
+            eager,
+            selector,
+            learns,
+            source,
+            awaits_list,
+            source_failed,
+            list,
+            sticky,
+            told,
+            oneways_lost,
+        };
         if !servers.awaits_list() {
             servers.update();
         }
@@ -412,6 +427,11 @@ impl Servers {
         list.topics.retain(|wanted| **wanted != *topic);
         let clients = list.listed.slots.iter().filter_map(|slot| slot.made());
         clients.map(|client| (client.clone(), client.begin_unsubscribe(topic))).collect()
+    }
+
+    /// Oneway requests that did not go again, at any server.
+    pub(super) fn oneways_lost(&self) -> u64 {
+        self.oneways_lost.load(Ordering::Relaxed)
     }
 
     /// The clients that were made.

@@ -680,6 +680,38 @@ async fn a_oneway_request_that_is_refused_twice_is_counted() {
     }
 }
 
+/// An `XClient` counts what is lost at each of its servers, also after that has left the list, and after its own end.
+#[tokio::test(start_paused = true)]
+async fn what_an_xclient_loses_is_counted_over_all_servers() {
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let server = echoing()
+            .auth(|request: AuthRequest| {
+                std::future::ready(if request.service_method == "Note" { Err("not with this token") } else { Ok(()) })
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        servers.push((server, listening));
+    }
+    let addresses = || servers.iter().map(|(_, listening)| listening.address());
+    let discovery = bothways::MultipleServersDiscovery::new(addresses());
+    let options = ClientOptions::new().credentials(|| std::future::ready("t".to_owned()));
+    let (mode, select) = (bothways::FailMode::Failfast, bothways::SelectMode::RoundRobin);
+    let xclient = bothways::XClient::new("T", mode, select, discovery.clone(), options);
+    for _ in 0..2 {
+        soon(xclient.oneshot("Note", "x")).await.expect("queued");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let of_each: Vec<u64> = xclient.clients().iter().map(bothways::Client::oneways_lost).collect();
+    assert_eq!((of_each, xclient.oneways_lost()), (vec![1, 1], 2));
+
+    discovery.update(addresses().take(1));
+    settle().await;
+    assert_eq!((xclient.clients().len(), xclient.oneways_lost()), (1, 2), "who left the list counts");
+    xclient.close();
+    assert_eq!(xclient.oneways_lost(), 2);
+}
+
 /// What is sent while the server checks the token of a new connection is not lost if it refuses that.
 #[tokio::test(start_paused = true)]
 async fn a_oneway_request_waits_until_the_client_is_let_in() {

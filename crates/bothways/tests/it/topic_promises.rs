@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bothways::{
-    CallError, Class, Client, ClientOptions, Push, QueueBound, Reconnect, Reply, Request, Router, Server,
-    ServerBuilder, ServerMessages, Session, SessionOptions, Stage, Target,
+    CallError, Class, Client, ClientOptions, ConnectionEvent, Push, QueueBound, Reconnect, Reply, Request, Router,
+    Server, ServerBuilder, ServerMessages, Session, SessionOptions, Stage, Target,
     session::{Event, Position, PresenceChange, PresenceStatus, Subscribed, TopicOptions},
 };
 
@@ -150,6 +150,49 @@ async fn who_starts_anew_far_behind_gets_all_of_it_in_parts() {
         let all = (6..=40).chain((41..=80).filter(|number| number % 8 == 0)).chain([81]);
         assert_eq!(got, all.map(|number| number.to_string()).collect::<Vec<_>>(), "{twice}, {meanwhile:?}");
     }
+}
+
+/// What a session still owes of an earlier position ends with it, if its client has subscribed from now on before it
+/// asked: a part may have been lost on its way. The application is told so, and goes on with what is new.
+#[tokio::test(start_paused = true)]
+async fn who_loses_its_session_amid_parts_of_the_past_is_told() {
+    let server = server("log", TopicOptions::new().open().history(100, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, _to_ann) = client(listening.address(), "ann").await;
+    let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
+    let publish = |number: usize| _ = server.publish("log", &push(&number.to_string())).expect("small");
+    (1..=40).for_each(publish);
+
+    let (bob, mut to_bob) = client(listening.address(), "bob").await;
+    let mut events = bob.events();
+    let now = soon(bob.subscribe("log")).await.expect("open").position;
+    assert_eq!(now.map(|position| position.offset), Some(40));
+    let from = Position { offset: 5, ..start };
+    assert!(soon(bob.subscribe_from("log", from)).await.expect("open").recovered);
+    let mut got = Vec::new();
+    while got.len() < 6 {
+        got.extend(texts(&mut to_bob).await);
+    }
+    session_of(&server, "bob").end("a test");
+    let recovered = loop {
+        match soon(events.next()).await.expect("the client is open") {
+            ConnectionEvent::Resubscribed { recovered, .. } => break recovered,
+            _ => {}
+        }
+    };
+    assert!(!recovered, "not all of it has come");
+    for number in 41..=43 {
+        publish(number);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        got.extend(texts(&mut to_bob).await);
+    }
+
+    let parts = got.len() - 3;
+    assert!(parts < 35, "it was lost amid the parts");
+    let expected = (6..6 + parts).chain(41..=43).map(|number| number.to_string());
+    assert_eq!(got, expected.collect::<Vec<_>>(), "in order and once, without a hole that nobody was told of");
 }
 
 /// An application that does not read until it has subscribed is answered though its session's log is full.
