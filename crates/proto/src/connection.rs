@@ -1,6 +1,6 @@
 //! The state of one connection, for either side: numbers, calls, what the peer may send.
 
-use crate::{Calls, Capabilities, Hello, Message, MessageKind, PeerMisbehaved, Seq, TooManyCalls, Welcome, keys};
+use crate::{Calls, Capabilities, Greeting, Hello, Message, MessageKind, PeerMisbehaved, Seq, TooManyCalls, keys};
 
 /// Which side of the connection this is: who opened it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -9,25 +9,6 @@ pub enum Role {
     Client,
     /// Accepted it.
     Server,
-}
-
-/// What is known of the other side.
-///
-/// ```text
-///             first frame, not a Hello                 (for good)
-///  Unknown ──────────────────────────────► Plain
-///     │  at a server: Hello, then `welcome`
-///     └──────────────────────────────────► Negotiated  (for good)
-///        at a client: `handle_welcome`, or Plain if the answer is an echo
-/// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Peer {
-    /// Nothing has come from it.
-    Unknown,
-    /// It speaks rpcx and nothing more.
-    Plain,
-    /// It agreed on these with us.
-    Negotiated(Capabilities),
 }
 
 /// What a message means to the one who received it.
@@ -42,7 +23,7 @@ pub enum Inbound<W> {
     /// A heartbeat to answer with [`Message::pong`], oneway or not.
     Ping(Message),
     /// The first frame of a client that can do more than rpcx. Check its token, then
-    /// [`Connection::welcome`] it, or treat the connection as refused.
+    /// [let it in](Connection::on_hello_accepted), or [not](Connection::on_hello_refused).
     Hello(Hello, Message),
     /// The peer wants its call of this number stopped: [`keys::CANCEL`].
     Cancel(Seq),
@@ -63,7 +44,7 @@ const HEARTBEATS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Connection<W> {
     role: Role,
-    peer: Peer,
+    pub(crate) greeting: Greeting,
     calls: Calls<W>,
     pushes: u64,
 }
@@ -71,22 +52,12 @@ pub struct Connection<W> {
 impl<W> Connection<W> {
     /// A connection that was just opened; at most `calls_pending_max` calls wait at a time.
     pub const fn new(role: Role, calls_pending_max: usize) -> Self {
-        Self { role, peer: Peer::Unknown, calls: Calls::new(calls_pending_max), pushes: 0 }
+        Self { role, greeting: Greeting::Unknown, calls: Calls::new(calls_pending_max), pushes: 0 }
     }
 
     /// Which side this is.
     pub fn role(&self) -> Role {
         self.role
-    }
-
-    /// What is known of the other side.
-    pub fn peer(&self) -> Peer {
-        self.peer
-    }
-
-    /// True if the peer agreed on all of these.
-    pub fn peer_can(&self, capabilities: Capabilities) -> bool {
-        matches!(self.peer, Peer::Negotiated(agreed) if agreed.contains(capabilities))
     }
 
     /// Enters a call; the number goes into its frame. At a server the number is marked so that the
@@ -152,39 +123,16 @@ impl<W> Connection<W> {
         self.calls.drain()
     }
 
-    /// A server accepts the Hello: from now on both use what both have.
-    pub fn welcome(&mut self, hello: &Hello, capabilities: Capabilities) -> Welcome {
-        let welcome = Welcome::answer(hello, capabilities);
-        self.peer = Peer::Negotiated(welcome.capabilities);
-        welcome
-    }
-
-    /// A client learns what the answer to its Hello says of the server. `None`: it is plain.
-    ///
-    /// Call it as soon as the answer came, before the next [`handle_message`](Self::handle_message):
-    /// the server's first call may be right behind it.
-    pub fn handle_welcome(&mut self, answer: &Message) -> Option<Welcome> {
-        let welcome = Welcome::from_metadata(&answer.metadata());
-        self.peer = welcome.map_or(Peer::Plain, |welcome| Peer::Negotiated(welcome.capabilities));
-        welcome
-    }
-
-    /// The first frame of a client was passed over: no Hello comes any more.
-    pub fn take_for_plain(&mut self) {
-        if self.peer == Peer::Unknown {
-            self.peer = Peer::Plain;
-        }
-    }
-
     /// Says what a message means here, and takes the call that it answers out of the table.
     ///
     /// # Errors
     /// [`PeerMisbehaved`]: close the connection.
     pub fn handle_message(&mut self, message: Message) -> Result<Inbound<W>, PeerMisbehaved> {
-        let first = self.peer == Peer::Unknown;
+        let first = self.greeting == Greeting::Unknown;
         let header = message.header();
         if self.role == Role::Server && first {
-            self.peer = Peer::Plain;
+            // Whatever comes first, no Hello comes any more; if it is one, that is found below.
+            self.greeting = Greeting::Plain { listens: false };
         }
         match header.kind() {
             MessageKind::Request if header.is_heartbeat() => self.handle_heartbeat(message, first),
@@ -202,7 +150,10 @@ impl<W> Connection<W> {
             Role::Client if self.peer_can(Capabilities::PING) => ping(message),
             Role::Client => Err(PeerMisbehaved::PingFromPlainServer(message.header().seq())),
             Role::Server => match Hello::from_metadata(&message.metadata()) {
-                Some(hello) if first => Ok(Inbound::Hello(hello, message)),
+                Some(hello) if first => {
+                    self.greeting = Greeting::HelloPending;
+                    Ok(Inbound::Hello(hello, message))
+                }
                 Some(_) => Err(PeerMisbehaved::LateHello),
                 None => ping(message),
             },
@@ -210,7 +161,7 @@ impl<W> Connection<W> {
     }
 
     fn handle_oneway(&self, message: Message) -> Inbound<W> {
-        if matches!(self.peer, Peer::Negotiated(_)) && message.has_service_path(keys::CONTROL_PATH) {
+        if self.is_negotiated() && message.has_service_path(keys::CONTROL_PATH) {
             match message.service_method() {
                 keys::CANCEL if self.peer_can(Capabilities::CANCEL) => {
                     if let Some(seq) = message.metadata().get(keys::CANCEL_SEQ).and_then(|seq| seq.parse().ok()) {

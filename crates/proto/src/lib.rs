@@ -23,6 +23,7 @@ mod connection;
 mod decode;
 mod encode;
 mod error;
+mod greeting;
 mod header;
 mod keepalive;
 mod limits;
@@ -41,10 +42,11 @@ mod compress;
 pub use self::compress::{gunzip, gzip};
 pub use self::{
     calls::Calls,
-    connection::{Connection, HEARTBEAT_BYTES_MAX, Inbound, Peer, Role},
+    connection::{Connection, HEARTBEAT_BYTES_MAX, Inbound, Role},
     decode::{Deframer, frame_len},
     encode::{FrameParts, frame},
     error::{DecodeError, EncodeError, PeerMisbehaved, TooManyCalls},
+    greeting::Greeting,
     header::{CompressType, HEADER_LEN, Header, MAGIC, MessageKind, PREFIX_LEN, SerializeType, Status},
     keepalive::{Keepalive, KeepaliveAction},
     limits::Limits,

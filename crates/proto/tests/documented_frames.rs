@@ -39,7 +39,7 @@ fn built() -> Vec<(&'static str, Message)> {
         panic!("it is a Hello");
     };
     let mut answer = asked.metadata();
-    server.welcome(&greeted, Capabilities::CALLS.union(Capabilities::GOODBYE)).put(&mut answer);
+    server.on_hello_accepted(&greeted, Capabilities::CALLS.union(Capabilities::GOODBYE)).put(&mut answer);
     let welcome = Message::new(asked.header().reply(), "", "", &answer, b"");
 
     let push = Header::oneway(server.next_push(), RAW);

@@ -102,7 +102,7 @@ impl Inlet for ClientInlet {
         Some(&self.runtime)
     }
 
-    fn handle_welcome(&self, connection: &Connection, welcome: Option<&Metadata>) {
+    fn on_welcome_received(&self, connection: &Connection, welcome: Option<&Metadata>) {
         // The first that is told of a connection is that it stands.
         self.stands(connection);
         let resumed = match self.memory.handle_welcome(connection.id(), welcome) {

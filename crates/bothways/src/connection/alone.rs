@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bothways_proto::{Message, Metadata, Role};
+use bothways_proto::{Capabilities, Hello, Message, Metadata, Role, VERSION};
 
 use super::{Answer, Connection, Inlet, Settings};
 use crate::{
@@ -31,4 +31,20 @@ pub(crate) fn alone(role: Role) -> (Connection, MemorySocket) {
     let (near, far) = memory::pair(1 << 16);
     let settings = Arc::new(Settings::default());
     (Connection::start(role, near.into(), settings, Arc::new(Deaf), None, |_| {}), far)
+}
+
+/// A plain client that has asked for a session, and has it.
+pub(crate) fn enable(connection: &Connection) {
+    let mut state = connection.shared.state.lock();
+    state.proto.on_passed_over();
+    assert!(state.proto.on_enable());
+    state.proto.on_enabled();
+}
+
+/// A client that has been let in, and can so much.
+pub(crate) fn negotiate(connection: &Connection, capabilities: Capabilities) {
+    let hello = Hello { version: VERSION, capabilities };
+    let mut state = connection.shared.state.lock();
+    state.proto.on_hello_accepted(&hello, capabilities);
+    state.proto.on_welcome_sent();
 }

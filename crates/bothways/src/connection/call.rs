@@ -6,7 +6,7 @@ use std::{
 };
 
 use bothways_proto::{
-    Capabilities, CompressType, FrameParts, Header, Message, MessageKind, Metadata, Names, Role, Seq, keys,
+    Capabilities, CompressType, FrameParts, Greeting, Header, Message, MessageKind, Metadata, Names, Role, Seq, keys,
 };
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
@@ -91,7 +91,7 @@ impl Drop for Forget<'_> {
         let Some(seq) = self.seq else { return };
         let mut state = self.connection.shared.state.lock();
         let Some(Waiter::Call { number, .. }) = state.proto.forget(seq) else { return };
-        let by_push = state.called_by_pushes;
+        let by_push = state.is_called_by_pushes();
         let may_be_heard = !state.outbox.forget_call(number);
         if may_be_heard {
             state.note_given_up(seq);
@@ -116,15 +116,17 @@ const GIVEN_UP_MAX: usize = 512;
 impl State {
     /// Whether the peer understands a Cancel, its answer to the Hello will say.
     fn note_given_up(&mut self, seq: Seq) {
-        let given_up = self.seldom.as_mut().and_then(|seldom| seldom.given_up.as_mut());
-        if let Some(given_up) = given_up.filter(|given_up| given_up.len() < GIVEN_UP_MAX) {
-            given_up.push(seq);
+        if self.proto.greeting() == Greeting::HelloSent {
+            let given_up = &mut self.seldom().given_up;
+            if given_up.len() < GIVEN_UP_MAX {
+                given_up.push(seq);
+            }
         }
     }
 
     /// The Hello is answered: takes what is to be cancelled.
     pub(super) fn take_given_up(&mut self) -> Vec<Seq> {
-        let given_up = self.seldom.as_mut().and_then(|seldom| seldom.given_up.take());
+        let given_up = self.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.given_up));
         given_up.filter(|_| self.proto.peer_can(Capabilities::CANCEL)).unwrap_or_default()
     }
 }
@@ -306,7 +308,7 @@ impl Connection {
     async fn hello_answered(&self) {
         loop {
             let changed = self.shared.changed.notified();
-            let pending = |state: &State| state.hello_pending && state.check_open().is_ok();
+            let pending = |state: &State| state.proto.greeting().is_pending() && state.check_open().is_ok();
             if !pending(&self.shared.state.lock()) {
                 return;
             }
@@ -327,10 +329,10 @@ impl Connection {
         if let Err(PushError::Closed(reason)) = state.check_open() {
             return Err(CallError::Closed { written: false, reason });
         }
-        if state.hello_pending {
+        if state.proto.greeting().is_pending() {
             return Ok(None);
         }
-        let by_push = state.called_by_pushes;
+        let by_push = state.is_called_by_pushes();
         if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
             return Err(CallError::NotSupported);
         }

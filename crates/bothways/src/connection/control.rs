@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bothways_proto as proto;
 use bothways_proto::{
-    Capabilities, CompressType, DecodeError, FrameParts, Header, Limits, Message, MessageKind, Metadata, Names, Peer,
-    Role, SerializeType, Status, keys,
+    Capabilities, CompressType, DecodeError, FrameParts, Greeting, Header, Limits, Message, MessageKind, Metadata,
+    Names, Role, SerializeType, Status, keys,
 };
 use bytes::Bytes;
 
@@ -40,7 +40,7 @@ impl Connection {
     pub(crate) fn cancel_call(&self, id: &str) {
         let understands = {
             let state = self.shared.state.lock();
-            let by_push = state.called_by_pushes;
+            let by_push = state.is_called_by_pushes();
             (by_push || state.proto.peer_can(Capabilities::CANCEL)) && state.outbox.has_room_for_cancels()
         };
         if understands {
@@ -89,7 +89,7 @@ impl Connection {
         if let Err(failure) = &mut reply.outcome {
             header = header.with_status(Status::ERROR);
             let has_more = failure.code.is_some() || failure.said.is_some();
-            if has_more && !matches!(shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
+            if has_more && !shared.state.lock().proto.is_negotiated() {
                 // A plain client's application would find it among the metadata of its reply.
                 (failure.code, failure.said) = (None, None);
             }
@@ -125,13 +125,12 @@ impl Connection {
         }
         let added = self.check_added(&mut state, added);
         if then_welcome {
-            state.hello_pending = false;
-            state.called_by_pushes = true;
+            state.proto.on_enabled();
         }
         self.write_if_much(state);
         if then_welcome {
             shared.changed.notify_waiters();
-            shared.inlet.handle_welcomed(self);
+            shared.inlet.on_welcome_sent(self);
         }
         if waits || then_close.is_some() || added.is_err() {
             self.after_reply(waits, added, then_close);
@@ -200,9 +199,9 @@ impl Connection {
     /// True if a frame that is too large costs nothing but itself. Not before a token was accepted, and not where such
     /// a frame would end the connection whatever its size.
     fn passes_over_large(&self, header: Header) -> Result<bool, CloseReason> {
-        let (role, peer, takes_calls) = {
+        let (role, greeting, takes_calls) = {
             let state = self.shared.state.lock();
-            (state.proto.role(), state.proto.peer(), state.proto.peer_can(Capabilities::CALLS))
+            (state.proto.role(), state.proto.greeting(), state.proto.peer_can(Capabilities::CALLS))
         };
         let is_called = header.kind() == MessageKind::Request && !header.is_oneway();
         let is_asked = match role {
@@ -210,13 +209,13 @@ impl Connection {
             Role::Server => header.kind() == MessageKind::Request || takes_calls,
         };
         // A plain client wants no answer to its answers to our calls: it could not be told that one was lost.
-        let is_untold = role == Role::Server && header.is_oneway() && !matches!(peer, Peer::Negotiated(_));
+        let is_untold = role == Role::Server && header.is_oneway() && greeting.agreed().is_none();
         if !self.is_trusted() || header.is_heartbeat() || !is_asked || is_untold {
             return Ok(false);
         }
-        if role == Role::Server && peer == Peer::Unknown {
+        if role == Role::Server && greeting == Greeting::Unknown {
             self.admit(&Message::new(header, "", "", &Metadata::new(), &[]))?;
-            self.shared.state.lock().proto.take_for_plain();
+            self.shared.state.lock().proto.on_passed_over();
         }
         Ok(true)
     }
@@ -242,15 +241,15 @@ impl Connection {
 
     /// Tells a client why its frame, of which the header is known, ends the connection. False: there is nobody to tell.
     pub(super) fn tell_why(&self, header: Option<Header>, reason: &CloseReason) -> bool {
-        let (role, peer) = {
+        let (role, greeting) = {
             let state = self.shared.state.lock();
-            (state.proto.role(), state.proto.peer())
+            (state.proto.role(), state.proto.greeting())
         };
         if role == Role::Client {
             return false;
         }
         let code = match reason {
-            CloseReason::BadFrame(DecodeError::WrongMagic { found }) if peer == Peer::Unknown => {
+            CloseReason::BadFrame(DecodeError::WrongMagic { found }) if greeting == Greeting::Unknown => {
                 return self.answer_in_http(*found);
             }
             CloseReason::BadFrame(DecodeError::TooLarge { .. }) => ErrorCode::BadArguments,
@@ -279,7 +278,7 @@ impl Connection {
     /// A failed reply to a request of which nothing but the header was looked at.
     pub(super) fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
         let mut said = Metadata::new().with(keys::ERROR, cut(text));
-        if matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_)) {
+        if self.shared.state.lock().proto.is_negotiated() {
             said.insert(keys::ERROR_CODE, code.name());
         }
         let header = header.reply().with_compress(CompressType::NONE).with_status(Status::ERROR);
@@ -335,7 +334,7 @@ impl Connection {
     pub(super) fn welcome_is_queued(&self) {
         let AfterWelcome { goodbye, end } = {
             let mut state = self.shared.state.lock();
-            state.hello_pending = false;
+            state.proto.on_welcome_sent();
             state.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.after_welcome)).unwrap_or_default()
         };
         if let Some(said) = goodbye {
@@ -347,11 +346,17 @@ impl Connection {
         self.shared.changed.notify_waiters();
     }
 
+    /// The refusal of a Hello is queued.
+    pub(super) fn hello_is_refused(&self) {
+        self.shared.state.lock().proto.on_hello_refused();
+        self.shared.changed.notify_waiters();
+    }
+
     pub(super) fn say_hello(&self, mut metadata: Metadata) {
         let mut state = self.shared.state.lock();
         proto::Hello { version: proto::VERSION, capabilities: self.shared.settings.capabilities }.put(&mut metadata);
         metadata.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
-        state.seldom().given_up = Some(Vec::new());
+        state.proto.on_hello_sent();
         self.heartbeat(&mut state, Waiter::Hello, &metadata);
     }
 
@@ -424,10 +429,10 @@ pub(super) fn compressed(header: Header, payload: Bytes, compress: CompressType)
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{Capabilities, Header, Hello, Peer, Role, Seq, SerializeType};
+    use bothways_proto::{Capabilities, Greeting, Header, Hello, Role, Seq, SerializeType};
 
     use super::{CUT_TEXT_BYTES, refusal_of};
-    use crate::connection::alone::alone;
+    use crate::connection::alone::{alone, enable};
 
     /// Which frames are passed over, and their senders told, if they are too large: those that somebody waits for, or
     /// that lose nothing but themselves. All others end the connection.
@@ -445,16 +450,17 @@ mod tests {
         ] {
             let (connection, _far) = alone(role);
             if let Some(hello) = &hello {
-                connection.shared.state.lock().proto.welcome(hello, hello.capabilities);
+                connection.shared.state.lock().proto.on_hello_accepted(hello, hello.capabilities);
             }
             let passed = headers.map(|header| connection.passes_over_large(header).is_ok_and(|passes| passes));
             assert_eq!(passed, expected, "{role:?} {hello:?}");
             let (connection, _far) = alone(role);
             for header in headers.into_iter().rev() {
                 let passes = connection.passes_over_large(header).is_ok_and(|passes| passes);
-                let peer = connection.shared.state.lock().proto.peer();
+                let greeting = connection.shared.state.lock().proto.greeting();
                 let is_plain = role == Role::Server && passes;
-                assert_eq!(peer, if is_plain { Peer::Plain } else { Peer::Unknown }, "{header:?}");
+                let expected = if is_plain { Greeting::Plain { listens: false } } else { Greeting::Unknown };
+                assert_eq!(greeting, expected, "{header:?}");
             }
         }
     }
@@ -464,7 +470,9 @@ mod tests {
     async fn a_call_is_given_up_towards_those_who_understand_it() {
         let (connection, _far) = alone(Role::Server);
         for by_push in [false, true] {
-            connection.shared.state.lock().called_by_pushes = by_push;
+            if by_push {
+                enable(&connection);
+            }
             let before = connection.shared.state.lock().outbox.written_bytes();
             connection.cancel_call("0123456789abcdef");
             let after = connection.shared.state.lock().outbox.written_bytes();

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{Capabilities, CompressType, DecodeError, Hello, Message, Metadata, Seq, Status, keys};
+use bothways_proto::{Capabilities, CompressType, DecodeError, Greeting, Hello, Message, Metadata, Seq, Status, keys};
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
@@ -70,15 +70,15 @@ pub(crate) trait Inlet: Send + Sync + 'static {
 
     /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome. `Err`: not now, and the
     /// client may try again after so long.
-    fn welcome(&self, _: &Connection, _hello: &Metadata) -> Result<Metadata, Duration> {
+    fn welcome_pairs(&self, _: &Connection, _hello: &Metadata) -> Result<Metadata, Duration> {
         Ok(Metadata::new())
     }
 
     /// The Welcome is queued: what follows it may be.
-    fn handle_welcomed(&self, _: &Connection) {}
+    fn on_welcome_sent(&self, _: &Connection) {}
 
     /// The answer to our Hello came. `None`: the server speaks plain rpcx.
-    fn handle_welcome(&self, _: &Connection, _welcome: Option<&Metadata>) {}
+    fn on_welcome_received(&self, _: &Connection, _welcome: Option<&Metadata>) {}
 
     /// Where tasks of a connection are made, if it may do without one while it is idle.
     fn runtime(&self) -> Option<&Handle> {
@@ -549,7 +549,6 @@ impl Connection {
             self.refuse_by_header(message.header(), ErrorCode::BadArguments, &format!("a Hello: {error}"));
             return self.close_after_flush(CloseReason::BadFrame(error));
         }
-        self.shared.state.lock().hello_pending = true;
         let check = Guarded::begin(|| self.shared.inlet.handle_hello(self, message.metadata()));
         let mut check = match check {
             Ok(check) => check,
@@ -585,9 +584,9 @@ impl Connection {
     /// Has the client whose Hello is being checked told to come again after so long. False: there is no such Hello.
     pub(crate) fn turn_away(&self, retry_after: Duration) -> bool {
         let mut state = self.shared.state.lock();
-        // A plain client that is welcomed by a reply has had its token checked.
         let is_checking = self.shared.is_checking.load(Ordering::Relaxed);
-        let is_checked = is_checking && state.hello_pending && state.can_answer();
+        let is_pending = state.proto.greeting() == Greeting::HelloPending;
+        let is_checked = is_checking && is_pending && state.can_answer();
         if is_checked {
             state.seldom().turned_away = Some(in_whole_millis(retry_after));
             state.notify(&self.shared.changed);
@@ -751,10 +750,10 @@ impl Connection {
                     let mut state = self.shared.state.lock();
                     state.set_methods(methods);
                     state.note_limit_of_peer(&said, self.limits());
-                    state.proto.welcome(hello, self.shared.settings.capabilities)
+                    state.proto.on_hello_accepted(hello, self.shared.settings.capabilities)
                 };
                 sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
-                let pairs = if sessions { self.shared.inlet.welcome(self, &said) } else { Ok(Metadata::new()) };
+                let pairs = if sessions { self.shared.inlet.welcome_pairs(self, &said) } else { Ok(Metadata::new()) };
                 let mut pairs = match pairs {
                     Ok(pairs) => pairs,
                     Err(retry_after) => {
@@ -769,8 +768,7 @@ impl Connection {
             Err(NotLetIn::NotNow { text, retry_after }) => {
                 self.refuse_for_now(message, text, *retry_after);
                 // Nothing behind the Hello is run: the connection takes nothing any more.
-                self.shared.state.lock().hello_pending = false;
-                self.shared.changed.notify_waiters();
+                self.hello_is_refused();
                 return self.end_check();
             }
             Err(NotLetIn::Refused(code, text)) => {
@@ -779,7 +777,10 @@ impl Connection {
             }
         };
         self.control(frame.frame());
-        self.welcome_is_queued();
+        match outcome {
+            Ok(()) => self.welcome_is_queued(),
+            Err(_) => self.hello_is_refused(),
+        }
         match outcome {
             Ok(()) if self.shared.inlet.hello_shows_token() => self.trust(),
             Ok(()) | Err(_) => self.end_check(),
@@ -788,7 +789,7 @@ impl Connection {
             Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)) => {
                 self.close_after_flush(CloseReason::Unauthenticated(text));
             }
-            _ if sessions => self.shared.inlet.handle_welcomed(self),
+            _ if sessions => self.shared.inlet.on_welcome_sent(self),
             // What waited for the answer goes on its way.
             _ => self.shared.inlet.handle_room(self),
         }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{DecodeError, Deframer, Inbound, Message, Metadata, Peer, Role, Status, keys};
+use bothways_proto::{DecodeError, Deframer, Greeting, Inbound, Message, Metadata, Role, Status, keys};
 
 use tokio::time::{Instant, Sleep};
 
@@ -352,7 +352,7 @@ impl Driver {
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         {
             let state = self.connection.shared.state.lock();
-            if state.proto.peer() != Peer::Unknown || state.proto.role() != Role::Server {
+            if state.proto.greeting() != Greeting::Unknown || state.proto.role() != Role::Server {
                 return;
             }
         }
@@ -619,7 +619,7 @@ fn handle_message<'a>(
         // A frame before it in the same read ended the connection, such as a refused token.
         return Ok(());
     }
-    if state.proto.peer() == Peer::Unknown && state.proto.role() == Role::Server {
+    if state.proto.greeting() == Greeting::Unknown && state.proto.role() == Role::Server {
         drop(state);
         connection.admit(&message)?;
         state = connection.shared.state.lock();
@@ -629,7 +629,7 @@ fn handle_message<'a>(
     }
     state.watch.note_message();
     let inbound = state.proto.handle_message(message)?;
-    let asks_first = state.note_request(&inbound);
+    let asks_first = state.proto.on_inbound(&inbound);
     match inbound {
         Inbound::Reply(waiter, message) => match waiter {
             Waiter::Call { reply, .. } => {
@@ -639,7 +639,7 @@ fn handle_message<'a>(
                 let _ = reply.send(Ok(message));
             }
             Waiter::Hello => {
-                let welcomed = state.proto.handle_welcome(&message).is_some();
+                let welcomed = state.proto.on_welcome_received(&message).is_some();
                 let given_up = state.take_given_up();
                 let metadata = message.metadata();
                 if welcomed {
@@ -654,7 +654,7 @@ fn handle_message<'a>(
                 }
                 drop(state);
                 given_up.iter().for_each(|seq| connection.cancel_at_peer(seq.get()));
-                connection.shared.inlet.handle_welcome(connection, welcomed.then_some(&metadata));
+                connection.shared.inlet.on_welcome_received(connection, welcomed.then_some(&metadata));
             }
             Waiter::Ping => {}
         },
@@ -735,7 +735,7 @@ fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{FrameParts, Header, Inbound, Message, Metadata, Names, Seq, SerializeType, keys};
+    use bothways_proto::{FrameParts, Header, Message, Metadata, Names, Seq, SerializeType};
     use bytes::Bytes;
 
     use super::*;
@@ -773,28 +773,6 @@ mod tests {
         let bytes = state.outbox.reply_bytes();
         assert!(0 < bytes && !state.replies_pile_up(&bounds(bytes)) && state.replies_pile_up(&bounds(bytes - 1)));
         state.outbox.writer = Writer::Idle;
-    }
-
-    /// A plain client is known to listen from its first request on, unless that begins a session.
-    #[tokio::test(start_paused = true)]
-    async fn the_first_request_of_a_plain_client_is_noted_once() {
-        let ask = |path: &str, method: &str| {
-            let header = Header::request(Seq::new(1), SerializeType::RAW);
-            Inbound::Call(Message::new(header, path, method, &Metadata::new(), b""))
-        };
-        let (server, _far) = crate::connection::alone::alone(Role::Server);
-        let mut state = server.shared.state.lock();
-        assert!(!state.note_request(&ask("T", "Echo")), "nobody knows yet what it is");
-        state.proto.take_for_plain();
-        for method in [keys::ENABLE, keys::RESUME] {
-            assert!(!state.note_request(&ask(keys::CONTROL_PATH, method)), "{method}");
-        }
-        assert!(state.note_request(&ask("T", keys::ENABLE)));
-        assert!(!state.note_request(&ask("T", "Echo")), "it is no news");
-        state.has_asked = false;
-        assert!(state.note_request(&ask(keys::CONTROL_PATH, keys::ACK)));
-        (state.has_asked, state.called_by_pushes) = (false, true);
-        assert!(!state.note_request(&ask("T", "Echo")), "it has a session");
     }
 
     /// A connection is owed what waits in its queue, and what somebody is writing.

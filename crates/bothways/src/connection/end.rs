@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bothways_proto as proto;
-use bothways_proto::{Peer, Role};
+use bothways_proto::{Greeting, Role};
 
 use super::{Connection, State, call::Waiter, lock::Locked};
 use crate::error::{CallError, CloseReason, PushError, SessionLost};
@@ -32,7 +32,7 @@ impl State {
 
     /// True while it is known what a client can do, and its Welcome is not queued yet. A moment.
     pub(super) fn is_welcoming(&self) -> bool {
-        self.hello_pending && self.can_answer() && matches!(self.proto.peer(), Peer::Negotiated(_))
+        self.can_answer() && matches!(self.proto.greeting(), Greeting::Welcoming(_))
     }
 
     /// True while answers may still be sent.
@@ -194,7 +194,7 @@ impl Connection {
         let at_end = matches!(reason, CloseReason::PeerClosed | CloseReason::PeerClosedMidFrame);
         // A Bothways client ends its side when it is closed, and reads no reply from then on; or it was killed. It
         // must not be listed as connected for as long as its handlers run.
-        let reads_no_more = at_end && matches!(state.proto.peer(), Peer::Negotiated(_));
+        let reads_no_more = at_end && state.proto.is_negotiated();
         // A stranger's token is not checked for nobody.
         let reads_no_more = reads_no_more || shared.is_checking.load(Ordering::Relaxed);
         let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect && !reads_no_more;

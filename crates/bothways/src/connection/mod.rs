@@ -68,7 +68,7 @@ use std::{
 };
 
 use bothways_proto::{
-    self as proto, Capabilities, EncodeError, Inbound, Limits, Message, Metadata, PREFIX_LEN, Peer, Role, Seq, keys,
+    self as proto, Capabilities, EncodeError, Greeting, Limits, Message, Metadata, PREFIX_LEN, Role, Seq, keys,
 };
 use bytes::Bytes;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
@@ -192,16 +192,18 @@ struct Shared {
     calls_running: AtomicU32,
     /// KiB of the requests that run in tasks of their own, each rounded up.
     request_kib: AtomicU32,
-    /// Its auth hook has let it in once, or there is none.
+    /// Its auth hook has let it in once, or there is none. Not a phase of the greeting: a plain client is let in by a
+    /// request, and a Welcome may come before any token. An atomic, for each request asks it without the lock.
     is_trusted: AtomicBool,
-    /// The token of its first requests is being checked: until it is accepted they are handled one by one. Changed under
-    /// the lock.
+    /// The token of its first requests is being checked: until it is accepted they are handled one by one. An atomic, for
+    /// each read and each request of a client asks it, and a task that begins a check does not hold the lock.
     is_checking: AtomicBool,
     /// The phase is [`Phase::Answering`]: the last handler wakes the driver.
     answering: AtomicBool,
     /// The server is about to close it, and takes no calls of it any more.
     calls_refused: AtomicBool,
-    /// The layer above keeps something for this connection, or did.
+    /// The layer above keeps something for this connection, or did. An atomic, for a fan-out to many connections asks it
+    /// of each, without their locks.
     adopted: AtomicBool,
     /// Woken when room appears in the outbox, when a Hello is answered, and when the connection ends.
     changed: Notify,
@@ -239,12 +241,6 @@ struct State {
     /// `None` for the moment in which the task is being made.
     running: Option<Box<Running>>,
     seldom: Option<Box<Seldom>>,
-    /// A Hello came and its token is being checked, or a plain client is about to be welcomed.
-    hello_pending: bool,
-    /// A plain client has asked to be called by pushes.
-    called_by_pushes: bool,
-    /// A plain client has asked for something, and so listens.
-    has_asked: bool,
     phase: Phase,
     driving: Driving,
     /// The socket woke the connection, rather than a task.
@@ -275,8 +271,8 @@ struct Seldom {
     turned_away: Option<std::time::Duration>,
     /// What waits for the Welcome that is on its way: a Goodbye, and the end.
     after_welcome: AfterWelcome,
-    /// While the Hello of this side is not answered: calls that were given up, whose Cancels go behind the answer.
-    given_up: Option<Vec<Seq>>,
+    /// Calls that were given up while the Hello of this side is not answered: their Cancels go behind the answer.
+    given_up: Vec<Seq>,
     /// The last heartbeat.
     ping: Option<Seq>,
     /// How much of its rates the peer has used up.
@@ -296,21 +292,12 @@ impl State {
     /// nobody knows what that is, and by which session. And not to a plain client before its first request: Go's
     /// client reads before its application listens, and drops what comes too early.
     fn takes_pushes(&self) -> bool {
-        let listens = self.has_asked || self.called_by_pushes || matches!(self.proto.peer(), Peer::Negotiated(_));
-        matches!(self.phase, Phase::Open) && !self.hello_pending && listens
+        matches!(self.phase, Phase::Open) && self.proto.greeting().takes_pushes()
     }
 
-    /// Notes that a plain client asks for something. True if it does for the first time. What it is owed does not go
-    /// before the answer to `Enable` or `Resume`, which begins its session.
-    fn note_request(&mut self, inbound: &Inbound<Waiter>) -> bool {
-        let (Inbound::Call(message) | Inbound::Push(message)) = inbound else { return false };
-        if self.has_asked || self.called_by_pushes || self.proto.peer() != Peer::Plain {
-            return false;
-        }
-        let begins_session = message.service_path() == keys::CONTROL_PATH
-            && matches!(message.service_method(), keys::ENABLE | keys::RESUME);
-        self.has_asked = !begins_session;
-        self.has_asked
+    /// True if its peer is a plain client that is called by pushes, and answers by calls.
+    fn is_called_by_pushes(&self) -> bool {
+        self.proto.greeting() == Greeting::Enabled
     }
 
     /// Notes how large a frame's body may be, if the peer has said so.
@@ -414,9 +401,6 @@ impl Connection {
             outbox: Outbox::new(role),
             running: None,
             seldom: None,
-            hello_pending: false,
-            called_by_pushes: false,
-            has_asked: false,
             phase: Phase::Open,
             driving: Driving::Resting,
             woken_by_socket: false,
@@ -506,25 +490,24 @@ impl Connection {
     /// `_bothways`/`Enable`.
     pub fn takes_calls(&self) -> bool {
         let state = self.shared.state.lock();
-        state.called_by_pushes || state.proto.peer_can(Capabilities::CALLS)
+        state.is_called_by_pushes() || state.proto.peer_can(Capabilities::CALLS)
     }
 
     /// A plain client asks for a session, and says what it handles: calls to it wait from here on until it is
     /// welcomed. False: it was welcomed already, by whatever means.
-    pub(crate) fn begin_welcome(&self, methods: Option<&str>) -> bool {
+    pub(crate) fn on_enable(&self, methods: Option<&str>) -> bool {
         let methods = self.shared.settings.announced.take(methods);
         let mut state = self.shared.state.lock();
-        let is_new = !state.hello_pending && !state.called_by_pushes && state.proto.peer() == Peer::Plain;
+        let is_new = state.proto.on_enable();
         if is_new {
-            state.hello_pending = true;
             state.set_methods(methods);
         }
         is_new
     }
 
     /// It is not welcomed after all, and may ask again.
-    pub(crate) fn end_welcome(&self) {
-        self.shared.state.lock().hello_pending = false;
+    pub(crate) fn on_enable_refused(&self) {
+        self.shared.state.lock().proto.on_enable_refused();
         self.shared.changed.notify_waiters();
     }
 
@@ -536,7 +519,7 @@ impl Connection {
     /// A plain client answers the call of this number. False: nobody waits for it any more.
     pub(crate) fn answer_call(&self, number: u64, answer: Result<Message, CallError>) -> bool {
         let mut state = self.shared.state.lock();
-        if !state.called_by_pushes {
+        if !state.is_called_by_pushes() {
             return false;
         }
         let Some(Waiter::Call { reply, .. }) = state.proto.forget(Seq::of_call_to_client(number)) else {
@@ -551,7 +534,7 @@ impl Connection {
 
     /// True if the peer agreed on anything beyond rpcx.
     pub fn is_negotiated(&self) -> bool {
-        matches!(self.shared.state.lock().proto.peer(), Peer::Negotiated(_))
+        self.shared.state.lock().proto.is_negotiated()
     }
 
     /// True if both ends have agreed on these.
@@ -673,7 +656,7 @@ impl Connection {
     /// True while a call of either side runs, or the peer is being let in.
     pub(crate) fn is_busy(&self) -> bool {
         let state = self.shared.state.lock();
-        let waits = state.hello_pending || !state.proto.calls().is_empty();
+        let waits = state.proto.greeting().is_pending() || !state.proto.calls().is_empty();
         0 < self.shared.calls_running.load(Ordering::Acquire) || (waits && state.can_answer())
     }
 
@@ -693,10 +676,10 @@ impl Connection {
         0 < self.shared.calls_running.load(Ordering::Acquire) || !is_written
     }
 
-    /// True while the peer's Hello is being checked.
+    /// True while the peer waits to be let in: its Hello is being checked, or it has asked for a session.
     pub(crate) fn is_being_let_in(&self) -> bool {
         let state = self.shared.state.lock();
-        matches!(state.phase, Phase::Open) && state.hello_pending
+        matches!(state.phase, Phase::Open) && state.proto.greeting().is_pending()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
-use bothways_proto::{self as proto, Capabilities, Keepalive, KeepaliveAction, Metadata, Peer, Role};
+use bothways_proto::{self as proto, Capabilities, Greeting, Keepalive, KeepaliveAction, Metadata, Role};
 use tokio::time::Instant;
 
 use super::{BEHIND, Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
@@ -224,9 +224,7 @@ impl State {
 
 /// The peer is a plain server, for all that is known, and a call waits for its reply.
 fn may_be_busy(proto: &proto::Connection<Waiter>) -> bool {
-    proto.role() == Role::Client
-        && !matches!(proto.peer(), Peer::Negotiated(_))
-        && proto.calls().waiters().any(Waiter::is_call)
+    proto.role() == Role::Client && !proto.is_negotiated() && proto.calls().waiters().any(Waiter::is_call)
 }
 
 /// The last 32 bits of a moment; of one that has none, those of the millisecond before it.
@@ -290,7 +288,7 @@ impl State {
         let silent = Duration::from_millis(now.saturating_sub(watch.alive_at));
         let role = self.proto.role();
         // Bytes are no frame: one byte now and then must not hold a connection.
-        let no_frame = role == Role::Server && self.proto.peer() == Peer::Unknown;
+        let no_frame = role == Role::Server && self.proto.greeting() == Greeting::Unknown;
         // One that has begun and goes on has the time that it takes.
         let begun = self.seldom.as_ref().and_then(|seldom| seldom.frame.as_ref()).map_or(0, |frame| frame.bytes);
         let no_frame = no_frame && begun < deadlines.frame_progress_min.max(1);

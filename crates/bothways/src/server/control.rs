@@ -83,14 +83,14 @@ fn welcome(request: &Request, said: &Metadata) -> Reply {
     let Some(registry) = connection.owner::<Registry>() else {
         return Reply::refused(ErrorCode::Internal, "this server keeps no sessions");
     };
-    if !connection.begin_welcome(request.metadata().get(keys::METHODS)) {
+    if !connection.on_enable(request.metadata().get(keys::METHODS)) {
         return bad("this connection has its session already");
     }
     match registry.arrive(connection, said) {
         Ok(pairs) => Reply { then_welcome: true, ..Reply::ok("").with_metadata(pairs) },
         Err(NotWelcome::Over) => Reply::refused(ErrorCode::Internal, "the connection is over"),
         Err(NotWelcome::Late) => {
-            connection.end_welcome();
+            connection.on_enable_refused();
             Reply::refused(ErrorCode::Overloaded, "a later attempt of this client was let in before: try again")
         }
     }
@@ -166,8 +166,8 @@ mod tests {
             connection.call_typed::<(), ()>("T", "Ask", &(), options).await.map(|_| ())
         };
         assert!(matches!(ask().await, Err(CallError::NotSupported)));
-        assert!(connection.begin_welcome(None));
-        assert!(!connection.begin_welcome(None), "one at a time");
+        assert!(connection.on_enable(None));
+        assert!(!connection.on_enable(None), "one at a time");
         assert!(matches!(ask().await, Err(CallError::TimedOut(_))));
     }
 }

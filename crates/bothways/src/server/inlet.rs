@@ -320,7 +320,7 @@ impl Inlet for ServerInlet {
         self.0.sessions.leave(connection);
     }
 
-    fn welcome(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, Duration> {
+    fn welcome_pairs(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, Duration> {
         match self.0.sessions.arrive(connection, hello) {
             Ok(pairs) => Ok(pairs),
             Err(NotWelcome::Over) => Ok(Metadata::new()),
@@ -328,7 +328,7 @@ impl Inlet for ServerInlet {
         }
     }
 
-    fn handle_welcomed(&self, connection: &Connection) {
+    fn on_welcome_sent(&self, connection: &Connection) {
         self.0.sessions.welcomed(connection);
     }
 

@@ -10,8 +10,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use bothways_proto::{
-    Capabilities, Connection, Deframer, Header, Hello, Inbound, Limits, Message, Metadata, Peer, PeerMisbehaved, Role,
-    Seq, SerializeType, VERSION, Welcome, keys,
+    Capabilities, Connection, Deframer, Greeting, Header, Hello, Inbound, Limits, Message, Metadata, PeerMisbehaved,
+    Role, Seq, SerializeType, VERSION, Welcome, keys,
 };
 
 /// Small, so that tables fill up.
@@ -455,8 +455,9 @@ impl Pair {
             (Sent::Hello, Ok(Inbound::Hello(hello, asked))) if server && first => {
                 tally.count("hello");
                 if welcomes {
-                    let welcome = end.connection.welcome(&hello, end.offers);
+                    let welcome = end.connection.on_hello_accepted(&hello, end.offers);
                     end.agreed = Some(welcome.capabilities);
+                    end.connection.on_welcome_sent();
                     self.send_welcome(&asked, welcome);
                 } else {
                     end.unanswered.push(asked); // and echoes it later, as Go does
@@ -480,7 +481,7 @@ impl Pair {
                                 // Forged before the Hello, under the number that the Hello then got: to the client
                                 // the server is plain, to itself it may not be, and from here on they disagree.
                                 self.client.agreed = None;
-                                assert_eq!(self.client.connection.handle_welcome(&reply), None);
+                                assert_eq!(self.client.connection.on_welcome_received(&reply), None);
                                 tally.count("forged answer to a hello");
                                 return true;
                             }
@@ -512,7 +513,7 @@ impl Pair {
     }
 
     fn handle_welcome(&mut self, reply: &Message, tally: &mut Tally) {
-        let welcome = self.client.connection.handle_welcome(reply);
+        let welcome = self.client.connection.on_welcome_received(reply);
         self.client.agreed = welcome.map(|welcome| welcome.capabilities);
         let both = self.client.offers.intersection(self.server.offers);
         assert_eq!(self.client.agreed, self.welcomes.then_some(both));
@@ -526,10 +527,10 @@ impl Pair {
             let calls = end.connection.calls();
             assert_eq!((calls.len(), calls.is_empty()), (end.waiting.len(), end.waiting.is_empty()));
             assert_eq!(end.begun.len(), end.waiting.len() + end.ended.len());
-            match (end.connection.peer(), end.agreed) {
-                (Peer::Negotiated(found), Some(agreed)) => assert_eq!(found, agreed),
-                (Peer::Unknown, None) => assert!(end.role == Role::Client || !end.heard),
-                (Peer::Plain, None) => assert!(end.heard),
+            match (end.connection.greeting(), end.agreed) {
+                (Greeting::Negotiated(found), Some(agreed)) => assert_eq!(found, agreed),
+                (Greeting::Unknown, None) => assert!(end.role == Role::Client || !end.heard),
+                (Greeting::Plain { .. } | Greeting::HelloPending, None) => assert!(end.heard),
                 (found, agreed) => panic!("{:?} takes its peer for {found:?}, not {agreed:?}", end.role),
             }
             for capability in CAPABILITIES {

@@ -1,7 +1,7 @@
 //! Two connections that talk to each other in memory: by script, and at random.
 
 use bothways_proto::{
-    Capabilities, Connection, Header, Hello, Inbound, Message, Metadata, Peer, PeerMisbehaved, Role, Seq,
+    Capabilities, Connection, Greeting, Header, Hello, Inbound, Message, Metadata, PeerMisbehaved, Role, Seq,
     SerializeType, TooManyCalls, VERSION, Welcome, keys,
 };
 use proptest::{collection::vec, prelude::*};
@@ -36,12 +36,13 @@ fn agreed(capabilities: Capabilities) -> (Connection<&'static str>, Connection<&
         panic!("the first frame of a client with `_bw.v` is a Hello");
     };
     let mut metadata = asked.metadata();
-    server.welcome(&hello, Capabilities::ALL).put(&mut metadata);
+    server.on_hello_accepted(&hello, Capabilities::ALL).put(&mut metadata);
+    server.on_welcome_sent();
     let answer = Message::new(asked.header().reply(), "", "", &metadata, b"");
     let Inbound::Reply("hello", answer) = client.handle_message(answer).expect("polite") else {
         panic!("the Welcome answers the Hello");
     };
-    assert_eq!(client.handle_welcome(&answer), Some(Welcome { version: VERSION, capabilities }));
+    assert_eq!(client.on_welcome_received(&answer), Some(Welcome { version: VERSION, capabilities }));
     (client, server)
 }
 
@@ -49,9 +50,9 @@ fn agreed(capabilities: Capabilities) -> (Connection<&'static str>, Connection<&
 #[test]
 fn a_client_that_begins_without_a_hello_is_plain() {
     let mut server = Connection::<()>::new(Role::Server, 10);
-    assert_eq!(server.peer(), Peer::Unknown);
+    assert_eq!(server.greeting(), Greeting::Unknown);
     assert!(matches!(server.handle_message(request(Seq::new(0))), Ok(Inbound::Call(_))));
-    assert_eq!(server.peer(), Peer::Plain);
+    assert_eq!(server.greeting(), Greeting::Plain { listens: false });
     let late = server.handle_message(hello(Seq::new(1), Capabilities::ALL));
     assert_eq!(late.expect_err("it is late"), PeerMisbehaved::LateHello);
 }
@@ -73,8 +74,8 @@ fn a_server_that_echoes_the_hello_is_plain() {
     let Ok(Inbound::Reply((), echo)) = client.handle_message(echo) else {
         panic!("the echo answers the Hello");
     };
-    assert_eq!(client.handle_welcome(&echo), None);
-    assert_eq!(client.peer(), Peer::Plain);
+    assert_eq!(client.on_welcome_received(&echo), None);
+    assert_eq!(client.greeting(), Greeting::Plain { listens: false });
 }
 
 /// What a client sends right behind its Hello, before anybody looked at the token, is plain traffic.

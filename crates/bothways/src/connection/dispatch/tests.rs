@@ -127,7 +127,7 @@ async fn a_deadline_has_passed_or_is_none() {
         let (connection, _far) = connection(&settings);
         if negotiated {
             let hello = Hello { version: bothways_proto::VERSION, capabilities: Capabilities::ALL };
-            connection.shared.state.lock().proto.welcome(&hello, Capabilities::ALL);
+            connection.shared.state.lock().proto.on_hello_accepted(&hello, Capabilities::ALL);
         }
         let of = |text: Option<&str>| {
             let pairs = text.map_or_else(Metadata::new, |text| Metadata::new().with(keys::SERVER_TIMEOUT, text));

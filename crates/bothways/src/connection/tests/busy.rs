@@ -23,16 +23,17 @@ async fn a_connection_is_busy_while_somebody_can_be_answered() {
         (Phase::Closed(reason()), false, false),
     ];
     assert!(!connection.is_busy() && !connection.is_being_let_in(), "nobody has asked for anything");
+    connection.shared.state.lock().proto.on_passed_over();
     for (number, (phase, can_answer, lets_in)) in phases.into_iter().enumerate() {
         let mut state = connection.shared.state.lock();
         state.phase = phase;
-        state.hello_pending = true;
+        assert!(state.proto.on_enable());
         drop(state);
         assert_eq!(connection.is_busy(), can_answer, "{number}");
         assert_eq!(connection.is_being_let_in(), lets_in, "{number}");
         assert_eq!(connection.end_reason().is_none(), lets_in, "{number}");
 
-        connection.shared.state.lock().hello_pending = false;
+        connection.shared.state.lock().proto.on_enable_refused();
         assert!(!connection.is_busy() && !connection.is_being_let_in(), "{number}");
         connection.shared.calls_running.store(1, Ordering::Release);
         assert!(connection.is_busy() && !connection.is_being_let_in(), "{number}");

@@ -6,12 +6,12 @@ use std::{
     task::{Poll, Waker},
 };
 
-use bothways_proto::{Capabilities, Hello, Limits, PREFIX_LEN, Peer};
+use bothways_proto::{Capabilities, Greeting, Hello, Limits, PREFIX_LEN};
 
 use super::{
     super::{
         BEHIND, PEER_IS_GONE, TO_CLIENT,
-        alone::{Deaf, alone},
+        alone::{Deaf, alone, enable, negotiate},
         call::Waiter,
         end::Phase,
         writer::Writer,
@@ -34,9 +34,59 @@ fn phases() -> [Phase; 5] {
     ]
 }
 
-fn negotiate(connection: &Connection, capabilities: Capabilities) {
-    let hello = Hello { version: bothways_proto::VERSION, capabilities };
-    connection.shared.state.lock().proto.welcome(&hello, capabilities);
+/// Clients of a server, each in another phase of its greeting: what is known of it, and a connection.
+fn greetings() -> Vec<(Greeting, Connection, memory::MemorySocket)> {
+    let hello = Hello { version: bothways_proto::VERSION, capabilities: Capabilities::ALL };
+    let ask = |path: &str| {
+        let header = bothways_proto::Header::request(bothways_proto::Seq::new(1), SerializeType::RAW);
+        Message::new(header, path, "Echo", &Metadata::new(), b"")
+    };
+    let mut said = Metadata::new();
+    hello.put(&mut said);
+    let said = Message::ping(bothways_proto::Seq::new(0), &said, &[]);
+
+    let greetings = [
+        Greeting::Unknown,
+        Greeting::HelloPending,
+        Greeting::Plain { listens: false },
+        Greeting::Plain { listens: true },
+        Greeting::Enabling { listens: false },
+        Greeting::Enabling { listens: true },
+        Greeting::Enabled,
+        Greeting::Welcoming(Capabilities::ALL),
+        Greeting::Negotiated(Capabilities::ALL),
+    ];
+    let reach = |greeting| {
+        let (connection, far) = alone(Role::Server);
+        let mut state = connection.shared.state.lock();
+        let proto = &mut state.proto;
+        match greeting {
+            Greeting::Unknown => {}
+            Greeting::HelloPending | Greeting::Welcoming(_) | Greeting::Negotiated(_) => {
+                proto.handle_message(said.clone()).expect("it is the first");
+            }
+            _ => proto.on_passed_over(),
+        }
+        if let Greeting::Plain { listens: true } | Greeting::Enabling { listens: true } = greeting {
+            let inbound = proto.handle_message(ask("T")).expect("polite");
+            assert!(proto.on_inbound(&inbound));
+        }
+        if let Greeting::Enabling { .. } | Greeting::Enabled = greeting {
+            assert!(proto.on_enable());
+        }
+        if greeting.agreed().is_some() {
+            proto.on_hello_accepted(&hello, Capabilities::ALL);
+        }
+        match greeting {
+            Greeting::Enabled => proto.on_enabled(),
+            Greeting::Negotiated(_) => proto.on_welcome_sent(),
+            _ => {}
+        }
+        assert_eq!(proto.greeting(), greeting);
+        drop(state);
+        (greeting, connection, far)
+    };
+    greetings.map(reach).into()
 }
 
 /// The bits of a number.
@@ -47,19 +97,14 @@ fn bits<const N: usize>(number: u32) -> [bool; N] {
 /// Only an open connection takes what its session is owed, once its client listens and has its answer.
 #[tokio::test(start_paused = true)]
 async fn pushes_wait_for_a_client_that_listens() {
-    for number in 0..16 {
-        let [pending, has_asked, by_pushes, negotiated] = bits(number);
-        let (connection, _far) = alone(Role::Server);
-        if negotiated {
-            negotiate(&connection, Capabilities::ALL);
-        }
+    for (greeting, connection, _far) in greetings() {
+        let pending = greeting.is_pending();
         for (place, phase) in phases().into_iter().enumerate() {
             let mut state = connection.shared.state.lock();
-            (state.hello_pending, state.has_asked, state.called_by_pushes) = (pending, has_asked, by_pushes);
             state.phase = phase;
-            let listens = has_asked || by_pushes || negotiated;
-            assert_eq!(state.takes_pushes(), place == 0 && !pending && listens, "{number} {place}");
-            assert_eq!(state.is_welcoming(), pending && place <= 2 && negotiated, "{number} {place}");
+            assert_eq!(state.takes_pushes(), place == 0 && greeting.takes_pushes(), "{greeting:?} {place}");
+            let is_welcoming = greeting == Greeting::Welcoming(Capabilities::ALL);
+            assert_eq!(state.is_welcoming(), place <= 2 && is_welcoming, "{greeting:?} {place}");
             assert_eq!(state.can_answer(), place <= 2);
             assert_eq!(state.check_open().is_ok(), place == 0);
             drop(state);
@@ -147,26 +192,15 @@ async fn a_peer_may_take_less_than_this_side() {
 /// A plain client begins its session once.
 #[tokio::test(start_paused = true)]
 async fn only_a_plain_client_without_a_session_begins_one() {
-    for number in 0..4 {
-        let [pending, by_pushes] = bits(number);
-        for peer in [Peer::Unknown, Peer::Plain, Peer::Negotiated(Capabilities::ALL)] {
-            let (connection, _far) = alone(Role::Server);
-            match peer {
-                Peer::Unknown => {}
-                Peer::Plain => connection.shared.state.lock().proto.take_for_plain(),
-                Peer::Negotiated(capabilities) => negotiate(&connection, capabilities),
-            }
-            let mut state = connection.shared.state.lock();
-            (state.hello_pending, state.called_by_pushes) = (pending, by_pushes);
-            drop(state);
-            let begins = number == 0 && peer == Peer::Plain;
-            assert_eq!(connection.begin_welcome(Some("T.m")), begins, "{number} {peer:?}");
-            assert_eq!(connection.methods().is_some(), begins);
-            assert_eq!(connection.shared.state.lock().hello_pending, begins || pending);
-            assert_eq!(connection.takes_calls(), by_pushes || matches!(peer, Peer::Negotiated(_)));
-            connection.end_welcome();
-            assert!(!connection.is_being_let_in());
-        }
+    for (greeting, connection, _far) in greetings() {
+        let begins = matches!(greeting, Greeting::Plain { .. });
+        assert_eq!(connection.on_enable(Some("T.m")), begins, "{greeting:?}");
+        assert_eq!(connection.methods().is_some(), begins);
+        assert_eq!(connection.is_being_let_in(), begins || greeting.is_pending());
+        assert_eq!(connection.takes_calls(), greeting == Greeting::Enabled || greeting.agreed().is_some());
+        assert!(!connection.on_enable(Some("T.m")), "one at a time");
+        connection.on_enable_refused();
+        assert_eq!(connection.on_enable(None), begins || matches!(greeting, Greeting::Enabling { .. }));
     }
 }
 
@@ -176,7 +210,7 @@ async fn what_nobody_waits_for_is_counted() {
     let (connection, _far) = alone(Role::Server);
     let answer = || Err(CallError::NotSupported);
     assert!(!connection.answer_call(1, answer()));
-    connection.shared.state.lock().called_by_pushes = true;
+    enable(&connection);
     for count in 1..3 {
         assert!(!connection.answer_call(1, answer()));
         connection.count_refused_oneway();

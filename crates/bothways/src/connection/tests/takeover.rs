@@ -149,7 +149,7 @@ impl Inlet for Kicks {
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
 
     /// As if another thread did so, which finds the session as soon as it is given to the connection.
-    fn welcome(&self, connection: &Connection, _: &Metadata) -> Result<Metadata, Duration> {
+    fn welcome_pairs(&self, connection: &Connection, _: &Metadata) -> Result<Metadata, Duration> {
         assert!(connection.say_goodbye_for("kicked", "not here", None));
         connection.close();
         Ok(Metadata::new())
