@@ -259,6 +259,7 @@ impl Connection {
             // Nobody would wait for the reply: nothing is sent.
             return Err(CallError::TimedOut(Duration::ZERO));
         }
+
         let mut left = time;
         let Begun { reply, mut guard, written } = loop {
             match self.begin_call(call, left)? {
@@ -272,14 +273,17 @@ impl Connection {
             // The peer is told what is left then.
             left = time.map(CallTime::rest);
         };
+
         match written {
             Written::AtOnce => drop(self.flush()),
             Written::Together(thread) => self.flush_together(thread),
             Written::ByAnother => {}
         }
+
         let reply = self.within(time, reply).await?;
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
+
         let mut unpacked = None;
         if reply.header().compress() != CompressType::NONE {
             unpacked = Some(Box::pin(self.within(time, self.unpack_reply(&reply))).await??);
@@ -325,23 +329,17 @@ impl Connection {
         let packed = (shared.settings.compress != CompressType::NONE)
             .then(|| compressed(header, call.payload.clone(), shared.settings.compress));
         let (header, payload) = packed.as_ref().map_or((header, &call.payload), |(header, payload)| (*header, payload));
+
         let mut state = shared.state.lock();
-        if let Err(PushError::Closed(reason)) = state.check_open() {
-            return Err(CallError::Closed { written: false, reason });
-        }
-        if state.proto.greeting().is_pending() {
+        if !state.may_call(call)? {
             return Ok(None);
         }
+
         let by_push = state.is_called_by_pushes();
-        if state.proto.role() == Role::Server && !by_push && !state.proto.peer_can(Capabilities::CALLS) {
-            return Err(CallError::NotSupported);
-        }
-        if state.methods().is_some_and(|methods| !methods.contains(call.service_path, call.service_method)) {
-            return Err(CallError::NotSupported);
-        }
         let (sender, reply) = oneshot::channel();
         let begun = state.proto.begin_call(Waiter::Call { reply: sender, number: u64::MAX });
         let seq = begun.map_err(|full| CallError::TooManyCalls { max: full.max })?;
+
         let names = Names::new(call.service_path, call.service_method);
         let payload_len = payload.len();
         let numbered;
@@ -357,35 +355,64 @@ impl Connection {
             Ok(()) => state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds()),
             Err(error) => Err(Refused::TooLarge(error)),
         };
-        match added {
-            Ok(number) => {
-                if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
-                    *of_waiter = number;
-                }
-                let (due, here) = (state.callers_due, this_thread());
-                state.callers_due = due.saturating_sub(1);
-                let written = match (due, state.proto.calls().len()) {
-                    (0, 1) | (1, _) => Written::AtOnce,
-                    _ if state.flush_comes & here != 0 => Written::ByAnother,
-                    _ => {
-                        state.flush_comes |= here;
-                        Written::Together(here)
-                    }
-                };
-                self.write_if_much(state);
-                Ok(Some(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, written }))
-            }
+        let number = match added {
+            Ok(number) => number,
             Err(refused) => {
                 state.proto.forget(seq);
-                Err(match refused {
-                    Refused::TooLarge(error) => CallError::TooLarge(error),
-                    Refused::Full { bytes, .. } | Refused::AllFull { bytes, .. } => CallError::QueueFull { bytes },
-                    Refused::Disconnect(why) => {
-                        CallError::Closed { written: false, reason: CloseReason::SlowPeer(why) }
-                    }
-                })
+                return Err(refusal_of_call(refused));
+            }
+        };
+
+        if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
+            *of_waiter = number;
+        }
+        let written = state.who_writes();
+        // Lets go of the lock: what is written is written without it.
+        self.write_if_much(state);
+        Ok(Some(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, written }))
+    }
+}
+
+impl State {
+    /// Whether the peer may be called so. False: not before the Hello is answered.
+    #[inline]
+    fn may_call(&self, call: &RawCall<'_>) -> Result<bool, CallError> {
+        if let Err(PushError::Closed(reason)) = self.check_open() {
+            return Err(CallError::Closed { written: false, reason });
+        }
+        if self.proto.greeting().is_pending() {
+            return Ok(false);
+        }
+        let takes_calls =
+            self.proto.role() == Role::Client || self.is_called_by_pushes() || self.proto.peer_can(Capabilities::CALLS);
+        if !takes_calls || self.methods().is_some_and(|all| !all.contains(call.service_path, call.service_method)) {
+            return Err(CallError::NotSupported);
+        }
+        Ok(true)
+    }
+
+    /// Who writes the call that was just queued.
+    #[inline]
+    fn who_writes(&mut self) -> Written {
+        let (due, here) = (self.callers_due, this_thread());
+        self.callers_due = due.saturating_sub(1);
+        match (due, self.proto.calls().len()) {
+            (0, 1) | (1, _) => Written::AtOnce,
+            _ if self.flush_comes & here != 0 => Written::ByAnother,
+            _ => {
+                self.flush_comes |= here;
+                Written::Together(here)
             }
         }
+    }
+}
+
+#[cold]
+fn refusal_of_call(refused: Refused) -> CallError {
+    match refused {
+        Refused::TooLarge(error) => CallError::TooLarge(error),
+        Refused::Full { bytes, .. } | Refused::AllFull { bytes, .. } => CallError::QueueFull { bytes },
+        Refused::Disconnect(why) => CallError::Closed { written: false, reason: CloseReason::SlowPeer(why) },
     }
 }
 

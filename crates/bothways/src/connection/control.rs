@@ -1,4 +1,4 @@
-//! Control frames: replies, heartbeats, Hello, acks, goodbyes.
+//! What is sent in answer, or unasked: replies, acks, goodbyes, and why a frame was passed over.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{Connection, behind::PushesSoFar, call::Waiter, lanes::Lane, lock::Locked, outbox::Refused};
 use crate::{
     error::{CallError, CloseReason, ErrorCode, PushError},
-    reply::Reply,
+    reply::{Failure, Reply},
 };
 
 /// The first byte of a TLS connection.
@@ -88,11 +88,7 @@ impl Connection {
         }
         if let Err(failure) = &mut reply.outcome {
             header = header.with_status(Status::ERROR);
-            let has_more = failure.code.is_some() || failure.said.is_some();
-            if has_more && !shared.state.lock().proto.is_negotiated() {
-                // A plain client's application would find it among the metadata of its reply.
-                (failure.code, failure.said) = (None, None);
-            }
+            self.hide_from_plain_client(failure);
         }
         let (then_welcome, packed) = (reply.then_welcome, reply.packed);
         let then_close = reply.then_close.take();
@@ -107,16 +103,12 @@ impl Connection {
         if !state.can_answer() {
             return;
         }
+
         let now = state.pushes_so_far();
         let waits = pushes_before.is_some_and(|before| before.kept != now.kept);
         let waits = waits && !then_welcome && state.may_hold_replies();
-        let bounds = shared.settings.bounds();
         let parts = FrameParts { header, names: request.names(), metadata: &metadata, payload_len: payload.len() };
-        let mut added = match state.check_limit_of_peer(parts.body_len()) {
-            Ok(()) if waits => state.outbox.hold_reply(&parts, &payload, self.limits(), &bounds),
-            Ok(()) => state.outbox.add(lane, &parts, &payload, self.limits(), &bounds),
-            Err(error) => Err(Refused::TooLarge(error)),
-        };
+        let mut added = self.add_reply(&mut state, lane, &parts, &payload, waits);
         if added.is_err() {
             added = self.add_why(&mut state, request.header(), &metadata, lane, waits, added);
         }
@@ -127,6 +119,8 @@ impl Connection {
         if then_welcome {
             state.proto.on_enabled();
         }
+
+        // Lets go of the lock: from here the layer above may send.
         self.write_if_much(state);
         if then_welcome {
             shared.changed.notify_waiters();
@@ -134,6 +128,32 @@ impl Connection {
         }
         if waits || then_close.is_some() || added.is_err() {
             self.after_reply(waits, added, then_close);
+        }
+    }
+
+    /// A plain client's application would find our pairs among the metadata of its reply.
+    fn hide_from_plain_client(&self, failure: &mut Failure) {
+        let has_more = failure.code.is_some() || failure.said.is_some();
+        if has_more && !self.shared.state.lock().proto.is_negotiated() {
+            (failure.code, failure.said) = (None, None);
+        }
+    }
+
+    /// Adds a reply to its lane, or, if it waits, behind what its session is owed.
+    #[inline(always)]
+    fn add_reply(
+        &self,
+        state: &mut Locked<'_>,
+        lane: Lane,
+        parts: &FrameParts<'_>,
+        payload: &Bytes,
+        waits: bool,
+    ) -> Result<u64, Refused> {
+        let bounds = self.shared.settings.bounds();
+        match state.check_limit_of_peer(parts.body_len()) {
+            Ok(()) if waits => state.outbox.hold_reply(parts, payload, self.limits(), &bounds),
+            Ok(()) => state.outbox.add(lane, parts, payload, self.limits(), &bounds),
+            Err(error) => Err(Refused::TooLarge(error)),
         }
     }
 
@@ -203,6 +223,7 @@ impl Connection {
             let state = self.shared.state.lock();
             (state.proto.role(), state.proto.greeting(), state.proto.peer_can(Capabilities::CALLS))
         };
+
         let is_called = header.kind() == MessageKind::Request && !header.is_oneway();
         let is_asked = match role {
             Role::Client => !is_called || takes_calls,
@@ -213,10 +234,13 @@ impl Connection {
         if !self.is_trusted() || header.is_heartbeat() || !is_asked || is_untold {
             return Ok(false);
         }
+
+        // Asked without the lock: whoever admits clients may log, and counts in tables of its own.
         if role == Role::Server && greeting == Greeting::Unknown {
             self.admit(&Message::new(header, "", "", &Metadata::new(), &[]))?;
             self.shared.state.lock().proto.on_passed_over();
         }
+
         Ok(true)
     }
 
@@ -248,6 +272,7 @@ impl Connection {
         if role == Role::Client {
             return false;
         }
+
         let code = match reason {
             CloseReason::BadFrame(DecodeError::WrongMagic { found }) if greeting == Greeting::Unknown => {
                 return self.answer_in_http(*found);
@@ -257,6 +282,7 @@ impl Connection {
             CloseReason::NoRoom { .. } => ErrorCode::Overloaded,
             _ => return false,
         };
+
         let Some(header) = header.filter(|header| header.kind() == MessageKind::Request && !header.is_oneway()) else {
             return false;
         };
@@ -329,61 +355,6 @@ impl Connection {
         }
         understands
     }
-
-    /// The Welcome is queued: what waited for it follows.
-    pub(super) fn welcome_is_queued(&self) {
-        let AfterWelcome { goodbye, end } = {
-            let mut state = self.shared.state.lock();
-            state.proto.on_welcome_sent();
-            state.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.after_welcome)).unwrap_or_default()
-        };
-        if let Some(said) = goodbye {
-            self.control_request(keys::GOODBYE, &said);
-        }
-        if let Some(reason) = end {
-            self.close_after_flush(reason);
-        }
-        self.shared.changed.notify_waiters();
-    }
-
-    /// The refusal of a Hello is queued.
-    pub(super) fn hello_is_refused(&self) {
-        self.shared.state.lock().proto.on_hello_refused();
-        self.shared.changed.notify_waiters();
-    }
-
-    pub(super) fn say_hello(&self, mut metadata: Metadata) {
-        let mut state = self.shared.state.lock();
-        proto::Hello { version: proto::VERSION, capabilities: self.shared.settings.capabilities }.put(&mut metadata);
-        metadata.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
-        state.proto.on_hello_sent();
-        self.heartbeat(&mut state, Waiter::Hello, &metadata);
-    }
-
-    /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
-    pub(super) fn heartbeat<'a>(&'a self, state: &mut Locked<'a>, waiter: Waiter, metadata: &Metadata) {
-        let is_ping = matches!(waiter, Waiter::Ping);
-        if let Some(unanswered) = state.seldom.as_mut().and_then(|seldom| seldom.ping.take_if(|_| is_ping)) {
-            // Whatever came since was a sign of life; its answer is not waited for any more.
-            state.proto.forget(unanswered);
-        }
-        if let Ok(seq) = state.proto.begin_heartbeat(waiter) {
-            if is_ping {
-                state.seldom().ping = Some(seq);
-            }
-            // Go's heartbeat carries the clock as a MessagePack int64; nobody reads it.
-            let ping = Message::ping(seq, metadata, &[0xd3, 0, 0, 0, 0, 0, 0, 0, 0]);
-            let added = state.outbox.add_frame(Lane::Control, ping.frame(), &self.shared.settings.bounds());
-            let _ = self.check_added(state, added);
-        }
-    }
-}
-
-/// What is to be said and done once the Welcome of a client is queued, which knows no Goodbye before it.
-#[derive(Default)]
-pub(super) struct AfterWelcome {
-    goodbye: Option<Metadata>,
-    pub(super) end: Option<CloseReason>,
 }
 
 /// Most bytes of a text that goes with a Goodbye or with the refusal of a Hello: what applications say to people, and it

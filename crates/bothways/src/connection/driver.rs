@@ -13,19 +13,19 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{DecodeError, Deframer, Greeting, Inbound, Message, Metadata, Role, Status, keys};
-
+use bothways_proto::{DecodeError, Deframer, Greeting, Inbound, Message, Role};
 use tokio::time::{Instant, Sleep};
 
 use super::{
     BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
-    dispatch::{Place, ends_something},
+    inlet::ends_something,
+    limits::Place,
     lock::Locked,
     wire::WRITE_BYTES,
     write::move_bytes,
     writer::{self, Ended, Hand, Writer},
 };
-use crate::error::{CloseReason, ErrorCode};
+use crate::error::CloseReason;
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
 /// holds none.
@@ -250,76 +250,76 @@ impl Driver {
         buffer.resize(READ_BYTES, 0);
         let (mut outcome, mut turn) = (None, Turn::default());
         for _ in 0..READS {
-            let (closing, checking) = {
-                let shared = &self.connection.shared;
-                let mut state = shared.state.lock();
-                if state.must_not_read(&shared.settings, self.shut_down) {
-                    outcome = Some(Poll::Pending);
-                    break;
-                }
-                (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
-            };
-            if checking && !closing && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
-                // What a token opens waits for the token, unless the client is gone.
-                outcome = Some(self.poll_end(cx, &mut buffer));
+            outcome = self.poll_read_once(&mut turn, &mut buffer, cx);
+            if outcome.is_some() || turn.is_over {
                 break;
-            }
-            if !closing && !self.deframer.is_drained() {
-                outcome = self.poll_handling(&mut turn, cx);
-                if outcome.is_some() || turn.is_over {
-                    break;
-                }
-                continue;
-            }
-            if !closing && let Err(reason) = self.check_partial() {
-                // Its token was refused, or its check is over without one.
-                outcome = Some(Poll::Ready(reason));
-                break;
-            }
-            if !closing && self.poll_pause(cx).is_pending() {
-                outcome = Some(Poll::Pending);
-                break;
-            }
-            let room = self.connection.shared.settings.read_bytes_max(buffer.len());
-            match self.poll_read(cx, &mut buffer[..room]) {
-                Poll::Pending => {
-                    self.connection.shared.note_reading(BEHIND, false);
-                    outcome = Some(Poll::Pending);
-                    break;
-                }
-                Poll::Ready(Ok(0)) => {
-                    let mid_frame = self.deframer.is_mid_frame();
-                    let reason = if mid_frame { CloseReason::PeerClosedMidFrame } else { CloseReason::PeerClosed };
-                    outcome = Some(Poll::Ready(reason));
-                    break;
-                }
-                Poll::Ready(Ok(n)) => {
-                    self.connection.shared.note_reading(BEHIND, true);
-                    let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
-                    if closing {
-                        continue;
-                    }
-                    self.pause_after(n);
-                    self.deframer.feed(&buffer[..n], self.connection.limits());
-                    if is_first {
-                        self.look_ahead(cx);
-                    }
-                    outcome = self.poll_handling(&mut turn, cx);
-                    if outcome.is_some() || turn.is_over {
-                        break;
-                    }
-                }
-                Poll::Ready(Err(error)) => {
-                    outcome = Some(Poll::Ready(error.into()));
-                    break;
-                }
             }
         }
         BUFFER.set(buffer);
+
         outcome.unwrap_or_else(|| {
             self.share.give_way(cx);
             Poll::Pending
         })
+    }
+
+    /// Handles what is left of an earlier read, or else reads once and handles that. `Some`: how the turn ends.
+    #[inline]
+    fn poll_read_once(
+        &mut self,
+        turn: &mut Turn,
+        buffer: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<CloseReason>> {
+        let (closing, checking) = {
+            // Let go before anything is read or handled: that takes the lock itself, and may call the application.
+            let shared = &self.connection.shared;
+            let mut state = shared.state.lock();
+            if state.must_not_read(&shared.settings, self.shut_down) {
+                return Some(Poll::Pending);
+            }
+            (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
+        };
+        if !closing {
+            if checking && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
+                // What a token opens waits for the token, unless the client is gone.
+                return Some(self.poll_end(cx, buffer));
+            }
+            if !self.deframer.is_drained() {
+                return self.poll_handling(turn, cx);
+            }
+            if let Err(reason) = self.check_partial() {
+                // Its token was refused, or its check is over without one.
+                return Some(Poll::Ready(reason));
+            }
+            if self.poll_pause(cx).is_pending() {
+                return Some(Poll::Pending);
+            }
+        }
+
+        let room = self.connection.shared.settings.read_bytes_max(buffer.len());
+        match self.poll_read(cx, &mut buffer[..room]) {
+            Poll::Pending => {
+                self.connection.shared.note_reading(BEHIND, false);
+                Some(Poll::Pending)
+            }
+            Poll::Ready(Ok(0)) if self.deframer.is_mid_frame() => Some(Poll::Ready(CloseReason::PeerClosedMidFrame)),
+            Poll::Ready(Ok(0)) => Some(Poll::Ready(CloseReason::PeerClosed)),
+            Poll::Ready(Ok(n)) => {
+                self.connection.shared.note_reading(BEHIND, true);
+                let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
+                if closing {
+                    return None;
+                }
+                self.pause_after(n);
+                self.deframer.feed(&buffer[..n], self.connection.limits());
+                if is_first {
+                    self.look_ahead(cx);
+                }
+                self.poll_handling(turn, cx)
+            }
+            Poll::Ready(Err(error)) => Some(Poll::Ready(error.into())),
+        }
     }
 
     /// Ready when the peer may be read from.
@@ -413,6 +413,7 @@ impl Driver {
         if self.shut_down {
             return;
         }
+
         let shared = &*self.connection.shared;
         let mut state = shared.state.lock();
         let drained = state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
@@ -423,6 +424,8 @@ impl Driver {
             state.phase = Phase::Closing(reason.clone());
         }
         let drained = drained && matches!(state.phase, Phase::Closing(_));
+
+        // The socket is asked without the lock: over TLS, its end is written by this.
         drop(state);
         if drained && self.connection.shared.socket.poll_shutdown(cx).is_ready() {
             // From here the peer's bytes are read and dropped until it ends its side: closing with
@@ -437,10 +440,12 @@ impl Driver {
         let connection = &self.connection;
         let header = self.deframer.promised().map(|(header, _)| header).or(self.deframer.refused());
         let told = connection.tell_why(header, &reason);
+
         // Nothing more of what came is looked at.
         self.deframer = Deframer::new();
         connection.shared.settings.load.count_partial(self.partial as usize, 0, true);
         self.partial = 0;
+
         let may_answer = matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_) | NoRoom { .. });
         if may_answer && connection.answer_the_rest(&reason) {
             // What is there to answer may be done this moment: the next turn looks.
@@ -452,6 +457,7 @@ impl Driver {
             cx.waker().wake_by_ref();
             return;
         }
+
         let reason = match &connection.shared.state.lock().phase {
             Phase::Closing(ours) | Phase::Draining(ours) => CloseReason::clone(ours),
             _ => reason,
@@ -514,12 +520,14 @@ impl Future for Driver {
         if this.share.poll_next(cx).is_pending() {
             return Poll::Pending;
         }
+
         let is_new = std::mem::take(&mut this.is_new);
         let (quiet, asked) = {
             let mut state = this.connection.shared.state.lock();
             state.driving.note(cx.waker());
             (state.is_quiet(), std::mem::take(&mut state.watch.rest_wanted))
         };
+
         // Most wake-ups are for reading: to find that out by trying to write takes two locks more. The step `serve1`
         // of `compare instructions` shows it.
         let goes_on = if quiet { flush(&this.connection, cx) } else { this.poll_writes(cx) };
@@ -531,6 +539,7 @@ impl Future for Driver {
                 this.handle_end(reason, cx);
             }
         }
+
         if !this.connection.is_closed() {
             // Between frames the deframer keeps nothing.
             this.note_partial();
@@ -545,6 +554,7 @@ impl Future for Driver {
             }
             return Poll::Pending;
         }
+
         if !this.shut_down {
             // The peer sees an end of the stream even if handles keep the socket alive.
             let _ = this.connection.shared.socket.poll_shutdown(cx);
@@ -620,6 +630,7 @@ fn handle_message<'a>(
         return Ok(());
     }
     if state.proto.greeting() == Greeting::Unknown && state.proto.role() == Role::Server {
+        // Let go: whoever admits clients has locks of its own. What it decides may have ended the connection.
         drop(state);
         connection.admit(&message)?;
         state = connection.shared.state.lock();
@@ -627,70 +638,31 @@ fn handle_message<'a>(
             return Ok(());
         }
     }
+
     state.watch.note_message();
     let inbound = state.proto.handle_message(message)?;
     let asks_first = state.proto.on_inbound(&inbound);
+
+    // Each arm lets go of the lock before it calls the application, or what takes the lock itself.
     match inbound {
-        Inbound::Reply(waiter, message) => match waiter {
-            Waiter::Call { reply, .. } => {
-                state.callers_due = state.callers_due.saturating_add(1);
-                drop(state);
-                // Nobody listens if the call's future was dropped this moment.
-                let _ = reply.send(Ok(message));
-            }
-            Waiter::Hello => {
-                let welcomed = state.proto.on_welcome_received(&message).is_some();
-                let given_up = state.take_given_up();
-                let metadata = message.metadata();
-                if welcomed {
-                    state.note_limit_of_peer(&metadata, &connection.shared.settings.limits);
-                }
-                if let Some(refusal) = refusal_of_hello(&message, &metadata) {
-                    state.drain(refusal);
-                    drop(state);
-                    connection.shared.changed.notify_waiters();
-                    // No session was given or lost: there will be another Hello.
-                    return Ok(());
-                }
-                drop(state);
-                given_up.iter().for_each(|seq| connection.cancel_at_peer(seq.get()));
-                connection.shared.inlet.on_welcome_received(connection, welcomed.then_some(&metadata));
-            }
-            Waiter::Ping => {}
-        },
+        Inbound::Reply(Waiter::Call { reply, .. }, message) => {
+            state.callers_due = state.callers_due.saturating_add(1);
+            drop(state);
+            // Nobody listens if the call's future was dropped this moment.
+            let _ = reply.send(Ok(message));
+        }
+        Inbound::Reply(Waiter::Hello, message) => connection.hello_is_answered(state, &message),
+        Inbound::Reply(Waiter::Ping, _) => {}
         Inbound::Late(_) => state.seldom().late_replies += 1,
         Inbound::Cancel(seq) => {
             drop(state);
             connection.cancel(seq);
         }
-        Inbound::Goodbye(message) => {
-            let said = message.metadata();
-            let text = |key| said.get(key).unwrap_or_default().to_owned();
-            let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
-            let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
-            state.drain(CloseReason::Goodbye { code, why, reconnect_after });
-            drop(state);
-            connection.shared.changed.notify_waiters();
-        }
-        // A client reads on, for the replies to its own calls: if neither side read while its replies pile up, both
-        // would wait for ever.
-        Inbound::Call(message) if state.replies_pile_up(&connection.shared.settings) => {
-            drop(state);
-            connection.refuse_call(&message, "overloaded: the replies to earlier calls are not read".to_owned());
-        }
-        Inbound::Call(message) if too_many && !ends_something(&message) => {
-            drop(state);
-            let rate = connection.shared.settings.frames_rate.map(|rate| rate.to_string()).unwrap_or_default();
-            connection.refuse_call(&message, format!("overloaded: this connection may send {rate} frames"));
-        }
+        Inbound::Goodbye(message) => connection.handle_goodbye(state, &message),
+        Inbound::Call(message) => handle_call(connection, state, message, too_many, place),
         // Acknowledgements and the like are worth their place.
         Inbound::Push(message) if too_many && !ends_something(&message) => {
             state.seldom().oneways_refused += 1;
-        }
-        Inbound::Call(message) => {
-            let pushes_before = state.pushes_so_far();
-            drop(state);
-            connection.run_call(message, pushes_before, place);
         }
         Inbound::Push(message) => {
             drop(state);
@@ -711,31 +683,30 @@ fn handle_message<'a>(
     Ok(())
 }
 
-/// Why the answer to a Hello is a refusal, if it is one. A plain server echoes the Hello, and refuses nobody.
-fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
-    let why = || answer.error_text().unwrap_or_default();
-    match said.get(keys::ERROR_CODE).map(ErrorCode::from_name) {
-        Some(Some(ErrorCode::Unauthenticated)) => Some(CloseReason::Unauthenticated(why())),
-        Some(Some(ErrorCode::Overloaded)) => {
-            let retry_after = wait_asked_for(said, keys::RETRY_AFTER).unwrap_or_default();
-            Some(CloseReason::NotAdmitted { why: why(), retry_after })
-        }
-        Some(_) => Some(CloseReason::HelloRefused(why())),
-        None if answer.header().status() == Status::ERROR => Some(CloseReason::HelloRefused(why())),
-        None => None,
+/// Runs a call of the peer, or refuses it: too much is on its way already, in one direction or the other.
+#[inline(always)]
+fn handle_call<'a>(connection: &'a Connection, state: Locked<'a>, message: Message, too_many: bool, place: &mut Place) {
+    let settings = &connection.shared.settings;
+    // A client reads on, for the replies to its own calls: if neither side read while its replies pile up, both would
+    // wait for ever.
+    if state.replies_pile_up(settings) {
+        drop(state);
+        return connection.refuse_call(&message, "overloaded: the replies to earlier calls are not read".to_owned());
     }
-}
-
-/// How long a server asks its client to wait before the next connection. An hour at most: it must not send its clients
-/// away for good.
-fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
-    let millis: u64 = said.get(key)?.parse().ok()?;
-    Some(Duration::from_millis(millis.min(3_600_000)))
+    if too_many && !ends_something(&message) {
+        drop(state);
+        let rate = settings.frames_rate.map(|rate| rate.to_string()).unwrap_or_default();
+        return connection.refuse_call(&message, format!("overloaded: this connection may send {rate} frames"));
+    }
+    let pushes_before = state.pushes_so_far();
+    // The handler may send over this connection.
+    drop(state);
+    connection.run_call(message, pushes_before, place);
 }
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{FrameParts, Header, Message, Metadata, Names, Seq, SerializeType};
+    use bothways_proto::{FrameParts, Header, Metadata, Names, Seq, SerializeType};
     use bytes::Bytes;
 
     use super::*;
@@ -789,30 +760,5 @@ mod tests {
         client.heartbeat(&mut state, Waiter::Ping, &Metadata::new());
         drop(state);
         assert!(client.is_owed(), "it waits");
-    }
-
-    /// A plain server echoes the Hello; any other answer says by its code what it means, and without one by its status.
-    #[test]
-    fn a_hello_is_refused_by_a_code_or_an_error() {
-        let refusal = |status, pairs: Metadata| {
-            let header = Header::request(Seq::new(0), SerializeType::RAW).reply().with_status(status);
-            let said = pairs.with("__rpcx_error__", "no");
-            refusal_of_hello(&Message::new(header, "", "", &said, &[]), &said)
-        };
-        let code = |code| Metadata::new().with(keys::ERROR_CODE, code);
-        assert!(refusal(Status::NORMAL, Metadata::new()).is_none());
-        let refused = |outcome| matches!(outcome, Some(CloseReason::HelloRefused(_)));
-        assert!(refused(refusal(Status::ERROR, Metadata::new())));
-        for status in [Status::NORMAL, Status::ERROR] {
-            assert!(refused(refusal(status, code("internal"))) && refused(refusal(status, code("no such code"))));
-            let outcome = refusal(status, code(ErrorCode::Unauthenticated.name()));
-            assert!(matches!(outcome, Some(CloseReason::Unauthenticated(_))));
-            for (asked, expected) in [("", 0), ("x", 0), ("1500", 1500), ("3600000", 3_600_000), ("3600001", 3_600_000)]
-            {
-                let outcome = refusal(status, code(ErrorCode::Overloaded.name()).with(keys::RETRY_AFTER, asked));
-                let Some(CloseReason::NotAdmitted { retry_after, .. }) = outcome else { panic!("{outcome:?}") };
-                assert_eq!(retry_after, Duration::from_millis(expected), "{asked}");
-            }
-        }
     }
 }

@@ -243,6 +243,7 @@ impl Connection {
             Phase::Answering(first) => CloseReason::clone(first),
             _ => reason,
         };
+
         let heard = was_heard(state.proto.role(), &reason);
         for waiter in state.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {
@@ -250,6 +251,7 @@ impl Connection {
                 state.answer(reply, CallError::Closed { written, reason: reason.clone() });
             }
         }
+
         self.forget_outgoing(state);
         state.phase = Phase::Closed(Box::new(reason));
         self.wake_driver(state);

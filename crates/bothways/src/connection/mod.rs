@@ -5,7 +5,8 @@
 //! | `mod.rs` | [`Connection`], the handle that all others hold |
 //! | `send.rs` | messages that want no reply: to one connection, or encoded once for many |
 //! | `call.rs` | calls to the peer, and what a dropped future leaves |
-//! | `control.rs` | replies, heartbeats, Hello, acks, goodbyes |
+//! | `control.rs` | replies, acks, goodbyes, and frames that are passed over |
+//! | `hello.rs` | the greeting, and who has been let in: Hello and Welcome, the check of tokens, heartbeats |
 //! | `write.rs` | writes what waits, in the thread of whoever added it |
 //! | `writer.rs` | who writes, and who takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
@@ -22,6 +23,8 @@
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | how it does without that task while there is nothing to do |
+//! | `inlet.rs` | what the layer above makes of what is received: the trait for servers and clients |
+//! | `limits.rs` | how many requests run at once, and how much they hold |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
 //!
@@ -40,7 +43,10 @@ mod dispatch;
 mod driver;
 mod end;
 mod hand_back;
+mod hello;
+mod inlet;
 mod lanes;
+mod limits;
 mod lock;
 mod outbox;
 mod outgoing;
@@ -73,20 +79,21 @@ use bothways_proto::{
 use bytes::Bytes;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-use self::control::AfterWelcome;
 pub use self::send::Sent;
 pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
-    dispatch::{Answer, Decoded, Inlet, Load, deadline, ends_something, is_an_end},
+    dispatch::deadline,
+    inlet::{Answer, Inlet, ends_something, is_an_end},
+    limits::{Decoded, Load},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };
 use self::{
     call::{Threads, Waiter},
     end::Phase,
-    lanes::Lane,
+    hello::AfterWelcome,
     lock::StateLock,
     outbox::Outbox,
     pace::Pace,

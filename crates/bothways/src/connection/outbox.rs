@@ -126,6 +126,7 @@ impl Outbox {
                 self.make_room(lane, len, bounds)?;
             }
         }
+
         if direct && payload.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
             if let Some(flat) = wire.flat_end() {
@@ -136,6 +137,7 @@ impl Outbox {
                 return Ok(self.count(lane, true));
             }
         }
+
         Ok(self.add_entry(entry_of(lane, parts, payload, limits, !direct)?, direct, bounds))
     }
 
@@ -203,6 +205,7 @@ impl Outbox {
         if !direct && !owed {
             self.make_room(lane, frame.len(), bounds)?;
         }
+
         if direct && frame.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
             if let Some(flat) = wire.flat_end() {
@@ -215,6 +218,7 @@ impl Outbox {
                 return Ok(self.count(lane, true));
             }
         }
+
         let (head, body) = match seq {
             None => (frame.clone(), Bytes::new()),
             Some(seq) => {
@@ -340,6 +344,7 @@ impl Outbox {
                 pushes.written = number;
             }
         }
+
         match &mut self.wire {
             None => self.wire = Some(wire),
             Some(_) if wire.is_empty() => {}

@@ -115,6 +115,7 @@ impl Connection {
                 && !state.paused
                 && (asked || (is_new && state.watch.reads_since(reads) <= 1))
         };
+
         if self.runtime().is_none() {
             return false;
         }
@@ -125,10 +126,12 @@ impl Connection {
                 return false;
             }
         }
+
         let waker = Waker::from(Arc::clone(shared));
         if shared.socket.poll_rest(&mut Context::from_waker(&waker)) != Some(Poll::Pending) {
             return false;
         }
+
         let mut state = shared.state.lock();
         // What has come since was for this task.
         if !ready(&state) {

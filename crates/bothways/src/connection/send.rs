@@ -194,6 +194,7 @@ impl Connection {
     fn fan_out_to(&self, frames: &[PushFrame], joined: Option<&Bytes>, outcome: &mut FanOut) {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
+
         let is_open = matches!(state.phase, Phase::Open) && !state.has_limit_of_peer();
         if joined.is_some_and(|joined| is_open && state.outbox.add_joined_pushes(joined, frames.len())) {
             outcome.queued += frames.len();
@@ -216,10 +217,12 @@ impl Connection {
                     Err(_) => outcome.closed += 1,
                 }
                 if state.outbox.wants_write() {
+                    // A write takes as long as the system needs for it.
                     state.unlocked(|| self.write_out());
                 }
             }
         }
+
         self.write_out_of(state);
     }
 
@@ -308,6 +311,7 @@ impl Connection {
         let shared = &*self.shared;
         let more = super::call::with_more(metadata, shared.settings.token.as_deref(), None);
         let metadata = more.as_ref().unwrap_or(metadata);
+
         let mut state = shared.state.lock();
         state.check_open()?;
         let header = Header::oneway(state.proto.next_push(), serialize);
@@ -316,6 +320,7 @@ impl Connection {
         state.check_limit_of_peer(parts.body_len())?;
         let added = state.outbox.add(Lane::Push, &parts, payload, self.limits(), &shared.settings.bounds());
         self.check_added(&mut state, added)?;
+
         self.write_if_much(state);
         Ok(self.flush())
     }

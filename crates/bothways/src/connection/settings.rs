@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bothways_proto::{Capabilities, CompressType, Limits, Rate};
 
-use super::{Overflow, announced::AnnouncedLists, dispatch::Load, outbox::OutboxBounds, watch};
+use super::{Overflow, announced::AnnouncedLists, limits::Load, outbox::OutboxBounds, watch};
 use crate::packing::Room;
 
 /// Unpacked payloads of calls that run in all connections of one server or client: 512 MiB.

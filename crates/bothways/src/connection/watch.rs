@@ -204,6 +204,7 @@ impl State {
         if self.proto.role() == Role::Client {
             return None;
         }
+
         let frame = self.seldom.as_mut()?.frame.as_mut()?;
         let (_, bytes, at) = *frame.seen.get_or_insert((frame.number, frame.bytes, now));
         let within = deadlines.frame_progress_time;
@@ -211,9 +212,11 @@ impl State {
             frame.seen = Some((frame.number, frame.bytes, now));
             return None;
         }
+
         if Duration::from_millis(now.saturating_sub(at)) < within {
             return None;
         }
+
         let bytes = frame.bytes.saturating_sub(bytes);
         let wanted = deadlines.frame_progress_min;
         let wanted = settings.slowest_bytes().map_or(wanted, |max| wanted.min(max as usize));

@@ -67,6 +67,7 @@ impl Connection {
             self.wake_driver(&mut state);
         }
         let wanted = std::mem::take(&mut state.room_wanted);
+        // The layer above has locks of its own, and sends from there.
         drop(state);
         if wanted {
             self.shared.inlet.handle_room(self);

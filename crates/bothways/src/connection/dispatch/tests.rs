@@ -1,111 +1,13 @@
-//! Bounds of what runs, to the last byte, call and millisecond.
+//! When a caller gives up, and which replies are packed apart.
 
-use std::pin::pin;
-
-use bothways_proto::{Header, Role, SerializeType};
+use bothways_proto::{Header, Metadata, Role, SerializeType};
 
 use super::*;
-use crate::{
-    connection::{Settings, alone::Deaf},
-    transport::memory,
-};
-
-fn connection(settings: &Arc<Settings>) -> (Connection, memory::MemorySocket) {
-    let (near, far) = memory::pair(1 << 16);
-    let start = Connection::start(Role::Server, near.into(), Arc::clone(settings), Arc::new(Deaf), None, |_| {});
-    (start, far)
-}
+use crate::connection::alone::{alone, negotiate};
 
 fn request(pairs: &Metadata, compress: CompressType) -> Message {
     let header = Header::request(Seq::new(1), SerializeType::RAW).with_compress(compress);
     Message::new(header, "T", "Echo", pairs, b"")
-}
-
-/// One frame alone may be as large as any; several are bounded together, and those of strangers by half of that.
-#[test]
-fn frames_that_are_not_all_there_are_bounded_together() {
-    let load = Load::new(1).with_bytes(0, 1000);
-    let bytes = || load.partial_bytes.load(Ordering::Relaxed);
-    assert!(load.count_partial(0, 5000, false), "it is alone");
-    assert!(load.count_partial(5000, 600, true));
-    for (is_trusted, held, fits) in [(true, 600, 400), (false, 300, 200)] {
-        assert!(load.count_partial(bytes(), held, true));
-        for (more, expected) in [(fits - 1, true), (fits, true), (fits + 1, false)] {
-            assert_eq!(load.count_partial(0, more, is_trusted), expected, "{more} beside {held}");
-            assert_eq!(bytes(), held + more, "it counts until it is given up");
-            assert!(load.count_partial(more, more, is_trusted), "it stays as it is");
-            assert!(load.count_partial(more, 0, is_trusted));
-        }
-    }
-    assert!(load.count_partial(300, 0, true));
-    assert_eq!(bytes(), 0);
-}
-
-/// Requests that run are bounded by what they hold, of a connection and of all; one alone is not.
-#[tokio::test(start_paused = true)]
-async fn what_requests_hold_is_bounded_to_the_byte() {
-    let load = Arc::new(Load::new(9).with_bytes(8192, 0));
-    let settings = Arc::new(Settings { request_bytes_max: 4096, load, ..Settings::default() });
-    let ((one, _far), (other, _other_far)) = (connection(&settings), connection(&settings));
-    let check = |of: &Connection, own, bytes| of.shared.check_request_bytes(own, bytes, 8192);
-    assert!(check(&one, 0, 1 << 30).is_ok(), "it is alone");
-    let kib = one.shared.hold_request_bytes(1025);
-    assert_eq!((kib, one.shared.hold_request_bytes(0)), (2, 0));
-    assert!(check(&one, 0, 2048).is_ok() && check(&one, 2, 1 << 30).is_ok());
-    assert!(check(&one, 0, 2049).is_err_and(|why| why.contains("of this connection that hold 2048 bytes")));
-    let more = other.shared.hold_request_bytes(6 << 10);
-    assert!(check(&one, 0, 0).is_ok() && check(&one, 0, 1).is_err_and(|why| why.contains("calls that hold 8192")));
-    other.shared.give_request_room_back(more);
-    assert!(check(&other, 0, 6 << 10).is_ok() && check(&other, 0, (6 << 10) + 1).is_err());
-    one.shared.give_request_room_back(kib);
-    assert!(check(&one, 0, 1 << 30).is_ok() && check(&other, 0, 1 << 30).is_ok());
-}
-
-/// So many calls run, of a connection and of all, and one more is refused and not counted.
-#[tokio::test(start_paused = true)]
-async fn what_runs_is_bounded_to_the_call() {
-    let load = Arc::new(Load::new(3));
-    let settings = Arc::new(Settings { calls_running_max: 2, load: Arc::clone(&load), ..Settings::default() });
-    let ((one, _far), (other, _other_far)) = (connection(&settings), connection(&settings));
-    let message = request(&Metadata::new(), CompressType::NONE);
-    let acquire = |of: &Connection| Permit::acquire(of, &message);
-    let mut first = acquire(&one).expect("room");
-    let second = acquire(&one).expect("room");
-    assert!(acquire(&one).is_err_and(|why| why.contains("2 calls of this connection")));
-    let third = acquire(&other).expect("room");
-    assert!(acquire(&other).is_err_and(|why| why.contains("3 calls run")));
-    assert_eq!(load.running(), 3);
-    assert_eq!(one.shared.calls_running.load(Ordering::Relaxed), 2);
-
-    drop((second, third));
-    let mut idle = pin!(load.idle());
-    let mut cx = Context::from_waker(Waker::noop());
-    assert!(idle.as_mut().poll(&mut cx).is_pending(), "one runs");
-    assert!(first.retire());
-    assert_eq!((load.running(), one.shared.calls_running.load(Ordering::Relaxed)), (0, 0));
-    assert!(idle.as_mut().poll(&mut cx).is_pending(), "it is late, and not over");
-    drop(first);
-    assert!(idle.as_mut().poll(&mut cx).is_ready());
-    assert_eq!((load.running(), load.late.load(Ordering::Relaxed)), (0, 0));
-}
-
-/// Only so many wait until they say that they are late.
-#[tokio::test(start_paused = true)]
-async fn so_many_refusals_wait() {
-    let settings = Arc::new(Settings::default());
-    let (connection, _far) = connection(&settings);
-    settings.load.late.store(LATE_REFUSALS - 1, Ordering::Relaxed);
-    let message = request(&Metadata::new(), CompressType::NONE);
-    let mut permits = [(); 2].map(|()| Permit::acquire(&connection, &message).expect("room"));
-    assert_eq!(permits.each_mut().map(Permit::retire), [true, false]);
-}
-
-#[test]
-fn a_wait_is_said_in_whole_milliseconds_and_never_too_short() {
-    for (micros, millis) in [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)] {
-        assert_eq!(in_whole_millis(Duration::from_micros(micros)), Duration::from_millis(millis), "{micros}");
-    }
-    assert_eq!(in_whole_millis(Duration::MAX), Duration::from_millis(u64::MAX));
 }
 
 /// A reply is packed apart if its request was packed, and it is large and no failure.
@@ -122,12 +24,10 @@ fn large_replies_to_packed_requests_are_packed_apart() {
 /// A deadline that has passed is one among peers of ours; a plain client may say zero for none.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_has_passed_or_is_none() {
-    let settings = Arc::new(Settings::default());
     for negotiated in [false, true] {
-        let (connection, _far) = connection(&settings);
+        let (connection, _far) = alone(Role::Server);
         if negotiated {
-            let hello = Hello { version: bothways_proto::VERSION, capabilities: Capabilities::ALL };
-            connection.shared.state.lock().proto.on_hello_accepted(&hello, Capabilities::ALL);
+            negotiate(&connection, Capabilities::ALL);
         }
         let of = |text: Option<&str>| {
             let pairs = text.map_or_else(Metadata::new, |text| Metadata::new().with(keys::SERVER_TIMEOUT, text));
@@ -141,16 +41,4 @@ async fn a_deadline_has_passed_or_is_none() {
         }
         assert_eq!(of(Some("1")), Ok(Some(Instant::now() + Duration::from_millis(1))));
     }
-}
-
-#[test]
-fn what_ends_something_is_told_by_its_name() {
-    let of = |path: &str, method: &str| {
-        let header = Header::oneway(Seq::new(1), SerializeType::RAW);
-        ends_something(&Message::new(header, path, method, &Metadata::new(), b""))
-    };
-    for method in [keys::ACK, keys::LEAVE, keys::REPLY] {
-        assert!(of(keys::CONTROL_PATH, method) && !of("T", method), "{method}");
-    }
-    assert!(!of(keys::CONTROL_PATH, keys::ENABLE));
 }

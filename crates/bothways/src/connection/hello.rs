@@ -1,0 +1,421 @@
+//! The greeting, and who has been let in: Hello and its answer on both sides, the check of tokens, heartbeats.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bothways_proto::{self as proto, Capabilities, DecodeError, Greeting, Hello, Message, Metadata, Seq, Status, keys};
+
+use super::{
+    Connection, call::Waiter, control::cut, dispatch::panicked_text, lanes::Lane, limits::Permit, lock::Locked,
+};
+use crate::{
+    error::{AuthError, CloseReason, ErrorCode},
+    guard::{Guarded, Panicked},
+};
+
+/// Most bytes of a Hello beside its metadata, which have a bound of their own: ours has nine.
+const HELLO_BYTES: usize = 4 << 10;
+
+/// After how long a client whose Hello finds no place is to come again.
+const HELLO_RETRY: Duration = Duration::from_secs(1);
+
+/// Said to whom a server that stops turns away.
+const STOPPING: &str = "the server is shutting down";
+
+impl Connection {
+    // At a client: it says Hello, and is answered.
+
+    pub(super) fn say_hello(&self, mut metadata: Metadata) {
+        let mut state = self.shared.state.lock();
+        proto::Hello { version: proto::VERSION, capabilities: self.shared.settings.capabilities }.put(&mut metadata);
+        metadata.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
+        state.proto.on_hello_sent();
+        self.heartbeat(&mut state, Waiter::Hello, &metadata);
+    }
+
+    /// The answer to the Hello of this side came: who the server is, and whether it lets its client in.
+    #[cold]
+    pub(super) fn hello_is_answered(&self, mut state: Locked<'_>, answer: &Message) {
+        let welcomed = state.proto.on_welcome_received(answer).is_some();
+        let given_up = state.take_given_up();
+        let said = answer.metadata();
+        if welcomed {
+            state.note_limit_of_peer(&said, self.limits());
+        }
+
+        // From here the lock is free: the Cancels take it themselves, and the layer above has locks of its own.
+        if let Some(refusal) = refusal_of_hello(answer, &said) {
+            state.drain(refusal);
+            drop(state);
+            self.shared.changed.notify_waiters();
+            // No session was given or lost: there will be another Hello.
+            return;
+        }
+        drop(state);
+        given_up.iter().for_each(|seq| self.cancel_at_peer(seq.get()));
+        self.shared.inlet.on_welcome_received(self, welcomed.then_some(&said));
+    }
+
+    /// The server says that it is about to end the connection.
+    #[cold]
+    pub(super) fn handle_goodbye(&self, mut state: Locked<'_>, message: &Message) {
+        let said = message.metadata();
+        let text = |key| said.get(key).unwrap_or_default().to_owned();
+        let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
+        let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
+        state.drain(CloseReason::Goodbye { code, why, reconnect_after });
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    // At a server: a Hello is checked and answered.
+
+    /// Asks whether a client may come, by its first frame. `Err`: it may not, and the connection is to end at once;
+    /// a client that said Hello is told when to try again, and its connection ends behind that.
+    pub(super) fn admit(&self, first: &Message) -> Result<(), CloseReason> {
+        let Err(retry_after) = self.shared.inlet.admit(first) else { return Ok(()) };
+        let retry_after = in_whole_millis(retry_after);
+        let why = "too many clients come at once";
+        if !first.header().is_heartbeat() || Hello::from_metadata(&first.metadata()).is_none() {
+            return Err(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
+        }
+        self.refuse_for_now(first, why, retry_after);
+        Ok(())
+    }
+
+    /// Answers a Hello with: not now. The connection ends behind that.
+    fn refuse_for_now(&self, hello: &Message, why: &str, retry_after: Duration) {
+        let refusal = Metadata::new()
+            .with(keys::ERROR, cut(why))
+            .with(keys::ERROR_CODE, ErrorCode::Overloaded.name())
+            .with(keys::RETRY_AFTER, retry_after.as_millis().to_string());
+        let header = hello.header().reply().with_status(Status::ERROR);
+        self.control(Message::new(header, "", "", &refusal, &[]).frame());
+        self.close_unwelcomed(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });
+    }
+
+    /// Checks and answers a Hello. One that is not answered at once counts as a request, without its payload.
+    pub(super) fn run_hello(&self, hello: Hello, message: Message) {
+        let came = message.frame().len();
+        // The hook keeps the metadata, and nothing else of what was read.
+        let message = Message::new(message.header(), "", "", &message.metadata(), &[]);
+        let max = message.frame().len() + HELLO_BYTES;
+        if max < came {
+            let error = DecodeError::TooLarge { len: came, max };
+            self.refuse_by_header(message.header(), ErrorCode::BadArguments, &format!("a Hello: {error}"));
+            return self.close_after_flush(CloseReason::BadFrame(error));
+        }
+
+        let check = Guarded::begin(|| self.shared.inlet.handle_hello(self, message.metadata()));
+        let mut check = match check {
+            Ok(check) => check,
+            Err(panicked) => return self.finish_hello(&hello, &message, checked(Err(panicked))),
+        };
+        match Pin::new(&mut check).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => self.finish_hello(&hello, &message, checked(outcome)),
+            Poll::Pending => self.spawn_check(check, hello, message),
+        }
+    }
+
+    fn spawn_check(&self, check: Guarded<Result<(), AuthError>>, hello: Hello, message: Message) {
+        let mut permit = match Permit::acquire(self, &message) {
+            Ok(permit) => permit,
+            Err(why) => return self.refuse_for_now(&message, &why, HELLO_RETRY),
+        };
+        permit.keep(&message);
+        let connection = self.clone();
+        tokio::spawn(async move {
+            let mut permit = permit;
+            let outcome = tokio::select! {
+                outcome = check => checked(outcome),
+                retry_after = connection.hello_unwanted() => match retry_after {
+                    Some(retry_after) => Err(NotLetIn::NotNow { text: STOPPING.to_owned(), retry_after }),
+                    None => return,
+                },
+            };
+            // What is next may be checked from here on.
+            permit.is_check = false;
+            connection.finish_hello(&hello, &message, outcome);
+            connection.flush();
+        });
+    }
+
+    fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), NotLetIn>) {
+        match outcome {
+            Ok(()) => self.let_in(hello, message),
+            Err(NotLetIn::Refused(code, text)) => self.refuse_hello(message, code, text),
+            Err(NotLetIn::NotNow { text, retry_after }) => {
+                self.refuse_for_now(message, &text, retry_after);
+                // Nothing behind the Hello is run: the connection takes nothing any more.
+                self.hello_is_refused();
+                self.end_check();
+            }
+        }
+    }
+
+    fn let_in(&self, hello: &Hello, message: &Message) {
+        let said = message.metadata();
+        let methods = self.shared.settings.announced.take(said.get(keys::METHODS));
+        let welcome = {
+            let mut state = self.shared.state.lock();
+            state.set_methods(methods);
+            state.note_limit_of_peer(&said, self.limits());
+            state.proto.on_hello_accepted(hello, self.shared.settings.capabilities)
+        };
+
+        // Not under the lock: the layer above has locks of its own, and may say goodbye to whom it has just let in.
+        let sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
+        let pairs = if sessions { self.shared.inlet.welcome_pairs(self, &said) } else { Ok(Metadata::new()) };
+        let mut pairs = match pairs {
+            Ok(pairs) => pairs,
+            Err(retry_after) => {
+                return self.refuse_for_now(message, "a later attempt of this client was let in before", retry_after);
+            }
+        };
+        welcome.put(&mut pairs);
+        pairs.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
+        self.control(Message::new(message.header().reply(), "", "", &pairs, &[]).frame());
+        self.welcome_is_queued();
+
+        match self.shared.inlet.hello_shows_token() {
+            true => self.trust(),
+            false => self.end_check(),
+        }
+        match sessions {
+            true => self.shared.inlet.on_welcome_sent(self),
+            // What waited for the answer goes on its way.
+            false => self.shared.inlet.handle_room(self),
+        }
+    }
+
+    fn refuse_hello(&self, message: &Message, code: ErrorCode, text: String) {
+        let refusal = Metadata::new().with(keys::ERROR, cut(&text)).with(keys::ERROR_CODE, code.name());
+        let header = message.header().reply().with_status(Status::ERROR);
+        self.control(Message::new(header, "", "", &refusal, &[]).frame());
+        self.hello_is_refused();
+        self.end_check();
+        match code {
+            ErrorCode::Unauthenticated => self.close_after_flush(CloseReason::Unauthenticated(text)),
+            // It stays, as a plain client: what waited for the answer goes on its way.
+            _ => self.shared.inlet.handle_room(self),
+        }
+    }
+
+    /// The Welcome is queued: what waited for it follows.
+    pub(super) fn welcome_is_queued(&self) {
+        let AfterWelcome { goodbye, end } = {
+            let mut state = self.shared.state.lock();
+            state.proto.on_welcome_sent();
+            state.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.after_welcome)).unwrap_or_default()
+        };
+        if let Some(said) = goodbye {
+            self.control_request(keys::GOODBYE, &said);
+        }
+        if let Some(reason) = end {
+            self.close_after_flush(reason);
+        }
+        self.shared.changed.notify_waiters();
+    }
+
+    /// The refusal of a Hello is queued.
+    pub(super) fn hello_is_refused(&self) {
+        self.shared.state.lock().proto.on_hello_refused();
+        self.shared.changed.notify_waiters();
+    }
+
+    // Until a client is let in, and when it is.
+
+    /// Has the client whose Hello is being checked told to come again after so long. False: there is no such Hello.
+    pub(crate) fn turn_away(&self, retry_after: Duration) -> bool {
+        let mut state = self.shared.state.lock();
+        let is_checking = self.shared.is_checking.load(Ordering::Relaxed);
+        let is_pending = state.proto.greeting() == Greeting::HelloPending;
+        let is_checked = is_checking && is_pending && state.can_answer();
+        if is_checked {
+            state.seldom().turned_away = Some(in_whole_millis(retry_after));
+            state.notify(&self.shared.changed);
+        }
+        is_checked
+    }
+
+    /// Waits until nobody needs the check of a Hello: the connection takes no answer any more, or its client was turned
+    /// away, and is to come again after so long.
+    async fn hello_unwanted(&self) -> Option<Duration> {
+        loop {
+            let changed = self.shared.changed.notified();
+            {
+                // Let go before the wait, which whoever turns the client away ends under the lock.
+                let state = self.shared.state.lock();
+                if !state.can_answer() {
+                    return None;
+                }
+                if let Some(retry_after) = state.seldom.as_ref().and_then(|seldom| seldom.turned_away) {
+                    return Some(retry_after);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a client whose token was not accepted yet takes no answer any more; for ever once it is.
+    pub(super) async fn stranger_left(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.is_trusted.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            if !self.shared.state.lock().can_answer() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// The auth hook has let this client in: from here on its requests are handled side by side, and may be as large
+    /// as any.
+    pub(crate) fn trust(&self) {
+        if !self.shared.is_trusted.load(Ordering::Relaxed) {
+            self.shared.is_trusted.store(true, Ordering::Relaxed);
+            self.end_check();
+        }
+    }
+
+    /// As [`Self::trust`], by a request: what waited for its client's first one may go.
+    pub(crate) fn trust_by_request(&self) {
+        self.trust();
+        self.tell_waiting_pushes();
+    }
+
+    /// False while nothing that the client sent has passed the auth hook, if there is one.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.shared.is_trusted.load(Ordering::Relaxed)
+    }
+
+    /// The request that was checked is over: the next one is.
+    pub(super) fn end_check(&self) {
+        let mut state = self.shared.state.lock();
+        if self.shared.is_checking.swap(false, Ordering::Relaxed) {
+            self.wake_driver(&mut state);
+        }
+    }
+
+    /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
+    pub(super) fn heartbeat<'a>(&'a self, state: &mut Locked<'a>, waiter: Waiter, metadata: &Metadata) {
+        let is_ping = matches!(waiter, Waiter::Ping);
+        if let Some(unanswered) = state.seldom.as_mut().and_then(|seldom| seldom.ping.take_if(|_| is_ping)) {
+            // Whatever came since was a sign of life; its answer is not waited for any more.
+            state.proto.forget(unanswered);
+        }
+        if let Ok(seq) = state.proto.begin_heartbeat(waiter) {
+            if is_ping {
+                state.seldom().ping = Some(seq);
+            }
+            // Go's heartbeat carries the clock as a MessagePack int64; nobody reads it.
+            let ping = Message::ping(seq, metadata, &[0xd3, 0, 0, 0, 0, 0, 0, 0, 0]);
+            let added = state.outbox.add_frame(Lane::Control, ping.frame(), &self.shared.settings.bounds());
+            let _ = self.check_added(state, added);
+        }
+    }
+}
+
+/// What is to be said and done once the Welcome of a client is queued, which knows no Goodbye before it.
+#[derive(Default)]
+pub(super) struct AfterWelcome {
+    pub(super) goodbye: Option<Metadata>,
+    pub(super) end: Option<CloseReason>,
+}
+
+/// Why a Hello is not welcomed.
+enum NotLetIn {
+    Refused(ErrorCode, String),
+    /// It may be later.
+    NotNow {
+        text: String,
+        retry_after: Duration,
+    },
+}
+
+/// Whole milliseconds travel, and a moment too early is in vain.
+fn in_whole_millis(wait: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
+}
+
+/// What the auth hook makes of a Hello. A hook that panics has not said that the token is wrong: the client stays, as
+/// a plain one.
+fn checked(outcome: Result<Result<(), AuthError>, Panicked>) -> Result<(), NotLetIn> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(AuthError::Refused(text))) => Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)),
+        Ok(Err(AuthError::NotNow { text, retry_after })) => {
+            Err(NotLetIn::NotNow { text, retry_after: in_whole_millis(retry_after) })
+        }
+        Err(panicked) => Err(NotLetIn::Refused(ErrorCode::Internal, panicked_text(&panicked, "", "auth"))),
+    }
+}
+
+/// Why the answer to a Hello is a refusal, if it is one. A plain server echoes the Hello, and refuses nobody.
+fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
+    let why = || answer.error_text().unwrap_or_default();
+    match said.get(keys::ERROR_CODE).map(ErrorCode::from_name) {
+        Some(Some(ErrorCode::Unauthenticated)) => Some(CloseReason::Unauthenticated(why())),
+        Some(Some(ErrorCode::Overloaded)) => {
+            let retry_after = wait_asked_for(said, keys::RETRY_AFTER).unwrap_or_default();
+            Some(CloseReason::NotAdmitted { why: why(), retry_after })
+        }
+        Some(_) => Some(CloseReason::HelloRefused(why())),
+        None if answer.header().status() == Status::ERROR => Some(CloseReason::HelloRefused(why())),
+        None => None,
+    }
+}
+
+/// How long a server asks its client to wait before the next connection. An hour at most: it must not send its clients
+/// away for good.
+fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
+    let millis: u64 = said.get(key)?.parse().ok()?;
+    Some(Duration::from_millis(millis.min(3_600_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use bothways_proto::{Header, SerializeType};
+
+    use super::*;
+
+    /// A plain server echoes the Hello; any other answer says by its code what it means, and without one by its status.
+    #[test]
+    fn a_hello_is_refused_by_a_code_or_an_error() {
+        let refusal = |status, pairs: Metadata| {
+            let header = Header::request(Seq::new(0), SerializeType::RAW).reply().with_status(status);
+            let said = pairs.with("__rpcx_error__", "no");
+            refusal_of_hello(&Message::new(header, "", "", &said, &[]), &said)
+        };
+        let code = |code| Metadata::new().with(keys::ERROR_CODE, code);
+        assert!(refusal(Status::NORMAL, Metadata::new()).is_none());
+        let refused = |outcome| matches!(outcome, Some(CloseReason::HelloRefused(_)));
+        assert!(refused(refusal(Status::ERROR, Metadata::new())));
+        for status in [Status::NORMAL, Status::ERROR] {
+            assert!(refused(refusal(status, code("internal"))) && refused(refusal(status, code("no such code"))));
+            let outcome = refusal(status, code(ErrorCode::Unauthenticated.name()));
+            assert!(matches!(outcome, Some(CloseReason::Unauthenticated(_))));
+            for (asked, expected) in [("", 0), ("x", 0), ("1500", 1500), ("3600000", 3_600_000), ("3600001", 3_600_000)]
+            {
+                let outcome = refusal(status, code(ErrorCode::Overloaded.name()).with(keys::RETRY_AFTER, asked));
+                let Some(CloseReason::NotAdmitted { retry_after, .. }) = outcome else { panic!("{outcome:?}") };
+                assert_eq!(retry_after, Duration::from_millis(expected), "{asked}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wait_is_said_in_whole_milliseconds_and_never_too_short() {
+        for (micros, millis) in [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)] {
+            assert_eq!(in_whole_millis(Duration::from_micros(micros)), Duration::from_millis(millis), "{micros}");
+        }
+        assert_eq!(in_whole_millis(Duration::MAX), Duration::from_millis(u64::MAX));
+    }
+}
