@@ -35,7 +35,7 @@ const ROWS: &[&[&str]] = &[
 const SESSION_ROWS: &[&[&str]] = &[
     &[
         "id",
-        "few",
+        "one_or_many",
         "crowd",
         "ranks",
         "given_up",

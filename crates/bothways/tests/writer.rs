@@ -168,7 +168,7 @@ impl Connection {
         let mut turn = Turn { hand: Hand::Driver, batches: usize::MAX, written: 0, bytes_max: BYTES };
         let (_, ended) =
             writer::write(self, self.lock(), &mut turn, |batch, done| self.move_bytes(batch, done, Some(cx.waker())));
-        if matches!(ended, Ended::GiveWay) {
+        if matches!(ended, Ended::Yield) {
             cx.waker().wake_by_ref();
         }
     }
@@ -283,7 +283,7 @@ fn every_frame_is_written_before_a_close() {
 /// How each attempt ends decides who goes on, and whether somebody has to be woken for it.
 #[test]
 fn the_end_of_an_attempt_says_who_goes_on() {
-    use writer::Next::{self, Again, Done, Fail, GiveWay, Wait, WakeDriver};
+    use writer::Next::{self, Again, Done, Fail, Wait, WakeDriver, Yield};
     let finish = |hand, outcome: Outcome<&'static str>| {
         let mut writer = Writer::Busy;
         let next: Next<&'static str> = writer.finish(hand, outcome);
@@ -295,7 +295,7 @@ fn the_end_of_an_attempt_says_who_goes_on() {
         assert!(matches!(finish(hand, Outcome::Failed("broken")), (Fail("broken"), Writer::Idle)));
     }
     assert!(matches!(finish(Hand::Caller, Outcome::Enough), (WakeDriver, Writer::LeftOff)));
-    assert!(matches!(finish(Hand::Driver, Outcome::Enough), (GiveWay, Writer::Blocked)));
+    assert!(matches!(finish(Hand::Driver, Outcome::Enough), (Yield, Writer::Blocked)));
     assert!(matches!(finish(Hand::Caller, Outcome::Full), (WakeDriver, Writer::Blocked)));
     assert!(matches!(finish(Hand::Driver, Outcome::Full), (Wait, Writer::Blocked)));
 }
@@ -303,7 +303,7 @@ fn the_end_of_an_attempt_says_who_goes_on() {
 /// Each state lets in whom it should: a caller only when nobody writes, the driver also when it waits.
 #[test]
 fn a_hand_writes_when_it_is_its_turn() {
-    use writer::Begin::{GiveWay, Leave, Write};
+    use writer::Begin::{Leave, Write, Yield};
     let states = [Writer::Idle, Writer::Busy, Writer::Blocked, Writer::LeftOff];
     let begin = |hand| {
         states.map(|mut writer| {
@@ -313,6 +313,6 @@ fn a_hand_writes_when_it_is_its_turn() {
     };
     let caller = [Write, Leave, Leave, Leave];
     assert_eq!(begin(Hand::Caller), std::array::from_fn(|at| (caller[at], states[at])));
-    let driver = [(Write, Writer::Idle), (Leave, Writer::Busy), (Write, Writer::Blocked), (GiveWay, Writer::Blocked)];
+    let driver = [(Write, Writer::Idle), (Leave, Writer::Busy), (Write, Writer::Blocked), (Yield, Writer::Blocked)];
     assert_eq!(begin(Hand::Driver), driver);
 }

@@ -117,7 +117,7 @@ impl State {
     /// Whether the peer understands a Cancel, its answer to the Hello will say.
     fn note_given_up(&mut self, seq: Seq) {
         if self.proto.greeting() == Greeting::HelloSent {
-            let given_up = &mut self.seldom().given_up;
+            let given_up = &mut self.rare().given_up;
             if given_up.len() < GIVEN_UP_MAX {
                 given_up.push(seq);
             }
@@ -126,7 +126,7 @@ impl State {
 
     /// The Hello is answered: takes what is to be cancelled.
     pub(super) fn take_given_up(&mut self) -> Vec<Seq> {
-        let given_up = self.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.given_up));
+        let given_up = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.given_up));
         given_up.filter(|_| self.proto.peer_can(Capabilities::CANCEL)).unwrap_or_default()
     }
 }

@@ -346,7 +346,7 @@ impl Connection {
             {
                 let mut state = self.shared.state.lock();
                 if state.is_welcoming() {
-                    state.seldom().after_welcome.goodbye.get_or_insert(said);
+                    state.rare().after_welcome.goodbye.get_or_insert(said);
                     return true;
                 }
             }

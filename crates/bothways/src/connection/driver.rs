@@ -79,15 +79,15 @@ impl Turn {
 struct Share {
     /// Bytes written since the task was woken.
     written: u32,
-    gives_way: bool,
+    yields: bool,
 }
 
 impl Share {
     /// Has the task go on when others have had their turn: those that are ready, and those that the runtime finds to
     /// be ready when it looks at its sockets and timers. A thread whose tasks wake themselves looks only every 61
     /// turns: at 256 KiB each, everybody else waits for 3 ms.
-    fn give_way(&mut self, cx: &mut Context<'_>) {
-        self.gives_way = true;
+    fn yield_now(&mut self, cx: &mut Context<'_>) {
+        self.yields = true;
         // The runtime keeps the waker when this future is first polled: it need not live on.
         let _ = pin!(tokio::task::yield_now()).poll(cx);
     }
@@ -96,7 +96,7 @@ impl Share {
     /// last and runs first of all that is woken after a look: from here it goes behind them.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.written = 0;
-        if std::mem::take(&mut self.gives_way) {
+        if std::mem::take(&mut self.yields) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -240,7 +240,7 @@ impl Driver {
             // One that is passed over was counted already: the next one is another.
             let number = if self.deframer.is_passing_over() { !self.messages } else { self.messages };
             let mut state = self.connection.shared.state.lock();
-            state.seldom().note_frame(number, bytes);
+            state.rare().note_frame(number, bytes);
         }
     }
 
@@ -258,7 +258,7 @@ impl Driver {
         BUFFER.set(buffer);
 
         outcome.unwrap_or_else(|| {
-            self.share.give_way(cx);
+            self.share.yield_now(cx);
             Poll::Pending
         })
     }
@@ -508,7 +508,7 @@ impl State {
         matches!(self.phase, Phase::Open)
             && self.outbox.is_empty()
             && self.outbox.writer == Writer::Idle
-            && !self.room_wanted
+            && !self.writable_wanted
     }
 }
 
@@ -585,11 +585,11 @@ fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, c
     });
     share.written = u32::try_from(turn.written).unwrap_or(u32::MAX);
 
-    let mut room_wanted = false;
+    let mut writable_wanted = false;
     match ended {
-        Ended::Done => room_wanted = std::mem::take(&mut state.room_wanted),
+        Ended::Done => writable_wanted = std::mem::take(&mut state.writable_wanted),
         Ended::Left => {}
-        Ended::GiveWay => share.give_way(cx),
+        Ended::Yield => share.yield_now(cx),
         Ended::Failed(error) => {
             connection.end(&mut state, error.into());
             return Err(());
@@ -597,8 +597,8 @@ fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, c
     }
     drop(state);
 
-    if room_wanted {
-        connection.shared.inlet.handle_room(connection);
+    if writable_wanted {
+        connection.shared.inlet.on_writable(connection);
     }
     flush(connection, cx)
 }
@@ -653,7 +653,7 @@ fn handle_message<'a>(
         }
         Inbound::Reply(Waiter::Hello, message) => connection.hello_is_answered(state, &message),
         Inbound::Reply(Waiter::Ping, _) => {}
-        Inbound::Late(_) => state.seldom().late_replies += 1,
+        Inbound::Late(_) => state.rare().late_replies += 1,
         Inbound::Cancel(seq) => {
             drop(state);
             connection.cancel(seq);
@@ -662,7 +662,7 @@ fn handle_message<'a>(
         Inbound::Call(message) => handle_call(connection, state, message, too_many, place),
         // Acknowledgements and the like are worth their place.
         Inbound::Push(message) if too_many && !ends_something(&message) => {
-            state.seldom().oneways_refused += 1;
+            state.rare().oneways_refused += 1;
         }
         Inbound::Push(message) => {
             drop(state);

@@ -165,7 +165,7 @@ impl Connection {
     pub(super) fn close_after_flush(&self, reason: CloseReason) {
         let mut state = self.shared.state.lock();
         if state.is_welcoming() {
-            state.seldom().after_welcome.end.get_or_insert(reason);
+            state.rare().after_welcome.end.get_or_insert(reason);
             return;
         }
         self.begin_closing(state, reason);

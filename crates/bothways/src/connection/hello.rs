@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::{self as proto, Capabilities, DecodeError, Greeting, Hello, Message, Metadata, Seq, Status, keys};
+use bothways_proto::{self as proto, Capabilities, DecodeError, Greeting, Hello, Message, Metadata, Status, keys};
 
 use super::{
     Connection, call::Waiter, control::cut, dispatch::panicked_text, lanes::Lane, limits::Permit, lock::Locked,
@@ -189,7 +189,7 @@ impl Connection {
         match sessions {
             true => self.shared.inlet.on_welcome_sent(self),
             // What waited for the answer goes on its way.
-            false => self.shared.inlet.handle_room(self),
+            false => self.shared.inlet.on_writable(self),
         }
     }
 
@@ -202,7 +202,7 @@ impl Connection {
         match code {
             ErrorCode::Unauthenticated => self.close_after_flush(CloseReason::Unauthenticated(text)),
             // It stays, as a plain client: what waited for the answer goes on its way.
-            _ => self.shared.inlet.handle_room(self),
+            _ => self.shared.inlet.on_writable(self),
         }
     }
 
@@ -211,7 +211,7 @@ impl Connection {
         let AfterWelcome { goodbye, end } = {
             let mut state = self.shared.state.lock();
             state.proto.on_welcome_sent();
-            state.seldom.as_mut().map(|seldom| std::mem::take(&mut seldom.after_welcome)).unwrap_or_default()
+            state.rare.as_mut().map(|rare| std::mem::take(&mut rare.after_welcome)).unwrap_or_default()
         };
         if let Some(said) = goodbye {
             self.control_request(keys::GOODBYE, &said);
@@ -237,7 +237,7 @@ impl Connection {
         let is_pending = state.proto.greeting() == Greeting::HelloPending;
         let is_checked = is_checking && is_pending && state.can_answer();
         if is_checked {
-            state.seldom().turned_away = Some(in_whole_millis(retry_after));
+            state.rare().turned_away = Some(in_whole_millis(retry_after));
             state.notify(&self.shared.changed);
         }
         is_checked
@@ -254,7 +254,7 @@ impl Connection {
                 if !state.can_answer() {
                     return None;
                 }
-                if let Some(retry_after) = state.seldom.as_ref().and_then(|seldom| seldom.turned_away) {
+                if let Some(retry_after) = state.rare.as_ref().and_then(|rare| rare.turned_away) {
                     return Some(retry_after);
                 }
             }
@@ -307,13 +307,13 @@ impl Connection {
     /// Adds a heartbeat request; its answer comes back as a reply to `waiter`.
     pub(super) fn heartbeat<'a>(&'a self, state: &mut Locked<'a>, waiter: Waiter, metadata: &Metadata) {
         let is_ping = matches!(waiter, Waiter::Ping);
-        if let Some(unanswered) = state.seldom.as_mut().and_then(|seldom| seldom.ping.take_if(|_| is_ping)) {
+        if let Some(unanswered) = state.rare.as_mut().and_then(|rare| rare.ping.take_if(|_| is_ping)) {
             // Whatever came since was a sign of life; its answer is not waited for any more.
             state.proto.forget(unanswered);
         }
         if let Ok(seq) = state.proto.begin_heartbeat(waiter) {
             if is_ping {
-                state.seldom().ping = Some(seq);
+                state.rare().ping = Some(seq);
             }
             // Go's heartbeat carries the clock as a MessagePack int64; nobody reads it.
             let ping = Message::ping(seq, metadata, &[0xd3, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -382,7 +382,7 @@ fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{Header, SerializeType};
+    use bothways_proto::{Header, Seq, SerializeType};
 
     use super::*;
 

@@ -82,7 +82,7 @@ pub(crate) trait Inlet: Send + Sync + 'static {
     }
 
     /// Everything is written, as was asked to be told.
-    fn handle_room(&self, _: &Connection) {}
+    fn on_writable(&self, _: &Connection) {}
 
     /// The layer above keeps pushes for want of room that the handler of this reply may have made. The reply goes when
     /// this is dropped.

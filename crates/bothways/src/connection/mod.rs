@@ -247,7 +247,7 @@ struct State {
     /// Handlers in tasks of their own, by the number of their call; filled only for peers that may cancel.
     /// `None` for the moment in which the task is being made.
     running: Option<Box<Running>>,
-    seldom: Option<Box<Seldom>>,
+    rare: Option<Box<Rare>>,
     phase: Phase,
     driving: Driving,
     /// The socket woke the connection, rather than a task.
@@ -261,14 +261,14 @@ struct State {
     /// The driver does not read until something is written.
     paused: bool,
     /// The layer above wants to know when everything is written.
-    room_wanted: bool,
+    writable_wanted: bool,
 }
 
 type Running = HashMap<Seq, Option<AbortHandle>>;
 
 /// What few connections ever have.
 #[derive(Default)]
-struct Seldom {
+struct Rare {
     /// Requests that want no reply and were not run.
     oneways_refused: u64,
     late_replies: u64,
@@ -311,20 +311,20 @@ impl State {
     fn note_limit_of_peer(&mut self, said: &Metadata, own: &Limits) {
         let max = said.get(keys::BODY_BYTES_MAX).and_then(|max| max.parse().ok());
         if let Some(max) = max.filter(|max: &usize| *max < own.body_bytes()) {
-            self.seldom().peer_body_max = Some(max);
+            self.rare().peer_body_max = Some(max);
         }
     }
 
     /// `Err`: the peer has said that it takes no frame with such a body.
     fn check_limit_of_peer(&self, len: usize) -> Result<(), EncodeError> {
-        match self.seldom.as_ref().and_then(|seldom| seldom.peer_body_max) {
+        match self.rare.as_ref().and_then(|rare| rare.peer_body_max) {
             Some(max) if max < len => Err(EncodeError::TooLarge { len, max }),
             _ => Ok(()),
         }
     }
 
     fn has_limit_of_peer(&self) -> bool {
-        self.seldom.as_ref().is_some_and(|seldom| seldom.peer_body_max.is_some())
+        self.rare.as_ref().is_some_and(|rare| rare.peer_body_max.is_some())
     }
 
     /// As [`Self::check_limit_of_peer`], of a frame that is encoded already.
@@ -332,17 +332,17 @@ impl State {
         self.check_limit_of_peer(frame.len().saturating_sub(PREFIX_LEN))
     }
 
-    fn seldom(&mut self) -> &mut Seldom {
-        self.seldom.get_or_insert_default()
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     fn methods(&self) -> Option<&Methods> {
-        self.seldom.as_ref()?.methods.as_ref()
+        self.rare.as_ref()?.methods.as_ref()
     }
 
     fn set_methods(&mut self, methods: Option<Methods>) {
-        if methods.is_some() || self.seldom.is_some() {
-            self.seldom().methods = methods;
+        if methods.is_some() || self.rare.is_some() {
+            self.rare().methods = methods;
         }
     }
 
@@ -407,7 +407,7 @@ impl Connection {
             proto: proto::Connection::new(role, settings.limits.calls_pending()),
             outbox: Outbox::new(role),
             running: None,
-            seldom: None,
+            rare: None,
             phase: Phase::Open,
             driving: Driving::Resting,
             woken_by_socket: false,
@@ -415,7 +415,7 @@ impl Connection {
             flush_comes: 0,
             callers_due: 0,
             paused: false,
-            room_wanted: false,
+            writable_wanted: false,
         };
         let is_trusted = !inlet.asks_for_token();
         let connection = Self {
@@ -530,7 +530,7 @@ impl Connection {
             return false;
         }
         let Some(Waiter::Call { reply, .. }) = state.proto.forget(Seq::of_call_to_client(number)) else {
-            state.seldom().late_replies += 1;
+            state.rare().late_replies += 1;
             return false;
         };
         drop(state);
@@ -598,8 +598,8 @@ impl Connection {
     pub fn stats(&self) -> ConnectionStats {
         let state = self.shared.state.lock();
         let (pushes_waiting, push_bytes_waiting) = state.outbox.pushes_waiting();
-        let seldom = state.seldom.as_ref();
-        let count = |of: fn(&Seldom) -> u64| seldom.map_or(0, |seldom| of(seldom));
+        let rare = state.rare.as_ref();
+        let count = |of: fn(&Rare) -> u64| rare.map_or(0, |rare| of(rare));
         ConnectionStats {
             calls_pending: state.proto.calls().len(),
             calls_running: self.shared.calls_running.load(Ordering::Relaxed) as usize,
@@ -607,10 +607,10 @@ impl Connection {
             push_bytes_waiting,
             pushes_sent: state.outbox.pushes_added(),
             pushes_dropped: state.outbox.pushes_dropped(),
-            oneways_refused: count(|seldom| seldom.oneways_refused),
-            late_replies: count(|seldom| seldom.late_replies),
-            messages_unheard: count(|seldom| seldom.messages_unheard),
-            messages_repeated: count(|seldom| seldom.messages_repeated),
+            oneways_refused: count(|rare| rare.oneways_refused),
+            late_replies: count(|rare| rare.late_replies),
+            messages_unheard: count(|rare| rare.messages_unheard),
+            messages_repeated: count(|rare| rare.messages_repeated),
             written_bytes: state.outbox.written_bytes(),
         }
     }
@@ -628,27 +628,27 @@ impl Connection {
 
     /// A request that wants no reply was dropped.
     pub(crate) fn count_refused_oneway(&self) {
-        self.shared.state.lock().seldom().oneways_refused += 1;
+        self.shared.state.lock().rare().oneways_refused += 1;
     }
 
     /// A message of the server was dropped, for nobody listens.
     pub(crate) fn count_unheard(&self) {
-        self.shared.state.lock().seldom().messages_unheard += 1;
+        self.shared.state.lock().rare().messages_unheard += 1;
     }
 
     /// A message of the server was dropped, for its client has it.
     pub(crate) fn count_repeated(&self) {
-        self.shared.state.lock().seldom().messages_repeated += 1;
+        self.shared.state.lock().rare().messages_repeated += 1;
     }
 
     /// A request of a client that was let in showed a token that was refused. True if one did before.
     pub(crate) fn note_refused_token(&self) -> bool {
-        std::mem::replace(&mut self.shared.state.lock().seldom().token_refused, true)
+        std::mem::replace(&mut self.shared.state.lock().rare().token_refused, true)
     }
 
     /// True if a request of a client that was let in showed a token that was refused.
     pub(crate) fn has_refused_token(&self) -> bool {
-        self.shared.state.lock().seldom.as_ref().is_some_and(|seldom| seldom.token_refused)
+        self.shared.state.lock().rare.as_ref().is_some_and(|rare| rare.token_refused)
     }
 
     /// From here on the layer above refuses the peer's calls.

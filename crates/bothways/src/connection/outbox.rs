@@ -88,7 +88,7 @@ pub(super) struct OutboxBounds<'a> {
 /// Frames on their way to the socket. Small while there are none.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// Kept with its buffer between writes, and given back at a look.
+    /// Kept with its buffer between writes, and given back at a tick.
     wire: Option<Box<Wire>>,
     lanes: Option<Box<Lanes>>,
     /// None before the first call and the first push.

@@ -45,7 +45,7 @@ impl State {
     }
 
     fn pace(&mut self, settings: &Settings) -> &mut Pace {
-        self.seldom().pace.get_or_insert_with(|| Box::new(Pace::new(settings)))
+        self.rare().pace.get_or_insert_with(|| Box::new(Pace::new(settings)))
     }
 }
 

@@ -9,8 +9,8 @@
 //!     └───────────────► Called ────────┘
 //! ```
 //!
-//! A task that was made for one read goes when it is handled. From the second read within a look of the
-//! [watch](super::watch) on it stays, for a task to each would be dearer than the memory; it goes after a look
+//! A task that was made for one read goes when it is handled. From the second read within a tick of the
+//! [watch](super::watch) on it stays, for a task to each would be dearer than the memory; it goes after a tick
 //! that saw nothing come. Only a server's sockets of the system rest. Others stay awake: their wake-ups may die
 //! with their runtime, and nobody would learn that the connection is over.
 
@@ -144,7 +144,7 @@ impl Connection {
         true
     }
 
-    /// Asks a driver that had nothing to read since the last look to rest.
+    /// Asks a driver that had nothing to read since the last tick to rest.
     pub(super) fn ask_to_rest(&self, state: &mut State) {
         if let Driving::Task(task) = &state.driving
             && self.runtime().is_some()

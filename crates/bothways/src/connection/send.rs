@@ -227,7 +227,7 @@ impl Connection {
     }
 
     /// True if a push that is added now goes straight to the socket's next write.
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         let state = self.shared.state.lock();
         self.is_trusted() && state.takes_pushes() && state.outbox.goes_direct()
     }
@@ -278,9 +278,9 @@ impl Connection {
         self.shared.state.lock().outbox.pushes_begun()
     }
 
-    /// Asks for [`Inlet::handle_room`], once, when everything is written. False: it is written already, and nobody
+    /// Asks for [`Inlet::on_writable`], once, when everything is written. False: it is written already, and nobody
     /// will be told. `keeps`: the caller has more for it. The caller may hold locks of the layer above.
-    pub(crate) fn tell_of_room(&self, keeps: bool) -> bool {
+    pub(crate) fn notify_writable(&self, keeps: bool) -> bool {
         let mut state = self.shared.state.lock();
         if keeps {
             state.outbox.note_kept_push();
@@ -288,15 +288,15 @@ impl Connection {
         // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, its first request,
         // or the verdict on its token, is on its way to whoever asks.
         let takes = self.is_trusted() && state.takes_pushes();
-        let has_room = takes && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
-        state.room_wanted |= !has_room;
-        !has_room
+        let is_writable = takes && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
+        state.writable_wanted |= !is_writable;
+        !is_writable
     }
 
     /// What waited for the client's first request goes now.
     pub(super) fn tell_waiting_pushes(&self) {
-        if std::mem::take(&mut self.shared.state.lock().room_wanted) {
-            self.shared.inlet.handle_room(self);
+        if std::mem::take(&mut self.shared.state.lock().writable_wanted) {
+            self.shared.inlet.on_writable(self);
         }
     }
 
@@ -432,7 +432,7 @@ mod tests {
             let mut state = connection.shared.state.lock();
             state.outbox.writer = Writer::Blocked;
             if body_max.is_some() {
-                state.seldom().peer_body_max = body_max;
+                state.rare().peer_body_max = body_max;
             }
             drop(state);
             let outcome = fan_out(&[connection], &frames(&[100, 100, 100, 100, 100]));

@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 use bothways_proto::{self as proto, Capabilities, Greeting, Keepalive, KeepaliveAction, Metadata, Role};
 use tokio::time::Instant;
 
-use super::{BEHIND, Connection, Phase, Seldom, Settings, State, Waiter, writer::Writer};
+use super::{BEHIND, Connection, Phase, Rare, Settings, State, Waiter, writer::Writer};
 use crate::error::CloseReason;
 
 /// How long each kind of silence may last.
@@ -76,10 +76,10 @@ const LEAST_RATE: u64 = 64 << 10;
 /// heartbeats behind the calls that fill it. That its system is there, keep-alive and the write timeout find out.
 const BUSY_TIMES: u32 = 10;
 
-/// What was sent and not heard of is counted in such units; less between two looks is nothing. 16 KiB.
+/// What was sent and not heard of is counted in such units; less between two ticks is nothing. 16 KiB.
 const UNHEARD_BYTES: u32 = 16 << 10;
 
-/// What was seen of a connection at the last look. Small, for every connection has one.
+/// What was seen of a connection at the last tick. Small, for every connection has one.
 #[derive(Debug)]
 pub(crate) struct Watch {
     began: Instant,
@@ -99,16 +99,16 @@ pub(crate) struct Watch {
     closing_since: Option<NonZeroU32>,
     /// The last 16 bits of when something was sent, in [`SAID_MILLIS`].
     said_at: u16,
-    /// A look found the driver idle, and asks it to rest.
+    /// A tick found the driver idle, and asks it to rest.
     pub(super) rest_wanted: bool,
     flags: u8,
 }
 
-/// Bytes waited for the socket at the last look.
+/// Bytes waited for the socket at the last tick.
 const WAITED: u8 = 1;
 /// A whole message has come since.
 const HEARD: u8 = 2;
-/// The last look came late, and would have ended the connection.
+/// The last tick came late, and would have ended the connection.
 const SPARED: u8 = 4;
 
 /// The unit of [`Watch::said_at`].
@@ -131,7 +131,7 @@ impl Watch {
         }
     }
 
-    /// Reads since the last look.
+    /// Reads since the last tick.
     pub(super) fn reads_since(&self, reads: u16) -> u16 {
         reads.wrapping_sub(self.reads)
     }
@@ -158,7 +158,7 @@ impl Watch {
     }
 }
 
-/// What a look saw.
+/// What a tick saw.
 struct Seen {
     /// Nothing came.
     is_quiet: bool,
@@ -166,7 +166,7 @@ struct Seen {
     is_long: bool,
 }
 
-/// What a look finds to be done.
+/// What a tick finds to be done.
 enum Due {
     Nothing,
     /// The connection is about to end, or over: it is left alone.
@@ -185,7 +185,7 @@ pub(super) struct BegunFrame {
     seen: Option<(u32, usize, u64)>,
 }
 
-impl Seldom {
+impl Rare {
     /// So many bytes are there of the frame behind so many messages; 0: there is none.
     pub(super) fn note_frame(&mut self, number: u32, bytes: usize) {
         if bytes == 0 {
@@ -205,7 +205,7 @@ impl State {
             return None;
         }
 
-        let frame = self.seldom.as_mut()?.frame.as_mut()?;
+        let frame = self.rare.as_mut()?.frame.as_mut()?;
         let (_, bytes, at) = *frame.seen.get_or_insert((frame.number, frame.bytes, now));
         let within = deadlines.frame_progress_time;
         if frame.seen.is_some_and(|(number, ..)| number != frame.number) || is_held_up {
@@ -241,15 +241,15 @@ fn since(now: u64, then: u32) -> Duration {
 }
 
 impl State {
-    /// Notes what moved since the last look. Bytes that move are life, in either direction; and while this side does not
+    /// Notes what moved since the last tick. Bytes that move are life, in either direction; and while this side does not
     /// read (`is_held_up`), silence is its own.
-    fn look(&mut self, reads: u16, is_held_up: bool, now: u64) -> Seen {
+    fn tick(&mut self, reads: u16, is_held_up: bool, now: u64) -> Seen {
         let waits = !self.outbox.is_empty();
         // What was queued and is left to a write that never comes is not the peer's fault.
         let is_tried = self.outbox.writer != Writer::Idle;
         let watch = &mut self.watch;
         let is_quiet = reads == watch.reads;
-        // No socket takes just 4 GiB between two looks.
+        // No socket takes just 4 GiB between two ticks.
         let written_bytes = self.outbox.written_bytes() as u32;
         let written = written_bytes.wrapping_sub(watch.written_bytes);
         let [waited, heard] = [WAITED, HEARD].map(|flag| watch.flags & flag != 0);
@@ -293,7 +293,7 @@ impl State {
         // Bytes are no frame: one byte now and then must not hold a connection.
         let no_frame = role == Role::Server && self.proto.greeting() == Greeting::Unknown;
         // One that has begun and goes on has the time that it takes.
-        let begun = self.seldom.as_ref().and_then(|seldom| seldom.frame.as_ref()).map_or(0, |frame| frame.bytes);
+        let begun = self.rare.as_ref().and_then(|rare| rare.frame.as_ref()).map_or(0, |frame| frame.bytes);
         let no_frame = no_frame && begun < deadlines.frame_progress_min.max(1);
         if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
@@ -339,7 +339,7 @@ impl Connection {
     }
 
     /// Looks at the connection: sends what is due, ends it if a deadline passed, frees idle memory. `asked` is when this
-    /// look was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
+    /// tick was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
     /// peers send waits in the sockets, and is read first.
     pub(crate) fn watch(&self, asked: Instant, now: Instant) {
         let late = now.saturating_duration_since(asked);
@@ -350,7 +350,7 @@ impl Connection {
         // Nothing comes while nothing is read: what there is lies unread in the socket.
         let is_held_up =
             state.paused || self.shared.is_checking.load(Ordering::Relaxed) || self.shared.reads_as(BEHIND);
-        let seen = state.look(reads, is_held_up, now);
+        let seen = state.tick(reads, is_held_up, now);
         let due = match state.due(deadlines, &seen, now) {
             due @ (Due::Nothing | Due::Ping) => {
                 state.slow_frame(&self.shared.settings, is_held_up, now).map_or(due, Due::End)
@@ -399,10 +399,10 @@ mod tests {
         transport::memory,
     };
 
-    /// A process stands still just after it sent a heartbeat, and the answer waits in the socket: the first look after
+    /// A process stands still just after it sent a heartbeat, and the answer waits in the socket: the first tick after
     /// that leaves the time to read it. A peer that is gone is found by the next one.
     #[tokio::test(start_paused = true)]
-    async fn a_look_that_comes_late_ends_nothing() {
+    async fn a_tick_that_comes_late_ends_nothing() {
         let (near, far) = memory::pair(1 << 16);
         let settings = Arc::new(Settings::default());
         let start = |role, socket: memory::MemorySocket, hello| {
@@ -418,18 +418,18 @@ mod tests {
             }
         };
         turns().await;
-        let look = |asked: u64, at: u64| {
+        let tick = |asked: u64, at: u64| {
             let after = |secs| began + Duration::from_secs(secs);
             client.watch(after(asked), after(at));
             !client.is_closed()
         };
-        assert!(look(1, 1) && look(17, 17), "it asks for an answer");
-        assert!(look(18, 60), "nothing was read, and this look is late");
+        assert!(tick(1, 1) && tick(17, 17), "it asks for an answer");
+        assert!(tick(18, 60), "nothing was read, and this tick is late");
         turns().await;
-        assert!(look(61, 61), "the answer is there");
+        assert!(tick(61, 61), "the answer is there");
 
-        assert!(look(80, 80) && look(81, 120));
-        assert!(!look(121, 121), "there was time to read it, and it did not come");
+        assert!(tick(80, 80) && tick(81, 120));
+        assert!(!tick(121, 121), "there was time to read it, and it did not come");
     }
 
     const QUIET: Seen = Seen { is_quiet: true, is_long: false };
@@ -491,15 +491,15 @@ mod tests {
         assert_eq!(due(&mut state, &deadlines, &QUIET, 9_999), "nothing");
         assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame");
         let least = deadlines.frame_progress_min;
-        state.seldom().note_frame(0, least - 1);
+        state.rare().note_frame(0, least - 1);
         assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame", "one byte now and then");
-        state.seldom().note_frame(0, least);
+        state.rare().note_frame(0, least);
         assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "nothing", "it goes on");
 
         deadlines.frame_progress_min = 0;
-        state.seldom().note_frame(0, 1);
+        state.rare().note_frame(0, 1);
         assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "nothing");
-        state.seldom().note_frame(0, 0);
+        state.rare().note_frame(0, 0);
         assert_eq!(due(&mut state, &deadlines, &QUIET, 10_000), "no first frame", "none has begun");
         deadlines.first_frame_timeout = Duration::MAX;
         assert_eq!(due(&mut state, &deadlines, &QUIET, 15_000), "nothing", "a plain client answers no heartbeat");
@@ -543,41 +543,41 @@ mod tests {
         assert_eq!(due(&mut state, &deadlines, &QUIET, 200_000), "over");
     }
 
-    /// What moved since the last look is seen, in either direction.
+    /// What moved since the last tick is seen, in either direction.
     #[tokio::test(start_paused = true)]
     async fn what_moves_is_life() {
         let (client, _far) = alone(Role::Client);
         let mut state = client.shared.state.lock();
-        // So many bytes were written since the last look.
+        // So many bytes were written since the last tick.
         let wrote = |state: &mut State, bytes: u32| {
             state.watch.written_bytes = (state.outbox.written_bytes() as u32).wrapping_sub(bytes);
         };
-        let seen = state.look(0, false, 1_000);
+        let seen = state.tick(0, false, 1_000);
         assert!(seen.is_quiet && !seen.is_long);
         assert_eq!((state.watch.alive_at, state.watch.written_at, state.watch.said_at), (0, 1_000, 0));
 
         state.watch.pinged_at = NonZeroU32::new(1_000);
-        let seen = state.look(1, false, 2_000);
+        let seen = state.tick(1, false, 2_000);
         assert!(!seen.is_quiet && seen.is_long, "no whole message came");
         assert_eq!((state.watch.alive_at, state.watch.pinged_at), (2_000, None));
         state.watch.note_message();
-        assert!(!state.look(2, false, 3_000).is_long);
-        assert!(state.look(3, false, 4_000).is_long, "that one was before the last look");
-        assert!(state.look(3, true, 5_000).is_quiet);
+        assert!(!state.tick(2, false, 3_000).is_long);
+        assert!(state.tick(3, false, 4_000).is_long, "that one was before the last tick");
+        assert!(state.tick(3, true, 5_000).is_quiet);
         assert_eq!(state.watch.alive_at, 5_000, "this side does not read");
 
         wrote(&mut state, 2 * UNHEARD_BYTES - 1);
-        state.look(3, false, 6_400);
+        state.tick(3, false, 6_400);
         assert_eq!((state.watch.unheard, state.watch.said_at, state.watch.alive_at), (1, 100, 5_000));
         wrote(&mut state, 2 * UNHEARD_BYTES);
         state.watch.flags = WAITED | SPARED;
-        state.look(3, false, 7_000);
+        state.tick(3, false, 7_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "a full socket took bytes");
         assert_eq!(state.watch.flags, SPARED);
         state.watch.flags = WAITED;
-        state.look(3, false, 8_000);
+        state.tick(3, false, 8_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "it took none");
-        state.look(4, false, 9_000);
+        state.tick(4, false, 9_000);
         assert_eq!(state.watch.unheard, 0);
     }
 
@@ -594,12 +594,12 @@ mod tests {
             (Writer::Idle, 4_000, 4_000),
         ] {
             state.outbox.writer = writer;
-            state.look(0, false, now);
+            state.tick(0, false, now);
             assert_eq!((state.watch.flags, state.watch.written_at), (WAITED, written_at), "{writer:?}");
         }
         state.watch.written_bytes = state.watch.written_bytes.wrapping_sub(1);
         state.outbox.writer = Writer::Blocked;
-        state.look(0, false, 5_000);
+        state.tick(0, false, 5_000);
         assert_eq!(state.watch.written_at, 5_000);
         state.outbox.writer = Writer::Idle;
     }
@@ -610,29 +610,29 @@ mod tests {
         let settings = Settings::default();
         let least = settings.watch.frame_progress_min;
         let mut state = server.shared.state.lock();
-        let mut look = |frame: (u32, usize), is_held_up, now| {
-            state.seldom().note_frame(frame.0, frame.1);
+        let mut tick = |frame: (u32, usize), is_held_up, now| {
+            state.rare().note_frame(frame.0, frame.1);
             match state.slow_frame(&settings, is_held_up, now) {
                 Some(CloseReason::SlowFrame { bytes, .. }) => Some(bytes),
                 _ => None,
             }
         };
-        assert_eq!(look((1, 100), false, 0), None);
-        assert_eq!(look((1, 101), false, 9_999), None);
-        assert_eq!(look((1, 101), false, 10_000), Some(1));
-        assert_eq!(look((1, 101 + least), false, 20_000), None, "that is enough");
-        assert_eq!(look((1, 100 + 2 * least), false, 30_000), Some(least - 1));
-        assert_eq!(look((2, 5), false, 40_000), None, "it is another frame");
-        assert_eq!(look((2, 5), false, 49_999), None);
-        assert_eq!(look((2, 5), true, 50_000), None, "this side does not read");
-        assert_eq!(look((2, 5), false, 59_999), None);
-        assert_eq!(look((2, 5), false, 60_000), Some(0));
-        assert_eq!(look((2, 0), false, 90_000), None, "none has begun");
+        assert_eq!(tick((1, 100), false, 0), None);
+        assert_eq!(tick((1, 101), false, 9_999), None);
+        assert_eq!(tick((1, 101), false, 10_000), Some(1));
+        assert_eq!(tick((1, 101 + least), false, 20_000), None, "that is enough");
+        assert_eq!(tick((1, 100 + 2 * least), false, 30_000), Some(least - 1));
+        assert_eq!(tick((2, 5), false, 40_000), None, "it is another frame");
+        assert_eq!(tick((2, 5), false, 49_999), None);
+        assert_eq!(tick((2, 5), true, 50_000), None, "this side does not read");
+        assert_eq!(tick((2, 5), false, 59_999), None);
+        assert_eq!(tick((2, 5), false, 60_000), Some(0));
+        assert_eq!(tick((2, 0), false, 90_000), None, "none has begun");
         drop(state);
 
         let (client, _far) = alone(Role::Client);
         let mut state = client.shared.state.lock();
-        state.seldom().note_frame(1, 5);
+        state.rare().note_frame(1, 5);
         assert!(state.slow_frame(&settings, false, 0).is_none());
         assert!(state.slow_frame(&settings, false, 99_000).is_none(), "a server may take its time");
     }
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_come_four_times_in_the_shortest_time() {
+    fn ticks_come_four_times_in_the_shortest_time() {
         let tick = |deadlines: Deadlines| deadlines.tick();
         let millis = Duration::from_millis;
         assert_eq!(tick(Deadlines::default()), Duration::from_secs(1));

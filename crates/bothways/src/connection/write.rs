@@ -53,7 +53,7 @@ impl Connection {
                 self.written_out(state);
                 true
             }
-            Ended::Left | Ended::GiveWay => false,
+            Ended::Left | Ended::Yield => false,
             Ended::Failed(error) => {
                 self.end(&mut state, error.into());
                 false
@@ -66,11 +66,11 @@ impl Connection {
         if state.paused || !matches!(state.phase, Phase::Open) {
             self.wake_driver(&mut state);
         }
-        let wanted = std::mem::take(&mut state.room_wanted);
+        let wanted = std::mem::take(&mut state.writable_wanted);
         // The layer above has locks of its own, and sends from there.
         drop(state);
         if wanted {
-            self.shared.inlet.handle_room(self);
+            self.shared.inlet.on_writable(self);
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) enum Hand {
 pub(super) enum Begin {
     Write,
     /// Others are to have their turn first; the driver has itself woken after them.
-    GiveWay,
+    Yield,
     /// Somebody else writes, or will.
     Leave,
 }
@@ -73,7 +73,7 @@ pub(super) enum Next<E> {
     /// The driver waits for the socket, which wakes it.
     Wait,
     /// The driver goes on when others have had their turn.
-    GiveWay,
+    Yield,
     Fail(E),
 }
 
@@ -84,7 +84,7 @@ impl Writer {
             (_, Self::Idle) | (Hand::Driver, Self::Blocked) => Begin::Write,
             (Hand::Driver, Self::LeftOff) => {
                 *self = Self::Blocked;
-                Begin::GiveWay
+                Begin::Yield
             }
             _ => Begin::Leave,
         }
@@ -96,7 +96,7 @@ impl Writer {
             (Outcome::Empty, _) => (Self::Idle, Next::Done),
             (Outcome::Moved, _) => (Self::Idle, Next::Again),
             (Outcome::Enough, Hand::Caller) => (Self::LeftOff, Next::WakeDriver),
-            (Outcome::Enough, Hand::Driver) => (Self::Blocked, Next::GiveWay),
+            (Outcome::Enough, Hand::Driver) => (Self::Blocked, Next::Yield),
             (Outcome::Full, Hand::Caller) => (Self::Blocked, Next::WakeDriver),
             (Outcome::Full, Hand::Driver) => (Self::Blocked, Next::Wait),
             (Outcome::Failed(error), _) => (Self::Idle, Next::Fail(error)),
@@ -153,7 +153,7 @@ pub(super) enum Ended<E> {
     /// Somebody writes the rest, and needs nobody for it.
     Left,
     /// The driver is to have itself woken when others have had their turn.
-    GiveWay,
+    Yield,
     Failed(E),
 }
 
@@ -167,7 +167,7 @@ pub(super) fn write<'a, D: Desk, E>(
 ) -> (D::Guard<'a>, Ended<E>) {
     match D::writer(&mut guard).begin(turn.hand) {
         Begin::Write => {}
-        Begin::GiveWay => return (guard, Ended::GiveWay),
+        Begin::Yield => return (guard, Ended::Yield),
         Begin::Leave => return (guard, Ended::Left),
     }
 
@@ -198,7 +198,7 @@ pub(super) fn write<'a, D: Desk, E>(
                 Ended::Left
             }
             Next::Wait => Ended::Left,
-            Next::GiveWay => Ended::GiveWay,
+            Next::Yield => Ended::Yield,
             Next::Fail(error) => Ended::Failed(error),
         };
         return (guard, ended);

@@ -332,7 +332,7 @@ impl Inlet for ServerInlet {
         self.0.sessions.welcomed(connection);
     }
 
-    fn handle_room(&self, connection: &Connection) {
+    fn on_writable(&self, connection: &Connection) {
         if let Some(session) = self.0.sessions.made_of(connection) {
             session.pump();
         }

@@ -64,7 +64,7 @@ const WHY: &str = "the server is shutting down";
 const AT_ONCE: usize = 256;
 
 /// How often a drain looks whether those who were told are done.
-const LOOK: Duration = Duration::from_millis(20);
+const SWEEP: Duration = Duration::from_millis(20);
 
 /// How long a client that was told may take to acknowledge what it has, before its connection is closed: several times
 /// what our clients take.
@@ -193,21 +193,21 @@ struct Leaving<'a> {
 impl Leaving<'_> {
     /// Closes those who are done, until this moment.
     async fn until(&mut self, moment: Instant) {
-        while self.look() < moment {
-            let next = Instant::now() + LOOK;
+        while self.sweep() < moment {
+            let next = Instant::now() + SWEEP;
             sleep_until(if self.told.is_empty() { moment } else { moment.min(next) }).await;
         }
     }
 
     /// Closes those who are done, until all are or the deadline is there.
     async fn until_all(&mut self, deadline: Instant) {
-        while self.look() < deadline && !self.told.is_empty() {
-            sleep_until(deadline.min(Instant::now() + LOOK)).await;
+        while self.sweep() < deadline && !self.told.is_empty() {
+            sleep_until(deadline.min(Instant::now() + SWEEP)).await;
         }
     }
 
     /// Closes those of whom nothing runs, and from whom nothing more is to be heard. Answers the time.
-    fn look(&mut self) -> Instant {
+    fn sweep(&mut self) -> Instant {
         let now = Instant::now();
         self.told.retain(|(connection, since)| {
             let acknowledges = || {
@@ -299,7 +299,7 @@ async fn answered(shared: &Shared, deadline: Instant) -> usize {
         if asked.is_empty() || deadline <= Instant::now() {
             return asked.iter().map(Connection::calls_to_peer).sum();
         }
-        sleep_until(deadline.min(Instant::now() + LOOK)).await;
+        sleep_until(deadline.min(Instant::now() + SWEEP)).await;
     }
 }
 
@@ -312,7 +312,7 @@ async fn acknowledged(shared: &Shared, deadline: Instant) {
         connection.is_open() && session.is_some_and(|session| session.awaits_acks())
     };
     while Instant::now() < deadline && shared.all_connections().iter().any(waits) {
-        sleep_until(deadline.min(Instant::now() + LOOK)).await;
+        sleep_until(deadline.min(Instant::now() + SWEEP)).await;
     }
 }
 

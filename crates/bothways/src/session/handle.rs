@@ -207,7 +207,7 @@ impl Session {
         let mut is_added = false;
         // Callers and payloads are the application's: not under this lock.
         let (mut ended, mut too_large) = (None, None);
-        while connection.has_room() {
+        while connection.is_writable() {
             let Some(next) = state.next(now) else { break };
             is_added = true;
             let added = match next {
@@ -261,7 +261,7 @@ impl Session {
         }
         let is_left = state.written_upto(connection.pushes_written());
         let keeps = state.ledger().has_next();
-        (is_left || keeps) && !connection.tell_of_room(keeps)
+        (is_left || keeps) && !connection.notify_writable(keeps)
     }
 
     /// What it was pushed is written by a task: replies of handlers that run now ask whether it is theirs.

@@ -156,7 +156,7 @@ pub(super) type Behind = Arc<dyn std::fmt::Debug + Send + Sync>;
 #[derive(Clone, Debug)]
 struct Terms {
     bounds: Arc<Bounds>,
-    /// Where its tracked bytes are billed, if its user has other sessions.
+    /// Where its tracked bytes are charged, if its user has other sessions.
     account: Option<Arc<Account>>,
     /// It has a user: without an account one of whom this is the only session.
     has_user: bool,
@@ -337,8 +337,8 @@ impl Ledger {
         self.book().and_then(Book::expires)
     }
 
-    /// From here on it is a user's, or nobody's. One who has other sessions has an account, which is billed.
-    pub(super) fn bill(&mut self, has_user: bool, account: Option<Arc<Account>>) {
+    /// From here on it is a user's, or nobody's. One who has other sessions has an account, which is charged.
+    pub(super) fn charge(&mut self, has_user: bool, account: Option<Arc<Account>>) {
         let held = self.tracked_bytes();
         let terms = self.terms_mut();
         terms.give_back(held);
@@ -347,7 +347,7 @@ impl Ledger {
         terms.take_anyway(held);
     }
 
-    /// Where the session's user is billed, if it has other sessions or its calls are counted.
+    /// Where the session's user is charged, if it has other sessions or its calls are counted.
     pub(super) fn account(&self) -> Option<&Arc<Account>> {
         self.terms().account.as_ref()
     }

@@ -18,7 +18,7 @@
 //! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | what is left of those that ended, for who asks later |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
-//! | `few.rs` | a list that nearly always has one item |
+//! | `one_or_many.rs` | a list that nearly always has one item |
 //! | `crowd.rs` | the sessions of a user, who may be very many |
 //! | `account.rs` | what the sessions of a user use together: bytes, calls |
 //! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
@@ -70,7 +70,6 @@ mod end;
 mod endings;
 mod explain;
 mod fan_out;
-mod few;
 #[cfg(test)]
 mod fixtures;
 mod given_up;
@@ -82,6 +81,7 @@ mod kept;
 mod keys;
 mod ledger;
 mod lock;
+mod one_or_many;
 mod options;
 mod parts;
 mod pasts;

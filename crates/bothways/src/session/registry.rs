@@ -53,7 +53,7 @@ pub(crate) struct Registry {
     /// The server's connections: those that have no session yet get it from here.
     pub(super) connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
     /// Connections that have no session yet.
-    pub(super) unmade: AtomicUsize,
+    pub(super) lazy: AtomicUsize,
     pub(super) me: Weak<Registry>,
     pub(super) users: Users,
     /// Topics.
@@ -103,7 +103,7 @@ impl Registry {
             by_id: Shards::default(),
             by_connection: Shards::default(),
             connections,
-            unmade: AtomicUsize::new(0),
+            lazy: AtomicUsize::new(0),
             me: me.clone(),
             away: Away::default(),
             told: Told::default(),
@@ -122,7 +122,7 @@ impl Registry {
     /// A connection is about to open: its session begins, and is made when somebody asks for it.
     pub(crate) fn open(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.unmade.fetch_add(1, Ordering::Relaxed);
+        self.lazy.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The session of a connection; `None` once it has gone to another connection, or is over.
@@ -139,7 +139,7 @@ impl Registry {
             let session = self.make(connection);
             self.by_id.of(&session.id()).write().insert(session.clone());
             of_shard.insert(id, session);
-            self.unmade.fetch_sub(1, Ordering::Relaxed);
+            self.lazy.fetch_sub(1, Ordering::Relaxed);
             connection.adopt();
         }
         of_shard.get(&id).cloned()
@@ -165,18 +165,18 @@ impl Registry {
             return false;
         }
         let _of_shard = self.by_connection.of(&connection.id()).write();
-        let is_unmade = !connection.is_adopted();
-        if is_unmade {
+        let is_lazy = !connection.is_adopted();
+        if is_lazy {
             connection.adopt();
-            self.unmade.fetch_sub(1, Ordering::Relaxed);
+            self.lazy.fetch_sub(1, Ordering::Relaxed);
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
-        is_unmade
+        is_lazy
     }
 
     /// Makes the sessions that nobody has asked for yet.
     pub(super) fn make_all(&self) {
-        if self.unmade.load(Ordering::Relaxed) != 0 {
+        if self.lazy.load(Ordering::Relaxed) != 0 {
             let all: Vec<Connection> = self.connections.lock().values().cloned().collect();
             for connection in all.iter().filter(|connection| !connection.is_adopted()) {
                 self.of(connection);
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!((all.made_of(&first), all.made_of(&second)), (all.of(&first), None), "one, and the same for all");
 
         let everyone = server.sessions(&Target::everyone()).expect("no topic");
-        assert_eq!((everyone.len(), all.unmade.load(Ordering::Relaxed)), (2, 0));
+        assert_eq!((everyone.len(), all.lazy.load(Ordering::Relaxed)), (2, 0));
         let third = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
         third.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
         clients.push(third);

@@ -562,20 +562,20 @@ impl State {
         self.listed += 1;
     }
 
-    /// It has left the list of a user who has this account: what it holds is not billed there any more.
+    /// It has left the list of a user who has this account: what it holds is not charged there any more.
     pub(super) fn unlist(&mut self, account: Option<&Arc<Account>>) {
         let has_user = self.user.is_some();
         match (self.ledger.account(), account) {
-            // Another user is billed already.
-            (Some(billed), account) if account.is_none_or(|account| !Arc::ptr_eq(billed, account)) => {}
-            _ => self.ledger.bill(has_user, None),
+            // Another user is charged already.
+            (Some(charged), account) if account.is_none_or(|account| !Arc::ptr_eq(charged, account)) => {}
+            _ => self.ledger.charge(has_user, None),
         }
         self.listed -= 1;
     }
 
-    /// What it holds is billed to its user.
-    pub(super) fn bill(&mut self, account: Option<Arc<Account>>) {
-        self.ledger.bill(true, account);
+    /// What it holds is charged to its user.
+    pub(super) fn charge(&mut self, account: Option<Arc<Account>>) {
+        self.ledger.charge(true, account);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::few::Few;
+use super::one_or_many::OneOrMany;
 use crate::shrink::is_sparse;
 
 /// Why a text is no topic or pattern.
@@ -154,7 +154,7 @@ fn check(text: &str) -> Result<(), TopicError> {
 /// What one subscriber has subscribed to: checked patterns, sorted, each with a stamp.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patterns {
-    held: Few<(Arc<str>, Since)>,
+    held: OneOrMany<(Arc<str>, Since)>,
     /// The sum of [`bytes_of`] of all of them: asked for at each subscription, under the lock of all topics.
     bytes: usize,
 }

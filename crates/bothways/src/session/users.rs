@@ -65,7 +65,7 @@ impl Users {
             if theirs.account.is_none() && self.counts_calls {
                 theirs.account = Some(self.new_account());
             }
-            state.bill(theirs.account.clone());
+            state.charge(theirs.account.clone());
         } else if is_listed {
             let theirs = users.get_mut(user).expect("it was just seen");
             theirs.sessions.remove(session);
@@ -76,7 +76,7 @@ impl Users {
         }
     }
 
-    /// Gives a user an account who is about to have a second session: what the first one holds is billed there.
+    /// Gives a user an account who is about to have a second session: what the first one holds is charged there.
     fn open_account(&self, theirs: &mut OfUser, second: &Session, user: &Arc<str>) {
         let comes = || second.lock().user() == Some(user);
         if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
@@ -86,7 +86,7 @@ impl Users {
         for session in theirs.sessions.iter() {
             let mut state = session.lock();
             if state.is_of(user) {
-                state.bill(Some(Arc::clone(&account)));
+                state.charge(Some(Arc::clone(&account)));
                 drop(state);
                 // Whoever waits for room there waits for the others to make some, too.
                 lock::wake(Wake::Of(Arc::clone(&session.inner) as Arc<dyn Changes>));

@@ -126,13 +126,13 @@ struct Heard {
     closed: mpsc::UnboundedReceiver<CloseReason>,
 }
 
-struct Ears {
+struct Receivers {
     asked: mpsc::UnboundedSender<Asked>,
     pushes: mpsc::UnboundedSender<Bytes>,
     closed: mpsc::UnboundedSender<CloseReason>,
 }
 
-impl Inlet for Ears {
+impl Inlet for Receivers {
     fn handle_request(&self, _: &Connection, message: Message) -> Answer {
         let payload = message.wire_payload();
         // The test may have stopped listening.
@@ -160,7 +160,7 @@ impl Inlet for Ears {
 fn ears() -> (Arc<dyn Inlet>, Heard) {
     let ((asked, a), (pushes, b), (closed, c)) =
         (mpsc::unbounded_channel(), mpsc::unbounded_channel(), mpsc::unbounded_channel());
-    (Arc::new(Ears { asked, pushes, closed }), Heard { asked: a, pushes: b, closed: c })
+    (Arc::new(Receivers { asked, pushes, closed }), Heard { asked: a, pushes: b, closed: c })
 }
 
 /// Client and server, negotiated, what each hears, and the pipe between them.

@@ -217,9 +217,9 @@ async fn what_nobody_waits_for_is_counted() {
         connection.count_unheard();
         connection.count_repeated();
         let mut state = connection.shared.state.lock();
-        let seldom = state.seldom();
+        let rare = state.rare();
         assert_eq!(
-            [seldom.late_replies, seldom.oneways_refused, seldom.messages_unheard, seldom.messages_repeated],
+            [rare.late_replies, rare.oneways_refused, rare.messages_unheard, rare.messages_repeated],
             [count; 4]
         );
     }

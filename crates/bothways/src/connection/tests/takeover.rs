@@ -62,7 +62,7 @@ impl Inlet for Counts {
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
 
-    fn handle_room(&self, _: &Connection) {
+    fn on_writable(&self, _: &Connection) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -122,7 +122,7 @@ fn a_close_during_a_callers_write_comes_after_it() {
 /// The layer above asks for room while a caller writes, and is told once when everything is written.
 #[test]
 fn room_that_is_asked_for_during_a_callers_write_is_told_of() {
-    let (read, told, _) = during_a_write(|connection| assert!(connection.tell_of_room(false)), false);
+    let (read, told, _) = during_a_write(|connection| assert!(connection.notify_writable(false)), false);
     assert!(read.ends_with(b"payload"), "{read:?}");
     assert_eq!(told, 1);
 }

@@ -230,8 +230,8 @@ impl Book {
                     self.note_expiry(expires);
                     self.queues[index].push_back(queued);
                 } else if let Some(mut entry) = self.take_from(queued) {
-                    let billed = self.leave_queue(&entry);
-                    self.expire(&mut entry, billed);
+                    let charged = self.leave_queue(&entry);
+                    self.expire(&mut entry, charged);
                 }
             }
         }
@@ -370,8 +370,8 @@ impl Book {
             over = over.or_else(|| queue.remove(found?));
         }
         if let Some(mut entry) = over.and_then(|queued| self.take_from(queued)) {
-            let billed = self.leave_queue(&entry);
-            self.expire(&mut entry, billed);
+            let charged = self.leave_queue(&entry);
+            self.expire(&mut entry, charged);
         }
     }
 
@@ -467,9 +467,9 @@ impl Book {
         loop {
             let mut entry = self.take_queued()?;
             let len = entry.size();
-            let billed = self.leave_queue(&entry);
+            let charged = self.leave_queue(&entry);
             if entry.is_expired(now) {
-                self.expire(&mut entry, billed);
+                self.expire(&mut entry, charged);
                 continue;
             }
             let frame = match &entry.keyed {
@@ -480,13 +480,13 @@ impl Book {
                 if let Origin::Topic(stamp) = entry.origin {
                     self.unconfirmed.miss(stamp);
                 }
-                self.terms.give_back(billed);
+                self.terms.give_back(charged);
                 self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
                 return Some(Next::Frame { frame, offset: 0 });
             }
             let (messages, counted) = self.log_of(&entry.class);
             (*messages, *counted) = (*messages + 1, *counted + len);
-            self.terms.take_anyway(len - billed);
+            self.terms.take_anyway(len - charged);
             let offset = self.next_offset;
             self.next_offset += 1;
             entry.ticket.numbered(offset);
@@ -496,7 +496,7 @@ impl Book {
         }
     }
 
-    /// An entry waits no more. Returns what the user is billed for it already.
+    /// An entry waits no more. Returns what the user is charged for it already.
     fn leave_queue(&mut self, entry: &Entry) -> usize {
         let len = entry.size();
         match entry.class {
@@ -511,8 +511,8 @@ impl Book {
     }
 
     /// What waited is too old.
-    fn expire(&mut self, entry: &mut Entry, billed: usize) {
-        self.terms.give_back(billed);
+    fn expire(&mut self, entry: &mut Entry, charged: usize) {
+        self.terms.give_back(charged);
         self.free_key(entry.keyed.as_ref());
         entry.ticket.advance(Stage::Expired);
     }
@@ -779,7 +779,7 @@ impl Book {
         !self.marks.is_empty()
     }
 
-    /// Of all that is in the log, for which the user is billed.
+    /// Of all that is in the log, for which the user is charged.
     pub(super) fn tracked_bytes(&self) -> usize {
         self.tracked.1 + self.latest_sent.1
     }

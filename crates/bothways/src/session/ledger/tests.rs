@@ -699,7 +699,7 @@ fn what_was_not_sent_does_not_take_its_key() {
 fn what_is_skipped_does_not_take_its_key_and_not_its_bytes() {
     let mut ledger = ledger(true);
     let account = Arc::new(Account::new(100));
-    ledger.bill(true, Some(Arc::clone(&account)));
+    ledger.charge(true, Some(Arc::clone(&account)));
     let (mut brief, expired) = entry(Class::Tracked, "12345");
     (brief.keyed, brief.expires) = (keyed("k", "plain"), Some(Duration::from_secs(1)));
     assert!(ledger.push(brief, NOW));
@@ -973,7 +973,7 @@ fn the_logs_of_a_user_are_bounded_together() {
     let account = Arc::new(Account::new(10));
     let [mut phone, mut desk] = [(); 2].map(|()| {
         let mut ledger = ledger(true);
-        ledger.bill(true, Some(Arc::clone(&account)));
+        ledger.charge(true, Some(Arc::clone(&account)));
         ledger
     });
     push(&mut phone, Class::Tracked, "12345678");
@@ -999,7 +999,7 @@ fn the_logs_of_a_user_are_bounded_together() {
 fn an_account_holds_what_the_log_holds() {
     let [ann, bob] = [(); 2].map(|()| Arc::new(Account::new(10)));
     let mut ledger = ledger(true);
-    ledger.bill(true, Some(Arc::clone(&ann)));
+    ledger.charge(true, Some(Arc::clone(&ann)));
     assert!(ledger.claim_room(2, 8));
     let ((a, _a), (mut b, was_late)) = (entry(Class::Tracked, "1234"), entry(Class::Tracked, "5678"));
     b.expires = Some(NOW);
@@ -1008,9 +1008,9 @@ fn an_account_holds_what_the_log_holds() {
     assert_eq!((ann.held_bytes(), stage(&was_late)), (4, Stage::Expired));
     assert!(!ledger.claim_room(1, 7) && ann.held_bytes() == 4, "the user has no room");
     bob.take_anyway(9);
-    ledger.bill(true, Some(Arc::clone(&bob)));
+    ledger.charge(true, Some(Arc::clone(&bob)));
     assert_eq!((ann.held_bytes(), bob.held_bytes()), (0, 13), "also beyond the bound: it is owed");
-    ledger.bill(false, None);
+    ledger.charge(false, None);
     assert_eq!(bob.held_bytes(), 9);
 }
 
@@ -1162,7 +1162,7 @@ mod histories {
         fn new(confirms: bool) -> Self {
             let account = Arc::new(Account::new(usize::MAX));
             let mut ledger = ledger(confirms);
-            ledger.bill(true, Some(Arc::clone(&account)));
+            ledger.charge(true, Some(Arc::clone(&account)));
             Self {
                 ledger,
                 account,
@@ -1467,7 +1467,11 @@ mod histories {
         /// Bounds hold, and no receipt is better than the truth.
         fn check(&self) {
             let bounds = bounds();
-            assert_eq!(self.account.held_bytes(), self.ledger.tracked_bytes(), "the user is billed what the log holds");
+            assert_eq!(
+                self.account.held_bytes(),
+                self.ledger.tracked_bytes(),
+                "the user is charged what the log holds"
+            );
             let (messages, bytes) = self.ledger.waiting();
             assert!(messages <= bounds.tracked_messages + bounds.fire_messages + 2 * bounds.latest_keys);
             // One value may be sent while there is any room; values that wait are bounded by their number.

@@ -5,20 +5,20 @@ use std::ops::{Deref, DerefMut};
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub(super) enum Few<T> {
+pub(super) enum OneOrMany<T> {
     One(T),
     /// None or several.
     #[expect(clippy::box_collection, reason = "the place of a vector is three times that of an item, and for nothing")]
     Other(Option<Box<Vec<T>>>),
 }
 
-impl<T> Default for Few<T> {
+impl<T> Default for OneOrMany<T> {
     fn default() -> Self {
         Self::Other(None)
     }
 }
 
-impl<T> Few<T> {
+impl<T> OneOrMany<T> {
     /// Puts an item before the one at this place, or behind all.
     pub(super) fn insert(&mut self, at: usize, item: T) {
         *self = match std::mem::take(self) {
@@ -52,7 +52,7 @@ impl<T> Few<T> {
     }
 }
 
-impl<T> Deref for Few<T> {
+impl<T> Deref for OneOrMany<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -63,7 +63,7 @@ impl<T> Deref for Few<T> {
     }
 }
 
-impl<T> DerefMut for Few<T> {
+impl<T> DerefMut for OneOrMany<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match self {
             Self::One(item) => std::slice::from_mut(item),
@@ -82,7 +82,7 @@ mod tests {
         /// It has what a vector has, and none or one takes no memory of its own.
         #[test]
         fn it_is_a_list(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..30)) {
-            let (mut few, mut list) = (Few::default(), Vec::new());
+            let (mut few, mut list) = (OneOrMany::default(), Vec::new());
             for (number, (comes, at)) in steps.into_iter().enumerate() {
                 if comes {
                     let at = at.index(list.len() + 1);
@@ -93,7 +93,7 @@ mod tests {
                     prop_assert_eq!(few.remove(at), list.remove(at));
                 }
                 prop_assert_eq!(&*few, list.as_slice());
-                prop_assert_eq!(matches!(few, Few::One(_) | Few::Other(None)), list.len() < 2);
+                prop_assert_eq!(matches!(few, OneOrMany::One(_) | OneOrMany::Other(None)), list.len() < 2);
             }
         }
     }
