@@ -141,3 +141,23 @@ fn a_name_that_is_not_there_is_found() {
     assert!(["Apple", "peel"].iter().all(|name| declared.contains(name)));
     assert!(!["App", "pee", "peeled", "core"].iter().any(|name| declared.contains(name)));
 }
+
+/// Every place that names the oldest version of Rust names the same one.
+#[test]
+fn the_oldest_version_of_rust_is_the_same_everywhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text_of = |file: &str| fs::read_to_string(root.join(file)).expect("the file is there");
+    let manifest = text_of("Cargo.toml");
+    let (_, version) = manifest.split_once("rust-version = \"").expect("it has one");
+    let (version, _) = version.split_once('"').expect("it ends");
+    for (file, form) in [
+        ("fuzz/Cargo.toml", format!("rust-version = \"{version}\"")),
+        ("benches/peers/Cargo.toml", format!("rust-version = \"{version}\"")),
+        ("README.md", format!("Rust {version} or newer")),
+        ("packaging/Dockerfile", format!("FROM rust:{version}-")),
+        (".github/workflows/ci.yml", format!("rustup toolchain install {version} ")),
+        (".ci/api", format!("Rust {version}.")),
+    ] {
+        assert!(text_of(file).contains(&form), "{file} does not say: {form}");
+    }
+}
