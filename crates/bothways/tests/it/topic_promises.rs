@@ -177,9 +177,9 @@ async fn who_loses_its_session_amid_parts_of_the_past_is_told() {
     }
     session_of(&server, "bob").end("a test");
     let recovered = loop {
-        match soon(events.next()).await.expect("the client is open") {
-            ConnectionEvent::Resubscribed { recovered, .. } => break recovered,
-            _ => {}
+        let event = soon(events.next()).await.expect("the client is open");
+        if let ConnectionEvent::Resubscribed { recovered, .. } = event {
+            break recovered;
         }
     };
     assert!(!recovered, "not all of it has come");
