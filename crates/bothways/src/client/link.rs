@@ -41,7 +41,7 @@ use tokio::{
 use super::{
     Common,
     events::{ConnectionEvent, ConnectionEvents, EventSender, SessionLost},
-    inlet::ClientInlet,
+    handler::ClientHandler,
     messages::MessageQueue,
     options::{ClientOptions, Credentials},
     resubscribe::Resubscriber,
@@ -53,7 +53,7 @@ use super::{
 use crate::{
     calm::Said,
     clock::{after, later},
-    connection::{Connection, ConnectionId, Inlet, Methods, Settings},
+    connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
     transport::{self, Address},
@@ -205,7 +205,7 @@ impl Link {
         };
         let receivers = Receivers { events: events.clone(), resubscriber: resubscriber.clone(), _messages: messages };
         *link.receivers.lock() = Some(receivers);
-        let inlet = Arc::new(ClientInlet {
+        let handler = Arc::new(ClientHandler {
             link: Arc::downgrade(&link),
             runtime: link.runtime.clone(),
             client,
@@ -221,8 +221,8 @@ impl Link {
             warned: false.into(),
             repeats: Default::default(),
         });
-        let methods = Methods::announce(&inlet.handlers.routes());
-        let keeper = Keeper { server, inlet, settings, events, methods };
+        let methods = Methods::announce(&handler.handlers.routes());
+        let keeper = Keeper { server, handler, settings, events, methods };
         let kept = Kept(Arc::clone(&link));
         tokio::spawn(async move { keep(&kept.0, &keeper).await });
         link
@@ -584,7 +584,7 @@ impl State {
 #[derive(Clone)]
 struct Keeper {
     server: Arc<str>,
-    inlet: Arc<ClientInlet>,
+    handler: Arc<ClientHandler>,
     settings: Settings,
     events: EventSender,
     /// What the handlers take, as a Hello announces it.
@@ -785,7 +785,7 @@ impl Keeper {
 
     fn start(&self, link: &Link, token: Option<Arc<str>>, socket: transport::AnySocket) -> Connection {
         let hello = link.options.negotiates().then(|| {
-            let mut hello = self.inlet.memory.hello();
+            let mut hello = self.handler.memory.hello();
             if let Some(token) = &token {
                 hello.insert(keys::AUTH, &**token);
             }
@@ -795,12 +795,12 @@ impl Keeper {
             hello
         });
         let settings = Arc::new(Settings { token, ..self.settings.clone() });
-        let inlet: Arc<dyn Inlet> = Arc::clone(&self.inlet) as _;
-        Connection::start(Role::Client, socket, settings, inlet, hello, |connection| {
+        let handler: Arc<dyn ConnectionHandler> = Arc::clone(&self.handler) as _;
+        Connection::start(Role::Client, socket, settings, handler, hello, |connection| {
             if link.greet(connection) && !link.options.negotiates() {
                 // No Welcome will come: each connection is a session of its own.
-                self.inlet.stands(connection);
-                self.inlet.resubscriber.begin(connection, false);
+                self.handler.stands(connection);
+                self.handler.resubscriber.begin(connection, false);
             }
         })
     }
@@ -871,7 +871,7 @@ impl Keeper {
 
     /// The server has sent this client away, and closes the connection: here it is closed at last.
     async fn say_farewell(&self, link: &Link, connection: &Connection, reason: CloseReason, why: SessionLost) {
-        if self.inlet.memory.lose() {
+        if self.handler.memory.lose() {
             let server = Arc::clone(&self.server);
             self.events.tell(&ConnectionEvent::SessionLost { server, why });
         }
@@ -886,7 +886,7 @@ impl Keeper {
 
     /// Does for a connection what is due, until something has happened.
     async fn watch<T>(&self, connection: &Connection, happened: impl Future<Output = T>) -> T {
-        let memory = &self.inlet.memory;
+        let memory = &self.handler.memory;
         // Kept over the ticks: one that began again with each would never be due if they come quickly.
         let due = memory.due(connection.id());
         tokio::pin!(happened, due);
@@ -899,7 +899,7 @@ impl Keeper {
                 acks = &mut due => {
                     connection.acknowledge(&acks.to_metadata());
                     // What was handled has made room for what waits to be sent.
-                    self.inlet.resubscriber.room.notify_one();
+                    self.handler.resubscriber.room.notify_one();
                     due.set(memory.due(connection.id()));
                 }
             }

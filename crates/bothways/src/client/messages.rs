@@ -618,7 +618,7 @@ mod tests {
     #[tokio::test]
     async fn each_end_of_a_handler_is_told() {
         use crate::{
-            client::inlet::{Told, handle_message},
+            client::handler::{Told, handle_message},
             error::ErrorCode,
             reply::Reply,
             router::Router,

@@ -6,7 +6,7 @@
 //! | `options.rs` | deadlines, bounds, token, codec |
 //! | `layered.rs` | the end of a call that goes through layers |
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
-//! | `inlet.rs` | what comes from the server: messages to the queue, calls to the handlers |
+//! | `handler.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of what the server pushes, and its stream |
 //! | `repeats.rs` | idempotency keys of what was received, so that a repetition is not handed on |
 //! | `session.rs` | what the client remembers of its session: secret, offsets, what to acknowledge |
@@ -17,8 +17,8 @@
 //! | `events.rs` | connected, lost, restored: always reported, in order |
 
 mod events;
+mod handler;
 mod holes;
-mod inlet;
 mod layered;
 mod link;
 mod messages;
@@ -43,7 +43,7 @@ use tokio::{runtime, time::Instant};
 
 pub(crate) use self::{
     events::EventSender,
-    inlet::handle_messages,
+    handler::handle_messages,
     messages::MessageQueue,
     repeats::ReceivedKeys,
     subscriptions::{Subscribing, Unsubscribing},
@@ -147,7 +147,7 @@ impl Client {
     pub async fn with_handlers(address: &str, options: ClientOptions, handlers: Router) -> Result<Self, ConnectError> {
         in_a_runtime()?;
         let (queue, messages) = options.new_queue();
-        inlet::handle_messages(messages, handlers.clone());
+        handler::handle_messages(messages, handlers.clone());
         let client = Self::start(address, options, handlers, Some(queue), Common::default(), &[])?;
         client.handle.link.first_connection().await?;
         Ok(client)

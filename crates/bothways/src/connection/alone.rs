@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bothways_proto::{Capabilities, Hello, Message, Metadata, Role, VERSION};
 
-use super::{Answer, Connection, Inlet, Settings};
+use super::{Answer, Connection, ConnectionHandler, Settings};
 use crate::{
     error::{AuthError, CloseReason},
     reply::BoxFuture,
@@ -14,7 +14,7 @@ use crate::{
 /// Handles nothing.
 pub(crate) struct Deaf;
 
-impl Inlet for Deaf {
+impl ConnectionHandler for Deaf {
     fn handle_request(&self, _: &Connection, _: Message) -> Answer {
         Answer::Nothing
     }

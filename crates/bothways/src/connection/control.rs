@@ -124,7 +124,7 @@ impl Connection {
         self.write_if_much(state);
         if then_welcome {
             shared.changed.notify_waiters();
-            shared.inlet.on_welcome_sent(self);
+            shared.handler.on_welcome_sent(self);
         }
         if waits || then_close.is_some() || added.is_err() {
             self.after_reply(waits, added, then_close);
@@ -183,7 +183,7 @@ impl Connection {
     #[cold]
     fn after_reply(&self, waits: bool, added: Result<u64, PushError>, then_close: Option<Box<CloseReason>>) {
         match added {
-            Ok(number) if waits => self.shared.inlet.handle_held(self, self.held_reply(number)),
+            Ok(number) if waits => self.shared.handler.handle_held(self, self.held_reply(number)),
             Ok(_) => {}
             Err(error) => {
                 if let Some(left_out) = self.shared.settings.load.told_lost.due() {
@@ -247,7 +247,7 @@ impl Connection {
     fn refuse_frame_of(&self, header: Header, error: DecodeError) {
         match header.kind() {
             MessageKind::Request if header.is_oneway() => {
-                self.shared.inlet.handle_passed_over(self, header.seq());
+                self.shared.handler.handle_passed_over(self, header.seq());
             }
             MessageKind::Request => self.refuse_by_header(header, ErrorCode::BadArguments, &error.to_string()),
             MessageKind::Response => {

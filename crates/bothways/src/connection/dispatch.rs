@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Connection, after,
     behind::PushesSoFar,
-    inlet::Answer,
+    handler::Answer,
     lanes::Lane,
     limits::{Permit, Place},
 };
@@ -55,7 +55,7 @@ impl Connection {
         };
 
         self.copy_if_many_run(&mut message);
-        let reply = match self.shared.inlet.handle_request(self, message.clone()) {
+        let reply = match self.shared.handler.handle_request(self, message.clone()) {
             Answer::Ready(reply) => reply,
             Answer::Nothing => return place.keep(permit),
             Answer::Later(handler, deadline) => {
@@ -81,7 +81,7 @@ impl Connection {
             return None;
         }
         self.copy_if_many_run(message);
-        self.shared.inlet.finish(self, message)
+        self.shared.handler.finish(self, message)
     }
 
     /// Handles a request that wants no reply.
@@ -90,9 +90,9 @@ impl Connection {
             return;
         }
         self.copy_if_many_run(&mut message);
-        // A client's inlet queues what the server sends unasked and answers that there is nothing to
+        // A client's handler queues what the server sends unasked and answers that there is nothing to
         // run: only what runs needs a place.
-        let Answer::Later(handler, deadline) = self.shared.inlet.handle_request(self, message.clone()) else {
+        let Answer::Later(handler, deadline) = self.shared.handler.handle_request(self, message.clone()) else {
             return;
         };
         let mut handler = Guarded::new(handler);

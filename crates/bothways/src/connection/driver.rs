@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
-    inlet::ends_something,
+    handler::ends_something,
     limits::Place,
     lock::Locked,
     wire::WRITE_BYTES,
@@ -473,7 +473,7 @@ impl Driver {
             self.connection.close_now(CloseReason::Local);
             self.connection.shared.socket.close();
             let reason = self.connection.close_reason().expect("it was just closed");
-            self.connection.shared.inlet.handle_closed(&self.connection, &reason);
+            self.connection.shared.handler.handle_closed(&self.connection, &reason);
         }
     }
 }
@@ -598,7 +598,7 @@ fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, c
     drop(state);
 
     if writable_wanted {
-        connection.shared.inlet.on_writable(connection);
+        connection.shared.handler.on_writable(connection);
     }
     flush(connection, cx)
 }

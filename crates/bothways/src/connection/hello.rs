@@ -58,7 +58,7 @@ impl Connection {
         }
         drop(state);
         given_up.iter().for_each(|seq| self.cancel_at_peer(seq.get()));
-        self.shared.inlet.on_welcome_received(self, welcomed.then_some(&said));
+        self.shared.handler.on_welcome_received(self, welcomed.then_some(&said));
     }
 
     /// The server says that it is about to end the connection.
@@ -78,7 +78,7 @@ impl Connection {
     /// Asks whether a client may come, by its first frame. `Err`: it may not, and the connection is to end at once;
     /// a client that said Hello is told when to try again, and its connection ends behind that.
     pub(super) fn admit(&self, first: &Message) -> Result<(), CloseReason> {
-        let Err(retry_after) = self.shared.inlet.admit(first) else { return Ok(()) };
+        let Err(retry_after) = self.shared.handler.admit(first) else { return Ok(()) };
         let retry_after = in_whole_millis(retry_after);
         let why = "too many clients come at once";
         if !first.header().is_heartbeat() || Hello::from_metadata(&first.metadata()).is_none() {
@@ -111,7 +111,7 @@ impl Connection {
             return self.close_after_flush(CloseReason::BadFrame(error));
         }
 
-        let check = Guarded::begin(|| self.shared.inlet.handle_hello(self, message.metadata()));
+        let check = Guarded::begin(|| self.shared.handler.handle_hello(self, message.metadata()));
         let mut check = match check {
             Ok(check) => check,
             Err(panicked) => return self.finish_hello(&hello, &message, checked(Err(panicked))),
@@ -170,7 +170,7 @@ impl Connection {
 
         // Not under the lock: the layer above has locks of its own, and may say goodbye to whom it has just let in.
         let sessions = welcome.capabilities.contains(Capabilities::SESSIONS);
-        let pairs = if sessions { self.shared.inlet.welcome_pairs(self, &said) } else { Ok(Metadata::new()) };
+        let pairs = if sessions { self.shared.handler.welcome_pairs(self, &said) } else { Ok(Metadata::new()) };
         let mut pairs = match pairs {
             Ok(pairs) => pairs,
             Err(retry_after) => {
@@ -182,14 +182,14 @@ impl Connection {
         self.control(Message::new(message.header().reply(), "", "", &pairs, &[]).frame());
         self.welcome_is_queued();
 
-        match self.shared.inlet.hello_shows_token() {
+        match self.shared.handler.hello_shows_token() {
             true => self.trust(),
             false => self.end_check(),
         }
         match sessions {
-            true => self.shared.inlet.on_welcome_sent(self),
+            true => self.shared.handler.on_welcome_sent(self),
             // What waited for the answer goes on its way.
-            false => self.shared.inlet.on_writable(self),
+            false => self.shared.handler.on_writable(self),
         }
     }
 
@@ -202,7 +202,7 @@ impl Connection {
         match code {
             ErrorCode::Unauthenticated => self.close_after_flush(CloseReason::Unauthenticated(text)),
             // It stays, as a plain client: what waited for the answer goes on its way.
-            _ => self.shared.inlet.on_writable(self),
+            _ => self.shared.handler.on_writable(self),
         }
     }
 

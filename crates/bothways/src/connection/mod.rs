@@ -23,7 +23,7 @@
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | how it does without that task while there is nothing to do |
-//! | `inlet.rs` | what the layer above makes of what is received: the trait for servers and clients |
+//! | `handler.rs` | what the layer above makes of what is received: the trait for servers and clients |
 //! | `limits.rs` | how many requests run at once, and how much they hold |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
@@ -43,8 +43,8 @@ mod dispatch;
 mod driver;
 mod end;
 mod hand_back;
+mod handler;
 mod hello;
-mod inlet;
 mod lanes;
 mod limits;
 mod lock;
@@ -85,7 +85,7 @@ pub(crate) use self::{
     behind::HeldReply,
     call::CallTime,
     dispatch::deadline,
-    inlet::{Answer, Inlet, ends_something, is_an_end},
+    handler::{Answer, ConnectionHandler, ends_something, is_an_end},
     limits::{Decoded, Load},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
@@ -190,7 +190,7 @@ struct Shared {
     id: ConnectionId,
     socket: SocketSlot,
     settings: Arc<Settings>,
-    inlet: Arc<dyn Inlet>,
+    handler: Arc<dyn ConnectionHandler>,
     /// Counts reads, so that the watch can tell silence without a clock on the hot path.
     reads: AtomicU16,
     /// What the driver knows of its reading, and alone changes: [`BEHIND`], [`PEER_IS_GONE`]. And [`TO_CLIENT`], which
@@ -398,7 +398,7 @@ impl Connection {
         role: Role,
         socket: AnySocket,
         settings: Arc<Settings>,
-        inlet: Arc<dyn Inlet>,
+        handler: Arc<dyn ConnectionHandler>,
         hello: Option<Metadata>,
         before: impl FnOnce(&Self),
     ) -> Self {
@@ -417,13 +417,13 @@ impl Connection {
             paused: false,
             writable_wanted: false,
         };
-        let is_trusted = !inlet.asks_for_token();
+        let is_trusted = !handler.asks_for_token();
         let connection = Self {
             shared: Arc::new(Shared {
                 id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
                 socket: SocketSlot::new(socket),
                 settings,
-                inlet,
+                handler,
                 reads: AtomicU16::new(0),
                 reading: AtomicU8::new(if role == Role::Server { TO_CLIENT } else { 0 }),
                 calls_running: AtomicU32::new(0),
@@ -447,12 +447,12 @@ impl Connection {
 
     /// Its owner, if it is of this type.
     pub(crate) fn owner<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.shared.inlet.owner()?.downcast().ok()
+        self.shared.handler.owner()?.downcast().ok()
     }
 
     /// Its server, if that is of this type.
     pub(crate) fn server<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.shared.inlet.server()?.downcast().ok()
+        self.shared.handler.server()?.downcast().ok()
     }
 
     /// True if its owner keeps something for it, or did.
@@ -622,7 +622,7 @@ impl Connection {
 
     /// The same for a message that finds room there.
     async fn unpack(&self, message: &Message, room: &Arc<Room>) -> Result<(Bytes, Held), NotUnpacked> {
-        let clock = || self.shared.inlet.clock().cloned();
+        let clock = || self.shared.handler.clock().cloned();
         packing::unpack(message, self.limits(), room, self.id().get(), clock).await
     }
 
@@ -711,7 +711,7 @@ impl Connection {
         match is_outside() {
             false => tokio::time::timeout_at(end, future).await.map_err(|_| CallError::TimedOut(left)),
             true => {
-                let clock = self.shared.inlet.clock().cloned();
+                let clock = self.shared.handler.clock().cloned();
                 Box::pin(timeout_outside(clock, end, future)).await.map_err(|_| CallError::TimedOut(left))
             }
         }

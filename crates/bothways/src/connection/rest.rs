@@ -157,6 +157,6 @@ impl Connection {
 
     /// Where tasks of a connection that may rest are made.
     fn runtime(&self) -> Option<&Handle> {
-        self.shared.inlet.runtime()
+        self.shared.handler.runtime()
     }
 }

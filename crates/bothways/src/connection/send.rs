@@ -278,7 +278,7 @@ impl Connection {
         self.shared.state.lock().outbox.pushes_begun()
     }
 
-    /// Asks for [`Inlet::on_writable`], once, when everything is written. False: it is written already, and nobody
+    /// Asks for [`ConnectionHandler::on_writable`], once, when everything is written. False: it is written already, and nobody
     /// will be told. `keeps`: the caller has more for it. The caller may hold locks of the layer above.
     pub(crate) fn notify_writable(&self, keeps: bool) -> bool {
         let mut state = self.shared.state.lock();
@@ -296,7 +296,7 @@ impl Connection {
     /// What waited for the client's first request goes now.
     pub(super) fn tell_waiting_pushes(&self) {
         if std::mem::take(&mut self.shared.state.lock().writable_wanted) {
-            self.shared.inlet.on_writable(self);
+            self.shared.handler.on_writable(self);
         }
     }
 
@@ -345,7 +345,7 @@ impl Connection {
                     let is_over = match is_outside() {
                         false => tokio::time::timeout_at(deadline, changed).await.is_err(),
                         true => {
-                            let clock = self.shared.inlet.clock().cloned();
+                            let clock = self.shared.handler.clock().cloned();
                             timeout_outside(clock, deadline, changed).await.is_err()
                         }
                     };

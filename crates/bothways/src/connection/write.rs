@@ -70,7 +70,7 @@ impl Connection {
         // The layer above has locks of its own, and sends from there.
         drop(state);
         if wanted {
-            self.shared.inlet.on_writable(self);
+            self.shared.handler.on_writable(self);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Server, Shared, inlet::ServerInlet, isolated};
+use super::{Server, Shared, handler::ServerHandler, isolated};
 use crate::{
     calm::{Said, tell},
     connection::Connection,
@@ -142,7 +142,7 @@ pub(super) fn start_watch(shared: &Arc<Shared>) {
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Closable) {
-    let inlet = Arc::new(ServerInlet(Arc::clone(&shared), Handle::current()));
+    let handler = Arc::new(ServerHandler(Arc::clone(&shared), Handle::current()));
     let mut stopping = shared.stopping.subscribe();
     loop {
         let accepted = tokio::select! {
@@ -155,8 +155,8 @@ async fn accept_all(shared: Arc<Shared>, listener: Closable) {
         // a task, which has room for a handshake, 3 KiB: those of a crowd leave holes between its connections.
         let opened = if shared.hooks.on_connect.is_none() { accepted.open() } else { Err(accepted) };
         match opened {
-            Ok(socket) => drop(begin(place, &inlet, socket)),
-            Err(accepted) => _ = tokio::spawn(take(place, Arc::clone(&inlet), accepted)),
+            Ok(socket) => drop(begin(place, &handler, socket)),
+            Err(accepted) => _ = tokio::spawn(take(place, Arc::clone(&handler), accepted)),
         }
     }
 }
@@ -201,16 +201,16 @@ pub(super) fn take_socket(server: &Server, socket: AnySocket) -> Result<Connecti
     let Some(place) = take_place(shared) else {
         return Err(ServeError::TooManyConnections { max: shared.connections_max });
     };
-    let inlet = Arc::new(ServerInlet(Arc::clone(shared), Handle::current()));
-    Ok(begin(place, &inlet, socket))
+    let handler = Arc::new(ServerHandler(Arc::clone(shared), Handle::current()));
+    Ok(begin(place, &handler, socket))
 }
 
-async fn take(place: Place, inlet: Arc<ServerInlet>, accepted: Accepted) {
+async fn take(place: Place, handler: Arc<ServerHandler>, accepted: Accepted) {
     let shared = Arc::clone(&place.0);
     let limit = shared.settings.watch.first_frame_timeout;
     let peer = accepted.peer();
     match accepted.handshake(limit).await {
-        Ok(socket) => drop(begin(place, &inlet, socket)),
+        Ok(socket) => drop(begin(place, &handler, socket)),
         Err(error) => {
             drop(place);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -219,11 +219,11 @@ async fn take(place: Place, inlet: Arc<ServerInlet>, accepted: Accepted) {
     }
 }
 
-fn begin(place: Place, inlet: &Arc<ServerInlet>, socket: AnySocket) -> Connection {
+fn begin(place: Place, handler: &Arc<ServerHandler>, socket: AnySocket) -> Connection {
     let shared = &Arc::clone(&place.0);
     shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    let (settings, inlet) = (Arc::clone(&shared.settings), Arc::clone(inlet));
-    let connection = Connection::start(Role::Server, socket, settings, inlet, None, |connection| {
+    let (settings, handler) = (Arc::clone(&shared.settings), Arc::clone(handler));
+    let connection = Connection::start(Role::Server, socket, settings, handler, None, |connection| {
         shared.sessions.open();
         let mut connections = shared.connections.lock();
         connections.insert(connection.id(), connection.clone());

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     calm::{Calm, Said},
-    connection::{Answer, Connection, ConnectionId, Inlet, Load, Settings, deadline},
+    connection::{Answer, Connection, ConnectionHandler, ConnectionId, Load, Settings, deadline},
     error::{AuthError, CloseReason, ErrorCode, ServeError},
     handler::Request,
     peer,
@@ -283,8 +283,8 @@ impl Door {
     }
 }
 
-/// The ears of a server at an admin address: the admin service, and nothing else.
-struct AdminInlet {
+/// What an admin address does with what clients send: the admin service, and nothing else.
+struct AdminHandler {
     shared: Arc<Shared>,
     door: Arc<Door>,
     router: Router,
@@ -293,7 +293,7 @@ struct AdminInlet {
     settings: Arc<Settings>,
 }
 
-impl Inlet for AdminInlet {
+impl ConnectionHandler for AdminHandler {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         let is_control = message.has_service_path(keys::CONTROL_PATH);
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
@@ -356,8 +356,8 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let listener = Closable::new(listener);
     door.listeners.keep(&listener, || *door.over.borrow())?;
     let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
-    let inlet = AdminInlet { shared, door, router, runtime, settings };
-    let accepting = tokio::spawn(accept_all(Arc::new(inlet), listener.clone()));
+    let handler = AdminHandler { shared, door, router, runtime, settings };
+    let accepting = tokio::spawn(accept_all(Arc::new(handler), listener.clone()));
     tracing::info!(address = local, "listening for operators");
     Ok(Listening::new(local, server.clone(), listener, accepting.abort_handle()))
 }
@@ -374,8 +374,8 @@ fn is_local(address: &Address) -> bool {
     }
 }
 
-async fn accept_all(inlet: Arc<AdminInlet>, listener: Closable) {
-    let mut over = inlet.door.over.subscribe();
+async fn accept_all(handler: Arc<AdminHandler>, listener: Closable) {
+    let mut over = handler.door.over.subscribe();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -383,17 +383,17 @@ async fn accept_all(inlet: Arc<AdminInlet>, listener: Closable) {
         };
         let Some(accepted) = accepted else { return };
         let peer = accepted.peer();
-        let (place, made_way) = inlet.door.strangers.admit(peer::group(&peer));
-        if made_way && let Some(left_out) = inlet.door.told.due() {
+        let (place, made_way) = handler.door.strangers.admit(peer::group(&peer));
+        if made_way && let Some(left_out) = handler.door.told.due() {
             tracing::warn!(peer, left_out, "too many at an admin address have shown no token: the earliest was cut");
         }
-        drop(tokio::spawn(take(Arc::clone(&inlet), accepted, place)));
+        drop(tokio::spawn(take(Arc::clone(&handler), accepted, place)));
     }
 }
 
 /// Serves one connection to its end, which comes soon if no right token does.
-async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, mut place: Place) {
-    let shared = &inlet.shared;
+async fn take(handler: Arc<AdminHandler>, accepted: Accepted, mut place: Place) {
+    let shared = &handler.shared;
     let limit = shared.settings.watch.first_frame_timeout;
     let socket = tokio::select! {
         socket = accepted.handshake(limit) => socket,
@@ -403,9 +403,9 @@ async fn take(inlet: Arc<AdminInlet>, accepted: Accepted, mut place: Place) {
         Ok(socket) => socket,
         Err(error) => return tracing::debug!(error = %Said(&error), "a handshake at an admin address failed"),
     };
-    let door = Arc::clone(&inlet.door);
-    let (settings, ears) = (Arc::clone(&inlet.settings), Arc::clone(&inlet) as Arc<dyn Inlet>);
-    let connection = Connection::start(Role::Server, socket, settings, ears, None, |connection| {
+    let door = Arc::clone(&handler.door);
+    let (settings, of_connection) = (Arc::clone(&handler.settings), Arc::clone(&handler) as Arc<dyn ConnectionHandler>);
+    let connection = Connection::start(Role::Server, socket, settings, of_connection, None, |connection| {
         door.open.lock().insert(connection.id(), (connection.clone(), place.number()));
     });
     if *door.over.borrow() {

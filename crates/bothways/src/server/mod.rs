@@ -7,7 +7,7 @@
 //! | `options.rs` | options that are numbers, in groups that a program can read from a file |
 //! | `accept.rs` | from a listening socket to connections |
 //! | `admission.rs` | how many clients come at a time |
-//! | `inlet.rs` | from a request to its handler: limits, token, route |
+//! | `handler.rs` | from a request to its handler: limits, token, route |
 //! | `topics.rs` | the service by which clients subscribe |
 //! | `shutdown.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
@@ -21,7 +21,7 @@ mod admission;
 mod builder;
 mod control;
 mod door;
-mod inlet;
+mod handler;
 mod options;
 mod shutdown;
 mod strangers;
@@ -51,7 +51,7 @@ pub use self::{
     admission::AdmissionOptions,
     builder::ServerBuilder,
     door::{AdminOptions, EmptyAdminToken},
-    inlet::AuthRequest,
+    handler::AuthRequest,
     options::{OutgoingOptions, ServerLimits, ServerOptions, Timeouts},
     shutdown::ShutdownReport,
 };

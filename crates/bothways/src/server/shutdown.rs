@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{Shared, inlet::RETRY_ELSEWHERE};
+use super::{Shared, handler::RETRY_ELSEWHERE};
 use crate::{
     clock::{is_outside, later},
     connection::{Connection, after},

@@ -10,7 +10,7 @@ use super::*;
 #[derive(Default)]
 struct Lies(Mutex<Vec<(usize, usize)>>);
 
-impl Inlet for Lies {
+impl ConnectionHandler for Lies {
     fn handle_request(&self, _: &Connection, message: Message) -> Answer {
         let frame = message.frame();
         self.0.lock().expect("no panic").push((frame.as_ptr() as usize, frame.len()));
@@ -31,8 +31,14 @@ async fn of_many_that_run_the_later_ones_are_copied() {
     let (client, server) = memory::pair(1 << 20);
     let lies = Arc::new(Lies::default());
     let settings = Arc::new(Settings::default());
-    let connection =
-        Connection::start(Role::Server, server.into(), settings, Arc::clone(&lies) as Arc<dyn Inlet>, None, |_| {});
+    let connection = Connection::start(
+        Role::Server,
+        server.into(),
+        settings,
+        Arc::clone(&lies) as Arc<dyn ConnectionHandler>,
+        None,
+        |_| {},
+    );
     let request = |number| {
         let header = Header::request(Seq::new(number), SerializeType::RAW);
         frame(header, "T", "wait", &Metadata::new(), &[7; 300], &Limits::default()).expect("small")

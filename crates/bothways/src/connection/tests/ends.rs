@@ -42,8 +42,8 @@ impl Socket for Counted {
 async fn others_have_their_turn_behind_so_many_messages() {
     use super::super::driver::MESSAGES;
     let (near, far) = memory::pair(1 << 20);
-    let (inlet, mut heard) = ears();
-    let _connection = Connection::start(Role::Server, near.into(), Arc::default(), inlet, None, |_| {});
+    let (handler, mut heard) = ears();
+    let _connection = Connection::start(Role::Server, near.into(), Arc::default(), handler, None, |_| {});
     let header = bothways_proto::Header::oneway(bothways_proto::Seq::new(1), SerializeType::RAW);
     let message = Message::new(header, "T", "m", &Metadata::new(), b"");
     let all = message.frame().repeat(3 * MESSAGES);
@@ -68,8 +68,8 @@ async fn the_sending_side_is_ended_once() {
         let (near, far) = memory::pair(1 << 16);
         let ends = Arc::<AtomicUsize>::default();
         let socket = AnySocket::Other(Box::new(Counted { socket: near, ends: Arc::clone(&ends) }));
-        let inlet = Arc::new(super::super::alone::Deaf);
-        let connection = Connection::start(Role::Server, socket, Arc::default(), inlet, None, |_| {});
+        let handler = Arc::new(super::super::alone::Deaf);
+        let connection = Connection::start(Role::Server, socket, Arc::default(), handler, None, |_| {});
         if own {
             connection.close();
         } else {

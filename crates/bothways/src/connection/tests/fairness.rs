@@ -32,8 +32,8 @@ pub(super) fn noted(name: char, writes: &Writes) -> ([Connection; 2], [Heard; 2]
         }
     });
     let start = |role, socket: AnySocket, hello| {
-        let (inlet, heard) = ears();
-        (Connection::start(role, socket, Arc::clone(&settings), inlet, hello, |_| {}), heard)
+        let (handler, heard) = ears();
+        (Connection::start(role, socket, Arc::clone(&settings), handler, hello, |_| {}), heard)
     };
     let (server, server_heard) = start(Role::Server, server, None);
     let (client, client_heard) = start(Role::Client, client.into(), Some(Metadata::new()));

@@ -40,7 +40,7 @@ use bothways_proto::{Message, Metadata, Role, SerializeType};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Connection, Inlet, Settings};
+use super::{Answer, Connection, ConnectionHandler, Settings};
 use crate::{
     caller::{CallOptions, Caller, RawCall},
     error::{CallError, CloseReason},
@@ -132,7 +132,7 @@ struct Receivers {
     closed: mpsc::UnboundedSender<CloseReason>,
 }
 
-impl Inlet for Receivers {
+impl ConnectionHandler for Receivers {
     fn handle_request(&self, _: &Connection, message: Message) -> Answer {
         let payload = message.wire_payload();
         // The test may have stopped listening.
@@ -157,7 +157,7 @@ impl Inlet for Receivers {
     }
 }
 
-fn ears() -> (Arc<dyn Inlet>, Heard) {
+fn ears() -> (Arc<dyn ConnectionHandler>, Heard) {
     let ((asked, a), (pushes, b), (closed, c)) =
         (mpsc::unbounded_channel(), mpsc::unbounded_channel(), mpsc::unbounded_channel());
     (Arc::new(Receivers { asked, pushes, closed }), Heard { asked: a, pushes: b, closed: c })
@@ -169,9 +169,9 @@ async fn engines(buffer_bytes: usize, settings: Settings) -> ([Connection; 2], [
     let (client, server) = (Breakable(Arc::new(client)), Breakable(Arc::new(server)));
     let settings = Arc::new(settings);
     let start = |role, socket: &Breakable, hello| {
-        let (inlet, heard) = ears();
+        let (handler, heard) = ears();
         let socket = AnySocket::Other(Box::new(socket.clone()));
-        (Connection::start(role, socket, Arc::clone(&settings), inlet, hello, |_| {}), heard)
+        (Connection::start(role, socket, Arc::clone(&settings), handler, hello, |_| {}), heard)
     };
     let (server_end, server_heard) = start(Role::Server, &server, None);
     let (client_end, client_heard) = start(Role::Client, &client, Some(Metadata::new()));

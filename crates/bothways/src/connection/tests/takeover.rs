@@ -51,7 +51,7 @@ impl Socket for Held {
 /// Counts how often it is told of room.
 struct Counts(Arc<AtomicUsize>);
 
-impl Inlet for Counts {
+impl ConnectionHandler for Counts {
     fn handle_request(&self, _: &Connection, _: Message) -> Answer {
         Answer::Nothing
     }
@@ -78,8 +78,8 @@ fn during_a_write(act: fn(&Connection), ends: bool) -> (Vec<u8>, usize, bool) {
         let (near, far) = memory::pair(1 << 20);
         let held = Held { socket: Arc::new(near), entered, go: Mutex::new(is_let_go) };
         let socket = AnySocket::Other(Box::new(held));
-        let inlet = Arc::new(Counts(Arc::clone(&told)));
-        let connection = Connection::start(Role::Client, socket, Arc::default(), inlet, None, |_| {});
+        let handler = Arc::new(Counts(Arc::clone(&told)));
+        let connection = Connection::start(Role::Client, socket, Arc::default(), handler, None, |_| {});
         turn().await;
         let writing = std::thread::spawn({
             let connection = connection.clone();
@@ -137,7 +137,7 @@ fn a_connection_that_ends_during_a_write_keeps_nothing() {
 /// Sends a client away that is being welcomed.
 struct Kicks;
 
-impl Inlet for Kicks {
+impl ConnectionHandler for Kicks {
     fn handle_request(&self, _: &Connection, _: Message) -> Answer {
         Answer::Nothing
     }
@@ -163,8 +163,8 @@ async fn a_goodbye_beside_a_welcome_comes_behind_it() {
     let (client, server) = memory::pair(1 << 16);
     let settings = Arc::new(Settings::default());
     let _server = Connection::start(Role::Server, server.into(), Arc::clone(&settings), Arc::new(Kicks), None, |_| {});
-    let (inlet, mut heard) = ears();
-    let client = Connection::start(Role::Client, client.into(), settings, inlet, Some(Metadata::new()), |_| {});
+    let (handler, mut heard) = ears();
+    let client = Connection::start(Role::Client, client.into(), settings, handler, Some(Metadata::new()), |_| {});
     let reason = tokio::time::timeout(LIMIT, client.closed()).await.expect("it ends");
     assert!(matches!(&reason, CloseReason::Goodbye { code, .. } if code == "kicked"), "{reason}");
     assert!(client.is_negotiated());
@@ -177,8 +177,8 @@ async fn a_goodbye_beside_a_welcome_comes_behind_it() {
 async fn a_call_half_sent_over_tls_may_have_run() {
     use crate::transport::tls::half_sent;
     let (socket, _far) = half_sent(20_000).await;
-    let (inlet, _heard) = ears();
-    let connection = Connection::start(Role::Client, socket, Arc::default(), inlet, None, |_| {});
+    let (handler, _heard) = ears();
+    let connection = Connection::start(Role::Client, socket, Arc::default(), handler, None, |_| {});
     // Queued first, so that both leave in one write, before the connection's task has had a turn.
     let limits = bothways_proto::Limits::default();
     let frame = crate::connection::send::PushFrame::new("T", "x", &Metadata::new(), &[7; 40_000], &limits);

@@ -63,8 +63,8 @@ fn ringing(socket: MemorySocket, at_once: usize, events: &Events) -> (Connection
             (&bell).write_all(b"!").expect("the bell is heard");
         }
     });
-    let (inlet, heard) = ears();
-    (Connection::start(Role::Server, socket, settings(), inlet, None, |_| {}), heard)
+    let (handler, heard) = ears();
+    (Connection::start(Role::Server, socket, settings(), handler, None, |_| {}), heard)
 }
 
 /// The most KiB of which this happened while the network waited.
@@ -84,9 +84,9 @@ fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
             let calling = runtime.spawn(async move {
                 let (asking, answering) = memory::pair(4 * LARGE);
                 let (_answering, mut heard) = ringing(answering, at_once, &noted);
-                let (inlet, _heard) = ears();
+                let (handler, _heard) = ears();
                 let asking =
-                    Connection::start(Role::Client, asking.into(), settings(), inlet, Some(Metadata::new()), |_| {});
+                    Connection::start(Role::Client, asking.into(), settings(), handler, Some(Metadata::new()), |_| {});
                 let large = Bytes::from(vec![7; LARGE]);
                 let reply = call_back(&asking, &mut heard, in_line, large.clone()).await;
                 assert_eq!(reply.expect("an answer"), large);

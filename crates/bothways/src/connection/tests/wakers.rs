@@ -43,9 +43,9 @@ impl Drop for Owner {
 fn unread(runtime: &Runtime) -> (Connection, Heard, MemorySocket) {
     let _within = runtime.enter();
     let (near, far) = memory::pair(1);
-    let (inlet, heard) = ears();
+    let (handler, heard) = ears();
     let settings = Settings { push_frames_max: 1, ..Settings::default() };
-    (Connection::start(Role::Client, near.into(), Arc::new(settings), inlet, None, |_| {}), heard, far)
+    (Connection::start(Role::Client, near.into(), Arc::new(settings), handler, None, |_| {}), heard, far)
 }
 
 /// Does this in a thread of its own; a lock that is taken twice shows as time that runs out.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What the layer above makes of what a connection receives.
-pub(crate) trait Inlet: Send + Sync + 'static {
+pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     /// A request: with `is_oneway` the reply is dropped.
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer;
 

@@ -14,7 +14,7 @@ use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::Error
 use crate::{
     calm::{Said, tell},
     clock::after,
-    connection::{Answer, Connection, HeldReply, Inlet, deadline, ends_something, is_an_end},
+    connection::{Answer, Connection, ConnectionHandler, HeldReply, deadline, ends_something, is_an_end},
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
     handler::Request,
@@ -129,10 +129,10 @@ impl std::fmt::Debug for AuthRequest {
 /// After how long a client that says Hello to a server that stops is to come again.
 pub(super) const RETRY_ELSEWHERE: Duration = Duration::from_millis(500);
 
-/// The ears of a server at one address, and the runtime that listens there.
-pub(super) struct ServerInlet(pub(super) Arc<Shared>, pub(super) Handle);
+/// What a server does with what comes in at one address, and the runtime that listens there.
+pub(super) struct ServerHandler(pub(super) Arc<Shared>, pub(super) Handle);
 
-impl Inlet for ServerInlet {
+impl ConnectionHandler for ServerHandler {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         let shared = &*self.0;
         let is_control = message.has_service_path(keys::CONTROL_PATH);
@@ -343,7 +343,7 @@ impl Inlet for ServerInlet {
     }
 }
 
-impl ServerInlet {
+impl ServerHandler {
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
         self.0.sessions.claim(connection, said)

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     calm::{Calm, Said, tell},
-    connection::{Answer, Connection, Inlet, deadline},
+    connection::{Answer, Connection, ConnectionHandler, deadline},
     error::{AuthError, CloseReason, ErrorCode},
     guard::Guarded,
     handler::Request,
@@ -35,8 +35,8 @@ use crate::{
 
 const QUEUE_FULL: &str = "this client's queue of server messages is full";
 
-/// The ears of a client.
-pub(super) struct ClientInlet {
+/// What a client does with what its server sends.
+pub(super) struct ClientHandler {
     pub(super) link: Weak<Link>,
     pub(super) runtime: Handle,
     pub(super) client: Weak<super::Handle>,
@@ -55,7 +55,7 @@ pub(super) struct ClientInlet {
     pub(super) repeats: Calm,
 }
 
-impl Inlet for ClientInlet {
+impl ConnectionHandler for ClientHandler {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
         if message.header().is_oneway() {
             self.handle_message(connection, message);
@@ -127,7 +127,7 @@ impl Inlet for ClientInlet {
     }
 }
 
-impl ClientInlet {
+impl ClientHandler {
     /// The server has let this client in.
     pub(super) fn stands(&self, connection: &Connection) {
         let Some(link) = self.link.upgrade() else { return };
@@ -243,7 +243,7 @@ impl ClientInlet {
     }
 }
 
-impl ClientInlet {
+impl ClientHandler {
     /// A message is here already, or will be: it is counted, and not handed on.
     fn tell_repeated(&self, connection: &Connection, repeated: &Received, seq: Seq) {
         connection.count_repeated();
