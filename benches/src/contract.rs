@@ -136,7 +136,7 @@ pub fn wall_clock() -> u64 {
 }
 
 /// Stamps the messages of one broadcast. No two get the same time, and none an earlier one than the
-/// message before: whoever receives them can tell that each came once and in order.
+/// message before: the receiver can check that each came once and in order.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stamps {
     last: u64,

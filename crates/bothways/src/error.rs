@@ -31,9 +31,9 @@ pub enum CallError {
         /// The text of `__rpcx_error__`, as it came; empty if the peer sent none. The error itself shows it on one
         /// line, with control characters escaped.
         text: String,
-        /// What kind of refusal it was, from a Bothways peer.
+        /// The kind of the refusal, from a Bothways peer.
         code: Option<ErrorCode>,
-        /// What came beside the text; see [`CallError::detail`].
+        /// The values that came with the text; see [`CallError::detail`].
         beside: Beside,
     },
     /// No reply within the deadline. The handler may have run, or may still be running; not if the deadline
@@ -92,7 +92,7 @@ pub enum CallError {
         wanted: usize,
         /// How many did.
         answered: usize,
-        /// What another said.
+        /// The error of another session.
         error: Box<CallError>,
         /// False if it is known of all of them that they did not run the call.
         may_have_run: bool,
@@ -146,8 +146,8 @@ impl CallError {
         }
     }
 
-    /// True if no handler can have run the call, so that trying again cannot run it twice. Whether that is of any use
-    /// says [`Self::is_worth_retrying`].
+    /// True if no handler can have run the call, so that trying again cannot run it twice. [`Self::is_worth_retrying`]
+    /// says whether trying again may help.
     pub fn is_safe_to_retry(&self) -> bool {
         !self.may_have_run()
     }
@@ -183,8 +183,8 @@ impl CallError {
         }
     }
 
-    /// True if the connection, and not the call, is what failed: trying again, here or elsewhere, may
-    /// help. What the peer answered is never such an error; neither is a deadline.
+    /// True if the connection failed, and not the call: trying again, here or elsewhere, may help. False for an answer
+    /// of the peer, and for a deadline.
     ///
     /// Source: Go rpcx `client/xclient.go`, `uncoverError`.
     pub fn is_connection_failure(&self) -> bool {
@@ -199,9 +199,9 @@ impl CallError {
         }
     }
 
-    /// The handler's error itself, if it is an `E`: what a method of a `#[bothways::service]` returned that is
-    /// `Serialize`, or what was given to [`Context::set_error_detail`](crate::Context::set_error_detail). `None` if the
-    /// peer sent none, as Go's servers do not, or another one than `E`.
+    /// The handler's error itself, if it is an `E`: the `Serialize` error of a `#[bothways::service]` method, or the
+    /// value given to [`Context::set_error_detail`](crate::Context::set_error_detail). `None` if the peer sent none,
+    /// like Go's servers, or one of another type.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -250,7 +250,8 @@ impl CallError {
         self.beside()?.app_code()
     }
 
-    /// What came beside the text, if the peer answered with an error: also the pairs and the reply of a Go server.
+    /// The values that came with the text, if the peer answered with an error; also the metadata and the reply of a Go
+    /// server.
     pub fn beside(&self) -> Option<&Beside> {
         match self {
             Self::Remote { beside, .. } => Some(beside),
@@ -432,7 +433,7 @@ pub enum AuthError {
     Refused(String),
     /// The token cannot be checked at the moment. It does not count as refused.
     NotNow {
-        /// For people; it goes to the client.
+        /// The text for people; it goes to the client.
         text: String,
         /// When the client may ask again, in whole milliseconds rounded up. A client of ours waits an hour at most.
         retry_after: Duration,
@@ -541,7 +542,7 @@ pub enum CloseReason {
     /// The first frame did not arrive in time.
     #[error("no frame within {0:?} of connecting (`timeouts.first_frame`)")]
     NoFirstFrame(Duration),
-    /// A frame of the peer began and did not go on fast enough.
+    /// A frame of the peer did not keep coming fast enough.
     #[error("a frame arrives too slowly: {bytes} bytes in the last {within:?} (`timeouts.frame_progress`)")]
     SlowFrame {
         /// Bytes of it that arrived within the time.
@@ -567,8 +568,8 @@ pub enum CloseReason {
     /// The server ended the connection and said so: it shuts down, or sends this client away.
     #[error("the server said goodbye: {}", one_line(.why))]
     Goodbye {
-        /// Why, for a program: `shutting_down`, `moved`, `ended`, `kicked`, `expired`, `revoked`, or what a later server
-        /// says.
+        /// The reason, for a program: `shutting_down`, `moved`, `ended`, `kicked`, `expired`, `revoked`, or a newer
+        /// one.
         code: String,
         /// The server's words.
         why: String,
@@ -607,8 +608,8 @@ impl CloseReason {
     }
 }
 
-// The texts of these errors hold those of what they are made of. As sources these would be told twice by whoever tells
-// of an error with all of its sources.
+// The texts of these errors hold those of what they are made of. As sources these would be told twice by code that
+// tells of an error with all of its sources.
 
 impl From<ConnectError> for CallError {
     fn from(error: ConnectError) -> Self {
@@ -709,7 +710,7 @@ pub enum ConnectError {
         /// Why it was lost.
         lost: CloseReason,
     },
-    /// The runtime in which the client was made is gone, and nobody keeps its connection.
+    /// The runtime in which the client was made has ended, and nothing keeps its connection.
     #[error("the client's runtime is gone")]
     Abandoned,
     /// A client must be made in a tokio runtime, which keeps its connection.
@@ -949,7 +950,7 @@ mod tests {
         assert_eq!(answered("the peer answered: no").remote_text(), Some("the peer answered: no"), "as it came");
     }
 
-    /// Whoever tells of an error with its sources says nothing twice.
+    /// An error printed with its sources says nothing twice.
     #[test]
     fn no_error_tells_of_its_source_itself() {
         let connecting = || ConnectError::Connecting { address: "tcp@a:1".to_owned() };

@@ -175,12 +175,12 @@ impl Request {
         self.connection.owner::<Registry>()?.of(&self.connection)
     }
 
-    /// Values that the auth hook and layers left for those behind them.
+    /// Values that the auth hook and outer layers left for inner ones and the handler.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
     }
 
-    /// The same, to leave values for those behind.
+    /// The same, to leave values for inner layers and the handler.
     pub fn extensions_mut(&mut self) -> &mut Extensions {
         &mut self.extensions
     }
@@ -209,7 +209,7 @@ impl Request {
         T::decode(self.serialize_type(), self.payload()?)
     }
 
-    /// Splits into what a typed handler wants: the value, and the context beside it.
+    /// Splits the request into the value and the context of a typed handler.
     ///
     /// # Errors
     /// The reply that says why the payload is not a `T`.
@@ -297,8 +297,8 @@ impl Context {
         &self.request.extensions
     }
 
-    /// The pairs that go back with the reply, whether it is a value or an error. Those whose keys begin with `_bw.`
-    /// belong to the framework, and do not leave, nor do `__AUTH` and `__ServerTimeout`.
+    /// The metadata of the reply, whether it is a value or an error. Keys that begin with `_bw.` belong to the
+    /// framework and are left out, and so are `__AUTH` and `__ServerTimeout`.
     pub fn reply_metadata(&mut self) -> &mut Metadata {
         &mut self.reply_metadata
     }

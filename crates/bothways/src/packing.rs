@@ -173,7 +173,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(60), again).await.expect("room").expect("valid");
     }
 
-    /// Who says that a payload is small gets no more room by that.
+    /// A peer that says that a payload is small gets no more room by that.
     #[tokio::test]
     async fn a_lie_about_the_length_takes_the_room_of_the_largest() {
         let limits = Limits::default().decompressed_bytes_max(1 << 20);

@@ -17,7 +17,7 @@ use crate::{
 /// A future on the heap.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
-/// What goes back to the caller.
+/// The answer to a request.
 ///
 /// ```
 /// use bothways::{ErrorCode, Metadata, Reply, SerializeType};
@@ -37,7 +37,7 @@ pub struct Reply {
     pub(crate) packed: bool,
     /// The room that the unpacked payload of its request takes: the reply may be made of the same bytes.
     pub(crate) held: Option<Arc<Held>>,
-    /// The connection ends behind this reply, for this reason.
+    /// The connection ends after this reply, for this reason.
     pub(crate) then_close: Option<Box<CloseReason>>,
     /// What a session owes its client follows this reply.
     pub(crate) then_welcome: bool,
@@ -91,13 +91,13 @@ impl Reply {
         Self { outcome: Err(Failure::new(text, Some(code))), ..Self::ok(Bytes::new()) }
     }
 
-    /// A refusal of a token: the connection ends behind it.
+    /// A refusal of a token: the connection ends after it.
     pub(crate) fn refused_for_good(text: String) -> Self {
         let reason = CloseReason::Unauthenticated(text.clone());
         Self::refused(ErrorCode::Unauthenticated, text).closing(reason)
     }
 
-    /// The same reply, and the connection ends behind it.
+    /// The same reply, and the connection ends after it.
     pub(crate) fn closing(mut self, reason: CloseReason) -> Self {
         self.then_close = Some(Box::new(reason));
         self

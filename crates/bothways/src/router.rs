@@ -273,7 +273,7 @@ impl Router {
     }
 
     fn insert(&mut self, service_path: &str, service_method: &str, handler: BoxHandler) {
-        // Who is in a topic is told to the application.
+        // Presence is reported to the application.
         let is_presence = (service_path, service_method) == (keys::CONTROL_PATH, keys::PRESENCE);
         if keys::is_reserved_path(service_path) && !is_presence {
             let (service_path, service_method) = (service_path.to_owned(), service_method.to_owned());
@@ -348,7 +348,7 @@ impl Hasher for NamesHasher {
 pub struct WhitelistError {
     /// The service.
     pub service: String,
-    /// Names that it does not have.
+    /// Requests for names that it does not have.
     pub unknown: Vec<String>,
     /// Names that it has.
     pub known: Vec<String>,

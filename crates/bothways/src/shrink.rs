@@ -6,7 +6,7 @@ use bytes::Bytes;
 /// whole. 64 KiB: a read.
 pub(crate) const COPY_BYTES: usize = 64 << 10;
 
-/// An application's payload, for whoever keeps it.
+/// An application's payload, as a copy if it is a small part of something larger.
 pub(crate) fn keep_alone(payload: &Bytes) -> Bytes {
     if payload.len() < COPY_BYTES { Bytes::copy_from_slice(payload) } else { payload.clone() }
 }

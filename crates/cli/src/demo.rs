@@ -458,7 +458,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// A server knows nothing of a connection before this one: whoever comes back joins again.
+    /// A server knows nothing of a connection before this one: a client that comes back joins again.
     fn watch(&self, tell: UnboundedSender<Event>) {
         let (mut events, client, name) = (self.client.events(), self.client.clone(), self.name.clone());
         tokio::spawn(async move {

@@ -47,7 +47,7 @@ pub(crate) struct PeerArgs {
     #[arg(long, value_name = "NAME", requires = "tls_ca")]
     tls_name: Option<String>,
 
-    /// Speak TLS with whoever answers: safe from nobody but passive listeners
+    /// Speak TLS with any server, unverified: safe from passive listeners only
     #[cfg(feature = "tls")]
     #[arg(long, conflicts_with = "tls_ca")]
     tls_insecure: bool,

@@ -81,7 +81,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         out.line(&format!("operators who have the token ask at {}", operators.address()))?;
     }
     if args.auth_token_env.is_none() && !listening.iter().all(is_local) {
-        term::complain("note: whoever reaches this address may call everything; --auth-token-env asks for a token");
+        term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
     }
     out.line("Ctrl-C stops")?;
 

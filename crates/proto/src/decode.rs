@@ -52,7 +52,7 @@ pub struct Deframer {
     wrong: Option<Box<Wrong>>,
     /// Something was wrong: nothing more is taken in.
     broken: bool,
-    /// The body that comes belongs to a frame of which nothing but the prefix is kept.
+    /// The body that comes belongs to a frame of which only the prefix is kept.
     passing: bool,
 }
 
@@ -410,8 +410,8 @@ mod tests {
         assert!(deframer.is_mid_frame());
     }
 
-    /// A frame beyond the limit costs nothing but itself: its bytes are dropped as they come, in whatever pieces, and its
-    /// header is known. Beyond sixteen times the limit the stream ends.
+    /// A frame beyond the limit costs only itself: its bytes are dropped as they come, in any pieces, and its header is
+    /// known. Beyond sixteen times the limit the stream ends.
     #[test]
     fn a_frame_that_is_too_large_is_passed_over() {
         let limits = Limits::default().body_bytes_max(100);

@@ -24,7 +24,7 @@ impl FrameParts<'_> {
         self.names.block_len().saturating_add(rest)
     }
 
-    /// Appends everything up to the payload, which the caller appends or sends behind it.
+    /// Appends everything up to the payload, which the caller appends or sends after it.
     ///
     /// # Errors
     /// [`EncodeError::TooLarge`] and [`EncodeError::MetadataTooLarge`]; `out` is as it was.

@@ -101,7 +101,7 @@ impl<W> Connection<W> {
         welcome
     }
 
-    /// A server does not let in by its Hello whoever said it: to a connection that goes on, it is a plain client.
+    /// A server refuses the Hello of a client, and the connection goes on: the client is a plain one.
     pub fn on_hello_refused(&mut self) {
         if self.greeting == Greeting::HelloPending {
             self.greeting = Greeting::Plain { listens: false };

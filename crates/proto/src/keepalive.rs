@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(keepalive.poll(s(1 << 40)), WaitUntil(Duration::MAX));
     }
 
-    /// Who keeps two moments of many peers has no need of more.
+    /// A caller that keeps the two moments of many peers needs no more.
     #[test]
     fn a_watch_is_made_of_two_moments() {
         assert_eq!(Keepalive::new(s(30), s(10), s(5)).pinged_at(None).poll(s(34)), WaitUntil(s(35)));

@@ -30,7 +30,7 @@ impl PartialEq for Message {
 
 impl Eq for Message {}
 
-/// Where the first part begins: behind the prefix and its own length.
+/// Where the first part begins: after the prefix and its own length.
 const PATH_AT: usize = PREFIX_LEN + 4;
 
 impl Message {

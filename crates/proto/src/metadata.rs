@@ -94,8 +94,8 @@ pub mod keys {
     /// In Hello, and in [`ENABLE`] and [`RESUME`]: which methods the client handles, each as `Path.method`, with commas
     /// between; at most 4,096 bytes. Without it a server asks and sees.
     pub const METHODS: &str = "_bw.fns";
-    /// In Hello and in Welcome: most bytes of a frame's body that this side takes, decimal. Who knows it sends nothing
-    /// larger.
+    /// In Hello and in Welcome: most bytes of a frame's body that this side takes, decimal. A peer that knows it sends
+    /// nothing larger.
     pub const BODY_BYTES_MAX: &str = "_bw.max";
     /// A method of the control path, under an offset: in place of a push whose time to live is over, or that is larger
     /// than the client takes.

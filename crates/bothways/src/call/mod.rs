@@ -46,7 +46,7 @@ impl Call {
         Self { service_path, service_method, serialize, payload, options, end }
     }
 
-    /// The call as it is made behind the last layer.
+    /// The call as it is made after the last layer.
     pub(crate) fn as_raw(&mut self) -> RawCall<'_> {
         RawCall {
             service_path: &self.service_path,
@@ -82,12 +82,12 @@ impl Call {
         self.payload = payload.into();
     }
 
-    /// The pairs that go with it.
+    /// Its metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.options.metadata
     }
 
-    /// The pairs that go with it, to change them.
+    /// Its metadata, to change it.
     pub fn metadata_mut(&mut self) -> &mut Metadata {
         &mut self.options.metadata
     }
@@ -183,7 +183,7 @@ pub trait CallLayer: Send + Sync + 'static {
     fn wrap(&self, inner: Arc<dyn CallService>) -> Arc<dyn CallService>;
 }
 
-/// A layer from a function that gets each call and the service behind it. Oneway messages pass as they are.
+/// A layer from a function that gets each call and the service that it wraps. Oneway messages pass as they are.
 ///
 /// ```
 /// use bothways::{ClientOptions, call};

@@ -292,7 +292,7 @@ pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, t
     let (path, method) = (Said(message.service_path()), Said(message.service_method()));
     let Ok(handler) = handlers.find(&request.message) else {
         if message.service_path() == keys::CONTROL_PATH {
-            // Who is in a topic is told to all that subscribe, whether or not they want to know.
+            // Presence is sent to all subscribers, whether or not they have a handler for it.
             return None;
         }
         tell!(told.unhandled, warn, ?path, ?method, "no handler takes this server message: it is dropped");

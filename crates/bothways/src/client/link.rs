@@ -413,7 +413,7 @@ impl Link {
         drop(receivers);
     }
 
-    /// Whoever has others to call, and leaves this one, has lost what it had there.
+    /// A client with others to call, and that leaves this one, has lost what it had there.
     fn tell_unlisted(&self, events: &EventSender, stood: bool, has_left: bool) {
         let server: Arc<str> = self.address.to_string().into();
         if stood {
@@ -512,7 +512,7 @@ impl Link {
         }
         self.state.send_modify(|state| {
             if let State::Down(why) = state {
-                // Who was connected asks why it is not any more; a refusal says more than that.
+                // A client that was connected asks why it is not any more; a refusal says more than that.
                 let keeps = matches!((&*why, &next), (Why::Lost(_), Why::Failed(_))) && !is_refusal;
                 if !keeps {
                     *why = next;

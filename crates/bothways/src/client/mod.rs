@@ -360,7 +360,7 @@ impl Client {
     }
 
     /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
-    /// most, and not for the connection: whoever has other servers to ask would rather know.
+    /// most, and not for the connection: a caller with other servers to ask would rather know.
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         let layers = self.handle.link.options().layers();
         if !layers.is_empty() {
@@ -801,7 +801,7 @@ mod tests {
         transport::{ListenOptions, Listener},
     };
 
-    /// Whoever has other servers to ask is told at once that the connection was lost while its message waited for
+    /// A caller with other servers to ask is told at once that the connection was lost while its message waited for
     /// room, though another connection can be had.
     #[tokio::test(start_paused = true)]
     async fn a_single_try_ends_with_its_connection() {

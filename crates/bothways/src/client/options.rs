@@ -231,10 +231,10 @@ impl ClientOptions {
     /// Messages from the server, and their bytes, that may wait for the application. Default 16,384
     /// messages, 16 MiB. Tracked messages have a bound of their own: [`Self::tracked_queue`].
     ///
-    /// Of several servers of an [`XClient`](crate::XClient) none takes all of it: half of both bounds is for whoever
-    /// comes first, and each server has an even share of the other half. Who is over its share is dropped from, as
-    /// [`Self::message_overflow`] says. While servers come and go it may be more than the bound, and twice of it at
-    /// most; so may it with single messages that are larger than a share.
+    /// Of several servers of an [`XClient`](crate::XClient) none takes all of it: half of both bounds is first come,
+    /// first served, and each server has an even share of the other half. A server beyond its share has messages
+    /// dropped, as [`Self::message_overflow`] says. While servers come and go it may be more than the bound, and twice
+    /// of it at most; so may it with single messages that are larger than a share.
     pub fn message_queue(mut self, bound: QueueBound) -> Self {
         bound.set(&mut self.queue.messages_max, &mut self.queue.bytes_max);
         self.queue.messages_max = self.queue.messages_max.max(1);
@@ -372,7 +372,8 @@ impl ClientOptions {
     }
 }
 
-/// What a client that was refused waits longer than one that found nobody: whoever refused it is busy already.
+/// How much longer a client waits after a refusal than after a failed connection: the server that refused it is busy
+/// already.
 const REFUSED_TIMES: u32 = 6;
 
 /// A token for `__AUTH`, such as `bearer …`. Its `Debug` does not show it.

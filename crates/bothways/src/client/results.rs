@@ -46,7 +46,7 @@ struct Known {
     let_go: usize,
 }
 
-/// One call. Whoever waits for it, on whatever connection it was sent, waits for the same run.
+/// One call. All that wait for it, on whichever connection it was sent, wait for the same run.
 #[derive(Debug, Default)]
 struct Run {
     reply: OnceCell<Reply>,

@@ -89,7 +89,7 @@ impl State {
             self.pop();
             return Ok(false);
         };
-        // Its number is noted before it can come back: whoever takes it back waits for this lock.
+        // Its number is noted before it can come back: the task that takes it back waits for this lock.
         match connection.push_again(&first.request) {
             Ok(seq) => _ = seqs.insert(seq),
             Err(error @ (PushError::Full { .. } | PushError::Closed(_))) => return Err(error),

@@ -388,7 +388,8 @@ impl SessionMemory {
         if offset == 0 {
             return Received::Untracked;
         }
-        // Before the lock: whoever is asked has one of its own, and may drop acknowledgements, which take this one.
+        // Before the lock: the queue that is asked has one of its own, and may drop acknowledgements, which take this
+        // one.
         let has_room = has_room();
         let mut state = self.state.lock();
         if state.known.is_none() {
@@ -688,7 +689,7 @@ mod tests {
         assert_eq!((offsets.failures.all.len(), offsets.handled), (UNTOLD_MAX, max));
     }
 
-    /// Who is asked for room takes a lock, under which others may drop acknowledgements.
+    /// The queue that is asked for room takes a lock, under which others may drop acknowledgements.
     #[test]
     fn room_is_asked_for_without_a_lock() {
         let memory = memory();

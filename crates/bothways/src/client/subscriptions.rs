@@ -152,7 +152,7 @@ impl Subscription {
     }
 }
 
-/// Who subscribes.
+/// The subscriber.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Asker {
     /// The client by itself.
@@ -722,7 +722,7 @@ mod tests {
         );
     }
 
-    /// A topic is asked for by whoever knows where it stands, once the server has answered.
+    /// A topic is asked for from its position, once the server has answered.
     #[test]
     fn what_is_not_answered_yet_has_no_position() {
         let all = Arc::<Subscriptions>::default();

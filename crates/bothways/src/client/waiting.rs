@@ -53,7 +53,7 @@ pub(super) struct Held {
 impl Held {
     /// True if one more message of this size may wait.
     ///
-    /// Half of the bound is for whoever comes first. Of the other half each server has an even share, whatever the
+    /// Half of the bound is first come, first served. Of the other half each server has an even share, whatever the
     /// others have: so a list that grows can hold more than the bound, and twice of it at most. One message that is
     /// larger than its share may wait alone.
     pub(super) fn has_room(self, bytes: usize, max: Amount) -> bool {

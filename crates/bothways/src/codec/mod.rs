@@ -35,17 +35,15 @@
 //!
 //! # What serde types accept
 //!
-//! Go's decoders are lenient and its encoders make use of it: a nil slice travels as `nil`, not as
-//! an empty array. So both codecs here read, wherever a serde type asks for a number, a bool, a
-//! string, bytes, an array or a map, `nil` (`null` in JSON) as the zero value. An integer may come in
-//! any width; one that does not fit is an error, where Go cuts it off. An integer fills a float, rounded
-//! where the float has no such value, as in Go. A
-//! MessagePack `float64` fills an `f32`, rounded, unless it is out of range, which is an error. Unknown
-//! keys are skipped. A *missing* key is an error unless the type says `#[serde(default)]`, as all
-//! fields of a `#[bothways::message]` do. Bytes behind the value are ignored. Names of fields are
-//! matched exactly in MessagePack. In JSON an exact name goes first, and a name that is the same but for
-//! upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`] deep, and their lists and maps
-//! take at most [`DECODED_BYTES_MAX`] in memory.
+//! Go's decoders are lenient and its encoders make use of it: a nil slice travels as `nil`, not as an empty array. So
+//! both codecs here read, wherever a serde type asks for a number, a bool, a string, bytes, an array or a map, `nil`
+//! (`null` in JSON) as the zero value. An integer may come in any width; one that does not fit is an error, where Go
+//! cuts it off. An integer fills a float, rounded where the float has no such value, as in Go. A MessagePack `float64`
+//! fills an `f32`, rounded, unless it is out of range, which is an error. Unknown keys are skipped. A *missing* key is
+//! an error unless the type says `#[serde(default)]`, as all fields of a `#[bothways::message]` do. Bytes behind the
+//! value are ignored. Names of fields are matched exactly in MessagePack. In JSON an exact name goes first, and a name
+//! that is the same except for upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`]
+//! deep, and their lists and maps take at most [`DECODED_BYTES_MAX`] in memory.
 //!
 //! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
 //! follows serde's own, stricter rules: names are matched exactly in JSON too, and bytes there need

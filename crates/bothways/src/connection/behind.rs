@@ -27,7 +27,7 @@ impl Drop for HeldReply {
     fn drop(&mut self) {
         let mut state = self.connection.shared.state.lock();
         if state.outbox.release_reply(Some(self.number)) {
-            // Whoever writes may have looked already.
+            // The thread that writes may have looked already.
             self.connection.wake_driver(&mut state);
         }
     }

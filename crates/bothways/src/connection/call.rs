@@ -17,7 +17,7 @@ use crate::{
     error::{Beside, CallError, CloseReason, ErrorCode, PushError, ReservedName},
 };
 
-/// Whoever waits for a reply.
+/// The caller that waits for a reply.
 pub(super) enum Waiter {
     Call { reply: oneshot::Sender<Result<Message, CallError>>, number: u64 },
     Hello,
@@ -37,7 +37,7 @@ pub(super) struct Begun<'a> {
     written: Written,
 }
 
-/// Who writes a call that was queued.
+/// Which thread or task writes a call that was queued.
 enum Written {
     /// Its caller: nobody else is about to call, or it was the last who was.
     AtOnce,
@@ -212,7 +212,7 @@ impl Drop for FlushOnDrop {
         let mut state = self.connection.shared.state.lock();
         state.flush_comes &= !self.thread;
         if state.flush_comes == 0 {
-            // Whoever has not called again by now does something else.
+            // A caller that has not called again by now does something else.
             state.callers_due = 0;
         }
         drop(state);
@@ -252,8 +252,8 @@ impl Connection {
         self.shared.reads_as(TO_CLIENT)
     }
 
-    /// As [`Caller::call_raw`], but for the time of the call, which is this one. The call is only looked at: whoever
-    /// tries it at several servers copies nothing of it.
+    /// As [`Caller::call_raw`], except for the time of the call, which is this one. The call is only borrowed: code
+    /// that tries it at several servers copies nothing of it.
     pub(crate) async fn call_within(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         if let Some(CallTime { left: Duration::ZERO, .. }) = time {
             // Nobody would wait for the reply: nothing is sent.
@@ -391,7 +391,7 @@ impl State {
         Ok(true)
     }
 
-    /// Who writes the call that was just queued.
+    /// Which thread or task writes the call that was just queued.
     #[inline]
     fn who_writes(&mut self) -> Written {
         let (due, here) = (self.callers_due, this_thread());

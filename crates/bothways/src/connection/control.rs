@@ -197,8 +197,8 @@ impl Connection {
         }
     }
 
-    /// A frame of the peer is passed over: whoever waits for it, or for its answer, is told why. `Err`: it ends the
-    /// connection.
+    /// A frame of the peer is passed over: the caller that waits for it, or for its answer, is told why. `Err`: it ends
+    /// the connection.
     pub(super) fn pass_over(&self, header: Option<Header>, error: DecodeError) -> Result<(), CloseReason> {
         let Some(header) = header else { return Err(error.into()) };
         let is_too_large = matches!(error, DecodeError::TooLarge { .. });
@@ -216,8 +216,8 @@ impl Connection {
         Ok(())
     }
 
-    /// True if a frame that is too large costs nothing but itself. Not before a token was accepted, and not where such
-    /// a frame would end the connection whatever its size.
+    /// True if a frame that is too large costs only itself. Not before a token was accepted, and not where such a frame
+    /// would end the connection whatever its size.
     fn passes_over_large(&self, header: Header) -> Result<bool, CloseReason> {
         let (role, greeting, takes_calls) = {
             let state = self.shared.state.lock();
@@ -235,7 +235,7 @@ impl Connection {
             return Ok(false);
         }
 
-        // Asked without the lock: whoever admits clients may log, and counts in tables of its own.
+        // Asked without the lock: the code that admits clients may log, and counts in tables of its own.
         if role == Role::Server && greeting == Greeting::Unknown {
             self.admit(&Message::new(header, "", "", &Metadata::new(), &[]))?;
             self.shared.state.lock().proto.on_passed_over();
@@ -301,7 +301,7 @@ impl Connection {
         is_known
     }
 
-    /// A failed reply to a request of which nothing but the header was looked at.
+    /// A failed reply to a request of which only the header was looked at.
     pub(super) fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
         let mut said = Metadata::new().with(keys::ERROR, cut(text));
         if self.shared.state.lock().proto.is_negotiated() {
@@ -406,7 +406,7 @@ mod tests {
     use crate::connection::alone::{alone, enable};
 
     /// Which frames are passed over, and their senders told, if they are too large: those that somebody waits for, or
-    /// that lose nothing but themselves. All others end the connection.
+    /// that lose only themselves. All others end the connection.
     #[tokio::test(start_paused = true)]
     async fn a_frame_that_is_too_large_is_passed_over_if_its_sender_can_know() {
         let request = Header::request(Seq::new(1), SerializeType::RAW);

@@ -196,7 +196,7 @@ impl Connection {
             }
 
             if remember {
-                // Whoever takes it out of the table first, the handler's end or a Cancel, decides.
+                // The first that takes it out of the table, the handler's end or a Cancel, decides.
                 let mut state = connection.shared.state.lock();
                 if state.take_running(seq).is_none() {
                     return;
@@ -218,7 +218,7 @@ impl Connection {
     }
 }
 
-/// True if packing this reply as its request was packed would hold up whoever does it.
+/// True if packing this reply as its request was packed would take a thread long.
 fn takes_long_to_pack(request: &Message, reply: &Reply) -> bool {
     let is_large = |payload: &Bytes| packing::IN_LINE_BYTES < payload.len();
     request.header().compress() == CompressType::GZIP && reply.outcome.as_ref().is_ok_and(is_large)

@@ -565,7 +565,7 @@ impl Future for Driver {
 }
 
 impl Drop for Driver {
-    /// A runtime that shuts down drops its tasks: whoever waits is told all the same.
+    /// A runtime that shuts down drops its tasks: a caller that waits is told all the same.
     fn drop(&mut self) {
         self.finish();
     }
@@ -630,7 +630,7 @@ fn handle_message<'a>(
         return Ok(());
     }
     if state.proto.greeting() == Greeting::Unknown && state.proto.role() == Role::Server {
-        // Let go: whoever admits clients has locks of its own. What it decides may have ended the connection.
+        // Let go: the code that admits clients has locks of its own. What it decides may have ended the connection.
         drop(state);
         connection.admit(&message)?;
         state = connection.shared.state.lock();

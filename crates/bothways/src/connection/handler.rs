@@ -23,7 +23,7 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     }
 
     /// A request that wants no reply was passed over: it is larger, or has more metadata, than the limits allow, and
-    /// nothing but its number is known.
+    /// only its number is known.
     fn handle_passed_over(&self, connection: &Connection, _: Seq) {
         connection.count_refused_oneway();
     }
@@ -66,7 +66,7 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         None
     }
 
-    /// Who keeps the time of those who wait on a thread without a runtime.
+    /// The timer for callers that wait on a thread without a runtime.
     fn clock(&self) -> Option<&Handle> {
         self.runtime()
     }

@@ -88,7 +88,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Answers a Hello with: not now. The connection ends behind that.
+    /// Refuses a Hello with "not now". The connection ends after that.
     fn refuse_for_now(&self, hello: &Message, why: &str, retry_after: Duration) {
         let refusal = Metadata::new()
             .with(keys::ERROR, cut(why))
@@ -249,7 +249,7 @@ impl Connection {
         loop {
             let changed = self.shared.changed.notified();
             {
-                // Let go before the wait, which whoever turns the client away ends under the lock.
+                // Let go before the wait, which the code that refuses the client ends under the lock.
                 let state = self.shared.state.lock();
                 if !state.can_answer() {
                     return None;

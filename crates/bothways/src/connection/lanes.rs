@@ -1,4 +1,4 @@
-//! The lanes in which frames wait behind a full socket, and which lane is next.
+//! The lanes in which frames wait while the socket is full, and which lane is next.
 //!
 //! Control frames are first. The other lanes share what the socket takes, by weight in bytes:
 //!
@@ -43,7 +43,7 @@ pub(super) struct Entry {
     /// A session has given this push away, and says by its receipt whether it has left: it is never dropped.
     pub(super) owed: bool,
     pub(super) head: Bytes,
-    /// A shared payload behind the head.
+    /// A shared payload after the head.
     pub(super) body: Bytes,
 }
 
@@ -260,7 +260,7 @@ impl Lanes {
         loop {
             let share = &mut self.shares[self.turn];
             if share.entries.is_empty() {
-                // Who has nothing to send saves nothing up.
+                // A lane with nothing to send saves nothing up.
                 share.credit = share.credit.min(0);
             } else if 0 < share.credit {
                 let entry = share.pop()?;

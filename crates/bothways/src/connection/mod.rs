@@ -7,7 +7,7 @@
 //! | `call.rs` | calls to the peer, and what a dropped future leaves |
 //! | `control.rs` | replies, acks, goodbyes, and frames that are passed over |
 //! | `hello.rs` | the greeting, and who has been let in: Hello and Welcome, the check of tokens, heartbeats |
-//! | `write.rs` | writes what waits, in the thread of whoever added it |
+//! | `write.rs` | writes what waits, in the thread that added it |
 //! | `writer.rs` | who writes, and who takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
 //! | `behind.rs` | replies that stay behind what a session still owes |
@@ -28,10 +28,10 @@
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
 //!
-//! Who writes: whoever adds a frame to an idle outbox writes it at once, outside the lock. While the
-//! driver works through what one read brought, the replies of handlers that are ready at once wait until
-//! that is done, for a millisecond at most, so that many leave in one write; what handlers send by
-//! themselves is written at once. When the socket is full the driver waits for it; nobody else does.
+//! Writing: a thread that adds a frame to an idle outbox writes it at once, outside the lock. While the driver works
+//! through what one read brought, the replies of handlers that are ready at once wait until that is done, for a
+//! millisecond at most, so that many leave in one write; what handlers send by themselves is written at once. When the
+//! socket is full the driver waits for it; nobody else does.
 
 #[cfg(test)]
 pub(crate) mod alone;
@@ -109,7 +109,7 @@ use crate::{
     transport::AnySocket,
 };
 
-/// What happens to a push when the queue for it is full.
+/// The rule for a push when its queue is full.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -364,7 +364,7 @@ pub struct ConnectionStats {
     pub calls_pending: usize,
     /// Calls of the peer whose handlers run.
     pub calls_running: usize,
-    /// Pushes that wait behind a full socket.
+    /// Pushes that wait because the socket is full.
     pub pushes_waiting: usize,
     /// Their bytes.
     pub push_bytes_waiting: usize,
@@ -372,12 +372,11 @@ pub struct ConnectionStats {
     pub pushes_sent: u64,
     /// Pushes that were queued and never left: by [`Overflow::DropOldest`], or because the connection ended.
     pub pushes_dropped: u64,
-    /// Requests without a reply that a server did not run: too much ran already, they were beyond its limits, their
-    /// token was refused, nothing has their name, their deadline was over, or the server was shutting down. What a
-    /// client drops of what its server sends is in
-    /// [`ServerMessages::dropped`](crate::ServerMessages::dropped).
+    /// Oneway requests that a server did not run: it was overloaded, they were beyond its limits, their token was
+    /// refused, there is no handler for them, their deadline was over, or the server was shutting down. What a client
+    /// drops of what its server sends is in [`ServerMessages::dropped`](crate::ServerMessages::dropped).
     pub oneways_refused: u64,
-    /// Replies that came when nobody waited for them any more.
+    /// Replies that came after their calls were given up.
     pub late_replies: u64,
     /// Messages of a server that its client dropped because it does not listen: it was made by
     /// [`Client::connect`](crate::Client::connect), or its application has dropped
@@ -475,8 +474,8 @@ impl Connection {
         self.shared.id
     }
 
-    /// The certificate that the other end showed and its chain, each in DER, the peer's own first. `None` without TLS, if
-    /// it showed none, and once the connection is over. A server asks for one with
+    /// The peer's certificate and its chain, each in DER, the peer's own first. `None` without TLS, if the peer showed
+    /// none, and once the connection is over. A server asks for one with
     /// [`TlsServer::with_required_client_certificates`](crate::transport::tls::TlsServer::with_required_client_certificates),
     /// and has checked it before the first frame is read.
     pub fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use super::{BEHIND, Connection, Shared, State, driver::Driver};
 
-/// Who reads, and writes when the socket was full.
+/// The task that reads, and writes when the socket was full.
 pub(super) enum Driving {
     /// Nobody. The socket has a task made when something comes.
     Resting,

@@ -86,7 +86,7 @@ impl PushFrame {
     }
 }
 
-/// What became of a push to many connections.
+/// The result of a push to many connections.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct FanOut {
     /// Connections that took it.
@@ -285,8 +285,8 @@ impl Connection {
         if keeps {
             state.outbox.note_kept_push();
         }
-        // Who cannot take anything has no room, however empty it is: its end, the answer to its Hello, its first request,
-        // or the verdict on its token, is on its way to whoever asks.
+        // A peer that cannot take anything has no room, however empty its queue is: its end, the answer to its Hello,
+        // its first request, or the verdict on its token, is on its way to the caller.
         let takes = self.is_trusted() && state.takes_pushes();
         let is_writable = takes && state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
         state.writable_wanted |= !is_writable;

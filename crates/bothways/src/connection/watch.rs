@@ -1,6 +1,6 @@
 //! Timeouts of a connection: heartbeats, idle and write deadlines.
 //!
-//! No connection has a timer of its own. Whoever owns connections (a server its many, a client its
+//! No connection has a timer of its own. The owner of connections (a server its many, a client its
 //! one) calls [`Connection::watch`] about once a second; the times below are kept to that
 //! precision.
 
@@ -411,7 +411,7 @@ mod tests {
         let _server = start(Role::Server, far, None);
         let client = start(Role::Client, near, Some(Metadata::new()));
         let began = Instant::now();
-        // Whoever is ready has its turn, and no time passes.
+        // Every task that is ready has its turn, and no time passes.
         let turns = || async {
             for _ in 0..20 {
                 tokio::task::yield_now().await;

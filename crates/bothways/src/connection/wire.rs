@@ -207,8 +207,8 @@ impl Wire {
         }
     }
 
-    /// The flat buffer, if a frame that is encoded into it now comes behind everything else. Whoever writes
-    /// to it says so by [`Self::note_flat`].
+    /// The flat buffer, if a frame that is encoded into it now comes after everything else. A thread that writes to it
+    /// says so by [`Self::note_flat`].
     pub(super) fn flat_end(&mut self) -> Option<&mut Vec<u8>> {
         self.tail.is_empty().then_some(&mut self.flat)
     }

@@ -14,7 +14,7 @@
 //! Nothing here knows of locks, wakers or sockets: what the engine and `tests/writer.rs` run is this file. There a
 //! scheduler tries the orders in which callers, the driver and a reader may come.
 
-/// Who writes.
+/// Whether a thread writes, and what the next one does.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Writer {
     /// Nobody: the next that adds a frame may write.
@@ -28,7 +28,7 @@ pub(super) enum Writer {
     LeftOff,
 }
 
-/// Who wants to write.
+/// The caller that wants to write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Hand {
     /// The caller that added a frame. It never waits for the socket.

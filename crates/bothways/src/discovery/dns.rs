@@ -1,4 +1,4 @@
-//! The servers behind a DNS name.
+//! The servers of a DNS name.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -37,7 +37,7 @@ pub struct DnsDiscovery {
 }
 
 impl DnsDiscovery {
-    /// The servers behind this name, which all listen on this network (`tcp` or `tls`) and port.
+    /// The servers of this name, which all listen on this network (`tcp` or `tls`) and port.
     pub fn new(network: &str, name: &str, port: u16) -> Self {
         Self { network: network.into(), name: name.into(), port, interval: INTERVAL }
     }

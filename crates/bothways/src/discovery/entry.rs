@@ -41,7 +41,7 @@ impl ServerEntry {
         &self.address
     }
 
-    /// What the server says of itself.
+    /// The metadata that the server registered.
     pub fn metadata(&self) -> &ServerMetadata {
         &self.metadata
     }

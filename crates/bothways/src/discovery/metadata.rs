@@ -17,10 +17,10 @@ pub struct ServerMetadata {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetadataSyntaxError {
-    /// A `;`, which was a separator once and is none now.
+    /// A `;`, which is no separator any more.
     #[error("`;` does not separate pairs: write `&`, or %3B if it belongs to a value")]
     Semicolon,
-    /// A `%` without two hexadecimal digits behind it.
+    /// A `%` that two hexadecimal digits do not follow.
     #[error("`%` is not followed by two hexadecimal digits")]
     Escape,
 }

@@ -27,7 +27,7 @@ const WELL_AFTER: Duration = Duration::from_secs(10);
 pub struct DiscoveryError(Arc<str>);
 
 impl DiscoveryError {
-    /// An error that says this.
+    /// An error with this text.
     pub fn new(why: impl fmt::Display) -> Self {
         Self(why.to_string().into())
     }
@@ -99,7 +99,7 @@ impl fmt::Debug for Lists {
     }
 }
 
-/// Where a source tells its lists. A clone tells the same lists.
+/// Where a source reports its lists. A clone reports to the same place.
 #[derive(Clone, Debug)]
 pub struct ListSink {
     lists: watch::Sender<Arc<[ServerEntry]>>,

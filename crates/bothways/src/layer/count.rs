@@ -27,7 +27,7 @@ pub struct Count {
     routes: Arc<Mutex<Routes>>,
 }
 
-/// What one route was asked since its server was built.
+/// The requests of one route since its server was built.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct RouteCounts {
@@ -53,7 +53,7 @@ pub struct RouteCounts {
     pub time: Duration,
 }
 
-/// A layer that counts what each route is asked and how it ends, for a metrics page. Keep a clone to read the
+/// A layer that counts the requests of each route by how they ended, for a metrics page. Keep a clone to read the
 /// numbers. A request costs a few additions.
 ///
 /// ```

@@ -66,7 +66,7 @@ pub trait Layer: Send + Sync {
     }
 }
 
-/// A layer from a function that gets each request and the handler behind it.
+/// A layer from a function that gets each request and the handler that it wraps.
 ///
 /// ```
 /// # use bothways::{layer, handler::{BoxHandler, Request}};

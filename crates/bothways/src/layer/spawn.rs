@@ -16,8 +16,8 @@ pub struct Spawn;
 /// side by side: for what computes long before its first `await`, on a runtime of many threads. In Go every handler has
 /// a goroutine.
 ///
-/// Without it a handler is first polled by the task of its connection, which costs less, and one that computes holds
-/// up those behind it on the same connection. A handler that blocks its thread for long still belongs behind
+/// Without it a handler is first polled by the task of its connection, which costs less, but a handler that computes
+/// delays the next ones of the same connection. A handler that blocks its thread for long still needs
 /// [`tokio::task::spawn_blocking`].
 ///
 /// For the whole server give it to the builder, for some methods to a [`Router`](crate::Router) of their own.

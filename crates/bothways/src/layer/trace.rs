@@ -19,8 +19,8 @@ pub struct Trace;
 /// logs says which request it was for. At level debug it tells at its end how it ended and how long it took. A level
 /// that is off costs a comparison.
 ///
-/// How it ended: `ok`, the text of the error, or `dropped` if the caller gave up, the deadline passed or
-/// the handler panicked. What was asked and answered is never told. Names and texts are cut at 1 KiB.
+/// How it ended: `ok`, the text of the error, or `dropped` if the caller gave up, the deadline passed or the handler
+/// panicked. Arguments and replies are never logged. Names and texts are cut at 1 KiB.
 pub fn trace() -> Trace {
     Trace
 }

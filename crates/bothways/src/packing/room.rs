@@ -1,7 +1,7 @@
 //! Room for unpacked payloads, in bytes, and which connections may have more of it.
 //!
 //! The first [`OWN_BYTES`] of each connection are its own, and wait for nobody. Beyond them it may have no more than it
-//! leaves for everybody. What finds no room waits, and holds up nobody else: whoever wants least comes first.
+//! leaves for everybody. A payload without room waits, and delays nobody else: the smallest comes first.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::clock::{after, timeout};
 
-/// What each connection has beside the room of all. 64 KiB: small payloads of whoever has few calls.
+/// The bytes that each connection has beside the common room. 64 KiB: small payloads of a client with few calls.
 pub(crate) const OWN_BYTES: usize = 64 << 10;
 
 /// How long a payload waits for room. 10 s, as long as a socket may take nothing: its caller is told, and may come again.
@@ -107,7 +107,7 @@ impl Room {
             table.grant(self)
         };
         for (waits, held) in granted {
-            // Who has given up meanwhile gives it back.
+            // A task that has given up meanwhile gives it back.
             drop(waits.send(held));
         }
     }
@@ -239,7 +239,7 @@ impl Drop for Waits<'_> {
             table.line_up(self.of);
         }
         drop(table);
-        // Its waker belongs to whoever waited: it goes when nothing is locked.
+        // Its waker belongs to the task that waited: it is dropped when nothing is locked.
         drop(given_up);
     }
 }
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(room.held(), (0, 0));
     }
 
-    /// Who gives up leaves no place behind, whether it was told or not.
+    /// A task that gives up leaves no place behind, whether it was woken or not.
     #[tokio::test(start_paused = true)]
     async fn who_gives_up_holds_nobody_up() {
         let room = room(4 * MIB, 4 * MIB);

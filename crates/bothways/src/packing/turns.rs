@@ -1,6 +1,6 @@
 //! Turns at what takes long: a few at once, and those who wait have theirs connection by connection.
 //!
-//! One that asks for many has them one after another, each behind one turn of every other that waits.
+//! A connection that asks for many has them one after another, each after one turn of every other that waits.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -78,7 +78,7 @@ impl Line {
         self.next
     }
 
-    /// Who has the next turn; its connection goes to the end of the line.
+    /// The task that has the next turn; its connection goes to the end of the line.
     fn pop(&mut self) -> Option<oneshot::Sender<Turn>> {
         let (_, of) = self.order.pop_first()?;
         let end = self.number();
@@ -113,7 +113,7 @@ impl Drop for Turn {
             next
         };
         if let Some(next) = next {
-            // Who has given up meanwhile gives it to the next.
+            // A task that has given up meanwhile gives it to the next.
             drop(next.send(Turn(Arc::clone(&self.0))));
         }
     }
@@ -129,7 +129,7 @@ struct Waits<'a> {
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         let left = self.line.lock().leave(self.of, self.number);
-        // Its waker belongs to whoever waited: it goes when nothing is locked.
+        // Its waker belongs to the task that waited: it is dropped when nothing is locked.
         drop(left);
     }
 }

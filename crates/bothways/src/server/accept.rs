@@ -233,7 +233,7 @@ fn begin(place: Place, handler: &Arc<ServerHandler>, socket: AnySocket) -> Conne
             isolated("on_connect", || hook(connection));
         }
     });
-    // Whoever stops the server closes the connections that are open by then: this one may be too late.
+    // A shutdown closes the connections that are open by then: this one may be too late.
     if shared.is_stopping() {
         connection.close();
     }

@@ -62,7 +62,7 @@ pub struct SessionView {
     pub connection: Option<String>,
     /// How many connections it has had.
     pub generation: u64,
-    /// True if its client may come back to it.
+    /// True if the client may come back to this session.
     pub resumable: bool,
     /// Pushes that wait, or are not handled yet.
     pub waiting: usize,
@@ -87,7 +87,7 @@ pub struct SessionsAsked {
     pub target: PushTarget,
     /// At most so many; 1,000 at most, and 1 MiB.
     pub max: usize,
-    /// Those behind this one: the last of the page before. The list ends with an empty page.
+    /// Only those after this one, which is the last of the page before. The list ends with an empty page.
     #[serde(default)]
     pub after: Option<SessionPlace>,
 }
@@ -104,7 +104,7 @@ pub struct SessionPlace {
 /// Which connections an operator wants listed, oldest first. Without it, the first 1,000.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Page {
-    /// Those behind this one, such as `c12`: the last of the page before.
+    /// Only those after this one, such as `c12`, which is the last of the page before.
     #[serde(default)]
     pub after: Option<String>,
     /// At most so many; 1,000 at most.
@@ -138,7 +138,7 @@ pub struct AdminKick {
 /// Which sessions are meant: those to push to, to list, to explain, to end.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PushTarget {
-    /// Every session but that of the one who asks.
+    /// Every session except for that of the operator who asks.
     Everyone,
     /// The session whose connection has this number, such as `c12`.
     Connection(String),
@@ -170,7 +170,7 @@ pub struct AdminPush {
     /// What is promised of it.
     #[serde(default)]
     pub class: PushClass,
-    /// What names it, so that a session is sent one of several with the same; see
+    /// The idempotency key: a session is sent only one of several pushes with the same; see
     /// [`Push::idempotency_key`](crate::Push::idempotency_key).
     #[serde(default)]
     pub idempotency_key: Option<String>,
@@ -208,7 +208,7 @@ pub enum PushUntil {
     Handled,
 }
 
-/// What became of an [`AdminPush`]: every session that it was for is counted in one place.
+/// How an [`AdminPush`] ended: each target session is counted once.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AdminPushOutcome {
     /// It waits for the connection, or for the client to come back.
@@ -223,7 +223,7 @@ pub struct AdminPushOutcome {
     pub expired: usize,
     /// A newer value of its key took its place.
     pub superseded: usize,
-    /// It was dropped before it was sent whole; explaining the session tells why.
+    /// It was dropped before it was sent whole; `explain` says why.
     pub dropped: usize,
     /// The client has it, and its application could not deal with it.
     #[serde(default)]
@@ -234,7 +234,7 @@ pub struct AdminPushOutcome {
     /// One of the same idempotency key was sent before.
     #[serde(default)]
     pub duplicate: usize,
-    /// The history of its topic keeps it, for those who come later.
+    /// The history of its topic keeps it, for later subscribers.
     #[serde(default)]
     pub stored: bool,
 }
@@ -297,7 +297,7 @@ impl From<Outcomes> for AdminPushOutcome {
 /// The longest that an [`AdminPush`] waits: an operator who wants to wait longer asks for the story.
 const PUSH_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Sessions and connections in one answer; the next page begins behind the last of this one.
+/// Sessions and connections in one answer; the next page begins after the last of this one.
 pub(super) const PAGE_MAX: usize = 1000;
 
 /// Bytes of the sessions in one answer; the first of them is in it however large it is.
@@ -322,7 +322,7 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
 
 /// Why an operator gets no answer.
 enum Refused {
-    /// What was asked is wrong, whoever is there.
+    /// The request is wrong, whichever sessions are there.
     Wrong(String),
     /// It is not so, now.
     Failed(String),
@@ -364,7 +364,7 @@ impl Admin {
                     Ok(parts) => parts,
                     Err(refusal) => return refusal,
                 };
-                // A list may be long: it is made by a task of its own, and not by whoever reads the connection.
+                // A list may be long: a task of its own makes it, and not the task that reads the connection.
                 tokio::task::yield_now().await;
                 let asking = context.connection().id();
                 match run(server, asking, args).await {
@@ -487,7 +487,7 @@ fn view(session: &Session) -> SessionView {
 }
 
 fn explain(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<Vec<Explanation>, Refused> {
-    // Who ended cannot be looked up any more: no check that it is there.
+    // A session that ended cannot be looked up any more: no check that it is there.
     let target = target(server, asking, asked)?;
     let live = server.sessions(&target).map_err(Refused::wrong)?.len();
     if EXPLAINED_MAX < live {
@@ -535,8 +535,8 @@ async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Resu
     Ok(AdminPushOutcome { stored: receipt.stored().is_some(), ..outcomes.into() })
 }
 
-/// Asks the admin service of a server, through a client that is connected to where it answers
-/// ([`Server::listen_admin`]).
+/// A client of a server's admin service, over a [`Client`](crate::Client) that is connected to an
+/// address where it answers ([`Server::listen_admin`]).
 ///
 /// The client need not negotiate, and no auth hook is asked. `Debug` shows no token.
 ///
@@ -592,7 +592,7 @@ impl<C: Caller> AdminClient<C> {
         self.ask("Sessions", asked, Duration::ZERO).await
     }
 
-    /// What lately happened to sessions: 100 at most.
+    /// The recent events of sessions: 100 at most.
     ///
     /// # Errors
     /// As [`Self::connections`].
@@ -661,7 +661,7 @@ mod tests {
         let options = || ClientOptions::new();
         let (client, mut messages) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
         let (operator, mut unheard) = Client::bidirectional(listening.address(), options()).await.expect("it listens");
-        // Whoever is answered is known to the server.
+        // A client that is answered is known to the server.
         client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
 
         let push = AdminPush {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// Most that a client is asked to wait.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// How many clients may come at a time; each too many is told when to try again.
+/// How many clients may come at a time. Each client beyond that is told when to try again.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 #[must_use]
@@ -38,8 +38,8 @@ impl AdmissionOptions {
         Self::default()
     }
 
-    /// How many clients may begin a session. One that is too many is told when to try again, before its token is
-    /// looked at, and a client of ours does; a plain rpcx client is closed with its first frame, of which nothing ran.
+    /// How many clients may begin a session. A client beyond that is told when to try again, before its token is
+    /// checked, and a Bothways client does so. A plain rpcx client is closed at its first frame, which is not run.
     ///
     /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. What
     /// a hook for tokens asks, such as a database, usually takes less: then choose what it takes. `None`: no bound.
@@ -106,7 +106,7 @@ impl Gate {
     /// `part`, from 0 to 1, is drawn.
     fn admit(&mut self, now: Duration, part: f64) -> Result<(), Duration> {
         let Err(soonest) = self.bucket.take(now, 1) else { return Ok(()) };
-        // Whoever comes when the line is longest waits any time: nobody knows who of the line will be back.
+        // A client that comes when the line is longest waits any time: nobody knows who of the line will be back.
         let behind = match self.line.charge(now, 0) {
             behind if behind < RETRY_AFTER_MAX => self.line.charge(now, 1),
             _ => RETRY_AFTER_MAX.mul_f64(part),

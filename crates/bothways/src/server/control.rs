@@ -52,7 +52,7 @@ pub(super) fn finish(request: &Request) -> Reply {
     let Some((_, method)) = METHODS.iter().find(|(name, _)| *name == request.service_method()) else {
         return bad("there is no such method");
     };
-    // Who waits for what it finishes is the application's.
+    // The code that waits for the end of these is the application's.
     guard::call(|| method(request)).unwrap_or_else(|panicked| {
         static TOLD: Calm = Calm::new(1);
         tell!(TOLD, error, panic = ?Said(panicked.text()), "what a client finished panicked");

@@ -69,7 +69,7 @@ const LONG_TOKEN: usize = 32;
 /// Peers whose wrong tokens are counted apart; those beyond share a count.
 const PEERS_MAX: usize = 1024;
 
-/// What the admin service is opened with. `Debug` shows no token.
+/// The token of the admin service, and where it answers. `Debug` shows no token.
 ///
 /// ```
 /// use bothways::{Server, server::AdminOptions};
@@ -98,12 +98,12 @@ impl AdminOptions {
     /// Opens it to anyone who presents this token, at the addresses of
     /// [`Server::listen_admin`](crate::Server::listen_admin) and nowhere else.
     ///
-    /// A token of 32 random characters or more is best, as `openssl rand -hex 16` makes one: nobody guesses it, and so
-    /// it is looked at however many others guess. A shorter one is not looked at for some seconds while somebody at the
+    /// A token of 32 random characters or more is best, as `openssl rand -hex 16` makes one: it cannot be guessed, so
+    /// it is checked however many others guess. A shorter one is not checked for some seconds while somebody at the
     /// same address guesses faster than once a second.
     ///
     /// # Errors
-    /// [`EmptyAdminToken`], as of a variable that is not set.
+    /// [`EmptyAdminToken`]: the token is empty, as from an environment variable that is not set.
     pub fn token(token: impl AsRef<str>) -> Result<Self, EmptyAdminToken> {
         let token = token.as_ref();
         if token.is_empty() {
@@ -189,7 +189,7 @@ impl Door {
     /// Lets in a request with the right token. A wrong one ends its connection, and is answered late after several.
     pub(super) async fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<(), Reply> {
         let peer = peer::group(&connection.peer_address());
-        // Who has shown the token has nothing to guess.
+        // An operator who has shown the token has nothing to guess.
         let has_shown = self.shown.lock().contains(&connection.id());
         if !has_shown && let Err(wait) = self.may_try(&peer) {
             let seconds = wait.as_secs() + 1;

@@ -27,7 +27,7 @@ use crate::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct AuthRequest {
-    /// The token that came with the request (`__AUTH`); empty if none did.
+    /// The token of the request (`__AUTH`); empty if it has none.
     pub token: String,
     /// The service asked for; empty for a Hello.
     pub service_path: String,
@@ -35,27 +35,28 @@ pub struct AuthRequest {
     pub service_method: String,
     /// All pairs of the request.
     pub metadata: Metadata,
-    /// Who asks.
+    /// The connection that the request came on.
     pub connection: Connection,
     /// For the handler of the request.
     left: Arc<Mutex<Extensions>>,
 }
 
 impl AuthRequest {
-    /// The session of who asks. Bind it to the user that the token stands for, so that
-    /// [`Target::user`](crate::session::Target::user) finds it. At the Hello of a client that comes back it is one that
-    /// makes way for the session that the client had: see [`Self::resumes`].
+    /// The session of the client. Bind it to the user that the token stands for, so that
+    /// [`Target::user`](crate::session::Target::user) finds it. At the Hello of a client that comes back, it makes way
+    /// for the session that the client had: see [`Self::resumes`].
     pub fn session(&self) -> Option<Session> {
         self.connection.owner::<Registry>()?.of(&self.connection)
     }
 
-    /// The session that the client had and is about to get back, by its secret: [`Self::session`] makes way for that one
-    /// once the hook has let it in, with its user, labels and subscriptions; of a label that both have, the hook's value
-    /// stays. `None`: it comes with a new session.
+    /// The session that the client had and is about to get back, by its secret. Once the hook has let the client in,
+    /// [`Self::session`] makes way for that one and passes on its user, labels and subscriptions; of a label that both
+    /// have, the hook's value stays. `None`: the client gets a new session.
     ///
-    /// Who counts a user's sessions here, or ends all others, must not count or end this one: it is this client's.
-    /// [`Target::except`](crate::Target::except) of [`Self::session`] excepts both. A client that turns out not to get it,
-    /// as it has not what it was sent, has a new one beside it until the resume window of the old one is over.
+    /// A hook that counts a user's sessions, or ends all others, must leave this one out: it belongs to this client.
+    /// [`Target::except`](crate::Target::except) of [`Self::session`] excepts both. If the client cannot get it after
+    /// all, because something that it was sent is missing, it has a new one beside it until the resume window of the
+    /// old one is over.
     ///
     /// ```
     /// use std::sync::OnceLock;
@@ -81,9 +82,9 @@ impl AuthRequest {
         registry.wanted_by(&registry.of(&self.connection)?)
     }
 
-    /// Leaves a value for the layers and the handler of this request, who find it in
-    /// [`Request::extensions`](crate::Request::extensions) and [`Context::extensions`](crate::Context::extensions). Who
-    /// is let in at a Hello asks for nothing yet: what is left then is dropped.
+    /// Leaves a value for the layers and the handler of this request. They find it in
+    /// [`Request::extensions`](crate::Request::extensions) and [`Context::extensions`](crate::Context::extensions). At
+    /// a Hello there is no handler, so the value is dropped.
     ///
     /// ```
     /// use bothways::{Context, Server};
@@ -108,7 +109,7 @@ impl AuthRequest {
         self.left.lock().insert(value);
     }
 
-    /// True before a client's first request: the client says who it is, and asks for nothing yet.
+    /// True for a Hello: the client says who it is, before its first request.
     pub fn is_hello(&self) -> bool {
         self.service_path.is_empty() && self.service_method.is_empty()
     }

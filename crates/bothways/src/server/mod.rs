@@ -219,8 +219,8 @@ impl crate::Request {
 }
 
 impl crate::Context {
-    /// The server that was asked; `None` at a client. Whoever keeps it beyond the request keeps the server: that is
-    /// what [`Server::downgrade`] is for.
+    /// The server that got the request; `None` at a client. A handler that keeps it beyond the request keeps the
+    /// server: that is what [`Server::downgrade`] is for.
     pub fn server(&self) -> Option<Server> {
         self.request().server()
     }

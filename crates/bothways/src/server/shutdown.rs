@@ -25,7 +25,7 @@ use crate::{
     guard::Guarded,
 };
 
-/// What a shutdown did, and what it left behind.
+/// The result of a shutdown.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -58,7 +58,7 @@ impl Strangers {
         (Place { table: Arc::clone(&self.table), number, told }, longest.is_some())
     }
 
-    /// Who has this place has shown the token, and needs none any more.
+    /// The connection with this place has shown the token, and needs none any more.
     pub(super) fn show(&self, number: u64) {
         let stranger = self.table.lock().remove(number);
         if let Some(stranger) = stranger {
@@ -69,7 +69,7 @@ impl Strangers {
 }
 
 impl Table {
-    /// Who makes way for one more of this peer, if somebody must.
+    /// The connection that makes way for one more of this peer, if one must.
     fn longest_of(&self, peer: &str) -> Option<u64> {
         let theirs = self.of.get(peer).filter(|theirs| OF_PEER_MAX <= theirs.len());
         let most = || self.of.values().max_by_key(|theirs| (theirs.len(), Reverse(theirs.first())));

@@ -22,14 +22,14 @@ pub(super) struct Away {
     pub(super) waiting: Mutex<Table>,
     /// Sessions that are away now. Changed under the lock of each.
     count: AtomicUsize,
-    /// Held by whoever makes room, so that two who do it at once do not make twice as much as is needed.
+    /// Held while a thread makes room, so that two that do it at once do not make twice as much as is needed.
     pub(super) making_room: Mutex<()>,
 }
 
 pub(super) type Key = (Instant, SessionId);
 
 /// All that wait, and who makes way first when they are too many: those whose end costs their clients nothing, and then
-/// the others; of either kind one of whoever has most, so that nobody drives out those of others.
+/// the others; of either kind one of the user with the most, so that nobody drives out those of others.
 #[derive(Default)]
 pub(super) struct Table {
     all: BTreeMap<Key, Waiting>,

@@ -107,20 +107,20 @@ impl Session {
 }
 
 impl Caller for Session {
-    /// Calls the client. If its connection is lost and it comes back before the deadline, the same call is
-    /// sent again under the same id, and the client runs it once. A call that names no time has 30 s.
+    /// Calls the client. If its connection is lost and it comes back before the deadline, the same call is sent again
+    /// under the same id, and the client runs it once. A call without a time limit has 30 s.
     ///
     /// Dropping the future gives the call up, and tells the client, which drops the handler; a client that is away is
     /// told when it is back, if the call has time left by then.
     ///
     /// # Errors
-    /// Any [`CallError`]. Of note:
-    /// - [`CallError::NotSupported`]: the client speaks plain rpcx, or has said which methods it handles, and this is
-    ///   none of them; if it is away, by what it said when it was there. Nothing was sent.
+    /// Any [`CallError`]. In particular:
+    /// - [`CallError::NotSupported`]: the client speaks plain rpcx, or has announced its methods without this one. For
+    ///   a client that is away, its last announcement counts. Nothing was sent.
     /// - [`CallError::NoClient`]: the session ended, or its client stayed away until the deadline. Nothing was sent.
     /// - [`CallError::Closed`]: the session ended under the call; `written` says whether it may have run.
-    /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client runs as many calls as
-    ///   it may, and did not run this one.
+    /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client already runs as many calls
+    ///   as it may, and did not run this one.
     async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
         call.check_for_client()?;
         // The hook of a Hello may have been given a session that made way for an earlier one of its client.

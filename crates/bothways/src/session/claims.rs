@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(Listed::new(&[]).origin, Origin::Push);
     }
 
-    /// Whoever asks for what depends on which session a client gets waits until that is known.
+    /// A request that depends on which session a client gets waits until that is known.
     #[tokio::test(start_paused = true)]
     async fn it_is_waited_for_until_a_session_is_settled() {
         let server = crate::Server::builder().build();

@@ -169,8 +169,8 @@ impl Registry {
         connection
     }
 
-    /// Keeps a session whose client has just left. If too many wait by now, another one ends: first those whose end costs
-    /// nothing, and of those one of whoever has most.
+    /// Keeps a session whose client has just left. If too many wait by now, another one ends: first those whose end
+    /// costs nothing, and of those one of the user with the most.
     pub(super) fn wait_for_client(&self, waiting: Waiting, lost_at: Instant) {
         self.away.waiting.lock().insert((lost_at, waiting.session.id()), waiting);
         let max = self.options().away_max;

@@ -19,9 +19,9 @@ const WORDS_MAX: usize = 200;
 pub enum Eviction {
     /// It is not wanted.
     Kicked,
-    /// What it was let in with has run out, such as a token with a date.
+    /// The credentials that it was let in with have expired, such as a token with a date.
     Expired,
-    /// What it was let in with does not count any more.
+    /// The credentials that it was let in with were revoked.
     Revoked,
 }
 

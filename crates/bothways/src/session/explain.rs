@@ -37,7 +37,7 @@ pub(super) const EVENT_BYTES_MAX: usize = size_of::<Record>() + 2 * (TEXT_BYTES_
 
 const _: () = assert!(EVENT_BYTES_MAX <= 352, "the number in docs/slow-clients.md");
 
-/// What lately happened to one session.
+/// The recent events of one session.
 ///
 /// ```text
 /// session 0b5c… of ann, connected as c12
@@ -63,8 +63,8 @@ pub struct Explanation {
     pub events: Vec<Happened>,
 }
 
-/// A push that a client has received, and that its application is not done with. It keeps its place in the session's log;
-/// those behind it that are handled do not.
+/// A push that a client has received, and that its application is not done with. It keeps its place in the session's
+/// log; later ones that are handled do not.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Held {
@@ -96,13 +96,13 @@ pub struct Happened {
     pub event: Event,
 }
 
-/// What can happen to a session. Times are milliseconds since the event began.
+/// An event of a session. Times are milliseconds since the event began.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Event {
     /// Its client connected, as this connection.
     Connected(String),
-    /// Its client speaks sessions, and may come back to it.
+    /// Its client negotiated `sessions`, and may come back to it.
     Resumable,
     /// Its client wanted another session back, and did not get it.
     NotResumed {
@@ -126,8 +126,8 @@ pub enum Event {
         connection: String,
         /// How many connections it has had.
         generation: u64,
-        /// Tracked pushes that had been sent, and that its client had not received: they are sent again, but for
-        /// those whose time is over.
+        /// Tracked pushes that had been sent, and that its client had not received: they are sent again, except for
+        /// expired ones.
         repeated: usize,
     },
     /// A new connection took it over while this one was still open.
@@ -156,7 +156,7 @@ pub enum Event {
         written_ms: Option<u32>,
         /// When the client's library had it.
         received_ms: Option<u32>,
-        /// When it came to its end, whatever that is.
+        /// When it ended, in any way.
         done_ms: Option<u32>,
     },
     /// Its client was called.
@@ -165,7 +165,7 @@ pub enum Event {
         name: String,
         /// How often it was sent: more than once if the connection was lost.
         attempts: u16,
-        /// What came of it.
+        /// Its result.
         outcome: CallOutcome,
         /// When that was.
         done_ms: Option<u32>,
@@ -174,7 +174,7 @@ pub enum Event {
     Ended(String),
 }
 
-/// What came of a call to a client.
+/// The result of a call to a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum CallOutcome {
@@ -219,7 +219,7 @@ impl fmt::Display for Happened {
     }
 }
 
-/// One line, whatever the names and reasons in it hold.
+/// One line, whatever the names and reasons contain.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         one_line(&Told(self).to_string()).fmt(f)

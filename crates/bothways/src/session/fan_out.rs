@@ -26,7 +26,7 @@ use crate::{
 /// Sessions that a task writes to before others have their turn.
 const WRITTEN_IN_TURN: usize = 256;
 
-/// Sessions up to which whoever pushes to many writes to all of them itself.
+/// The number of sessions up to which the pushing thread writes to all of them itself.
 const WRITTEN_AT_ONCE: usize = 4096;
 
 /// See the module.
@@ -90,7 +90,7 @@ impl Delivery {
     }
 
     /// Writes to these sessions what is in their ledgers. To a crowd a task does so, which lets others run every so
-    /// many; the order of what each session gets is that of its ledger, whoever writes.
+    /// many; each session gets its pushes in the order of its ledger, whichever thread writes.
     pub(super) fn pump_all(&self, sessions: &[Session]) {
         let crowd = WRITTEN_AT_ONCE < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
@@ -138,7 +138,7 @@ pub enum SendError {
     /// The message cannot be sent.
     #[error(transparent)]
     Push(#[from] PushError),
-    /// The server was shut down: its sessions have ended, and nobody comes to what its topics keep.
+    /// The server was shut down: its sessions have ended, and its topics have no subscribers any more.
     #[error("the server was shut down")]
     ShutDown,
 }

@@ -31,10 +31,10 @@ use crate::{
     error::PushError,
 };
 
-/// A client, as its server knows it. A clone is the same session.
+/// A server's state of one client. A clone is the same session.
 ///
-/// The `auth` hook of a Hello is given one before it is known whether its client comes back to a session that it had. If
-/// so, this one stands for that from then on, but for its [`id`](Self::id).
+/// The `auth` hook of a Hello gets one before the server knows whether the client comes back to a session that it had.
+/// If so, the hook's handle stands for that session from then on, except for its [`id`](Self::id).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -1,8 +1,8 @@
 //! What a topic keeps of its recent messages: a ring, with an epoch and an offset for each.
 //!
-//! Without I/O and without a clock: times are durations since any fixed moment. An epoch stands for one
-//! life of a history: a position of another epoch says nothing about this one. The offset of the newest
-//! message outlives the message, so that whoever has seen it is known to miss nothing.
+//! Without I/O and without a clock: times are durations since any fixed moment. An epoch stands for one life of a
+//! history: a position of another epoch says nothing about this one. The offset of the newest message outlives the
+//! message, so that a client that has seen it is known to miss nothing.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -75,7 +75,8 @@ impl<T> History<T> {
         self.trim(now)
     }
 
-    /// Drops what is beyond the bounds: by whoever gets it, who may hold locks now. Payloads are the application's.
+    /// Returns the messages beyond the bounds. The caller, who may hold locks now, drops them: payloads are the
+    /// application's.
     #[must_use]
     pub(super) fn trim(&mut self, now: Duration) -> Vec<Kept<T>> {
         let mut dropped = Vec::new();
@@ -92,8 +93,8 @@ impl<T> History<T> {
         dropped
     }
 
-    /// Everything behind this position, oldest first; `None` if not all of it is here any more, or the
-    /// position is of another life.
+    /// Everything after this position, oldest first; `None` if not all of it is here any more, or the position is of
+    /// another life.
     pub(super) fn after(&self, position: Position) -> Option<impl Iterator<Item = &Kept<T>>> {
         let first_kept = self.kept.front().map_or(self.head + 1, |kept| kept.offset);
         let whole = position.epoch == self.epoch
@@ -166,7 +167,7 @@ mod tests {
         }
     }
 
-    /// Whoever has seen all misses nothing, however long it was quiet.
+    /// A client that has seen all misses nothing, however long it was quiet.
     #[test]
     fn the_head_outlives_its_message() {
         let mut history = History::beginning_at(Position { epoch: 3, offset: 0 }, bounds(10, 100, Some(1)));

@@ -62,7 +62,7 @@ pub(crate) struct Hub {
     pub(super) subscriptions: RwLock<Subscriptions<Session>>,
     pub(super) topics: Topics,
     /// Counts what is published to topics with history. Moves only while the tree is locked for reading, so that a
-    /// subscription is before or behind each message.
+    /// subscription is before or after each message.
     clock: AtomicU64,
     pub(super) generations: Generations,
     pub(super) telling: Arc<Telling>,
@@ -89,8 +89,8 @@ pub(super) struct Published {
     /// By the hub's clock.
     stamp: u64,
     expires: Option<Instant>,
-    /// As it was pushed, of a topic of which the newest is sent to whoever comes, and so to those who do not know of
-    /// topics.
+    /// As it was pushed, of a topic whose newest message is sent to every new subscriber, and so to those that do not
+    /// know of topics.
     push: Option<Push>,
 }
 

@@ -3,7 +3,7 @@
 //! Locks, in the order in which they are taken: the table, a topic's turn, what is kept of it, the list of what is due.
 //!
 //! A topic with history that nobody has published to takes nothing: its epoch follows from its name. One whose messages
-//! are all too old leaves its epoch and its last offset behind, so that whoever has seen that one misses nothing.
+//! are all too old leaves its epoch and its last offset behind, so that a client that has seen that one misses nothing.
 
 use std::{
     cmp::Reverse,
@@ -42,11 +42,11 @@ pub(super) const PLACE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// One topic of which something is kept.
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
-    /// Held by whoever publishes, until the message is in the ledger of every subscriber: each gets the messages in the
-    /// order of their offsets. Whoever subscribes does not wait for it.
+    /// Held by a publish, until the message is in the ledger of every subscriber: each gets the messages in the order
+    /// of their offsets. A subscription does not wait for it.
     pub(super) turn: Mutex<()>,
     pub(super) kept: Mutex<Kept>,
-    /// Who made it by subscribing.
+    /// The client or user that made it by subscribing.
     maker: Option<Who>,
 }
 

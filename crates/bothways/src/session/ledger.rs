@@ -361,8 +361,8 @@ impl Ledger {
         self.book_mut()?.next(now)
     }
 
-    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
-    /// count: whoever asks for more whenever there is room would ask without end.
+    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not count: a
+    /// caller that asks for more whenever there is room would ask without end.
     pub(super) fn has_next(&self) -> bool {
         self.book().is_some_and(Book::has_next)
     }

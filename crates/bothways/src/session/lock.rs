@@ -1,8 +1,8 @@
 //! The lock of a session, and what waits until it is free.
 //!
-//! A push comes to its end while its session is locked, and whoever waits for its receipt is to be woken. A waker
-//! belongs to whoever waits: that of another executor may look at the session. So nobody is woken while a thread
-//! holds such a lock; when it has let go of the last one, all are.
+//! A push ends while its session is locked, and a task that waits for its receipt is to be woken. A waker belongs to
+//! the task that waits: that of another executor may look at the session. So nobody is woken while a thread holds such
+//! a lock; when it has let go of the last one, all are.
 
 use std::{
     cell::{Cell, RefCell},
@@ -32,7 +32,7 @@ pub(super) trait Changes: Send + Sync {
     fn tell(&self);
 }
 
-/// Who is to be woken.
+/// The wakers that are to be called.
 pub(super) enum Wake {
     Of(Arc<dyn Changes>),
     Reader(Waker),
@@ -141,7 +141,7 @@ mod tests {
         }
     }
 
-    /// Who is woken finds every lock free, however many the thread held, and is woken once it holds none.
+    /// A waker finds every lock free, however many the thread held: it is called once the thread holds none.
     #[test]
     fn nobody_is_woken_under_a_lock() {
         let (looks, other) = (Arc::new(Looks(Lock::new(0))), Lock::new(()));

@@ -1,4 +1,4 @@
-//! What a server holds of each client: who it is, what it subscribes to, what it is owed.
+//! A server's state of each client: its user, its subscriptions, and the pushes that it still has to get.
 //!
 //! A session is not a connection. A plain rpcx client has a session for as long as its connection. A
 //! Bothways client has one that outlives its connection by the resume window: it comes back with the
@@ -144,7 +144,7 @@ use crate::{
     error::PushError,
 };
 
-/// What applications do with a session.
+/// The methods of a session that applications use.
 impl Session {
     /// The connection it has now; `None` while its client is away.
     pub fn connection(&self) -> Option<Connection> {
@@ -195,12 +195,13 @@ impl Session {
         self.of_current(|state| state.set_label(key, value));
     }
 
-    /// Subscribes it to a topic, or to all that match a pattern: `*` is one segment, a last `>` the rest.
+    /// Subscribes the session to a topic, or to all topics that match a pattern: `*` is one segment, a last `>` the
+    /// rest.
     ///
-    /// No [`authorize`](TopicOptions::authorize) hook is asked: whoever calls this has decided.
+    /// No [`authorize`](TopicOptions::authorize) hook runs: the caller has decided.
     ///
     /// # Errors
-    /// [`TopicError`]: it is no pattern, the session is over, or a bound is reached.
+    /// [`TopicError`]: this is no valid pattern, the session has ended, or a bound is reached.
     pub fn subscribe(&self, pattern: &str) -> Result<(), TopicError> {
         let registry = self.inner.registry.upgrade().ok_or(TopicError::SessionEnded)?;
         registry.hub.subscribe(&self.current(), pattern, None, false).map(|_| ())
@@ -213,13 +214,13 @@ impl Session {
         }
     }
 
-    /// What it subscribes to, sorted.
+    /// The topics and patterns that it subscribes to, sorted.
     pub fn subscriptions(&self) -> Vec<String> {
         self.of_current(|state| state.patterns().names().map(ToString::to_string).collect())
     }
 
-    /// The methods that its client handles, each as `Path.method`, by what it said when it was there last; `None`: it
-    /// has not said, or named more than 4,096 bytes of them, and is asked.
+    /// The methods for which its client has handlers, each as `Path.method`, as the client announced them last. `None`:
+    /// the client announced none, or more than 4,096 bytes of them, so that any method may be called.
     pub fn methods(&self) -> Option<Vec<String>> {
         self.of_current(|state| state.methods()).map(|methods| methods.names())
     }
@@ -239,7 +240,7 @@ impl Session {
         self.of_current(|state| state.ledger().dropped())
     }
 
-    /// What lately happened to it, for who asks why a message did not arrive.
+    /// The recent events of this session, to find out why a message did not arrive.
     pub fn explain(&self) -> Explanation {
         let session = self.current();
         let (standing, user, held) = {
@@ -249,31 +250,29 @@ impl Session {
         Explanation { held, ..session.inner.event_log.snapshot(session.id(), user.as_deref(), standing) }
     }
 
-    /// Ends the session: the client is told why, its connection closed, and it cannot come back to it. A client of ours
-    /// comes back with a new session; [`Self::evict`] sends it away. Calls of the client that run are not answered, not
-    /// even one whose handler says this: [`Self::end_after_replies`] answers them.
+    /// Ends the session: the client is told why, its connection is closed, and it cannot come back to this session. A
+    /// Bothways client comes back with a new session; [`Self::evict`] sends it away. Running calls of the client get no
+    /// reply, not even one whose handler calls this: [`Self::end_after_replies`] lets them finish.
     pub fn end(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.end(&self.current(), why, None, Last::Written);
         }
     }
 
-    /// As [`Self::end`], for the handler of a call such as `Logout`: the session ends now, and nothing more of the client
-    /// is heard, but its calls that run are answered before its connection ends, as far as that takes no longer than
-    /// `close_timeout`.
+    /// As [`Self::end`], for the handler of a call such as `Logout`. The session ends now, and the server reads nothing
+    /// more from the client. Its connection ends when its running calls are answered, or after `close_timeout`.
     pub fn end_after_replies(&self, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.end(&self.current(), why, None, Last::Answered);
         }
     }
 
-    /// Ends the session and sends its client away: it is told why, its connection is closed, and a client of ours does
-    /// not come back by itself. Its application hears
-    /// [`SessionLost`](crate::client::ConnectionEvent::SessionLost) with this reason, and makes a new
-    /// [`Client`](crate::Client) if it likes. A client that is away hears it when it comes back.
+    /// Ends the session and sends its client away: it is told why, its connection is closed, and a Bothways client does
+    /// not come back by itself. Its application gets [`SessionLost`](crate::client::ConnectionEvent::SessionLost) with
+    /// this reason, and may make a new [`Client`](crate::Client). A client that is away is told when it comes back.
     ///
-    /// A plain rpcx client cannot be told: it sees the end of its connection. Who must stay out is to be refused by the
-    /// `auth` hook as well. Calls of the client that run are not answered.
+    /// A plain rpcx client cannot be told: it sees the end of its connection. To keep a client out, the `auth` hook
+    /// must refuse it as well. Running calls of the client get no reply.
     pub fn evict(&self, eviction: Eviction, why: &str) {
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.end(&self.current(), why, Some(eviction), Last::Written);
@@ -282,7 +281,7 @@ impl Session {
 
     /// Pushes to this session. Never waits for the client.
     ///
-    /// What is larger than the client has said to take ends as
+    /// A push that is larger than the client accepts ends as
     /// [`Failed(BadArguments)`](Failure::BadArguments) when it would be sent.
     ///
     /// # Errors
@@ -299,12 +298,13 @@ impl Session {
         Ok(receipt)
     }
 
-    /// Pushes to this session, after waiting up to `wait` for room in what it is owed.
+    /// Pushes to this session, after waiting up to `wait` for room in its queues.
     ///
     /// Dropping the future before it is done sends nothing.
     ///
     /// # Errors
-    /// As [`Self::push`]. A receipt that says dropped because full means that there was no room in time.
+    /// As [`Self::push`]. If there was no room in time, the receipt says that the push was dropped because the queue
+    /// was full.
     pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
         let deadline = after(wait);

@@ -84,7 +84,7 @@ impl Pasts {
             self.ended += bytes;
         }
         while self.is_beyond_share(&user) {
-            // But for this one, the newest.
+            // Except for this one, the newest.
             let first = self.of.get(&user).and_then(|theirs| theirs.iter().find(|(_, other)| *other != number));
             let Some((_, first)) = first.copied() else { break };
             self.forget(first);

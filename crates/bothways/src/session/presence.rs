@@ -1,4 +1,4 @@
-//! Who is in a topic: users, by however many sessions, and sessions without a user.
+//! The members of topics: users, each with any number of sessions, and sessions without a user.
 //!
 //! Without I/O and without a clock: times are durations since any fixed moment. A session whose client is
 //! away is still in; a user whose last session ended with its connection stays for a while, because plain
@@ -31,7 +31,7 @@ pub enum PresenceStatus {
     Offline,
 }
 
-/// Who is in a topic, at one moment.
+/// The members of a topic, at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Presence {
     /// The generation of the last change that is in here; 0 before the first.
@@ -45,8 +45,8 @@ pub struct Presence {
 pub struct PresenceMember {
     /// The user; `None`: a session without one.
     pub user: Option<Arc<str>>,
-    /// The sessions that subscribe; none of a user who is between two of them. A client that
-    /// [asks](crate::Client::roster) is not told those of users.
+    /// The sessions that subscribe; empty for a user who is between two of them. A client that
+    /// [asks](crate::Client::roster) does not get those of users.
     pub sessions: Vec<SessionId>,
     /// [`PresenceStatus::Online`] or [`PresenceStatus::Reconnecting`].
     pub status: PresenceStatus,
@@ -73,9 +73,9 @@ pub struct PresenceChange {
     pub session: String,
     /// [`PresenceStatus::Online`] or [`PresenceStatus::Offline`].
     pub status: PresenceStatus,
-    /// Grows with each change: of two changes the one with the greater is the newer, and whoever has a
-    /// [`Presence`] knows those up to its generation. It begins with the time at which the server started, so that those
-    /// of a server that was started again are greater than any from before.
+    /// Grows with each change. Of two changes, the one with the greater generation is newer, and a [`Presence`]
+    /// includes all changes up to its generation. It begins with the time at which the server started, so that it also
+    /// grows over restarts.
     pub generation: u64,
 }
 
@@ -95,7 +95,7 @@ pub(crate) struct RosterArgs {
 pub(crate) struct RosterReply {
     pub(crate) generation: u64,
     pub(crate) members: Vec<RosterMember>,
-    /// There are more behind the last of these.
+    /// There are more after the last of these.
     pub(crate) more: bool,
 }
 
@@ -347,7 +347,7 @@ mod tests {
         Generations::beginning_at(UNIX_EPOCH + Duration::from_millis(1))
     }
 
-    /// Who came, and who left.
+    /// The members that came, and those that left.
     fn told(changes: impl IntoIterator<Item = Change>) -> Vec<(Who, bool)> {
         changes.into_iter().map(|change| (change.who, change.is_in)).collect()
     }
@@ -435,7 +435,7 @@ mod tests {
                 }
                 let present: BTreeSet<Who> = roster.members(None).map(|(who, _)| who.clone()).collect();
                 prop_assert_eq!(&present, &told);
-                // Who enters anew says next whether it is online.
+                // A member that enters anew says next whether it is online.
                 (0..4).map(SessionId).for_each(|session| roster.set_online(session, online.contains(&session)));
                 for (_, member) in roster.members(None) {
                     prop_assert_eq!(member.online, member.sessions.intersection(&online).count());
@@ -444,7 +444,7 @@ mod tests {
         }
     }
 
-    /// Each change has the number behind the one before.
+    /// Each change has the next number after the one before.
     #[test]
     fn each_change_has_the_next_number() {
         let now = UNIX_EPOCH + Duration::from_millis(5);

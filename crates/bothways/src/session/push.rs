@@ -176,7 +176,7 @@ impl Push {
         ReservedName::check_for_client(&self.service_path, &self.metadata)
     }
 
-    /// This push for whoever keeps it: what it is made of may be parts of something larger, as of a read.
+    /// This push as a copy that can be kept: its parts may belong to something larger, such as a read.
     pub(super) fn to_keep(&self) -> Self {
         let mut kept = Self { payload: Bytes::copy_from_slice(&self.payload), ..self.clone() };
         kept.metadata.compact();

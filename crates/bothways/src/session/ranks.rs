@@ -1,4 +1,4 @@
-//! Sessions whose clients are away, by whose they are: whoever has most of them loses one first.
+//! Sessions whose clients are away, by user or address: the one with the most of them loses one first.
 
 use std::{
     cmp::Reverse,
@@ -29,7 +29,7 @@ impl<O: Clone + Eq + Hash, K: Copy + Ord> Ranks<O, K> {
         self.change(owner, |theirs| _ = theirs.remove(&item));
     }
 
-    /// The first item of whoever has most.
+    /// The first item of the one with the most.
     pub(super) fn first_of_most(&self) -> Option<K> {
         self.by_count.last_key_value().map(|((_, Reverse(first)), _)| *first)
     }

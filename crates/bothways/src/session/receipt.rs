@@ -193,12 +193,12 @@ impl Outcomes {
         self.counts.iter().sum()
     }
 
-    /// Targets whose application could not handle it, for whatever reason.
+    /// Targets whose application could not handle it, for any reason.
     pub fn failed(&self) -> usize {
         self.counts[11..15].iter().sum()
     }
 
-    /// Targets that were dropped, for whatever reason.
+    /// Targets whose push was dropped, for any reason.
     pub fn dropped(&self) -> usize {
         self.counts[7..10].iter().sum()
     }
@@ -341,8 +341,8 @@ impl Receipt {
     }
 }
 
-/// The place of one target. Dropped before its end, it counts as dropped with its session: whoever drops one of a push
-/// that was sent says first what is known of it.
+/// The place of one target. Dropped before its end, it counts as dropped with its session: code that drops one of a
+/// push that was sent says first what is known of it.
 #[derive(Debug)]
 pub(super) struct Ticket {
     tally: Arc<Tally>,

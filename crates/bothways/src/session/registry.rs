@@ -239,7 +239,7 @@ impl Registry {
                 self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
             }
         };
-        // Who is about to get its session back is excepted with that.
+        // A client that is about to get its session back is excepted with that one.
         let wanted = |id: &SessionId| self.wanted_by(&self.session(*id)?);
         let excepted: Vec<Session> = target.except.iter().filter_map(wanted).collect();
         found.retain(|session| target.admits(session) && !excepted.contains(session));

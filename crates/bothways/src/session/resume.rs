@@ -1,4 +1,4 @@
-//! What connections bring about: a client arrives, comes back to a session that it had, acknowledges, and leaves.
+//! A client's way through its session: it arrives, comes back to a session that it had, acknowledges, and leaves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,7 +42,7 @@ impl Registry {
     /// [`NotWelcome`]: the client gets no session on this connection.
     pub(crate) fn arrive(&self, connection: &Connection, hello: &Metadata) -> Result<Metadata, NotWelcome> {
         let fresh = self.of(connection).ok_or(NotWelcome::Over)?;
-        // Whoever comes back is on another connection: this one takes nothing from that.
+        // A client that comes back is on another connection: this one takes nothing from that.
         if connection.is_over() {
             return Err(NotWelcome::Over);
         }
@@ -208,7 +208,7 @@ impl Registry {
         if fresh == session {
             return Err(NotResumed::Unknown);
         }
-        // Who has no claim holds nobody up.
+        // A connection without a claim delays nobody.
         self.check_claimed(session, &session.lock(), claimed)?;
         let (mut making_way, mut state) = lock_both(fresh, session);
         self.check_claimed(session, &state, claimed)?;
@@ -316,7 +316,7 @@ impl Registry {
             // A plain client comes back as another session of its user, if at all.
             let ending = match connection.is_trusted() {
                 true => Ending::new(why, NotResumed::Expired),
-                // Whoever comes and goes without a token drives out no story of others.
+                // A client that comes and goes without a token drives out no event log of others.
                 false => Ending::of_stranger(),
             };
             self.remove(&session, ending, Some(later(now, self.options.resume_window)));
@@ -456,7 +456,7 @@ mod tests {
         let listed_before = vec![fresh.clone(), session.clone()];
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
-        // Whoever has listed both just before calls one client, and not twice.
+        // A caller that has listed both just before calls one client, and not twice.
         assert_eq!(without_claims(listed_before), [session]);
         assert_eq!(without_claims(vec![fresh.clone()]), std::slice::from_ref(&fresh), "it stands for the other one");
         assert_eq!(

@@ -73,22 +73,22 @@ impl TopicOptions {
     }
 
     /// Keeps the last `messages_max` messages of each topic, none longer than `time_to_live`, and no more than
-    /// [`Self::history_bytes_max`]: a client that says how far it was gets what it missed.
+    /// [`Self::history_bytes_max`]. A client that sends its last position gets what it missed.
     ///
-    /// What one recovery brings must find room in the session's log
+    /// The messages of one recovery must find room in the session's log
     /// ([`SessionOptions::log`](crate::SessionOptions::log), 1,000 messages unless chosen otherwise). A client that is
-    /// further behind gets it in parts, as it handles them: with
-    /// [`Client::subscribe_from`](crate::Client::subscribe_from), after a lost session, and after a gap. A client of another
-    /// library that does not ask for parts gets nothing then, so a server warns when it is built with a history that is
-    /// longer than the log.
+    /// further back gets them in parts, as it handles them: with
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from), after a lost session, and after a gap. A client of
+    /// another library that does not ask for parts gets nothing then, so a server warns when it is built with a history
+    /// that is longer than the log.
     ///
-    /// Where a topic stands is known for 24 hours after its last message is too old, for 65,536 topics at most: a client
-    /// that has that one is told that it misses nothing.
+    /// The position of a topic is kept for 24 hours after its last message is too old, for 65,536 topics at most: a
+    /// client that has this message is told that it misses nothing.
     ///
-    /// Of a topic with history the messages go in the order of their offsets: each as
+    /// The messages of a topic with history go in the order of their offsets: each as
     /// [`Priority::Normal`](super::Priority::Normal), and [`Class::Latest`](super::Class::Latest) as `Tracked`.
     ///
-    /// No messages, or no time for any, is no history: nothing is kept, and no receipt says so.
+    /// With 0 messages, or no time, there is no history: nothing is kept, and no receipt says that something is.
     pub fn history(mut self, messages_max: usize, time_to_live: Duration) -> Self {
         let bytes = self.history.map_or(HISTORY_BYTES_MAX, |history| history.bytes);
         let bounds = HistoryBounds { messages: messages_max, bytes, time_to_live: Some(time_to_live) };
@@ -106,12 +106,12 @@ impl TopicOptions {
         self
     }
 
-    /// Only the newest message of each topic counts: it is kept for as long as the server runs, sent to
-    /// whoever subscribes to the topic by its name, and takes the place of older ones that still wait for a client. In
-    /// place of [`Self::history`].
+    /// Only the newest message of each topic counts. It is kept for as long as the server runs, is sent to each new
+    /// subscriber of the topic by name, and replaces older ones that still wait for a client. In place of
+    /// [`Self::history`].
     ///
-    /// Who subscribes by a wildcard is sent what is published from then on, and no value of before: neither at first nor
-    /// after a lost session. It is to subscribe to the topics of which it wants the value by their names.
+    /// A subscriber by wildcard gets what is published from then on, and no earlier value, neither at first nor after a
+    /// lost session. To get the value of a topic, subscribe to it by name.
     pub fn latest_only(mut self) -> Self {
         self.history = Some(HistoryBounds { messages: 1, bytes: usize::MAX, time_to_live: None });
         self.latest_only = true;
@@ -125,9 +125,9 @@ impl TopicOptions {
         self
     }
 
-    /// Who subscribes to such a topic by its name is present: [`Server::presence`](crate::Server::presence) says
-    /// who, and subscribers are told of changes ([`PresenceChange`](super::PresenceChange)). Whoever subscribes by
-    /// a wildcard watches unseen. Default: no.
+    /// A subscriber of such a topic by name is present: [`Server::presence`](crate::Server::presence) lists them, and
+    /// subscribers are told of changes ([`PresenceChange`](super::PresenceChange)). A subscriber by wildcard watches
+    /// unseen. Default: no.
     ///
     /// Each change goes to all subscribers: n who come cost n² messages.
     pub fn presence(mut self, shown: bool) -> Self {
@@ -141,10 +141,10 @@ impl TopicOptions {
         self
     }
 
-    /// Clients that this hook lets in may subscribe. The text of a refusal goes to the client.
+    /// Clients may subscribe if this hook allows it. The text of a refusal goes to the client.
     ///
-    /// Asked at each subscribing, also when a client subscribes again after it has lost its session; not while
-    /// a session lives or resumes, and not when the server subscribes a session.
+    /// It runs at each subscription, also when a client subscribes again after a lost session. It does not run while a
+    /// session lives or resumes, or when the server subscribes a session.
     pub fn authorize<F, Fut, E>(mut self, hook: F) -> Self
     where
         F: Fn(SubscribeRequest) -> Fut + Send + Sync + 'static,

@@ -1,8 +1,8 @@
 //! Tells the subscribers of topics who has come and who has gone.
 //!
 //! Changes are noted where they happen, and told by a task of their own, which lets others run every so many pushes: to
-//! tell n sessions of n changes takes n² pushes, and whoever leaves must not wait for them. What one member does before
-//! it is told is told as one change. While many sessions end at once nothing is told, so that of all that leave
+//! tell n sessions of n changes takes n² pushes, and a member that leaves must not wait for them. What one member does
+//! before it is told is told as one change. While many sessions end at once nothing is told, so that of all that leave
 //! together none is told of another.
 
 use std::{
@@ -72,7 +72,7 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// Whoever tells has been dropped with its runtime: the next one goes on.
+/// The task that tells has been dropped with its runtime: the next one goes on.
 struct Running(Option<Arc<Telling>>);
 
 impl Drop for Running {
@@ -164,7 +164,7 @@ impl Hub {
             let mut kept = topic.kept.lock();
             let changes = last_of_each(std::mem::take(&mut kept.untold));
             let listeners: Vec<(Session, u64)> = match &kept.roster {
-                // Whoever came after a change knows it, or was it.
+                // A member that came after a change knows it, or was it.
                 Some(roster) => {
                     self.subscribers(name).into_iter().map(|s| (s.clone(), roster.entered(s.id()))).collect()
                 }
@@ -225,7 +225,7 @@ impl Hub {
         Ok(RosterReply { generation: presence.generation, members, more })
     }
 
-    /// Who is in a topic.
+    /// The members of a topic.
     pub(crate) fn presence(&self, topic: &str) -> Result<Presence, TopicError> {
         Ok(self.roster(topic, None, usize::MAX, true)?.0)
     }
@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(hub.telling.state.lock().topics.len(), 0);
     }
 
-    /// Whoever tells very many lets others run.
+    /// A task that tells very many lets others run.
     #[tokio::test]
     async fn telling_takes_turns() {
         let mut pauses = 0;

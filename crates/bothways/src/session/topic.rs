@@ -30,7 +30,7 @@ pub enum TopicError {
         /// Its segments.
         segments: usize,
     },
-    /// As many sessions subscribe to the topic as its options let.
+    /// The topic has as many subscribers as its options allow.
     #[error("{subscribers} sessions subscribe to the topic already, and no more may")]
     Full {
         /// How many.
@@ -42,13 +42,13 @@ pub enum TopicError {
         /// How many.
         subscriptions: usize,
     },
-    /// What a client's subscriptions take has reached the session's bound.
+    /// The client's subscriptions have reached the session's bound in bytes.
     #[error("the subscriptions of the session take {bytes} bytes already, and may take no more")]
     TooManySubscriptionBytes {
         /// How many.
         bytes: usize,
     },
-    /// What all subscriptions of the server take has reached its bound.
+    /// All subscriptions of the server have reached its bound in bytes.
     #[error("the subscriptions at this server take {bytes} bytes already, and may take no more")]
     ServerSubscriptionsFull {
         /// How many.
@@ -60,8 +60,7 @@ pub enum TopicError {
         /// How many.
         wildcards: usize,
     },
-    /// The client, or its user, has made so many topics of which the server keeps who is present that others would find
-    /// no room.
+    /// The client, or its user, has created so many topics with presence or history that others would find no room.
     #[error("{topics} topics are kept for this client already, and others need the room that is left")]
     TooManyTopicsMade {
         /// How many.
@@ -335,8 +334,8 @@ pub(super) fn bytes_of(pattern: &str) -> usize {
     }
 }
 
-/// Who subscribes to what: topics by name, and a tree of segments of the patterns that have wildcards. `S` names a
-/// subscriber.
+/// The subscribers of each topic: topics by name, and a tree of segments of the patterns that have wildcards. `S` names
+/// a subscriber.
 #[derive(Debug)]
 pub(super) struct Subscriptions<S> {
     topics: HashMap<Arc<str>, HashSet<S>>,
@@ -600,7 +599,7 @@ mod tests {
         }
     }
 
-    /// Who subscribes is not compared with all who do: a crowd would take the square of its number.
+    /// A new subscriber is not compared with all others: a crowd would take the square of its number.
     #[test]
     fn a_subscriber_comes_and_goes_at_the_same_price_in_a_crowd() {
         const CROWD: u32 = 10_000;

@@ -139,7 +139,7 @@ impl User {
             .filter(|session| session.handles(call.service_path, call.service_method))
             .partition(Session::takes_calls);
         if callees.is_empty() {
-            // Whoever is being let in may be about to come back to one of the user's sessions: called only if
+            // A client that is being let in may be about to come back to one of the user's sessions: called only if
             // there is no other, or the same client would be called twice.
             let being_let_in = |session: &Session| session.connection().is_some_and(|c| c.is_being_let_in());
             callees = others.into_iter().filter(being_let_in).collect();
@@ -172,7 +172,7 @@ impl Caller for User {
     /// # Errors
     /// As of a call to a [`Session`], and
     /// - [`CallError::NoClient`]: the user has no session, not this device, or fewer sessions than the quorum.
-    /// - [`CallError::NotSupported`]: no client of the user takes such a call.
+    /// - [`CallError::NotSupported`]: no client of the user accepts this call.
     /// - [`CallError::NoQuorum`]: too few succeeded.
     ///
     /// In the first two nothing was sent.
@@ -184,7 +184,7 @@ impl Caller for User {
             CallPolicy::All { quorum } => *quorum,
             _ => 1,
         };
-        // Whoever is not done when this returns is dropped with it, and so cancelled.
+        // Calls that are not done when this returns are dropped with it, and so cancelled.
         let mut calls = call_each(&callees, call);
         let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
         let mut left = callees.len();

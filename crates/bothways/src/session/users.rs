@@ -41,8 +41,8 @@ impl Users {
         users.get(name).map(|theirs| theirs.sessions.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// Makes the table say of this user and this session what the session itself says now. Whoever has changed that
-    /// comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
+    /// Makes the table say of this user and this session what the session itself says now. The caller that has changed
+    /// that comes here after it, so that the last of several who race leaves the truth: a session that ends while it is
     /// being bound is nobody's, and one that is bound twice at once is found under one name, once.
     pub(super) fn settle(&self, session: &Session, user: &Arc<str>) {
         // Nobody is woken while a table is locked.
@@ -88,7 +88,7 @@ impl Users {
             if state.is_of(user) {
                 state.charge(Some(Arc::clone(&account)));
                 drop(state);
-                // Whoever waits for room there waits for the others to make some, too.
+                // A sender that waits for room there waits for the others to make some, too.
                 lock::wake(Wake::Of(Arc::clone(&session.inner) as Arc<dyn Changes>));
             }
         }

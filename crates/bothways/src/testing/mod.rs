@@ -5,8 +5,8 @@
 //! | `mod.rs` | [`run`], a clock that jumps; [`Network`], a server and its clients |
 //! | `wire.rs` | [`Wire`], what lies between a client and its server, and how it breaks |
 //!
-//! Nothing in the server or the client is replaced: between the two stands a relay that understands frames, so
-//! that a test says *where* something breaks: behind the seventh push, or in the middle of a frame.
+//! Nothing in the server or the client is replaced: between the two stands a relay that understands frames, so that a
+//! test says *where* something breaks: after the seventh push, or in the middle of a frame.
 //!
 //! An application whose clients must see every order, whatever their network does:
 //!

@@ -27,10 +27,11 @@ pub enum Direction {
     ToClient,
 }
 
-/// A way to a server, for one client. Whatever connects to its [`address`](Self::address) talks to the server, until
-/// the test says otherwise. Dropping it cuts it for good.
+/// A way to a server, for one client. A client that connects to its [`address`](Self::address) talks to the server,
+/// until the test says otherwise. Dropping it cuts it for good.
 ///
-/// A cut loses what has not passed the wire; what has passed, each side still reads before it sees the end.
+/// A cut loses the bytes that have not passed the wire. Each side still reads the bytes that have passed before it sees
+/// the end.
 #[derive(Debug)]
 pub struct Wire {
     address: String,
@@ -132,13 +133,12 @@ impl Wire {
         self.break_at(Direction::ToClient, Break { of_pushes: true, frames: pushes, bytes: None });
     }
 
-    /// Cuts the connection when so many more frames of whatever kind have passed in this direction. Zero cuts at
-    /// once.
+    /// Cuts the connection when so many more frames of any kind have passed in this direction. Zero cuts at once.
     pub fn cut_after_frames(&self, direction: Direction, frames: u64) {
         self.break_at(direction, Break { of_pushes: false, frames, bytes: None });
     }
 
-    /// Cuts the connection in the next frame in this direction, behind so many of its bytes, but before its last.
+    /// Cuts the connection in the next frame in this direction, after so many of its bytes, but before its last.
     pub fn cut_inside_frame(&self, direction: Direction, bytes: usize) {
         self.break_at(direction, Break { of_pushes: false, frames: 0, bytes: Some(bytes) });
     }
@@ -153,8 +153,8 @@ impl Wire {
         self.change(|state| state.refuses = false);
     }
 
-    /// The client reads nothing any more, as if its process stood still, until [`thaw`](Self::thaw). What it sends
-    /// still passes. Some 64 KiB fit into the wire, then the server's socket is full.
+    /// The client stops reading, as if its process were suspended, until [`thaw`](Self::thaw). What it sends still
+    /// passes. About 64 KiB fit into the wire, then the server's socket is full.
     pub fn freeze_reader(&self) {
         self.change(|state| state.frozen = true);
     }
@@ -164,15 +164,15 @@ impl Wire {
         self.change(|state| state.frozen = false);
     }
 
-    /// Loses the next `count` acknowledgements of the client. What became of a message that was not handled is said
-    /// once a connection: an acknowledgement that says it is lost together with its connection.
+    /// Loses the next `count` acknowledgements of the client. A failed message is reported once on each connection: an
+    /// acknowledgement that reports one is lost together with its connection.
     pub fn drop_ack(&self, count: u64) {
         self.change(|state| state.acks_to_drop = count);
     }
 
-    /// When the client next claims its session, somebody else claims it too, with the same secret and over a
-    /// connection of their own that nobody reads: a claim that was repeated on its way, or a stolen one. Whom the
-    /// server hears last has the session; the client comes back to it.
+    /// When the client next claims its session, a second connection that nobody reads claims it too, with the same
+    /// secret: a claim that was repeated on its way, or a stolen one. The last claim that the server reads gets the
+    /// session; the client comes back to it.
     pub fn claim_twice(&self) {
         self.change(|state| state.claims_to_double = 1);
     }

@@ -55,7 +55,7 @@ impl Network {
         }
     }
 
-    /// True if the part behind `@` is `host:port`.
+    /// True if the part after `@` is `host:port`.
     fn has_port(self) -> bool {
         matches!(self, Self::Tcp | Self::Tcp4 | Self::Tcp6 | Self::Tls)
     }
@@ -94,12 +94,12 @@ pub struct Address {
 }
 
 impl Address {
-    /// What stands in front of `@`.
+    /// The part in front of `@`.
     pub fn network(&self) -> Network {
         self.network
     }
 
-    /// What stands behind `@`: `host:port`, a path or a name.
+    /// The part after `@`: `host:port`, a path or a name.
     pub fn target(&self) -> &str {
         &self.target
     }

@@ -8,7 +8,7 @@
 pub enum BoundListener {
     /// On a TCP port.
     Tcp(std::net::TcpListener),
-    /// On a file, which stays when the listening ends: it belongs to the one who made it.
+    /// On a file, which stays when the listening ends: it belongs to the process that made it.
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixListener),
 }

@@ -17,8 +17,7 @@ use crate::{clock::after, error::ConnectError};
 /// Dropping the future gives up and leaves nothing behind.
 ///
 /// # Errors
-/// - [`ConnectError::Io`]: nobody listens there, the name is not known, the TLS handshake failed, or the
-///   like.
+/// - [`ConnectError::Io`]: nothing listens there, the name is unknown, the TLS handshake failed, or the like.
 /// - [`ConnectError::NoRuntime`]: sockets need one.
 /// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {

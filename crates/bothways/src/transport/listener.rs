@@ -241,11 +241,11 @@ impl Accepted {
         Ok(self.socket)
     }
 
-    /// Does what must be done before the first frame, within `limit`: the TLS handshake. It is a step of
-    /// its own so that a slow peer holds up nobody but itself; without TLS it is done at once.
+    /// Does what must be done before the first frame, within `limit`: the TLS handshake. It is a step of its own so
+    /// that a slow peer delays only itself; without TLS it is done at once.
     ///
     /// # Errors
-    /// `TimedOut` after `limit`; otherwise what went wrong in the handshake.
+    /// `TimedOut` after `limit`; otherwise the error of the handshake.
     pub async fn handshake(self, limit: Duration) -> io::Result<AnySocket> {
         #[cfg(feature = "tls")]
         if let Some(tls) = self.tls {

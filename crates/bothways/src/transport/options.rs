@@ -55,8 +55,8 @@ impl ListenOptions {
         self
     }
 
-    /// TLS on `tls`, `tcp`, `tcp4` and `tcp6`; on other networks it has no effect, as in rpcx. Default:
-    /// none, and `tls` cannot be listened on.
+    /// TLS on `tls`, `tcp`, `tcp4` and `tcp6`; on other networks it has no effect, as in rpcx. Default: none, so that a
+    /// server cannot listen on `tls`.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: TlsServer) -> Self {
         self.tls = Some(tls);

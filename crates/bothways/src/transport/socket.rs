@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-/// One end of a stream of bytes, as a connection uses it.
+/// One end of a stream of bytes, as a connection needs it.
 ///
 /// Only the connection's own task calls the `poll_` methods. [`try_write`](Self::try_write) may be
 /// called by any thread, one at a time: a caller that finds the connection idle writes at once instead of

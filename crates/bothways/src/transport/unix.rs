@@ -84,7 +84,7 @@ impl Socket for UnixSocket {
         Poll::Ready(ended(SockRef::from(&self.stream).shutdown(Shutdown::Write)))
     }
 
-    /// `unix@` and the path; behind an accepted socket, which has no name, stands a number of its own.
+    /// `unix@` and the path. An accepted socket has no path, and gets a number of its own.
     fn peer(&self) -> String {
         self.peer.to_string()
     }

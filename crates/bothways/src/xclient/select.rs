@@ -333,7 +333,7 @@ mod tests {
             }
         }
 
-        /// Whoever is excluded is not chosen while anybody else is left.
+        /// An excluded server is not chosen while another one is left.
         #[test]
         fn the_excluded_are_not_chosen(excluded in prop::collection::vec(any::<bool>(), 1..8), random in any::<bool>()) {
             let mode = if random { SelectMode::RandomSelect } else { SelectMode::RoundRobin };

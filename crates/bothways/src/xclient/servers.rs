@@ -36,7 +36,7 @@ use crate::{
 
 pub(super) struct Servers {
     options: XClientOptions,
-    /// Where clients are made, whoever needs one first.
+    /// Where clients are made, for the first caller that needs one.
     runtime: Handle,
     /// Clients are made for all servers of a list, not with the first call.
     eager: bool,
@@ -407,10 +407,10 @@ impl Servers {
         let mut list = self.list.write();
         let list = &mut *list;
         let receivers = list.receivers.as_ref()?;
-        // Those that are there are asked by whoever called; only those that are made later ask by themselves.
+        // The caller asks those that are there; only those that are made later ask by themselves.
         let asking = |slot: &Arc<Slot>| {
             let client = slot.client(self, receivers, &list.topics).ok()?;
-            // In line while the list is locked: whatever is asked next is behind it at every server.
+            // In line while the list is locked: the next request comes after it at every server.
             let subscribing = client.begin_subscribe(topic);
             Some((slot.address.clone(), (client, subscribing)))
         };
@@ -635,7 +635,7 @@ mod tests {
         list.iter().map(entry).collect()
     }
 
-    /// Who may be called: the last word on each server counts, in the order of their first mention.
+    /// The servers that may be called: the last word on each counts, in the order of their first mention.
     fn model(list: &[Listed]) -> Vec<u8> {
         let mut seen = HashSet::new();
         let first = list.iter().filter(|(n, _)| seen.insert(*n));

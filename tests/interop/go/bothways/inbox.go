@@ -14,7 +14,7 @@ const (
 )
 
 // inbox holds what the server has sent until the application takes it. What is beyond its bounds is not read from the
-// connection, but for pushes that the server does not keep: they are dropped, and counted.
+// connection, except for pushes that the server does not keep: they are dropped, and counted.
 type inbox struct {
 	mutex   sync.Mutex
 	waiting []waiting

@@ -248,7 +248,7 @@ impl EventLog {
     }
 
     /// What there is to tell: `Some(true)` of something sent, `Some(false)` of a user, a session that was wanted or
-    /// older events that are forgotten, `None` of nothing but a connection.
+    /// older events that are forgotten, `None` of a connection alone.
     pub(in crate::session) fn worth(&self) -> Option<bool> {
         let worth = |record: &Record| match &record.what {
             What::Push(_) | What::Call { .. } | What::Subscribed(_) | What::GapTold(_) => Some(true),

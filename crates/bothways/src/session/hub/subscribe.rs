@@ -35,15 +35,15 @@ enum Place {
     New(Arc<str>),
 }
 
-/// What came of subscribing.
+/// The result of a subscription.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Subscribed {
-    /// Everything that was published behind the position asked from, and has not expired, was sent or is on
-    /// its way, in parts if it is more than the session's log holds: all of it. False if no position was asked from. Of a topic of which only the
-    /// newest message counts, that one is meant.
+    /// True if every message after the requested position, except for expired ones, was sent or is on its way, in parts
+    /// if the session's log holds less. False if no position was requested. If only the newest message of the topic
+    /// counts, that one is meant.
     pub recovered: bool,
-    /// Where the subscriber stands: everything behind it is coming. A program that goes on from here after a restart keeps
-    /// it until it has handled a message. `None` if the topic has no history, and for a pattern.
+    /// The subscriber's position: every message after it will come. A program that goes on from here after a restart
+    /// keeps it until it has handled a message. `None` if the topic has no history, and for a pattern.
     pub position: Option<Position>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct SubscribeReply {
     pub(crate) epoch: u64,
     pub(crate) offset: u64,
     /// What was missed was sent up to this position, for want of room: the rest is there for who asks from it, once
-    /// some of the former is handled. Who was not subscribed before is not yet.
+    /// some of the former is handled. A client that was not subscribed before is not yet.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) more: bool,
     /// Nothing of what was missed was sent, for want of room: it is there for who asks again later.
@@ -371,7 +371,7 @@ impl Hub {
             && from.is_some_and(|from| sent.meets(from))
             && outcome.recovered
         {
-            // What came in parts, and everything behind it.
+            // What came in parts, and everything after it.
             *since = (*since).min(sent.first);
         }
 
@@ -604,7 +604,7 @@ impl<'a> Missed<'a> {
             let newest = history.newest();
             let is_known = from.is_some_and(|from| from.epoch == head.epoch);
             let unsent = newest.filter(|newest| !had && !is_sent(newest.item.stamp));
-            // Before the newest, so that whoever loses it on the way asks for it again.
+            // Before the newest, so that a client that loses it on the way asks for it again.
             let offset = unsent.map_or(head.offset, |newest| newest.offset - 1);
             return Self {
                 messages: unsent.map(|newest| (newest.offset, &newest.item)).into_iter().collect(),

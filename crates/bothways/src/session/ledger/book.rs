@@ -192,7 +192,7 @@ impl Book {
         }
     }
 
-    /// A message does not reach the client: whoever recovers what it missed is owed it.
+    /// A message does not reach the client: a recovery has to bring it.
     fn note_unsent(&mut self, origin: Origin) {
         if let Origin::Topic(stamp) = origin {
             self.unsent.miss(stamp);
@@ -392,7 +392,7 @@ impl Book {
         }
     }
 
-    /// The client has not got it, and does not get it: whoever tries again is not refused for it.
+    /// The client has not got it, and does not get it: a sender that tries again is not refused for it.
     fn free_key(&mut self, keyed: Option<&Arc<Keyed>>) {
         if let (Some(keyed), Some(hash)) = (keyed, hash_of(keyed)) {
             self.keys.free(hash, Holder::of(keyed));
@@ -608,8 +608,8 @@ impl Book {
         })
     }
 
-    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not
-    /// count: whoever asks for more whenever there is room would ask without end.
+    /// True if something waits that may go on the wire now. What only an acknowledgement sets free does not count: a
+    /// caller that asks for more whenever there is room would ask without end.
     pub(super) fn has_next(&self) -> bool {
         let behind = self.is_behind();
         self.terms.connected
@@ -694,7 +694,7 @@ impl Book {
         self.forget_sent(&sent.entry.class, len);
         self.terms.give_back(len);
         if !matches!(stage, Stage::Handled | Stage::Superseded) {
-            // Whoever tries again is not refused for it. A client that has handled it knows the key by itself.
+            // A sender that tries again is not refused for it. A client that has handled it knows the key by itself.
             self.free_key(sent.entry.keyed.as_ref());
         }
         sent.entry.ticket.advance(stage);
@@ -804,7 +804,7 @@ impl Book {
         (messages, self.tracked_bytes() + self.fire.1 + latest)
     }
 
-    /// Pushes that wait or are not yet handled, but for what the framework tells by itself.
+    /// Pushes that wait or are not yet handled, except for those of the framework itself.
     pub(super) fn unhandled(&self) -> usize {
         let queued = self.queues.iter().flatten().filter_map(|queued| match queued {
             Queued::Entry(entry) => Some(entry),

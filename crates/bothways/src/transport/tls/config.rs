@@ -56,7 +56,7 @@ impl From<rustls::Error> for TlsError {
     }
 }
 
-/// A certificate with its chain, and the private key to it: who this process is.
+/// A certificate with its chain, and its private key: the identity of this process.
 #[derive(Debug)]
 pub struct TlsIdentity {
     chain: Vec<CertificateDer<'static>>,
@@ -231,10 +231,9 @@ impl TlsClient {
         Ok(Arc::new(config.with_client_auth_cert(identity.chain, identity.key)?).into())
     }
 
-    /// A client that takes **any** server for the right one, whatever certificate it shows: what is sent is
-    /// hidden from those who listen only, and not from those who can put themselves in between. It is what
-    /// rpcx's examples do with `InsecureSkipVerify`. For tests; trust the server's certificate itself as
-    /// [`TlsRoots`] instead.
+    /// A client that accepts **any** server, whatever certificate it shows. This hides the traffic from passive
+    /// listeners, but not from an attacker in the middle. rpcx's examples do the same with `InsecureSkipVerify`. For
+    /// tests; trust the server's certificate itself as [`TlsRoots`] instead.
     ///
     /// # Errors
     /// As [`new`](Self::new).
