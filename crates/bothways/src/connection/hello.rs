@@ -382,9 +382,10 @@ fn wait_asked_for(said: &Metadata, key: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use bothways_proto::{Header, Seq, SerializeType};
+    use bothways_proto::{Header, Role, Seq, SerializeType};
 
     use super::*;
+    use crate::connection::alone::alone;
 
     /// A plain server echoes the Hello; any other answer says by its code what it means, and without one by its status.
     #[test]
@@ -409,6 +410,25 @@ mod tests {
                 assert_eq!(retry_after, Duration::from_millis(expected), "{asked}");
             }
         }
+    }
+
+    /// A client is turned away only while its Hello is being checked. One that has been let in since hears the Goodbye
+    /// behind its Welcome.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_been_let_in_is_not_turned_away() {
+        let (server, _far) = alone(Role::Server);
+        let hello = Hello { version: proto::VERSION, capabilities: Capabilities::ALL };
+        let mut said = Metadata::new();
+        hello.put(&mut said);
+        let first = Message::ping(Seq::new(0), &said, &[]);
+        server.shared.state.lock().proto.handle_message(first).expect("it is the first");
+        server.shared.is_checking.store(true, Ordering::Relaxed);
+        let wait = Duration::from_millis(1);
+        assert!(server.turn_away(wait), "it is being checked");
+
+        server.shared.state.lock().proto.on_hello_accepted(&hello, Capabilities::ALL);
+        assert!(!server.turn_away(wait) && server.say_goodbye_for("drain", "", Some(wait)));
+        assert!(server.shared.state.lock().rare().after_welcome.goodbye.is_some());
     }
 
     #[test]

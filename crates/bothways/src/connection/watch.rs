@@ -432,6 +432,28 @@ mod tests {
         assert!(!tick(121, 121), "there was time to read it, and it did not come");
     }
 
+    /// While this side does not read, for whichever reason, what its peer says lies in the socket: nobody is gone.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_not_read_is_not_gone() {
+        let reasons: [fn(&Connection); 4] = [
+            |_| {},
+            |client| client.shared.state.lock().paused = true,
+            |client| client.shared.is_checking.store(true, Ordering::Relaxed),
+            |client| client.shared.note_reading(BEHIND, true),
+        ];
+        for (number, does_not_read) in reasons.into_iter().enumerate() {
+            let (client, _far) = alone(Role::Client);
+            let is_over = |millis| {
+                let moment = client.began() + Duration::from_millis(millis);
+                client.watch(moment, moment);
+                client.is_closed()
+            };
+            assert!(!is_over(15_000), "it is asked for an answer");
+            does_not_read(&client);
+            assert_eq!(is_over(25_000), number == 0, "{number}");
+        }
+    }
+
     const QUIET: Seen = Seen { is_quiet: true, is_long: false };
 
     /// What is due, in a word.
