@@ -46,6 +46,18 @@ impl<F: Future + Unpin> Future for Clocked<'_, F> {
     }
 }
 
+/// Awaits a future that may wait for timers, on any thread: where there is no runtime, in a box of its own and with the
+/// clock of this one. A macro, for a future that is given to a function lies in that of its caller twice.
+macro_rules! anywhere {
+    ($runtime:expr, $future:expr) => {
+        match $crate::clock::is_outside() {
+            false => $future.await,
+            true => $crate::clock::clocked($runtime, Box::pin($future)).await,
+        }
+    };
+}
+pub(crate) use anywhere;
+
 /// The time is over.
 pub(crate) struct Over;
 

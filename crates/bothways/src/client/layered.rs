@@ -4,7 +4,7 @@ use super::{Client, Patience};
 use crate::{
     call::{BoxFuture, Call, CallService},
     caller::RawReply,
-    clock::{clocked, is_outside},
+    clock::anywhere,
     connection::CallTime,
     error::{CallError, PushError},
 };
@@ -17,11 +17,7 @@ impl CallService for Layered {
         let client = self.0.clone();
         Box::pin(async move {
             let raw = call.as_raw();
-            let calling = client.call_noting(&raw, Patience::Connection, |_| {});
-            match is_outside() {
-                false => calling.await,
-                true => clocked(client.runtime(), Box::pin(calling)).await,
-            }
+            anywhere!(client.runtime(), client.call_noting(&raw, Patience::Connection, |_| {}))
         })
     }
 
@@ -29,11 +25,7 @@ impl CallService for Layered {
         let client = self.0.clone();
         Box::pin(async move {
             let raw = push.as_raw();
-            let pushing = client.push_over(Patience::Connection, &raw);
-            match is_outside() {
-                false => pushing.await,
-                true => clocked(client.runtime(), Box::pin(pushing)).await,
-            }
+            anywhere!(client.runtime(), client.push_over(Patience::Connection, &raw))
         })
     }
 }

@@ -61,7 +61,7 @@ use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
-    clock::{after, clocked, is_outside},
+    clock::{after, anywhere},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, ErrorCode, PushError, ReservedName},
@@ -581,10 +581,7 @@ impl Client {
             }
             Ok(CallOptions::new().timeout(left))
         };
-        match is_outside() {
-            false => waiting.await,
-            true => clocked(self.runtime(), Box::pin(waiting)).await,
-        }
+        anywhere!(self.runtime(), waiting)
     }
 
     /// A client that does not negotiate may speak to `_bothways` itself, as any plain rpcx client may.
@@ -733,13 +730,7 @@ struct Over<'a> {
 impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
         let used = |connection: &Connection| *self.used.lock() = Some(connection.id());
-        match is_outside() {
-            false => self.client.call_noting(&call, self.patience, used).await,
-            true => {
-                let calling = self.client.call_noting(&call, self.patience, used);
-                clocked(self.client.runtime(), Box::pin(calling)).await
-            }
-        }
+        anywhere!(self.client.runtime(), self.client.call_noting(&call, self.patience, used))
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
@@ -751,30 +742,25 @@ impl Caller for Over<'_> {
     }
 }
 
+#[expect(clippy::manual_async_fn, reason = "an `async fn` has its arguments twice: as they came, and as they are used")]
 impl Caller for Client {
-    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let layers = self.handle.link.options().layers();
-        if !layers.is_empty() {
-            return Box::pin(layers.call(call, Layered(self.clone()))).await;
-        }
-        match is_outside() {
-            false => self.call_noting(&call, Patience::Connection, |_| {}).await,
-            true => {
-                let calling = self.call_noting(&call, Patience::Connection, |_| {});
-                clocked(self.runtime(), Box::pin(calling)).await
+    fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let layers = self.handle.link.options().layers();
+            if !layers.is_empty() {
+                return Box::pin(layers.call(call, Layered(self.clone()))).await;
             }
+            anywhere!(self.runtime(), self.call_noting(&call, Patience::Connection, |_| {}))
         }
     }
 
-    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        let layers = self.handle.link.options().layers();
-        if !layers.is_empty() {
-            return Box::pin(layers.push(push, Layered(self.clone()))).await;
-        }
-        let pushing = self.push_over(Patience::Connection, &push);
-        match is_outside() {
-            false => pushing.await,
-            true => clocked(self.runtime(), Box::pin(pushing)).await,
+    fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
+        async move {
+            let layers = self.handle.link.options().layers();
+            if !layers.is_empty() {
+                return Box::pin(layers.push(push, Layered(self.clone()))).await;
+            }
+            anywhere!(self.runtime(), self.push_over(Patience::Connection, &push))
         }
     }
 

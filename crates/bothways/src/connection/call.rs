@@ -100,6 +100,7 @@ impl Drop for Forget<'_> {
             && (by_push || state.proto.peer_can(Capabilities::CANCEL))
             && state.outbox.has_room_for_cancels();
         let forgotten = state.outbox.take_dropped();
+        // The payload is the application's, and what it does when it is dropped may look at this connection.
         drop(state);
         drop(forgotten);
         if tell {
@@ -131,16 +132,21 @@ impl State {
     }
 }
 
+#[expect(clippy::manual_async_fn, reason = "an `async fn` has its arguments twice: as they came, and as they are used")]
 impl Caller for Connection {
-    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        self.check_reserved(&call)?;
-        let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
-        self.call_within(&call, time).await
+    fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            self.check_reserved(&call)?;
+            let time = call.options.timeout.map(|timeout| CallTime { left: timeout, end: after(timeout) });
+            self.call_within(&call, time).await
+        }
     }
 
-    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        self.check_reserved(&push)?;
-        self.push_within(&push, push.options.timeout.unwrap_or_default()).await
+    fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
+        async move {
+            self.check_reserved(&push)?;
+            self.push_within(&push, push.options.timeout.unwrap_or_default()).await
+        }
     }
 }
 
@@ -215,6 +221,7 @@ impl Drop for FlushOnDrop {
             // A caller that has not called again by now does something else.
             state.callers_due = 0;
         }
+        // A write takes the lock itself.
         drop(state);
         self.connection.flush();
     }

@@ -4,7 +4,7 @@ use super::XClient;
 use crate::{
     call::{BoxFuture, Call, CallService},
     caller::RawReply,
-    clock::{clocked, is_outside},
+    clock::anywhere,
     error::{CallError, PushError},
 };
 
@@ -16,11 +16,7 @@ impl CallService for Layered {
         let client = self.0.clone();
         Box::pin(async move {
             let raw = call.as_raw();
-            let calling = client.call_by_fail_mode(&raw);
-            match is_outside() {
-                false => calling.await,
-                true => clocked(client.shared.servers.runtime(), Box::pin(calling)).await,
-            }
+            anywhere!(client.shared.servers.runtime(), client.call_by_fail_mode(&raw))
         })
     }
 
@@ -28,11 +24,7 @@ impl CallService for Layered {
         let client = self.0.clone();
         Box::pin(async move {
             let raw = push.as_raw();
-            let pushing = client.push_by_fail_mode(&raw);
-            match is_outside() {
-                false => pushing.await,
-                true => clocked(client.shared.servers.runtime(), Box::pin(pushing)).await,
-            }
+            anywhere!(client.shared.servers.runtime(), client.push_by_fail_mode(&raw))
         })
     }
 }

@@ -138,7 +138,7 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     client::{Client, Common, ConnectionEvent, ConnectionEvents, MessageQueue, ServerMessages},
-    clock::{clocked, is_outside},
+    clock::anywhere,
     codec::{Encode, Payload},
     connection::Connection,
     discovery::{Discovery, Lists, ServerEntry},
@@ -488,28 +488,25 @@ impl<T> Drop for Running<T> {
     }
 }
 
+#[expect(clippy::manual_async_fn, reason = "an `async fn` has its arguments twice: as they came, and as they are used")]
 impl Caller for XClient {
-    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        let layers = &self.shared.servers.options().layers;
-        if !layers.is_empty() {
-            return Box::pin(layers.call(call, Layered(self.clone()))).await;
-        }
-        let calling = self.call_by_fail_mode(&call);
-        match is_outside() {
-            false => calling.await,
-            true => clocked(self.shared.servers.runtime(), Box::pin(calling)).await,
+    fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let layers = &self.shared.servers.options().layers;
+            if !layers.is_empty() {
+                return Box::pin(layers.call(call, Layered(self.clone()))).await;
+            }
+            anywhere!(self.shared.servers.runtime(), self.call_by_fail_mode(&call))
         }
     }
 
-    async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
-        let layers = &self.shared.servers.options().layers;
-        if !layers.is_empty() {
-            return Box::pin(layers.push(push, Layered(self.clone()))).await;
-        }
-        let pushing = self.push_by_fail_mode(&push);
-        match is_outside() {
-            false => pushing.await,
-            true => clocked(self.shared.servers.runtime(), Box::pin(pushing)).await,
+    fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
+        async move {
+            let layers = &self.shared.servers.options().layers;
+            if !layers.is_empty() {
+                return Box::pin(layers.push(push, Layered(self.clone()))).await;
+            }
+            anywhere!(self.shared.servers.runtime(), self.push_by_fail_mode(&push))
         }
     }
 
