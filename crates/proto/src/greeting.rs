@@ -50,6 +50,7 @@ pub enum Greeting {
 
 impl Greeting {
     /// What both sides can do beyond rpcx; `None` for a plain peer, and for one that is not known yet.
+    #[inline]
     pub fn agreed(self) -> Option<Capabilities> {
         match self {
             Self::Welcoming(agreed) | Self::Negotiated(agreed) => Some(agreed),
@@ -59,11 +60,13 @@ impl Greeting {
 
     /// True if the peer waits to be let in, by the answer to its Hello or to its request for a session. What is sent to
     /// it unasked waits for that answer.
+    #[inline]
     pub fn is_pending(self) -> bool {
         matches!(self, Self::HelloPending | Self::Enabling { .. } | Self::Welcoming(_))
     }
 
     /// True if the peer reads what comes unasked, and waits for no answer before it.
+    #[inline]
     pub fn takes_pushes(self) -> bool {
         matches!(self, Self::Plain { listens: true } | Self::Enabled | Self::Negotiated(_))
     }

@@ -165,6 +165,7 @@ impl Driver {
                 Ok(None) => break,
                 Err(error) if self.deframer.is_broken() => return Err(error.into()),
                 Err(error) => {
+                    // Who is told of it may be the application, and its client is answered under the lock.
                     drop(state);
                     self.messages = self.messages.wrapping_add(1);
                     self.connection.pass_over(self.deframer.refused(), error)?;
@@ -595,6 +596,7 @@ fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, c
             return Err(());
         }
     }
+    // The layer above has locks of its own, and sends from there.
     drop(state);
 
     if writable_wanted {

@@ -69,6 +69,7 @@ impl Connection {
         let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
         let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
         state.drain(CloseReason::Goodbye { code, why, reconnect_after });
+        // Those who wait for it are woken without the lock, which they take.
         drop(state);
         self.shared.changed.notify_waiters();
     }

@@ -532,6 +532,7 @@ impl Connection {
             state.rare().late_replies += 1;
             return false;
         };
+        // The caller is woken without the lock: its waker may look at this connection.
         drop(state);
         // Nobody listens if the call's future was dropped this moment.
         let _ = reply.send(answer);

@@ -53,6 +53,7 @@ impl Wake for Shared {
             Driving::Made => {}
             Driving::Task(task) => task.wake_by_ref(),
             Driving::Resting | Driving::Called => {
+                // The task takes the lock when it is made, and, if its runtime shuts down, ends the connection.
                 drop(state);
                 Connection { shared: self }.make_driver();
             }

@@ -16,7 +16,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    clock::{is_outside, timeout_outside},
+    clock::timeout,
     error::{CloseReason, PushError, ReservedName},
 };
 
@@ -335,25 +335,20 @@ impl Connection {
             Err(PushError::Full { .. }) => {}
             done => return done,
         }
+
         let deadline = after(wait);
         loop {
+            // Listened to before the attempt: room that appears behind it wakes this.
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match attempt() {
-                Err(full @ PushError::Full { .. }) => {
-                    let is_over = match is_outside() {
-                        false => tokio::time::timeout_at(deadline, changed).await.is_err(),
-                        true => {
-                            let clock = self.shared.handler.clock().cloned();
-                            timeout_outside(clock, deadline, changed).await.is_err()
-                        }
-                    };
-                    if is_over {
-                        return Err(full);
-                    }
-                }
+            let full = match attempt() {
+                Err(full @ PushError::Full { .. }) => full,
                 done => return done,
+            };
+            let clock = || self.shared.handler.clock().cloned();
+            if timeout(clock, deadline, changed).await.is_err() {
+                return Err(full);
             }
         }
     }
