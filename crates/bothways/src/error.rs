@@ -773,8 +773,8 @@ pub enum AddressError {
         network: String,
         /// The whole text.
         address: String,
-        /// The networks compiled in, separated by commas.
-        known: &'static str,
+        /// The networks of this client or server, separated by commas.
+        known: String,
     },
     /// The part after `@` is wrong for its network.
     #[error("`{address}` is not an address: {why}")]

@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     Limits, Metadata,
-    transport::{Address, Network},
+    transport::Address,
 };
 use bothways_proto::{CompressType, DecodeError, Header, Message, MessageKind, Status, frame_len};
 use bytes::{Bytes, BytesMut};
@@ -437,10 +437,10 @@ async fn proxy(printer: Arc<Printer>, listen: &Address, to: &Address) -> Result<
 /// `host:port` for the system.
 fn tcp_target(address: &Address, no_host: &str) -> Result<String, Failure> {
     match (address.network(), address.host()) {
-        (Network::Tcp | Network::Tcp4 | Network::Tcp6, Some("")) => {
+        ("tcp" | "tcp4" | "tcp6", Some("")) => {
             Ok(format!("{no_host}:{}", address.port().unwrap_or_default()))
         }
-        (Network::Tcp | Network::Tcp4 | Network::Tcp6, _) => Ok(address.target().to_owned()),
+        ("tcp" | "tcp4" | "tcp6", _) => Ok(address.target().to_owned()),
         _ => Err(Failure::usage(format!("cannot look into {address}: only TCP without TLS can be read on its way"))),
     }
 }

@@ -78,16 +78,14 @@ impl PeerArgs {
 
     #[cfg(feature = "tls")]
     fn connect_options(&self) -> Result<ConnectOptions, Failure> {
-        use bothways::transport::{
-            Network,
-            tls::{TlsClient, TlsRoots},
-        };
+        use bothways::transport::tls::{TlsClient, TlsRoots};
+
         let options = ConnectOptions::default().connect_timeout(self.connect_timeout);
         let cannot = |error| Failure::usage(format!("cannot speak TLS: {error}"));
         let tls = match &self.tls_ca {
             Some(path) => TlsRoots::from_pem_file(path).and_then(|roots| TlsClient::new(&roots)).map_err(cannot)?,
             None if self.tls_insecure => TlsClient::dangerously_trusting_any_server().map_err(cannot)?,
-            None if self.address.network() == Network::Tls => {
+            None if self.address.network() == "tls" => {
                 return Err(Failure::usage(format!("{}: nothing says whom to trust", self.address))
                     .hint("name the certificate of the server, or of who signed it, with --tls-ca FILE"));
             }

@@ -56,7 +56,7 @@ use crate::{
     connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
-    transport::{self, Address},
+    transport::{Address, AnySocket},
 };
 
 pub(super) struct Link {
@@ -703,7 +703,7 @@ impl Keeper {
     async fn attempt(&self, link: &Link) -> Tried {
         let opening = async {
             let token = self.token(link).await?;
-            Ok((token, transport::connect(&link.address, link.options.connect()).await?))
+            Ok((token, link.options.transports().connect(&link.address, link.options.connect()).await?))
         };
         let (token, socket) = tokio::select! {
             opened = opening => match opened {
@@ -783,7 +783,7 @@ impl Keeper {
         Err(ConnectError::Credentials { address: link.address.to_string(), why })
     }
 
-    fn start(&self, link: &Link, token: Option<Arc<str>>, socket: transport::AnySocket) -> Connection {
+    fn start(&self, link: &Link, token: Option<Arc<str>>, socket: AnySocket) -> Connection {
         let hello = link.options.negotiates().then(|| {
             let mut hello = self.handler.memory.hello();
             if let Some(token) = &token {

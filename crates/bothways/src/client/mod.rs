@@ -68,7 +68,7 @@ use crate::{
     handler::{Context, Request},
     router::Router,
     session::{Position, Presence, Subscribed},
-    transport::{Address, AnySocket},
+    transport::AnySocket,
 };
 
 /// What the clients of several servers have together.
@@ -176,7 +176,7 @@ impl Client {
         common: Common,
         topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
-        let address: Address = address.parse()?;
+        let address = options.transports().address(address)?;
         in_a_runtime()?;
         handlers.warn_of_problems();
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());

@@ -12,7 +12,7 @@ use crate::{
     options::{Heartbeat, QueueBound},
     packing::Room,
     reply::BoxFuture,
-    transport::ConnectOptions,
+    transport::{ConnectOptions, Transport, Transports},
 };
 
 /// Which connections a client makes again by itself.
@@ -67,6 +67,7 @@ pub struct ClientOptions {
     backoff_max: Duration,
     queue: QueueBounds,
     layers: CallLayers,
+    transports: Transports,
 }
 
 impl Default for ClientOptions {
@@ -97,6 +98,7 @@ impl Default for ClientOptions {
                 tracked_bytes_max: 16 << 20,
             },
             layers: CallLayers::default(),
+            transports: Transports::default(),
         }
     }
 }
@@ -294,6 +296,12 @@ impl ClientOptions {
         self
     }
 
+    /// A way to connect that is not built in, for addresses of its networks.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transports.add(transport);
+        self
+    }
+
     /// How to connect: time limit, keep-alive of the system, TLS.
     pub fn connect_options(mut self, options: ConnectOptions) -> Self {
         self.connect = options;
@@ -308,6 +316,15 @@ impl ClientOptions {
     pub(crate) fn wrap_in(&mut self, outer: &CallLayers) {
         let inner = std::mem::replace(&mut self.layers, outer.clone());
         self.layers.add_all(&inner);
+    }
+
+    pub(crate) fn transports(&self) -> &Transports {
+        &self.transports
+    }
+
+    /// Has these too; they count more than its own.
+    pub(crate) fn add_transports(&mut self, transports: &Transports) {
+        self.transports.add_all(transports);
     }
 
     pub(crate) fn new_queue(&self) -> (MessageQueue, ServerMessages) {

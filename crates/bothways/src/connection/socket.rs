@@ -63,9 +63,9 @@ impl SocketSlot {
         self.with(|socket| socket.poll_shutdown(cx)).unwrap_or_else(over)
     }
 
-    /// True for a socket of the system: the end of its runtime wakes it.
+    /// True if the socket wakes an idle connection, also by the end of its runtime.
     pub(super) fn can_rest(&self) -> bool {
-        self.with(AnySocket::can_rest).unwrap_or(false)
+        self.with(Socket::can_rest).unwrap_or(false)
     }
 
     /// Waits for something to read, without reading. `None`: no socket that can.

@@ -17,7 +17,7 @@ use crate::{
     calm::{Said, tell},
     connection::Connection,
     error::ServeError,
-    transport::{Accepted, Address, AnySocket, BoundListener, Closable, Listener},
+    transport::{Accepted, AnySocket, BoundListener, Closable, Listener},
 };
 
 /// Connections that are looked at before others have their turn.
@@ -75,8 +75,8 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     if shared.is_stopping() {
         return Err(ServeError::ShutDown);
     }
-    let address: Address = address.parse()?;
-    let listener = Listener::bind(&address, &shared.listen).await?;
+    let address = shared.transports.address(address)?;
+    let listener = shared.transports.bind(&address, &shared.listen).await?;
     begin_listening(server, listener)
 }
 

@@ -27,7 +27,7 @@ use crate::{
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
     session::{Registry, Rules, SessionOptions, Setup, TopicError, TopicOptions},
-    transport::ListenOptions,
+    transport::{ListenOptions, Transport, Transports},
 };
 
 /// Decides whether a request may run.
@@ -72,6 +72,7 @@ pub struct ServerBuilder {
     hooks: Hooks,
     options: ServerOptions,
     listen: ListenOptions,
+    transports: Transports,
     admin: Option<AdminOptions>,
     rules: Rules,
     cancel_on_disconnect: bool,
@@ -86,6 +87,7 @@ impl ServerBuilder {
             hooks: Hooks::default(),
             options: ServerOptions::default(),
             listen: ListenOptions::default(),
+            transports: Transports::default(),
             admin: None,
             rules: Rules::default(),
             cancel_on_disconnect: false,
@@ -278,6 +280,12 @@ impl ServerBuilder {
         self
     }
 
+    /// A way to listen that is not built in, for addresses of its networks.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transports.add(transport);
+        self
+    }
+
     /// How to listen: backlog, keep-alive of the system, TLS.
     pub fn listen_options(mut self, options: ListenOptions) -> Self {
         self.listen = options;
@@ -353,6 +361,7 @@ impl ServerBuilder {
                 hooks: self.hooks,
                 settings: Arc::new(settings),
                 listen: self.listen,
+                transports: self.transports,
                 connections_max: limits.connections_max,
                 admission: Admission::new(&options.admission),
                 calls_per_user_max: limits.calls_per_user_max,

@@ -39,7 +39,7 @@ use crate::{
     peer,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
-    transport::{Accepted, Address, Closable, Listener, Listeners, Network},
+    transport::{Accepted, Address, Closable, Listeners},
 };
 
 /// Connections that have shown the token: operators and their tools. Strangers have places of their own.
@@ -344,11 +344,14 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     if shared.is_stopping() {
         return Err(ServeError::ShutDown);
     }
-    let parsed: Address = address.parse()?;
+    let parsed = shared.transports.address(address)?;
+    if shared.transports.is_own(&parsed) {
+        return Err(refuse("nobody knows who reads along there: the token takes built-in transports only"));
+    }
     if !is_local(&parsed) && !shared.listen.has_tls() {
         return Err(refuse("other machines reach it: the token needs TLS there (`ListenOptions::tls`)"));
     }
-    let listener = Listener::bind(&parsed, &shared.listen).await?;
+    let listener = shared.transports.bind(&parsed, &shared.listen).await?;
     let local = listener.local_address().to_owned();
     start_watch(shared);
     let router = admin::add_routes(Router::new(), Arc::clone(door), Arc::downgrade(shared));
@@ -365,7 +368,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
 /// True if only programs on this machine can connect.
 fn is_local(address: &Address) -> bool {
     match address.network() {
-        Network::Unix | Network::Memory => true,
+        "unix" | "memory" => true,
         _ => match address.host() {
             Some("localhost") => true,
             Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),

@@ -69,7 +69,7 @@ use crate::{
     router::Router,
     session::{Explanation, Presence, Push, Receipt, Registry, SendError, Session, SessionId, Target, User},
     shrink::is_sparse,
-    transport::{AnySocket, BoundListener, ListenOptions, Listeners},
+    transport::{AnySocket, BoundListener, ListenOptions, Listeners, Transports},
 };
 
 /// A server: services on one or more addresses, and its clients. A clone is the same server.
@@ -94,6 +94,7 @@ struct Shared {
     hooks: Hooks,
     settings: Arc<Settings>,
     listen: ListenOptions,
+    transports: Transports,
     connections_max: usize,
     admission: Admission,
     calls_per_user_max: Option<usize>,

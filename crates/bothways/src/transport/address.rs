@@ -5,9 +5,8 @@ use std::{fmt, net::IpAddr, net::SocketAddr, str::FromStr};
 use crate::error::AddressError;
 
 /// How bytes travel to an address.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum Network {
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Network {
     /// TCP over IPv4 or IPv6. With TLS if the options bring a TLS configuration, as in rpcx.
     Tcp,
     /// TCP over IPv4 only.
@@ -20,6 +19,8 @@ pub enum Network {
     Unix,
     /// A pipe within this process. rpcx's name for it, `memu`, is understood too.
     Memory,
+    /// A network of a transport of the application's.
+    Other(Box<str>),
 }
 
 impl Network {
@@ -33,8 +34,8 @@ impl Network {
         ("memu", Self::Memory),
     ];
 
-    /// The networks of this build, for people.
-    const KNOWN: &'static str = match (cfg!(feature = "tls"), cfg!(unix)) {
+    /// The built-in networks, for people.
+    pub(super) const KNOWN: &'static str = match (cfg!(feature = "tls"), cfg!(unix)) {
         (true, true) => "tcp, tcp4, tcp6, tls, unix, memory",
         (true, false) => "tcp, tcp4, tcp6, tls, memory",
         (false, true) => "tcp, tcp4, tcp6, unix, memory (tls needs the feature `tls`)",
@@ -42,28 +43,26 @@ impl Network {
     };
 
     /// The name in front of `@`.
-    pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, network)| *network == self).map_or("", |(name, _)| name)
+    fn name(&self) -> &str {
+        match self {
+            Self::Other(name) => name,
+            known => Self::NAMES.iter().find(|(_, network)| network == known).map_or("", |(name, _)| name),
+        }
     }
 
-    fn from_name(name: &str) -> Option<Self> {
-        let (_, network) = Self::NAMES.iter().find(|(known, _)| *known == name)?;
-        match network {
-            Self::Tls if !cfg!(feature = "tls") => None,
-            Self::Unix if !cfg!(unix) => None,
-            network => Some(*network),
+    fn from_name(name: &str) -> Self {
+        let known = Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, network)| network.clone());
+        match known {
+            Some(Self::Tls) if !cfg!(feature = "tls") => Self::Other(name.into()),
+            Some(Self::Unix) if !cfg!(unix) => Self::Other(name.into()),
+            Some(network) => network,
+            None => Self::Other(name.into()),
         }
     }
 
     /// True if the part after `@` is `host:port`.
-    fn has_port(self) -> bool {
+    fn has_port(&self) -> bool {
         matches!(self, Self::Tcp | Self::Tcp4 | Self::Tcp6 | Self::Tls)
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -77,11 +76,15 @@ impl fmt::Display for Network {
 /// Behind `unix` stands a path; on Linux, `@name` is a name in the abstract namespace, which leaves
 /// no file. Behind `memory` stands any name.
 ///
+/// Any other network is a name of letters, digits, `+`, `-` and `.`, and behind it stands what its
+/// [`Transport`](super::Transport) makes of it. Whether a client or a server has that transport is seen when it
+/// connects or listens.
+///
 /// ```
-/// use bothways::transport::{Address, Network};
+/// use bothways::transport::Address;
 ///
 /// let address: Address = "tcp@[::1]:8972".parse()?;
-/// assert_eq!(address.network(), Network::Tcp);
+/// assert_eq!(address.network(), "tcp");
 /// assert_eq!(address.host(), Some("::1"));
 /// assert_eq!(address.port(), Some(8972));
 /// assert_eq!("127.0.0.1:8972".parse::<Address>()?.to_string(), "tcp@127.0.0.1:8972");
@@ -94,9 +97,13 @@ pub struct Address {
 }
 
 impl Address {
-    /// The part in front of `@`.
-    pub fn network(&self) -> Network {
-        self.network
+    /// The part in front of `@`, or `tcp`; `memory` for rpcx's name `memu`.
+    pub fn network(&self) -> &str {
+        self.network.name()
+    }
+
+    pub(super) fn kind(&self) -> &Network {
+        &self.network
     }
 
     /// The part after `@`: `host:port`, a path or a name.
@@ -128,7 +135,12 @@ impl Address {
     pub(super) fn with_port(&self, port: u16) -> Self {
         let host = self.host().unwrap_or_default();
         let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Self { network: self.network, target: target.into() }
+        Self { network: self.network.clone(), target: target.into() }
+    }
+
+    /// No transport has its network.
+    pub(super) fn unknown(&self, known: String) -> AddressError {
+        AddressError::UnknownNetwork { network: self.network().to_owned(), address: self.to_string(), known }
     }
 }
 
@@ -141,7 +153,7 @@ impl From<SocketAddr> for Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.network, self.target)
+        write!(f, "{}@{}", self.network(), self.target)
     }
 }
 
@@ -150,20 +162,21 @@ impl FromStr for Address {
 
     fn from_str(address: &str) -> Result<Self, AddressError> {
         let (name, target) = address.split_once('@').unwrap_or(("tcp", address));
-        let network = Network::from_name(name).ok_or_else(|| AddressError::UnknownNetwork {
-            network: name.to_owned(),
-            address: address.to_owned(),
-            known: Network::KNOWN,
-        })?;
-        match check(network, target) {
+        let network = Network::from_name(name);
+        match check(&network, target) {
             Ok(()) => Ok(Self { network, target: target.into() }),
             Err(why) => Err(AddressError::Malformed { address: address.to_owned(), why }),
         }
     }
 }
 
-fn check(network: Network, target: &str) -> Result<(), &'static str> {
+fn check(network: &Network, target: &str) -> Result<(), &'static str> {
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
     match network {
+        Network::Other(name) if name.is_empty() || !name.chars().all(is_of_a_name) => {
+            return Err("the network, in front of `@`, is a name of letters, digits, `+`, `-` and `.`");
+        }
+        Network::Other(_) => return Ok(()),
         Network::Unix if target.is_empty() => return Err("the path is missing, as in `unix@/run/chat.sock`"),
         Network::Unix if target.contains('\0') => return Err("a path has no zero bytes"),
         Network::Memory if target.is_empty() => return Err("the name is missing, as in `memory@chat`"),
@@ -224,7 +237,7 @@ mod tests {
             ("memu@chat", Network::Memory, None, None, "memory@chat"),
         ] {
             let address: Address = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!((address.network(), address.host(), address.port()), (network, host, port), "{text}");
+            assert_eq!((address.kind(), address.host(), address.port()), (&network, host, port), "{text}");
             assert_eq!(address.to_string(), shown, "{text}");
             assert_eq!(shown.parse(), Ok(address), "{text}");
         }
@@ -235,7 +248,7 @@ mod tests {
     fn behind_unix_stands_any_path() {
         for path in ["/run/a socket.sock", "relative.sock", "@abstract", "/a@b:c"] {
             let address: Address = format!("unix@{path}").parse().expect("a path");
-            assert_eq!((address.network(), address.target()), (Network::Unix, path));
+            assert_eq!((address.network(), address.target()), ("unix", path));
         }
     }
 
@@ -243,15 +256,19 @@ mod tests {
     #[test]
     fn tls_has_a_host_and_a_port() {
         let address: Address = "tls@example.org:8972".parse().expect("an address");
-        assert_eq!((address.network(), address.host()), (Network::Tls, Some("example.org")));
+        assert_eq!((address.network(), address.host()), ("tls", Some("example.org")));
     }
 
+    /// Its transport, if there is one, knows what stands behind it.
     #[test]
-    fn an_unknown_network_is_named_with_those_known() {
-        let error = "quic@127.0.0.1:8972".parse::<Address>().expect_err("no such network");
-        let AddressError::UnknownNetwork { network, address, known } = error else { panic!("{error}") };
-        assert_eq!((network.as_str(), address.as_str()), ("quic", "quic@127.0.0.1:8972"));
-        assert!(known.contains("tcp6") && known.contains("memory"), "{known}");
+    fn behind_another_network_stands_anything() {
+        for (text, network, target) in
+            [("exec@/bin/worker --fast", "exec", "/bin/worker --fast"), ("x-1.y+z@", "x-1.y+z", ""), ("a@b@c", "a", "b@c")]
+        {
+            let address: Address = text.parse().expect("an address");
+            assert_eq!((address.network(), address.target()), (network, target));
+            assert_eq!((address.host(), address.port(), address.to_string()), (None, None, text.to_owned()));
+        }
     }
 
     #[test]
@@ -275,6 +292,8 @@ mod tests {
             ("tcp4@[::1]:1", "IPv4 addresses only"),
             ("tcp6@127.0.0.1:1", "IPv6 addresses only"),
             ("memory@", "name is missing"),
+            ("@localhost:1", "in front of `@`"),
+            ("http://user@localhost:1", "in front of `@`"),
         ] {
             let error = text.parse::<Address>().expect_err(text);
             let AddressError::Malformed { address, why } = error else { panic!("{text}: {error}") };
@@ -293,7 +312,7 @@ mod tests {
     proptest::proptest! {
         /// Whatever the text: an error or an address, never a panic; and an address can be asked.
         #[test]
-        fn any_text_is_an_address_or_an_error(text in "(tcp@|tls@|unix@|memory@)?[\\[\\]:@0-9a-f.% /]{0,12}") {
+        fn any_text_is_an_address_or_an_error(text in "(tcp@|tls@|unix@|memory@|other@)?[\\[\\]:@0-9a-f.% /]{0,12}") {
             if let Ok(address) = text.parse::<Address>() {
                 proptest::prop_assert_eq!(address.port().is_some(), address.host().is_some());
                 proptest::prop_assert_eq!(address.to_string().parse(), Ok(address));

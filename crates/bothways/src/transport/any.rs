@@ -47,24 +47,9 @@ macro_rules! delegate {
 }
 
 impl AnySocket {
-    /// True for a bare socket of the system: the end of its runtime wakes the tasks that wait for it.
-    pub(crate) fn can_rest(&self) -> bool {
-        match self {
-            Self::Tcp(_) => true,
-            #[cfg(unix)]
-            Self::Unix(_) => true,
-            _ => false,
-        }
-    }
-
-    /// Waits for something to read, without reading. `None`: it is no bare socket of the system.
+    /// As [`Socket::poll_readable`]; `None` if it cannot rest.
     pub(crate) fn poll_rest(&self, cx: &mut Context<'_>) -> Option<Poll<()>> {
-        match self {
-            Self::Tcp(socket) => Some(socket.poll_readable(cx)),
-            #[cfg(unix)]
-            Self::Unix(socket) => Some(socket.poll_readable(cx)),
-            _ => None,
-        }
+        delegate!(self, socket => socket.can_rest().then(|| socket.poll_readable(cx)))
     }
 }
 
@@ -95,6 +80,14 @@ impl Socket for AnySocket {
 
     fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
         delegate!(self, socket => socket.peer_certificates())
+    }
+
+    fn can_rest(&self) -> bool {
+        delegate!(self, socket => socket.can_rest())
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        delegate!(self, socket => socket.poll_readable(cx))
     }
 }
 

@@ -1,73 +1,26 @@
 //! Connects: from an address to a socket.
 
-use std::{io, sync::Arc};
+use super::{Address, AnySocket, ConnectOptions, transports::Transports};
+use crate::error::ConnectError;
 
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout_at},
-};
-
-#[cfg(unix)]
-use super::unix;
-use super::{Address, AnySocket, ConnectOptions, Network, memory, tcp};
-use crate::{clock::after, error::ConnectError};
-
-/// Connects. A name with several addresses is tried address by address.
+/// Connects by a built-in transport. A name with several addresses is tried address by address.
 ///
 /// Dropping the future gives up and leaves nothing behind.
 ///
 /// # Errors
+/// - [`ConnectError::Address`]: the network is not built in.
 /// - [`ConnectError::Io`]: nothing listens there, the name is unknown, the TLS handshake failed, or the like.
 /// - [`ConnectError::NoRuntime`]: sockets need one.
 /// - [`ConnectError::TimedOut`]: not within [`ConnectOptions::connect_timeout`].
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<AnySocket, ConnectError> {
-    Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
-    let deadline = after(options.connect_timeout);
-    match timeout_at(deadline, open(address, options, deadline)).await {
-        Ok(Ok(socket)) => Ok(socket),
-        Ok(Err(error)) => Err(ConnectError::Io { address: address.to_string(), error: Arc::new(error) }),
-        Err(_) => Err(ConnectError::TimedOut { address: address.to_string(), after: options.connect_timeout }),
-    }
-}
-
-async fn open(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
-    if let Some(socket) = &options.over {
-        let is_over = || io::Error::new(io::ErrorKind::NotConnected, "the socket that was brought is over");
-        return socket.lock().take().ok_or_else(is_over);
-    }
-    match address.network() {
-        Network::Memory => Ok(memory::connect(address).await?.into()),
-        #[cfg(unix)]
-        Network::Unix => Ok(unix::connect(address).await?.into()),
-        _ => open_tcp(address, options, deadline).await,
-    }
-}
-
-#[cfg(feature = "tls")]
-async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
-    const NO_TLS: &str = "`tls@` needs to know whom to trust (`ConnectOptions::tls`)";
-    match &options.tls {
-        None if address.network() == Network::Tls => Err(io::Error::new(io::ErrorKind::InvalidInput, NO_TLS)),
-        None => plain_tcp(address, options, deadline).await,
-        Some(tls) => {
-            let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
-            Ok(tcp::connect(address, &options.tcp, deadline, |socket| tls.handshake(socket, host)).await?.into())
-        }
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-async fn open_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
-    plain_tcp(address, options, deadline).await
-}
-
-async fn plain_tcp(address: &Address, options: &ConnectOptions, deadline: Instant) -> io::Result<AnySocket> {
-    Ok(tcp::connect(address, &options.tcp, deadline, |socket| std::future::ready(Ok(socket))).await?.into())
+    Transports::BUILT_IN.connect(address, options).await
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{io, time::Duration};
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::transport::{ListenOptions, Listener, Socket};

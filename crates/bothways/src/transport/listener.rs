@@ -1,92 +1,74 @@
 //! Listens: from an address to accepted sockets.
 
 use std::{
+    fmt,
     future::poll_fn,
     io,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use tokio::task::coop;
 
-#[cfg(feature = "tls")]
-use super::tls::TlsServer;
 #[cfg(unix)]
 use super::unix;
-use super::{Address, AnySocket, BoundListener, ListenOptions, Network, Socket, accept::Failures, memory, tcp};
-use crate::error::ServeError;
+use super::{
+    Address, AnySocket, BoundListener, Listen, ListenOptions, Socket,
+    accept::Failures,
+    tcp,
+    transports::{Transports, told},
+};
+use crate::{
+    error::ServeError,
+    guard::{self, Guarded},
+    reply::BoxFuture,
+};
 
 /// Listens on one address until it is dropped.
-#[derive(Debug)]
 pub struct Listener {
-    listening: Listening,
+    listening: Box<dyn Listen>,
     local_address: String,
-    #[cfg(feature = "tls")]
-    tls: Option<TlsServer>,
-}
-
-#[derive(Debug)]
-enum Listening {
-    Tcp(tcp::Listening),
-    #[cfg(unix)]
-    Unix(unix::Listening),
-    Memory(memory::Listening),
+    /// Whose turn it is to accept, where several tasks do.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Listener {
-    /// Starts to listen.
+    /// Starts to listen by a built-in transport.
     ///
     /// # Errors
+    /// - [`ServeError::Address`]: the network is not built in.
     /// - [`ServeError::Listen`]: the address is in use, may not be used, or is not one of this machine.
     /// - [`ServeError::Tls`]: the network is `tls`, and the options bring no certificate.
     /// - [`ServeError::NoRuntime`]: sockets need one.
     pub async fn bind(address: &Address, options: &ListenOptions) -> Result<Self, ServeError> {
-        tokio::runtime::Handle::try_current().map_err(|_| ServeError::NoRuntime)?;
-        #[cfg(feature = "tls")]
-        if address.network() == Network::Tls && options.tls.is_none() {
-            let why = "it has no certificate (`ListenOptions::tls`)".to_owned();
-            return Err(ServeError::Tls { address: address.to_string(), why });
-        }
-        match listen(address, options).await {
-            Ok((listening, address)) => Ok(Self::of(listening, address.to_string(), options)),
-            Err(error) => Err(ServeError::Listen { address: address.to_string(), error }),
-        }
+        Transports::BUILT_IN.bind(address, options).await
     }
 
     /// Takes over a socket that listens already. Of the options those of TCP, which Linux passes on to the sockets that
     /// are accepted, and TLS have an effect.
     ///
     /// # Errors
-    /// As [`Self::bind`].
+    /// [`ServeError::Listen`]: the system does not take it as one that listens. [`ServeError::NoRuntime`].
     pub fn from_bound(bound: BoundListener, options: &ListenOptions) -> Result<Self, ServeError> {
         tokio::runtime::Handle::try_current().map_err(|_| ServeError::NoRuntime)?;
         let failed = |error| ServeError::Listen { address: "a socket that was passed on".to_owned(), error };
-        let (listening, local_address) = match bound {
+        match bound {
             BoundListener::Tcp(listener) => {
-                let listening = tcp::Listening::adopt(listener, options).map_err(failed)?;
-                let network = if options.has_tls() { Network::Tls } else { Network::Tcp };
-                let place = listening.local_addr().map_err(failed)?;
-                (Listening::Tcp(listening), format!("{network}@{place}"))
+                tcp::Listening::adopt(listener, options).map(|listening| Self::of(Box::new(listening)))
             }
             #[cfg(unix)]
             BoundListener::Unix(listener) => {
-                let listening = unix::Listening::adopt(listener).map_err(failed)?;
-                let address = listening.address().to_owned();
-                (Listening::Unix(listening), address)
+                unix::Listening::adopt(listener).map(|listening| Self::of(Box::new(listening)))
             }
-        };
-        Ok(Self::of(listening, local_address, options))
+        }
+        .map_err(failed)
     }
 
-    fn of(listening: Listening, local_address: String, options: &ListenOptions) -> Self {
-        _ = options;
-        Self {
-            listening,
-            local_address,
-            #[cfg(feature = "tls")]
-            tls: options.tls.clone(),
-        }
+    pub(super) fn of(listening: Box<dyn Listen>) -> Self {
+        let local_address = listening.local_address();
+        Self { listening, local_address, turn: tokio::sync::Mutex::default() }
     }
 
     /// The address in rpcx's form, with the port that the system chose if it was to choose one.
@@ -101,41 +83,36 @@ impl Listener {
     pub async fn accept(&self) -> Accepted {
         let mut failures = Failures::none();
         loop {
-            match self.try_accept().await {
-                Ok(socket) => {
-                    return Accepted {
-                        socket,
-                        #[cfg(feature = "tls")]
-                        tls: self.tls.clone(),
-                    };
-                }
+            let accepted = {
+                let _turn = self.turn.lock().await;
+                poll_fn(|cx| self.poll_accept(cx)).await
+            };
+            match accepted {
+                Ok(accepted) => return accepted,
                 Err(error) => failures.pause_after(error, &self.local_address).await,
             }
         }
     }
 
     /// As [`Self::accept`], once, for one task: of several that poll, the last is woken.
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        let socket = match &self.listening {
-            Listening::Tcp(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
-            #[cfg(unix)]
-            Listening::Unix(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
-            Listening::Memory(listening) => listening.poll_accept(cx).map_ok(AnySocket::from),
-        };
-        socket.map_ok(|socket| Accepted {
-            socket,
-            #[cfg(feature = "tls")]
-            tls: self.tls.clone(),
-        })
+    ///
+    /// # Errors
+    /// What the system said. The next try may be good.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        // One that never has to wait leaves others their turn all the same.
+        let turn = ready!(coop::poll_proceed(cx));
+        let accepted = guard::call(|| self.listening.poll_accept(cx));
+        let accepted = accepted.unwrap_or_else(|panic| Poll::Ready(Err(told(&panic))));
+        if accepted.is_ready() {
+            turn.made_progress();
+        }
+        accepted
     }
+}
 
-    async fn try_accept(&self) -> io::Result<AnySocket> {
-        Ok(match &self.listening {
-            Listening::Tcp(listening) => listening.accept().await?.into(),
-            #[cfg(unix)]
-            Listening::Unix(listening) => listening.accept().await?.into(),
-            Listening::Memory(listening) => listening.accept().await?.into(),
-        })
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.local_address).finish()
     }
 }
 
@@ -205,57 +182,65 @@ impl Listeners {
     }
 }
 
-async fn listen(address: &Address, options: &ListenOptions) -> io::Result<(Listening, Address)> {
-    match address.network() {
-        Network::Memory => Ok((Listening::Memory(memory::Listening::bind(address, options)?), address.clone())),
-        #[cfg(unix)]
-        Network::Unix => Ok((Listening::Unix(unix::Listening::bind(address, options).await?), address.clone())),
-        _ => {
-            let listening = tcp::Listening::bind(address, options).await?;
-            let address = address.with_port(listening.local_addr()?.port());
-            Ok((Listening::Tcp(listening), address))
-        }
-    }
-}
-
 /// A connection that came in and was not spoken with yet.
-#[derive(Debug)]
-pub struct Accepted {
-    socket: AnySocket,
-    #[cfg(feature = "tls")]
-    tls: Option<TlsServer>,
+pub struct Accepted(Step);
+
+enum Step {
+    Open(AnySocket),
+    Handshake { peer: String, done: BoxFuture<io::Result<AnySocket>> },
 }
 
 impl Accepted {
+    /// One with which nothing must be done before the first frame.
+    pub fn new(socket: impl Into<AnySocket>) -> Self {
+        Self(Step::Open(socket.into()))
+    }
+
+    /// One that is ready when this future is: after a handshake. `peer` is what it is called until then, best in rpcx's
+    /// form, `network@address`. The server drops the future after its
+    /// [`Timeouts::first_frame`](crate::server::Timeouts::first_frame).
+    pub fn after(
+        peer: impl Into<String>,
+        handshake: impl Future<Output = io::Result<AnySocket>> + Send + 'static,
+    ) -> Self {
+        Self(Step::Handshake { peer: peer.into(), done: Box::pin(handshake) })
+    }
+
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
     pub fn peer(&self) -> String {
-        self.socket.peer()
+        match &self.0 {
+            Step::Open(socket) => socket.peer(),
+            Step::Handshake { peer, .. } => peer.clone(),
+        }
     }
 
     /// The connection, if nothing must be done before the first frame.
     pub(crate) fn open(self) -> Result<AnySocket, Self> {
-        #[cfg(feature = "tls")]
-        if self.tls.is_some() {
-            return Err(self);
+        match self.0 {
+            Step::Open(socket) => Ok(socket),
+            step @ Step::Handshake { .. } => Err(Self(step)),
         }
-        Ok(self.socket)
     }
 
-    /// Does what must be done before the first frame, within `limit`: the TLS handshake. It is a step of its own so
-    /// that a slow peer delays only itself; without TLS it is done at once.
+    /// Does what must be done before the first frame, within `limit`: a handshake, as that of TLS. It is a step of
+    /// its own so that a slow peer delays only itself; without a handshake it is done at once.
     ///
     /// # Errors
     /// `TimedOut` after `limit`; otherwise the error of the handshake.
     pub async fn handshake(self, limit: Duration) -> io::Result<AnySocket> {
-        #[cfg(feature = "tls")]
-        if let Some(tls) = self.tls {
-            return match self.socket {
-                AnySocket::Tcp(socket) => Ok(tokio::time::timeout(limit, tls.handshake(socket)).await??.into()),
-                socket => Ok(socket),
-            };
+        match self.0 {
+            Step::Open(socket) => Ok(socket),
+            Step::Handshake { done, .. } => {
+                let outcome = tokio::time::timeout(limit, Guarded::new(done)).await?;
+                outcome.unwrap_or_else(|panic| Err(told(&panic)))
+            }
         }
-        _ = limit;
-        Ok(self.socket)
+    }
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Accepted").field(&self.peer()).finish()
     }
 }
 
@@ -326,7 +311,7 @@ mod tests {
     #[cfg(feature = "tls")]
     mod tls {
         use super::*;
-        use crate::transport::tls::{Authority, TlsClient};
+        use crate::transport::tls::{Authority, TlsClient, TlsServer};
 
         /// Options for both ends, with the same authority.
         fn options(authority: &Authority) -> (ConnectOptions, ListenOptions) {

@@ -17,7 +17,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::coop};
 
-use super::{Address, ListenOptions, Socket, peer::Peer};
+use super::{
+    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, peer::Peer,
+};
+use crate::reply::BoxFuture;
 
 /// Most bytes that wait in one direction of a connection made by `connect`. 64 KiB: enough for a batch
 /// of frames, little enough that a peer that does not read is noticed.
@@ -252,55 +255,72 @@ impl Pipe {
     }
 }
 
+/// The network `memory`.
+pub(super) struct Memory;
+
+impl Transport for Memory {
+    fn networks(&self) -> &[&str] {
+        &["memory"]
+    }
+
+    fn connect(&self, address: &Address, _: &ConnectOptions) -> BoxFuture<io::Result<AnySocket>> {
+        let address = address.clone();
+        Box::pin(async move { Ok(connect(&address).await?.into()) })
+    }
+
+    fn bind(&self, address: &Address, options: &ListenOptions) -> BoxFuture<io::Result<Box<dyn Listen>>> {
+        let listening = Listening::bind(address, options).map(|listening| Box::new(listening) as Box<dyn Listen>);
+        Box::pin(std::future::ready(listening))
+    }
+}
+
 /// The names that are listened on, and where their connections go.
 static NAMES: Mutex<BTreeMap<Box<str>, mpsc::Sender<MemorySocket>>> = Mutex::new(BTreeMap::new());
 
 /// Holds a name until it is dropped.
 #[derive(Debug)]
 pub(super) struct Listening {
-    name: Box<str>,
-    /// A lock of tokio's, since several tasks may accept.
-    incoming: tokio::sync::Mutex<mpsc::Receiver<MemorySocket>>,
+    address: Address,
+    incoming: Mutex<mpsc::Receiver<MemorySocket>>,
 }
 
 impl Listening {
     pub(super) fn bind(address: &Address, options: &ListenOptions) -> io::Result<Self> {
         use std::collections::btree_map::Entry;
-        let name: Box<str> = address.target().into();
-        match NAMES.lock().entry(name.clone()) {
+        match NAMES.lock().entry(address.target().into()) {
             Entry::Occupied(_) => Err(io::ErrorKind::AddrInUse.into()),
             Entry::Vacant(vacant) => {
                 let (sender, incoming) = mpsc::channel(options.backlog.max(1) as usize);
                 vacant.insert(sender);
-                Ok(Self { name, incoming: incoming.into() })
+                Ok(Self { address: address.clone(), incoming: incoming.into() })
             }
         }
     }
 
-    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<MemorySocket>> {
-        let Ok(mut incoming) = self.incoming.try_lock() else {
-            // Another task accepts: it gives way soon.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        };
-        let socket = incoming.poll_recv(cx);
-        socket.map(|socket| Ok(socket.expect("the sender is in the table as long as the listener lives")))
+    fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<MemorySocket> {
+        let socket = self.incoming.lock().poll_recv(cx);
+        socket.map(|socket| socket.expect("the sender is in the table as long as the listener lives"))
+    }
+}
+
+impl Listen for Listening {
+    fn local_address(&self) -> String {
+        self.address.to_string()
     }
 
-    pub(super) async fn accept(&self) -> io::Result<MemorySocket> {
-        let socket = self.incoming.lock().await.recv().await;
-        Ok(socket.expect("the sender is in the table as long as the listener lives"))
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        self.poll_socket(cx).map(|socket| Ok(Accepted::new(socket)))
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        NAMES.lock().remove(&self.name);
+        NAMES.lock().remove(self.address.target());
     }
 }
 
 /// Connects to a name. Waits while as many connections as the listener allows wait to be accepted.
-pub(super) async fn connect(address: &Address) -> io::Result<MemorySocket> {
+async fn connect(address: &Address) -> io::Result<MemorySocket> {
     let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
     let listener = NAMES.lock().get(address.target()).cloned().ok_or_else(refused)?;
     let place = listener.reserve().await.map_err(|_| refused())?;
@@ -414,7 +434,7 @@ mod tests {
         assert_eq!(connect(&address).await.expect_err("nobody").kind(), io::ErrorKind::ConnectionRefused);
         let listening = Listening::bind(&address, &ListenOptions::default()).expect("listens");
         let client = connect(&address).await.expect("connects");
-        let server = listening.accept().await.expect("accepts");
+        let server = poll_fn(|cx| listening.poll_socket(cx)).await;
         assert_eq!(client.peer(), address.to_string());
         assert!(server.peer().starts_with(&format!("{address}#")), "{}", server.peer());
         check::half_close(client, server).await;

@@ -1,15 +1,17 @@
 //! How bytes move: listen, connect, a socket.
 //!
-//! An [`Address`] is `network@address`, as in rpcx; without `@` the network is `tcp`. [`connect`] and
-//! [`Listener`] turn one into an [`AnySocket`]; a [`Socket`] of another kind is one as
+//! An [`Address`] is `network@address`, as in rpcx; without `@` the network is `tcp`. The [`Transport`] of its network
+//! turns one into an [`AnySocket`]. `tcp`, `tls`, `unix` and `memory` are built in; an application adds its own by
+//! [`ClientOptions::transport`](crate::ClientOptions::transport) and
+//! [`ServerBuilder::transport`](crate::ServerBuilder::transport). A [`Socket`] of another kind is an [`AnySocket`] as
 //! [`AnySocket::Other`], and any stream of tokio's by [`AnySocket::from_async`].
 //! A socket that somebody else bound is a [`BoundListener`], for
 //! [`Server::listen_on`](crate::Server::listen_on).
 //! [`Server::take`](crate::Server::take) and [`Client::over`](crate::Client::over) speak over what is brought so.
 //!
 //! ```text
-//!  Address ──► connect ─────────────────────────────┐
-//!  Address ──► Listener ──► Accepted ──(handshake)──┴──► AnySocket: Socket
+//!  Address ──► Transport::connect ──────────────────────────────────────┐
+//!  Address ──► Transport::bind ──► Listen ──► Accepted ──(handshake)──┴──► AnySocket: Socket
 //! ```
 
 mod accept;
@@ -28,12 +30,16 @@ mod stream;
 pub mod tcp;
 #[cfg(feature = "tls")]
 pub mod tls;
+mod transports;
 #[cfg(unix)]
 pub mod unix;
 
-pub(crate) use self::listener::{Closable, Listeners};
+pub(crate) use self::{
+    listener::{Closable, Listeners},
+    transports::Transports,
+};
 pub use self::{
-    address::{Address, Network},
+    address::Address,
     any::AnySocket,
     bound::BoundListener,
     connect::connect,
@@ -41,4 +47,6 @@ pub use self::{
     options::{ConnectOptions, ListenOptions},
     socket::Socket,
     stream::FromAsync,
+    transports::{Listen, Transport},
 };
+pub use crate::reply::BoxFuture;

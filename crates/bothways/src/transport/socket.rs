@@ -7,6 +7,9 @@ use std::{
 
 /// One end of a stream of bytes, as a connection needs it.
 ///
+/// The bytes arrive as they were written, in order, each once; where a write ends means nothing. `tcp::TcpSocket` is the
+/// model; [`FromAsync`](super::FromAsync) makes one of any stream of tokio's.
+///
 /// Only the connection's own task calls the `poll_` methods. [`try_write`](Self::try_write) may be
 /// called by any thread, one at a time: a caller that finds the connection idle writes at once instead of
 /// waking the task.
@@ -42,5 +45,24 @@ pub trait Socket: Send + Sync + 'static {
     /// The certificate that the other end showed and its chain, each in DER. Default: none, as without TLS.
     fn peer_certificates(&self) -> Option<Vec<Vec<u8>>> {
         None
+    }
+
+    /// True if an idle connection of a server may do without a task, and so without its memory:
+    /// [`poll_readable`](Self::poll_readable) wakes it again. The socket has nothing of its own to do meanwhile: no
+    /// bytes that it has taken and not sent, no timer, and it has handed over everything that it has read. Default: no;
+    /// then the connection keeps its task.
+    fn can_rest(&self) -> bool {
+        false
+    }
+
+    /// Waits for something to read, without reading it: bytes, the end, or an error. Asked only of a socket that can
+    /// rest, and by its connection alone, with a waker that starts a new task.
+    ///
+    /// `Pending` keeps the waker, and drops an earlier one. The waker is woken, once at least, by what comes to be read,
+    /// and by the end of the runtime that drives the socket, for else its connection never ends. A socket of tokio's
+    /// does so by `poll_read_ready`; one that wraps it hands this on.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        _ = cx;
+        Poll::Ready(())
     }
 }

@@ -14,7 +14,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Address, ListenOptions, Network, Socket};
+use super::{
+    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, address::Network,
+};
+use crate::{clock::after, reply::BoxFuture};
 
 /// A TCP connection.
 #[derive(Debug)]
@@ -40,13 +43,6 @@ impl TcpSocket {
     /// The address of the other end. An IPv4 peer of a listener for both is shown as IPv4.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer
-    }
-}
-
-impl TcpSocket {
-    /// Waits for something to read: bytes, the end, or an error.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_read_ready(cx).map(|_| ())
     }
 }
 
@@ -89,6 +85,14 @@ impl Socket for TcpSocket {
 
     fn peer(&self) -> String {
         format!("tcp@{}", self.peer)
+    }
+
+    fn can_rest(&self) -> bool {
+        true
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_read_ready(cx).map(|_| ())
     }
 }
 
@@ -195,19 +199,61 @@ impl Tuning {
     }
 }
 
+/// The networks `tcp`, `tcp4`, `tcp6` and `tls`.
+pub(super) struct Tcp;
+
+impl Transport for Tcp {
+    fn networks(&self) -> &[&str] {
+        &["tcp", "tcp4", "tcp6", "tls"]
+    }
+
+    fn connect(&self, address: &Address, options: &ConnectOptions) -> BoxFuture<io::Result<AnySocket>> {
+        let (address, options) = (address.clone(), options.clone());
+        Box::pin(async move { open(&address, &options).await })
+    }
+
+    fn bind(&self, address: &Address, options: &ListenOptions) -> BoxFuture<io::Result<Box<dyn Listen>>> {
+        let (address, options) = (address.clone(), options.clone());
+        Box::pin(async move { Ok(Box::new(Listening::bind(&address, &options).await?) as Box<dyn Listen>) })
+    }
+}
+
+/// With TLS if the options have it.
+async fn open(address: &Address, options: &ConnectOptions) -> io::Result<AnySocket> {
+    let deadline = after(options.connect_timeout);
+    #[cfg(feature = "tls")]
+    match &options.tls {
+        None if *address.kind() == Network::Tls => {
+            const NO_TLS: &str = "`tls@` needs to know whom to trust (`ConnectOptions::tls`)";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, NO_TLS));
+        }
+        None => {}
+        Some(tls) => {
+            let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
+            let socket = connect(address, &options.tcp, deadline, |socket| tls.handshake(socket, host)).await?;
+            return Ok(socket.into());
+        }
+    }
+    Ok(connect(address, &options.tcp, deadline, |socket| std::future::ready(Ok(socket))).await?.into())
+}
+
 /// Listens on one TCP port.
 #[derive(Debug)]
 pub(super) struct Listening {
     listener: TcpListener,
-    tuning: Tuning,
+    address: String,
+    options: ListenOptions,
 }
 
 impl Listening {
     pub(super) async fn bind(address: &Address, options: &ListenOptions) -> io::Result<Self> {
         let mut failed = None;
         for place in places_to_listen(address).await? {
-            match listen(place, address.network(), options) {
-                Ok(listener) => return Ok(Self { listener, tuning: options.tcp.clone() }),
+            match listen(place, address.kind(), options) {
+                Ok(listener) => {
+                    let address = address.with_port(listener.local_addr()?.port()).to_string();
+                    return Ok(Self { listener, address, options: options.clone() });
+                }
                 Err(error) => _ = failed.get_or_insert(error),
             }
         }
@@ -218,27 +264,35 @@ impl Listening {
     pub(super) fn adopt(listener: std::net::TcpListener, options: &ListenOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         options.tcp.apply(&SockRef::from(&listener));
-        Ok(Self { listener: TcpListener::from_std(listener)?, tuning: options.tcp.clone() })
+        let listener = TcpListener::from_std(listener)?;
+        let network = if options.has_tls() { "tls" } else { "tcp" };
+        let address = format!("{network}@{}", listener.local_addr()?);
+        Ok(Self { listener, address, options: options.clone() })
     }
 
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<io::Result<TcpSocket>> {
+        self.listener.poll_accept(cx).map_ok(|(stream, peer)| {
+            if !INHERITS {
+                self.options.tcp.apply(&SockRef::from(&stream));
+            }
+            TcpSocket::with_peer(stream, peer)
+        })
+    }
+}
+
+impl Listen for Listening {
+    fn local_address(&self) -> String {
+        self.address.clone()
     }
 
-    pub(super) async fn accept(&self) -> io::Result<TcpSocket> {
-        let (stream, peer) = self.listener.accept().await?;
-        Ok(self.begin(stream, peer))
-    }
-
-    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<TcpSocket>> {
-        self.listener.poll_accept(cx).map_ok(|(stream, peer)| self.begin(stream, peer))
-    }
-
-    fn begin(&self, stream: TcpStream, peer: SocketAddr) -> TcpSocket {
-        if !INHERITS {
-            self.tuning.apply(&SockRef::from(&stream));
-        }
-        TcpSocket::with_peer(stream, peer)
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        self.poll_socket(cx).map_ok(|socket| {
+            #[cfg(feature = "tls")]
+            if let Some(tls) = self.options.tls.clone() {
+                return Accepted::after(socket.peer(), async move { Ok(tls.handshake(socket).await?.into()) });
+            }
+            Accepted::new(socket)
+        })
     }
 }
 
@@ -248,7 +302,7 @@ const INHERITS: bool = cfg!(any(target_os = "android", target_os = "linux"));
 
 async fn places_to_listen(address: &Address) -> io::Result<Vec<SocketAddr>> {
     let port = address.port().unwrap_or_default();
-    let everywhere: &[IpAddr] = match address.network() {
+    let everywhere: &[IpAddr] = match address.kind() {
         Network::Tcp4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
         Network::Tcp6 => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
         // The second is for machines without IPv6.
@@ -260,10 +314,10 @@ async fn places_to_listen(address: &Address) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-fn listen(place: SocketAddr, network: Network, options: &ListenOptions) -> io::Result<TcpListener> {
+fn listen(place: SocketAddr, network: &Network, options: &ListenOptions) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(place), Type::STREAM, Some(Protocol::TCP))?;
     if place.is_ipv6() {
-        socket.set_only_v6(network == Network::Tcp6)?;
+        socket.set_only_v6(*network == Network::Tcp6)?;
     }
     // A server that starts again takes its port at once. Elsewhere the option means something else.
     #[cfg(unix)]
@@ -282,7 +336,7 @@ fn listen(place: SocketAddr, network: Network, options: &ListenOptions) -> io::R
 /// Connects to the first of the name's addresses that answers, and goes on to `then`, such as a handshake. Each gets an
 /// equal share of the time that is left, for both, so that one that does not answer leaves time for the others. The
 /// last has no share of its own: it is the caller who ends the wait at the deadline.
-pub(super) async fn connect<T, F: Future<Output = io::Result<T>>>(
+async fn connect<T, F: Future<Output = io::Result<T>>>(
     address: &Address,
     tuning: &Tuning,
     deadline: Instant,
@@ -337,7 +391,7 @@ async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
     let host = if host.is_empty() { "localhost" } else { host };
     let all = tokio::net::lookup_host((host, port)).await?;
     Ok(all
-        .filter(|place| match address.network() {
+        .filter(|place| match address.kind() {
             Network::Tcp4 => place.is_ipv4(),
             Network::Tcp6 => place.is_ipv6(),
             _ => true,
@@ -360,6 +414,10 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    async fn accept(listening: &Listening) -> io::Result<TcpSocket> {
+        std::future::poll_fn(|cx| listening.poll_socket(cx)).await
+    }
+
     async fn connect(place: &Address) -> io::Result<TcpSocket> {
         let deadline = Instant::now() + Duration::from_secs(60);
         super::connect(place, &Tuning::client(), deadline, |socket| std::future::ready(Ok(socket))).await
@@ -380,8 +438,8 @@ mod tests {
     async fn pair_at(listen: &str) -> (TcpSocket, TcpSocket) {
         let place = address(listen);
         let listening = Listening::bind(&place, &ListenOptions::default()).await.expect("listens");
-        let place = place.with_port(listening.local_addr().expect("bound").port());
-        let (client, server) = tokio::join!(connect(&place), listening.accept());
+        let place = place.with_port(listening.listener.local_addr().expect("bound").port());
+        let (client, server) = tokio::join!(connect(&place), accept(&listening));
         (client.expect("connects"), server.expect("accepts"))
     }
 
@@ -392,7 +450,7 @@ mod tests {
         let (here, options) = (address("tcp@127.0.0.1:0"), ListenOptions::default());
         let hangs = Listening::bind(&here, &options).await.expect("listens");
         let greets = Listening::bind(&here, &options).await.expect("listens");
-        let (hangs, greets) = (hangs.local_addr().expect("bound"), greets.local_addr().expect("bound"));
+        let (hangs, greets) = (hangs.listener.local_addr().expect("bound"), greets.listener.local_addr().expect("bound"));
         // The first has a tenth of a second of it.
         let deadline = Instant::now() + Duration::from_millis(200);
         let tried = parking_lot::Mutex::new(Vec::new());
@@ -457,13 +515,13 @@ mod tests {
     #[tokio::test]
     async fn no_host_is_every_address_of_this_machine() {
         let listening = Listening::bind(&address(":0"), &ListenOptions::default()).await.expect("listens");
-        let port = listening.local_addr().expect("bound").port();
+        let port = listening.listener.local_addr().expect("bound").port();
         let place = address(&format!("127.0.0.1:{port}"));
-        let (client, server) = tokio::join!(connect(&place), listening.accept());
+        let (client, server) = tokio::join!(connect(&place), accept(&listening));
         assert_eq!(client.expect("connects").peer(), place.to_string());
         assert!(server.expect("accepts").peer_addr().is_ipv4());
         let place = address(&format!(":{port}"));
-        let (client, _server) = tokio::join!(connect(&place), listening.accept());
+        let (client, _server) = tokio::join!(connect(&place), accept(&listening));
         client.expect("no host is this machine for a client");
     }
 
@@ -495,7 +553,7 @@ mod tests {
         let (alone, shared) = (ListenOptions::default(), ListenOptions::default().reuse_port(true));
         for (options, works) in [(alone, false), (shared, cfg!(target_os = "linux"))] {
             let first = Listening::bind(&address("127.0.0.1:0"), &options).await.expect("listens");
-            let second = Listening::bind(&Address::from(first.local_addr().expect("bound")), &options).await;
+            let second = Listening::bind(&Address::from(first.listener.local_addr().expect("bound")), &options).await;
             match second {
                 Ok(_) => assert!(works),
                 Err(error) => assert!(!works && error.kind() == io::ErrorKind::AddrInUse, "{error}"),

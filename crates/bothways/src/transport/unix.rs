@@ -21,10 +21,11 @@ use tokio::{
 };
 
 use super::{
-    Address, ListenOptions, Socket,
+    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport,
     peer::Peer,
     tcp::{ended, read_and_note_drained},
 };
+use crate::reply::BoxFuture;
 
 /// A connection through a Unix domain socket.
 #[derive(Debug)]
@@ -37,13 +38,6 @@ impl UnixSocket {
     /// Takes over a connection that was made elsewhere; `address` is the listener's, in rpcx's form.
     pub fn new(stream: UnixStream, address: impl Into<String>) -> Self {
         Self { stream, peer: Peer::Listener(address.into().into()) }
-    }
-}
-
-impl UnixSocket {
-    /// Waits for something to read: bytes, the end, or an error.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_read_ready(cx).map(|_| ())
     }
 }
 
@@ -87,6 +81,33 @@ impl Socket for UnixSocket {
     /// `unix@` and the path. An accepted socket has no path, and gets a number of its own.
     fn peer(&self) -> String {
         self.peer.to_string()
+    }
+
+    fn can_rest(&self) -> bool {
+        true
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_read_ready(cx).map(|_| ())
+    }
+}
+
+/// The network `unix`.
+pub(super) struct Unix;
+
+impl Transport for Unix {
+    fn networks(&self) -> &[&str] {
+        &["unix"]
+    }
+
+    fn connect(&self, address: &Address, _: &ConnectOptions) -> BoxFuture<io::Result<AnySocket>> {
+        let address = address.clone();
+        Box::pin(async move { Ok(connect(&address).await?.into()) })
+    }
+
+    fn bind(&self, address: &Address, options: &ListenOptions) -> BoxFuture<io::Result<Box<dyn Listen>>> {
+        let (address, options) = (address.clone(), options.clone());
+        Box::pin(async move { Ok(Box::new(Listening::bind(&address, &options).await?) as Box<dyn Listen>) })
     }
 }
 
@@ -132,22 +153,19 @@ impl Listening {
         Ok(Self { listener: UnixListener::from_std(listener)?, address: address.into(), _file: None })
     }
 
-    /// In rpcx's form.
-    pub(super) fn address(&self) -> &str {
-        &self.address
+    fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixSocket>> {
+        let accepted = self.listener.poll_accept(cx);
+        accepted.map_ok(|(stream, _)| UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) })
+    }
+}
+
+impl Listen for Listening {
+    fn local_address(&self) -> String {
+        self.address.to_string()
     }
 
-    pub(super) async fn accept(&self) -> io::Result<UnixSocket> {
-        let (stream, _) = self.listener.accept().await?;
-        Ok(self.begin(stream))
-    }
-
-    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixSocket>> {
-        self.listener.poll_accept(cx).map_ok(|(stream, _)| self.begin(stream))
-    }
-
-    fn begin(&self, stream: UnixStream) -> UnixSocket {
-        UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) }
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        self.poll_socket(cx).map_ok(Accepted::new)
     }
 }
 
@@ -237,7 +255,7 @@ impl Drop for OwnFile {
 
 /// Connects to a file. While the listener's queue is full the system says so at once and has no way to
 /// wait, so this asks again, until the caller's time is over.
-pub(super) async fn connect(address: &Address) -> io::Result<UnixSocket> {
+async fn connect(address: &Address) -> io::Result<UnixSocket> {
     const PAUSE: Duration = Duration::from_millis(10);
     let path = system_path(address.target());
     loop {
@@ -282,10 +300,14 @@ mod tests {
         Listening::bind(&address(path), &ListenOptions::default()).await
     }
 
+    async fn accept(listening: &Listening) -> io::Result<UnixSocket> {
+        std::future::poll_fn(|cx| listening.poll_socket(cx)).await
+    }
+
     async fn pair_at(path: impl AsRef<Path>) -> (UnixSocket, UnixSocket) {
         let listening = bind(&path).await.expect("listens");
         let client = connect(&address(&path)).await.expect("connects");
-        (client, listening.accept().await.expect("accepts"))
+        (client, accept(&listening).await.expect("accepts"))
     }
 
     async fn pair() -> (UnixSocket, UnixSocket) {
@@ -385,7 +407,7 @@ mod tests {
         let path = folder.path().join("socket");
         let first = bind(&path).await.expect("listens");
         assert_eq!(bind(&path).await.expect_err("in use").kind(), io::ErrorKind::AddrInUse);
-        let _probe = first.accept().await.expect("the second one's question");
+        let _probe = accept(&first).await.expect("the second one's question");
         connect(&address(&path)).await.expect("the first one listens");
     }
 
@@ -420,7 +442,7 @@ mod tests {
             waiting.push(client.expect("connects"));
         }
         assert!(!waiting.is_empty());
-        let (client, _) = tokio::join!(connect(&address), listening.accept());
+        let (client, _) = tokio::join!(connect(&address), accept(&listening));
         client.expect("connects");
     }
 }

@@ -261,7 +261,7 @@ impl XClient {
         let mut changes = lists.clone();
         let receivers = Receivers { common: Common::default(), messages };
         let servers =
-            Arc::new(Servers::new(options.with_try_layers(), eager, select_mode, lists, source.is_some(), receivers));
+            Arc::new(Servers::new(options.complete(), eager, select_mode, lists, source.is_some(), receivers));
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {

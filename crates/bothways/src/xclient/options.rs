@@ -6,6 +6,7 @@ use crate::{
     call::{CallLayer, CallLayers},
     client::ClientOptions,
     router::Router,
+    transport::{Transport, Transports},
 };
 
 /// How an [`XClient`](super::XClient) chooses, tries and connects. Source of the names: Go rpcx
@@ -38,6 +39,7 @@ pub struct XClientOptions {
     pub(super) handlers: Option<Router>,
     pub(super) layers: CallLayers,
     pub(super) try_layers: CallLayers,
+    pub(super) transports: Transports,
 }
 
 impl Default for XClientOptions {
@@ -54,6 +56,7 @@ impl Default for XClientOptions {
             handlers: None,
             layers: CallLayers::default(),
             try_layers: CallLayers::default(),
+            transports: Transports::default(),
         }
     }
 }
@@ -134,9 +137,16 @@ impl XClientOptions {
         self
     }
 
-    /// The options of each server's client, with the layers of each try.
-    pub(super) fn with_try_layers(mut self) -> Self {
+    /// A way to connect that is not built in, for servers whose addresses have its networks.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transports.add(transport);
+        self
+    }
+
+    /// The options of each server's client, with the layers of each try and all transports.
+    pub(super) fn complete(mut self) -> Self {
         self.client.wrap_in(&self.try_layers);
+        self.client.add_transports(&self.transports);
         self
     }
 

@@ -31,7 +31,6 @@ use crate::{
     discovery::{DiscoveryError, ServerEntry},
     error::{AddressError, ConnectError},
     guard,
-    transport::Address,
 };
 
 pub(super) struct Servers {
@@ -364,7 +363,7 @@ impl Servers {
         let mut usable: Vec<(String, ServerEntry)> = Vec::new();
         let mut unreachable = None;
         for entry in source {
-            let address = match entry.address().parse::<Address>() {
+            let address = match self.options.client.transports().address(entry.address()) {
                 Ok(address) => address.to_string(),
                 Err(error) => {
                     tell!(self.told.unreachable, warn, error = %Said(&error), "a server is left out: it cannot be reached");

@@ -55,6 +55,7 @@ mod testing;
 mod too_large;
 mod topic_promises;
 mod topics;
+mod transports;
 mod trust;
 mod turns;
 mod way_in;

@@ -2,16 +2,21 @@
 //! in memory never rest.
 
 use std::{
-    io::Write,
+    io::{self, IoSlice, Write},
     os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bothways::{CloseReason, Heartbeat, Metadata, Server, Target, server::Listening};
+use bothways::{
+    CloseReason, Heartbeat, Metadata, Server, Target,
+    server::Listening,
+    transport::{Accepted, Address, AnySocket, BoxFuture, Listen, ListenOptions, Listener, Socket, Transport},
+};
 use bothways_proto::{Capabilities, Limits};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -175,4 +180,111 @@ fn the_end_of_a_runtime_ends_connections_at_rest() {
         assert_eq!(ended.load(Ordering::Relaxed), 5);
         drop(listening);
     }
+}
+
+/// `wrapped@path` is `unix@path`, in a socket of its own kind, which says of itself whether it can rest.
+struct Wrapped {
+    can_rest: bool,
+}
+
+impl Transport for Wrapped {
+    fn networks(&self) -> &[&str] {
+        &["wrapped"]
+    }
+
+    fn bind(&self, address: &Address, options: &ListenOptions) -> BoxFuture<io::Result<Box<dyn Listen>>> {
+        let below = format!("unix@{}", address.target()).parse().expect("a path");
+        let (options, can_rest) = (options.clone(), self.can_rest);
+        Box::pin(async move {
+            let below = Listener::bind(&below, &options).await.map_err(io::Error::other)?;
+            Ok(Box::new(WrappedListener { below, can_rest }) as Box<dyn Listen>)
+        })
+    }
+}
+
+struct WrappedListener {
+    below: Listener,
+    can_rest: bool,
+}
+
+impl Listen for WrappedListener {
+    fn local_address(&self) -> String {
+        self.below.local_address().to_owned()
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        let can_rest = self.can_rest;
+        self.below.poll_accept(cx).map_ok(|accepted| {
+            Accepted::after(accepted.peer(), async move {
+                let below = accepted.handshake(Duration::from_secs(10)).await?;
+                let socket: Box<dyn Socket> = Box::new(WrappedSocket { below, can_rest });
+                Ok(socket.into())
+            })
+        })
+    }
+}
+
+struct WrappedSocket {
+    below: AnySocket,
+    can_rest: bool,
+}
+
+impl Socket for WrappedSocket {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.below.poll_read(cx, buf)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.below.poll_write(cx, slices)
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.below.try_write(slices)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.below.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.below.poll_shutdown(cx)
+    }
+
+    fn peer(&self) -> String {
+        self.below.peer()
+    }
+
+    fn can_rest(&self) -> bool {
+        self.can_rest && self.below.can_rest()
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.below.poll_readable(cx)
+    }
+}
+
+/// How many tasks an idle client costs, which comes in through a transport of the application's own.
+async fn tasks_of_an_idle_client(can_rest: bool) -> usize {
+    let server = echoing().transport(Wrapped { can_rest }).build();
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = format!("wrapped@{}", folder.path().join("socket").display());
+    let listening = server.listen(&place).await.expect("a new name");
+    let base = tasks();
+    let mut client = Scripted::connect(listening.address()).await;
+    connections(&server, 1).await;
+    calls(&mut client, 1).await;
+    tokio::time::sleep(A_REST).await;
+    let idle = tasks() - base;
+    calls(&mut client, 2).await;
+    idle
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_of_ones_own_rests_if_it_says_so() {
+    assert_eq!(tasks_of_an_idle_client(true).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_of_ones_own_has_a_task_if_it_says_nothing() {
+    assert_eq!(tasks_of_an_idle_client(false).await, 1);
 }
