@@ -12,9 +12,7 @@ use std::{
 
 use bothways::{
     Client, ClientOptions, Context, Router, Server, service,
-    transport::{
-        Accepted, Address, AnySocket, BoxFuture, ConnectOptions, Listen, ListenOptions, Transport,
-    },
+    transport::{Accepted, Address, AnySocket, BoxFuture, ConnectOptions, Listen, ListenOptions, Transport},
 };
 use tokio::{process::Command, sync::Notify};
 

@@ -8,10 +8,7 @@ use std::{
     },
 };
 
-use bothways::{
-    Limits, Metadata,
-    transport::Address,
-};
+use bothways::{Limits, Metadata, transport::Address};
 use bothways_proto::{CompressType, DecodeError, Header, Message, MessageKind, Status, frame_len};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
@@ -437,9 +434,7 @@ async fn proxy(printer: Arc<Printer>, listen: &Address, to: &Address) -> Result<
 /// `host:port` for the system.
 fn tcp_target(address: &Address, no_host: &str) -> Result<String, Failure> {
     match (address.network(), address.host()) {
-        ("tcp" | "tcp4" | "tcp6", Some("")) => {
-            Ok(format!("{no_host}:{}", address.port().unwrap_or_default()))
-        }
+        ("tcp" | "tcp4" | "tcp6", Some("")) => Ok(format!("{no_host}:{}", address.port().unwrap_or_default())),
         ("tcp" | "tcp4" | "tcp6", _) => Ok(address.target().to_owned()),
         _ => Err(Failure::usage(format!("cannot look into {address}: only TCP without TLS can be read on its way"))),
     }

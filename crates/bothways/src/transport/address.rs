@@ -262,9 +262,11 @@ mod tests {
     /// Its transport, if there is one, knows what stands behind it.
     #[test]
     fn behind_another_network_stands_anything() {
-        for (text, network, target) in
-            [("exec@/bin/worker --fast", "exec", "/bin/worker --fast"), ("x-1.y+z@", "x-1.y+z", ""), ("a@b@c", "a", "b@c")]
-        {
+        for (text, network, target) in [
+            ("exec@/bin/worker --fast", "exec", "/bin/worker --fast"),
+            ("x-1.y+z@", "x-1.y+z", ""),
+            ("a@b@c", "a", "b@c"),
+        ] {
             let address: Address = text.parse().expect("an address");
             assert_eq!((address.network(), address.target()), (network, target));
             assert_eq!((address.host(), address.port(), address.to_string()), (None, None, text.to_owned()));

@@ -17,9 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::coop};
 
-use super::{
-    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, peer::Peer,
-};
+use super::{Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, peer::Peer};
 use crate::reply::BoxFuture;
 
 /// Most bytes that wait in one direction of a connection made by `connect`. 64 KiB: enough for a batch

@@ -34,10 +34,6 @@ mod transports;
 #[cfg(unix)]
 pub mod unix;
 
-pub(crate) use self::{
-    listener::{Closable, Listeners},
-    transports::Transports,
-};
 pub use self::{
     address::Address,
     any::AnySocket,
@@ -48,5 +44,9 @@ pub use self::{
     socket::Socket,
     stream::FromAsync,
     transports::{Listen, Transport},
+};
+pub(crate) use self::{
+    listener::{Closable, Listeners},
+    transports::Transports,
 };
 pub use crate::reply::BoxFuture;

@@ -14,9 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, address::Network,
-};
+use super::{Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, address::Network};
 use crate::{clock::after, reply::BoxFuture};
 
 /// A TCP connection.
@@ -450,7 +448,8 @@ mod tests {
         let (here, options) = (address("tcp@127.0.0.1:0"), ListenOptions::default());
         let hangs = Listening::bind(&here, &options).await.expect("listens");
         let greets = Listening::bind(&here, &options).await.expect("listens");
-        let (hangs, greets) = (hangs.listener.local_addr().expect("bound"), greets.listener.local_addr().expect("bound"));
+        let (hangs, greets) =
+            (hangs.listener.local_addr().expect("bound"), greets.listener.local_addr().expect("bound"));
         // The first has a tenth of a second of it.
         let deadline = Instant::now() + Duration::from_millis(200);
         let tried = parking_lot::Mutex::new(Vec::new());

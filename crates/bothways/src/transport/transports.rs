@@ -193,7 +193,8 @@ impl Transports {
 
         let transport = self.of(address)?;
         let limit = options.connect_timeout;
-        let connecting = Guarded::begin(|| transport.connect(address, options)).map_err(|panic| failed(told(&panic)))?;
+        let connecting =
+            Guarded::begin(|| transport.connect(address, options)).map_err(|panic| failed(told(&panic)))?;
         match timeout_at(after(limit), connecting).await {
             Ok(outcome) => outcome.unwrap_or_else(|panic| Err(told(&panic))).map_err(failed),
             Err(_) => Err(ConnectError::TimedOut { address: address.to_string(), after: limit }),

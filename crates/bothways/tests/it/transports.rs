@@ -114,9 +114,7 @@ async fn an_own_transport_listens_connects_and_comes_back() {
     assert!(xyz.names.lock().is_empty(), "its address is free");
     tokio::time::sleep(Duration::from_secs(60)).await;
     let (_server, _listening) = listen(&xyz, "xyz@a place").await;
-    let restored = async {
-        while !matches!(events.next().await, Some(ConnectionEvent::Restored { .. })) {}
-    };
+    let restored = async { while !matches!(events.next().await, Some(ConnectionEvent::Restored { .. })) {} };
     soon(restored).await;
     assert_eq!(call(&client, "Echo", "2").await.expect("answered"), "2");
 }
