@@ -247,7 +247,7 @@ fn stalled_sessions(
         let (measured, published) = load.publish(args)?;
         let more_bytes = peak.stop().saturating_sub(before);
         let outcomes = published.written + published.dropped_full + published.dropped_ended;
-        // All of them have one by now; who was disconnected before the last push is no longer meant by it.
+        // All of them have one by now; a client that was disconnected before the last push is no longer a target of it.
         let meant = (args.count * (readers + stalled)) as u64;
         ensure!(outcomes <= meant && measured.count <= published.written, "outcomes for {meant}? {published:?}");
         if 0 < stalled {

@@ -1,4 +1,4 @@
-//! What a generated stub calls through.
+//! The trait that generated stubs call through.
 
 use std::{future::Future, time::Duration};
 
@@ -137,7 +137,7 @@ pub struct Response<R> {
     pub metadata: Metadata,
 }
 
-/// What one call wants besides its arguments.
+/// The options of one call.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -175,7 +175,7 @@ impl CallOptions {
         Self::default()
     }
 
-    /// The pairs that go with the call. A key that begins with `_bw.` belongs to the framework: the call fails with
+    /// The metadata of the call. A key that begins with `_bw.` belongs to the framework: the call fails with
     /// [`CallError::ReservedMetadata`]. So does a call to a client with `__AUTH`, `__ServerTimeout` or
     /// `__rpcx_error__`; a client may bring a token of its own.
     #[must_use]

@@ -435,7 +435,7 @@ pub enum AuthError {
     NotNow {
         /// The text for people; it goes to the client.
         text: String,
-        /// When the client may ask again, in whole milliseconds rounded up. A client of ours waits an hour at most.
+        /// When the client may ask again, in whole milliseconds rounded up. A Bothways client waits an hour at most.
         retry_after: Duration,
     },
 }

@@ -1,8 +1,13 @@
-//! What `STYLE.md` quotes is in the files that it names, and what `docs/from-go.md` names is in the code.
+//! What `STYLE.md` quotes is in the files that it names, what `docs/from-go.md` names is in the code, and words that
+//! `STYLE.md` speaks against do not come back.
 //!
 //! A snippet follows a sentence that ends in `` From `path`: ``; several snippets may follow one such sentence.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// A snippet, and the file that it is from, if the page names one.
 type Quote = (Option<String>, String);
@@ -160,4 +165,107 @@ fn the_oldest_version_of_rust_is_the_same_everywhere() {
     ] {
         assert!(text_of(file).contains(&form), "{file} does not say: {form}");
     }
+}
+
+/// Words that need a second reading, with what STYLE.md says in their place.
+const NOT_SAID: &[(&str, &str)] = &[
+    ("whoever", "anyone who, or a noun"),
+    ("but for", "except for"),
+    ("in spite of", "despite, or what happened"),
+    ("nobody but", "only"),
+    ("of before", "earlier, or older"),
+    ("client of ours", "Bothways client"),
+];
+
+/// Names that were replaced by the field's word.
+const NOT_NAMED: &[&str] = &[
+    "Seldom",
+    "Few",
+    "Inlet",
+    "Ears",
+    "stirred",
+    "tell_of_room",
+    "handle_room",
+    "unmade",
+    "Trail",
+    "give_way",
+    "GiveWay",
+];
+
+/// A text as sentences: without comment marks and line breaks, where a phrase may be cut.
+fn sentences(text: &str) -> String {
+    let marks = |line: &str| line.trim().trim_start_matches(['/', '!', '#', '>']).trim().to_owned();
+    text.lines().map(marks).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a phrase is in a text as whole words, in any case.
+fn says(text: &str, phrase: &str) -> bool {
+    let text = text.to_lowercase();
+    text.match_indices(phrase).any(|(at, _)| {
+        let is_letter = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        !is_letter(text[..at].chars().next_back()) && !is_letter(text[at + phrase.len()..].chars().next())
+    })
+}
+
+/// A sentence that begins with a free "who" and is no question.
+fn begins_with_who(text: &str) -> Option<&str> {
+    let starts = [". Who ", ": Who ", "; who "];
+    let found = starts.iter().flat_map(|start| text.match_indices(start).map(|(at, _)| at + 2));
+    found.into_iter().find_map(|at| {
+        let sentence = &text[at..];
+        let end = sentence.find(['.', '?', ':']).map_or(sentence.len(), |end| end + 1);
+        (!sentence[..end].ends_with('?')).then_some(&sentence[..end])
+    })
+}
+
+/// The files below a folder whose names end so.
+fn files(folder: &Path, ends: &[&str], found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("the folder is readable") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        match path.is_dir() {
+            true if name != "target" && !name.starts_with('.') => files(&path, ends, found),
+            false if ends.iter().any(|end| name.ends_with(end)) => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn no_word_comes_back_that_needs_a_second_reading() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut all = Vec::new();
+    files(&root, &[".rs", ".md", ".go", ".toml", ".service", ".socket", "Dockerfile"], &mut all);
+    let mut faults = Vec::new();
+    for path in all.iter().filter(|path| !path.ends_with("STYLE.md") && !path.ends_with("tests/style.rs")) {
+        let shown = path.strip_prefix(&root).unwrap_or(path).display();
+        let text = fs::read_to_string(path).expect("a text");
+        let sentences = sentences(&text);
+        for (phrase, better) in NOT_SAID.iter().filter(|(phrase, _)| says(&sentences, phrase)) {
+            faults.push(format!("{shown}: `{phrase}`; better: {better}"));
+        }
+        let is_test = path.components().any(|part| part.as_os_str().to_string_lossy().starts_with("tests"));
+        if !is_test {
+            faults.extend(begins_with_who(&sentences).map(|sentence| format!("{shown}: a free who: {sentence}")));
+        }
+        let is_code = path.extension().is_some_and(|end| end == "rs");
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or(line));
+        let words: HashSet<&str> =
+            code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_')).collect();
+        let named = NOT_NAMED.iter().filter(|name| is_code && words.contains(*name));
+        faults.extend(named.map(|name| format!("{shown}: the name `{name}`")));
+    }
+    assert!(300 <= all.len(), "{} files were read", all.len());
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// The test of the words is worth what it refuses.
+#[test]
+fn a_word_that_needs_a_second_reading_is_found() {
+    let of = |text: &str| sentences(text);
+    assert!(says(&of("/// It goes to\n/// whoever asks."), "whoever"));
+    assert!(says(&of("//! All of it, but\n//! for the last."), "but for"));
+    assert!(!says(&of("/// A debut for all."), "but for"));
+    assert!(begins_with_who(&of("/// It is told. Who asks twice is refused.")).is_some());
+    assert!(begins_with_who(&of("/// It is told. Who asks? A client.")).is_none());
 }

@@ -119,7 +119,7 @@ enum Shape {
 #[derive(Default)]
 struct Pair(i64, i64);
 
-/// Serde impls of its own: nobody but its author knows.
+/// Serde impls of its own: only its author knows.
 struct Own {
     data: Vec<u8>,
 }

@@ -31,7 +31,7 @@ pub enum Fault {
     WithinFrame,
     /// Both ends see the end of the stream.
     Close,
-    /// Whoever receives in this direction sees the end of the stream; the other direction goes on for a while.
+    /// The receiver in this direction sees the end of the stream; the other direction goes on for a while.
     HalfClose,
     /// Nothing passes any more for a while, either way, then both ends see a reset.
     Freeze,

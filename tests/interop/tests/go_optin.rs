@@ -214,7 +214,7 @@ async fn a_go_application_hears_that_its_session_is_gone() {
     app.end().await;
 }
 
-/// Whoever sends an application away does not find it in another session a moment later.
+/// An application that was sent away is not in another session a moment later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_go_application_that_was_sent_away_stays_away() {
     let Some(go) = go() else { return };
@@ -495,8 +495,8 @@ async fn a_subscription_outlives_a_lost_connection() {
     app.end().await;
 }
 
-/// Patterns have no position; a topic of which the newest counts sends that to whoever comes; who may not subscribe is
-/// told so.
+/// Patterns have no position; a topic of which the newest counts sends that to each new subscriber; who may not
+/// subscribe is told so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_go_application_subscribes_to_every_kind_of_topic() {
     let Some(go) = go() else { return };

@@ -542,7 +542,7 @@ fn written_and_lost(outcome: Result<Reply, CallError>) -> CloseReason {
     }
 }
 
-/// A server that is killed: whoever waits hears at once, with the reason; and it is found when it is back.
+/// A server that is killed: a caller that waits hears at once, with the reason; and it is found when it is back.
 #[tokio::test]
 async fn a_killed_server_is_a_loss_at_once_and_found_when_it_is_back() {
     let Some(go) = go() else { return };

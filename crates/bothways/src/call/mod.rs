@@ -1,4 +1,4 @@
-//! What wraps a client's calls: traces, metadata, measurements.
+//! Layers around a client's calls: traces, metadata, measurements.
 //!
 //! | file | what it does |
 //! |---|---|

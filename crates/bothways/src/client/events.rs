@@ -28,9 +28,9 @@ pub enum ConnectionEvent {
     /// The connection was lost, and this side did not close it. Pending calls have failed. With
     /// [`CloseReason::Local`], the server has left the list of an [`XClient`](crate::XClient)'s discovery.
     ///
-    /// Or the server ends it and said so: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before the client was
-    /// let in. Pending calls may still be answered then, and the reason says how long the client waits before it connects
-    /// again.
+    /// Or the server announced the end: [`CloseReason::Goodbye`], or [`CloseReason::NotAdmitted`] before the client was
+    /// let in. Then pending calls may still be answered, and the reason says how long the client waits before it
+    /// connects again.
     Lost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
@@ -60,17 +60,17 @@ pub enum ConnectionEvent {
     GaveUp {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
-        /// What a call gets from now on.
+        /// The error of calls from now on.
         error: ConnectError,
     },
-    /// This client's session is lost. Either the server has sent the client away, which is
-    /// [`SessionLost::Kicked`], [`SessionLost::Expired`] or [`SessionLost::Revoked`] beside a [`Self::Lost`] whose
-    /// reason is [`CloseReason::sent_away`]: then this client has ended, and does not come back by itself.
+    /// This client's session is lost. Either the server has sent the client away: this is [`SessionLost::Kicked`],
+    /// [`SessionLost::Expired`] or [`SessionLost::Revoked`] after a [`Self::Lost`] whose reason is
+    /// [`CloseReason::sent_away`]. Then this client has ended, and does not come back by itself.
     ///
-    /// Or the connection stands again, but the server no longer has the session: what it was owed is
-    /// gone, and so is what an application's own methods subscribed it to. What the client subscribed to with
-    /// [`Client::subscribe`](crate::Client::subscribe) it subscribes to again by itself:
-    /// [`Self::Resubscribed`] or [`Self::SubscriptionLost`] follow for each.
+    /// Or the connection is back, but the server no longer has the session. Its queued pushes are gone, and so are the
+    /// subscriptions that the server's application made for it. The client's own subscriptions
+    /// ([`Client::subscribe`](crate::Client::subscribe)) are made again: [`Self::Resubscribed`] or
+    /// [`Self::SubscriptionLost`] follows for each.
     SessionLost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
@@ -84,16 +84,17 @@ pub enum ConnectionEvent {
         server: Arc<str>,
         /// The topic, or the pattern.
         topic: Arc<str>,
-        /// All that was published meanwhile was sent or is on its way. False: some of it may be missing, and
-        /// the state that the messages stand for is to be had otherwise. Of several of the same topic that
-        /// wait for a slow reader one is left, which is true if all were.
+        /// True if every message published in between was sent or is on its way. If false, some may be missing: get the
+        /// state that the messages stand for in another way. If several of these events about one topic wait for a slow
+        /// reader, one is left, which is true if all were.
         recovered: bool,
     },
-    /// The server does not let the client subscribe again after its session was lost, or does not send again what it
-    /// dropped. It is told once. Unless it is for good, the client asks again, each minute at last, until the
-    /// application unsubscribes, and [`Self::Resubscribed`] says when the server lets it.
+    /// The server refuses to subscribe the client again after its session was lost, or to send dropped messages again.
+    /// This is reported once. Unless it is for good, the client asks again, each minute at last, until the application
+    /// unsubscribes, and [`Self::Resubscribed`] says when the server lets it.
     ///
-    /// A server that is too busy, shuts down, or does not answer in time is no reason: it is asked again soon.
+    /// A server that is too busy, shuts down, or does not answer in time causes no such event: the client asks it again
+    /// soon.
     SubscriptionLost {
         /// The server's address, in rpcx's form.
         server: Arc<str>,
@@ -104,9 +105,9 @@ pub enum ConnectionEvent {
         /// The client does not ask again.
         for_good: bool,
     },
-    /// The source of the lists of an [`XClient`](crate::XClient) failed: the last list counts until it is back. It is
-    /// tried again after 100 ms to 30 s; see [`Lists::watched`](crate::discovery::Lists::watched). Of several that wait
-    /// for a slow reader the last one is left.
+    /// The source of the lists of an [`XClient`](crate::XClient) failed. The last list counts until it is back. It is
+    /// tried again after 100 ms to 30 s; see [`Lists::watched`](crate::discovery::Lists::watched). If several of these
+    /// events wait for a slow reader, the last one is left.
     DiscoveryFailed {
         /// The service whose servers are looked for.
         service: Arc<str>,
@@ -176,10 +177,9 @@ impl ConnectionEvent {
 
 /// The events of a client's connections. A [`Stream`]; ends when the client is closed or dropped.
 ///
-/// At most four events per server wait, one that its session was lost, one that it refused, two per topic, and one that
-/// a discovery failed: to a
-/// reader that is slow, a loss and a restoration that it has not read become one restoration that says how many losses
-/// it stands for.
+/// The queue has room for four events per server about connections, one about a lost session, one about a refusal, two
+/// per topic, and one about a failed discovery. For a slow reader, a loss and a restoration become one restoration that
+/// says how many losses it stands for.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -777,7 +777,7 @@ impl Keeper {
         let limit = link.options.connect().timeout();
         let why = match tokio::time::timeout(limit, asking.join_next()).await {
             Ok(Some(Ok(token))) => return Ok(Some(token.into())),
-            Ok(_) => "whoever was asked for them panicked".to_owned(),
+            Ok(_) => "the function that was asked for them panicked".to_owned(),
             Err(_) => format!("not within {limit:?} (`connect_timeout`)"),
         };
         Err(ConnectError::Credentials { address: link.address.to_string(), why })

@@ -121,8 +121,8 @@ impl ServerMessage {
         self.message.metadata().get(keys::TOPIC).map(str::to_owned)
     }
 
-    /// Where it stands in its topic, if that has a history: what
-    /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from.
+    /// Its position in its topic, if that has a history:
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from there.
     pub fn position(&self) -> Option<Position> {
         subscriptions::position(&self.message.metadata())
     }
@@ -147,7 +147,7 @@ impl ServerMessage {
     /// again. The text goes to this client's log, cut at 1 KiB: as a warning once in ten seconds, else at level debug.
     ///
     /// A message that is dropped without this is [handled](crate::Stage::Handled). Towards a server that does not
-    /// understand it (a Bothways server of before the capability `outcomes`), this one is, too.
+    /// understand it (a Bothways server without the capability `outcomes`), this one is, too.
     pub fn fail(self, why: impl std::fmt::Display) {
         static TOLD: Calm = Calm::new(1);
         let (path, method, error) = (Said(self.service_path()), Said(self.service_method()), Said(why));
@@ -440,7 +440,7 @@ impl ServerMessages {
         self.shared.state.lock().waiting.len()
     }
 
-    /// True if none waits.
+    /// True if no message waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -462,8 +462,8 @@ impl ServerMessages {
 }
 
 impl Drop for ServerMessages {
-    /// What waits is dropped with its reader; it would keep its connections' memory, and they the queue's. Its senders
-    /// are told that nobody listens, unless the client is closed.
+    /// Messages that wait are dropped with their reader: otherwise they would keep the memory of their connections
+    /// alive, and these the queue's. Their senders are told that nobody listens, unless the client is closed.
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         let was_closed = std::mem::replace(&mut state.ended, true);
@@ -614,7 +614,7 @@ mod tests {
         assert!(adder.has_room_for_tracked(&message()), "nobody takes any more");
     }
 
-    /// What became of a message in its handler, as its sender is told; who is in a topic may go unheard.
+    /// The outcome of a message in its handler, as its sender is told; presence needs no handler.
     #[tokio::test]
     async fn each_end_of_a_handler_is_told() {
         use crate::{
@@ -675,7 +675,7 @@ mod tests {
             }
         };
         let mut waiting = Waiting::default();
-        // It left and joined again: a value of before is its own still.
+        // It left and joined again: an earlier value is its own still.
         let (before, server) = (waiting.join(), waiting.join());
         let (mut of_a, mut of_b) = (0, 0);
         for (key, bytes, replaces) in [("a", 100, false), ("b", 10, false), ("a", 30, true), ("b", 70, true)] {
@@ -718,7 +718,7 @@ mod tests {
             }
             has_room
         };
-        assert_eq!((0..50).filter(|_| add_tracked(&of_b, &b)).count(), 20, "half is for whoever comes first");
+        assert_eq!((0..50).filter(|_| add_tracked(&of_b, &b)).count(), 20, "half is first come, first served");
         assert_eq!((0..50).filter(|_| add_tracked(&of_a, &a)).count(), 10, "and a share of the rest for each");
         assert!(!add_tracked(&of_b, &b), "it is over its share");
         while messages.try_next().is_some() {}

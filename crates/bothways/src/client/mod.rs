@@ -112,12 +112,11 @@ impl Client {
     /// Connects to a server. Returns when the server has answered the Hello, and so has let this client in. What the server
     /// pushes is dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] receive it.
     ///
-    /// A server that admits no more clients for now is tried again after the time it names, for as long as the future is
-    /// kept. So
-    /// is any server with [`Reconnect::Always`]. [`Self::events`] that are taken afterwards do not
-    /// begin with this connection.
+    /// A server that admits no more clients for now is tried again after the time it names, for as long as the future
+    /// is polled. With [`Reconnect::Always`], any server is tried again. [`Self::events`] that are taken afterwards do
+    /// not begin with this connection.
     ///
-    /// The runtime in which it is called keeps the connection; all else may be called on any thread.
+    /// The runtime in which this is called keeps the connection; all other methods may be called on any thread.
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -217,13 +216,13 @@ impl Client {
         self.call_typed(service_path, service_method, args, options).await
     }
 
-    /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported, and a server that does
-    /// not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). What is on its way when the
-    /// connection is lost is lost with it.
+    /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported, and a server that
+    /// does not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). A request that is on its
+    /// way when the connection is lost is lost too.
     ///
-    /// A token that runs out costs nothing: with [`ClientOptions::credentials`] the request is sent once more with the
-    /// next token, as a call is, if the server is a Bothways server that hands it back. [`Self::oneways_lost`] counts
-    /// those for which that was not possible.
+    /// An expired token costs nothing: with [`ClientOptions::credentials`] the request is sent once more with the next
+    /// token, like a call, if the server is a Bothways server that returns it. [`Self::oneways_lost`] counts the
+    /// requests for which that was not possible.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued.
@@ -262,17 +261,18 @@ impl Client {
         self.subscribe_at(&self.begin_subscribe(pattern), None, Patience::Connection).await
     }
 
-    /// Subscribes to a topic, and gets what was published after a position that this program, or an earlier one, had
-    /// reached: all of it, or none of it if [`Subscribed::recovered`] is false. Messages that the session has already got
-    /// by another subscription do not come again.
+    /// Subscribes to a topic, and gets the messages after a position that this program, or an earlier one, had reached:
+    /// all of them, or none if [`Subscribed::recovered`] is false. Messages that the session has already got by another
+    /// subscription do not come again.
     ///
-    /// What the session's log at the server has no room for comes in parts, in order and before anything new: this method
-    /// returns with the first one, and the client asks for the next while the application handles what it got. If some of
-    /// it is dropped from the history before it is asked for, [`ConnectionEvent::Resubscribed`] says so.
+    /// If the session's log at the server has no room for all of them, they come in parts, in order and before anything
+    /// new. This method returns with the first part, and the client asks for the next while the application handles
+    /// what it got. If the history drops a message before the client asks for it, [`ConnectionEvent::Resubscribed`]
+    /// says so.
     ///
-    /// A program that goes on after a restart keeps two positions: [`Subscribed::position`] as soon as it has subscribed,
-    /// and then that of each message that it has handled. One that keeps only those of messages, and ends before the first
-    /// one came, would begin from now on.
+    /// A program that goes on after a restart stores [`Subscribed::position`] as soon as it has subscribed, and then
+    /// the position of each message that it has handled. If it stored only the positions of messages, and ended before
+    /// the first one came, it would miss everything in between.
     ///
     /// ```no_run
     /// use bothways::{Client, ClientOptions, session::Position};
@@ -338,7 +338,7 @@ impl Client {
         self.handle.link.address().to_string()
     }
 
-    /// The connection as it is now. What goes over it carries this client's token.
+    /// The current connection. Requests on it carry this client's token.
     ///
     /// # Errors
     /// [`ConnectError::Reconnecting`] while it is being made again, or another [`ConnectError`] that says how the last
@@ -347,7 +347,7 @@ impl Client {
         self.handle.link.current()
     }
 
-    /// Counters of the present connection; zeros while there is none.
+    /// Counters of the current connection; zeros while there is none.
     pub fn stats(&self) -> ConnectionStats {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
     }
@@ -464,10 +464,10 @@ impl Client {
         self.handle.link.note_unlisted();
     }
 
-    /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and its presence ends
-    /// at once. Pending calls fail as closed by this side. Dropping the last clone does the same.
+    /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and it is no
+    /// longer present in its topics. Pending calls fail as closed by this side. Dropping the last clone does the same.
     ///
-    /// Without a connection the server cannot be told: there the session ends after its resume window.
+    /// Without a connection the server cannot be told: then the session ends after its resume window.
     pub fn close(&self) {
         self.handle.link.close(true);
     }

@@ -115,9 +115,9 @@ impl ClientOptions {
         self
     }
 
-    /// In place of [`Self::auth`]: where the token comes from, for one that runs out. Asked before each Hello, and
-    /// once more when the server has refused it; all that goes over a connection carries the token of its Hello. It
-    /// has the time of [`ConnectOptions::connect_timeout`].
+    /// In place of [`Self::auth`]: a function that returns the token, for one that expires. It is called before each
+    /// Hello, and once more when the server has refused the token. All requests on a connection carry the token of its
+    /// Hello. It must return within [`ConnectOptions::connect_timeout`].
     ///
     /// ```
     /// use bothways::ClientOptions;
@@ -152,8 +152,8 @@ impl ClientOptions {
         self
     }
 
-    /// Deadline of calls that name none of their own; the server is told. Default none, as in Go: a call
-    /// ends with its reply, its connection, or the drop of its future. Zero: each call ends before it is sent.
+    /// Deadline of calls without one of their own; the server is told. Default none, as in Go: a call ends with its
+    /// reply, its connection, or the drop of its future. Zero: each call ends before it is sent.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self

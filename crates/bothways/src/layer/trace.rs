@@ -15,9 +15,8 @@ use crate::{
 pub struct Trace;
 
 /// Runs each handler in a span `request` with path, method, connection and the `traceparent` that the caller
-/// [sends](crate::call::traceparent()), at level info, so that what the handler
-/// logs says which request it was for. At level debug it tells at its end how it ended and how long it took. A level
-/// that is off costs a comparison.
+/// [sends](crate::call::traceparent()), at level info, so that what the handler logs says which request it was for. At
+/// level debug it logs at its end how it ended and how long it took. A level that is off costs a comparison.
 ///
 /// How it ended: `ok`, the text of the error, or `dropped` if the caller gave up, the deadline passed or the handler
 /// panicked. Arguments and replies are never logged. Names and texts are cut at 1 KiB.

@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(take(&room, 102, 60 * MIB).await.map(|_| ()), Err(NoRoom));
             assert_eq!(began.elapsed(), WAIT_MAX);
             drop((held, small, own));
-            assert_eq!(room.held(), (0, 0), "nothing is kept of whoever has nothing");
+            assert_eq!(room.held(), (0, 0), "nothing is kept of a connection that has nothing");
         }
     }
 

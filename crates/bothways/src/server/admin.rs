@@ -744,7 +744,7 @@ mod tests {
         assert_eq!(by_token.kick(&kick).await.expect("the token is right"), 1);
         assert_eq!(by_token.kick(&kick).await.expect("the token is right"), 0, "it is gone");
         let everyone = AdminKick { target: PushTarget::Everyone, why: "lunch".into() };
-        assert_eq!(by_token.kick(&everyone).await.expect("the token is right"), 0, "but for who asks");
+        assert_eq!(by_token.kick(&everyone).await.expect("the token is right"), 0, "except for the one that asks");
         let told: Vec<crate::Explanation> = ask(&operator, "right", "Explain", &ann).await.expect("the token is right");
         let story = told[0].to_string();
         assert!(story.contains("push Chat.say (latest, offset 1, ") && story.contains("ended: lunch"), "{story}");

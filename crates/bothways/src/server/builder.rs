@@ -220,14 +220,14 @@ impl ServerBuilder {
         self
     }
 
-    /// What clients may cost: connections, requests that run, and bytes that come in. [`Limits`](bothways_proto::Limits)
-    /// alone bound single frames, and leave the defaults for all else.
+    /// Bounds on what clients may cost: connections, running requests, and incoming bytes. A
+    /// [`Limits`](bothways_proto::Limits) alone bounds single frames, and leaves the defaults for everything else.
     pub fn limits(mut self, limits: impl Into<ServerLimits>) -> Self {
         self.options.limits = limits.into();
         self
     }
 
-    /// What may wait for clients to read it.
+    /// Bounds on what may wait for clients to read it.
     pub fn outgoing(mut self, outgoing: OutgoingOptions) -> Self {
         self.options.outgoing = outgoing;
         self
@@ -245,14 +245,14 @@ impl ServerBuilder {
         self
     }
 
-    /// When clients that understand it are asked whether they are still there; one that does not answer in time is
-    /// closed. Plain rpcx clients are never asked: they would take the question for a reply.
+    /// When clients that understand it get a heartbeat. A client that does not answer in time is closed. Plain rpcx
+    /// clients never get one: they would take it for a reply.
     pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
         self.options.heartbeat = heartbeat;
         self
     }
 
-    /// What is kept for clients: how long a session waits for one, and how much it is owed meanwhile.
+    /// How long a session waits for its client to come back, and how much its queues may hold.
     pub fn sessions(mut self, sessions: SessionOptions) -> Self {
         self.options.sessions = sessions;
         self
@@ -300,7 +300,7 @@ impl ServerBuilder {
         self
     }
 
-    /// The server. It serves nobody until it [listens](Server::listen).
+    /// Builds the server. It serves nobody until it [listens](Server::listen).
     ///
     /// A route that was added twice, or under a path that belongs to the framework, is logged as a warning;
     /// [`Self::try_build`] refuses it.

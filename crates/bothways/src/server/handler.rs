@@ -141,7 +141,7 @@ impl ConnectionHandler for ServerHandler {
             return self.handle_control(connection, &message);
         }
         let ends_something = is_control && is_an_end(message.service_method());
-        // Nobody but the counter says that it is not run.
+        // Only the counter says that it is not run.
         let is_oneway = message.header().is_oneway();
         let count_refused = || _ = is_oneway.then(|| connection.count_refused_oneway());
         if shared.refuses_calls_of(connection) && !ends_something {

@@ -103,7 +103,7 @@ impl ServerOptions {
     }
 }
 
-/// What clients may cost a server: connections, requests, and the bytes that come in.
+/// Bounds on what clients may cost a server: connections, requests, and incoming bytes.
 ///
 /// ```
 /// use bothways::{Limits, Rate, Server, ServerLimits};
@@ -319,7 +319,7 @@ impl OutgoingOptions {
         self
     }
 
-    /// What happens to a message when that queue is full. Default [`Overflow::RefuseNewest`].
+    /// The rule for a message when that queue is full. Default [`Overflow::RefuseNewest`].
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self

@@ -48,10 +48,10 @@ pub struct ShutdownReport {
     pub connections_closed: usize,
     /// Connections that had to be cut at the deadline, with bytes for them unwritten, or calls of theirs unanswered.
     pub connections_cut: usize,
-    /// Requests whose handlers still ran at the deadline, and calls to clients that were not answered by then: their
-    /// callers got no reply.
+    /// Requests whose handlers still ran at the deadline, and calls to clients without a reply by then: their callers
+    /// got no reply.
     pub calls_unfinished: usize,
-    /// Sessions that ended with the server though their clients might have come back to them: they find none.
+    /// Sessions that ended with the server although their clients might have come back to them.
     pub sessions_left: usize,
     /// Pushes that these sessions had not seen handled, or not even sent; their receipts say dropped.
     pub pushes_unhandled: usize,

@@ -24,7 +24,7 @@ pub(super) type Line = (ConnectionId, Box<str>);
 const ARGUMENTS_MAX: usize = 4 << 10;
 
 /// The line of a request that subscribes or unsubscribes. `None` for any other request, and for one that is packed or
-/// very large, which no client of ours sends.
+/// very large, which no Bothways client sends.
 pub(super) fn line_of(request: &Request) -> Option<Line> {
     let is_about_topic = matches!(request.service_method(), keys::SUBSCRIBE | keys::UNSUBSCRIBE);
     if !is_about_topic || request.message.header().compress() != CompressType::NONE {

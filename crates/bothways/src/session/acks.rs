@@ -19,7 +19,7 @@ const AHEAD_MAX: usize = 32;
 /// of metadata: a server may take no more, and would pass it over unread.
 pub(crate) const TOLD_AT_ONCE: usize = 16;
 
-/// Failed offsets that one message may name: more than a client of ours has in a Hello.
+/// Failed offsets that one message may name: more than a Bothways client has in a Hello.
 const ENDS_MAX: usize = 2048;
 
 /// What became of some offsets.

@@ -7,9 +7,9 @@
 //!
 //! Locks, in the order in which they are taken: a topic's turn, the table of what is kept, one topic of it, the tree of
 //! subscriptions, one session. A message gets its offset, its stamp and its subscribers under the topic's lock; it goes
-//! into their ledgers in the topic's turn, so that each gets the messages in the order of their offsets. Whoever
-//! subscribes meanwhile has it from the history, or is among the subscribers, and gets each once. Nothing is written to a
-//! socket under any of these.
+//! into their ledgers in the topic's turn, so that each gets the messages in the order of their offsets. A new
+//! subscriber subscribes meanwhile has it from the history, or is among the subscribers, and gets each once. Nothing is
+//! written to a socket under any of these.
 
 mod subscribe;
 
@@ -217,7 +217,7 @@ impl Hub {
         let dropped;
         // Nobody is woken while the topic is locked.
         let held_locks = HeldLocks::begin();
-        // Others publish after this one; who subscribes does not wait for all its subscribers.
+        // Others publish after this one; a new subscriber does not wait for all others.
         let turn = topic.turn.lock();
         let mut kept = topic.kept.lock();
         let Some(history) = kept.history.as_mut() else {

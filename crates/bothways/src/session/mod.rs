@@ -8,40 +8,40 @@
 //! |---|---|
 //! | `handle.rs` | [`Session`], the handle that all share |
 //! | `mod.rs` | what applications do with it |
-//! | `push.rs`, `target.rs` | what is sent, and to whom |
-//! | `state.rs` | what is known of one session: the only one who changes it |
+//! | `push.rs`, `target.rs` | a push, and its targets |
+//! | `state.rs` | the state of one session: only this file changes it |
 //! | `call.rs`, `user.rs` | calls to a session's client, and to a user with several |
 //! | `given_up.rs` | calls whose Cancel may have been lost with a connection |
 //! | `side_by_side.rs` | futures of which only those that were woken are polled |
-//! | `receipt.rs` | what became of it |
-//! | `acks.rs` | how far a client is, as it says so on the wire |
+//! | `receipt.rs` | how far a push has come |
+//! | `acks.rs` | acknowledgements, as they are on the wire |
 //! | `each.rs` | what became of it for each of many, if the push asks |
-//! | `pasts.rs` | what is left of those that ended, for who asks later |
+//! | `pasts.rs` | event logs of sessions that ended |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
 //! | `one_or_many.rs` | a list that nearly always has one item |
-//! | `crowd.rs` | the sessions of a user, who may be very many |
+//! | `crowd.rs` | the sessions of a user, which may be very many |
 //! | `account.rs` | what the sessions of a user use together: bytes, calls |
-//! | `ledger.rs` | what one client is owed: queues, the log, offsets; no I/O, no clock |
+//! | `ledger.rs` | the pushes that one client still has to get: queues, the log, offsets; no I/O, no clock |
 //! | `keys.rs` | which idempotency keys a session has taken |
-//! | `topic.rs` | names, patterns, who subscribes |
-//! | `rules.rs` | what topics are like: options by pattern |
-//! | `history.rs`, `presence.rs` | what a topic keeps, and who is in it; no I/O, no clock |
-//! | `kept.rs` | what the server keeps of topics, and how many of them |
+//! | `topic.rs` | names, patterns, subscribers |
+//! | `rules.rs` | options of topics, by pattern |
+//! | `history.rs`, `presence.rs` | the messages and the members of a topic; no I/O, no clock |
+//! | `kept.rs` | the topics that the server keeps, and how many |
 //! | `hub.rs`, `hub/` | topics at work: publishing, subscribing |
-//! | `parts.rs` | what a session was sent of topics that it does not have whole yet |
+//! | `parts.rs` | how far a session is in topics that come in parts |
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `ranks.rs` | which of these go first when they are too many |
-//! | `claims.rs` | what is for a session whose client has named another one, until it is known which it gets |
-//! | `endings.rs` | how sessions end, and what a client is told that comes back to one |
+//! | `claims.rs` | what waits until the server knows which session a client gets |
+//! | `endings.rs` | how sessions ended, for clients that come back too late |
 //! | `shards.rs` | tables in parts |
-//! | `secrets.rs` | what a client shows to come back |
+//! | `secrets.rs` | the secrets that clients come back with |
 //! | `registry.rs` | finds sessions by connection, number, user, topic |
 //! | `resume.rs` | clients that arrive, come back, acknowledge and leave |
 //! | `end.rs` | ends sessions |
 //! | `users.rs` | the sessions of each user |
 //! | `fan_out.rs` | one push to many sessions |
-//! | `options.rs` | what a server promises of its sessions |
+//! | `options.rs` | the bounds and times of sessions |
 //!
 //! # Locks
 //!

@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(roster.entered(SessionId(3)), 0, "it watches by a wildcard");
     }
 
-    /// A server that is started again goes on above its generations of before.
+    /// A server that is started again goes on above its earlier generations.
     #[test]
     fn generations_grow_over_the_lives_of_a_server() {
         let now = SystemTime::now();

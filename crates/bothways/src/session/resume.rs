@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(
             fresh.connection().as_ref(),
             Some(&claims),
-            "whoever holds it still holds the session of its client"
+            "its holder still has the session of its client"
         );
     }
 

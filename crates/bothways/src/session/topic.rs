@@ -463,7 +463,7 @@ impl<S: Eq + Hash> Subscriptions<S> {
     }
 }
 
-/// Answers how many are left; `None`: it was not among them.
+/// Returns how many are left; `None`: it was not among them.
 fn take_out<S: Eq + Hash>(subscribers: &mut HashSet<S>, subscriber: &S) -> Option<usize> {
     if !subscribers.remove(subscriber) {
         return None;

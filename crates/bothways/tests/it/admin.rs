@@ -188,8 +188,8 @@ async fn strangers_keep_no_operator_out() {
     assert!(server.stats().admin_requests_refused < 100, "the others are answered late, or were cut");
 }
 
-/// Whoever connects and brings no token is sent away, and 16 of one peer at once are all that there is room for: the
-/// newest has a place.
+/// A connection that brings no token is cut, and 16 of one peer at once are all that there is room for: the newest has
+/// a place.
 #[tokio::test(start_paused = true)]
 async fn who_brings_no_token_is_sent_away() {
     let server = admin(Server::builder().timeouts(Timeouts::new().first_frame(Duration::from_secs(10))));

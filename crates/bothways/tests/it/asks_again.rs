@@ -300,7 +300,7 @@ async fn a_refusal_that_passes_costs_no_subscription() {
     }
 }
 
-/// Whoever refuses is asked slowly, for as long as the application wants the topic.
+/// A server that refuses is asked slowly, for as long as the application wants the topic.
 #[tokio::test(start_paused = true)]
 async fn who_refuses_is_asked_slowly() {
     let hook = Hook::default();

@@ -102,7 +102,7 @@ async fn of_too_many_sessions_that_wait_the_longest_away_ends() {
 }
 
 /// One client makes very many sessions and leaves each: that ends its own, and nobody else's. First those go that are
-/// owed nothing, and then the others of whoever has most.
+/// owed nothing, and then the others of the user with the most.
 #[tokio::test(start_paused = true)]
 async fn who_leaves_many_sessions_ends_none_of_others() {
     let server = Server::builder()
@@ -233,8 +233,8 @@ async fn who_comes_back_does_not_wait_behind_who_comes_new() {
     assert_eq!(outcomes, [(false, true), (true, false), (false, true)]);
 }
 
-/// A client of ours that is not admitted stays trying, from its beginning and later, and its application knows why. What
-/// it asked meanwhile did not run, and may be asked again.
+/// A Bothways client that is not admitted keeps trying, from its beginning and later, and its application knows why.
+/// What it asked meanwhile did not run, and may be asked again.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_not_admitted_waits_and_comes_again() {
     let server =
@@ -457,8 +457,8 @@ async fn the_calls_of_a_user_are_bounded_together() {
     call(&devices[0], "Echo", "x").await.expect("there is room again");
 }
 
-/// Whoever opens a connection for each call is bounded by the first one of each: it counts as soon as the hook has said
-/// whose it is.
+/// A client that opens a connection for each call is bounded by the first one of each: it counts as soon as the hook
+/// has said whose it is.
 #[tokio::test(start_paused = true)]
 async fn the_first_call_of_each_connection_counts_for_its_user() {
     let (handler, mut asked) = gate();

@@ -310,8 +310,8 @@ async fn only_who_handles_a_method_is_called() {
     assert_eq!(written(), before, "nobody was asked");
 }
 
-/// Whoever comes back with other handlers is asked for those; who is away, for what it handled when it was there.
-/// Who says nothing, or names more than is listened to, is asked and answers for itself.
+/// A client that comes back with other handlers is asked for those; one that is away, for what it handled when it was
+/// there. Who says nothing, or names more than is listened to, is asked and answers for itself.
 #[tokio::test(start_paused = true)]
 async fn the_latest_announcement_counts() {
     let server = builder().build();

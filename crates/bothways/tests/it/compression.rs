@@ -118,7 +118,7 @@ async fn a_bomb_in_a_reply_costs_one_call() {
     }
 }
 
-/// A packed message that unpacks to too much is an error of whoever reads it, and the next one is read.
+/// A packed message that unpacks to too much is an error for its reader, and the next one is read.
 #[tokio::test(start_paused = true)]
 async fn a_bomb_in_a_message_costs_that_message() {
     let server = ScriptedServer::listen().await;

@@ -159,8 +159,8 @@ async fn refusals_that_wait_are_bounded() {
     }
 }
 
-/// F43. A call whose time is zero ends as timed out before anything of it is sent, whoever makes it, and is safe to try
-/// again.
+/// F43. A call whose time is zero ends as timed out before anything of it is sent, at whichever side, and is safe to
+/// try again.
 #[tokio::test(start_paused = true)]
 async fn a_call_without_time_is_not_sent() {
     let ran = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));

@@ -54,7 +54,7 @@ async fn any_duration_may_be_none_or_for_ever() {
             try_all(name, option(echoing(), limit).build(), ClientOptions::new(), limit).await;
         }
         for (name, option) in CLIENT {
-            // The next connection is waited for by nobody but the back-off, of which any part of for ever is too long.
+            // Only the back-off waits for the next connection, and any part of for ever is too long.
             let options = option(ClientOptions::new().connection_wait(Duration::from_secs(60)), limit);
             try_all(name, echoing().build(), options, limit).await;
         }

@@ -212,7 +212,7 @@ async fn a_go_application_is_served_as_ever() {
     assert_eq!([0, 1].map(|n: usize| receipts[n].outcomes().at(Stage::Handled)), [1, 1]);
 }
 
-/// A client of ours at an old server: what it is sent it understands, also a new secret with each Welcome, and what it
+/// A Bothways client at an old server: what it is sent it understands, also a new secret with each Welcome, and what it
 /// says is what such a server takes.
 #[tokio::test(start_paused = true)]
 async fn an_old_server_is_spoken_to_as_ever() {

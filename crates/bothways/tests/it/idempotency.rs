@@ -1,4 +1,4 @@
-//! Pushes that are repeated under one key: whoever does not know whether it has pushed may push again.
+//! Pushes that are repeated under one key: a sender that does not know whether it has pushed may push again.
 
 use std::time::Duration;
 
@@ -239,7 +239,7 @@ async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
         FailMode::Failover,
         SelectMode::RoundRobin,
         MultipleServersDiscovery::new([of_one.address(), of_other.address()]),
-        // Half of it is for whoever comes first: two.
+        // Half of it is first come, first served: two.
         ClientOptions::new().auth("ann").message_queue(QueueBound::messages(4).bytes(1 << 20)),
     );
     let knows_ann =
@@ -259,7 +259,7 @@ async fn the_first_of_a_tracked_repetition_is_not_pushed_out() {
     assert_eq!(again.handled().await.at(Stage::Handled), 1);
 }
 
-/// What the client's own queue had no room for was not handled: whoever pushes again is heard.
+/// What the client's own queue had no room for was not handled: a sender that pushes again is heard.
 #[tokio::test(start_paused = true)]
 async fn what_the_client_dropped_may_come_again() {
     let server = server();

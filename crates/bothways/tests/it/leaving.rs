@@ -307,7 +307,7 @@ async fn the_codes_of_an_end_are_as_documented() {
     }
 }
 
-/// A server of before says `ended` when it kicks: its client comes back, as it always did.
+/// An older server says `ended` when it kicks: its client comes back, as it always did.
 #[tokio::test(start_paused = true)]
 async fn a_goodbye_of_an_old_server_is_not_for_good() {
     let scripted = ScriptedServer::listen().await;

@@ -92,7 +92,7 @@ async fn a_client_may_leave_it() {
     drop(client);
 }
 
-/// A plain client's heartbeat is echoed byte by byte but for the response bit, oneway or not (1.9).
+/// A plain client's heartbeat is echoed byte by byte except for the response bit, oneway or not (1.9).
 #[tokio::test(start_paused = true)]
 async fn a_plain_heartbeat_is_echoed() {
     let server = echoing().auth(|_| async { Err("heartbeats have no token") }).build();

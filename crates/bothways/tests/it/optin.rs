@@ -437,8 +437,8 @@ async fn each_client_of_a_server_that_stops_is_closed_when_it_is_done() {
     }
 }
 
-/// A connection has one session: whoever has it cannot enable again, nor leave it by a Resume; a Bothways client has
-/// it by its Hello. What lacks its pairs is refused.
+/// A connection has one session: a client that has it cannot enable again, nor leave it by a Resume; a Bothways client
+/// has it by its Hello. What lacks its pairs is refused.
 #[tokio::test(start_paused = true)]
 async fn a_connection_has_one_session() {
     let server = echoing().build();
@@ -643,7 +643,7 @@ async fn who_claims_in_vain_is_somebody_all_the_same() {
         server.push(&Target::user("ann"), &push("a")).expect("small");
         hears_push(&mut client, 1, "a").await;
         if !by_hello {
-            // Whoever has a session and asks for another is refused, and is reached meanwhile.
+            // A client that has a session and asks for another is refused, and is reached meanwhile.
             client.say(control(8, keys::RESUME, &pairs, b"")).await;
             settle().await;
             server.push(&Target::user("ann"), &push("b")).expect("small");

@@ -256,7 +256,7 @@ fn a_server_is_stopped_from_outside() {
     assert_eq!(outside(never_listened.shutdown(LONG)).connections_cut, 0);
 }
 
-/// Whoever waits outside when the server's runtime goes is told so, and not left behind.
+/// A caller that waits outside when the server's runtime goes is told so, and not left behind.
 #[test]
 fn a_call_from_outside_ends_with_the_servers_runtime() {
     let (servers, clients) = (runtime(), runtime());

@@ -45,8 +45,8 @@ async fn a_server_sends_to_a_client_that_called() {
     assert_eq!(message.server(), listening.address());
 }
 
-/// A push to a plain client is what Go sends but for the number, whose highest bit keeps it apart from
-/// every call of the client (P2).
+/// A push to a plain client is what Go sends except for the number, whose highest bit keeps it apart from every call of
+/// the client (P2).
 #[tokio::test(start_paused = true)]
 async fn a_push_is_the_bytes_that_go_sends() {
     let server = echoing().build();

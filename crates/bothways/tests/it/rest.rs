@@ -110,7 +110,7 @@ async fn a_push_that_fills_the_socket_calls_for_the_task() {
     calls(&mut client, 2).await;
 }
 
-/// Whoever rests is asked for signs of life as others are.
+/// A connection at rest is asked for signs of life as others are.
 #[tokio::test(start_paused = true)]
 async fn a_client_at_rest_gets_its_heartbeats() {
     let server = echoing().heartbeat(Heartbeat::every(Duration::from_secs(5)).timeout(Duration::from_secs(5))).build();

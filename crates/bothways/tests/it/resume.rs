@@ -287,8 +287,8 @@ async fn late_hellos_in_any_order_never_cost_the_session() {
     }
 }
 
-/// A client that does not count its attempts, as those of before, is always the latest; one that counts goes on where
-/// it was.
+/// A client that does not count its attempts, like older ones, is always the latest; one that counts goes on where it
+/// was.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_count_its_attempts_is_let_in() {
     let server = Server::builder().build();
@@ -304,7 +304,7 @@ async fn a_client_that_does_not_count_its_attempts_is_let_in() {
 }
 
 /// Our client counts its attempts, tries again when it is told that it was not the latest, and takes whatever secret a
-/// Welcome brings, as servers of before give a new one each time.
+/// Welcome brings, as older servers give a new one each time.
 #[tokio::test(start_paused = true)]
 async fn a_client_counts_its_attempts_and_takes_the_secret_of_each_welcome() {
     let server = ScriptedServer::listen().await;
@@ -610,7 +610,7 @@ async fn who_lost_its_place_is_told_so() {
 }
 
 /// The session that a hook was given for the Hello of a client that comes back stands for the one that the client gets:
-/// whoever kept it pushes, waits for room, calls, subscribes, labels and ends there.
+/// code that kept it pushes, waits for room, calls, subscribes, labels and ends there.
 #[tokio::test(start_paused = true)]
 async fn what_a_hook_kept_stands_for_the_session_that_its_client_gets() {
     let kept = Arc::<std::sync::Mutex<Vec<Session>>>::default();

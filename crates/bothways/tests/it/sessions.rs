@@ -167,7 +167,7 @@ async fn what_a_plain_client_is_owed_waits_for_its_first_request() {
         .collect();
     assert_eq!(fires[0].outcomes().at(Stage::Dropped(DropReason::Full)), 1, "the oldest of too many");
     assert_eq!(receipts[0].outcomes().at(Stage::Queued), 1);
-    // The plain form goes at once: whoever sends knows who listens.
+    // The plain form goes at once: the sender knows who listens.
     connection.send_message("Chat", "say", &Metadata::new(), "at once").expect("room");
     assert_eq!(plain.next().await.wire_payload()[..], b"at once"[..]);
 

@@ -234,7 +234,7 @@ async fn nobody_slips_in_while_a_server_stops() {
     connections(&server, 0).await;
 }
 
-/// B15. Each connection's hooks run once, whoever ends it and however; one that panics harms nobody.
+/// B15. Each connection's hooks run once, in whatever way it ends; one that panics harms nobody.
 #[tokio::test(start_paused = true)]
 async fn hooks_run_exactly_once() {
     let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -365,7 +365,7 @@ async fn ones_own_close_fails_calls_at_once() {
     assert!(matches!(&heard[..], [big] if big.service_method() == "Big"), "{heard:?}");
 }
 
-/// A handle that is kept for ever keeps no socket: whoever goes on writing learns that nobody reads.
+/// A handle that is kept for ever keeps no socket: a client that goes on writing learns that nobody reads.
 #[tokio::test(start_paused = true)]
 async fn a_kept_handle_keeps_no_socket() {
     let server = echoing().build();

@@ -118,6 +118,6 @@ fn of_two_claims_one_gets_the_session_and_the_client_keeps_it() {
         all_arrive(&mut client, receipts).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(2 <= session.generation(), "one of the two was let in, and the client with it or after it");
-        assert_eq!(network.server().connections().len(), 1, "whoever lost it was sent away");
+        assert_eq!(network.server().connections().len(), 1, "the one that lost it was sent away");
     });
 }

@@ -411,7 +411,7 @@ async fn a_roster_can_be_had_after_a_gap() {
 async fn crowd(address: &str, count: usize) -> Vec<(Client, ServerMessages)> {
     let mut crowd = Vec::new();
     for number in 0..count {
-        // Whoever is kicked stays away.
+        // A client that is kicked stays away.
         let options = options(&format!("user{number}")).reconnect(Reconnect::Never);
         let (member, messages) = Client::bidirectional(address, options).await.expect("it listens");
         member.subscribe("room").await.expect("open");

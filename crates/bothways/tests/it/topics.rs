@@ -96,7 +96,7 @@ async fn lose_session(server: &Server, user: &str, events: &mut ConnectionEvents
     }
 }
 
-/// Whoever says how far it was gets what it missed, in order and once, and then what is new.
+/// A client that says how far it was gets what it missed, in order and once, and then what is new.
 #[tokio::test(start_paused = true)]
 async fn what_was_missed_is_sent() {
     let server = server(&[("news.>", TopicOptions::new().open().history(10, HOUR))]).build();
@@ -204,7 +204,7 @@ async fn by_several_ways_it_arrives_once() {
     assert!(ann.subscribe_from("news.sport", from(0)).await.expect("open").recovered);
     server.publish("news.sport", &push("7")).expect("small");
     assert_eq!(texts(&mut to_ann).await, ["1", "7"]);
-    // Whoever ends the subscription begins anew.
+    // A client that ends the subscription begins anew.
     ann.unsubscribe("news.sport").await.expect("connected");
     assert!(ann.subscribe_from("news.sport", from(5)).await.expect("open").recovered);
     assert_eq!(texts(&mut to_ann).await, ["6", "7"]);
@@ -235,7 +235,7 @@ async fn a_history_is_in_order() {
     assert_eq!(texts(&mut to_bob).await, ["4", "6"]);
 }
 
-/// Of a topic of which only the newest counts, whoever subscribes gets that one, and whoever has it does not.
+/// Of a topic of which only the newest counts, a new subscriber gets that one, and one that has it does not.
 #[tokio::test(start_paused = true)]
 async fn the_newest_is_there_for_whoever_comes() {
     let server = server(&[("price.*", TopicOptions::new().open().latest_only())]).build();
@@ -291,7 +291,7 @@ async fn what_was_kept_says_its_topic_to_who_knows_of_topics() {
     }
 }
 
-/// Whoever subscribes stands before the newest until it has it, so that it gets it if it asks again from there. Who has
+/// A new subscriber stands before the newest until it has it, so that it gets it if it asks again from there. Who has
 /// seen that there was none has missed nothing, and nor has who got the value by another way.
 #[tokio::test(start_paused = true)]
 async fn the_position_of_the_newest_is_before_it() {
@@ -491,8 +491,8 @@ async fn a_blink_is_no_leave() {
     assert!(kicked.elapsed() < Duration::from_secs(1));
 }
 
-/// The user of a plain client comes back as another session, and was never gone; whoever becomes somebody else
-/// is that one from then on. Watchers by a wildcard are not seen.
+/// The user of a plain client comes back as another session, and was never gone; a client that becomes somebody else is
+/// that one from then on. Watchers by a wildcard are not seen.
 #[tokio::test(start_paused = true)]
 async fn presence_is_of_users() {
     use PresenceStatus::{Offline, Online};
@@ -658,7 +658,7 @@ async fn a_plain_client_subscribes_by_a_call() {
     }
 }
 
-/// A plain client of ours subscribes again at each new connection.
+/// A Bothways client that is plain subscribes again at each new connection.
 #[tokio::test(start_paused = true)]
 async fn a_client_without_a_session_subscribes_again() {
     let server = server(&[("news", TopicOptions::new().open().history(10, HOUR))]).build();

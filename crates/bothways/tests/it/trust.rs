@@ -261,7 +261,7 @@ async fn a_plain_client_speaks_to_the_frameworks_service_itself() {
     assert_eq!(refuses(&client, "T", &acked).await, [true; 2], "elsewhere these pairs are not an application's");
 }
 
-/// The pairs of a session in a plain client's ordinary request mean nothing: it is admitted as whoever is new.
+/// The pairs of a session in a plain client's ordinary request mean nothing: it is admitted as a new client.
 #[tokio::test(start_paused = true)]
 async fn a_session_in_an_ordinary_request_is_not_believed() {
     let rate = bothways::Rate::per_second(1);

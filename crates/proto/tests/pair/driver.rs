@@ -258,7 +258,7 @@ impl Pair {
         }
     }
 
-    /// Whoever waited gives up, and tells the peer so if that is agreed.
+    /// A caller that waited gives up, and tells the peer so if that is agreed.
     fn forget(&mut self, role: Role, argument: u8, tally: &mut Tally) {
         let end = self.end(role);
         let Some(seq) = end.nth_waiting(argument) else {

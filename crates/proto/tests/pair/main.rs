@@ -46,7 +46,7 @@ fn agreed(capabilities: Capabilities) -> (Connection<&'static str>, Connection<&
     (client, server)
 }
 
-/// Whoever speaks first without a Hello is plain, and stays it.
+/// A client that speaks first without a Hello is plain, and stays it.
 #[test]
 fn a_client_that_begins_without_a_hello_is_plain() {
     let mut server = Connection::<()>::new(Role::Server, 10);

@@ -129,7 +129,7 @@ proptest! {
         decodes_to_itself_or_is_an_error(&bytes);
     }
 
-    /// A heartbeat comes back as it is, but for the response bit and what is reserved.
+    /// A heartbeat comes back as it is, except for the response bit and what is reserved.
     #[test]
     fn a_pong_is_the_ping_with_the_response_bit(message in message()) {
         let pong = Message::parse(message.pong().into(), &Limits::default()).expect("well formed");

@@ -37,9 +37,9 @@ func Ack(ctx context.Context, c *client.Client, offset uint64) error {
 	return tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
 }
 
-// Fail says the same, but for the push of this offset, which the application could not handle: before an Ack of a later
-// one, which would cover it. The code is "no_handler", "bad_arguments", "error" or "panicked". The push does not come
-// again, and its sender learns why.
+// Fail is Ack for the one push of this offset, which the application could not handle: before an Ack of a later one,
+// which would cover it. The code is "no_handler", "bad_arguments", "error" or "panicked". The push does not come again,
+// and its sender learns why.
 func Fail(ctx context.Context, c *client.Client, offset uint64, code string) error {
 	said := map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset), "_bw.nack": fmt.Sprintf("%d:%s", offset, code)}
 	return tell(ctx, c, "Ack", said, struct{}{})

@@ -61,7 +61,7 @@ async fn others_have_their_turn_behind_so_many_messages() {
     assert_eq!((turns.first(), turns.iter().max()), (Some(&MESSAGES), Some(&MESSAGES)), "{turns:?}");
 }
 
-/// Whoever ends it and however: the sending side is ended, as TLS wants it, and once.
+/// Whichever side ends it, and in whatever way: the sending side is ended, as TLS wants it, and once.
 #[tokio::test(start_paused = true)]
 async fn the_sending_side_is_ended_once() {
     for own in [true, false] {

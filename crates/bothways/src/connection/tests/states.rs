@@ -154,7 +154,7 @@ async fn a_call_of_either_side_makes_a_connection_busy() {
     }
 }
 
-/// Whoever ended its side before its first frame was looked at is as good as gone.
+/// A client that ended its side before its first frame was looked at is as good as gone.
 #[tokio::test(start_paused = true)]
 async fn what_is_known_of_reading_is_told_apart() {
     for (role, of_role) in [(Role::Server, TO_CLIENT), (Role::Client, 0)] {

@@ -127,7 +127,7 @@ fn room_that_is_asked_for_during_a_callers_write_is_told_of() {
     assert_eq!(told, 1);
 }
 
-/// Whoever keeps the handle of a connection that ended during a write keeps nothing of what was written.
+/// A handle that is kept of a connection that ended during a write keeps nothing of what was written.
 #[test]
 fn a_connection_that_ends_during_a_write_keeps_nothing() {
     let (.., is_empty) = during_a_write(|connection| connection.cut(), true);

@@ -72,8 +72,8 @@ fn longest_run(events: &Events, event: char) -> usize {
     events.lock().split('n').map(|run| run.matches(event).count()).max().unwrap_or_default()
 }
 
-/// While a reply of 16 MiB is written, what comes over other sockets waits for one bounded write, whoever writes,
-/// however little the socket takes at once, and whatever the runtime is.
+/// While a reply of 16 MiB is written, what comes over other sockets waits for one bounded write, whichever thread
+/// writes, however little the socket takes at once, and whatever the runtime is.
 #[test]
 fn the_network_is_looked_at_after_each_write_of_a_large_reply() {
     let _limit = limit("the_network_is_looked_at_after_each_write_of_a_large_reply");

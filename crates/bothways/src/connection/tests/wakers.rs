@@ -1,4 +1,4 @@
-//! Whoever is woken may look at the connection: nobody is woken under its lock.
+//! A waker may look at the connection: none is called under its lock.
 
 use std::{
     future::Future,

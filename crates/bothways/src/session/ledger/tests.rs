@@ -313,7 +313,7 @@ fn a_key_too_many_is_refused() {
     assert_eq!(stage(&push(&mut ledger, latest("a"), "4")), Stage::Queued);
 }
 
-/// And nothing says that there is more to send: whoever asks as long as there is would never stop.
+/// And nothing says that there is more to send: a caller that asks as long as there is would never stop.
 #[test]
 fn values_wait_for_a_client_that_is_behind() {
     let mut ledger = ledger(true);
@@ -356,9 +356,9 @@ fn what_a_burst_took_is_given_back_when_it_is_over() {
     }
 }
 
-/// A ledger that was never written to has nothing to send again. Whoever comes back to it is connected when it is
-/// welcomed, and not before; whoever claims what it never had changes nothing.
-/// A queue that a burst has made no larger than may be kept is kept.
+/// A ledger that was never written to has nothing to send again. A client that comes back to it is connected when it is
+/// welcomed, and not before; one that claims what it never had changes nothing. A queue that a burst has made no larger
+/// than may be kept is kept.
 #[test]
 fn what_is_small_is_not_given_back() {
     for (capacity, kept) in [(64, 64), (65, 0)] {
@@ -712,7 +712,7 @@ fn what_is_skipped_does_not_take_its_key_and_not_its_bytes() {
     assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "again", "k")), Stage::Queued);
 }
 
-/// Whoever tries again would put the old value in the place of the new one.
+/// A sender that tries again would put the old value in the place of the new one.
 #[test]
 fn a_value_that_was_superseded_is_not_repeated() {
     let mut ledger = ledger(true);

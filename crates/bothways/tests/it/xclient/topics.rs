@@ -20,7 +20,7 @@ impl Publisher {
     async fn start(address: String, options: TopicOptions) -> Self {
         let server = Server::builder().topic("news.>", options).expect("a pattern").build();
         let listening = server.listen(&address).await.expect("the name is free");
-        // As whoever subscribes hears it.
+        // As a subscriber hears it.
         let address = listening.address().to_owned();
         Self { address, server, _listening: listening }
     }

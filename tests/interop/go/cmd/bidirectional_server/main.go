@@ -18,7 +18,7 @@ import (
 	"github.com/smallnest/rpcx/server"
 )
 
-// Arith pushes to whoever has called it.
+// Arith pushes to every client that has called it.
 type Arith struct {
 	server   *server.Server
 	interval time.Duration

@@ -234,8 +234,8 @@ func runHeartbeat(e *Env) (map[string]any, error) {
 	return map[string]any{"heartbeats": c.heartbeats.Load()}, nil
 }
 
-// rawHeartbeats sends heartbeats unlike the client's own: each must come back as it was but for the bit that makes it a
-// response. The first frame of the connection is one of them.
+// rawHeartbeats sends heartbeats unlike the client's own: each must come back as it was except for the bit that makes
+// it a response. The first frame of the connection is one of them.
 func rawHeartbeats(e *Env) error {
 	raw, err := e.rawConn()
 	if err != nil {

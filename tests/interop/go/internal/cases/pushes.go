@@ -104,7 +104,7 @@ func runPushes(e *Env) (map[string]any, error) {
 	}
 	took := time.Since(start)
 
-	// Whoever sends more than was asked for does it now.
+	// A server that sends more than was asked for does it now.
 	select {
 	case m := <-ch:
 		return nil, fmt.Errorf("push %x came after the last", m.Payload)
