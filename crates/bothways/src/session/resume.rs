@@ -459,11 +459,7 @@ mod tests {
         // A caller that has listed both just before calls one client, and not twice.
         assert_eq!(without_claims(listed_before), [session]);
         assert_eq!(without_claims(vec![fresh.clone()]), std::slice::from_ref(&fresh), "it stands for the other one");
-        assert_eq!(
-            fresh.connection().as_ref(),
-            Some(&claims),
-            "its holder still has the session of its client"
-        );
+        assert_eq!(fresh.connection().as_ref(), Some(&claims), "its holder still has the session of its client");
     }
 
     /// The Welcome is queued and a thread pushes before the session is told so: to a client that has just begun its
