@@ -152,6 +152,7 @@ pub(super) struct Permit {
 
 impl Permit {
     /// `Err`: which bound is reached, for the caller.
+    #[inline]
     pub(super) fn acquire(connection: &Connection, message: &Message) -> Result<Self, String> {
         let shared = &*connection.shared;
         let load = &*shared.settings.load;
@@ -247,10 +248,12 @@ impl Drop for Decoded {
 pub(super) struct Place(Option<Permit>);
 
 impl Place {
+    #[inline]
     pub(super) fn take(&mut self, connection: &Connection, message: &Message) -> Result<Permit, String> {
         self.0.take().map_or_else(|| Permit::acquire(connection, message), Ok)
     }
 
+    #[inline]
     pub(super) fn keep(&mut self, permit: Permit) {
         self.0 = Some(permit);
     }
@@ -261,6 +264,7 @@ impl Connection {
     /// they do, and whatever the handler keeps of it would keep the whole read. The first 16 are kept as they came, each
     /// counted with its read, so that those that are ready at once are not copied where few others run; of a client
     /// without a token that was accepted each is copied.
+    #[inline]
     pub(super) fn copy_if_many_run(&self, message: &mut Message) {
         /// Requests of one connection that are kept as they came.
         const AS_THEY_CAME: u32 = 16;
