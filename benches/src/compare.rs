@@ -1,8 +1,8 @@
 //! All questions in one command.
 //!
 //! Every kind of server takes part in every round, in turn (A B C A B C …), each time as a new
-//! process, so that what the machine does meanwhile meets all of them. What counts is the ratio
-//! within a round; the table shows the median of each.
+//! process, so that other load on the machine affects all of them. The result is the ratio within a
+//! round; the table shows the median of each.
 //!
 //! | file | what it is |
 //! |---|---|

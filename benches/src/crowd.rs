@@ -1,5 +1,5 @@
-//! Very many sessions in one process, over the transport within it: what each takes, and what a publish to
-//! all of them takes.
+//! Very many sessions in one process, over the memory transport: the memory of each, and the time of a publish to all
+//! of them.
 //!
 //! Sockets have a bound (20,000 files a process is usual), these have none. Both ends are in this process;
 //! what their pipes and the client's ends take is measured by themselves and left out.

@@ -1,4 +1,4 @@
-//! How much of large replies goes before a push on another connection that was asked for meanwhile.
+//! How many bytes of large replies are written before a push on another connection that was requested in between.
 //!
 //! Counted in bytes that the server wrote, and not in time: where cores are few, a push that was written in time is read
 //! when the system has a core for the reader, and gives the server's own thread that core for some milliseconds before.

@@ -1,7 +1,7 @@
-//! What choosing a server, fail modes and layers take of a call, in CPU time of both ends.
+//! The CPU time that server selection, fail modes and layers add to a call, on both ends.
 //!
-//! Everything is in one thread and goes over memory, so that little else takes time. The ways to call take
-//! turns in short slices, so that what the machine does meanwhile meets all of them.
+//! Everything is in one thread and goes over memory, so that little else takes time. The ways to call take turns in
+//! short slices, so that other load on the machine affects all of them.
 
 use std::{sync::Arc, time::Duration};
 

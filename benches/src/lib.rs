@@ -1,4 +1,4 @@
-//! Benchmarks that answer questions about Bothways, and what they are made of.
+//! Benchmarks that answer questions about Bothways, and their parts.
 //!
 //! | file | what it is |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The bare limit: what the system itself allows a server of the contract.
+//! The bare limit: the most that the operating system allows a server of the contract.
 //!
 //! It understands the prefix of a frame and the name of a method, checks no more than it must, and
 //! answers in place: a reply is the request with one bit set. For what one read brought there is one

@@ -1,7 +1,7 @@
 //! One neutral load for every server of the contract: raw frames on epoll, a thread or two.
 //!
 //! It checks as it measures: each reply belongs to its call and has its bytes; each push comes once
-//! and in order. Whatever is wrong ends the measurement with an error, never with a number.
+//! and in order. Any fault ends the measurement with an error, never with a number.
 
 mod fleet;
 

@@ -1,4 +1,4 @@
-//! `compare` and what it starts: see the library.
+//! `compare` and the programs that it starts: see the library.
 
 use bothways_benches::{
     compare::{self, CompareArgs, StepsArgs},

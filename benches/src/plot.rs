@@ -1,4 +1,4 @@
-//! Pictures of what came out, as SVG, which is text. They follow the reader's choice of light or dark.
+//! Pictures of the figures, as SVG, which is text. They follow the reader's choice of light or dark.
 //!
 //! | file | what it draws |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What a process uses, as Linux tells it under `/proc`.
+//! The CPU time and memory of a process, from `/proc`.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What the binaries of this package do, so that one of them can start another as itself.
+//! The programs of this package's binaries, so that one of them can start another as itself.
 
 use anyhow::Context;
 use bothways::transport::ListenOptions;

@@ -1,4 +1,4 @@
-//! What the fuzz targets check, each a function of bytes that panics if something is wrong.
+//! The checks of the fuzz targets, each a function of bytes that panics if something is wrong.
 
 use bothways::{Encode, Payload};
 use bothways_proto::{Deframer, Limits, Message, Metadata, SerializeType, frame, gunzip as unpack, gzip};

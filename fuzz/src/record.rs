@@ -1,4 +1,4 @@
-//! A type with everything that a payload is made of.
+//! A type with every kind of value that a payload can have.
 
 use std::{
     collections::BTreeMap,

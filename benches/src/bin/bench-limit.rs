@@ -1,4 +1,4 @@
-//! The bare limit: what the system itself allows a server of the `Bench` contract.
+//! The bare limit: the most that the operating system allows a server of the `Bench` contract.
 //!
 //! ```text
 //! cargo run --release -p bothways-benches --bin bench-limit -- --addr 127.0.0.1:8972

@@ -1,4 +1,4 @@
-//! How a question is put to one kind, once: a new server, a new load, figures.
+//! Asks one kind one question: starts a new server and a new load, and returns the figures.
 
 use std::{
     thread,

@@ -1,4 +1,4 @@
-//! Who is asked: how each kind of server and client is built and started.
+//! The kinds of servers and clients: how each is built and started.
 
 use std::{
     collections::HashMap,

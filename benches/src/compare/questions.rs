@@ -1,5 +1,5 @@
-//! What is asked. A question is a load, the kinds it is put to, the figures it gives (the first of them
-//! is the answer, the others explain it), and the targets that it was asked for.
+//! The questions. A question is a load, the kinds that it is put to, its figures (the first is the answer, the others
+//! explain it), and its targets.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What one client costs as clients grow, and what one message costs as messages grow.
+//! The cost of a client as the number of clients grows, and of a message as its size grows.
 //!
 //! | from | to | over |
 //! |---|---|---|

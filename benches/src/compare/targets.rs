@@ -1,4 +1,4 @@
-//! What is to be reached, and whether it is.
+//! The targets, and whether they are met.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What travels beside the text of an error: a value, a code of the application, and pairs.
+//! The values that travel with the text of an error: a value, an application's code, and metadata.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Lines of the log that a peer can bring about: told at once, and then at most once in a while, with how many were
+//! Log lines that a peer can cause: the first is logged at once, later ones at most once in a while, with the number
 //! left out. So refusals are seen, and a flood of them fills no disk.
 
 use std::{

@@ -1,4 +1,4 @@
-//! How options look in a file, where they are not what serde's derive makes of them.
+//! The form of options in a file, where it differs from serde's derive.
 
 use std::time::Duration;
 

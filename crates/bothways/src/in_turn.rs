@@ -1,4 +1,4 @@
-//! Lines: what concerns one thing is done one after another, in the order in which it was asked for.
+//! Queues of futures: those about one key run one after another, in the order in which they were made.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -1,4 +1,4 @@
-//! What counts as one peer where strangers differ only in the address that they come from.
+//! Which connections without a token count as one peer, by their addresses.
 
 use std::net::IpAddr;
 

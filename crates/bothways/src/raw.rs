@@ -1,7 +1,7 @@
 //! The layer below sessions: frames that are encoded once and sent to many connections.
 //!
-//! What is sent here goes at most once, on the connection of now. There is no receipt, no history, and nothing waits for
-//! a client that is away. [`Server::push`] and [`Server::publish`] have all of that. This layer is for programs that send
+//! A frame is sent at most once, on the current connection. There is no receipt, no history, and nothing waits for a
+//! client that is away. [`Server::push`] and [`Server::publish`] have all of that. This layer is for programs that send
 //! very much, such as a ticker, and for which only the newest message counts.
 //!
 //! | you want to | call this |

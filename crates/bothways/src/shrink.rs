@@ -1,4 +1,4 @@
-//! When a collection gives memory back that it needed once, and what is kept of what is a part of something larger.
+//! When a collection gives back memory that it needed once, and how a part of something larger is kept.
 
 use bytes::Bytes;
 

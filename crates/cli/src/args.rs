@@ -70,7 +70,7 @@ fn help(examples: &str) -> String {
     format!("Examples:\n{}\n\n{EXIT_CODES}", in_80_columns(&format!("  {}", examples.trim())))
 }
 
-/// Commands, which are indented, go on in the next line behind a `\`; paragraphs are broken between words.
+/// Commands, which are indented, continue on the next line after a `\`; paragraphs are broken between words.
 fn in_80_columns(text: &str) -> String {
     let (mut lines, mut paragraph) = (Vec::new(), String::new());
     for line in text.lines().chain([""]) {

@@ -1,8 +1,8 @@
-//! Load: as fast as replies come, or at a fixed rate; and what it does to the times of the replies.
+//! Load: as fast as replies come, or at a fixed rate, with the latencies of the replies.
 //!
-//! At a fixed rate a call's time counts from the moment at which it was due, whether or not a
-//! connection was free for it then: a server that stands still for a second is seen to make all calls
-//! of that second wait, and not only those that were under way (coordinated omission).
+//! At a fixed rate a call's latency counts from the moment at which it was due, even if no connection was free then: a
+//! server that stands still for a second is seen to make all calls of that second wait, and not only those that were
+//! under way (coordinated omission).
 
 use std::{
     io::IsTerminal,

@@ -1,4 +1,4 @@
-//! The one argument of a method: what comes off the wire for it, and what the stub takes.
+//! The one argument of a method: its type on the wire, and its type in the stub.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};

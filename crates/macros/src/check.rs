@@ -1,4 +1,4 @@
-//! Which functions are methods of the service, and what is wrong with those that cannot be.
+//! Which functions are methods of the service, and why the others cannot be.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! The pushes of a service, for whatever a server can push to: a type with a function for each.
+//! The pushes of a service, for every kind of target: a type with a function for each.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};

@@ -1,4 +1,4 @@
-//! The answering side: the item itself, made fit for many threads, and a `Service` over it.
+//! The serving side: the item itself, made fit for many threads, and a `Service` over it.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};

@@ -1,4 +1,4 @@
-//! gzip both ways, with a bound on what comes out.
+//! gzip in both directions, with a bound on the output.
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,4 @@
-//! How two peers get to know each other: the phases of one greeting, and what changes them.
+//! The greeting of two peers: its phases, and the events that change them.
 
 use crate::{Capabilities, Connection, Hello, Inbound, Message, Welcome, keys};
 

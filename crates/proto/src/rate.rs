@@ -1,7 +1,7 @@
 //! A token bucket: so many a second, and so many at once.
 //!
-//! Without a clock: the time is an argument. Numbers are exact, so that a bucket that is asked at the moment which
-//! it named itself has what it promised.
+//! Without a clock: the time is an argument. Numbers are exact, so that at the time that it named, a bucket has the
+//! tokens that it promised.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What every test server offers: the table of `go/README.md`, in Rust.
+//! The services of every test server: the table of `go/README.md`, in Rust.
 //!
 //! Types and texts are those of Go's `internal/contract`; a field's name is its key, case and all.
 

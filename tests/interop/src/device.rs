@@ -1,4 +1,4 @@
-//! What a server and its clients offer each other where sessions are tested: one trait for each direction.
+//! The services between a server and its clients in tests of sessions: one trait for each direction.
 
 use crate::contract::{Args, Reply};
 

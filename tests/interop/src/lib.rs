@@ -1,4 +1,4 @@
-//! What the interop tests are made of: Go's programs, a Rust server of the same services, golden frames.
+//! The parts of the interop tests: Go's programs, a Rust server of the same services, golden frames.
 //!
 //! | file | what it does |
 //! |---|---|

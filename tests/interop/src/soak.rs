@@ -1,4 +1,4 @@
-//! What the two ends of a soak say of it.
+//! The reports of the two ends of a soak.
 
 use serde::{Deserialize, Serialize};
 

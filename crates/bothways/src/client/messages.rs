@@ -1,4 +1,4 @@
-//! What servers push: a bounded queue with a rule for when it is full, and a counter.
+//! Messages that servers push: a bounded queue, with a rule for when it is full, and a counter.
 //!
 //! The reader of a connection only ever adds to the queue; it never waits for the application.
 

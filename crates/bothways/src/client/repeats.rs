@@ -1,5 +1,5 @@
-//! Idempotency keys of what a client has received, over all its sessions: what comes again under one of them is not
-//! handed on again. The clients of one [`XClient`](crate::XClient) share them, so that this holds over all its servers.
+//! Idempotency keys of the messages that a client has received, over all its sessions: a repetition is not given to the
+//! application. The clients of one [`XClient`](crate::XClient) share them, so that this holds over all its servers.
 //!
 //! ```text
 //!              ┌──► handled: a repetition is handled at once

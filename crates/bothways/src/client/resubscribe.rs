@@ -1,7 +1,7 @@
-//! Subscribes again by itself when the session is lost, and asks for what a gap cost.
+//! Subscribes again by itself when the session is lost, and asks for the messages that a gap cost.
 //!
-//! What the server cannot do for now is asked again soon; what it refuses, slowly; only what can never be is given up.
-//! Asking ends with its connection: the next one begins anew.
+//! A request that the server cannot serve for now is repeated soon, and one that it refuses slowly. Only one that can
+//! never succeed is given up. Asking ends with its connection: the next one begins anew.
 
 use std::{sync::Arc, time::Duration};
 

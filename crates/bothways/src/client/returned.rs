@@ -1,5 +1,5 @@
-//! Oneway requests that the server handed back, as their token had run out: nothing of them was
-//! run, and each goes once more, over the next connection. So does a call whose token was refused.
+//! Oneway requests that the server returned because their token had expired: they did not run, and
+//! each is sent once more, over the next connection. So is a call whose token was refused.
 
 use std::{
     collections::{HashSet, VecDeque},

@@ -1,7 +1,7 @@
-//! What waits for the application, in the order in which it came: how much each server has of it, and what may be
-//! pushed out.
+//! The messages that wait for the application, in the order of their arrival: how many each server has, and which may
+//! be dropped.
 //!
-//! No step looks at each that waits. What is pushed out leaves a hole, and holes are closed once they are half of all.
+//! No step visits every message. A dropped message leaves a hole, and holes are closed once they are half of all.
 //!
 //! ```text
 //!  holes:      [ ][ ]   each with the messages that were dropped there: a gap before the next one that stands

@@ -1,5 +1,5 @@
-//! What decoded values take in memory: a list of `nil`s has one byte on the wire for each element, and may have a hundred
-//! in memory.
+//! The memory of decoded values: a list of `nil`s has one byte on the wire for each element, and may have a hundred in
+//! memory.
 //!
 //! Both readers of serde types count the elements of lists and the entries of maps as they come, by the size of their
 //! types, and stop at [`DECODED_BYTES_MAX`]. The code that runs the request then knows what its payload took.

@@ -1,5 +1,5 @@
-//! What the modules for serde's `with` share: a way to travel that is not the type's own, also within
-//! an `Option`, a `Vec` or a map, and a newtype for where there is no field.
+//! The common part of the modules for serde's `with`: a form on the wire that is not the type's own, also within an
+//! `Option`, a `Vec` or a map, and a newtype for values that are not fields.
 
 /// Gives a trait of the shape `write`, `read` the containers of values that have it.
 macro_rules! within_containers {

@@ -1,4 +1,4 @@
-//! What Go can read of the types of Rust, decided by the compiler. For what the macros generate.
+//! Which Rust types Go can read, decided by the compiler. For the code that the macros generate.
 //!
 //! `#[service]` asks [`Probe`] for each argument and reply. A type that has a [`Shape`] says there what Go cannot
 //! read in it; one that has none (serde impls of its own) is trusted. Aliases and generics are seen through, as the

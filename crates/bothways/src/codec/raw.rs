@@ -1,4 +1,4 @@
-//! Bytes as they are (serialize type 0): what every push of a Go server carries.
+//! Bytes as they are (serialize type 0), as in every push of a Go server.
 
 use std::ops::Deref;
 

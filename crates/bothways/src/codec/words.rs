@@ -1,4 +1,4 @@
-//! The words of codecs about payloads go to peers, whom the names of our types do not concern.
+//! Error texts of codecs without the names of Rust types, because these texts go to peers.
 
 use std::fmt::{Display, Write};
 

@@ -1,7 +1,7 @@
 //! Replies leave after the pushes of their handlers, including pushes that a session still keeps for lack of room.
 //!
-//! Behind a full socket what is pushed to a session waits with the session, and not here. A reply whose handler may have
-//! made such a push is kept back, and the session is given a [`HeldReply`], which it puts behind what it owes at this
+//! When the socket is full, a session's pushes wait in the session, and not here. A reply whose handler may have made
+//! such a push is kept back, and the session is given a [`HeldReply`], which it puts behind what it owes at this
 //! moment. Whatever becomes of that, the reply leaves when the last of it has left, and never waits for the peer.
 
 use super::{Connection, State, end::Phase};

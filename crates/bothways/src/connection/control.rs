@@ -1,4 +1,4 @@
-//! What is sent in answer, or unasked: replies, acks, goodbyes, and why a frame was passed over.
+//! Frames that are not calls or pushes: replies, acks, goodbyes, and the errors for frames that were dropped.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the layer above makes of what a connection receives: the trait that servers and clients implement.
+//! The trait for the messages that a connection receives. Servers and clients implement it.
 
 use std::{any::Any, sync::Arc, time::Duration};
 

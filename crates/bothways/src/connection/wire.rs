@@ -1,8 +1,8 @@
 //! Bytes that are being written to the socket, in their final order.
 //!
-//! `flat` is one buffer that a write takes whole: bytes copied behind each other beat a vectored write of small
-//! slices. From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`; what of it a socket did not take is
-//! copied below [`COPY_BYTES`], for it may be a slice of a read, which it would keep whole for as long as it waits.
+//! `flat` is one buffer that a write takes whole: bytes copied one after another beat a vectored write of small slices.
+//! From [`SHARE_BYTES`] on a payload is not copied but shared, in `tail`; what of it a socket did not take is copied
+//! below [`COPY_BYTES`], for it may be a slice of a read, which it would keep whole for as long as it waits.
 
 use std::{collections::VecDeque, io::IoSlice};
 

@@ -1,4 +1,4 @@
-//! What each route was asked, and how it ended.
+//! The requests of each route, by how they ended.
 
 use std::{
     collections::BTreeMap,

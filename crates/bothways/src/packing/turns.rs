@@ -1,4 +1,4 @@
-//! Turns at what takes long: a few at once, and those who wait have theirs connection by connection.
+//! Turns for long work: a few run at once, and waiting connections take turns.
 //!
 //! A connection that asks for many has them one after another, each after one turn of every other that waits.
 

@@ -1,7 +1,7 @@
 //! Lets clients in at a rate: when very many come at once, most are told when to try again.
 //!
-//! Asked with the first frame of each connection, before its token is looked at: the hook that looks at it is what a
-//! crowd would drown. A client that comes back to a session that waits for it has a place of its own.
+//! Checked with the first frame of each connection, before its token: a crowd would overload the hook that checks
+//! tokens. A client that comes back to a session that waits for it has a place of its own.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a server is made of: services, hooks, options.
+//! The builder of a server: services, hooks, options.
 
 use std::{future::Future, sync::Arc};
 

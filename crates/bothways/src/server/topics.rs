@@ -1,5 +1,5 @@
-//! The service by which clients subscribe: `_bothways` / `Subscribe` and `Unsubscribe`; and `Roster`, by which they learn
-//! who is in a topic.
+//! The service by which clients subscribe: `_bothways` / `Subscribe` and `Unsubscribe`; and `Roster`, which lists the
+//! members of a topic.
 //!
 //! Ordinary calls, so that a client of any rpcx library can make them; the server's auth hook is asked as for
 //! any other, and then the topic's own. What one connection asks of one topic is done one after another, in the order in

@@ -1,5 +1,5 @@
-//! What the sessions of one user use together: bytes in their logs, and calls that run. A user with many devices is
-//! bounded as one.
+//! The totals of one user's sessions: bytes in their logs, and running calls. A user with many devices is bounded as
+//! one.
 //!
 //! Numbers, shared by the ledgers of the user's sessions: a push touches one, and no lock over sessions.
 

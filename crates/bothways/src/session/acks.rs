@@ -1,4 +1,4 @@
-//! How far a client is with the tracked pushes of its session, as it says so on the wire.
+//! A client's acknowledgements of the tracked pushes of its session, as they are on the wire.
 //!
 //! ```text
 //!  _bw.ack  = RECEIVED,HANDLED        everything up to these offsets

@@ -1,4 +1,4 @@
-//! Sessions whose clients are away: each waits for its client, for so long, and with so many others.
+//! Sessions whose clients are away: how long each waits for its client, and how many may wait.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Calls to a session's client, which may lose its connection meanwhile and come back.
+//! Calls to a session's client, which may lose its connection during the call and come back.
 
 use std::time::Duration;
 

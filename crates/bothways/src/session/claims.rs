@@ -1,4 +1,5 @@
-//! What is for a session whose client has named another one that it had, until it is known which of the two it gets.
+//! Pushes that are held while a Hello that names an earlier session is checked: until then nobody knows which of the
+//! two sessions the client gets.
 //!
 //! A push to a user, to everybody or to a topic to which the other session subscribes too is for that one. What only
 //! this session is for, as its application has subscribed it meanwhile, is held, and goes to the session that the

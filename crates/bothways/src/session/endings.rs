@@ -1,4 +1,4 @@
-//! How sessions end, and what their clients are told who come back to one that has ended.
+//! How sessions end, and the reason that a client gets when it comes back to one that has ended.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Why a message arrived, or did not: what lately happened to a session, told event by event.
+//! Why a message arrived, or did not: the recent events of a session.
 //!
 //! Each session has an [`EventLog`]: a ring of its last events, [`EVENTS_MAX`] unless chosen otherwise. A push is one
 //! event, which its ticket keeps up to date, so that an event log covers as many pushes as it has places. No payload,

@@ -1,4 +1,4 @@
-//! What a topic keeps of its recent messages: a ring, with an epoch and an offset for each.
+//! The recent messages of a topic: a ring, with an epoch and an offset for each.
 //!
 //! Without I/O and without a clock: times are durations since any fixed moment. An epoch stands for one life of a
 //! history: a position of another epoch says nothing about this one. The offset of the newest message outlives the

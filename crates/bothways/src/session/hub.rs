@@ -1,4 +1,4 @@
-//! Topics at work: who subscribes, what was published, who is present.
+//! Topics at work: subscriptions, published messages, presence.
 //!
 //! | file | what it does |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The number of a session.
+//! The id of a session.
 
 /// The public number of a session; no secret.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -1,4 +1,4 @@
-//! What the server keeps of topics: history and presence of those that are in use, and the place of those that are not.
+//! The topics that the server keeps: history and presence of those in use, and the positions of those that are not.
 //!
 //! Locks, in the order in which they are taken: the table, a topic's turn, what is kept of it, the list of what is due.
 //!

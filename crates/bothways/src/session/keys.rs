@@ -1,4 +1,4 @@
-//! Idempotency keys: which ones a session has taken lately, so that a push that is repeated is sent once.
+//! Idempotency keys: the last ones that a session has taken, so that a repeated push is sent once.
 
 use std::{
     collections::{HashSet, VecDeque},

@@ -1,4 +1,5 @@
-//! What a session owes its client: what waits, what was sent and is not yet handled.
+//! The pushes that a session's client still has to get: those that wait, and those that were sent
+//! and are not yet handled.
 //!
 //! Without I/O and without a clock, so that a model can be held against it. `next` gives what goes on the
 //! wire, `written` and `ack` say how far it came, `connect` and `disconnect` when the wire changes.

@@ -1,4 +1,4 @@
-//! What a server promises of its sessions.
+//! The bounds and times of sessions.
 
 use std::time::Duration;
 
@@ -83,12 +83,11 @@ impl SessionOptions {
         self
     }
 
-    /// Most sessions that wait for their clients at once. When one more client leaves, one of them ends: its pushes
-    /// count as dropped because the session ended, and its client gets a new session if it comes back. First end
-    /// sessions that are owed nothing and never subscribed to anything; then those of the user who has most of them, of
-    /// these the one that is away longest. Sessions without a user count for the address of their client. Default
-    /// 100,000, which with nothing owed to them take about 150 MiB: all the clients of a busy server, when its network
-    /// fails for a moment.
+    /// Most sessions whose clients may be away at the same time. When one more client leaves, one of them ends: its
+    /// pushes count as dropped because the session ended, and its client gets a new session if it comes back. Sessions
+    /// with empty queues that never subscribed to anything end first. Then the user with the most of them loses the one
+    /// that is away longest. Sessions without a user count for the address of their client. Default 100,000, which take
+    /// about 150 MiB with empty queues: all the clients of a busy server, when its network fails for a moment.
     pub fn away_max(mut self, sessions: usize) -> Self {
         self.away_max = sessions;
         self

@@ -1,5 +1,5 @@
-//! What a session was sent of topics to which it does not subscribe yet: what its client missed of them comes in parts,
-//! and a connection may break between two. The parts that it was sent before it is not sent again.
+//! Topics whose missed messages come to a session in parts, before it is subscribed: a connection may break between two
+//! parts. Parts that the session was sent already are not sent again.
 
 use super::{history::Position, topic::TOPIC_BYTES_MAX};
 

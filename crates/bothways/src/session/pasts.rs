@@ -1,4 +1,4 @@
-//! What is left of sessions that ended, for who asks later why a message did not arrive.
+//! The event logs of sessions that ended, to find out later why a message did not arrive.
 //!
 //! Each user has a few of them, so that one who comes and goes costs the others nothing, and all sessions without a user
 //! share a quarter of the whole. Of all the oldest go first; but those that the server ended, of which somebody asks most,

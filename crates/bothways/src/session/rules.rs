@@ -1,4 +1,4 @@
-//! What a server's topics are like: options by pattern, of which the first that matches counts.
+//! The options of topics, by pattern; the first one that matches counts.
 
 use std::{future::Future, sync::Arc, time::Duration};
 

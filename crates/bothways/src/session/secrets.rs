@@ -1,4 +1,4 @@
-//! What a client shows to come back to its session: the session's secret, and which attempt this is.
+//! The proof with which a client comes back to its session: the session's secret, and the number of the attempt.
 
 use sha2::{Digest, Sha256};
 

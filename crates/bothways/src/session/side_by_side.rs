@@ -1,4 +1,4 @@
-//! Futures that run side by side: only those that were woken are polled, and of many so many at once.
+//! Futures that run side by side: only those that were woken are polled, and at most a given number run at once.
 
 use std::{
     collections::VecDeque,

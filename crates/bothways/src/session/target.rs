@@ -1,4 +1,4 @@
-//! To whom: one kind of address, used alike by pushes and calls.
+//! The target of a push or a call.
 
 use super::{Session, SessionId};
 use crate::connection::ConnectionId;

@@ -1,4 +1,4 @@
-//! Tells the subscribers of topics who has come and who has gone.
+//! Presence: tells the subscribers of topics which members have come and gone.
 //!
 //! Changes are noted where they happen, and told by a task of their own, which lets others run every so many pushes: to
 //! tell n sessions of n changes takes n² pushes, and a member that leaves must not wait for them. What one member does

@@ -1,4 +1,4 @@
-//! Which sessions a user has, and what these use together.
+//! The sessions of each user, and what these use together.
 
 use std::{collections::HashMap, sync::Arc};
 

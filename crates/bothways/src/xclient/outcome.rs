@@ -1,4 +1,4 @@
-//! What became of each try, for selectors that learn from it.
+//! How each try ended, for selectors that learn from it.
 
 use std::time::Duration;
 

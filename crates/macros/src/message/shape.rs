@@ -1,4 +1,4 @@
-//! What Go can read of a message, for `#[service]` to ask: an implementation of `bothways::codec::go::Shape`.
+//! Whether Go can read a message, for `#[service]` to check: an implementation of `bothways::codec::go::Shape`.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};

@@ -1,8 +1,9 @@
-// Package bothways makes an application on the unmodified rpcx client more than a plain one towards a Bothways server:
-// the server can call it, knows what it has handled, and sends it what it missed when its connection was lost.
+// Package bothways gives an application on the unmodified rpcx client more than plain rpcx with a Bothways server: the
+// server can call it, knows which pushes it has handled, and repeats the pushes that it missed when its connection was
+// lost.
 //
-// It needs nothing but rpcx. This file is all of it, for an application that copes with its connection by itself;
-// session.go copes with that, and topics.go subscribes. Copy what you need: docs/protocol.md tells what it says and why.
+// It needs only rpcx. This file alone is enough for an application that manages its connection by itself; session.go
+// manages the connection, and topics.go subscribes. Copy what you need. docs/protocol.md describes the messages.
 package bothways
 
 import (
@@ -16,23 +17,23 @@ import (
 	"github.com/smallnest/rpcx/share"
 )
 
-// Enable is what to say first on a connection: from here on the server may call the application, and keeps each push
-// until it is acknowledged. What it answers names the session, for Resume.
+// Enable must be the first call on a connection. From then on the server may call the application, and keeps each push
+// until it is acknowledged. The returned metadata names the session, for Resume.
 func Enable(ctx context.Context, c *client.Client) (session map[string]string, err error) {
 	return ask(ctx, c, "Enable", nil)
 }
 
-// Resume is what to say first on the next connection: what came behind the push of this offset comes again. If the
-// session is gone the answer names a new one, and says in "_bw.why" why.
+// Resume must be the first call on the next connection: the pushes after this offset come again. If the session is
+// gone, the returned metadata names a new one, and "_bw.why" is the reason.
 func Resume(ctx context.Context, c *client.Client, session map[string]string, handled uint64) (map[string]string, error) {
 	said := map[string]string{"_bw.sid": session["_bw.sid"], "_bw.key": session["_bw.key"], "_bw.off": fmt.Sprint(handled)}
 	return ask(ctx, c, "Resume", said)
 }
 
-// Offset counts the pushes of a session; 0 if the server does not keep this one.
+// Offset is the number of a push in its session; 0 if the server does not keep this push.
 func Offset(m *protocol.Message) uint64 { return m.Seq() &^ (1 << 63) }
 
-// Ack says that every push up to this offset is handled. It returns when it is written: what is said first arrives first.
+// Ack reports every push up to this offset as handled. It returns when it is written, so that reports arrive in order.
 func Ack(ctx context.Context, c *client.Client, offset uint64) error {
 	return tell(ctx, c, "Ack", map[string]string{"_bw.ack": fmt.Sprintf("%d,%d", offset, offset)}, struct{}{})
 }
@@ -70,7 +71,7 @@ func text(err error) string {
 	return text
 }
 
-// Decode reads what a message brings. A payload that is none of these is an error, where rpcx's codecs may panic.
+// Decode decodes the payload of a message. A payload of another kind is an error, where rpcx's codecs may panic.
 func Decode(m *protocol.Message, to any) (err error) {
 	defer func() {
 		if recover() != nil {

@@ -7,19 +7,19 @@ import (
 	"github.com/smallnest/rpcx/protocol"
 )
 
-// What waits for the application, at most; rpcx holds two messages more.
+// The most that waits for the application; rpcx holds two messages more.
 const (
 	waitingMax      = 4096
 	waitingBytesMax = 16 << 20
 )
 
-// inbox holds what the server has sent until the application takes it. What is beyond its bounds is not read from the
+// inbox holds the server's messages until the application takes them. Beyond its bounds nothing is read from the
 // connection, except for pushes that the server does not keep: they are dropped, and counted.
 type inbox struct {
 	mutex   sync.Mutex
 	waiting []waiting
 	bytes   int
-	dropped uint64 // behind the last that waits
+	dropped uint64 // after the last that waits
 	closed  bool
 	news    chan struct{} // has one if something came in
 	room    chan struct{} // has one if something was taken

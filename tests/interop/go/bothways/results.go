@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// What is kept of calls that are over, at most: an answer may have been lost with its connection.
+// The most that is kept of calls that are over: an answer may have been lost with its connection.
 const (
 	answersMax     = 1024    // calls; those that run are not counted
 	answerBytesMax = 4 << 20 // of their answers, except for the newest; older ones are let go
-	callIDMax      = 64      // bytes of a call's id: a server of ours gives 16
+	callIDMax      = 64      // bytes of a call's id: a Bothways server gives 16
 	sweepEvery     = 30 * time.Second
 )
 

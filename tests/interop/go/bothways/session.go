@@ -23,47 +23,47 @@ import (
 	"github.com/smallnest/rpcx/share"
 )
 
-// Session is what the server keeps of this application across its connections. Set the exported fields, then Run it.
+// Session is the application's session at a server, across its connections. Set the exported fields, then call Run.
 type Session struct {
-	Token    func() string                                                          // asked for what goes with each call, also by several goroutines at once; nil: nothing does
+	Token    func() string                                                          // returns the token for each call, also to several goroutines at once; nil: no token
 	TLS      *tls.Config                                                            // nil: that of client.DefaultOption
-	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server; nil: the application takes none
+	Push     func(*protocol.Message) error                                          // each push once and in order; must not wait for the server; nil: pushes fail with no_handler
 	Handlers map[string]func(ctx context.Context, m *protocol.Message) (any, error) // by Service.Method; each call in a goroutine
-	Changed  func(lost string)                                                      // connected; if lost is not empty, why the session before is gone
+	Changed  func(lost string)                                                      // connected; lost is the reason if the session before is gone, else empty
 	Failed   func(err error)                                                        // not connected, or refused: Run tries again
-	Missed   func(pushes uint64)                                                    // so many were dropped before the next one: the application was too slow
+	Missed   func(pushes uint64)                                                    // this many were dropped before the next one: the application was too slow
 	Silence  time.Duration                                                          // after which a connection counts as lost; 30 s if 0
 	ReplyMax int                                                                    // bytes of an answer, below the server's limit of a frame; 8 MiB less 64 KiB if 0
 
 	client  atomic.Pointer[client.Client]
-	known   map[string]string // number and secret of the session
+	known   map[string]string // id and secret of the session
 	handled uint64            // every push up to this offset is handled, or has failed
 	failed  []failure         // those since the last connection began, oldest first: their Fails may be lost with this one
 	missed  uint64            // pushes that the server has dropped since the session began
 	calls   results
 }
 
-// failure is what became of some pushes, one behind the other.
+// failure is the outcome of several pushes in a row.
 type failure struct {
 	first, last uint64
 	code        string
 }
 
-// failuresMax bounds what is said again of failures on the next connection. Older ones count as handled there if
-// their Fails were lost: a server may take little metadata.
+// failuresMax bounds the failures that are reported again on the next connection. Older ones count as handled there if
+// their Fails were lost: a server may accept little metadata.
 const failuresMax = 64
 
 // encoded is a value in MessagePack.
 type encoded []byte
 
-// MarshalMsg is what rpcx's codec asks for.
+// MarshalMsg makes it an rpcx value that is already encoded.
 func (e encoded) MarshalMsg(to []byte) ([]byte, error) { return append(to, e...), nil }
 
-// ErrKicked says that the server does not want this application.
+// ErrKicked is returned by Run when the server has sent the application away for good.
 var ErrKicked = errors.New("the server has sent the application away")
 
 // Run connects, and connects again whenever the connection is lost, until the context is over or the server sends the
-// application away. Then it leaves: its session has ended.
+// application away. Then its session ends.
 func (s *Session) Run(ctx context.Context, network, address string) error {
 	defer s.calls.forget()
 	for failures := 0; ; failures++ {
@@ -142,10 +142,10 @@ func (s *Session) leave(c *client.Client) {
 	_, _ = ask(ctx, c, "Leave", said) // if it does not hear of it, the session runs out
 }
 
-// Client is the connection of now, for calls of the application's own; nil before the first.
+// Client returns the current connection, for the application's own calls; nil before the first one.
 func (s *Session) Client() *client.Client { return s.client.Load() }
 
-// Call calls the server on the connection of now.
+// Call calls the server on the current connection.
 func (s *Session) Call(ctx context.Context, path, method string, args, reply any) error {
 	if c := s.Client(); c != nil {
 		return c.Call(s.with(ctx), path, method, args, reply)
@@ -354,7 +354,7 @@ func (s *Session) with(ctx context.Context) context.Context {
 	return with(ctx, map[string]string{share.AuthKey: s.Token()})
 }
 
-// Handle makes a handler of a function with arguments and a value of its own types.
+// Handle makes a handler of a function with typed arguments and a typed result.
 func Handle[A, R any](f func(context.Context, A) (R, error)) func(context.Context, *protocol.Message) (any, error) {
 	return func(ctx context.Context, m *protocol.Message) (any, error) {
 		var args A

@@ -7,11 +7,11 @@ import (
 	"github.com/smallnest/rpcx/protocol"
 )
 
-// Position is how far the application is with a topic that has a history; the zero value is nowhere.
+// Position is the application's position in a topic with history; the zero value is no position.
 type Position struct{ Epoch, Offset uint64 }
 
-// Subscribed is what came of subscribing. Everything behind Position is coming; if Recovered is false, something
-// between the position that was asked from and this one may be missing.
+// Subscribed is the result of a subscription. Every message after Position will come. If Recovered is false, some
+// between the requested position and this one may be missing.
 type Subscribed struct {
 	Recovered bool
 	Position
@@ -20,8 +20,8 @@ type Subscribed struct {
 // Call is a call of an ordinary method: Session.Call, or the Call of a client.
 type Call func(ctx context.Context, path, method string, args, reply any) error
 
-// Subscribe subscribes to a topic, or to all that match a pattern, and asks for what came behind a position. It works
-// without Enable too: then nothing comes again that was lost on its way.
+// Subscribe subscribes to a topic, or to all topics that match a pattern, and asks for the messages after a position.
+// It works without Enable too, but then messages that are lost on their way do not come again.
 func Subscribe(ctx context.Context, call Call, topic string, from Position) (Subscribed, error) {
 	args := struct {
 		Topic         string

@@ -1,4 +1,4 @@
-//! What is in a ledger: what waits, what was sent and is not yet handled.
+//! The content of a ledger: pushes that wait, and pushes that were sent and are not yet handled.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -1,4 +1,5 @@
-//! Which messages of topics with history a session was not sent, though it was subscribed: what a recovery owes it.
+//! The messages of topics with history that a session was not sent although it was subscribed: a recovery has to bring
+//! them.
 //!
 //! Messages are known by their stamps, which count them over all topics of the server. Kept as ranges: of a client that
 //! reads too slowly, all of a stretch is missing.
