@@ -24,6 +24,7 @@ mod connect;
 mod listener;
 pub mod memory;
 mod options;
+mod os;
 mod peer;
 mod socket;
 mod stream;
@@ -40,7 +41,8 @@ pub use self::{
     bound::BoundListener,
     connect::connect,
     listener::{Accepted, Listener},
-    options::{ConnectOptions, ListenOptions},
+    options::{ConnectOptions, ListenOptions, TcpOptions},
+    os::OsSocket,
     socket::Socket,
     stream::FromAsync,
     transports::{Listen, Transport},

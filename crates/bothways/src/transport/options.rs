@@ -4,25 +4,29 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
+use super::AnySocket;
 #[cfg(feature = "tls")]
 use super::tls::{TlsClient, TlsServer};
-use super::{AnySocket, tcp::Tuning};
 
 /// How a [`Listener`](super::Listener) listens.
 ///
 /// ```
 /// use std::time::Duration;
 ///
-/// use bothways::{Server, transport::ListenOptions};
+/// use bothways::{
+///     Server,
+///     transport::{ListenOptions, TcpOptions},
+/// };
 ///
-/// let options = ListenOptions::default().backlog(4096).tcp_keepalive(Some(Duration::from_secs(60)));
+/// let tcp = TcpOptions::default().keepalive(Some(Duration::from_secs(60)));
+/// let options = ListenOptions::default().backlog(4096).tcp(tcp);
 /// let server = Server::builder().listen_options(options).build();
 /// ```
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     pub(super) backlog: u32,
     pub(super) reuse_port: bool,
-    pub(super) tcp: Tuning,
+    pub(super) tcp: TcpOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsServer>,
 }
@@ -32,7 +36,7 @@ impl Default for ListenOptions {
         Self {
             backlog: 4096,
             reuse_port: false,
-            tcp: Tuning::server(),
+            tcp: TcpOptions::default(),
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -71,31 +75,9 @@ impl ListenOptions {
         false
     }
 
-    /// How long a TCP connection is silent before the system asks whether the peer is still there.
-    /// Default 3 minutes, as rpcx means to have it; `None` leaves the socket as the system makes it.
-    ///
-    /// Source: Go rpcx `server/server.go`, `Server.serveConn`, and `server/option.go`,
-    /// `WithTCPKeepAlivePeriod`.
-    pub fn tcp_keepalive(mut self, after: Option<Duration>) -> Self {
-        self.tcp.keepalive = after;
-        self
-    }
-
-    /// How long sent bytes may wait for the peer's acknowledgement, or for room at the peer, before
-    /// the system gives the connection up. Default 30 s: a network's short failure passes, a pulled
-    /// cable does not hold a session for the 15 minutes of Linux's own default. `None`: the system's
-    /// default. Only Linux and Android have the option (`TCP_USER_TIMEOUT`).
-    pub fn tcp_user_timeout(mut self, limit: Option<Duration>) -> Self {
-        self.tcp.user_timeout = limit;
-        self
-    }
-
-    /// Most bytes that the system takes from us beyond what it has sent. Default 16 KiB: with the
-    /// system's own default some MiB of a stalled client hide in its socket, and each bound on a
-    /// session's queue acts too late. `None`: the system's default. Only Linux and Android have the
-    /// option (`TCP_NOTSENT_LOWAT`).
-    pub fn tcp_unsent_bytes_max(mut self, bytes: Option<u32>) -> Self {
-        self.tcp.unsent_bytes_max = bytes;
+    /// How the system keeps TCP connections.
+    pub fn tcp(mut self, tcp: TcpOptions) -> Self {
+        self.tcp = tcp;
         self
     }
 }
@@ -115,7 +97,7 @@ pub struct ConnectOptions {
     pub(super) connect_timeout: Duration,
     /// What the application has connected already; taken by the first try.
     pub(super) over: Option<Arc<Mutex<Option<AnySocket>>>>,
-    pub(super) tcp: Tuning,
+    pub(super) tcp: TcpOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsClient>,
 }
@@ -125,7 +107,7 @@ impl Default for ConnectOptions {
         Self {
             connect_timeout: Duration::from_secs(5),
             over: None,
-            tcp: Tuning::client(),
+            tcp: TcpOptions::default(),
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -161,27 +143,55 @@ impl ConnectOptions {
         self
     }
 
-    /// How long a TCP connection is silent before the system asks whether the peer is still there.
-    /// Default 1 minute, as in rpcx; `None` leaves the socket as the system makes it.
+    /// How the system keeps TCP connections.
+    pub fn tcp(mut self, tcp: TcpOptions) -> Self {
+        self.tcp = tcp;
+        self
+    }
+}
+
+/// How the system keeps a TCP connection. What it refuses is left out.
+#[derive(Clone, Debug)]
+pub struct TcpOptions {
+    /// `None`: as is usual at this end.
+    pub(super) keepalive: Option<Option<Duration>>,
+    pub(super) user_timeout: Option<Duration>,
+    pub(super) unsent_bytes_max: Option<u32>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { keepalive: None, user_timeout: Some(Duration::from_secs(30)), unsent_bytes_max: Some(16 * 1024) }
+    }
+}
+
+impl TcpOptions {
+    /// How long a connection is silent before the system asks whether the peer is still there. Default 1 minute at a
+    /// client, as in rpcx, and 3 minutes at a server, as rpcx means to have it; `None` leaves the socket as the system
+    /// makes it.
     ///
-    /// Source: Go rpcx `client/client.go`, `DefaultOption.TCPKeepAlivePeriod`.
-    pub fn tcp_keepalive(mut self, after: Option<Duration>) -> Self {
-        self.tcp.keepalive = after;
+    /// Source: Go rpcx `client/client.go`, `DefaultOption.TCPKeepAlivePeriod`; `server/server.go`, `Server.serveConn`,
+    /// and `server/option.go`, `WithTCPKeepAlivePeriod`.
+    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
+        self.keepalive = Some(after);
         self
     }
 
     /// How long sent bytes may wait for the peer's acknowledgement, or for room at the peer, before
-    /// the system gives the connection up. Default 30 s, for the reason in
-    /// [`ListenOptions::tcp_user_timeout`]. `None`: the system's default.
-    pub fn tcp_user_timeout(mut self, limit: Option<Duration>) -> Self {
-        self.tcp.user_timeout = limit;
+    /// the system gives the connection up. Default 30 s: a network's short failure passes, a pulled
+    /// cable does not hold a session for the 15 minutes of Linux's own default. `None`: the system's
+    /// default. Only Linux and Android have the option (`TCP_USER_TIMEOUT`).
+    pub fn user_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.user_timeout = limit;
         self
     }
 
-    /// Most bytes that the system takes from us beyond what it has sent. Default 16 KiB, for the
-    /// reason in [`ListenOptions::tcp_unsent_bytes_max`]. `None`: the system's default.
-    pub fn tcp_unsent_bytes_max(mut self, bytes: Option<u32>) -> Self {
-        self.tcp.unsent_bytes_max = bytes;
+    /// Most bytes that the system takes from us beyond what it has sent. Default 16 KiB: with the
+    /// system's own default some MiB of a stalled client hide in its socket, and each bound on a
+    /// session's queue acts too late. `None`: the system's default. Only Linux and Android have the
+    /// option (`TCP_NOTSENT_LOWAT`).
+    pub fn unsent_bytes_max(mut self, bytes: Option<u32>) -> Self {
+        self.unsent_bytes_max = bytes;
         self
     }
 }

@@ -1,139 +1,40 @@
 //! TCP: the socket, how it is tuned, listening, connecting.
 
 use std::{
-    io::{self, IoSlice, Read},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
-    task::{Context, Poll, ready},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::{
-    io::Interest,
     net::{TcpListener, TcpStream},
     time::Instant,
 };
 
-use super::{Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport, address::Network};
+use super::{
+    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, Socket, TcpOptions, Transport,
+    address::Network, peer::Peer,
+};
 use crate::{clock::after, reply::BoxFuture};
 
-/// A TCP connection.
-#[derive(Debug)]
-pub struct TcpSocket {
-    stream: TcpStream,
-    peer: SocketAddr,
-}
+/// A TCP connection. An IPv4 peer of a listener for both is shown as IPv4.
+pub type TcpSocket = OsSocket<TcpStream>;
 
-impl TcpSocket {
+impl OsSocket<TcpStream> {
     /// Takes over a connection that was made elsewhere, as it is.
     ///
     /// # Errors
     /// The connection is over, so that the system no longer knows its peer.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         let peer = stream.peer_addr()?;
-        Ok(Self::with_peer(stream, peer))
-    }
-
-    fn with_peer(stream: TcpStream, peer: SocketAddr) -> Self {
-        Self { stream, peer: canonical(peer) }
-    }
-
-    /// The address of the other end. An IPv4 peer of a listener for both is shown as IPv4.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer
+        Ok(with_peer(stream, peer))
     }
 }
 
-impl Socket for TcpSocket {
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            let read = |buf: &mut [u8]| (&*SockRef::from(&self.stream)).read(buf);
-            match read_and_note_drained(buf, read, |f| self.stream.try_io(Interest::READABLE, f)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match self.try_write(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match slices {
-            [slice] => self.stream.try_write(slice),
-            slices => self.stream.try_write_vectored(slices),
-        }
-    }
-
-    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(ended(SockRef::from(&self.stream).shutdown(Shutdown::Write)))
-    }
-
-    fn peer(&self) -> String {
-        format!("tcp@{}", self.peer)
-    }
-
-    fn can_rest(&self) -> bool {
-        true
-    }
-
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_read_ready(cx).map(|_| ())
-    }
-}
-
-/// Reads once. If that did not fill `buf`, the socket is drained: it is marked as not readable, which
-/// spares the system call that would only say so. The next byte, and the end of the stream, are events
-/// of their own.
-///
-/// `try_io` is the stream's: it runs the function if the stream is marked as readable, and takes the
-/// mark away if the function says `WouldBlock`.
-pub(super) fn read_and_note_drained(
-    buf: &mut [u8],
-    read: impl Fn(&mut [u8]) -> io::Result<usize>,
-    try_io: impl Fn(&mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>,
-) -> io::Result<usize> {
-    let mut drained_by = 0;
-    let result = try_io(&mut || {
-        let len = read(buf)?;
-        if EDGE_TRIGGERED && 0 < len && len < buf.len() {
-            drained_by = len;
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(len)
-    });
-    if 0 < drained_by { Ok(drained_by) } else { result }
-}
-
-/// True where the system reports each new event once (epoll, kqueue).
-const EDGE_TRIGGERED: bool = cfg!(any(
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "ios",
-    target_os = "linux",
-    target_os = "macos",
-    target_os = "netbsd",
-    target_os = "openbsd",
-));
-
-/// Ending a direction that the peer has ended already is no failure.
-pub(super) fn ended(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result,
-    }
+fn with_peer(stream: TcpStream, peer: SocketAddr) -> TcpSocket {
+    TcpSocket::of(stream, Peer::Tcp(canonical(peer)))
 }
 
 /// An IPv4 address in IPv6 clothes as what it is.
@@ -150,35 +51,20 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
 /// What Linux takes at most, in whole milliseconds: 24 days. More would be none at all.
 const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// The options of a TCP socket. All of them help, and none is needed: what the system refuses is left.
-#[derive(Clone, Debug)]
-pub(super) struct Tuning {
-    pub(super) keepalive: Option<Duration>,
-    pub(super) user_timeout: Option<Duration>,
-    pub(super) unsent_bytes_max: Option<u32>,
-}
+/// After how long a silence the system asks, where the options say nothing: at a server, and at a client.
+const SERVER_KEEPALIVE: Duration = Duration::from_secs(180);
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);
 
-impl Tuning {
-    pub(super) fn server() -> Self {
-        Self { keepalive: Some(Duration::from_secs(180)), ..Self::client() }
-    }
-
-    pub(super) fn client() -> Self {
-        Self {
-            keepalive: Some(Duration::from_secs(60)),
-            user_timeout: Some(Duration::from_secs(30)),
-            unsent_bytes_max: Some(16 * 1024),
-        }
-    }
-
-    fn apply(&self, socket: &SockRef<'_>) {
+/// All of them help, and none is needed: what the system refuses is left.
+impl TcpOptions {
+    fn apply(&self, socket: &SockRef<'_>, usual_keepalive: Duration) {
         let noted = |option: &str, result: io::Result<()>| {
             if let Err(error) = result {
                 tracing::debug!(option, %error, "the system refused an option of a TCP socket");
             }
         };
         noted("TCP_NODELAY", socket.set_tcp_nodelay(true));
-        if let Some(after) = self.keepalive {
+        if let Some(after) = self.keepalive.unwrap_or(Some(usual_keepalive)) {
             // The questions that follow an unanswered one come faster than the first.
             let after = after.clamp(Duration::from_secs(1), KEEPALIVE_MAX);
             let every = after.min(Duration::from_secs(15));
@@ -261,7 +147,7 @@ impl Listening {
     /// Goes on with a socket that listens already.
     pub(super) fn adopt(listener: std::net::TcpListener, options: &ListenOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        options.tcp.apply(&SockRef::from(&listener));
+        options.tcp.apply(&SockRef::from(&listener), SERVER_KEEPALIVE);
         let listener = TcpListener::from_std(listener)?;
         let network = if options.has_tls() { "tls" } else { "tcp" };
         let address = format!("{network}@{}", listener.local_addr()?);
@@ -271,9 +157,9 @@ impl Listening {
     fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<io::Result<TcpSocket>> {
         self.listener.poll_accept(cx).map_ok(|(stream, peer)| {
             if !INHERITS {
-                self.options.tcp.apply(&SockRef::from(&stream));
+                self.options.tcp.apply(&SockRef::from(&stream), SERVER_KEEPALIVE);
             }
-            TcpSocket::with_peer(stream, peer)
+            with_peer(stream, peer)
         })
     }
 }
@@ -324,7 +210,7 @@ fn listen(place: SocketAddr, network: &Network, options: &ListenOptions) -> io::
     if options.reuse_port {
         socket.set_reuse_port(true)?;
     }
-    options.tcp.apply(&SockRef::from(&socket));
+    options.tcp.apply(&SockRef::from(&socket), SERVER_KEEPALIVE);
     socket.set_nonblocking(true)?;
     socket.bind(&place.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
@@ -336,23 +222,23 @@ fn listen(place: SocketAddr, network: &Network, options: &ListenOptions) -> io::
 /// last has no share of its own: it is the caller who ends the wait at the deadline.
 async fn connect<T, F: Future<Output = io::Result<T>>>(
     address: &Address,
-    tuning: &Tuning,
+    tcp: &TcpOptions,
     deadline: Instant,
     then: impl Fn(TcpSocket) -> F,
 ) -> io::Result<T> {
-    first_of(resolve(address).await?, tuning, deadline, then).await
+    first_of(resolve(address).await?, tcp, deadline, then).await
 }
 
 /// See [`connect`].
 async fn first_of<T, F: Future<Output = io::Result<T>>>(
     mut places: Vec<SocketAddr>,
-    tuning: &Tuning,
+    tcp: &TcpOptions,
     deadline: Instant,
     then: impl Fn(TcpSocket) -> F,
 ) -> io::Result<T> {
     let last = places.pop().ok_or_else(no_address)?;
     let mut failed = None;
-    let reach = async |place| then(connect_to(place, tuning).await?).await;
+    let reach = async |place| then(connect_to(place, tcp).await?).await;
     let mut left = u32::try_from(places.len()).unwrap_or(u32::MAX - 1) + 1;
     for place in places {
         let share = deadline.saturating_duration_since(Instant::now()) / left;
@@ -366,10 +252,10 @@ async fn first_of<T, F: Future<Output = io::Result<T>>>(
     reach(last).await.map_err(|error| failed.unwrap_or(error))
 }
 
-async fn connect_to(place: SocketAddr, tuning: &Tuning) -> io::Result<TcpSocket> {
+async fn connect_to(place: SocketAddr, tcp: &TcpOptions) -> io::Result<TcpSocket> {
     let stream = not_to_itself(TcpStream::connect(place).await?)?;
-    tuning.apply(&SockRef::from(&stream));
-    Ok(TcpSocket::with_peer(stream, place))
+    tcp.apply(&SockRef::from(&stream), CLIENT_KEEPALIVE);
+    Ok(with_peer(stream, place))
 }
 
 /// Nobody listens, and the system chose the port that is connected to as the own one: TCP lets a socket connect to
@@ -418,7 +304,7 @@ mod tests {
 
     async fn connect(place: &Address) -> io::Result<TcpSocket> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        super::connect(place, &Tuning::client(), deadline, |socket| std::future::ready(Ok(socket))).await
+        super::connect(place, &TcpOptions::default(), deadline, |socket| std::future::ready(Ok(socket))).await
     }
 
     #[cfg(target_os = "linux")]
@@ -453,9 +339,9 @@ mod tests {
         // The first has a tenth of a second of it.
         let deadline = Instant::now() + Duration::from_millis(200);
         let tried = parking_lot::Mutex::new(Vec::new());
-        let tuning = Tuning::client();
+        let tuning = TcpOptions::default();
         let connected = first_of(vec![hangs, greets], &tuning, deadline, |socket| {
-            let place = socket.peer;
+            let place: SocketAddr = socket.peer()[4..].parse().expect("behind `tcp@`");
             tried.lock().push(place);
             async move {
                 if place == hangs {
@@ -506,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn peers_are_named_in_rpcx_form() {
         let (client, server) = pair().await;
-        let local = |socket: &TcpSocket| format!("tcp@{}", socket.stream.local_addr().expect("open"));
+        let local = |socket: &TcpSocket| format!("tcp@{}", socket.stream().local_addr().expect("open"));
         assert_eq!((client.peer(), server.peer()), (local(&server), local(&client)));
     }
 
@@ -518,7 +404,7 @@ mod tests {
         let place = address(&format!("127.0.0.1:{port}"));
         let (client, server) = tokio::join!(connect(&place), accept(&listening));
         assert_eq!(client.expect("connects").peer(), place.to_string());
-        assert!(server.expect("accepts").peer_addr().is_ipv4());
+        assert!(server.expect("accepts").peer().starts_with("tcp@127."));
         let place = address(&format!(":{port}"));
         let (client, _server) = tokio::join!(connect(&place), accept(&listening));
         client.expect("no host is this machine for a client");
@@ -527,14 +413,14 @@ mod tests {
     #[tokio::test]
     async fn tcp4_is_for_ipv4_only() {
         let (client, _server) = pair_at("tcp4@localhost:0").await;
-        assert!(client.peer_addr().is_ipv4());
+        assert!(client.peer().starts_with("tcp@127."));
     }
 
     #[tokio::test]
     async fn sockets_at_both_ends_are_tuned() {
         let (client, server) = pair().await;
         for (socket, keepalive) in [(&client, 60), (&server, 180)] {
-            let socket = SockRef::from(&socket.stream);
+            let socket = SockRef::from(socket.stream());
             assert!(socket.tcp_nodelay().expect("known"));
             assert!(socket.keepalive().expect("known"));
             #[cfg(target_os = "linux")]

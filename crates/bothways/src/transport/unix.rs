@@ -2,93 +2,31 @@
 
 use std::{
     fs::{self, TryLockError},
-    io::{self, IoSlice, Read},
-    net::Shutdown,
+    io,
     os::unix::{
         fs::{FileTypeExt, MetadataExt},
         net::UnixListener as StdListener,
     },
     path::{Path, PathBuf},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use socket2::{Domain, SockAddr, SockRef, Type};
-use tokio::{
-    io::Interest,
-    net::{UnixListener, UnixStream},
-};
+use socket2::{Domain, SockAddr, Type};
+use tokio::net::{UnixListener, UnixStream};
 
-use super::{
-    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, Socket, Transport,
-    peer::Peer,
-    tcp::{ended, read_and_note_drained},
-};
+use super::{Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, Transport, peer::Peer};
 use crate::reply::BoxFuture;
 
-/// A connection through a Unix domain socket.
-#[derive(Debug)]
-pub struct UnixSocket {
-    stream: UnixStream,
-    peer: Peer,
-}
+/// A connection through a Unix domain socket. Its peer is `unix@` and the path; behind the peer of an accepted socket,
+/// which has no name, stands a number of its own.
+pub type UnixSocket = OsSocket<UnixStream>;
 
-impl UnixSocket {
+impl OsSocket<UnixStream> {
     /// Takes over a connection that was made elsewhere; `address` is the listener's, in rpcx's form.
     pub fn new(stream: UnixStream, address: impl Into<String>) -> Self {
-        Self { stream, peer: Peer::Listener(address.into().into()) }
-    }
-}
-
-impl Socket for UnixSocket {
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            let read = |buf: &mut [u8]| (&*SockRef::from(&self.stream)).read(buf);
-            match read_and_note_drained(buf, read, |f| self.stream.try_io(Interest::READABLE, f)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match self.try_write(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match slices {
-            [slice] => self.stream.try_write(slice),
-            slices => self.stream.try_write_vectored(slices),
-        }
-    }
-
-    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(ended(SockRef::from(&self.stream).shutdown(Shutdown::Write)))
-    }
-
-    /// `unix@` and the path. An accepted socket has no path, and gets a number of its own.
-    fn peer(&self) -> String {
-        self.peer.to_string()
-    }
-
-    fn can_rest(&self) -> bool {
-        true
-    }
-
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_read_ready(cx).map(|_| ())
+        Self::of(stream, Peer::Listener(address.into().into()))
     }
 }
 
@@ -155,7 +93,7 @@ impl Listening {
 
     fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixSocket>> {
         let accepted = self.listener.poll_accept(cx);
-        accepted.map_ok(|(stream, _)| UnixSocket { stream, peer: Peer::next_client(Arc::clone(&self.address)) })
+        accepted.map_ok(|(stream, _)| UnixSocket::of(stream, Peer::next_client(Arc::clone(&self.address))))
     }
 }
 
@@ -286,7 +224,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::transport::check;
+    use crate::transport::{Socket, check};
 
     fn folder() -> TempDir {
         tempfile::tempdir().expect("a folder")

@@ -1,0 +1,155 @@
+//! A stream socket of the system, by whatever it is connected.
+
+use std::{
+    io::{self, IoSlice, Read},
+    net::Shutdown,
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream};
+
+use super::{Socket, peer::Peer};
+
+/// A stream socket of the system: [`TcpSocket`](super::tcp::TcpSocket) or `UnixSocket`.
+#[derive(Debug)]
+pub struct OsSocket<S> {
+    stream: S,
+    peer: Peer,
+}
+
+impl<S> OsSocket<S> {
+    pub(super) fn of(stream: S, peer: Peer) -> Self {
+        Self { stream, peer }
+    }
+
+    #[cfg(test)]
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
+    }
+}
+
+/// What the streams of tokio have in common, and no trait of theirs says.
+pub(super) trait Stream: Send + Sync + 'static {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Runs the function if the stream is marked as readable, and takes the mark away if it says `WouldBlock`.
+    fn try_read(&self, read: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    fn system(&self) -> SockRef<'_>;
+}
+
+macro_rules! stream {
+    ($stream:ty) => {
+        impl Stream for $stream {
+            fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Self::poll_read_ready(self, cx)
+            }
+
+            fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Self::poll_write_ready(self, cx)
+            }
+
+            fn try_read(&self, read: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+                self.try_io(Interest::READABLE, read)
+            }
+
+            fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+                match slices {
+                    [slice] => Self::try_write(self, slice),
+                    slices => self.try_write_vectored(slices),
+                }
+            }
+
+            fn system(&self) -> SockRef<'_> {
+                SockRef::from(self)
+            }
+        }
+    };
+}
+
+stream!(TcpStream);
+#[cfg(unix)]
+stream!(tokio::net::UnixStream);
+
+impl<S: Stream> Socket for OsSocket<S> {
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match read_and_note_drained(&self.stream, buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.stream.try_write(slices)
+    }
+
+    fn poll_flush(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(ended(self.stream.system().shutdown(Shutdown::Write)))
+    }
+
+    fn peer(&self) -> String {
+        self.peer.to_string()
+    }
+
+    fn can_rest(&self) -> bool {
+        true
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_read_ready(cx).map(|_| ())
+    }
+}
+
+/// Reads once. If that did not fill `buf`, the socket is drained: it is marked as not readable, which
+/// spares the system call that would only say so. The next byte, and the end of the stream, are events
+/// of their own.
+fn read_and_note_drained(stream: &impl Stream, buf: &mut [u8]) -> io::Result<usize> {
+    let mut drained_by = 0;
+    let result = stream.try_read(|| {
+        let len = (&*stream.system()).read(buf)?;
+        if EDGE_TRIGGERED && 0 < len && len < buf.len() {
+            drained_by = len;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(len)
+    });
+    if 0 < drained_by { Ok(drained_by) } else { result }
+}
+
+/// True where the system reports each new event once (epoll, kqueue).
+const EDGE_TRIGGERED: bool = cfg!(any(
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "ios",
+    target_os = "linux",
+    target_os = "macos",
+    target_os = "netbsd",
+    target_os = "openbsd",
+));
+
+/// Ending a direction that the peer has ended already is no failure.
+fn ended(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
