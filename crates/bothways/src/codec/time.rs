@@ -73,6 +73,33 @@ pub fn go_zero() -> SystemTime {
     UNIX_EPOCH.checked_sub(Duration::from_secs(GO_ZERO_TO_EPOCH_SECONDS)).unwrap_or(UNIX_EPOCH)
 }
 
+/// A time as RFC 3339 text in UTC, with so many decimals of the second, up to nine. `None` for a year outside of 0 to
+/// 9999, as in Go.
+///
+/// ```
+/// # use std::time::{Duration, UNIX_EPOCH};
+/// # use bothways::codec::time::rfc3339;
+/// assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(1_500), 3).as_deref(), Some("1970-01-01T00:00:01.500Z"));
+/// ```
+pub fn rfc3339(time: SystemTime, decimals: usize) -> Option<String> {
+    Instant::of(time)?.to_text(decimals)
+}
+
+/// The time that an extension of MessagePack is, in any of the forms that are read; `None` if it is something else.
+///
+/// ```
+/// # use std::time::{Duration, UNIX_EPOCH};
+/// # use bothways::codec::time::of_extension;
+/// assert_eq!(of_extension(-1, &[0, 0, 0, 7]), Some(UNIX_EPOCH + Duration::from_secs(7)));
+/// ```
+pub fn of_extension(kind: i8, data: &[u8]) -> Option<SystemTime> {
+    match kind {
+        EXTENSION_TYPE => Instant::from_extension(data)?.time(),
+        MSGP_EXTENSION_TYPE => Instant::from_msgp(data)?.time(),
+        _ => None,
+    }
+}
+
 /// [`SystemTime`], also within containers. The library's own types have it; what its methods are called
 /// may change.
 #[diagnostic::on_unimplemented(
@@ -165,12 +192,10 @@ impl<'de> Visitor<'de> for TimeVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut extension: A) -> Result<Self::Value, A::Error> {
         let number: i8 = extension.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
         let data: ExtensionData = extension.next_element()?.ok_or_else(|| de::Error::invalid_length(1, &self))?;
-        let instant = match number {
-            EXTENSION_TYPE => Instant::from_extension(&data.0),
-            MSGP_EXTENSION_TYPE => Instant::from_msgp(&data.0),
-            _ => return Err(de::Error::custom(format!("extension type {number} is no time"))),
-        };
-        let time = instant.and_then(Instant::time);
+        if !matches!(number, EXTENSION_TYPE | MSGP_EXTENSION_TYPE) {
+            return Err(de::Error::custom(format!("extension type {number} is no time")));
+        }
+        let time = of_extension(number, &data.0);
         time.ok_or_else(|| de::Error::invalid_value(de::Unexpected::Bytes(&data.0), &self))
     }
 }
@@ -264,6 +289,11 @@ impl Instant {
 
     /// `2006-01-02T15:04:05.999999999Z`, with as many decimals as it takes.
     fn to_rfc3339(self) -> Option<String> {
+        let needed = (0..9).find(|decimals| self.nanoseconds % 10_u32.pow(9 - decimals) == 0).unwrap_or(9);
+        self.to_text(needed as usize)
+    }
+
+    fn to_text(self, decimals: usize) -> Option<String> {
         let (year, month, day) = date_of(self.seconds.div_euclid(DAY_SECONDS));
         if !(0..=9999).contains(&year) {
             return None;
@@ -271,10 +301,10 @@ impl Instant {
         let second_of_day = self.seconds.rem_euclid(DAY_SECONDS);
         let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
         let mut text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
-        if self.nanoseconds != 0 {
-            let decimals = format!("{:09}", self.nanoseconds);
+        if decimals != 0 {
+            let all = format!("{:09}", self.nanoseconds);
             text.push('.');
-            text.push_str(decimals.trim_end_matches('0'));
+            text.push_str(&all[..decimals.min(9)]);
         }
         text.push('Z');
         Some(text)

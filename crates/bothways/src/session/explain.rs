@@ -11,7 +11,10 @@
 mod log;
 mod packed;
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bothways_proto::one_line;
 use serde::{Deserialize, Serialize};
@@ -22,6 +25,7 @@ use super::{
     SessionId,
     receipt::{DropReason, Stage},
 };
+use crate::codec::time;
 
 /// Events that a session keeps: some minutes of a chat, some seconds of a busy feed.
 pub(super) const EVENTS_MAX: usize = 64;
@@ -211,10 +215,8 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for Happened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, in_day) = (self.at_ms / 86_400_000, self.at_ms % 86_400_000);
-        let (year, month, day) = civil(days);
-        let (hour, minute, second) = (in_day / 3_600_000, in_day / 60_000 % 60, in_day / 1000 % 60);
-        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03} ", in_day % 1000)?;
+        let text = time::rfc3339(UNIX_EPOCH + Duration::from_millis(self.at_ms), 3).unwrap_or_default();
+        write!(f, "{} ", text.replace('T', " ").trim_end_matches('Z'))?;
         self.event.fmt(f)
     }
 }
@@ -297,19 +299,6 @@ impl fmt::Display for Told<'_> {
     }
 }
 
-/// Year, month and day of a day since 1970, in the calendar of today.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Eras of 400 years that begin on the first of March: the leap day comes last in its year.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, time::Duration};
@@ -387,11 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn days_have_their_dates() {
-        assert_eq!(civil(0), (1970, 1, 1));
-        assert_eq!(civil(11_016), (2000, 2, 29));
-        assert_eq!(civil(20_512), (2026, 2, 28));
-        assert_eq!(civil(20_513), (2026, 3, 1));
+    fn an_event_has_its_date_and_time() {
         let happened = Happened { at_ms: 951_782_400_000 + 45_296_789, event: Event::Resumable };
         assert!(happened.to_string().starts_with("2000-02-29 12:34:56.789 "), "{happened}");
     }
