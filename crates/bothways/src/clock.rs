@@ -26,6 +26,17 @@ pub(crate) fn later(moment: Instant, wait: Duration) -> Instant {
     moment + wait.min(FOR_EVER)
 }
 
+/// How long to wait before the next try: `first`, doubled with each failure in a row up to `most`, and of that a part,
+/// such as [`spread`] draws it.
+pub(crate) fn backoff(first: Duration, most: Duration, failures: u32, part: f64) -> Duration {
+    first.saturating_mul(1 << failures.min(20)).min(most.min(FOR_EVER)).mul_f64(part)
+}
+
+/// A random part of a wait, from `least` to all of it, so that those who wait do not come together.
+pub(crate) fn spread(least: f64) -> f64 {
+    least + rand::random::<f64>() * (1.0 - least)
+}
+
 /// Polls a future that may wait for timers, also on a thread without a runtime: with this one's clock.
 pub(crate) struct Clocked<'a, F> {
     runtime: &'a Handle,

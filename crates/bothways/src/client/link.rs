@@ -52,7 +52,7 @@ use super::{
 };
 use crate::{
     calm::Said,
-    clock::{after, later},
+    clock::{after, later, spread},
     connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings},
     error::{CloseReason, ConnectError},
     router::Router,
@@ -541,7 +541,7 @@ impl Link {
     /// Waits before the next try: a random part of a limit that doubles with each failure in a row (full
     /// jitter). Sooner if a call waits; until the link is ended at most.
     async fn pause(&self, failures: u32, refused: bool) {
-        let part = rand::random::<f64>();
+        let part = spread(0.0);
         let began = Instant::now();
         let until = |failures| later(began, self.options.backoff_wait(failures, refused, part));
         let wanted = async {

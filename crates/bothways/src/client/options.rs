@@ -7,7 +7,7 @@ use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
     call::{CallLayer, CallLayers},
-    clock::FOR_EVER,
+    clock::backoff,
     connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     options::{Heartbeat, QueueBound},
     packing::Room,
@@ -384,8 +384,8 @@ impl ClientOptions {
 
     /// The wait before try number `failures + 1`: this part, which is drawn, of a limit that doubles.
     pub(super) fn backoff_wait(&self, failures: u32, refused: bool, part: f64) -> Duration {
-        let max = self.backoff_max.saturating_mul(if refused { REFUSED_TIMES } else { 1 }).min(FOR_EVER);
-        self.backoff_base.saturating_mul(1 << failures.min(20)).min(max).mul_f64(part)
+        let max = self.backoff_max.saturating_mul(if refused { REFUSED_TIMES } else { 1 });
+        backoff(self.backoff_base, max, failures, part)
     }
 }
 

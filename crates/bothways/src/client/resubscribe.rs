@@ -17,6 +17,7 @@ use super::{
 use crate::{
     caller::CallOptions,
     calm::Said,
+    clock::{backoff, spread},
     connection::Connection,
     error::{CallError, ErrorCode},
     session::{Position, Subscribed, covers},
@@ -101,9 +102,9 @@ impl Pauses {
             self.tries = 0;
         }
         let (least, most) = if kind == Trouble::Refused { SLOWLY } else { SOON };
-        let pause = least.saturating_mul(1 << self.tries.min(20)).min(most);
+        let pause = backoff(least, most, self.tries, spread(0.5));
         self.tries = self.tries.saturating_add(1);
-        pause.mul_f64(rand::random::<f64>().mul_add(-0.5, 1.0))
+        pause
     }
 
     fn begin_anew(&mut self) {

@@ -10,6 +10,7 @@ use tokio::{
 use super::ServerEntry;
 use crate::{
     calm::{Calm, Said, tell},
+    clock::{backoff, spread},
     guard::Guarded,
     reply::BoxFuture,
 };
@@ -145,7 +146,7 @@ impl Source {
             }
             tell!(told, warn, error = %Said(&error), "a discovery failed: its last list is kept, and it is tried again");
             failed(&error);
-            sleep(pause(failures)).await;
+            sleep(backoff(PAUSE_MIN, PAUSE_MAX, failures, spread(0.5))).await;
             failures = failures.saturating_add(1);
         }
         // The last list stays for as long as anyone goes by it.
@@ -160,12 +161,6 @@ impl Source {
         };
         outcome.unwrap_or_else(|panicked| Err(DiscoveryError::new(format_args!("it panicked: {}", panicked.text()))))
     }
-}
-
-/// The pause after so many failures in a row before.
-fn pause(failures: u32) -> Duration {
-    let longest = PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX);
-    longest.mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use crate::clock::backoff;
+
 /// The first pause after a failure. Each further failure doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest pause: a server that ran out of file descriptors is back a second after it has some.
@@ -10,12 +12,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The failures of one attempt to accept, and the pauses between its tries.
 #[derive(Debug)]
 pub(super) struct Failures {
-    pause: Duration,
+    in_a_row: u32,
 }
 
 impl Failures {
     pub(super) fn none() -> Self {
-        Self { pause: PAUSE_MIN }
+        Self { in_a_row: 0 }
     }
 
     /// Waits before the next try. A connection that broke off before it was accepted costs no pause;
@@ -25,9 +27,10 @@ impl Failures {
             tracing::debug!(address, %error, "a connection broke off before it was accepted");
             return;
         }
-        tracing::warn!(address, %error, pause = ?self.pause, "cannot accept, trying again");
-        tokio::time::sleep(self.pause).await;
-        self.pause = PAUSE_MAX.min(2 * self.pause);
+        let pause = backoff(PAUSE_MIN, PAUSE_MAX, self.in_a_row, 1.0);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        tracing::warn!(address, %error, ?pause, "cannot accept, trying again");
+        tokio::time::sleep(pause).await;
     }
 }
 
