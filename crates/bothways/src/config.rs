@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways_proto::{Limits, Rate};
+use bothways_proto::Rate;
 use serde::{Deserialize, Deserializer};
 
 use crate::options::Heartbeat;
@@ -43,40 +43,6 @@ pub(crate) fn rate<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Rate>, D
             Some(burst.map_or(rate, |burst| rate.burst(burst)))
         }
     })
-}
-
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LimitsText {
-    body_bytes_max: usize,
-    decompressed_bytes_max: usize,
-    metadata_bytes_max: usize,
-    metadata_pairs_max: usize,
-    calls_pending_max: usize,
-}
-
-impl Default for LimitsText {
-    fn default() -> Self {
-        let limits = Limits::default();
-        Self {
-            body_bytes_max: limits.body_bytes(),
-            decompressed_bytes_max: limits.decompressed_bytes(),
-            metadata_bytes_max: limits.metadata_bytes(),
-            metadata_pairs_max: limits.metadata_pairs(),
-            calls_pending_max: limits.calls_pending(),
-        }
-    }
-}
-
-/// The bounds of [`Limits`], by their names.
-pub(crate) fn limits<'de, D: Deserializer<'de>>(from: D) -> Result<Limits, D::Error> {
-    let text = LimitsText::deserialize(from)?;
-    Ok(Limits::default()
-        .body_bytes_max(text.body_bytes_max)
-        .decompressed_bytes_max(text.decompressed_bytes_max)
-        .metadata_bytes_max(text.metadata_bytes_max)
-        .metadata_pairs_max(text.metadata_pairs_max)
-        .calls_pending_max(text.calls_pending_max))
 }
 
 #[derive(Deserialize)]

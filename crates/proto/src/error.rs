@@ -1,5 +1,7 @@
 //! Errors of decoding, of encoding, and of a peer that breaks the protocol.
 
+use std::{error::Error, fmt};
+
 use crate::{CompressType, Seq};
 
 /// Why bytes from a peer are not a frame, or a payload cannot be unpacked.
@@ -10,17 +12,15 @@ use crate::{CompressType, Seq};
 /// [`Limits::passed_over_bytes`](crate::Limits::passed_over_bytes). [`Self::UnknownCompression`],
 /// [`Self::Gzip`] and [`Self::DecompressedTooLarge`] come from
 /// [`Message::payload`](crate::Message::payload) and cost that one message.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The first byte of a frame is not 8: the peer does not speak rpcx, or a byte was lost.
-    #[error("the frame begins with byte {found:#04x} instead of 0x08: {}", speaks(*.found))]
     WrongMagic {
         /// The byte that stood there.
         found: u8,
     },
     /// The prefix announces a body beyond [`Limits::body_bytes_max`](crate::Limits::body_bytes_max).
-    #[error("the frame announces a body of {len} bytes; the limit `body_bytes_max` is {max}")]
     TooLarge {
         /// The announced bytes.
         len: usize,
@@ -28,10 +28,6 @@ pub enum DecodeError {
         max: usize,
     },
     /// The prefix announces a body beyond the smaller bound for peers that have shown no token that was accepted.
-    #[error(
-        "the frame announces a body of {len} bytes; until a token was accepted the limit \
-         `unauthenticated_body_bytes_max` is {max}"
-    )]
     TooLargeUnauthenticated {
         /// The announced bytes.
         len: usize,
@@ -39,7 +35,6 @@ pub enum DecodeError {
         max: usize,
     },
     /// A length inside the frame points beyond its end, or the frame ends before a length.
-    #[error("the frame of {body_len} bytes ends within its {part}")]
     Truncated {
         /// The part that did not fit.
         part: &'static str,
@@ -48,7 +43,6 @@ pub enum DecodeError {
     },
     /// The frame was cut in the wrong place: its prefix says another length. Only
     /// [`Message::parse`](crate::Message::parse) can see this; a [`Deframer`](crate::Deframer) cuts by the prefix.
-    #[error("the prefix says {stated} bytes of body, the frame holds {actual}")]
     BodyLength {
         /// What the prefix says.
         stated: usize,
@@ -56,7 +50,6 @@ pub enum DecodeError {
         actual: usize,
     },
     /// The payload length is not what is left of the body. Go ignores the field.
-    #[error("the payload length says {stated} bytes, the frame holds {actual}")]
     PayloadLength {
         /// What the field says.
         stated: usize,
@@ -64,19 +57,16 @@ pub enum DecodeError {
         actual: usize,
     },
     /// Service path or method is not UTF-8.
-    #[error("the {part} is not UTF-8")]
     NotUtf8 {
         /// Which of the two.
         part: &'static str,
     },
     /// The metadata block is not a sequence of keys and values.
-    #[error("the metadata block of {len} bytes ends within a key or a value")]
     Metadata {
         /// The bytes of the block.
         len: usize,
     },
     /// The metadata block is beyond `metadata_bytes_max` or `metadata_pairs_max`.
-    #[error("the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}")]
     MetadataTooLarge {
         /// What was found.
         found: usize,
@@ -86,18 +76,54 @@ pub enum DecodeError {
         unit: &'static str,
     },
     /// The payload has a compress type that nobody here knows.
-    #[error("the payload has compress type {}, known are 0 (none) and 1 (gzip)", .0.get())]
     UnknownCompression(CompressType),
     /// The payload is not valid gzip.
-    #[error("the payload is not valid gzip: {0}")]
     Gzip(String),
     /// The payload unpacks to more than `decompressed_bytes_max`.
-    #[error("the payload unpacks to more than the limit `decompressed_bytes_max` of {max} bytes")]
     DecompressedTooLarge {
         /// The limit.
         max: usize,
     },
 }
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WrongMagic { found } => {
+                write!(f, "the frame begins with byte {found:#04x} instead of 0x08: {}", speaks(*found))
+            }
+            Self::TooLarge { len, max } => {
+                write!(f, "the frame announces a body of {len} bytes; the limit `body_bytes_max` is {max}")
+            }
+            Self::TooLargeUnauthenticated { len, max } => write!(
+                f,
+                "the frame announces a body of {len} bytes; until a token was accepted the limit \
+                 `unauthenticated_body_bytes_max` is {max}"
+            ),
+            Self::Truncated { part, body_len } => write!(f, "the frame of {body_len} bytes ends within its {part}"),
+            Self::BodyLength { stated, actual } => {
+                write!(f, "the prefix says {stated} bytes of body, the frame holds {actual}")
+            }
+            Self::PayloadLength { stated, actual } => {
+                write!(f, "the payload length says {stated} bytes, the frame holds {actual}")
+            }
+            Self::NotUtf8 { part } => write!(f, "the {part} is not UTF-8"),
+            Self::Metadata { len } => write!(f, "the metadata block of {len} bytes ends within a key or a value"),
+            Self::MetadataTooLarge { found, max, unit } => {
+                write!(f, "the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}")
+            }
+            Self::UnknownCompression(kind) => {
+                write!(f, "the payload has compress type {}, known are 0 (none) and 1 (gzip)", kind.get())
+            }
+            Self::Gzip(error) => write!(f, "the payload is not valid gzip: {error}"),
+            Self::DecompressedTooLarge { max } => {
+                write!(f, "the payload unpacks to more than the limit `decompressed_bytes_max` of {max} bytes")
+            }
+        }
+    }
+}
+
+impl Error for DecodeError {}
 
 /// What a peer speaks that begins like that.
 fn speaks(first: u8) -> &'static str {
@@ -110,11 +136,10 @@ fn speaks(first: u8) -> &'static str {
 }
 
 /// Why a message of ours cannot become a frame. Nothing was sent.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum EncodeError {
     /// The frame would be beyond [`Limits::body_bytes_max`](crate::Limits::body_bytes_max).
-    #[error("the message takes {len} bytes; the limit `body_bytes_max` is {max}: send less, or raise it on both sides")]
     TooLarge {
         /// The bytes of the body.
         len: usize,
@@ -123,9 +148,6 @@ pub enum EncodeError {
     },
     /// The metadata is beyond `metadata_bytes_max` or `metadata_pairs_max`: a peer with the same
     /// limits would close the connection.
-    #[error(
-        "the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}: send less, or raise it on both sides"
-    )]
     MetadataTooLarge {
         /// What was found.
         found: usize,
@@ -136,33 +158,51 @@ pub enum EncodeError {
     },
 }
 
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { len, max } => {
+                write!(f, "the message takes {len} bytes; the limit `body_bytes_max` is {max}")
+            }
+            Self::MetadataTooLarge { found, max, unit } => {
+                write!(f, "the metadata holds {found} {unit}; the limit `metadata_{unit}_max` is {max}")
+            }
+        }?;
+        f.write_str(": send less, or raise it on both sides")
+    }
+}
+
+impl Error for EncodeError {}
+
 /// [`Limits::calls_pending_max`](crate::Limits::calls_pending_max) calls wait for a reply already; nothing was sent.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{max} calls wait for a reply on this connection already (`calls_pending_max`)")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TooManyCalls {
     /// The limit.
     pub max: usize,
 }
 
+impl fmt::Display for TooManyCalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} calls wait for a reply on this connection already (`calls_pending_max`)", self.max)
+    }
+}
+
+impl Error for TooManyCalls {}
+
 /// A well-formed frame that this peer must not send. The connection ends.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum PeerMisbehaved {
     /// A client sent a response to a call without having negotiated calls, or to a heartbeat without
     /// having negotiated those. A Go server would run it as a request.
-    #[error("the client sent a response (number {0}), but calls to clients were not negotiated")]
     ReplyFromPlainClient(Seq),
     /// A server that did not negotiate sent a request that wants a reply.
-    #[error("the server sent a call (number {0}), but calls to clients were not negotiated")]
     CallFromPlainServer(Seq),
     /// A server that did not negotiate sent a heartbeat request.
-    #[error("the server sent a heartbeat request (number {0}), but these were not negotiated")]
     PingFromPlainServer(Seq),
     /// A client acknowledged a push that it was never sent, or in a form that is none.
-    #[error("the client acknowledged what it was never sent")]
     FalseAck,
     /// A server sent a tracked push under an offset beyond the next one: what lies between is lost.
-    #[error("the server sent offset {sent} where {expected} comes next")]
     FalseOffset {
         /// The offset of the push.
         sent: u64,
@@ -170,10 +210,34 @@ pub enum PeerMisbehaved {
         expected: u64,
     },
     /// A second Hello, or one that is not the first frame.
-    #[error("the client sent a Hello that is not its first frame")]
     LateHello,
     /// A heartbeat of more than [`HEARTBEAT_BYTES_MAX`](crate::HEARTBEAT_BYTES_MAX) bytes. Each is answered with as
     /// many.
-    #[error("the peer sent a heartbeat of {0} bytes; at most 4096 are allowed")]
     LargeHeartbeat(usize),
 }
+
+impl fmt::Display for PeerMisbehaved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReplyFromPlainClient(seq) => {
+                write!(f, "the client sent a response (number {seq}), but calls to clients were not negotiated")
+            }
+            Self::CallFromPlainServer(seq) => {
+                write!(f, "the server sent a call (number {seq}), but calls to clients were not negotiated")
+            }
+            Self::PingFromPlainServer(seq) => {
+                write!(f, "the server sent a heartbeat request (number {seq}), but these were not negotiated")
+            }
+            Self::FalseAck => f.write_str("the client acknowledged what it was never sent"),
+            Self::FalseOffset { sent, expected } => {
+                write!(f, "the server sent offset {sent} where {expected} comes next")
+            }
+            Self::LateHello => f.write_str("the client sent a Hello that is not its first frame"),
+            Self::LargeHeartbeat(bytes) => {
+                write!(f, "the peer sent a heartbeat of {bytes} bytes; at most 4096 are allowed")
+            }
+        }
+    }
+}
+
+impl Error for PeerMisbehaved {}

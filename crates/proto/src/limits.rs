@@ -8,7 +8,9 @@ use crate::PREFIX_LEN;
 /// `body_bytes_max` (twice that for a moment, while a growing buffer is copied), plus
 /// `decompressed_bytes_max` once its payload is unpacked.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Limits {
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "body_bytes"))]
     body_bytes_max: usize,
     decompressed_bytes_max: usize,
     metadata_bytes_max: usize,
@@ -21,6 +23,13 @@ const BODY_BYTES_CEILING: usize = {
     let buffer = isize::MAX as usize - PREFIX_LEN;
     if buffer < u32::MAX as usize { buffer } else { u32::MAX as usize }
 };
+
+/// The bound of [`Limits::body_bytes_max`] holds for a number of a file too.
+#[cfg(feature = "serde")]
+fn body_bytes<'de, D: serde::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    let bytes: usize = serde::Deserialize::deserialize(from)?;
+    Ok(bytes.min(BODY_BYTES_CEILING))
+}
 
 /// A frame that is too large is passed over up to so many times `body_bytes_max`.
 const PASSED_OVER_TIMES: usize = 16;

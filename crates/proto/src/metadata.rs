@@ -164,11 +164,18 @@ pub struct Metadata {
 }
 
 /// A key or a value that cannot be metadata.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("a metadata key or value has {len} bytes; the wire has room for {}", u32::MAX)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MetadataError {
     len: usize,
 }
+
+impl std::fmt::Display for MetadataError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a metadata key or value has {} bytes; the wire has room for {}", self.len, u32::MAX)
+    }
+}
+
+impl std::error::Error for MetadataError {}
 
 impl Metadata {
     /// No pairs. Takes no memory.

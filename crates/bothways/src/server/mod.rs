@@ -318,8 +318,8 @@ impl Server {
     /// wrong ones a peer has one try a second. Operators are answered until a shutdown or a drain is done.
     ///
     /// # Errors
-    /// [`ServeError::Admin`]: the server has no admin token, or the address can be reached from other machines and
-    /// there is no TLS ([`ListenOptions::tls`]). Otherwise as [`Self::listen`].
+    /// [`ServeError::Admin`]: the server has no admin token, the address can be reached from other machines and
+    /// there is no TLS ([`ListenOptions::tls`]), or its transport is the application's. Otherwise as [`Self::listen`].
     pub async fn listen_admin(&self, address: &str) -> Result<Listening, ServeError> {
         door::listen(self, address).await
     }

@@ -118,7 +118,6 @@ impl ServerOptions {
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 #[must_use]
 pub struct ServerLimits {
-    #[cfg_attr(feature = "config", serde(deserialize_with = "config::limits"))]
     pub(super) frames: Limits,
     pub(super) connections_max: usize,
     pub(super) calls_max: usize,
