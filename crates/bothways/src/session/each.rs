@@ -15,12 +15,13 @@ use super::{
     receipt::Stage,
 };
 
-/// How each target of a push ended: its session, and the [final](Stage::is_final) stage. Each comes once, in the order
-/// in which they ended. The stream ends after the last target, at once if there is none.
+/// How each target of a push ended: its session, and the [final](Stage::is_final) stage. Each comes
+/// once, in the order in which they ended. The stream ends after the last target, at once if there
+/// is none.
 ///
-/// A [`Stream`], from [`Receipt::each`](super::Receipt::each). It begins with the first target that ended, whenever it
-/// was made. It keeps 24 bytes for each target until it and all copies of its receipt are dropped. Dropping it changes
-/// nothing else: the receipt counts on.
+/// A [`Stream`], from [`Receipt::each`](super::Receipt::each). It begins with the first target that
+/// ended, whenever it was made. It keeps 24 bytes for each target until it and all copies of its
+/// receipt are dropped. Dropping it changes nothing else: the receipt counts on.
 #[derive(Debug)]
 pub struct TargetOutcomes {
     each: Arc<Each>,

@@ -1,7 +1,7 @@
 //! Subscribing: a session gets what it missed, and then its place among the subscribers of a topic.
 //!
-//! It takes three steps, each under one lock more: the topic, the tree of subscriptions, the session. So no message comes
-//! between what was missed and what comes from then on.
+//! It takes three steps, each under one lock more: the topic, the tree of subscriptions, the
+//! session. So no message comes between what was missed and what comes from then on.
 
 use std::sync::{Arc, atomic::Ordering};
 
