@@ -274,7 +274,7 @@ impl Link {
     }
 
     /// What a call gets that waits for this; `None` if that is still to come. The connection may be over already:
-    /// the call finds that out, and waits then.
+    /// the call finds that out, and must wait then, as this would answer the same again.
     pub(super) fn at_once(&self, patience: Patience) -> Option<Result<Connection, ConnectError>> {
         let state = self.state.borrow();
         let settled = match (patience, &*state) {
@@ -293,7 +293,8 @@ impl Link {
         if is_greeting { None } else { self.at_once(patience) }
     }
 
-    /// What a oneway request gets, after waiting until this moment: a connection that stands. After that one that may.
+    /// What a oneway request gets, after waiting until this moment: a connection that stands. After that one that may. As
+    /// of [`Self::wait`] it is open, unless it is over by the time the request gets it.
     pub(super) async fn wait_standing(&self, patience: Patience, until: Instant) -> Result<Connection, ConnectError> {
         let is_greeting = |state: &State| matches!(state, State::Greeting(..));
         loop {
@@ -304,8 +305,11 @@ impl Link {
                     return self.current();
                 }
             }
-            if let Some(outcome) = self.standing_at_once(patience) {
-                return outcome;
+            match self.standing_at_once(patience) {
+                // The keeper is about to say so, once it gets the thread: whoever took this one would ask again at once.
+                Some(Ok(connection)) if !connection.is_open() => {}
+                Some(outcome) => return outcome,
+                None => {}
             }
             let outcome = self.wait(patience, until).await;
             if !is_greeting(&self.state.borrow()) || until <= Instant::now() {

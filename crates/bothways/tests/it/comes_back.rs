@@ -9,8 +9,9 @@ use std::{
 };
 
 use bothways::{
-    CallError, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ConnectionEvents, Metadata, Push,
-    PushError, Reconnect, Reply, Request, Router, Server, Stage, Target, Token, transport::ConnectOptions,
+    CallError, Client, ClientOptions, CloseReason, ConnectError, Connection, ConnectionEvent, ConnectionEvents,
+    FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode, Server,
+    Stage, Target, Token, XClient, call as layers, session::TopicOptions, transport::ConnectOptions,
 };
 use bothways_proto::{Header, Message, Status, keys};
 use tokio::time::Instant;
@@ -242,6 +243,88 @@ async fn what_was_not_sent_waits_for_the_next_connection() {
         assert_eq!(call(&client, "Echo", "x").await.expect("it waits"), "x");
         until(|| server.connections().len() == 1).await;
     }
+}
+
+/// Runs a test in a runtime of its own thread: where a future never lets the runtime go, no time limit of that runtime
+/// would come.
+fn apart<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.expect("a runtime").block_on(test());
+        // The test may have given up.
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(Duration::from_secs(60)).expect("it ends, and lets others run");
+}
+
+/// Whatever an application asks right after its connection has ended waits for the next one, and lets whoever makes that
+/// one run.
+#[test]
+fn what_meets_a_connection_that_is_over_takes_no_thread_for_itself() {
+    apart(|| async {
+        let server = echoing().topic("t.*", TopicOptions::new().open().presence(true)).expect("a pattern").build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let layered = ClientOptions::new().layer(layers::map(|_| ()));
+        for options in [ClientOptions::new(), layered] {
+            let connecting = Client::bidirectional(listening.address(), options.clone());
+            let (client, _messages) = connecting.await.expect("let in");
+            let end = async || client.connection().expect("it is up").close();
+            for _ in 0..3 {
+                end().await;
+                soon(oneshot_to(&client, "Echo", "x")).await.expect("it waits");
+                end().await;
+                assert_eq!(call(&client, "Echo", "x").await.expect("it waits"), "x");
+                end().await;
+                soon(client.subscribe("t.a")).await.expect("it waits");
+                end().await;
+                soon(client.roster("t.a")).await.expect("it waits");
+                end().await;
+                soon(client.unsubscribe("t.a")).await.expect("it waits");
+            }
+
+            let servers = Peer2PeerDiscovery::new(listening.address());
+            let xclient = XClient::new("T", FailMode::Failtry, SelectMode::RandomSelect, servers, options);
+            call(&xclient, "Echo", "x").await.expect("it connects");
+            for _ in 0..3 {
+                xclient.connections().iter().for_each(Connection::close);
+                soon(oneshot_to(&xclient, "Echo", "x")).await.expect("it waits");
+                xclient.connections().iter().for_each(Connection::close);
+                soon(xclient.subscribe("t.a")).await.expect("it is not closed");
+                xclient.connections().iter().for_each(Connection::close);
+                soon(xclient.unsubscribe("t.a")).await.expect("it waits");
+            }
+        }
+    });
+}
+
+/// A client that sends oneway requests all the time comes back, whoever ends its connection.
+#[test]
+fn a_client_that_sends_all_the_time_comes_back() {
+    apart(|| async {
+        let server = echoing().build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let connecting = Client::bidirectional(listening.address(), ClientOptions::new());
+        let (client, _messages) = connecting.await.expect("let in");
+        let sender = client.clone();
+        let sending = tokio::spawn(async move {
+            loop {
+                soon(oneshot_to(&sender, "Echo", "x")).await.expect("it waits");
+                settle().await;
+            }
+        });
+        for round in 0..20 {
+            for session in server.sessions(&Target::everyone()).expect("nobody is named") {
+                match (round % 2, session.connection()) {
+                    (1, Some(connection)) => connection.close(),
+                    _ => session.end("again"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        sending.abort();
+        assert_eq!(call(&client, "Echo", "x").await.expect("it is back"), "x");
+    });
 }
 
 /// A call of which no byte has left goes from connection to connection, at whatever moment each of them ends: who
