@@ -289,7 +289,7 @@ impl Instant {
 
     /// `2006-01-02T15:04:05.999999999Z`, with as many decimals as it takes.
     fn to_rfc3339(self) -> Option<String> {
-        let needed = (0..9).find(|decimals| self.nanoseconds % 10_u32.pow(9 - decimals) == 0).unwrap_or(9);
+        let needed = (0..9).find(|decimals| self.nanoseconds.is_multiple_of(10_u32.pow(9 - decimals))).unwrap_or(9);
         self.to_text(needed as usize)
     }
 

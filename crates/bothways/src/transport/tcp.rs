@@ -13,8 +13,10 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(feature = "tls")]
+use super::Socket;
 use super::{
-    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, Socket, TcpOptions, Transport,
+    Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, TcpOptions, Transport,
     address::Network, peer::Peer,
 };
 use crate::{clock::after, reply::BoxFuture};
@@ -292,7 +294,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::transport::check;
+    use crate::transport::{Socket, check};
 
     fn address(text: &str) -> Address {
         text.parse().expect("an address")
