@@ -306,7 +306,7 @@ impl Link {
                 }
             }
             match self.standing_at_once(patience) {
-                // The keeper is about to say so, once it gets the thread: whoever took this one would ask again at once.
+                // The keeper is about to say so, once it gets the thread: with this one the caller would ask again at once.
                 Some(Ok(connection)) if !connection.is_open() => {}
                 Some(outcome) => return outcome,
                 None => {}

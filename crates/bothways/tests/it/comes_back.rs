@@ -258,8 +258,8 @@ fn apart<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     is_done.recv_timeout(Duration::from_secs(60)).expect("it ends, and lets others run");
 }
 
-/// Whatever an application asks right after its connection has ended waits for the next one, and lets whoever makes that
-/// one run.
+/// Whatever an application asks right after its connection has ended waits for the next one, and lets the task run that
+/// makes it.
 #[test]
 fn what_meets_a_connection_that_is_over_takes_no_thread_for_itself() {
     apart(|| async {
@@ -298,7 +298,7 @@ fn what_meets_a_connection_that_is_over_takes_no_thread_for_itself() {
     });
 }
 
-/// A client that sends oneway requests all the time comes back, whoever ends its connection.
+/// A client that sends oneway requests all the time comes back, also if its server ends the connection.
 #[test]
 fn a_client_that_sends_all_the_time_comes_back() {
     apart(|| async {
