@@ -248,8 +248,10 @@ impl Link {
         self.receivers.lock().as_ref().map(|receivers| receivers.events.clone()).unwrap_or_default().subscribe()
     }
 
-    /// The server could not let the application subscribe for now: it is asked again, on the connection that there is.
+    /// The session does not have what the application wants, or the server could not let it subscribe for now: it is
+    /// asked again, on the connection that there is. If there is none, the next one asks.
     pub(super) fn subscribe_again(&self, topic: &Arc<str>) {
+        let _runtime = self.runtime.enter();
         if let (Some(resubscriber), Ok(connection)) = (self.resubscriber(), self.current()) {
             resubscriber.ask_again(&connection, Arc::clone(topic));
         }
@@ -429,9 +431,10 @@ impl Link {
         }
     }
 
-    /// Its server has left the list: when the last clone of the client is gone, that is told.
-    pub(super) fn note_unlisted(&self) {
-        self.is_unlisted.store(true, Ordering::Release);
+    /// Its server has left the list, or is on it again: if it has left when the last clone of the client is gone, that is
+    /// told.
+    pub(super) fn note_unlisted(&self, is_unlisted: bool) {
+        self.is_unlisted.store(is_unlisted, Ordering::Release);
     }
 
     /// True if the last try failed, or the connection is lost or about to be.

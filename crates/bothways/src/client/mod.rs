@@ -97,6 +97,21 @@ pub struct Client {
     handle: Arc<Handle>,
 }
 
+/// A client that others keep, or do not.
+pub(crate) struct WeakClient(Weak<Handle>);
+
+impl WeakClient {
+    /// A clone of it is left.
+    pub(crate) fn is_kept(&self) -> bool {
+        0 < self.0.strong_count()
+    }
+
+    /// The client, if a clone of it is left.
+    pub(crate) fn upgrade(&self) -> Option<Client> {
+        Some(Client { handle: self.0.upgrade()? })
+    }
+}
+
 /// Ends the link when the last client is dropped.
 struct Handle {
     link: Arc<Link>,
@@ -461,11 +476,26 @@ impl Client {
 
     /// Its server has left the list that it was made for.
     pub(crate) fn note_unlisted(&self) {
-        self.handle.link.note_unlisted();
+        self.handle.link.note_unlisted(true);
+    }
+
+    /// Its server is on that list again. It subscribes to those of these topics that it does not have.
+    pub(crate) fn note_listed(&self, topics: &[Arc<str>]) {
+        let link = &self.handle.link;
+        link.note_unlisted(false);
+        for topic in topics {
+            link.subscriptions().want(topic);
+            link.subscribe_again(topic);
+        }
     }
 
     /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and it is no
     /// longer present in its topics. Pending calls fail as closed by this side. Dropping the last clone does the same.
+    /// Keeps nothing of it but its place.
+    pub(crate) fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.handle))
+    }
+
     ///
     /// Without a connection the server cannot be told: then the session ends after its resume window.
     pub fn close(&self) {

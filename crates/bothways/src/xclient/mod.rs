@@ -14,7 +14,8 @@
 //! There is one connection to each server, which calls and messages share. It is made with the first call that goes there,
 //! or at once for a client that [listens](XClient::bidirectional), and made again by itself when it is lost. All of that
 //! happens in the background: calls to other servers do not wait for it. A server that leaves the list gets no new calls,
-//! and its connection is closed when its pending calls are done. An empty list is ignored: the servers of the one before
+//! and its connection is closed when its pending calls are done. If it is listed again before that, it goes on with the
+//! connection and the session that it has. An empty list is ignored: the servers of the one before
 //! are kept.
 //!
 //! # Fail modes
@@ -377,7 +378,8 @@ impl XClient {
         Ok(addresses.into_iter().zip(outcomes).collect())
     }
 
-    /// Ends a subscription at every server that has it. Messages that are on their way still arrive.
+    /// Ends a subscription at every server that has it, also at those that have left the list and whose connection a call
+    /// or a clone of their client keeps. Messages that are on their way still arrive.
     ///
     /// Dropping the future, once it was polled, does not keep any server from being asked.
     ///
@@ -400,7 +402,8 @@ impl XClient {
     /// When a server leaves the list, and no call needs its connection any more, its client ends. That is reported as
     /// [`Lost`](crate::ConnectionEvent::Lost) with [`CloseReason::Local`](crate::error::CloseReason::Local), and, if it
     /// had a session, as [`SessionLost`](crate::ConnectionEvent::SessionLost) with
-    /// [`Unlisted`](crate::error::SessionLost::Unlisted). An empty list is ignored: see [`Discovery`].
+    /// [`Unlisted`](crate::error::SessionLost::Unlisted). A server that is listed again before that has lost nothing, and
+    /// nothing is reported. An empty list is ignored: see [`Discovery`].
     pub fn events(&self) -> ConnectionEvents {
         self.shared.servers.events().subscribe()
     }
@@ -437,7 +440,8 @@ impl XClient {
         self.shared.servers.oneways_lost()
     }
 
-    /// Ends all connections for good, for every clone. Pending calls fail as closed by this side; streams of messages
+    /// Ends all connections for good, for every clone: also those that calls, or clones of their clients, keep to servers
+    /// that have left the list. Pending calls fail as closed by this side; streams of messages
     /// and events end.
     pub fn close(&self) {
         self.shared.tasks.iter().for_each(AbortHandle::abort);

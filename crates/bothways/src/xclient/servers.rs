@@ -1,8 +1,10 @@
 //! The servers to choose from, and the one client of each.
 //!
 //! A choice is made in a snapshot of the list, without its lock. A server that leaves the list loses its client at
-//! once; the connection ends when the last call that has a clone of it is done. A choice that meets such a server is
-//! made again in the newer list. A list without any server is no list: what is there stays.
+//! once; the connection ends when the last call that has a clone of it is done. Until then the client is one of those
+//! that have left: an end of a subscription, and the end of all, are theirs too, and a list that names their server
+//! again takes them back. A choice that meets a server that has left is made again in the newer list. A list without any
+//! server is no list: what is there stays.
 //!
 //! Lock order: `source`, then `list`, then `sticky` or a slot's client.
 
@@ -25,7 +27,7 @@ use super::{
 use crate::{
     caller::RawCall,
     calm::{Calm, Said, tell},
-    client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, handle_messages},
+    client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, WeakClient, handle_messages},
     clock::after,
     connection::CallTime,
     discovery::{DiscoveryError, ServerEntry},
@@ -71,6 +73,8 @@ struct List {
     listed: Arc<Listed>,
     /// What every server is asked for.
     topics: Vec<Arc<str>>,
+    /// Clients whose servers have left the list, by address, for as long as calls or the application keep them.
+    left: HashMap<String, WeakClient>,
     /// Taken when the client is closed.
     receivers: Option<Receivers>,
 }
@@ -151,7 +155,7 @@ impl Servers {
         }
         let oneways_lost = Arc::clone(&receivers.common.oneways_lost);
         let (changes, listed) = (source.clone(), Arc::default());
-        let list = List { changes, listed, topics: Vec::new(), receivers: Some(receivers) };
+        let list = List { changes, listed, left: HashMap::new(), topics: Vec::new(), receivers: Some(receivers) };
         let (learns, selector) = (select_mode.learns(), select_mode.into_selector());
         let (runtime, sticky) = (Handle::current(), Mutex::default());
         let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
@@ -327,7 +331,8 @@ impl Servers {
         self.publish(listed, source.clone(), old.into_values());
     }
 
-    /// From now on calls go by this list. Those that are not in it any more lose their clients.
+    /// From now on calls go by this list. Those that are not in it any more lose their clients; those that are in it
+    /// again have the clients that they had, if these live.
     fn publish<'a>(
         &self,
         listed: Listed,
@@ -345,16 +350,23 @@ impl Servers {
                 // Cannot fail: the address is one, and the slot is in the list.
                 let _ = slot.client(self, receivers, &list.topics);
             }
+        // Kept until the lock is free: to drop the last clone of a client closes a connection.
+        let back: Vec<_> = listed.slots.iter().filter_map(|slot| slot.take_back(&mut list.left)).collect();
+        back.iter().for_each(|client| client.note_listed(&list.topics));
         }
         let mut retired = Vec::new();
         for slot in gone {
-            retired.extend(slot.retire());
+            if let Some(client) = slot.retire() {
+                list.left.insert(slot.address.clone(), client.downgrade());
+                retired.push(client);
+            }
             self.sticky.lock().take_if(|sticky| Arc::ptr_eq(sticky, slot));
         }
         retired.iter().for_each(Client::note_unlisted);
         drop(guard);
         // Closing a connection writes to its socket: not under the lock.
-        drop(retired);
+        drop((back, retired));
+        list.left.retain(|_, client| client.is_kept());
     }
 
     /// Those of a list that calls may go to, by address; and what is wrong with one that is no address.
@@ -397,9 +409,15 @@ impl Servers {
 
     /// The servers that calls may go to.
     pub(super) fn entries(&self) -> Vec<ServerEntry> {
+        let left = std::mem::take(&mut list.left);
         self.list().listed.entries.clone()
     }
 
+        for client in left.into_values().filter_map(|client| client.upgrade()) {
+            // One's own end is no loss.
+            client.note_listed(&[]);
+            client.close();
+        }
     /// Asks every server for a topic from now on, those that come to the list too. Answers the clients of those
     /// that are there, by address, with what each is to ask; `None` if they are closed.
     pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, (Client, Subscribing))>> {
@@ -420,11 +438,13 @@ impl Servers {
         Some(clients)
     }
 
-    /// Asks no server for a topic any more. Answers the clients that were made, with what each is to ask.
+    /// Asks no server for a topic any more. Answers the clients that were made, with what each is to ask: those whose
+    /// servers have left the list are the last.
     pub(super) fn forget_topic(&self, topic: &str) -> Vec<(Client, Unsubscribing)> {
         let mut list = self.list.write();
         list.topics.retain(|wanted| **wanted != *topic);
-        let clients = list.listed.slots.iter().filter_map(|slot| slot.made());
+        let left = list.left.values().filter_map(WeakClient::upgrade).filter(|client| !client.is_ended());
+        let clients = list.listed.slots.iter().filter_map(|slot| slot.made()).chain(left);
         clients.map(|client| (client.clone(), client.begin_unsubscribe(topic))).collect()
     }
 
@@ -570,6 +590,16 @@ impl Slot {
         match &*self.client.lock() {
             Held::Client(client) => Some(client.clone()),
             Held::Nothing | Held::Retired => None,
+    /// The client that the server had when it left the list is this one's, if it lives. A slot that has one, or no list
+    /// yet, has none there.
+    fn take_back(&self, left: &mut HashMap<String, WeakClient>) -> Option<Client> {
+        let client = left.remove(&self.address)?.upgrade()?;
+        if !client.is_ended() {
+            *self.client.lock() = Held::Client(client.clone());
+        }
+        Some(client)
+    }
+
         }
     }
 

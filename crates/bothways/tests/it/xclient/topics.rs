@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bothways::{Push, ServerMessages, session::TopicOptions};
+use bothways::{Push, ServerMessages, Target, session::TopicOptions};
 
 use super::*;
 use crate::{
@@ -203,5 +203,107 @@ async fn a_server_that_cannot_subscribe_for_now_is_asked_again() {
         peer.reset();
         let mut next = server.accept_with(session_pairs("2")).await;
         assert!(is_asked(&soon(next.next()).await), "{code:?}");
+    }
+}
+
+/// Two servers with topics and a slow method, each with the user `ann`.
+async fn two_slow() -> [Publisher; 2] {
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let server = Server::builder()
+            .topic("news.>", TopicOptions::new().open())
+            .expect("a pattern")
+            .auth(|request: bothways::server::AuthRequest| {
+                if let Some(session) = request.session() {
+                    session.bind_user("ann");
+                }
+                std::future::ready(Ok::<_, &str>(()))
+            })
+            .function("News", "Slow", |(): ()| async {
+                sleep(Duration::from_secs(10)).await;
+                Ok::<_, String>(())
+            })
+            .build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let address = listening.address().to_owned();
+        servers.push(Publisher { address, server, _listening: listening });
+    }
+    servers.try_into().unwrap_or_else(|_| unreachable!("two"))
+}
+
+/// A server that leaves the list and comes back, while a call or the application keeps its client, has that one again:
+/// one session, to which everything comes once, with what was subscribed to meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_to_the_list_has_one_client() {
+    for by_a_call in [true, false] {
+        let [leaves, stays] = two_slow().await;
+        let discovery = MultipleServersDiscovery::new([&*leaves.address, &stays.address]);
+        let (xclient, mut messages) = listening(discovery.clone());
+        xclient.subscribe("news.sport").await.expect("it is open");
+        let caller = xclient.clone();
+        let calling = tokio::spawn(async move { if by_a_call { caller.call("Slow", &()).await } else { Ok(()) } });
+        let kept = if by_a_call { Vec::new() } else { xclient.clients() };
+        settle().await;
+
+        let mut events = xclient.events();
+        for _ in 0..3 {
+            discovery.update([&*stays.address]);
+            settle().await;
+            xclient.subscribe("news.late").await.expect("it is open");
+            assert_eq!(leaves.publish(), 1, "it is not gone yet");
+            assert_eq!(heard(&mut messages, 1).await.len(), 1);
+            discovery.update([&*leaves.address, &stays.address]);
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!(leaves.server.user("ann").sessions().len(), 1);
+            let late = Push::new("News", "say", leaves.address.clone());
+            assert_eq!(leaves.server.publish("news.late", &late).expect("small").outcomes().targets(), 1);
+            assert_eq!(leaves.server.push(&Target::user("ann"), &late).expect("small").outcomes().targets(), 1);
+            assert_eq!(leaves.publish(), 1);
+            assert_eq!(heard(&mut messages, 3).await.len(), 1);
+            xclient.unsubscribe("news.late").await.expect("both are there");
+        }
+        soon(calling).await.expect("no panic").expect("it is answered");
+        drop(kept);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((leaves.publish(), heard(&mut messages, 1).await.len()), (1, 1));
+        assert!(tokio::time::timeout(Duration::from_secs(10), messages.next()).await.is_err(), "each came once");
+        let stats = leaves.server.stats();
+        assert_eq!((stats.connections_accepted, stats.sessions, xclient.clients().len()), (1, 1, 2));
+        while let Ok(event) = tokio::time::timeout(Duration::from_millis(1), events.next()).await {
+            let is_subscribed = matches!(&event, Some(ConnectionEvent::Resubscribed { .. }));
+            assert!(is_subscribed, "nothing was lost: {event:?}");
+        }
+    }
+}
+
+/// A server that has left the list, and whose client a call keeps, is unsubscribed from as the others are, and its
+/// connection ends with the others.
+#[tokio::test(start_paused = true)]
+async fn what_all_servers_are_told_those_that_have_left_the_list_are_told_too() {
+    for closes in [false, true] {
+        let [leaves, stays] = two_slow().await;
+        let discovery = MultipleServersDiscovery::new([&*leaves.address, &stays.address]);
+        let (xclient, mut messages) = listening(discovery.clone());
+        xclient.subscribe("news.sport").await.expect("it is open");
+        let caller = xclient.clone();
+        let calling = tokio::spawn(async move { caller.call::<()>("Slow", &()).await });
+        settle().await;
+        discovery.update([&*stays.address]);
+        settle().await;
+        let mut events = xclient.events();
+        if closes {
+            xclient.close();
+            let error = soon(calling).await.expect("no panic").expect_err("it is closed");
+            let is_ours = matches!(&error, CallError::Closed { reason: bothways::CloseReason::Local, .. });
+            assert!(is_ours, "{error}");
+            assert!(soon(messages.next()).await.is_none());
+            assert!(soon(events.next()).await.is_none(), "one's own end is no loss");
+            settle().await;
+            assert_eq!((leaves.server.stats().connections, leaves.server.stats().sessions), (0, 0));
+        } else {
+            xclient.unsubscribe("news.sport").await.expect("both are there");
+            assert_eq!((leaves.publish(), stays.publish()), (0, 0));
+            soon(calling).await.expect("no panic").expect("it goes on");
+        }
     }
 }
