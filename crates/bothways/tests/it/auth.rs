@@ -650,6 +650,49 @@ async fn a_token_that_runs_out_costs_no_oneway_request() {
     }
 }
 
+/// However many oneway requests are under way when a token runs out, and come back one after another: what is bounded is
+/// how many wait for the next connection at once.
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_is_bounded_by_what_waits_at_once() {
+    const SENT: usize = 2000;
+    let (generation, refused) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (noted, counts) = (Arc::<Mutex<Vec<usize>>>::default(), Arc::clone(&generation));
+    let notes = Arc::clone(&noted);
+    let server = echoing()
+        .handler("T", "Note", move |request: Request| {
+            notes.lock().expect("no panic").push(request.decode().expect("a number"));
+            std::future::ready(Reply::ok(""))
+        })
+        .auth(move |request: AuthRequest| {
+            let is_old = request.token != format!("t{}", counts.load(Ordering::Relaxed));
+            // One is answered a millisecond, while others run over the next connection.
+            let wait = if is_old { refused.fetch_add(1, Ordering::Relaxed) as u64 } else { 0 };
+            async move {
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                if is_old { Err("the token has run out") } else { Ok(()) }
+            }
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let newest = Arc::clone(&generation);
+    let options = ClientOptions::new().credentials(move || {
+        let token = format!("t{}", newest.load(Ordering::Relaxed));
+        std::future::ready(token)
+    });
+    let client = Client::connect(listening.address(), options).await.expect("let in");
+    soon(client.oneshot("T", "Note", &SENT)).await.expect("queued");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    generation.fetch_add(1, Ordering::Relaxed);
+    for number in 0..SENT {
+        soon(client.oneshot("T", "Note", &number)).await.expect("queued");
+    }
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut noted = noted.lock().expect("no panic").clone();
+    noted.sort_unstable();
+    assert_eq!((noted, client.oneways_lost()), ((0..=SENT).collect(), 0));
+}
+
 /// A oneway request that the next token does not help either is sent no third time: it is counted, at both sides.
 #[tokio::test(start_paused = true)]
 async fn a_oneway_request_that_is_refused_twice_is_counted() {

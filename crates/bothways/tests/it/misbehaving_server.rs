@@ -13,7 +13,7 @@ use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
 
 use crate::{
     scripted::{Scripted, ScriptedServer, control, is_control, oneway, reply_to, request_with, session_pairs, welcome},
-    support::{settle, soon},
+    support::{oneshot_to, settle, soon},
 };
 
 const PUSH: u64 = 1 << 63;
@@ -278,4 +278,29 @@ async fn an_answer_that_moves_nothing_is_asked_again_slowly() {
         }
     }
     assert!((3..=12).contains(&asked), "{asked}");
+}
+
+/// A server that hands back one request again and again, as it came or as something else, has the client send one more.
+#[tokio::test(start_paused = true)]
+async fn a_request_is_taken_back_once() {
+    let server = ScriptedServer::listen().await;
+    let options = ClientOptions::new().credentials(|| std::future::ready("t".to_owned()));
+    let (client, _messages, mut peer) = connected(&server, options).await;
+    oneshot_to(&client, "Note", "x").await.expect("queued");
+    let sent = peer.next().await;
+    for _ in 0..300 {
+        let other = Message::new(sent.header(), "Evil", "Method", &Metadata::new(), &[]);
+        for frame in [sent.frame(), other.frame()] {
+            let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+            let back = Message::new(header, keys::CONTROL_PATH, keys::RETURN, &Metadata::new(), frame);
+            peer.say(back.frame()).await;
+        }
+    }
+    settle().await;
+    drop(peer);
+    let mut peer = server.accept_with(resumed("1")).await;
+    let again = peer.next().await;
+    assert_eq!((again.service_path(), again.service_method()), ("T", "Note"));
+    peer.hears_nothing().await;
+    assert_eq!(client.oneways_lost(), 599);
 }
