@@ -16,11 +16,13 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
+use tokio::time::timeout_at;
 
 pub use self::traceparent::{TRACEPARENT, Traceparent, traceparent};
 pub use crate::reply::BoxFuture;
 use crate::{
     caller::{CallOptions, RawCall, RawReply},
+    connection::CallTime,
     error::{CallError, PushError},
     extensions::Extensions,
 };
@@ -55,6 +57,17 @@ impl Call {
             payload: std::mem::take(&mut self.payload),
             options: std::mem::take(&mut self.options),
         }
+    }
+
+    /// What is left of the time that the call had, or of what a layer gave it if that ends first. `timeout`: the time
+    /// that it had. From here on its errors tell of the one that counts.
+    pub(crate) fn time_left(&mut self, time: Option<CallTime>, timeout: Option<Duration>) -> Option<CallTime> {
+        let given = self.options.timeout.and_then(CallTime::new);
+        if let Some(given) = given.filter(|given| time.is_none_or(|time| given.end < time.end)) {
+            return Some(given);
+        }
+        self.options.timeout = timeout;
+        time.map(CallTime::rest)
     }
 
     /// The service, such as `Arith`.
@@ -97,7 +110,9 @@ impl Call {
         self.options.timeout
     }
 
-    /// Gives it another time limit. That of all tries of an `XClient` holds all the same.
+    /// Gives it a time limit, from when it goes on. The one that the call had holds all the same: it began with the call,
+    /// and its layers count. In a layer of an `XClient`'s tries this limits one try; one that took too long is not followed
+    /// by another, as the server may be at it. Of a oneway message it limits the wait for room.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.options.timeout = Some(timeout);
     }
@@ -136,6 +151,9 @@ pub trait CallService: Send + Sync + 'static {
 }
 
 /// Wraps the calls and oneway messages of a client.
+///
+/// The time limit of a call includes its layers: when it is over, what a layer waits for is dropped. A oneway message
+/// has none.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -294,17 +312,27 @@ impl CallLayers {
         }
     }
 
-    /// True if calls go their way as they are.
+    /// False if a call goes its way as it is: without layers, and where the framework itself asks.
     #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.wrapped.is_none()
+    pub(crate) fn see(&self, options: &CallOptions) -> bool {
+        self.wrapped.is_some() && !options.is_own
     }
 
-    /// Makes a call through all layers, and then by `end`.
-    pub(crate) async fn call(&self, call: RawCall<'_>, end: impl CallService) -> Result<RawReply, CallError> {
+    /// Makes a call through all layers, and then by `end`, in so much time, of what it had at first. Must be polled with a
+    /// runtime.
+    pub(crate) async fn call(
+        &self,
+        call: RawCall<'_>,
+        time: Option<CallTime>,
+        timeout: Option<Duration>,
+        end: impl CallService,
+    ) -> Result<RawReply, CallError> {
         let end: Arc<dyn CallService> = Arc::new(end);
         let wrapped = self.wrapped.as_ref().unwrap_or(&end);
-        wrapped.call(Call::new(call, Arc::clone(&end))).await
+        let calling = wrapped.call(Call::new(call, Arc::clone(&end)));
+        let Some(time) = time else { return calling.await };
+        let late = |_| Err(CallError::TimedOut(timeout.unwrap_or_default()));
+        timeout_at(time.end, calling).await.unwrap_or_else(late)
     }
 
     /// Sends a oneway message through all layers, and then by `end`.

@@ -1,5 +1,7 @@
 //! The end of a call that goes through layers: the client itself.
 
+use std::time::Duration;
+
 use super::{Client, Patience};
 use crate::{
     call::{BoxFuture, Call, CallService},
@@ -9,20 +11,25 @@ use crate::{
     error::{CallError, PushError},
 };
 
-/// Calls of a client.
-pub(super) struct Layered(pub(super) Client);
+/// A call of a client, which has so much time.
+pub(super) struct Layered {
+    pub(super) client: Client,
+    pub(super) time: Option<CallTime>,
+    pub(super) timeout: Option<Duration>,
+}
 
 impl CallService for Layered {
     fn call(&self, mut call: Call) -> BoxFuture<Result<RawReply, CallError>> {
-        let client = self.0.clone();
+        let (client, time, timeout) = (self.client.clone(), self.time, self.timeout);
         Box::pin(async move {
+            let time = call.time_left(time, timeout);
             let raw = call.as_raw();
-            anywhere!(client.runtime(), client.call_noting(&raw, Patience::Connection, |_| {}))
+            anywhere!(client.runtime(), client.call_noting(&raw, time, Patience::Connection, |_| {}))
         })
     }
 
     fn push(&self, mut push: Call) -> BoxFuture<Result<(), PushError>> {
-        let client = self.0.clone();
+        let client = self.client.clone();
         Box::pin(async move {
             let raw = push.as_raw();
             anywhere!(client.runtime(), client.push_over(Patience::Connection, &raw))
@@ -34,12 +41,16 @@ impl CallService for Layered {
 pub(super) struct LayeredTry {
     pub(super) client: Client,
     pub(super) time: Option<CallTime>,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl CallService for LayeredTry {
     fn call(&self, mut call: Call) -> BoxFuture<Result<RawReply, CallError>> {
-        let (client, time) = (self.client.clone(), self.time);
-        Box::pin(async move { client.try_call_direct(&call.as_raw(), time.map(CallTime::rest)).await })
+        let (client, time, timeout) = (self.client.clone(), self.time, self.timeout);
+        Box::pin(async move {
+            let time = call.time_left(time, timeout);
+            client.try_call_direct(&call.as_raw(), time).await
+        })
     }
 
     fn push(&self, mut push: Call) -> BoxFuture<Result<(), PushError>> {

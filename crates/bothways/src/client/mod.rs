@@ -61,7 +61,7 @@ use self::{
 };
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
-    clock::{after, anywhere},
+    clock::{after, anywhere, clocked},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
     error::{CallError, ConnectError, ErrorCode, PushError, ReservedName},
@@ -378,30 +378,37 @@ impl Client {
     /// most, and not for the connection: a caller with other servers to ask would rather know.
     pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         let layers = self.handle.link.options().layers();
-        if !layers.is_empty() {
-            let end = LayeredTry { client: self.clone(), time };
-            return Box::pin(layers.call(call.clone(), end)).await;
+        if layers.see(&call.options) {
+            let timeout = self.timeout_of(call);
+            let end = LayeredTry { client: self.clone(), time, timeout };
+            return Box::pin(layers.call(call.clone(), time, timeout, end)).await;
         }
         self.try_call_direct(call, time).await
+    }
+
+    /// The time that a call has.
+    fn timeout_of(&self, call: &RawCall<'_>) -> Option<Duration> {
+        call.options.timeout.or(self.handle.link.options().default_timeout())
     }
 
     /// As [`Self::try_call`], behind all layers.
     async fn try_call_direct(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
-        match connection.call_within(call, time).await {
+        let outcome = match connection.call_within(call, time).await {
             Err(error) if self.may_renew(&error, &connection) => {
                 Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {})).await
             }
             outcome => outcome,
-        }
+        };
+        outcome.map_err(|error| error.of_call_within(self.timeout_of(call)))
     }
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
     pub(crate) async fn try_push(&self, push: &RawCall<'_>) -> Result<(), PushError> {
         let layers = self.handle.link.options().layers();
-        if !layers.is_empty() {
-            let end = LayeredTry { client: self.clone(), time: None };
+        if layers.see(&push.options) {
+            let end = LayeredTry { client: self.clone(), time: None, timeout: None };
             return Box::pin(layers.push(push.clone(), end)).await;
         }
         self.push_over(Patience::OneTry, push).await
@@ -474,6 +481,11 @@ impl Client {
         self.handle.link.stays_away()
     }
 
+    /// Keeps nothing of it but its place.
+    pub(crate) fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.handle))
+    }
+
     /// Its server has left the list that it was made for.
     pub(crate) fn note_unlisted(&self) {
         self.handle.link.note_unlisted(true);
@@ -491,11 +503,6 @@ impl Client {
 
     /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and it is no
     /// longer present in its topics. Pending calls fail as closed by this side. Dropping the last clone does the same.
-    /// Keeps nothing of it but its place.
-    pub(crate) fn downgrade(&self) -> WeakClient {
-        WeakClient(Arc::downgrade(&self.handle))
-    }
-
     ///
     /// Without a connection the server cannot be told: then the session ends after its resume window.
     pub fn close(&self) {
@@ -649,17 +656,17 @@ impl Client {
         Ok((connection, time.map(CallTime::rest)))
     }
 
-    /// Makes a call within its own time or the client's, over the connection that `used` is shown.
+    /// Makes a call within its own time or the client's, of which so much is left, over the connection that `used` is
+    /// shown.
     async fn call_noting(
         &self,
         call: &RawCall<'_>,
+        time: Option<CallTime>,
         patience: Patience,
         used: impl Fn(&Connection),
     ) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let link = &self.handle.link;
-        let timeout = call.options.timeout.or(link.options().default_timeout());
-        let time = timeout.and_then(CallTime::new);
         let mut over = None;
         // Awaited where it is made: a future that is named is copied once more, all of it.
         let first = async {
@@ -680,7 +687,7 @@ impl Client {
             }
             outcome => outcome,
         };
-        outcome.map_err(|error| error.of_call_within(timeout))
+        outcome.map_err(|error| error.of_call_within(self.timeout_of(call)))
     }
 
     /// True if the token of a call has run out, and the client is about to ask for another: the server has said so by
@@ -760,7 +767,8 @@ struct Over<'a> {
 impl Caller for Over<'_> {
     async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
         let used = |connection: &Connection| *self.used.lock() = Some(connection.id());
-        anywhere!(self.client.runtime(), self.client.call_noting(&call, self.patience, used))
+        let time = self.client.timeout_of(&call).and_then(CallTime::new);
+        anywhere!(self.client.runtime(), self.client.call_noting(&call, time, self.patience, used))
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
@@ -776,19 +784,22 @@ impl Caller for Over<'_> {
 impl Caller for Client {
     fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
-            let layers = self.handle.link.options().layers();
-            if !layers.is_empty() {
-                return Box::pin(layers.call(call, Layered(self.clone()))).await;
+            let (layers, timeout) = (self.handle.link.options().layers(), self.timeout_of(&call));
+            let time = timeout.and_then(CallTime::new);
+            if layers.see(&call.options) {
+                let end = Layered { client: self.clone(), time, timeout };
+                return clocked(self.runtime(), Box::pin(layers.call(call, time, timeout, end))).await;
             }
-            anywhere!(self.runtime(), self.call_noting(&call, Patience::Connection, |_| {}))
+            anywhere!(self.runtime(), self.call_noting(&call, time, Patience::Connection, |_| {}))
         }
     }
 
     fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
         async move {
             let layers = self.handle.link.options().layers();
-            if !layers.is_empty() {
-                return Box::pin(layers.push(push, Layered(self.clone()))).await;
+            if layers.see(&push.options) {
+                let end = Layered { client: self.clone(), time: None, timeout: None };
+                return Box::pin(layers.push(push, end)).await;
             }
             anywhere!(self.runtime(), self.push_over(Patience::Connection, &push))
         }

@@ -57,21 +57,21 @@ enum Again {
 }
 
 impl XClient {
-    pub(super) async fn call_by_fail_mode(&self, call: &RawCall<'_>) -> Result<RawReply, CallError> {
-        let options = self.shared.servers.options();
-        let timeout = call.options.timeout.or(options.client.default_timeout());
-        let mut time = timeout.and_then(CallTime::new);
+    pub(super) async fn call_by_fail_mode(
+        &self,
+        call: &RawCall<'_>,
+        mut time: Option<CallTime>,
+    ) -> Result<RawReply, CallError> {
         if self.shared.servers.awaits_list() {
             Box::pin(self.shared.servers.first_list(time)).await;
             time = time.map(CallTime::rest);
         }
-        let reply = match self.fail_mode {
+        match self.fail_mode {
             FailMode::Failfast => self.failfast(call, time).await,
             FailMode::Failtry => self.failtry(call, time).await,
             FailMode::Failover => self.failover(call, time).await,
             FailMode::Failbackup => self.failbackup(call, time).await,
-        };
-        reply.map_err(|error| error.of_call_within(timeout))
+        }
     }
 
     /// Sends to one server. Nothing was queued by a try that failed, so that another one is always safe:

@@ -139,9 +139,9 @@ pub use self::{
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     client::{Client, Common, ConnectionEvent, ConnectionEvents, MessageQueue, ServerMessages},
-    clock::anywhere,
+    clock::{anywhere, clocked},
     codec::{Encode, Payload},
-    connection::Connection,
+    connection::{CallTime, Connection},
     discovery::{Discovery, Lists, ServerEntry},
     error::{CallError, ConnectError, PushError},
     session::Subscribed,
@@ -496,19 +496,24 @@ impl<T> Drop for Running<T> {
 impl Caller for XClient {
     fn call_raw(&self, call: RawCall<'_>) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
-            let layers = &self.shared.servers.options().layers;
-            if !layers.is_empty() {
-                return Box::pin(layers.call(call, Layered(self.clone()))).await;
+            let options = self.shared.servers.options();
+            let timeout = call.options.timeout.or(options.client.default_timeout());
+            let time = timeout.and_then(CallTime::new);
+            if options.layers.see(&call.options) {
+                let end = Layered { client: self.clone(), time, timeout };
+                let calling = Box::pin(options.layers.call(call, time, timeout, end));
+                return clocked(self.shared.servers.runtime(), calling).await;
             }
-            anywhere!(self.shared.servers.runtime(), self.call_by_fail_mode(&call))
+            anywhere!(self.shared.servers.runtime(), self.call_by_fail_mode(&call, time))
         }
     }
 
     fn push_raw(&self, push: RawCall<'_>) -> impl Future<Output = Result<(), PushError>> + Send {
         async move {
             let layers = &self.shared.servers.options().layers;
-            if !layers.is_empty() {
-                return Box::pin(layers.push(push, Layered(self.clone()))).await;
+            if layers.see(&push.options) {
+                let end = Layered { client: self.clone(), time: None, timeout: None };
+                return Box::pin(layers.push(push, end)).await;
             }
             anywhere!(self.shared.servers.runtime(), self.push_by_fail_mode(&push))
         }

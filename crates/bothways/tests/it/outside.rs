@@ -12,11 +12,11 @@ use std::{
 
 use bothways::{
     CallError, CallOptions, CallPolicy, Caller, Client, ClientOptions, ConnectError, Metadata, Peer2PeerDiscovery,
-    Push, QueueBound, Reply, Router, SerializeType, ServeError, Server, Session, SessionOptions, Stage, Target,
+    Push, QueueBound, Reply, Router, SerializeType, ServeError, Server, Session, SessionOptions, Stage, Target, call,
     caller::RawCall,
     session::TopicOptions,
     transport::{Address, AnySocket, ConnectOptions, ListenOptions, Listener},
-    xclient::{FailMode, SelectMode, XClient},
+    xclient::{FailMode, SelectMode, XClient, XClientOptions},
 };
 use tokio::runtime::Runtime;
 
@@ -280,4 +280,22 @@ fn a_call_from_outside_ends_with_the_servers_runtime() {
     assert!(matches!(error, CallError::NoClient(_) | CallError::Closed { .. }), "{error}");
     let push = Push::new("C", "say", "x");
     outside(session.push_within(LONG, &push)).expect("small");
+}
+
+/// The time of a call is kept also while a layer waits.
+#[test]
+fn a_layer_that_waits_outside_ends_in_time() {
+    let runtime = runtime();
+    let (_server, listening, _client) = both(&runtime);
+    let waits = || call::from_fn(|_, _| std::future::pending());
+    let options = ClientOptions::new().timeout(SHORT).layer(waits());
+    let client = runtime.block_on(Client::connect(listening.address(), options)).expect("let in");
+    let many = runtime.block_on(async {
+        let servers = Peer2PeerDiscovery::new(listening.address());
+        let options = XClientOptions::new().client(ClientOptions::new().timeout(SHORT)).layer(waits());
+        XClient::new("T", FailMode::Failfast, SelectMode::RandomSelect, servers, options)
+    });
+    for error in [outside(client.call_raw(raw("T", "Echo", None))), outside(many.call_raw(raw("T", "Echo", None)))] {
+        assert!(matches!(error, Err(CallError::TimedOut(SHORT))), "{error:?}");
+    }
 }
