@@ -1,6 +1,9 @@
 //! The less loaded of two servers chosen at random.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -9,7 +12,7 @@ use super::{
     outcome::{Outcome, OutcomeKind},
     select::{Selection, Selector},
 };
-use crate::discovery::ServerEntry;
+use crate::{clock::later, discovery::ServerEntry};
 
 /// A server that failed is chosen for so long only if the other one failed too. It would look idle otherwise.
 const FAILING_FOR: Duration = Duration::from_secs(1);
@@ -17,6 +20,8 @@ const FAILING_FOR: Duration = Duration::from_secs(1);
 const LATENCY_KEPT: Duration = Duration::from_secs(10);
 /// One outcome moves the average by a quarter of the difference.
 const LATENCY_WEIGHT: f64 = 0.25;
+/// Errors of one server that count as calls in flight at once. Of more the oldest do not.
+const ERRORS_MAX: usize = 256;
 
 /// See [`SelectMode::LeastLoaded`](super::SelectMode::LeastLoaded).
 #[derive(Default)]
@@ -29,6 +34,9 @@ pub(super) struct LeastLoaded {
 struct Load {
     is_listed: bool,
     in_flight: usize,
+    /// Errors that came sooner than the answers of others do: until when each counts as a call in flight. A server that
+    /// fails at once would look idle otherwise, and draw all calls to itself.
+    quick_errors: VecDeque<Instant>,
     latency: Option<(Duration, Instant)>,
     failed: Option<Instant>,
 }
@@ -38,31 +46,58 @@ type Rank = (bool, usize, Duration);
 
 impl Load {
     fn rank(&self, now: Instant) -> Rank {
-        let lasts = |since: Instant, time| now.saturating_duration_since(since) < time;
-        let is_failing = self.failed.is_some_and(|failed| lasts(failed, FAILING_FOR));
-        let latency = self.latency.filter(|(_, measured)| lasts(*measured, LATENCY_KEPT));
-        (is_failing, self.in_flight, latency.map_or(Duration::ZERO, |(average, _)| average))
+        let is_failing = self.failed.is_some_and(|failed| now.saturating_duration_since(failed) < FAILING_FOR);
+        let quick_errors = self.quick_errors.iter().filter(|until| now < **until).count();
+        let in_flight = self.in_flight + quick_errors;
+        (is_failing, in_flight, self.latency(now).unwrap_or_default())
     }
 
-    fn note(&mut self, outcome: &Outcome, now: Instant) {
+    /// The average, if it is not too old.
+    fn latency(&self, now: Instant) -> Option<Duration> {
+        let (average, measured) = self.latency?;
+        (now.saturating_duration_since(measured) < LATENCY_KEPT).then_some(average)
+    }
+
+    /// `usual`: how long an answer of it takes, as far as that is known.
+    fn note(&mut self, outcome: &Outcome, usual: Option<Duration>, now: Instant) {
         match outcome.kind {
-            OutcomeKind::Ok | OutcomeKind::Error | OutcomeKind::TimedOut => {
+            OutcomeKind::Ok | OutcomeKind::TimedOut => {
                 self.failed = None;
                 self.note_latency(outcome.latency, now);
+            }
+            OutcomeKind::Error => {
+                self.failed = None;
+                if let Some(usual) = usual {
+                    self.note_error(outcome.latency, usual, now);
+                }
             }
             // It would have taken longer still.
             OutcomeKind::Cancelled if self.latency.is_none_or(|(average, _)| average < outcome.latency) => {
                 self.note_latency(outcome.latency, now);
             }
-            OutcomeKind::Refused | OutcomeKind::NotSent | OutcomeKind::Lost => self.failed = Some(now),
+            OutcomeKind::Failed | OutcomeKind::Refused | OutcomeKind::NotSent | OutcomeKind::Lost => {
+                self.failed = Some(now);
+            }
             OutcomeKind::Cancelled | OutcomeKind::Queued | OutcomeKind::Invalid => {}
         }
     }
 
+    /// An error that came sooner than answers do says nothing of how quick the server is.
+    fn note_error(&mut self, latency: Duration, usual: Duration, now: Instant) {
+        self.note_latency(latency.max(usual), now);
+        if usual <= latency {
+            return;
+        }
+        self.quick_errors.retain(|until| now < *until);
+        if self.quick_errors.len() == ERRORS_MAX {
+            self.quick_errors.pop_front();
+        }
+        self.quick_errors.push_back(later(now, usual - latency));
+    }
+
     fn note_latency(&mut self, latency: Duration, now: Instant) {
-        let before = self.latency.filter(|(_, measured)| now.saturating_duration_since(*measured) < LATENCY_KEPT);
-        let average = match before {
-            Some((average, _)) => average.mul_f64(1.0 - LATENCY_WEIGHT) + latency.mul_f64(LATENCY_WEIGHT),
+        let average = match self.latency(now) {
+            Some(average) => average.mul_f64(1.0 - LATENCY_WEIGHT) + latency.mul_f64(LATENCY_WEIGHT),
             None => latency,
         };
         self.latency = Some((average, now));
@@ -102,13 +137,21 @@ impl Selector for LeastLoaded {
 
     fn ended(&self, server: &ServerEntry, outcome: &Outcome) {
         let (mut loads, now) = (self.loads.lock(), Instant::now());
+        let usual = if outcome.kind == OutcomeKind::Error { usual(&loads, server, now) } else { None };
         let Some(load) = loads.get_mut(server.address()) else { return };
         load.in_flight = load.in_flight.saturating_sub(1);
-        load.note(outcome, now);
+        load.note(outcome, usual, now);
         if !load.is_listed && load.in_flight == 0 {
             loads.remove(server.address());
         }
     }
+}
+
+/// How long an answer of this server takes: as long as the longest average of the others, if it has none.
+fn usual(loads: &HashMap<Box<str>, Load>, server: &ServerEntry, now: Instant) -> Option<Duration> {
+    let own = loads.get(server.address()).and_then(|load| load.latency(now));
+    let longest = || loads.values().filter_map(|load| load.latency(now)).max();
+    own.or_else(longest)
 }
 
 /// Two different candidates at random; the same one twice if there is no other.
@@ -156,12 +199,37 @@ mod tests {
         assert_eq!(chosen(), Some(0), "it is quicker");
         selector.begun(&list[0]);
         assert_eq!(chosen(), Some(1), "it has fewer calls in flight");
-        for kind in [OutcomeKind::Refused, OutcomeKind::NotSent, OutcomeKind::Lost] {
+        for kind in [OutcomeKind::Failed, OutcomeKind::Refused, OutcomeKind::NotSent, OutcomeKind::Lost] {
             ended(&selector, &list[1], 0, kind);
             assert_eq!(chosen(), Some(0), "the other fails: {kind:?}");
             tokio::time::advance(FAILING_FOR).await;
             assert_eq!(chosen(), Some(1), "it may be back: {kind:?}");
         }
+    }
+
+    /// A server that answers errors at once is as loaded as one that takes as long as others for its answers, and no
+    /// quicker than it was before.
+    #[tokio::test(start_paused = true)]
+    async fn errors_that_come_at_once_draw_no_calls() {
+        let (selector, list) = (LeastLoaded::default(), entries(0..2));
+        selector.update(&list);
+        let chosen = || selector.select(&selection(&list));
+        ended(&selector, &list[0], 10, OutcomeKind::Ok);
+        for _ in 0..ERRORS_MAX + 10 {
+            ended(&selector, &list[1], 0, OutcomeKind::Error);
+        }
+        (0..ERRORS_MAX - 1).for_each(|_| selector.begun(&list[0]));
+        assert_eq!(chosen(), Some(0), "as many are bounded, and count");
+        selector.begun(&list[0]);
+        selector.begun(&list[0]);
+        assert_eq!(chosen(), Some(1), "it has fewer");
+        assert_eq!(selector.loads.lock()[list[1].address()].quick_errors.len(), ERRORS_MAX);
+
+        tokio::time::advance(Duration::from_millis(10)).await;
+        ended(&selector, &list[1], 0, OutcomeKind::Error);
+        let loads = selector.loads.lock();
+        let load = &loads[list[1].address()];
+        assert_eq!((load.quick_errors.len(), load.latency), (1, Some((Duration::from_millis(10), Instant::now()))));
     }
 
     /// A server that was slow once is measured again.

@@ -34,9 +34,11 @@ impl Outcome {
 pub enum OutcomeKind {
     /// The server returned a value.
     Ok,
-    /// The server ran the handler or looked for one, and returned an error: the application's, or that there is no such
-    /// method, or that the arguments could not be decoded.
+    /// The server ran the handler, and returned an error of the application's, or that the arguments could not be decoded.
+    /// A plain server says no more, so that each of its errors is one of these.
     Error,
+    /// The server could not do it: its handler panicked, or it has no such method.
+    Failed,
     /// A oneway message was queued. Its latency is the wait for room, and says nothing of the handler.
     Queued,
     /// The server refused the call: it is overloaded, shuts down, or does not accept the token.
@@ -61,6 +63,7 @@ impl OutcomeKind {
                 code: Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown | ErrorCode::Unauthenticated),
                 ..
             } => Self::Refused,
+            CallError::Remote { code: Some(ErrorCode::Internal | ErrorCode::NotFound), .. } => Self::Failed,
             CallError::Remote { .. } | CallError::Decode(_) => Self::Error,
             // Zero was over before anything was sent.
             CallError::TimedOut(limit) if limit.is_zero() => Self::NotSent,

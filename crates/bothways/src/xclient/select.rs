@@ -24,7 +24,9 @@ pub enum SelectMode {
     /// Of two servers chosen at random, the one with fewer calls in flight; with as many, the one with the shorter
     /// latency. Only calls of this `XClient` count.
     ///
-    /// A server that refused a call, or lost its connection, is avoided for 1 s. A latency is an average over the last
+    /// A server that refused a call, failed (a handler that panicked, a method that it does not have), or lost its
+    /// connection, is avoided for 1 s. One that returns errors sooner than answers come is no quicker for that: each of
+    /// them counts as in flight for as long as an answer takes. A latency is an average over the last
     /// calls, and is forgotten after 10 s without any, so that a server that was slow once is tried again.
     LeastLoaded,
     /// As this selector says; see [`SelectMode::by_user`].

@@ -148,6 +148,46 @@ async fn least_loaded_avoids_a_server_that_refuses() {
     assert!(servers[1].asked() <= 1, "{}", servers[1].asked());
 }
 
+/// A server that fails at once looks idle: it gets no more calls than any other, and hardly any if it is plain that it
+/// cannot do them.
+#[tokio::test(start_paused = true)]
+async fn least_loaded_draws_no_calls_to_a_server_that_fails_at_once() {
+    for (what, most) in [("panic", 20), ("no route", 20), ("error", 100)] {
+        let takes = Behaviour::AnswerAfter(Duration::from_millis(10));
+        let [one, other] = Named::start_all([takes, takes]).await;
+        let bad = address();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let server = match what {
+            "panic" => Server::builder().handler("Who", "Name", |_: Request| async { panic!("a bad day") }),
+            "no route" => Server::builder(),
+            _ => named(&bad, &asked, Behaviour::Fail),
+        };
+        let server = server.build();
+        let _listening = server.listen(&bad).await.expect("the name is free");
+        let discovery = MultipleServersDiscovery::new([&*one.address, &bad, &other.address]);
+        let select = SelectMode::LeastLoaded;
+        let xclient = XClient::new("Who", FailMode::Failover, select, discovery, ClientOptions::new());
+        let callers: Vec<_> = (0..6)
+            .map(|_| {
+                let xclient = xclient.clone();
+                tokio::spawn(async move {
+                    let mut failed = 0;
+                    for _ in 0..50 {
+                        failed += usize::from(name(&xclient).await.is_err());
+                    }
+                    failed
+                })
+            })
+            .collect();
+        let mut failed = 0;
+        for caller in callers {
+            failed += caller.await.expect("no panic");
+        }
+        // A third of the calls is 100, and six standard deviations are 49.
+        assert!(failed <= most + 49, "{what}: {failed} of 300");
+    }
+}
+
 /// What a selector was told: tries under way by address, and how the others ended.
 #[derive(Clone, Default)]
 struct Learned {
@@ -192,7 +232,7 @@ async fn a_selector_learns_how_each_try_ends() {
     for (behaviour, kind) in [
         (Behaviour::AnswerAfter(second), OutcomeKind::Ok),
         (Behaviour::Fail, OutcomeKind::Error),
-        (Behaviour::Refuse(ErrorCode::NotFound), OutcomeKind::Error),
+        (Behaviour::Refuse(ErrorCode::NotFound), OutcomeKind::Failed),
         (Behaviour::Refuse(ErrorCode::Overloaded), OutcomeKind::Refused),
         (Behaviour::VanishAfter(second), OutcomeKind::Lost),
         (Behaviour::Hang, OutcomeKind::TimedOut),
