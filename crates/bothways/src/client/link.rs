@@ -401,12 +401,16 @@ impl Link {
         });
         let (has_ended, stood) = (ended.is_some(), matches!(ended, Some(State::Up(_))));
         let mut has_left = false;
+        let is_greeted = matches!(ended, Some(State::Greeting(..)));
         if let Some(State::Up(connection) | State::Greeting(connection, _)) = ended {
             if leaves && let Some(acks) = self.memory.leave(connection.id()) {
                 connection.leave(&acks);
                 has_left = true;
             }
-            connection.close();
+            match is_greeted && !has_left && self.is_only_greeted() {
+                true => connection.cut(),
+                false => connection.close(),
+            }
         }
         // Tasks that wait for the end of a stream are woken outside of the lock.
         let receivers = self.receivers.lock().take();
@@ -417,6 +421,11 @@ impl Link {
             self.tell_unlisted(&receivers.events, stood, has_left);
         }
         drop(receivers);
+    }
+
+    /// Only a Hello goes over a connection that does not stand: no end waits until its server has read that.
+    fn is_only_greeted(&self) -> bool {
+        self.options.negotiates() && !self.options.wait().is_zero()
     }
 
     /// A client with others to call, and that leaves this one, has lost what it had there.
@@ -721,7 +730,10 @@ impl Keeper {
         };
         let connection = self.start(link, token, socket);
         if link.is_ended() {
-            connection.close();
+            match link.is_only_greeted() {
+                true => connection.cut(),
+                false => connection.close(),
+            }
             self.watch(&connection, connection.closed()).await;
             return Tried::Ended;
         }

@@ -11,7 +11,7 @@ use std::{
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, Connection, ConnectionEvent, ConnectionEvents,
     FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode, Server,
-    Stage, Target, Token, XClient, call as layers, session::TopicOptions, transport::ConnectOptions,
+    Stage, Target, Token, XClient, XClientOptions, call as layers, session::TopicOptions, transport::ConnectOptions,
 };
 use bothways_proto::{Header, Message, Status, keys};
 use tokio::time::Instant;
@@ -527,6 +527,40 @@ async fn a_client_that_is_dropped_while_it_connects_stops_at_once() {
     let began = Instant::now();
     until(|| alive() == before).await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// A client that ends before its server has answered the Hello leaves nothing behind, whether it is dropped while it
+/// connects, closed, or dropped without a call.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ends_in_its_greeting_is_gone_at_once() {
+    let server = ScriptedServer::listen().await;
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    for round in 0..3 {
+        let servers = Peer2PeerDiscovery::new(&server.address);
+        let options = XClientOptions::new().eager(true);
+        let xclient = (0 < round)
+            .then(|| XClient::new("T", FailMode::Failover, SelectMode::RandomSelect, servers.clone(), options));
+        let address = server.address.clone();
+        let connecting = tokio::spawn(async move { Client::connect(&address, ClientOptions::new()).await });
+        let mut peers = vec![server.accept().await];
+        peers[0].next().await;
+        if xclient.is_some() {
+            peers.push(server.accept().await);
+            peers[1].next().await;
+        }
+        connecting.abort();
+        if let Some(xclient) = xclient {
+            if round == 1 {
+                xclient.close();
+            }
+            drop(xclient);
+        }
+        settle().await;
+        assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before, "{round}");
+        for mut peer in peers {
+            peer.hears_the_end().await;
+        }
+    }
 }
 
 /// F72. What goes over a client's connection carries its token, wherever the connection was got.
