@@ -37,7 +37,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum FailMode {
-    /// Try again with another server, up to `retries` times.
+    /// Try again with another server, up to `retries` times. Of servers that are overloaded, within
+    /// [`retry_budget`](super::XClientOptions::retry_budget).
     #[default]
     Failover,
     /// Return the error.
@@ -125,6 +126,9 @@ impl XClient {
         let attempt = self.shared.servers.begin(pick);
         let reply = pick.client.try_call(call, time).await;
         attempt.end(OutcomeKind::of_call(&reply));
+        if reply.is_ok() {
+            self.shared.servers.retry_budget().note_success();
+        }
         reply
     }
 
@@ -168,7 +172,7 @@ impl XClient {
             let reply = self.try_call(&pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
-                Err(error) if self.may_try_again(&error, Again::Elsewhere) => error,
+                Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };
             if !self.pause_before_retry(time, again, &pick.slot).await {
@@ -202,7 +206,9 @@ impl XClient {
         let failed = match early {
             None => None,
             // It failed before the backup was due, and another server may do better: it is due now.
-            Some(Err(error)) if self.may_try_again(&error, Again::Elsewhere) => Some(error),
+            Some(Err(error)) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => {
+                Some(error)
+            }
             Some(reply) => return reply,
         };
         let Some(backup) = self.pick_other(call, &pick.slot) else {
@@ -275,6 +281,12 @@ impl XClient {
         if reply.as_ref().is_err_and(CallError::is_connection_failure) {
             self.shared.servers.unstick(slot);
         }
+    }
+
+    /// False if a server refused the call because it is overloaded, and enough calls were tried again for that.
+    fn has_tries_for(&self, error: &CallError) -> bool {
+        let is_overloaded = matches!(error, CallError::Remote { code: Some(ErrorCode::Overloaded), .. });
+        !is_overloaded || self.shared.servers.retry_budget().spend()
     }
 
     /// True if another try may help, and does no harm beyond what the fail mode is for.

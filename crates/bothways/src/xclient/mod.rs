@@ -9,6 +9,7 @@
 //! | `least_loaded.rs` | [`SelectMode::LeastLoaded`]: the less loaded of two servers chosen at random |
 //! | `outcome.rs` | [`Outcome`]: what became of each try, for selectors that learn |
 //! | `failure.rs` | [`FailMode`]: what happens when a try fails |
+//! | `budget.rs` | how many further tries overloaded servers get |
 //! | `servers.rs` | the list that the discovery keeps, and the one client of each server |
 //!
 //! There is one connection to each server, which calls and messages share. It is made with the first call that goes there,
@@ -36,6 +37,9 @@
 //! | a Bothways server shuts down and refused the call | again | again |
 //! | a Bothways server is overloaded and refused the call; too many calls wait for it already; it refuses this client | returned | again |
 //! | any other answer of a server, an argument or a reply that the codec does not take, the deadline | returned | returned |
+//!
+//! Servers that are overloaded are not made more so: tries that follow such a refusal have a bound of their own, which
+//! the calls that succeed fill again: [`XClientOptions::retry_budget`].
 //!
 //! After the last try its error is returned. A deadline, of the call or of the client, covers all tries and
 //! the pauses between them: each try has what is left, and a pause that is longer than that is not begun.
@@ -111,6 +115,7 @@
 //! # Ok(()) }
 //! ```
 
+mod budget;
 mod failure;
 mod layered;
 mod least_loaded;

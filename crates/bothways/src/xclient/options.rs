@@ -33,6 +33,7 @@ pub struct XClientOptions {
     pub(super) retries: u32,
     pub(super) retry_interval: Duration,
     pub(super) retry_maybe_executed: bool,
+    pub(super) retry_budget: u32,
     pub(super) backup_latency: Duration,
     pub(super) sticky: bool,
     pub(super) eager: Option<bool>,
@@ -50,6 +51,7 @@ impl Default for XClientOptions {
             retries: 3,
             retry_interval: Duration::ZERO,
             retry_maybe_executed: true,
+            retry_budget: 20,
             backup_latency: Duration::from_millis(10),
             sticky: false,
             eager: None,
@@ -100,6 +102,16 @@ impl XClientOptions {
     /// is tried again all the same.
     pub fn retry_maybe_executed(mut self, retry: bool) -> Self {
         self.retry_maybe_executed = retry;
+        self
+    }
+
+    /// How many further tries may follow refusals of servers that are overloaded, of all calls together, beyond one for each
+    /// call that succeeds. Default 20; one comes back with each success, and each 100 ms. A call that finds none left
+    /// returns the refusal: where all servers are overloaded, their clients do not ask each of them for each call. Zero:
+    /// such a refusal is never followed by another try; `u32::MAX`: there is no bound. Tries after anything else, such as
+    /// a lost connection, are not counted.
+    pub fn retry_budget(mut self, tries: u32) -> Self {
+        self.retry_budget = tries;
         self
     }
 

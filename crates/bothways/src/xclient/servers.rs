@@ -20,6 +20,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
 use super::{
+    budget::RetryBudget,
     options::XClientOptions,
     outcome::Attempt,
     select::{SelectMode, Selection, Selector},
@@ -54,6 +55,7 @@ pub(super) struct Servers {
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
     told: Told,
+    retry_budget: RetryBudget,
     /// At all servers, those that have left the list among them.
     oneways_lost: Arc<AtomicU64>,
 }
@@ -71,10 +73,10 @@ struct List {
     /// Says whether the discovery has a newer one.
     changes: watch::Receiver<Arc<[ServerEntry]>>,
     listed: Arc<Listed>,
-    /// What every server is asked for.
-    topics: Vec<Arc<str>>,
     /// Clients whose servers have left the list, by address, for as long as calls or the application keep them.
     left: HashMap<String, WeakClient>,
+    /// What every server is asked for.
+    topics: Vec<Arc<str>>,
     /// Taken when the client is closed.
     receivers: Option<Receivers>,
 }
@@ -160,6 +162,7 @@ impl Servers {
         let (runtime, sticky) = (Handle::current(), Mutex::default());
         let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
         let (awaits_list, source_failed) = (awaits_list.into(), Mutex::default());
+        let retry_budget = RetryBudget::new(options.retry_budget);
         let servers = Self {
             options,
             runtime,
@@ -172,6 +175,7 @@ impl Servers {
             list,
             sticky,
             told,
+            retry_budget,
             oneways_lost,
         };
         if !servers.awaits_list() {
@@ -182,6 +186,10 @@ impl Servers {
 
     pub(super) fn options(&self) -> &XClientOptions {
         &self.options
+    }
+
+    pub(super) fn retry_budget(&self) -> &RetryBudget {
+        &self.retry_budget
     }
 
     pub(super) fn runtime(&self) -> &Handle {
@@ -342,6 +350,9 @@ impl Servers {
         let mut guard = self.list.write();
         let list = &mut *guard;
         let Some(receivers) = &list.receivers else { return };
+        // Kept until the lock is free: to drop the last clone of a client closes a connection.
+        let back: Vec<_> = listed.slots.iter().filter_map(|slot| slot.take_back(&mut list.left)).collect();
+        back.iter().for_each(|client| client.note_listed(&list.topics));
         (list.listed, list.changes) = (Arc::new(listed), changes);
         receivers.common.keys.share_among(list.listed.slots.len());
         if self.eager {
@@ -350,11 +361,9 @@ impl Servers {
                 // Cannot fail: the address is one, and the slot is in the list.
                 let _ = slot.client(self, receivers, &list.topics);
             }
-        // Kept until the lock is free: to drop the last clone of a client closes a connection.
-        let back: Vec<_> = listed.slots.iter().filter_map(|slot| slot.take_back(&mut list.left)).collect();
-        back.iter().for_each(|client| client.note_listed(&list.topics));
         }
         let mut retired = Vec::new();
+        list.left.retain(|_, client| client.is_kept());
         for slot in gone {
             if let Some(client) = slot.retire() {
                 list.left.insert(slot.address.clone(), client.downgrade());
@@ -366,7 +375,6 @@ impl Servers {
         drop(guard);
         // Closing a connection writes to its socket: not under the lock.
         drop((back, retired));
-        list.left.retain(|_, client| client.is_kept());
     }
 
     /// Those of a list that calls may go to, by address; and what is wrong with one that is no address.
@@ -401,23 +409,23 @@ impl Servers {
         let mut list = self.list.write();
         let receivers = list.receivers.take();
         let listed = std::mem::take(&mut list.listed);
+        let left = std::mem::take(&mut list.left);
         drop(list);
         self.sticky.lock().take();
         listed.slots.iter().filter_map(|slot| slot.retire()).for_each(|client| client.close());
-        drop(receivers);
-    }
-
-    /// The servers that calls may go to.
-    pub(super) fn entries(&self) -> Vec<ServerEntry> {
-        let left = std::mem::take(&mut list.left);
-        self.list().listed.entries.clone()
-    }
-
         for client in left.into_values().filter_map(|client| client.upgrade()) {
             // One's own end is no loss.
             client.note_listed(&[]);
             client.close();
         }
+        drop(receivers);
+    }
+
+    /// The servers that calls may go to.
+    pub(super) fn entries(&self) -> Vec<ServerEntry> {
+        self.list().listed.entries.clone()
+    }
+
     /// Asks every server for a topic from now on, those that come to the list too. Answers the clients of those
     /// that are there, by address, with what each is to ask; `None` if they are closed.
     pub(super) fn want_topic(&self, topic: &str) -> Option<Vec<(String, (Client, Subscribing))>> {
@@ -582,14 +590,6 @@ impl Slot {
         }
     }
 
-    fn is_retired(&self) -> bool {
-        matches!(&*self.client.lock(), Held::Retired)
-    }
-
-    fn made(&self) -> Option<Client> {
-        match &*self.client.lock() {
-            Held::Client(client) => Some(client.clone()),
-            Held::Nothing | Held::Retired => None,
     /// The client that the server had when it left the list is this one's, if it lives. A slot that has one, or no list
     /// yet, has none there.
     fn take_back(&self, left: &mut HashMap<String, WeakClient>) -> Option<Client> {
@@ -600,6 +600,14 @@ impl Slot {
         Some(client)
     }
 
+    fn is_retired(&self) -> bool {
+        matches!(&*self.client.lock(), Held::Retired)
+    }
+
+    fn made(&self) -> Option<Client> {
+        match &*self.client.lock() {
+            Held::Client(client) => Some(client.clone()),
+            Held::Nothing | Held::Retired => None,
         }
     }
 

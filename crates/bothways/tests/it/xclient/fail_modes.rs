@@ -289,3 +289,39 @@ async fn failover_passes_over_servers_that_are_down() {
     let failfast = xclient.with_fail_mode(FailMode::Failfast);
     assert!(name(&failfast).await.is_err() != name(&failfast).await.is_err());
 }
+
+/// Where all servers are overloaded, their clients do not multiply that; where one of them is, calls go on to the others.
+#[tokio::test(start_paused = true)]
+async fn overloaded_servers_get_few_further_tries() {
+    let busy = Behaviour::Refuse(ErrorCode::Overloaded);
+    let servers = Named::start_all([busy; 4]).await;
+    let asked = || servers.iter().map(Named::asked).sum::<usize>();
+    for mode in [FailMode::Failover, FailMode::Failbackup] {
+        let before = asked();
+        let select = SelectMode::RandomSelect;
+        let xclient = XClient::new("Who", mode, select, list(&servers), XClientOptions::new());
+        for _ in 0..100 {
+            let error = name(&xclient).await.expect_err("all are busy");
+            assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{error}");
+        }
+        assert_eq!(asked() - before, 100 + 20, "{mode:?}");
+        sleep(Duration::from_millis(500)).await;
+        name(&xclient).await.expect_err("all are busy");
+        let tries = if mode == FailMode::Failover { 4 } else { 2 };
+        assert_eq!(asked() - before, 100 + 20 + tries, "some come back with time: {mode:?}");
+    }
+    let options = XClientOptions::new().retry_budget(u32::MAX);
+    let before = asked();
+    let without = XClient::new("Who", FailMode::Failover, SelectMode::RandomSelect, list(&servers), options);
+    for _ in 0..100 {
+        name(&without).await.expect_err("all are busy");
+    }
+    assert_eq!(asked() - before, 400);
+
+    let some = Named::start_all([busy, Behaviour::Answer]).await;
+    let xclient = XClient::new("Who", FailMode::Failover, SelectMode::RoundRobin, list(&some), XClientOptions::new());
+    for _ in 0..200 {
+        assert_eq!(name(&xclient).await.expect("one is free"), some[1].address);
+    }
+    assert!(100 <= some[0].asked(), "it is asked as always");
+}
