@@ -16,16 +16,22 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use bothways::{
-    Client, ClientOptions, Connection, Limits, Metadata, SerializeType, Server, ServerLimits,
+    Class, Client, ClientOptions, Connection, Limits, Metadata, Push, SerializeType, Server, ServerLimits, Stage,
+    Target,
     codec::Raw,
     raw::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
 };
-use bothways_proto::{Deframer, FrameParts, Header, Names, Seq};
+use bothways_proto::{Capabilities, Deframer, FrameParts, Header, Hello, Names, Seq, VERSION};
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::report::{Counted, Report};
-use crate::{contract, pair::Record, server::server};
+use crate::{
+    contract,
+    pair::Record,
+    server::{TOPIC, server},
+};
 
 /// Repetitions of the short run and of the long one.
 const REPEATS: [u64; 2] = [1_000, 6_000];
@@ -35,6 +41,15 @@ const PAYLOAD_BYTES: usize = 581;
 
 /// Connections that a push goes to.
 const RECEIVERS: usize = 64;
+
+/// Sessions that get what is published.
+const SUBSCRIBERS: usize = 100;
+
+/// Messages that are published before anybody else has a turn.
+const PUBLISHED_AT_ONCE: usize = 10;
+
+/// Bytes of what is published.
+const PUBLISHED_BYTES: usize = 128;
 
 /// The same where messages grow: a MiB to each is much to count.
 const RECEIVERS_OF_SIZE: usize = 8;
@@ -82,6 +97,10 @@ enum Step {
     Push1,
     /// The server's part of a push, 16 to each of 64 connections at once.
     Push16,
+    /// One delivery of what is published to 100 sessions, 10 at once, of class `Fire`: the server's part.
+    PublishFire,
+    /// The same of class `Tracked`, with an acknowledgement for every 10.
+    PublishTracked,
     /// A push of 581 bytes becomes a frame.
     EncodePush,
     /// A call of 581 bytes becomes a message, 16 in one read.
@@ -99,6 +118,7 @@ impl Step {
             Self::Serve16 | Self::Refuse16 | Self::Call16 | Self::CallRecord16 | Self::Decode => 16,
             Self::Push1 => RECEIVERS as u64,
             Self::Push16 => 16 * RECEIVERS as u64,
+            Self::PublishFire | Self::PublishTracked => (PUBLISHED_AT_ONCE * SUBSCRIBERS) as u64,
             Self::Serve1 | Self::Call1 | Self::EncodePush => 1,
         }
     }
@@ -113,6 +133,8 @@ impl Step {
             Self::CallRecord16 => "both ends of a call of a record, 16 at once",
             Self::Push1 => "a push to one of 64 connections, one at a time",
             Self::Push16 => "a push to one of 64 connections, 16 at once",
+            Self::PublishFire => "a delivery of what is published to 100 sessions, 10 at once, Fire",
+            Self::PublishTracked => "the same, Tracked and acknowledged",
             Self::EncodePush => "a push becomes a frame",
             Self::Decode => "a frame becomes a message",
         }
@@ -274,6 +296,8 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
             let frames = step.units() as usize / RECEIVERS;
             push(&server, address, receivers, payload, frames, repeats).await?;
         }
+        Step::PublishFire => publish(&server, address, Class::Fire, repeats).await?,
+        Step::PublishTracked => publish(&server, address, Class::Tracked, repeats).await?,
         Step::EncodePush => {
             let (metadata, limits) = (Metadata::new(), Limits::default());
             for _ in 0..repeats {
@@ -334,6 +358,74 @@ async fn push(
         }
     }
     Ok(())
+}
+
+/// Publishes to sessions of clients that are bare bytes.
+async fn publish(server: &Server, address: &str, class: Class, repeats: u64) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut sockets = Vec::new();
+    let is_tracked = class == Class::Tracked;
+    for _ in 0..SUBSCRIBERS {
+        let socket = connect(&address.parse()?, &ConnectOptions::default()).await?;
+        let mut opening = Vec::new();
+        if is_tracked {
+            let mut metadata = Metadata::new();
+            let capabilities = Capabilities::SESSIONS.union(Capabilities::CALLS);
+            Hello { version: VERSION, capabilities }.put(&mut metadata);
+            put(&mut opening, Header::heartbeat(Seq::new(1), SerializeType::RAW), ("", ""), &metadata, b"");
+        }
+        let header = Header::request(Seq::new(2), SerializeType::RAW);
+        put(&mut opening, header, (contract::SERVICE, contract::ENTER), &Metadata::new(), b"");
+        ensure!(socket.try_write(&[IoSlice::new(&opening)])? == opening.len(), "no room for the first frames");
+        sockets.push(socket);
+    }
+    while server.sessions(&Target::subscribers_of(TOPIC))?.len() < SUBSCRIBERS {
+        tokio::task::yield_now().await;
+    }
+    for socket in &sockets {
+        tokio::task::yield_now().await;
+        while 0 < poll_fn(|cx| std::task::Poll::Ready(ready_read(socket.poll_read(cx, &mut buffer)))).await? {}
+    }
+    let payload = Bytes::from(vec![7; PUBLISHED_BYTES]);
+    let push = Push::new(contract::SERVICE, contract::TICK, payload).class(class);
+    // As long as a Go client sees it: the frame of a session that knows no topics.
+    let mut offset = 0;
+    for _ in 0..repeats {
+        let receipts: Vec<_> =
+            (0..PUBLISHED_AT_ONCE).map(|_| server.publish(TOPIC, &push)).collect::<Result<_, _>>()?;
+        for receipt in receipts {
+            let outcomes = receipt.written().await;
+            let written = outcomes.at(Stage::PlainWritten) + outcomes.at(Stage::Written);
+            ensure!(written == SUBSCRIBERS, "not to all: {outcomes:?}");
+        }
+        offset += PUBLISHED_AT_ONCE;
+        let mut ack = Vec::new();
+        let metadata = Metadata::new().with("_bw.ack", format!("{offset},{offset}"));
+        let header = Header::oneway(Seq::new(1 << 20), SerializeType::RAW);
+        put(&mut ack, header, ("_bothways", "Ack"), &metadata, b"");
+        for socket in &sockets {
+            let read = poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await?;
+            ensure!(PUBLISHED_AT_ONCE * PUBLISHED_BYTES < read, "{read} bytes of the pushes");
+            if is_tracked {
+                ensure!(socket.try_write(&[IoSlice::new(&ack)])? == ack.len(), "no room for an acknowledgement");
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// What a read brings that need not wait; 0: nothing.
+fn ready_read(read: std::task::Poll<std::io::Result<usize>>) -> std::io::Result<usize> {
+    match read {
+        std::task::Poll::Ready(read) => read,
+        std::task::Poll::Pending => Ok(0),
+    }
+}
+
+fn put(out: &mut Vec<u8>, header: Header, names: (&str, &str), metadata: &Metadata, payload: &[u8]) {
+    let parts = FrameParts { header, names: Names::new(names.0, names.1), metadata, payload_len: payload.len() };
+    parts.put_frame(out, payload, &Limits::default()).expect("within the limits");
 }
 
 fn request(number: u64, payload: &[u8]) -> Vec<u8> {
