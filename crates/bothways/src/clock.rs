@@ -137,6 +137,12 @@ impl Runtimes {
         self.0.lock().first().cloned()
     }
 
+    /// The runtime of this thread, if it is one of these.
+    pub(crate) fn here(&self) -> Option<Id> {
+        let here = Handle::try_current().ok()?.id();
+        self.0.lock().iter().any(|known| known.id() == here).then_some(here)
+    }
+
     /// Where a task goes that this thread begins: its own runtime if that is one of these, otherwise another of them, as
     /// its own may end at any moment. If there are none, its own all the same. `None`: it has no runtime.
     pub(crate) fn near(&self) -> Option<Handle> {

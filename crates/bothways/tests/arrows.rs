@@ -51,7 +51,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["acks"],
     &["ledger"],
     &["handle", "state", "claims"],
-    &["target", "rules", "away", "call", "fan_out"],
+    &["target", "rules", "away", "call", "flusher", "fan_out"],
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
     &["registry"],

@@ -425,6 +425,11 @@ impl Outbox {
         WIRE_BYTES <= self.wire_bytes() && self.writer == Writer::Idle
     }
 
+    /// True if so much is on the wire that it is not to wait for more.
+    pub(super) fn is_worth_a_write(&self) -> bool {
+        WIRE_BYTES / 2 <= self.wire_bytes()
+    }
+
     pub(super) fn goes_direct(&self) -> bool {
         self.wire_bytes() < WIRE_BYTES
             && self.lanes.as_ref().is_none_or(|lanes| lanes.is_empty())

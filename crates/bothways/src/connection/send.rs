@@ -232,6 +232,23 @@ impl Connection {
         self.is_trusted() && state.takes_pushes() && state.outbox.goes_direct()
     }
 
+    /// Takes a push that was encoded before, under this number, if it goes straight to the socket's next write. Answers as
+    /// [`Self::queue_as`], and whether so much waits that it is to be written at once; `None`: there is no room for it now,
+    /// or it is larger than the peer takes.
+    pub(crate) fn take_push(&self, frame: &Bytes, seq: Seq) -> Option<(u64, bool)> {
+        let mut state = self.shared.state.lock();
+        if !self.is_trusted()
+            || !state.takes_pushes()
+            || !state.outbox.goes_direct()
+            || state.check_frame(frame).is_err()
+        {
+            return None;
+        }
+        let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &self.shared.settings.bounds());
+        added.ok()?;
+        Some((state.outbox.pushes_added(), state.outbox.is_worth_a_write()))
+    }
+
     /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
     /// behind it; see [`Self::pushes_written`].
     pub(crate) fn queue_as(&self, frame: &Bytes, seq: Seq) -> Result<u64, PushError> {

@@ -133,6 +133,10 @@ impl Registry {
         until: Option<Instant>,
         still: impl FnOnce(&State) -> bool,
     ) -> Option<Connection> {
+        // Nobody is told less of what was put off than they would have been of what is written.
+        if session.lock().is_put_off() {
+            session.write_put_off();
+        }
         let remains = {
             let mut state = session.lock();
             if state.is_ended() || !still(&state) {

@@ -318,12 +318,13 @@ mod tests {
     async fn the_newest_events_stay() {
         let event_log = EventLog::new(3);
         let name: Arc<str> = "Chat.say".into();
-        let first = event_log.note_push(&name, &Class::Fire, 40);
-        let others: Vec<u64> = (0..3).map(|_| event_log.note_push(&name, &Class::Tracked, 41)).collect();
+        let first = event_log.note_push(&name, &Class::Fire, 40, event_log.now());
+        let others: Vec<u64> =
+            (0..3).map(|_| event_log.note_push(&name, &Class::Tracked, 41, event_log.now())).collect();
         tokio::time::advance(Duration::from_millis(7)).await;
-        event_log.reached(first, Stage::PlainWritten);
+        event_log.reached(first, Stage::PlainWritten, event_log.now());
         event_log.numbered(others[1], 17);
-        event_log.reached(others[1], Stage::Written);
+        event_log.reached(others[1], Stage::Written, event_log.now());
         let story = told(&event_log);
         assert_eq!((story.forgotten, story.events.len()), (1, 3));
         let texts: Vec<String> = story.events.iter().map(|happened| happened.event.to_string()).collect();
@@ -341,8 +342,8 @@ mod tests {
     #[test]
     fn a_trail_can_be_turned_off() {
         let event_log = EventLog::new(0);
-        let number = event_log.note_push(&"A.b".into(), &Class::Fire, 1);
-        event_log.reached(number, Stage::Written);
+        let number = event_log.note_push(&"A.b".into(), &Class::Fire, 1, event_log.now());
+        event_log.reached(number, Stage::Written, event_log.now());
         drop(event_log.call("A", "b"));
         assert_eq!(told(&event_log).events, []);
         assert!(matches!(&*event_log.stored.lock(), Stored::Packed(packed) if packed.len() == 0));
@@ -445,10 +446,10 @@ mod tests {
             (Stage::Dropped(DropReason::SessionEnded), "dropped with the session after 1 ms"),
         ];
         for (stage, _) in stages {
-            let number = event_log.note_push(&"A.b".into(), &Class::Latest("k".to_owned()), 7);
+            let number = event_log.note_push(&"A.b".into(), &Class::Latest("k".to_owned()), 7, event_log.now());
             tokio::time::advance(Duration::from_millis(1)).await;
             if stage != Stage::Queued {
-                event_log.reached(number, stage);
+                event_log.reached(number, stage, event_log.now());
             }
         }
         let texts: Vec<String> = told(&event_log).events.iter().map(|happened| happened.event.to_string()).collect();

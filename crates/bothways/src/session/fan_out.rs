@@ -1,8 +1,11 @@
 //! One push to many sessions: encoded once, entered into the ledger of each, and then written.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    cell::OnceCell,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bothways_proto::{Header, Limits, Metadata, Seq, keys};
@@ -12,6 +15,8 @@ use tokio::runtime::Handle;
 use super::{
     Session,
     claims::Listed,
+    flusher::{CROWD, Flusher},
+    handle::{Entered, Form},
     keys::Keyed,
     push::{Class, Encoded, Push},
     receipt::Receipt,
@@ -25,9 +30,6 @@ use crate::{
 
 /// Sessions that a task writes to before others have their turn.
 const WRITTEN_IN_TURN: usize = 256;
-
-/// The number of sessions up to which the pushing thread writes to all of them itself.
-const WRITTEN_AT_ONCE: usize = 4096;
 
 /// See the module.
 pub(super) struct Delivery {
@@ -81,21 +83,80 @@ impl Delivery {
     /// Pushes to these sessions.
     pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
         push.check_reserved()?;
-        let (frame, listed) = (self.encode(push)?, Listed::new(sessions));
+        let (encoded, listed) = (self.encode(push)?, Listed::new(sessions));
+        let mut delivered = Delivered::default();
         for session in sessions {
-            session.add(push, &frame, receipt, &listed);
+            delivered.note(session, session.deliver(push, Form::Only(&encoded), receipt, &listed));
         }
-        self.pump_all(sessions);
+        self.write(delivered);
         Ok(())
+    }
+
+    /// Hands what is published to these sessions, or enters it into their ledgers; [`Self::write`] follows.
+    pub(super) fn deliver_of_topic(
+        &self,
+        sessions: &[Session],
+        push: &Push,
+        with_topic: &Encoded,
+        receipt: &Receipt,
+        listed: &Listed<'_>,
+    ) -> Result<Delivered, PushError> {
+        let perhaps_plain = OnceCell::new();
+        let plain = || {
+            let encoded = perhaps_plain.get_or_init(|| self.encode(push).map(|plain| with_topic.or_plain(plain)));
+            encoded.as_ref().ok()
+        };
+        let mut delivered = Delivered::default();
+        for session in sessions {
+            let form = Form::OfTopic { with_topic, plain: &plain };
+            delivered.note(session, session.deliver(push, form, receipt, listed));
+        }
+        match perhaps_plain.into_inner() {
+            Some(Err(error)) => Err(error),
+            _ => Ok(delivered),
+        }
+    }
+
+    /// Writes what these have got: at once, or soon, together with what comes next.
+    pub(super) fn write(&self, delivered: Delivered) {
+        let Delivered { sent, kept, much } = delivered;
+        much.iter().for_each(Session::write_put_off);
+        if !sent.is_empty() {
+            Flusher::write(&self.runtimes, sent);
+        }
+        self.pump_all(&kept);
     }
 
     /// Writes to these sessions what is in their ledgers. To a crowd a task does so, which lets others run every so
     /// many; each session gets its pushes in the order of its ledger, whichever thread writes.
-    pub(super) fn pump_all(&self, sessions: &[Session]) {
-        let crowd = WRITTEN_AT_ONCE < sessions.len();
+    fn pump_all(&self, sessions: &[Session]) {
+        let crowd = CROWD < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
         let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
         write_by_task(sessions, &runtime);
+    }
+}
+
+/// The sessions that got a push, by what is to be done for it.
+#[derive(Default)]
+pub(super) struct Delivered {
+    /// Their connections have it.
+    sent: Vec<Session>,
+    /// Their connections have so much that it is written at once.
+    much: Vec<Session>,
+    /// It is in their ledgers.
+    kept: Vec<Session>,
+}
+
+impl Delivered {
+    fn note(&mut self, session: &Session, entered: Entered) {
+        let of_these = match entered {
+            Entered::Sent => &mut self.sent,
+            Entered::SentMuch => &mut self.much,
+            Entered::Kept => &mut self.kept,
+            Entered::Nothing | Entered::DoesNotSuit => return,
+        };
+        of_these.push(session.clone());
     }
 }
 

@@ -64,6 +64,33 @@ pub struct Session {
     pub(super) inner: Arc<Inner>,
 }
 
+/// In which form a session gets a push.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    Only(&'a Encoded),
+    /// Of a topic: for those who know of topics, and for those of whom it is not known. These see what Go would send, unless
+    /// they turn out to speak sessions before it goes.
+    OfTopic {
+        with_topic: &'a Encoded,
+        plain: &'a dyn Fn() -> Option<&'a Encoded>,
+    },
+}
+
+/// What became of a push that is delivered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Entered {
+    /// There is nothing to do for it here.
+    Nothing,
+    /// It may only be entered where that suits, and it does not.
+    DoesNotSuit,
+    /// It is in the ledger: the session is pumped next.
+    Kept,
+    /// Its connection has it, and is to be written.
+    Sent,
+    /// Its connection has it, and so much that it is to be written at once.
+    SentMuch,
+}
+
 pub(super) struct Inner {
     pub(super) id: SessionId,
     pub(super) registry: Weak<Registry>,
@@ -134,42 +161,67 @@ impl Session {
         listed: &Listed<'_>,
         suits: impl FnOnce(&Ledger) -> bool,
     ) -> bool {
-        let Encoded { frame, keyed } = encoded;
+        self.enter(push, Form::Only(encoded), receipt, listed, false, suits) != Entered::DoesNotSuit
+    }
+
+    /// Hands a push to the connection, or enters it into the ledger.
+    pub(super) fn deliver(&self, push: &Push, form: Form<'_>, receipt: &Receipt, listed: &Listed<'_>) -> Entered {
+        self.enter(push, form, receipt, listed, true, |_| true)
+    }
+
+    fn enter(
+        &self,
+        push: &Push,
+        form: Form<'_>,
+        receipt: &Receipt,
+        listed: &Listed<'_>,
+        may_send: bool,
+        suits: impl FnOnce(&Ledger) -> bool,
+    ) -> Entered {
         let mut state = self.lock();
         let wanted = state.wanted();
         if wanted.is_some_and(|wanted| listed.contains(wanted)) {
             // The session that the client wants gets it, and a client that does not get that one was not meant.
-            return true;
+            return Entered::Nothing;
         }
         if let Some(into) = state.made_way_for().cloned() {
             // Two sessions are locked at once only where both change: see `resume.rs`.
             drop(state);
             if listed.contains(into.id()) {
-                return true;
+                return Entered::Nothing;
             }
-            return into.add_if(push, encoded, receipt, &listed.alone(), suits);
+            // To pump this one is to pump that one.
+            return into.enter(push, form, receipt, &listed.alone(), false, suits);
         }
+        let Encoded { frame, keyed } = match form {
+            Form::Only(encoded) => encoded,
+            Form::OfTopic { with_topic, .. } if state.knows_topics() => with_topic,
+            Form::OfTopic { plain, .. } => match plain() {
+                Some(plain) => plain,
+                None => return Entered::Nothing,
+            },
+        };
         let takes_no_such = state.takes_no_such(push);
         let may_wait = !state.is_ended() && wanted.is_none() && !takes_no_such && push.class == Class::Tracked;
         let now = self.now();
         state.expire_waiting(now);
         if may_wait && !suits(state.ledger()) {
-            return false;
+            return Entered::DoesNotSuit;
         }
 
         let event_log = &self.inner.event_log;
         let mut ticket = receipt.ticket(self.id());
         // What the framework tells by itself is no part of the application's story.
         if listed.origin != Origin::Framework {
-            ticket.follow(event_log, event_log.note_push(push.name(), &push.class, frame.len()));
+            ticket.follow(event_log, event_log.note_push(push.name(), &push.class, frame.len(), now));
         }
         if state.is_ended() {
             // The ticket counts as dropped with its session.
-            return true;
+            return Entered::Nothing;
         }
         if takes_no_such {
             ticket.advance(Stage::Failed(Failure::NoHandler));
-            return true;
+            return Entered::Nothing;
         }
         let entry = Entry {
             class: push.class.clone(),
@@ -180,10 +232,31 @@ impl Session {
             origin: listed.origin,
             ticket,
         };
-        if let Some(entry) = state.hold(entry, push.name()) {
-            state.take(entry, listed.topic, now);
+        let Some(entry) = state.hold(entry, push.name()) else { return Entered::Nothing };
+        let sent = if may_send { state.send(entry, listed.topic) } else { Err(entry) };
+        match sent {
+            Ok(true) => Entered::SentMuch,
+            Ok(false) if state.put_off() => Entered::Sent,
+            Ok(false) => Entered::Nothing,
+            Err(entry) => {
+                state.take(entry, listed.topic, now);
+                Entered::Kept
+            }
         }
-        true
+    }
+
+    /// Writes what its connection has, which was put off.
+    pub(super) fn write_put_off(&self) {
+        let connection = {
+            let mut state = self.lock();
+            state.end_put_off();
+            state.connection().cloned()
+        };
+        let Some(connection) = connection else { return };
+        connection.flush();
+        if self.note_written(&connection) {
+            self.pump();
+        }
     }
 
     /// Moves as much as the socket takes from the ledger to the connection, and notes what is written. What was added to
@@ -259,7 +332,7 @@ impl Session {
         if !state.is_on(connection) {
             return false;
         }
-        let is_left = state.written_upto(connection.pushes_written());
+        let is_left = state.written_upto(connection.pushes_written(), self.now());
         let keeps = state.ledger().has_next();
         (is_left || keeps) && !connection.notify_writable(keeps)
     }
@@ -317,7 +390,7 @@ impl Session {
     }
 
     pub(super) fn now(&self) -> Duration {
-        self.inner.event_log.began().elapsed()
+        self.inner.event_log.now()
     }
 
     /// Waits until it is known which session its client gets, if it has named another one.
@@ -445,7 +518,7 @@ mod tests {
         assert!(session.takes_calls(), "it is there");
         _ = session.lock().begin(Duration::ZERO);
         assert!(session.takes_calls(), "it is there, and may come back");
-        assert_eq!(session.lock().lose(&connection, true, Instant::now()), Some(true));
+        assert_eq!(session.lock().lose(&connection, true, Instant::now(), Duration::ZERO), Some(true));
         assert!(session.takes_calls(), "it may come back");
         drop(session.lock().end(&Arc::default()));
         assert!(!session.takes_calls());

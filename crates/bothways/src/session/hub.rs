@@ -94,27 +94,6 @@ pub(super) struct Published {
     push: Option<Push>,
 }
 
-/// A push in its two forms: for those who know of topics, and for those of whom it is not known. These see what Go would
-/// send, unless they turn out to speak sessions before it goes.
-struct Frames<'a> {
-    fan_out: &'a Delivery,
-    push: &'a Push,
-    with_topic: Encoded,
-    perhaps_plain: Option<Encoded>,
-}
-
-impl Frames<'_> {
-    fn for_session(&mut self, session: &Session) -> Result<&Encoded, SendError> {
-        if session.knows_topics() {
-            return Ok(&self.with_topic);
-        }
-        if self.perhaps_plain.is_none() {
-            self.perhaps_plain = Some(self.with_topic.or_plain(self.fan_out.encode(self.push)?));
-        }
-        Ok(self.perhaps_plain.as_ref().expect("it was just made"))
-    }
-}
-
 #[cfg(test)]
 impl Published {
     pub(super) fn for_test() -> Self {
@@ -193,13 +172,10 @@ impl Hub {
     /// Pushes to those who subscribe now.
     fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
         let with_topic = self.fan_out.encode(&positioned)?;
-        let mut frames = Frames { fan_out: &self.fan_out, push, with_topic, perhaps_plain: None };
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
-        for session in &subscribers {
-            session.add(push, frames.for_session(session)?, receipt, &listed);
-        }
-        self.fan_out.pump_all(&subscribers);
+        let delivered = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed)?;
+        self.fan_out.write(delivered);
         Ok(())
     }
 
@@ -227,8 +203,7 @@ impl Hub {
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
         let encoded = self.fan_out.encode(&positioned)?;
-        let mut frames =
-            Frames { fan_out: &self.fan_out, push: &push, with_topic: encoded.clone(), perhaps_plain: None };
+        let with_topic = encoded.clone();
         let (subscribers, stamp) = {
             let subscriptions = self.subscriptions.read();
             (found(&subscriptions, &topic.name), self.clock.fetch_add(1, Ordering::Relaxed))
@@ -246,13 +221,11 @@ impl Hub {
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
-        for session in &subscribers {
-            session.add(&push, frames.for_session(session)?, receipt, &listed);
-        }
+        let delivered = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed);
         drop(turn);
         drop(held_locks);
         drop(dropped);
-        self.fan_out.pump_all(&subscribers);
+        self.fan_out.write(delivered?);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod unsent;
 
 use std::{sync::Arc, time::Duration};
 
+use bothways_proto::Seq;
 use bytes::Bytes;
 
 use self::book::Book;
@@ -253,6 +254,12 @@ impl Ledger {
         self.open().push(entry, now)
     }
 
+    /// Hands a push on if nothing is before it, as if it were entered, were next and had its mark. `give` takes it, and
+    /// answers with its mark; `None`: there is no room, and it is given back.
+    pub(super) fn send(&mut self, entry: Entry, give: impl FnOnce(&Bytes, Seq) -> Option<u64>) -> Option<Entry> {
+        self.open().send(entry, give)
+    }
+
     /// This goes behind all that may be sent now, whatever comes later: it is dropped when that has gone, and with the
     /// connection.
     pub(super) fn put_behind(&mut self, behind: Behind) {
@@ -385,22 +392,22 @@ impl Ledger {
     }
 
     /// What has marks up to this one is with the kernel. True if something is left that is not known to be.
-    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
-        self.book_mut().is_some_and(|book| book.written_upto(mark))
+    pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
+        self.book_mut().is_some_and(|book| book.written_upto(mark, now))
     }
 
     /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
-    pub(super) fn ack(&mut self, received: u64, handled: u64) -> bool {
+    pub(super) fn ack(&mut self, received: u64, handled: u64, now: Duration) -> bool {
         match self.book_mut() {
-            Some(book) => book.ack(received, handled),
+            Some(book) => book.ack(received, handled, now),
             None => (received, handled) == (0, 0),
         }
     }
 
     /// The client says what became of these offsets, in whatever order; [`Self::ack`] follows. False: it claims what
     /// was never sent.
-    pub(super) fn settle(&mut self, ends: &[End]) -> bool {
-        ends.is_empty() || self.book_mut().is_some_and(|book| book.settle(ends))
+    pub(super) fn settle(&mut self, ends: &[End], now: Duration) -> bool {
+        ends.is_empty() || self.book_mut().is_some_and(|book| book.settle(ends, now))
     }
 
     /// A connection is there. `confirms`: its client acknowledges offsets.
@@ -413,9 +420,9 @@ impl Ledger {
     /// has not received is sent again, before anything new. One that names no other takes what it has not handled,
     /// and all of it, however old. False: it claims what was never sent, or less than it acknowledged before, and
     /// what it wants is gone.
-    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>) -> bool {
+    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>, now: Duration) -> bool {
         match &mut self.0 {
-            Pages::Book(book) => book.resume(handled, received),
+            Pages::Book(book) => book.resume(handled, received, now),
             Pages::Blank(terms) => {
                 let is_true = (handled, received.unwrap_or(0)) == (0, 0);
                 terms.connected &= !is_true;

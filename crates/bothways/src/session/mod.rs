@@ -72,6 +72,7 @@ mod explain;
 mod fan_out;
 #[cfg(test)]
 mod fixtures;
+mod flusher;
 mod given_up;
 mod handle;
 mod history;
@@ -289,12 +290,9 @@ impl Session {
     pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
         let receipt = Receipt::of(push);
-        let frame = match self.inner.registry.upgrade() {
-            Some(registry) => registry.fan_out.encode(push)?,
-            None => return Ok(receipt),
-        };
-        self.add(push, &frame, &receipt, &Listed::default());
-        self.pump();
+        if let Some(registry) = self.inner.registry.upgrade() {
+            registry.fan_out.push_to(std::slice::from_ref(self), push, &receipt)?;
+        }
         Ok(receipt)
     }
 

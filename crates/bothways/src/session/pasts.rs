@@ -155,7 +155,7 @@ mod tests {
             None => event_log(What::Subscribed("news".into())),
         };
         for _ in 0..pushes {
-            event_log.note_push(&"A.b".into(), &Class::Fire, 1);
+            event_log.note_push(&"A.b".into(), &Class::Fire, 1, std::time::Duration::ZERO);
         }
         pasts.keep(SessionId::random(), user.map(Arc::from), &event_log, false);
     }
@@ -235,7 +235,8 @@ mod tests {
     async fn a_sealed_trail_grows_by_two_at_most() {
         for pushes in [1, 40, 63, 64, 200] {
             let event_log = event_log(What::Connected(ConnectionId::new(1)));
-            (0..pushes).for_each(|_| _ = event_log.note_push(&"A.b".into(), &Class::Fire, 1));
+            (0..pushes)
+                .for_each(|_| _ = event_log.note_push(&"A.b".into(), &Class::Fire, 1, std::time::Duration::ZERO));
             let most = event_log.seal();
             assert_eq!(most, (pushes + 3).min(64));
             (0..10).for_each(|n| _ = event_log.note(What::GapTold(n)));

@@ -19,7 +19,11 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -238,6 +242,9 @@ pub struct Receipt {
 struct Tally {
     outcomes: Mutex<Outcomes>,
     changed: Notify,
+    /// Somebody waits for a change, or did. Set before the counts are looked at, whose lock orders the two: a change that
+    /// is not seen there finds it set.
+    is_awaited: AtomicBool,
     /// Where a topic keeps it.
     stored: OnceLock<Position>,
     /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
@@ -329,6 +336,7 @@ impl Receipt {
     }
 
     async fn until(&self, done: fn(&Outcomes) -> bool) -> Outcomes {
+        self.tally.is_awaited.store(true, Ordering::Relaxed);
         loop {
             let mut changed = pin!(self.tally.changed.notified());
             changed.as_mut().enable();
@@ -388,8 +396,14 @@ impl Ticket {
         }
     }
 
-    /// Moves on. Never back, and never out of a final stage.
+    /// Moves on, now. Never back, and never out of a final stage.
     pub(super) fn advance(&mut self, to: Stage) {
+        let now = self.event_log.as_ref().map_or(Duration::ZERO, |(event_log, _)| event_log.now());
+        self.advance_at(to, now);
+    }
+
+    /// As [`Self::advance`], so long after its session began.
+    pub(super) fn advance_at(&mut self, to: Stage, now: Duration) {
         if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
             return;
         }
@@ -404,11 +418,13 @@ impl Ticket {
             each.end(self.place, to);
         }
         if let Some((event_log, number)) = &self.event_log {
-            event_log.reached(*number, to);
+            event_log.reached(*number, to, now);
         }
-        lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
+        if self.tally.is_awaited.load(Ordering::Relaxed) {
+            lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
+        }
         if let Some(repetitions) = &mut self.repetitions {
-            repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance(to.of_repetition()));
+            repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance_at(to.of_repetition(), now));
             if to.is_final() {
                 self.repetitions = None;
             }

@@ -227,7 +227,9 @@ impl Registry {
         }
         let since = state.away_since();
         let Claimed { attempt, handled, received, failed, .. } = claimed;
-        let before = state.resume(connection, *attempt, *handled, *received, failed).map_err(|Gap| NotResumed::Gap)?;
+        let before = state
+            .resume(connection, *attempt, *handled, *received, failed, session.now())
+            .map_err(|Gap| NotResumed::Gap)?;
         if let Some(since) = since {
             self.away.forget(session.id(), since);
         }
@@ -266,7 +268,7 @@ impl Registry {
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
         let Some(acks) = Acks::from_metadata(metadata) else { return false };
         let Some(session) = self.made_of(connection) else { return true };
-        let is_true = session.lock().ack(connection, &acks);
+        let is_true = session.lock().ack(connection, &acks, session.now());
         match is_true {
             Some(true) => {}
             Some(false) => return false,
@@ -290,7 +292,7 @@ impl Registry {
             let mut state = session.lock();
             // Without a window nobody comes back.
             let has_window = !self.options.resume_window.is_zero();
-            let Some(waits) = state.lose(connection, has_window, now) else { return };
+            let Some(waits) = state.lose(connection, has_window, now, session.now()) else { return };
             if waits {
                 // Under the session's lock, so that it counts before it can come back.
                 self.away.note();
@@ -440,7 +442,7 @@ mod tests {
         assert_eq!(waits.outcomes().at(super::super::Stage::Written), 1, "by the count of the new connection");
         session.lock().mark(first.pushes_written());
         assert!(!session.note_written(&first), "it says nothing of what the new one has written");
-        assert!(session.lock().written_upto(0), "it is not known to be written");
+        assert!(session.lock().written_upto(0, Duration::ZERO), "it is not known to be written");
     }
 
     /// The hook has let a client in that claims another session, and another thread pushes before the client gets it.
@@ -475,7 +477,7 @@ mod tests {
         let receipts = [push("1"), push("2")];
         registry.welcomed(&connection);
         for receipt in &receipts {
-            assert_eq!(receipt.outcomes().at(super::super::Stage::Written), 1, "{receipt:?}");
+            assert_eq!(receipt.written().await.at(super::super::Stage::Written), 1, "{receipt:?}");
         }
         assert_eq!(fire.outcomes().at(super::super::Stage::PlainWritten), 1);
         connection.cut();

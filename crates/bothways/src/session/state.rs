@@ -69,6 +69,8 @@ pub(super) struct State {
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
     knows_topics: bool,
     ledger: Ledger,
+    /// A flusher writes soon what its connection has.
+    put_off: bool,
     rare: Option<Box<Rare>>,
 }
 
@@ -154,6 +156,7 @@ impl State {
             patterns: Patterns::default(),
             knows_topics: false,
             ledger,
+            put_off: false,
             rare: None,
         }
     }
@@ -236,21 +239,22 @@ impl State {
         handled: u64,
         received: Option<u64>,
         failed: &[End],
+        now: Duration,
     ) -> Result<Option<Connection>, Gap> {
         if let Some(before) = self.connection() {
             // What the kernel took before is not called lost.
             let written = before.pushes_written();
-            self.ledger.written_upto(written);
+            self.ledger.written_upto(written, now);
         }
-        if !self.ledger.settle(failed) || !self.ledger.resume(handled, received) {
+        if !self.ledger.settle(failed, now) || !self.ledger.resume(handled, received, now) {
             return Err(Gap);
         }
 
         self.note_held();
         self.rare().secret.let_in(attempt);
         self.generation += 1;
-        let now = Phase::Resumable { connection: connection.clone() };
-        match std::mem::replace(&mut self.phase, now) {
+        let resumed = Phase::Resumable { connection: connection.clone() };
+        match std::mem::replace(&mut self.phase, resumed) {
             Phase::Resumable { connection: before } => Ok(Some(before)),
             _ => Ok(None),
         }
@@ -267,7 +271,7 @@ impl State {
         let (held, unsent) = claims.map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
         let (event_log, now) = (&into.inner.event_log, into.now());
         for HeldEntry { mut entry, name } in held {
-            entry.ticket.follow(event_log, event_log.note_push(&name, &entry.class, entry.frame.len()));
+            entry.ticket.follow(event_log, event_log.note_push(&name, &entry.class, entry.frame.len(), now));
             // The two count their time from different moments.
             entry.expires =
                 entry.expires.map(|at| later(from.began(), at).saturating_duration_since(event_log.began()));
@@ -281,13 +285,13 @@ impl State {
 
     /// This connection is over. `waits`: the server waits for clients. Returns whether it waits for this one; `None`:
     /// the session is not on this connection any more.
-    pub(super) fn lose(&mut self, connection: &Connection, waits: bool, now: Instant) -> Option<bool> {
+    pub(super) fn lose(&mut self, connection: &Connection, waits: bool, now: Instant, at: Duration) -> Option<bool> {
         if !self.is_on(connection) {
             return None;
         }
         // What the kernel took before the end is not called lost.
         let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
-        self.ledger.written_upto(written);
+        self.ledger.written_upto(written, at);
         self.ledger.disconnect(begun);
         self.phase = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
             Phase::Resumable { .. } if waits => {
@@ -334,12 +338,12 @@ impl State {
     }
 
     /// The client acknowledges on this connection. Returns whether that may be true; `None`: it is on another one now.
-    pub(super) fn ack(&mut self, connection: &Connection, acks: &Acks) -> Option<bool> {
+    pub(super) fn ack(&mut self, connection: &Connection, acks: &Acks, now: Duration) -> Option<bool> {
         if !self.is_on(connection) {
             return None;
         }
         // What failed comes first: the offsets that follow count it as handled.
-        let is_true = self.ledger.settle(&acks.ends) && self.ledger.ack(acks.received, acks.handled);
+        let is_true = self.ledger.settle(&acks.ends, now) && self.ledger.ack(acks.received, acks.handled, now);
         if is_true {
             self.note_held();
         }
@@ -606,8 +610,8 @@ impl State {
     }
 
     /// The connection's counter of pushes stands here. True if something is still to be written.
-    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
-        self.ledger.written_upto(mark)
+    pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
+        self.ledger.written_upto(mark, now)
     }
 
     /// A reply goes after what it is owed now.
@@ -644,6 +648,36 @@ impl State {
             }
             None => Some(entry),
         }
+    }
+
+    /// What its connection has is written soon. False: that was known.
+    pub(super) fn put_off(&mut self) -> bool {
+        !std::mem::replace(&mut self.put_off, true)
+    }
+
+    pub(super) fn is_put_off(&self) -> bool {
+        self.put_off
+    }
+
+    /// It is written now, if it was put off.
+    pub(super) fn end_put_off(&mut self) -> bool {
+        std::mem::take(&mut self.put_off)
+    }
+
+    /// Hands a push to the connection, if nothing is before it and the socket is free. Returns whether so much waits there
+    /// that it is to be written at once. `Err`: it goes into the ledger.
+    pub(super) fn send(&mut self, entry: Entry, topic: Option<&str>) -> Result<bool, Entry> {
+        let (Phase::Plain { connection } | Phase::Resumable { connection }) = &self.phase else { return Err(entry) };
+        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
+            return Err(entry);
+        }
+        let mut is_much = false;
+        let given = self.ledger.send(entry, |frame, seq| {
+            let (mark, much) = connection.take_push(frame, seq)?;
+            is_much = much;
+            Some(mark)
+        });
+        given.map_or(Ok(is_much), Err)
     }
 
     /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
@@ -838,10 +872,14 @@ mod tests {
                 Step::Ack(this, on) => {
                     let is_on = self.models[this].connection == Some(on);
                     let connection = &self.connections[on];
-                    let nothing = self.states[this].ack(connection, &Acks::default());
+                    let nothing = self.states[this].ack(connection, &Acks::default(), Duration::ZERO);
                     assert_eq!(nothing, is_on.then_some(true), "nothing was sent");
                     let acks = Acks { received: 1, handled: 1, ends: Vec::new() };
-                    assert_eq!(self.states[this].ack(connection, &acks), is_on.then_some(false), "nor is more true");
+                    assert_eq!(
+                        self.states[this].ack(connection, &acks, Duration::ZERO),
+                        is_on.then_some(false),
+                        "nor is more true"
+                    );
                 }
             }
         }
@@ -875,9 +913,10 @@ mod tests {
             let Some(on) = fresh.connection.filter(|_| this != that && may_make_way && is_there) else { return };
 
             let [state, making_way] = self.states.get_disjoint_mut([this, that]).expect("two of them");
-            let lies = state.resume(&self.connections[on], None, 1, None, &[]);
+            let lies = state.resume(&self.connections[on], None, 1, None, &[], Duration::ZERO);
             assert!(lies.is_err() && state.generation() == model.generation, "nothing was sent, and nothing changes");
-            let before = state.resume(&self.connections[on], None, 0, None, &[]).expect("nothing was sent");
+            let before =
+                state.resume(&self.connections[on], None, 0, None, &[], Duration::ZERO).expect("nothing was sent");
             assert_eq!(before.as_ref(), model.connection.map(|on| &self.connections[on]));
             making_way.make_way(&self.named[that].inner.event_log, state, &self.named[this]);
 
@@ -895,7 +934,7 @@ mod tests {
                 model.connection = None;
                 model.away = model.resumable && waits;
             }
-            let lost = self.states[this].lose(&self.connections[on], waits, Instant::now());
+            let lost = self.states[this].lose(&self.connections[on], waits, Instant::now(), Duration::ZERO);
             assert_eq!(lost, is_on.then_some(model.away));
         }
 
@@ -967,7 +1006,7 @@ mod tests {
         let mut state = State::connected(connection.clone(), Arc::default());
         _ = state.begin(Duration::ZERO);
         assert!(!state.is_past(Duration::ZERO), "it is there");
-        assert_eq!(state.lose(&connection, true, Instant::now()), Some(true));
+        assert_eq!(state.lose(&connection, true, Instant::now(), Duration::ZERO), Some(true));
         tokio::time::advance(window - Duration::from_millis(1)).await;
         assert!(!state.is_past(window));
         tokio::time::advance(Duration::from_millis(1)).await;
@@ -975,7 +1014,7 @@ mod tests {
 
         let mut state = State::connected(connection.clone(), Arc::default());
         _ = state.begin(Duration::ZERO);
-        assert_eq!(state.lose(&connection, false, Instant::now()), Some(false));
+        assert_eq!(state.lose(&connection, false, Instant::now(), Duration::ZERO), Some(false));
         assert!(state.is_past(Duration::MAX) && state.is_resumable(), "nobody waits");
     }
 }

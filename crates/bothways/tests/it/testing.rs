@@ -100,7 +100,7 @@ fn a_stranded_server_is_relieved_when_the_client_comes_back() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(network.server().connections().len(), 1, "it does not know");
         let receipts = push(&session, 0..3);
-        assert_eq!(receipts[2].outcomes().at(Stage::Written), 1, "the kernel took them");
+        assert_eq!(receipts[2].written().await.at(Stage::Written), 1, "the kernel took them");
         client.wire.admit();
         all_arrive(&mut client, receipts).await;
         until(|| network.server().connections().len() == 1).await;

@@ -139,8 +139,13 @@ impl EventLog {
         self.events_max.load(Ordering::Relaxed)
     }
 
+    /// Since it began.
+    pub(in crate::session) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn micros(&self) -> u64 {
-        self.began.elapsed().as_micros() as u64
+        self.now().as_micros() as u64
     }
 
     /// Takes an event in; answers its number, by which [`Self::update`] finds it.
@@ -172,7 +177,10 @@ impl EventLog {
     }
 
     /// Notes a push of this class; its ticket tells how it goes on.
-    pub(in crate::session) fn note_push(&self, name: &Arc<str>, class: &Class, bytes: usize) -> u64 {
+    pub(in crate::session) fn note_push(&self, name: &Arc<str>, class: &Class, bytes: usize, now: Duration) -> u64 {
+        if self.events_max() == 0 {
+            return u64::MAX;
+        }
         let class = match class {
             Class::Fire => ClassName::Fire,
             Class::Latest(_) => ClassName::Latest,
@@ -181,12 +189,13 @@ impl EventLog {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let (stage, name) = (Stage::Queued, Arc::clone(name));
         let (written, received, done) = (NEVER, NEVER, NEVER);
-        self.note(What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done }))
+        let what = What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done });
+        self.note_at(now.as_micros() as u64, what)
     }
 
     /// A push reached a stage.
-    pub(in crate::session) fn reached(&self, number: u64, to: Stage) {
-        self.update(number, |after, what| {
+    pub(in crate::session) fn reached(&self, number: u64, to: Stage, now: Duration) {
+        self.update(number, now.as_micros() as u64, |after, what| {
             let What::Push(push) = what else { return };
             push.stage = to;
             match to {
@@ -199,18 +208,17 @@ impl EventLog {
 
     /// A push was given its offset.
     pub(in crate::session) fn numbered(&self, number: u64, offset: u64) {
-        self.update(number, |_, what| {
+        self.update(number, 0, |_, what| {
             if let What::Push(push) = what {
                 push.offset = offset;
             }
         });
     }
 
-    fn update(&self, number: u64, change: impl FnOnce(u32, &mut What)) {
+    fn update(&self, number: u64, now: u64, change: impl FnOnce(u32, &mut What)) {
         if self.events_max() == 0 {
             return;
         }
-        let now = self.micros();
         // What is packed does not change.
         let Stored::Ring(ring) = &mut *self.stored.lock() else { return };
         if let Some(record) = ring.get_mut(number, self.events_max()) {
@@ -393,7 +401,7 @@ pub(in crate::session) struct CallEvent<'a> {
 impl CallEvent<'_> {
     /// It is sent, once more perhaps.
     pub(in crate::session) fn sent(&self) {
-        self.event_log.update(self.number, |_, what| {
+        self.event_log.update(self.number, 0, |_, what| {
             if let What::Call { attempts, .. } = what {
                 *attempts = attempts.saturating_add(1);
             }
@@ -414,7 +422,7 @@ impl CallEvent<'_> {
 impl Drop for CallEvent<'_> {
     fn drop(&mut self) {
         let Some(ended) = self.outcome.take() else { return };
-        self.event_log.update(self.number, |after, what| {
+        self.event_log.update(self.number, self.event_log.micros(), |after, what| {
             if let What::Call { outcome, done, .. } = what {
                 (*outcome, *done) = (ended, after);
             }

@@ -578,7 +578,7 @@ fn recovered_entry(session: &Session, published: &Published, encoded: Encoded, c
     let Encoded { frame, keyed } = encoded;
     let expires = published.expires.map(|at| at.saturating_duration_since(session.inner.event_log.began()));
     let (event_log, mut ticket) = (&session.inner.event_log, Receipt::new().ticket(session.id()));
-    ticket.follow(event_log, event_log.note_push(&published.name, &class, frame.len()));
+    ticket.follow(event_log, event_log.note_push(&published.name, &class, frame.len(), session.now()));
     let origin = Origin::Topic(published.stamp);
     Entry { class, priority: Priority::Normal, frame, keyed, expires, origin, ticket }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bothways_proto::Seq;
 use bytes::Bytes;
 
 use super::{Behind, Entry, Next, Origin, Terms, unsent::Unsent};
@@ -182,6 +183,64 @@ impl Book {
             self.note_unsent(origin);
         }
         taken
+    }
+
+    /// As [`Ledger::send`](super::Ledger::send). What has a key or a time takes the long way.
+    pub(super) fn send(&mut self, entry: Entry, give: impl FnOnce(&Bytes, Seq) -> Option<u64>) -> Option<Entry> {
+        let is_tracked = match entry.class {
+            Class::Fire => false,
+            Class::Tracked => true,
+            Class::Latest(_) => return Some(entry),
+        };
+        if hash_of(entry.keyed.as_ref()).is_some() || entry.expires.is_some() || !self.is_quiet() {
+            return Some(entry);
+        }
+        let len = entry.size();
+        let is_logged = is_tracked && self.terms.confirms;
+        let held = self.tracked_bytes();
+        let has_room = match (is_tracked, is_logged) {
+            (false, _) => true,
+            (true, false) => !self.is_full_for(len) && self.terms.has_room_for(held, len),
+            (true, true) => !self.is_full_for(len) && self.terms.take(held, len),
+        };
+        if !has_room {
+            return Some(entry);
+        }
+        let offset = if is_logged { self.next_offset } else { 0 };
+        let frame = match &entry.keyed {
+            Some(keyed) if !self.terms.confirms => &keyed.plain,
+            _ => &entry.frame,
+        };
+        let Some(mark) = give(frame, Seq::of_push(offset)) else {
+            if is_logged {
+                self.terms.give_back(len);
+            }
+            return Some(entry);
+        };
+
+        self.note_sent(entry.origin);
+        self.marks.push_back(mark);
+        if !is_logged {
+            if let Origin::Topic(stamp) = entry.origin {
+                self.unconfirmed.miss(stamp);
+            }
+            self.unwritten.push_back(Unwritten::Fire(entry.ticket, None));
+            return None;
+        }
+        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+        self.next_offset += 1;
+        entry.ticket.numbered(offset);
+        self.unwritten.push_back(Unwritten::Tracked(offset));
+        self.sent.push_back(Sent { offset, entry });
+        None
+    }
+
+    /// Nothing waits, and nothing is sent again: what comes now is next.
+    fn is_quiet(&self) -> bool {
+        self.terms.connected
+            && self.replay.is_none()
+            && !(self.terms.confirms && self.told < self.missed)
+            && self.queues.iter().all(VecDeque::is_empty)
     }
 
     /// A message is in a queue, or with the connection.
@@ -633,16 +692,16 @@ impl Book {
     }
 
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
-    pub(super) fn written(&mut self, count: usize) {
+    pub(super) fn written(&mut self, count: usize, now: Duration) {
         for _ in 0..count {
             match self.unwritten.pop_front() {
                 Some(Unwritten::Fire(mut ticket, keyed)) => {
                     self.settle_key(keyed.as_ref());
-                    ticket.advance(Stage::PlainWritten);
+                    ticket.advance_at(Stage::PlainWritten, now);
                 }
                 Some(Unwritten::Tracked(offset)) => {
                     if let Some(sent) = self.sent_mut(offset) {
-                        sent.entry.ticket.advance(Stage::Written);
+                        sent.entry.ticket.advance_at(Stage::Written, now);
                     }
                 }
                 Some(Unwritten::Notice) => {}
@@ -653,7 +712,7 @@ impl Book {
     }
 
     /// The client says how far it is: everything up to these offsets. False: it claims what was never sent.
-    pub(super) fn ack(&mut self, received: u64, handled: u64) -> bool {
+    pub(super) fn ack(&mut self, received: u64, handled: u64, now: Duration) -> bool {
         let received = received.max(handled);
         if self.next_offset <= received {
             return false;
@@ -662,18 +721,18 @@ impl Book {
         self.handled = self.handled.max(handled);
         while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
             let sent = self.sent.pop_front().expect("it was just seen");
-            self.finish(sent, Stage::Handled);
+            self.finish(sent, Stage::Handled, now);
         }
         give_back(&mut self.sent);
         let upto = self.received;
         for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
-            sent.entry.ticket.advance(Stage::Received);
+            sent.entry.ticket.advance_at(Stage::Received, now);
         }
         true
     }
 
     /// The client says what became of these offsets, in whatever order. False: it claims what was never sent.
-    pub(super) fn settle(&mut self, ends: &[End]) -> bool {
+    pub(super) fn settle(&mut self, ends: &[End], now: Duration) -> bool {
         if ends.iter().any(|(range, _)| range.is_empty() || self.next_offset <= *range.end()) {
             return false;
         }
@@ -682,14 +741,14 @@ impl Book {
             let upto = self.sent.partition_point(|sent| sent.offset <= *range.end());
             if from < upto {
                 let settled: Vec<Sent> = self.sent.drain(from..upto).collect();
-                settled.into_iter().for_each(|sent| self.finish(sent, *stage));
+                settled.into_iter().for_each(|sent| self.finish(sent, *stage, now));
             }
         }
         true
     }
 
     /// What was sent has come to this end.
-    fn finish(&mut self, mut sent: Sent, stage: Stage) {
+    fn finish(&mut self, mut sent: Sent, stage: Stage, now: Duration) {
         let len = sent.entry.size();
         self.forget_sent(&sent.entry.class, len);
         self.terms.give_back(len);
@@ -697,16 +756,16 @@ impl Book {
             // A sender that tries again is not refused for it. A client that has handled it knows the key by itself.
             self.free_key(sent.entry.keyed.as_ref());
         }
-        sent.entry.ticket.advance(stage);
+        sent.entry.ticket.advance_at(stage, now);
     }
 
     /// The client came back, and has handled everything up to this offset, and received up to the other: what it
     /// has not received is sent again, before anything new. One that names no other takes what it has not handled,
     /// and all of it, however old. False: it claims what was never sent, or less than it acknowledged before, and
     /// what it wants is gone.
-    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>) -> bool {
+    pub(super) fn resume(&mut self, handled: u64, received: Option<u64>, now: Duration) -> bool {
         let has = received.map_or(handled, |received| received.max(handled));
-        if handled < self.handled || !self.ack(has, handled) {
+        if handled < self.handled || !self.ack(has, handled, now) {
             return false;
         }
         // The old connection may still be open: what it was given counts for nothing, and it may yet send all of it.
@@ -772,10 +831,10 @@ impl Book {
     }
 
     /// As [`Ledger::written_upto`](super::Ledger::written_upto).
-    pub(super) fn written_upto(&mut self, mark: u64) -> bool {
+    pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
         let written = self.marks.iter().take_while(|at| **at <= mark).count();
         self.marks.drain(..written);
-        self.written(written);
+        self.written(written, now);
         !self.marks.is_empty()
     }
 

@@ -42,7 +42,7 @@ impl Ledger {
     /// The oldest `count` of what `next` gave to the present connection are with the kernel.
     fn written(&mut self, count: usize) {
         if let Some(book) = self.book_mut() {
-            book.written(count);
+            book.written(count, NOW);
         }
     }
 
@@ -260,7 +260,7 @@ fn a_bound_is_reached_before_it_refuses() {
         assert_eq!(values, [Stage::Queued, Stage::Queued, Stage::Dropped(DropReason::Full)]);
         let sent = texts(&mut ledger);
         assert_eq!(sent.iter().filter(|text| **text == half).count(), 2, "{sent:?}");
-        assert!(ledger.ack(ledger.last_offset(), ledger.last_offset()));
+        assert!(ledger.ack(ledger.last_offset(), ledger.last_offset(), NOW));
     }
     assert_eq!(stage(&push(&mut ledger, latest("a"), &"x".repeat(1000))), Stage::Queued, "alone, however large");
 }
@@ -286,9 +286,9 @@ fn a_full_log_refuses_until_something_is_handled() {
     assert_eq!(stage(&refused), Stage::Dropped(DropReason::Full));
     assert_eq!(texts(&mut ledger), ["gap 1", "1", "2", "3", "4"]);
     ledger.written(5);
-    assert!(ledger.ack(4, 0));
+    assert!(ledger.ack(4, 0, NOW));
     assert!(ledger.is_full_for(1), "received is not handled");
-    assert!(ledger.ack(4, 1));
+    assert!(ledger.ack(4, 1, NOW));
     assert_eq!(stage(&push(&mut ledger, Class::Tracked, "6")), Stage::Queued);
 }
 
@@ -325,7 +325,7 @@ fn values_wait_for_a_client_that_is_behind() {
     assert!(!ledger.has_next());
     push(&mut ledger, latest("k"), "new");
     ledger.written(4);
-    assert!(ledger.ack(1, 1));
+    assert!(ledger.ack(1, 1, NOW));
     assert!(ledger.has_next());
     assert_eq!(texts(&mut ledger), ["new"]);
 }
@@ -341,7 +341,7 @@ fn what_waits_is_counted_of_each_class() {
     push(&mut ledger, latest("b"), "4444");
     push(&mut ledger, Class::Fire, "55555");
     assert_eq!(ledger.waiting(), (5, 15));
-    assert!(ledger.ack(2, 2));
+    assert!(ledger.ack(2, 2, NOW));
     assert_eq!(ledger.waiting(), (3, 12));
 }
 
@@ -393,11 +393,11 @@ fn values_are_behind_beyond_their_bytes() {
 fn who_comes_back_to_a_blank_ledger_is_not_connected_yet() {
     let is_connected = |ledger: &mut Ledger| stage(&push(ledger, Class::Fire, "now")) == Stage::Queued;
     let mut blank = ledger(true);
-    assert!(blank.resume(0, None) && !is_connected(&mut blank));
+    assert!(blank.resume(0, None, NOW) && !is_connected(&mut blank));
     let mut blank = ledger(true);
-    assert!(!blank.resume(1, None) && is_connected(&mut blank));
+    assert!(!blank.resume(1, None, NOW) && is_connected(&mut blank));
     let mut blank = Ledger::new(bounds());
-    assert!(!blank.resume(0, Some(1)) && !is_connected(&mut blank));
+    assert!(!blank.resume(0, Some(1), NOW) && !is_connected(&mut blank));
 }
 
 /// A burst of values leaves one by one, and the room that it took is given back behind the last.
@@ -419,7 +419,7 @@ fn acknowledgements_are_awaited_of_what_was_sent() {
     assert!(!ledger.awaits_acks(), "it waits");
     assert_eq!(texts(&mut ledger), ["1"]);
     assert!(ledger.awaits_acks());
-    assert!(ledger.ack(1, 1) && !ledger.awaits_acks());
+    assert!(ledger.ack(1, 1, NOW) && !ledger.awaits_acks());
 }
 
 /// What waits makes room at the moment at which it expires, and also if nobody looks before long after.
@@ -455,9 +455,9 @@ fn values_that_were_sent_take_no_places_of_tracked_pushes() {
     }
     assert_eq!(stage(&push(&mut ledger, Class::Tracked, "5")), Stage::Dropped(DropReason::Full));
     assert_eq!(texts(&mut ledger), ["gap 1", "1", "2", "3", "4"]);
-    assert!(ledger.ack(10, 10));
+    assert!(ledger.ack(10, 10, NOW));
     assert_eq!(texts(&mut ledger), ["newer"]);
-    assert!(ledger.ack(11, 11));
+    assert!(ledger.ack(11, 11, NOW));
     assert_eq!((stage(&newer), ledger.waiting()), (Stage::Handled, (0, 0)));
 }
 
@@ -513,9 +513,9 @@ fn what_was_never_sent_cannot_be_confirmed() {
     let mut ledger = ledger(true);
     let (a, b) = (push(&mut ledger, Class::Tracked, "a"), push(&mut ledger, Class::Tracked, "b"));
     ledger.next(NOW);
-    assert!(!ledger.ack(2, 0));
-    assert!(!ledger.ack(0, 2));
-    assert!(!ledger.resume(2, None));
+    assert!(!ledger.ack(2, 0, NOW));
+    assert!(!ledger.ack(0, 2, NOW));
+    assert!(!ledger.resume(2, None, NOW));
     assert_eq!((stage(&a), stage(&b)), (Stage::Queued, Stage::Queued));
     assert!(ledger.has_next(), "a false claim changes nothing");
 }
@@ -525,9 +525,9 @@ fn confirmations_only_go_on() {
     let mut ledger = ledger(true);
     let receipts = ["a", "b"].map(|text| push(&mut ledger, Class::Tracked, text));
     all(&mut ledger);
-    assert!(ledger.ack(0, 1), "what is handled was received");
-    assert!(ledger.ack(2, 0));
-    assert!(ledger.ack(1, 1));
+    assert!(ledger.ack(0, 1, NOW), "what is handled was received");
+    assert!(ledger.ack(2, 0, NOW));
+    assert!(ledger.ack(1, 1, NOW));
     assert_eq!(receipts.each_ref().map(stage), [Stage::Handled, Stage::Received]);
 }
 
@@ -542,7 +542,7 @@ fn what_is_not_handled_is_sent_again_before_anything_new() {
     ledger.disconnect(0);
     assert_eq!(ledger.next(NOW), None);
     push_at(&mut ledger, Priority::High, Class::Tracked, "new");
-    assert!(ledger.resume(1, None));
+    assert!(ledger.resume(1, None, NOW));
     assert_eq!(ledger.next(NOW), None, "nothing goes before the welcome");
     ledger.connect(true);
     let expected = [("2", 2), ("new", 3), ("3", 4)].map(|(text, offset)| (text.to_owned(), offset));
@@ -554,13 +554,13 @@ fn what_the_client_has_received_is_not_sent_again() {
     let mut ledger = ledger(true);
     let receipts = ["1", "2", "3"].map(|text| push(&mut ledger, Class::Tracked, text));
     all(&mut ledger);
-    assert!(ledger.resume(1, Some(2)));
+    assert!(ledger.resume(1, Some(2), NOW));
     ledger.connect(true);
     assert_eq!(receipts.each_ref().map(stage), [Stage::Handled, Stage::Received, Stage::Queued]);
     assert_eq!(ledger.unrepeated(), 1);
     assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
-    assert!(!ledger.resume(1, Some(4)), "it was never sent");
-    assert!(ledger.resume(1, Some(0)), "what is handled was received");
+    assert!(!ledger.resume(1, Some(4), NOW), "it was never sent");
+    assert!(ledger.resume(1, Some(0), NOW), "what is handled was received");
     ledger.connect(true);
     assert_eq!(all(&mut ledger), [("2".to_owned(), 2), ("3".to_owned(), 3)]);
 }
@@ -573,15 +573,15 @@ fn what_is_handled_meanwhile_is_not_sent_again() {
         push(&mut ledger, Class::Tracked, text);
     }
     all(&mut ledger);
-    assert!(ledger.resume(0, None));
+    assert!(ledger.resume(0, None, NOW));
     ledger.connect(true);
     ledger.next(NOW);
-    assert!(ledger.ack(2, 2));
+    assert!(ledger.ack(2, 2, NOW));
     assert!(ledger.has_next());
     assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
-    assert!(ledger.resume(2, None));
+    assert!(ledger.resume(2, None, NOW));
     ledger.connect(true);
-    assert!(ledger.ack(3, 3));
+    assert!(ledger.ack(3, 3, NOW));
     assert!(!ledger.has_next(), "nothing is left");
 }
 
@@ -598,7 +598,7 @@ fn what_expired_meanwhile_leaves_its_offset_behind() {
     }
     all(&mut ledger);
     ledger.written(3);
-    assert!(ledger.resume(0, Some(1)));
+    assert!(ledger.resume(0, Some(1), NOW));
     ledger.connect(true);
     let again: Vec<_> = std::iter::from_fn(|| ledger.next(second)).collect();
     assert_eq!(again, [Next::Skip { offset: 2 }, Next::Frame { frame: Bytes::from_static(b"lives"), offset: 3 }]);
@@ -608,10 +608,10 @@ fn what_expired_meanwhile_leaves_its_offset_behind() {
     assert_eq!(ledger.waiting(), (3, "received".len() + "lives".len()), "its bytes are free, its place is not");
 
     // The notice may be lost with its connection, and its receipt stays what it is.
-    assert!(ledger.resume(1, Some(1)));
+    assert!(ledger.resume(1, Some(1), NOW));
     ledger.connect(true);
     assert_eq!(ledger.next(NOW), Some(Next::Skip { offset: 2 }));
-    assert!(ledger.ack(3, 3));
+    assert!(ledger.ack(3, 3, NOW));
     assert_eq!((stage(&receipts[1]), ledger.waiting()), (Stage::Expired, (0, 0)));
 }
 
@@ -623,8 +623,8 @@ fn what_a_client_has_said_to_have_does_not_expire() {
     one.expires = Some(Duration::from_secs(1));
     assert!(ledger.push(one, NOW));
     all(&mut ledger);
-    assert!(ledger.ack(1, 0));
-    assert!(ledger.resume(0, Some(0)));
+    assert!(ledger.ack(1, 0, NOW));
+    assert!(ledger.resume(0, Some(0), NOW));
     ledger.connect(true);
     let again = ledger.next(Duration::from_secs(2));
     assert_eq!(again, Some(Next::Frame { frame: Bytes::from_static(b"1"), offset: 1 }));
@@ -638,7 +638,7 @@ fn a_client_that_does_not_know_of_skips_gets_what_was_sent_in_time() {
     one.expires = Some(Duration::from_secs(1));
     assert!(ledger.push(one, NOW));
     all(&mut ledger);
-    assert!(ledger.resume(0, None));
+    assert!(ledger.resume(0, None, NOW));
     ledger.connect(true);
     let again = ledger.next(Duration::from_secs(2));
     assert_eq!(again, Some(Next::Frame { frame: Bytes::from_static(b"1"), offset: 1 }));
@@ -654,7 +654,7 @@ fn of_several_with_one_key_the_first_is_sent() {
     assert_eq!(all(&mut ledger), [("1".to_owned(), 1)]);
     ledger.written(1);
     assert_eq!(stage(&again), Stage::Written, "it stands where the first one stands");
-    assert!(ledger.ack(1, 1));
+    assert!(ledger.ack(1, 1, NOW));
     assert_eq!((stage(&first), stage(&again)), (Stage::Handled, Stage::Duplicate));
     assert_eq!(stage(&push_keyed(&mut ledger, Class::Fire, "3", "k")), Stage::Duplicate, "whatever its class");
     assert_eq!((ledger.waiting(), ledger.dropped()), ((0, 0), 0), "a repetition is no loss");
@@ -687,7 +687,7 @@ fn what_was_not_sent_does_not_take_its_key() {
         "as the first, which waits still"
     );
     assert_eq!(stage(&expired), Stage::Queued);
-    assert!(ledger.resume(4, None));
+    assert!(ledger.resume(4, None, NOW));
     ledger.connect(true);
     assert_eq!(ledger.next(Duration::from_secs(1)), Some(Next::Gap { missed: 3 }));
     assert_eq!(ledger.next(Duration::from_secs(1)), None);
@@ -705,7 +705,7 @@ fn what_is_skipped_does_not_take_its_key_and_not_its_bytes() {
     assert!(ledger.push(brief, NOW));
     all(&mut ledger);
     assert_eq!((account.held_bytes(), ledger.waiting()), (10, (1, 10)), "with the form for a plain client");
-    assert!(ledger.resume(0, Some(0)));
+    assert!(ledger.resume(0, Some(0), NOW));
     ledger.connect(true);
     assert_eq!(ledger.next(Duration::from_secs(1)), Some(Next::Skip { offset: 1 }));
     assert_eq!((stage(&expired), account.held_bytes()), (Stage::Expired, 0));
@@ -755,15 +755,15 @@ fn what_was_only_written_may_be_pushed_again_after_a_lost_connection() {
     let before = push_keyed(&mut ledger, Class::Tracked, "2", "k");
     all(&mut ledger);
     ledger.mark(1);
-    assert!(!ledger.written_upto(1));
+    assert!(!ledger.written_upto(1, NOW));
     let behind = push_keyed(&mut ledger, Class::Tracked, "3", "k");
     assert_eq!([&fire, &before, &behind].map(stage), [Stage::PlainWritten; 3]);
     assert_eq!(all(&mut ledger), []);
-    assert!(ledger.resume(0, Some(0)));
+    assert!(ledger.resume(0, Some(0), NOW));
     ledger.connect(true);
     let again = push_keyed(&mut ledger, Class::Tracked, "4", "k");
     assert_eq!(all(&mut ledger), [("4".to_owned(), 1)]);
-    assert!(ledger.ack(1, 1));
+    assert!(ledger.ack(1, 1, NOW));
     assert_eq!(stage(&again), Stage::Handled);
     assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "5", "k")), Stage::Duplicate);
 }
@@ -778,7 +778,7 @@ fn what_may_have_left_with_its_connection_is_not_called_dropped() {
             ledger.next(NOW).expect("it waits");
             ledger.mark(mark);
         }
-        ledger.written_upto(1);
+        ledger.written_upto(1, NOW);
         ledger.disconnect(2);
         let lost = Stage::Dropped(DropReason::Disconnected);
         assert_eq!(receipts.each_ref().map(stage), [Stage::PlainWritten, Stage::Unknown, lost]);
@@ -789,7 +789,7 @@ fn what_may_have_left_with_its_connection_is_not_called_dropped() {
     let under_way = push(&mut ledger, Class::Fire, "x");
     all(&mut ledger);
     ledger.mark(1);
-    assert!(ledger.resume(0, Some(0)));
+    assert!(ledger.resume(0, Some(0), NOW));
     assert_eq!(stage(&under_way), Stage::Unknown);
 }
 
@@ -799,9 +799,9 @@ fn a_client_that_knows_less_than_it_confirmed_has_lost_its_place() {
     push(&mut ledger, Class::Tracked, "1");
     push(&mut ledger, Class::Tracked, "2");
     all(&mut ledger);
-    assert!(ledger.ack(2, 2));
-    assert!(!ledger.resume(1, None));
-    assert!(ledger.resume(2, None), "an empty log resumes");
+    assert!(ledger.ack(2, 2, NOW));
+    assert!(!ledger.resume(1, None, NOW));
+    assert!(ledger.resume(2, None, NOW), "an empty log resumes");
 }
 
 #[test]
@@ -816,7 +816,7 @@ fn fire_ends_with_its_connection_and_the_rest_waits() {
         assert_eq!(stage(&receipt), Stage::Dropped(DropReason::Disconnected));
     }
     assert_eq!((stage(&b), stage(&d), ledger.dropped()), (Stage::Queued, Stage::Queued, 3));
-    assert!(ledger.resume(0, None));
+    assert!(ledger.resume(0, None, NOW));
     ledger.connect(true);
     assert_eq!(texts(&mut ledger), ["b", "d"]);
 }
@@ -829,7 +829,7 @@ fn a_gap_whose_notice_is_lost_is_told_again() {
     }
     assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 1 }));
     ledger.written(1);
-    assert!(ledger.resume(0, None));
+    assert!(ledger.resume(0, None, NOW));
     ledger.connect(true);
     push(&mut ledger, Class::Tracked, "6");
     assert_eq!(ledger.next(NOW), Some(Next::Gap { missed: 2 }), "all of it, so that a repeat does no harm");
@@ -872,7 +872,7 @@ fn a_session_that_ends_calls_unknown_what_its_client_may_have_handled() {
     receipts.push(push(&mut ledger, Class::Fire, "lost as well"));
     all(&mut ledger);
     ledger.written(2);
-    assert!(ledger.ack(1, 0));
+    assert!(ledger.ack(1, 0, NOW));
     ledger.disconnect(0);
     drop(ledger);
     let stages: Vec<_> = receipts.iter().map(stage).collect();
@@ -894,12 +894,12 @@ fn what_is_handled_out_of_order_makes_room_at_once() {
     for offset in 2..100 {
         let receipt = push(&mut ledger, Class::Tracked, "x");
         all(&mut ledger);
-        assert!(ledger.settle(&[(offset..=offset, Stage::Handled)]) && ledger.ack(offset, 0));
+        assert!(ledger.settle(&[(offset..=offset, Stage::Handled)], NOW) && ledger.ack(offset, 0, NOW));
         assert_eq!((stage(&receipt), ledger.waiting()), (Stage::Handled, (1, 4)));
     }
     assert_eq!(stage(&held), Stage::Received);
-    assert!(!ledger.settle(&[(99..=100, Stage::Handled)]), "it was never sent");
-    assert!(ledger.ack(99, 99));
+    assert!(!ledger.settle(&[(99..=100, Stage::Handled)], NOW), "it was never sent");
+    assert!(ledger.ack(99, 99, NOW));
     assert_eq!((stage(&held), ledger.waiting()), (Stage::Handled, (0, 0)));
 }
 
@@ -911,12 +911,12 @@ fn what_failed_counts_as_handled_for_the_log_and_gives_its_key_back() {
     let other = push(&mut ledger, Class::Tracked, "3");
     all(&mut ledger);
     let ends = [(1..=1, Stage::Failed(Failure::Error)), (1..=1, Stage::Handled)];
-    assert!(ledger.settle(&ends) && ledger.ack(2, 2), "what is said first counts");
+    assert!(ledger.settle(&ends, NOW) && ledger.ack(2, 2, NOW), "what is said first counts");
     let error = Stage::Failed(Failure::Error);
     assert_eq!([&failed, &again, &other].map(stage), [error, error, Stage::Handled]);
     assert_eq!(ledger.waiting(), (0, 0));
     assert_eq!(stage(&push_keyed(&mut ledger, Class::Tracked, "3", "k")), Stage::Queued);
-    assert!(ledger.resume(2, Some(2)), "it does not come again");
+    assert!(ledger.resume(2, Some(2), NOW), "it does not come again");
     ledger.connect(true);
     assert_eq!(all(&mut ledger), [("3".to_owned(), 3)]);
 }
@@ -934,7 +934,7 @@ fn a_repetition_is_sent_if_the_first_is_too_old_and_ends_as_the_first_does() {
         lasting.keyed = keyed("k", "plain");
         assert!(ledger.push(lasting, Duration::from_millis(100)));
         assert_eq!((stage(&first), stage(&second)), (Stage::Expired, Stage::Queued));
-        assert!(ledger.resume(0, None));
+        assert!(ledger.resume(0, None, NOW));
         ledger.connect(true);
         assert_eq!(texts(&mut ledger), ["new"]);
     }
@@ -986,7 +986,7 @@ fn the_logs_of_a_user_are_bounded_together() {
     assert_eq!(account.held_bytes(), 10);
     assert_eq!(phone.next(NOW), Some(Next::Frame { frame: Bytes::from_static(b"12345678"), offset: 1 }));
     assert_eq!(account.held_bytes(), 10, "sent is not handled");
-    assert!(phone.ack(1, 1));
+    assert!(phone.ack(1, 1, NOW));
     assert_eq!(stage(&push(&mut desk, Class::Tracked, "12345678")), Stage::Queued);
     drop(desk);
     assert_eq!(account.held_bytes(), 0, "a session that ended holds nothing");
@@ -1213,16 +1213,16 @@ mod histories {
                 Command::Ack if self.connected && self.confirms => {
                     let mut ends = self.client.failures();
                     ends.extend(self.client.ahead.iter().map(|offset| (*offset..=*offset, Stage::Handled)));
-                    assert!(self.ledger.settle(&ends));
-                    assert!(self.ledger.ack(self.client.received, self.client.handled));
+                    assert!(self.ledger.settle(&ends, NOW));
+                    assert!(self.ledger.ack(self.client.received, self.client.handled, NOW));
                     self.client.confirmed = self.client.handled;
                     // What is confirmed meanwhile is not sent again.
                     self.next_offset = self.next_offset.max(self.client.handled + 1);
                 }
                 Command::FalseAck if self.confirms => {
                     let false_one = self.last_offset + 1;
-                    assert!(!self.ledger.ack(false_one, 0));
-                    assert!(!self.ledger.settle(&[(1..=false_one, Stage::Handled)]));
+                    assert!(!self.ledger.ack(false_one, 0, NOW));
+                    assert!(!self.ledger.settle(&[(1..=false_one, Stage::Handled)], NOW));
                 }
                 Command::Disconnect => self.disconnect(),
                 Command::Resume if self.confirms => {
@@ -1230,10 +1230,10 @@ mod histories {
                     self.lose_wire();
                 }
                 Command::FalseResume if self.confirms => {
-                    assert!(!self.ledger.resume(self.last_offset + 1, None));
-                    assert!(!self.ledger.resume(self.client.handled, Some(self.last_offset + 1)));
+                    assert!(!self.ledger.resume(self.last_offset + 1, None, NOW));
+                    assert!(!self.ledger.resume(self.client.handled, Some(self.last_offset + 1), NOW));
                     if let Some(less) = self.client.confirmed.checked_sub(1) {
-                        assert!(!self.ledger.resume(less, Some(self.client.received)));
+                        assert!(!self.ledger.resume(less, Some(self.client.received), NOW));
                     }
                 }
                 Command::Connect if self.confirms && !self.connected => {
@@ -1264,8 +1264,8 @@ mod histories {
         }
 
         fn resume(&mut self) {
-            assert!(self.ledger.settle(&self.client.failures()));
-            assert!(self.ledger.resume(self.client.handled, Some(self.client.received)));
+            assert!(self.ledger.settle(&self.client.failures(), NOW));
+            assert!(self.ledger.resume(self.client.handled, Some(self.client.received), NOW));
             self.client.confirmed = self.client.handled;
             self.next_offset = self.client.received + 1;
         }

@@ -1,0 +1,273 @@
+//! Bursts of pushes: what follows one push at once is written with it, and not each by itself.
+//!
+//! A push is written at once, unless this thread has pushed within the last [`BURST`]. What follows another so closely is
+//! put off, and written by a task of the same runtime when it has its turn; a thread that goes on pushing writes it
+//! itself after [`DELAY`], or after as long as the last flush took. To a [`CROWD`] that task writes in any case.
+//!
+//! Where there is no runtime of the server's, nothing is put off.
+
+use std::{
+    cell::RefCell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, Id};
+
+use super::Session;
+use crate::clock::Runtimes;
+
+/// A push that follows another of its thread within this time is put off. In tests long enough for a busy machine.
+const BURST: Duration = if cfg!(test) { Duration::from_secs(5) } else { Duration::from_micros(50) };
+
+/// Sessions up to which the thread that pushes may write to all of them itself.
+pub(super) const CROWD: usize = 4096;
+
+/// Sessions that are written to before others have their turn.
+const WRITTEN_IN_TURN: usize = 256;
+
+/// What is put off waits no longer than this while its thread goes on pushing, or as long as the last flush took.
+const DELAY: Duration = Duration::from_micros(200);
+
+thread_local! {
+    /// Of the runtime in which this thread pushed last.
+    static FLUSHER: RefCell<Option<Arc<Flusher>>> = const { RefCell::new(None) };
+}
+
+/// See the module. A thread has one.
+pub(super) struct Flusher {
+    runtime: Id,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Each of them once: [`State::put_off`](super::state::State::put_off) says so.
+    sessions: Vec<Session>,
+    /// When the first of them was put off.
+    since: Option<Instant>,
+    /// When the last push was written or put off.
+    pushed: Option<Instant>,
+    /// How long the last flush took.
+    took: Duration,
+    /// A task has begun that ends when nothing waits.
+    has_task: bool,
+}
+
+impl Flusher {
+    /// The flusher of this thread, if it is in a runtime of the server's.
+    fn of_this_thread(runtimes: &Runtimes) -> Option<Arc<Self>> {
+        let runtime = runtimes.here()?;
+        FLUSHER.with_borrow_mut(|flusher| {
+            if flusher.as_ref().is_none_or(|flusher| flusher.runtime != runtime) {
+                // What the former one has put off its own task writes.
+                let waiting = Waiting::default();
+                *flusher = Some(Arc::new(Self { runtime, waiting: waiting.into() }));
+            }
+            flusher.clone()
+        })
+    }
+
+    /// Writes to these, or has them written soon: each has something on its connection, and waits nowhere yet.
+    pub(super) fn write(runtimes: &Runtimes, sessions: Vec<Session>) {
+        let flusher = Self::of_this_thread(runtimes);
+        match flusher {
+            // A crowd takes long: others have their turns meanwhile.
+            Some(flusher) if flusher.is_in_burst() || CROWD < sessions.len() => flusher.put_off(sessions),
+            flusher => {
+                sessions.iter().for_each(Session::write_put_off);
+                if let Some(flusher) = flusher {
+                    flusher.waiting.lock().pushed = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn is_in_burst(&self) -> bool {
+        self.waiting.lock().pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
+    }
+
+    fn put_off(self: &Arc<Self>, sessions: Vec<Session>) {
+        let (is_overdue, had_task);
+        {
+            let mut waiting = self.waiting.lock();
+            match waiting.sessions.is_empty() {
+                true => waiting.sessions = sessions,
+                false => waiting.sessions.extend(sessions),
+            }
+            let now = Instant::now();
+            waiting.pushed = Some(now);
+            let since = *waiting.since.get_or_insert(now);
+            is_overdue = DELAY.max(waiting.took) <= now.duration_since(since);
+            // On another thread it may have come to its end just now.
+            had_task = std::mem::replace(&mut waiting.has_task, true);
+        }
+        if !had_task {
+            Task::spawn(self);
+        }
+        if is_overdue {
+            self.write_all();
+        }
+    }
+
+    fn take(&self) -> Vec<Session> {
+        let mut waiting = self.waiting.lock();
+        waiting.since = None;
+        std::mem::take(&mut waiting.sessions)
+    }
+
+    fn write_all(&self) {
+        let began = Instant::now();
+        self.take().iter().for_each(Session::write_put_off);
+        self.waiting.lock().took = began.elapsed();
+    }
+}
+
+/// Writes what is put off. Dropped with its runtime, it writes what it still has, and what comes later another task
+/// writes.
+struct Task(Arc<Flusher>);
+
+impl Task {
+    /// On the runtime of this thread, which is the flusher's.
+    fn spawn(flusher: &Arc<Flusher>) {
+        Handle::current().spawn(Self(Arc::clone(flusher)).run());
+    }
+
+    async fn run(self) {
+        loop {
+            // Those that are ready push first.
+            tokio::task::yield_now().await;
+            let mut sessions = Rest(self.0.take().into_iter());
+            let began = Instant::now();
+            while sessions.write(WRITTEN_IN_TURN) {
+                tokio::task::yield_now().await;
+            }
+            let mut waiting = self.0.waiting.lock();
+            waiting.took = began.elapsed();
+            if waiting.sessions.is_empty() {
+                waiting.has_task = false;
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let is_cut_off = std::mem::take(&mut self.0.waiting.lock().has_task);
+        if is_cut_off {
+            self.0.write_all();
+        }
+    }
+}
+
+/// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
+struct Rest(std::vec::IntoIter<Session>);
+
+impl Rest {
+    /// Writes to so many of them. False: there are no more.
+    fn write(&mut self, sessions_max: usize) -> bool {
+        self.0.by_ref().take(sessions_max).for_each(|session| session.write_put_off());
+        0 < self.0.len()
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.write(usize::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Class, Push, Receipt, Stage, fixtures::plain_connections, registry::Registry},
+        *,
+    };
+
+    fn push(registry: &Registry, sessions: &[Session], text: &'static str) -> Receipt {
+        let (push, receipt) = (Push::new("Chat", "say", text).class(Class::Fire), Receipt::new());
+        registry.fan_out.push_to(sessions, &push, &receipt).expect("small");
+        receipt
+    }
+
+    fn written(receipt: &Receipt) -> usize {
+        receipt.outcomes().at(Stage::PlainWritten)
+    }
+
+    /// Lets all tasks that are ready have their turn, and those that they wake.
+    async fn turn() {
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The first push is written at once. Those that follow it closely leave together, when others have had a turn.
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_closely_leaves_together() {
+        let (_server, _clients, registry, connections) = plain_connections::<2>("together").await;
+        let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+        turn().await;
+        let first = push(&registry, &sessions, "1");
+        assert_eq!(written(&first), 2, "at once");
+        let before = connections[0].stats().written_bytes;
+        let more = ["2", "3", "4"].map(|text| push(&registry, &sessions, text));
+        assert!(more.iter().all(|receipt| receipt.outcomes().at(Stage::Queued) == 2), "they wait: {more:?}");
+        assert_eq!(connections[0].stats().written_bytes, before);
+        turn().await;
+        assert!(more.iter().all(|receipt| written(receipt) == 2), "all are written: {more:?}");
+    }
+
+    /// A thread that goes on pushing does not hold back what it pushed first.
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_goes_on_pushing_holds_nothing_back() {
+        let (_server, _clients, registry, connections) = plain_connections::<1>("busy").await;
+        let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+        push(&registry, &sessions, "1");
+        let second = push(&registry, &sessions, "2");
+        let began = Instant::now();
+        while written(&second) == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "it waits for ever");
+            push(&registry, &sessions, "more");
+        }
+    }
+
+    /// What was put off counts as written where its session is ended in the same turn, as if it had been written at once.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_put_off_leaves_before_its_session_ends() {
+        let (server, _clients, registry, connections) = plain_connections::<1>("ended").await;
+        let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+        turn().await;
+        let receipts = ["1", "2"].map(|text| push(&registry, &sessions, text));
+        sessions[0].end("for a test");
+        assert!(receipts.iter().all(|receipt| written(receipt) == 1), "{receipts:?}");
+        drop(server);
+    }
+
+    /// Where a runtime ends before its flusher had a turn, what was put off is written all the same.
+    #[test]
+    fn what_was_put_off_leaves_though_its_runtime_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (server, clients, receipts) = runtime.block_on(async {
+            let (server, clients, registry, connections) = plain_connections::<1>("runtime").await;
+            let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+            turn().await;
+            (server, clients, ["1", "2"].map(|text| push(&registry, &sessions, text)))
+        });
+        assert_eq!(receipts[1].outcomes().at(Stage::Queued), 1, "{receipts:?}");
+        drop(runtime);
+        assert_ne!(receipts[1].outcomes().at(Stage::Queued), 1, "{receipts:?}");
+        drop((server, clients));
+    }
+
+    /// A thread without a runtime of the server's puts nothing off.
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_without_a_runtime_writes_at_once() {
+        let (_server, _clients, registry, connections) = plain_connections::<1>("outside").await;
+        let sessions = connections.map(|connection| registry.of(&connection).expect("it is made"));
+        let outside =
+            std::thread::spawn(move || ["1", "2", "3"].map(|text| written(&push(&registry, &sessions, text))));
+        assert_eq!(outside.join().expect("no panic"), [1, 1, 1]);
+    }
+}
