@@ -203,6 +203,13 @@ impl CallError {
     /// value given to [`Context::set_error_detail`](crate::Context::set_error_detail). `None` if the peer sent none,
     /// like Go's servers, or one of another type.
     ///
+    /// Two things are compared. First the names of the types: the last segment of the path (`NotPaid` of
+    /// `bank::errors::NotPaid`), without generic arguments, and for a pointer that of what it points to. So both sides
+    /// call the type the same. Types of the standard library have no name here (`u8`, `String`, `Vec<NotPaid>`, tuples):
+    /// they fit only each other. Then the value is decoded, with the rules of any message: for a lenient `#[message]`
+    /// unknown fields are skipped and missing ones are the default, so that a type can grow. A peer that names no type is
+    /// one of an early version of Bothways: there the decoding decides alone.
+    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -22,6 +22,32 @@ impl fmt::Display for NotPaid {
     }
 }
 
+#[bothways::message]
+#[derive(Debug, PartialEq)]
+struct RateLimited {
+    retry_after_ms: u64,
+}
+
+#[bothways::message]
+#[derive(Debug, PartialEq)]
+struct Empty {}
+
+/// What another crate calls the same, and has more fields by now.
+mod newer {
+    #[bothways::message]
+    #[derive(Debug, PartialEq)]
+    pub(super) struct RateLimited {
+        pub(super) retry_after_ms: u64,
+        pub(super) why: String,
+    }
+
+    #[bothways::message]
+    #[derive(Debug, PartialEq)]
+    pub(super) enum NotPayed {
+        Locked,
+    }
+}
+
 /// It has a text alone.
 #[derive(Debug)]
 struct Plain;
@@ -118,6 +144,66 @@ async fn an_error_that_serde_writes_arrives_as_itself_in_both_directions() {
     let session = server.sessions(&bothways::Target::everyone()).expect("no topic")[0].clone();
     let error = failed(BankClient::new(&session).pay(&12)).await;
     assert_eq!(error.detail(), Some(NotPaid::TooLittle { missing: 2 }));
+}
+
+#[tokio::test]
+async fn an_error_of_another_type_is_none() {
+    let handlers = Router::new()
+        .handler("T", "limited", |_: Request| async {
+            Reply::error("limited").with_detail(&RateLimited { retry_after_ms: 5 })
+        })
+        .handler("T", "boxed", |_: Request| async {
+            Reply::error("limited").with_detail(&Box::new(RateLimited { retry_after_ms: 5 }))
+        })
+        .handler("T", "list", |_: Request| async { Reply::error("list").with_detail(&["apples", "pears"]) });
+    let server = Server::builder().router(handlers).handler("By", "Hand", by_hand).build();
+    let listening = server.listen("memory@other errors").await.expect("listens");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("connects");
+
+    for method in ["limited", "boxed"] {
+        let error = failed(client.call::<()>("T", method, &())).await;
+        assert_eq!(error.detail::<Empty>(), None);
+        assert_eq!(error.detail::<()>(), None);
+        assert_eq!(error.detail::<NotPaid>(), None);
+        assert_eq!(error.detail::<Option<RateLimited>>(), None);
+        assert_eq!(error.detail(), Some(RateLimited { retry_after_ms: 5 }));
+        // The same type at another age, and through a pointer.
+        assert_eq!(error.detail(), Some(newer::RateLimited { retry_after_ms: 5, why: String::new() }));
+        assert_eq!(error.detail::<Box<RateLimited>>().map(|limited| limited.retry_after_ms), Some(5));
+    }
+
+    let error = failed(client.call::<()>("By", "Hand", &())).await;
+    assert_eq!((error.detail::<newer::NotPayed>(), error.detail()), (None, Some(NotPaid::Locked)));
+    let error = failed(client.call::<()>("T", "list", &())).await;
+    assert_eq!((error.detail::<RateLimited>(), error.detail::<Empty>()), (None, None));
+    assert_eq!(error.detail(), Some(vec!["apples".to_owned(), "pears".to_owned()]));
+}
+
+/// A text that the hook hides would otherwise leave as the value beside the new one.
+#[tokio::test]
+async fn what_on_error_hides_does_not_leave_beside_the_new_text() {
+    let server = Server::builder()
+        .service(Branch.into_service())
+        .handler("By", "Hand", by_hand)
+        .on_error(|_, method, text| if method == "Own" { text } else { "internal error".to_owned() })
+        .build();
+    let listening = server.listen("memory@hidden errors").await.expect("listens");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("connects");
+
+    let bank = BankClient::new(&client);
+    let hidden = [
+        failed(bank.text()).await,
+        failed(bank.pay(&15)).await,
+        failed(bank.plain()).await,
+        failed(client.call::<()>("By", "Hand", &())).await,
+    ];
+    for error in hidden {
+        assert_eq!((error.remote_text(), error.code(), error.app_code()), (Some("internal error"), None, None));
+        assert_eq!((error.detail::<String>(), error.detail::<NotPaid>()), (None, None));
+    }
+    // What the hook lets pass stays whole.
+    let error = failed(bank.own()).await;
+    assert_eq!((error.remote_text(), error.detail()), (Some("not paid"), Some(7)));
 }
 
 #[tokio::test]

@@ -51,6 +51,9 @@ pub mod keys {
     pub const APP_CODE: &str = "_bw.app";
     /// The value of an error, in a failed reply: MessagePack, in base64.
     pub const ERROR_DETAIL: &str = "_bw.detail";
+    /// Of which type [`ERROR_DETAIL`] is: the last segment of its path, at most 64 bytes; empty if it has no name of the
+    /// application's.
+    pub const ERROR_DETAIL_TYPE: &str = "_bw.dt";
     /// The service path of control messages between negotiated peers.
     pub const CONTROL_PATH: &str = "_bothways";
     /// The method that asks the peer to stop a call. A oneway request, from either side.

@@ -197,6 +197,12 @@ impl ServerBuilder {
 
     /// Rewrites the text of each error that a handler returns, given service path, method and text. Source: Go
     /// `ServerErrorFunc`.
+    ///
+    /// If the new text differs, it goes alone: the error's value ([`CallError::detail`](crate::CallError::detail)) and
+    /// the application's code ([`CallError::app_code`](crate::CallError::app_code)) are dropped. They stay beside a text
+    /// that the hook returns unchanged. The pairs of [`Context::reply_metadata`](crate::Context::reply_metadata) are the
+    /// reply's, and stay in any case. A refusal ([`Reply::refused`](crate::Reply::refused)) does not come to the hook: its
+    /// text is for the caller.
     pub fn on_error(mut self, hook: impl Fn(&str, &str, String) -> String + Send + Sync + 'static) -> Self {
         self.hooks.on_error = Some(Arc::new(hook));
         self

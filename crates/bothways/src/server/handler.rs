@@ -484,14 +484,19 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
     }
 }
 
-/// Gives the text of a handler's error to the hook. Refusals of ours have a code, and stay as they are.
+/// Gives the text of a handler's error to the hook. Refusals have a code, and stay as they are. What the hook hides in
+/// the text does not leave beside it.
 fn rewrite_errors(hook: ErrorHook, request: Message, answer: BoxFuture<Reply>) -> BoxFuture<Reply> {
     Box::pin(async move {
         let mut reply = answer.await;
         if let Err(failure) = &mut reply.outcome
             && failure.code.is_none()
         {
-            failure.text = hook(request.service_path(), request.service_method(), std::mem::take(&mut failure.text));
+            let text = hook(request.service_path(), request.service_method(), failure.text.clone());
+            if text != failure.text {
+                failure.said = None;
+                failure.text = text;
+            }
         }
         reply
     })
