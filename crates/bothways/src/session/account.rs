@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -20,6 +20,16 @@ pub(super) struct Account {
     bytes_max: usize,
     /// Told when there is more room than before.
     pub(super) room: Notify,
+    /// Where it is kept, if calls are counted.
+    home: Option<Box<dyn Home>>,
+    /// The user has no session: the end of the last call takes it out of the table.
+    is_left: AtomicBool,
+}
+
+/// The table that an account which counts calls is kept in.
+pub(super) trait Home: std::fmt::Debug + Send + Sync {
+    /// The last call that this account counted is over, and its user has no session.
+    fn forget(&self, account: &Arc<Account>);
 }
 
 impl Changes for Account {
@@ -30,7 +40,19 @@ impl Changes for Account {
 
 impl Account {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { held_bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0), bytes_max, room: Notify::new() }
+        Self {
+            held_bytes: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            bytes_max,
+            room: Notify::new(),
+            home: None,
+            is_left: AtomicBool::new(false),
+        }
+    }
+
+    /// One that counts calls, and stays in its table until the last of them is over.
+    pub(super) fn at_home(bytes_max: usize, home: impl Home + 'static) -> Self {
+        Self { home: Some(Box::new(home)), ..Self::new(bytes_max) }
     }
 
     /// Takes so much, if there is room; whatever it is, if nothing is held.
@@ -58,11 +80,26 @@ impl Account {
         self.fits(self.held_bytes.load(Ordering::Relaxed), bytes)
     }
 
-    /// A place for one more call of the user. `Err`: as many as may run do.
-    pub(super) fn begin_call(self: &Arc<Self>, calls_max: usize) -> Result<UserCall, usize> {
-        let running = self.calls.fetch_add(1, Ordering::AcqRel);
-        let call = UserCall(Arc::clone(self));
-        if running < calls_max { Ok(call) } else { Err(running) }
+    /// Counts one more call of the user. Answers as well how many ran before.
+    pub(super) fn begin_call(self: &Arc<Self>) -> (UserCall, usize) {
+        // One order for this and `is_left`: the last call or the last session, whichever ends later, sees the other.
+        let running = self.calls.fetch_add(1, Ordering::SeqCst);
+        (UserCall(Arc::clone(self)), running)
+    }
+
+    /// The user has no session any more. True: calls of the user run still, and the account stays for them.
+    pub(super) fn outlives_sessions(&self) -> bool {
+        self.is_left.store(true, Ordering::SeqCst);
+        self.runs_calls()
+    }
+
+    /// The user has a session.
+    pub(super) fn note_session(&self) {
+        self.is_left.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn runs_calls(&self) -> bool {
+        0 < self.calls.load(Ordering::SeqCst)
     }
 
     fn fits(&self, held: usize, bytes: usize) -> bool {
@@ -80,12 +117,18 @@ pub(super) fn fits(held: usize, bytes: usize, bytes_max: usize) -> bool {
     held == 0 || held.saturating_add(bytes) <= bytes_max
 }
 
-/// A call of a user that runs; gives its place back when dropped.
+/// A call of a user that runs; gives its place back when dropped, which no thread does that has locked a session.
 #[derive(Debug)]
 pub(crate) struct UserCall(Arc<Account>);
 
 impl Drop for UserCall {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+        let is_last = self.0.calls.fetch_sub(1, Ordering::SeqCst) == 1;
+        if is_last
+            && self.0.is_left.load(Ordering::SeqCst)
+            && let Some(home) = &self.0.home
+        {
+            home.forget(&self.0);
+        }
     }
 }

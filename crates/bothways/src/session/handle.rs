@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     SessionId,
-    account::UserCall,
+    account::{Account, UserCall},
     claims::Listed,
     explain::{self, EventLog, What},
     ledger::{Entry, Ledger, Next, Origin},
@@ -137,8 +137,10 @@ impl Session {
 
     /// A place for one more call of its user, if it has one. `Err`: so many run already.
     pub(crate) fn begin_user_call(&self, calls_max: usize) -> Result<Option<UserCall>, usize> {
-        let account = self.lock().ledger().account().cloned();
-        account.map(|account| account.begin_call(calls_max)).transpose()
+        // Under the session's lock: the account of one that ends this moment is kept for the call, or not found.
+        let begun = self.lock().ledger().account().map(Account::begin_call);
+        let Some((call, running)) = begun else { return Ok(None) };
+        if running < calls_max { Ok(Some(call)) } else { Err(running) }
     }
 
     /// True if its client acknowledges, and has been sent what it has not acknowledged.

@@ -1,10 +1,13 @@
 //! The sessions of each user, and what these use together.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
 
 use super::{
     Session,
-    account::Account,
+    account::{Account, Home},
     crowd::Crowd,
     lock::{self, Changes, Held as HeldLocks, Wake},
     shards::Shards,
@@ -14,14 +17,16 @@ use super::{
 ///
 /// Locks: a part of the table, then a session.
 pub(super) struct Users {
-    shards: Shards<HashMap<Arc<str>, OfUser>>,
+    table: Arc<Table>,
     /// The calls of each user are counted.
     counts_calls: bool,
     /// Bytes that the logs of one user's sessions may hold together.
     bytes_max: usize,
 }
 
-/// What belongs to one user.
+type Table = Shards<HashMap<Arc<str>, OfUser>>;
+
+/// What belongs to one user. It stays while the user has sessions, or calls that run.
 #[derive(Default)]
 struct OfUser {
     sessions: Crowd<Session>,
@@ -32,12 +37,12 @@ struct OfUser {
 
 impl Users {
     pub(super) fn new(counts_calls: bool, bytes_max: usize) -> Self {
-        Self { shards: Shards::default(), counts_calls, bytes_max }
+        Self { table: Arc::default(), counts_calls, bytes_max }
     }
 
     /// The sessions of the user of this name, in the order in which they came.
     pub(super) fn sessions_of(&self, name: &str) -> Vec<Session> {
-        let users = self.shards.of(name).read();
+        let users = self.table.of(name).read();
         users.get(name).map(|theirs| theirs.sessions.iter().cloned().collect()).unwrap_or_default()
     }
 
@@ -47,7 +52,7 @@ impl Users {
     pub(super) fn settle(&self, session: &Session, user: &Arc<str>) {
         // Nobody is woken while a table is locked.
         let _held_locks = HeldLocks::begin();
-        let mut users = self.shards.of(&**user).write();
+        let mut users = self.table.of(&**user).write();
         if let Some(theirs) = users.get_mut(user) {
             self.open_account(theirs, session, user);
         }
@@ -63,14 +68,18 @@ impl Users {
                 state.list();
             }
             if theirs.account.is_none() && self.counts_calls {
-                theirs.account = Some(self.new_account());
+                theirs.account = Some(self.new_account(user));
+            }
+            if let Some(account) = &theirs.account {
+                account.note_session();
             }
             state.charge(theirs.account.clone());
         } else if is_listed {
             let theirs = users.get_mut(user).expect("it was just seen");
             theirs.sessions.remove(session);
             state.unlist(theirs.account.as_ref());
-            if theirs.sessions.is_empty() {
+            let has_calls = || theirs.account.as_ref().is_some_and(|account| account.outlives_sessions());
+            if theirs.sessions.is_empty() && !has_calls() {
                 users.remove(user);
             }
         }
@@ -82,7 +91,7 @@ impl Users {
         if theirs.account.is_some() || theirs.sessions.iter().all(|other| other == second) || !comes() {
             return;
         }
-        let account = self.new_account();
+        let account = self.new_account(user);
         for session in theirs.sessions.iter() {
             let mut state = session.lock();
             if state.is_of(user) {
@@ -95,8 +104,38 @@ impl Users {
         theirs.account = Some(account);
     }
 
-    fn new_account(&self) -> Arc<Account> {
-        Account::new(self.bytes_max).into()
+    fn new_account(&self, user: &Arc<str>) -> Arc<Account> {
+        let home = || AtHome { table: Arc::downgrade(&self.table), user: Arc::clone(user) };
+        match self.counts_calls {
+            true => Account::at_home(self.bytes_max, home()).into(),
+            false => Account::new(self.bytes_max).into(),
+        }
+    }
+}
+
+/// The place of an account, from which the last call of a user without sessions takes it.
+struct AtHome {
+    table: Weak<Table>,
+    user: Arc<str>,
+}
+
+impl Home for AtHome {
+    fn forget(&self, account: &Arc<Account>) {
+        let Some(table) = self.table.upgrade() else { return };
+        let mut users = table.of(&*self.user).write();
+        let is_kept_for_calls = |theirs: &OfUser| {
+            theirs.sessions.is_empty() && theirs.account.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, account))
+        };
+        // The user may be back, or call once more, this moment.
+        if users.get(&self.user).is_some_and(is_kept_for_calls) && !account.runs_calls() {
+            users.remove(&self.user);
+        }
+    }
+}
+
+impl std::fmt::Debug for AtHome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AtHome").field("user", &self.user).finish_non_exhaustive()
     }
 }
 
@@ -125,7 +164,7 @@ mod tests {
         registry.remove(&session, Ending::new("now", NotResumed::Ended), None);
         registry.users.settle(&session, &ann);
         assert_eq!(bound_to(&registry, "ann"), 0);
-        assert!(registry.users.shards.iter().all(|shard| shard.read().is_empty()), "nothing is left");
+        assert!(registry.users.table.iter().all(|shard| shard.read().is_empty()), "nothing is left");
         registry.bind_user(&session, Some("bob"));
         assert_eq!(bound_to(&registry, "bob"), 0, "it has ended");
     }
@@ -165,6 +204,36 @@ mod tests {
         assert!((1..4).all(|at| account(at).is_some_and(|other| Arc::ptr_eq(&other, &first))));
         sessions[3].bind_user("bob");
         assert!(account(3).is_none());
+    }
+
+    /// What a user runs is counted for as long as it runs, whichever sessions come and go meanwhile; then nothing of
+    /// the user is left.
+    #[tokio::test(start_paused = true)]
+    async fn an_account_outlives_the_last_session_while_calls_run() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("account-outlives").await;
+        let users = Users::new(true, 0);
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let bind = |at: usize, name: &str| {
+            let name: Arc<str> = name.into();
+            let before = sessions[at].bind(Some(Arc::clone(&name))).expect("another user");
+            before.iter().chain([&name]).for_each(|user| users.settle(&sessions[at], user));
+        };
+        let begin = |at: usize| sessions[at].begin_user_call(2).map(|call| call.expect("calls are counted"));
+        bind(0, "ann");
+        let calls = [begin(0).expect("room"), begin(0).expect("room")];
+        assert_eq!(begin(0).err(), Some(2));
+        bind(0, "bob");
+        assert!(begin(0).is_ok(), "bob runs nothing");
+        bind(1, "ann");
+        assert_eq!(begin(1).err(), Some(2), "what runs is ann's still");
+        bind(0, "ann");
+        bind(0, "bob");
+        bind(1, "bob");
+        assert_eq!(users.table.iter().map(|shard| shard.read().len()).sum::<usize>(), 2);
+        drop(calls);
+        assert_eq!(users.table.iter().map(|shard| shard.read().len()).sum::<usize>(), 1, "bob");
+        bind(2, "ann");
+        assert!(begin(2).is_ok());
     }
 
     /// A session that is another user's by now, and one that has ended, are still in the list: the account that their

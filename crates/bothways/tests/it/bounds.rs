@@ -457,6 +457,42 @@ async fn the_calls_of_a_user_are_bounded_together() {
     call(&devices[0], "Echo", "x").await.expect("there is room again");
 }
 
+/// A client that leaves and comes back does not run more for that: what it began runs on, and counts on.
+#[tokio::test(start_paused = true)]
+async fn the_calls_of_a_user_who_left_count_until_they_are_over() {
+    let (handler, mut asked) = gate();
+    let server = echoing()
+        .handler("T", "Wait", handler)
+        .auth(|request| async move {
+            request.session().expect("it is connected").bind_user("eve");
+            Ok::<_, String>(())
+        })
+        .limits(ServerLimits::new().calls_per_user_max(Some(2)))
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut running = Vec::new();
+    for round in 0..4 {
+        let mut client = Scripted::connect(listening.address()).await;
+        for seq in 0..3 {
+            client.say(request(seq, "Wait", b"")).await;
+        }
+        let refused = if round == 0 { 1 } else { 3 };
+        for _ in 0..refused {
+            let text = client.next().await.error_text().expect("both places are taken");
+            assert!(text.contains("2 calls of this user"), "{text}");
+        }
+        running.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+        client.reset();
+        settle().await;
+        assert_eq!((server.stats().connections, running.len()), (0, 2));
+    }
+    running.into_iter().for_each(|asked| asked.answer(Reply::ok("")));
+    settle().await;
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(request(1, "Wait", b"")).await;
+    soon(asked.recv()).await.expect("there is room again");
+}
+
 /// A client that opens a connection for each call is bounded by the first one of each: it counts as soon as the hook
 /// has said whose it is.
 #[tokio::test(start_paused = true)]
