@@ -67,8 +67,9 @@ use std::{
     any::Any,
     collections::HashMap,
     future::Future,
+    hash::{BuildHasher, RandomState},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -291,7 +292,7 @@ struct Rare {
     /// What the client has said to handle; `None`: nothing, and it is asked.
     methods: Option<Methods>,
     /// A request of a client that was let in showed a token that was refused.
-    token_refused: bool,
+    token_refused: Option<u64>,
 }
 
 impl State {
@@ -641,14 +642,21 @@ impl Connection {
         self.shared.state.lock().rare().messages_repeated += 1;
     }
 
-    /// A request of a client that was let in showed a token that was refused. True if one did before.
-    pub(crate) fn note_refused_token(&self) -> bool {
-        std::mem::replace(&mut self.shared.state.lock().rare().token_refused, true)
+    /// A request of a client that was let in showed this token, and it was refused. If one did before: whether it was the
+    /// same token.
+    pub(crate) fn note_refused_token(&self, token: &[u8]) -> Option<bool> {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let hash = HASHER.hash_one(token);
+        let mut state = self.shared.state.lock();
+        let refused = &mut state.rare().token_refused;
+        let is_same = refused.map(|first| first == hash);
+        refused.get_or_insert(hash);
+        is_same
     }
 
     /// True if a request of a client that was let in showed a token that was refused.
     pub(crate) fn has_refused_token(&self) -> bool {
-        self.shared.state.lock().rare.as_ref().is_some_and(|rare| rare.token_refused)
+        self.shared.state.lock().rare.as_ref().is_some_and(|rare| rare.token_refused.is_some())
     }
 
     /// From here on the layer above refuses the peer's calls.

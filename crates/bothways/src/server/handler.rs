@@ -55,8 +55,8 @@ impl AuthRequest {
     ///
     /// A hook that counts a user's sessions, or ends all others, must leave this one out: it belongs to this client.
     /// [`Target::except`](crate::Target::except) of [`Self::session`] excepts both. If the client cannot get it after
-    /// all, because something that it was sent is missing, it has a new one beside it until the resume window of the
-    /// old one is over.
+    /// all, because something that it was sent is missing, it has a new one: an old one that is connected ends then, and
+    /// one that is away stays until its resume window is over.
     ///
     /// ```
     /// use std::sync::OnceLock;
@@ -152,6 +152,9 @@ impl ConnectionHandler for ServerHandler {
                 return Answer::Nothing;
             }
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
+        }
+        if connection.takes_no_calls() && !ends_something {
+            return Answer::Ready(refuse_moved(connection, &message));
         }
         let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
@@ -347,7 +350,8 @@ impl ConnectionHandler for ServerHandler {
 impl ServerHandler {
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
-        self.0.sessions.claim(connection, said)
+        let is_let_in = self.asks_for_token() && connection.is_trusted();
+        self.0.sessions.claim(connection, said, is_let_in)
     }
 
     /// What Bothways clients tell the framework itself; what plain ones do is a service (`control.rs`).
@@ -405,6 +409,17 @@ impl Shared {
     }
 }
 
+/// The client has gone on with its session over another connection, for its token has run out here: what it has sent
+/// here before it knew of that is made once more there, and not run here.
+#[cold]
+fn refuse_moved(connection: &Connection, message: &Message) -> Reply {
+    if message.header().is_oneway() {
+        connection.count_refused_oneway();
+        connection.hand_back(message);
+    }
+    Reply::refused(ErrorCode::Unauthenticated, "the session is on another connection now")
+}
+
 /// How often a connection whose token was refused is looked at: it ends when no call runs on it any more.
 const TOKEN_LOOK: Duration = Duration::from_secs(1);
 
@@ -412,14 +427,17 @@ const TOKEN_LOOK: Duration = Duration::from_secs(1);
 const TOKEN_END: Duration = Duration::from_secs(60);
 
 /// The token of a request was refused, and that of the Hello was not: it has run out. The client is told to come again
-/// with another one. What was let in before is still answered, and what comes still has to show its token.
-fn end_for_token(connection: &Connection, why: &str) {
-    if connection.note_refused_token() {
-        return;
+/// with another one. What was let in before is still answered, and what comes still has to show its token. False: this
+/// is another token than the first one that was refused here: tokens are tried, and the connection ends at once.
+fn end_for_token(connection: &Connection, why: &str, token: &[u8]) -> bool {
+    match connection.note_refused_token(token) {
+        None => {}
+        Some(is_same) => return is_same,
     }
     let reason = CloseReason::Unauthenticated(why.to_owned());
     if !connection.say_goodbye_for(ErrorCode::Unauthenticated.name(), why, None) {
-        return connection.answer_and_end(reason);
+        connection.answer_and_end(reason);
+        return true;
     }
     let connection = connection.clone();
     tokio::spawn(async move {
@@ -437,6 +455,7 @@ fn end_for_token(connection: &Connection, why: &str) {
             _ = connection.closed() => {}
         }
     });
+    true
 }
 
 async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -> Result<(), Reply> {
@@ -467,7 +486,9 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
                     if is_oneway {
                         connection.hand_back(&request.message);
                     }
-                    end_for_token(connection, &text);
+                    if !end_for_token(connection, &text, request.metadata().value(keys::AUTH).unwrap_or_default()) {
+                        return Err(Reply::refused_for_good(text));
+                    }
                     Reply::refused(ErrorCode::Unauthenticated, text)
                 }
                 AuthError::Refused(text) => Reply::refused_for_good(text),

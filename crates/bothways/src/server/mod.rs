@@ -468,7 +468,7 @@ impl Server {
     /// # Errors
     /// As [`Self::sessions`].
     pub fn kick(&self, target: &Target, why: &str) -> Result<usize, SendError> {
-        let sessions = self.sessions(target)?;
+        let sessions = self.shared.sessions.find_all(target)?;
         self.shared.sessions.kick(&sessions, why);
         Ok(sessions.len())
     }

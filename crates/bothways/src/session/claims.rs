@@ -12,11 +12,12 @@ use super::{
     ledger::{Bounds, Entry, Origin, Unsent},
 };
 
-/// The session that a client wants, and what is held meanwhile.
+/// The session that a client wants and has shown the secret of, and what is held meanwhile.
 pub(super) struct Claims {
     pub(super) wanted: SessionId,
-    /// The client has shown the secret of that one.
-    is_proven: bool,
+    /// Nobody lists this session beside that one. A client that was let in before stands for itself until it has the
+    /// other one: or it could keep out of each list of its user for as long as it likes.
+    hides: bool,
     /// Topics that have no room for one more, where this session stands in the place of the wanted one.
     pub(super) places: Vec<Arc<str>>,
     pub(super) held: Vec<Held>,
@@ -41,14 +42,14 @@ pub(super) struct Held {
 }
 
 impl Claims {
-    pub(super) fn new(wanted: SessionId, is_proven: bool, bounds: Arc<Bounds>) -> Self {
+    pub(super) fn new(wanted: SessionId, hides: bool, bounds: Arc<Bounds>) -> Self {
         let (places, held, unsent) = (Vec::new(), Vec::new(), Unsent::default());
-        Self { wanted, is_proven, places, held, bytes: 0, unsent, bounds }
+        Self { wanted, hides, places, held, bytes: 0, unsent, bounds }
     }
 
-    /// The session that is wanted, if the client has shown its secret.
-    pub(super) fn proven(&self) -> Option<SessionId> {
-        self.is_proven.then_some(self.wanted)
+    /// The session in whose stead this one is not listed.
+    pub(super) fn hidden_by(&self) -> Option<SessionId> {
+        self.hides.then_some(self.wanted)
     }
 
     /// This session subscribes where the wanted one does, and no more may: it stands in its place.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Session, SessionId,
     away::{Key, Waiting},
-    endings::{Ending, Eviction, NotResumed},
+    endings::{Ending, Eviction, Last, NotResumed},
     explain::{self, What},
     registry::Registry,
     state::{Remains, State},
@@ -19,15 +19,6 @@ use crate::{
     error::CloseReason,
 };
 
-/// What a connection whose session is ended does last.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Last {
-    /// What waits is written.
-    Written,
-    /// What runs is answered.
-    Answered,
-}
-
 /// Sessions that end before others have their turn.
 pub(super) const ENDED_AT_ONCE: usize = 256;
 
@@ -37,6 +28,18 @@ impl Registry {
         let Some(session) = self.session(id) else { return };
         let ending = Ending::new("its client came back as another user", NotResumed::Revoked);
         if let Some(connection) = self.remove(&session, ending, None) {
+            connection.close();
+        }
+    }
+
+    /// The client of this session has shown its secret on another connection, and goes on there with a new one: its old
+    /// connection ends, and this session with it. A client that is connected twice is nobody's idea of one that comes
+    /// back.
+    pub(super) fn end_left_behind(&self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        let ending = Ending::new("its client came back, and could not get it", NotResumed::Gap);
+        if let Some(connection) = self.remove_if(&session, ending, None, |state| state.connection().is_some()) {
+            connection.say_goodbye("moved", "its client has another session now");
             connection.close();
         }
     }
@@ -52,7 +55,7 @@ impl Registry {
         let (id, reason) = (session.id(), Said(why));
         tell!(self.told.ended, info, session = %id, why = %reason, "a session was ended");
         let told = eviction.map_or(NotResumed::Ended, Eviction::told);
-        if let Some(connection) = self.remove(session, Ending::new(why, told).by_server(), None) {
+        if let Some(connection) = self.remove(session, Ending { last, ..Ending::new(why, told).by_server() }, None) {
             connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
             match last {
                 Last::Answered if !connection.is_being_let_in() => connection.answer_and_end(CloseReason::Local),
@@ -152,7 +155,13 @@ impl Registry {
             }
             state.end(&self.bounds)?
         };
-        let Remains { user, patterns, ledger, claims, connection } = remains;
+        let Remains { user, patterns, ledger, claims, connection, former } = remains;
+        for connection in former {
+            match ending.last {
+                Last::Answered => connection.answer_and_end(CloseReason::Local),
+                Last::Written => connection.close(),
+            }
+        }
         let event_log = &session.inner.event_log;
         if let Some(why) = ending.why {
             event_log.note(What::Ended(explain::text(why)));

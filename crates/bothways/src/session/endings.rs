@@ -67,6 +67,15 @@ impl NotResumed {
     }
 }
 
+/// What a connection whose session is ended does last.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Last {
+    /// What waits is written.
+    Written,
+    /// What runs is answered.
+    Answered,
+}
+
 /// The end of a session.
 #[derive(Clone, Copy)]
 pub(super) struct Ending<'a> {
@@ -76,11 +85,13 @@ pub(super) struct Ending<'a> {
     pub(super) told: NotResumed,
     /// The server's application ended it on purpose.
     pub(super) by_server: bool,
+    /// What the connections do on which something may run for it.
+    pub(super) last: Last,
 }
 
 impl<'a> Ending<'a> {
     pub(super) fn new(why: &'a str, told: NotResumed) -> Self {
-        Self { why: Some(why), told, by_server: false }
+        Self { why: Some(why), told, by_server: false, last: Last::Written }
     }
 
     /// On purpose: it can be explained whatever happened to it before.
@@ -95,7 +106,7 @@ impl<'a> Ending<'a> {
 
     /// Another session stands for it.
     pub(super) fn merged() -> Self {
-        Self { why: None, told: NotResumed::Unknown, by_server: false }
+        Self { why: None, told: NotResumed::Unknown, by_server: false, last: Last::Written }
     }
 }
 

@@ -118,7 +118,7 @@ pub(crate) use self::{
     rules::Rules,
     topic::covers,
 };
-use self::{claims::Listed, end::Last};
+use self::{claims::Listed, endings::Last};
 pub use self::{
     each::TargetOutcomes,
     endings::Eviction,

@@ -224,8 +224,13 @@ impl Registry {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The sessions that a target names, each once.
+    /// The sessions that a target names, each once: of a client that is about to get its session back, that one alone.
     pub(crate) fn find(&self, target: &Target) -> Result<Vec<Session>, TopicError> {
+        Ok(without_claims(self.find_all(target)?))
+    }
+
+    /// As [`Self::find`], with those whose clients are about to have another one: what ends, or explains, leaves out none.
+    pub(crate) fn find_all(&self, target: &Target) -> Result<Vec<Session>, TopicError> {
         let mut found: Vec<Session> = match &target.who {
             Who::Connection(id) => self.of_connection(*id).into_iter().collect(),
             Who::Session(id) => self.session(*id).into_iter().collect(),
@@ -243,12 +248,12 @@ impl Registry {
         let wanted = |id: &SessionId| self.wanted_by(&self.session(*id)?);
         let excepted: Vec<Session> = target.except.iter().filter_map(wanted).collect();
         found.retain(|session| target.admits(session) && !excepted.contains(session));
-        Ok(without_claims(found))
+        Ok(without(found, |state| state.made_way_for().map(Session::id)))
     }
 
     /// What lately happened to the sessions that a target names: first those that ended.
     pub(crate) fn explain(&self, target: &Target) -> Result<Vec<Explanation>, TopicError> {
-        let live = self.find(target)?;
+        let live = self.find_all(target)?;
         let mut told = self.ended.lock().tell(target);
         told.extend(live.iter().map(Session::explain));
         Ok(told)
@@ -275,13 +280,14 @@ impl Registry {
 
 /// Without those whose client has named another of them, or has got that one since they were listed: that one gets what
 /// is for both.
-pub(super) fn without_claims(mut sessions: Vec<Session>) -> Vec<Session> {
-    let wanted = |session: &Session| {
-        let state = session.lock();
-        state.wanted().or_else(|| state.made_way_for().map(Session::id))
-    };
+pub(super) fn without_claims(sessions: Vec<Session>) -> Vec<Session> {
+    without(sessions, |state| state.hidden_by().or_else(|| state.made_way_for().map(Session::id)))
+}
+
+/// Without those for which another of them stands.
+fn without(mut sessions: Vec<Session>, stands_for: impl Fn(&State) -> Option<SessionId>) -> Vec<Session> {
     let claiming: Vec<(SessionId, SessionId)> =
-        sessions.iter().filter_map(|session| Some((session.id(), wanted(session)?))).collect();
+        sessions.iter().filter_map(|session| Some((session.id(), stands_for(&session.lock())?))).collect();
     if !claiming.is_empty() {
         let listed = Listed::new(&sessions);
         let hidden: HashSet<SessionId> =

@@ -23,13 +23,16 @@ use crate::{
 };
 
 impl Registry {
-    /// The client of a connection names a session that it had, and is about to be let in, which may take a while. What
-    /// is pushed to its user meanwhile is for the session that it had, and not for the one of its connection as well.
-    pub(crate) fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
+    /// The client of a connection shows that it had another session, and is about to be let in, which may take a while.
+    /// What is pushed to its user meanwhile is for the session that it had, and not for the one of its connection as
+    /// well. `is_let_in`: the hook has let it in before, so that it is found as itself until it has the other one.
+    pub(crate) fn claim(&self, connection: &Connection, said: &Metadata, is_let_in: bool) -> Option<Claim> {
         let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
-        let is_proven = self.waits_for(said);
-        let claims = Claims::new(wanted, is_proven, Arc::clone(&self.bounds));
+        if !self.waits_for(said) {
+            return None;
+        }
+        let claims = Claims::new(wanted, !is_let_in, Arc::clone(&self.bounds));
         let claims = session.lock().claim(claims);
         claims.then_some(Claim { session: Some(session) })
     }
@@ -109,6 +112,8 @@ impl Registry {
         }
         if why == NotResumed::Revoked {
             self.end_revoked(wanted);
+        } else if wanted != fresh.id() && self.waits_for(hello) {
+            self.end_left_behind(wanted);
         }
         Ok(())
     }
@@ -150,7 +155,7 @@ impl Registry {
     /// The session that the client of this one has shown the secret of, while it is being let in: it is about to get
     /// that one.
     pub(crate) fn wanted_by(&self, session: &Session) -> Option<Session> {
-        let wanted = session.lock().proven()?;
+        let wanted = session.lock().wanted()?;
         self.session(wanted)
     }
 
@@ -169,11 +174,8 @@ impl Registry {
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
             self.by_connection.of(&before.id()).write().remove(&before.id());
-            // One whose token has run out was told so, and ends when what runs on it is answered.
-            if !before.has_refused_token() {
-                before.say_goodbye("moved", "the session is on another connection now");
-                before.close();
-            }
+            before.say_goodbye("moved", "the session is on another connection now");
+            before.close();
         }
         self.by_connection.of(&connection.id()).write().insert(connection.id(), session.clone());
 
@@ -197,7 +199,8 @@ impl Registry {
     }
 
     /// The part of [`Self::resume`] that happens at one moment: under the locks of both sessions. Returns the
-    /// connection that the session has had until now.
+    /// connection that the session has had until now, if it is to end. One whose token has run out was told so: it ends
+    /// when what runs on it is answered, for this session.
     fn hand_over(
         &self,
         connection: &Connection,
@@ -241,7 +244,13 @@ impl Registry {
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
         event_log.note(What::Resumed { connection: connection.id(), generation, repeated });
         making_way.make_way(&fresh.inner.event_log, &mut state, session);
-        Ok(before)
+        match before {
+            Some(before) if before.has_refused_token() => {
+                before.take_no_calls();
+                Ok(state.keep_former(&before))
+            }
+            before => Ok(before),
+        }
     }
 
     /// That this session can be had by who shows this.
@@ -290,6 +299,7 @@ impl Registry {
         let now = Instant::now();
         let waiting = {
             let mut state = session.lock();
+            state.forget_former(connection);
             // Without a window nobody comes back.
             let has_window = !self.options.resume_window.is_zero();
             let Some(waits) = state.lose(connection, has_window, now, session.now()) else { return };
@@ -451,7 +461,7 @@ mod tests {
         let (_server, _clients, registry, [first, claims]) = plain_connections("granted").await;
         let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
         let fresh = registry.of(&claims).expect("it is made");
-        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
+        registry.claim(&claims, &claim(&welcome), false).expect("it is open").granted();
         let everyone = || registry.find(&Target::everyone()).expect("no topic");
         let session = registry.of(&first).expect("it was made");
         assert_eq!(everyone(), std::slice::from_ref(&session));
@@ -544,7 +554,7 @@ mod tests {
         let welcome = registry.arrive(&first, &Metadata::new()).expect("it is open");
         registry.welcomed(&first);
         let fresh = registry.of(&claims).expect("it is made");
-        registry.claim(&claims, &claim(&welcome)).expect("it is open").granted();
+        registry.claim(&claims, &claim(&welcome), false).expect("it is open").granted();
         let push = Push::new("Chat", "say", "for ever").time_to_live(Duration::MAX);
         let receipt = fresh.push(&push).expect("small");
         let again = registry.arrive(&claims, &claim(&welcome)).expect("it is open");
@@ -556,17 +566,19 @@ mod tests {
     /// A connection claims one session, and only while it has none that outlives it. What comes to nothing ends.
     #[tokio::test(start_paused = true)]
     async fn a_claim_ends_when_it_is_dropped() {
-        let (_server, _clients, registry, [first, second]) = plain_connections("claim-ends").await;
-        let wanted = Metadata::new().with(keys::SESSION_ID, SessionId::random().to_string());
+        let (_server, _clients, registry, [first, second, third]) = plain_connections("claim-ends").await;
+        let wanted = claim(&registry.arrive(&third, &Metadata::new()).expect("it is open"));
         let session = registry.of(&first).expect("it is made");
         let claims = || session.lock().wanted().is_some();
-        let held = registry.claim(&first, &wanted).expect("it is open");
-        assert!(claims() && registry.claim(&first, &wanted).is_none(), "it claims one already");
+        let guessed = wanted.clone().with(keys::SESSION_KEY, "guessed");
+        assert!(registry.claim(&first, &guessed, false).is_none() && !claims(), "the number alone claims nothing");
+        let held = registry.claim(&first, &wanted, false).expect("it is open");
+        assert!(claims() && registry.claim(&first, &wanted, false).is_none(), "it claims one already");
         drop(held);
         assert!(!claims());
-        registry.claim(&first, &wanted).expect("it is open").granted();
+        registry.claim(&first, &wanted, false).expect("it is open").granted();
         assert!(claims(), "it goes on until the client arrives");
         registry.arrive(&second, &Metadata::new()).expect("it is open");
-        assert!(registry.claim(&second, &wanted).is_none(), "it has a session");
+        assert!(registry.claim(&second, &wanted, false).is_none(), "it has a session");
     }
 }

@@ -56,6 +56,10 @@ use crate::{
     connection::{Connection, HeldReply, Methods},
 };
 
+/// Connections whose tokens have run out, and on which something still runs for their session. Four: each lives for a
+/// minute at most.
+const FORMER_MAX: usize = 4;
+
 /// See the module.
 pub(super) struct State {
     phase: Phase,
@@ -128,6 +132,8 @@ struct Rare {
     /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
     held: Option<Box<(u64, Instant)>>,
     parts: Parts,
+    /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
+    former: Vec<Connection>,
 }
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
@@ -140,6 +146,8 @@ pub(super) struct Remains {
     pub(super) claims: Option<Box<Claims>>,
     /// The one that it had then: nothing takes it from there.
     pub(super) connection: Option<Connection>,
+    /// Those on which something may still run for it.
+    pub(super) former: Vec<Connection>,
 }
 
 /// The events.
@@ -306,6 +314,21 @@ impl State {
         Some(self.is_away())
     }
 
+    /// Its client has come back from this connection, whose token has run out: what runs there is answered, and goes on
+    /// having this session. Returns the oldest of those, if they are too many.
+    pub(super) fn keep_former(&mut self, connection: &Connection) -> Option<Connection> {
+        let former = &mut self.rare().former;
+        former.push(connection.clone());
+        if FORMER_MAX < former.len() { Some(former.remove(0)) } else { None }
+    }
+
+    /// A connection that it had before is over.
+    pub(super) fn forget_former(&mut self, connection: &Connection) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.former.retain(|former| former != connection);
+        }
+    }
+
     /// It ends. `None`: it has already.
     pub(super) fn end(&mut self, bounds: &Arc<Bounds>) -> Option<Remains> {
         let (connection, claims, into) = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
@@ -323,6 +346,7 @@ impl State {
         Some(Remains {
             user: self.user.take(),
             patterns: std::mem::take(&mut self.patterns),
+            former: self.rare.as_mut().map(|rare| std::mem::take(&mut rare.former)).unwrap_or_default(),
             ledger: std::mem::replace(&mut self.ledger, Ledger::new(Arc::clone(bounds))),
             claims,
             connection,
@@ -432,9 +456,9 @@ impl State {
         self.claims().map(|claims| claims.wanted)
     }
 
-    /// As [`Self::wanted`], if the client has shown the secret of that one.
-    pub(super) fn proven(&self) -> Option<SessionId> {
-        self.claims().and_then(Claims::proven)
+    /// As [`Self::wanted`], if this one is not listed beside it.
+    pub(super) fn hidden_by(&self) -> Option<SessionId> {
+        self.claims().and_then(Claims::hidden_by)
     }
 
     fn claims(&self) -> Option<&Claims> {

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     scripted::{Scripted, arrive, claim, hello, is_control, ping, request, request_with},
-    support::{address, call, call_with, connections, echoing, oneshot_to, settle, soon},
+    support::{address, call, call_with, connections, echoing, gate, oneshot_to, settle, soon},
 };
 
 async fn check(request: AuthRequest) -> Result<(), String> {
@@ -837,5 +837,147 @@ async fn a_request_with_an_empty_name_is_no_hello() {
         [named("", "", true), named("", "Mul", false), named("Arith", "", false), named("Arith", "Mul", false)];
     for expected in expected {
         assert_eq!(soon(sees.recv()).await.expect("asked"), expected);
+    }
+}
+
+/// A handler that runs when the token of its client runs out keeps its session: it is counted for its user, may push to
+/// its caller, and is ended with the session. What is asked for on that connection from then on is not run.
+#[tokio::test(start_paused = true)]
+async fn what_runs_when_a_token_runs_out_keeps_its_session() {
+    let (handler, mut asked) = gate();
+    let counts = Arc::<AtomicUsize>::default();
+    let valid = Arc::clone(&counts);
+    let server = echoing().handler("T", "Wait", handler).auth(move |request: AuthRequest| {
+        let counts = format!("t{}", valid.load(Ordering::Relaxed));
+        if let Some(session) = request.session().filter(|_| request.token == counts) {
+            session.bind_user("ann");
+        }
+        std::future::ready(if request.token == counts { Ok(()) } else { Err("the token has run out") })
+    });
+    let limits = bothways::ServerLimits::new().calls_per_user_max(Some(2));
+    let server = server.limits(limits).build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let token = |number: usize| Metadata::new().with(keys::AUTH, format!("t{number}"));
+    let (mut old, welcome) = arrive(listening.address(), &token(0)).await;
+    old.say(request_with(1, "Wait", &token(0), b"")).await;
+    let runs = soon(asked.recv()).await.expect("it runs");
+    counts.store(1, Ordering::Relaxed);
+    old.say(request_with(2, "Echo", &token(0), b"x")).await;
+    assert!(is_control(&old.next().await, keys::GOODBYE));
+    assert!(old.next().await.error_text().is_some());
+
+    let back = claim(&welcome, 0).with(keys::AUTH, "t1");
+    let (mut new, again) = says_hello(listening.address(), &back).await;
+    assert_eq!(again.get(keys::SESSION_RESUMED), Some("1"), "{again:?}");
+    let session = runs.request.session().expect("it has one still");
+    assert_eq!(session.id(), id(&welcome));
+    session.push(&Push::new("Chat", "say", "from the handler")).expect("small");
+    assert_eq!(new.next().await.service_method(), "say");
+    for seq in [3, 4] {
+        new.say(request_with(seq, "Wait", &token(1), b"")).await;
+    }
+    let text = new.next().await.error_text().expect("two places, and one was taken");
+    assert!(text.contains("2 calls of this user"), "{text}");
+
+    // The new token is good, and the session is elsewhere.
+    old.say(request_with(4, "Echo", &token(1), b"x")).await;
+    let answer = old.next().await;
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some("unauthenticated"), "{answer:?}");
+    assert_eq!(server.kick(&Target::user("ann"), "enough").expect("no topic"), 1);
+    old.hears_the_end().await;
+    drop((old, new));
+    settle().await;
+    assert_eq!((server.stats().connections, server.stats().sessions), (0, 0));
+}
+
+/// The grace for a token that has run out is for that token: with another one that is wrong too the connection ends.
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_try_one_token_after_the_other() {
+    let (server, generation, began) = with_tokens_that_run_out();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let token = |text: &str| Metadata::new().with(keys::AUTH, text);
+    let (mut client, _) = arrive(listening.address(), &token("t0")).await;
+    client.say(request_with(1, "Slow", &token("t0"), b"")).await;
+    settle().await;
+    assert_eq!(began.load(Ordering::Relaxed), 1);
+    generation.fetch_add(1, Ordering::Relaxed);
+    for seq in 2..50 {
+        client.say(request_with(seq, "Echo", &token("t0"), b"x")).await;
+    }
+    assert!(is_control(&client.next().await, keys::GOODBYE));
+    for _ in 2..50 {
+        assert!(client.next().await.error_text().is_some());
+    }
+    client.say(request_with(50, "Echo", &token("guess"), b"x")).await;
+    client.next().await;
+    client.hears_the_end().await;
+}
+
+/// However long the hook takes, a connection that was let in is found among the sessions of its user, and ended with
+/// them, whichever session it says that it had.
+#[tokio::test(start_paused = true)]
+async fn who_claims_another_session_is_ended_with_its_user() {
+    let gate = Arc::new(Semaphore::new(0));
+    let of_hook = Arc::clone(&gate);
+    let server = echoing().auth(move |request: AuthRequest| {
+        let gate = Arc::clone(&of_hook);
+        async move {
+            if request.service_method == keys::RESUME || request.token == "slow" {
+                gate.acquire().await.map_err(|error| error.to_string())?.forget();
+            }
+            request.session().expect("it is connected").bind_user("eve");
+            Ok::<_, String>(())
+        }
+    });
+    let server = server.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let (mut first, welcome) = arrive(listening.address(), &Metadata::new()).await;
+    let resume = |pairs: &Metadata| {
+        let header = Header::request(Seq::new(2), SerializeType::RAW);
+        Message::new(header, keys::CONTROL_PATH, keys::RESUME, pairs, &[]).frame().to_vec()
+    };
+    let mut plain = Scripted::connect(listening.address()).await;
+    plain.say(request(1, "Echo", b"x")).await;
+    plain.next().await;
+    let eve = || server.sessions(&Target::user("eve")).expect("no topic").len();
+    assert_eq!(eve(), 2);
+    let number = Metadata::new().with(keys::SESSION_ID, welcome.get(keys::SESSION_ID).expect("a session"));
+    for pairs in [number, claim(&welcome, 0)] {
+        plain.say(resume(&pairs)).await;
+        settle().await;
+        assert_eq!((eve(), server.explain(&Target::user("eve")).expect("no topic").len()), (2, 2), "{pairs:?}");
+    }
+    // One that is not let in yet is not listed beside its other one, and ends with it.
+    let mut comes = Scripted::connect(listening.address()).await;
+    let back = claim(&welcome, 0).with(keys::AUTH, "slow");
+    comes.say(hello(0, Capabilities::ALL, &back)).await;
+    settle().await;
+    let everyone = Target::everyone();
+    assert_eq!((server.stats().connections, server.sessions(&everyone).expect("no topic").len()), (3, 2));
+    assert_eq!(server.kick(&everyone, "enough").expect("no topic"), 3);
+    for client in [&mut first, &mut plain, &mut comes] {
+        soon(client.rest()).await;
+    }
+    assert_eq!(server.stats().sessions, 0);
+}
+
+/// A hook that allows one session a user leaves out the one that a client is about to get back: a client that then does
+/// not get it, for what it says is not so, does not have both.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_get_its_session_back_has_not_both() {
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut welcome = arrive(listening.address(), &Metadata::new()).await;
+    for (offset, why) in [("99", "gap"), ("none", "unknown")] {
+        let (mut first, before) = welcome;
+        let pairs = claim(&before, 0).with(keys::SESSION_OFFSET, offset);
+        welcome = says_hello(listening.address(), &pairs).await;
+        assert_eq!(welcome.1.get(keys::SESSION_WHY), Some(why));
+        assert!(is_control(&first.next().await, keys::GOODBYE));
+        first.hears_the_end().await;
+        assert_eq!(sole_session(&server), id(&welcome.1));
+        drop(first);
+        settle().await;
+        assert_eq!(server.stats().connections, 1);
     }
 }

@@ -224,7 +224,9 @@ async fn what_nobody_waits_for_is_counted() {
         );
     }
     assert!(!connection.has_refused_token());
-    assert!(!connection.note_refused_token() && connection.note_refused_token() && connection.has_refused_token());
+    let refused = [b"t0", b"t0", b"t1", b"t0"].map(|token| connection.note_refused_token(token));
+    assert_eq!(refused, [None, Some(true), Some(false), Some(true)]);
+    assert!(connection.has_refused_token());
 }
 
 /// What runs is answered after the end of what its client sent, if somebody reads it and something is to answer.

@@ -521,7 +521,7 @@ impl Hub {
 
 /// True if the client of this session is about to get one back that subscribes already: both have one place.
 fn shares_place(subscriptions: &Subscriptions<Session>, state: &State, pattern: &str) -> bool {
-    state.proven().is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
+    state.wanted().is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
 }
 
 pub(super) type Messages<'a> = [(u64, &'a Published)];
