@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, Read},
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     task::{Context, Poll, ready},
 };
 
@@ -12,20 +12,40 @@ use tokio::{io::Interest, net::TcpStream};
 use super::{Socket, peer::Peer};
 
 /// A stream socket of the system: [`TcpSocket`](super::tcp::TcpSocket) or `UnixSocket`.
+///
+/// Each keeps its own kind of peer. A Unix socket as large as one of TCP would cost every connection 8 bytes: nothing
+/// would be left to tell the kinds of [`AnySocket`](super::AnySocket) apart.
 #[derive(Debug)]
-pub struct OsSocket<S> {
+pub struct OsSocket<S, P> {
     stream: S,
-    peer: Peer,
+    peer: P,
 }
 
-impl<S> OsSocket<S> {
-    pub(super) fn of(stream: S, peer: Peer) -> Self {
+impl<S, P> OsSocket<S, P> {
+    pub(super) fn of(stream: S, peer: P) -> Self {
         Self { stream, peer }
     }
 
     #[cfg(test)]
     pub(super) fn stream(&self) -> &S {
         &self.stream
+    }
+}
+
+/// What a peer is called, in rpcx's form.
+pub(super) trait Name: Send + Sync + 'static {
+    fn name(&self) -> String;
+}
+
+impl Name for SocketAddr {
+    fn name(&self) -> String {
+        format!("tcp@{self}")
+    }
+}
+
+impl Name for Peer {
+    fn name(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -73,7 +93,7 @@ stream!(TcpStream);
 #[cfg(unix)]
 stream!(tokio::net::UnixStream);
 
-impl<S: Stream> Socket for OsSocket<S> {
+impl<S: Stream, P: Name> Socket for OsSocket<S, P> {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
@@ -107,7 +127,7 @@ impl<S: Stream> Socket for OsSocket<S> {
     }
 
     fn peer(&self) -> String {
-        self.peer.to_string()
+        self.peer.name()
     }
 
     fn can_rest(&self) -> bool {

@@ -1,19 +1,16 @@
-//! Names for the peers of sockets, also where the system has none.
+//! A name for the peer of a socket, where the system has none.
 
 use std::{
     fmt,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-/// The name of a peer, in rpcx's form.
+/// The name of a peer that came or was found under the address of a listener.
 #[derive(Clone, Debug)]
-pub(super) enum Peer {
-    /// Of TCP.
-    Tcp(SocketAddr),
+pub enum Peer {
     /// The listener itself, seen from a client.
     Listener(Arc<str>),
     /// A client of the listener. Clients are numbered in the order of their coming, from 1, over all
@@ -31,7 +28,6 @@ impl Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => write!(f, "tcp@{address}"),
             Self::Listener(address) => f.write_str(address),
             Self::Client(address, number) => write!(f, "{address}#{number}"),
         }

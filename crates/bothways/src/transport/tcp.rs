@@ -17,14 +17,14 @@ use tokio::{
 use super::Socket;
 use super::{
     Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, TcpOptions, Transport,
-    address::Network, peer::Peer,
+    address::Network,
 };
 use crate::{clock::after, reply::BoxFuture};
 
 /// A TCP connection. An IPv4 peer of a listener for both is shown as IPv4.
-pub type TcpSocket = OsSocket<TcpStream>;
+pub type TcpSocket = OsSocket<TcpStream, SocketAddr>;
 
-impl OsSocket<TcpStream> {
+impl OsSocket<TcpStream, SocketAddr> {
     /// Takes over a connection that was made elsewhere, as it is.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl OsSocket<TcpStream> {
 }
 
 fn with_peer(stream: TcpStream, peer: SocketAddr) -> TcpSocket {
-    TcpSocket::of(stream, Peer::Tcp(canonical(peer)))
+    TcpSocket::of(stream, canonical(peer))
 }
 
 /// An IPv4 address in IPv6 clothes as what it is.

@@ -21,9 +21,9 @@ use crate::reply::BoxFuture;
 
 /// A connection through a Unix domain socket. Its peer is `unix@` and the path; behind the peer of an accepted socket,
 /// which has no name, stands a number of its own.
-pub type UnixSocket = OsSocket<UnixStream>;
+pub type UnixSocket = OsSocket<UnixStream, Peer>;
 
-impl OsSocket<UnixStream> {
+impl OsSocket<UnixStream, Peer> {
     /// Takes over a connection that was made elsewhere; `address` is the listener's, in rpcx's form.
     pub fn new(stream: UnixStream, address: impl Into<String>) -> Self {
         Self::of(stream, Peer::Listener(address.into().into()))
