@@ -16,7 +16,7 @@ use bothways_proto::{self as proto, CompressType, DecodeError, Limits, Message};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-pub(crate) use self::room::{Held, Room, WAIT_MAX};
+pub(crate) use self::room::{Asker, Held, Room, WAIT_MAX};
 use self::turns::Turns;
 use crate::clock::is_outside;
 
@@ -58,7 +58,7 @@ impl From<room::NoRoom> for NotUnpacked {
 /// The payload of a message that travelled packed, and the room that it takes. Dropping the future stops nothing that
 /// has begun; its result is dropped.
 ///
-/// `of` numbers the connection whose it is, and `clock` keeps the time on a thread without a runtime.
+/// `asker` is the connection whose it is, and `clock` keeps the time on a thread without a runtime.
 ///
 /// # Errors
 /// As [`Message::payload`], or that there is no room.
@@ -66,12 +66,13 @@ pub(crate) async fn unpack(
     message: &Message,
     limits: &Limits,
     room: &Arc<Room>,
-    of: u64,
+    asker: Asker<'_>,
     clock: impl Fn() -> Option<Handle>,
 ) -> Result<(Bytes, Held), NotUnpacked> {
+    let of = asker.id;
     let max = limits.decompressed_bytes();
     let said = unpacked_len_said(message).min(max);
-    let held = room.take(of, said, &clock).await?;
+    let held = room.take(asker, said, &clock).await?;
     let of_held = limits.clone().decompressed_bytes_max(held.bytes().min(max));
     let unpacked = match said <= IN_LINE_BYTES {
         true => with_room(message.payload(&of_held), held),
@@ -80,7 +81,7 @@ pub(crate) async fn unpack(
     match unpacked {
         // It is not as small as its sender says.
         Err(DecodeError::DecompressedTooLarge { max: tried }) if tried < max => {
-            let held = room.take(of, max, &clock).await?;
+            let held = room.take(asker, max, &clock).await?;
             Ok(unpack_apart(message, limits.clone(), held, of).await?)
         }
         done => Ok(done?),
@@ -143,6 +144,10 @@ mod tests {
 
     use super::*;
 
+    fn asker<'a>(id: u64) -> Asker<'a> {
+        Asker { id, is_over: &|| false, owner: &|| Arc::from("") }
+    }
+
     fn packed(bytes: usize, says: Option<u32>) -> Message {
         let header = Header::request(Seq::new(1), SerializeType::RAW).with_compress(CompressType::GZIP);
         let mut payload = gzip(&vec![0; bytes]);
@@ -161,15 +166,15 @@ mod tests {
         let limits = Limits::default().decompressed_bytes_max(1 << 20);
         let room = Arc::new(Room::new(4 << 20, 1 << 20, limits.decompressed_bytes()));
         let message = packed(700_000, None);
-        let (payload, held) = unpack(&message, &limits, &room, 1, || None).await.expect("valid");
+        let (payload, held) = unpack(&message, &limits, &room, asker(1), || None).await.expect("valid");
         assert_eq!((payload.len(), room.held()), (700_000, (700_000, 1)));
-        let waits = unpack(&message, &limits, &room, 1, || None);
+        let waits = unpack(&message, &limits, &room, asker(1), || None);
         assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err(), "the share is taken");
-        let other = unpack(&message, &limits, &room, 2, || None);
+        let other = unpack(&message, &limits, &room, asker(2), || None);
         drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("room").expect("valid"));
         drop(held);
         assert_eq!(room.held(), (0, 0));
-        let again = unpack(&message, &limits, &room, 1, || None);
+        let again = unpack(&message, &limits, &room, asker(1), || None);
         tokio::time::timeout(Duration::from_secs(60), again).await.expect("room").expect("valid");
     }
 
@@ -178,9 +183,9 @@ mod tests {
     async fn a_lie_about_the_length_takes_the_room_of_the_largest() {
         let limits = Limits::default().decompressed_bytes_max(1 << 20);
         let room = Arc::new(Room::new(1 << 20, 1 << 20, limits.decompressed_bytes()));
-        let outcome = unpack(&packed(900_000, Some(1)), &limits, &room, 1, || None).await;
+        let outcome = unpack(&packed(900_000, Some(1)), &limits, &room, asker(1), || None).await;
         assert!(matches!(outcome, Err(NotUnpacked::Decode(DecodeError::Gzip(_)))), "its check sum is wrong");
-        let outcome = unpack(&packed(2 << 20, Some(1)), &limits, &room, 1, || None).await;
+        let outcome = unpack(&packed(2 << 20, Some(1)), &limits, &room, asker(1), || None).await;
         assert_eq!(outcome.map(|_| ()), Err(DecodeError::DecompressedTooLarge { max: 1 << 20 }.into()));
         assert_eq!(room.held(), (0, 0));
     }

@@ -213,7 +213,9 @@ mod tests {
             &bothways_proto::Metadata::new(),
             &bothways_proto::gzip(&[1; 2000]),
         );
-        let unpacked = crate::packing::unpack(&message, &bothways_proto::Limits::default(), &room, 1, || None).await;
+        let asker = crate::packing::Asker { id: 1, is_over: &|| false, owner: &|| "".into() };
+        let unpacked =
+            crate::packing::unpack(&message, &bothways_proto::Limits::default(), &room, asker, || None).await;
         let (payload, held) = unpacked.expect("it is valid");
         let held = Arc::new(held);
         let reply = Reply { held: Some(Arc::clone(&held)), ..Reply::ok(payload) };

@@ -15,7 +15,8 @@ use serde::de::Error;
 /// grows may take twice what is counted of it. What is in texts and bytes is not more than the payload, and not counted.
 pub const DECODED_BYTES_MAX: usize = 256 << 20;
 
-/// Elements of at most so many bytes are not counted: they are at most eight times their bytes on the wire.
+/// Elements of at most so many bytes count without the byte that they have on the wire at least: one of a byte is not
+/// counted.
 const SMALL_BYTES: usize = 8;
 
 /// What a value takes outside of itself, if it may have anything there.
@@ -54,7 +55,8 @@ pub(crate) fn measured<T>(decode: impl FnOnce() -> T) -> (T, usize) {
 /// An element of a list.
 #[inline]
 pub(super) fn count_element<T, E: Error>() -> Result<(), E> {
-    if const { size_of::<T>() <= SMALL_BYTES } { Ok(()) } else { count(const { size_in_memory::<T>() }) }
+    let bytes = const { beyond_wire::<T>(1) };
+    if bytes == 0 { Ok(()) } else { count(bytes) }
 }
 
 /// A key or a value of a map. Its tables are at least half full, except for that of the first entry.
@@ -63,7 +65,13 @@ pub(super) fn count_entry<T, E: Error>(is_first: bool) -> Result<(), E> {
     if is_first {
         return count(const { ENTRIES_OF_NODE * size_of::<T>() + HEAP_BYTES });
     }
-    if const { size_of::<T>() <= SMALL_BYTES } { Ok(()) } else { count(const { 2 * size_in_memory::<T>() }) }
+    count(const { beyond_wire::<T>(2) })
+}
+
+/// What so many of this type take beyond the byte that one has on the wire.
+const fn beyond_wire<T>(places: usize) -> usize {
+    let bytes = places * size_in_memory::<T>();
+    if size_of::<T>() <= SMALL_BYTES { bytes.saturating_sub(1) } else { bytes }
 }
 
 const fn size_in_memory<T>() -> usize {
@@ -115,7 +123,7 @@ mod tests {
         numbers: [u64; 16],
     }
 
-    /// What takes much more than its bytes is counted, whatever it is read as; what does not costs nothing.
+    /// What takes more than its bytes is counted, whatever it is read as; what does not costs nothing.
     #[test]
     fn elements_count_by_their_types() {
         const N: usize = 1000;
@@ -138,7 +146,14 @@ mod tests {
             let taken = taken.expect("it is read");
             assert!((N * size..=3 * N * (size + HEAP_BYTES)).contains(&taken), "{taken} for {size} bytes each");
         }
-        assert_eq!(taken::<Vec<u64>>(msgpack, list(N, b"\x01")), Ok(0));
+        for (taken, bytes) in [
+            (taken::<Vec<u64>>(msgpack, list(N, b"\x01")), 7),
+            (taken::<Vec<Option<u32>>>(msgpack, list(N, b"\xc0")), 7),
+            (taken::<Vec<Box<u8>>>(msgpack, list(N, b"\x01")), 7 + HEAP_BYTES),
+            (taken::<Vec<u16>>(msgpack, list(N, b"\x01")), 1),
+        ] {
+            assert_eq!(taken, Ok(N * bytes));
+        }
         assert_eq!(taken::<Vec<u8>>(msgpack, list(N, b"\x01")), Ok(0));
         // Fields are within the struct that they belong to.
         assert_eq!(taken::<Large>(msgpack, b"\x81\xa4name\xa1x".to_vec()), Ok(0));
@@ -155,7 +170,7 @@ mod tests {
         assert!((600_000..1_000_000).contains(&maps), "{maps}: a node each");
         let structs = taken::<Vec<Large>>(json, text(r#"{"name":"x"}"#)).expect("it is read");
         assert!((152_000..200_000).contains(&structs), "{structs}");
-        assert_eq!(taken::<Vec<u64>>(json, text("1")), Ok(0));
+        assert_eq!(taken::<Vec<u64>>(json, text("1")), Ok(7000));
     }
 
     /// A list of which nothing is kept.

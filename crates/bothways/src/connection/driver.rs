@@ -210,8 +210,8 @@ impl Driver {
         // A read that ends within a small frame is nothing that counts.
         let counted = self.deframer.partial_bytes().saturating_sub(READ_BYTES);
         let before = std::mem::replace(&mut self.partial, u32::try_from(counted).unwrap_or(u32::MAX));
-        let (before, now, is_trusted) = (before as usize, self.partial as usize, self.connection.is_trusted());
-        if before != now && !settings.load.count_partial(before, now, is_trusted) {
+        let (before, now) = (before as usize, self.partial as usize);
+        if before != now && !self.connection.count_partial(before, now) {
             let bytes = self.deframer.promised().map_or(0, |(_, bytes)| bytes);
             return Err(CloseReason::NoRoom { bytes });
         }
@@ -444,7 +444,7 @@ impl Driver {
 
         // Nothing more of what came is looked at.
         self.deframer = Deframer::new();
-        connection.shared.settings.load.count_partial(self.partial as usize, 0, true);
+        connection.count_partial(self.partial as usize, 0);
         self.partial = 0;
 
         let may_answer = matches!(reason, PeerClosed | PeerClosedMidFrame | BadFrame(_) | NoRoom { .. });
@@ -469,9 +469,10 @@ impl Driver {
     fn finish(&mut self) {
         if !self.done {
             self.done = true;
-            self.connection.shared.settings.load.count_partial(self.partial as usize, 0, true);
+            self.connection.count_partial(self.partial as usize, 0);
             self.partial = 0;
             self.connection.close_now(CloseReason::Local);
+            self.connection.leave_rooms();
             self.connection.shared.socket.close();
             let reason = self.connection.close_reason().expect("it was just closed");
             self.connection.shared.handler.handle_closed(&self.connection, &reason);

@@ -81,6 +81,12 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         None
     }
 
+    /// Whose share of a room that is nearly taken a connection has a part of: its user's, or without one that of its
+    /// address. `None`: nobody has a share here. Asked only where a room is more than half taken.
+    fn shares_as(&self, _: &Connection) -> Option<Arc<str>> {
+        None
+    }
+
     /// Everything is written, as was asked to be told.
     fn on_writable(&self, _: &Connection) {}
 

@@ -124,9 +124,9 @@ impl Connection {
     }
 
     fn spawn_check(&self, check: Guarded<Result<(), AuthError>>, hello: Hello, message: Message) {
-        let mut permit = match Permit::acquire(self, &message) {
+        let mut permit = match Permit::acquire_for_hello(self, &message) {
             Ok(permit) => permit,
-            Err(why) => return self.refuse_for_now(&message, &why, HELLO_RETRY),
+            Err(refused) => return self.refuse_for_now(&message, &self.note_no_place(refused), HELLO_RETRY),
         };
         permit.keep(&message);
         let connection = self.clone();

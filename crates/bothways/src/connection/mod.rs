@@ -25,6 +25,7 @@
 //! | `rest.rs` | how it does without that task while there is nothing to do |
 //! | `handler.rs` | what the layer above makes of what is received: the trait for servers and clients |
 //! | `limits.rs` | how many requests run at once, and how much they hold |
+//! | `shares.rs` | who has how much of a room that is more than half taken |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
 //!
@@ -55,6 +56,7 @@ mod progress;
 mod rest;
 pub(crate) mod send;
 mod settings;
+mod shares;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -106,7 +108,7 @@ pub(crate) use crate::clock::after;
 use crate::{
     clock::{is_outside, timeout_outside},
     error::{CallError, CloseReason},
-    packing::{self, Held, NotUnpacked, Room},
+    packing::{self, Asker, Held, NotUnpacked, Room},
     transport::AnySocket,
 };
 
@@ -293,6 +295,8 @@ struct Rare {
     methods: Option<Methods>,
     /// A request of a client that was let in showed a token that was refused.
     token_refused: Option<u64>,
+    /// What its frame that has begun takes of its owner's share of a room that is more than half taken.
+    partial_share: Option<shares::Share>,
 }
 
 impl State {
@@ -624,7 +628,20 @@ impl Connection {
     /// The same for a message that finds room there.
     async fn unpack(&self, message: &Message, room: &Arc<Room>) -> Result<(Bytes, Held), NotUnpacked> {
         let clock = || self.shared.handler.clock().cloned();
-        packing::unpack(message, self.limits(), room, self.id().get(), clock).await
+        let owner = || self.room_owner();
+        let asker = Asker { id: self.id().get(), is_over: &|| self.is_closed(), owner: &owner };
+        packing::unpack(message, self.limits(), room, asker, clock).await
+    }
+
+    fn room_owner(&self) -> Arc<str> {
+        self.shared.handler.shares_as(self).unwrap_or_else(|| self.peer_address().into())
+    }
+
+    /// It is over: what is held of rooms for it counts as what its owner has left behind.
+    fn leave_rooms(&self) {
+        for room in [&self.shared.settings.room, &self.shared.settings.reply_room] {
+            room.leave(self.id().get(), || self.room_owner());
+        }
     }
 
     /// A request that wants no reply was dropped.

@@ -1,7 +1,9 @@
 //! Room for unpacked payloads, in bytes, and which connections may have more of it.
 //!
-//! The first [`OWN_BYTES`] of each connection are its own, and wait for nobody. Beyond them it may have no more than it
-//! leaves for everybody. A payload without room waits, and delays nobody else: the smallest comes first.
+//! The first [`OWN_BYTES`] of each connection are its own while it is open, and wait for nobody. Beyond them it may have no
+//! more than it leaves for everybody. What is held for connections that are over counts in full; once it is more than
+//! half of the room, an owner, which is a user or an address, for whose former connections some of it is held, has no
+//! bytes of its own, and no more with them than it leaves for everybody. A payload without room waits, and delays nobody else: the smallest comes first.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -41,6 +43,9 @@ struct Table {
     of_connection_max: usize,
     /// The connections that hold something, or wait.
     shares: HashMap<u64, Share>,
+    /// What is held for connections that are over, in all and by their owners.
+    left_behind: usize,
+    left_by: HashMap<Arc<str>, usize>,
     /// Those that may have more once there is room: how much of it must be left, and the connection.
     line: BTreeSet<(usize, u64)>,
     /// Numbers those who wait.
@@ -48,11 +53,34 @@ struct Table {
 }
 
 /// What one connection holds, and which of its payloads wait: the smallest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Share {
     held: usize,
+    /// What of it is the connection's own.
+    own: usize,
+    /// What its owner holds for connections that are over, where these hold much.
+    behind: usize,
+    /// The connection is over, and this is whose it was.
+    over: Option<Arc<str>>,
     waits: BTreeMap<(usize, u64), oneshot::Sender<Held>>,
     in_line: Option<usize>,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        let (waits, in_line) = Default::default();
+        Self { held: 0, own: OWN_BYTES, behind: 0, over: None, waits, in_line }
+    }
+}
+
+/// For which connection room is taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    /// The number of the connection.
+    pub(crate) id: u64,
+    pub(crate) is_over: &'a (dyn Fn() -> bool + Sync),
+    /// Its user's name, or its address.
+    pub(crate) owner: &'a (dyn Fn() -> Arc<str> + Sync),
 }
 
 /// Room that an unpacked payload takes, given back when this is dropped.
@@ -72,20 +100,29 @@ impl Room {
     pub(crate) fn new(bytes_max: usize, of_connection_max: usize, payload_max: usize) -> Self {
         let of_connection_max = of_connection_max.max(payload_max);
         let bytes_max = bytes_max.max(of_connection_max);
-        let (shares, line) = Default::default();
-        Self { table: Mutex::new(Table { taken: 0, bytes_max, of_connection_max, shares, line, next: 0 }) }
+        let (shares, line, left_by) = Default::default();
+        let (taken, left_behind, next) = (0, 0, 0);
+        let table = Table { taken, bytes_max, of_connection_max, shares, left_behind, left_by, line, next };
+        Self { table: Mutex::new(table) }
     }
 
     /// Room for so many bytes of a connection, at once or within [`WAIT_MAX`]. `clock` keeps the time on a thread without
     /// a runtime.
     pub(super) async fn take(
         self: &Arc<Self>,
-        of: u64,
+        asker: Asker<'_>,
         bytes: usize,
         clock: impl FnOnce() -> Option<Handle>,
     ) -> Result<Held, NoRoom> {
+        let of = asker.id;
+        // The application's locks are not taken under that of the table.
+        let is_over = (asker.is_over)();
+        let owner = (is_over || self.table.lock().is_much_left_behind()).then(asker.owner);
         let (bytes, (number, told)) = {
             let mut table = self.table.lock();
+            if let Some(owner) = owner {
+                table.note_owner(of, owner, is_over);
+            }
             let bytes = bytes.clamp(SMALL, table.of_connection_max.max(SMALL));
             if table.hold_if_it_fits(of, bytes) {
                 return Ok(Held { room: Arc::clone(self), of, bytes });
@@ -96,6 +133,15 @@ impl Room {
         match timeout(clock, after(WAIT_MAX), told).await {
             Ok(Ok(held)) => Ok(held),
             Ok(Err(_)) | Err(_) => Err(NoRoom),
+        }
+    }
+
+    /// A connection is over: what is held for it counts in full.
+    pub(crate) fn leave(&self, of: u64, owner: impl FnOnce() -> Arc<str>) {
+        let is_known = self.table.lock().shares.contains_key(&of);
+        if is_known {
+            let owner = owner();
+            self.table.lock().leave(of, owner);
         }
     }
 
@@ -116,7 +162,8 @@ impl Room {
     #[cfg(test)]
     pub(crate) async fn take_all(self: &Arc<Self>, of: u64) -> Held {
         let all = self.table.lock().of_connection_max;
-        self.take(of, all, || None).await.expect("it is alone")
+        let owner = || Arc::from("");
+        self.take(Asker { id: of, is_over: &|| false, owner: &owner }, all, || None).await.expect("it is alone")
     }
 
     /// Bytes of unpacked payloads that are held now, and how many connections are known.
@@ -140,19 +187,58 @@ impl Table {
     }
 
     fn hold(&mut self, of: u64, bytes: usize) {
-        let share = self.shares.entry(of).or_default();
-        let before = counted(share.held);
-        share.held += bytes;
-        self.taken += counted(share.held) - before;
+        self.change(of, |share| share.held += bytes);
         self.line_up(of);
     }
 
+    /// Changes what a connection holds, or what of it is its own; and counts that.
+    fn change(&mut self, of: u64, change: impl FnOnce(&mut Share)) {
+        let share = self.shares.entry(of).or_default();
+        let (taken, behind) = (share.counted(), share.left_behind());
+        change(share);
+        self.taken = self.taken - taken + share.counted();
+        let now = share.left_behind();
+        self.left_behind = self.left_behind - behind + now;
+        if behind != now
+            && let Some(owner) = &share.over
+        {
+            let of_owner = self.left_by.entry(Arc::clone(owner)).or_default();
+            *of_owner = *of_owner - behind + now;
+            if *of_owner == 0 {
+                self.left_by.remove(owner);
+            }
+        }
+    }
+
+    fn is_much_left_behind(&self) -> bool {
+        self.bytes_max / 2 < self.left_behind
+    }
+
+    /// This one asks for room for its owner, who may have left some behind.
+    fn note_owner(&mut self, of: u64, owner: Arc<str>, is_over: bool) {
+        if is_over {
+            self.leave(of, Arc::clone(&owner));
+        }
+        let behind = if self.is_much_left_behind() { self.left_by.get(&owner).copied().unwrap_or(0) } else { 0 };
+        self.change(of, |share| {
+            share.behind = behind.saturating_sub(share.left_behind());
+            if behind != 0 {
+                share.own = 0;
+            }
+        });
+    }
+
+    fn leave(&mut self, of: u64, owner: Arc<str>) {
+        if self.shares.get(&of).is_none_or(|share| share.over.is_none()) {
+            self.change(of, |share| (share.own, share.over) = (0, Some(owner)));
+        }
+    }
+
     fn give(&mut self, of: u64, bytes: usize) {
-        let Some(share) = self.shares.get_mut(&of) else { return };
-        let before = counted(share.held);
-        share.held = share.held.saturating_sub(bytes);
-        self.taken -= before - counted(share.held);
-        self.line_up(of);
+        if self.shares.contains_key(&of) {
+            self.change(of, |share| share.held = share.held.saturating_sub(bytes));
+            self.line_up(of);
+        }
     }
 
     /// One more waits. Returns its number, and where it is told.
@@ -209,19 +295,24 @@ impl Share {
 
     /// How much of the room must be left for it to have so many bytes more: these, and as much as it then has.
     fn must_be_left(&self, bytes: usize) -> usize {
-        let then = counted(self.held.saturating_add(bytes));
-        (then - counted(self.held)).saturating_add(then)
+        let then = self.held.saturating_add(bytes).saturating_sub(self.own);
+        (then - self.counted()).saturating_add(then).saturating_add(self.behind)
+    }
+
+    /// What of its bytes is not its own.
+    fn counted(&self) -> usize {
+        self.held.saturating_sub(self.own)
+    }
+
+    /// What it holds, if its connection is over.
+    fn left_behind(&self) -> usize {
+        if self.over.is_some() { self.held } else { 0 }
     }
 }
 
 /// One alone is bounded by what a connection may have.
 fn has_room(taken: usize, bytes_max: usize, must_be_left: usize) -> bool {
     taken == 0 || must_be_left <= bytes_max.saturating_sub(taken)
-}
-
-/// What of the bytes of a connection is not its own.
-fn counted(held: usize) -> usize {
-    held.saturating_sub(OWN_BYTES)
 }
 
 /// Takes one who waits out of the table when it is told, or gives up.
@@ -275,8 +366,12 @@ mod tests {
         Arc::new(Room::new(bytes_max, of_connection_max, 0))
     }
 
+    fn asker<'a>(id: u64) -> Asker<'a> {
+        Asker { id, is_over: &|| false, owner: &|| Arc::from("") }
+    }
+
     async fn take(room: &Arc<Room>, of: u64, bytes: usize) -> Result<Held, NoRoom> {
-        room.take(of, bytes, || None).await
+        room.take(asker(of), bytes, || None).await
     }
 
     /// However many take all that they get, each leaves as much as it has: what is small finds room, what is their own
@@ -304,6 +399,35 @@ mod tests {
             assert_eq!(began.elapsed(), WAIT_MAX);
             drop((held, small, own));
             assert_eq!(room.held(), (0, 0), "nothing is kept of a connection that has nothing");
+        }
+    }
+
+    /// What is held for connections that are over is bounded with all else: a client that comes, has a payload unpacked
+    /// and leaves has no new bytes of its own each time. Others have theirs.
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_are_over_have_no_bytes_of_their_own() {
+        let room = room(2 * MIB, 2 * MIB);
+        let eve = || Arc::from("eve");
+        for leaves_first in [false, true] {
+            let mut held = Vec::new();
+            for id in 0..100 {
+                let asker = Asker { id, is_over: &|| leaves_first, owner: &eve };
+                let taken = tokio::time::timeout(Duration::ZERO, room.take(asker, OWN_BYTES, || None)).await;
+                held.extend(taken.into_iter().flatten());
+                room.leave(id, eve);
+            }
+            let all = room.held().0;
+            assert!((MIB..=2 * MIB - OWN_BYTES).contains(&all), "{all} for those who left");
+            let others = (2000..2100).map(|of| (of, Arc::<str>::from(format!("{of}"))));
+            for (id, owner) in others {
+                let owner = || Arc::clone(&owner);
+                let asker = Asker { id, is_over: &|| false, owner: &owner };
+                let own = tokio::time::timeout(Duration::ZERO, room.take(asker, OWN_BYTES, || None)).await;
+                held.extend(own.expect("its own waits for nobody"));
+            }
+            drop(held);
+            let table = room.table.lock();
+            assert_eq!((table.taken, table.left_behind, table.left_by.len(), table.shares.len()), (0, 0, 0, 0));
         }
     }
 

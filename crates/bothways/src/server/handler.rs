@@ -18,6 +18,7 @@ use crate::{
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
     handler::Request,
+    peer,
     reply::{BoxFuture, Reply},
     router::no_route,
     session::{Claim, NotWelcome, RETRY_LATE, Registry, Session, UserCall},
@@ -256,6 +257,14 @@ impl ConnectionHandler for ServerHandler {
 
     fn server(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(Arc::clone(&self.0) as _)
+    }
+
+    fn shares_as(&self, connection: &Connection) -> Option<Arc<str>> {
+        let user = self.0.sessions.made_of(connection).and_then(|session| session.user());
+        Some(match user {
+            Some(user) => format!("user {user}").into(),
+            None => format!("address {}", peer::group(&connection.peer_address())).into(),
+        })
     }
 
     fn admit(&self, first: &Message) -> Result<(), Duration> {

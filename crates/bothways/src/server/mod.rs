@@ -163,6 +163,10 @@ pub struct ServerStats {
     pub admin_requests_refused: u64,
     /// Requests whose handlers run.
     pub calls_running: usize,
+    /// Requests, Hellos and frames that were refused because all clients together, or their user or address, had taken
+    /// the room of the whole server: [`ServerLimits::calls_max`], [`ServerLimits::request_bytes_max`],
+    /// [`ServerLimits::partial_bytes_max`].
+    pub overloads: u64,
     /// Bytes that wait for clients to read them, of each what is beyond 64 KiB; see
     /// [`OutgoingOptions::all_bytes_max`].
     pub outgoing_bytes: usize,
@@ -542,6 +546,7 @@ impl Server {
             tokens_refused: self.shared.counters.tokens_refused.load(Ordering::Relaxed),
             admin_requests_refused: self.shared.door.as_ref().map_or(0, |door| door.refused.load(Ordering::Relaxed)),
             calls_running: self.shared.settings.load.running(),
+            overloads: self.shared.settings.load.refused(),
             outgoing_bytes: self.shared.settings.load.outgoing().bytes(),
         }
     }

@@ -182,8 +182,9 @@ impl ServerLimits {
         self
     }
 
-    /// Most requests that run at once in the whole server; more are answered as overloaded at once.
-    /// Default 131,072.
+    /// Most requests that run at once in the whole server; more are answered as overloaded at once. Beyond half of them
+    /// a user, or without a user an address, has no more places than are left. Hellos that are being checked have a
+    /// sixteenth on top. Default 131,072.
     pub fn calls_max(mut self, calls: usize) -> Self {
         self.calls_max = calls;
         self
@@ -207,7 +208,8 @@ impl ServerLimits {
 
     /// Most bytes of the requests that run at once in the whole server. More are answered as overloaded at once; a
     /// single request is bounded by [`Limits::body_bytes_max`] instead. It counts what is held while a handler has its
-    /// own task: the frame as it arrived, and a reply that waits to be packed. Default 1 GiB.
+    /// own task: the frame as it arrived, and a reply that waits to be packed. Beyond half of it a user, or
+    /// without a user an address, has no more than is left. Default 1 GiB.
     pub fn request_bytes_max(mut self, bytes: usize) -> Self {
         self.request_bytes_max = bytes;
         self
@@ -237,7 +239,7 @@ impl ServerLimits {
 
     /// Most bytes of frames that have begun and not ended, in the whole server, beyond one read of 64 KiB for each
     /// connection. If there is no room for a frame, its connection is told that the server is overloaded, and ends.
-    /// Default 256 MiB.
+    /// Beyond half of it a user, or without a user an address, has no more than is left. Default 256 MiB.
     pub fn partial_bytes_max(mut self, bytes: usize) -> Self {
         self.partial_bytes_max = bytes;
         self

@@ -48,8 +48,12 @@ impl Owner {
     pub(super) fn of(state: &State, connection: &Connection) -> Self {
         match state.user() {
             Some(user) => Self::User(Arc::clone(user)),
-            None => Self::Peer(peer::group(&connection.peer_address()).into()),
+            None => Self::of_peer(connection),
         }
+    }
+
+    pub(super) fn of_peer(connection: &Connection) -> Self {
+        Self::Peer(peer::group(&connection.peer_address()).into())
     }
 }
 

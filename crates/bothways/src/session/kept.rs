@@ -16,9 +16,10 @@ use std::{
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::{
+    away::Owner,
     history::{History, HistoryBounds, Position},
     hub::Published,
-    presence::{Change, Roster, Who},
+    presence::{Change, Roster},
     rules::TopicOptions,
     topic::TopicError,
 };
@@ -47,7 +48,7 @@ pub(super) struct Topic {
     pub(super) turn: Mutex<()>,
     pub(super) kept: Mutex<Kept>,
     /// The client or user that made it by subscribing.
-    maker: Option<Who>,
+    maker: Option<Owner>,
 }
 
 /// What is kept of one topic.
@@ -99,7 +100,7 @@ type Due = Reverse<(Duration, Arc<str>)>;
 pub(super) struct Table {
     topics: HashMap<Arc<str>, Arc<Topic>>,
     /// How many of the topics each client, or user, has made.
-    made: HashMap<Who, usize>,
+    made: HashMap<Owner, usize>,
     made_in_all: usize,
     /// Where topics stand that keep no message any more, and until when that is known.
     places: HashMap<Arc<str>, (Position, Duration)>,
@@ -124,7 +125,12 @@ impl Topics {
     }
 
     /// What is there for somebody who subscribes. `maker`: a client, which may make so many topics.
-    pub(super) fn hold(&self, topic: &str, options: &TopicOptions, maker: Option<Who>) -> Result<Held<'_>, TopicError> {
+    pub(super) fn hold(
+        &self,
+        topic: &str,
+        options: &TopicOptions,
+        maker: Option<Owner>,
+    ) -> Result<Held<'_>, TopicError> {
         let table = self.table.read();
         if let Some(topic) = table.topics.get(topic) {
             return Ok(Held::Kept(Arc::clone(topic)));
@@ -156,7 +162,7 @@ impl Topics {
         &self,
         name: &str,
         options: &TopicOptions,
-        maker: Option<Who>,
+        maker: Option<Owner>,
     ) -> Result<Arc<Topic>, TopicError> {
         if let Some(topic) = self.find(name) {
             return Ok(topic);
@@ -253,7 +259,7 @@ impl Topics {
 }
 
 impl Table {
-    fn check_room(&self, maker: Option<&Who>) -> Result<(), TopicError> {
+    fn check_room(&self, maker: Option<&Owner>) -> Result<(), TopicError> {
         if TOPICS_KEPT_MAX <= self.topics.len() {
             return Err(TopicError::TooManyTopics { topics: self.topics.len() });
         }
@@ -266,7 +272,7 @@ impl Table {
         if share <= topics { Err(TopicError::TooManyTopicsMade { topics }) } else { Ok(()) }
     }
 
-    fn forget_made(&mut self, maker: &Who) {
+    fn forget_made(&mut self, maker: &Owner) {
         self.made_in_all -= 1;
         if let Some(made) = self.made.get_mut(maker) {
             *made -= 1;
@@ -296,7 +302,10 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::SessionId, *};
+    use super::{
+        super::{SessionId, presence::Who},
+        *,
+    };
 
     fn history() -> TopicOptions {
         TopicOptions::new().history(10, Duration::from_secs(60))
@@ -306,8 +315,8 @@ mod tests {
         TopicOptions::new().presence(true)
     }
 
-    fn client(number: u128) -> Option<Who> {
-        Some(Who::Session(SessionId(number)))
+    fn client(number: u128) -> Option<Owner> {
+        Some(Owner::Peer(number.to_string().into()))
     }
 
     /// Where a topic stands for who subscribes now.

@@ -145,6 +145,10 @@ use crate::{
     error::PushError,
 };
 
+/// Most bytes of a user's name: it may come from a token, and each session keeps it, those that are away too. As many as
+/// a topic's name has.
+const USER_BYTES_MAX: usize = 256;
+
 /// The methods of a session that applications use.
 impl Session {
     /// The connection it has now; `None` while its client is away.
@@ -169,11 +173,13 @@ impl Session {
 
     /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
     ///
-    /// An empty name is the name of no user: it is refused with a warning, and the session stays bound as it was.
+    /// An empty name is the name of no user, and a name has 256 bytes at most: others are refused with a warning, and
+    /// the session stays bound as it was.
     pub fn bind_user(&self, name: &str) {
-        if name.is_empty() {
+        if name.is_empty() || USER_BYTES_MAX < name.len() {
             static TOLD: Calm = Calm::new(1);
-            return tell!(TOLD, warn, session = %self.id(), "a session was not bound to a user: the name is empty");
+            let (session, bytes) = (self.id(), name.len());
+            return tell!(TOLD, warn, %session, bytes, "a session was not bound to a user: the name is empty or too long");
         }
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.bind_user(&self.current(), Some(name));

@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use crate::clock::backoff;
+use crate::{
+    calm::{Calm, tell},
+    clock::backoff,
+};
 
 /// The first pause after a failure. Each further failure doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -29,7 +32,8 @@ impl Failures {
         }
         let pause = backoff(PAUSE_MIN, PAUSE_MAX, self.in_a_row, 1.0);
         self.in_a_row = self.in_a_row.saturating_add(1);
-        tracing::warn!(address, %error, ?pause, "cannot accept, trying again");
+        static TOLD: Calm = Calm::new(1);
+        tell!(TOLD, warn, address, %error, ?pause, "cannot accept, trying again");
         tokio::time::sleep(pause).await;
     }
 }

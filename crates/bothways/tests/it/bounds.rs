@@ -13,14 +13,15 @@ use std::{
 use bothways::{
     AdmissionOptions, CallError, Client, ClientOptions, CloseReason, ConnectionEvent, ErrorCode, Metadata, Push, Rate,
     Reply, Server, ServerLimits, ServerMessages, Session, SessionLost, SessionOptions, Stage, Target,
+    server::AuthRequest,
     session::{DropReason, PresenceChange, PresenceStatus, SessionId, TopicOptions},
 };
 use bothways_proto::{Capabilities, Message, Status, keys};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, arrive, hello, oneway, ping, reply, reply_to, request},
-    support::{address, call, echoing, gate, oneshot_to, settle, soon, until},
+    scripted::{Scripted, ScriptedServer, arrive, hello, oneway, ping, reply, reply_to, request, request_with},
+    support::{Asked, address, call, echoing, gate, oneshot_to, settle, soon, until},
 };
 
 /// A client whose tries to come back are a second apart, and its session.
@@ -522,4 +523,156 @@ async fn the_first_call_of_each_connection_counts_for_its_user() {
     let running = [soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
     assert!(asked.try_recv().is_err());
     running.into_iter().for_each(|asked| asked.answer(Reply::ok("")));
+}
+
+/// A server whose hook binds each client to the user that its token names, and takes a moment for that.
+fn of_users(limits: ServerLimits) -> (Server, mpsc::UnboundedReceiver<Asked>) {
+    let (handler, asked) = gate();
+    let builder = echoing().handler("T", "Wait", handler).limits(limits).auth(|request: AuthRequest| async move {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        request.session().expect("it is connected").bind_user(&request.token);
+        Ok::<_, String>(())
+    });
+    (builder.build(), asked)
+}
+
+async fn comes(listening: &bothways::server::Listening, user: &str) -> Scripted {
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(hello(0, Capabilities::ALL, &Metadata::new().with(keys::AUTH, user))).await;
+    let welcome = soon(client.next()).await.metadata();
+    assert!(welcome.get(keys::SESSION_ID).is_some(), "{user}: {welcome:?}");
+    client
+}
+
+/// One user who fills the places of the server, over however many connections, and leaves, has left some for each of the
+/// others, while its handlers run on. Where others have taken the rest, a client is still let in. What is refused is
+/// counted, and told once.
+#[tokio::test(start_paused = true)]
+async fn a_user_who_fills_all_places_leaves_some_for_others() {
+    let (server, mut asked) = of_users(ServerLimits::new().calls_max(32));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut running = Vec::new();
+    for _ in 0..6 {
+        let mut eve = comes(&listening, "eve").await;
+        for seq in 1..17 {
+            eve.say(request_with(seq, "Wait", &Metadata::new().with(keys::AUTH, "eve"), b"")).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        eve.reset();
+    }
+    running.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+    assert_eq!(running.len(), 24, "half of it, and half of the rest");
+    assert!(0 < server.stats().overloads);
+    let mut others = Vec::new();
+    for number in 0..20 {
+        let user = format!("user {number}");
+        let mut client = comes(&listening, &user).await;
+        client.say(request_with(1, "Wait", &Metadata::new().with(keys::AUTH, &*user), b"")).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let runs = asked.try_recv().ok();
+        assert_eq!(runs.is_some(), running.len() < 32, "{user}");
+        running.extend(runs);
+        others.push(client);
+    }
+    assert_eq!((running.len(), server.stats().calls_running), (32, 32));
+    drop(running);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(server.stats().calls_running, 0);
+}
+
+/// The same of the bytes that requests hold: those of one user leave room for small ones, and for large ones too.
+#[tokio::test(start_paused = true)]
+async fn a_user_who_fills_the_room_of_requests_leaves_some_for_others() {
+    const KIB: usize = 1 << 10;
+    let limits = ServerLimits::new().request_bytes_max(4096 * KIB).request_bytes_per_connection_max(4096 * KIB);
+    let (server, mut asked) = of_users(limits);
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut running = Vec::new();
+    for _ in 0..6 {
+        let mut eve = comes(&listening, "eve").await;
+        for seq in 1..20 {
+            let token = Metadata::new().with(keys::AUTH, "eve");
+            eve.say(request_with(seq, "Wait", &token, &vec![7; 200 * KIB])).await;
+            settle().await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        running.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+        eve.reset();
+    }
+    assert!((12..16).contains(&running.len()), "{} of 20 that there is room for", running.len());
+    for user in ["ann", "bob"] {
+        let mut client = comes(&listening, user).await;
+        let token = Metadata::new().with(keys::AUTH, user);
+        for (seq, bytes) in [(1, 200 * KIB), (2, 10)] {
+            client.say(request_with(seq, "Wait", &token, &vec![7; bytes])).await;
+            running.push(soon(asked.recv()).await.expect("it runs"));
+        }
+    }
+    drop(running);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut eve = comes(&listening, "eve").await;
+    eve.say(request_with(1, "Wait", &Metadata::new().with(keys::AUTH, "eve"), &vec![7; 1000 * KIB])).await;
+    soon(asked.recv()).await.expect("there is room again");
+}
+
+/// The same of frames that have begun: the one that finds no room is one of the user who has most.
+#[tokio::test(start_paused = true)]
+async fn a_user_who_fills_the_room_of_partial_frames_leaves_some_for_others() {
+    const KIB: usize = 1 << 10;
+    let (server, _asked) = of_users(ServerLimits::new().partial_bytes_max(2048 * KIB));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let frame = |user: &str| {
+        let frame = request_with(1, "Echo", &Metadata::new().with(keys::AUTH, user), &vec![7; 300 * KIB]);
+        let begun = frame[..230 * KIB].to_vec();
+        (begun, frame[230 * KIB..].to_vec())
+    };
+    let mut hogs = Vec::new();
+    for _ in 0..30 {
+        let mut eve = comes(&listening, "eve").await;
+        // What is refused is not read to its end.
+        let _ = tokio::time::timeout(Duration::from_millis(100), eve.try_say(frame("eve").0)).await;
+        settle().await;
+        hogs.push(eve);
+    }
+    let refused = server.stats().overloads;
+    assert!((15..25).contains(&refused), "{refused}");
+    for user in ["ann", "bob"] {
+        let (begun, rest) = frame(user);
+        let mut client = comes(&listening, user).await;
+        client.say(begun).await;
+        settle().await;
+        client.say(rest).await;
+        assert_eq!(soon(client.next()).await.error_text(), None);
+    }
+    assert_eq!(server.stats().overloads, refused);
+}
+
+/// Without a user the topics that are made count for the address: more connections make no more of them.
+#[tokio::test(start_paused = true)]
+async fn many_connections_of_one_address_make_the_topics_of_one() {
+    let room = TopicOptions::new().open().presence(true);
+    let server = echoing().topic("room.*", room).expect("a pattern").build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut clients = Vec::new();
+    let mut made = 0;
+    for number in 0..4 {
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        for topic in 0..1000 {
+            made += usize::from(client.subscribe(&format!("room.{number}-{topic}")).await.is_ok());
+        }
+        clients.push(client);
+    }
+    assert!((2000..3072).contains(&made), "{made}: a sixteenth of what is left of 49,152");
+}
+
+/// A user's name is no place to keep much: a longer one binds nobody.
+#[tokio::test(start_paused = true)]
+async fn a_name_of_a_user_has_so_many_bytes() {
+    let (server, _asked) = of_users(ServerLimits::new());
+    let listening = server.listen(&address()).await.expect("the name is free");
+    for (bytes, is_bound) in [(256, true), (257, false), (60_000, false)] {
+        let name = "x".repeat(bytes);
+        let _client = comes(&listening, &name).await;
+        assert_eq!(server.sessions(&Target::user(&*name)).expect("no topic").len(), usize::from(is_bound), "{bytes}");
+    }
 }

@@ -51,7 +51,7 @@ async fn what_requests_hold_is_bounded_to_the_byte() {
     let load = Arc::new(Load::new(9).with_bytes(8192, 0));
     let settings = Arc::new(Settings { request_bytes_max: 4096, load, ..Settings::default() });
     let ((one, _far), (other, _other_far)) = (connection(&settings), connection(&settings));
-    let check = |of: &Connection, own, bytes| of.shared.check_request_bytes(own, bytes, 8192);
+    let check = |of: &Connection, own, bytes| of.check_request_bytes(own, bytes).map_err(|refused| refused.text);
     assert!(check(&one, 0, 1 << 30).is_ok(), "it is alone");
     let kib = one.shared.hold_request_bytes(1025);
     assert_eq!((kib, one.shared.hold_request_bytes(0)), (2, 0));
@@ -72,7 +72,7 @@ async fn what_runs_is_bounded_to_the_call() {
     let settings = Arc::new(Settings { calls_running_max: 2, load: Arc::clone(&load), ..Settings::default() });
     let ((one, _far), (other, _other_far)) = (connection(&settings), connection(&settings));
     let message = request();
-    let acquire = |of: &Connection| Permit::acquire(of, &message);
+    let acquire = |of: &Connection| Permit::acquire(of, &message).map_err(|refused| refused.text);
     let mut first = acquire(&one).expect("room");
     let second = acquire(&one).expect("room");
     assert!(acquire(&one).is_err_and(|why| why.contains("2 calls of this connection")));

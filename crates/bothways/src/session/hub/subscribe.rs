@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         Class, Priority, Session,
+        away::Owner,
         explain::{self, What},
         history::{History, Kept as Message, Position},
         kept::{Held, Kept, Topic},
@@ -212,8 +213,17 @@ impl Hub {
     }
 
     /// For whom topics count that are made because this session subscribes; nobody if the server itself wants that.
-    fn maker(&self, session: &Session, by_client: bool) -> Option<Who> {
-        by_client.then(|| Who::new(session.user(), session.id()))
+    fn maker(&self, session: &Session, by_client: bool) -> Option<Owner> {
+        if !by_client {
+            return None;
+        }
+        let state = session.lock();
+        Some(match (state.user(), state.connection()) {
+            (Some(user), _) => Owner::User(Arc::clone(user)),
+            (None, Some(connection)) => Owner::of_peer(connection),
+            // It is over, or about to be.
+            (None, None) => Owner::Peer("".into()),
+        })
     }
 
     /// Whether there is room for one more subscription of this session.
