@@ -309,7 +309,11 @@ fn a_client_that_sends_all_the_time_comes_back() {
         let sender = client.clone();
         let sending = tokio::spawn(async move {
             loop {
-                soon(oneshot_to(&sender, "Echo", "x")).await.expect("it waits");
+                // Now and then time passes; else the next one comes among the turns of other tasks.
+                for _ in 0..50 {
+                    soon(oneshot_to(&sender, "Echo", "x")).await.expect("it waits");
+                    tokio::spawn(async {}).await.expect("no panic");
+                }
                 settle().await;
             }
         });
