@@ -70,7 +70,7 @@ impl Value {
         self.encode(SerializeType::MSGPACK).expect("a value can always be written as MessagePack")
     }
 
-    /// Reads MessagePack. Bytes behind the value are ignored, as Go ignores them.
+    /// Reads MessagePack. Bytes after the value are ignored, as Go ignores them.
     pub(crate) fn from_msgpack(bytes: &Bytes) -> Result<Self, CodecError> {
         Self::decode(SerializeType::MSGPACK, bytes.clone())
     }

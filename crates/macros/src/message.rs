@@ -43,7 +43,7 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
         return Ok(quote!(#item #shape));
     }
     let mut item = with_serde_attributes(&krate, item, Form::Every)?;
-    // In front: a helper attribute belongs behind its derive.
+    // In front: a helper attribute belongs after its derive.
     attributes_of(&mut item).insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
     Ok(quote!(#item #shape))
 }

@@ -39,7 +39,7 @@ pub fn frame_len(bytes: &[u8], limits: &Limits) -> Result<Option<usize>, DecodeE
 pub struct Deframer {
     /// The frame that earlier reads began and the last one ended, if it was not yet taken.
     finished: Bytes,
-    /// The frames behind it that the last read brought whole.
+    /// The frames after it that the last read brought whole.
     ready: Bytes,
     /// How many bytes these were when they were read.
     ready_len: u32,
@@ -58,7 +58,7 @@ pub struct Deframer {
 
 #[derive(Debug)]
 struct Wrong {
-    /// What, behind the frames in `ready`, until it is reported.
+    /// The error after the frames in `ready`, until it is reported.
     error: Option<DecodeError>,
     /// The header of the frame, if it has one.
     header: Option<Header>,
@@ -116,8 +116,8 @@ impl Deframer {
         Some(input)
     }
 
-    /// Takes in what is behind the whole frames: the beginning of one, or those that are to be passed over, and what
-    /// is behind them.
+    /// Takes in what comes after the whole frames: the beginning of one, or those that are to be passed over, and what
+    /// comes after them.
     fn take_rest(&mut self, mut rest: &[u8], limits: &Limits) {
         let mut ready = Vec::new();
         loop {
@@ -169,7 +169,7 @@ impl Deframer {
     ///
     /// # Errors
     /// Any [`DecodeError`]. After [`DecodeError::MetadataTooLarge`], and after a [`DecodeError::TooLarge`] of at most
-    /// [`Limits::passed_over_bytes`], the stream goes on behind that frame, of which nothing is kept as it comes. After
+    /// [`Limits::passed_over_bytes`], the stream goes on after that frame, of which nothing is kept as it comes. After
     /// any other it cannot: every later call returns `None`. [`Self::refused`] says whose frame it was, and
     /// [`Self::is_broken`] whether the stream goes on.
     pub fn next_message(&mut self, limits: &Limits) -> Result<Option<Message>, DecodeError> {
@@ -541,7 +541,7 @@ mod tests {
         }
     }
 
-    /// What is fed over messages that wait comes behind them, however the stream is cut.
+    /// Bytes that are fed while messages wait come after them, however the stream is cut.
     #[test]
     fn feeding_over_waiting_messages_keeps_their_order() {
         let limits = Limits::default();

@@ -120,8 +120,8 @@ impl<W> Connection<W> {
 
     /// A client learns what the answer to its Hello says of the server. `None`: it is plain.
     ///
-    /// Call it as soon as the answer came, before the next [`handle_message`](Self::handle_message):
-    /// the server's first call may be right behind it.
+    /// Call it as soon as the answer came, before the next [`handle_message`](Self::handle_message): the server's first
+    /// call may come right after it.
     pub fn on_welcome_received(&mut self, answer: &Message) -> Option<Welcome> {
         let welcome = Welcome::from_metadata(&answer.metadata());
         let plain = Greeting::Plain { listens: false };

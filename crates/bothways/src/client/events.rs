@@ -287,7 +287,8 @@ impl State {
 }
 
 impl State {
-    /// In place of what waits of the same topic; behind it, if it says that some was missed and this is a refusal.
+    /// In place of the waiting event of the same topic; after it, if that says that something was missed and this is a
+    /// refusal.
     fn add_of_topic(&mut self, mut event: ConnectionEvent) {
         let is_same =
             |waiting: &ConnectionEvent| waiting.topic() == event.topic() && waiting.server() == event.server();

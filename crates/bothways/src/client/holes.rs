@@ -3,7 +3,7 @@
 /// Stretches that are told apart. Of more, the last ones are one stretch, which then is filled only by a recovery.
 const HOLES_MAX: usize = 8;
 
-/// In ascending order: the last message before a stretch, and the first one behind it.
+/// In ascending order: the last message before a gap, and the first one after it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Holes {
     list: Vec<(u64, u64)>,

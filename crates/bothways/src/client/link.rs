@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A connection is up once its server has answered the Hello: before that nobody knows whether it lets this client in,
-//! and whether it is an rpcx server at all. Calls do not wait for that: they go behind the Hello, and if it is refused
-//! they were certainly not run. Events and [`Client::connect`](super::Client::connect) do.
+//! and whether it is an rpcx server at all. Calls do not wait for that: they are sent after the Hello, and if it is
+//! refused they were certainly not run. Events and [`Client::connect`](super::Client::connect) do.
 //!
 //! A server may say goodbye and when to come back, or not admit the client for now. The connection counts as lost
 //! from then on, though what runs on it is still answered, and the waiting begins when the time that the server named
@@ -288,8 +288,8 @@ impl Link {
         (settled || self.options.wait().is_zero()).then(|| state.connection(&self.address))
     }
 
-    /// As [`Self::at_once`], for what wants no reply: behind a Hello that is refused it would be lost without a word, so
-    /// it waits until the connection stands.
+    /// As [`Self::at_once`], for a oneway request: after a Hello that is refused it would be lost without a word, so it
+    /// waits until the connection stands.
     pub(super) fn standing_at_once(&self, patience: Patience) -> Option<Result<Connection, ConnectError>> {
         let is_greeting = !self.options.wait().is_zero() && matches!(&*self.state.borrow(), State::Greeting(..));
         if is_greeting { None } else { self.at_once(patience) }

@@ -297,8 +297,8 @@ impl MessageQueue {
     }
 }
 
-/// Messages that wait as they came, each with all of its read of up to 64 KiB. Those behind them are copied out of
-/// their reads if they are small parts of these: a queue that is not emptied takes what it counts.
+/// Messages that wait as they came, each with all of its read of up to 64 KiB. Later ones are copied out of their reads
+/// if they are small parts of these: a queue that is not emptied takes what it counts.
 const AS_THEY_CAME: usize = 64;
 
 /// What became of a message that came.

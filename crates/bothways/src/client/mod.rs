@@ -391,7 +391,7 @@ impl Client {
         call.options.timeout.or(self.handle.link.options().default_timeout())
     }
 
-    /// As [`Self::try_call`], behind all layers.
+    /// As [`Self::try_call`], after all layers.
     async fn try_call_direct(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
         let (connection, time) = self.connection_for(Patience::OneTry, time).await?;

@@ -177,9 +177,9 @@ impl ClientOptions {
         self
     }
 
-    /// When a silent server is asked whether it is still there; the connection is given up if it does not answer in
-    /// time. By default a dead server is found within 25 s. While a plain server has a call to answer, it has ten times
-    /// the timeout, for one with a pool answers heartbeats behind the calls that fill it.
+    /// When a silent server gets a heartbeat. The connection is given up if the server does not answer in time. By
+    /// default a dead server is found within 25 s. While a plain server has a call to answer, it has ten times the
+    /// timeout, because a server with a pool answers heartbeats after the calls that fill it.
     pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
         self.settings.watch.heartbeat_interval = heartbeat.interval;
         self.settings.watch.heartbeat_timeout = heartbeat.timeout;
@@ -212,9 +212,9 @@ impl ClientOptions {
         self
     }
 
-    /// Give up after so many refusals in a row: the client ends, and
-    /// [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp) says so. Default `None`: never. A server may
-    /// refuse everybody while it cannot ask its user database.
+    /// Give up after this many refusals in a row: the client ends, and
+    /// [`ConnectionEvent::GaveUp`](crate::ConnectionEvent::GaveUp) says so. Default `None`: never. A server may refuse
+    /// every client while its user database is down.
     pub fn refusals_max(mut self, refusals: Option<u32>) -> Self {
         self.refusals_max = refusals;
         self
@@ -235,8 +235,8 @@ impl ClientOptions {
     ///
     /// Of several servers of an [`XClient`](crate::XClient) none takes all of it: half of both bounds is first come,
     /// first served, and each server has an even share of the other half. A server beyond its share has messages
-    /// dropped, as [`Self::message_overflow`] says. While servers come and go it may be more than the bound, and twice
-    /// of it at most; so may it with single messages that are larger than a share.
+    /// dropped, as [`Self::message_overflow`] says. While servers come and go, the queue may exceed the bound, up to
+    /// twice of it. It may also do so for single messages that are larger than a share.
     pub fn message_queue(mut self, bound: QueueBound) -> Self {
         bound.set(&mut self.queue.messages_max, &mut self.queue.bytes_max);
         self.queue.messages_max = self.queue.messages_max.max(1);
@@ -257,8 +257,8 @@ impl ClientOptions {
         self
     }
 
-    /// What happens to a message from the server when that queue is full; each is counted. Default
-    /// [`Overflow::DropOldest`]. The reading never stops for it.
+    /// The rule for a message from the server when that queue is full; each dropped message is
+    /// counted. Default [`Overflow::DropOldest`]. Reading never stops for it.
     pub fn message_overflow(mut self, overflow: Overflow) -> Self {
         self.queue.overflow = overflow;
         self
@@ -287,10 +287,10 @@ impl ClientOptions {
         self
     }
 
-    /// Wraps each call and oneway message of the client. The layer that is added first sees it first. Of an
+    /// Wraps each call and oneway message of the client. The layer that is added first sees it first. With an
     /// [`XClient`](crate::XClient) each try is wrapped, inside of
-    /// [`XClientOptions::try_layer`](crate::XClientOptions::try_layer). What the client itself asks its server, such as
-    /// [`subscribe`](crate::Client::subscribe), has no layers.
+    /// [`XClientOptions::try_layer`](crate::XClientOptions::try_layer). The client's own requests, such as
+    /// [`subscribe`](crate::Client::subscribe), pass no layers.
     pub fn layer(mut self, layer: impl CallLayer) -> Self {
         self.layers.add(Arc::new(layer));
         self

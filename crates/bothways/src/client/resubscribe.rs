@@ -225,7 +225,7 @@ impl Resubscriber {
         self.goes_on(round).then_some(place)
     }
 
-    /// Asks for everything behind a position, part by part as the session has room, until the server gives it. Returns
+    /// Asks for everything after a position, part by part as the session has room, until the server gives it. Returns
     /// the last answer; `None` if the application does not want the topic any more, or the connection is over.
     async fn ask(
         &self,
@@ -646,7 +646,7 @@ mod tests {
         }
     }
 
-    /// A part leads on if it ends behind where it began, in the same life of its topic.
+    /// A part leads on if it ends after where it began, in the same life of its topic.
     #[test]
     fn a_part_of_nothing_leads_no_further() {
         let at = |epoch, offset| Some(Position { epoch, offset });

@@ -204,7 +204,7 @@ impl Failures {
         self.forgotten = self.forgotten.max(oldest.unwrap_or(0));
     }
 
-    /// Those that a Hello tells, for a server that may have heard of none. Those behind them follow in acknowledgements.
+    /// Those that a Hello tells, for a server that may have heard of none. Later ones follow in acknowledgements.
     fn of_hello(&self) -> Vec<End> {
         let forgotten = (0 < self.forgotten).then_some((1..=self.forgotten, Stage::Unknown));
         self.all.iter().take(FAILURES_MAX).cloned().chain(forgotten).collect()

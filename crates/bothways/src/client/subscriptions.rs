@@ -264,7 +264,7 @@ impl Claim {
         // Unsubscribed meanwhile: the client has nothing to tell of it.
         let Some(subscription) = state.get(&self.which) else { return (asker != Asker::Client).then_some(false) };
         (subscription.wanted, subscription.held) = (true, held);
-        // What was missed before is still asked for, and not behind this position.
+        // What was missed before is still asked for, and not after this position.
         let still_asked = asker == Asker::Application && subscription.pending.is_some();
         if let Some(position) = subscribed.position
             && (subscribed.recovered || !still_asked)
@@ -423,7 +423,7 @@ impl Subscriptions {
     /// of which it is not being asked for.
     pub(super) fn miss(&self, connection: ConnectionId) -> Vec<Arc<str>> {
         let mut state = self.state.lock();
-        // The answer to a call that subscribes may be behind the notice.
+        // The reply to a call that subscribes may come after the notice.
         let held = state.list.iter_mut().filter(|(_, s)| 0 < s.claims || (s.held && s.position.is_some()));
         let missed = held.filter_map(|(topic, subscription)| {
             subscription.gaps += 1;

@@ -110,7 +110,7 @@ pub(super) struct Waiting {
     sharing: usize,
     /// Where the newest value of each key waits, by server and key.
     latest: HashMap<(Arc<str>, Arc<str>), u64>,
-    /// Dropped behind the last of them.
+    /// Dropped after the last of them.
     gap: u64,
 }
 
@@ -159,12 +159,12 @@ impl Waiting {
         (self.all, self.tracked)
     }
 
-    /// So many were dropped behind the last one.
+    /// So many were dropped after the last one.
     pub(super) fn add_gap(&mut self, messages: u64) {
         self.gap = self.gap.saturating_add(messages);
     }
 
-    /// Puts a message behind the others, or in the place of an older value of its key, which is returned.
+    /// Puts a message after the others, or in the place of an older value of its key, which is returned.
     pub(super) fn put(&mut self, server: Server, mut message: ServerMessage) -> Option<ServerMessage> {
         let bytes = message.bytes();
         let key = message.latest_of.as_ref().map(|key| (Arc::clone(&message.server), Arc::clone(key)));

@@ -53,8 +53,8 @@ pub fn deserialize<'de, T: ByteString, D: Deserializer<'de>>(deserializer: D) ->
     T::read(deserializer)
 }
 
-/// What can travel as a byte string, or as several. The library's own types have it; what its methods
-/// are called may change.
+/// A type that can travel as a byte string, or as several. The library implements it for its own types; the names of
+/// its methods may change.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot travel as a byte string",
     note = "if it only has the same name, say `#[message(plain)]` on the field"

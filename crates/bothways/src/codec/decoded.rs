@@ -11,8 +11,8 @@ use std::{
 
 use serde::de::Error;
 
-/// Most bytes that the lists and maps of one payload may take in memory, once they are decoded: 256 MiB. A list that
-/// grows may take twice what is counted of it. What is in texts and bytes is not more than the payload, and not counted.
+/// Most bytes that the lists and maps of one payload may take in memory, once they are decoded: 256 MiB. A growing list
+/// may take twice its counted size. Texts and bytes are never larger than the payload, and are not counted.
 pub const DECODED_BYTES_MAX: usize = 256 << 20;
 
 /// Elements of at most so many bytes count without the byte that they have on the wire at least: one of a byte is not

@@ -6,8 +6,8 @@
 //!
 //! 1. A caller has a preferred serialize type: that of the call's options, else that of the
 //!    [`Caller`](crate::Caller), which is MessagePack unless it was told otherwise.
-//! 2. The type of the arguments has the last word ([`Encode::serialize_type`]): what can travel in
-//!    the preferred type does; what cannot travels in its own.
+//! 2. The type of the arguments has the last word ([`Encode::serialize_type`]): a type that cannot
+//!    travel in the preferred one travels in its own.
 //! 3. The reply comes in the codec of the request, as in Go, if the reply's type can travel in it;
 //!    else in that type's own. The caller reads what the reply's frame says.
 //!
@@ -36,14 +36,14 @@
 //! # What serde types accept
 //!
 //! Go's decoders are lenient and its encoders make use of it: a nil slice travels as `nil`, not as an empty array. So
-//! both codecs here read, wherever a serde type asks for a number, a bool, a string, bytes, an array or a map, `nil`
-//! (`null` in JSON) as the zero value. An integer may come in any width; one that does not fit is an error, where Go
-//! cuts it off. An integer fills a float, rounded where the float has no such value, as in Go. A MessagePack `float64`
-//! fills an `f32`, rounded, unless it is out of range, which is an error. Unknown keys are skipped. A *missing* key is
-//! an error unless the type says `#[serde(default)]`, as all fields of a `#[bothways::message]` do. Bytes behind the
-//! value are ignored. Names of fields are matched exactly in MessagePack. In JSON an exact name goes first, and a name
-//! that is the same except for upper and lower case is taken otherwise, as in Go. Values nest at most [`NESTING_MAX`]
-//! deep, and their lists and maps take at most [`DECODED_BYTES_MAX`] in memory.
+//! both codecs here read `nil` (`null` in JSON) as the zero value wherever a serde type expects a number, a bool, a
+//! string, bytes, an array or a map. An integer may come in any width; one that does not fit is an error, where Go cuts
+//! it off. An integer fills a float, rounded where the float has no such value, as in Go. A MessagePack `float64` fills
+//! an `f32`, rounded, unless it is out of range, which is an error. Unknown keys are skipped. A *missing* key is an
+//! error unless the type says `#[serde(default)]`, as all fields of a `#[bothways::message]` do. Bytes after the value
+//! are ignored. Names of fields are matched exactly in MessagePack. In JSON an exact name goes first; else a name that
+//! is the same except for upper and lower case is accepted, as in Go. Values nest at most [`NESTING_MAX`] deep, and
+//! their lists and maps take at most [`DECODED_BYTES_MAX`] in memory.
 //!
 //! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
 //! follows serde's own, stricter rules: names are matched exactly in JSON too, and bytes there need
@@ -61,10 +61,10 @@
 //!
 //! # No payload at all
 //!
-//! An empty payload is neither MessagePack nor JSON. `()` and `Option` read it as `()` and `None`; for
-//! any other serde type it is [`CodecError::Empty`]: as arguments Go refuses it too (`EOF`), and as
-//! a reply, where Go leaves the reply variable untouched, Rust has no variable to leave. `()` reads
-//! any payload, so that a call whose answer does not matter cannot fail over it.
+//! An empty payload is neither MessagePack nor JSON. `()` and `Option` read it as `()` and `None`; for any other serde
+//! type it is [`CodecError::Empty`]: as arguments Go refuses it too (`EOF`), and as a reply, where Go leaves the reply
+//! variable untouched, Rust has no variable to leave. `()` reads any payload, so that a call whose reply does not
+//! matter cannot fail because of it.
 //!
 //! # Go's types
 //!
@@ -74,17 +74,16 @@
 //! | `time.Time` | `SystemTime` | `#[serde(with = "bothways::codec::time")]` | [`Timestamp`] |
 //! | `time.Duration` | `Duration` | `#[serde(with = "bothways::codec::duration")]` | [`Nanos`] |
 //!
-//! **The last column matters**: a `Vec<u8>`, `SystemTime` or `Duration` that is the whole payload travels
-//! as serde has it, an array or a map, which Rust reads and Go does not: its client then ends the
-//! connection. `#[bothways::service]` refuses such a method, and every other whose argument or reply Go cannot read:
-//! lists of bytes, tuples, `char`, integers of 128 bits, enums with data, maps whose keys are neither text nor
-//! integers, also behind an alias, in a container or in a `#[bothways::message]`. A type with serde impls of its own
-//! is trusted. `#[rpc(plain)]` on the method, or `#[message(plain)]` on a field, leaves it so.
-//! [`Router::function`](crate::Router::function) and [`Client::call`](crate::Client::call) cannot see it.
+//! **The last column matters**: a `Vec<u8>`, `SystemTime` or `Duration` that is the whole payload travels as serde has
+//! it, an array or a map, which Rust reads and Go does not: its client then ends the connection. `#[bothways::service]`
+//! refuses such a method, and every other whose argument or reply Go cannot read: lists of bytes, tuples, `char`,
+//! integers of 128 bits, enums with data, maps whose keys are neither text nor integers, also through an alias, in a
+//! container or in a `#[bothways::message]`. A type with serde impls of its own is trusted. `#[rpc(plain)]` on the
+//! method, or `#[message(plain)]` on a field, leaves it so. [`Router::function`](crate::Router::function) and
+//! [`Client::call`](crate::Client::call) cannot see it.
 //!
-//! An embedded struct of Go's is `#[serde(flatten)]`, one behind a pointer that may be nil
-//! `#[serde(flatten)] Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags
-//! `#[message(rename = "...")]`.
+//! An embedded struct of Go's is `#[serde(flatten)]`; an embedded pointer that may be nil is `#[serde(flatten)]
+//! Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags `#[message(rename = "...")]`.
 
 use bothways_proto::SerializeType;
 // The crate, not the module beside it.
@@ -148,7 +147,7 @@ pub trait Encode: Send {
     /// Value → bytes.
     ///
     /// # Errors
-    /// [`CodecError::Unsupported`], or what the codec says.
+    /// [`CodecError::Unsupported`], or the codec's error.
     fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError>;
 }
 
@@ -198,10 +197,10 @@ pub trait Encode: Send {
     note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs"
 )]
 pub trait Payload: Encode + Sized {
-    /// Bytes → value. The bytes come from a peer: whatever they are, the answer is a value or an error.
+    /// Bytes → value. The bytes come from a peer: whatever they are, the result is a value or an error.
     ///
     /// # Errors
-    /// [`CodecError::Unsupported`], [`CodecError::Empty`], or what the codec says.
+    /// [`CodecError::Unsupported`], [`CodecError::Empty`], or the codec's error.
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError>;
 }
 
@@ -216,9 +215,9 @@ pub enum CodecError {
     Unsupported {
         /// The Rust type.
         type_name: &'static str,
-        /// What was asked for.
+        /// The serialize type that was requested.
         serialize: SerializeType,
-        /// What it can travel as, for people.
+        /// The ones that it can travel as, for people.
         can: &'static str,
     },
     /// The payload is empty, and the type needs a value. Go says `EOF`.
@@ -258,9 +257,9 @@ impl CodecError {
         Self::Unsupported { type_name: std::any::type_name::<T>(), serialize, can }
     }
 
-    /// The codec's own error. For [`Payload`] implementations. Its text goes to peers: of more than 1 KiB the beginning
-    /// is kept, for it may repeat what is wrong, and names of Rust types as serde
-    /// puts them there (`expected struct Args`) are left out.
+    /// The codec's own error, for [`Payload`] implementations. Its text goes to peers: only the first 1 KiB is kept,
+    /// because it may repeat a value, and the names of Rust types that serde puts there (`expected struct Args`) are
+    /// left out.
     pub fn codec(serialize: SerializeType, error: impl std::fmt::Display) -> Self {
         Self::Codec { serialize, text: words::without_type_names(&words::brief(&error)) }
     }

@@ -50,7 +50,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
     payload
 }
 
-/// Bytes behind the value are ignored, as in Go.
+/// Bytes after the value are ignored, as in Go.
 pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
     bounded(|| within_msgpack(|| T::deserialize(&mut Reader::new(payload))))
         .map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))

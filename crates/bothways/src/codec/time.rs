@@ -61,9 +61,8 @@ pub fn deserialize<'de, T: GoTime, D: Deserializer<'de>>(deserializer: D) -> Res
     T::read(deserializer)
 }
 
-/// What a `time.Time` holds in Go before anything is put into it: midnight of the first of January of
-/// the year 1, UTC. Go peers send it for a time that was never set. The Unix epoch where the system
-/// cannot count that far back.
+/// The zero value of Go's `time.Time`: midnight of the first of January of the year 1, UTC. Go peers send it for a time
+/// that was never set. The Unix epoch where the system cannot count that far back.
 ///
 /// ```
 /// # use std::time::UNIX_EPOCH;

@@ -139,7 +139,7 @@ impl Connection {
         }
     }
 
-    /// Adds a reply to its lane, or, if it waits, behind what its session is owed.
+    /// Adds a reply to its lane, or, if it waits, after the pushes of its session.
     #[inline(always)]
     fn add_reply(
         &self,

@@ -59,12 +59,12 @@ struct Turn {
 }
 
 impl Turn {
-    /// A message is about to be handled, and others wait behind it.
+    /// A message is about to be handled, and others wait after it.
     fn begin(&mut self) {
         self.began.get_or_insert_with(Instant::now);
     }
 
-    /// That message was handled. True if those behind it wait for the next turn.
+    /// That message was handled. True if those after it wait for the next turn.
     fn ends(&mut self) -> bool {
         self.messages += 1;
         let looks = self.messages.is_multiple_of(CLOCK_EVERY);
@@ -121,8 +121,8 @@ pub(super) struct Driver {
     partial: u32,
     /// The watch knows of such a frame.
     is_noted: bool,
-    /// What was read and not yet looked at: behind the first read of a client, or behind a request whose token is checked.
-    /// At most [`READ_BYTES`].
+    /// Bytes that were read and not yet looked at: after the first read of a client, or after a request whose token is
+    /// checked. At most [`READ_BYTES`].
     ahead: Option<Box<Ahead>>,
     shut_down: bool,
     /// It has not been polled yet.

@@ -65,7 +65,7 @@ impl Locked<'_> {
 }
 
 /// True if a connection that ends for this reason was listened to. To a client a refusal is that of its Hello: what it
-/// sent behind that was not looked at.
+/// sent after that was not looked at.
 fn was_heard(role: Role, reason: &CloseReason) -> bool {
     match reason {
         CloseReason::NotAdmitted { .. } | CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_) => {
@@ -270,7 +270,8 @@ impl Connection {
 mod tests {
     use super::*;
 
-    /// A client whose Hello was refused knows that nothing behind it was looked at; a server cannot know that of its own.
+    /// A client whose Hello was refused knows that nothing after it was looked at; a server cannot know that of its
+    /// own.
     #[test]
     fn behind_a_hello_that_is_refused_nothing_was_heard() {
         let text = || "no".to_owned();

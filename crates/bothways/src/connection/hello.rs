@@ -76,8 +76,8 @@ impl Connection {
 
     // At a server: a Hello is checked and answered.
 
-    /// Asks whether a client may come, by its first frame. `Err`: it may not, and the connection is to end at once;
-    /// a client that said Hello is told when to try again, and its connection ends behind that.
+    /// Asks whether a client may come, by its first frame. `Err`: it may not, and the connection is to end at once; a
+    /// client that said Hello is told when to try again, and its connection ends after that.
     pub(super) fn admit(&self, first: &Message) -> Result<(), CloseReason> {
         let Err(retry_after) = self.shared.handler.admit(first) else { return Ok(()) };
         let retry_after = in_whole_millis(retry_after);
@@ -152,7 +152,7 @@ impl Connection {
             Err(NotLetIn::Refused(code, text)) => self.refuse_hello(message, code, text),
             Err(NotLetIn::NotNow { text, retry_after }) => {
                 self.refuse_for_now(message, &text, retry_after);
-                // Nothing behind the Hello is run: the connection takes nothing any more.
+                // No request after the Hello is run: the connection accepts nothing any more.
                 self.hello_is_refused();
                 self.end_check();
             }

@@ -86,7 +86,7 @@ struct Share {
 }
 
 impl Share {
-    /// A call that was given up leaves an empty entry, to keep the place of those behind it; at either end it goes.
+    /// A call that was given up leaves an empty entry, to keep the place of those after it; at either end it goes.
     fn trim(&mut self) {
         while self.entries.pop_front_if(|entry| entry.len() == 0).is_some() {}
         while self.entries.pop_back_if(|entry| entry.len() == 0).is_some() {}
@@ -226,7 +226,7 @@ impl Lanes {
         Some(dropped)
     }
 
-    /// Moves the reply that was just added behind the pushes that wait: its handler pushed first.
+    /// Moves the reply that was just added after the pushes that wait: its handler pushed first.
     pub(super) fn last_reply_behind_pushes(&mut self) {
         let [replies, _, pushes] = &mut self.shares;
         if pushes.entries.is_empty() {

@@ -3,31 +3,31 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mod.rs` | [`Connection`], the handle that all others hold |
-//! | `send.rs` | messages that want no reply: to one connection, or encoded once for many |
+//! | `send.rs` | pushes and oneway requests: to one connection, or encoded once for many |
 //! | `call.rs` | calls to the peer, and what a dropped future leaves |
 //! | `control.rs` | replies, acks, goodbyes, and frames that are passed over |
 //! | `hello.rs` | the greeting, and who has been let in: Hello and Welcome, the check of tokens, heartbeats |
 //! | `write.rs` | writes what waits, in the thread that added it |
-//! | `writer.rs` | who writes, and who takes over: the rules, and the one loop |
+//! | `writer.rs` | which thread writes, and which takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
-//! | `behind.rs` | replies that stay behind what a session still owes |
+//! | `behind.rs` | replies that stay after a session's waiting pushes |
 //! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
 //! | `socket.rs` | the socket, until the connection is over |
 //! | `lock.rs` | the one lock, and what waits until it is free |
-//! | `outbox.rs` | what waits for the socket, in which order, and how much of it may |
+//! | `outbox.rs` | the frames that wait for the socket: their order and their bounds |
 //! | `outgoing.rs` | bytes that wait in all connections, and which of these may have more |
-//! | `lanes.rs` | what waits behind a full socket, and whose turn it is |
+//! | `lanes.rs` | frames that wait while the socket is full, and which lane is next |
 //! | `wire.rs` | bytes in their final order |
 //! | `progress.rs` | how far calls and pushes are |
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
-//! | `rest.rs` | how it does without that task while there is nothing to do |
+//! | `rest.rs` | an idle connection without that task |
 //! | `handler.rs` | what the layer above makes of what is received: the trait for servers and clients |
 //! | `limits.rs` | how many requests run at once, and how much they hold |
 //! | `shares.rs` | who has how much of a room that is more than half taken |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
-//! | `watch.rs` | what time does to a connection: heartbeats, idle and write deadlines |
+//! | `watch.rs` | timeouts: heartbeats, idle and write deadlines |
 //!
 //! Writing: a thread that adds a frame to an idle outbox writes it at once, outside the lock. While the driver works
 //! through what one read brought, the replies of handlers that are ready at once wait until that is done, for a
@@ -281,7 +281,7 @@ struct Rare {
     turned_away: Option<std::time::Duration>,
     /// What waits for the Welcome that is on its way: a Goodbye, and the end.
     after_welcome: AfterWelcome,
-    /// Calls that were given up while the Hello of this side is not answered: their Cancels go behind the answer.
+    /// Calls that were given up while the Hello of this side is not answered: their Cancels go after the answer.
     given_up: Vec<Seq>,
     /// The last heartbeat.
     ping: Option<Seq>,

@@ -285,12 +285,12 @@ impl Connection {
         self.queue_as(&frame.0, seq)
     }
 
-    /// Where the counter of pushes stood behind the last one of which the kernel has all.
+    /// Where the counter of pushes stood after the last one of which the kernel has all.
     pub(crate) fn pushes_written(&self) -> u64 {
         self.shared.state.lock().outbox.pushes_written()
     }
 
-    /// Where that counter stood behind the last push of which the kernel may have all, as a write is under way.
+    /// Where that counter stood after the last push of which the kernel may have all, as a write is under way.
     pub(crate) fn pushes_begun(&self) -> u64 {
         self.shared.state.lock().outbox.pushes_begun()
     }

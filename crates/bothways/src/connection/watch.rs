@@ -68,12 +68,12 @@ impl Deadlines {
     }
 }
 
-/// The least rate at which a peer is expected to take what it is sent, for the time in which it may answer a
-/// heartbeat that is behind it: 64 KiB/s.
+/// The least rate at which a peer is expected to take what it is sent, for the time in which it may answer a heartbeat
+/// that comes after it: 64 KiB/s.
 const LEAST_RATE: u64 = 64 << 10;
 
 /// A plain server with calls under way may be silent so many times as long after a heartbeat: one with a pool answers
-/// heartbeats behind the calls that fill it. That its system is there, keep-alive and the write timeout find out.
+/// heartbeats after the calls that fill it. That its system is there, keep-alive and the write timeout find out.
 const BUSY_TIMES: u32 = 10;
 
 /// What was sent and not heard of is counted in such units; less between two ticks is nothing. 16 KiB.
@@ -186,7 +186,7 @@ pub(super) struct BegunFrame {
 }
 
 impl Rare {
-    /// So many bytes are there of the frame behind so many messages; 0: there is none.
+    /// So many bytes are there of the frame after so many messages; 0: there is none.
     pub(super) fn note_frame(&mut self, number: u32, bytes: usize) {
         if bytes == 0 {
             self.frame = None;
@@ -308,8 +308,8 @@ impl State {
         // A plain server answers heartbeats, a plain client would take one for a reply.
         let answers = role == Role::Client || self.proto.peer_can(Capabilities::PING);
         let Some(interval) = deadlines.heartbeat_interval.filter(|_| answers) else { return Due::Nothing };
-        // The sender of a long frame hears nothing meanwhile, for the answer to its heartbeat is behind the frame.
-        // One that knows no better takes that for death.
+        // The sender of a long frame hears nothing meanwhile, because the answer to its heartbeat comes after the
+        // frame. One that knows no better takes that for death.
         if seen.is_long && interval <= watch.since_said(now) {
             return Due::Ping;
         }

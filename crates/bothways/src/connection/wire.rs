@@ -254,7 +254,7 @@ impl Wire {
         }
     }
 
-    /// Puts what came meanwhile behind what was not written.
+    /// Puts the frames that came in between after those that were not written.
     pub(super) fn append(&mut self, newer: Self) {
         let end = self.gone + self.bytes as u64;
         for push in newer.pushes.into_iter().chain(newer.last_push) {

@@ -346,7 +346,7 @@ impl Session {
         }
     }
 
-    /// The reply of a handler on this connection goes behind what the session owes now.
+    /// The reply of a handler on this connection goes after the pushes that wait in the session now.
     pub(crate) fn put_behind(&self, connection: &Connection, reply: HeldReply) {
         {
             let mut state = self.lock();

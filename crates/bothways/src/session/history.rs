@@ -126,8 +126,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is given behind a position is exactly what was pushed behind it, or nothing at all; and nothing
-        /// only if something of it had to go.
+        /// What is given after a position is exactly what was pushed after it, or nothing at all; and nothing only if
+        /// something of it had to go.
         #[test]
         fn recovery_is_whole_or_none(
             messages in 1..8_usize,

@@ -260,7 +260,7 @@ impl Ledger {
         self.open().send(entry, give)
     }
 
-    /// This goes behind all that may be sent now, whatever comes later: it is dropped when that has gone, and with the
+    /// This goes after all that may be sent now, whatever comes later: it is dropped when that has gone, and with the
     /// connection.
     pub(super) fn put_behind(&mut self, behind: Behind) {
         if let Some(book) = self.book_mut() {
@@ -386,7 +386,7 @@ impl Ledger {
         self.open().fail_last(offset);
     }
 
-    /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
+    /// What `next` gave last is with the connection, whose counter of pushes stands here after it.
     pub(super) fn mark(&mut self, mark: u64) {
         self.open().mark(mark);
     }

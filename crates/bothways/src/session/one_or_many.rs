@@ -19,7 +19,7 @@ impl<T> Default for OneOrMany<T> {
 }
 
 impl<T> OneOrMany<T> {
-    /// Puts an item before the one at this place, or behind all.
+    /// Puts an item before the one at this place, or after all.
     pub(super) fn insert(&mut self, at: usize, item: T) {
         *self = match std::mem::take(self) {
             Self::Other(None) => Self::One(item),

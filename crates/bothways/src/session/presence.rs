@@ -307,7 +307,7 @@ impl Roster {
         self.of_session.get(&session).map_or(0, |entered| entered.generation)
     }
 
-    /// Each member with its sessions: users by name, then sessions. `after`: those behind this one.
+    /// Each member with its sessions: users by name, then sessions. `after`: those after this one.
     pub(super) fn members(&self, after: Option<&Who>) -> impl Iterator<Item = (&Who, &Member)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.members.range((from, Bound::Unbounded))

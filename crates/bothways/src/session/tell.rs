@@ -230,8 +230,8 @@ impl Hub {
         Ok(self.roster(topic, None, usize::MAX, true)?.0)
     }
 
-    /// So many of those who are in a topic, behind this one, with the sessions of users or without; and whether there are
-    /// more. Without these it takes time by members, however many sessions each has.
+    /// So many members of a topic, after this one, with the sessions of users or without; and whether there are more.
+    /// Without these it takes time by members, however many sessions each has.
     fn roster(
         &self,
         topic: &str,

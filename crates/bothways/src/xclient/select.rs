@@ -241,7 +241,7 @@ impl Selector for RoundRobin {
     fn select(&self, selection: &Selection<'_>) -> Option<usize> {
         let servers = selection.servers.len();
         // Every choice moves on by one, whichever servers are excluded: the calls of a server that is down are spread
-        // over all others, and not given to the one behind it.
+        // over all others, and not given to the one after it.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % servers;
         (first..servers).chain(0..first).find(|server| !selection.is_excluded(*server))
     }

@@ -295,7 +295,7 @@ impl EventLog {
 }
 
 impl Ring {
-    /// Goes on behind what is packed.
+    /// Continues after the packed events.
     pub(super) fn after(packed: &Packed) -> Self {
         let mut records = Vec::with_capacity(packed.len() + 1);
         records.extend(packed.records());

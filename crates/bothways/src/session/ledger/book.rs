@@ -46,7 +46,7 @@ pub(super) struct Book {
     /// While a new connection is brought up to date.
     replay: Option<Replay>,
     unwritten: VecDeque<Unwritten>,
-    /// Where the connection's counter of pushes stood behind each of these.
+    /// Where the connection's counter of pushes stood after each of these.
     marks: VecDeque<u64>,
     /// Dropped for want of room since the session began, and how many of them the present connection was given
     /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
@@ -92,7 +92,7 @@ enum Queued {
 }
 
 impl Queued {
-    /// Values of keys wait for a client that is behind; nothing else does.
+    /// Values of keys wait for a client that has many unhandled ones; nothing else does.
     fn may_go(&self, behind: bool) -> bool {
         !behind || !matches!(self, Self::Latest(_))
     }
@@ -301,7 +301,7 @@ impl Book {
         self.expires = expires.map_or(self.expires, |expires| self.expires.min(expires));
     }
 
-    /// Puts an entry, which has been counted, behind the others of its priority.
+    /// Puts an entry, which has been counted, after the others of its priority.
     fn wait(&mut self, entry: Entry) {
         self.note_expiry(entry.expires);
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
@@ -825,7 +825,7 @@ impl Book {
         self.free_key(keyed.as_ref());
     }
 
-    /// What `next` gave last is with the connection, whose counter of pushes stands here behind it.
+    /// What `next` gave last is with the connection, whose counter of pushes stands here after it.
     pub(super) fn mark(&mut self, mark: u64) {
         self.marks.push_back(mark);
     }
