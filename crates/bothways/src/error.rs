@@ -660,7 +660,7 @@ pub enum ConnectError {
     Io {
         /// Where to.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         error: Arc<std::io::Error>,
     },
     /// The connection was not made in time.
@@ -676,7 +676,7 @@ pub enum ConnectError {
     Refused {
         /// Where to.
         address: String,
-        /// What the server said.
+        /// The server's text.
         reason: String,
     },
     /// The server accepted the connection but did not answer the Hello in time. Every rpcx server answers it.
@@ -700,7 +700,7 @@ pub enum ConnectError {
     Credentials {
         /// Where to.
         address: String,
-        /// What went wrong.
+        /// The reason.
         why: String,
     },
     /// The first connection is being made.
@@ -738,7 +738,7 @@ pub enum ConnectError {
         address: String,
         /// Why, for a program.
         why: SessionLost,
-        /// What the server said.
+        /// The server's text.
         reason: String,
     },
     /// The client was closed.
@@ -788,7 +788,7 @@ pub enum AddressError {
     Malformed {
         /// The whole text.
         address: String,
-        /// What is wrong.
+        /// The reason.
         why: &'static str,
     },
 }
@@ -805,7 +805,7 @@ pub enum ServeError {
     Listen {
         /// Where.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         error: std::io::Error,
     },
     /// The server has its maximum of connections.
@@ -819,7 +819,7 @@ pub enum ServeError {
     Admin {
         /// Where.
         address: String,
-        /// What is missing.
+        /// The reason.
         why: String,
     },
     /// A server must listen in a tokio runtime, which drives its connections.
@@ -833,7 +833,7 @@ pub enum ServeError {
     Tls {
         /// Where.
         address: String,
-        /// What is missing.
+        /// The reason.
         why: String,
     },
 }

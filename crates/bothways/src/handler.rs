@@ -21,11 +21,11 @@ pub use crate::reply::Reply;
 
 /// Answers requests of one method.
 ///
-/// Any `Fn(Request) -> impl Future<Output = Reply>` is a handler. The connection that received the request polls it in line
-/// first: a handler that is ready at once costs no task. One that is not ready moves to a task of its own; so does one whose
-/// payload takes long to unpack or decode (more than 256 KiB). Until its first `await` a handler delays the later requests
-/// of its connection. Wrap one that computes in [`layer::spawn`](crate::layer::spawn()), and run blocking work by
-/// [`tokio::task::spawn_blocking`]. What a handler sends meanwhile is written at once.
+/// Any `Fn(Request) -> impl Future<Output = Reply>` is a handler. The connection that received the request polls it in
+/// line first: a handler that is ready at once costs no task. One that is not ready moves to a task of its own; so does
+/// one whose payload takes long to unpack or decode (more than 256 KiB). Until its first `await` a handler delays the
+/// later requests of its connection. Wrap one that computes in [`layer::spawn`](crate::layer::spawn()), and run
+/// blocking work by [`tokio::task::spawn_blocking`]. Messages that a handler sends are written at once.
 ///
 /// ```
 /// use bothways::{Reply, Request, Server, SerializeType};
@@ -233,7 +233,7 @@ fn refusal_text(error: &CodecError) -> String {
     }
 }
 
-/// What a typed handler knows of its request besides the arguments, and the reply's metadata.
+/// The request of a typed handler, except for its arguments, and the metadata of the reply.
 ///
 /// ```
 /// use bothways::{Context, service};

@@ -1,4 +1,4 @@
-//! What the options of servers and clients have in common: the bound of a queue, and the heartbeat.
+//! Options that servers and clients have in common: the bound of a queue, and the heartbeat.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl QueueBound {
     }
 }
 
-/// When a silent peer is asked whether it is still there, and how long it may take to answer.
+/// When a silent peer gets a heartbeat, and how long it may take to answer.
 ///
 /// ```
 /// use std::time::Duration;

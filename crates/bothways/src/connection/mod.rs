@@ -594,7 +594,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection. What is queued is still written; pending calls fail, and new ones are refused.
+    /// Ends the connection. Queued frames are still written; pending calls fail, and new ones are refused.
     pub fn close(&self) {
         self.close_after_flush(CloseReason::Local);
     }

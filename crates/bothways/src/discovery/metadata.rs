@@ -26,8 +26,8 @@ pub enum MetadataSyntaxError {
 }
 
 impl ServerMetadata {
-    /// Reads a query string. What is none is kept as a text without pairs: in rpcx a server with such
-    /// metadata counts as one without any.
+    /// Reads a query string. A text that is none is kept without pairs: in rpcx a server with such metadata counts as
+    /// one without any.
     pub fn parse(text: &str) -> Self {
         let mut pairs = Vec::new();
         let mut error = None;
@@ -63,7 +63,7 @@ impl ServerMetadata {
         self.error.is_none()
     }
 
-    /// What is wrong with the text.
+    /// The fault in the text.
     pub fn error(&self) -> Option<MetadataSyntaxError> {
         self.error
     }

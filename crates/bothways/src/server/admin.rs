@@ -131,7 +131,7 @@ pub struct SessionsListed {
 pub struct AdminKick {
     /// Whose.
     pub target: PushTarget,
-    /// What their clients are told.
+    /// The reason that their clients get.
     pub why: String,
 }
 
@@ -167,7 +167,7 @@ pub struct AdminPush {
     /// The codec of the payload, by its number on the wire; raw if nothing is said.
     #[serde(default)]
     pub codec: u8,
-    /// What is promised of it.
+    /// The class of the push.
     #[serde(default)]
     pub class: PushClass,
     /// The idempotency key: a session is sent only one of several pushes with the same; see

@@ -41,16 +41,16 @@ impl AdmissionOptions {
     /// How many clients may begin a session. A client beyond that is told when to try again, before its token is
     /// checked, and a Bothways client does so. A plain rpcx client is closed at its first frame, which is not run.
     ///
-    /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. What
-    /// a hook for tokens asks, such as a database, usually takes less: then choose what it takes. `None`: no bound.
+    /// Default 10,000 a second and 100,000 at once: a guard against a flood, far above what comes in quiet times. A
+    /// user database that the auth hook asks usually allows less: then choose its rate. `None`: no bound.
     pub fn new_sessions_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.new_sessions = rate.into();
         self
     }
 
     /// How many clients may come back to a session that waits for them, in place of [`Self::new_sessions_rate`].
-    /// Default 50,000 a second and 500,000 at once: more than of new ones, for their state is here already, and what
-    /// they are owed takes memory until they come. `None`: no bound.
+    /// Default 50,000 a second and 500,000 at once. That is more than for new ones, because their state is here
+    /// already, and their queues take memory until they come. `None`: no bound.
     pub fn resumes_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.resumes = rate.into();
         self

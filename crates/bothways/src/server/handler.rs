@@ -24,7 +24,7 @@ use crate::{
     session::{Claim, NotWelcome, RETRY_LATE, Registry, Session, UserCall},
 };
 
-/// What an auth hook decides on. `Debug` masks the token.
+/// The request of a client to an auth hook. `Debug` masks the token.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct AuthRequest {

@@ -458,16 +458,16 @@ impl Server {
         Ok(self.shared.sessions.explain(target)?)
     }
 
-    /// What the session of one client can take of memory at most, in bytes, if no push is larger than
-    /// `push_bytes`: the sum of the bounds on its queues, its log and its past, and of what each push takes
-    /// beside its bytes. `docs/slow-clients.md` has the sum term by term.
+    /// The most memory that the session of one client can take, in bytes, if no push is larger than `push_bytes`: the
+    /// sum of the bounds on its queues, its log and its events, and of the overhead of each push.
+    /// `docs/slow-clients.md` has the sum term by term.
     pub fn session_bytes_max(&self, push_bytes: usize) -> usize {
         self.shared.sessions.session_bytes_max(push_bytes)
     }
 
     /// Ends every session that `target` names and sends the clients away; see [`Session::evict`]. Returns how many.
-    /// [`Session::end`] ends a session whose client may come back with a new one. It takes time for each session. The
-    /// presence of one is not announced to the others.
+    /// [`Session::end`] ends a session whose client may come back with a new one. The time grows with the number of
+    /// sessions. They are not told of each other's leave.
     ///
     /// # Errors
     /// As [`Self::sessions`].
@@ -477,19 +477,19 @@ impl Server {
         Ok(sessions.len())
     }
 
-    /// Stops accepting, tells clients, answers what is running, and closes; at the latest after `deadline`.
+    /// Stops accepting, tells clients, lets running calls finish, and closes, at the latest after `deadline`.
     ///
-    /// Clients that speak more than rpcx get a goodbye, and start no new calls; calls of theirs that arrive meanwhile are
-    /// refused as shutting down. Plain ones see the end of the connection once what runs of theirs is answered; what
-    /// they ask for meanwhile gets no answer, so that Go calls another server. What clients have handled they may
-    /// acknowledge for 500 ms, within the deadline; of what they have not, receipts say
-    /// [`Stage::Unknown`](crate::Stage::Unknown). It waits for [`ServerBuilder::on_disconnect`]; for that of
-    /// connections that are cut at the deadline up to 500 ms more. Sessions end with it. Calling it again, or
-    /// [`Self::drain`], from anywhere, waits for the same end and gives the same report; the deadline is that of the
-    /// first.
+    /// Bothways clients get a Goodbye, and start no new calls. Their calls that arrive after that are refused as
+    /// shutting down. The connection of a plain client ends when its running calls are answered; new calls on it get no
+    /// reply, so that Go calls another server. Clients may acknowledge handled pushes for 500 ms, within the deadline;
+    /// the receipts of all others say [`Stage::Unknown`](crate::Stage::Unknown). The shutdown waits for the
+    /// [`ServerBuilder::on_disconnect`] hooks; for those of connections that are cut at the deadline, up to 500 ms
+    /// more. Sessions end with it. A second call, or [`Self::drain`], waits for the same end and returns the same
+    /// report; the deadline of the first call counts.
     ///
-    /// Both may be called on any thread. If that has no runtime, one in which the server listens does it; if there is
-    /// none, nothing can be waited for: what is left is cut at once, after the [hooks](ServerBuilder::on_shutdown).
+    /// Both may be called on any thread. If the thread has no runtime, one in which the server listens does the work.
+    /// If there is none, nothing can be waited for, and all connections are cut at once, after the
+    /// [hooks](ServerBuilder::on_shutdown).
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
         let stop = || {
             let shared = Arc::clone(&self.shared);
@@ -498,13 +498,13 @@ impl Server {
         *self.shared.stopped.get_or_init(stop).await
     }
 
-    /// As [`Self::shutdown`], but client by client, so that those who come back, to another server or to the next one
-    /// at this address, come at this rate and not as a crowd. 0 a second counts as 1.
+    /// As [`Self::shutdown`], but client by client, so that the clients come back, to another server or to the next one
+    /// at this address, at this rate and not as a crowd. 0 a second counts as 1.
     ///
-    /// Accepting stops at once. Then each client has a slot, in random order. In its slot it is told goodbye, or, if
-    /// it speaks plain rpcx, just closed; until then it is served, and its connection ends when its running calls
-    /// are answered. If the slots take longer than half of the deadline, clients are told earlier and asked to wait
-    /// for their slots, which ours do; plain ones come back when they like.
+    /// Accepting stops at once. Then each client has a slot, in random order. In its slot it gets a Goodbye, or, if it
+    /// speaks plain rpcx, is just closed. Until then it is served, and its connection ends when its running calls are
+    /// answered. If the slots take longer than half of the deadline, clients get the Goodbye earlier and are asked to
+    /// wait for their slots. Bothways clients do; plain ones come back at any time.
     ///
     /// Sessions are not handed to another server: they end with this one, at the latest at the deadline, and the report
     /// says how many, and how many pushes their clients have not handled.

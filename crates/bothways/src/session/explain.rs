@@ -63,7 +63,7 @@ pub struct Explanation {
     pub held: Option<Held>,
     /// Older events that are not kept any more.
     pub forgotten: u64,
-    /// What happened, oldest first.
+    /// The events, oldest first.
     pub events: Vec<Happened>,
 }
 
@@ -96,7 +96,7 @@ pub enum Standing {
 pub struct Happened {
     /// Milliseconds since 1970, by the server's clock.
     pub at_ms: u64,
-    /// What it was.
+    /// The event.
     pub event: Event,
 }
 

@@ -18,7 +18,7 @@ use crate::{
     error::{PushError, ReservedName},
 };
 
-/// What a push promises.
+/// The class of a push: what it promises.
 ///
 /// ```
 /// use bothways::{Class, Push};
@@ -214,7 +214,7 @@ impl Push {
         self
     }
 
-    /// What the push promises. Default [`Class::Tracked`].
+    /// The class of the push. Default [`Class::Tracked`].
     pub fn class(mut self, class: Class) -> Self {
         self.class = class;
         self
@@ -227,9 +227,9 @@ impl Push {
     }
 
     /// The push is not sent after this time, neither first nor again after a lost connection: its receipt then says
-    /// [`Expired`](super::Stage::Expired). Default: none. What the client's library received in time, its application
-    /// gets, however late. A client of another library that comes back without saying what it received is sent again
-    /// what was first sent in time.
+    /// [`Expired`](super::Stage::Expired). Default: none. A push that the client's library received in time reaches its
+    /// application, however late. A client of another library that comes back without saying what it received gets
+    /// again what was first sent in time.
     pub fn time_to_live(mut self, time: Duration) -> Self {
         self.time_to_live = Some(time);
         self
@@ -242,25 +242,25 @@ impl Push {
         self
     }
 
-    /// Names this push, however often it is pushed: of several with the same key a session is sent one. So a sender
-    /// that does not know whether it has pushed, to a user or to a topic, may push again. Until the first is handled,
-    /// the receipts of the others show its stage and end as it does; once it is handled, they say
+    /// A key for this push, however often it is pushed: a session gets only one of several pushes with the same key. So
+    /// a sender that does not know whether it has pushed, to a user or to a topic, may push again. Until the first is
+    /// handled, the receipts of the others show its stage and end as it does. Once it is handled, they say
     /// [`Duplicate`](super::Stage::Duplicate). Up to 64 repetitions wait so in a session, and one more is dropped.
     ///
     /// A push that was dropped, expired or failed does not count: the next one with its key is sent. One that was
-    /// [superseded](super::Stage::Superseded) does count, because a newer value has taken its place. For a push that
-    /// ends with being [written](super::Stage::PlainWritten), such as [`Class::Fire`], no more is known, and the
-    /// receipts of the others say so too; once its connection is lost the next one is sent, and a Bothways client hands
-    /// on only one of them.
+    /// [superseded](super::Stage::Superseded) does count, because a newer value has taken its place. A push such as
+    /// [`Class::Fire`] ends when it is [written](super::Stage::PlainWritten), and the receipts of the others say so
+    /// too. When its connection is lost, the next one is sent, and a Bothways client gives its application only one of
+    /// them.
     ///
     /// A session remembers the last 1,024 keys
     /// ([`SessionOptions::idempotency_keys_max`](crate::SessionOptions::idempotency_keys_max)). A new session of the
-    /// same client remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys it
-    /// received, over all its sessions, and hands none on twice. What it drops so counts as handled when the first one
-    /// does. An [`XClient`](crate::XClient) remembers keys over all its servers, 1,024 for each: what several servers
-    /// push under one key, or one that takes over from another, it gets once. So a key must mean the same push at all
-    /// servers of a service, and in each life of a server: no counter of one process. Topics with history keep each
-    /// push; a client that gets several from there is sent one.
+    /// same client remembers none, but the client does: a Bothways client that listens remembers the last 1,024 keys
+    /// that it received, over all its sessions, and gives no push to its application twice. A push that it drops for
+    /// this reason counts as handled when the first one does. An [`XClient`](crate::XClient) remembers keys over all
+    /// its servers, 1,024 for each: its application gets one push of several servers under one key. So a key must mean
+    /// the same push at all servers of a service, and after each restart: a counter of one process will not do. Topics
+    /// with history keep each push; a client that would get several from there gets one.
     ///
     /// # Errors
     /// [`InvalidKey`]: the key is empty, or has more than 64 bytes.

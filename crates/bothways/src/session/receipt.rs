@@ -67,9 +67,9 @@ pub enum Stage {
     /// [idempotency key](super::Push::idempotency_key), or a newer value of its key. Until then it shows the stage of that
     /// push, and it ends as that one does if that is not handled.
     Duplicate,
-    /// It was sent, at least in part, and its session ended before the client acknowledged it: nobody can know whether the
-    /// client's application handled it. Or its connection ended while it was being written, and the class or the client
-    /// confirms nothing.
+    /// It was sent, at least in part, and its session ended before the client acknowledged it: the server cannot know
+    /// whether the client's application handled it. Or its connection ended while it was being written, and the class
+    /// or the client confirms nothing.
     Unknown,
     /// It was dropped before it was sent whole: the client has not got it.
     Dropped(DropReason),

@@ -126,9 +126,9 @@ impl Network {
 pub struct TestClient {
     /// The client.
     pub client: Client,
-    /// What the server sends it unasked.
+    /// The messages that the server sends to the client.
     pub messages: ServerMessages,
-    /// What lies between.
+    /// The wire between the client and the server.
     pub wire: Wire,
 }
 

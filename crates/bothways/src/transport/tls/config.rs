@@ -30,7 +30,7 @@ pub enum TlsError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
     /// The text is no PEM.
@@ -177,7 +177,7 @@ impl TlsServer {
     /// Speaks TLS as a server on a socket. Wrap it in a timeout: a silent peer makes it wait for ever.
     ///
     /// # Errors
-    /// What went wrong; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
+    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
     pub async fn handshake<S: Socket>(&self, socket: S) -> io::Result<TlsSocket<S>> {
         let session = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
         socket::handshake(socket, session.into()).await
@@ -256,7 +256,7 @@ impl TlsClient {
     /// the first read.
     ///
     /// # Errors
-    /// What went wrong; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
+    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
     pub async fn handshake<S: Socket>(&self, socket: S, host: &str) -> io::Result<TlsSocket<S>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
