@@ -818,7 +818,8 @@ mod tests {
             let connection = server.connections().pop().expect("it is open");
             let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
             // As many as fit just fill a page.
-            session.bind_user(&format!("{number:02}{}", "x".repeat(PAGE_BYTES_MAX / 8 - 512 - 8 - 2)));
+            session.bind_user(&format!("{number:02}"));
+            session.set_label("note", "x".repeat(PAGE_BYTES_MAX / 8 - 512 - (2 + 8) - ("note".len() + 8)));
             clients.push(client);
         }
         let admin = server.listen_admin("memory@admin-bytes-door").await.expect("the name is free");
