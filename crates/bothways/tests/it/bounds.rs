@@ -20,6 +20,7 @@ use bothways_proto::{Capabilities, Message, Status, keys};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    admin::Log,
     scripted::{Scripted, ScriptedServer, arrive, hello, oneway, ping, reply, reply_to, request, request_with},
     support::{Asked, address, call, echoing, gate, oneshot_to, settle, soon, until},
 };
@@ -549,6 +550,7 @@ async fn comes(listening: &bothways::server::Listening, user: &str) -> Scripted 
 /// counted, and told once.
 #[tokio::test(start_paused = true)]
 async fn a_user_who_fills_all_places_leaves_some_for_others() {
+    let (log, _guard) = Log::begin();
     let (server, mut asked) = of_users(ServerLimits::new().calls_max(32));
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut running = Vec::new();
@@ -563,6 +565,9 @@ async fn a_user_who_fills_all_places_leaves_some_for_others() {
     running.extend(std::iter::from_fn(|| asked.try_recv().ok()));
     assert_eq!(running.len(), 24, "half of it, and half of the rest");
     assert!(0 < server.stats().overloads);
+    let told = "there was no room for what a peer asked";
+    assert_eq!(log.lines(told), 1, "{}", log.text());
+    assert!(log.text().contains("owner=\"user eve\""), "{}", log.text());
     let mut others = Vec::new();
     for number in 0..20 {
         let user = format!("user {number}");
