@@ -235,15 +235,15 @@ impl Session {
             ticket,
         };
         let Some(entry) = state.hold(entry, push.name()) else { return Entered::Nothing };
-        let sent = if may_send { state.send(entry, listed.topic) } else { Err(entry) };
-        match sent {
-            Ok(true) => Entered::SentMuch,
-            Ok(false) if state.put_off() => Entered::Sent,
-            Ok(false) => Entered::Nothing,
-            Err(entry) => {
+        let (back, is_much) = if may_send { state.send(entry, listed.topic) } else { (Some(entry), false) };
+        match back {
+            Some(entry) => {
                 state.take(entry, listed.topic, now);
                 Entered::Kept
             }
+            None if is_much => Entered::SentMuch,
+            None if state.put_off() => Entered::Sent,
+            None => Entered::Nothing,
         }
     }
 

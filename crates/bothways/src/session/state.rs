@@ -688,20 +688,22 @@ impl State {
         std::mem::take(&mut self.put_off)
     }
 
-    /// Hands a push to the connection, if nothing is before it and the socket is free. Returns whether so much waits there
-    /// that it is to be written at once. `Err`: it goes into the ledger.
-    pub(super) fn send(&mut self, entry: Entry, topic: Option<&str>) -> Result<bool, Entry> {
-        let (Phase::Plain { connection } | Phase::Resumable { connection }) = &self.phase else { return Err(entry) };
-        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
-            return Err(entry);
-        }
+    /// Hands a push to the connection, if nothing is before it and the socket is free; gives it back if not. Returns as
+    /// well whether so much waits there that it is to be written at once.
+    pub(super) fn send(&mut self, entry: Entry, topic: Option<&str>) -> (Option<Entry>, bool) {
         let mut is_much = false;
-        let given = self.ledger.send(entry, |frame, seq| {
+        let (Phase::Plain { connection } | Phase::Resumable { connection }) = &self.phase else {
+            return (Some(entry), is_much);
+        };
+        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
+            return (Some(entry), is_much);
+        }
+        let back = self.ledger.send(entry, |frame, seq| {
             let (mark, much) = connection.take_push(frame, seq)?;
             is_much = much;
             Some(mark)
         });
-        given.map_or(Ok(is_much), Err)
+        (back, is_much)
     }
 
     /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
