@@ -291,7 +291,7 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// | `#[message(crate = "...")]` | type | where `bothways` is, if not at `::bothways` |
 /// | `#[message(rename = "...")]` | field, variant | another name on the wire, as a `msgpack` tag of Go's |
 /// | `#[message(json = "...")]` | field, variant | another name in JSON, as a `json` tag of Go's |
-/// | `#[message(strict)]` | type | a field that the type does not have is an error in a map, where it is skipped otherwise |
+/// | `#[message(strict)]` | type | a field that the type does not have is an error in a map, where it is skipped otherwise. Not checked: the fields of a type that is a `#[serde(flatten)]` field of another one, and variants without data of an enum with `#[serde(tag = "..")]` |
 /// | `#[message(json = "snake_case")]` | type | the names of all other fields in JSON, by one of serde's rules |
 /// | `#[message(required)]` | field | missing is an error, and so is `nil` where the type has no zero for it |
 /// | `#[message(plain)]` | field | no helper for Go's types, and no refusal by `#[service]` |

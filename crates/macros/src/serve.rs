@@ -183,9 +183,9 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
     };
     quote! {
         #krate::handler::BoxHandler::new({
-            let service = ::std::sync::Arc::clone(&service);
+            let service = ::core::clone::Clone::clone(&service);
             move |request: #krate::Request| {
-                let service = ::std::sync::Arc::clone(&service);
+                let service = ::core::clone::Clone::clone(&service);
                 async move {
                     #[allow(unused_mut, unused_variables)]
                     let (mut context, argument) = match #typed {

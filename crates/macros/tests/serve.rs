@@ -311,3 +311,31 @@ async fn a_service_may_be_an_arc_that_the_program_keeps() {
     books.0.noted.notified().await;
     assert_eq!(*books.0.notes.lock().unwrap(), ["kept"]);
 }
+
+/// A method may be called as one of the standard library's. In a module: an `Arc` has two of them here.
+mod copies {
+    use super::*;
+
+    #[bothways::service]
+    trait Copies {
+        async fn clone(&self, of: u8) -> Result<u8, String>;
+    }
+
+    struct Copier;
+
+    impl Copies for Copier {
+        async fn clone(&self, of: u8) -> Result<u8, String> {
+            Ok(of)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_method_may_be_called_clone() {
+        let server = Server::builder().service(Arc::new(Copier).into_service()).build();
+        let listening = server.listen("memory@copies").await.expect("listens");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("connects");
+        let copies = CopiesClient::new(&client);
+        let copy = tokio::time::timeout(std::time::Duration::from_secs(20), copies.clone(&7)).await;
+        assert_eq!(copy.expect("in time").ok(), Some(7));
+    }
+}
