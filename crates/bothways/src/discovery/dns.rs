@@ -14,6 +14,10 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Every address of a DNS name, looked up again and again by the resolver of the system. The name of a headless service
 /// in Kubernetes is such a name.
 ///
+/// Each address is a server of its own. So use a name with the records of one family: with A and AAAA records each server
+/// is there twice, a client has two sessions at it and gets what is published twice. And use a name that answers with all
+/// its addresses: if each answer has a part of them, the other servers are left with each look-up.
+///
 /// A look-up that fails, or takes longer than 10 s, keeps the servers that were found before; see [`Lists::watched`].
 /// The servers are known by their IP addresses: over TLS, say by
 /// [`TlsClient::server_name`](crate::transport::tls::TlsClient::server_name) which name their certificates have.
