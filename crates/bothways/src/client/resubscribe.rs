@@ -258,14 +258,15 @@ impl Resubscriber {
                     subscriptions.note_part(which, from);
                     self.pause(round, pauses.next(Trouble::Passing)).await
                 }
-                Ok(answer) => {
+                Ok(answer) if !answer.more => {
                     self.room.notify_one();
-                    if !answer.more {
-                        return Ok(Some(answer.subscribed));
-                    }
+                    return Ok(Some(answer.subscribed));
+                }
+                Ok(answer) => {
                     from = answer.subscribed.position;
                     subscriptions.note_part(which, from);
                     pauses.begin_anew();
+                    // There is no room left for another one, and what this one says of it would end its own pause.
                     self.pause_for_room(round, pauses.next(Trouble::Passing)).await
                 }
                 Err(error) => {
