@@ -10,14 +10,18 @@
 //! turns from unpacking: a reply that waits to be packed holds memory, a request that waits to be unpacked holds
 //! little.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bothways_proto::{self as proto, CompressType, DecodeError, Limits, Message};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 pub(crate) use self::room::{Asker, Held, Room, WAIT_MAX};
-use self::turns::Turns;
+use self::turns::{Turn, Turns};
 use crate::clock::is_outside;
 
 mod room;
@@ -30,6 +34,9 @@ pub(crate) const IN_LINE_BYTES: usize = 256 << 10;
 /// Payloads that are unpacked apart at once, in this process; as many are packed. Four: each may hold twice
 /// `decompressed_bytes_max` while it is unpacked. The others wait for their turn with the packed bytes alone.
 const APART_MAX: usize = 4;
+
+/// How long a turn is kept for work that waits for a thread of its runtime.
+const BEGIN_MAX: Duration = Duration::from_secs(1);
 
 static UNPACKING: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_MAX));
 static PACKING: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_MAX));
@@ -115,7 +122,8 @@ fn unpacked_len_said(message: &Message) -> usize {
     said.max(payload.len())
 }
 
-/// Does something long on a thread for that, when it is the turn of this connection. A caller without a runtime does it itself.
+/// Does something long on a thread for that, when it is the turn of this connection. If no thread takes it up within
+/// [`BEGIN_MAX`] the turn is another's, and it runs without one. A caller without a runtime does it itself.
 async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
     let turn = turns.take(of).await;
     if is_outside() {
@@ -123,12 +131,21 @@ async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() ->
         drop(turn);
         return done;
     }
-    let done = tokio::task::spawn_blocking(move || {
+    let turn = NotBegun(Arc::new(Mutex::new(Some(turn))));
+    let begins = Arc::clone(&turn.0);
+    let mut done = tokio::task::spawn_blocking(move || {
+        let turn = begins.lock().take();
         let done = work();
         drop(turn);
         done
     });
-    match done.await.map_err(tokio::task::JoinError::try_into_panic) {
+    let begun = tokio::time::timeout(BEGIN_MAX, &mut done).await;
+    drop(turn);
+    let done = match begun {
+        Ok(done) => done,
+        Err(_) => done.await,
+    };
+    match done.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         // The runtime shuts down, and drops the tasks that wait here.
@@ -136,10 +153,19 @@ async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() ->
     }
 }
 
+/// The turn of work that has not begun. It is given back with this: the threads of one runtime may all be busy, and
+/// turns are for all runtimes of the process.
+struct NotBegun(Arc<Mutex<Option<Turn>>>);
+
+impl Drop for NotBegun {
+    fn drop(&mut self) {
+        let turn = self.0.lock().take();
+        drop(turn);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bothways_proto::{Header, Metadata, Seq, SerializeType, gzip};
 
     use super::*;
@@ -188,5 +214,38 @@ mod tests {
         let outcome = unpack(&packed(2 << 20, Some(1)), &limits, &room, asker(1), || None).await;
         assert_eq!(outcome.map(|_| ()), Err(DecodeError::DecompressedTooLarge { max: 1 << 20 }.into()));
         assert_eq!(room.held(), (0, 0));
+    }
+
+    /// A runtime whose threads for long work are all busy keeps the turns of others for a second only.
+    #[test]
+    fn a_runtime_without_a_free_thread_gives_its_turns_back() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).max_blocking_threads(1).build().expect("it starts");
+        runtime.block_on(async {
+            let (free, busy) = std::sync::mpsc::channel::<()>();
+            let occupied = tokio::task::spawn_blocking(move || busy.recv());
+            let turns: &Turns = Box::leak(Box::new(Turns::new(1)));
+            let waits = tokio::spawn(apart(turns, 1, || 7));
+            let a_moment = || async {
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let has_turn = || async {
+                tokio::select! {
+                    biased;
+                    _ = turns.take(2) => true,
+                    () = a_moment() => false,
+                }
+            };
+            a_moment().await;
+            assert!(!has_turn().await, "it is that of who asked first");
+            tokio::time::advance(BEGIN_MAX).await;
+            assert!(has_turn().await, "it was given back");
+
+            free.send(()).expect("it waits");
+            assert!(occupied.await.expect("no panic").is_ok());
+            assert_eq!(waits.await.expect("no panic"), 7);
+        });
     }
 }
