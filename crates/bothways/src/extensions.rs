@@ -37,8 +37,13 @@ impl Extensions {
 
     /// Adds a value, in place of another one of its type.
     pub fn insert<T: Any + Send + Sync>(&mut self, value: T) {
+        drop(self.replace(value));
+    }
+
+    /// As [`Self::insert`]. Returns the other one.
+    pub(crate) fn replace<T: Any + Send + Sync>(&mut self, value: T) -> Option<Arc<dyn Any + Send + Sync>> {
         let values = self.values.get_or_insert_default();
-        Arc::make_mut(values).insert(TypeId::of::<T>(), Arc::new(value));
+        Arc::make_mut(values).insert(TypeId::of::<T>(), Arc::new(value))
     }
 
     /// The value of this type.

@@ -1,6 +1,10 @@
 //! Frames that are not calls or pushes: replies, acks, goodbyes, and the errors for frames that were dropped.
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use bothways_proto as proto;
 use bothways_proto::{
@@ -337,24 +341,93 @@ impl Connection {
     /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it. Of a `why` that is
     /// longer than [`WHY_BYTES_MAX`] the beginning is said.
     pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
-        let understands = self.shared.state.lock().proto.peer_can(Capabilities::GOODBYE);
+        let said = goodbye(code, why, reconnect_after);
+        let understands = self.queue_goodbye(&mut self.shared.state.lock(), said);
         if understands {
-            let mut said = Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, cut(why));
-            if let Some(wait) = reconnect_after {
-                said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
-            }
-            {
-                let mut state = self.shared.state.lock();
-                if state.is_welcoming() {
-                    state.rare().after_welcome.goodbye.get_or_insert(said);
-                    return true;
-                }
-            }
-            self.control_request(keys::GOODBYE, &said);
             self.flush();
         }
         understands
     }
+
+    /// A request of a client that was let in showed this token, and it was refused: the client is told to come again, before
+    /// any reply that says so too.
+    pub(crate) fn say_token_is_over(&self, token: &[u8], why: &str) -> TokenOver {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let hash = HASHER.hash_one(token);
+        let said = goodbye(ErrorCode::Unauthenticated.name(), why, None);
+        let understands = {
+            let mut state = self.shared.state.lock();
+            match state.rare().token_refused.replace(hash) {
+                None => {}
+                Some(first) => {
+                    state.rare().token_refused = Some(first);
+                    return if first == hash { TokenOver::Known } else { TokenOver::Another };
+                }
+            }
+            self.queue_goodbye(&mut state, said)
+        };
+        if !understands {
+            return TokenOver::NotTold;
+        }
+        self.flush();
+        TokenOver::Told
+    }
+
+    /// The Goodbye goes behind what is queued, and behind the Welcome, if that is on its way. False: the client does not
+    /// understand it.
+    fn queue_goodbye<'a>(&'a self, state: &mut Locked<'a>, said: Metadata) -> bool {
+        if !state.proto.peer_can(Capabilities::GOODBYE) {
+            return false;
+        }
+        if state.is_welcoming() {
+            state.rare().after_welcome.goodbye.get_or_insert(said);
+            return true;
+        }
+        if state.can_answer() {
+            let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
+            let goodbye = Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &said, &[]);
+            let added = state.outbox.add_frame(Lane::Control, goodbye.frame(), &self.shared.settings.bounds());
+            // As of any control frame.
+            let _ = self.check_added(state, added);
+        }
+        true
+    }
+
+    /// The client whose Hello is being checked is not wanted, whatever comes of that: it is answered now, by a Welcome, a
+    /// Goodbye and the end. False: there is no such Hello.
+    pub(crate) fn send_away_at_hello(&self, code: &str, why: &str) -> bool {
+        let mut state = self.shared.state.lock();
+        let is_checked = state.can_answer() && state.proto.greeting() == Greeting::HelloPending;
+        if is_checked {
+            let after_welcome = &mut state.rare().after_welcome;
+            after_welcome.goodbye.get_or_insert_with(|| goodbye(code, why, None));
+            after_welcome.end.get_or_insert(CloseReason::Local);
+            state.notify(&self.shared.changed);
+        }
+        is_checked
+    }
+}
+
+/// What a Goodbye says.
+fn goodbye(code: &str, why: &str, reconnect_after: Option<Duration>) -> Metadata {
+    let mut said = Metadata::new().with(keys::GOODBYE_CODE, code).with(keys::GOODBYE_WHY, cut(why));
+    if let Some(wait) = reconnect_after {
+        said.insert(keys::GOODBYE_AFTER, wait.as_millis().to_string());
+    }
+    said
+}
+
+/// A token was refused on a connection whose client was let in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TokenOver {
+    /// The client is told.
+    Told,
+    /// The client does not understand it.
+    NotTold,
+    /// It was refused before.
+    Known,
+    /// Another one was refused before.
+    Another,
 }
 
 /// Most bytes of a text that goes with a Goodbye or with the refusal of a Hello: what applications say to people, and it

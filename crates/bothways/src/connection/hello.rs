@@ -11,7 +11,7 @@ use std::{
 use bothways_proto::{self as proto, Capabilities, DecodeError, Greeting, Hello, Message, Metadata, Status, keys};
 
 use super::{
-    Connection, call::Waiter, control::cut, dispatch::panicked_text, lanes::Lane, limits::Permit, lock::Locked,
+    Connection, State, call::Waiter, control::cut, dispatch::panicked_text, lanes::Lane, limits::Permit, lock::Locked,
 };
 use crate::{
     error::{AuthError, CloseReason, ErrorCode},
@@ -23,6 +23,9 @@ const HELLO_BYTES: usize = 4 << 10;
 
 /// After how long a client whose Hello finds no place is to come again.
 const HELLO_RETRY: Duration = Duration::from_secs(1);
+
+/// Most bytes of the server's words in a Welcome.
+const WORDS_BYTES: usize = 200;
 
 /// Said to whom a server that stops turns away.
 const STOPPING: &str = "the server is shutting down";
@@ -134,9 +137,10 @@ impl Connection {
             let mut permit = permit;
             let outcome = tokio::select! {
                 outcome = check => checked(outcome),
-                retry_after = connection.hello_unwanted() => match retry_after {
-                    Some(retry_after) => Err(NotLetIn::NotNow { text: STOPPING.to_owned(), retry_after }),
-                    None => return,
+                why = connection.hello_unwanted() => match why {
+                    Unwanted::ForNow(retry_after) => Err(NotLetIn::NotNow { text: STOPPING.to_owned(), retry_after }),
+                    Unwanted::ForGood => Err(NotLetIn::SentAway),
+                    Unwanted::Over => return,
                 },
             };
             // What is next may be checked from here on.
@@ -148,7 +152,10 @@ impl Connection {
 
     fn finish_hello(&self, hello: &Hello, message: &Message, outcome: Result<(), NotLetIn>) {
         match outcome {
+            // It was sent away while its check ended.
+            Ok(()) if self.shared.state.lock().is_sent_away() => self.send_away(hello, message),
             Ok(()) => self.let_in(hello, message),
+            Err(NotLetIn::SentAway) => self.send_away(hello, message),
             Err(NotLetIn::Refused(code, text)) => self.refuse_hello(message, code, text),
             Err(NotLetIn::NotNow { text, retry_after }) => {
                 self.refuse_for_now(message, &text, retry_after);
@@ -194,6 +201,26 @@ impl Connection {
         }
     }
 
+    /// Answers the Hello of a client that is not wanted: a Welcome without a session, since a client knows no Goodbye
+    /// before that, the Goodbye and the end.
+    fn send_away(&self, hello: &Hello, message: &Message) {
+        let (welcome, said) = {
+            let mut state = self.shared.state.lock();
+            let said = state.rare().after_welcome.goodbye.clone().unwrap_or_default();
+            (state.proto.on_hello_accepted(hello, self.shared.settings.capabilities), said)
+        };
+        let mut pairs = Metadata::new();
+        // For one that had a session: it hears by the Welcome that this is lost.
+        for (key, of_goodbye) in [(keys::SESSION_WHY, keys::GOODBYE_CODE), (keys::SESSION_WORDS, keys::GOODBYE_WHY)] {
+            let said = said.get(of_goodbye).unwrap_or_default();
+            pairs.insert(key, &said[..said.floor_char_boundary(WORDS_BYTES)]);
+        }
+        welcome.put(&mut pairs);
+        self.control(Message::new(message.header().reply(), "", "", &pairs, &[]).frame());
+        self.welcome_is_queued();
+        self.end_check();
+    }
+
     fn refuse_hello(&self, message: &Message, code: ErrorCode, text: String) {
         let refusal = Metadata::new().with(keys::ERROR, cut(&text)).with(keys::ERROR_CODE, code.name());
         let header = message.header().reply().with_status(Status::ERROR);
@@ -202,6 +229,8 @@ impl Connection {
         self.end_check();
         match code {
             ErrorCode::Unauthenticated => self.close_after_flush(CloseReason::Unauthenticated(text)),
+            // Its session was ended meanwhile.
+            _ if self.shared.state.lock().is_sent_away() => self.close_after_flush(CloseReason::Local),
             // It stays, as a plain client: what waited for the answer goes on its way.
             _ => self.shared.handler.on_writable(self),
         }
@@ -209,12 +238,13 @@ impl Connection {
 
     /// The Welcome is queued: what waited for it follows.
     pub(super) fn welcome_is_queued(&self) {
-        let AfterWelcome { goodbye, end } = {
+        let (AfterWelcome { goodbye, end }, understands) = {
             let mut state = self.shared.state.lock();
             state.proto.on_welcome_sent();
-            state.rare.as_mut().map(|rare| std::mem::take(&mut rare.after_welcome)).unwrap_or_default()
+            let after_welcome = state.rare.as_mut().map(|rare| std::mem::take(&mut rare.after_welcome));
+            (after_welcome.unwrap_or_default(), state.proto.peer_can(Capabilities::GOODBYE))
         };
-        if let Some(said) = goodbye {
+        if let Some(said) = goodbye.filter(|_| understands) {
             self.control_request(keys::GOODBYE, &said);
         }
         if let Some(reason) = end {
@@ -244,19 +274,21 @@ impl Connection {
         is_checked
     }
 
-    /// Waits until nobody needs the check of a Hello: the connection takes no answer any more, or its client was turned
-    /// away, and is to come again after so long.
-    async fn hello_unwanted(&self) -> Option<Duration> {
+    /// Waits until nobody needs the check of a Hello.
+    async fn hello_unwanted(&self) -> Unwanted {
         loop {
             let changed = self.shared.changed.notified();
             {
                 // Let go before the wait, which the code that refuses the client ends under the lock.
                 let state = self.shared.state.lock();
                 if !state.can_answer() {
-                    return None;
+                    return Unwanted::Over;
+                }
+                if state.is_sent_away() {
+                    return Unwanted::ForGood;
                 }
                 if let Some(retry_after) = state.rare.as_ref().and_then(|rare| rare.turned_away) {
-                    return Some(retry_after);
+                    return Unwanted::ForNow(retry_after);
                 }
             }
             changed.await;
@@ -331,9 +363,28 @@ pub(super) struct AfterWelcome {
     pub(super) end: Option<CloseReason>,
 }
 
+impl State {
+    /// True if the client whose Hello is being checked is not wanted: see [`Connection::send_away_at_hello`].
+    fn is_sent_away(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.after_welcome.end.is_some())
+    }
+}
+
+/// Why a Hello is not checked any more.
+enum Unwanted {
+    /// The connection takes no answer.
+    Over,
+    /// Its client was turned away, and is to come again after so long.
+    ForNow(Duration),
+    /// Its session was ended for good.
+    ForGood,
+}
+
 /// Why a Hello is not welcomed.
 enum NotLetIn {
     Refused(ErrorCode, String),
+    /// Its session was ended for good.
+    SentAway,
     /// It may be later.
     NotNow {
         text: String,

@@ -69,9 +69,8 @@ use std::{
     any::Any,
     collections::HashMap,
     future::Future,
-    hash::{BuildHasher, RandomState},
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -87,6 +86,7 @@ pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
+    control::TokenOver,
     dispatch::deadline,
     handler::{Answer, ConnectionHandler, ends_something, is_an_end},
     limits::{Decoded, Load},
@@ -657,18 +657,6 @@ impl Connection {
     /// A message of the server was dropped, for its client has it.
     pub(crate) fn count_repeated(&self) {
         self.shared.state.lock().rare().messages_repeated += 1;
-    }
-
-    /// A request of a client that was let in showed this token, and it was refused. If one did before: whether it was the
-    /// same token.
-    pub(crate) fn note_refused_token(&self, token: &[u8]) -> Option<bool> {
-        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        let hash = HASHER.hash_one(token);
-        let mut state = self.shared.state.lock();
-        let refused = &mut state.rare().token_refused;
-        let is_same = refused.map(|first| first == hash);
-        refused.get_or_insert(hash);
-        is_same
     }
 
     /// True if a request of a client that was let in showed a token that was refused.

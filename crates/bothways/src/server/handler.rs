@@ -14,7 +14,7 @@ use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::Error
 use crate::{
     calm::{Said, tell},
     clock::after,
-    connection::{Answer, Connection, ConnectionHandler, HeldReply, deadline, ends_something, is_an_end},
+    connection::{Answer, Connection, ConnectionHandler, HeldReply, TokenOver, deadline, ends_something, is_an_end},
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
     handler::Request,
@@ -107,7 +107,9 @@ impl AuthRequest {
     /// });
     /// ```
     pub fn attach<T: Send + Sync + 'static>(&self, value: T) {
-        self.left.lock().insert(value);
+        // Dropped behind the lock: what a value does at its end may leave another one here.
+        let former = self.left.lock().replace(value);
+        drop(former);
     }
 
     /// True for a Hello: the client says who it is, before its first request.
@@ -439,14 +441,15 @@ const TOKEN_END: Duration = Duration::from_secs(60);
 /// with another one. What was let in before is still answered, and what comes still has to show its token. False: this
 /// is another token than the first one that was refused here: tokens are tried, and the connection ends at once.
 fn end_for_token(connection: &Connection, why: &str, token: &[u8]) -> bool {
-    match connection.note_refused_token(token) {
-        None => {}
-        Some(is_same) => return is_same,
-    }
     let reason = CloseReason::Unauthenticated(why.to_owned());
-    if !connection.say_goodbye_for(ErrorCode::Unauthenticated.name(), why, None) {
-        connection.answer_and_end(reason);
-        return true;
+    match connection.say_token_is_over(token, why) {
+        TokenOver::Known => return true,
+        TokenOver::Another => return false,
+        TokenOver::NotTold => {
+            connection.answer_and_end(reason);
+            return true;
+        }
+        TokenOver::Told => {}
     }
     let connection = connection.clone();
     tokio::spawn(async move {
@@ -479,7 +482,8 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
     };
     match auth(asked).await {
         Ok(()) => {
-            request.extensions_mut().extend(std::mem::take(&mut *left.lock()));
+            let left = std::mem::take(&mut *left.lock());
+            request.extensions_mut().extend(left);
             request.connection().trust_by_request();
             Ok(())
         }

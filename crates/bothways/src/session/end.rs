@@ -56,6 +56,9 @@ impl Registry {
         tell!(self.told.ended, info, session = %id, why = %reason, "a session was ended");
         let told = eviction.map_or(NotResumed::Ended, Eviction::told);
         if let Some(connection) = self.remove(session, Ending { last, ..Ending::new(why, told).by_server() }, None) {
+            if eviction.is_some_and(|eviction| connection.send_away_at_hello(eviction.code(), why)) {
+                return;
+            }
             connection.say_goodbye(eviction.map_or("ended", Eviction::code), why);
             match last {
                 Last::Answered if !connection.is_being_let_in() => connection.answer_and_end(CloseReason::Local),

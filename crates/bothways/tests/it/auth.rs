@@ -981,3 +981,34 @@ async fn who_does_not_get_its_session_back_has_not_both() {
         assert_eq!(server.stats().connections, 1);
     }
 }
+
+/// Values that the hook leaves are dropped with nothing locked.
+#[tokio::test(start_paused = true)]
+async fn a_value_may_leave_another_one_at_its_end() {
+    struct Later;
+    struct Value(Option<Arc<AuthRequest>>);
+
+    impl Drop for Value {
+        fn drop(&mut self) {
+            if let Some(request) = self.0.take() {
+                request.attach(Later);
+            }
+        }
+    }
+
+    let server = Server::builder()
+        .auth(|request| async move {
+            let request = Arc::new(request);
+            request.attach(Value(Some(Arc::clone(&request))));
+            request.attach(Value(None));
+            Ok::<_, String>(())
+        })
+        .handler("T", "Later", |request: Request| async move {
+            Reply::ok(if request.extensions().get::<Later>().is_some() { "later" } else { "none" })
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let answer = tokio::time::timeout(Duration::from_secs(10), call(&client, "Later", "")).await;
+    assert_eq!(answer.expect("in time").expect("answered"), "later");
+}

@@ -460,6 +460,37 @@ async fn who_is_kicked_stays_away() {
     assert!(error.to_string().contains("maintenance"), "{error}");
 }
 
+/// Also one whose Hello is still being checked: it is answered at once, by a Welcome, the Goodbye and the end.
+#[tokio::test(start_paused = true)]
+async fn who_is_kicked_while_its_hello_is_checked_stays_away() {
+    let server = Server::builder()
+        .auth(|request| async move {
+            let session = request.session().ok_or("no session")?;
+            session.bind_user("ann");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, &str>(())
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let address = listening.address().to_owned();
+    let connecting = tokio::spawn(async move { Client::connect(&address, ClientOptions::new()).await });
+    let kicked = async {
+        while server.kick(&Target::user("ann"), "maintenance").expect("no topic") == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), kicked).await.expect("it comes");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!((server.stats().sessions, server.stats().connections), (0, 0));
+    let client = connecting.await.expect("no panic");
+    let error = match client {
+        Ok(client) => client.connection().expect_err("it has ended"),
+        Err(error) => error,
+    };
+    assert!(matches!(&error, ConnectError::SentAway { why: SessionLost::Kicked, .. }), "{error}");
+    assert!(error.to_string().contains("maintenance"), "{error}");
+}
+
 /// A value that waits because its client is behind keeps nobody busy, and goes when there is room.
 #[tokio::test(start_paused = true)]
 async fn a_value_waits_for_a_client_that_is_behind() {

@@ -13,6 +13,7 @@ use super::{
         BEHIND, PEER_IS_GONE, TO_CLIENT,
         alone::{Deaf, alone, enable, negotiate},
         call::Waiter,
+        control::TokenOver,
         end::Phase,
         writer::Writer,
     },
@@ -224,8 +225,8 @@ async fn what_nobody_waits_for_is_counted() {
         );
     }
     assert!(!connection.has_refused_token());
-    let refused = [b"t0", b"t0", b"t1", b"t0"].map(|token| connection.note_refused_token(token));
-    assert_eq!(refused, [None, Some(true), Some(false), Some(true)]);
+    let refused = [b"t0", b"t0", b"t1", b"t0"].map(|token| connection.say_token_is_over(token, "no"));
+    assert_eq!(refused, [TokenOver::NotTold, TokenOver::Known, TokenOver::Another, TokenOver::Known]);
     assert!(connection.has_refused_token());
 }
 
