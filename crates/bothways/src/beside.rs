@@ -161,7 +161,7 @@ impl Beside {
     pub fn detail<E: DeserializeOwned + Send + Serialize>(&self) -> Option<E> {
         let metadata = &self.0.as_ref()?.metadata;
         let detail = metadata.value(keys::ERROR_DETAIL)?;
-        // Peers of before do not say of which type it is.
+        // Older peers do not say of which type it is.
         if let (Some(sent), Some(wanted)) =
             (metadata.value(keys::ERROR_DETAIL_TYPE), detail_type_name(std::any::type_name::<E>()))
             && sent != wanted.as_bytes()

@@ -172,6 +172,9 @@ impl Attacked {
         let mut process = Command::new(std::env::current_exe().expect("it runs"))
             .args(["--exact", "the_attacked", "--nocapture"])
             .env(ATTACKED, kind)
+            // What is freed goes back to the system at once: what is measured is what the library holds, and not what
+            // glibc keeps for the next large payload of each thread.
+            .env("MALLOC_MMAP_THRESHOLD_", "131072")
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
