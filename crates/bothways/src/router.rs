@@ -17,6 +17,10 @@ use crate::{
 };
 
 /// A named set of methods. `#[bothways::service]` implements it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no service",
+    note = "what implements a trait with `#[bothways::service]` becomes one by `.into_service()`"
+)]
 pub trait Service: Send + Sync + 'static {
     /// The service path that requests name, such as `Arith`.
     fn name(&self) -> &str;

@@ -31,7 +31,7 @@ pub(crate) fn encode(codec: Codec, args: Option<&Source>) -> Result<Encoded, Fai
     };
     let json = |text: &[u8]| {
         Value::from_json(text).map_err(|error| {
-            Failure::usage(format!("the arguments are not JSON: {error}"))
+            Failure::usage(format!("what is sent is not JSON: {error}"))
                 .hint(r#"quote them for the shell, as in '{"A":10,"B":20}'; text is JSON only in quotes: '"text"'"#)
         })
     };

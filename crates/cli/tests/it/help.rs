@@ -53,7 +53,7 @@ fn what_is_typed_wrong_is_named_with_what_is_right() {
         (&["call", "quic@h:1", "Arith.Mul"], &["unknown network `quic`", "known are"]),
         (&["call", "127.0.0.1:1", "Arith.Mul", "--timeout", "5"], &["a number and a unit", "250ms"]),
         (&["call", "127.0.0.1:1", "Arith.Mul", "--meta", "k"], &["key=value"]),
-        (&["call", "127.0.0.1:1", "Arith.Mul", "{A:1}"], &["the arguments are not JSON", "hint:", "quote"]),
+        (&["call", "127.0.0.1:1", "Arith.Mul", "{A:1}"], &["what is sent is not JSON", "hint:", "quote"]),
         (&["call", "127.0.0.1:1", "Arith.Mul", "@/does/not/exist"], &["cannot read the payload", "/does/not/exist"]),
         (&["call", "127.0.0.1:1", "Arith.Mul", "--auth-env", "BW_UNSET"], &["BW_UNSET is not set"]),
         (&["listen", "127.0.0.1:1", "--call", "Arith"], &["--call Arith", "Service.Method"]),
