@@ -4,6 +4,7 @@
 //!
 //! A topic with history that nobody has published to takes nothing: its epoch follows from its name. One whose messages
 //! are all too old leaves its epoch and its last offset behind, so that a client that has seen that one misses nothing.
+//! When these are forgotten, the topic has another epoch, and no other topic has.
 
 use std::{
     cmp::Reverse,
@@ -39,6 +40,10 @@ const PLACES_MAX: usize = 65_536;
 
 /// How long the position of a topic that keeps no message any more is known.
 pub(super) const PLACE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Topics whose position was forgotten, of which it is known that their epoch is another one now: 9 MiB. With one more,
+/// all these are forgotten, and every topic that nobody has published to gets another epoch.
+const LIVES_MAX: usize = 262_144;
 
 /// One topic of which something is kept.
 pub(super) struct Topic {
@@ -90,7 +95,6 @@ pub(super) enum Held<'a> {
 pub(super) struct Topics {
     table: RwLock<Table>,
     due: Mutex<BinaryHeap<Due>>,
-    hasher: RandomState,
 }
 
 /// A topic, and when it is looked at: the first one first.
@@ -106,13 +110,46 @@ pub(super) struct Table {
     places: HashMap<Arc<str>, (Position, Duration)>,
     /// Those, the oldest first; some are gone since, or younger.
     places_by_age: VecDeque<(Duration, Arc<str>)>,
-    /// Changes when the place of a topic is forgotten, and with it the epochs of topics that have none.
-    life: u64,
+    lives: Lives,
+}
+
+/// How often the places of topics were forgotten. From that follows the epoch of a topic that has no place.
+#[derive(Default)]
+struct Lives {
+    hasher: RandomState,
+    /// By the hash of the name: it takes less room than the name, and differs as well as an epoch does.
+    by_topic: HashMap<u64, u64>,
+    /// How often [`Self::by_topic`] was full.
+    of_all: u64,
+}
+
+impl Lives {
+    /// The epoch of a topic that begins now.
+    fn epoch(&self, topic: &str) -> u64 {
+        let life = self.by_topic.get(&self.hasher.hash_one(topic)).copied().unwrap_or(0);
+        // 53 bits, so that every language's numbers hold it.
+        (self.hasher.hash_one((topic, self.of_all, life)) >> 11).max(1)
+    }
+
+    /// The place of this topic is forgotten: one of its name begins anew, and so must differ from what it was.
+    fn end(&mut self, topic: &str) {
+        let topic = self.hasher.hash_one(topic);
+        if let Some(life) = self.by_topic.get_mut(&topic) {
+            *life += 1;
+            return;
+        }
+        if LIVES_MAX <= self.by_topic.len() {
+            self.by_topic.clear();
+            self.of_all += 1;
+            return;
+        }
+        self.by_topic.insert(topic, 1);
+    }
 }
 
 impl Topics {
     pub(super) fn new() -> Self {
-        Self { table: RwLock::default(), due: Mutex::default(), hasher: RandomState::new() }
+        Self { table: RwLock::default(), due: Mutex::default() }
     }
 
     pub(super) fn find(&self, topic: &str) -> Option<Arc<Topic>> {
@@ -137,7 +174,7 @@ impl Topics {
         }
         match &options.history {
             Some(bounds) if !options.presence => {
-                let history = self.history(&table, topic, bounds);
+                let history = table.history(topic, bounds);
                 Ok(Held::Place(history, table))
             }
             _ => {
@@ -145,16 +182,6 @@ impl Topics {
                 self.keep(topic, options, maker).map(Held::Kept)
             }
         }
-    }
-
-    /// A history that begins where the topic stands.
-    fn history(&self, table: &Table, topic: &str, bounds: &HistoryBounds) -> History<Published> {
-        let place = table.places.get(topic).map(|(place, _)| *place);
-        let place = place.unwrap_or_else(|| {
-            // 53 bits, so that every language's numbers hold it.
-            Position { epoch: (self.hasher.hash_one((topic, table.life)) >> 11).max(1), offset: 0 }
-        });
-        History::beginning_at(place, bounds.clone())
     }
 
     /// What is kept of a topic, from now on.
@@ -176,7 +203,7 @@ impl Topics {
             *table.made.entry(maker.clone()).or_default() += 1;
             table.made_in_all += 1;
         }
-        let history = options.history.as_ref().map(|bounds| self.history(&table, name, bounds));
+        let history = options.history.as_ref().map(|bounds| table.history(name, bounds));
         let name: Arc<str> = name.into();
         let topic = Arc::new(Topic {
             name: Arc::clone(&name),
@@ -259,6 +286,13 @@ impl Topics {
 }
 
 impl Table {
+    /// A history that begins where the topic stands.
+    fn history(&self, topic: &str, bounds: &HistoryBounds) -> History<Published> {
+        let place = self.places.get(topic).map(|(place, _)| *place);
+        let place = place.unwrap_or_else(|| Position { epoch: self.lives.epoch(topic), offset: 0 });
+        History::beginning_at(place, bounds.clone())
+    }
+
     fn check_room(&self, maker: Option<&Owner>) -> Result<(), TopicError> {
         if TOPICS_KEPT_MAX <= self.topics.len() {
             return Err(TopicError::TooManyTopics { topics: self.topics.len() });
@@ -293,8 +327,7 @@ impl Table {
             let Some((until, name)) = self.places_by_age.pop_front() else { return };
             if self.places.get(&name).is_some_and(|(_, known)| *known == until) {
                 self.places.remove(&name);
-                // A topic of this name begins anew, and so must differ from what it was.
-                self.life += 1;
+                self.lives.end(&name);
             }
         }
     }
@@ -457,10 +490,30 @@ mod tests {
         );
         table.places_by_age.push_back((until, "last".into()));
         table.forget_places(now);
-        assert_eq!((table.places_by_age.len(), table.life), (2 * PLACES_MAX, 0));
+        assert_eq!((table.places_by_age.len(), table.lives.by_topic.len()), (2 * PLACES_MAX, 0));
         table.places.insert("last".into(), (place, until));
         table.forget_places(now);
-        assert_eq!((table.places_by_age.len(), table.places.len(), table.life), (0, PLACES_MAX, 1));
+        assert_eq!((table.places_by_age.len(), table.places.len()), (0, PLACES_MAX));
+        assert_eq!(table.lives.by_topic.len(), 1);
+    }
+
+    /// What is known of topics that began anew is bounded. When it is forgotten, none of them has the epoch that it had.
+    #[test]
+    fn no_epoch_comes_again_when_lives_are_forgotten() {
+        let mut lives = Lives::default();
+        let first = lives.epoch("a");
+        let untouched = lives.epoch("b");
+        lives.end("a");
+        let second = lives.epoch("a");
+        assert_eq!(lives.epoch("b"), untouched, "nothing of it was lost");
+        for number in 1..LIVES_MAX {
+            lives.end(&number.to_string());
+        }
+        assert_eq!((lives.by_topic.len(), lives.epoch("a")), (LIVES_MAX, second));
+        let last = lives.epoch("one more");
+        lives.end("one more");
+        assert_eq!(lives.by_topic.len(), 0);
+        assert!(lives.epoch("one more") != last && ![first, second].contains(&lives.epoch("a")));
     }
 
     /// A topic to which nothing was ever published has no place to remember.

@@ -371,6 +371,39 @@ async fn a_quiet_topic_keeps_its_place() {
     assert_ne!(ann.subscribe("news.a").await.expect("open").position.map(|at| at.epoch), Some(start.epoch));
 }
 
+/// What a server forgets of one topic costs nobody a message of another: a client that subscribes before anything is
+/// published gets all of it, also if it loses its session meanwhile.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_one_topic_is_not_that_of_another() {
+    let minute = Duration::from_secs(60);
+    let server = server("news.*", TopicOptions::new().open().history(100, minute)).build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (watcher, _seen) = client(listening.address(), "watcher").await;
+    server.publish("news.other", &push("0")).expect("small");
+    let start = watcher.subscribe("news.other").await.expect("open").position.expect("it has a history");
+    watcher.unsubscribe("news.other").await.expect("connected");
+    let (ann, mut to_ann) = client(listening.address(), "ann").await;
+    ann.subscribe("news.quiet").await.expect("open");
+    let mut events = ann.events();
+
+    tokio::time::sleep(26 * HOUR).await;
+    let anew = watcher.subscribe("news.other").await.expect("open").position.expect("it has a history");
+    assert_ne!(anew.epoch, start.epoch, "it is forgotten");
+
+    session_of(&server, "ann").end("lost");
+    for text in ["1", "2"] {
+        server.publish("news.quiet", &push(text)).expect("small");
+    }
+    let recovered = loop {
+        match soon(events.next()).await.expect("it is told") {
+            ConnectionEvent::Resubscribed { recovered, .. } => break recovered,
+            _ => {}
+        }
+    };
+    assert!(recovered);
+    assert_eq!(texts(&mut to_ann).await, ["1", "2"]);
+}
+
 /// A client that was told of too few changes asks who is there, and is told with the generation of the last change.
 #[tokio::test(start_paused = true)]
 async fn a_roster_can_be_had_after_a_gap() {
