@@ -608,10 +608,12 @@ impl CloseReason {
     /// Why the server sent this client away for good, if it did. A Bothways client does not come back by itself then.
     pub fn sent_away(&self) -> Option<SessionLost> {
         let Self::Goodbye { code, .. } = self else { return None };
-        match SessionLost::from_wire(code) {
-            why @ (SessionLost::Kicked | SessionLost::Expired | SessionLost::Revoked) => Some(why),
-            _ => None,
-        }
+        Some(SessionLost::from_wire(code)).filter(|why| Self::is_for_good(*why))
+    }
+
+    /// True of what a server sends its client away with.
+    pub(crate) fn is_for_good(why: SessionLost) -> bool {
+        matches!(why, SessionLost::Kicked | SessionLost::Expired | SessionLost::Revoked)
     }
 }
 

@@ -141,7 +141,7 @@ pub mod keys {
     /// The method by which a server says that it is about to close the connection. A oneway request.
     pub const GOODBYE: &str = "Goodbye";
     /// Why the server says [`GOODBYE`], for a program to branch on. After `kicked`, `expired` and `revoked` a client does
-    /// not come back by itself.
+    /// not come back by itself. In Welcome: one of these three, if the client was sent away while it had no connection.
     pub const GOODBYE_CODE: &str = "_bw.code";
     /// Why the server says [`GOODBYE`], for people.
     pub const GOODBYE_WHY: &str = "_bw.why";

@@ -65,7 +65,8 @@ pub enum ConnectionEvent {
     },
     /// This client's session is lost. Either the server has sent the client away: this is [`SessionLost::Kicked`],
     /// [`SessionLost::Expired`] or [`SessionLost::Revoked`] after a [`Self::Lost`] whose reason is
-    /// [`CloseReason::sent_away`]. Then this client has ended, and does not come back by itself.
+    /// [`CloseReason::sent_away`]; if the client was away by then, before such a [`Self::Lost`]. Then this client has
+    /// ended, and does not come back by itself.
     ///
     /// Or the connection is back, but the server no longer has the session. Its queued pushes are gone, and so are the
     /// subscriptions that the server's application made for it. The client's own subscriptions

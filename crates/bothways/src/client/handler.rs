@@ -112,19 +112,25 @@ impl ConnectionHandler for ClientHandler {
                     let server = Arc::clone(&self.server);
                     self.events.tell(&ConnectionEvent::SessionLost { server, why });
                 }
-                if lost == Some(SessionLost::Kicked) {
+                if let Some(why) = lost.filter(|lost| is_sent_away(*lost, welcome)) {
                     // It was sent away while it was away: it does not begin another session.
                     if let Some(said) = self.memory.leave(connection.id()) {
                         connection.leave(&said);
                     }
                     let words = welcome.and_then(|welcome| welcome.get(keys::SESSION_WORDS));
-                    return connection.end_as_sent_away(SessionLost::Kicked, words);
+                    return connection.end_as_sent_away(why, words);
                 }
                 false
             }
         };
         self.resubscriber.begin(connection, resumed);
     }
+}
+
+/// True if the server does not want its client back. Older servers say so only of those they kicked.
+fn is_sent_away(lost: SessionLost, welcome: Option<&Metadata>) -> bool {
+    let code = welcome.and_then(|welcome| welcome.get(keys::GOODBYE_CODE)).unwrap_or_default();
+    lost == SessionLost::Kicked || code == lost.to_string() && CloseReason::is_for_good(lost)
 }
 
 impl ClientHandler {

@@ -54,7 +54,7 @@ impl Registry {
     pub(super) fn end(&self, session: &Session, why: &str, eviction: Option<Eviction>, last: Last) {
         let (id, reason) = (session.id(), Said(why));
         tell!(self.told.ended, info, session = %id, why = %reason, "a session was ended");
-        let told = eviction.map_or(NotResumed::Ended, Eviction::told);
+        let told = eviction.map_or(NotResumed::Ended, NotResumed::Evicted);
         if let Some(connection) = self.remove(session, Ending { last, ..Ending::new(why, told).by_server() }, None) {
             if eviction.is_some_and(|eviction| connection.send_away_at_hello(eviction.code(), why)) {
                 return;

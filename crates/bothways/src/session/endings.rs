@@ -13,7 +13,12 @@ pub(super) const KNOWN_MAX: usize = 65_536;
 /// Most bytes of the server's own words that are kept for a client that is away: a sentence or two.
 const WORDS_MAX: usize = 200;
 
-/// Why a client is sent away for good: it ends with this, and does not come back by itself.
+/// Why a client is sent away for good. A Bothways client does not come back by itself, for any of these reasons: if it is
+/// connected it ends at once, if it is away it ends when it is back and is told. Its application may make a new
+/// [`Client`](crate::Client), with other credentials.
+///
+/// If a client only needs a new token, the [`auth`](crate::ServerBuilder::auth) hook refuses the old one instead: a client
+/// with [`ClientOptions::credentials`](crate::ClientOptions::credentials) then asks for the next, and keeps its session.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Eviction {
@@ -28,14 +33,10 @@ pub enum Eviction {
 impl Eviction {
     /// The `_bw.code` of the Goodbye.
     pub(super) fn code(self) -> &'static str {
-        self.told().code()
-    }
-
-    pub(super) fn told(self) -> NotResumed {
         match self {
-            Self::Kicked => NotResumed::Kicked,
-            Self::Expired => NotResumed::Expired,
-            Self::Revoked => NotResumed::Revoked,
+            Self::Kicked => "kicked",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -47,7 +48,8 @@ pub(super) enum NotResumed {
     Expired,
     Gap,
     Revoked,
-    Kicked,
+    /// It was sent away, and does not come back to any other session either.
+    Evicted(Eviction),
     Ended,
     Late,
 }
@@ -60,7 +62,7 @@ impl NotResumed {
             Self::Expired => "expired",
             Self::Gap => "gap",
             Self::Revoked => "revoked",
-            Self::Kicked => "kicked",
+            Self::Evicted(eviction) => eviction.code(),
             Self::Ended => "ended",
             Self::Late => "late",
         }

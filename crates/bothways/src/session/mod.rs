@@ -274,8 +274,8 @@ impl Session {
         }
     }
 
-    /// Ends the session and sends its client away: it is told why, its connection is closed, and a Bothways client does
-    /// not come back by itself. Its application gets [`SessionLost`](crate::client::ConnectionEvent::SessionLost) with
+    /// Ends the session and sends its client away, as [`Eviction`] says: it is told why, its connection is closed, and a
+    /// Bothways client does not come back by itself. Its application gets [`SessionLost`](crate::client::ConnectionEvent::SessionLost) with
     /// this reason, and may make a new [`Client`](crate::Client). A client that is away is told when it comes back.
     ///
     /// A plain rpcx client cannot be told: it sees the end of its connection. To keep a client out, the `auth` hook

@@ -106,6 +106,9 @@ impl Registry {
         }
 
         welcome.insert(keys::SESSION_WHY, text);
+        if let NotResumed::Evicted(_) = why {
+            welcome.insert(keys::GOODBYE_CODE, text);
+        }
         let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
         if let Some(words) = self.endings.words(wanted, key) {
             welcome.insert(keys::SESSION_WORDS, words);

@@ -243,7 +243,9 @@ async fn who_is_sent_away_hears_why_and_stays_away() {
 /// begin another session.
 #[tokio::test(start_paused = true)]
 async fn who_is_away_hears_the_true_reason_when_it_is_back() {
-    for expected in [SessionLost::Kicked, SessionLost::Ended, SessionLost::Expired, SessionLost::Revoked] {
+    let evicted = [Eviction::Kicked, Eviction::Expired, Eviction::Revoked].map(Some);
+    let evicted = evicted.into_iter().zip([SessionLost::Kicked, SessionLost::Expired, SessionLost::Revoked]);
+    for (eviction, expected) in evicted.chain([(None, SessionLost::Ended), (None, SessionLost::Expired)]) {
         let server = server();
         let listening = server.listen(&address()).await.expect("a free name");
         let patient = options("ann").backoff(Duration::from_secs(1), Duration::from_secs(1));
@@ -255,10 +257,10 @@ async fn who_is_away_hears_the_true_reason_when_it_is_back() {
         drop(listening);
         ann.connection().expect("it is up").close();
         until(|| session.connection().is_none()).await;
-        match expected {
-            SessionLost::Kicked => drop(server.kick(&Target::user("ann"), "out").expect("no topic")),
-            SessionLost::Ended => session.end("over"),
-            SessionLost::Revoked => session.evict(Eviction::Revoked, "over"),
+        match (eviction, expected) {
+            (Some(Eviction::Kicked), _) => drop(server.kick(&Target::user("ann"), "out").expect("no topic")),
+            (Some(eviction), _) => session.evict(eviction, "out"),
+            (None, SessionLost::Ended) => session.end("over"),
             _ => tokio::time::sleep(Duration::from_secs(300)).await,
         }
         let _listening = server.listen(&place).await.expect("the name is free again");
@@ -269,10 +271,13 @@ async fn who_is_away_hears_the_true_reason_when_it_is_back() {
         };
         assert_eq!(lost, expected);
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let comes_back = expected != SessionLost::Kicked;
+        let comes_back = eviction.is_none();
         assert_eq!(server.stats().sessions, usize::from(comes_back), "{expected:?}");
         // In the words of the server.
-        let is_sent_away = matches!(ann.connection(), Err(ConnectError::SentAway { reason, .. }) if reason == "out");
+        let is_sent_away = matches!(
+            ann.connection(),
+            Err(ConnectError::SentAway { why, reason, .. }) if reason == "out" && why == expected
+        );
         assert_eq!(is_sent_away, !comes_back, "{expected:?}");
     }
 }
@@ -302,6 +307,7 @@ async fn the_codes_of_an_end_are_as_documented() {
         client.hears_the_end().await;
         let (_client, again) = arrive(listening.address(), &claim(&welcome, 0)).await;
         assert_eq!((again.get(keys::SESSION_WHY), again.get(keys::SESSION_RESUMED)), (Some(code), None));
+        assert_eq!(again.get(keys::GOODBYE_CODE), eviction.map(|_| code));
         let guessed = claim(&welcome, 0).with(keys::SESSION_KEY, "guessed");
         assert_eq!(arrive(listening.address(), &guessed).await.1.get(keys::SESSION_WHY), Some("unknown"));
     }
