@@ -393,13 +393,22 @@ fn why_reserved(name: &str) -> &'static str {
 }
 
 /// What may help where a Hello ends a connection.
-fn hint(reason: &CloseReason) -> &'static str {
-    match reason {
-        CloseReason::PeerClosed => {
+fn hint(address: &str, reason: &CloseReason) -> &'static str {
+    let is_cut = match reason {
+        CloseReason::PeerClosed => true,
+        CloseReason::Io(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        _ => false,
+    };
+    match is_cut {
+        true if address.starts_with("tcp") => {
+            "; a server that speaks TLS does so to a client that does not (`ConnectOptions::tls`), and a plain rpcx \
+             server whose plugins refuse a request without a pair of their own (`ClientOptions::negotiate`)"
+        }
+        true => {
             "; a plain rpcx server whose plugins refuse a request without a pair of their own does so: see \
              `ClientOptions::negotiate`"
         }
-        _ => "",
+        false => "",
     }
 }
 
@@ -482,15 +491,14 @@ pub enum PushError {
     /// The peer reads too slowly: as many pushes wait for it as its queue holds
     /// ([`OutgoingOptions::push_queue`](crate::OutgoingOptions::push_queue)), or its session
     /// ([`SessionOptions::log`](crate::SessionOptions::log)). Nothing was queued.
-    #[error(
-        "{frames} messages of {bytes} bytes already wait for the peer (a server's `outgoing.push_queue`; `sessions.log` for what a \
-         session is pushed)"
-    )]
+    #[error("{frames} messages of {bytes} bytes already wait for the peer{}", named(.setting))]
     Full {
         /// Pushes that wait.
         frames: usize,
         /// Their bytes.
         bytes: usize,
+        /// The name of the option that bounds them, if the application can change it. A client has none.
+        setting: Option<&'static str>,
     },
     /// The push is too large. Nothing was queued.
     #[error(transparent)]
@@ -513,6 +521,10 @@ pub enum PushError {
     /// The client has announced its methods, and this is not one of them. Nothing was queued.
     #[error("the client has announced no handler for this")]
     NotSupported,
+}
+
+fn named(setting: &Option<&'static str>) -> String {
+    setting.map(|setting| format!(" (`{setting}`)")).unwrap_or_default()
 }
 
 /// Why a connection ended.
@@ -544,7 +556,7 @@ pub enum CloseReason {
         silent: Duration,
     },
     /// Nothing arrived from the peer within the idle limit.
-    #[error("idle for {0:?} (`idle_timeout`)")]
+    #[error("idle for {0:?} (`timeouts.idle` of a server, `ClientOptions::idle_timeout` of a client)")]
     Idle(Duration),
     /// The first frame did not arrive in time.
     #[error("no frame within {0:?} of connecting (`timeouts.first_frame`)")]
@@ -690,7 +702,7 @@ pub enum ConnectError {
         after: Duration,
     },
     /// The connection ended before the server had answered the Hello.
-    #[error("the connection to {address} ended before the Hello was answered: {reason}{}", hint(.reason))]
+    #[error("the connection to {address} ended before the Hello was answered: {reason}{}", hint(.address, .reason))]
     Unanswered {
         /// Where to.
         address: String,
@@ -988,6 +1000,33 @@ mod tests {
                 next = source.source();
             }
         }
+    }
+
+    /// A server that hears no TLS where it wants it just ends the connection.
+    #[test]
+    fn an_end_before_the_answer_names_tls_where_there_may_be_some() {
+        let reset = || CloseReason::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        for (address, reason, named) in [
+            ("tcp@a:1", CloseReason::PeerClosed, true),
+            ("tcp@a:1", reset(), true),
+            ("tcp6@a:1", CloseReason::PeerClosed, true),
+            ("tcp@a:1", CloseReason::Gone { silent: Duration::ZERO }, false),
+            ("tls@a:1", CloseReason::PeerClosed, false),
+            ("unix@a", CloseReason::PeerClosed, false),
+        ] {
+            let text = ConnectError::Unanswered { address: address.to_owned(), reason }.to_string();
+            assert_eq!(text.contains("speaks TLS"), named, "{text}");
+        }
+    }
+
+    /// A text names an option only where its reader has it.
+    #[test]
+    fn an_error_names_the_options_of_its_side() {
+        let full = |setting| PushError::Full { frames: 1, bytes: 2, setting }.to_string();
+        assert_eq!(full(None), "1 messages of 2 bytes already wait for the peer");
+        assert!(full(Some("sessions.log")).ends_with("the peer (`sessions.log`)"));
+        let idle = CloseReason::Idle(Duration::from_secs(1)).to_string();
+        assert!(idle.contains("`timeouts.idle`") && idle.contains("`ClientOptions::idle_timeout`"), "{idle}");
     }
 
     #[test]

@@ -384,7 +384,12 @@ impl Connection {
     fn refused<'a>(&'a self, state: &mut Locked<'a>, refused: Refused) -> PushError {
         match refused {
             Refused::TooLarge(error) => PushError::TooLarge(error),
-            Refused::Full { frames, bytes } | Refused::AllFull { frames, bytes } => PushError::Full { frames, bytes },
+            Refused::Full { frames, bytes } => {
+                PushError::Full { frames, bytes, setting: of_server(state, "outgoing.push_queue") }
+            }
+            Refused::AllFull { frames, bytes } => {
+                PushError::Full { frames, bytes, setting: of_server(state, "outgoing.all_bytes_max") }
+            }
             Refused::Disconnect(why) => {
                 let reason = CloseReason::SlowPeer(why);
                 self.end(state, reason.clone());
@@ -392,6 +397,11 @@ impl Connection {
             }
         }
     }
+}
+
+/// The option of that name, where the application has it: a client's queue of pushes has none.
+fn of_server(state: &super::State, option: &'static str) -> Option<&'static str> {
+    (state.proto.role() == proto::Role::Server).then_some(option)
 }
 
 #[cfg(test)]

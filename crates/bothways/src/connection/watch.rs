@@ -299,7 +299,11 @@ impl State {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
         if watch.flags & WAITED != 0 && deadlines.write_timeout <= since(now, watch.written_at) {
-            return Due::End(CloseReason::SlowPeer("it took no byte within `timeouts.write`"));
+            return Due::End(CloseReason::SlowPeer(match role {
+                Role::Server => "it took no byte within `timeouts.write`",
+                // A client has no option for that.
+                Role::Client => "it took no byte for too long",
+            }));
         }
         if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
             return Due::End(CloseReason::Idle(idle));

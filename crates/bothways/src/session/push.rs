@@ -99,7 +99,7 @@ pub(super) fn accepted(receipt: &Receipt, waiting: impl FnOnce() -> (usize, usiz
 
     if 0 < full {
         let (frames, bytes) = waiting();
-        return Err(PushError::Full { frames, bytes });
+        return Err(PushError::Full { frames, bytes, setting: Some("sessions.log") });
     }
     match no_handler {
         0 => Err(PushError::NoClient("the session has ended".to_owned())),
@@ -292,7 +292,7 @@ mod tests {
                 .collect();
             let told = match accepted(&receipt, || (3, 4)) {
                 Ok(()) => "accepted",
-                Err(PushError::Full { frames: 3, bytes: 4 }) => "full",
+                Err(PushError::Full { frames: 3, bytes: 4, .. }) => "full",
                 Err(PushError::NotSupported) => "not supported",
                 Err(PushError::NoClient(_)) => "no client",
                 Err(other) => panic!("{other}"),

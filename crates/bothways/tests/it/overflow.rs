@@ -66,7 +66,7 @@ async fn the_newest_is_refused() {
     let builder = echoing().outgoing(OutgoingOptions::new().push_queue(QueueBound::messages(10).bytes(1 << 20)));
     let (_server, mut slow, connection, quick, _listening) = slow_and_quick(builder).await;
     let (taken, error) = fill(&connection).await;
-    assert!(matches!(error, PushError::Full { frames: 10, .. }), "{error}");
+    assert!(matches!(error, PushError::Full { frames: 10, setting: Some("outgoing.push_queue"), .. }), "{error}");
     call(&quick, "Echo", "").await.expect("other clients notice nothing");
     let stats = connection.stats();
     assert_eq!((stats.pushes_sent, stats.pushes_dropped, stats.pushes_waiting), (taken.into(), 0, 10));
@@ -410,7 +410,7 @@ async fn slow_clients_leave_room_for_others() {
     let first = server.connections().into_iter().filter(|of| !known.contains(&of.id())).min_by_key(Connection::id);
     let first = first.expect("it is there");
     let refused = first.send_message("T", "News", &NONE, vec![0; 100_000]).expect_err("it holds most");
-    assert!(matches!(refused, PushError::Full { .. }), "{refused}");
+    assert!(matches!(refused, PushError::Full { setting: Some("outgoing.all_bytes_max"), .. }), "{refused}");
     for len in [1, 1000, 50_000] {
         assert_eq!(call(&quick, "Echo", vec![1; len]).await.expect("it holds nothing").len(), len);
     }

@@ -177,7 +177,8 @@ impl TlsServer {
     /// Speaks TLS as a server on a socket. Wrap it in a timeout: a silent peer makes it wait for ever.
     ///
     /// # Errors
-    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
+    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside, or with a text if the
+    /// peer speaks no TLS.
     pub async fn handshake<S: Socket>(&self, socket: S) -> io::Result<TlsSocket<S>> {
         let session = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
         socket::handshake(socket, session.into()).await
@@ -256,7 +257,8 @@ impl TlsClient {
     /// the first read.
     ///
     /// # Errors
-    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside.
+    /// The reason; a mistake of the peer's is `InvalidData` with a [`rustls::Error`] inside, or with a text if the
+    /// peer speaks no TLS.
     pub async fn handshake<S: Socket>(&self, socket: S, host: &str) -> io::Result<TlsSocket<S>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustls::{Connection, ProtocolVersion};
+use rustls::{Connection, InvalidMessage, ProtocolVersion};
 
 use crate::transport::Socket;
 
@@ -29,6 +29,8 @@ struct Tls {
     /// Of the task that polls, to be woken when others leave it something to send.
     task: Option<Waker>,
     ended: bool,
+    /// True if the peer has said anything in TLS.
+    heard: bool,
     /// How sending failed after bytes were encrypted: the next write or flush returns it.
     failed: Option<io::Error>,
 }
@@ -41,7 +43,7 @@ impl<S: fmt::Debug> fmt::Debug for TlsSocket<S> {
 
 /// Speaks until both sides know each other.
 pub(super) async fn handshake<S: Socket>(below: S, session: Connection) -> io::Result<TlsSocket<S>> {
-    let mut tls = Tls { session, task: None, ended: false, failed: None };
+    let mut tls = Tls { session, task: None, ended: false, heard: false, failed: None };
     poll_fn(|cx| tls.poll_handshake(&below, cx)).await?;
     Ok(TlsSocket { below, tls: Mutex::new(tls) })
 }
@@ -167,17 +169,35 @@ impl Tls {
     fn poll_receive(&mut self, below: &impl Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let len = match self.session.read_tls(&mut Below { socket: below, cx: Some(cx) }) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            read => read?,
+            read => read.map_err(|error| self.named(error))?,
         };
         if let Err(error) = self.session.process_new_packets() {
             // The peer is told why, if there is room.
             _ = self.poll_send(below, cx);
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            return Poll::Ready(Err(match (&error, self.heard) {
+                (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), false) => {
+                    io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak TLS, and this side does")
+                }
+                _ => io::Error::new(io::ErrorKind::InvalidData, error),
+            }));
         }
         if len == 0 && self.session.is_handshaking() {
-            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            return Poll::Ready(Err(self.named(io::ErrorKind::UnexpectedEof.into())));
         }
+        self.heard |= 0 < len;
         Poll::Ready(Ok(()))
+    }
+
+    /// An end of the connection, which is all that a server without TLS may have to say to a client with it.
+    fn named(&self, error: io::Error) -> io::Error {
+        let is_end = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        match &self.session {
+            Connection::Client(_) if is_end && !self.heard => io::Error::new(
+                error.kind(),
+                "the server ended the connection without a word of TLS: it may not speak it at this address",
+            ),
+            _ => error,
+        }
     }
 
     /// Tells once how sending failed.
@@ -488,6 +508,12 @@ pub(super) mod tests {
         let (near, far) = memory::pair(memory::BUFFER_BYTES);
         drop(far);
         assert!(client.handshake(near, "localhost").await.is_err());
+        // As Go's plain server does when it reads what it does not understand.
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        poll_fn(|cx| far.poll_shutdown(cx)).await.expect("shuts down");
+        let error = client.handshake(near, "localhost").await.expect_err("no TLS");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(error.to_string().contains("without a word of TLS"), "{error}");
         let (near, far) = memory::pair(memory::BUFFER_BYTES);
         drop(near);
         assert_eq!(server.handshake(far).await.expect_err("nobody").kind(), io::ErrorKind::UnexpectedEof);
@@ -495,10 +521,17 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_peer_that_speaks_no_tls_is_an_error() {
-        let (_, server) = configs();
+        let (client, server) = configs();
         let (near, far) = memory::pair(memory::BUFFER_BYTES);
         check::write_all(&near, &[8; 32]).await.expect("writes");
-        assert_eq!(server.handshake(far).await.expect_err("no TLS").kind(), io::ErrorKind::InvalidData);
+        let at_server = server.handshake(far).await.expect_err("no TLS");
+        let (near, far) = memory::pair(memory::BUFFER_BYTES);
+        check::write_all(&far, b"HTTP/1.0 400 ").await.expect("writes");
+        let at_client = client.handshake(near, "localhost").await.expect_err("no TLS");
+        for error in [at_server, at_client] {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert_eq!(error.to_string(), "the peer does not speak TLS, and this side does");
+        }
     }
 
     #[tokio::test]
