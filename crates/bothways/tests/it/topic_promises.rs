@@ -9,7 +9,7 @@ use bothways::{
     session::{Event, Position, PresenceChange, PresenceStatus, Subscribed, TopicOptions},
 };
 
-use crate::support::{address, soon, until};
+use crate::support::{Log, address, soon, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -369,6 +369,21 @@ async fn a_quiet_topic_keeps_its_place() {
     }
     tokio::time::sleep(Duration::from_secs(25 * 3600)).await;
     assert_ne!(ann.subscribe("news.a").await.expect("open").position.map(|at| at.epoch), Some(start.epoch));
+}
+
+/// A history that is longer than a session's log is told of when the server is built, and no other is.
+#[test]
+fn a_history_longer_than_the_log_is_told_of_at_build() {
+    for (messages, is_told) in [(1000, false), (1001, true)] {
+        let log = Log::default();
+        let kept = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
+        let builder = server("news.*", TopicOptions::new().history(messages, HOUR));
+        let builder = builder.sessions(SessionOptions::new().log(QueueBound::messages(1000).bytes(1 << 20)));
+        drop(tracing::subscriber::with_default(subscriber, || builder.build()));
+        let text = log.text();
+        assert_eq!(text.contains("WARN") && text.contains("news.*"), is_told, "{text}");
+    }
 }
 
 /// What a server forgets of one topic costs nobody a message of another: a client that subscribes before anything is

@@ -128,6 +128,16 @@ fn a_token_is_asked_for_and_never_shown() {
     run(&["call", &server.address, "Arith.Mul", "--plain"]).failed(1, &["the token is missing or wrong"]);
 }
 
+/// A variable that is there and empty is a mistake of who starts the server: it does not open it to everybody.
+#[test]
+fn an_empty_token_opens_no_server() {
+    for option in ["--auth-token-env", "--admin-token-env"] {
+        let mut command = bothways(&["serve", "127.0.0.1:0", option, "BW_T"]);
+        command.env("BW_T", "");
+        finish(command, b"").failed(2, &["the environment variable BW_T is empty"]);
+    }
+}
+
 /// -v and RUST_LOG show what the library does; without them a call prints its reply alone.
 #[test]
 fn what_the_library_does_is_shown_where_it_is_asked_for() {
