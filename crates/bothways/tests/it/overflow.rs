@@ -88,7 +88,7 @@ async fn a_queue_is_bounded_in_bytes() {
         connection.send_message("T", "News", &NONE, vec![0; 100_000]).expect("room");
     }
     let error = connection.send_message("T", "News", &NONE, "x").expect_err("it is full");
-    assert!(matches!(error, PushError::Full { frames: 1, bytes: 100_000.. }), "{error}");
+    assert!(matches!(error, PushError::Full { frames: 1, bytes: 100_000.., .. }), "{error}");
 }
 
 /// The oldest that waits is dropped, and counted; what arrives is in order and ends with the newest.
