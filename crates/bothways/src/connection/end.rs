@@ -49,6 +49,18 @@ impl State {
     }
 }
 
+impl State {
+    /// Why it ends, if this is said now. Why the peer sends nothing more says more than how the answers failed; and that
+    /// a server refused the Hello says more than that the client closes the connection then: it ran nothing.
+    fn first_reason(&self, reason: CloseReason) -> CloseReason {
+        match &self.phase {
+            Phase::Answering(first) => CloseReason::clone(first),
+            Phase::Draining(first) if !was_heard(self.proto.role(), first) => CloseReason::clone(first),
+            _ => reason,
+        }
+    }
+}
+
 impl Locked<'_> {
     /// No reply will be read any more: the callers that wait for one are told. What is on its way still
     /// leaves, so that a call is only called unwritten if it can be taken back.
@@ -178,6 +190,7 @@ impl Connection {
 
     fn begin_closing<'a>(&'a self, mut state: Locked<'a>, reason: CloseReason) {
         if state.can_answer() {
+            let reason = state.first_reason(reason);
             state.fail_calls(&reason);
             state.phase = Phase::Closing(Box::new(reason));
             state.release_replies();
@@ -238,12 +251,7 @@ impl Connection {
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
-        // Why the peer sends nothing more says more than how the answers failed.
-        let reason = match &state.phase {
-            Phase::Answering(first) => CloseReason::clone(first),
-            _ => reason,
-        };
-
+        let reason = state.first_reason(reason);
         let heard = was_heard(state.proto.role(), &reason);
         for waiter in state.proto.drain() {
             if let Waiter::Call { reply, number } = waiter {

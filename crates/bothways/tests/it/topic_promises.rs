@@ -410,9 +410,8 @@ async fn the_end_of_one_topic_is_not_that_of_another() {
         server.publish("news.quiet", &push(text)).expect("small");
     }
     let recovered = loop {
-        match soon(events.next()).await.expect("it is told") {
-            ConnectionEvent::Resubscribed { recovered, .. } => break recovered,
-            _ => {}
+        if let ConnectionEvent::Resubscribed { recovered, .. } = soon(events.next()).await.expect("it is told") {
+            break recovered;
         }
     };
     assert!(recovered);

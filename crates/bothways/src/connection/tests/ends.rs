@@ -61,6 +61,27 @@ async fn others_have_their_turn_behind_so_many_messages() {
     assert_eq!((turns.first(), turns.iter().max()), (Some(&MESSAGES), Some(&MESSAGES)), "{turns:?}");
 }
 
+/// A server refused the Hello of a client, which closes the connection for that, or loses it: its calls say that they were
+/// refused, and so certainly not run, whatever of them has left.
+#[tokio::test(start_paused = true)]
+async fn calls_after_a_refused_hello_say_so_however_the_connection_ends() {
+    let is_lost = |connection: &Connection| connection.close_now(CloseReason::PeerClosed);
+    for ends in [Connection::close, Connection::cut, is_lost] {
+        let (connection, _far) = super::super::alone::alone(Role::Client);
+        let of_task = connection.clone();
+        let call = tokio::spawn(async move { call(&of_task, "m", Bytes::from_static(b"x")).await });
+        tokio::task::yield_now().await;
+        connection.shared.state.lock().drain(CloseReason::HelloRefused("no".to_owned()));
+        ends(&connection);
+        let error = tokio::time::timeout(Duration::from_secs(60), call)
+            .await
+            .expect("in time")
+            .expect("no panic")
+            .expect_err("it is over");
+        assert!(error.is_safe_to_retry() && error.to_string().contains("no"), "{error}");
+    }
+}
+
 /// Whichever side ends it, and in whatever way: the sending side is ended, as TLS wants it, and once.
 #[tokio::test(start_paused = true)]
 async fn the_sending_side_is_ended_once() {
