@@ -67,7 +67,7 @@
 //! | a client or user, with typed arguments | a stub of [`service`](macro@service) over a [`Session`] or [`User`] | As [`Session::push`], without a receipt. An error if it is known already that nobody gets it. |
 //! | one connection, as Go's `SendMessage` | [`Connection::send_message`]; [`Server::send_message`] is the same | At most once, on this connection. [`Sent`] says whether the kernel has it. [`Connection::send_message_within`] waits for room. |
 //! | every connection, as fast as possible | [`raw::broadcast`]; [`raw::fan_out`] for some | At most once. [`FanOut`](raw::FanOut) counts connections that were full or gone. |
-//! | a user, and get an answer | a stub or [`Caller::call_typed`] over [`Server::user`] | By [`CallPolicy`] the first, the most recent, a quorum or one device. A client that loses its connection and comes back in time runs the call once. [`User::call_all`] returns every answer. |
+//! | a user, and get an answer | a stub or [`Caller::call_typed`] over [`Server::user`] | By [`CallPolicy`] the first, the most recent, a quorum or one device. A client that loses its connection and comes back in time runs the call once. [`User::call_all`] returns every answer. A call may overtake pushes that were made before it. |
 //! | one client, and get an answer | the same over a [`Session`] | The same for one session. |
 //! | one connection, and get an answer | the same over a [`Connection`] | At most once. If the connection ends, so does the call. A plain rpcx client cannot be called: [`CallError::NotSupported`]. |
 //!

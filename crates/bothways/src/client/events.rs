@@ -80,6 +80,10 @@ pub enum ConnectionEvent {
     },
     /// The client has subscribed again, by itself and from where it was, because its session was lost. Or, and then
     /// `recovered` is false: the server dropped some of a topic's messages, and they cannot be had any more.
+    ///
+    /// `recovered` is false, too, if the server was restarted. To get what its new process has kept of the topic, call
+    /// [`Client::subscribe`](crate::Client::subscribe) for its position, and
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from) with the epoch of that and offset 0.
     Resubscribed {
         /// The server's address, in rpcx's form.
         server: Arc<str>,

@@ -232,8 +232,8 @@ impl Client {
     }
 
     /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported, and a server that
-    /// does not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). A request that is on its
-    /// way when the connection is lost is lost too.
+    /// does not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). A request that is queued or on
+    /// its way when the connection is lost is lost too, and nothing tells of it: what must arrive is a call.
     ///
     /// An expired token costs nothing: with [`ClientOptions::credentials`] the request is sent once more with the next
     /// token, like a call, if the server is a Bothways server that returns it. [`Self::oneways_lost`] counts the

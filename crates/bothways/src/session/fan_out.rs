@@ -80,11 +80,16 @@ impl Delivery {
         if self.stopped.load(Ordering::Acquire) { Err(SendError::ShutDown) } else { Ok(()) }
     }
 
+    /// A push begins.
+    pub(super) fn begin(&self) -> Delivered {
+        Delivered { is_in_burst: Flusher::is_in_burst(&self.runtimes), ..Delivered::default() }
+    }
+
     /// Pushes to these sessions.
     pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
+        let mut delivered = self.begin();
         push.check_reserved()?;
         let (encoded, listed) = (self.encode(push)?, Listed::new(sessions));
-        let mut delivered = Delivered::default();
         for session in sessions {
             delivered.note(session, session.deliver(push, Form::Only(&encoded), receipt, &listed));
         }
@@ -100,13 +105,13 @@ impl Delivery {
         with_topic: &Encoded,
         receipt: &Receipt,
         listed: &Listed<'_>,
+        mut delivered: Delivered,
     ) -> Result<Delivered, PushError> {
         let perhaps_plain = OnceCell::new();
         let plain = || {
             let encoded = perhaps_plain.get_or_init(|| self.encode(push).map(|plain| with_topic.or_plain(plain)));
             encoded.as_ref().ok()
         };
-        let mut delivered = Delivered::default();
         for session in sessions {
             let form = Form::OfTopic { with_topic, plain: &plain };
             delivered.note(session, session.deliver(push, form, receipt, listed));
@@ -119,10 +124,10 @@ impl Delivery {
 
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
-        let Delivered { sent, kept, much } = delivered;
+        let Delivered { is_in_burst, sent, kept, much } = delivered;
         much.iter().for_each(Session::write_put_off);
         if !sent.is_empty() {
-            Flusher::write(&self.runtimes, sent);
+            Flusher::write(&self.runtimes, sent, is_in_burst);
         }
         self.pump_all(&kept);
     }
@@ -140,6 +145,8 @@ impl Delivery {
 /// The sessions that got a push, by what is to be done for it.
 #[derive(Default)]
 pub(super) struct Delivered {
+    /// The push follows another one of this thread closely.
+    is_in_burst: bool,
     /// Their connections have it.
     sent: Vec<Session>,
     /// Their connections have so much that it is written at once.

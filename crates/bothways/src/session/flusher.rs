@@ -70,11 +70,13 @@ impl Flusher {
     }
 
     /// Writes to these, or has them written soon: each has something on its connection, and waits nowhere yet.
-    pub(super) fn write(runtimes: &Runtimes, sessions: Vec<Session>) {
+    ///
+    /// `is_in_burst`: of the moment at which the push began, as entering it for many takes longer than a burst's pause.
+    pub(super) fn write(runtimes: &Runtimes, sessions: Vec<Session>, is_in_burst: bool) {
         let flusher = Self::of_this_thread(runtimes);
         match flusher {
             // A crowd takes long: others have their turns meanwhile.
-            Some(flusher) if flusher.is_in_burst() || CROWD < sessions.len() => flusher.put_off(sessions),
+            Some(flusher) if is_in_burst || CROWD < sessions.len() => flusher.put_off(sessions),
             flusher => {
                 sessions.iter().for_each(Session::write_put_off);
                 if let Some(flusher) = flusher {
@@ -84,8 +86,10 @@ impl Flusher {
         }
     }
 
-    fn is_in_burst(&self) -> bool {
-        self.waiting.lock().pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
+    /// True if this thread has pushed just now.
+    pub(super) fn is_in_burst(runtimes: &Runtimes) -> bool {
+        let pushed = Self::of_this_thread(runtimes).and_then(|flusher| flusher.waiting.lock().pushed);
+        pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
     }
 
     fn put_off(self: &Arc<Self>, sessions: Vec<Session>) {

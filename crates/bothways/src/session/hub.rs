@@ -171,10 +171,11 @@ impl Hub {
 
     /// Pushes to those who subscribe now.
     fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
+        let begun = self.fan_out.begin();
         let with_topic = self.fan_out.encode(&positioned)?;
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
-        let delivered = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed)?;
+        let delivered = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed, begun)?;
         self.fan_out.write(delivered);
         Ok(())
     }
@@ -187,6 +188,7 @@ impl Hub {
         mut positioned: Push,
         receipt: &Receipt,
     ) -> Result<(), SendError> {
+        let begun = self.fan_out.begin();
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
         // Dropped when nothing is locked, whatever happens: payloads are the application's.
@@ -221,7 +223,7 @@ impl Hub {
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
-        let delivered = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed);
+        let delivered = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed, begun);
         drop(turn);
         drop(held_locks);
         drop(dropped);
