@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     Session,
     claims::Listed,
-    flusher::{CROWD, Flusher},
+    flusher::{CROWD, Flusher, Unwritten},
     handle::{Entered, Form},
     keys::Keyed,
     push::{Class, Encoded, Push},
@@ -27,9 +27,6 @@ use crate::{
     connection::send::PushFrame,
     error::{PushError, ReservedName},
 };
-
-/// Sessions that a task writes to before others have their turn.
-const WRITTEN_IN_TURN: usize = 256;
 
 /// See the module.
 pub(super) struct Delivery {
@@ -82,7 +79,9 @@ impl Delivery {
 
     /// A push begins.
     pub(super) fn begin(&self) -> Delivered {
-        Delivered { is_in_burst: Flusher::is_in_burst(&self.runtimes), ..Delivered::default() }
+        let flusher = Flusher::of_this_thread(&self.runtimes);
+        let is_in_burst = flusher.as_ref().is_some_and(|flusher| flusher.is_in_burst());
+        Delivered { flusher, is_in_burst, ..Delivered::default() }
     }
 
     /// Pushes to these sessions.
@@ -97,7 +96,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Hands what is published to these sessions, or enters it into their ledgers; [`Self::write`] follows.
+    /// Hands what is published to these sessions, or enters it into their ledgers; [`Self::write`] follows, whatever comes
+    /// of it.
     pub(super) fn deliver_of_topic(
         &self,
         sessions: &[Session],
@@ -105,8 +105,8 @@ impl Delivery {
         with_topic: &Encoded,
         receipt: &Receipt,
         listed: &Listed<'_>,
-        mut delivered: Delivered,
-    ) -> Result<Delivered, PushError> {
+        delivered: &mut Delivered,
+    ) -> Result<(), PushError> {
         let perhaps_plain = OnceCell::new();
         let plain = || {
             let encoded = perhaps_plain.get_or_init(|| self.encode(push).map(|plain| with_topic.or_plain(plain)));
@@ -118,16 +118,17 @@ impl Delivery {
         }
         match perhaps_plain.into_inner() {
             Some(Err(error)) => Err(error),
-            _ => Ok(delivered),
+            _ => Ok(()),
         }
     }
 
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
-        let Delivered { is_in_burst, sent, kept, much } = delivered;
+        let Delivered { flusher, is_in_burst, sent, kept, much } = delivered;
         much.iter().for_each(Session::write_put_off);
-        if !sent.is_empty() {
-            Flusher::write(&self.runtimes, sent, is_in_burst);
+        match flusher {
+            Some(flusher) if !sent.is_empty() => flusher.write(sent, is_in_burst),
+            _ => sent.iter().for_each(Session::write_put_off),
         }
         self.pump_all(&kept);
     }
@@ -145,6 +146,8 @@ impl Delivery {
 /// The sessions that got a push, by what is to be done for it.
 #[derive(Default)]
 pub(super) struct Delivered {
+    /// What writes to many for this thread, if it is in a runtime of the server's.
+    flusher: Option<Arc<Flusher>>,
     /// The push follows another one of this thread closely.
     is_in_burst: bool,
     /// Their connections have it.
@@ -170,30 +173,7 @@ impl Delivered {
 /// Writes to these sessions by a task, which lets others run every so many.
 fn write_by_task(sessions: &[Session], runtime: &Handle) {
     sessions.iter().for_each(Session::note_unwritten);
-    let owned = sessions.to_vec();
-    let mut unwritten = Unwritten(owned.into_iter());
-    runtime.spawn(async move {
-        while unwritten.write(WRITTEN_IN_TURN) {
-            tokio::task::yield_now().await;
-        }
-    });
-}
-
-/// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
-struct Unwritten(std::vec::IntoIter<Session>);
-
-impl Unwritten {
-    /// Writes to so many of them. False: there are no more.
-    fn write(&mut self, sessions_max: usize) -> bool {
-        self.0.by_ref().take(sessions_max).for_each(|session| session.pump());
-        0 < self.0.len()
-    }
-}
-
-impl Drop for Unwritten {
-    fn drop(&mut self) {
-        self.write(usize::MAX);
-    }
+    runtime.spawn(Unwritten::new(sessions.to_vec(), Session::pump).write_in_turns());
 }
 
 /// Why a push to a target was not even begun.
@@ -236,16 +216,5 @@ mod tests {
         assert_eq!(receipt.outcomes().at(super::super::Stage::Queued), 3, "{receipt:?}");
         runtime.shutdown_background();
         assert_eq!(receipt.outcomes().at(super::super::Stage::PlainWritten), 3, "{receipt:?}");
-    }
-
-    /// Sessions are written to so many at a time, until all were.
-    #[tokio::test(start_paused = true)]
-    async fn what_is_unwritten_is_written_part_by_part() {
-        let (_server, _clients, registry, connections) = plain_connections::<3>("unwritten").await;
-        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
-        let mut unwritten = Unwritten(sessions.into_iter());
-        assert!(unwritten.write(2), "one is left");
-        assert!(!unwritten.write(2));
-        assert!(!unwritten.write(2));
     }
 }

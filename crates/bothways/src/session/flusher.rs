@@ -57,7 +57,7 @@ struct Waiting {
 
 impl Flusher {
     /// The flusher of this thread, if it is in a runtime of the server's.
-    fn of_this_thread(runtimes: &Runtimes) -> Option<Arc<Self>> {
+    pub(super) fn of_this_thread(runtimes: &Runtimes) -> Option<Arc<Self>> {
         let runtime = runtimes.here()?;
         FLUSHER.with_borrow_mut(|flusher| {
             if flusher.as_ref().is_none_or(|flusher| flusher.runtime != runtime) {
@@ -69,37 +69,27 @@ impl Flusher {
         })
     }
 
-    /// Writes to these, or has them written soon: each has something on its connection, and waits nowhere yet.
-    ///
-    /// `is_in_burst`: of the moment at which the push began, as entering it for many takes longer than a burst's pause.
-    pub(super) fn write(runtimes: &Runtimes, sessions: Vec<Session>, is_in_burst: bool) {
-        let flusher = Self::of_this_thread(runtimes);
-        match flusher {
-            // A crowd takes long: others have their turns meanwhile.
-            Some(flusher) if is_in_burst || CROWD < sessions.len() => flusher.put_off(sessions),
-            flusher => {
-                sessions.iter().for_each(Session::write_put_off);
-                if let Some(flusher) = flusher {
-                    flusher.waiting.lock().pushed = Some(Instant::now());
-                }
-            }
-        }
+    /// True if this thread has pushed just now. Asked when a push begins: entering it for many takes longer than a burst's
+    /// pause.
+    pub(super) fn is_in_burst(&self) -> bool {
+        self.waiting.lock().pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
     }
 
-    /// True if this thread has pushed just now.
-    pub(super) fn is_in_burst(runtimes: &Runtimes) -> bool {
-        let pushed = Self::of_this_thread(runtimes).and_then(|flusher| flusher.waiting.lock().pushed);
-        pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
+    /// Writes to these, or has them written soon: each has something on its connection, and waits nowhere yet.
+    pub(super) fn write(self: &Arc<Self>, sessions: Vec<Session>, is_in_burst: bool) {
+        // A crowd takes long: others have their turns meanwhile.
+        if is_in_burst || CROWD < sessions.len() {
+            return self.put_off(sessions);
+        }
+        sessions.iter().for_each(Session::write_put_off);
+        self.waiting.lock().pushed = Some(Instant::now());
     }
 
     fn put_off(self: &Arc<Self>, sessions: Vec<Session>) {
         let (is_overdue, had_task);
         {
             let mut waiting = self.waiting.lock();
-            match waiting.sessions.is_empty() {
-                true => waiting.sessions = sessions,
-                false => waiting.sessions.extend(sessions),
-            }
+            waiting.sessions.extend(sessions);
             let now = Instant::now();
             waiting.pushed = Some(now);
             let since = *waiting.since.get_or_insert(now);
@@ -142,11 +132,8 @@ impl Task {
         loop {
             // Those that are ready push first.
             tokio::task::yield_now().await;
-            let mut sessions = Rest(self.0.take().into_iter());
             let began = Instant::now();
-            while sessions.write(WRITTEN_IN_TURN) {
-                tokio::task::yield_now().await;
-            }
+            Unwritten::new(self.0.take(), Session::write_put_off).write_in_turns().await;
             let mut waiting = self.0.waiting.lock();
             waiting.took = began.elapsed();
             if waiting.sessions.is_empty() {
@@ -167,17 +154,31 @@ impl Drop for Task {
 }
 
 /// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
-struct Rest(std::vec::IntoIter<Session>);
+pub(super) struct Unwritten {
+    sessions: std::vec::IntoIter<Session>,
+    write: fn(&Session),
+}
 
-impl Rest {
+impl Unwritten {
+    pub(super) fn new(sessions: Vec<Session>, write: fn(&Session)) -> Self {
+        Self { sessions: sessions.into_iter(), write }
+    }
+
+    /// Writes to all of them, and lets others run every so many.
+    pub(super) async fn write_in_turns(mut self) {
+        while self.write(WRITTEN_IN_TURN) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Writes to so many of them. False: there are no more.
     fn write(&mut self, sessions_max: usize) -> bool {
-        self.0.by_ref().take(sessions_max).for_each(|session| session.write_put_off());
-        0 < self.0.len()
+        self.sessions.by_ref().take(sessions_max).for_each(|session| (self.write)(&session));
+        0 < self.sessions.len()
     }
 }
 
-impl Drop for Rest {
+impl Drop for Unwritten {
     fn drop(&mut self) {
         self.write(usize::MAX);
     }
@@ -273,5 +274,16 @@ mod tests {
         let outside =
             std::thread::spawn(move || ["1", "2", "3"].map(|text| written(&push(&registry, &sessions, text))));
         assert_eq!(outside.join().expect("no panic"), [1, 1, 1]);
+    }
+
+    /// Sessions are written to so many at a time, until all were.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unwritten_is_written_part_by_part() {
+        let (_server, _clients, registry, connections) = plain_connections::<3>("unwritten").await;
+        let sessions: Vec<_> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let mut unwritten = Unwritten::new(sessions, Session::pump);
+        assert!(unwritten.write(2), "one is left");
+        assert!(!unwritten.write(2));
+        assert!(!unwritten.write(2));
     }
 }

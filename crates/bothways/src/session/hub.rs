@@ -171,13 +171,13 @@ impl Hub {
 
     /// Pushes to those who subscribe now.
     fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
-        let begun = self.fan_out.begin();
+        let mut delivered = self.fan_out.begin();
         let with_topic = self.fan_out.encode(&positioned)?;
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
-        let delivered = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed, begun)?;
+        let outcome = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed, &mut delivered);
         self.fan_out.write(delivered);
-        Ok(())
+        Ok(outcome?)
     }
 
     fn publish_kept(
@@ -188,7 +188,7 @@ impl Hub {
         mut positioned: Push,
         receipt: &Receipt,
     ) -> Result<(), SendError> {
-        let begun = self.fan_out.begin();
+        let mut delivered = self.fan_out.begin();
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
         // Dropped when nothing is locked, whatever happens: payloads are the application's.
@@ -223,12 +223,12 @@ impl Hub {
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
-        let delivered = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed, begun);
+        let outcome = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed, &mut delivered);
         drop(turn);
         drop(held_locks);
         drop(dropped);
-        self.fan_out.write(delivered?);
-        Ok(())
+        self.fan_out.write(delivered);
+        Ok(outcome?)
     }
 
     /// Forgets what is too old, and who did not come back.
