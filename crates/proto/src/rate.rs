@@ -97,6 +97,12 @@ impl TokenBucket {
         self.time_for(self.missing.saturating_sub(self.capacity()))
     }
 
+    /// Puts so many tokens back; of more than the bucket holds the rest is lost. Returns whether it is full.
+    pub fn put_back(&mut self, count: u32) -> bool {
+        self.missing = self.missing.saturating_sub(u128::from(count) * PARTS);
+        self.missing == 0
+    }
+
     fn capacity(&self) -> u128 {
         u128::from(self.rate.burst) * PARTS
     }
@@ -134,6 +140,17 @@ mod tests {
         assert_eq!(bucket.take(ms(600), 1), Ok(()));
         assert_eq!(bucket.take(ms(60_000), 4), Ok(()), "more than it holds, when it is full");
         assert_eq!(bucket.take(ms(60_000), 1), Err(ms(200)), "and a debt");
+    }
+
+    #[test]
+    fn what_is_put_back_is_there_again() {
+        let mut bucket = TokenBucket::new(Rate::per_second(10).burst(3));
+        assert_eq!(bucket.take(ms(0), 3), Ok(()));
+        assert!(!bucket.put_back(2));
+        assert_eq!(bucket.take(ms(0), 2), Ok(()));
+        assert_eq!(bucket.take(ms(0), 1), Err(ms(100)));
+        assert!(bucket.put_back(100), "it is full, and no more than that");
+        assert_eq!([bucket.take(ms(0), 3), bucket.take(ms(0), 1)], [Ok(()), Err(ms(100))]);
     }
 
     #[test]

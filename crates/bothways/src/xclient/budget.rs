@@ -1,67 +1,59 @@
 //! How many calls may be tried again though servers are overloaded.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bothways_proto::{Rate, TokenBucket};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::clock::later;
-
-/// One try comes back in this time, so that a client whose calls all fail tries again at last.
-const COMES_BACK: Duration = Duration::from_millis(100);
+/// Tries that come back in a second, so that a client whose calls all fail tries again at last.
+const BACK_PER_SECOND: u32 = 10;
 
 /// See [`XClientOptions::retry_budget`](super::XClientOptions::retry_budget).
 pub(super) struct RetryBudget {
     max: u32,
     /// Nothing was spent: calls that succeed need not look further.
     is_full: AtomicBool,
-    left: Mutex<Left>,
-}
-
-struct Left {
-    tries: u32,
-    /// Counted up to here.
-    until: Instant,
+    began: Instant,
+    left: Mutex<TokenBucket>,
 }
 
 impl RetryBudget {
     pub(super) fn new(max: u32) -> Self {
-        Self { max, is_full: true.into(), left: Mutex::new(Left { tries: max, until: Instant::now() }) }
+        let left = TokenBucket::new(Rate::per_second(BACK_PER_SECOND).burst(max));
+        Self { max, is_full: true.into(), began: Instant::now(), left: left.into() }
     }
 
     /// One more try. False: none is left.
     pub(super) fn spend(&self) -> bool {
-        if self.max == u32::MAX {
-            return true;
+        // A bucket holds one token at least, and none is without a bound.
+        if matches!(self.max, 0 | u32::MAX) {
+            return self.max != 0;
         }
-        let (mut left, now) = (self.left.lock(), Instant::now());
-        let since = now.saturating_duration_since(left.until);
-        let back = u32::try_from(since.as_millis() / COMES_BACK.as_millis()).unwrap_or(u32::MAX);
-        left.tries = left.tries.saturating_add(back).min(self.max);
-        left.until = if left.tries == self.max { now } else { later(left.until, COMES_BACK.saturating_mul(back)) };
-        let Some(tries) = left.tries.checked_sub(1) else { return false };
-        left.tries = tries;
-        self.is_full.store(false, Ordering::Release);
-        true
+        let is_left = self.left.lock().take(self.began.elapsed(), 1).is_ok();
+        if is_left {
+            self.is_full.store(false, Ordering::Release);
+        }
+        is_left
     }
 
     /// A call has succeeded.
     pub(super) fn note_success(&self) {
-        if self.is_full.load(Ordering::Acquire) {
-            return;
+        if !self.is_full.load(Ordering::Acquire) {
+            let is_full = self.left.lock().put_back(1);
+            self.is_full.store(is_full, Ordering::Release);
         }
-        let mut left = self.left.lock();
-        left.tries = left.tries.saturating_add(1).min(self.max);
-        self.is_full.store(left.tries == self.max, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    /// One try comes back in this time.
+    const COMES_BACK: Duration = Duration::from_millis(1000 / BACK_PER_SECOND as u64);
 
     fn spend_all(budget: &RetryBudget) -> u32 {
         (0..10_000).map_while(|_| budget.spend().then_some(1)).sum()
