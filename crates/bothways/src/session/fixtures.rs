@@ -9,7 +9,11 @@ use crate::{Client, ClientOptions, Reconnect, Server, connection::Connection};
 
 /// A server's sessions, and one of them.
 pub(super) async fn one_session(name: &str) -> (Server, Client, Arc<Registry>, Session) {
-    let server = Server::builder().build();
+    one_session_at(Server::builder().build(), name).await
+}
+
+/// As [`one_session`], at this server.
+pub(super) async fn one_session_at(server: Server, name: &str) -> (Server, Client, Arc<Registry>, Session) {
     let listening = server.listen(&format!("memory@registry-{name}")).await.expect("the name is free");
     let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
     client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");

@@ -527,6 +527,12 @@ async fn who_breaks_off_while_its_token_is_checked_is_gone() {
     }
 }
 
+/// A client's options: it asks for its token each time, which is that of this generation.
+fn with_the_newest(generation: &Arc<AtomicUsize>) -> ClientOptions {
+    let newest = Arc::clone(generation);
+    ClientOptions::new().credentials(move || std::future::ready(format!("t{}", newest.load(Ordering::Relaxed))))
+}
+
 /// A server whose tokens run out: only `t0` counts, then `t1`, and so on; and how many slow calls it began.
 fn with_tokens_that_run_out() -> (Server, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let (generation, began) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
@@ -552,11 +558,7 @@ fn with_tokens_that_run_out() -> (Server, Arc<AtomicUsize>, Arc<AtomicUsize>) {
 async fn a_token_that_runs_out_costs_no_call() {
     let (server, generation, began) = with_tokens_that_run_out();
     let listening = server.listen(&address()).await.expect("the name is free");
-    let newest = Arc::clone(&generation);
-    let options = ClientOptions::new().credentials(move || {
-        let token = format!("t{}", newest.load(Ordering::Relaxed));
-        std::future::ready(token)
-    });
+    let options = with_the_newest(&generation);
     let handlers = || Router::new().handler("C", "say", crate::support::echo);
     let client = Client::with_handlers(listening.address(), options.clone(), handlers()).await.expect("let in");
     let session = sole_session(&server);
@@ -617,11 +619,7 @@ async fn a_token_that_runs_out_costs_no_oneway_request() {
             })
             .build();
         let listening = server.listen(&address()).await.expect("the name is free");
-        let newest = Arc::clone(&generation);
-        let options = ClientOptions::new().credentials(move || {
-            let token = format!("t{}", newest.load(Ordering::Relaxed));
-            std::future::ready(token)
-        });
+        let options = with_the_newest(&generation);
         let client = Client::connect(listening.address(), options.clone()).await.expect("let in");
         let discovery = bothways::Peer2PeerDiscovery::new(listening.address());
         let (mode, select) = (bothways::FailMode::Failfast, bothways::SelectMode::RandomSelect);
@@ -674,11 +672,7 @@ async fn what_comes_back_is_bounded_by_what_waits_at_once() {
         })
         .build();
     let listening = server.listen(&address()).await.expect("the name is free");
-    let newest = Arc::clone(&generation);
-    let options = ClientOptions::new().credentials(move || {
-        let token = format!("t{}", newest.load(Ordering::Relaxed));
-        std::future::ready(token)
-    });
+    let options = with_the_newest(&generation);
     let client = Client::connect(listening.address(), options).await.expect("let in");
     soon(client.oneshot("T", "Note", &SENT)).await.expect("queued");
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -100,6 +100,22 @@ async fn what_found_no_room_comes_when_there_is_room() {
     assert_eq!(texts(&mut to_ann).await, ["7"]);
 }
 
+/// A server whose topic keeps 40 messages, of which a session's log holds three; the position before the first of them,
+/// a client that has none of them, and what is to be kept for as long as the test.
+async fn with_a_long_past() -> (Server, Position, Client, ServerMessages, impl Sized) {
+    let server = server("log", TopicOptions::new().open().history(100, HOUR))
+        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (ann, to_ann) = client(listening.address(), "ann").await;
+    let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
+    for number in 1..=40 {
+        server.publish("log", &push(&number.to_string())).expect("small");
+    }
+    let (bob, to_bob) = client(listening.address(), "bob").await;
+    (server, start, bob, to_bob, (listening, ann, to_ann))
+}
+
 /// What happens while a client that is far behind gets what it missed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Meanwhile {
@@ -116,16 +132,8 @@ enum Meanwhile {
 async fn who_starts_anew_far_behind_gets_all_of_it_in_parts() {
     use Meanwhile::{Cut, Lost, Nothing};
     for (twice, meanwhile) in [(false, Nothing), (false, Cut), (false, Lost), (true, Nothing), (true, Cut)] {
-        let server = server("log", TopicOptions::new().open().history(100, HOUR))
-            .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
-            .build();
-        let listening = server.listen(&address()).await.expect("a free name");
-        let (ann, _to_ann) = client(listening.address(), "ann").await;
-        let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
+        let (server, start, bob, mut to_bob, _kept) = with_a_long_past().await;
         let publish = |number: usize| _ = server.publish("log", &push(&number.to_string())).expect("small");
-        (1..=40).for_each(publish);
-
-        let (bob, mut to_bob) = client(listening.address(), "bob").await;
         if twice {
             bob.subscribe("log").await.expect("open");
         }
@@ -156,16 +164,8 @@ async fn who_starts_anew_far_behind_gets_all_of_it_in_parts() {
 /// asked: a part may have been lost on its way. The application is told so, and goes on with what is new.
 #[tokio::test(start_paused = true)]
 async fn who_loses_its_session_amid_parts_of_the_past_is_told() {
-    let server = server("log", TopicOptions::new().open().history(100, HOUR))
-        .sessions(SessionOptions::new().log(QueueBound::messages(3).bytes(1 << 20)))
-        .build();
-    let listening = server.listen(&address()).await.expect("a free name");
-    let (ann, _to_ann) = client(listening.address(), "ann").await;
-    let start = ann.subscribe("log").await.expect("open").position.expect("it has a history");
+    let (server, start, bob, mut to_bob, _kept) = with_a_long_past().await;
     let publish = |number: usize| _ = server.publish("log", &push(&number.to_string())).expect("small");
-    (1..=40).for_each(publish);
-
-    let (bob, mut to_bob) = client(listening.address(), "bob").await;
     let mut events = bob.events();
     let now = soon(bob.subscribe("log")).await.expect("open").position;
     assert_eq!(now.map(|position| position.offset), Some(40));

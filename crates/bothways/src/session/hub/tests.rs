@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     super::{
+        fixtures::one_session_at,
         history::Position,
         ledger::{Bounds, Ledger},
     },
@@ -20,11 +21,7 @@ use crate::{Client, ClientOptions, QueueBound, Server, SessionOptions};
 async fn who_subscribes_does_not_wait_for_a_publish() {
     let history = TopicOptions::new().open().history(10, Duration::from_secs(60));
     let server = Server::builder().topic("news", history).expect("a pattern").build();
-    let listening = server.listen("memory@hub-turn").await.expect("the name is free");
-    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-    let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
-    let registry = session.inner.registry.upgrade().expect("the server lives");
+    let (server, _client, registry, session) = one_session_at(server, "hub-turn").await;
     let hub = &registry.hub;
     server.publish("news", &Push::new("N", "say", "1")).expect("small");
 
@@ -45,11 +42,7 @@ async fn who_subscribes_does_not_wait_for_a_publish() {
 async fn a_value_that_is_kept_is_a_copy() {
     let options = TopicOptions::new().open().latest_only();
     let server = Server::builder().topic("value", options).expect("a pattern").build();
-    let listening = server.listen("memory@hub-value").await.expect("the name is free");
-    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-    let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
-    let registry = session.inner.registry.upgrade().expect("the server lives");
+    let (server, _client, registry, _session) = one_session_at(server, "hub-value").await;
     let hub = &registry.hub;
     let read = bytes::Bytes::from(vec![7; 64 << 10]);
     server.publish("value", &Push::new("N", "say", read.slice(..40))).expect("small");
@@ -98,11 +91,7 @@ async fn a_topic_that_is_left_leaves_nothing_behind() {
         .topic("news", TopicOptions::new().open().history(10, Duration::from_secs(60)))
         .expect("a pattern")
         .build();
-    let listening = server.listen("memory@hub-left").await.expect("the name is free");
-    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-    let session = server.sessions(&super::super::Target::everyone()).expect("no topic").remove(0);
-    let registry = session.inner.registry.upgrade().expect("the server lives");
+    let (server, _client, registry, session) = one_session_at(server, "hub-left").await;
     let hub = &registry.hub;
     server.publish("news", &Push::new("N", "say", "1")).expect("small");
     for (topic, stays) in [("room", false), ("news", true)] {
