@@ -4,9 +4,9 @@
 #![cfg(target_os = "linux")]
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Lines, Read, Write},
     net::{TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -165,6 +165,8 @@ fn ask(kind: &str, address: &str) {
 struct Attacked {
     process: Child,
     address: String,
+    /// Kept: after a minute the test that it is says how long it has been running, and ends if nobody may hear it.
+    _says: Lines<BufReader<ChildStdout>>,
 }
 
 impl Attacked {
@@ -178,9 +180,10 @@ impl Attacked {
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let said = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("listens at ")?.1.to_owned()));
-        Self { process, address: said.expect("it listens") }
+        let mut says = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let mut lines = says.by_ref().map_while(Result::ok);
+        let address = lines.find_map(|line| Some(line.split_once("listens at ")?.1.to_owned()));
+        Self { process, address: address.expect("it listens"), _says: says }
     }
 
     fn connect(&self) -> TcpStream {
