@@ -9,7 +9,8 @@ use std::{cell::OnceCell, collections::HashSet, sync::Arc};
 
 use super::{
     DropReason, Session, SessionId, Stage,
-    ledger::{Bounds, Entry, Origin, Unsent},
+    ledger::{Bounds, Entry, Unsent},
+    push::Origin,
 };
 
 /// The session that a client wants and has shown the secret of, and what is held meanwhile.

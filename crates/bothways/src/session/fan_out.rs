@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     Session,
     claims::Listed,
+    flight::{Flight, Flying},
     flusher::{CROWD, Flusher, Unwritten},
     handle::{Entered, Form},
     keys::Keyed,
@@ -89,9 +90,9 @@ impl Delivery {
         let mut delivered = self.begin();
         push.check_reserved()?;
         let (encoded, listed) = (self.encode(push)?, Listed::new(sessions));
-        for session in sessions {
-            delivered.note(session, session.deliver(push, Form::Only(&encoded), receipt, &listed));
-        }
+        let flight = Flight::of(push, &encoded, receipt, listed.origin);
+        let flying = flight.as_ref().map(Flying::Only);
+        deliver(sessions, push, flying, Form::Only(&encoded), receipt, &listed, &mut delivered);
         self.write(delivered);
         Ok(())
     }
@@ -112,10 +113,16 @@ impl Delivery {
             let encoded = perhaps_plain.get_or_init(|| self.encode(push).map(|plain| with_topic.or_plain(plain)));
             encoded.as_ref().ok()
         };
-        for session in sessions {
-            let form = Form::OfTopic { with_topic, plain: &plain };
-            delivered.note(session, session.deliver(push, form, receipt, listed));
-        }
+        let form = Form::OfTopic { with_topic, plain: &plain };
+
+        let flight = Flight::of(push, with_topic, receipt, listed.origin);
+        let perhaps_plain_flight = OnceCell::new();
+        let plain_flight = || {
+            let flight = || Flight::of(push, plain()?, receipt, listed.origin);
+            perhaps_plain_flight.get_or_init(flight).as_ref()
+        };
+        let flying = flight.as_ref().map(|with_topic| Flying::OfTopic { with_topic, plain: &plain_flight });
+        deliver(sessions, push, flying, form, receipt, listed, delivered);
         match perhaps_plain.into_inner() {
             Some(Err(error)) => Err(error),
             _ => Ok(()),
@@ -141,6 +148,33 @@ impl Delivery {
         let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
         write_by_task(sessions, &runtime);
     }
+}
+
+/// Hands a push to the connections of these sessions, where nothing is before it; the others have it in their ledgers.
+fn deliver(
+    sessions: &[Session],
+    push: &Push,
+    flying: Option<Flying<'_>>,
+    form: Form<'_>,
+    receipt: &Receipt,
+    listed: &Listed<'_>,
+    delivered: &mut Delivered,
+) {
+    let Some(flying) = flying else {
+        let each = sessions.iter().map(|session| (session, session.deliver(push, form, receipt, listed)));
+        return each.for_each(|(session, entered)| delivered.note(session, entered));
+    };
+    // Before one of them is written.
+    receipt.enter(sessions.len());
+    let mut others = 0;
+    for session in sessions {
+        let entered = session.send(push, flying, listed.topic).unwrap_or_else(|| {
+            others += 1;
+            session.deliver(push, form, receipt, listed)
+        });
+        delivered.note(session, entered);
+    }
+    receipt.take_back(others);
 }
 
 /// The sessions that got a push, by what is to be done for it.

@@ -6,14 +6,13 @@
 //!
 //! Where there is no runtime of the server's, nothing is put off.
 
-use std::{
-    cell::RefCell,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::runtime::{Handle, Id};
+use tokio::{
+    runtime::{Handle, Id},
+    time::Instant,
+};
 
 use super::Session;
 use crate::clock::Runtimes;

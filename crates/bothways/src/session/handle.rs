@@ -18,12 +18,13 @@ use super::{
     account::{Account, UserCall},
     claims::Listed,
     explain::{self, EventLog, What},
-    ledger::{Entry, Ledger, Next, Origin},
+    flight::Flying,
+    ledger::{Entry, Ledger, Next},
     lock::{self, Lock, Locked},
-    push::{Class, Encoded, Push},
+    push::{Class, Encoded, Origin, Push},
     receipt::{Failure, Receipt, Stage},
     registry::Registry,
-    state::State,
+    state::{Handed, State},
 };
 use crate::{
     clock::{Over, is_outside, timeout_outside},
@@ -163,12 +164,21 @@ impl Session {
         listed: &Listed<'_>,
         suits: impl FnOnce(&Ledger) -> bool,
     ) -> bool {
-        self.enter(push, Form::Only(encoded), receipt, listed, false, suits) != Entered::DoesNotSuit
+        self.enter(push, Form::Only(encoded), receipt, listed, suits) != Entered::DoesNotSuit
     }
 
-    /// Hands a push to the connection, or enters it into the ledger.
+    /// Hands a push to the connection, if nothing is before it and the socket is free. `None`: [`Self::deliver`] follows.
+    pub(super) fn send(&self, push: &Push, flying: Flying<'_>, topic: Option<&str>) -> Option<Entered> {
+        Some(match self.lock().send(push, flying, topic, &self.inner.event_log)? {
+            Handed::Much => Entered::SentMuch,
+            Handed::First => Entered::Sent,
+            Handed::Noted => Entered::Nothing,
+        })
+    }
+
+    /// Enters a push into the ledger.
     pub(super) fn deliver(&self, push: &Push, form: Form<'_>, receipt: &Receipt, listed: &Listed<'_>) -> Entered {
-        self.enter(push, form, receipt, listed, true, |_| true)
+        self.enter(push, form, receipt, listed, |_| true)
     }
 
     fn enter(
@@ -177,7 +187,6 @@ impl Session {
         form: Form<'_>,
         receipt: &Receipt,
         listed: &Listed<'_>,
-        may_send: bool,
         suits: impl FnOnce(&Ledger) -> bool,
     ) -> Entered {
         let mut state = self.lock();
@@ -193,7 +202,7 @@ impl Session {
                 return Entered::Nothing;
             }
             // To pump this one is to pump that one.
-            return into.enter(push, form, receipt, &listed.alone(), false, suits);
+            return into.enter(push, form, receipt, &listed.alone(), suits);
         }
         let Encoded { frame, keyed } = match form {
             Form::Only(encoded) => encoded,
@@ -235,16 +244,8 @@ impl Session {
             ticket,
         };
         let Some(entry) = state.hold(entry, push.name()) else { return Entered::Nothing };
-        let (back, is_much) = if may_send { state.send(entry, listed.topic) } else { (Some(entry), false) };
-        match back {
-            Some(entry) => {
-                state.take(entry, listed.topic, now);
-                Entered::Kept
-            }
-            None if is_much => Entered::SentMuch,
-            None if state.put_off() => Entered::Sent,
-            None => Entered::Nothing,
-        }
+        state.take(entry, listed.topic, now);
+        Entered::Kept
     }
 
     /// Writes what its connection has, which was put off.

@@ -16,6 +16,7 @@ mod subscribe;
 use std::{
     borrow::Cow,
     collections::HashSet,
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -24,7 +25,7 @@ use std::{
 };
 
 use bothways_proto::keys;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::time::Instant;
 
 pub use self::subscribe::Subscribed;
@@ -32,7 +33,7 @@ pub(crate) use self::subscribe::{Answer, SubscribeArgs, SubscribeReply, Wish};
 use super::{
     Class, Priority, Push, Session,
     claims::Listed,
-    fan_out::{Delivery, SendError},
+    fan_out::{Delivered, Delivery, SendError},
     history::History,
     kept::{Topic, Topics},
     lock::Held as HeldLocks,
@@ -41,6 +42,7 @@ use super::{
     push::Encoded,
     receipt::Receipt,
     rules::{Rules, TopicOptions},
+    subscribers::Subscribers,
     tell::Telling,
     topic::{self, Subscriptions},
 };
@@ -128,6 +130,10 @@ impl Hub {
         self.began.elapsed()
     }
 
+    fn change_subscriptions(&self) -> Changing<'_> {
+        Changing { tree: self.subscriptions.write(), stale: Vec::new() }
+    }
+
     /// Forgets those of these topics of which nothing is kept, and to which nobody subscribes.
     pub(super) fn forget_unused(&self, topics: impl IntoIterator<Item = Arc<str>>) {
         let is_subscribed = |topic: &str| self.subscriptions.read().count(topic) != 0;
@@ -143,12 +149,13 @@ impl Hub {
 
 impl Hub {
     /// The sessions that subscribe to a topic, each once.
-    pub(super) fn subscribers(&self, topic: &str) -> Vec<Session> {
+    pub(super) fn subscribers(&self, topic: &str) -> Arc<[Session]> {
         found(&self.subscriptions.read(), topic)
     }
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        let delivered = self.fan_out.begin();
         self.fan_out.check_running()?;
         topic::check_topic(topic)?;
         push.check_reserved()?;
@@ -156,22 +163,28 @@ impl Hub {
         positioned.metadata.insert(keys::TOPIC, topic);
         let options = self.rules.of_topic(topic);
         let Some(options) = options.filter(|options| options.history.is_some()) else {
-            return self.publish_unkept(topic, push, positioned, receipt);
+            return self.publish_unkept(topic, push, positioned, receipt, delivered);
         };
         let topic = match self.topics.keep(topic, options, None) {
             Ok(topic) => topic,
             Err(error) => {
                 // Those who are there get it; there is no room to keep it for others.
                 tell!(self.unkept_told, warn, topic = ?Said(topic), %error, "a message is not kept");
-                return self.publish_unkept(topic, push, positioned, receipt);
+                return self.publish_unkept(topic, push, positioned, receipt, delivered);
             }
         };
-        self.publish_kept(&topic, options, push, positioned, receipt)
+        self.publish_kept(&topic, options, push, positioned, receipt, delivered)
     }
 
     /// Pushes to those who subscribe now.
-    fn publish_unkept(&self, topic: &str, push: &Push, positioned: Push, receipt: &Receipt) -> Result<(), SendError> {
-        let mut delivered = self.fan_out.begin();
+    fn publish_unkept(
+        &self,
+        topic: &str,
+        push: &Push,
+        positioned: Push,
+        receipt: &Receipt,
+        mut delivered: Delivered,
+    ) -> Result<(), SendError> {
         let with_topic = self.fan_out.encode(&positioned)?;
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
@@ -187,8 +200,8 @@ impl Hub {
         push: &Push,
         mut positioned: Push,
         receipt: &Receipt,
+        mut delivered: Delivered,
     ) -> Result<(), SendError> {
-        let mut delivered = self.fan_out.begin();
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
         // Dropped when nothing is locked, whatever happens: payloads are the application's.
@@ -262,16 +275,44 @@ impl Hub {
 }
 
 /// The subscribers of a topic, each once.
-fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Vec<Session> {
-    let mut of_patterns: Vec<&HashSet<Session>> = Vec::new();
+fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Arc<[Session]> {
+    let mut of_patterns: Vec<&Subscribers<Session>> = Vec::new();
     subscriptions.each(topic, |subscribers| of_patterns.push(subscribers));
     match of_patterns.as_slice() {
-        [] => Vec::new(),
-        [only] => only.iter().cloned().collect(),
+        [] => Arc::default(),
+        [only] => Arc::clone(only.list()),
         several => {
             let mut seen = HashSet::with_capacity(several.iter().map(|subscribers| subscribers.len()).sum());
-            several.iter().copied().flatten().filter(|session| seen.insert(session.id())).cloned().collect()
+            let all = several.iter().flat_map(|subscribers| subscribers.list().iter());
+            all.filter(|session| seen.insert(session.id())).cloned().collect()
         }
+    }
+}
+
+/// The tree of subscriptions while it is changed. Lists that are not true any more are dropped when it is unlocked.
+struct Changing<'a> {
+    // Fields are dropped in this order.
+    tree: RwLockWriteGuard<'a, Subscriptions<Session>>,
+    stale: Vec<Arc<[Session]>>,
+}
+
+impl Deref for Changing<'_> {
+    type Target = Subscriptions<Session>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.tree
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.tree
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.stale = self.tree.take_stale();
     }
 }
 

@@ -11,6 +11,7 @@
 //! then on is in `ledger/book.rs`.
 
 mod book;
+mod flights;
 mod unsent;
 
 use std::{sync::Arc, time::Duration};
@@ -23,8 +24,10 @@ pub(super) use self::unsent::Unsent;
 use super::{
     account::{self, Account},
     acks::End,
+    explain::EventLog,
+    flight::Flight,
     keys::{KEPT_KEY_BYTES, Keyed},
-    push::{Class, Priority},
+    push::{Class, Origin, Priority},
     receipt::Ticket,
 };
 
@@ -107,18 +110,6 @@ pub(super) struct Entry {
     pub(super) expires: Option<Duration>,
     pub(super) origin: Origin,
     pub(super) ticket: Ticket,
-}
-
-/// By whom, or by what, a push was made.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum Origin {
-    /// The application pushed it to sessions, or published it to a topic that keeps nothing.
-    #[default]
-    Push,
-    /// A topic keeps it, under this stamp: if it is not sent now, it can be recovered from there.
-    Topic(u64),
-    /// The framework itself tells of something.
-    Framework,
 }
 
 impl Entry {
@@ -255,9 +246,26 @@ impl Ledger {
     }
 
     /// Hands a push on if nothing is before it, as if it were entered, were next and had its mark. `give` takes it, and
-    /// answers with its mark; `None`: there is no room, and it is given back.
-    pub(super) fn send(&mut self, entry: Entry, give: impl FnOnce(&Bytes, Seq) -> Option<u64>) -> Option<Entry> {
-        self.open().send(entry, give)
+    /// answers with its mark; `None`: there is no room. False: it was not handed on, and goes through the queues.
+    pub(super) fn send(
+        &mut self,
+        flight: &Arc<Flight>,
+        event_log: &Arc<EventLog>,
+        give: impl FnOnce(&Bytes, Seq) -> Option<u64>,
+    ) -> bool {
+        self.open().send(flight, event_log, give)
+    }
+
+    /// The client is away, and does not get this.
+    pub(super) fn miss_flight(&mut self, flight: &Flight, event_log: &EventLog) {
+        self.open().miss_flight(flight, event_log);
+    }
+
+    /// What was handed on so becomes entries, of which the event log tells.
+    pub(super) fn land(&mut self) {
+        if let Some(book) = self.book_mut() {
+            book.land();
+        }
     }
 
     /// This goes after all that may be sent now, whatever comes later: it is dropped when that has gone, and with the

@@ -23,7 +23,7 @@
 //! | `account.rs` | what the sessions of a user use together: bytes, calls |
 //! | `ledger.rs` | the pushes that one client still has to get: queues, the log, offsets; no I/O, no clock |
 //! | `keys.rs` | which idempotency keys a session has taken |
-//! | `topic.rs` | names, patterns, subscribers |
+//! | `topic.rs`, `subscribers.rs` | names, patterns, subscribers |
 //! | `rules.rs` | options of topics, by pattern |
 //! | `history.rs`, `presence.rs` | the messages and the members of a topic; no I/O, no clock |
 //! | `kept.rs` | the topics that the server keeps, and how many |
@@ -41,6 +41,8 @@
 //! | `end.rs` | ends sessions |
 //! | `users.rs` | the sessions of each user |
 //! | `fan_out.rs` | one push to many sessions |
+//! | `flight.rs` | what is the same for all of them |
+//! | `flusher.rs` | bursts of pushes |
 //! | `options.rs` | the bounds and times of sessions |
 //!
 //! # Locks
@@ -72,6 +74,7 @@ mod explain;
 mod fan_out;
 #[cfg(test)]
 mod fixtures;
+mod flight;
 mod flusher;
 mod given_up;
 mod handle;
@@ -97,6 +100,7 @@ mod secrets;
 mod shards;
 mod side_by_side;
 mod state;
+mod subscribers;
 mod target;
 mod tell;
 mod topic;
@@ -251,7 +255,8 @@ impl Session {
     pub fn explain(&self) -> Explanation {
         let session = self.current();
         let (standing, user, held) = {
-            let state = session.lock();
+            let mut state = session.lock();
+            state.land();
             (state.standing(), state.user().cloned(), state.held())
         };
         Explanation { held, ..session.inner.event_log.snapshot(session.id(), user.as_deref(), standing) }

@@ -65,6 +65,18 @@ impl Priority {
     }
 }
 
+/// By whom, or by what, a push was made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Origin {
+    /// The application pushed it to sessions, or published it to a topic that keeps nothing.
+    #[default]
+    Push,
+    /// A topic keeps it, under this stamp: if it is not sent now, it can be recovered from there.
+    Topic(u64),
+    /// The framework itself tells of something.
+    Framework,
+}
+
 /// A push as frames, made once for any number of sessions. A clone is a counter.
 #[derive(Clone, Debug)]
 pub(super) struct Encoded {

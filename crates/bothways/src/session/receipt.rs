@@ -239,7 +239,7 @@ pub struct Receipt {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+pub(super) struct Tally {
     outcomes: Mutex<Outcomes>,
     changed: Notify,
     /// Somebody waits for a change, or did. Set before the counts are looked at, whose lock orders the two: a change that
@@ -249,6 +249,22 @@ struct Tally {
     stored: OnceLock<Position>,
     /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
     each: Weak<Each>,
+}
+
+impl Tally {
+    /// A target moves on from one stage to another one; [`Self::tell`] follows.
+    pub(super) fn count(&self, from: Stage, to: Stage) {
+        let mut outcomes = self.outcomes.lock();
+        outcomes.counts[from.index()] -= 1;
+        outcomes.counts[to.index()] += 1;
+    }
+
+    /// Wakes those who wait for a change, if there are any.
+    pub(super) fn tell(me: &Arc<Self>) {
+        if me.is_awaited.load(Ordering::Relaxed) {
+            lock::wake(Wake::Of(Arc::clone(me) as Arc<dyn Changes>));
+        }
+    }
 }
 
 impl Changes for Tally {
@@ -280,6 +296,21 @@ impl Receipt {
         self.tally.outcomes.lock().counts[Stage::Queued.index()] += 1;
         let place = self.each.as_ref().map_or(0, |each| each.enter(session));
         Ticket { tally: Arc::clone(&self.tally), stage: Stage::Queued, place, event_log: None, repetitions: None }
+    }
+
+    /// Where its targets are counted, if nothing else is asked of them.
+    pub(super) fn counts_only(&self) -> Option<&Arc<Tally>> {
+        self.each.is_none().then_some(&self.tally)
+    }
+
+    /// Counts so many targets as queued, before it is known which of them need tickets. Nobody else has the receipt yet.
+    pub(super) fn enter(&self, targets: usize) {
+        self.tally.outcomes.lock().counts[Stage::Queued.index()] += targets;
+    }
+
+    /// So many of those that were [entered](Self::enter) have got tickets, or are none.
+    pub(super) fn take_back(&self, targets: usize) {
+        self.tally.outcomes.lock().counts[Stage::Queued.index()] -= targets;
     }
 
     /// A topic keeps it here.
@@ -370,6 +401,12 @@ struct Repetitions {
 }
 
 impl Ticket {
+    /// Of a target that is counted at this stage already, and told of as the event of this number.
+    pub(super) fn of_counted(tally: &Arc<Tally>, stage: Stage, event_log: Option<(&Arc<EventLog>, u64)>) -> Self {
+        let event_log = event_log.map(|(event_log, number)| (Arc::clone(event_log), number));
+        Self { tally: Arc::clone(tally), stage, place: 0, event_log, repetitions: None }
+    }
+
     /// A push with the same idempotency key is not sent: it stands where this one stands, until this one has come to
     /// its end.
     pub(super) fn repeat(&mut self, mut ticket: Self) {
@@ -407,11 +444,7 @@ impl Ticket {
         if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
             return;
         }
-        {
-            let mut outcomes = self.tally.outcomes.lock();
-            outcomes.counts[self.stage.index()] -= 1;
-            outcomes.counts[to.index()] += 1;
-        }
+        self.tally.count(self.stage, to);
         self.stage = to;
         let each = if to.is_final() { self.tally.each.upgrade() } else { None };
         if let Some(each) = each {
@@ -420,9 +453,7 @@ impl Ticket {
         if let Some((event_log, number)) = &self.event_log {
             event_log.reached(*number, to, now);
         }
-        if self.tally.is_awaited.load(Ordering::Relaxed) {
-            lock::wake(Wake::Of(Arc::clone(&self.tally) as Arc<dyn Changes>));
-        }
+        Tally::tell(&self.tally);
         if let Some(repetitions) = &mut self.repetitions {
             repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance_at(to.of_repetition(), now));
             if to.is_final() {

@@ -237,7 +237,7 @@ impl Registry {
             Who::Users(names) => unique(names.iter().flat_map(|name| self.users.sessions_of(name)).collect()),
             Who::SubscribersOf(name) => {
                 topic::check_topic(name)?;
-                self.hub.subscribers(name)
+                self.hub.subscribers(name).to_vec()
             }
             Who::Everyone => {
                 self.make_all();

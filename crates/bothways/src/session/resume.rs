@@ -280,14 +280,19 @@ impl Registry {
     pub(crate) fn ack(&self, connection: &Connection, metadata: &Metadata) -> bool {
         let Some(acks) = Acks::from_metadata(metadata) else { return false };
         let Some(session) = self.made_of(connection) else { return true };
-        let is_true = session.lock().ack(connection, &acks, session.now());
+        let (is_true, has_next) = {
+            let mut state = session.lock();
+            (state.ack(connection, &acks, session.now()), state.ledger().has_next())
+        };
         match is_true {
             Some(true) => {}
             Some(false) => return false,
             None => return true,
         }
         session.inner.changed.notify_waiters();
-        session.pump();
+        if has_next {
+            session.pump();
+        }
         true
     }
 

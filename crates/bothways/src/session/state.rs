@@ -43,6 +43,7 @@ use super::{
     acks::{Acks, End},
     claims::{Claims, Held as HeldEntry, Settled},
     explain::{EventLog, Held, Standing},
+    flight::Flying,
     given_up::GivenUp,
     history::Position,
     ledger::{Bounds, Entry, Ledger, Next},
@@ -134,6 +135,16 @@ struct Rare {
     parts: Parts,
     /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
     former: Vec<Connection>,
+}
+
+/// What is to be done for a push that the connection has.
+pub(super) enum Handed {
+    /// So much waits there that it is written at once.
+    Much,
+    /// It is the first that is put off.
+    First,
+    /// Nothing more: it is lost with a client that is away, or that something of the session is put off is known.
+    Noted,
 }
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
@@ -343,6 +354,8 @@ impl State {
             }
         };
         self.phase = Phase::Ended { connection: connection.clone(), into };
+        // While its event log takes them.
+        self.ledger.land();
         Some(Remains {
             user: self.user.take(),
             patterns: std::mem::take(&mut self.patterns),
@@ -674,11 +687,6 @@ impl State {
         }
     }
 
-    /// What its connection has is written soon. False: that was known.
-    pub(super) fn put_off(&mut self) -> bool {
-        !std::mem::replace(&mut self.put_off, true)
-    }
-
     pub(super) fn is_put_off(&self) -> bool {
         self.put_off
     }
@@ -688,22 +696,46 @@ impl State {
         std::mem::take(&mut self.put_off)
     }
 
-    /// Hands a push to the connection, if nothing is before it and the socket is free; gives it back if not. Returns as
-    /// well whether so much waits there that it is to be written at once.
-    pub(super) fn send(&mut self, entry: Entry, topic: Option<&str>) -> (Option<Entry>, bool) {
-        let mut is_much = false;
-        let (Phase::Plain { connection } | Phase::Resumable { connection }) = &self.phase else {
-            return (Some(entry), is_much);
+    /// Hands a push to the connection, if nothing is before it and the socket is free. `None`: it goes through the
+    /// ledger.
+    pub(super) fn send(
+        &mut self,
+        push: &Push,
+        flying: Flying<'_>,
+        topic: Option<&str>,
+        event_log: &Arc<EventLog>,
+    ) -> Option<Handed> {
+        let connection = match &self.phase {
+            Phase::Plain { connection } | Phase::Resumable { connection } => connection,
+            Phase::Away { .. } if push.class == Class::Fire && !self.takes_no_such(push) => {
+                self.ledger.miss_flight(flying.for_one(true)?, event_log);
+                return Some(Handed::Noted);
+            }
+            _ => return None,
         };
-        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
-            return (Some(entry), is_much);
+        if self.takes_no_such(push) || topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
+            return None;
         }
-        let back = self.ledger.send(entry, |frame, seq| {
+        let flight = flying.for_one(self.knows_topics())?;
+        let mut is_much = false;
+        let is_sent = self.ledger.send(flight, event_log, |frame, seq| {
             let (mark, much) = connection.take_push(frame, seq)?;
             is_much = much;
             Some(mark)
         });
-        (back, is_much)
+        if !is_sent {
+            return None;
+        }
+        Some(match is_much {
+            true => Handed::Much,
+            false if std::mem::replace(&mut self.put_off, true) => Handed::Noted,
+            false => Handed::First,
+        })
+    }
+
+    /// What was handed to the connection is told of from here on as all else is.
+    pub(super) fn land(&mut self) {
+        self.ledger.land();
     }
 
     /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.

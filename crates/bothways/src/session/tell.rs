@@ -23,11 +23,11 @@ use super::{
     claims::Listed,
     hub::Hub,
     kept::{Kept, Topic},
-    ledger::Origin,
     presence::{
         Change, Member, Presence, PresenceChange, PresenceMember, PresenceStatus, ROSTER_MEMBERS_MAX, RosterArgs,
         RosterMember, RosterReply, Who, fit_into_reply,
     },
+    push::Origin,
     receipt::Receipt,
     topic::{self, TopicError},
 };
@@ -165,9 +165,7 @@ impl Hub {
             let changes = last_of_each(std::mem::take(&mut kept.untold));
             let listeners: Vec<(Session, u64)> = match &kept.roster {
                 // A member that came after a change knows it, or was it.
-                Some(roster) => {
-                    self.subscribers(name).into_iter().map(|s| (s.clone(), roster.entered(s.id()))).collect()
-                }
+                Some(roster) => self.subscribers(name).iter().map(|s| (s.clone(), roster.entered(s.id()))).collect(),
                 None => return,
             };
             (changes, listeners, kept.is_unused())

@@ -1,13 +1,11 @@
 //! Topics: names with `.` between segments, and patterns over them.
 
-use std::{
-    borrow::Borrow,
-    collections::{HashMap, HashSet},
-    hash::Hash,
-    sync::Arc,
-};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc};
 
-use super::one_or_many::OneOrMany;
+use super::{
+    one_or_many::OneOrMany,
+    subscribers::{Stale, Subscribers},
+};
 use crate::shrink::is_sparse;
 
 /// Why a text is no topic or pattern.
@@ -323,8 +321,8 @@ const TOPIC_BYTES: usize = 256;
 /// What a segment of a pattern with wildcards takes, at most, beside its bytes: a node with a table of its own.
 const NODE_BYTES: usize = 640;
 
-/// What each further subscriber takes: its place there, and the pattern's place in its list.
-const SUBSCRIBER_BYTES: usize = 64;
+/// What each further subscriber takes: its places there, in a set and in a list, and the pattern's place in its list.
+const SUBSCRIBER_BYTES: usize = 72;
 
 /// What a checked pattern takes, at most, that one session subscribes to.
 pub(super) fn bytes_of(pattern: &str) -> usize {
@@ -338,10 +336,12 @@ pub(super) fn bytes_of(pattern: &str) -> usize {
 /// a subscriber.
 #[derive(Debug)]
 pub(super) struct Subscriptions<S> {
-    topics: HashMap<Arc<str>, HashSet<S>>,
+    topics: HashMap<Arc<str>, Subscribers<S>>,
     root: Node<S>,
     /// What all this takes, at most.
     bytes: usize,
+    /// Lists that are not true any more.
+    stale: Vec<Arc<[S]>>,
 }
 
 #[derive(Debug)]
@@ -349,19 +349,19 @@ struct Node<S> {
     /// The whole pattern, for all its subscribers.
     pattern: Option<Arc<str>>,
     children: HashMap<Box<str>, Node<S>>,
-    /// A set: a topic may have a million of them, who come and go one by one.
-    subscribers: HashSet<S>,
+    /// A topic may have a million of them, who come and go one by one.
+    subscribers: Subscribers<S>,
 }
 
 impl<S> Default for Node<S> {
     fn default() -> Self {
-        Self { pattern: None, children: HashMap::new(), subscribers: HashSet::new() }
+        Self { pattern: None, children: HashMap::new(), subscribers: Subscribers::default() }
     }
 }
 
 impl<S> Default for Subscriptions<S> {
     fn default() -> Self {
-        Self { topics: HashMap::new(), root: Node::default(), bytes: 0 }
+        Self { topics: HashMap::new(), root: Node::default(), bytes: 0, stale: Vec::new() }
     }
 }
 
@@ -391,7 +391,9 @@ impl<S: Eq + Hash> Subscriptions<S> {
             }
         };
         let is_first = of_pattern.is_empty();
-        if of_pattern.insert(subscriber) {
+        let (is_new, stale) = of_pattern.insert(subscriber);
+        self.stale.extend(stale);
+        if is_new {
             self.bytes += if is_first { bytes_of(pattern) } else { SUBSCRIBER_BYTES };
         }
     }
@@ -400,15 +402,16 @@ impl<S: Eq + Hash> Subscriptions<S> {
     pub(super) fn remove(&mut self, pattern: &str, subscriber: &S) {
         let left = match has_wildcard(pattern) {
             true => remove(&mut self.root, &pattern.split('.').collect::<Vec<_>>(), subscriber),
-            false => self.topics.get_mut(pattern).and_then(|all| take_out(all, subscriber)),
+            false => self.topics.get_mut(pattern).and_then(|all| all.remove(subscriber)),
         };
+        let Some((left, stale)) = left else { return };
+        self.stale.extend(stale);
         match left {
-            None => return,
-            Some(0) => {
+            0 => {
                 self.topics.remove(pattern);
                 self.bytes -= bytes_of(pattern);
             }
-            Some(_) => self.bytes -= SUBSCRIBER_BYTES,
+            _ => self.bytes -= SUBSCRIBER_BYTES,
         }
         if is_sparse(self.topics.len(), self.topics.capacity()) {
             self.topics.shrink_to_fit();
@@ -417,7 +420,7 @@ impl<S: Eq + Hash> Subscriptions<S> {
 
     /// Shows the subscribers of each pattern that matches a checked topic: one who has several of these is shown as
     /// often. Returns how many places it looked at.
-    pub(super) fn each<'a>(&'a self, topic: &str, mut show: impl FnMut(&'a HashSet<S>)) -> usize {
+    pub(super) fn each<'a>(&'a self, topic: &str, mut show: impl FnMut(&'a Subscribers<S>)) -> usize {
         let named = self.topics.get(topic);
         named.into_iter().for_each(&mut show);
         if self.root.children.is_empty() {
@@ -429,7 +432,7 @@ impl<S: Eq + Hash> Subscriptions<S> {
 
     /// How many subscribe to exactly this pattern.
     pub(super) fn count(&self, pattern: &str) -> usize {
-        self.of(pattern).map_or(0, HashSet::len)
+        self.of(pattern).map_or(0, Subscribers::len)
     }
 
     /// True if this one subscribes to exactly this pattern.
@@ -441,11 +444,16 @@ impl<S: Eq + Hash> Subscriptions<S> {
         self.of(pattern).is_some_and(|subscribers| subscribers.contains(subscriber))
     }
 
-    fn of(&self, pattern: &str) -> Option<&HashSet<S>> {
+    fn of(&self, pattern: &str) -> Option<&Subscribers<S>> {
         match has_wildcard(pattern) {
             true => self.node(pattern).map(|node| &node.subscribers),
             false => self.topics.get(pattern),
         }
+    }
+
+    /// Lists that are not true any more, which may be long: to be dropped when nothing is locked.
+    pub(super) fn take_stale(&mut self) -> Vec<Arc<[S]>> {
+        std::mem::take(&mut self.stale)
     }
 
     /// What all subscriptions take, at most.
@@ -463,21 +471,10 @@ impl<S: Eq + Hash> Subscriptions<S> {
     }
 }
 
-/// Returns how many are left; `None`: it was not among them.
-fn take_out<S: Eq + Hash>(subscribers: &mut HashSet<S>, subscriber: &S) -> Option<usize> {
-    if !subscribers.remove(subscriber) {
-        return None;
-    }
-    if is_sparse(subscribers.len(), subscribers.capacity()) {
-        subscribers.shrink_to_fit();
-    }
-    Some(subscribers.len())
-}
-
-/// As [`take_out`], and forgets the nodes that are empty afterwards.
-fn remove<S: Eq + Hash>(node: &mut Node<S>, segments: &[&str], subscriber: &S) -> Option<usize> {
+/// As [`Subscribers::remove`], and forgets the nodes that are empty afterwards.
+fn remove<S: Eq + Hash>(node: &mut Node<S>, segments: &[&str], subscriber: &S) -> Option<(usize, Stale<S>)> {
     let Some((segment, rest)) = segments.split_first() else {
-        let left = take_out(&mut node.subscribers, subscriber);
+        let left = node.subscribers.remove(subscriber);
         if node.subscribers.is_empty() {
             node.pattern = None;
         }
@@ -492,7 +489,7 @@ fn remove<S: Eq + Hash>(node: &mut Node<S>, segments: &[&str], subscriber: &S) -
     left
 }
 
-fn each<'a, S>(node: &'a Node<S>, segments: &[&str], show: &mut impl FnMut(&'a HashSet<S>)) -> usize {
+fn each<'a, S: Eq + Hash>(node: &'a Node<S>, segments: &[&str], show: &mut impl FnMut(&'a Subscribers<S>)) -> usize {
     let Some((first, rest)) = segments.split_first() else {
         if !node.subscribers.is_empty() {
             show(&node.subscribers);
@@ -565,7 +562,7 @@ mod tests {
                 }
             }
             let mut found: Vec<usize> = Vec::new();
-            tree.each(&topic, |numbers| found.extend(numbers));
+            tree.each(&topic, |numbers| found.extend_from_slice(numbers.list()));
             found.sort_unstable();
             let mut expected: Vec<_> =
                 left.iter().filter(|(_, pattern)| matches(pattern, &topic)).map(|(number, _)| *number).collect();

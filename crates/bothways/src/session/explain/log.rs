@@ -9,11 +9,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::{
-    super::{SessionId, push::Class, receipt::Stage},
+    super::{SessionId, flight::Flight, push::Class, receipt::Stage},
     CallOutcome, Event, Explanation, Happened, Standing, TEXT_BYTES_MAX,
     packed::Packed,
 };
@@ -86,6 +86,16 @@ enum ClassName {
     Tracked,
 }
 
+impl ClassName {
+    fn of(class: &Class) -> Self {
+        match class {
+            Class::Fire => Self::Fire,
+            Class::Latest(_) => Self::Latest,
+            Class::Tracked => Self::Tracked,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(in crate::session) struct PushRecord {
     name: Arc<str>,
@@ -100,7 +110,7 @@ pub(in crate::session) struct PushRecord {
     done: u32,
 }
 
-pub(super) const NEVER: u32 = u32::MAX;
+pub(in crate::session) const NEVER: u32 = u32::MAX;
 
 /// A text as an event keeps it.
 pub(in crate::session) fn text(text: &str) -> Arc<str> {
@@ -181,16 +191,33 @@ impl EventLog {
         if self.events_max() == 0 {
             return u64::MAX;
         }
-        let class = match class {
-            Class::Fire => ClassName::Fire,
-            Class::Latest(_) => ClassName::Latest,
-            Class::Tracked => ClassName::Tracked,
-        };
+        let class = ClassName::of(class);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let (stage, name) = (Stage::Queued, Arc::clone(name));
         let (written, received, done) = (NEVER, NEVER, NEVER);
         let what = What::Push(PushRecord { name, offset: 0, bytes, class, stage, written, received, done });
         self.note_at(now.as_micros() as u64, what)
+    }
+
+    /// Takes in so many pushes that have come to their ends: the last ones are kept.
+    pub(in crate::session) fn ended(&self, pushes: usize) -> Ended<'_> {
+        let events_max = self.events_max();
+        if events_max == 0 || pushes == 0 {
+            return Ended { stored: None, events_max, left: pushes };
+        }
+        let mut stored = self.stored.lock();
+        if let Stored::Packed(packed) = &*stored {
+            *stored = Stored::Ring(Ring::after(packed));
+        }
+        Ended { stored: Some(stored), events_max, left: pushes }
+    }
+
+    /// Notes a push that is on its way already, at this moment since the session began; its ticket tells how it goes on.
+    pub(in crate::session) fn note_flight(&self, push: &FlightEvent<'_>) -> u64 {
+        if self.events_max() == 0 {
+            return u64::MAX;
+        }
+        self.note_at(push.at, push.what())
     }
 
     /// A push reached a stage.
@@ -222,8 +249,7 @@ impl EventLog {
         // What is packed does not change.
         let Stored::Ring(ring) = &mut *self.stored.lock() else { return };
         if let Some(record) = ring.get_mut(number, self.events_max()) {
-            let after = u32::try_from(now.saturating_sub(record.at) / 1000).unwrap_or(NEVER - 1);
-            change(after, &mut record.what);
+            change(millis_between(record.at, now), &mut record.what);
         }
     }
 
@@ -288,10 +314,66 @@ impl EventLog {
         };
         let (forgotten, events) = match &*self.stored.lock() {
             Stored::Packed(packed) => (0, packed.records().map(|record| happened(&record)).collect()),
-            Stored::Ring(ring) => (ring.first(), ring.in_order().map(happened).collect()),
+            Stored::Ring(ring) => {
+                let mut records: Vec<&Record> = ring.in_order().collect();
+                // A push that went straight to its connection was noted when it came to its end.
+                records.sort_by_key(|record| record.at);
+                (ring.first(), records.into_iter().map(happened).collect())
+            }
         };
         Explanation { session, user: user.map(str::to_owned), standing, held: None, forgotten, events }
     }
+}
+
+/// A push that went straight to its connection, as it is told.
+#[derive(Clone, Copy)]
+pub(in crate::session) struct FlightEvent<'a> {
+    pub(in crate::session) flight: &'a Flight,
+    /// When it was pushed, in microseconds since the event log began.
+    pub(in crate::session) at: u64,
+    /// 0: none.
+    pub(in crate::session) offset: u64,
+    pub(in crate::session) stage: Stage,
+    /// Milliseconds since it was pushed; [`NEVER`] until then.
+    pub(in crate::session) written: u32,
+    pub(in crate::session) received: u32,
+    pub(in crate::session) done: u32,
+}
+
+impl FlightEvent<'_> {
+    fn what(&self) -> What {
+        let Self { flight, offset, stage, written, received, done, .. } = *self;
+        let (name, class) = (Arc::clone(&flight.name), ClassName::of(&flight.class));
+        let bytes = u32::try_from(flight.encoded.frame.len()).unwrap_or(u32::MAX);
+        What::Push(PushRecord { name, offset, bytes, class, stage, written, received, done })
+    }
+}
+
+/// Pushes that end together.
+pub(in crate::session) struct Ended<'a> {
+    stored: Option<MutexGuard<'a, Stored>>,
+    events_max: u32,
+    /// Those that are still to come.
+    left: usize,
+}
+
+impl Ended<'_> {
+    pub(in crate::session) fn push(&mut self, push: &FlightEvent<'_>) {
+        let Some(Stored::Ring(ring)) = self.stored.as_deref_mut() else { return };
+        let is_full = ring.records.len() == self.events_max as usize;
+        if is_full && (self.events_max as usize) < self.left {
+            // Those that follow take all places.
+            ring.next += 1;
+        } else {
+            ring.push(Record { at: push.at, what: push.what() }, self.events_max);
+        }
+        self.left -= 1;
+    }
+}
+
+/// So many milliseconds lie between these, in microseconds.
+pub(in crate::session) fn millis_between(from: u64, to: u64) -> u32 {
+    u32::try_from(to.saturating_sub(from) / 1000).unwrap_or(NEVER - 1)
 }
 
 impl Ring {

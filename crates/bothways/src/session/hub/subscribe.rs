@@ -15,11 +15,11 @@ use super::{
         explain::{self, What},
         history::{History, Kept as Message, Position},
         kept::{Held, Kept, Topic},
-        ledger::{Entry, Ledger, Origin},
+        ledger::{Entry, Ledger},
         lock::Held as HeldLocks,
         parts::Part,
         presence::Who,
-        push::Encoded,
+        push::{Encoded, Origin},
         receipt::Receipt,
         rules::{Access, SubscribeRequest},
         state::State,
@@ -284,7 +284,7 @@ impl Hub {
         by_client: bool,
         history: Option<&mut History<Published>>,
     ) -> Result<(Answer, bool), TopicError> {
-        let mut subscriptions = self.subscriptions.write();
+        let mut subscriptions = self.change_subscriptions();
         let (answer, place) = self.enter_session(session, &mut subscriptions, wish, by_client, history)?;
         match place {
             Place::New(pattern) => subscriptions.add(&pattern, session.clone()),
@@ -437,7 +437,7 @@ impl Hub {
             let topic = self.topics.find(pattern);
             let mut kept = topic.as_ref().map(|topic| topic.kept.lock());
             {
-                let mut subscriptions = self.subscriptions.write();
+                let mut subscriptions = self.change_subscriptions();
                 let mut state = to.lock();
                 if state.is_ended() {
                     return left_out;
@@ -465,7 +465,7 @@ impl Hub {
 
     pub(crate) fn unsubscribe(&self, session: &Session, pattern: &str) {
         let was = {
-            let mut subscriptions = self.subscriptions.write();
+            let mut subscriptions = self.change_subscriptions();
             let was = session.lock().unsubscribe(pattern);
             if was {
                 session.inner.event_log.note(What::Unsubscribed(explain::text(pattern)));
@@ -490,7 +490,7 @@ impl Hub {
             return;
         }
         {
-            let mut subscriptions = self.subscriptions.write();
+            let mut subscriptions = self.change_subscriptions();
             patterns.clone().for_each(|pattern| subscriptions.remove(pattern, session));
         }
         for pattern in patterns {

@@ -9,11 +9,17 @@ use std::{
 use bothways_proto::Seq;
 use bytes::Bytes;
 
-use super::{Behind, Entry, Next, Origin, Terms, unsent::Unsent};
+use super::{
+    Behind, Entry, Next, Terms,
+    flights::{self, Flights, Landed},
+    unsent::Unsent,
+};
 use crate::session::{
     acks::End,
+    explain::EventLog,
+    flight::Flight,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
-    push::{Class, Priority},
+    push::{Class, Encoded, Origin, Priority},
     receipt::{DropReason, Failure, Stage, Ticket},
 };
 
@@ -46,6 +52,8 @@ pub(super) struct Book {
     /// While a new connection is brought up to date.
     replay: Option<Replay>,
     unwritten: VecDeque<Unwritten>,
+    /// What went straight to the connection, after all that is in `sent` and `unwritten`.
+    flights: Flights,
     /// Where the connection's counter of pushes stood after each of these.
     marks: VecDeque<u64>,
     /// Dropped for want of room since the session began, and how many of them the present connection was given
@@ -150,6 +158,7 @@ impl Book {
             handled: 0,
             replay: None,
             unwritten: VecDeque::new(),
+            flights: Flights::default(),
             marks: VecDeque::new(),
             missed: 0,
             told: 0,
@@ -185,17 +194,18 @@ impl Book {
         taken
     }
 
-    /// As [`Ledger::send`](super::Ledger::send). What has a key or a time takes the long way.
-    pub(super) fn send(&mut self, entry: Entry, give: impl FnOnce(&Bytes, Seq) -> Option<u64>) -> Option<Entry> {
-        let is_tracked = match entry.class {
-            Class::Fire => false,
-            Class::Tracked => true,
-            Class::Latest(_) => return Some(entry),
-        };
-        if hash_of(entry.keyed.as_ref()).is_some() || entry.expires.is_some() || !self.is_quiet() {
-            return Some(entry);
+    /// As [`Ledger::send`](super::Ledger::send).
+    pub(super) fn send(
+        &mut self,
+        flight: &Arc<Flight>,
+        event_log: &Arc<EventLog>,
+        give: impl FnOnce(&Bytes, Seq) -> Option<u64>,
+    ) -> bool {
+        if !self.is_quiet() {
+            return false;
         }
-        let len = entry.size();
+        let len = flight.encoded.size();
+        let is_tracked = flight.class != Class::Fire;
         let is_logged = is_tracked && self.terms.confirms;
         let held = self.tracked_bytes();
         let has_room = match (is_tracked, is_logged) {
@@ -204,35 +214,58 @@ impl Book {
             (true, true) => !self.is_full_for(len) && self.terms.take(held, len),
         };
         if !has_room {
-            return Some(entry);
+            return false;
         }
         let offset = if is_logged { self.next_offset } else { 0 };
-        let frame = match &entry.keyed {
+        let frame = match &flight.encoded.keyed {
             Some(keyed) if !self.terms.confirms => &keyed.plain,
-            _ => &entry.frame,
+            _ => &flight.encoded.frame,
         };
         let Some(mark) = give(frame, Seq::of_push(offset)) else {
             if is_logged {
                 self.terms.give_back(len);
             }
-            return Some(entry);
+            return false;
         };
 
-        self.note_sent(entry.origin);
-        self.marks.push_back(mark);
-        if !is_logged {
-            if let Origin::Topic(stamp) = entry.origin {
-                self.unconfirmed.miss(stamp);
-            }
-            self.unwritten.push_back(Unwritten::Fire(entry.ticket, None));
-            return None;
+        self.note_sent(flight.origin);
+        self.flights.add(flight, event_log, mark, offset);
+        if is_logged {
+            self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+            self.next_offset += 1;
+        } else if let Origin::Topic(stamp) = flight.origin {
+            self.unconfirmed.miss(stamp);
         }
-        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
-        self.next_offset += 1;
-        entry.ticket.numbered(offset);
-        self.unwritten.push_back(Unwritten::Tracked(offset));
-        self.sent.push_back(Sent { offset, entry });
-        None
+        true
+    }
+
+    /// As [`Ledger::miss_flight`](super::Ledger::miss_flight).
+    pub(super) fn miss_flight(&mut self, flight: &Flight, event_log: &EventLog) {
+        let end = Stage::Dropped(DropReason::Disconnected);
+        flights::note_end(flight, end, event_log);
+        self.note_unsent(flight.origin);
+        self.dropped += 1;
+    }
+
+    /// What went straight to the connection becomes entries, as if it had gone through the queues.
+    pub(super) fn land(&mut self) {
+        if self.flights.is_empty() {
+            return;
+        }
+        for Landed { flight, ticket, mark, offset } in self.flights.land() {
+            self.marks.extend(mark);
+            if offset == 0 {
+                self.unwritten.push_back(Unwritten::Fire(ticket, None));
+                continue;
+            }
+            if mark.is_some() {
+                self.unwritten.push_back(Unwritten::Tracked(offset));
+            }
+            let Encoded { frame, keyed } = flight.encoded.clone();
+            let (class, priority, origin) = (flight.class.clone(), flight.priority, flight.origin);
+            let entry = Entry { class, priority, frame, keyed, expires: None, origin, ticket };
+            self.sent.push_back(Sent { offset, entry });
+        }
     }
 
     /// Nothing waits, and nothing is sent again: what comes now is next.
@@ -520,6 +553,7 @@ impl Book {
         }
         if self.told < self.missed && self.terms.confirms {
             self.told = self.missed;
+            self.land();
             self.unwritten.push_back(Unwritten::Notice);
             return Some(Next::Gap { missed: self.missed });
         }
@@ -531,6 +565,7 @@ impl Book {
                 self.expire(&mut entry, charged);
                 continue;
             }
+            self.land();
             let frame = match &entry.keyed {
                 Some(keyed) if !self.terms.confirms => keyed.plain.clone(),
                 _ => entry.frame.clone(),
@@ -724,6 +759,9 @@ impl Book {
             self.finish(sent, Stage::Handled, now);
         }
         give_back(&mut self.sent);
+        let (messages, bytes) = self.flights.ack(self.received, self.handled, now);
+        self.tracked = (self.tracked.0 - messages, self.tracked.1 - bytes);
+        self.terms.give_back(bytes);
         let upto = self.received;
         for sent in self.sent.iter_mut().take_while(|sent| sent.offset <= upto) {
             sent.entry.ticket.advance_at(Stage::Received, now);
@@ -735,6 +773,9 @@ impl Book {
     pub(super) fn settle(&mut self, ends: &[End], now: Duration) -> bool {
         if ends.iter().any(|(range, _)| range.is_empty() || self.next_offset <= *range.end()) {
             return false;
+        }
+        if !ends.is_empty() {
+            self.land();
         }
         for (range, stage) in ends {
             let from = self.sent.partition_point(|sent| sent.offset < *range.start());
@@ -776,6 +817,7 @@ impl Book {
 
     /// The connection is gone. What does not outlive it is dropped; what has marks up to this one it may have sent whole.
     pub(super) fn disconnect(&mut self, begun: u64) {
+        self.land();
         self.terms.connected = false;
         self.replay = None;
         self.told = 0;
@@ -833,9 +875,11 @@ impl Book {
     /// As [`Ledger::written_upto`](super::Ledger::written_upto).
     pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
         let written = self.marks.iter().take_while(|at| **at <= mark).count();
-        self.marks.drain(..written);
-        self.written(written, now);
-        !self.marks.is_empty()
+        if 0 < written {
+            self.marks.drain(..written);
+            self.written(written, now);
+        }
+        self.flights.written_upto(mark, now) || !self.marks.is_empty()
     }
 
     /// Of all that is in the log, for which the user is charged.
@@ -844,11 +888,12 @@ impl Book {
     }
 
     pub(super) fn oldest_held(&self) -> Option<u64> {
-        self.sent.front().map(|sent| sent.offset).filter(|offset| *offset <= self.received)
+        let oldest = self.sent.front().map(|sent| sent.offset).or_else(|| self.flights.oldest());
+        oldest.filter(|offset| *offset <= self.received)
     }
 
     pub(super) fn awaits_acks(&self) -> bool {
-        !self.sent.is_empty()
+        !self.sent.is_empty() || self.flights.oldest().is_some()
     }
 
     /// The last offset given to the wire; the position at which a new session's client begins.
@@ -871,7 +916,7 @@ impl Book {
         });
         let latest = self.latest.iter().flat_map(|latest| latest.values());
         let all = queued.chain(latest).chain(self.sent.iter().map(|sent| &sent.entry));
-        all.filter(|entry| entry.origin != Origin::Framework).count()
+        all.filter(|entry| entry.origin != Origin::Framework).count() + self.flights.logged()
     }
 
     fn latest_len(&self) -> usize {
@@ -956,6 +1001,7 @@ impl Drop for Book {
     /// The session ends. What its connection was given the client may have, and may have handled; of what an earlier
     /// connection was given it has nothing, unless that is known to be written.
     fn drop(&mut self) {
+        self.land();
         self.terms.give_back(self.tracked_bytes());
         for sent in &mut self.sent {
             let ticket = &mut sent.entry.ticket;

@@ -7,6 +7,7 @@ use super::*;
 use crate::session::{
     SessionId,
     keys::KeyHash,
+    push::{Encoded, Push},
     receipt::{DropReason, Failure, Receipt, Stage},
 };
 
@@ -1030,6 +1031,8 @@ mod histories {
             lives: Option<u64>,
             len: usize,
             key: Option<u8>,
+            /// It goes straight to the connection, if nothing is before it.
+            direct: bool,
         },
         /// Give this many to the wire.
         Next(usize),
@@ -1070,8 +1073,15 @@ mod histories {
             prop_oneof![Just(Kind::Fire), (0..3_u8).prop_map(Kind::Latest), Just(Kind::Tracked), Just(Kind::Tracked),];
         let priority = prop::sample::select(vec![Priority::Normal, Priority::High, Priority::Bulk]);
         let key = prop::option::weighted(0.3, 0..6_u8);
-        let push = (class, priority, prop::option::weighted(0.2, 0..20_u64), 2..30_usize, key)
-            .prop_map(|(class, priority, lives, len, key)| Command::Push { class, priority, lives, len, key });
+        let push = (class, priority, prop::option::weighted(0.2, 0..20_u64), 2..30_usize, key, any::<bool>());
+        let push = push.prop_map(|(class, priority, lives, len, key, direct)| Command::Push {
+            class,
+            priority,
+            lives,
+            len,
+            key,
+            direct,
+        });
         prop_oneof![
             8 => push,
             4 => (1..6_usize).prop_map(Command::Next),
@@ -1087,6 +1097,13 @@ mod histories {
             3 => Just(Command::Connect),
             1 => (0..20_u64).prop_map(Command::Advance),
         ]
+    }
+
+    /// Begins with the number of its push.
+    fn frame_of(number: usize, len: usize) -> Bytes {
+        let mut frame = number.to_be_bytes()[6..].to_vec();
+        frame.resize(len, number as u8);
+        frame.into()
     }
 
     /// What the specification remembers of one push.
@@ -1130,6 +1147,10 @@ mod histories {
         /// On the present connection, not yet arrived; the first `written` of them are with the kernel.
         wire: VecDeque<Wire>,
         written: usize,
+        /// The connection's counter of pushes, and where it stood behind the last that is with the kernel.
+        mark: u64,
+        mark_written: u64,
+        event_log: Arc<EventLog>,
         /// The offset that the next tracked frame must have.
         next_offset: u64,
         last_offset: u64,
@@ -1173,6 +1194,9 @@ mod histories {
                 keys: Vec::new(),
                 wire: VecDeque::new(),
                 written: 0,
+                mark: 0,
+                mark_written: 0,
+                event_log: Arc::new(EventLog::new(4)),
                 next_offset: 1,
                 last_offset: 0,
                 client: Remembering::default(),
@@ -1183,7 +1207,12 @@ mod histories {
 
         fn run(&mut self, command: &Command) {
             match *command {
-                Command::Push { class, priority, lives, len, key } => self.push(class, priority, lives, len, key),
+                Command::Push { class, priority, lives, len, key, direct } => {
+                    let may_go = direct && lives.is_none() && key.is_none() && !matches!(class, Kind::Latest(_));
+                    if !may_go || !self.send(class, priority, len) {
+                        self.push(class, priority, lives, len, key);
+                    }
+                }
                 Command::Next(count) => {
                     for _ in 0..count {
                         self.next();
@@ -1191,7 +1220,8 @@ mod histories {
                 }
                 Command::Written(count) => {
                     let count = count.min(self.wire.len() - self.written);
-                    self.ledger.written(count);
+                    self.mark_written += count as u64;
+                    self.ledger.written_upto(self.mark_written, NOW);
                     for item in self.wire.iter().skip(self.written).take(count) {
                         if let Wire::Push(number) = *item {
                             self.pushes[number].written = true;
@@ -1272,9 +1302,7 @@ mod histories {
 
         fn push(&mut self, class: Kind, priority: Priority, lives: Option<u64>, len: usize, key: Option<u8>) {
             let number = self.pushes.len();
-            let mut frame = number.to_be_bytes()[6..].to_vec();
-            frame.resize(len, number as u8);
-            let (receipt, frame) = (Receipt::new(), Bytes::from(frame));
+            let (receipt, frame) = (Receipt::new(), frame_of(number, len));
             let expires = lives.map(|lives| self.now + Duration::from_secs(lives));
             let of_class = match class {
                 Kind::Fire => Class::Fire,
@@ -1356,7 +1384,10 @@ mod histories {
             }
             let pushes = &self.pushes;
             self.keys.retain(|(_, number)| {
-                !matches!(stage(&pushes[*number].receipt), Stage::Expired | Stage::Dropped(_) | Stage::Failed(_))
+                !matches!(
+                    stage(&pushes[*number].receipt),
+                    Stage::Expired | Stage::Dropped(_) | Stage::Failed(_) | Stage::Unknown
+                )
             });
         }
 
@@ -1419,7 +1450,59 @@ mod histories {
             };
             assert!(self.connected, "nothing is sent to nobody");
             self.wire.push_back(item);
+            self.mark += 1;
+            self.ledger.mark(self.mark);
             self.note_dropped();
+            true
+        }
+
+        /// Hands a push straight to the wire. False: something is before it, or there is no room.
+        fn send(&mut self, class: Kind, priority: Priority, len: usize) -> bool {
+            let number = self.pushes.len();
+            let (receipt, frame) = (Receipt::new(), frame_of(number, len));
+            let of_class = if class == Kind::Fire { Class::Fire } else { Class::Tracked };
+            let push = Push::new("T", "m", Bytes::new()).class(of_class).priority(priority);
+            let encoded = Encoded { frame: frame.clone(), keyed: None };
+            let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("nothing else is asked of it");
+            receipt.enter(1);
+            let (mark, mut given) = (self.mark + 1, None);
+            let is_sent = self.ledger.send(&flight, &self.event_log, |frame, seq| {
+                given = Some((frame.clone(), seq));
+                Some(mark)
+            });
+            if !is_sent {
+                assert!(given.is_none(), "it is sent and said not to be");
+                return false;
+            }
+            assert!(self.connected && self.turn(true).is_none(), "it overtakes another one");
+            let (given, seq) = given.expect("it was sent");
+            assert_eq!(given, frame, "it was changed on its way");
+            let is_logged = self.confirms && class == Kind::Tracked;
+            let offset = is_logged.then_some(self.next_offset);
+            assert_eq!(seq, Seq::of_push(offset.unwrap_or(0)), "offsets have no holes");
+            if let Some(offset) = offset {
+                self.next_offset += 1;
+                self.last_offset = offset;
+            }
+            self.mark = mark;
+            self.wire.push_back(Wire::Push(number));
+            self.pushes.push(Pushed {
+                class,
+                priority,
+                expires: None,
+                frame,
+                receipt,
+                place: number,
+                queue: priority,
+                waits: false,
+                offset,
+                on_wire: true,
+                written: false,
+                received: false,
+                handled: 0,
+                failed: 0,
+                repeats: None,
+            });
             true
         }
 
@@ -1453,6 +1536,7 @@ mod histories {
             self.connected = false;
             self.wire.clear();
             self.written = 0;
+            (self.mark, self.mark_written) = (0, 0);
             // Nobody knows whether it got what ended with being written: it may be pushed again.
             let pushes = &self.pushes;
             self.keys.retain(|(_, number)| stage(&pushes[*number].receipt) != Stage::PlainWritten);
@@ -1494,7 +1578,8 @@ mod histories {
                     Stage::Handled => pushed.handled == 1,
                     Stage::Expired => !pushed.received && pushed.expires.is_some_and(|expires| expires <= self.now),
                     Stage::Failed(how) => (how, pushed.failed) == (Failure::Error, 1),
-                    Stage::Duplicate | Stage::Unknown => false,
+                    Stage::Unknown => pushed.on_wire && pushed.offset.is_none(),
+                    Stage::Duplicate => false,
                     Stage::Superseded => !pushed.on_wire && matches!(pushed.class, Kind::Latest(_)),
                     Stage::Dropped(DropReason::Full) => !pushed.on_wire,
                     Stage::Dropped(DropReason::Disconnected) => pushed.class == Kind::Fire || !self.confirms,

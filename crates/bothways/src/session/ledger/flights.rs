@@ -1,0 +1,192 @@
+//! Pushes of one session that went straight to its connection, and have not come to their ends.
+//!
+//! As long as nothing else happens than that they are written and acknowledged in their order, each takes 40 bytes
+//! here, and is told of in the event log once, when it ends. For everything else they become entries of the
+//! [`Book`](super::book::Book) first.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use super::book::give_back;
+use crate::session::{
+    explain::{EventLog, FlightEvent, NEVER, millis_between},
+    flight::Flight,
+    receipt::{Stage, Ticket},
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    /// Of which nobody confirms more than that they are written.
+    lone: VecDeque<Flown>,
+    /// Those in the log, by offset.
+    logged: VecDeque<Flown>,
+    /// How many of the logged ones are written, and received.
+    written: usize,
+    received: usize,
+    /// Of the session. There is one before the first push.
+    event_log: Option<Arc<EventLog>>,
+}
+
+#[derive(Debug)]
+struct Flown {
+    flight: Arc<Flight>,
+    /// When it was pushed, in microseconds since the session began.
+    at: u64,
+    /// Where the connection's counter of pushes stands behind it.
+    mark: u64,
+    /// 0: it is not in the log.
+    offset: u64,
+    /// Milliseconds after it was pushed.
+    written: u32,
+    received: u32,
+}
+
+impl Flown {
+    /// As it is told at this stage.
+    fn event(&self, stage: Stage, done: u32) -> FlightEvent<'_> {
+        let Self { flight, at, offset, written, received, .. } = self;
+        FlightEvent { flight, at: *at, offset: *offset, stage, written: *written, received: *received, done }
+    }
+}
+
+/// One that becomes an entry.
+pub(super) struct Landed {
+    pub(super) flight: Arc<Flight>,
+    pub(super) ticket: Ticket,
+    /// Where the connection's counter stands behind it; `None`: it is known to be written.
+    pub(super) mark: Option<u64>,
+    /// 0: it is not in the log.
+    pub(super) offset: u64,
+}
+
+impl Flights {
+    pub(super) fn is_empty(&self) -> bool {
+        self.lone.is_empty() && self.logged.is_empty()
+    }
+
+    /// One more: its connection has it.
+    pub(super) fn add(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>, mark: u64, offset: u64) {
+        if self.event_log.is_none() {
+            self.event_log = Some(Arc::clone(event_log));
+        }
+        let at = micros_of(flight, event_log);
+        let flown = Flown { flight: Arc::clone(flight), at, mark, offset, written: NEVER, received: NEVER };
+        match offset {
+            0 => self.lone.push_back(flown),
+            _ => self.logged.push_back(flown),
+        }
+    }
+
+    /// What has marks up to this one is with the kernel. True if something is left that is not known to be.
+    pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
+        let now = now.as_micros() as u64;
+        let lone = self.lone.partition_point(|flown| flown.mark <= mark);
+        if 0 < lone {
+            let mut ended = self.event_log.as_ref().map(|event_log| event_log.ended(lone));
+            for flown in self.lone.drain(..lone) {
+                flown.flight.advance(Stage::Queued, Stage::PlainWritten);
+                if let Some(ended) = &mut ended {
+                    ended.push(&flown.event(Stage::PlainWritten, millis_between(flown.at, now)));
+                }
+            }
+            drop(ended);
+            give_back(&mut self.lone);
+        }
+
+        let (first, received) = (self.written, self.received);
+        for (number, flown) in
+            self.logged.iter_mut().enumerate().skip(first).take_while(|(_, flown)| flown.mark <= mark)
+        {
+            if received <= number {
+                flown.flight.advance(Stage::Queued, Stage::Written);
+                flown.written = millis_between(flown.at, now);
+            }
+            self.written = number + 1;
+        }
+        !self.lone.is_empty() || self.written < self.logged.len()
+    }
+
+    /// The client has received and handled everything up to these offsets. Returns how many left the log so, and their
+    /// bytes.
+    pub(super) fn ack(&mut self, received: u64, handled: u64, now: Duration) -> (usize, usize) {
+        if self.logged.is_empty() {
+            return (0, 0);
+        }
+        let now = now.as_micros() as u64;
+        let done = self.logged.partition_point(|flown| flown.offset <= handled);
+        let mut bytes = 0;
+        if 0 < done {
+            let mut ended = self.event_log.as_ref().map(|event_log| event_log.ended(done));
+            for (number, flown) in self.logged.drain(..done).enumerate() {
+                bytes += flown.flight.encoded.size();
+                flown.flight.advance(stage_at(number, self.written, self.received), Stage::Handled);
+                if let Some(ended) = &mut ended {
+                    ended.push(&flown.event(Stage::Handled, millis_between(flown.at, now)));
+                }
+            }
+            drop(ended);
+            (self.written, self.received) = (self.written.saturating_sub(done), self.received.saturating_sub(done));
+            give_back(&mut self.logged);
+        }
+
+        let (first, written) = (self.received, self.written);
+        let news = self.logged.iter_mut().enumerate().skip(first).take_while(|(_, flown)| flown.offset <= received);
+        for (number, flown) in news {
+            flown.flight.advance(stage_at(number, written, first), Stage::Received);
+            flown.received = millis_between(flown.at, now);
+            self.received = number + 1;
+        }
+        (done, bytes)
+    }
+
+    /// The oldest offset in the log.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.logged.front().map(|flown| flown.offset)
+    }
+
+    /// Those in the log that the application pushed.
+    pub(super) fn logged(&self) -> usize {
+        self.logged.len()
+    }
+
+    /// They become entries, in the order in which the connection got them.
+    pub(super) fn land(&mut self) -> impl Iterator<Item = Landed> {
+        let Self { lone, logged, written, received, event_log } = std::mem::take(self);
+        let mut all: Vec<(Flown, Stage, bool)> = Vec::with_capacity(lone.len() + logged.len());
+        all.extend(lone.into_iter().map(|flown| (flown, Stage::Queued, false)));
+        let stages = logged.into_iter().enumerate();
+        all.extend(stages.map(|(number, flown)| (flown, stage_at(number, written, received), number < written)));
+        all.sort_by_key(|(flown, ..)| flown.mark);
+        all.into_iter().map(move |(flown, stage, is_written)| {
+            let number = event_log.as_ref().map(|event_log| event_log.note_flight(&flown.event(stage, NEVER)));
+            let Flown { flight, mark, offset, .. } = flown;
+            let event_log = event_log.as_ref().zip(number);
+            let ticket = Ticket::of_counted(&flight.tally, stage, event_log);
+            Landed { flight, ticket, mark: (!is_written).then_some(mark), offset }
+        })
+    }
+}
+
+/// One came to its end as it was pushed.
+pub(super) fn note_end(flight: &Flight, stage: Stage, event_log: &EventLog) {
+    flight.advance(Stage::Queued, stage);
+    let (at, offset) = (micros_of(flight, event_log), 0);
+    let event = FlightEvent { flight, at, offset, stage, written: NEVER, received: NEVER, done: 0 };
+    event_log.ended(1).push(&event);
+}
+
+/// When it was pushed, in microseconds since the session began.
+fn micros_of(flight: &Flight, event_log: &EventLog) -> u64 {
+    flight.at.saturating_duration_since(event_log.began()).as_micros() as u64
+}
+
+/// Where the logged one of this number stands, of which so many are written and received.
+fn stage_at(number: usize, written: usize, received: usize) -> Stage {
+    if number < received {
+        Stage::Received
+    } else if number < written {
+        Stage::Written
+    } else {
+        Stage::Queued
+    }
+}
