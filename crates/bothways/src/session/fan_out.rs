@@ -19,6 +19,7 @@ use super::{
     flusher::{CROWD, Flusher, Unwritten},
     handle::{Entered, Form},
     keys::Keyed,
+    lock::Held,
     push::{Class, Encoded, Push},
     receipt::Receipt,
     topic::TopicError,
@@ -164,6 +165,8 @@ fn deliver(
         let each = sessions.iter().map(|session| (session, session.deliver(push, form, receipt, listed)));
         return each.for_each(|(session, entered)| delivered.note(session, entered));
     };
+    // Nobody is woken before all have it.
+    let _held = Held::begin();
     // Before one of them is written.
     receipt.enter(sessions.len());
     let mut others = 0;

@@ -49,8 +49,9 @@ impl Flight {
 
     /// One of its targets moves on.
     pub(super) fn advance(&self, from: Stage, to: Stage) {
-        self.tally.count(from, to);
-        Tally::tell(&self.tally);
+        if self.tally.count(from, to) {
+            Tally::tell(&self.tally);
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use parking_lot::{Mutex, MutexGuard};
 thread_local! {
     /// Locks that this thread holds.
     static HELD: Cell<usize> = const { Cell::new(0) };
+    /// There are some of the next.
+    static HAS_WAKES: Cell<bool> = const { Cell::new(false) };
     /// Whom it is to wake after them.
     static WAKES: RefCell<Vec<Wake>> = const { RefCell::new(Vec::new()) };
 }
@@ -59,6 +61,7 @@ pub(super) fn wake(wake: Wake) {
     if HELD.get() == 0 {
         return wake.now();
     }
+    HAS_WAKES.set(true);
     WAKES.with_borrow_mut(|wakes| {
         // Many targets of one push may end together.
         if !wakes.last().is_some_and(|last| last.is_same(&wake)) {
@@ -120,12 +123,17 @@ impl Drop for Held {
     fn drop(&mut self) {
         let held = HELD.get() - 1;
         HELD.set(held);
-        if held == 0 {
-            // A waker may lock again, and leave more behind.
-            while let Some(wakes) = WAKES.with_borrow_mut(|wakes| (!wakes.is_empty()).then(|| std::mem::take(wakes))) {
-                wakes.into_iter().for_each(Wake::now);
-            }
+        if held == 0 && HAS_WAKES.get() {
+            wake_all();
         }
+    }
+}
+
+#[cold]
+fn wake_all() {
+    // A waker may lock again, and leave more behind.
+    while HAS_WAKES.replace(false) {
+        WAKES.take().into_iter().for_each(Wake::now);
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -242,28 +242,49 @@ pub struct Receipt {
 pub(super) struct Tally {
     outcomes: Mutex<Outcomes>,
     changed: Notify,
-    /// Somebody waits for a change, or did. Set before the counts are looked at, whose lock orders the two: a change that
-    /// is not seen there finds it set.
-    is_awaited: AtomicBool,
+    /// What is waited for, or was: bits of [`Wait`]. Set before the counts are looked at, whose lock orders the two: a
+    /// change that is not seen there finds it set.
+    awaited: AtomicU8,
     /// Where a topic keeps it.
     stored: OnceLock<Position>,
     /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
     each: Weak<Each>,
 }
 
+/// How far all targets have to come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wait {
+    Written = 1,
+    Received = 2,
+    Handled = 4,
+}
+
+impl Wait {
+    fn is_over(self, outcomes: &Outcomes) -> bool {
+        let stages = match self {
+            Self::Written => 1,
+            Self::Received => 2,
+            Self::Handled => 3,
+        };
+        outcomes.counts[..stages].iter().all(|count| *count == 0)
+    }
+}
+
 impl Tally {
-    /// A target moves on from one stage to another one; [`Self::tell`] follows.
-    pub(super) fn count(&self, from: Stage, to: Stage) {
+    /// A target moves on from one stage to another one. True if [`Self::tell`] is to follow: a wait may be over.
+    pub(super) fn count(&self, from: Stage, to: Stage) -> bool {
         let mut outcomes = self.outcomes.lock();
         outcomes.counts[from.index()] -= 1;
         outcomes.counts[to.index()] += 1;
+        // A wait is over with the last target that leaves a stage.
+        let awaited = if outcomes.counts[from.index()] == 0 { self.awaited.load(Ordering::Relaxed) } else { 0 };
+        let all = [Wait::Written, Wait::Received, Wait::Handled];
+        awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && wait.is_over(&outcomes))
     }
 
-    /// Wakes those who wait for a change, if there are any.
+    /// Wakes those who wait.
     pub(super) fn tell(me: &Arc<Self>) {
-        if me.is_awaited.load(Ordering::Relaxed) {
-            lock::wake(Wake::Of(Arc::clone(me) as Arc<dyn Changes>));
-        }
+        lock::wake(Wake::Of(Arc::clone(me) as Arc<dyn Changes>));
     }
 }
 
@@ -352,27 +373,27 @@ impl Receipt {
 
     /// Waits until every target is written, or ended otherwise.
     pub async fn written(&self) -> Outcomes {
-        self.until(|outcomes| outcomes.at(Stage::Queued) == 0).await
+        self.until(Wait::Written).await
     }
 
     /// Waits until every target is received, or ended otherwise.
     pub async fn received(&self) -> Outcomes {
-        self.until(|outcomes| outcomes.at(Stage::Queued) + outcomes.at(Stage::Written) == 0).await
+        self.until(Wait::Received).await
     }
 
     /// Waits until every target is handled, or ended otherwise, such as [failed](Outcomes::failed). A push that is not
     /// tracked ends when it is written.
     pub async fn handled(&self) -> Outcomes {
-        self.until(|outcomes| outcomes.open() == 0).await
+        self.until(Wait::Handled).await
     }
 
-    async fn until(&self, done: fn(&Outcomes) -> bool) -> Outcomes {
-        self.tally.is_awaited.store(true, Ordering::Relaxed);
+    async fn until(&self, wait: Wait) -> Outcomes {
+        self.tally.awaited.fetch_or(wait as u8, Ordering::Relaxed);
         loop {
             let mut changed = pin!(self.tally.changed.notified());
             changed.as_mut().enable();
             let outcomes = self.outcomes();
-            if done(&outcomes) {
+            if wait.is_over(&outcomes) {
                 return outcomes;
             }
             changed.await;
@@ -444,7 +465,7 @@ impl Ticket {
         if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
             return;
         }
-        self.tally.count(self.stage, to);
+        let is_over = self.tally.count(self.stage, to);
         self.stage = to;
         let each = if to.is_final() { self.tally.each.upgrade() } else { None };
         if let Some(each) = each {
@@ -453,7 +474,9 @@ impl Ticket {
         if let Some((event_log, number)) = &self.event_log {
             event_log.reached(*number, to, now);
         }
-        Tally::tell(&self.tally);
+        if is_over {
+            Tally::tell(&self.tally);
+        }
         if let Some(repetitions) = &mut self.repetitions {
             repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance_at(to.of_repetition(), now));
             if to.is_final() {
