@@ -789,11 +789,14 @@ impl State {
         self.patterns.set_ordered(topic);
     }
 
-    /// It has got all of this topic that it was not sent, or knows that it does not get it: what it gets from here on
-    /// it gets as a subscriber.
-    pub(super) fn caught_up(&mut self, topic: &str) {
+    /// It has got all of this topic that it asked for and was not sent, or knows that it does not get it: what it gets
+    /// from here on it gets as a subscriber. `since`: from that stamp on it was sent everything.
+    pub(super) fn caught_up(&mut self, topic: &str, since: u64) {
         self.patterns.go_on(topic);
-        self.forget_parts(topic);
+        // A part that lies before that is known by nothing else.
+        if self.part_of(topic).is_some_and(|part| since <= part.first) {
+            self.forget_parts(topic);
+        }
     }
 
     /// The client asks for what it missed of this topic in parts: nothing of it is sent before the last one.

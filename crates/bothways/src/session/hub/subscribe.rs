@@ -338,7 +338,7 @@ impl Hub {
             state.set_ordered(pattern);
         }
         if wish.from.is_some() && !answer.more && !answer.later {
-            state.caught_up(pattern);
+            state.caught_up(pattern, since);
         } else if wish.part && (answer.more || answer.later) {
             // It asks for the rest: nothing of the topic is to overtake that.
             state.stall(pattern);

@@ -206,6 +206,22 @@ proptest! {
     }
 }
 
+/// A part that came before the topic was subscribed to does not come again when later messages were asked for meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_part_is_known_after_what_is_behind_it_was_asked_for() {
+    let ask = |from, part| Step::Ask { from, part };
+    let publish_three = [Step::Publish; 3];
+    let steps = [
+        &publish_three[..],
+        &[ask(From::TheBeginning, true)],
+        &publish_three,
+        &[Step::Handle(2), ask(From::Now, false), ask(From::TheBeginning, true)],
+        &[Step::Handle(3), ask(From::WhereItIs, false)],
+        &[Step::Handle(2), ask(From::TheBeginning, false)],
+    ];
+    asks("hub-asks-behind-a-part", &steps.concat()).await;
+}
+
 /// Each bound of what a client may subscribe to holds to the byte; one that subscribes again needs no more room.
 #[tokio::test(start_paused = true)]
 async fn subscriptions_are_bounded_to_the_byte() {
