@@ -46,7 +46,7 @@ const RECEIVERS: usize = 64;
 const SUBSCRIBERS: usize = 100;
 
 /// Messages that are published before anybody else has a turn.
-const PUBLISHED_AT_ONCE: usize = 10;
+const PUBLISHED_AT_ONCE: usize = 200;
 
 /// Bytes of what is published.
 const PUBLISHED_BYTES: usize = 128;
@@ -97,9 +97,9 @@ enum Step {
     Push1,
     /// The server's part of a push, 16 to each of 64 connections at once.
     Push16,
-    /// One delivery of what is published to 100 sessions, 10 at once, of class `Fire`: the server's part.
+    /// One delivery of what is published to 100 sessions, 200 at once, of class `Fire`: the server's part.
     PublishFire,
-    /// The same of class `Tracked`, with an acknowledgement for every 10.
+    /// The same of class `Tracked`, with an acknowledgement for every 200.
     PublishTracked,
     /// A push of 581 bytes becomes a frame.
     EncodePush,
@@ -133,7 +133,7 @@ impl Step {
             Self::CallRecord16 => "both ends of a call of a record, 16 at once",
             Self::Push1 => "a push to one of 64 connections, one at a time",
             Self::Push16 => "a push to one of 64 connections, 16 at once",
-            Self::PublishFire => "a delivery of what is published to 100 sessions, 10 at once, Fire",
+            Self::PublishFire => "a delivery of what is published to 100 sessions, 200 at once, Fire",
             Self::PublishTracked => "the same, Tracked and acknowledged",
             Self::EncodePush => "a push becomes a frame",
             Self::Decode => "a frame becomes a message",
@@ -170,7 +170,8 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
             }
         };
         let profile = format!("--callgrind-out-file={}", profile.display());
-        let repeats = REPEATS.map(|repeats| repeats / step.units().min(50));
+        // A step of very many units tells enough with few repetitions.
+        let repeats = REPEATS.map(|repeats| repeats / step.units().min(if step.units() < 5_000 { 50 } else { 500 }));
         let each = |options: &[&str], figure| Counting { step, repeats, more: Vec::new() }.each(options, figure);
         let instructions = each(&["--tool=callgrind", &profile], INSTRUCTIONS)?;
         let allocations = each(&["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;

@@ -20,7 +20,7 @@ use bothways_proto::one_line;
 use serde::{Deserialize, Serialize};
 
 use self::log::Record;
-pub(super) use self::log::{CallEvent, EventLog, FlightEvent, NEVER, What, millis_between, name, shared, text};
+pub(super) use self::log::{CallEvent, EventLog, FlightEvent, NEVER, What, name, shared, text};
 use super::{
     SessionId,
     receipt::{DropReason, Stage},

@@ -358,13 +358,15 @@ pub(in crate::session) struct Ended<'a> {
 }
 
 impl Ended<'_> {
-    pub(in crate::session) fn push(&mut self, push: &FlightEvent<'_>) {
+    /// The next one, if it is kept.
+    pub(in crate::session) fn push<'a>(&mut self, push: impl FnOnce() -> FlightEvent<'a>) {
         let Some(Stored::Ring(ring)) = self.stored.as_deref_mut() else { return };
         let is_full = ring.records.len() == self.events_max as usize;
         if is_full && (self.events_max as usize) < self.left {
             // Those that follow take all places.
             ring.next += 1;
         } else {
+            let push = push();
             ring.push(Record { at: push.at, what: push.what() }, self.events_max);
         }
         self.left -= 1;
@@ -372,7 +374,7 @@ impl Ended<'_> {
 }
 
 /// So many milliseconds lie between these, in microseconds.
-pub(in crate::session) fn millis_between(from: u64, to: u64) -> u32 {
+fn millis_between(from: u64, to: u64) -> u32 {
     u32::try_from(to.saturating_sub(from) / 1000).unwrap_or(NEVER - 1)
 }
 

@@ -1,14 +1,14 @@
 //! Pushes of one session that went straight to its connection, and have not come to their ends.
 //!
-//! As long as nothing else happens than that they are written and acknowledged in their order, each takes 40 bytes
+//! As long as nothing else happens than that they are written and acknowledged in their order, each takes 32 bytes
 //! here, and is told of in the event log once, when it ends. For everything else they become entries of the
 //! [`Book`](super::book::Book) first.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use super::book::give_back;
 use crate::session::{
-    explain::{EventLog, FlightEvent, NEVER, millis_between},
+    explain::{EventLog, FlightEvent, NEVER},
     flight::Flight,
     receipt::{Stage, Ticket},
 };
@@ -30,23 +30,34 @@ pub(super) struct Flights {
 #[derive(Debug)]
 struct Flown {
     flight: Arc<Flight>,
-    /// When it was pushed, in microseconds since the session began.
-    at: u64,
     /// Where the connection's counter of pushes stands behind it.
     mark: u64,
     /// 0: it is not in the log.
     offset: u64,
-    /// Milliseconds after it was pushed.
-    written: u32,
-    received: u32,
+    /// When that was known, by [`millis_of`]; they begin again after 49 days.
+    written: Option<NonZeroU32>,
+    received: Option<NonZeroU32>,
 }
 
 impl Flown {
-    /// As it is told at this stage.
-    fn event(&self, stage: Stage, done: u32) -> FlightEvent<'_> {
-        let Self { flight, at, offset, written, received, .. } = self;
-        FlightEvent { flight, at: *at, offset: *offset, stage, written: *written, received: *received, done }
+    /// As it is told at this stage, which it reached for good now, if that is its end.
+    fn event(&self, event_log: &EventLog, stage: Stage, done: Option<NonZeroU32>) -> FlightEvent<'_> {
+        let flight = &*self.flight;
+        let at = micros_of(flight, event_log);
+        let after = |moment: Option<NonZeroU32>| moment.map_or(NEVER, |moment| since(at, moment));
+        let [written, received, done] = [self.written, self.received, done].map(after);
+        FlightEvent { flight, at, offset: self.offset, stage, written, received, done }
     }
+}
+
+/// So long after the session began, in milliseconds, and one more.
+fn millis_of(now: Duration) -> Option<NonZeroU32> {
+    NonZeroU32::new((now.as_millis() as u32).wrapping_add(1)).or(Some(NonZeroU32::MIN))
+}
+
+/// Milliseconds from this moment, in microseconds, to that one.
+fn since(at: u64, moment: NonZeroU32) -> u32 {
+    moment.get().wrapping_sub(1).wrapping_sub((at / 1000) as u32)
 }
 
 /// One that becomes an entry.
@@ -69,8 +80,7 @@ impl Flights {
         if self.event_log.is_none() {
             self.event_log = Some(Arc::clone(event_log));
         }
-        let at = micros_of(flight, event_log);
-        let flown = Flown { flight: Arc::clone(flight), at, mark, offset, written: NEVER, received: NEVER };
+        let flown = Flown { flight: Arc::clone(flight), mark, offset, written: None, received: None };
         match offset {
             0 => self.lone.push_back(flown),
             _ => self.logged.push_back(flown),
@@ -79,14 +89,14 @@ impl Flights {
 
     /// What has marks up to this one is with the kernel. True if something is left that is not known to be.
     pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
-        let now = now.as_micros() as u64;
+        let now = millis_of(now);
         let lone = self.lone.partition_point(|flown| flown.mark <= mark);
         if 0 < lone {
-            let mut ended = self.event_log.as_ref().map(|event_log| event_log.ended(lone));
+            let mut ended = self.event_log.as_ref().map(|event_log| (event_log, event_log.ended(lone)));
             for flown in self.lone.drain(..lone) {
                 flown.flight.advance(Stage::Queued, Stage::PlainWritten);
-                if let Some(ended) = &mut ended {
-                    ended.push(&flown.event(Stage::PlainWritten, millis_between(flown.at, now)));
+                if let Some((event_log, ended)) = &mut ended {
+                    ended.push(|| flown.event(event_log, Stage::PlainWritten, now));
                 }
             }
             drop(ended);
@@ -99,7 +109,7 @@ impl Flights {
         {
             if received <= number {
                 flown.flight.advance(Stage::Queued, Stage::Written);
-                flown.written = millis_between(flown.at, now);
+                flown.written = now;
             }
             self.written = number + 1;
         }
@@ -112,16 +122,16 @@ impl Flights {
         if self.logged.is_empty() {
             return (0, 0);
         }
-        let now = now.as_micros() as u64;
+        let now = millis_of(now);
         let done = self.logged.partition_point(|flown| flown.offset <= handled);
         let mut bytes = 0;
         if 0 < done {
-            let mut ended = self.event_log.as_ref().map(|event_log| event_log.ended(done));
+            let mut ended = self.event_log.as_ref().map(|event_log| (event_log, event_log.ended(done)));
             for (number, flown) in self.logged.drain(..done).enumerate() {
                 bytes += flown.flight.encoded.size();
                 flown.flight.advance(stage_at(number, self.written, self.received), Stage::Handled);
-                if let Some(ended) = &mut ended {
-                    ended.push(&flown.event(Stage::Handled, millis_between(flown.at, now)));
+                if let Some((event_log, ended)) = &mut ended {
+                    ended.push(|| flown.event(event_log, Stage::Handled, now));
                 }
             }
             drop(ended);
@@ -133,7 +143,7 @@ impl Flights {
         let news = self.logged.iter_mut().enumerate().skip(first).take_while(|(_, flown)| flown.offset <= received);
         for (number, flown) in news {
             flown.flight.advance(stage_at(number, written, first), Stage::Received);
-            flown.received = millis_between(flown.at, now);
+            flown.received = now;
             self.received = number + 1;
         }
         (done, bytes)
@@ -158,7 +168,8 @@ impl Flights {
         all.extend(stages.map(|(number, flown)| (flown, stage_at(number, written, received), number < written)));
         all.sort_by_key(|(flown, ..)| flown.mark);
         all.into_iter().map(move |(flown, stage, is_written)| {
-            let number = event_log.as_ref().map(|event_log| event_log.note_flight(&flown.event(stage, NEVER)));
+            let note = |event_log: &Arc<EventLog>| event_log.note_flight(&flown.event(event_log, stage, None));
+            let number = event_log.as_ref().map(note);
             let Flown { flight, mark, offset, .. } = flown;
             let event_log = event_log.as_ref().zip(number);
             let ticket = Ticket::of_counted(&flight.tally, stage, event_log);
@@ -172,7 +183,7 @@ pub(super) fn note_end(flight: &Flight, stage: Stage, event_log: &EventLog) {
     flight.advance(Stage::Queued, stage);
     let (at, offset) = (micros_of(flight, event_log), 0);
     let event = FlightEvent { flight, at, offset, stage, written: NEVER, received: NEVER, done: 0 };
-    event_log.ended(1).push(&event);
+    event_log.ended(1).push(|| event);
 }
 
 /// When it was pushed, in microseconds since the session began.
