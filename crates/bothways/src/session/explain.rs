@@ -303,14 +303,53 @@ impl fmt::Display for Told<'_> {
 mod tests {
     use std::{sync::Arc, time::Duration};
 
+    use tokio::time::Instant;
+
     use super::{
         log::{Ring, Stored},
         *,
     };
-    use crate::{connection::ConnectionId, session::push::Class};
+    use crate::{
+        connection::ConnectionId,
+        session::{flight::Flight, push::Class},
+    };
 
     fn told(event_log: &EventLog) -> Explanation {
         event_log.snapshot(SessionId::random(), None, Standing::Ended)
+    }
+
+    /// Of pushes that end together the last ones stay, and the others count as forgotten, however full the log was.
+    #[test]
+    fn the_last_of_those_that_end_together_stay() {
+        let began = Instant::now();
+        for (noted, ending) in [(0, 1), (0, 3), (0, 9), (2, 2), (2, 9), (7, 1), (7, 2), (7, 3), (7, 4), (7, 50)] {
+            let event_log = EventLog::begun(3, began, What::Resumable);
+            (0..noted).for_each(|_| _ = event_log.note(What::Resumable));
+            let mut ended = event_log.ended(ending);
+            for number in 1..=ending as u64 {
+                let flight = Flight::for_test("Chat.say", began);
+                ended.push(|| FlightEvent { offset: number, ..FlightEvent::for_test(&flight) });
+            }
+            drop(ended);
+            let (story, all) = (told(&event_log), 1 + noted + ending);
+            assert_eq!(
+                (story.forgotten, story.events.len()),
+                (all.saturating_sub(3) as u64, all.min(3)),
+                "{noted} {ending}"
+            );
+            let offsets = story.events.iter().filter_map(|happened| match happened.event {
+                Event::Push { offset, .. } => offset,
+                _ => None,
+            });
+            let last = (ending as u64 - ending.min(3) as u64 + 1)..=ending as u64;
+            assert_eq!(offsets.collect::<Vec<_>>(), last.collect::<Vec<_>>(), "{noted} {ending}");
+            // What follows finds its place, and is found there.
+            let next = event_log.note_push(&"A.b".into(), &Class::Fire, 1, Duration::ZERO);
+            event_log.reached(next, Stage::PlainWritten, Duration::ZERO);
+            let is_found =
+                |event: &Event| matches!(event, Event::Push { name, stage: Stage::PlainWritten, .. } if name == "A.b");
+            assert_eq!(told(&event_log).events.iter().filter(|happened| is_found(&happened.event)).count(), 1);
+        }
     }
 
     /// An event log keeps the newest, says how many it forgot, and what is forgotten is not mistaken for what stays.

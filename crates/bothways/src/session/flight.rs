@@ -55,6 +55,15 @@ impl Flight {
     }
 }
 
+#[cfg(test)]
+impl Flight {
+    pub(super) fn for_test(name: &str, at: Instant) -> Self {
+        let encoded = Encoded { frame: bytes::Bytes::new(), keyed: None };
+        let (class, priority, origin) = (Class::Tracked, Priority::Normal, Origin::Push);
+        Self { encoded, class, priority, origin, name: name.into(), at, tally: Arc::default() }
+    }
+}
+
 /// In which forms it goes to the sessions of a push.
 #[derive(Clone, Copy)]
 pub(super) enum Flying<'a> {

@@ -93,6 +93,35 @@ async fn a_session_tells_its_story() {
     assert!(!text.contains("secret") && !text.contains("while away"), "{text}");
 }
 
+/// A push is told of at each of its stages, with the time that each took, also if nothing else is done with it meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_push_is_told_of_on_its_way() {
+    let server = server().build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let (_client, mut messages) = client(listening.address(), "ann").await;
+    let ann = Target::user("ann");
+    let last = || story(&server, &ann).pop().expect("there is a story");
+    for looks_between in [true, false] {
+        server.push(&ann, &Push::new("Chat", "say", "x")).expect("small");
+        if looks_between {
+            assert!(last().ends_with("written after 0 ms, its client has not confirmed it"), "{}", last());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let message = messages.next().await.expect("it came");
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        if looks_between {
+            assert!(last().ends_with("its client has not handled it yet"), "{}", last());
+        }
+        drop(message);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let line = last();
+        assert!(line.contains("written after 0 ms, received after "), "{line}");
+        let (_, after) = line.split_once("handled after ").expect("it is handled");
+        let after: u64 = after.trim_end_matches(" ms").parse().expect("a number");
+        assert!((1000..1300).contains(&after), "{line}");
+    }
+}
+
 /// What a client's queue had no room for, and what is sent again, is told with its reason.
 #[tokio::test(start_paused = true)]
 async fn what_did_not_arrive_has_its_reason() {

@@ -340,6 +340,13 @@ pub(in crate::session) struct FlightEvent<'a> {
     pub(in crate::session) done: u32,
 }
 
+#[cfg(test)]
+impl<'a> FlightEvent<'a> {
+    pub(in crate::session) fn for_test(flight: &'a Flight) -> Self {
+        Self { flight, at: 0, offset: 0, stage: Stage::Handled, written: 0, received: 0, done: 0 }
+    }
+}
+
 impl FlightEvent<'_> {
     fn what(&self) -> What {
         let Self { flight, offset, stage, written, received, done, .. } = *self;
