@@ -81,7 +81,7 @@
 //! |---|---|---|
 //! | call and get the value | [`Client::call`], [`Client::call_with`] | Runs at most once. A call that was certainly not sent waits for the next connection. [`CallError::is_safe_to_retry`] says whether it may have run. |
 //! | call with typed arguments | a stub of [`service`](macro@service) over a [`Client`] or [`XClient`] | The same as the caller below it. |
-//! | send without a reply (*oneway*) | [`Client::oneshot`] | At most once. Returns when it is queued; there is no report whether it was handled. If its token has expired, it is sent again with the next one. |
+//! | send without a reply (*oneway*) | [`Client::oneshot`] | At most once. Returns when it is queued; there is no report whether it was handled. If its token has expired, or its connection is lost before it has left, it is sent over the next one. |
 //! | call any of several servers | [`XClient::call`], [`XClient::call_with`] | By [`FailMode`]: `Failfast` tries once; the others may run a call twice if the connection is lost under it, unless [`XClientOptions::retry_maybe_executed`] forbids it. |
 //! | send without a reply to any of them | [`XClient::oneshot`] | At most once. Another server is tried only where nothing was queued. |
 //! | call with bytes that are encoded already | [`XClient::send_raw`], [`Caller::call_raw`] | As `call`. |

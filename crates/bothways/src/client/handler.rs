@@ -19,7 +19,7 @@ use super::{
     repeats::{Met, ReceivedKeys},
     resubscribe::Resubscriber,
     results::Results,
-    returned::take_back,
+    returned::{take_back, wait_for_next},
     session::{Ack, Arrival, Received, SessionMemory},
 };
 use crate::{
@@ -93,6 +93,17 @@ impl ConnectionHandler for ClientHandler {
     }
 
     fn handle_closed(&self, _: &Connection, _: &CloseReason) {}
+
+    fn sends_again(&self) -> bool {
+        true
+    }
+
+    fn handle_unsent(&self, connection: &Connection, requests: Vec<Message>, lost: usize) {
+        let Some(link) = self.link.upgrade() else { return };
+        let on = connection.id();
+        // In a task: the caller may hold the lock of what waits.
+        self.runtime.spawn(async move { wait_for_next(&link, on, requests, lost) });
+    }
 
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(self.client.upgrade()? as _)

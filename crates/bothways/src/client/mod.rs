@@ -5,6 +5,7 @@
 //! | `mod.rs` | [`Client`], the handle: calls and oneway messages |
 //! | `options.rs` | deadlines, bounds, token, codec |
 //! | `layered.rs` | the end of a call that goes through layers |
+//! | `returned.rs` | oneway requests that did not run and wait for the next connection |
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `handler.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of what the server pushes, and its stream |
@@ -232,12 +233,15 @@ impl Client {
     }
 
     /// Sends a oneway request. Returns when it is queued; errors of the handler are not reported, and a server that
-    /// does not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). A request that is queued or on
-    /// its way when the connection is lost is lost too, and nothing tells of it: what must arrive is a call.
+    /// does not run it says so only in its own counter ([`ConnectionStats::oneways_refused`]). It runs at most once: a
+    /// request that is on its way when the connection is lost may be lost too, and nothing tells of it. What must arrive
+    /// is a call.
     ///
-    /// An expired token costs nothing: with [`ClientOptions::credentials`] the request is sent once more with the next
-    /// token, like a call, if the server is a Bothways server that returns it. [`Self::oneways_lost`] counts the
-    /// requests for which that was not possible.
+    /// A request that is still queued when the connection is lost is sent over the next one, if that stands within
+    /// [`ClientOptions::connection_wait`]. An expired token costs nothing: with [`ClientOptions::credentials`] the request is
+    /// sent once more with the next token, like a call, if the server is a Bothways server that returns it.
+    /// [`Self::oneways_lost`] counts the requests for which that was not possible. After [`Self::close`] nothing is
+    /// sent again.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued.
@@ -367,9 +371,10 @@ impl Client {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
     }
 
-    /// Oneway requests of this client that its server did not run, as their token had run out, and that could not be
-    /// sent once more: no connection stood within [`ClientOptions::connection_wait`], the next token was refused too, or
-    /// more than 1,024 of them, or 4 MiB, waited at once. The log has a line for them, too.
+    /// Oneway requests of this client that certainly did not run, and could not be sent again: their token had run out, or
+    /// their connection was lost before they had left whole. No connection stood within
+    /// [`ClientOptions::connection_wait`], the next token was refused too, more than 1,024 of them, or 4 MiB, waited at
+    /// once, or a part of the request had left. The log has a line for them, too.
     pub fn oneways_lost(&self) -> u64 {
         self.handle.link.returned().lost()
     }

@@ -1,5 +1,6 @@
-//! Oneway requests that the server returned because their token had expired: they did not run, and
-//! each is sent once more, over the next connection. So is a call whose token was refused.
+//! Oneway requests that wait for the next connection: those that the server returned because their token had expired, and
+//! those that had not left when their connection was lost. Neither ran. What is returned is sent once more; so is a call
+//! whose token was refused.
 //!
 //! The bound is for what waits, and never for how much comes back while a connection lives. Each number is taken back
 //! once: a server can make a client send no more requests than it has sent. The content is what the server returns.
@@ -13,7 +14,7 @@ use std::{
 };
 
 use bothways_proto::{Message, keys};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::link::Link;
@@ -24,11 +25,15 @@ use crate::{
     error::PushError,
 };
 
-/// Requests that wait for the next connection. Of more the newest are lost.
+/// Requests that wait for the next connection. Of more the newest are lost. What one connection had not sent is taken as a
+/// whole, or not: its queue has bounds of its own.
 const MESSAGES_MAX: usize = 1024;
 
 /// Bytes that wait for the next connection; a single request may be larger.
 const BYTES_MAX: usize = 4 << 20;
+
+const REFUSED: &str = "its token had run out";
+const NOT_SENT: &str = "its connection was lost before it had left";
 
 /// Runs of numbers that are remembered of one connection: 16 to 32 KiB.
 const RUNS_MAX: usize = 1024;
@@ -100,9 +105,18 @@ impl Numbers {
 
 struct Waiting {
     request: Message,
-    /// The connection on which it came back.
+    /// The connection on which it came back, or was to leave.
     on: ConnectionId,
     until: Instant,
+    /// The server has returned it: it does so once.
+    was_refused: bool,
+}
+
+impl Waiting {
+    /// Why it waits, if it is lost then.
+    fn why(&self) -> &'static str {
+        if self.was_refused { REFUSED } else { NOT_SENT }
+    }
 }
 
 impl State {
@@ -114,14 +128,35 @@ impl State {
         came.join_oldest();
         let is_past =
             CONNECTIONS_MAX < self.came.len() && self.came.pop_first().is_some_and(|(of, _)| of == waiting.on);
-        let went_again = self.again.as_ref().is_some_and(|(on, numbers)| *on == waiting.on && numbers.contains(number));
         let has_room = self.waiting.is_empty() || self.bytes.saturating_add(bytes) <= BYTES_MAX;
+        let went_again = self.went_again(waiting.on, number);
         if !is_new || is_past || went_again || !has_room || MESSAGES_MAX <= self.waiting.len() {
             return Err(());
         }
-        self.bytes += bytes;
-        self.waiting.push_back(waiting);
+        self.push(waiting);
         Ok(())
+    }
+
+    /// What was to leave on a connection that is lost. Returns how many of these are lost, too.
+    fn add_unsent(&mut self, on: ConnectionId, requests: Vec<Message>, until: Instant) -> usize {
+        if BYTES_MAX <= self.bytes || MESSAGES_MAX <= self.waiting.len() {
+            return requests.len();
+        }
+        for request in requests {
+            let was_refused = self.went_again(on, request.header().seq().get());
+            self.push(Waiting { request, on, until, was_refused });
+        }
+        0
+    }
+
+    /// True if the request of this number was returned before, and sent once more on this connection.
+    fn went_again(&self, on: ConnectionId, number: u64) -> bool {
+        self.again.as_ref().is_some_and(|(again_on, numbers)| *again_on == on && numbers.contains(number))
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        self.bytes += waiting.request.frame().len();
+        self.waiting.push_back(waiting);
     }
 
     fn pop(&mut self) {
@@ -133,13 +168,14 @@ impl State {
     /// Sends the first one over this connection. False: it is lost.
     fn send(&mut self, connection: &Connection) -> Result<bool, PushError> {
         let Some(first) = self.waiting.front() else { return Ok(true) };
+        let was_refused = first.was_refused;
         if self.again.as_ref().is_none_or(|(on, _)| *on != connection.id()) {
             self.again = Some((connection.id(), Numbers::default()));
         }
         // Its number is noted before it can come back: the task that takes it back waits for this lock.
         match connection.push_again(&first.request) {
             Ok(seq) => {
-                if let Some((_, numbers)) = &mut self.again {
+                if let Some((_, numbers)) = self.again.as_mut().filter(|_| was_refused) {
                     numbers.insert(seq.get());
                     numbers.forget_oldest();
                 }
@@ -161,15 +197,18 @@ impl Returned {
         Self { lost_of_all, ..Self::default() }
     }
 
-    /// Requests that the server handed back and that did not go again.
+    /// Requests that were not run, and did not go again.
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn lose(&self, server: &str) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-        self.lost_of_all.fetch_add(1, Ordering::Relaxed);
-        tell!(self.told, warn, server, "a oneway request whose token had run out is lost: it was not run");
+    fn lose(&self, server: &str, requests: usize, why: &'static str) {
+        if requests == 0 {
+            return;
+        }
+        self.lost.fetch_add(requests as u64, Ordering::Relaxed);
+        self.lost_of_all.fetch_add(requests as u64, Ordering::Relaxed);
+        tell!(self.told, warn, server, requests, why, "oneway requests are lost: they were not run");
     }
 }
 
@@ -177,7 +216,7 @@ impl Returned {
 /// again over the next one, for as long as a call would wait for that.
 pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Option<Message>) {
     let returned = link.returned();
-    let server = || link.address().to_string();
+    let lose = || returned.lose(&link.address().to_string(), 1, REFUSED);
     // A server may hand back what this client has sent it, and no more.
     let request = request.filter(|request| {
         let header = request.header();
@@ -185,36 +224,53 @@ pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Opti
         is_ours && !request.has_service_path(keys::CONTROL_PATH)
     });
     let goes_again = link.options().can_renew() && link.is_waited_for();
-    let Some(request) = request.filter(|_| goes_again) else { return returned.lose(&server()) };
-    let waiting = Waiting { request, on: connection.id(), until: after(link.options().wait()) };
-    let starts = {
-        let mut state = returned.state.lock();
-        match state.add(waiting) {
-            Ok(()) => Ok(!std::mem::replace(&mut state.is_sending, true)),
-            Err(()) => Err(()),
-        }
-    };
-    match starts {
-        Err(()) => returned.lose(&server()),
-        Ok(false) => {}
-        Ok(true) => {
-            let of_task = Arc::clone(link);
-            link.runtime().spawn(async move { send(&of_task).await });
-        }
+    let Some(request) = request.filter(|_| goes_again) else { return lose() };
+    let until = after(link.options().wait());
+    let waiting = Waiting { request, on: connection.id(), until, was_refused: true };
+    let mut state = returned.state.lock();
+    let is_added = state.add(waiting).is_ok();
+    begin_sending(link, state);
+    if !is_added {
+        lose();
     }
 }
 
-/// Sends what came back, in the order in which it did.
+/// These requests had not left when this connection was lost: they go over the next one, for as long as a call would wait
+/// for that. So many more are lost.
+pub(super) fn wait_for_next(link: &Arc<Link>, on: ConnectionId, requests: Vec<Message>, mut lost: usize) {
+    let returned = link.returned();
+    if link.is_waited_for() {
+        let until = after(link.options().wait());
+        let mut state = returned.state.lock();
+        lost += state.add_unsent(on, requests, until);
+        begin_sending(link, state);
+    } else {
+        lost += requests.len();
+    }
+    returned.lose(&link.address().to_string(), lost, NOT_SENT);
+}
+
+/// Begins the task that sends what waits, unless there is nothing, or it is there.
+fn begin_sending(link: &Arc<Link>, mut state: MutexGuard<'_, State>) {
+    if state.waiting.is_empty() || std::mem::replace(&mut state.is_sending, true) {
+        return;
+    }
+    drop(state);
+    let of_task = Arc::clone(link);
+    link.runtime().spawn(async move { send(&of_task).await });
+}
+
+/// Sends what waits, in the order in which it came here.
 async fn send(link: &Link) {
     let returned = link.returned();
     loop {
-        let (on, until) = {
+        let (on, until, why) = {
             let mut state = returned.state.lock();
             let Some(first) = state.waiting.front() else {
                 state.is_sending = false;
                 return;
             };
-            (first.on, first.until)
+            (first.on, first.until, first.why())
         };
         let sent = match link.next_standing(on, until).await {
             None => None,
@@ -232,7 +288,7 @@ async fn send(link: &Link) {
             returned.state.lock().pop();
         }
         if sent != Some(true) {
-            returned.lose(&link.address().to_string());
+            returned.lose(&link.address().to_string(), 1, why);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bothways_proto as proto;
 use bothways_proto::{Greeting, Role};
 
-use super::{Connection, State, call::Waiter, lock::Locked};
+use super::{Connection, State, call::Waiter, lock::Locked, unsent::Unsent};
 use crate::error::{CallError, CloseReason, PushError, SessionLost};
 
 /// How far the connection is from its end.
@@ -268,9 +268,9 @@ impl Connection {
 
     /// Nothing that waits leaves any more.
     pub(super) fn forget_outgoing(&self, state: &mut Locked<'_>) {
-        let dropped = state.outbox.clear();
+        let rest = state.outbox.clear();
         state.outbox.recount(self.shared.settings.load.outgoing());
-        state.drop_later(dropped);
+        state.drop_later(Unsent::new(self, rest));
     }
 }
 

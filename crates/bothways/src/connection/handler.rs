@@ -49,6 +49,15 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     /// The connection is over. Called exactly once.
     fn handle_closed(&self, connection: &Connection, reason: &CloseReason);
 
+    /// True if oneway requests that had not left when their connection ended go to [`Self::handle_unsent`].
+    fn sends_again(&self) -> bool {
+        false
+    }
+
+    /// These oneway requests had not left when their connection ended. So many more had not left whole, and are lost. The
+    /// caller may hold locks of this layer.
+    fn handle_unsent(&self, _: &Connection, _: Vec<Message>, _lost: usize) {}
+
     /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome. `Err`: not now, and the
     /// client may try again after so long.
     fn welcome_pairs(&self, _: &Connection, _hello: &Metadata) -> Result<Metadata, Duration> {

@@ -216,6 +216,13 @@ impl Lanes {
         Some(forgotten)
     }
 
+    /// The pushes that wait, each with its head and its body.
+    pub(super) fn into_pushes(self) -> impl Iterator<Item = (Bytes, Bytes)> {
+        let [_, _, pushes] = self.shares;
+        let pushes = pushes.entries.into_iter().filter(|entry| entry.lane == Lane::Push);
+        pushes.map(|entry| (entry.head, entry.body))
+    }
+
     /// Takes out the push that waits longest, of those that may be dropped.
     pub(super) fn drop_oldest_push(&mut self) -> Option<Entry> {
         let share = &mut self.shares[PUSHES];

@@ -10,6 +10,7 @@
 //! | `write.rs` | writes what waits, in the thread that added it |
 //! | `writer.rs` | which thread writes, and which takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
+//! | `unsent.rs` | oneway requests that had not left by then |
 //! | `behind.rs` | replies that stay after a session's waiting pushes |
 //! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
@@ -60,6 +61,7 @@ mod shares;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod unsent;
 mod watch;
 mod wire;
 mod write;

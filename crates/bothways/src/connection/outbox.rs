@@ -71,6 +71,12 @@ impl From<EncodeError> for Refused {
     }
 }
 
+/// What an outbox held when its connection ended.
+pub(super) struct Rest {
+    pub(super) wire: Option<Box<Wire>>,
+    pub(super) lanes: Option<Box<Lanes>>,
+}
+
 /// Bounds of an outbox.
 #[derive(Clone, Debug)]
 pub(super) struct OutboxBounds<'a> {
@@ -410,13 +416,13 @@ impl Outbox {
 
     /// Forgets everything, because the connection is over. Gives what it held: payloads may be an application's
     /// own, whose `Drop` is to run outside the lock.
-    pub(super) fn clear(&mut self) -> impl Send + 'static {
+    pub(super) fn clear(&mut self) -> Rest {
         let (wire, lanes) = (self.wire.take(), self.lanes.take());
         let waited = lanes.as_ref().map_or(0, |lanes| lanes.waiting(Lane::Push).frames);
         if waited != 0 {
             self.counted.get_or_insert_default().pushes_dropped += waited as u64;
         }
-        (wire, lanes)
+        Rest { wire, lanes }
     }
 
     /// True if enough is on the wire for a write of its own, and nobody writes: putting the write off

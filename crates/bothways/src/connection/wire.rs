@@ -43,6 +43,8 @@ pub(super) struct Wire {
     owned: usize,
     /// Bytes that have gone.
     gone: u64,
+    /// The last place where a frame is known to begin, counted as `gone` is.
+    frame_at: u64,
     /// Where the last push ends, counted as `gone` is, and where those before it end: what is left of a write that was
     /// not taken whole says which have gone.
     last_push: Option<PushEnd>,
@@ -123,6 +125,9 @@ impl Wire {
     fn advance(&mut self, mut n: usize) {
         self.gone += n as u64;
         self.bytes -= n;
+        if self.bytes == 0 {
+            self.frame_at = self.gone;
+        }
         self.owned = self.owned.min(self.bytes);
         let of_flat = n.min(self.flat.len() - self.written);
         self.written += of_flat;
@@ -236,13 +241,29 @@ impl Wire {
         let is_gone = |end: &PushEnd| end.at <= self.gone;
         let mut last = None;
         while let Some(end) = self.pushes.front().filter(|end| is_gone(end)) {
-            last = Some(end.number);
+            last = Some(*end);
             self.pushes.pop_front();
         }
         if self.last_push.as_ref().is_some_and(is_gone) {
-            last = self.last_push.take().map(|end| end.number);
+            last = self.last_push.take();
         }
-        last
+        let last = last?;
+        self.frame_at = self.frame_at.max(last.at);
+        Some(last.number)
+    }
+
+    /// What is left from the first push on of which nothing has gone, in whole frames; and whether there is one before it
+    /// of which a part has.
+    pub(super) fn into_whole_frames(mut self) -> (impl Iterator<Item = Bytes>, bool) {
+        self.pushes_gone();
+        let next_end = self.pushes.front().or(self.last_push.as_ref()).map(|end| end.at);
+        let is_cut = self.frame_at != self.gone && next_end.is_some();
+        let begins_at = if self.frame_at == self.gone { Some(self.gone) } else { next_end };
+        let cut = begins_at.map_or(self.bytes, |at| (at - self.gone) as usize);
+        self.advance(cut);
+        let flat = Bytes::from(self.flat).slice(self.written..);
+        let tail = self.tail.into_iter().map(|chunk| chunk.bytes);
+        (std::iter::once(flat).chain(tail), is_cut)
     }
 
     /// All has gone, and its pushes are counted.

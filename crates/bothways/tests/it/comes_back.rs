@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -10,10 +10,11 @@ use std::{
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, Connection, ConnectionEvent, ConnectionEvents,
-    FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode, Server,
-    Stage, Target, Token, XClient, XClientOptions, call as layers, session::TopicOptions, transport::ConnectOptions,
+    FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode,
+    SerializeType, Server, Stage, Target, Token, XClient, XClientOptions, call as layers, session::TopicOptions,
+    transport::ConnectOptions,
 };
-use bothways_proto::{Header, Message, Status, keys};
+use bothways_proto::{Header, Message, Seq, Status, keys};
 use tokio::time::Instant;
 
 use crate::{
@@ -242,6 +243,98 @@ async fn what_was_not_sent_waits_for_the_next_connection() {
         }
         assert_eq!(call(&client, "Echo", "x").await.expect("it waits"), "x");
         until(|| server.connections().len() == 1).await;
+    }
+}
+
+/// A handler `Note` that notes the numbers with which texts begin.
+fn noting() -> (Server, Arc<Mutex<Vec<usize>>>) {
+    let noted = Arc::<Mutex<Vec<usize>>>::default();
+    let notes = Arc::clone(&noted);
+    let server = Server::builder().handler("T", "Note", move |request: Request| {
+        let payload = request.payload().expect("not compressed");
+        let number = std::str::from_utf8(&payload[..8]).expect("a text").parse().expect("a number");
+        notes.lock().expect("no panic").push(number);
+        std::future::ready(Reply::ok(""))
+    });
+    (server.build(), noted)
+}
+
+fn numbered(number: usize, bytes: usize) -> String {
+    format!("{number:08}{}", "x".repeat(bytes))
+}
+
+/// Sends oneway requests until the connection takes no more. Returns how many, and of how many the socket has taken
+/// nothing, and a part.
+async fn fill(client: &Client, bytes: usize) -> (usize, usize, usize) {
+    let header = Header::oneway(Seq::new(0), SerializeType::RAW);
+    let frame = Message::new(header, "T", "Note", &Metadata::new(), numbered(0, bytes).as_bytes());
+    let frame = frame.frame().len() as u64;
+    let mut sent = 0;
+    loop {
+        match oneshot_to(client, "Note", numbered(sent, bytes)).await {
+            Ok(()) => sent += 1,
+            Err(PushError::Full { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    settle().await;
+    let written = client.stats().written_bytes;
+    let (whole, is_cut) = (written / frame, !written.is_multiple_of(frame));
+    let untouched = sent - usize::try_from(whole).expect("few") - usize::from(is_cut);
+    (sent, untouched, usize::from(is_cut))
+}
+
+/// A oneway request that was queued behind a full socket goes over the next connection, in order and once; none that may
+/// have left does.
+#[tokio::test(start_paused = true)]
+async fn what_had_not_left_goes_over_the_next_connection() {
+    for bytes in [0, 3000, 20_000, 300_000] {
+        let frozen = ScriptedServer::listen().await;
+        let address = frozen.address.clone();
+        let options = ClientOptions::new().negotiate(false).room_wait(Duration::ZERO);
+        let client = Client::connect(&address, options).await.expect("it listens");
+        let of_server = frozen.accept().await;
+        let (sent, untouched, cut) = fill(&client, bytes).await;
+        assert!(1 < untouched, "{bytes}: the socket is full");
+
+        of_server.reset();
+        drop((of_server, frozen));
+        let (server, noted) = noting();
+        let _listening = server.listen(&address).await.expect("the name is free");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let noted = noted.lock().expect("no panic").clone();
+        assert_eq!(noted, (sent - untouched..sent).collect::<Vec<_>>(), "{bytes}");
+        assert_eq!(client.oneways_lost(), cut as u64, "{bytes}: what had left in part");
+    }
+}
+
+/// What had not left is lost, and counted, if there is no connection in time, or will be none.
+#[tokio::test(start_paused = true)]
+async fn what_finds_no_next_connection_is_counted() {
+    type Ends = fn(&Client);
+    let wait = Duration::from_secs(2);
+    let ways: [(&str, ClientOptions, Ends); 4] = [
+        ("late", ClientOptions::new().connection_wait(wait), |_| {}),
+        ("none", ClientOptions::new().connection_wait(Duration::ZERO), |_| {}),
+        ("never", ClientOptions::new().reconnect(Reconnect::Never), |_| {}),
+        ("closed", ClientOptions::new(), Client::close),
+    ];
+    for (name, options, end) in ways {
+        let frozen = ScriptedServer::listen().await;
+        let address = frozen.address.clone();
+        let options = options.negotiate(false).room_wait(Duration::ZERO);
+        let client = Client::connect(&address, options).await.expect("it listens");
+        let of_server = frozen.accept().await;
+        let (_, untouched, cut) = fill(&client, 20_000).await;
+        end(&client);
+        of_server.reset();
+        drop((of_server, frozen));
+        tokio::time::sleep(wait + Duration::from_secs(1)).await;
+        assert_eq!(client.oneways_lost(), (untouched + cut) as u64, "{name}");
+        let (server, noted) = noting();
+        let _listening = server.listen(&address).await.expect("the name is free");
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(noted.lock().expect("no panic").is_empty(), "{name}");
     }
 }
 
