@@ -4,7 +4,7 @@
 //! such a push is kept back, and the session is given a [`HeldReply`], which it puts behind what it owes at this
 //! moment. Whatever becomes of that, the reply leaves when the last of it has left, and never waits for the peer.
 
-use super::{Connection, State, end::Phase};
+use super::{Connection, State};
 
 /// How many pushes were made for a connection, at one moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,9 +43,9 @@ impl State {
         self.takes_pushes()
     }
 
-    /// The connection is about to end, and its session sends nothing more: no reply waits for that.
+    /// Its session sends nothing more on this connection: no reply waits for that.
     pub(super) fn release_replies(&mut self) {
-        debug_assert!(!matches!(self.phase, Phase::Open), "pushes may follow");
+        debug_assert!(!self.takes_pushes(), "pushes may follow");
         while self.outbox.release_reply(None) {}
     }
 }

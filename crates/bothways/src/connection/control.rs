@@ -364,6 +364,8 @@ impl Connection {
                     return if first == hash { TokenOver::Known } else { TokenOver::Another };
                 }
             }
+            // What its session owes it waits for the next connection.
+            state.release_replies();
             self.queue_goodbye(&mut state, said)
         };
         if !understands {

@@ -304,9 +304,14 @@ struct Rare {
 impl State {
     /// True if what its session is owed may go to the client. Not while a Hello is being checked: until its answer
     /// nobody knows what that is, and by which session. And not to a plain client before its first request: Go's
-    /// client reads before its application listens, and drops what comes too early.
+    /// client reads before its application listens, and drops what comes too early. And not once a token of it was refused:
+    /// what its session is owed waits for its next connection.
     fn takes_pushes(&self) -> bool {
-        matches!(self.phase, Phase::Open) && self.proto.greeting().takes_pushes()
+        matches!(self.phase, Phase::Open) && self.proto.greeting().takes_pushes() && !self.has_refused_token()
+    }
+
+    fn has_refused_token(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.token_refused.is_some())
     }
 
     /// True if its peer is a plain client that is called by pushes, and answers by calls.
@@ -663,7 +668,7 @@ impl Connection {
 
     /// True if a request of a client that was let in showed a token that was refused.
     pub(crate) fn has_refused_token(&self) -> bool {
-        self.shared.state.lock().rare.as_ref().is_some_and(|rare| rare.token_refused.is_some())
+        self.shared.state.lock().has_refused_token()
     }
 
     /// From here on the layer above refuses the peer's calls.

@@ -355,11 +355,14 @@ impl Server {
         connection.send_message(service_path, service_method, metadata, payload)
     }
 
-    /// Sends a frame to every client that has passed the auth hook.
+    /// Sends a frame to every client that has passed the auth hook, and that it has not refused since.
     pub(crate) fn broadcast(&self, frame: &PushFrame) -> FanOut {
         // Nothing is written, and nobody woken, under the lock of the table.
         let mut connections = self.shared.all_connections();
         connections.retain(Connection::is_trusted);
+        if self.shared.hooks.auth.is_some() {
+            connections.retain(|connection| !connection.has_refused_token());
+        }
         fan_out(&connections, std::slice::from_ref(frame))
     }
 

@@ -68,6 +68,11 @@ impl Session {
             let Some(connection) = session.connected().await else {
                 return Err(CallError::NoClient(format!("session {} has ended", self.id())));
             };
+            if connection.has_refused_token() {
+                // It is asked on the next one, as if it were away.
+                session.left(&connection).await;
+                continue;
+            }
             let mut attempt = call.clone();
             attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
             event_log.sent();

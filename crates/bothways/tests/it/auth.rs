@@ -9,8 +9,8 @@ use std::{
 };
 
 use bothways::{
-    AuthError, CallOptions, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode, Metadata,
-    Push, Reconnect, Reply, Request, Router, Server, Target,
+    AuthError, CallOptions, Class, Client, ClientOptions, CloseReason, ConnectError, ConnectionEvent, ErrorCode,
+    Metadata, Push, Reconnect, Reply, Request, Router, Server, Target,
     server::AuthRequest,
     session::{SessionId, TopicOptions},
 };
@@ -882,6 +882,62 @@ async fn what_runs_when_a_token_runs_out_keeps_its_session() {
     drop((old, new));
     settle().await;
     assert_eq!((server.stats().connections, server.stats().sessions), (0, 0));
+}
+
+/// Once a token of a connection was refused, what its session is owed waits for the next connection: pushes of each class,
+/// and calls. What runs there is answered at once, also by a handler that has pushed.
+#[tokio::test(start_paused = true)]
+async fn what_is_pushed_behind_a_refused_token_waits_for_the_next_connection() {
+    let (handler, mut asked) = gate();
+    let counts = Arc::<AtomicUsize>::default();
+    let valid = Arc::clone(&counts);
+    let server = echoing().handler("T", "Wait", handler).auth(move |request: AuthRequest| {
+        let counts = format!("t{}", valid.load(Ordering::Relaxed));
+        std::future::ready(if request.token == counts { Ok(()) } else { Err("the token was taken back") })
+    });
+    let server = server.build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let token = |number: usize| Metadata::new().with(keys::AUTH, format!("t{number}"));
+    let (mut old, welcome) = arrive(listening.address(), &token(0)).await;
+    for seq in [1, 2] {
+        old.say(request_with(seq, "Wait", &token(0), b"")).await;
+    }
+    let runs = [soon(asked.recv()).await.expect("it runs"), soon(asked.recv()).await.expect("it runs")];
+    counts.store(1, Ordering::Relaxed);
+    old.say(request_with(3, "Echo", &token(0), b"x")).await;
+    assert!(is_control(&old.next().await, keys::GOODBYE));
+    assert!(old.next().await.error_text().is_some());
+
+    let session = runs[0].request.session().expect("it has one");
+    let say = |text: &'static str| Push::new("Chat", text, text);
+    session.push(&say("tracked")).expect("there is room");
+    session.push(&say("latest").class(Class::Latest("k".to_owned()))).expect("there is room");
+    let shout = bothways::raw::broadcast(&server, "News", "shout", &Metadata::new(), b"secret").expect("small");
+    assert_eq!(shout, bothways::raw::FanOut::default());
+    let calling = tokio::spawn({
+        let session = session.clone();
+        async move { call(&session, "Ask", "").await }
+    });
+    settle().await;
+    for (seq, run) in (1..).zip(runs) {
+        run.answer(Reply::ok("done"));
+        let answer = old.next().await;
+        assert_eq!(answer.header().seq(), Seq::new(seq), "{answer:?}");
+    }
+    old.hears_the_end().await;
+
+    let (mut new, again) = says_hello(listening.address(), &claim(&welcome, 0).with(keys::AUTH, "t1")).await;
+    assert_eq!(again.get(keys::SESSION_RESUMED), Some("1"), "{again:?}");
+    let mut came: Vec<Message> = Vec::new();
+    for _ in 0..3 {
+        came.push(new.next().await);
+    }
+    let mut names: Vec<&str> = came.iter().map(Message::service_method).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["Ask", "latest", "tracked"]);
+    let call = came.iter().find(|message| message.service_method() == "Ask").expect("it is there");
+    new.say(Message::new(call.header().reply(), "T", "Ask", &Metadata::new(), b"answer").frame()).await;
+    assert_eq!(soon(calling).await.expect("no panic").expect("it is answered"), "answer");
 }
 
 /// The grace for a token that has run out is for that token: with another one that is wrong too the connection ends.
