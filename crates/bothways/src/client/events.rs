@@ -219,6 +219,15 @@ pub(crate) struct EventSender {
     shared: Arc<Subscribers>,
 }
 
+/// Who waits for an event that was told. Woken when this is dropped and all locks are free: a waker may look at the client.
+pub(crate) struct Readers(Vec<Waker>);
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Subscribers {
     /// Those that were dropped leave it with the next event, or when it is full: it has room for twice as many as were
@@ -319,7 +328,12 @@ impl State {
 
 impl EventSender {
     pub(crate) fn tell(&self, event: &ConnectionEvent) {
-        // Woken when all locks are free: a waker may look at the client.
+        drop(self.tell_under_lock(event));
+    }
+
+    /// As [`Self::tell`], for a caller that holds a lock: readers are woken when the answer is dropped.
+    #[must_use]
+    pub(crate) fn tell_under_lock(&self, event: &ConnectionEvent) -> Readers {
         let mut readers = Vec::new();
         event.log();
         self.shared.list.lock().retain(|subscriber| {
@@ -329,7 +343,7 @@ impl EventSender {
             readers.extend(state.reader.take());
             true
         });
-        readers.into_iter().for_each(Waker::wake);
+        Readers(readers)
     }
 
     pub(crate) fn subscribe(&self) -> ConnectionEvents {

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     events::{ConnectionEvent, EventSender, SessionLost},
     link::Link,
-    messages::{Added, MessageAdder, ServerMessage, ServerMessages},
+    messages::{Added, Behind, MessageAdder, ServerMessage, ServerMessages},
     repeats::{Met, ReceivedKeys},
     resubscribe::Resubscriber,
     results::Results,
@@ -77,13 +77,16 @@ impl ConnectionHandler for ClientHandler {
             connection.count_unheard();
             return;
         };
-        let _turn = self.turn.lock();
+        let turn = self.turn.lock();
         match self.memory.receive(connection.id(), seq, || true) {
             // Acknowledged now, as it is dropped: to send it again would be of no use.
             Received::New(ack) => ack.end_as(Stage::Failed(Failure::BadArguments)),
             Received::Untracked | Received::NoRoom => {}
             repeated @ (Received::Past | Received::Repeated) => return self.tell_repeated(connection, &repeated, seq),
-            Received::False(what) => return connection.end_as_misbehaved_by(what),
+            Received::False(what) => {
+                drop(turn);
+                return connection.end_as_misbehaved_by(what);
+            }
         }
         queue.add_gap(1);
     }
@@ -150,10 +153,10 @@ impl ClientHandler {
         let Some(link) = self.link.upgrade() else { return };
         link.stands(connection, |again| {
             let server = Arc::clone(&self.server);
-            self.events.tell(&match again {
+            self.events.tell_under_lock(&match again {
                 false => ConnectionEvent::Connected { server },
                 true => ConnectionEvent::Restored { server, losses: 1 },
-            });
+            })
         });
     }
 
@@ -212,6 +215,7 @@ impl ClientHandler {
                 }
             }
             Some(queue) => {
+                let mut behind = Behind::default();
                 let turn = self.turn.lock();
                 let has_room = || queue.has_room_for_tracked(&message);
                 let seq = message.header().seq();
@@ -222,8 +226,14 @@ impl ClientHandler {
                         return self.tell_repeated(connection, &repeated, seq);
                     }
                     // A resume brings it again.
-                    Received::NoRoom => return connection.end_as_slow(QUEUE_FULL),
-                    Received::False(what) => return connection.end_as_misbehaved_by(what),
+                    Received::NoRoom => {
+                        drop(turn);
+                        return connection.end_as_slow(QUEUE_FULL);
+                    }
+                    Received::False(what) => {
+                        drop(turn);
+                        return connection.end_as_misbehaved_by(what);
+                    }
                 };
                 if ack.is_some() || !connection.is_negotiated() {
                     // Only the framework sends tracked messages: in others these pairs may be an application's. A client
@@ -237,8 +247,9 @@ impl ClientHandler {
                     Ok(Met::First(first, ack)) => (ack, Some(first)),
                     Err(ack) => (ack, None),
                 };
-                let added = queue.add(message, connection, &self.server, ack, first);
+                let added = queue.add_under_lock(message, connection, &self.server, ack, first, &mut behind);
                 drop(turn);
+                drop(behind);
                 match added {
                     Added::Taken => {}
                     Added::Unheard => connection.count_unheard(),

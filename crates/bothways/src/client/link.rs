@@ -477,16 +477,42 @@ impl Link {
 
     /// The server has answered the Hello of this connection: it is up, and `tell` says so, and whether one was before
     /// it. Nothing if it was given up meanwhile.
-    pub(super) fn stands(&self, connection: &Connection, tell: impl FnOnce(bool)) {
-        let _turn = self.turn.lock();
+    pub(super) fn stands<R>(&self, connection: &Connection, tell: impl FnOnce(bool) -> R) {
+        let turn = self.turn.lock();
         let is_greeted = match &*self.state.borrow() {
             State::Greeting(greeted, _) => greeted == connection,
             State::Down(_) | State::Up(_) | State::Ended(_) => false,
         };
-        if is_greeted {
-            tell(self.has_stood.swap(true, Ordering::AcqRel));
-            self.enter(State::Up(connection.clone()));
+        if !is_greeted {
+            return;
         }
+        let readers = tell(self.has_stood.swap(true, Ordering::AcqRel));
+        self.change_silently(|state| match state {
+            State::Ended(_) => false,
+            State::Down(_) | State::Greeting(..) | State::Up(_) => {
+                *state = State::Up(connection.clone());
+                true
+            }
+        });
+        // Wakers may be an application's own, and look at the client.
+        drop(turn);
+        self.state.send_modify(|_| {});
+        drop(readers);
+    }
+
+    #[cfg(test)]
+    pub(super) fn turn_is_taken(&self) -> bool {
+        self.turn.try_lock().is_none()
+    }
+
+    /// Changes the state, and wakes nobody. Returns what `change` does: true if those who wait are to be woken.
+    fn change_silently(&self, change: impl FnOnce(&mut State) -> bool) -> bool {
+        let mut has_changed = false;
+        self.state.send_if_modified(|state| {
+            has_changed = change(state);
+            false
+        });
+        has_changed
     }
 
     /// A connection was made, and its Hello is on its way. False: the link was ended meanwhile.
@@ -500,12 +526,17 @@ impl Link {
 
     /// The connection that is being greeted is no more. False: it stands, or the link has ended.
     fn forget_greeting(&self) -> bool {
-        let _turn = self.turn.lock();
-        self.state.send_if_modified(|state| {
+        let turn = self.turn.lock();
+        let is_forgotten = self.change_silently(|state| {
             let State::Greeting(_, why) = state else { return false };
             *state = State::Down(why.clone());
             true
-        })
+        });
+        drop(turn);
+        if is_forgotten {
+            self.state.send_modify(|_| {});
+        }
+        is_forgotten
     }
 
     /// Enters a state, unless the link was ended meanwhile.

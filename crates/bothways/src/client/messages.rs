@@ -312,26 +312,44 @@ pub(super) enum Added {
     Full,
 }
 
+/// What is done when a message was added and no lock is held: the reader is woken, and messages are dropped that made room.
+#[derive(Default)]
+pub(super) struct Behind {
+    reader: Option<Waker>,
+    dropped: Vec<ServerMessage>,
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.dropped.clear();
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
 impl MessageAdder {
     /// Adds a message; to a queue that has ended, nothing.
     ///
     /// A tracked message is always taken, as [`Self::has_room_for_tracked`] was asked before it was counted as
     /// received: to drop one here would lose it.
-    pub(super) fn add(
+    ///
+    /// The caller holds a lock: what is to be done without one is in `behind`.
+    pub(super) fn add_under_lock(
         &self,
         message: Message,
         connection: &Connection,
         server: &Arc<str>,
         ack: Option<Ack>,
         first: Option<FirstOfKey>,
+        behind: &mut Behind,
     ) -> Added {
         let shared = &*self.shared;
         let (connection, server) = (connection.clone(), Arc::clone(server));
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
         let latest_of = latest_of(&message, ack.is_some(), &connection);
         let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of };
-        // Dropped behind the lock, as is the message itself: what a message holds takes locks of its own.
-        let mut pushed_out = Vec::new();
+        // The message itself is dropped behind the lock: what it holds takes locks of its own.
         let mut state = shared.state.lock();
         if state.ended {
             match state.abandoned {
@@ -365,19 +383,17 @@ impl MessageAdder {
             };
             oldest.lose(Lost::PushedOut);
             left += oldest.bytes();
-            pushed_out.push(oldest);
+            behind.dropped.push(oldest);
         }
         if AS_THEY_CAME <= state.waiting.len() {
             message.message.compact();
         }
         let older = state.waiting.put(self.server, message);
-        let reader = state.reader.take();
+        behind.reader = state.reader.take().or(behind.reader.take());
         drop(state);
         if let Some(older) = older {
             older.lose(Lost::Superseded);
-        }
-        if let Some(reader) = reader {
-            reader.wake();
+            behind.dropped.push(older);
         }
         Added::Taken
     }
@@ -506,6 +522,19 @@ mod tests {
         pub(super) static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
     }
 
+    impl MessageAdder {
+        fn add(
+            &self,
+            message: Message,
+            connection: &Connection,
+            server: &Arc<str>,
+            ack: Option<Ack>,
+            first: Option<FirstOfKey>,
+        ) -> Added {
+            self.add_under_lock(message, connection, server, ack, first, &mut Behind::default())
+        }
+    }
+
     fn message() -> Message {
         Message::new(Header::oneway(Seq::of_push(1), SerializeType::RAW), "T", "News", &Metadata::new(), b"x")
     }
@@ -612,6 +641,43 @@ mod tests {
         assert_eq!(messages.try_next().map(|next| next.dropped_before()), Some(1));
         drop(messages);
         assert!(adder.has_room_for_tracked(&message()), "nobody takes any more");
+    }
+
+    /// A reader is woken, and what gave way is dropped, when the caller's lock is free.
+    #[tokio::test]
+    async fn nobody_is_woken_under_the_lock_of_the_caller() {
+        use std::sync::atomic::AtomicUsize;
+
+        #[derive(Default)]
+        struct Counts(AtomicUsize);
+        impl std::task::Wake for Counts {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let connection = connection();
+        let bounds = QueueBounds {
+            messages_max: 1,
+            bytes_max: usize::MAX,
+            overflow: Overflow::DropOldest,
+            tracked_max: 9,
+            tracked_bytes_max: usize::MAX,
+        };
+        let (queue, mut messages) = queue(bounds);
+        let (adder, server) = (queue.adder(), Arc::from("memory@x"));
+        let counts = Arc::<Counts>::default();
+        let waker = Waker::from(Arc::clone(&counts));
+        assert!(messages.poll_take(Some(&mut Context::from_waker(&waker))).is_pending());
+        let mut behind = Behind::default();
+        for _ in 0..2 {
+            let added = adder.add_under_lock(message(), &connection, &server, None, None, &mut behind);
+            assert_eq!(added, Added::Taken);
+        }
+        // The second one finds nobody who waits, and must not forget the first one's reader.
+        assert_eq!((counts.0.load(Ordering::Relaxed), behind.dropped.len()), (0, 1));
+        drop(behind);
+        assert_eq!((counts.0.load(Ordering::Relaxed), messages.len()), (1, 1));
     }
 
     /// The outcome of a message in its handler, as its sender is told; presence needs no handler.

@@ -863,6 +863,57 @@ mod tests {
         assert!(matches!(sent, Err(PushError::Closed(_))), "{sent:?}");
     }
 
+    /// Whoever waits for the connection, or for its events, is woken when no lock of its client is held.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_woken_under_the_lock_of_a_clients_states() {
+        use std::{
+            sync::atomic::{AtomicUsize, Ordering},
+            task::{Context as TaskContext, Wake, Waker},
+        };
+
+        struct Looks {
+            link: Arc<Link>,
+            woken: AtomicUsize,
+            locked: AtomicUsize,
+        }
+        impl Wake for Looks {
+            fn wake(self: Arc<Self>) {
+                self.woken.fetch_add(1, Ordering::Relaxed);
+                self.locked.fetch_add(usize::from(self.link.turn_is_taken()), Ordering::Relaxed);
+            }
+        }
+
+        let server = Server::builder().build();
+        let listening = server.listen("memory@client-woken").await.expect("the name is free");
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+        let link = Arc::clone(&client.handle.link);
+        let looks = Arc::new(Looks { link: Arc::clone(&link), woken: 0.into(), locked: 0.into() });
+        let waker = Waker::from(Arc::clone(&looks));
+        let mut cx = TaskContext::from_waker(&waker);
+        let mut events = client.events();
+        for _ in 0..3 {
+            let before = client.connection().expect("it is up");
+            let mut later = std::pin::pin!(link.next_standing(before.id(), after(Duration::from_secs(60))));
+            before.close();
+            let mut stands = false;
+            // At each turn of the thread, so that it waits whenever something may wake it.
+            for turn in 1.. {
+                stands = stands || later.as_mut().poll(&mut cx).is_ready();
+                let restored = std::pin::pin!(events.next()).poll(&mut cx).is_ready();
+                if stands && !restored {
+                    break;
+                }
+                match turn % 20 {
+                    0 => tokio::time::sleep(Duration::from_millis(1)).await,
+                    _ => tokio::task::yield_now().await,
+                }
+                assert!(turn < 100_000, "it comes back");
+            }
+        }
+        assert_eq!(looks.locked.load(Ordering::Relaxed), 0);
+        assert!(6 <= looks.woken.load(Ordering::Relaxed), "it was woken for both");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_is_ended_when_it_is_closed() {
         let server = Server::builder().build();
