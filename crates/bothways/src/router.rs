@@ -158,7 +158,8 @@ impl Router {
         Ok(self)
     }
 
-    /// Adds one function: arguments in, value or error text out.
+    /// Adds one function: arguments in, value or error text out. It takes its arguments as an owned value, `String` and not
+    /// `&str`; methods of a [`service`](macro@crate::service) may borrow.
     #[must_use]
     pub fn function<A, R, E, F, Fut>(self, service_path: &str, service_method: &str, function: F) -> Self
     where

@@ -151,6 +151,24 @@ pub trait Encode: Send {
     fn encode(&self, serialize: SerializeType) -> Result<Bytes, CodecError>;
 }
 
+/// Bytes that are sent as they are: texts, lists of bytes, [`Bytes`]. A value is encoded first.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not bytes, and nothing encodes it here",
+    label = "is no bytes",
+    note = "for a push of a value take `Push::of(path, method, &value)?`, or the `…Push` type that `#[bothways::service]` makes"
+)]
+pub trait IntoBytes {
+    /// The bytes.
+    fn into_bytes(self) -> Bytes;
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: Into<Bytes>> IntoBytes for T {
+    fn into_bytes(self) -> Bytes {
+        self.into()
+    }
+}
+
 /// A value that can be the payload of a message.
 ///
 /// Implemented for every serde type. Implement it yourself for a codec of your own, on a type that is
@@ -194,7 +212,8 @@ pub trait Encode: Send {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the payload of a message",
     label = "is no `Payload`",
-    note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs"
+    note = "make it a `#[bothways::message]`, or derive serde's `Serialize` and `Deserialize`; `Raw`, `Protobuf` and `Thrift` are for other codecs",
+    note = "if nothing says what the reply is, name its type: `client.call::<Reply>(…)`"
 )]
 pub trait Payload: Encode + Sized {
     /// Bytes → value. The bytes come from a peer: whatever they are, the result is a value or an error.

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     clock::timeout,
+    codec::IntoBytes,
     error::{CloseReason, PushError, ReservedName},
 };
 
@@ -147,10 +148,10 @@ impl Connection {
         service_path: &str,
         service_method: &str,
         metadata: &Metadata,
-        payload: impl Into<Bytes>,
+        payload: impl IntoBytes,
     ) -> Result<Sent, PushError> {
         self.check_pairs(service_path, metadata)?;
-        self.push(service_path, service_method, SerializeType::RAW, metadata, &payload.into())
+        self.push(service_path, service_method, SerializeType::RAW, metadata, &payload.into_bytes())
     }
 
     fn check_pairs(&self, service_path: &str, metadata: &Metadata) -> Result<(), ReservedName> {
@@ -172,10 +173,10 @@ impl Connection {
         service_path: &str,
         service_method: &str,
         metadata: &Metadata,
-        payload: impl Into<Bytes>,
+        payload: impl IntoBytes,
     ) -> Result<Sent, PushError> {
         self.check_pairs(service_path, metadata)?;
-        let payload = payload.into();
+        let payload = payload.into_bytes();
         self.with_room(wait, || self.push(service_path, service_method, SerializeType::RAW, metadata, &payload)).await
     }
 

@@ -116,7 +116,8 @@ impl ServerBuilder {
         Ok(self)
     }
 
-    /// Serves one function: arguments in, value or error out. Source: Go `RegisterFunctionName`.
+    /// Serves one function: arguments in, value or error out. It takes its arguments as an owned value, `String` and not
+    /// `&str`; methods of a [`service`](macro@crate::service) may borrow. Source: Go `RegisterFunctionName`.
     pub fn function<A, R, E, F, Fut>(mut self, service_path: &str, service_method: &str, function: F) -> Self
     where
         A: Payload + 'static,

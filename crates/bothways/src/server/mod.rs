@@ -37,7 +37,6 @@ use std::{
 };
 
 use bothways_proto::{Limits, Metadata, keys};
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, watch};
 
@@ -59,6 +58,7 @@ use self::{admission::Admission, builder::Hooks, door::Door};
 pub use crate::session::SessionOptions;
 use crate::{
     calm::{Calm, Said, tell},
+    codec::IntoBytes,
     connection::{
         Connection, ConnectionId, Sent, Settings,
         send::{FanOut, PushFrame, fan_out},
@@ -350,7 +350,7 @@ impl Server {
         service_path: &str,
         service_method: &str,
         metadata: &Metadata,
-        payload: impl Into<Bytes>,
+        payload: impl IntoBytes,
     ) -> Result<Sent, PushError> {
         connection.send_message(service_path, service_method, metadata, payload)
     }

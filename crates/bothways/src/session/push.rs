@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     caller::RawCall,
+    codec::IntoBytes,
     error::{PushError, ReservedName},
 };
 
@@ -150,13 +151,13 @@ pub struct Push {
 }
 
 impl Push {
-    /// A tracked push of bytes, without a codec, as Go's `SendMessage` sends them.
-    pub fn new(service_path: &str, service_method: &str, payload: impl Into<Bytes>) -> Self {
+    /// A tracked push of bytes, without a codec, as Go's `SendMessage` sends them. [`Self::of`] is for values.
+    pub fn new(service_path: &str, service_method: &str, payload: impl IntoBytes) -> Self {
         Self {
             service_path: service_path.to_owned(),
             service_method: service_method.to_owned(),
             metadata: Metadata::new(),
-            payload: payload.into(),
+            payload: payload.into_bytes(),
             serialize: bothways_proto::SerializeType::RAW,
             class: Class::Tracked,
             priority: Priority::Normal,
