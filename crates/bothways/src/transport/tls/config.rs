@@ -440,6 +440,21 @@ pub(in crate::transport) mod tests {
         end.expect("the given name");
     }
 
+    /// `openssl req -x509` makes such a certificate unless it is told otherwise: the error says how.
+    #[tokio::test]
+    async fn a_certificate_of_an_authority_is_named() {
+        let authority = Authority::new();
+        let (chain, key) = (authority.0.pem(), authority.0.key().serialize_pem());
+        let its_own = || TlsIdentity::from_pem(chain.as_bytes(), key.as_bytes()).expect("an identity");
+        let server = TlsServer::new(its_own()).expect("a server");
+        let client = TlsClient::new(&authority.roots()).expect("a client");
+        assert_says(shake_hands(&client, &server).await.0, "basicConstraints=critical,CA:FALSE");
+
+        let server = authority.server_that_requires_certificates();
+        let client = TlsClient::with_identity(&authority.roots(), its_own()).expect("a client");
+        assert_says(shake_hands(&client, &server).await.1, "basicConstraints=critical,CA:FALSE");
+    }
+
     #[tokio::test]
     async fn an_ip_address_can_be_the_name() {
         let authority = Authority::new();

@@ -132,6 +132,11 @@ impl<S: Socket> Socket for TlsSocket<S> {
     }
 }
 
+/// True if the peer has shown a certificate with `CA:TRUE` as its own. The verifier has no kind of its own for it.
+fn is_of_authority(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InvalidCertificate(why) if format!("{why:?}").contains("CaUsedAsEndEntity"))
+}
+
 impl Tls {
     fn note_task(&mut self, cx: &Context<'_>) {
         match &mut self.task {
@@ -178,6 +183,11 @@ impl Tls {
                 (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), false) => {
                     io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak TLS, and this side does")
                 }
+                _ if is_of_authority(&error) => io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the peer's certificate is that of an authority, which signs others: make it with \
+                     basicConstraints=critical,CA:FALSE (`openssl req -x509` wants `-addext` for that)",
+                ),
                 _ => io::Error::new(io::ErrorKind::InvalidData, error),
             }));
         }
