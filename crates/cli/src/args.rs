@@ -291,6 +291,11 @@ pub(crate) struct ListenArgs {
 
 /// How to reach an admin service.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("address", |address| address.help(
+    "Where the admin service answers (`serve --admin`): tcp@HOST:PORT, unix@/run/chat.sock, or only HOST:PORT"
+)))]
+// The token of a client is for the address of clients.
+#[command(mut_arg("auth_env", |token| token.hide(true)), mut_arg("auth", |token| token.hide(true)))]
 #[group(id = "admin_token", required = true, multiple = false, args = ["admin_token_env", "admin_token_file"])]
 pub(crate) struct AdminArgs {
     #[command(flatten)]

@@ -25,11 +25,11 @@ pub(crate) struct PeerArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = plan::duration)]
     pub(crate) connect_timeout: Duration,
 
-    /// The environment variable that holds the token for the server (__AUTH)
+    /// The environment variable that holds a client's token (__AUTH), which the auth hook checks
     #[arg(long, value_name = "VAR")]
     auth_env: Option<String>,
 
-    /// The token itself; others on this machine can see it while the program runs, so prefer --auth-env
+    /// That token itself; others on this machine can see it while the program runs, so prefer --auth-env
     #[arg(long, value_name = "TOKEN", conflicts_with = "auth_env")]
     auth: Option<Secret>,
 

@@ -42,6 +42,9 @@ fn operators_are_told_where_the_admin_service_answers() {
         let help = run(&[command, "--help"]);
         let out = help.ended(0);
         assert!(out.contains(&format!("bothways {command} 127.0.0.1:8973")) && !out.contains(":8972"), "{out}");
+        // It has a token of its own, and a client's is of no use there.
+        let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("Where the admin service answers") && !words.contains("--auth"), "{out}");
     }
 }
 
