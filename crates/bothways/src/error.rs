@@ -457,7 +457,8 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// The token cannot be checked now: see [`Self::NotNow`].
+    /// The token cannot be checked now: see [`Self::NotNow`]. A client that connects for the first time waits in
+    /// [`Client::connect`](crate::Client::connect) until it can.
     pub fn not_now(text: impl Into<String>, retry_after: Duration) -> Self {
         Self::NotNow { text: text.into(), retry_after }
     }

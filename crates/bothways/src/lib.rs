@@ -62,7 +62,7 @@
 //! | the subscribers of a topic, and those who come later | [`Server::publish`] | The same for each subscriber. A topic with [history](session::TopicOptions::history) keeps the message, and a client gets what it missed. |
 //! | the subscribers of a topic who are here now | [`Server::push`] with [`Target::subscribers_of`] | The same as a push to users. The topic's history does not keep it. |
 //! | anyone of these, with the newest value only | a [`Push`] of class [`Class::Latest`] | The newest value of the key arrives if the session lives or resumes. Older ones may be skipped. |
-//! | anyone of these, where a loss does no harm | a [`Push`] of class [`Class::Fire`] | At most once, on the connection of now. If the queue is full, the oldest is dropped. |
+//! | anyone of these, where a loss does no harm | a [`Push`] of class [`Class::Fire`] | At most once, on the connection of now. If the queue is full, the oldest is dropped. A topic with history keeps it, and may send it once more. |
 //! | each target, with its own outcome | any of these with [`Push::watch_each`], then [`Receipt::each`] | The same, with a stream of which session ended at which [`Stage`]. |
 //! | a client or user, with typed arguments | a stub of [`service`](macro@service) over a [`Session`] or [`User`] | As [`Session::push`], without a receipt. An error if it is known already that nobody gets it. |
 //! | one connection, as Go's `SendMessage` | [`Connection::send_message`]; [`Server::send_message`] is the same | At most once, on this connection. [`Sent`] says whether the kernel has it. [`Connection::send_message_within`] waits for room. |

@@ -139,7 +139,7 @@ impl ConnectionEvent {
                 tracing::warn!(server, topic = &**topic, error = %Said(error), for_good, "could not subscribe again");
             }
             Self::Refused { reason, .. } => {
-                tracing::warn!(server, reason = %Said(reason), "the server refused this client; it tries again");
+                tracing::warn!(server, reason = %Said(reason), "the server refused this client");
             }
             // The discovery has a line for it, of which at most one in ten seconds is told.
             Self::DiscoveryFailed { service, error } => {

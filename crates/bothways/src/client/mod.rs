@@ -128,9 +128,10 @@ impl Client {
     /// Connects to a server. Returns when the server has answered the Hello, and so has let this client in. What the server
     /// pushes is dropped and counted; [`Self::bidirectional`] and [`Self::with_handlers`] receive it.
     ///
-    /// A server that admits no more clients for now is tried again after the time it names, for as long as the future
-    /// is polled. With [`Reconnect::Always`], any server is tried again. [`Self::events`] that are taken afterwards do
-    /// not begin with this connection.
+    /// A server that admits no more clients for now, or whose auth hook cannot check the token
+    /// ([`AuthError::not_now`](crate::AuthError::not_now)), is tried again after the time it names, for as long as the future
+    /// is polled: put a time limit around it. With [`Reconnect::Always`], any server is tried again. [`Self::events`] that
+    /// are taken afterwards do not begin with this connection.
     ///
     /// The runtime in which this is called keeps the connection; all other methods may be called on any thread.
     ///
@@ -142,7 +143,8 @@ impl Client {
         Ok(client)
     }
 
-    /// Connects to a server, and returns the stream of what it pushes. No message is missed, however early it comes.
+    /// Connects to a server, and returns the stream of what it pushes. No message is missed, however early it comes. The
+    /// wait for a server that admits no more clients, or that cannot check tokens for now, is that of [`Self::connect`].
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.
@@ -155,7 +157,12 @@ impl Client {
 
     /// Connects to a server, with handlers for its pushes and calls: the same kind of routes as a server's. The pushes of
     /// one server are handled one after another, in order. Calls run side by side, up to
-    /// [`ClientOptions::server_calls_max`].
+    /// [`ClientOptions::server_calls_max`], and may overtake pushes that were made before them.
+    ///
+    /// A call of this client may return before the handlers of pushes have run that came before its reply: pushes wait for
+    /// their turn in a queue. With the stream of [`Self::bidirectional`], they are in the stream by then.
+    ///
+    /// The wait for a server that admits no more clients, or that cannot check tokens for now, is that of [`Self::connect`].
     ///
     /// # Errors
     /// [`ConnectError`]: there is no client then.

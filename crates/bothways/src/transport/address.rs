@@ -36,10 +36,10 @@ impl Network {
 
     /// The built-in networks, for people.
     pub(super) const KNOWN: &'static str = match (cfg!(feature = "tls"), cfg!(unix)) {
-        (true, true) => "tcp, tcp4, tcp6, tls, unix, memory",
-        (true, false) => "tcp, tcp4, tcp6, tls, memory",
-        (false, true) => "tcp, tcp4, tcp6, unix, memory (tls needs the feature `tls`)",
-        (false, false) => "tcp, tcp4, tcp6, memory (tls needs the feature `tls`)",
+        (true, true) => "tcp, tcp4, tcp6, tls, unix, memory or memu",
+        (true, false) => "tcp, tcp4, tcp6, tls, memory or memu",
+        (false, true) => "tcp, tcp4, tcp6, unix, memory or memu (tls needs the feature `tls`)",
+        (false, false) => "tcp, tcp4, tcp6, memory or memu (tls needs the feature `tls`)",
     };
 
     /// The name in front of `@`.
