@@ -25,7 +25,7 @@ pub mod load;
 pub mod ours;
 pub mod page;
 pub mod pair;
-pub mod plot;
+mod plot;
 pub mod process;
 pub mod programs;
 pub mod server;

@@ -5,7 +5,6 @@ use bothways_benches::{
     crowd::{self, CrowdArgs},
     page::{self, FillArgs},
     pair::ClientArgs,
-    plot::{self, PlotArgs},
     programs::{self, OurServeArgs},
 };
 use clap::{Parser, Subcommand, ValueEnum};
@@ -25,8 +24,6 @@ struct Cli {
 enum Command {
     /// Puts all questions to all kinds, and prints medians and ratios.
     Compare(CompareArgs),
-    /// Draws what `compare --json` wrote, a picture for each question and each curve.
-    Plot(PlotArgs),
     /// Writes what `compare --json` wrote into a page, as tables and pictures.
     Page(FillArgs),
     /// Serves the contract.
@@ -63,7 +60,6 @@ enum Client {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Compare(args) => compare::run(&args),
-        Command::Plot(args) => plot::run(&args),
         Command::Page(args) => page::run(&args),
         Command::Crowd(args) => crowd::run(&args),
         Command::Serve { kind: Server::Bothways, args } => programs::serve_ours(&args),

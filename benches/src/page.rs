@@ -87,11 +87,7 @@ fn filled(page: &str, report: &Report, pictures: &Path) -> anyhow::Result<String
 
 /// What stands at a place. `None` if it was not measured.
 fn figures(name: &str, report: &Report, pictures: &Path) -> Option<String> {
-    let run = |measured: bool| {
-        let rounds =
-            if report.rounds == 1 { "1 round".to_owned() } else { format!("medians of {} rounds", report.rounds) };
-        measured.then(|| format!("Commit {}, {}, {rounds}.\n", report.commit, report.machine))
-    };
+    let run = |measured: bool| measured.then(|| format!("{}.\n", report.run()));
     match name {
         "run" => run(!report.answers.is_empty()),
         "run-scaling" => run(!report.curves.is_empty()),

@@ -11,51 +11,27 @@ mod lines;
 use std::{
     fmt::{Arguments, Write},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::Context;
-use clap::Args;
 
-pub use self::{bars::bars, lines::lines};
+use self::{bars::bars, lines::lines};
 use crate::compare::Report;
 
 const WIDTH: f64 = 800.0;
 
-/// What to draw, and where to.
-#[derive(Args, Debug)]
-pub struct PlotArgs {
-    /// What `compare --json` wrote.
-    json: PathBuf,
-    /// A directory: each question and each curve becomes NAME.svg in it.
-    #[arg(long, default_value = "docs/performance")]
-    out: PathBuf,
-}
-
-/// Draws every question and every curve that has figures.
-///
-/// # Errors
-/// A file cannot be read or written.
-pub fn run(args: &PlotArgs) -> anyhow::Result<()> {
-    for path in draw(&Report::read(&args.json)?, &args.out)? {
-        println!("{}", path.display());
-    }
-    Ok(())
-}
-
-/// Draws all of a report into a directory, and tells which files it wrote.
-pub(crate) fn draw(report: &Report, out: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// Draws every question and every curve that has figures, each into a file of a directory.
+pub(crate) fn draw(report: &Report, out: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(out)?;
     let questions = report.answers.iter().map(|answer| (&answer.name, bars(report, answer)));
     let curves = report.curves.iter().map(|curve| (&curve.name, lines(report, curve)));
-    let mut paths = Vec::new();
     for (name, picture) in questions.chain(curves) {
         let Some(picture) = picture else { continue };
         let path = out.join(name).with_extension("svg");
         fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
-        paths.push(path);
     }
-    Ok(paths)
+    Ok(())
 }
 
 /// A picture while it is drawn.
@@ -84,8 +60,7 @@ impl Svg {
 
     /// Where and when it was measured stands at the foot.
     fn end(mut self, height: f64, report: &Report) -> String {
-        let rounds = if report.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", report.rounds) };
-        let of = escaped(&format!("{}; {}; median of {rounds}", report.machine, report.commit));
+        let of = escaped(&report.run());
         let y = height - 12.0;
         self.put(format_args!(r#"<text class="soft" x="12" y="{y:.1}" font-size="11">{of}</text>"#));
         self.put(format_args!("</svg>"));

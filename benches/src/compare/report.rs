@@ -187,6 +187,12 @@ impl Report {
         serde_json::from_str(&json).with_context(|| format!("{} has no figures", path.display()))
     }
 
+    /// What was measured, where and how often.
+    pub(crate) fn run(&self) -> String {
+        let rounds = if self.rounds == 1 { "1 round".to_owned() } else { format!("medians of {} rounds", self.rounds) };
+        format!("Commit {}, {}, {rounds}", self.commit, self.machine)
+    }
+
     pub(super) fn new(rounds: usize, quick: bool) -> Self {
         Self {
             commit: commit(),

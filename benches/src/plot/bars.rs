@@ -12,7 +12,7 @@ const BAR_STEP: f64 = 34.0;
 const TOP: f64 = 64.0;
 
 /// One question's picture. `None` if nothing was measured.
-pub fn bars(report: &Report, answer: &Answered) -> Option<String> {
+pub(super) fn bars(report: &Report, answer: &Answered) -> Option<String> {
     let bars: Vec<_> = answer.kinds.iter().filter_map(|kind| Some((&*kind.kind, kind.metrics.first()?))).collect();
     let (_, first) = bars.first()?;
     let longest = bars.iter().map(|(_, metric)| metric.median).fold(f64::MIN_POSITIVE, f64::max);

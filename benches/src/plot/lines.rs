@@ -11,7 +11,7 @@ const TOP: f64 = 64.0;
 const BOTTOM: f64 = HEIGHT - 66.0;
 
 /// One curve's picture. `None` if nothing was measured, or something that has no place on such axes.
-pub fn lines(report: &Report, curve: &Curve) -> Option<String> {
+pub(super) fn lines(report: &Report, curve: &Curve) -> Option<String> {
     let points = || curve.lines.iter().flat_map(|line| &line.points);
     let xs = Axis::of(points().map(|point| point.x as f64), LEFT, RIGHT)?;
     let ys = Axis::of(points().map(|point| point.median), BOTTOM, TOP)?.rounded();
