@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `questions.rs` | what is asked |
 //! | `ask.rs` | how a question is put to one kind, once |
+//! | `publish.rs` | the same for what is published to a topic |
 //! | `targets.rs` | what is to be reached, and whether it is |
 //! | `kinds.rs` | who is asked: how each kind of server and client is built and started |
 //! | `scaling.rs` | what one more client and one more byte cost |
@@ -17,6 +18,7 @@
 mod ask;
 mod instructions;
 mod kinds;
+mod publish;
 mod questions;
 mod report;
 mod scaling;
@@ -59,7 +61,7 @@ pub struct CompareArgs {
     /// Writes all figures to this file, too.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Builds the peers (tonic, tarpc, jsonrpsee) first: some minutes the first time.
+    /// Builds the peers (tonic, tarpc, jsonrpsee, nats-server, Centrifugo) first: some minutes the first time.
     #[arg(long)]
     peers: bool,
     /// Another build of this program, to be put beside this one in the same run.

@@ -13,8 +13,8 @@
 //! | method | argument | reply | meaning |
 //! |---|---|---|---|
 //! | `Record` | a record | the same | MessagePack, for our own client (`pair.rs`) |
-//! | `Enter` | empty | empty | the session of this connection has a user and one topic from now on |
-//! | `Publish` | `COUNT SIZE MICROS` in decimal | `WRITTEN FULL ENDED BYTES` in decimal | COUNT pushes of SIZE bytes to that topic, one every MICROS, each with the clock; the reply says when all have an outcome what they were, and what a session may take at most |
+//! | `Enter` | empty, or a topic | empty | the session of this connection has a user and one topic from now on |
+//! | `Publish` | `COUNT SIZE MICROS CLASS ORIGIN AWAY` | `WRITTEN HANDLED WAITING FULL ENDED BYTES` in decimal | COUNT pushes of SIZE bytes to that topic, one every MICROS, each with the clock. The reply comes when every push has an outcome, except for those to AWAY clients. It counts the outcomes, and says what a session may take at most |
 //! | `Fill` | `SIZE` in decimal | SIZE bytes | a large reply |
 //! | `Tell` | bytes, at least 8 | none, none is wanted | a push of as many bytes, which begins with how much of large replies is written (`fairness.rs`) |
 //! | `Hold` | empty | none | runs for as long as the connection |
@@ -22,6 +22,9 @@
 //! The clock is nanoseconds since 1970 as 8 bytes, big-endian. On one connection it always goes forward.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bothways_proto::{FrameParts, Header, Limits, Metadata, Names, PREFIX_LEN, Seq, SerializeType};
+use clap::ValueEnum;
 
 /// The name of the service.
 pub const SERVICE: &str = "Bench";
@@ -72,6 +75,38 @@ impl std::fmt::Display for BroadcastArgs {
     }
 }
 
+/// The class of what is published, and whether its topic has a history.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Promise {
+    /// `Class::Fire`.
+    Fire,
+    /// `Class::Tracked`.
+    Tracked,
+    /// `Class::Tracked`, on a topic with history.
+    History,
+}
+
+impl Promise {
+    /// The topic.
+    pub fn topic(self) -> &'static str {
+        match self {
+            Self::Fire | Self::Tracked => "ticks",
+            Self::History => "kept-ticks",
+        }
+    }
+}
+
+/// Which code publishes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Origin {
+    /// A handler, before its first await.
+    Handler,
+    /// A spawned task.
+    Task,
+    /// A spawned task that yields after each push.
+    YieldingTask,
+}
+
 /// What is published.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PublishArgs {
@@ -79,30 +114,58 @@ pub struct PublishArgs {
     pub count: usize,
     /// Payload bytes of each push.
     pub size: usize,
-    /// From one push to the next.
+    /// From one push to the next; zero: as fast as it goes.
     pub every: Duration,
+    /// Class and topic.
+    pub promise: Promise,
+    /// Which code publishes.
+    pub origin: Origin,
+    /// Subscribed sessions without a connection.
+    pub away: usize,
 }
 
 impl PublishArgs {
-    /// Reads `COUNT SIZE MICROS`. `None` if the payload is anything else.
+    /// Pushes of class `Fire` from a handler. No client is away.
+    pub fn new(count: usize, size: usize, every: Duration) -> Self {
+        Self { count, size, every, promise: Promise::Fire, origin: Origin::Handler, away: 0 }
+    }
+
+    /// Reads `COUNT SIZE MICROS CLASS ORIGIN AWAY`. `None` if the payload is anything else.
     pub fn parse(payload: &[u8]) -> Option<Self> {
-        let [count, size, micros] = numbers(payload)?.try_into().ok()?;
-        let every = Duration::from_micros(micros);
-        Some(Self { count: usize::try_from(count).ok()?, size: usize::try_from(size).ok()?.max(CLOCK_LEN), every })
+        let words: Vec<_> = str::from_utf8(payload).ok()?.split_ascii_whitespace().collect();
+        let [count, size, micros, promise, origin, away] = words.try_into().ok()?;
+        Some(Self {
+            count: count.parse().ok()?,
+            size: size.parse::<usize>().ok()?.max(CLOCK_LEN),
+            every: Duration::from_micros(micros.parse().ok()?),
+            promise: Promise::from_str(promise, false).ok()?,
+            origin: Origin::from_str(origin, false).ok()?,
+            away: away.parse().ok()?,
+        })
     }
 }
 
 impl std::fmt::Display for PublishArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.count, self.size, self.every.as_micros())
+        let Self { count, size, every, promise, origin, away } = self;
+        write!(f, "{count} {size} {} {} {} {away}", every.as_micros(), word(promise), word(origin))
     }
+}
+
+/// The name of a value on the command line.
+pub fn word(value: &impl ValueEnum) -> String {
+    value.to_possible_value().expect("none is hidden").get_name().to_owned()
 }
 
 /// What became of all pushes that were published.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Published {
-    /// Taken whole by the kernel.
+    /// Taken whole by the kernel, and never acknowledged.
     pub written: u64,
+    /// Acknowledged.
+    pub handled: u64,
+    /// Still queued: their clients are away.
+    pub waiting: u64,
     /// Dropped since too much waited.
     pub dropped_full: u64,
     /// Dropped since the connection ended.
@@ -112,21 +175,50 @@ pub struct Published {
 }
 
 impl Published {
-    /// Reads `WRITTEN FULL ENDED BYTES`. `None` if the payload is anything else.
+    /// Reads `WRITTEN HANDLED WAITING FULL ENDED BYTES`. `None` if the payload is anything else.
     pub fn parse(payload: &[u8]) -> Option<Self> {
-        let [written, dropped_full, dropped_ended, session_bytes_max] = numbers(payload)?.try_into().ok()?;
-        Some(Self { written, dropped_full, dropped_ended, session_bytes_max })
+        let [written, handled, waiting, dropped_full, dropped_ended, session_bytes_max] =
+            numbers(payload)?.try_into().ok()?;
+        Some(Self { written, handled, waiting, dropped_full, dropped_ended, session_bytes_max })
     }
 }
 
 impl std::fmt::Display for Published {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {} {}", self.written, self.dropped_full, self.dropped_ended, self.session_bytes_max)
+        let Self { written, handled, waiting, dropped_full, dropped_ended, session_bytes_max } = self;
+        write!(f, "{written} {handled} {waiting} {dropped_full} {dropped_ended} {session_bytes_max}")
     }
 }
 
 fn numbers(payload: &[u8]) -> Option<Vec<u64>> {
     str::from_utf8(payload).ok()?.split_ascii_whitespace().map(|word| word.parse().ok()).collect()
+}
+
+/// Appends a frame to these names.
+pub fn put(out: &mut Vec<u8>, header: Header, (path, method): (&str, &str), metadata: &Metadata, payload: &[u8]) {
+    let parts = FrameParts { header, names: Names::new(path, method), metadata, payload_len: payload.len() };
+    parts.put_frame(out, payload, &Limits::default()).expect("a benchmark's payload is within the limits");
+}
+
+/// Appends a request of the contract that wants a reply.
+pub fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
+    put(out, Header::request(Seq::new(seq), SerializeType::RAW), (SERVICE, method), &Metadata::new(), payload);
+}
+
+/// Appends one that wants no reply: from a server, a push.
+pub fn put_oneway(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
+    put(out, Header::oneway(Seq::new(seq), SerializeType::RAW), (SERVICE, method), &Metadata::new(), payload);
+}
+
+/// Path, method, metadata and payload of a whole frame. `None` if their lengths do not add up.
+pub fn parts(frame: &[u8]) -> Option<[&[u8]; 4]> {
+    let mut rest = frame.get(PREFIX_LEN..)?;
+    let mut parts = [&[][..]; 4];
+    for part in &mut parts {
+        let (len, tail) = rest.split_first_chunk::<4>()?;
+        (*part, rest) = tail.split_at_checked(u32::from_be_bytes(*len) as usize)?;
+    }
+    rest.is_empty().then_some(parts)
 }
 
 /// Nanoseconds since 1970. All processes of one machine read the same clock.
@@ -170,9 +262,15 @@ mod tests {
 
     #[test]
     fn what_is_published_is_read_as_it_is_written() {
-        let args = PublishArgs { count: 3, size: 128, every: Duration::from_millis(2) };
-        assert_eq!(PublishArgs::parse(args.to_string().as_bytes()), Some(args));
-        let published = Published { written: 1, dropped_full: 2, dropped_ended: 3, session_bytes_max: 4 };
+        let args = PublishArgs { away: 7, ..PublishArgs::new(3, 128, Duration::from_millis(2)) };
+        for promise in Promise::value_variants() {
+            for origin in Origin::value_variants() {
+                let args = PublishArgs { promise: *promise, origin: *origin, ..args };
+                assert_eq!(PublishArgs::parse(args.to_string().as_bytes()), Some(args));
+            }
+        }
+        let published =
+            Published { written: 1, handled: 2, waiting: 3, dropped_full: 4, dropped_ended: 5, session_bytes_max: 6 };
         assert_eq!(Published::parse(published.to_string().as_bytes()), Some(published));
         assert_eq!((PublishArgs::parse(b"1 2"), Published::parse(b"1 2 3 4 5")), (None, None));
     }

@@ -7,6 +7,13 @@
 use std::{
     future::poll_fn,
     io::IoSlice,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,10 +27,9 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    contract,
-    load::request,
-    process::{Process, own_cpu},
-    server::{TOPIC, server},
+    contract::{self, Promise, put_request, word},
+    process::{Process, own_cpu, thread_cpu},
+    server::server,
 };
 
 /// Time to come to rest, and then again to be looked at. A server gives memory of bursts back at its next
@@ -32,6 +38,9 @@ const REST: Duration = Duration::from_millis(2_500);
 
 /// A push that has not come after this long is lost.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// More than opening a crowd takes on a machine that does nothing else.
+const OPENING: Duration = Duration::from_secs(120);
 
 /// Publishes that are measured, after one that takes the memory which later ones find.
 const PUBLISHES: u32 = 3;
@@ -59,13 +68,6 @@ pub enum Who {
     Entered,
 }
 
-impl Who {
-    /// As on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().expect("none is hidden").get_name().to_owned()
-    }
-}
-
 /// What was measured of a crowd, each figure for one of it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct CrowdReport {
@@ -75,8 +77,36 @@ pub struct CrowdReport {
     pub idle_nanos: f64,
     /// CPU time of a publish to all, for those who have entered.
     pub publish_cpu_nanos: f64,
-    /// Time of the same.
-    pub publish_nanos: f64,
+    /// CPU time that another task of the same thread has to wait for its turn at most, while all get a publish. It is not
+    /// divided by the number of sessions.
+    pub publish_held_nanos: f64,
+    /// The same, while nothing happens.
+    pub idle_held_nanos: f64,
+}
+
+/// Opens a crowd in a process of its own. `None` if that takes too long: the machine does too much else.
+///
+/// # Errors
+/// An answer or a push is not as it should be.
+pub fn open_alone(program: &Path, who: Who, sessions: usize) -> anyhow::Result<Option<CrowdReport>> {
+    let begin = Instant::now();
+    let mut child = Command::new(program)
+        .args(["crowd", &word(&who), &sessions.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start this program again")?;
+    while child.try_wait()?.is_none() {
+        if OPENING < begin.elapsed() {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // It prints one line, which waits in the pipe.
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "a crowd failed");
+    Ok(Some(serde_json::from_slice(&output.stdout)?))
 }
 
 /// Opens the crowd, and prints what was measured as JSON.
@@ -91,7 +121,7 @@ pub fn run(args: &CrowdArgs) -> anyhow::Result<()> {
 }
 
 async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
-    let name = format!("memory@crowd-{}", args.who.name());
+    let name = format!("memory@crowd-{}", word(&args.who));
     if args.who == Who::Pipe {
         return open_pipes(&name, args.sessions).await;
     }
@@ -104,7 +134,7 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
         _ => (contract::ECHO, vec![7; 581]),
     };
     let mut asked = Vec::new();
-    request(&mut asked, 1, method, &payload);
+    put_request(&mut asked, 1, method, &payload);
     let mut buffer = vec![0; 64 << 10];
     let mut crowd = Vec::with_capacity(args.sessions);
     let before = Process::current().resident_bytes()?;
@@ -121,11 +151,15 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     let cpu = own_cpu();
     tokio::time::sleep(rest).await;
     let idle = own_cpu() - cpu;
+    let held = HeldUp::watch();
+    tokio::time::sleep(rest).await;
+    let idle_held_nanos = held.stop().await?;
     ensure!(server.stats().connections == args.sessions, "a connection was lost");
     let each = |value: f64| value / args.sessions as f64;
     let mut report = CrowdReport {
         bytes: each(bytes as f64),
         idle_nanos: each(idle.as_nanos() as f64 / rest.as_secs_f64()),
+        idle_held_nanos,
         ..CrowdReport::default()
     };
     if args.who == Who::Entered {
@@ -133,26 +167,60 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
         let push = Push::new(contract::SERVICE, contract::TICK, payload.clone()).class(Class::Fire);
         // As long as a request of the same names.
         let mut frame = Vec::new();
-        request(&mut frame, 1, contract::TICK, &payload);
-        let (mut cpu, mut time) = (Duration::ZERO, Duration::ZERO);
-        for publish in 0..=PUBLISHES {
-            let (cpu_before, begin) = (own_cpu(), Instant::now());
-            let receipt = server.publish(TOPIC, &push)?;
-            if 0 < publish {
-                time += begin.elapsed();
-                cpu += own_cpu() - cpu_before;
+        put_request(&mut frame, 1, contract::TICK, &payload);
+        let mut cpu = Duration::ZERO;
+        for publish in 0..=PUBLISHES + 1 {
+            // The watch takes CPU time itself, so the last publish is not measured. The watch has its first turn here.
+            let held = (PUBLISHES < publish).then(HeldUp::watch);
+            tokio::task::yield_now().await;
+            let before = own_cpu();
+            let outcomes = server.publish(Promise::Fire.topic(), &push)?.handled().await;
+            if (1..=PUBLISHES).contains(&publish) {
+                cpu += own_cpu() - before;
             }
-            let outcomes = receipt.handled().await;
+            if let Some(held) = held {
+                report.publish_held_nanos = held.stop().await?;
+            }
             ensure!(outcomes.targets() == args.sessions && outcomes.dropped() == 0, "not for all: {outcomes:?}");
             for socket in &crowd {
                 let len = read(socket, &mut buffer).await?;
                 ensure!(len == frame.len() && buffer[..len].ends_with(&payload), "not the push that was due");
             }
         }
-        let each = |time: Duration| time.as_nanos() as f64 / f64::from(PUBLISHES) / args.sessions as f64;
-        (report.publish_cpu_nanos, report.publish_nanos) = (each(cpu), each(time));
+        report.publish_cpu_nanos = each(cpu.as_nanos() as f64 / f64::from(PUBLISHES));
     }
     Ok(report)
+}
+
+/// A task that always yields, and measures how much CPU time passes until its next turn.
+struct HeldUp {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Duration>,
+}
+
+impl HeldUp {
+    fn watch() -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = Arc::clone(&stop);
+        let task = tokio::spawn(async move {
+            let (mut longest, mut last) = (Duration::ZERO, thread_cpu());
+            loop {
+                tokio::task::yield_now().await;
+                let now = thread_cpu();
+                (longest, last) = (longest.max(now - last), now);
+                if stopped.load(Ordering::Relaxed) {
+                    return longest;
+                }
+            }
+        });
+        Self { stop, task }
+    }
+
+    /// Returns the longest time, in nanoseconds.
+    async fn stop(self) -> anyhow::Result<f64> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.task.await?.as_nanos() as f64)
+    }
 }
 
 async fn open_pipes(name: &str, pipes: usize) -> anyhow::Result<CrowdReport> {
@@ -183,7 +251,9 @@ mod tests {
         for who in [Who::Pipe, Who::Plain, Who::Entered] {
             let report =
                 open(CrowdArgs { who, sessions: 100 }, Duration::from_millis(1)).await.expect("all is as it should be");
-            assert_eq!(0.0 < report.publish_cpu_nanos, who == Who::Entered, "{report:?}");
+            for of_publish in [report.publish_cpu_nanos, report.publish_held_nanos] {
+                assert_eq!(0.0 < of_publish, who == Who::Entered, "{report:?}");
+            }
         }
     }
 }

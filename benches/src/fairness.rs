@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 
 use crate::{
     contract::{self, PublishArgs},
-    load::{Call, ClosedLoop, Load, Single, latencies},
+    load::{ClosedLoop, Load, Single, latencies},
     process::Process,
     server::FRAME_BYTES_MAX,
 };
@@ -43,9 +43,8 @@ pub(crate) fn kib_before_a_push(
     let mut pushed = Single::connect(listening.address())?;
 
     let measure = args.every * u32::try_from(args.count).context("a count of some hundreds")?;
-    let (payload_bytes, call, heartbeat_every) = (0, Call::Fill(reply_bytes), None);
     let warm_up = Duration::from_millis(50);
-    let work = ClosedLoop { in_flight: 1, payload_bytes, call, heartbeat_every, warm_up, measure };
+    let work = ClosedLoop::fill(reply_bytes, warm_up, measure);
     let replies = thread::spawn(move || asking.closed_loop(work));
     thread::sleep(warm_up);
     let (mut before, mut next, payload) = (latencies(), Instant::now(), vec![0; args.size]);
@@ -99,7 +98,7 @@ mod tests {
 
     #[test]
     fn little_goes_before_a_push() {
-        let args = PublishArgs { count: 50, size: 128, every: Duration::from_millis(2) };
+        let args = PublishArgs::new(50, 128, Duration::from_millis(2));
         let before = kib_before_a_push(1, 4 << 20, args).expect("all is as it should be");
         assert!(!before.is_empty() && before.min() <= 256, "{} KiB", before.min());
     }

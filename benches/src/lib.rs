@@ -5,7 +5,7 @@
 //! | `contract.rs` | the service `Bench` on the wire: what every server here offers and the load asks for |
 //! | `server.rs` | our server of that contract |
 //! | `limit.rs` | the bare limit: a server of that contract on epoll alone |
-//! | `load.rs` | one neutral load for every server of that contract |
+//! | `load.rs` | one neutral load for every server of that contract, and for message brokers (`load/wire.rs`) |
 //! | `pair.rs` | the load that a framework's own client makes; `ours.rs` is our client |
 //! | `governance.rs` | what choosing a server, fail modes and layers take of a call |
 //! | `fairness.rs` | how much of a large reply goes before a push to somebody else |

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bothways_proto::{self as proto, Header, Limits, Metadata, PREFIX_LEN, Seq, SerializeType};
+use bothways_proto::{self as proto, Header, Limits, Metadata, Seq, SerializeType};
 use bytes::{Buf, Bytes};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
@@ -39,9 +39,6 @@ const BEHIND_BYTES: usize = 256 << 10;
 
 /// Unless it took nothing for this long.
 const PATIENCE: Duration = Duration::from_millis(5);
-
-/// Replies that wait for a client that does not read, before its requests are no longer read either.
-const REPLY_BYTES: usize = 4 << 20;
 
 /// Most bytes of one push: what a frame can hold beside its names.
 const PUSH_BYTES_MAX: usize = 4 << 20;
@@ -134,8 +131,6 @@ struct Connection {
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
     progress: Instant,
-    /// There may be something to read, but too much waits to be written.
-    paused: bool,
 }
 
 struct Worker {
@@ -255,7 +250,6 @@ impl Worker {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             progress: Instant::now(),
-            paused: false,
         });
         Ok(())
     }
@@ -263,15 +257,7 @@ impl Worker {
     /// False if the connection is over.
     fn handle_writable(&mut self, place: usize) -> bool {
         let Some(connection) = self.connections.get_mut(place) else { return false };
-        if connection.waiting.is_empty() {
-            return true;
-        }
-        let alive = connection.write_waiting().is_ok();
-        if alive && connection.paused && connection.waiting_bytes < REPLY_BYTES {
-            connection.paused = false;
-            return self.handle_readable(place, true);
-        }
-        alive
+        connection.waiting.is_empty() || connection.write_waiting().is_ok()
     }
 
     /// Reads until the socket is drained: a read that does not fill the buffer shows that, unless the
@@ -280,11 +266,6 @@ impl Worker {
         let mut buffer = std::mem::take(&mut self.buffer);
         let alive = loop {
             let Some(connection) = self.connections.get_mut(place) else { break false };
-            // A client that joined reads broadcasts first; what it asks meanwhile waits all the same.
-            if REPLY_BYTES < connection.waiting_bytes && !self.joined.contains_key(&place) {
-                connection.paused = true;
-                break true;
-            }
             let n = match connection.stream.read(&mut buffer) {
                 Ok(0) => break false,
                 Ok(n) => n,
@@ -326,7 +307,7 @@ impl Worker {
         let (mut start, mut at) = (0, 0);
         while let Some(len) = proto::frame_len(&bytes[at..], &limits).map_err(|_| Over)? {
             let Some(frame) = bytes.get_mut(at..at + len) else { break };
-            let (method, payload) = method_and_payload(frame).ok_or(Over)?;
+            let [_, method, _, payload] = contract::parts(frame).ok_or(Over)?;
             if method == contract::BROADCAST.as_bytes() {
                 let args = BroadcastArgs::parse(payload).filter(|args| args.size <= PUSH_BYTES_MAX).ok_or(Over)?;
                 let seq = u64::from_be_bytes(*frame[4..].first_chunk().ok_or(Over)?);
@@ -346,11 +327,14 @@ impl Worker {
     }
 
     fn begin_broadcast(&mut self, place: usize, args: BroadcastArgs, seq: Seq) -> io::Result<()> {
+        let (mut reply, names) = (Vec::new(), (contract::SERVICE, contract::BROADCAST));
+        let header = Header::request(seq, SerializeType::RAW).reply();
+        contract::put(&mut reply, header, names, &Metadata::new(), b"");
         let job = Arc::new(Job {
             args,
             asked_by: self.index,
             connection: Id { place, born: self.connections[place].born },
-            reply: frame(Header::request(seq, SerializeType::RAW).reply(), contract::BROADCAST, b""),
+            reply: reply.into(),
             threads_left: AtomicUsize::new(self.outlets.len()),
         });
         for to in 0..self.outlets.len() {
@@ -377,8 +361,7 @@ impl Worker {
             for _ in 0..batch {
                 self.pushed += 1;
                 self.stamps.stamp(&mut payload);
-                let header = Header::oneway(Seq::new(self.pushed), SerializeType::RAW);
-                bytes.extend_from_slice(&frame(header, contract::TICK, &payload));
+                contract::put_oneway(&mut bytes, self.pushed, contract::TICK, &payload);
             }
             let bytes = Bytes::from(bytes);
             for place in self.joined.keys() {
@@ -457,24 +440,6 @@ impl Connection {
 
 /// The connection is over: the client left, or sent what no client of the contract sends.
 struct Over;
-
-/// Where the method and the payload of a whole frame are. `None` if its inner lengths lie.
-fn method_and_payload(frame: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut rest = frame.get(PREFIX_LEN..)?;
-    let mut part = || {
-        let (len, tail) = rest.split_first_chunk::<4>()?;
-        let (part, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-        rest = tail;
-        Some(part)
-    };
-    let (_path, method, _metadata) = (part()?, part()?, part()?);
-    Some((method, part()?))
-}
-
-fn frame(header: Header, method: &str, payload: &[u8]) -> Bytes {
-    proto::frame(header, contract::SERVICE, method, &Metadata::new(), payload, &Limits::default())
-        .expect("a broadcast asks for messages within the limits")
-}
 
 /// Where a listener really listens, in rpcx's form.
 pub fn address_of(local: SocketAddr) -> String {

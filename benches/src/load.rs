@@ -4,6 +4,8 @@
 //! and in order. Any fault ends the measurement with an error, never with a number.
 
 mod fleet;
+mod open_loop;
+mod wire;
 
 use std::{
     cell::Cell,
@@ -14,11 +16,16 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use bothways_proto::Metadata;
 use hdrhistogram::Histogram;
 
-use self::fleet::{Fleet, Frame, connect_waiting, limits, put_heartbeat, put_oneway, put_request, read_frame};
+use self::fleet::{Fleet, Frame, connect_waiting, limits, put_heartbeat, read_frame};
+pub use self::{
+    open_loop::OpenLoop,
+    wire::{CENTRIFUGO, NATS, PLAIN, SESSION, Wire, put_ack, put_hello},
+};
 use crate::{
-    contract::{self, BroadcastArgs, PublishArgs, Published},
+    contract::{self, BroadcastArgs, PublishArgs, Published, put_oneway, put_request},
     process::Process,
 };
 
@@ -27,6 +34,7 @@ use crate::{
 pub struct Load {
     server: Process,
     address: SocketAddr,
+    wire: &'static Wire,
     /// One for each thread.
     fleets: Vec<Fleet>,
 }
@@ -46,6 +54,18 @@ pub struct ClosedLoop {
     pub warm_up: Duration,
     /// Time of the measurement.
     pub measure: Duration,
+}
+
+impl ClosedLoop {
+    /// Calls of `Echo`.
+    pub fn new(in_flight: usize, payload_bytes: usize, warm_up: Duration, measure: Duration) -> Self {
+        Self { in_flight, payload_bytes, call: Call::Echo, heartbeat_every: None, warm_up, measure }
+    }
+
+    /// One call at a time that asks for so many bytes.
+    pub fn fill(bytes: usize, warm_up: Duration, measure: Duration) -> Self {
+        Self { call: Call::Fill(bytes), ..Self::new(1, 0, warm_up, measure) }
+    }
 }
 
 /// What calls of a closed loop ask for, and so what their replies must be.
@@ -123,11 +143,26 @@ impl Load {
     /// # Errors
     /// The server does not listen, or there are no files left.
     pub fn connect(server: Process, address: &str, connections: usize, threads: usize) -> anyhow::Result<Self> {
+        Self::connect_by(&PLAIN, server, address, connections, threads)
+    }
+
+    /// Connects to a server of another protocol, or with sessions.
+    ///
+    /// # Errors
+    /// The server does not listen, says something else than was due, or there are no files left.
+    pub fn connect_by(
+        wire: &'static Wire,
+        server: Process,
+        address: &str,
+        connections: usize,
+        threads: usize,
+    ) -> anyhow::Result<Self> {
         let address = socket_address(address)?;
         let threads = threads.clamp(1, connections.max(1));
         let share = |thread| connections / threads + usize::from(thread < connections % threads);
-        let fleets: anyhow::Result<_> = (0..threads).map(|thread| Fleet::connect(address, share(thread))).collect();
-        Ok(Self { server, address, fleets: fleets? })
+        let fleets = (0..threads).map(|thread| Fleet::connect(address, share(thread), wire));
+        let fleets = fleets.collect::<anyhow::Result<_>>()?;
+        Ok(Self { server, address, wire, fleets })
     }
 
     /// One call of `Echo` on each connection.
@@ -147,12 +182,12 @@ impl Load {
         self.each_fleet(|fleet| fleet.call_each(contract::JOIN, b"", b"")).map(drop)
     }
 
-    /// From now on all sessions get what is published. Our server only.
+    /// From now on all sessions get what is published to this topic. Our server only.
     ///
     /// # Errors
     /// A reply is wrong or does not come.
-    pub fn enter_all(&mut self) -> anyhow::Result<()> {
-        self.each_fleet(|fleet| fleet.call_each(contract::ENTER, b"", b"")).map(drop)
+    pub fn enter_all(&mut self, topic: &str) -> anyhow::Result<()> {
+        self.each_fleet(|fleet| fleet.call_each(contract::ENTER, topic.as_bytes(), b"")).map(drop)
     }
 
     /// Begins so many calls on each connection that run as long as it. Our server only.
@@ -169,8 +204,30 @@ impl Load {
     /// A reply is wrong or does not come.
     pub fn closed_loop(&mut self, work: ClosedLoop) -> anyhow::Result<Measured> {
         ensure!(work.in_flight <= usize::from(u16::MAX), "at most {} calls in flight", u16::MAX);
-        let begin = Instant::now() + work.warm_up;
-        let end = begin + work.measure;
+        self.calls(work.warm_up, work.measure, |fleet, begin, end| closed_loop(fleet, work, begin, end))
+    }
+
+    /// Calls at an even pace, whether replies come or not. The latency of a call counts from when it was due.
+    ///
+    /// # Errors
+    /// A reply is wrong or does not come.
+    pub fn open_loop(&mut self, work: OpenLoop) -> anyhow::Result<Measured> {
+        let threads = self.fleets.len() as f64;
+        self.calls(work.warm_up, work.measure, |fleet, begin, end| {
+            let calls = open_loop::open_loop(fleet, work, work.per_second / threads, begin, end)?;
+            Ok(Replies { calls, heartbeats: latencies() })
+        })
+    }
+
+    /// Measures from the end of the warm-up to the end.
+    fn calls(
+        &mut self,
+        warm_up: Duration,
+        measure: Duration,
+        work: impl Fn(&mut Fleet, Instant, Instant) -> anyhow::Result<Replies> + Sync,
+    ) -> anyhow::Result<Measured> {
+        let begin = Instant::now() + warm_up;
+        let end = begin + measure;
         let server = self.server;
         thread::scope(|scope| {
             let cpu = scope.spawn(move || {
@@ -179,7 +236,7 @@ impl Load {
                 thread::sleep(end.saturating_duration_since(Instant::now()));
                 anyhow::Ok((server.cpu()? - before.0, Process::current().cpu()? - before.1))
             });
-            let results = self.each_fleet(|fleet| closed_loop(fleet, work, begin, end))?;
+            let results = self.each_fleet(|fleet| work(fleet, begin, end))?;
             let (server_cpu, load_cpu) = cpu.join().expect("the watcher does not panic")?;
             let (mut latency, mut heartbeats) = (latencies(), latencies());
             for of_thread in &results {
@@ -187,23 +244,21 @@ impl Load {
                 heartbeats.add(&of_thread.heartbeats).expect("same bounds");
             }
             let (count, since_asked) = (latency.len(), latency.clone());
-            Ok(Measured { count, elapsed: work.measure, latency, since_asked, heartbeats, server_cpu, load_cpu })
+            Ok(Measured { count, elapsed: measure, latency, since_asked, heartbeats, server_cpu, load_cpu })
         })
     }
 
-    /// Asks for a broadcast and receives it on all connections, which have joined.
+    /// Asks for a broadcast and receives it on all connections, which have joined or subscribed.
     ///
-    /// With `wait_for_reply` the server's own answer is waited for too, after the clock has stopped; a
-    /// server may not answer while a client does not read.
+    /// With `wait_for_reply` the server's own answer is waited for too, after the clock has stopped, but not that of
+    /// CPU time; a server may not answer while a client does not read.
     ///
     /// # Errors
     /// A push is wrong, twice, out of order, or does not come.
     pub fn broadcast(&mut self, args: BroadcastArgs, wait_for_reply: bool) -> anyhow::Result<Measured> {
-        let (mut control, measured) = self.receive(contract::BROADCAST, &args.to_string(), args)?;
-        if wait_for_reply {
-            control.read_exact(&mut [0; bothways_proto::PREFIX_LEN]).context("no answer to the broadcast")?;
-        }
-        Ok(measured)
+        let wire = self.wire;
+        let answer = |stream: &mut TcpStream| if wait_for_reply { (wire.published)(stream) } else { Ok(()) };
+        Ok(self.receive(args, |stream| (wire.publish)(stream, args), answer)?.1)
     }
 
     /// Asks that something is published, receives it on all connections, which have entered, and tells what
@@ -213,24 +268,35 @@ impl Load {
     /// A push is wrong, twice, out of order, or does not come.
     pub fn publish(&mut self, args: PublishArgs) -> anyhow::Result<(Measured, Published)> {
         let PublishArgs { count, size, .. } = args;
-        let (mut control, measured) =
-            self.receive(contract::PUBLISH, &args.to_string(), BroadcastArgs { count, size })?;
-        let frame = read_frame(&mut control).context("no answer to the publishing")?;
-        let frame = Frame::parse(&frame)?;
-        frame.must_be_reply()?;
-        Ok((measured, Published::parse(frame.payload).context("an answer that is no account")?))
+        let ask = |stream: &mut TcpStream| {
+            let mut request = Vec::new();
+            put_request(&mut request, 1, contract::PUBLISH, args.to_string().as_bytes());
+            Ok(stream.write_all(&request)?)
+        };
+        let answer = |stream: &mut TcpStream| {
+            let frame = read_frame(stream).context("no answer to the publishing")?;
+            let frame = Frame::parse(&frame)?;
+            frame.must_be_reply()?;
+            Published::parse(frame.payload).context("an answer that is no account")
+        };
+        let (published, measured) = self.receive(BroadcastArgs { count, size }, ask, answer)?;
+        Ok((measured, published))
     }
 
     /// Asks on a connection of its own, and receives pushes on all others.
-    fn receive(&mut self, method: &str, payload: &str, args: BroadcastArgs) -> anyhow::Result<(TcpStream, Measured)> {
+    fn receive<T>(
+        &mut self,
+        args: BroadcastArgs,
+        ask: impl FnOnce(&mut TcpStream) -> anyhow::Result<()>,
+        answer: impl FnOnce(&mut TcpStream) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(T, Measured)> {
         let mut control = connect_waiting(self.address)?;
-        let mut request = Vec::new();
-        put_request(&mut request, 1, method, payload.as_bytes());
         let before = (self.server.cpu()?, Process::current().cpu()?);
-        let start = Instant::now();
-        control.write_all(&request)?;
-        let results = self.each_fleet(|fleet| receive(fleet, args, start))?;
+        let (start, wire) = (Instant::now(), self.wire);
+        ask(&mut control)?;
+        let results = self.each_fleet(|fleet| receive(fleet, wire, args, start))?;
         let elapsed = start.elapsed();
+        let answer = answer(&mut control)?;
         let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
         let (mut latency, mut since_asked) = (latencies(), latencies());
         for of_thread in &results {
@@ -238,7 +304,7 @@ impl Load {
             since_asked.add(&of_thread.since_asked).expect("same bounds");
         }
         let (count, heartbeats) = (latency.len(), latencies());
-        Ok((control, Measured { count, elapsed, latency, since_asked, heartbeats, server_cpu, load_cpu }))
+        Ok((answer, Measured { count, elapsed, latency, since_asked, heartbeats, server_cpu, load_cpu }))
     }
 
     fn each_fleet<T: Send>(&mut self, work: impl Fn(&mut Fleet) -> anyhow::Result<T> + Sync) -> anyhow::Result<Vec<T>> {
@@ -253,27 +319,49 @@ impl Load {
     }
 }
 
-/// Sends heartbeats, one after the other, on a connection that does nothing else. Nanoseconds from each to
-/// its answer.
+/// What [`paced`] sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Paced {
+    /// Heartbeats.
+    Heartbeats,
+    /// Calls of `Echo`.
+    Calls,
+}
+
+/// Sends one message after the other on a connection of its own, each when it is due, or as soon as the one before is
+/// answered. Returns the nanoseconds from when each was due to its answer.
 ///
 /// # Errors
 /// One is not answered.
-pub fn heartbeats(address: &str, begin: Instant, end: Instant, every: Duration) -> anyhow::Result<Histogram<u64>> {
+pub fn paced(
+    what: Paced,
+    address: &str,
+    begin: Instant,
+    end: Instant,
+    every: Duration,
+) -> anyhow::Result<Histogram<u64>> {
     let mut stream = connect_waiting(socket_address(address)?)?;
-    let mut latency = latencies();
-    let (mut seq, mut frame, mut next) = (0, Vec::new(), begin);
-    while next < end {
-        thread::sleep(next.saturating_duration_since(Instant::now()));
+    let (mut latency, payload) = (latencies(), pattern(581));
+    let (mut seq, mut frame, mut due) = (0, Vec::new(), begin);
+    while due < end {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
         seq += 1;
         frame.clear();
-        put_heartbeat(&mut frame, seq);
-        let since = Instant::now();
+        match what {
+            Paced::Heartbeats => put_heartbeat(&mut frame, seq, &Metadata::new()),
+            Paced::Calls => put_request(&mut frame, seq, contract::ECHO, &payload),
+        }
         stream.write_all(&frame)?;
-        let answer = read_frame(&mut stream).context("a heartbeat without an answer")?;
+        let answer = read_frame(&mut stream).context("nothing answered")?;
         let answer = Frame::parse(&answer)?;
-        ensure!(answer.is_heartbeat() && answer.seq == seq, "another frame where a heartbeat was due: {answer:?}");
-        latency.saturating_record(since.elapsed().as_nanos() as u64);
-        next = (next + every).max(Instant::now());
+        answer.must_be_reply()?;
+        let is_what_was_due = match what {
+            Paced::Heartbeats => answer.is_heartbeat(),
+            Paced::Calls => answer.payload == payload,
+        };
+        ensure!(is_what_was_due && answer.seq == seq, "another frame than was due: {answer:?}");
+        latency.saturating_record(due.elapsed().as_nanos() as u64);
+        due += every;
     }
     Ok(latency)
 }
@@ -317,11 +405,6 @@ impl Single {
         frame.must_be_push()?;
         Ok(frame.payload.to_vec())
     }
-}
-
-/// Appends a request of the contract that wants a reply.
-pub fn request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
-    put_request(out, seq, method, payload);
 }
 
 /// Connections that get pushes and never read.
@@ -511,7 +594,7 @@ impl Beats {
         self.seq += 1;
         self.next = now + every;
         self.waiting[place] = Some((self.seq, now));
-        put_heartbeat(out, self.seq);
+        put_heartbeat(out, self.seq, &Metadata::new());
     }
 
     fn answered(&mut self, place: usize, seq: u64, now: Instant) -> anyhow::Result<()> {
@@ -527,29 +610,40 @@ struct Arrivals {
     since_asked: Histogram<u64>,
 }
 
-fn receive(fleet: &mut Fleet, args: BroadcastArgs, asked: Instant) -> anyhow::Result<Arrivals> {
+/// A client acknowledges after this many pushes, as the library does.
+const ACK_EVERY: usize = 32;
+
+fn receive(fleet: &mut Fleet, wire: &Wire, args: BroadcastArgs, asked: Instant) -> anyhow::Result<Arrivals> {
     #[derive(Clone, Copy, Default)]
     struct Received {
         count: usize,
         clock: u64,
+        offset: Option<u64>,
     }
     let mut received = vec![Received::default(); fleet.len()];
     let left = Cell::new(fleet.len() * args.count);
     let (mut latency, mut since_asked) = (latencies(), latencies());
     let is_done = || left.get() == 0;
-    fleet.run(is_done, |place, frame, now, _| {
-        frame.must_be_push()?;
-        ensure!(frame.payload.len() == args.size, "a push of {} bytes, not {}", frame.payload.len(), args.size);
-        let clock = contract::stamped(frame.payload).context("a push without a clock")?;
-        let of_connection = &mut received[place];
-        // The clock goes forward, so this also finds one that came twice.
-        ensure!(of_connection.clock < clock, "a push of {clock} ns after one of {} ns", of_connection.clock);
-        *of_connection = Received { count: of_connection.count + 1, clock };
-        ensure!(of_connection.count <= args.count, "more pushes than were asked for");
-        latency.saturating_record(now.wall.saturating_sub(clock).max(1));
-        since_asked.saturating_record(now.instant.duration_since(asked).as_nanos() as u64);
-        left.set(left.get() - 1);
-        Ok(())
+    fleet.run_bytes(is_done, |place, frame, now, out| {
+        (wire.pushes)(frame, &mut |push| {
+            ensure!(push.len == args.size, "a push of {} bytes, not {}", push.len, args.size);
+            let of_connection = &mut received[place];
+            let Received { count, clock, offset } = *of_connection;
+            // The clock goes forward, so this also finds one that came twice.
+            ensure!(clock < push.clock, "a push of {} ns after one of {clock} ns", push.clock);
+            let follows = offset.is_none_or(|offset| push.offset == Some(offset + 1));
+            ensure!(follows, "offset {:?} after {offset:?}", push.offset);
+            let count = count + 1;
+            *of_connection = Received { count, clock: push.clock, offset: push.offset };
+            ensure!(count <= args.count, "more pushes than were asked for");
+            latency.saturating_record(now.wall.saturating_sub(push.clock).max(1));
+            since_asked.saturating_record(now.instant.duration_since(asked).as_nanos() as u64);
+            if let Some(offset) = push.offset.filter(|_| count == args.count || count % ACK_EVERY == 0) {
+                put_ack(out, offset);
+            }
+            left.set(left.get() - 1);
+            Ok(())
+        })
     })?;
     Ok(Arrivals { latency, since_asked })
 }
@@ -564,7 +658,10 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::{limit, server};
+    use crate::{
+        contract::{Origin, Promise},
+        limit, server,
+    };
 
     /// Each of our two servers, within this process.
     fn servers() -> [String; 2] {
@@ -590,11 +687,16 @@ mod tests {
             {
                 let mut load = Load::connect(Process::current(), &address, connections, threads).expect("connects");
                 let (warm_up, measure) = (Duration::from_millis(20), Duration::from_millis(80));
-                let (call, heartbeat_every) = (Call::Echo, Some(Duration::from_millis(5)));
-                let work = ClosedLoop { in_flight, payload_bytes, call, heartbeat_every, warm_up, measure };
+                let work = ClosedLoop {
+                    heartbeat_every: Some(Duration::from_millis(5)),
+                    ..ClosedLoop::new(in_flight, payload_bytes, warm_up, measure)
+                };
                 let measured = load.closed_loop(work).expect("all is as it should be");
                 assert!(0 < measured.count && measured.latency.value_at_quantile(0.5) < 1_000_000_000);
                 assert!(!measured.heartbeats.is_empty());
+                let work = OpenLoop { per_second: 500.0, payload_bytes, warm_up, measure };
+                let measured = load.open_loop(work).expect("all is as it should be");
+                assert!((1..=41).contains(&measured.count), "{} calls", measured.count);
             }
         }
     }
@@ -630,14 +732,32 @@ mod tests {
     fn what_is_published_has_an_outcome_for_everyone() {
         let [address, _] = servers();
         let mut load = Load::connect(Process::current(), &address, 5, 1).expect("connects");
-        load.enter_all().expect("all is as it should be");
+        load.enter_all("").expect("all is as it should be");
         let stalled = Stalled::connect(&address, 2, contract::ENTER).expect("connects");
-        let args = PublishArgs { count: 300, size: 8 << 10, every: Duration::from_millis(2) };
+        let args = PublishArgs::new(300, 8 << 10, Duration::from_millis(2));
         let (measured, published) = load.publish(args).expect("all is as it should be");
         assert_eq!(measured.count, 1_500);
         let outcomes = published.written + published.dropped_full + published.dropped_ended;
         assert!(outcomes == 2_100 && 1_500 <= published.written && 0 < published.dropped_full, "{published:?}");
         assert!(0 < stalled.read_to_the_end().expect("disconnected"));
+    }
+
+    /// Tracked pushes are acknowledged, and those to clients that are away stay queued.
+    #[test]
+    fn what_is_published_is_acknowledged() {
+        let [address, _] = servers();
+        for (promise, origin) in [(Promise::Tracked, Origin::Handler), (Promise::History, Origin::YieldingTask)] {
+            let enter = |connections| {
+                let load = Load::connect_by(&SESSION, Process::current(), &address, connections, 1);
+                let mut load = load.expect("connects");
+                load.enter_all(promise.topic()).expect("all is as it should be");
+                load
+            };
+            drop(enter(2));
+            let args = PublishArgs { promise, origin, away: 2, ..PublishArgs::new(100, 128, Duration::ZERO) };
+            let (measured, published) = enter(3).publish(args).expect("all is as it should be");
+            assert_eq!((measured.count, published.handled, published.waiting), (300, 300, 200));
+        }
     }
 
     #[test]
@@ -646,8 +766,7 @@ mod tests {
         let mut load = Load::connect(Process::current(), &address, 2, 1).expect("connects");
         load.hold(16_384).expect("they run");
         let (warm_up, measure) = (Duration::ZERO, Duration::from_millis(50));
-        let call = Call::EchoRefused;
-        let work = ClosedLoop { in_flight: 3, payload_bytes: 581, call, heartbeat_every: None, warm_up, measure };
+        let work = ClosedLoop { call: Call::EchoRefused, ..ClosedLoop::new(3, 581, warm_up, measure) };
         assert!(0 < load.closed_loop(work).expect("all are refused").count);
     }
 
@@ -655,9 +774,7 @@ mod tests {
     fn a_large_reply_is_as_large_as_was_asked_for() {
         let [address, _] = servers();
         let mut load = Load::connect(Process::current(), &address, 1, 1).expect("connects");
-        let (warm_up, measure) = (Duration::ZERO, Duration::from_secs(1));
-        let call = Call::Fill(16 << 20);
-        let work = ClosedLoop { in_flight: 1, payload_bytes: 0, call, heartbeat_every: None, warm_up, measure };
+        let work = ClosedLoop::fill(16 << 20, Duration::ZERO, Duration::from_secs(1));
         assert!(0 < load.closed_loop(work).expect("all are answered").count);
     }
 }

@@ -138,10 +138,11 @@ fn targets(answers: &[Answered]) -> Option<String> {
 }
 
 fn instructions(report: &Report) -> Option<String> {
-    let mut rows = vec![["step", "instructions", "allocations"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["step", "instructions", "to reach", "allocations"].map(str::to_owned).to_vec()];
     rows.extend(report.steps.iter().map(|step| {
-        let instructions = number(step.instructions.round()).trim_end_matches(".00").to_owned();
-        vec![step.title.clone(), instructions, format!("{:.2}", step.allocations)]
+        let whole = |value: f64| number(value.round()).trim_end_matches(".00").to_owned();
+        let most = step.to_reach.map(|most| format!("≤ {}", whole(most))).unwrap_or_default();
+        vec![step.title.clone(), whole(step.instructions), most, format!("{:.2}", step.allocations)]
     }));
     (1 < rows.len()).then(|| table(&rows))
 }

@@ -14,18 +14,18 @@ use std::{
 };
 
 use bothways::{
-    AdmissionOptions, Class, Connection, Limits, Metadata, OutgoingOptions, Overflow, Push, QueueBound, Reply, Request,
-    Server, ServerBuilder, Stage, Timeouts,
+    AdmissionOptions, Class, Connection, Limits, Metadata, OutgoingOptions, Overflow, Push, QueueBound, Receipt, Reply,
+    Request, Server, ServerBuilder, Stage, Timeouts,
     connection::ConnectionId,
     raw::{PushFrame, fan_out},
-    session::DropReason,
+    session::{DropReason, TopicOptions},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    contract::{self, BroadcastArgs, PublishArgs, Published, Stamps},
+    contract::{self, BroadcastArgs, Origin, Promise, PublishArgs, Published, Stamps},
     pair::Record,
 };
 
@@ -57,8 +57,11 @@ const PATIENCE_LOOKS: u32 = 4;
 /// Connections that are worth a share of their own.
 const SHARE_CONNECTIONS: usize = 32;
 
-/// What is published goes here.
-pub const TOPIC: &str = "ticks";
+/// How many messages the topic with history keeps, and for how long.
+const HISTORY: (usize, Duration) = (1_000, Duration::from_secs(60));
+
+/// While clients are away, the receipts are read this often.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// The largest reply to `Fill`.
 const REPLY_BYTES_MAX: usize = 16 << 20;
@@ -96,6 +99,8 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
     let publisher = Arc::clone(&this);
     let builder = Server::builder()
         .limits(Limits::default().body_bytes_max(FRAME_BYTES_MAX))
+        .topic(Promise::History.topic(), TopicOptions::new().history(HISTORY.0, HISTORY.1))
+        .expect("it is a topic")
         .outgoing(
             OutgoingOptions::new()
                 .push_queue(QueueBound::messages(PUSH_FRAMES_MAX).bytes(PUSH_BYTES_MAX))
@@ -117,7 +122,7 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
             async move {
                 match (server, request.payload().ok().and_then(|payload| PublishArgs::parse(&payload))) {
                     (Some(server), Some(args)) => publish(&server, args).await,
-                    _ => Reply::error("the payload is not COUNT SIZE MICROS"),
+                    _ => Reply::error("the payload is not COUNT SIZE MICROS CLASS ORIGIN AWAY"),
                 }
             }
         })
@@ -157,38 +162,66 @@ fn fill(request: &Request, zeros: &Bytes) -> Reply {
 fn enter(request: &Request) -> Reply {
     let Some(session) = request.session() else { return Reply::error("the session has ended") };
     session.bind_user(&format!("user-{}", session.id()));
-    match session.subscribe(TOPIC) {
+    let payload = request.payload().unwrap_or_default();
+    let topic = str::from_utf8(&payload).ok().filter(|topic| !topic.is_empty());
+    match session.subscribe(topic.unwrap_or(Promise::Fire.topic())) {
         Ok(()) => Reply::ok(""),
         Err(error) => Reply::error(error.to_string()),
     }
 }
 
-/// Publishes at an even pace, and waits until all has an outcome.
+/// Publishes, and waits until every push to a connected client has an outcome.
 async fn publish(server: &Server, args: PublishArgs) -> Reply {
-    let mut ticks = tokio::time::interval(args.every.max(Duration::from_micros(1)));
-    // One that is late is not made up for by several at once.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut stamps, mut receipts) = (Stamps::default(), Vec::new());
-    for _ in 0..args.count {
-        ticks.tick().await;
-        let mut payload = vec![0; args.size];
-        stamps.stamp(&mut payload);
-        let push = Push::new(contract::SERVICE, contract::TICK, payload).class(Class::Fire);
-        match server.publish(TOPIC, &push) {
-            Ok(receipt) => receipts.push(receipt),
-            Err(error) => return Reply::error(error.to_string()),
-        }
-    }
+    let publishing = publish_all(server.clone(), args);
+    let receipts = match args.origin {
+        Origin::Handler => publishing.await,
+        Origin::Task | Origin::YieldingTask => match tokio::spawn(publishing).await {
+            Ok(receipts) => receipts,
+            Err(error) => Err(error.to_string()),
+        },
+    };
+    let receipts = match receipts {
+        Ok(receipts) => receipts,
+        Err(error) => return Reply::error(error),
+    };
     let session_bytes_max = server.session_bytes_max(args.size + FRAME_REST_BYTES) as u64;
     let mut published = Published { session_bytes_max, ..Published::default() };
     for receipt in receipts {
-        let outcomes = receipt.handled().await;
+        let mut outcomes = if args.away == 0 { receipt.handled().await } else { receipt.outcomes() };
+        while args.away < outcomes.open() {
+            tokio::time::sleep(LOOK).await;
+            outcomes = receipt.outcomes();
+        }
         let full = outcomes.at(Stage::Dropped(DropReason::Full));
         published.written += outcomes.at(Stage::PlainWritten) as u64;
+        published.handled += outcomes.at(Stage::Handled) as u64;
+        published.waiting += outcomes.open() as u64;
         published.dropped_full += full as u64;
         published.dropped_ended += (outcomes.dropped() - full) as u64;
     }
     Reply::ok(published.to_string())
+}
+
+/// Publishes at an even pace, or as fast as it goes.
+async fn publish_all(server: Server, args: PublishArgs) -> Result<Vec<Receipt>, String> {
+    let class = if args.promise == Promise::Fire { Class::Fire } else { Class::Tracked };
+    let mut ticks = (!args.every.is_zero()).then(|| tokio::time::interval(args.every));
+    // After a late tick the pace stays even: there is no burst.
+    ticks.iter_mut().for_each(|ticks| ticks.set_missed_tick_behavior(MissedTickBehavior::Delay));
+    let (mut stamps, mut receipts) = (Stamps::default(), Vec::new());
+    for _ in 0..args.count {
+        if let Some(ticks) = &mut ticks {
+            ticks.tick().await;
+        }
+        let mut payload = vec![0; args.size];
+        stamps.stamp(&mut payload);
+        let push = Push::new(contract::SERVICE, contract::TICK, payload).class(class.clone());
+        receipts.push(server.publish(args.promise.topic(), &push).map_err(|error| error.to_string())?);
+        if args.origin == Origin::YieldingTask {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(receipts)
 }
 
 fn echo(request: &Request) -> Reply {

@@ -9,12 +9,14 @@ use anyhow::{Context, ensure};
 
 use super::{
     kinds::{Kind, PairWork, Running, Tools},
+    publish::{self, Publishing},
     report::Figure,
 };
 use crate::{
-    contract::{self, BroadcastArgs, PublishArgs},
+    contract::{self, BroadcastArgs, Promise, PublishArgs},
+    crowd::{Who, open_alone},
     fairness, governance,
-    load::{Call, ClosedLoop, Load, Measured, Stalled, heartbeats},
+    load::{Call, ClosedLoop, Load, Measured, OpenLoop, PLAIN, Paced, Stalled, paced},
     pair::Shape,
 };
 
@@ -44,7 +46,15 @@ const CALLS_MAX: [usize; 2] = [16_384, 131_072];
 #[derive(Clone, Copy)]
 pub(super) enum Ask {
     /// Calls in a closed loop.
-    Calls { connections: usize, in_flight: usize },
+    Calls { connections: usize, in_flight: usize, payload_bytes: usize },
+    /// Calls at an even pace: half of the calls a second that a closed loop reaches.
+    OpenLoop { connections: usize, in_flight: usize },
+    /// What is published to a topic.
+    Publish(Publishing),
+    /// The same beside other calls.
+    PublishBesideCalls(Publishing),
+    /// Very many sessions in memory.
+    Crowd { sessions: usize },
     /// Broadcasts, one after the other.
     Broadcast { clients: usize, args: BroadcastArgs, repeats: usize },
     /// A broadcast without and with clients that never read.
@@ -73,9 +83,7 @@ pub(super) struct Times {
 
 impl Times {
     pub(super) fn calls(self, in_flight: usize) -> ClosedLoop {
-        let Self { warm_up, measure } = self;
-        let (payload_bytes, call, heartbeat_every) = (PAYLOAD_BYTES, Call::Echo, None);
-        ClosedLoop { in_flight, payload_bytes, call, heartbeat_every, warm_up, measure }
+        ClosedLoop::new(in_flight, PAYLOAD_BYTES, self.warm_up, self.measure)
     }
 }
 
@@ -86,115 +94,21 @@ impl Ask {
         let limit = open_files_max().unwrap_or(usize::MAX);
         ensure!(files <= limit, "it takes {files} open files, and {limit} are allowed (ulimit -n)");
         match self {
-            Self::Calls { connections, in_flight } => {
-                let server = tools.serve(kind)?;
-                let measured = connect(tools, &server, connections)?.closed_loop(times.calls(in_flight))?;
-                let mut figures = calls(&measured);
-                if connections * in_flight == 1 {
-                    // One call at a time: the question is how long it takes.
-                    figures.swap(0, 1);
-                }
-                figures.push(memory(&server)?);
-                Ok(figures)
+            Self::Calls { connections, in_flight, payload_bytes } => {
+                closed_loop(kind, tools, times, connections, in_flight, payload_bytes)
             }
-            Self::Broadcast { clients, args, repeats } => {
-                let server = tools.serve(kind)?;
-                let mut load = connect(tools, &server, clients)?;
-                load.join_all()?;
-                // The first is not counted: it takes the memory that later ones find.
-                load.broadcast(args, true)?;
-                let mut figures = pushes(&broadcasts(&mut load, args, repeats)?);
-                figures.push(memory(&server)?);
-                Ok(figures)
-            }
-            Self::Stalled { readers, stalled, args } => {
-                let broadcast = |stalled| {
-                    let server = tools.serve(kind)?;
-                    let mut load = connect(tools, &server, readers)?;
-                    load.join_all()?;
-                    let before = server.process().resident_bytes()?;
-                    let stalled = Stalled::connect(&server.address, stalled, contract::JOIN)?;
-                    let measured = load.broadcast(args, stalled.is_empty())?;
-                    anyhow::Ok((measured, server.process().resident_bytes()?.saturating_sub(before)))
-                };
-                let (without, _) = broadcast(0)?;
-                let (with, more_bytes) = broadcast(stalled)?;
-                // By the clock in the push, which each server reads at another moment: only the ratio between
-                // the two runs of one server compares.
-                Ok(vec![
-                    Figure::new("p99 with ÷ without", p99_ms(&with) / p99_ms(&without)),
-                    Figure::new("own p99 without, ms", p99_ms(&without)),
-                    Figure::new("own p99 with, ms", p99_ms(&with)),
-                    Figure::new("pushes/s without", without.per_second()),
-                    Figure::new("pushes/s with", with.per_second()),
-                    Figure::new("memory with, MiB", mib(more_bytes)),
-                ])
-            }
+            Self::OpenLoop { connections, in_flight } => open_loop(kind, tools, times, connections, in_flight),
+            Self::Publish(publishing) => publishing.measure(kind, tools),
+            Self::PublishBesideCalls(publishing) => publishing.beside_calls(kind, tools, times.measure),
+            Self::Crowd { sessions } => crowd(kind, tools, sessions),
+            Self::Broadcast { clients, args, repeats } => broadcast(kind, tools, clients, args, repeats),
+            Self::Stalled { readers, stalled, args } => stalled_broadcast(kind, tools, readers, stalled, args),
             Self::StalledSessions { readers, stalled, args } => stalled_sessions(kind, tools, readers, stalled, args),
-            Self::Idle { clients, entered } => {
-                let server = tools.serve(kind)?;
-                let before = server.process().resident_bytes()?;
-                let mut load = connect(tools, &server, clients)?;
-                load.call_each(PAYLOAD_BYTES)?;
-                if entered {
-                    load.enter_all()?;
-                }
-                thread::sleep(REST);
-                let bytes = server.process().resident_bytes()?.saturating_sub(before);
-                let cpu = server.process().cpu()?;
-                thread::sleep(IDLE);
-                let cpu = server.process().cpu()? - cpu;
-                Ok(vec![
-                    Figure::new("bytes/client", bytes as f64 / clients as f64),
-                    Figure::new("idle CPU, %", 100.0 * cpu.as_secs_f64() / IDLE.as_secs_f64()),
-                ])
-            }
-            Self::Pair { connections, in_flight, shape } => {
-                let server = tools.serve(kind)?;
-                let millis = |duration: Duration| duration.as_millis() as u64;
-                let (warm_up_ms, measure_ms) = (millis(times.warm_up), millis(times.measure));
-                let payload_bytes = PAYLOAD_BYTES;
-                let work = PairWork { connections, in_flight, payload_bytes, shape, warm_up_ms, measure_ms };
-                let measured = tools.call(kind, &server, &work)?;
-                let report = measured.report;
-                Ok(vec![
-                    Figure::new("calls/s", report.calls as f64 / report.seconds),
-                    Figure::new("p50 µs", report.p50_ns as f64 / 1e3),
-                    Figure::new("p99 µs", report.p99_ns as f64 / 1e3),
-                    Figure::new("CPU µs/call, both", measured.cpu.as_nanos() as f64 / 1e3 / report.calls as f64),
-                    memory(&server)?,
-                ])
-            }
-            Self::Heartbeats { connections, in_flight } => {
-                let server = tools.serve(kind)?;
-                let mut load = connect(tools, &server, connections)?;
-                let (address, begin) = (server.address.clone(), Instant::now() + times.warm_up);
-                let end = begin + times.measure;
-                let alone = thread::spawn(move || heartbeats(&address, begin, end, HEARTBEAT_EVERY));
-                let work = ClosedLoop { heartbeat_every: Some(HEARTBEAT_EVERY), ..times.calls(in_flight) };
-                let measured = load.closed_loop(work)?;
-                let alone = alone.join().expect("a thread of the load does not panic")?;
-                let millis = |nanos: u64| nanos as f64 / 1e6;
-                ensure!(!measured.heartbeats.is_empty() && !alone.is_empty(), "no heartbeat was answered");
-                Ok(vec![
-                    Figure::new("max ms", millis(measured.heartbeats.max().max(alone.max()))),
-                    Figure::new("p99 ms", millis(measured.heartbeats.value_at_quantile(0.99))),
-                    Figure::new("p99 ms, idle connection", millis(alone.value_at_quantile(0.99))),
-                    Figure::new("max ms, idle connection", millis(alone.max())),
-                    Figure::new("calls/s", measured.per_second()),
-                ])
-            }
+            Self::Idle { clients, entered } => idle(kind, tools, clients, entered),
+            Self::Pair { connections, in_flight, shape } => pair(kind, tools, times, connections, in_flight, shape),
+            Self::Heartbeats { connections, in_flight } => heartbeats(kind, tools, times, connections, in_flight),
             Self::LargeReply { args } => large_reply(kind, tools, args),
-            Self::Refused { connections, in_flight } => {
-                let server = tools.serve(kind)?;
-                // Their calls go on for as long as they are kept.
-                let mut holding = connect(tools, &server, CALLS_MAX[1] / CALLS_MAX[0])?;
-                holding.hold(CALLS_MAX[0])?;
-                let work = ClosedLoop { call: Call::EchoRefused, ..times.calls(in_flight) };
-                let mut figures = calls(&connect(tools, &server, connections)?.closed_loop(work)?);
-                figures.push(memory(&server)?);
-                Ok(figures)
-            }
+            Self::Refused { connections, in_flight } => refused(kind, tools, times, connections, in_flight),
             Self::Governance { servers, calls } => governance::measure(servers, calls, times.measure),
         }
     }
@@ -205,6 +119,7 @@ impl Ask {
         OTHERS
             + match self {
                 Self::Calls { connections, .. }
+                | Self::OpenLoop { connections, .. }
                 | Self::Pair { connections, .. }
                 | Self::Heartbeats { connections, .. }
                 | Self::Refused { connections, .. } => connections,
@@ -212,7 +127,8 @@ impl Ask {
                 Self::Stalled { readers, stalled, .. } | Self::StalledSessions { readers, stalled, .. } => {
                     readers + stalled
                 }
-                Self::LargeReply { .. } | Self::Governance { .. } => 2,
+                Self::Publish(of) | Self::PublishBesideCalls(of) => of.clients.max(of.args.away),
+                Self::LargeReply { .. } | Self::Governance { .. } | Self::Crowd { .. } => 2,
             }
     }
 }
@@ -230,6 +146,195 @@ pub(super) fn broadcasts(load: &mut Load, args: BroadcastArgs, repeats: usize) -
     Ok(sum)
 }
 
+fn closed_loop(
+    kind: Kind,
+    tools: &Tools,
+    times: Times,
+    connections: usize,
+    in_flight: usize,
+    payload_bytes: usize,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let work = ClosedLoop { payload_bytes, ..times.calls(in_flight) };
+    let measured = connect(tools, &server, connections)?.closed_loop(work)?;
+    let mut figures = calls(&measured);
+    if connections * in_flight == 1 {
+        // One call at a time: the question is how long it takes.
+        figures.swap(0, 1);
+    }
+    figures.push(memory(&server)?);
+    Ok(figures)
+}
+
+fn open_loop(
+    kind: Kind,
+    tools: &Tools,
+    times: Times,
+    connections: usize,
+    in_flight: usize,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let mut load = connect(tools, &server, connections)?;
+    let peak = load.closed_loop(times.calls(in_flight))?.per_second();
+    let (per_second, payload_bytes) = (peak / 2.0, PAYLOAD_BYTES);
+    let Times { warm_up, measure } = times;
+    let measured = load.open_loop(OpenLoop { per_second, payload_bytes, warm_up, measure })?;
+    let mut figures = calls(&measured);
+    // The pace is given: the question is how long they take.
+    figures.rotate_left(1);
+    figures.insert(2, Figure::new("p99.9 µs", micros(&measured, 0.999)));
+    Ok(figures)
+}
+
+fn crowd(kind: Kind, tools: &Tools, sessions: usize) -> anyhow::Result<Vec<Figure>> {
+    let report = open_alone(tools.program_of(kind), Who::Entered, sessions)?;
+    let report = report.context("opening them took too long")?;
+    Ok(vec![
+        Figure::new("publish, CPU µs/session", report.publish_cpu_nanos / 1e3),
+        Figure::new("publish, others held up, ms", report.publish_held_nanos / 1e6),
+        Figure::new("idle, CPU ns/session in a second", report.idle_nanos),
+        Figure::new("idle, others held up, ms", report.idle_held_nanos / 1e6),
+        Figure::new("bytes/session", report.bytes),
+    ])
+}
+
+fn broadcast(
+    kind: Kind,
+    tools: &Tools,
+    clients: usize,
+    args: BroadcastArgs,
+    repeats: usize,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let mut load = connect(tools, &server, clients)?;
+    load.join_all()?;
+    // The first is not counted: it takes the memory that later ones find.
+    load.broadcast(args, true)?;
+    let mut figures = pushes(&broadcasts(&mut load, args, repeats)?);
+    figures.push(memory(&server)?);
+    Ok(figures)
+}
+
+fn stalled_broadcast(
+    kind: Kind,
+    tools: &Tools,
+    readers: usize,
+    stalled: usize,
+    args: BroadcastArgs,
+) -> anyhow::Result<Vec<Figure>> {
+    let broadcast = |stalled| {
+        let server = tools.serve(kind)?;
+        let mut load = connect(tools, &server, readers)?;
+        load.join_all()?;
+        let before = server.process().resident_bytes()?;
+        let stalled = Stalled::connect(&server.address, stalled, contract::JOIN)?;
+        let measured = load.broadcast(args, stalled.is_empty())?;
+        anyhow::Ok((measured, server.process().resident_bytes()?.saturating_sub(before)))
+    };
+    let (without, _) = broadcast(0)?;
+    let (with, more_bytes) = broadcast(stalled)?;
+    // By the clock in the push, which each server reads at another moment: only the ratio between
+    // the two runs of one server compares.
+    Ok(vec![
+        Figure::new("p99 with ÷ without", p99_ms(&with) / p99_ms(&without)),
+        Figure::new("own p99 without, ms", p99_ms(&without)),
+        Figure::new("own p99 with, ms", p99_ms(&with)),
+        Figure::new("pushes/s without", without.per_second()),
+        Figure::new("pushes/s with", with.per_second()),
+        Figure::new("memory with, MiB", mib(more_bytes)),
+    ])
+}
+
+fn idle(kind: Kind, tools: &Tools, clients: usize, entered: bool) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let before = server.process().resident_bytes()?;
+    // Clients of other kinds subscribe in their handshake.
+    let wire = publish::wire(kind).unwrap_or(&PLAIN);
+    let mut load = Load::connect_by(wire, server.process(), &server.address, clients, tools.load_threads)?;
+    if publish::wire(kind).is_none() {
+        load.call_each(PAYLOAD_BYTES)?;
+        if entered {
+            load.enter_all(Promise::Fire.topic())?;
+        }
+    }
+    thread::sleep(REST);
+    let bytes = server.process().resident_bytes()?.saturating_sub(before);
+    let cpu = server.process().cpu()?;
+    thread::sleep(IDLE);
+    let cpu = server.process().cpu()? - cpu;
+    Ok(vec![
+        Figure::new("bytes/client", bytes as f64 / clients as f64),
+        Figure::new("idle CPU, %", 100.0 * cpu.as_secs_f64() / IDLE.as_secs_f64()),
+    ])
+}
+
+fn pair(
+    kind: Kind,
+    tools: &Tools,
+    times: Times,
+    connections: usize,
+    in_flight: usize,
+    shape: Shape,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let (warm_up_ms, measure_ms) = (millis(times.warm_up), millis(times.measure));
+    let payload_bytes = PAYLOAD_BYTES;
+    let work = PairWork { connections, in_flight, payload_bytes, shape, warm_up_ms, measure_ms };
+    let measured = tools.call(kind, &server, &work)?;
+    let report = measured.report;
+    Ok(vec![
+        Figure::new("calls/s", report.calls as f64 / report.seconds),
+        Figure::new("p50 µs", report.p50_ns as f64 / 1e3),
+        Figure::new("p99 µs", report.p99_ns as f64 / 1e3),
+        Figure::new("CPU µs/call, both", measured.cpu.as_nanos() as f64 / 1e3 / report.calls as f64),
+        memory(&server)?,
+    ])
+}
+
+fn heartbeats(
+    kind: Kind,
+    tools: &Tools,
+    times: Times,
+    connections: usize,
+    in_flight: usize,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    let mut load = connect(tools, &server, connections)?;
+    let (address, begin) = (server.address.clone(), Instant::now() + times.warm_up);
+    let end = begin + times.measure;
+    let alone = thread::spawn(move || paced(Paced::Heartbeats, &address, begin, end, HEARTBEAT_EVERY));
+    let work = ClosedLoop { heartbeat_every: Some(HEARTBEAT_EVERY), ..times.calls(in_flight) };
+    let measured = load.closed_loop(work)?;
+    let alone = alone.join().expect("a thread of the load does not panic")?;
+    let millis = |nanos: u64| nanos as f64 / 1e6;
+    ensure!(!measured.heartbeats.is_empty() && !alone.is_empty(), "no heartbeat was answered");
+    Ok(vec![
+        Figure::new("max ms", millis(measured.heartbeats.max().max(alone.max()))),
+        Figure::new("p99 ms", millis(measured.heartbeats.value_at_quantile(0.99))),
+        Figure::new("p99 ms, idle connection", millis(alone.value_at_quantile(0.99))),
+        Figure::new("max ms, idle connection", millis(alone.max())),
+        Figure::new("calls/s", measured.per_second()),
+    ])
+}
+
+fn refused(
+    kind: Kind,
+    tools: &Tools,
+    times: Times,
+    connections: usize,
+    in_flight: usize,
+) -> anyhow::Result<Vec<Figure>> {
+    let server = tools.serve(kind)?;
+    // Their calls go on for as long as they are kept.
+    let mut holding = connect(tools, &server, CALLS_MAX[1] / CALLS_MAX[0])?;
+    holding.hold(CALLS_MAX[0])?;
+    let work = ClosedLoop { call: Call::EchoRefused, ..times.calls(in_flight) };
+    let mut figures = calls(&connect(tools, &server, connections)?.closed_loop(work)?);
+    figures.push(memory(&server)?);
+    Ok(figures)
+}
+
 fn stalled_sessions(
     kind: Kind,
     tools: &Tools,
@@ -240,7 +345,7 @@ fn stalled_sessions(
     let publish = |stalled: usize| {
         let server = tools.serve(kind)?;
         let mut load = connect(tools, &server, readers)?;
-        load.enter_all()?;
+        load.enter_all(Promise::Fire.topic())?;
         let before = server.process().resident_bytes()?;
         let stalling = Stalled::connect(&server.address, stalled, contract::ENTER)?;
         let peak = server.process().watch_resident_bytes();
@@ -288,7 +393,7 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
 
     let (server, other) = (tools.serve(kind)?, tools.serve(kind)?);
     let mut listening = connect(tools, &server, 1)?;
-    listening.enter_all()?;
+    listening.enter_all(Promise::Fire.topic())?;
     // The first is not counted: it takes the memory that later ones find.
     listening.publish(PublishArgs { count: 20, ..args })?;
     let (without, _) = listening.publish(args)?;
@@ -296,9 +401,8 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
     let mut publish_beside = |replying: &Running| {
         let mut asking = connect(tools, replying, 1)?;
         let measure = args.every * u32::try_from(args.count).context("a count of some hundreds")?;
-        let (payload_bytes, call, heartbeat_every) = (0, Call::Fill(LARGE_REPLY_BYTES), None);
         let warm_up = Duration::from_millis(50);
-        let work = ClosedLoop { in_flight: 1, payload_bytes, call, heartbeat_every, warm_up, measure };
+        let work = ClosedLoop::fill(LARGE_REPLY_BYTES, warm_up, measure);
         let asking = thread::spawn(move || asking.closed_loop(work));
         thread::sleep(warm_up);
         let (measured, _) = listening.publish(args)?;
@@ -308,7 +412,6 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
     };
     let (beside, _) = publish_beside(&other)?;
     let (with, replies) = publish_beside(&server)?;
-    let micros = |measured: &Measured, quantile| measured.latency.value_at_quantile(quantile) as f64 / 1e3;
     let turn = micros(&replies, 0.5) * TURN_BYTES as f64 / LARGE_REPLY_BYTES as f64;
     Ok(vec![
         Figure::new("p99 writes before it, 1 thread", one_thread),
@@ -327,8 +430,8 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
 fn calls(measured: &Measured) -> Vec<Figure> {
     vec![
         Figure::new("calls/s", measured.per_second()),
-        Figure::new("p50 µs", measured.latency.value_at_quantile(0.5) as f64 / 1e3),
-        Figure::new("p99 µs", measured.latency.value_at_quantile(0.99) as f64 / 1e3),
+        Figure::new("p50 µs", micros(measured, 0.5)),
+        Figure::new("p99 µs", micros(measured, 0.99)),
         Figure::new("CPU µs/call", measured.server_cpu_nanos_each() / 1e3),
         Figure::new("load CPU, %", load_cpu(measured)),
     ]
@@ -349,7 +452,11 @@ fn memory(server: &Running) -> anyhow::Result<Figure> {
 }
 
 fn p99_ms(measured: &Measured) -> f64 {
-    measured.latency.value_at_quantile(0.99) as f64 / 1e6
+    micros(measured, 0.99) / 1e3
+}
+
+fn micros(measured: &Measured, quantile: f64) -> f64 {
+    measured.latency.value_at_quantile(quantile) as f64 / 1e3
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -357,7 +464,7 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// Near 100 for each thread of the load, it is the load that is measured.
-fn load_cpu(measured: &Measured) -> f64 {
+pub(super) fn load_cpu(measured: &Measured) -> f64 {
     100.0 * measured.load_cpu.as_secs_f64() / measured.elapsed.as_secs_f64()
 }
 

@@ -16,21 +16,21 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use bothways::{
-    Class, Client, ClientOptions, Connection, Limits, Metadata, Push, SerializeType, Server, ServerLimits, Stage,
-    Target,
+    Class, Client, ClientOptions, Connection, Limits, Metadata, Push, Server, ServerLimits, Stage, Target,
     codec::Raw,
     raw::{PushFrame, fan_out},
     transport::{AnySocket, ConnectOptions, Socket, connect},
 };
-use bothways_proto::{Capabilities, Deframer, FrameParts, Header, Hello, Names, Seq, VERSION};
+use bothways_proto::Deframer;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
-use super::report::{Counted, Report};
+use super::report::{Counted, Report, number};
 use crate::{
-    contract,
+    contract::{self, Promise, put_request, word},
+    load::{put_ack, put_hello},
     pair::Record,
-    server::{TOPIC, server},
+    server::server,
 };
 
 /// Repetitions of the short run and of the long one.
@@ -108,10 +108,6 @@ enum Step {
 }
 
 impl Step {
-    fn name(self) -> String {
-        self.to_possible_value().expect("no step is hidden").get_name().to_owned()
-    }
-
     /// What is counted in one repetition.
     fn units(self) -> u64 {
         match self {
@@ -120,6 +116,16 @@ impl Step {
             Self::Push16 => 16 * RECEIVERS as u64,
             Self::PublishFire | Self::PublishTracked => (PUBLISHED_AT_ONCE * SUBSCRIBERS) as u64,
             Self::Serve1 | Self::Call1 | Self::EncodePush => 1,
+        }
+    }
+
+    /// Most instructions that one may take.
+    fn to_reach(self) -> Option<f64> {
+        match self {
+            Self::PublishFire => Some(1_000.0),
+            Self::PublishTracked => Some(1_100.0),
+            Self::CallRecord16 => Some(24_500.0),
+            _ => None,
         }
     }
 
@@ -156,9 +162,10 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
         println!("instructions: skipped, {why}");
         return Ok(report);
     }
-    println!("{:<16} {:>12} {:>11}   of what (payloads of 581 bytes)", "step", "instructions", "allocations");
+    let head = ["step", "instructions", "to reach", "allocations"];
+    println!("{:<16} {:>12} {:>8} {:>11}   of what (payloads of 581 bytes)", head[0], head[1], head[2], head[3]);
     for &step in Step::value_variants() {
-        let name = step.name();
+        let name = word(&step);
         if args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             continue;
         }
@@ -175,8 +182,11 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
         let each = |options: &[&str], figure| Counting { step, repeats, more: Vec::new() }.each(options, figure);
         let instructions = each(&["--tool=callgrind", &profile], INSTRUCTIONS)?;
         let allocations = each(&["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;
-        println!("{name:<16} {instructions:>12.0} {allocations:>11.2}   {}", step.question());
-        report.steps.push(Counted { name, title: step.question().to_owned(), instructions, allocations });
+        let to_reach = step.to_reach();
+        let most = to_reach.map(number).unwrap_or_default();
+        println!("{name:<16} {instructions:>12.0} {most:>8} {allocations:>11.2}   {}", step.question());
+        let title = step.question().to_owned();
+        report.steps.push(Counted { name, title, instructions, to_reach, allocations });
     }
     Ok(report)
 }
@@ -214,7 +224,7 @@ impl Counting {
 
     /// The figure of a whole run.
     fn count(&self, repeats: u64, options: &[&str], figure: &str) -> anyhow::Result<u64> {
-        let name = self.step.name();
+        let name = word(&self.step);
         let output = Command::new("valgrind")
             // glibc copies some KiB and more with one `rep movsb`, which valgrind counts once for each byte.
             .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS")
@@ -365,22 +375,18 @@ async fn push(
 async fn publish(server: &Server, address: &str, class: Class, repeats: u64) -> anyhow::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     let mut sockets = Vec::new();
-    let is_tracked = class == Class::Tracked;
+    let (is_tracked, topic) = (class == Class::Tracked, Promise::Fire.topic());
     for _ in 0..SUBSCRIBERS {
         let socket = connect(&address.parse()?, &ConnectOptions::default()).await?;
         let mut opening = Vec::new();
         if is_tracked {
-            let mut metadata = Metadata::new();
-            let capabilities = Capabilities::SESSIONS.union(Capabilities::CALLS);
-            Hello { version: VERSION, capabilities }.put(&mut metadata);
-            put(&mut opening, Header::heartbeat(Seq::new(1), SerializeType::RAW), ("", ""), &metadata, b"");
+            put_hello(&mut opening);
         }
-        let header = Header::request(Seq::new(2), SerializeType::RAW);
-        put(&mut opening, header, (contract::SERVICE, contract::ENTER), &Metadata::new(), b"");
+        put_request(&mut opening, 2, contract::ENTER, b"");
         ensure!(socket.try_write(&[IoSlice::new(&opening)])? == opening.len(), "no room for the first frames");
         sockets.push(socket);
     }
-    while server.sessions(&Target::subscribers_of(TOPIC))?.len() < SUBSCRIBERS {
+    while server.sessions(&Target::subscribers_of(topic))?.len() < SUBSCRIBERS {
         tokio::task::yield_now().await;
     }
     for socket in &sockets {
@@ -395,17 +401,15 @@ async fn publish(server: &Server, address: &str, class: Class, repeats: u64) -> 
     let mut offset = 0;
     for _ in 0..repeats {
         let receipts: Vec<_> =
-            (0..PUBLISHED_AT_ONCE).map(|_| server.publish(TOPIC, &push)).collect::<Result<_, _>>()?;
+            (0..PUBLISHED_AT_ONCE).map(|_| server.publish(topic, &push)).collect::<Result<_, _>>()?;
         for receipt in receipts {
             let outcomes = receipt.written().await;
             let written = outcomes.at(Stage::PlainWritten) + outcomes.at(Stage::Written);
             ensure!(written == SUBSCRIBERS, "not to all: {outcomes:?}");
         }
-        offset += PUBLISHED_AT_ONCE;
+        offset += PUBLISHED_AT_ONCE as u64;
         let mut ack = Vec::new();
-        let metadata = Metadata::new().with("_bw.ack", format!("{offset},{offset}"));
-        let header = Header::oneway(Seq::new(1 << 20), SerializeType::RAW);
-        put(&mut ack, header, ("_bothways", "Ack"), &metadata, b"");
+        put_ack(&mut ack, offset);
         for socket in &sockets {
             let read = poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await?;
             ensure!(PUBLISHED_AT_ONCE * PUBLISHED_BYTES < read, "{read} bytes of the pushes");
@@ -426,17 +430,9 @@ fn ready_read(read: std::task::Poll<std::io::Result<usize>>) -> std::io::Result<
     }
 }
 
-fn put(out: &mut Vec<u8>, header: Header, names: (&str, &str), metadata: &Metadata, payload: &[u8]) {
-    let parts = FrameParts { header, names: Names::new(names.0, names.1), metadata, payload_len: payload.len() };
-    parts.put_frame(out, payload, &Limits::default()).expect("within the limits");
-}
-
 fn request(number: u64, payload: &[u8]) -> Vec<u8> {
-    let header = Header::request(Seq::new(number), SerializeType::RAW);
-    let (names, metadata) = (Names::new(contract::SERVICE, contract::ECHO), &Metadata::new());
-    let parts = FrameParts { header, names, metadata, payload_len: payload.len() };
     let mut frame = Vec::new();
-    parts.put_frame(&mut frame, payload, &Limits::default()).expect("within the limits");
+    put_request(&mut frame, number, contract::ECHO, payload);
     frame
 }
 

@@ -4,17 +4,24 @@ use std::{
     collections::HashMap,
     env,
     io::{BufRead, BufReader},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
 
 use super::CompareArgs;
 use crate::{
+    contract::word,
     pair::{MEASURING, PairReport, Shape},
     process::Process,
 };
+
+/// A broker that does not listen after this long has failed.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// Whose server, and, where both ends are of one kind, whose client.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -34,6 +41,11 @@ pub(super) enum Kind {
     Tonic,
     Tarpc,
     Jsonrpsee,
+    /// Bothways, with `fan_out` in place of sessions and topics.
+    Broadcast,
+    /// The message brokers.
+    Nats,
+    Centrifugo,
 }
 
 impl Kind {
@@ -48,10 +60,19 @@ impl Kind {
             Self::Tonic => "tonic",
             Self::Tarpc => "tarpc",
             Self::Jsonrpsee => "jsonrpsee",
+            Self::Broadcast => "bothways-broadcast",
+            Self::Nats => "nats-server",
+            Self::Centrifugo => "centrifugo",
         }
     }
 
     const PEERS: [Self; 3] = [Self::Tonic, Self::Tarpc, Self::Jsonrpsee];
+
+    /// Go modules that are built with `go install`.
+    const BROKERS: [(Self, &str); 2] = [
+        (Self::Nats, "github.com/nats-io/nats-server/v2@v2.15.2"),
+        (Self::Centrifugo, "github.com/centrifugal/centrifugo/v6@v6.9.1"),
+    ];
 }
 
 /// The programs that are there.
@@ -85,18 +106,32 @@ impl Tools {
             };
             others.insert(kind, found);
         }
+        for (kind, module) in Kind::BROKERS {
+            let program = directory.join(format!("{}{}", kind.name(), env::consts::EXE_SUFFIX));
+            let built = if args.peers { install_go(module, directory) } else { Ok(()) };
+            let found = match built {
+                Err(why) => Err(format!("skipped: no {}: {why}", kind.name())),
+                Ok(()) if program.exists() => Ok(program),
+                Ok(()) => Err(format!("skipped: no {}: --peers builds it", kind.name())),
+            };
+            others.insert(kind, found);
+        }
         let CompareArgs { server_threads, load_threads, .. } = *args;
         Ok(Self { ours, others, beside: args.beside.clone(), server_threads, load_threads })
     }
 
+    /// The program of a Bothways kind.
+    pub(super) fn program_of(&self, kind: Kind) -> &Path {
+        match (kind, &self.beside) {
+            (Kind::Beside, Some(beside)) => beside,
+            _ => &self.ours,
+        }
+    }
+
     fn program(&self, kind: Kind, role: &str) -> anyhow::Result<Command> {
         let mut command = match kind {
-            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside => {
-                let program = match (kind, &self.beside) {
-                    (Kind::Beside, Some(beside)) => beside,
-                    _ => &self.ours,
-                };
-                let mut command = Command::new(program);
+            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside | Kind::Broadcast => {
+                let mut command = Command::new(self.program_of(kind));
                 match (kind, role) {
                     (Kind::Limit, role) => command.args([role, "limit"]),
                     (Kind::PerCore, "serve") => command.args([role, "bothways", "--per-core"]),
@@ -111,7 +146,7 @@ impl Tools {
                 None => bail!("unknown"),
             },
         };
-        if kind != Kind::Go {
+        if Kind::PEERS.contains(&kind) {
             command.arg(role);
         }
         Ok(command)
@@ -120,14 +155,17 @@ impl Tools {
     /// Starts a server on a free port.
     pub(super) fn serve(&self, kind: Kind) -> anyhow::Result<Running> {
         let mut command = self.program(kind, "serve")?;
+        if let (Kind::Go | Kind::Nats | Kind::Centrifugo, Some(threads)) = (kind, self.server_threads) {
+            command.env("GOMAXPROCS", threads.to_string());
+        }
+        if matches!(kind, Kind::Nats | Kind::Centrifugo) {
+            return serve_broker(kind, command);
+        }
         // All addresses of the loopback are this server's: to an `XClient` each is a server.
         let address = if kind == Kind::XClient { "tcp@0.0.0.0:0" } else { "tcp@127.0.0.1:0" };
         command.args(["--addr", address, "--attached"]);
         match (kind, self.server_threads) {
-            (_, None) => {}
-            (Kind::Go, Some(threads)) => {
-                command.env("GOMAXPROCS", threads.to_string());
-            }
+            (_, None) | (Kind::Go, _) => {}
             (_, Some(threads)) => {
                 command.args(["--threads", &threads.to_string()]);
             }
@@ -142,11 +180,7 @@ impl Tools {
     /// Runs a kind's own client against its own server.
     pub(super) fn call(&self, kind: Kind, server: &Running, pair: &PairWork) -> anyhow::Result<PairMeasured> {
         let mut command = self.program(kind, "call")?;
-        let shape = match pair.shape {
-            Shape::Raw => "raw",
-            Shape::Record => "record",
-        };
-        command.args(["--addr", &server.address, "--shape", shape]);
+        command.args(["--addr", &server.address, "--shape", &word(&pair.shape)]);
         // An `XClient` has its connections itself.
         let (connections, in_flight) = match kind {
             Kind::XClient => (1, pair.connections * pair.in_flight),
@@ -166,7 +200,7 @@ impl Tools {
         ensure!(line == MEASURING, "the client says {line:?}");
         let cpu = || anyhow::Ok((server.process().cpu()?, client.process().cpu()?));
         let before = cpu()?;
-        std::thread::sleep(std::time::Duration::from_millis(pair.measure_ms));
+        thread::sleep(Duration::from_millis(pair.measure_ms));
         let after = cpu()?;
         let report: PairReport = serde_json::from_str(&client.line()?)?;
         Ok(PairMeasured { report, cpu: (after.0 - before.0) + (after.1 - before.1) })
@@ -186,7 +220,7 @@ pub(super) struct PairWork {
 pub(super) struct PairMeasured {
     pub(super) report: PairReport,
     /// Of both ends.
-    pub(super) cpu: std::time::Duration,
+    pub(super) cpu: Duration,
 }
 
 /// A process that ends with this value.
@@ -223,6 +257,44 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Starts a broker without authentication on a free port, and waits until it listens.
+fn serve_broker(kind: Kind, mut command: Command) -> anyhow::Result<Running> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    match kind {
+        Kind::Nats => {
+            command.args(["--addr", "127.0.0.1", "--port", &port]);
+        }
+        _ => {
+            command.current_dir(env::temp_dir()).envs([
+                ("CENTRIFUGO_HTTP_SERVER_ADDRESS", "127.0.0.1"),
+                ("CENTRIFUGO_HTTP_SERVER_PORT", &port),
+                ("CENTRIFUGO_CLIENT_INSECURE", "true"),
+                ("CENTRIFUGO_HTTP_API_INSECURE", "true"),
+                ("CENTRIFUGO_LOG_LEVEL", "none"),
+            ]);
+        }
+    }
+    let mut running = Running::start(command.stdin(Stdio::null()))?;
+    running.address = format!("tcp@127.0.0.1:{port}");
+    let begin = Instant::now();
+    while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
+        ensure!(running.child.try_wait()?.is_none(), "it has ended by itself");
+        ensure!(begin.elapsed() < STARTING, "it does not listen after {STARTING:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(running)
+}
+
+/// Builds the program of a Go module into a directory.
+fn install_go(module: &str, directory: &Path) -> Result<(), String> {
+    let output = Command::new("go").args(["install", module]).env("GOBIN", directory).output();
+    let output = output.map_err(|error| format!("no Go: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("go install failed: {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
 }
 

@@ -96,6 +96,9 @@ pub struct Counted {
     pub title: String,
     /// Instructions of one.
     pub instructions: f64,
+    /// Most that it may take.
+    #[serde(default)]
+    pub to_reach: Option<f64>,
     /// Allocations of one.
     pub allocations: f64,
 }

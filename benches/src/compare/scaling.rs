@@ -6,14 +6,9 @@
 //! | 1,000 sessions | 1,000,000 | the transport within one process, each crowd in a process of its own |
 //! | 64 B | 1 MiB | sockets, 16 calls in flight, or pushes to 32 clients |
 
-use std::{
-    env,
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 
 use super::{
@@ -23,9 +18,9 @@ use super::{
     report::{Curve, Report},
 };
 use crate::{
-    contract::BroadcastArgs,
-    crowd::{CrowdReport, Who},
-    load::{Call, ClosedLoop, Load},
+    contract::{BroadcastArgs, word},
+    crowd::{self, Who},
+    load::{ClosedLoop, Load},
 };
 
 /// Clients over sockets. The load opens a few files more than there are clients.
@@ -38,9 +33,6 @@ const SESSIONS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SIZES: [usize; 8] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
 const KINDS: [Kind; 2] = [Kind::Ours, Kind::Limit];
-
-/// More than opening a crowd takes on a machine that does nothing else.
-const CROWD_TIME: Duration = Duration::from_secs(120);
 
 /// Time for a server to come to rest before its memory is looked at.
 const REST: Duration = Duration::from_millis(2_500);
@@ -132,16 +124,19 @@ fn clients(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -
 }
 
 /// Cost of a session as sessions grow, without sockets.
-fn sessions(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow::Result<()> {
+fn sessions(report: &mut Report, steps: &[usize], tools: &Tools, _: usize) -> anyhow::Result<()> {
     let curve = |name, title, y| Curve::new(name, title, "sessions", y);
     let mut memory = curve("sessions-memory", "memory of an idle session, without its transport", "bytes/session");
     let mut idle = curve("sessions-idle", "looking after a session that does nothing", "CPU ns/session in a second");
     let mut publish = curve("sessions-publish", "a publish of 128 bytes to all", "CPU ns/session");
     for &sessions in steps {
-        let reports = [Who::Pipe, Who::Plain, Who::Entered].map(|who| crowd(who, sessions));
+        let reports = [Who::Pipe, Who::Plain, Who::Entered].map(|who| {
+            eprintln!("{sessions} sessions within one process: {}", word(&who));
+            crowd::open_alone(tools.program_of(Kind::Ours), who, sessions)
+        });
         let [Some(pipe), Some(plain), Some(entered)] = reports.into_iter().collect::<anyhow::Result<Vec<_>>>()?[..]
         else {
-            println!("{sessions} sessions within one process: skipped, opening them took more than {CROWD_TIME:?}");
+            println!("{sessions} sessions within one process: skipped, opening them took too long");
             break;
         };
         let pipe = pipe.bytes;
@@ -153,29 +148,6 @@ fn sessions(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow
     }
     report.curves.extend([memory, idle, publish]);
     Ok(())
-}
-
-/// Opens a crowd in a process of its own. `None` if that takes too long: the machine does too much else.
-fn crowd(who: Who, sessions: usize) -> anyhow::Result<Option<CrowdReport>> {
-    eprintln!("{sessions} sessions within one process: {}", who.name());
-    let begin = Instant::now();
-    let mut child = Command::new(env::current_exe()?)
-        .args(["crowd", &who.name(), &sessions.to_string()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start this program again")?;
-    while child.try_wait()?.is_none() {
-        if CROWD_TIME < begin.elapsed() {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    // It prints one line, which waits in the pipe.
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "a crowd failed");
-    Ok(Some(serde_json::from_slice(&output.stdout)?))
 }
 
 /// Cost of a byte as messages grow.
@@ -238,6 +210,5 @@ fn counts(report: &mut Report, steps: &[usize], _: &Tools, _: usize) -> anyhow::
 }
 
 fn closed_loop(in_flight: usize, payload_bytes: usize, measure: Duration) -> ClosedLoop {
-    let (call, heartbeat_every, warm_up) = (Call::Echo, None, Duration::from_millis(200));
-    ClosedLoop { in_flight, payload_bytes, call, heartbeat_every, warm_up, measure }
+    ClosedLoop::new(in_flight, payload_bytes, Duration::from_millis(200), measure)
 }

@@ -11,6 +11,7 @@ use bothways_proto::{self as proto, Header, Limits, Metadata, PREFIX_LEN, Seq, S
 use mio::{Events, Interest, Poll, Token};
 use socket2::SockRef;
 
+use super::wire::Wire;
 use crate::{contract, server::FRAME_BYTES_MAX};
 
 /// One read takes at most this much.
@@ -18,6 +19,12 @@ const READ_BYTES: usize = 256 << 10;
 
 /// A server from which nothing came for this long, though something was expected, has failed.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// A turn without anything to do ends after this long.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The bit in the number of a push that has an offset.
+const OFFSET: u64 = 1 << 63;
 
 const RESPONSE: u8 = 0x80;
 const HEARTBEAT: u8 = 0x40;
@@ -40,18 +47,8 @@ pub(super) struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     pub(super) fn parse(frame: &'a [u8]) -> anyhow::Result<Self> {
-        let mut rest = &frame[PREFIX_LEN..];
-        let mut part = || {
-            let (len, tail) = rest.split_first_chunk::<4>()?;
-            let (part, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-            rest = tail;
-            Some(part)
-        };
-        let parts = (part(), part(), part(), part());
-        let (Some(path), Some(method), Some(metadata), Some(payload)) = parts else {
-            bail!("a frame whose inner lengths are more than its own");
-        };
-        ensure!(rest.is_empty(), "a frame with something behind its payload");
+        let parts = contract::parts(frame).context("a frame whose inner lengths are not its own")?;
+        let [path, method, metadata, payload] = parts;
         let seq = u64::from_be_bytes(*frame[4..].first_chunk().expect("a prefix is longer"));
         Ok(Self { flags: frame[2], seq, path, method, metadata, payload })
     }
@@ -68,6 +65,11 @@ impl<'a> Frame<'a> {
         let says_so = self.metadata.windows(OVERLOADED.len()).any(|window| window == OVERLOADED);
         ensure!(self.flags & RESPONSE != 0 && self.flags & STATUS != 0 && says_so, "not refused: {self:?}");
         Ok(())
+    }
+
+    /// The offset of a tracked push.
+    pub(super) fn offset(&self) -> Option<u64> {
+        (self.seq & OFFSET != 0).then_some(self.seq & !OFFSET).filter(|offset| *offset != 0)
     }
 
     /// True of the answer to a heartbeat.
@@ -109,25 +111,29 @@ struct Connection {
 /// Connections that one thread drives.
 #[derive(Debug)]
 pub(super) struct Fleet {
+    wire: &'static Wire,
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
     buffer: Vec<u8>,
+    /// When something came.
+    last: Instant,
 }
 
 impl Fleet {
-    pub(super) fn connect(address: SocketAddr, count: usize) -> anyhow::Result<Self> {
+    pub(super) fn connect(address: SocketAddr, count: usize, wire: &'static Wire) -> anyhow::Result<Self> {
         let poll = Poll::new()?;
         let mut connections = Vec::with_capacity(count);
         for place in 0..count {
-            let stream = connect(address)?;
+            let mut stream = connect_waiting(address)?;
+            (wire.greet)(&mut stream)?;
             stream.set_nonblocking(true)?;
             let mut stream = mio::net::TcpStream::from_std(stream);
             poll.registry().register(&mut stream, Token(place), Interest::READABLE | Interest::WRITABLE)?;
             connections.push(Connection { stream, partial: Vec::new(), outgoing: Vec::new(), written: 0 });
         }
         let events = Events::with_capacity(1024);
-        Ok(Self { poll, events, connections, buffer: vec![0; READ_BYTES] })
+        Ok(Self { wire, poll, events, connections, buffer: vec![0; READ_BYTES], last: Instant::now() })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -141,35 +147,58 @@ impl Fleet {
         connection.write()
     }
 
-    /// Hands every frame that comes to `each`, until `is_done`. What `each` puts into the vector leaves
-    /// with one write, after all frames of one read.
+    /// Hands every frame of the contract that comes to `each`, until `is_done`. What `each` puts into the vector
+    /// leaves with one write, after all frames of one read.
     pub(super) fn run(
         &mut self,
-        mut is_done: impl FnMut() -> bool,
+        is_done: impl FnMut() -> bool,
         mut each: impl FnMut(usize, Frame<'_>, Moment, &mut Vec<u8>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut last = Instant::now();
+        self.run_bytes(is_done, |place, frame, moment, out| each(place, Frame::parse(frame)?, moment, out))
+    }
+
+    /// The same with frames of any wire.
+    pub(super) fn run_bytes(
+        &mut self,
+        mut is_done: impl FnMut() -> bool,
+        mut each: impl FnMut(usize, &[u8], Moment, &mut Vec<u8>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.begin();
         while !is_done() {
-            match self.poll.poll(&mut self.events, Some(Duration::from_millis(20))) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result?,
+            self.turn(POLL, &mut each)?;
+        }
+        Ok(())
+    }
+
+    /// From now on something is due.
+    pub(super) fn begin(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Waits for something to do at most so long, and does it.
+    pub(super) fn turn(
+        &mut self,
+        timeout: Duration,
+        mut each: impl FnMut(usize, &[u8], Moment, &mut Vec<u8>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        }
+        if self.events.is_empty() {
+            ensure!(self.last.elapsed() < SILENCE, "nothing came for {SILENCE:?}, though something was due");
+        }
+        for event in &self.events {
+            let place = event.token().0;
+            let connection = &mut self.connections[place];
+            if event.is_writable() {
+                connection.write()?;
             }
-            if self.events.is_empty() {
-                ensure!(last.elapsed() < SILENCE, "nothing came for {SILENCE:?}, though something was due");
-                continue;
-            }
-            for event in &self.events {
-                let place = event.token().0;
-                let connection = &mut self.connections[place];
-                if event.is_writable() {
-                    connection.write()?;
-                }
-                if event.is_readable() {
-                    connection.read(&mut self.buffer, |frame, moment, outgoing| {
-                        last = moment.instant;
-                        each(place, frame, moment, outgoing)
-                    })?;
-                }
+            if event.is_readable() {
+                connection.read(self.wire.frame_len, &mut self.buffer, |frame, moment, outgoing| {
+                    self.last = moment.instant;
+                    each(place, frame, moment, outgoing)
+                })?;
             }
         }
         Ok(())
@@ -183,7 +212,7 @@ impl Fleet {
         while sent < count {
             let end = (sent + AT_ONCE).min(count);
             for place in sent..end {
-                self.send(place, |out| put_request(out, place as u64, method, payload))?;
+                self.send(place, |out| contract::put_request(out, place as u64, method, payload))?;
             }
             sent = end;
             let is_done = || answered.get() == end;
@@ -202,8 +231,9 @@ impl Fleet {
 impl Connection {
     fn read(
         &mut self,
+        frame_len: fn(&[u8]) -> anyhow::Result<Option<usize>>,
         buffer: &mut [u8],
-        mut each: impl FnMut(Frame<'_>, Moment, &mut Vec<u8>) -> anyhow::Result<()>,
+        mut each: impl FnMut(&[u8], Moment, &mut Vec<u8>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         loop {
             let n = match self.stream.read(buffer) {
@@ -215,10 +245,10 @@ impl Connection {
             };
             let moment = Moment::now();
             let mut handle = |bytes: &[u8], outgoing: &mut Vec<u8>| -> anyhow::Result<usize> {
-                let (mut at, limits) = (0, limits());
-                while let Some(len) = proto::frame_len(&bytes[at..], &limits)? {
+                let mut at = 0;
+                while let Some(len) = frame_len(&bytes[at..])? {
                     let Some(frame) = bytes.get(at..at + len) else { break };
-                    each(Frame::parse(frame)?, moment, outgoing)?;
+                    each(frame, moment, outgoing)?;
                     at += len;
                 }
                 Ok(at)
@@ -289,30 +319,7 @@ pub(super) fn read_frame(stream: &mut TcpStream) -> anyhow::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Appends a request that wants a reply.
-pub(super) fn put_request(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
-    put(out, Header::request(Seq::new(seq), SerializeType::RAW), method, payload);
-}
-
-/// Appends a request that wants no reply.
-pub(super) fn put_oneway(out: &mut Vec<u8>, seq: u64, method: &str, payload: &[u8]) {
-    put(out, Header::oneway(Seq::new(seq), SerializeType::RAW), method, payload);
-}
-
-fn put(out: &mut Vec<u8>, header: Header, method: &str, payload: &[u8]) {
-    let metadata = Metadata::new();
-    let parts = proto::FrameParts {
-        header,
-        names: proto::Names::new(contract::SERVICE, method),
-        metadata: &metadata,
-        payload_len: payload.len(),
-    };
-    parts.put_frame(out, payload, &Limits::default()).expect("a benchmark's payload is within the limits");
-}
-
 /// Appends a heartbeat.
-pub(super) fn put_heartbeat(out: &mut Vec<u8>, seq: u64) {
-    let header = Header::heartbeat(Seq::new(seq), SerializeType::RAW);
-    let frame = proto::frame(header, "", "", &Metadata::new(), b"", &limits());
-    out.extend_from_slice(&frame.expect("it is empty"));
+pub(super) fn put_heartbeat(out: &mut Vec<u8>, seq: u64, metadata: &Metadata) {
+    contract::put(out, Header::heartbeat(Seq::new(seq), SerializeType::RAW), ("", ""), metadata, b"");
 }

@@ -1,0 +1,271 @@
+//! The protocols that the load speaks: the contract, NATS, and Centrifugo's JSON.
+//!
+//! All subscribers of a server have the same subject or channel. A push begins with the clock, as in the contract. In a
+//! text payload the clock is [`DIGITS`] decimal digits.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use anyhow::{Context, bail, ensure};
+use bothways_proto::{Capabilities, Header, Hello, Metadata, Seq, SerializeType, VERSION, keys};
+
+use super::fleet::{Frame, limits, put_heartbeat, read_frame};
+use crate::contract::{self, BroadcastArgs, Stamps};
+
+/// A protocol.
+pub struct Wire {
+    /// The length of the first frame. `None`: more bytes are needed to tell.
+    pub(super) frame_len: fn(&[u8]) -> anyhow::Result<Option<usize>>,
+    /// Does the handshake of a new connection, and subscribes.
+    pub(super) greet: fn(&mut TcpStream) -> anyhow::Result<()>,
+    /// Calls the function for each push in a frame.
+    pub(super) pushes: fn(&[u8], EachPush<'_>) -> anyhow::Result<()>,
+    /// Publishes, on a new connection without a handshake.
+    pub(super) publish: fn(&mut TcpStream, BroadcastArgs) -> anyhow::Result<()>,
+    /// Waits for the answer to that, and checks it.
+    pub(super) published: fn(&mut TcpStream) -> anyhow::Result<()>,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
+type EachPush<'a> = &'a mut dyn FnMut(Pushed) -> anyhow::Result<()>;
+
+/// A push, as it came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Pushed {
+    pub(super) clock: u64,
+    /// Bytes of its payload.
+    pub(super) len: usize,
+    /// If the push is tracked.
+    pub(super) offset: Option<u64>,
+}
+
+/// The contract, spoken by a plain rpcx client.
+pub static PLAIN: Wire = Wire {
+    frame_len: |bytes| Ok(bothways_proto::frame_len(bytes, &limits())?),
+    greet: |_| Ok(()),
+    pushes: |frame, each| {
+        let frame = Frame::parse(frame)?;
+        frame.must_be_push()?;
+        let clock = contract::stamped(frame.payload).context("a push without a clock")?;
+        each(Pushed { clock, len: frame.payload.len(), offset: frame.offset() })
+    },
+    publish: |stream, args| {
+        let mut request = Vec::new();
+        contract::put_request(&mut request, 1, contract::BROADCAST, args.to_string().as_bytes());
+        Ok(stream.write_all(&request)?)
+    },
+    published: |stream| Frame::parse(&read_frame(stream).context("no answer to the broadcast")?)?.must_be_reply(),
+};
+
+/// The contract, spoken by a client with a resumable session. It acknowledges tracked pushes.
+pub static SESSION: Wire = Wire {
+    greet: |stream| {
+        let mut hello = Vec::new();
+        put_hello(&mut hello);
+        stream.write_all(&hello)?;
+        let welcome = read_frame(stream).context("no answer to a Hello")?;
+        ensure!(Frame::parse(&welcome)?.is_heartbeat(), "another frame than a Welcome");
+        Ok(())
+    },
+    ..PLAIN
+};
+
+/// Appends the Hello of a client with a resumable session.
+pub fn put_hello(out: &mut Vec<u8>) {
+    let mut metadata = Metadata::new();
+    let capabilities = Capabilities::SESSIONS.union(Capabilities::CALLS);
+    Hello { version: VERSION, capabilities }.put(&mut metadata);
+    put_heartbeat(out, 1, &metadata);
+}
+
+/// Appends an Ack of all pushes up to this offset.
+pub fn put_ack(out: &mut Vec<u8>, count: u64) {
+    let metadata = Metadata::new().with(keys::ACK_OFFSETS, format!("{count},{count}"));
+    let header = Header::oneway(Seq::new(count), SerializeType::RAW);
+    contract::put(out, header, (keys::CONTROL_PATH, keys::ACK), &metadata, b"");
+}
+
+/// The text protocol of nats-server.
+pub static NATS: Wire = Wire {
+    frame_len: |bytes| {
+        let Some(line) = find(bytes, b"\r\n") else { return Ok(None) };
+        ensure!(!bytes.starts_with(b"-ERR"), "the server says {}", text(&bytes[..line]));
+        let payload = if bytes.starts_with(b"MSG ") { 2 + last_number(&bytes[..line])? } else { 0 };
+        Ok(Some(line + 2 + payload))
+    },
+    greet: |stream| {
+        stream.write_all(b"CONNECT {\"verbose\":false}\r\nSUB ticks 1\r\nPING\r\n")?;
+        read_until(stream, |bytes| Ok(find(bytes, b"PONG\r\n").is_some())).map(drop)
+    },
+    pushes: |frame, each| {
+        // Any other line is a ping or a status.
+        let Some(line) = find(frame, b"\r\n").filter(|_| frame.starts_with(b"MSG ")) else { return Ok(()) };
+        let payload = &frame[line + 2..frame.len() - 2];
+        let clock = contract::stamped(payload).context("a push without a clock")?;
+        each(Pushed { clock, len: payload.len(), offset: None })
+    },
+    publish: |stream, args| {
+        let mut bytes = b"CONNECT {\"verbose\":false}\r\n".to_vec();
+        let (mut payload, mut stamps) = (vec![0; args.size], Stamps::default());
+        for _ in 0..args.count {
+            stamps.stamp(&mut payload);
+            bytes.extend_from_slice(format!("PUB ticks {}\r\n", args.size).as_bytes());
+            bytes.extend_from_slice(&payload);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"PING\r\n");
+        Ok(stream.write_all(&bytes)?)
+    },
+    published: |stream| read_until(stream, |bytes| Ok(find(bytes, b"PONG\r\n").is_some())).map(drop),
+};
+
+/// Centrifugo's client protocol: JSON over WebSocket. It publishes by its HTTP API.
+pub static CENTRIFUGO: Wire = Wire {
+    frame_len: websocket_len,
+    greet: |stream| {
+        stream.write_all(
+            b"GET /connection/websocket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        )?;
+        let answer = read_until(stream, |bytes| Ok(find(bytes, b"\r\n\r\n").is_some()))?;
+        ensure!(answer.starts_with(b"HTTP/1.1 101 "), "no WebSocket: {}", text(&answer));
+        let commands = br#"{"id":1,"connect":{}}
+{"id":2,"subscribe":{"channel":"ticks"}}"#;
+        // A text frame. A client must mask it; the mask is all zeros.
+        stream.write_all(&[0x81, 0x80 | commands.len() as u8, 0, 0, 0, 0])?;
+        stream.write_all(commands)?;
+        let answer = read_until(stream, |bytes| Ok(is_whole(bytes)? && find(bytes, b"\"id\":2").is_some()))?;
+        ensure!(find(&answer, b"\"error\"").is_none(), "no subscription: {}", text(&answer));
+        Ok(())
+    },
+    pushes: |frame, each| {
+        ensure!(frame[0] & 0x0f == 1, "the server says {}", text(frame));
+        for line in frame.split(|byte| *byte == b'\n') {
+            let Some(at) = find(line, b"\"data\":\"").filter(|_| find(line, b"\"pub\":").is_some()) else { continue };
+            let payload = &line[at + 8..];
+            let len = find(payload, b"\"").context("a text without an end")?;
+            let clock = payload.get(..DIGITS).context("a push without a clock")?;
+            each(Pushed { clock: text(clock).parse()?, len, offset: None })?;
+        }
+        Ok(())
+    },
+    publish: |stream, args| {
+        let mut stamps = Stamps::default();
+        let mut command = || {
+            let mut clock = [0; contract::CLOCK_LEN];
+            stamps.stamp(&mut clock);
+            let (clock, rest) = (u64::from_be_bytes(clock), ".".repeat(args.size.saturating_sub(DIGITS)));
+            format!(r#"{{"publish":{{"channel":"ticks","data":"{clock:0DIGITS$}{rest}"}}}}"#)
+        };
+        let commands: Vec<_> = (0..args.count).map(|_| command()).collect();
+        let body = format!(r#"{{"commands":[{}]}}"#, commands.join(","));
+        let head = format!(
+            "POST /api/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Ok(stream.write_all((head + &body).as_bytes())?)
+    },
+    published: |stream| {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let is_good = answer.starts_with(b"HTTP/1.1 200 ") && find(&answer, b"\"error\"").is_none();
+        ensure!(is_good, "nothing was published: {}", text(&answer));
+        Ok(())
+    },
+};
+
+/// Digits of a clock in a text.
+const DIGITS: usize = 20;
+
+fn websocket_len(bytes: &[u8]) -> anyhow::Result<Option<usize>> {
+    Ok(match *bytes {
+        [_, 127, a, b, c, d, e, f, g, h, ..] => {
+            Some(10 + usize::try_from(u64::from_be_bytes([a, b, c, d, e, f, g, h]))?)
+        }
+        [_, 126, a, b, ..] => Some(4 + usize::from(u16::from_be_bytes([a, b]))),
+        [_, 126 | 127, ..] | [] | [_] => None,
+        [_, len @ 0..126, ..] => Some(2 + usize::from(len)),
+        _ => bail!("a server's frame with a mask"),
+    })
+}
+
+/// True if the bytes are whole frames, without the beginning of another one.
+fn is_whole(mut bytes: &[u8]) -> anyhow::Result<bool> {
+    while let Some(rest) = websocket_len(bytes)?.and_then(|len| bytes.get(len..)) {
+        bytes = rest;
+    }
+    Ok(bytes.is_empty())
+}
+
+/// Reads until `is_enough`.
+fn read_until(stream: &mut TcpStream, is_enough: fn(&[u8]) -> anyhow::Result<bool>) -> anyhow::Result<Vec<u8>> {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    while !is_enough(&bytes)? {
+        let n = stream.read(&mut buffer).with_context(|| format!("no answer after {}", text(&bytes)))?;
+        ensure!(0 < n, "the server closed the connection after {}", text(&bytes));
+        bytes.extend_from_slice(&buffer[..n]);
+    }
+    Ok(bytes)
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+fn last_number(line: &[u8]) -> anyhow::Result<usize> {
+    text(line.rsplit(|byte| *byte == b' ').next().unwrap_or_default()).parse().context("a line without a length")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a stream holds, cut into frames, and the pushes in them.
+    fn pushes(wire: &Wire, mut bytes: &[u8]) -> Vec<Pushed> {
+        let mut pushes = Vec::new();
+        while let Some(len) = (wire.frame_len)(bytes).expect("a valid stream") {
+            let (frame, rest) = bytes.split_at(len);
+            let mut each = |push| {
+                pushes.push(push);
+                Ok(())
+            };
+            (wire.pushes)(frame, &mut each).expect("valid pushes");
+            bytes = rest;
+        }
+        assert!(bytes.is_empty());
+        pushes
+    }
+
+    #[test]
+    fn a_message_of_nats_is_a_push() {
+        let push = Pushed { clock: 7, len: 9, offset: None };
+        let stream = b"PING\r\nMSG ticks 1 9\r\n\0\0\0\0\0\0\0\x07\r\r\nPING\r\n";
+        assert_eq!(pushes(&NATS, stream), [push]);
+        assert_eq!((NATS.frame_len)(b"MSG ticks 1 9").expect("valid"), None);
+        assert!((NATS.frame_len)(b"-ERR 'no'\r\n").is_err());
+    }
+
+    #[test]
+    fn a_frame_of_centrifugo_holds_several_pushes() {
+        let line = |clock: u64| format!(r#"{{"push":{{"channel":"ticks","pub":{{"data":"{clock:020}....."}}}}}}"#);
+        let text = format!("{}\n{}\n{{}}", line(3), line(4));
+        let len = u8::try_from(text.len()).expect("a short text");
+        let bytes = [&[0x81, 126, 0, len][..], text.as_bytes(), &[0x81, 2], b"{}"].concat();
+        let clocks = [3, 4].map(|clock| Pushed { clock, len: 25, offset: None });
+        assert_eq!(pushes(&CENTRIFUGO, &bytes), clocks);
+        assert!(is_whole(&bytes).expect("valid") && !is_whole(&bytes[1..]).unwrap_or(false));
+        assert_eq!(websocket_len(&[0x81, 127, 0]).expect("valid"), None);
+    }
+}
