@@ -186,9 +186,11 @@ async fn publish(server: &Server, args: PublishArgs) -> Reply {
     };
     let session_bytes_max = server.session_bytes_max(args.size + FRAME_REST_BYTES) as u64;
     let mut published = Published { session_bytes_max, ..Published::default() };
+    // Fire does not wait for who is away.
+    let waiting = if args.promise == Promise::Fire { 0 } else { args.away };
     for receipt in receipts {
-        let mut outcomes = if args.away == 0 { receipt.handled().await } else { receipt.outcomes() };
-        while args.away < outcomes.open() {
+        let mut outcomes = if waiting == 0 { receipt.handled().await } else { receipt.outcomes() };
+        while waiting < outcomes.open() {
             tokio::time::sleep(LOOK).await;
             outcomes = receipt.outcomes();
         }
