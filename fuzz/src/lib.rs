@@ -1,7 +1,7 @@
 //! The checks of the fuzz targets, each a function of bytes that panics if something is wrong.
 
 use bothways::{Encode, Payload};
-use bothways_proto::{Deframer, Limits, Message, Metadata, SerializeType, frame, gunzip as unpack, gzip};
+use bothways_proto::{Buffers, Deframer, Limits, Message, Metadata, SerializeType, frame, gunzip as unpack, gzip};
 
 pub use peak_alloc::PeakAlloc;
 
@@ -43,6 +43,8 @@ pub fn decode(bytes: &[u8]) {
     let whole = decode_in_pieces(stream, usize::MAX);
     assert_eq!(whole, decode_in_pieces(stream, 1 + usize::from(cut)), "pieces of {}", 1 + usize::from(cut));
 
+    assert_eq!(whole, decode_in_place(stream, 1 + usize::from(cut)), "in place, pieces of {}", 1 + usize::from(cut));
+
     let limits = limits();
     let (again, _) = whole;
     assert!(stream.starts_with(&again), "{stream:02x?} came back as {again:02x?}");
@@ -71,6 +73,53 @@ fn decode_in_pieces(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<Strin
                     assert!(is_clean, "nothing is kept behind {error}");
                     return (again, Some(error.to_string()));
                 }
+            }
+        }
+    }
+    (again, None)
+}
+
+/// Buffers of frames that are read in place, which short inputs reach.
+#[derive(Debug)]
+struct Short;
+
+impl Buffers for Short {
+    const IN_PLACE_FROM: usize = 64;
+
+    fn take(_: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn give(_: Vec<u8>) {}
+}
+
+/// The same where the rest of a frame that is no small one is read in place.
+fn decode_in_place(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<String>) {
+    let (limits, mut again, mut rest) = (limits(), Vec::with_capacity(stream.len()), stream);
+    let mut deframer = Deframer::<Short>::default();
+    while !rest.is_empty() {
+        let piece = piece_bytes.min(rest.len());
+        let came = deframer.partial_bytes();
+        // The buffer that it had, and one with room for five times as much.
+        let read = match within(6 * came + 512, || deframer.space().map(|space| space.len())) {
+            Some(_) => {
+                let space = deframer.space().expect("it was there");
+                let read = piece.min(space.len());
+                space[..read].copy_from_slice(&rest[..read]);
+                within(512, || deframer.filled(read));
+                read
+            }
+            None => {
+                within(6 * (came + piece) + 512, || deframer.feed(&rest[..piece], &limits));
+                piece
+            }
+        };
+        rest = &rest[read..];
+        loop {
+            match deframer.next_message(&limits) {
+                Ok(Some(message)) => again.extend_from_slice(&encoded_again(&message, &limits)),
+                Ok(None) => break,
+                Err(error) => return (again, Some(error.to_string())),
             }
         }
     }

@@ -4,7 +4,10 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::{DecodeError, Header, Limits, MAGIC, Message, PREFIX_LEN};
+use crate::{
+    DecodeError, Header, Limits, MAGIC, Message, PREFIX_LEN,
+    place::{Buffers, Fresh, Place},
+};
 
 /// The bytes of the frame at the start of `bytes`, prefix included. `None`: the prefix is not all
 /// there yet, and nothing in what is there is wrong.
@@ -33,27 +36,23 @@ pub fn frame_len(bytes: &[u8], limits: &Limits) -> Result<Option<usize>, DecodeE
 /// Feed it what a read brought, then take messages until there is none. The frames that one
 /// [`feed`](Self::feed) brought whole share one allocation of exactly their size, so that a kept
 /// message pins little. A frame that is not all there is collected in a buffer of its own, which
-/// grows with the bytes that really arrived, never with what a prefix promises, and ends at exactly
-/// its size. Between frames it holds no memory.
-#[derive(Debug, Default)]
-pub struct Deframer {
+/// grows with the bytes that really arrived, never with what a prefix promises. Between frames it holds no memory.
+///
+/// The rest of a large frame that has begun may be read in place, without a copy: see [`space`](Self::space).
+#[derive(Debug)]
+pub struct Deframer<B = Fresh> {
     /// The frame that earlier reads began and the last one ended, if it was not yet taken.
     finished: Bytes,
     /// The frames after it that the last read brought whole.
     ready: Bytes,
     /// How many bytes these were when they were read.
     ready_len: u32,
-    /// The beginning of a frame whose end has not arrived.
-    partial: Vec<u8>,
-    /// Bytes that `partial` needs to become a frame; 0 while its prefix is not all there. While a frame is passed over,
-    /// the bytes of its body that are still to come.
-    partial_len: usize,
-    /// The last thing that was wrong.
-    wrong: Option<Box<Wrong>>,
     /// Something was wrong: nothing more is taken in.
     broken: bool,
-    /// The body that comes belongs to a frame of which only the prefix is kept.
-    passing: bool,
+    /// The beginning of a frame whose end has not arrived. While a frame is passed over, what is still to come of it.
+    partial: Place<B>,
+    /// The last thing that was wrong.
+    wrong: Option<Box<Wrong>>,
 }
 
 #[derive(Debug)]
@@ -64,12 +63,27 @@ struct Wrong {
     header: Option<Header>,
 }
 
+impl<B: Buffers> Default for Deframer<B> {
+    fn default() -> Self {
+        Self {
+            finished: Bytes::new(),
+            ready: Bytes::new(),
+            ready_len: 0,
+            broken: false,
+            partial: Place::default(),
+            wrong: None,
+        }
+    }
+}
+
 impl Deframer {
     /// A deframer at the start of a stream.
     pub fn new() -> Self {
         Self::default()
     }
+}
 
+impl<B: Buffers> Deframer<B> {
     /// Takes the next bytes of the stream in. After an error it takes nothing.
     ///
     /// Messages of the last call that wait still come first. They are copied for that: who takes them by
@@ -110,7 +124,7 @@ impl Deframer {
         input = self.pass_over(input);
         if !self.partial.is_empty() {
             input = self.fill_partial(input, limits);
-            self.finished = self.take_finished()?.into();
+            self.finished = self.take_finished()?;
             input = self.pass_over(input);
         }
         Some(input)
@@ -143,25 +157,37 @@ impl Deframer {
     }
 
     /// What `partial` holds, if that is a whole frame, or the prefix of one that is passed over.
-    fn take_finished(&mut self) -> Option<Vec<u8>> {
-        if self.passing {
-            return (!self.partial.is_empty()).then(|| std::mem::take(&mut self.partial));
+    fn take_finished(&mut self) -> Option<Bytes> {
+        let is_whole = match self.is_passing_over() {
+            true => !self.partial.is_empty(),
+            false => self.partial.promised().is_some_and(|promised| promised <= self.partial.len()),
+        };
+        is_whole.then(|| self.partial.take())
+    }
+
+    /// Room for what the stream brings next, if that is part of a large frame that has begun, and nothing else waits.
+    /// What is read into it is told by [`filled`](Self::filled). `None`: it goes by [`feed`](Self::feed).
+    pub fn space(&mut self) -> Option<&mut [u8]> {
+        if self.partial.is_empty() || !self.is_drained() { None } else { self.partial.space() }
+    }
+
+    /// So many bytes of the stream were read into the room that [`space`](Self::space) gave last.
+    ///
+    /// # Panics
+    /// If it gave none, or less.
+    pub fn filled(&mut self, bytes: usize) {
+        let lacking = self.partial.promised().map_or(0, |promised| promised - self.partial.len());
+        assert!(bytes <= lacking, "{bytes} bytes were read into room for {lacking}");
+        self.partial.filled(bytes);
+        if let Some(finished) = self.take_finished() {
+            self.finished = finished;
         }
-        if self.partial_len == 0 || self.partial.len() < self.partial_len {
-            return None;
-        }
-        self.partial_len = 0;
-        Some(std::mem::take(&mut self.partial))
     }
 
     /// Drops what belongs to the frame that is passed over; returns what follows it.
     fn pass_over<'a>(&mut self, input: &'a [u8]) -> &'a [u8] {
-        if !self.passing {
-            return input;
-        }
-        let passed = self.partial_len.min(input.len());
-        self.partial_len -= passed;
-        self.passing = self.partial_len != 0;
+        let passed = (self.partial.skip as usize).min(input.len());
+        self.partial.skip -= passed as u32;
         &input[passed..]
     }
 
@@ -228,7 +254,7 @@ impl Deframer {
 
     /// True in the middle of a frame that is too large, and whose bytes are dropped as they come.
     pub fn is_passing_over(&self) -> bool {
-        self.passing
+        self.partial.skip != 0
     }
 
     /// True once nothing more is taken in: where the next frame begins is not known.
@@ -244,57 +270,57 @@ impl Deframer {
     /// The header of the frame that is not all there, and its bytes when it will be; `None` before its
     /// prefix is there.
     pub fn promised(&self) -> Option<(Header, usize)> {
-        let header = self.partial.first_chunk().and_then(Header::from_bytes)?;
-        (self.partial_len != 0).then_some((header, self.partial_len))
+        let header = self.partial.came().first_chunk().and_then(Header::from_bytes)?;
+        Some((header, self.partial.promised()?))
     }
 
-    /// Bytes held for a frame that is not all there.
+    /// Bytes that came of a frame that is not all there, and are kept.
     pub fn partial_bytes(&self) -> usize {
         self.partial.len()
+    }
+
+    /// Bytes of memory that are held for it: with the room for what comes next, up to five times as many. More only
+    /// where a buffer was taken that was there already.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.held()
     }
 
     /// Bytes that came of a frame that is not all there. Of one that is passed over it is more than that: what grows by
     /// each byte that comes.
     pub fn begun_bytes(&self, limits: &Limits) -> usize {
-        match self.passing {
-            true => limits.passed_over_bytes().saturating_sub(self.partial_len) + PREFIX_LEN,
-            false => self.partial.len(),
+        match self.partial.skip as usize {
+            0 => self.partial.len(),
+            skip => limits.passed_over_bytes().saturating_sub(skip) + PREFIX_LEN,
         }
     }
 
     /// Moves into `partial` what it lacks, at most; returns what is left of `input`.
     fn fill_partial<'a>(&mut self, mut input: &'a [u8], limits: &Limits) -> &'a [u8] {
-        if self.partial_len == 0 {
-            let lacking = (PREFIX_LEN - self.partial.len()).min(input.len());
-            self.keep(&input[..lacking]);
+        let came = self.partial.len();
+        if came < PREFIX_LEN {
+            let lacking = (PREFIX_LEN - came).min(input.len());
+            self.partial.keep(&input[..lacking], PREFIX_LEN);
             input.advance(lacking);
-            match frame_len(&self.partial, limits) {
-                Ok(len) => self.partial_len = len.unwrap_or(0),
+            match frame_len(self.partial.came(), limits) {
+                Ok(_) => {}
                 Err(DecodeError::TooLarge { len, .. }) if len <= limits.passed_over_bytes() => {
-                    (self.partial_len, self.passing) = (len, true);
+                    // A length on the wire has 32 bits.
+                    self.partial.skip = len as u32;
+                    return input;
                 }
                 Err(error) => {
-                    let header = self.partial.first_chunk().and_then(Header::from_bytes);
+                    let header = self.partial.came().first_chunk().and_then(Header::from_bytes);
                     self.fail(Some(error), header);
+                    return input;
                 }
             }
         }
-        if self.partial_len != 0 && !self.passing {
-            let lacking = (self.partial_len - self.partial.len()).min(input.len());
-            self.keep(&input[..lacking]);
+        if let Some(promised) = self.partial.promised() {
+            let lacking = (promised - self.partial.len()).min(input.len());
+            self.partial.keep(&input[..lacking], promised);
             input.advance(lacking);
         }
         input
-    }
-
-    /// Appends to `partial`, which doubles as it grows, up to the frame's size and not beyond.
-    fn keep(&mut self, bytes: &[u8]) {
-        let needed = self.partial.len() + bytes.len();
-        if self.partial.capacity() < needed {
-            let room = needed.saturating_mul(2).min(self.partial_len.max(PREFIX_LEN));
-            self.partial.reserve_exact(room - self.partial.len());
-        }
-        self.partial.extend_from_slice(bytes);
     }
 
     /// How many bytes at the start of `input` are whole frames.
@@ -316,9 +342,7 @@ impl Deframer {
     fn fail(&mut self, error: Option<DecodeError>, header: Option<Header>) {
         self.wrong = Some(Box::new(Wrong { error, header }));
         self.broken = true;
-        self.partial = Vec::new();
-        self.partial_len = 0;
-        self.passing = false;
+        self.partial.clear();
     }
 }
 
@@ -404,10 +428,54 @@ mod tests {
         let limits = Limits::default();
         let mut deframer = Deframer::new();
         deframer.feed(&hex!("08 00 00 30 0000000000000001 00700000"), &limits);
-        assert!(deframer.partial.capacity() < 1024, "{}", deframer.partial.capacity());
+        assert!(deframer.partial.held() < 1024, "{}", deframer.partial.held());
         deframer.feed(&[0; 4096], &limits);
-        assert!(deframer.partial.capacity() < 16 << 10, "{}", deframer.partial.capacity());
+        assert!(deframer.partial.held() < 16 << 10, "{}", deframer.partial.held());
         assert!(deframer.is_mid_frame());
+    }
+
+    /// The rest of a large frame is read in place: its bytes are copied no more, and the message keeps the whole buffer.
+    #[test]
+    fn the_rest_of_a_large_frame_is_read_in_place() {
+        let (limits, frame) = (Limits::default(), push(7, &vec![9; 1 << 20]));
+        let mut deframer = Deframer::new();
+        assert!(deframer.space().is_none(), "no frame has begun");
+        let mut rest = &frame[..];
+        deframer.feed(&rest[..Fresh::IN_PLACE_FROM / 8 - 1], &limits);
+        rest.advance(Fresh::IN_PLACE_FROM / 8 - 1);
+        assert!(deframer.space().is_none(), "little of it has come");
+        deframer.feed(&rest[..1], &limits);
+        rest.advance(1);
+
+        let mut rooms = Vec::new();
+        while let Some(space) = deframer.space() {
+            rooms.push(space.len());
+            let room = space.len();
+            space.copy_from_slice(&rest[..room]);
+            rest.advance(room);
+            deframer.filled(room);
+            assert!(deframer.held_bytes() <= 5 * deframer.partial_bytes());
+        }
+        assert_eq!(rooms, [36 << 10, 144 << 10, 576 << 10, frame.len() - (768 << 10)]);
+        let message = deframer.next_message(&limits).expect("valid").expect("whole");
+        assert_eq!((message.frame(), message.pinned_bytes()), (&frame, frame.len()));
+        assert!(!deframer.is_mid_frame() && deframer.held_bytes() == 0);
+    }
+
+    /// What is left of a frame when that is little comes with what follows it.
+    #[test]
+    fn the_end_of_a_frame_comes_with_the_next_one() {
+        let (limits, frame) = (Limits::default(), push(7, &vec![9; 200 << 10]));
+        let mut deframer = Deframer::new();
+        deframer.feed(&frame[..frame.len() - Fresh::IN_PLACE_FROM / 8], &limits);
+        assert_eq!(deframer.space().map(|space| space.len()), Some(Fresh::IN_PLACE_FROM / 8));
+        deframer.filled(1);
+        assert!(deframer.space().is_none());
+        let rest = [&frame[frame.len() + 1 - Fresh::IN_PLACE_FROM / 8..], &push(8, b"next")].concat();
+        deframer.feed(&rest, &limits);
+        for number in [7, 8] {
+            assert_eq!(deframer.next_message(&limits).expect("valid").expect("whole").header().seq().get(), number);
+        }
     }
 
     /// A frame beyond the limit costs only itself: its bytes are dropped as they come, in any pieces, and its header is
@@ -455,7 +523,7 @@ mod tests {
             deframer.feed(piece, &limits);
         }
         assert_eq!(deframer.next_message(&limits).expect("valid").expect("whole").wire_payload().len(), 5000);
-        assert_eq!((deframer.partial.capacity(), deframer.ready.len(), deframer.is_mid_frame()), (0, 0, false));
+        assert_eq!((deframer.partial.held(), deframer.ready.len(), deframer.is_mid_frame()), (0, 0, false));
     }
 
     /// A frame that came in pieces pins its own size: not the doubled buffer, not its neighbours.
@@ -466,7 +534,7 @@ mod tests {
         let mut deframer = Deframer::new();
         deframer.feed(&stream[..3000], &limits);
         deframer.feed(&stream[3000..5001], &limits);
-        assert!(deframer.partial.capacity() <= frame.len(), "{}", deframer.partial.capacity());
+        assert!(deframer.partial.held() <= frame.len(), "{}", deframer.partial.held());
         deframer.feed(&stream[5001..], &limits);
         assert_eq!(deframer.finished.len(), frame.len());
         for number in [1, 2] {

@@ -31,6 +31,7 @@ mod message;
 mod metadata;
 mod names;
 mod negotiation;
+mod place;
 mod rate;
 mod seq;
 mod text;
@@ -54,6 +55,7 @@ pub use self::{
     metadata::{Metadata, MetadataError, Pairs, keys},
     names::Names,
     negotiation::{Capabilities, Hello, VERSION, Welcome},
+    place::{Buffers, Fresh},
     rate::{Rate, TokenBucket},
     seq::Seq,
     text::{OneLine, one_line, steers},

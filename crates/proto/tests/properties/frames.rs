@@ -1,7 +1,9 @@
 //! Messages → bytes → messages.
 
+use std::cell::RefCell;
+
 use bothways_proto::{
-    DecodeError, Deframer, Header, Limits, MAGIC, Message, Metadata, PREFIX_LEN, Seq, SerializeType, frame,
+    Buffers, DecodeError, Deframer, Header, Limits, MAGIC, Message, Metadata, PREFIX_LEN, Seq, SerializeType, frame,
 };
 use bytes::Bytes;
 use hex_literal::hex;
@@ -60,6 +62,79 @@ fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Message>, Option<DecodeError>)
     (messages, None)
 }
 
+/// Keeps every buffer of its thread, and what is in it. Frames of so many bytes are read in place.
+#[derive(Debug)]
+struct Kept<const FROM: usize>;
+
+/// The same, which keeps nothing.
+#[derive(Debug)]
+struct New<const FROM: usize>;
+
+thread_local! {
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<const FROM: usize> Buffers for New<FROM> {
+    const IN_PLACE_FROM: usize = FROM;
+
+    fn take(_: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn give(buffer: Vec<u8>) {
+        assert_eq!(buffer.len(), buffer.capacity());
+    }
+}
+
+impl<const FROM: usize> Buffers for Kept<FROM> {
+    const IN_PLACE_FROM: usize = FROM;
+
+    fn take(bytes: usize) -> Option<Vec<u8>> {
+        KEPT.with_borrow_mut(|kept| {
+            let fits = |buffer: &Vec<u8>| (bytes..=bytes + bytes / 8).contains(&buffer.len());
+            kept.iter().position(fits).map(|at| kept.swap_remove(at))
+        })
+    }
+
+    fn give(buffer: Vec<u8>) {
+        assert_eq!(buffer.len(), buffer.capacity());
+        KEPT.with_borrow_mut(|kept| kept.push(buffer));
+    }
+}
+
+/// As [`decode`], where large frames are read in place.
+fn decode_in_place<B: Buffers>(stream: &[u8], sizes: &[usize], is_new: bool) -> (Vec<Message>, Option<DecodeError>) {
+    let (limits, mut messages, mut deframer) = (Limits::default(), Vec::new(), Deframer::<B>::default());
+    let (mut rest, mut sizes) = (stream, sizes.iter().copied());
+    while !rest.is_empty() {
+        let size = sizes.next().unwrap_or(usize::MAX).min(rest.len());
+        let read = match deframer.space() {
+            Some(space) => {
+                let read = size.min(space.len());
+                space[..read].copy_from_slice(&rest[..read]);
+                deframer.filled(read);
+                read
+            }
+            None => {
+                deframer.feed(&rest[..size], &limits);
+                size
+            }
+        };
+        rest = &rest[read..];
+        let held_max = if is_new { 5 * deframer.partial_bytes() } else { usize::MAX };
+        assert!(deframer.held_bytes() <= held_max, "{} of {held_max}", deframer.held_bytes());
+        assert!(deframer.partial_bytes() != 0 || deframer.held_bytes() == 0, "nothing is held between frames");
+        loop {
+            match deframer.next_message(&limits) {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => return (messages, Some(error)),
+            }
+        }
+    }
+    (messages, None)
+}
+
 /// Whatever these bytes are: what decodes is what was there, byte for byte, and nothing is skipped.
 fn decodes_to_itself_or_is_an_error(stream: &[u8]) {
     let (messages, _) = decode(stream, &[]);
@@ -87,6 +162,29 @@ proptest! {
     fn cutting_changes_nothing(messages in vec(message(), 1..8), sizes in vec(1..90_usize, 0..60)) {
         let stream: Vec<u8> = messages.iter().flat_map(|message| message.frame().to_vec()).collect();
         prop_assert_eq!(decode(&stream, &sizes), (messages, None));
+    }
+
+    /// So it does where the rest of a frame is read in place, into a buffer that is new, or that another frame has left.
+    /// Of a new one, no more is taken than five times what has come.
+    #[test]
+    fn reading_in_place_changes_nothing(messages in vec(message(), 1..8), sizes in vec(1..90_usize, 0..60)) {
+        let stream: Vec<u8> = messages.iter().flat_map(|message| message.frame().to_vec()).collect();
+        let expected = (messages, None);
+        prop_assert_eq!(&decode_in_place::<New<1>>(&stream, &sizes, true), &expected);
+        prop_assert_eq!(&decode_in_place::<New<20>>(&stream, &sizes, true), &expected);
+        prop_assert_eq!(&decode_in_place::<New<90>>(&stream, &sizes, true), &expected);
+        prop_assert_eq!(&decode_in_place::<Kept<1>>(&stream, &sizes, false), &expected);
+        prop_assert_eq!(&decode_in_place::<Kept<40>>(&stream, &sizes, false), &expected);
+    }
+
+    /// And where the stream is broken.
+    #[test]
+    fn reading_in_place_changes_no_error(messages in vec(message(), 1..4), at in any::<prop::sample::Index>(),
+                                         byte in any::<u8>(), sizes in vec(1..90_usize, 0..60)) {
+        let mut stream: Vec<u8> = messages.iter().flat_map(|message| message.frame().to_vec()).collect();
+        let at = at.index(stream.len());
+        stream[at] = byte;
+        prop_assert_eq!(decode_in_place::<Kept<20>>(&stream, &sizes, false), decode(&stream, &[]));
     }
 
     /// However a broken stream is cut, the same messages and the same error come out.
