@@ -53,7 +53,7 @@ use super::{
 use crate::{
     calm::Said,
     clock::{after, later, spread},
-    connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings},
+    connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings, recycle},
     error::{CloseReason, ConnectError},
     router::Router,
     transport::{Address, AnySocket},
@@ -945,7 +945,10 @@ impl Keeper {
         loop {
             tokio::select! {
                 outcome = &mut happened => return outcome,
-                asked = ticks.tick() => connection.watch(asked, Instant::now()),
+                asked = ticks.tick() => {
+                    connection.watch(asked, Instant::now());
+                    recycle::sweep();
+                }
                 acks = &mut due => {
                     connection.acknowledge(&acks.to_metadata());
                     // What was handled has made room for what waits to be sent.

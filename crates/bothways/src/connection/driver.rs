@@ -21,6 +21,7 @@ use super::{
     handler::ends_something,
     limits::Place,
     lock::Locked,
+    recycle::Recycled,
     wire::WRITE_BYTES,
     write::move_bytes,
     writer::{self, Ended, Hand, Writer},
@@ -33,6 +34,12 @@ pub(super) const READ_BYTES: usize = 64 << 10;
 
 /// Reads of one turn, before other tasks get theirs.
 pub(super) const READS: usize = 8;
+
+/// Bytes of one turn that are read: as many as so many reads bring at most.
+const TURN_BYTES: usize = READS * READ_BYTES;
+
+/// Most bytes of one read into the place of a large frame: as many as of one write.
+const IN_PLACE_BYTES: usize = 256 << 10;
 
 /// Messages of one turn. 256: of the quickest handlers half a millisecond, and as many replies as one write is worth.
 pub(super) const MESSAGES: usize = 256;
@@ -52,6 +59,8 @@ thread_local! {
 #[derive(Default)]
 struct Turn {
     messages: usize,
+    /// Bytes that were read.
+    bytes: usize,
     /// When the first of several messages was begun, by the runtime's clock: where time is paused, a turn ends by its
     /// messages only. A read of one message needs no clock.
     began: Option<Instant>,
@@ -111,7 +120,7 @@ struct Ahead(Vec<u8>);
 /// What the task of a connection is.
 pub(super) struct Driver {
     connection: Connection,
-    deframer: Deframer,
+    deframer: Deframer<Recycled>,
     share: Share,
     /// The peer has sent more than its rate allows, and is read from again after this.
     pause: Option<Pin<Box<Sleep>>>,
@@ -135,7 +144,7 @@ impl Driver {
     pub(super) fn new(connection: Connection) -> Self {
         Self {
             connection,
-            deframer: Deframer::new(),
+            deframer: Deframer::default(),
             share: Share::default(),
             pause: None,
             messages: 0,
@@ -208,7 +217,7 @@ impl Driver {
     fn count_partial(&mut self) -> Result<(), CloseReason> {
         let settings = &self.connection.shared.settings;
         // A read that ends within a small frame is nothing that counts.
-        let counted = self.deframer.partial_bytes().saturating_sub(READ_BYTES);
+        let counted = self.deframer.held_bytes().saturating_sub(READ_BYTES);
         let before = std::mem::replace(&mut self.partial, u32::try_from(counted).unwrap_or(u32::MAX));
         let (before, now) = (before as usize, self.partial as usize);
         if before != now && !self.connection.count_partial(before, now) {
@@ -252,7 +261,7 @@ impl Driver {
         let (mut outcome, mut turn) = (None, Turn::default());
         for _ in 0..READS {
             outcome = self.poll_read_once(&mut turn, &mut buffer, cx);
-            if outcome.is_some() || turn.is_over {
+            if outcome.is_some() || turn.is_over || TURN_BYTES <= turn.bytes {
                 break;
             }
         }
@@ -298,8 +307,8 @@ impl Driver {
             }
         }
 
-        let room = self.connection.shared.settings.read_bytes_max(buffer.len());
-        match self.poll_read(cx, &mut buffer[..room]) {
+        let bytes_max = TURN_BYTES.saturating_sub(turn.bytes).max(1);
+        match self.poll_take_in(cx, buffer, bytes_max, !closing) {
             Poll::Pending => {
                 self.connection.shared.note_reading(BEHIND, false);
                 Some(Poll::Pending)
@@ -309,11 +318,11 @@ impl Driver {
             Poll::Ready(Ok(n)) => {
                 self.connection.shared.note_reading(BEHIND, true);
                 let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
+                turn.bytes += n;
                 if closing {
                     return None;
                 }
                 self.pause_after(n);
-                self.deframer.feed(&buffer[..n], self.connection.limits());
                 if is_first {
                     self.look_ahead(cx);
                 }
@@ -386,6 +395,39 @@ impl Driver {
         }
     }
 
+    /// Reads what comes next, and takes it in, or drops it. The rest of a large frame is read in its place.
+    #[inline]
+    fn poll_take_in(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        bytes_max: usize,
+        is_wanted: bool,
+    ) -> Poll<io::Result<usize>> {
+        let shared = &self.connection.shared;
+        let (settings, socket) = (&shared.settings, &shared.socket);
+        if is_wanted
+            && self.ahead.is_none()
+            && let Some(space) = self.deframer.space()
+        {
+            let room = settings.read_bytes_max(space.len().min(IN_PLACE_BYTES).min(bytes_max));
+            let read = socket.poll_read(cx, &mut space[..room]);
+            if let Poll::Ready(Ok(n)) = &read {
+                self.deframer.filled(*n);
+            }
+            return read;
+        }
+
+        let room = settings.read_bytes_max(buffer.len());
+        let read = self.poll_read(cx, &mut buffer[..room]);
+        if let Poll::Ready(Ok(n)) = &read
+            && is_wanted
+        {
+            self.deframer.feed(&buffer[..*n], self.connection.limits());
+        }
+        read
+    }
+
     /// So many bytes were read: perhaps that is enough for now. Only who is held back has a timer.
     fn pause_after(&mut self, bytes: usize) {
         let shared = &self.connection.shared;
@@ -443,7 +485,7 @@ impl Driver {
         let told = connection.tell_why(header, &reason);
 
         // Nothing more of what came is looked at.
-        self.deframer = Deframer::new();
+        self.deframer = Deframer::default();
         connection.count_partial(self.partial as usize, 0);
         self.partial = 0;
 

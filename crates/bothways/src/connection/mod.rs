@@ -25,6 +25,7 @@
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | an idle connection without that task |
 //! | `handler.rs` | what the layer above makes of what is received: the trait for servers and clients |
+//! | `recycle.rs` | buffers of large frames, for the next ones |
 //! | `limits.rs` | how many requests run at once, and how much they hold |
 //! | `shares.rs` | who has how much of a room that is more than half taken |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
@@ -55,6 +56,7 @@ mod outgoing;
 mod pace;
 mod progress;
 mod rest;
+pub(crate) mod recycle;
 pub(crate) mod send;
 mod settings;
 mod shares;

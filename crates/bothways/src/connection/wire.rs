@@ -19,8 +19,9 @@ pub(super) const SHARE_BYTES: usize = 4 << 10;
 
 /// Most bytes of one write, and how much a thread writes to one connection before it turns to another: a
 /// frame of many MiB must not hold up the pushes to everybody else. 256 KiB: some 50 µs of copying, which the
-/// system call and the change of tasks around it disappear in.
-pub(super) const WRITE_BYTES: usize = 256 << 10;
+/// system call and the change of tasks around it disappear in. And 4 KiB, so that what comes before a payload of just that
+/// size does not cost a write of its own.
+pub(super) const WRITE_BYTES: usize = (256 << 10) + (4 << 10);
 
 /// Slices of one write.
 const SLICES: usize = 16;

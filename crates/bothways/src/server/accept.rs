@@ -15,7 +15,7 @@ use tokio::{
 use super::{Server, Shared, handler::ServerHandler, isolated};
 use crate::{
     calm::{Said, tell},
-    connection::Connection,
+    connection::{Connection, recycle},
     error::ServeError,
     transport::{Accepted, AnySocket, BoundListener, Closable, Listener},
 };
@@ -264,6 +264,7 @@ async fn watch_connections(shared: &Weak<Shared>) {
 
 #[cfg(test)]
 mod tests {
+        recycle::sweep();
     use super::*;
     use crate::ServerLimits;
 
