@@ -7,29 +7,82 @@
 use std::{
     mem::ManuallyDrop,
     ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
 };
 
 use bothways_proto::Message;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
-use super::State;
+use super::{
+    ConnectionId, State,
+    wheel::{Place, Wheel},
+};
 use crate::error::CallError;
 
 /// Where the answer to a call is told.
 type Reply = oneshot::Sender<Result<Message, CallError>>;
 
 /// See the module.
-pub(super) struct StateLock(Mutex<State>);
+pub(super) struct StateLock {
+    id: ConnectionId,
+    wheel: Arc<Wheel>,
+    state: Mutex<State>,
+}
 
 impl StateLock {
-    pub(super) fn new(state: State) -> Self {
-        Self(Mutex::new(state))
+    pub(super) fn new(id: ConnectionId, wheel: Arc<Wheel>, state: State) -> Self {
+        Self { id, wheel, state: Mutex::new(state) }
     }
 
-    pub(super) fn lock(&self) -> Locked<'_> {
-        Locked { state: self.0.lock(), later: Later::default() }
+    pub(super) fn id(&self) -> ConnectionId {
+        self.id
     }
+
+    pub(super) fn wheel(&self) -> &Wheel {
+        &self.wheel
+    }
+
+    /// Whoever takes the lock may change something: the connection is looked at in the next turn.
+    #[inline]
+    pub(super) fn lock(&self) -> Locked<'_> {
+        let mut state = self.state.lock();
+        if !state.place.soon {
+            self.look_soon(&mut state);
+        }
+        Locked { state, later: Later::default() }
+    }
+
+    /// The lock for who looks at the connection, which alone is nothing to look at.
+    pub(super) fn lock_to_look(&self) -> Locked<'_> {
+        Locked { state: self.state.lock(), later: Later::default() }
+    }
+
+    #[cold]
+    fn look_soon(&self, state: &mut State) {
+        self.wheel.look_soon(self.id, &mut state.place);
+    }
+
+    /// When it is looked at next.
+    pub(super) fn look_again(&self, place: &mut Place, next: NextLook, turn: Duration) {
+        match next {
+            NextLook::Never => {}
+            NextLook::Soon => self.wheel.look_soon(self.id, place),
+            NextLook::Within(time) => {
+                let turns = time.as_nanos().div_ceil(turn.as_nanos().max(1));
+                self.wheel.look_later(self.id, place, usize::try_from(turns).unwrap_or(usize::MAX));
+            }
+        }
+    }
+}
+
+/// When there is something to look at again, if nothing happens until then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum NextLook {
+    Never,
+    Soon,
+    Within(Duration),
 }
 
 /// The state, under the lock.
@@ -72,15 +125,6 @@ impl<'a> Locked<'a> {
     fn drop_them_later(&mut self) {
         let dropped = self.outbox.take_dropped();
         self.drop_later(dropped);
-    }
-
-    /// Lets go of the lock meanwhile.
-    pub(super) fn unlocked<R>(&mut self, act: impl FnOnce() -> R) -> R {
-        let later = std::mem::take(&mut self.later);
-        MutexGuard::unlocked(&mut self.state, || {
-            drop(later);
-            act()
-        })
     }
 }
 

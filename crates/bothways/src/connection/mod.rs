@@ -30,6 +30,7 @@
 //! | `shares.rs` | who has how much of a room that is more than half taken |
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | timeouts: heartbeats, idle and write deadlines |
+//! | `wheel.rs` | which connections of a server are looked at for these, and when |
 //!
 //! Writing: a thread that adds a frame to an idle outbox writes it at once, outside the lock. While the driver works
 //! through what one read brought, the replies of handlers that are ready at once wait until that is done, for a
@@ -55,8 +56,8 @@ mod outbox;
 mod outgoing;
 mod pace;
 mod progress;
-mod rest;
 pub(crate) mod recycle;
+mod rest;
 pub(crate) mod send;
 mod settings;
 mod shares;
@@ -65,6 +66,7 @@ mod socket;
 mod tests;
 mod unsent;
 mod watch;
+pub(crate) mod wheel;
 mod wire;
 mod write;
 mod writer;
@@ -194,7 +196,6 @@ pub struct Connection {
 }
 
 struct Shared {
-    id: ConnectionId,
     socket: SocketSlot,
     settings: Arc<Settings>,
     handler: Arc<dyn ConnectionHandler>,
@@ -260,6 +261,8 @@ struct State {
     /// The socket woke the connection, rather than a task.
     woken_by_socket: bool,
     watch: Watch,
+    /// When the watch looks at it.
+    place: wheel::Place,
     /// Threads on which a task will write once the callers have had their turn.
     flush_comes: Threads,
     /// Callers who were answered and have had no turn since: each may call again, and the last of them writes for all.
@@ -416,6 +419,8 @@ impl Connection {
         before: impl FnOnce(&Self),
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed));
+        let wheel = Arc::clone(&settings.wheel);
         let state = State {
             proto: proto::Connection::new(role, settings.limits.calls_pending()),
             outbox: Outbox::new(role),
@@ -424,7 +429,8 @@ impl Connection {
             phase: Phase::Open,
             driving: Driving::Resting,
             woken_by_socket: false,
-            watch: Watch::new(Instant::now()),
+            watch: Watch::new(wheel.epoch(), Instant::now()),
+            place: wheel::Place::default(),
             flush_comes: 0,
             callers_due: 0,
             paused: false,
@@ -433,7 +439,6 @@ impl Connection {
         let is_trusted = !handler.asks_for_token();
         let connection = Self {
             shared: Arc::new(Shared {
-                id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
                 socket: SocketSlot::new(socket),
                 settings,
                 handler,
@@ -447,7 +452,7 @@ impl Connection {
                 calls_refused: AtomicBool::new(false),
                 adopted: AtomicBool::new(false),
                 changed: Notify::new(),
-                state: StateLock::new(state),
+                state: StateLock::new(id, wheel, state),
             }),
         };
         if let Some(metadata) = hello {
@@ -455,6 +460,8 @@ impl Connection {
         }
         before(&connection);
         connection.begin();
+        // It is there, and may be looked at.
+        drop(connection.shared.state.lock());
         connection
     }
 
@@ -480,12 +487,13 @@ impl Connection {
 
     /// When it began.
     pub(crate) fn began(&self) -> Instant {
-        self.shared.state.lock().watch.began()
+        let lock = &self.shared.state;
+        lock.lock().watch.began(lock.wheel().epoch())
     }
 
     /// The id of this connection within this process.
     pub fn id(&self) -> ConnectionId {
-        self.shared.id
+        self.shared.state.id()
     }
 
     /// The peer's certificate and its chain, each in DER, the peer's own first. `None` without TLS, if the peer showed

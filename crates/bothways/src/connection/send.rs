@@ -219,7 +219,9 @@ impl Connection {
                 }
                 if state.outbox.wants_write() {
                     // A write takes as long as the system needs for it.
-                    state.unlocked(|| self.write_out());
+                    drop(state);
+                    self.write_out();
+                    state = shared.state.lock();
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bothways_proto::{Capabilities, CompressType, Limits, Rate};
 
-use super::{Overflow, announced::AnnouncedLists, limits::Load, outbox::OutboxBounds, watch};
+use super::{Overflow, announced::AnnouncedLists, limits::Load, outbox::OutboxBounds, watch, wheel::Wheel};
 use crate::packing::Room;
 
 /// Unpacked payloads of calls that run in all connections of one server or client: 512 MiB.
@@ -52,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) token: Option<Arc<str>>,
     /// Moments of the connection's life; see [`Watch`].
     pub(crate) watch: watch::Deadlines,
+    /// Which connections are looked at for these. Each server has its own, and turns it.
+    pub(crate) wheel: Arc<Wheel>,
 }
 
 impl Default for Settings {
@@ -77,6 +79,7 @@ impl Default for Settings {
             compress: CompressType::NONE,
             token: None,
             watch: watch::Deadlines::default(),
+            wheel: Arc::new(Wheel::new()),
         }
     }
 }

@@ -1,15 +1,21 @@
 //! Timeouts of a connection: heartbeats, idle and write deadlines.
 //!
-//! No connection has a timer of its own. The owner of connections (a server its many, a client its
-//! one) calls [`Connection::watch`] about once a second; the times below are kept to that
-//! precision.
+//! No connection has a timer of its own. A client calls [`Connection::watch`] of its one about once a second; a server
+//! looks at each of its many a second after something happened to it, and when something is due
+//! ([wheel](super::wheel)). The times below are kept to that precision.
 
 use std::{num::NonZeroU32, sync::atomic::Ordering, time::Duration};
 
 use bothways_proto::{self as proto, Capabilities, Greeting, Keepalive, KeepaliveAction, Metadata, Role};
 use tokio::time::Instant;
 
-use super::{BEHIND, Connection, Phase, Rare, Settings, State, Waiter, writer::Writer};
+use super::{
+    BEHIND, Connection, Phase, Rare, Settings, State, Waiter,
+    lock::{Locked, NextLook},
+    rest::Driving,
+    wheel::Slot,
+    writer::Writer,
+};
 use crate::error::CloseReason;
 
 /// How long each kind of silence may last.
@@ -82,7 +88,8 @@ const UNHEARD_BYTES: u32 = 16 << 10;
 /// What was seen of a connection at the last tick. Small, for every connection has one.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    began: Instant,
+    /// When it began: nanoseconds from a moment that all connections with its settings share.
+    began: i64,
     /// When the peer last showed that it lives: something came, or a socket that was full took bytes again; or when this
     /// side last did not read, be it busy or held up.
     /// Milliseconds, as all times here: since the beginning.
@@ -115,9 +122,15 @@ const SPARED: u8 = 4;
 const SAID_MILLIS: u64 = 64;
 
 impl Watch {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(epoch: Instant, now: Instant) -> Self {
+        // Clocks of different runtimes may differ, where time is paused: `now` may be before the other.
+        let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        let began = match now.checked_duration_since(epoch) {
+            Some(after) => nanos(after),
+            None => -nanos(epoch.saturating_duration_since(now)),
+        };
         Self {
-            began: now,
+            began,
             alive_at: 0,
             reads: 0,
             unheard: 0,
@@ -136,8 +149,9 @@ impl Watch {
         reads.wrapping_sub(self.reads)
     }
 
-    pub(super) fn began(&self) -> Instant {
-        self.began
+    pub(super) fn began(&self, epoch: Instant) -> Instant {
+        let time = Duration::from_nanos(self.began.unsigned_abs());
+        if 0 <= self.began { epoch + time } else { epoch.checked_sub(time).unwrap_or(epoch) }
     }
 
     /// A whole message came.
@@ -269,7 +283,8 @@ impl State {
         if 0 < written {
             watch.said_at = (now / SAID_MILLIS) as u16;
         }
-        if 0 < written || !waits || !is_tried {
+        // What began to wait since then has all its time.
+        if 0 < written || !waits || !is_tried || !waited {
             watch.written_at = now as u32;
         }
         Seen { is_quiet, is_long: !is_quiet && !heard }
@@ -336,6 +351,25 @@ impl State {
     }
 }
 
+impl State {
+    /// When the next deadline of a connection is over that is at rest, if it stays so.
+    fn next_due(&self, deadlines: &Deadlines, is_trusted: bool, now: u64) -> NextLook {
+        let (role, watch) = (self.proto.role(), &self.watch);
+        let from = |at: u64, time: Duration| Duration::from_millis(at).saturating_add(time);
+        let is_new = role == Role::Server && self.proto.greeting() == Greeting::Unknown;
+        let answers = role == Role::Client || self.proto.peer_can(Capabilities::PING);
+        let due = [
+            is_new.then_some(deadlines.first_frame_timeout),
+            (!is_trusted).then_some(deadlines.unauthenticated_timeout),
+            deadlines.idle_timeout.map(|idle| from(watch.alive_at, idle)),
+            deadlines.heartbeat_interval.filter(|_| answers).map(|interval| from(watch.alive_at, interval)),
+        ];
+        let now = Duration::from_millis(now);
+        let next = due.into_iter().flatten().min();
+        next.map_or(NextLook::Never, |due| NextLook::Within(due.saturating_sub(now)))
+    }
+}
+
 impl Connection {
     /// A call waits for its reply.
     pub(crate) fn waits_for_replies(&self) -> bool {
@@ -346,11 +380,26 @@ impl Connection {
     /// tick was to be. One that comes late ends nothing, but the next one does: while a process stands still, what its
     /// peers send waits in the sockets, and is read first.
     pub(crate) fn watch(&self, asked: Instant, now: Instant) {
+        self.look_at(&mut self.shared.state.lock(), asked, now);
+    }
+
+    /// The same, if it has its turn in this slot, or is to be looked at for what happened to it.
+    pub(crate) fn watch_in_turn(&self, asked: Instant, now: Instant, slot: Option<Slot>) {
+        let lock = &self.shared.state;
+        let mut state = lock.lock_to_look();
+        if state.place.takes_turn(slot) {
+            let next = self.look_at(&mut state, asked, now);
+            lock.look_again(&mut state.place, next, self.shared.settings.watch.tick());
+        }
+    }
+
+    /// See [`Self::watch`]. Answers when there is something to look at again.
+    fn look_at<'a>(&'a self, state: &mut Locked<'a>, asked: Instant, now: Instant) -> NextLook {
         let late = now.saturating_duration_since(asked);
         let deadlines = &self.shared.settings.watch;
         let reads = self.shared.reads.load(Ordering::Relaxed);
-        let mut state = self.shared.state.lock();
-        let now = now.saturating_duration_since(state.watch.began).as_millis() as u64;
+        let began = state.watch.began(self.shared.state.wheel().epoch());
+        let now = now.saturating_duration_since(began).as_millis() as u64;
         // Nothing comes while nothing is read: what there is lies unread in the socket.
         let is_held_up =
             state.paused || self.shared.is_checking.load(Ordering::Relaxed) || self.shared.reads_as(BEHIND);
@@ -376,20 +425,43 @@ impl Connection {
         match due {
             Due::End(_) if spares => {}
             Due::Nothing => {}
-            Due::Over => return,
-            Due::Ping => self.heartbeat(&mut state, Waiter::Ping, &Metadata::new()),
-            Due::End(reason) => return self.end(&mut state, reason),
+            Due::Over if matches!(state.phase, Phase::Closed(_)) => return NextLook::Never,
+            Due::Over => return NextLook::Soon,
+            Due::Ping => self.heartbeat(state, Waiter::Ping, &Metadata::new()),
+            Due::End(reason) => {
+                self.end(state, reason);
+                return NextLook::Never;
+            }
         }
 
         if !state.outbox.is_empty() && state.outbox.writer == Writer::Idle {
             // The heartbeat, or what was queued and never written.
-            self.wake_driver(&mut state);
+            self.wake_driver(state);
         }
         if seen.is_quiet {
-            self.ask_to_rest(&mut state);
+            self.ask_to_rest(state);
         }
         state.outbox.shrink();
         state.proto.shrink();
+
+        let is_at_rest = seen.is_quiet && !is_held_up && !spares && self.is_at_rest(state);
+        if is_at_rest { state.next_due(deadlines, self.is_trusted(), now) } else { NextLook::Soon }
+    }
+
+    /// True if nothing is under way that a look would find changed: not a byte, a frame, or the task that handled them.
+    fn is_at_rest(&self, state: &State) -> bool {
+        let has_task = match state.driving {
+            Driving::Resting => false,
+            // One that stays has nothing to do.
+            Driving::Task(_) => self.shared.socket.can_rest(),
+            Driving::Called | Driving::Made => true,
+        };
+        state.is_quiet()
+            && !has_task
+            && !state.outbox.holds_replies()
+            && !state.watch.rest_wanted
+            && state.watch.pinged_at.is_none()
+            && state.rare.as_ref().is_none_or(|rare| rare.frame.is_none())
     }
 }
 

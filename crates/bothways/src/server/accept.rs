@@ -23,6 +23,9 @@ use crate::{
 /// Connections that are looked at before others have their turn.
 const WATCHED_AT_ONCE: usize = 1024;
 
+/// Of these, so many are looked up under one lock of their table.
+const FOUND_AT_ONCE: usize = 256;
+
 /// A server listens on an address for as long as this is kept, or until it begins to stop; then the address is free for
 /// others at once. Connections that it accepted stay.
 ///
@@ -135,6 +138,7 @@ pub(super) fn start_watch(shared: &Arc<Shared>) {
     }
     let watcher = Watcher { shared: Arc::downgrade(shared), runtime: id };
     let lease = Arc::clone(&shared.watching.lease);
+    shared.settings.wheel.begin();
     tokio::spawn(async move {
         let _lease = lease.lock().await;
         watch_connections(&watcher.shared).await;
@@ -251,22 +255,90 @@ async fn watch_connections(shared: &Weak<Shared>) {
     loop {
         let asked = ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        let mut connections: Vec<_> = shared.connections.lock().values().cloned().collect();
-        connections.extend(shared.door.iter().flat_map(|door| door.connections()));
         let now = Instant::now();
-        for chunk in connections.chunks(WATCHED_AT_ONCE) {
-            chunk.iter().for_each(|connection| connection.watch(asked, now));
+        shared.settings.wheel.turn(now, tick);
+        while watch_some(&shared, asked, now) {
             tokio::task::yield_now().await;
         }
+
+        let at_the_door = shared.door.iter().flat_map(|door| door.connections());
+        at_the_door.for_each(|connection| connection.watch(asked, now));
         shared.sessions.start_sweep(now);
+        recycle::sweep();
     }
+}
+
+/// Looks at some of the connections whose turn has come. False: there are no more. What is left when this task is dropped
+/// with its runtime is the next one's.
+fn watch_some(shared: &Shared, asked: Instant, now: Instant) -> bool {
+    let (mut ids, mut found) = (Vec::new(), Vec::new());
+    for _ in 0..WATCHED_AT_ONCE / FOUND_AT_ONCE {
+        let Some(slot) = shared.settings.wheel.take_due(&mut ids, FOUND_AT_ONCE) else { return false };
+        {
+            let connections = shared.connections.lock();
+            // Those that are over are not there any more.
+            found.extend(ids.drain(..).filter_map(|id| connections.get(&id).cloned()));
+        }
+        found.drain(..).for_each(|connection: Connection| connection.watch_in_turn(asked, now, slot));
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
-        recycle::sweep();
+    use std::io::IoSlice;
+
+    use bothways_proto::{Header, Limits, Metadata, Seq, SerializeType, frame};
+
     use super::*;
-    use crate::ServerLimits;
+    use crate::{
+        ServerLimits,
+        connection::ConnectionId,
+        transport::{ConnectOptions, Socket, connect},
+    };
+
+    /// A plain client that has called and says no more is not looked at any more; one with heartbeats is when the next one
+    /// is due.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_at_rest_is_looked_at_when_something_is_due() {
+        let server = Server::builder().build();
+        let listening = server.listen("memory@rests").await.expect("the name is free");
+        let address = listening.address().parse().expect("it is one");
+        let socket = connect(&address, &ConnectOptions::default()).await.expect("it listens");
+        let standing = || server.shared.settings.wheel.standing();
+        let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        seconds(3).await;
+        assert_eq!(standing(), (0, 1), "its first frame is due");
+
+        let header = Header::request(Seq::new(1), SerializeType::RAW);
+        let asked = frame(header, "No", "Such", &Metadata::new(), b"", &Limits::default()).expect("it is small");
+        assert_eq!(socket.try_write(&[IoSlice::new(&asked)]).expect("it is open"), asked.len());
+        seconds(30).await;
+        assert_eq!((server.stats().connections, standing()), (1, (0, 0)), "nothing is due any more");
+
+        let client =
+            crate::Client::connect(listening.address(), crate::ClientOptions::new()).await.expect("it listens");
+        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+        seconds(3).await;
+        assert_eq!(standing(), (0, 1), "its heartbeat is due");
+        seconds(60).await;
+        let (soon, later) = standing();
+        assert!((1..=2).contains(&(soon + later)) && server.stats().connections == 2, "{soon} {later}");
+    }
+
+    /// However many are due, after so many others have their turn.
+    #[tokio::test]
+    async fn many_are_looked_at_in_parts() {
+        let server = Server::builder().build();
+        let (shared, now) = (&server.shared, Instant::now());
+        shared.settings.wheel.begin();
+        for id in 0..=WATCHED_AT_ONCE as u64 {
+            shared.settings.wheel.note(ConnectionId::new(id));
+        }
+        shared.settings.wheel.turn(now, Duration::from_secs(1));
+        let parts = (0..100).take_while(|_| watch_some(shared, now, now)).count();
+        assert!((1..40).contains(&parts), "{parts}");
+    }
 
     /// A connection that shakes hands has a place as one that is open has.
     #[tokio::test]
