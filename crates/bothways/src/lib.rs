@@ -195,7 +195,7 @@ pub mod __private {
     pub use bytes::Bytes;
     pub use serde;
 
-    pub use crate::codec::{ByteSlice, go};
+    pub use crate::codec::{ByteSlice, direct, go};
 
     /// What a method of a service returns: a `Result`, whatever it is called.
     #[diagnostic::on_unimplemented(

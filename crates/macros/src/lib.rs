@@ -268,6 +268,12 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// - Derives serde's `Serialize` and `Deserialize`, and nothing else: derive `Clone`, `Debug`, `Default` and the like
 ///   yourself. Your crate needs no dependency on serde, and `#[serde(...)]` works as usual.
+/// - For a struct with named fields it also generates code of its own for MessagePack, which is faster than serde's. The
+///   bytes, the values and the errors are the same. A struct with type parameters, with a `#[cfg(...)]` within it, or
+///   with a `#[serde(...)]` other than `rename_all` and `deny_unknown_fields` (on the type) and `rename`, `default`,
+///   `with`, `serialize_with`, `deserialize_with`, `skip`, `skip_serializing_if` and `borrow` (on fields) goes by serde
+///   alone, and so does a tuple struct or an enum. A field whose type has no such code (an enum, a tuple, a type with
+///   serde impls of its own) goes by serde, and the others do not.
 /// - Field names become Go's: `full_name` is `FullName`. Go writes initials in capitals, which nothing here can
 ///   guess: `id` is `Id` unless you say `#[message(rename = "ID")]` (or `#[serde(rename = "ID")]`). A
 ///   `#[serde(rename_all = "...")]` on the type replaces the rule. Names of variants stay.

@@ -9,6 +9,7 @@ use syn::{
 
 use crate::parse;
 
+mod direct;
 mod names;
 mod shape;
 
@@ -40,6 +41,10 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
     let serde = quote!(#krate::__private::serde);
     if json_rule.is_some() || names::has_json_names(&item) {
         let item = names::message(&krate, &item, json_rule.as_ref())?;
+        return Ok(quote!(#item #shape));
+    }
+    if let Some(plan) = names::plan(&krate, &item)? {
+        let item = names::direct_message(&krate, &item, &plan)?;
         return Ok(quote!(#item #shape));
     }
     let mut item = with_serde_attributes(&krate, item, Form::Every)?;
@@ -193,7 +198,11 @@ impl<'a> Rules<'a> {
 
 /// A path as serde wants it. What is wrong with it is said at `span`.
 fn text(krate: &Path, rest: &str, span: Span) -> LitStr {
-    LitStr::new(&format!("{}::{rest}", quote!(#krate).to_string().replace(' ', "")), span)
+    LitStr::new(&text_of(krate, rest), span)
+}
+
+fn text_of(krate: &Path, rest: &str) -> String {
+    format!("{}::{rest}", quote!(#krate).to_string().replace(' ', ""))
 }
 
 /// What `#[message(...)]` says on a field or a variant.

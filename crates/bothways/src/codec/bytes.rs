@@ -64,6 +64,18 @@ pub trait ByteString: Sized {
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
     #[doc(hidden)]
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
+
+    /// Whether it is one byte string of any length: then it has the two methods below.
+    #[doc(hidden)]
+    const IS_ONE: bool = false;
+    #[doc(hidden)]
+    fn octets(&self) -> &[u8] {
+        &[]
+    }
+    #[doc(hidden)]
+    fn of_octets(_octets: &[u8]) -> Option<Self> {
+        None
+    }
 }
 
 macro_rules! byte_strings {
@@ -80,6 +92,18 @@ macro_rules! byte_strings {
             fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text_is_base64 = is_text(deserializer.is_human_readable());
                 deserializer.deserialize_any(Octets { text_is_base64 }).map(Self::from)
+            }
+
+            const IS_ONE: bool = true;
+
+            #[inline]
+            fn octets(&self) -> &[u8] {
+                self
+            }
+
+            #[inline]
+            fn of_octets(octets: &[u8]) -> Option<Self> {
+                Some(Self::from(octets.to_vec()))
             }
         }
     )*};

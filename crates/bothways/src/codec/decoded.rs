@@ -59,6 +59,14 @@ pub(super) fn count_element<T, E: Error>() -> Result<(), E> {
     if bytes == 0 { Ok(()) } else { count(bytes) }
 }
 
+/// So many elements of a list, before they are read.
+#[cfg(feature = "macros")]
+#[inline]
+pub(super) fn count_elements<T, E: Error>(elements: usize) -> Result<(), E> {
+    let bytes = const { beyond_wire::<T>(1) };
+    if bytes == 0 { Ok(()) } else { count(bytes.saturating_mul(elements)) }
+}
+
 /// A key or a value of a map. Its tables are at least half full, except for that of the first entry.
 #[inline]
 pub(super) fn count_entry<T, E: Error>(is_first: bool) -> Result<(), E> {

@@ -11,10 +11,7 @@ use std::io;
 use ::bytes::Bytes;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bothways_proto::SerializeType;
-use serde::{
-    Serialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::ser::Formatter;
 
 use self::write::Exact;
@@ -29,7 +26,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
 }
 
 /// Reads the first value. What follows it is ignored, as in Go.
-pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
+pub(super) fn decode<'de, T: Deserialize<'de>>(payload: &'de [u8]) -> Result<T, CodecError> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let value = bounded(|| within_json(|| T::deserialize(Lenient::new(&mut deserializer, payload.len()))))
         .map_err(|error| CodecError::codec(SerializeType::JSON, error))?;
@@ -84,7 +81,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use serde::Deserialize;
 
     use super::*;
     use crate::{Encode, Payload};

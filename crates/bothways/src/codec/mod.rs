@@ -113,6 +113,9 @@ mod words;
 
 #[cfg(feature = "macros")]
 pub use self::bytes::ByteSlice;
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub use self::msgpack::direct;
 #[cfg(feature = "protobuf")]
 pub use self::protobuf::Protobuf;
 #[cfg(feature = "macros")]
@@ -124,6 +127,7 @@ pub use self::{
     decoded::DECODED_BYTES_MAX,
     duration::Nanos,
     lenient::{NESTING_MAX, nil_or_default},
+    plain::decode_borrowed,
     raw::Raw,
     time::Timestamp,
 };

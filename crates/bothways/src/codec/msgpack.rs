@@ -6,8 +6,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mark.rs` | the first bytes of values |
-//! | `read.rs` | payload → value |
-//! | `write.rs` | value → payload |
+//! | `read.rs`, `read/direct.rs` | payload → value: by serde, and by the code that `#[message]` generates |
+//! | `write.rs`, `write/direct.rs` | value → payload: the same |
 
 mod mark;
 mod read;
@@ -17,14 +17,36 @@ use std::cell::Cell;
 
 use ::bytes::Bytes;
 use bothways_proto::SerializeType;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use self::{read::Reader, write::Writer};
+
+/// What the code needs that `#[message]` generates.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod direct {
+    pub use super::{
+        read::{
+            Error as ReadError, Reader,
+            direct::{In, InBySerde, Read, ReadMessage, deserialize, message, missing, octets as read_octets},
+        },
+        write::{
+            Error as WriteError, Writer,
+            direct::{Out, OutBySerde, Write, WriteMessage, octets as write_octets, serialize},
+        },
+    };
+}
+
 use super::{CodecError, decoded::bounded, text::within_msgpack};
 
 /// The name of a newtype whose value is an extension: a tuple of its number and its data. The one that
 /// `rmp-serde` gave it, so that types that were made for it travel here too.
 pub(super) const EXTENSION: &str = "_ExtStruct";
+
+/// The name of a newtype with code of its own for MessagePack: a `#[message]`, which our reader and our writer hand
+/// their bytes to.
+#[cfg(feature = "macros")]
+const DIRECT: &str = "_bw.direct";
 
 /// A payload of more than this is not copied out of the buffer, but takes it along.
 const COPY_BYTES: usize = 16 << 10;
@@ -51,10 +73,14 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecErr
 }
 
 /// Bytes after the value are ignored, as in Go.
-pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
+pub(super) fn decode<'de, T: Deserialize<'de>>(payload: &'de [u8]) -> Result<T, CodecError> {
     bounded(|| within_msgpack(|| T::deserialize(&mut Reader::new(payload))))
         .map_err(|error| CodecError::codec(SerializeType::MSGPACK, error))
 }
+
+/// Held against serde's derive.
+#[cfg(all(test, feature = "macros"))]
+mod direct_tests;
 
 #[cfg(test)]
 mod tests {
@@ -62,7 +88,6 @@ mod tests {
 
     use hex_literal::hex;
     use proptest::prelude::*;
-    use serde::Deserialize;
 
     use super::*;
     use crate::{Payload, codec::NESTING_MAX};

@@ -3,7 +3,7 @@
 use ::bytes::Bytes;
 use bothways_proto::SerializeType;
 use serde::{
-    Serialize,
+    Deserialize, Serialize,
     de::{DeserializeOwned, Visitor},
 };
 
@@ -37,17 +37,56 @@ impl<T: Serialize + Send + ?Sized> Encode for T {
 
 impl<T: Serialize + DeserializeOwned + Send> Payload for T {
     fn decode(serialize: SerializeType, payload: Bytes) -> Result<Self, CodecError> {
-        let decode = match serialize {
-            SerializeType::MSGPACK => msgpack::decode,
-            #[cfg(feature = "json")]
-            SerializeType::JSON => json::decode,
-            _ => return Err(CodecError::unsupported::<T>(serialize, CAN)),
-        };
-        if payload.is_empty() {
-            return T::deserialize(NoPayload).map_err(|_| CodecError::Empty { serialize });
-        }
-        decode(&payload)
+        decode_borrowed(serialize, &payload)
     }
+}
+
+/// Bytes → a serde value that may borrow from them, such as a `#[bothways::message]` with `&str` fields. It takes no
+/// memory for texts. For handlers that get a [`Request`](crate::Request), and for pushes.
+///
+/// A `&str` is an error where the codec has no such text: in JSON one with escapes, and `nil` unless the field has
+/// [`nil_or_default`](super::nil_or_default), as those of a `#[bothways::message]` have.
+///
+/// ```
+/// use bothways::{Reply, Request, codec};
+///
+/// #[bothways::message]
+/// struct Note<'a> {
+///     title: &'a str,
+///     #[serde(borrow)]
+///     tags: Vec<&'a str>,
+/// }
+///
+/// async fn title(request: Request) -> Reply {
+///     let serialize = request.serialize_type();
+///     let payload = match request.payload() {
+///         Ok(payload) => payload,
+///         Err(error) => return Reply::error(error.to_string()),
+///     };
+///     match codec::decode_borrowed::<Note<'_>>(serialize, &payload) {
+///         Ok(note) => Reply::encode(note.title, serialize),
+///         Err(error) => Reply::error(error.to_string()),
+///     }
+/// }
+/// # let _ = bothways::Server::builder().handler("Notes", "Title", title);
+/// ```
+///
+/// # Errors
+/// As [`Payload::decode`].
+pub fn decode_borrowed<'de, T>(serialize: SerializeType, payload: &'de [u8]) -> Result<T, CodecError>
+where
+    T: Deserialize<'de>,
+{
+    let decode = match serialize {
+        SerializeType::MSGPACK => msgpack::decode,
+        #[cfg(feature = "json")]
+        SerializeType::JSON => json::decode,
+        _ => return Err(CodecError::unsupported::<T>(serialize, CAN)),
+    };
+    if payload.is_empty() {
+        return T::deserialize(NoPayload).map_err(|_| CodecError::Empty { serialize });
+    }
+    decode(payload)
 }
 
 /// What an empty payload holds: enough for `()` and `None`, nothing for any other type.
@@ -84,8 +123,6 @@ impl<'de> serde::Deserializer<'de> for NoPayload {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, Deserialize, PartialEq, Serialize)]

@@ -28,6 +28,13 @@ pub(super) fn within_json<T>(act: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Whether MessagePack is at work.
+#[cfg(feature = "macros")]
+#[inline]
+pub(super) fn is_msgpack() -> bool {
+    MSGPACK.get()
+}
+
 /// Whether the format is a text, which says so itself.
 pub(crate) fn is_text(says_so: bool) -> bool {
     says_so && !MSGPACK.get()

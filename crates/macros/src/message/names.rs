@@ -1,7 +1,8 @@
-//! Types with other names in JSON, as Go's structs with `json` tags have them.
+//! Types that serde derives from a copy, in its `remote` form: those with other names in JSON, as Go's structs with
+//! `json` tags have them, and those with code of their own for MessagePack.
 //!
-//! Serde knows one name for a field. So the derives are on two copies of the type, one for each set of names, in
-//! serde's `remote` form; the type itself goes through the one that the format wants.
+//! Serde knows one name for a field. So for other names in JSON there are two copies of the type, one for each set of
+//! names. The type itself goes through the one that the format wants.
 
 use proc_macro2::{Group, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote};
@@ -10,7 +11,7 @@ use syn::{
     punctuated::Punctuated, spanned::Spanned,
 };
 
-use super::{Form, attributes_of, with_serde_attributes};
+use super::{Form, attributes_of, direct::Plan, serde_keys, with_serde_attributes};
 
 /// Whether a field or a variant has a name for JSON.
 pub(super) fn has_json_names(item: &Item) -> bool {
@@ -42,22 +43,51 @@ pub(super) fn message(krate: &Path, item: &Item, rule: Option<&LitStr>) -> Resul
         return Err(Error::new(generics.span(), text));
     }
 
-    let binary = copy(krate, item, &format_ident!("__BinaryOf{ident}"), Form::Binary)?;
-    let json = copy(krate, item, &format_ident!("__JsonOf{ident}"), Form::Json(rule))?;
-    let impls = impls(krate, ident);
-    let mut item = item.clone();
-    for_each_attributes(&mut item, |attributes| {
-        attributes.retain(|attribute| !attribute.path().is_ident("message") && !attribute.path().is_ident("serde"));
-    });
+    let (binary, json) = (format_ident!("__BinaryOf{ident}"), format_ident!("__JsonOf{ident}"));
+    let copies = [copy(krate, item, &binary, Form::Binary)?, copy(krate, item, &json, Form::Json(rule))?];
+    let impls = match plan(krate, item)? {
+        Some(plan) => plan.impls(krate, &binary, Some(&json)),
+        None => impls(krate, ident, &binary, &json),
+    };
+    let item = without_attributes(item);
     Ok(quote! {
         #item
 
         const _: () = {
-            #binary
-            #json
+            #(#copies)*
             #impls
         };
     })
+}
+
+/// How to read and write the type without serde, if that is possible.
+pub(super) fn plan(krate: &Path, item: &Item) -> Result<Option<Plan>> {
+    Ok(Plan::new(krate, &with_serde_attributes(krate, item.clone(), Form::Binary)?))
+}
+
+/// The type, with its own code and with a copy for serde.
+pub(super) fn direct_message(krate: &Path, item: &Item, plan: &Plan) -> Result<TokenStream> {
+    let name = format_ident!("__SerdeOf{}", plan.ident());
+    let copy = copy(krate, item, &name, Form::Every)?;
+    let impls = plan.impls(krate, &name, None);
+    let item = without_attributes(item);
+    Ok(quote! {
+        #item
+
+        const _: () = {
+            #copy
+            #impls
+        };
+    })
+}
+
+/// The type itself, of which serde sees nothing.
+fn without_attributes(item: &Item) -> Item {
+    let mut item = item.clone();
+    for_each_attributes(&mut item, |attributes| {
+        attributes.retain(|attribute| !attribute.path().is_ident("message") && !attribute.path().is_ident("serde"));
+    });
+    item
 }
 
 /// A copy of the type, for serde to derive from.
@@ -88,13 +118,15 @@ fn copy(krate: &Path, item: &Item, name: &Ident, form: Form<'_>) -> Result<Token
     attributes.insert(0, syn::parse_quote!(#[allow(dead_code)]));
     attributes.insert(1, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
     attributes.insert(2, syn::parse_quote!(#[serde(remote = #remote)]));
+    if !serde_keys(attributes).iter().any(|key| key == "rename") {
+        attributes.insert(3, syn::parse_quote!(#[serde(rename = #remote)]));
+    }
     Ok(quote!(#item))
 }
 
 /// What goes to the one copy or to the other.
-fn impls(krate: &Path, ident: &Ident) -> TokenStream {
+fn impls(krate: &Path, ident: &Ident, binary: &Ident, json: &Ident) -> TokenStream {
     let serde = quote!(#krate::__private::serde);
-    let (binary, json) = (format_ident!("__BinaryOf{ident}"), format_ident!("__JsonOf{ident}"));
     quote! {
         impl #serde::Serialize for #ident {
             fn serialize<__S: #serde::Serializer>(

@@ -15,15 +15,21 @@ use serde::{
     },
 };
 
+#[cfg(feature = "macros")]
+use super::DIRECT;
 use super::{EXTENSION, mark};
 use crate::codec::{
     decoded::{count_element, count_entry},
     lenient::{Answer, Asked, Bounds, Lenient, NESTING_MAX},
 };
 
+#[cfg(feature = "macros")]
+pub(super) mod direct;
+
 /// Why a payload is not the value that was asked for.
+#[allow(unreachable_pub, missing_docs, reason = "for generated code")]
 #[derive(Debug)]
-pub(super) enum Error {
+pub enum Error {
     EndsWithin,
     TooDeep,
     /// A value that begins with this byte.
@@ -61,7 +67,8 @@ impl de::Error for Error {
 }
 
 /// What is left of a payload.
-pub(super) struct Reader<'de> {
+#[allow(unreachable_pub, reason = "for generated code")]
+pub struct Reader<'de> {
     rest: &'de [u8],
     /// Containers, and enums with a value, around the next value.
     containers: usize,
@@ -493,6 +500,10 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 
     #[inline]
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
+        #[cfg(feature = "macros")]
+        if name == DIRECT {
+            return visitor.visit_seq(direct::Rest(self));
+        }
         if name != EXTENSION {
             return visitor.visit_newtype_struct(self);
         }
@@ -669,4 +680,4 @@ impl<'de> SeqAccess<'de> for Extension<'de> {
 
 /// Held against `rmp-serde` behind [`Lenient`]: the same values, and errors for the same bytes.
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

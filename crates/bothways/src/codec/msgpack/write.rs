@@ -12,14 +12,21 @@ use serde::{
     },
 };
 
+#[cfg(feature = "macros")]
+use super::DIRECT;
 use super::{EXTENSION, mark, read::Reader};
 use crate::codec::SOME_OF_NOTHING;
 
+#[cfg(feature = "macros")]
+pub(super) mod direct;
+
 /// The words of a type that cannot be written.
-pub(super) type Error = serde::de::value::Error;
+#[allow(unreachable_pub, reason = "for generated code")]
+pub type Error = serde::de::value::Error;
 
 /// The payload as far as it is written.
-pub(super) struct Writer(Vec<u8>);
+#[allow(unreachable_pub, reason = "for generated code")]
+pub struct Writer(Vec<u8>);
 
 /// First bytes of a kind of value with a length.
 struct Heads {
@@ -249,7 +256,14 @@ impl<'a> Serializer for &'a mut Writer {
         self.serialize_str(variant)
     }
 
+    #[inline]
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result<(), Error> {
+        #[cfg(feature = "macros")]
+        match name {
+            DIRECT => return self.lend(value),
+            direct::WRITTEN => return Ok(()),
+            _ => {}
+        }
         let from = self.0.len();
         value.serialize(&mut *self)?;
         if name == EXTENSION { self.make_extension(from) } else { Ok(()) }
@@ -317,7 +331,8 @@ impl<'a> Serializer for &'a mut Writer {
 }
 
 /// The values of an array or a map, as they come.
-pub(super) struct Parts<'a> {
+#[allow(unreachable_pub, reason = "a type of the writer, which is public")]
+pub struct Parts<'a> {
     writer: &'a mut Writer,
     counted: Option<Counted>,
 }

@@ -261,7 +261,7 @@ fn compare_all(payload: &[u8]) {
 }
 
 /// A number, text or the like, in any of its forms.
-fn leaf() -> impl Strategy<Value = Vec<u8>> {
+pub(in crate::codec::msgpack) fn leaf() -> impl Strategy<Value = Vec<u8>> {
     let of_length = |eight: u8, len: usize, body: Vec<u8>| {
         let len = len.to_be_bytes();
         match eight % 3 {
@@ -307,7 +307,7 @@ fn leaf() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// Any value, with names among the keys that the types above know.
-fn value() -> impl Strategy<Value = Vec<u8>> {
+pub(in crate::codec::msgpack) fn value() -> impl Strategy<Value = Vec<u8>> {
     leaf().prop_recursive(4, 40, 6, |inner| {
         let head = |fix: u8, sixteen: u8, form: u8, len: usize| match form {
             0 => vec![fix | len as u8],
