@@ -49,7 +49,7 @@ impl CallService for LayeredTry {
         let (client, time, timeout) = (self.client.clone(), self.time, self.timeout);
         Box::pin(async move {
             let time = call.time_left(time, timeout);
-            client.try_call_direct(&call.as_raw(), time).await
+            client.try_call_direct(&call.as_raw(), time, None).await
         })
     }
 

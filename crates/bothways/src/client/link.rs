@@ -122,6 +122,16 @@ struct Receivers {
     _messages: Option<MessageQueue>,
 }
 
+/// What is seen of a link at one moment.
+pub(crate) struct Look {
+    /// The connection of a call that does not wait.
+    pub(crate) connection: Option<Connection>,
+    /// Other servers are to be preferred, if any of them is up.
+    pub(crate) is_down: bool,
+    /// The link has not ended, or is not to be replaced.
+    pub(crate) may_be_called: bool,
+}
+
 #[derive(Clone)]
 enum State {
     /// Being made.
@@ -446,13 +456,23 @@ impl Link {
         self.is_unlisted.store(is_unlisted, Ordering::Release);
     }
 
-    /// True if the last try failed, or the connection is lost or about to be.
-    pub(super) fn is_down(&self) -> bool {
-        match &*self.state.borrow() {
+    /// All that a caller with other servers to ask wants to know before a call, at one look. It is down if the last try
+    /// failed, or the connection is lost or about to be.
+    #[inline]
+    pub(super) fn look(&self) -> Look {
+        let state = self.state.borrow();
+        let connection = match &*state {
+            State::Up(connection) | State::Greeting(connection, _) => Some(connection).filter(|it| it.is_open()),
+            State::Down(_) | State::Ended(_) => None,
+        };
+        let stays_away = self.stays_away_in(&state);
+        let is_down = match &*state {
             State::Down(why) | State::Greeting(_, why) => !matches!(why, Why::New),
-            State::Up(connection) => !connection.is_open(),
-            State::Ended(_) => false,
-        }
+            State::Up(_) => connection.is_none(),
+            State::Ended(_) => stays_away,
+        };
+        let may_be_called = stays_away || !matches!(&*state, State::Ended(_));
+        Look { connection: connection.cloned(), is_down, may_be_called }
     }
 
     /// True if calls wait for the next connection, and there may be one.
@@ -468,7 +488,11 @@ impl Link {
     /// True if it ended for what its server said, and only the application can change: it was sent away, or gave up
     /// after so many refusals. Where the client does not come back by itself anyway, it is asked again like any other.
     pub(super) fn stays_away(&self) -> bool {
-        match &*self.state.borrow() {
+        self.stays_away_in(&self.state.borrow())
+    }
+
+    fn stays_away_in(&self, state: &State) -> bool {
+        match state {
             State::Ended(ConnectError::SentAway { .. }) => true,
             State::Ended(ConnectError::Refused { .. }) => self.options.reconnects(),
             _ => false,

@@ -45,6 +45,7 @@ use tokio::{runtime, time::Instant};
 pub(crate) use self::{
     events::EventSender,
     handler::handle_messages,
+    link::Look,
     messages::MessageQueue,
     repeats::ReceivedKeys,
     subscriptions::{Subscribing, Unsubscribing},
@@ -386,16 +387,28 @@ impl Client {
         self.handle.link.returned().lost()
     }
 
-    /// Makes one try of a call, which takes what is left of its time. Waits for the outcome of one try to connect at
-    /// most, and not for the connection: a caller with other servers to ask would rather know.
-    pub(crate) async fn try_call(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+    /// Makes one try of a call, which takes what is left of its time, over the connection that [`Self::look`] has just
+    /// seen. Without one it waits for the outcome of one try to connect at most, and not for the connection: a caller
+    /// with other servers to ask would rather know.
+    pub(crate) async fn try_call(
+        &self,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+        seen: Option<Connection>,
+    ) -> Result<RawReply, CallError> {
         let layers = self.handle.link.options().layers();
         if layers.see(&call.options) {
             let timeout = self.timeout_of(call);
             let end = LayeredTry { client: self.clone(), time, timeout };
             return Box::pin(layers.call(call.clone(), time, timeout, end)).await;
         }
-        self.try_call_direct(call, time).await
+        self.try_call_direct(call, time, seen).await
+    }
+
+    /// All that a caller with other servers to ask wants to know of this client.
+    #[inline]
+    pub(crate) fn look(&self) -> Look {
+        self.handle.link.look()
     }
 
     /// The time that a call has.
@@ -404,9 +417,17 @@ impl Client {
     }
 
     /// As [`Self::try_call`], after all layers.
-    async fn try_call_direct(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+    async fn try_call_direct(
+        &self,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+        seen: Option<Connection>,
+    ) -> Result<RawReply, CallError> {
         self.check_reserved(call)?;
-        let (connection, time) = self.connection_for(Patience::OneTry, time).await?;
+        let (connection, time) = match seen {
+            Some(connection) => (connection, time),
+            None => self.connection_for(Patience::OneTry, time).await?,
+        };
         let outcome = match connection.call_within(call, time).await {
             Err(error) if self.may_renew(&error, &connection) => {
                 Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {})).await
@@ -476,11 +497,6 @@ impl Client {
                 }
             }
         }
-    }
-
-    /// True if the last try to connect failed, or the connection is lost or about to be.
-    pub(crate) fn is_down(&self) -> bool {
-        self.handle.link.is_down()
     }
 
     /// True if the connection is over and will not be made again.
@@ -926,7 +942,7 @@ mod tests {
         let server = Server::builder().build();
         let listening = server.listen("memory@client-ended").await.expect("the name is free");
         let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-        assert!(!client.is_ended() && !client.is_down());
+        assert!(!client.is_ended() && !client.look().is_down);
         client.close();
         assert!(client.is_ended());
     }

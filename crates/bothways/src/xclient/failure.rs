@@ -115,16 +115,22 @@ impl XClient {
     }
 
     async fn failfast(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let pick = self.pick(call, &[])?;
-        let reply = self.try_call(&pick, call, time).await;
+        let mut pick = self.pick(call, &[])?;
+        let reply = self.try_call(&mut pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply
     }
 
     /// Makes one try. The selector knows of it from its begin to its end, which may be that it is dropped.
-    async fn try_call(&self, pick: &Pick, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+    async fn try_call(
+        &self,
+        pick: &mut Pick,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+    ) -> Result<RawReply, CallError> {
         let attempt = self.shared.servers.begin(pick);
-        let reply = pick.client.try_call(call, time).await;
+        let seen = pick.seen.take();
+        let reply = pick.client.try_call(call, time, seen).await;
         attempt.end(OutcomeKind::of_call(&reply));
         if reply.is_ok() {
             self.shared.servers.retry_budget().note_success();
@@ -144,7 +150,7 @@ impl XClient {
         let mut pick = self.pick(call, &[])?;
         let mut cut = None;
         for again in 0..self.shared.servers.options().retries as usize {
-            let error = match self.try_call(&pick, call, time).await {
+            let error = match self.try_call(&mut pick, call, time).await {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };
@@ -160,7 +166,7 @@ impl XClient {
             }
             note_cut(&mut cut, error);
         }
-        let reply = self.try_call(&pick, call, time).await;
+        let reply = self.try_call(&mut pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
     }
@@ -169,7 +175,7 @@ impl XClient {
         let mut pick = self.pick(call, &[])?;
         let (mut tried, mut cut) = (Vec::new(), None);
         for again in 0..self.shared.servers.options().retries as usize {
-            let reply = self.try_call(&pick, call, time).await;
+            let reply = self.try_call(&mut pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
@@ -185,16 +191,17 @@ impl XClient {
             note_cut(&mut cut, error);
             pick = next;
         }
-        let reply = self.try_call(&pick, call, time).await;
+        let reply = self.try_call(&mut pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let pick = self.pick(call, &[])?;
+        let mut pick = self.pick(call, &[])?;
+        let slot = Arc::clone(&pick.slot);
         let first = async {
-            let reply = self.try_call(&pick, call, time).await;
-            self.note_outcome(&pick.slot, &reply);
+            let reply = self.try_call(&mut pick, call, time).await;
+            self.note_outcome(&slot, &reply);
             reply
         };
         tokio::pin!(first);
@@ -211,13 +218,13 @@ impl XClient {
             }
             Some(reply) => return reply,
         };
-        let Some(backup) = self.pick_other(call, &pick.slot) else {
+        let Some(mut backup) = self.pick_other(call, &slot) else {
             return match failed {
                 Some(error) => Err(error),
                 None => first.await,
             };
         };
-        let second = self.try_call(&backup, call, time.map(CallTime::rest));
+        let second = self.try_call(&mut backup, call, time.map(CallTime::rest));
         if let Some(failed) = failed {
             return second.await.map_err(|error| error.after_tries(cut_of(failed)));
         }

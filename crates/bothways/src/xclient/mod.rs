@@ -11,6 +11,7 @@
 //! | `failure.rs` | [`FailMode`]: what happens when a try fails |
 //! | `budget.rs` | how many further tries overloaded servers get |
 //! | `servers.rs` | the list that the discovery keeps, and the one client of each server |
+//! | `snapshots.rs` | one value for many threads, without a line of memory that all of them write to |
 //!
 //! There is one connection to each server, which calls and messages share. It is made with the first call that goes there,
 //! or at once for a client that [listens](XClient::bidirectional), and made again by itself when it is lost. All of that
@@ -123,6 +124,7 @@ mod options;
 mod outcome;
 mod select;
 mod servers;
+mod snapshots;
 
 use std::{future::Future, sync::Arc};
 

@@ -24,13 +24,16 @@ use super::{
     options::XClientOptions,
     outcome::Attempt,
     select::{SelectMode, Selection, Selector},
+    snapshots::Snapshots,
 };
 use crate::{
     caller::RawCall,
     calm::{Calm, Said, tell},
-    client::{Client, Common, EventSender, MessageQueue, Subscribing, Unsubscribing, WeakClient, handle_messages},
+    client::{
+        Client, Common, EventSender, Look, MessageQueue, Subscribing, Unsubscribing, WeakClient, handle_messages,
+    },
     clock::after,
-    connection::CallTime,
+    connection::{CallTime, Connection},
     discovery::{DiscoveryError, ServerEntry},
     error::{AddressError, ConnectError},
     guard,
@@ -52,6 +55,8 @@ pub(super) struct Servers {
     /// How it failed since its last list.
     source_failed: Mutex<Option<DiscoveryError>>,
     list: RwLock<List>,
+    /// The same as calls see it; nothing once the client is closed. Set under the lock of the list.
+    snapshots: Snapshots<Snapshot>,
     /// The server that all calls go to, if they are to stay with one.
     sticky: Mutex<Option<Arc<Slot>>>,
     told: Told,
@@ -79,6 +84,13 @@ struct List {
     topics: Vec<Arc<str>>,
     /// Taken when the client is closed.
     receivers: Option<Receivers>,
+}
+
+/// The list at one moment.
+#[derive(Clone)]
+struct Snapshot {
+    changes: watch::Receiver<Arc<[ServerEntry]>>,
+    listed: Arc<Listed>,
 }
 
 /// A list as the discovery gave it, without those that no call may go to.
@@ -120,8 +132,19 @@ enum Held {
 pub(super) struct Pick {
     pub(super) slot: Arc<Slot>,
     pub(super) client: Client,
+    /// Its connection, if it is up: for the first try.
+    pub(super) seen: Option<Connection>,
     /// The server as the selector knows it, if it learns.
     entry: Option<ServerEntry>,
+}
+
+/// A server as it is at one moment: each look takes locks that all its callers share.
+#[derive(Default)]
+struct Seen {
+    /// The client, if it may be called as it is.
+    client: Option<Client>,
+    connection: Option<Connection>,
+    is_down: bool,
 }
 
 /// Why no server was chosen.
@@ -173,6 +196,7 @@ impl Servers {
             awaits_list,
             source_failed,
             list,
+            snapshots: Snapshots::default(),
             sticky,
             told,
             retry_budget,
@@ -229,38 +253,49 @@ impl Servers {
     /// Chooses the server of a try.
     pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
         loop {
-            let listed = self.listed().ok_or(NoPick::Closed)?;
+            let snapshot = self.snapshot().ok_or(NoPick::Closed)?;
+            let listed = &*snapshot.listed;
             if listed.slots.is_empty() {
-                return Err(NoPick::NoServer(self.why_empty(&listed)));
+                return Err(NoPick::NoServer(self.why_empty(listed)));
             }
             let prefer = Preference { not_tried: listed.still_excluded(prefer.not_tried), ..prefer };
-            let slot = self.stay_or_choose(&listed, call, prefer)?;
-            match self.client_of(&slot) {
+            let (slot, seen) = self.stay_or_choose(listed, call, prefer)?;
+            match seen.client.map_or_else(|| self.client_of(slot), Ok) {
                 Ok(client) => {
-                    let entry = if self.learns { listed.entry_of(&slot) } else { None };
-                    return Ok(Pick { slot, client, entry });
+                    let entry = if self.learns { listed.entry_of(slot) } else { None };
+                    return Ok(Pick { slot: Arc::clone(slot), client, seen: seen.connection, entry });
                 }
                 // It left the list meanwhile: the newer one has others, or the client is closed.
-                Err(_) if slot.is_retired() => self.unstick(&slot),
+                Err(_) if slot.is_retired() => self.unstick(slot),
                 Err(error) => return Err(NoPick::NoServer(error.to_string())),
             }
         }
     }
 
-    fn stay_or_choose(&self, listed: &Listed, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
+    fn stay_or_choose<'a>(
+        &self,
+        listed: &'a Listed,
+        call: &RawCall<'_>,
+        prefer: Preference<'_>,
+    ) -> Result<(&'a Arc<Slot>, Seen), NoPick> {
         if !self.options.sticky || !prefer.sticky {
             return self.choose(listed, call, prefer);
         }
-        let stays = |sticky: &Option<Arc<Slot>>| sticky.as_ref().filter(|slot| listed.suits(slot, prefer)).cloned();
-        if let Some(slot) = stays(&self.sticky.lock()) {
-            return Ok(slot);
+        let stays = |sticky: &Option<Arc<Slot>>| {
+            let slot =
+                listed.slots.iter().find(|slot| sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(sticky, slot)))?;
+            let seen = slot.look();
+            listed.suits(slot, &seen, prefer).then_some((slot, seen))
+        };
+        if let Some(stays) = stays(&self.sticky.lock()) {
+            return Ok(stays);
         }
         let chosen = self.choose(listed, call, prefer)?;
         let mut sticky = self.sticky.lock();
         // Another call may have chosen meanwhile: the first choice counts.
-        let slot = stays(&sticky).unwrap_or(chosen);
-        *sticky = Some(Arc::clone(&slot));
-        Ok(slot)
+        let (slot, seen) = stays(&sticky).unwrap_or(chosen);
+        *sticky = Some(Arc::clone(slot));
+        Ok((slot, seen))
     }
 
     /// The selector learns that a try begins, and then how it ends.
@@ -281,7 +316,7 @@ impl Servers {
 
     /// The client of a server: that which stands, or a new one.
     fn client_of(&self, slot: &Slot) -> Result<Client, ConnectError> {
-        if let Some(client) = slot.ready() {
+        if let Some(client) = slot.look().client {
             return Ok(client);
         }
         // The lock of the list is held: no topic is added or forgotten meanwhile.
@@ -320,7 +355,10 @@ impl Servers {
         self.awaits_list.store(false, Ordering::Release);
         let before = Arc::clone(&self.list.read().listed);
         if said.is_empty() && !before.slots.is_empty() {
-            self.list.write().changes = source.clone();
+            let mut list = self.list.write();
+            list.changes = source.clone();
+            self.show(&list);
+            drop(list);
             let kept = before.slots.len();
             return tell!(self.told.empty, warn, kept, "the discovery lists no server: the previous list is kept");
         }
@@ -354,6 +392,7 @@ impl Servers {
         let back: Vec<_> = listed.slots.iter().filter_map(|slot| slot.take_back(&mut list.left)).collect();
         back.iter().for_each(|client| client.note_listed(&list.topics));
         (list.listed, list.changes) = (Arc::new(listed), changes);
+        self.show(list);
         receivers.common.keys.share_among(list.listed.slots.len());
         if self.eager {
             // One that has ended is no business of a list that names it again.
@@ -408,6 +447,7 @@ impl Servers {
     pub(super) fn close(&self) {
         let mut list = self.list.write();
         let receivers = list.receivers.take();
+        self.show(&list);
         let listed = std::mem::take(&mut list.listed);
         let left = std::mem::take(&mut list.left);
         drop(list);
@@ -482,13 +522,26 @@ impl Servers {
         self.list.read()
     }
 
-    /// The newest list to choose in; `None` if the client is closed.
-    fn listed(&self) -> Option<Arc<Listed>> {
-        let list = self.list();
-        list.receivers.as_ref().map(|_| Arc::clone(&list.listed))
+    /// Calls see this list from now on, whose lock is held.
+    fn show(&self, list: &List) {
+        self.snapshots.set(list.snapshot());
     }
 
-    fn choose(&self, listed: &Listed, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Slot>, NoPick> {
+    /// The newest list to choose in; `None` if the client is closed.
+    #[inline]
+    fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let snapshot = self.snapshots.get();
+        // Without a sender there is nothing newer.
+        let is_newest = |snapshot: &Arc<Snapshot>| !snapshot.changes.has_changed().unwrap_or(false);
+        snapshot.filter(is_newest).or_else(|| self.list().snapshot().map(Arc::new))
+    }
+
+    fn choose<'a>(
+        &self,
+        listed: &'a Listed,
+        call: &RawCall<'_>,
+        prefer: Preference<'_>,
+    ) -> Result<(&'a Arc<Slot>, Seen), NoPick> {
         let selection = Selection::new(call.service_path, call.service_method, &call.payload, &listed.entries);
         let tried = |server: usize| is_in(&listed.slots[server], prefer.not_tried);
         let select = |selection: &Selection<'_>| {
@@ -501,13 +554,21 @@ impl Servers {
         let chosen =
             if prefer.not_tried.is_empty() { select(&selection)? } else { select(&selection.excluding(&tried))? };
         let chosen = listed.slot(chosen)?;
-        if listed.suits(chosen, prefer) {
-            return Ok(Arc::clone(chosen));
+        let seen = chosen.look();
+        if listed.suits(chosen, &seen, prefer) {
+            return Ok((chosen, seen));
         }
-        let unsuited = |server: usize| tried(server) || listed.slots[server].is_down();
+        let unsuited = |server: usize| tried(server) || listed.slots[server].look().is_down;
         let better = listed.slot(select(&selection.excluding(&unsuited))?);
         // A selector may have nobody else to offer.
-        Ok(Arc::clone(better.unwrap_or(chosen)))
+        Ok(better.map_or((chosen, seen), |better| (better, better.look())))
+    }
+}
+
+impl List {
+    fn snapshot(&self) -> Option<Snapshot> {
+        let (changes, listed) = (self.changes.clone(), Arc::clone(&self.listed));
+        self.receivers.is_some().then_some(Snapshot { changes, listed })
     }
 }
 
@@ -534,9 +595,9 @@ impl Listed {
     }
 
     /// True unless the server is not preferred, and there is one that is.
-    fn suits(&self, slot: &Arc<Slot>, prefer: Preference<'_>) -> bool {
-        let unsuited = |slot: &Arc<Slot>| is_in(slot, prefer.not_tried) || (prefer.up && slot.is_down());
-        !unsuited(slot) || self.slots.iter().all(unsuited)
+    fn suits(&self, slot: &Arc<Slot>, seen: &Seen, prefer: Preference<'_>) -> bool {
+        let suits = |slot, is_down| !(is_in(slot, prefer.not_tried) || (prefer.up && is_down));
+        suits(slot, seen.is_down) || !self.slots.iter().any(|slot| suits(slot, prefer.up && slot.look().is_down))
     }
 
     fn why_empty(&self, options: &XClientOptions) -> String {
@@ -582,11 +643,13 @@ impl Slot {
         Ok(client)
     }
 
-    /// The client, if it may be called as it is.
-    fn ready(&self) -> Option<Client> {
+    fn look(&self) -> Seen {
         match &*self.client.lock() {
-            Held::Client(client) if !client.is_ended() || client.stays_away() => Some(client.clone()),
-            Held::Client(_) | Held::Nothing | Held::Retired => None,
+            Held::Client(client) => {
+                let Look { connection, is_down, may_be_called } = client.look();
+                Seen { client: may_be_called.then(|| client.clone()), connection, is_down }
+            }
+            Held::Nothing | Held::Retired => Seen::default(),
         }
     }
 
@@ -608,13 +671,6 @@ impl Slot {
         match &*self.client.lock() {
             Held::Client(client) => Some(client.clone()),
             Held::Nothing | Held::Retired => None,
-        }
-    }
-
-    fn is_down(&self) -> bool {
-        match &*self.client.lock() {
-            Held::Client(client) => client.is_down() || client.stays_away(),
-            Held::Nothing | Held::Retired => false,
         }
     }
 
