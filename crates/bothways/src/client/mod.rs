@@ -886,7 +886,7 @@ mod tests {
         assert!(matches!(sent, Err(PushError::Closed(_))), "{sent:?}");
     }
 
-    /// Whoever waits for the connection, or for its events, is woken when no lock of its client is held.
+    /// A task that waits for the connection, or for its events, is woken when no lock of its client is held.
     #[tokio::test(start_paused = true)]
     async fn nobody_is_woken_under_the_lock_of_a_clients_states() {
         use std::{
@@ -949,7 +949,7 @@ mod tests {
 
     /// What notes the connection of a call sends messages as the client does.
     #[tokio::test(start_paused = true)]
-    async fn whoever_notes_the_connection_of_calls_sends_messages_too() {
+    async fn who_notes_the_connection_of_calls_sends_messages_too() {
         let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
         let server = Server::builder().handler("T", "Tell", move |_: crate::Request| {
             sender.send(()).expect("the test listens");

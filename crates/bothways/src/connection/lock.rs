@@ -44,7 +44,7 @@ impl StateLock {
         &self.wheel
     }
 
-    /// Whoever takes the lock may change something: the connection is looked at in the next turn.
+    /// Anyone who takes the lock may change something: the connection is looked at in the next turn.
     #[inline]
     pub(super) fn lock(&self) -> Locked<'_> {
         let mut state = self.state.lock();

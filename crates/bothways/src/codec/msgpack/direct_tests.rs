@@ -246,7 +246,7 @@ fn lax() -> impl Strategy<Value = Lax> {
     let rest = (choice, any::<Option<u32>>(), prop::collection::btree_map(".{0,9}", any::<i16>(), 0..20));
     let leaf = (numbers, texts, rest).prop_map(|((a, shift, f, k, l), (b, c, m), (g, h, j))| {
         let h = h.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into()));
-        let (a, i) = (a >> shift, Duration::from_nanos(u64::from(a.unsigned_abs()) >> 1));
+        let (a, i) = (a >> shift, Duration::from_nanos(a.unsigned_abs() >> 1));
         Lax { a, b, c, d: vec![], e: None, f: if f.is_nan() { 0.0 } else { f }, g, h, i, j, k, l, m }
     });
     leaf.prop_recursive(3, 6, 3, |inner| {
