@@ -176,6 +176,7 @@ fn open_loop(
     let server = tools.serve(kind)?;
     let mut load = connect(tools, &server, connections)?;
     let peak = load.closed_loop(times.calls(in_flight))?.per_second();
+    ensure!(0.0 < peak, "no call was answered in time to tell the peak");
     let (per_second, payload_bytes) = (peak / 2.0, PAYLOAD_BYTES);
     let Times { warm_up, measure } = times;
     let measured = load.open_loop(OpenLoop { per_second, payload_bytes, warm_up, measure })?;
