@@ -412,17 +412,6 @@ fn hint(address: &str, reason: &CloseReason) -> &'static str {
     }
 }
 
-/// What a Go server says that takes so many requests in a time, heartbeats among them. Source: Go `server`,
-/// `ErrReqReachLimit`.
-const GO_RATE_LIMIT: &str = "request reached rate limit";
-
-impl CloseReason {
-    /// A plain server takes no more requests for now.
-    pub(crate) fn is_of_a_rate(&self) -> bool {
-        matches!(self, Self::HelloRefused(text) if text == GO_RATE_LIMIT)
-    }
-}
-
 /// Why the [`auth`](crate::ServerBuilder::auth) hook of a server does not let a request run, or a client in.
 ///
 /// Anything that implements `Display` becomes [`Self::Refused`] by `?` and `into`: most hooks need only a text. To make that
@@ -579,10 +568,11 @@ pub enum CloseReason {
     /// The peer did not read: its queue was full, or its socket accepted no byte for too long.
     #[error("the peer reads too slowly: {0}")]
     SlowPeer(&'static str),
-    /// The token was refused.
+    /// The token was refused. At a client: that of its Hello, and nothing that it sent after that was run.
     #[error("not authenticated: {}", one_line(.0))]
     Unauthenticated(String),
-    /// The server refused the Hello, but not for its token. Nothing that was sent after it was run.
+    /// The server refused the Hello, but neither for its token nor for now. What was sent after the Hello may have run:
+    /// older servers go on reading then.
     #[error("the server refused the Hello: {}", one_line(.0))]
     HelloRefused(String),
     /// The server ended the connection and said so: it shuts down, or sends this client away.

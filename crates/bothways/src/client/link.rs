@@ -815,10 +815,6 @@ impl Keeper {
         let address = link.address.to_string();
         match over {
             None => Tried::Failed(ConnectError::NoAnswer { address, after: limit }),
-            // It is no word on this client.
-            Some(reason @ CloseReason::HelloRefused(_)) if reason.is_of_a_rate() => {
-                Tried::Failed(ConnectError::Unanswered { address, reason })
-            }
             Some(CloseReason::Unauthenticated(text) | CloseReason::HelloRefused(text)) => Tried::Refused(text),
             Some(reason) if reason.reconnect_after().is_some() => Tried::NotNow(reason),
             Some(reason) => Tried::Failed(ConnectError::Unanswered { address, reason }),

@@ -308,7 +308,8 @@ impl Connection {
     /// A failed reply to a request of which only the header was looked at.
     pub(super) fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
         let mut said = Metadata::new().with(keys::ERROR, cut(text));
-        if self.shared.state.lock().proto.is_negotiated() {
+        // A Hello is a heartbeat, and no application sees the answer to one.
+        if header.is_heartbeat() || self.shared.state.lock().proto.is_negotiated() {
             said.insert(keys::ERROR_CODE, code.name());
         }
         let header = header.reply().with_compress(CompressType::NONE).with_status(Status::ERROR);

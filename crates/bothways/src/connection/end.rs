@@ -51,11 +51,11 @@ impl State {
 
 impl State {
     /// Why it ends, if this is said now. Why the peer sends nothing more says more than how the answers failed; and that
-    /// a server refused the Hello says more than that the client closes the connection then: it ran nothing.
+    /// a server refused the Hello says more than that the client closes the connection then.
     fn first_reason(&self, reason: CloseReason) -> CloseReason {
         match &self.phase {
             Phase::Answering(first) => CloseReason::clone(first),
-            Phase::Draining(first) if !was_heard(self.proto.role(), first) => CloseReason::clone(first),
+            Phase::Draining(first) if is_refusal(self.proto.role(), first) => CloseReason::clone(first),
             _ => reason,
         }
     }
@@ -76,13 +76,17 @@ impl Locked<'_> {
     }
 }
 
-/// True if a connection that ends for this reason was listened to. To a client a refusal is that of its Hello: what it
-/// sent after that was not looked at.
+/// True if this is how a server refuses the Hello of this side.
+fn is_refusal(role: Role, reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::HelloRefused(_)) && role == Role::Client || !was_heard(role, reason)
+}
+
+/// True if a connection that ends for this reason may have been listened to. A server that refuses the token, or says
+/// "not now", closes with that and looks at nothing that was sent after the Hello. Any other refusal does not say so:
+/// older servers went on reading after `internal`.
 fn was_heard(role: Role, reason: &CloseReason) -> bool {
     match reason {
-        CloseReason::NotAdmitted { .. } | CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_) => {
-            role == Role::Server
-        }
+        CloseReason::NotAdmitted { .. } | CloseReason::Unauthenticated(_) => role == Role::Server,
         _ => true,
     }
 }
@@ -278,18 +282,21 @@ impl Connection {
 mod tests {
     use super::*;
 
-    /// A client whose Hello was refused knows that nothing after it was looked at; a server cannot know that of its
-    /// own.
+    /// A client whose Hello was refused in a way that closes knows that nothing after it was looked at. After any other
+    /// refusal it does not; a server knows nothing of the kind.
     #[test]
-    fn behind_a_hello_that_is_refused_nothing_was_heard() {
+    fn behind_a_hello_that_is_refused_nothing_was_heard_if_the_refusal_closes() {
         let text = || "no".to_owned();
-        for reason in [
-            CloseReason::NotAdmitted { why: text(), retry_after: std::time::Duration::ZERO },
-            CloseReason::Unauthenticated(text()),
-            CloseReason::HelloRefused(text()),
+        let not_now = CloseReason::NotAdmitted { why: text(), retry_after: std::time::Duration::ZERO };
+        for (reason, heard) in [
+            (not_now, false),
+            (CloseReason::Unauthenticated(text()), false),
+            (CloseReason::HelloRefused(text()), true),
+            (CloseReason::PeerClosed, true),
         ] {
-            assert_eq!([Role::Server, Role::Client].map(|role| was_heard(role, &reason)), [true, false], "{reason}");
+            assert_eq!([Role::Server, Role::Client].map(|role| was_heard(role, &reason)), [true, heard], "{reason}");
+            let is_refused = !matches!(reason, CloseReason::PeerClosed);
+            assert_eq!([Role::Server, Role::Client].map(|role| is_refusal(role, &reason)), [false, is_refused]);
         }
-        assert!(was_heard(Role::Client, &CloseReason::PeerClosed) && was_heard(Role::Server, &CloseReason::PeerClosed));
     }
 }

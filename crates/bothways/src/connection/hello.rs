@@ -156,10 +156,15 @@ impl Connection {
             Ok(()) if self.shared.state.lock().is_sent_away() => self.send_away(hello, message),
             Ok(()) => self.let_in(hello, message),
             Err(NotLetIn::SentAway) => self.send_away(hello, message),
-            Err(NotLetIn::Refused(code, text)) => self.refuse_hello(message, code, text),
+            // Either closes first: the check of what comes after the Hello begins when this one ends, and nothing of that
+            // may run.
+            Err(NotLetIn::Refused(text)) => {
+                self.refuse_hello(message, text);
+                self.hello_is_refused();
+                self.end_check();
+            }
             Err(NotLetIn::NotNow { text, retry_after }) => {
                 self.refuse_for_now(message, &text, retry_after);
-                // No request after the Hello is run: the connection accepts nothing any more.
                 self.hello_is_refused();
                 self.end_check();
             }
@@ -221,19 +226,13 @@ impl Connection {
         self.end_check();
     }
 
-    fn refuse_hello(&self, message: &Message, code: ErrorCode, text: String) {
-        let refusal = Metadata::new().with(keys::ERROR, cut(&text)).with(keys::ERROR_CODE, code.name());
-        let header = message.header().reply().with_status(Status::ERROR);
+    /// Refuses a Hello for its token. The connection ends after that.
+    fn refuse_hello(&self, hello: &Message, text: String) {
+        let code = ErrorCode::Unauthenticated.name();
+        let refusal = Metadata::new().with(keys::ERROR, cut(&text)).with(keys::ERROR_CODE, code);
+        let header = hello.header().reply().with_status(Status::ERROR);
         self.control(Message::new(header, "", "", &refusal, &[]).frame());
-        self.hello_is_refused();
-        self.end_check();
-        match code {
-            ErrorCode::Unauthenticated => self.close_after_flush(CloseReason::Unauthenticated(text)),
-            // Its session was ended meanwhile.
-            _ if self.shared.state.lock().is_sent_away() => self.close_after_flush(CloseReason::Local),
-            // It stays, as a plain client: what waited for the answer goes on its way.
-            _ => self.shared.handler.on_writable(self),
-        }
+        self.close_unwelcomed(CloseReason::Unauthenticated(text));
     }
 
     /// The Welcome is queued: what waited for it follows.
@@ -382,14 +381,12 @@ enum Unwanted {
 
 /// Why a Hello is not welcomed.
 enum NotLetIn {
-    Refused(ErrorCode, String),
+    /// Its token is refused.
+    Refused(String),
     /// Its session was ended for good.
     SentAway,
     /// It may be later.
-    NotNow {
-        text: String,
-        retry_after: Duration,
-    },
+    NotNow { text: String, retry_after: Duration },
 }
 
 /// Whole milliseconds travel, and a moment too early is in vain.
@@ -397,20 +394,21 @@ fn in_whole_millis(wait: Duration) -> Duration {
     Duration::from_millis(u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
 }
 
-/// What the auth hook makes of a Hello. A hook that panics has not said that the token is wrong: the client stays, as
-/// a plain one.
+/// What the auth hook makes of a Hello. A hook that panics has not said that the token is wrong: the client may come
+/// again. It does not stay, for a client takes any refusal for the end of its connection.
 fn checked(outcome: Result<Result<(), AuthError>, Panicked>) -> Result<(), NotLetIn> {
     match outcome {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(AuthError::Refused(text))) => Err(NotLetIn::Refused(ErrorCode::Unauthenticated, text)),
+        Ok(Err(AuthError::Refused(text))) => Err(NotLetIn::Refused(text)),
         Ok(Err(AuthError::NotNow { text, retry_after })) => {
             Err(NotLetIn::NotNow { text, retry_after: in_whole_millis(retry_after) })
         }
-        Err(panicked) => Err(NotLetIn::Refused(ErrorCode::Internal, panicked_text(&panicked, "", "auth"))),
+        Err(panicked) => Err(NotLetIn::NotNow { text: panicked_text(&panicked, "", "auth"), retry_after: HELLO_RETRY }),
     }
 }
 
-/// Why the answer to a Hello is a refusal, if it is one. A plain server echoes the Hello, and refuses nobody.
+/// Why the answer to a Hello is a refusal, if it is one. A plain server echoes the Hello, and refuses nobody: one that
+/// answers it with an error, as Go's does while requests come too fast, goes on reading, and answers what follows.
 fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
     let why = || answer.error_text().unwrap_or_default();
     match said.get(keys::ERROR_CODE).map(ErrorCode::from_name) {
@@ -420,7 +418,6 @@ fn refusal_of_hello(answer: &Message, said: &Metadata) -> Option<CloseReason> {
             Some(CloseReason::NotAdmitted { why: why(), retry_after })
         }
         Some(_) => Some(CloseReason::HelloRefused(why())),
-        None if answer.header().status() == Status::ERROR => Some(CloseReason::HelloRefused(why())),
         None => None,
     }
 }
@@ -439,19 +436,19 @@ mod tests {
     use super::*;
     use crate::connection::alone::alone;
 
-    /// A plain server echoes the Hello; any other answer says by its code what it means, and without one by its status.
+    /// A plain server echoes the Hello, or answers it with an error that has no code: either way it goes on. A Bothways
+    /// server says by a code that it refuses.
     #[test]
-    fn a_hello_is_refused_by_a_code_or_an_error() {
+    fn a_hello_is_refused_by_a_code_and_by_nothing_else() {
         let refusal = |status, pairs: Metadata| {
             let header = Header::request(Seq::new(0), SerializeType::RAW).reply().with_status(status);
             let said = pairs.with("__rpcx_error__", "no");
             refusal_of_hello(&Message::new(header, "", "", &said, &[]), &said)
         };
         let code = |code| Metadata::new().with(keys::ERROR_CODE, code);
-        assert!(refusal(Status::NORMAL, Metadata::new()).is_none());
         let refused = |outcome| matches!(outcome, Some(CloseReason::HelloRefused(_)));
-        assert!(refused(refusal(Status::ERROR, Metadata::new())));
         for status in [Status::NORMAL, Status::ERROR] {
+            assert!(refusal(status, Metadata::new()).is_none());
             assert!(refused(refusal(status, code("internal"))) && refused(refusal(status, code("no such code"))));
             let outcome = refusal(status, code(ErrorCode::Unauthenticated.name()));
             assert!(matches!(outcome, Some(CloseReason::Unauthenticated(_))));

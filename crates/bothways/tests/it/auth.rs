@@ -18,7 +18,7 @@ use bothways_proto::{Capabilities, Header, Message, Seq, SerializeType, keys};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    scripted::{Scripted, arrive, claim, hello, is_control, ping, request, request_with},
+    scripted::{Scripted, arrive, claim, hello, is_control, oneway, ping, request, request_with},
     support::{address, call, call_with, connections, echoing, gate, oneshot_to, settle, soon},
 };
 
@@ -164,22 +164,105 @@ async fn a_refused_client_does_not_come_back() {
     assert_eq!(server.stats().connections_accepted, 1);
 }
 
-/// S6. A hook that panics refuses nobody for good and lets nobody in.
+/// S6. A hook that panics refuses nobody for good and lets nobody in: a Hello is answered with "not now", and a request
+/// of a plain client with an error.
 #[tokio::test(start_paused = true)]
 async fn a_hook_that_panics_lets_nobody_in() {
     let (server, acted) = guarded();
     let listening = server.listen(&address()).await.expect("the name is free");
     let mut client = Scripted::connect(listening.address()).await;
     let panics = Metadata::new().with(keys::AUTH, "bearer panics");
-    client.say([hello(0, Capabilities::ALL, &panics), request_with(1, "Act", &panics, b"")].concat()).await;
-    for _ in 0..2 {
-        let answer = client.next().await;
+    let is_told = |answer: &Message| {
         let text = answer.error_text().expect("an error");
         assert!(text.starts_with("internal error") && !text.contains("secret"), "{text}");
+    };
+    client.say([hello(0, Capabilities::ALL, &panics), request_with(1, "Act", &panics, b"")].concat()).await;
+    let answer = client.next().await;
+    is_told(&answer);
+    assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Overloaded.name()));
+    assert_eq!(answer.metadata().get(keys::RETRY_AFTER), Some("1000"));
+    client.hears_the_end().await;
+
+    let mut client = Scripted::connect(listening.address()).await;
+    client.say(request_with(1, "Act", &panics, b"")).await;
+    is_told(&client.next().await);
+    settle().await;
+    assert_eq!(acted.load(Ordering::Relaxed), 0);
+}
+
+/// However a Hello is refused: if the answer says by its code that the connection ends, nothing that was sent after the
+/// Hello is run, though the hook would have let it run. A refusal of which the hook knows nothing says so or runs nothing.
+#[tokio::test(start_paused = true)]
+async fn nothing_behind_a_hello_is_run_if_its_refusal_closes() {
+    let refuses = |way: &'static str, late: bool| {
+        move |request: AuthRequest| {
+            assert!(!request.is_hello() || way != "panics at once", "a secret");
+            async move {
+                if late {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                match way {
+                    _ if !request.is_hello() => Ok(()),
+                    "refuses" => Err(AuthError::from("no")),
+                    "not now" => Err(AuthError::not_now("busy", NOT_BEFORE)),
+                    "panics" => panic!("a secret"),
+                    _ => Ok(()),
+                }
+            }
+        }
+    };
+    let ways = ["refuses", "not now", "panics", "panics at once", "long payload", "long metadata", "many pairs"];
+    for (way, late) in ways.into_iter().flat_map(|way| [(way, false), (way, true)]) {
+        let acted = Arc::<AtomicUsize>::default();
+        let counts = Arc::clone(&acted);
+        let counting = move |_| {
+            counts.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Reply::ok("acted"))
+        };
+        let server = echoing().handler("T", "Act", counting).auth(refuses(way, late)).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+
+        let mut said = Metadata::new();
+        bothways_proto::Hello { version: 1, capabilities: Capabilities::ALL }.put(&mut said);
+        match way {
+            "long metadata" => said.insert("pair", "x".repeat(70 << 10)),
+            "many pairs" => (0..200).for_each(|n| said.insert(&format!("pair {n}"), "")),
+            _ => {}
+        }
+        let payload = if way == "long payload" { vec![0; 8 << 10] } else { Vec::new() };
+        let hello = Message::ping(Seq::new(0), &said, &payload);
+        let mut client = Scripted::connect(listening.address()).await;
+        let behind = [hello.frame(), &request(1, "Act", b"")[..], &oneway(2, "Act", b"")[..]].concat();
+        client.say(behind).await;
+        let answer = client.next().await;
+        assert!(answer.header().is_heartbeat() && answer.error_text().is_some(), "{way}: {answer:?}");
+        let code = answer.metadata().get(keys::ERROR_CODE).map(str::to_owned).expect("why");
+        if ["unauthenticated", "overloaded"].contains(&&*code) {
+            client.hears_the_end().await;
+            assert_eq!(acted.load(Ordering::Relaxed), 0, "{way}: {code}");
+        } else {
+            assert_eq!(code, "bad_arguments", "{way}");
+        }
+        assert!(code != "unauthenticated" || way == "refuses", "{way}: only the hook refuses a token");
+    }
+}
+
     }
     settle().await;
-    assert!(!connections(&server, 1).await[0].is_negotiated());
-    assert_eq!(acted.load(Ordering::Relaxed), 0);
+    assert!(!log.text().contains("another user"), "{}", log.text());
+
+    let mut running = Vec::new();
+    for (seq, token) in [(3, "ann"), (4, "bob"), (5, "carl")] {
+        plain.say(request_with(seq, "Who", &said(token), b"")).await;
+        running.push((token, soon(asked.recv()).await.expect("it runs")));
+    }
+    for (token, asked) in &running {
+        assert_eq!(asked.request.extensions().get::<Sender>().map(|sender| &*sender.0), Some(*token));
+        assert_eq!(asked.request.session().and_then(|session| session.user()).as_deref(), Some("carl"));
+    }
+    drop(guard);
+    let log = log.text();
+    assert_eq!(log.matches("was bound to another user").count(), 1, "{log}");
 }
 
 /// A token of one's own, on one call.

@@ -281,8 +281,7 @@ async fn a_client_that_is_not_admitted_waits_and_comes_again() {
 /// What was sent behind a Hello that is refused did not run: it waits, or says so.
 #[tokio::test(start_paused = true)]
 async fn nothing_behind_a_refused_hello_was_run() {
-    for (code, waits) in [("overloaded", true), ("overloaded", false), ("unauthenticated", false), ("internal", false)]
-    {
+    for (code, waits) in [("overloaded", true), ("overloaded", false), ("unauthenticated", false)] {
         let server = ScriptedServer::listen().await;
         let wait = if waits { Duration::from_secs(5) } else { Duration::ZERO };
         let options = ClientOptions::new().connection_wait(wait);
@@ -312,6 +311,58 @@ async fn nothing_behind_a_refused_hello_was_run() {
         if let CallError::Closed { reason: CloseReason::NotAdmitted { why, retry_after }, .. } = error {
             assert_eq!((&*why, retry_after), ("full", Duration::from_millis(700)));
         }
+    }
+}
+
+/// Only a token that is refused, and "not now", say that nothing after the Hello was looked at: older servers go on
+/// reading after `internal`. A call after any other refusal is not called unsent, and is not sent again.
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_behind_a_hello_may_have_run_unless_the_refusal_closes() {
+    for code in ["internal", "bad_arguments", "of a later version"] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().connection_wait(Duration::from_secs(5));
+        let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+        let client = client.expect("it is let in");
+        drop(peer);
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        let asking = tokio::spawn(async move { (call(&client, "Ask", "").await, client) });
+        assert_eq!(peer.next().await.service_method(), "Ask");
+        let why = Metadata::new().with(keys::ERROR, "no").with(keys::ERROR_CODE, code);
+        let header = hello.header().reply().with_status(Status::ERROR);
+        peer.say(Message::new(header, "", "", &why, &[]).frame()).await;
+        let (error, _client) = soon(asking).await.expect("no panic");
+        let error = error.expect_err("nobody answered");
+        let said = matches!(&error, CallError::Closed { reason: CloseReason::HelloRefused(text), .. } if text == "no");
+        assert!(said && error.may_have_run(), "{code}: {error:?}");
+    }
+}
+
+/// A plain server that answers the Hello with an error, as Go's does while requests come too fast, stays: it runs what was
+/// sent after the Hello, and its answers count.
+#[tokio::test(start_paused = true)]
+async fn a_plain_server_that_answers_the_hello_with_an_error_stays() {
+    for text in ["request reached rate limit", "E42: another text, by `ServerErrorFunc`"] {
+        let server = ScriptedServer::listen().await;
+        let (client, peer) =
+            tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_plain());
+        let client = client.expect("it is let in");
+        drop(peer);
+        let mut peer = server.accept().await;
+        let hello = peer.next().await;
+        let caller = client.clone();
+        let asking = tokio::spawn(async move { call(&caller, "Ask", "").await });
+        let asked = peer.next().await;
+        // Go's reply is a copy of the request, with the error among its pairs.
+        let header = hello.header().reply().with_status(Status::ERROR);
+        let said = hello.metadata().with(keys::ERROR, text);
+        peer.say(Message::new(header, "", "", &said, &[]).frame()).await;
+        peer.say(reply_to(&asked, b"here")).await;
+        assert_eq!(soon(asking).await.expect("no panic").expect("it is answered"), "here", "{text}");
+        let asking = tokio::spawn(async move { call(&client, "Ask", "").await });
+        let asked = peer.next().await;
+        peer.say(reply_to(&asked, b"again")).await;
+        assert_eq!(soon(asking).await.expect("no panic").expect("on the same connection"), "again");
     }
 }
 

@@ -62,23 +62,28 @@ async fn others_have_their_turn_behind_so_many_messages() {
 }
 
 /// A server refused the Hello of a client, which closes the connection for that, or loses it: its calls say that they were
-/// refused, and so certainly not run, whatever of them has left.
+/// refused. If the refusal closes, they were certainly not run, whatever of them has left; after any other they may have.
 #[tokio::test(start_paused = true)]
 async fn calls_after_a_refused_hello_say_so_however_the_connection_ends() {
     let is_lost = |connection: &Connection| connection.close_now(CloseReason::PeerClosed);
-    for ends in [Connection::close, Connection::cut, is_lost] {
+    let no = || "no".to_owned();
+    let not_now = || CloseReason::NotAdmitted { why: no(), retry_after: Duration::ZERO };
+    let refusals = || [not_now(), CloseReason::Unauthenticated(no()), CloseReason::HelloRefused(no())];
+    let ways = [Connection::close, Connection::cut, is_lost];
+    for (ends, refusal) in ways.into_iter().flat_map(|ends| refusals().map(|refusal| (ends, refusal))) {
+        let closes = !matches!(refusal, CloseReason::HelloRefused(_));
         let (connection, _far) = super::super::alone::alone(Role::Client);
         let of_task = connection.clone();
         let call = tokio::spawn(async move { call(&of_task, "m", Bytes::from_static(b"x")).await });
         tokio::task::yield_now().await;
-        connection.shared.state.lock().drain(CloseReason::HelloRefused("no".to_owned()));
+        connection.shared.state.lock().drain(refusal);
         ends(&connection);
         let error = tokio::time::timeout(Duration::from_secs(60), call)
             .await
             .expect("in time")
             .expect("no panic")
             .expect_err("it is over");
-        assert!(error.is_safe_to_retry() && error.to_string().contains("no"), "{error}");
+        assert!(error.is_safe_to_retry() == closes && error.to_string().contains("no"), "{error}");
     }
 }
 
