@@ -160,7 +160,8 @@ impl Request {
         self.message.header().is_oneway()
     }
 
-    /// When the caller gives up, if it said so (`__ServerTimeout`, milliseconds from arrival).
+    /// When the caller gives up, if it said so (`__ServerTimeout`, milliseconds from arrival). The handler is dropped
+    /// then, except that of a oneway request, for which nobody waits.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

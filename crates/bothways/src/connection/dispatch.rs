@@ -91,8 +91,8 @@ impl Connection {
         }
         self.copy_if_many_run(&mut message);
         // A client's handler queues what the server sends unasked and answers that there is nothing to
-        // run: only what runs needs a place.
-        let Answer::Later(handler, deadline) = self.shared.handler.handle_request(self, message.clone()) else {
+        // run: only what runs needs a place. Its caller's deadline ends nothing: nobody waits for it anyhow.
+        let Answer::Later(handler, _) = self.shared.handler.handle_request(self, message.clone()) else {
             return;
         };
         let mut handler = Guarded::new(handler);
@@ -110,7 +110,7 @@ impl Connection {
                 let connection = self.clone();
                 permit.keep(&message);
                 tokio::spawn(async move {
-                    if let Some(reply) = connection.run_while_wanted(handler, deadline, &message, &mut permit).await {
+                    if let Some(reply) = connection.run_while_wanted(handler, None, &message, &mut permit).await {
                         connection.finish_oneway(reply);
                     }
                 });
@@ -244,7 +244,7 @@ async fn run(mut handler: Guarded<Reply>, deadline: Option<Instant>, message: &M
             Ok(outcome) => done(outcome),
             Err(_) => {
                 drop(handler);
-                if permit.retire() && !message.header().is_oneway() {
+                if permit.retire() {
                     tokio::time::sleep(LATE_REFUSAL).await;
                 }
                 Reply::refused(ErrorCode::Timeout, "the caller's deadline passed before the handler was done")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bothways::{CallError, CallOptions, Client, ClientOptions, ErrorCode, Metadata, Reply, ServerLimits};
-use bothways_proto::keys;
+use bothways_proto::{Header, Message, Seq, SerializeType, keys};
 use tokio::time::Instant;
 
 use crate::{
@@ -59,6 +59,31 @@ async fn a_handler_is_dropped_at_its_callers_deadline() {
     assert!(Duration::from_millis(250) < began.elapsed());
     assert_eq!(answer.metadata().get(keys::ERROR_CODE), Some(ErrorCode::Timeout.name()));
     until(|| server.stats().calls_running == 0).await;
+}
+
+/// Go's `Oneshot` tells the deadline of its context as a call does. Nobody waits for a oneway request: its handler runs
+/// to its end, as in Go, and is told the deadline all the same.
+#[tokio::test(start_paused = true)]
+async fn a_oneway_request_runs_to_its_end_whatever_its_callers_deadline() {
+    for negotiated in [false, true] {
+        let (handler, mut asked) = gate();
+        let server = echoing().handler("T", "Wait", handler).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let mut client = match negotiated {
+            false => Scripted::connect(listening.address()).await,
+            true => Scripted::connect_negotiated(listening.address()).await,
+        };
+        let said = Metadata::new().with(keys::SERVER_TIMEOUT, "250");
+        let header = Header::oneway(Seq::new(1), SerializeType::RAW);
+        client.say(Message::new(header, "T", "Wait", &said, b"").frame()).await;
+        let running = soon(asked.recv()).await.expect("it runs");
+        assert!(running.request.deadline().is_some());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!running.is_dropped(), "negotiated: {negotiated}");
+        assert_eq!(server.stats().calls_running, 1);
+        running.answer(Reply::ok(""));
+        until(|| server.stats().calls_running == 0).await;
+    }
 }
 
 /// The caller tells its deadline in whole milliseconds, and never less than one: zero would say that it
