@@ -136,6 +136,29 @@ mod tests {
         assert_eq!(read::<Everything>(nulls).unwrap(), Everything::default());
     }
 
+    /// Go's constants of an integer type are integers. The error says what belongs there.
+    #[test]
+    fn an_integer_names_no_variant_and_the_error_says_so() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        enum Level {
+            Low,
+            High(u8),
+        }
+
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Alarm {
+            level: Vec<Level>,
+        }
+
+        for wire in ["1", "-1", "1.5", "true", "[]"] {
+            let error = read::<Level>(wire).unwrap_err().to_string();
+            assert!(error.contains("a variant's name belongs here"), "{error}");
+        }
+        let error = read::<Alarm>(r#"{"level":["Low",1]}"#).unwrap_err().to_string();
+        assert!(error.contains("a variant's name belongs here") && error.ends_with("line 1 column 17"), "{error}");
+        assert_eq!(read::<Alarm>(r#"{"level":["Low",{"High":1}]}"#).unwrap().level, [Level::Low, Level::High(1)]);
+    }
+
     #[test]
     fn the_first_value_counts_and_the_rest_is_ignored() {
         assert_eq!(read::<i32>(r#"7 {"nonsense"#).unwrap(), 7);

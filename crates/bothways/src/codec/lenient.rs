@@ -66,17 +66,19 @@ pub(super) struct Bounds {
     elements_max: usize,
     /// The names of a struct's fields may come in any case, as Go's JSON has it.
     any_case: bool,
+    /// This is the key of a map.
+    is_key: bool,
 }
 
 impl Bounds {
     pub(super) fn new(levels_left: usize, elements_max: usize) -> Self {
-        Self { levels_left, elements_max, any_case: false }
+        Self { levels_left, elements_max, any_case: false, is_key: false }
     }
 
     fn deeper<E: Error>(self) -> Result<Self, E> {
         let levels_left = self.levels_left.checked_sub(1);
         let levels_left = levels_left.ok_or_else(|| E::custom(format!("nested deeper than {NESTING_MAX} levels")))?;
-        Ok(Self { levels_left, ..self })
+        Ok(Self { levels_left, is_key: false, ..self })
     }
 }
 
@@ -204,10 +206,15 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_enum(name, variants, Answer { visitor, asked: Asked::Any, bounds: self.bounds })
+        let answer = Answer { visitor, asked: Asked::Any, bounds: self.bounds };
+        self.inner.deserialize_enum(name, variants, answer).map_err(explained)
     }
 
+    /// An integer as a key may be the place of a field; it names no variant.
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        if !self.bounds.is_key {
+            return self.inner.deserialize_identifier(Name { inner: visitor, fields: &[] });
+        }
         self.inner.deserialize_identifier(Answer { visitor, asked: Asked::Any, bounds: self.bounds })
     }
 
@@ -217,6 +224,18 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
 
     fn is_human_readable(&self) -> bool {
         self.inner.is_human_readable()
+    }
+}
+
+/// Of a value that is no enum at all serde_json says only that it expected a value.
+#[cold]
+fn explained<E: Error>(error: E) -> E {
+    let said = error.to_string();
+    match said.starts_with("expected value") {
+        true => {
+            E::custom(format_args!("a variant's name belongs here, or an object from its name to its value: {said}"))
+        }
+        false => error,
     }
 }
 
@@ -429,7 +448,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Lenient<A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(Lenient { inner: seed, bounds: self.bounds })
+        self.inner.next_key_seed(Lenient { inner: seed, bounds: Bounds { is_key: true, ..self.bounds } })
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
@@ -568,6 +587,14 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Name<V> {
         }
     }
 
+    fn visit_bytes<E: Error>(self, key: &[u8]) -> Result<V::Value, E> {
+        self.inner.visit_bytes(key)
+    }
+
+    fn visit_borrowed_bytes<E: Error>(self, key: &'de [u8]) -> Result<V::Value, E> {
+        self.inner.visit_borrowed_bytes(key)
+    }
+
     fn visit_string<E: Error>(self, key: String) -> Result<V::Value, E> {
         match self.field(&key) {
             Some(field) => self.inner.visit_borrowed_str(field),
@@ -581,7 +608,7 @@ impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for Lenient<A> {
     type Variant = Lenient<A::Variant>;
 
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
-        let (name, inner) = self.inner.variant_seed(seed)?;
+        let (name, inner) = self.inner.variant_seed(Name { inner: seed, fields: &[] })?;
         Ok((name, Lenient { inner, bounds: self.bounds }))
     }
 }

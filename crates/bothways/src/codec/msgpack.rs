@@ -354,6 +354,59 @@ mod tests {
         assert_eq!(read::<Args>(&hex!("82 00 0a 01 14")).unwrap(), Args { a: 10, b: 20 });
     }
 
+    /// Go's constants of an integer type are integers. An integer is not the place of a variant: it would be another value.
+    #[test]
+    fn an_integer_names_no_variant() {
+        #[derive(Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+        enum Level {
+            Low,
+            High(u8),
+        }
+
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        #[serde(tag = "Kind")]
+        enum Within {
+            Low,
+            High { n: u8 },
+        }
+
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        #[serde(tag = "Kind", content = "Value")]
+        enum Beside {
+            Low,
+            High(u8),
+        }
+
+        fn refused<T: Payload + std::fmt::Debug>(wire: &[u8]) {
+            let error = read::<T>(wire).unwrap_err().to_string();
+            assert!(error.ends_with("an integer where a variant's name belongs"), "{error}");
+        }
+        let integers: [&[u8]; 6] = [
+            &hex!("00"),
+            &hex!("01"),
+            &hex!("ff"),
+            &hex!("cc 01"),
+            &hex!("d3 0000000000000001"),
+            &hex!("cf 00000000 00000001"),
+        ];
+        for integer in integers {
+            let after = |before: &[u8]| [before, integer].concat();
+            refused::<Level>(integer);
+            refused::<Option<Level>>(integer);
+            refused::<Vec<Level>>(&after(&hex!("91")));
+            refused::<Level>(&[&hex!("81")[..], integer, &hex!("07")].concat());
+            refused::<BTreeMap<Level, u8>>(&[&hex!("81")[..], integer, &hex!("07")].concat());
+            refused::<BTreeMap<u8, Level>>(&after(&hex!("81 05")));
+            refused::<Result<u8, u8>>(&[&hex!("81")[..], integer, &hex!("07")].concat());
+            refused::<Within>(&after(&hex!("81 a4 4b696e64")));
+            refused::<Beside>(&after(&hex!("81 a4 4b696e64")));
+        }
+        assert_eq!(read::<Level>(&hex!("a3 4c6f77")).unwrap(), Level::Low);
+        assert_eq!(read::<BTreeMap<Level, u8>>(&hex!("81 a3 4c6f77 07")).unwrap()[&Level::Low], 7);
+        assert_eq!(read::<Within>(&hex!("82 a4 4b696e64 a4 48696768 a1 6e 07")).unwrap(), Within::High { n: 7 });
+        assert_eq!(read::<Beside>(&hex!("82 a4 4b696e64 a4 48696768 a5 56616c7565 07")).unwrap(), Beside::High(7));
+    }
+
     #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
     struct Numbers {
         ints: (i8, i16, i32, i64, i128),

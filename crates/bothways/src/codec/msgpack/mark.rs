@@ -36,6 +36,10 @@ pub(super) const MAP_16: u8 = 0xde;
 pub(super) const MAP_32: u8 = 0xdf;
 pub(super) const FIX_NEG: u8 = 0xe0;
 
+pub(super) fn is_integer(marker: u8) -> bool {
+    matches!(marker, (..=FIX_POS_LAST) | FIX_NEG..|U_8..=U_64| I_8..=I_64)
+}
+
 /// What a value that begins so is, for people.
 pub(super) fn name(marker: u8) -> &'static str {
     match marker {

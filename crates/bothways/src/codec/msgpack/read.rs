@@ -37,6 +37,9 @@ pub enum Error {
     TooMany {
         belong: u32,
     },
+    /// Where a variant is named there is an integer, such as a constant of Go's. It is not the variant's place: whoever
+    /// wrote it may count in another way.
+    NumberForName,
     NotText(std::str::Utf8Error),
     /// The user's type, or serde, said no.
     Said(String),
@@ -51,6 +54,7 @@ impl fmt::Display for Error {
             Self::TooMany { belong } => {
                 write!(f, "a container has more elements than the {belong} that belong there")
             }
+            Self::NumberForName => f.write_str("an integer where a variant's name belongs"),
             Self::NotText(error) => write!(f, "a string is not UTF-8: {error}"),
             Self::Said(text) => f.write_str(text),
         }
@@ -73,7 +77,12 @@ pub struct Reader<'de> {
     /// Containers, and enums with a value, around the next value.
     containers: usize,
     enums: usize,
+    /// What was left of the payload before the last key of a map.
+    key_at: usize,
 }
+
+/// What [`Reader::key_at`] is where no key is next.
+const NO_KEY: usize = usize::MAX;
 
 /// What a byte string is read as.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -86,7 +95,7 @@ enum Bin {
 
 impl<'de> Reader<'de> {
     pub(super) fn new(payload: &'de [u8]) -> Self {
-        Self { rest: payload, containers: 0, enums: 0 }
+        Self { rest: payload, containers: 0, enums: 0, key_at: NO_KEY }
     }
 
     /// The first byte of the next value, which stays.
@@ -467,7 +476,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         }
     }
 
-    /// The name of a field or a variant.
+    /// The name of a field or a variant. An integer as a key may be the place of a field; it names no variant.
     #[inline]
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.peek()? {
@@ -475,6 +484,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
                 self.rest = &self.rest[1..];
                 self.text((marker - mark::FIX_STR).into(), visitor)
             }
+            marker if mark::is_integer(marker) && self.key_at != self.rest.len() => Err(Error::NumberForName),
             _ => self.value(Bin::Bytes, visitor),
         }
     }
@@ -579,6 +589,7 @@ impl<'de> MapAccess<'de> for Elements<'_, 'de> {
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
+        self.reader.key_at = self.reader.rest.len();
         let key = seed.deserialize(&mut *self.reader)?;
         if !self.are_fields {
             count_entry::<S::Value, Error>(self.is_first)?;
@@ -617,6 +628,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     type Variant = Self;
 
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), Error> {
+        self.reader.key_at = NO_KEY;
         Ok((seed.deserialize(&mut *self.reader)?, self))
     }
 }
