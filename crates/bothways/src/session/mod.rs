@@ -170,12 +170,20 @@ impl Session {
         self.of_current(|state| state.generation())
     }
 
-    /// The user it is bound to.
+    /// The user it is bound to, at this moment: the one that was bound last. It is not who sent a request. For the
+    /// identity of a request see [`AuthRequest::attach`](crate::server::AuthRequest::attach).
     pub fn user(&self) -> Option<Arc<str>> {
         self.of_current(|state| state.user().cloned())
     }
 
-    /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions.
+    /// Binds it to a user, such as the one that the auth hook found. A user may have many sessions, and a session has one
+    /// user: binding it to another one takes it away from the first.
+    ///
+    /// A plain client may send each request with another token, as a gateway in Go does for its users. A hook that binds
+    /// the session at each of them moves it from user to user, with its pushes, its presence and its calls
+    /// (`calls_per_user_max`), and a handler that asks for [`Self::user`] after an `await` finds whoever called last. A
+    /// warning in the log says so, at most once in ten seconds. Leave the identity of a request to its handler by
+    /// [`AuthRequest::attach`](crate::server::AuthRequest::attach), and bind only sessions whose client is one user.
     ///
     /// An empty name is the name of no user, and a name has 256 bytes at most: others are refused with a warning, and
     /// the session stays bound as it was.
@@ -187,6 +195,22 @@ impl Session {
         }
         if let Some(registry) = self.inner.registry.upgrade() {
             registry.bind_user(&self.current(), Some(name));
+        }
+    }
+
+    /// It was bound to one user, and is now to another one. A Bothways client is one user; a plain one may speak for many.
+    fn tell_of_another_user(&self) {
+        static TOLD: Calm = Calm::new(1);
+        let is_plain = |connection: Connection| !connection.is_negotiated();
+        if self.connection().is_some_and(is_plain) {
+            let session = self.id();
+            tell!(
+                TOLD,
+                warn,
+                %session,
+                "the session of a plain client was bound to another user: if its requests are of several users, attach \
+                 to each who sent it (`AuthRequest::attach`)"
+            );
         }
     }
 

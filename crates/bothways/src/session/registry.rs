@@ -202,6 +202,9 @@ impl Registry {
     pub(super) fn bind_user(&self, session: &Session, name: Option<&str>) {
         let name: Option<Arc<str>> = name.map(Arc::from);
         let Some(before) = session.bind(name.clone()) else { return };
+        if before.is_some() && name.is_some() {
+            session.tell_of_another_user();
+        }
         for user in before.iter().chain(&name) {
             self.users.settle(session, user);
         }

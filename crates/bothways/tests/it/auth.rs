@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     scripted::{Scripted, arrive, claim, hello, is_control, oneway, ping, request, request_with},
-    support::{address, call, call_with, connections, echoing, gate, oneshot_to, settle, soon},
+    support::{Log, address, call, call_with, connections, echoing, gate, oneshot_to, settle, soon},
 };
 
 async fn check(request: AuthRequest) -> Result<(), String> {
@@ -247,6 +247,40 @@ async fn nothing_behind_a_hello_is_run_if_its_refusal_closes() {
     }
 }
 
+/// One connection of a plain client may carry the tokens of several users. What a hook attaches stays with its request,
+/// whoever calls meanwhile; the user of the session is the last one, and the log says so once in a while.
+#[tokio::test(start_paused = true)]
+async fn a_request_keeps_who_sent_it_where_its_session_does_not() {
+    struct Sender(String);
+
+    let log = Log::default();
+    let kept = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || kept.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let (gate, mut asked) = gate();
+    let server = echoing()
+        .handler("T", "Who", gate)
+        .auth(|request: AuthRequest| async move {
+            request.session().ok_or("the client has left")?.bind_user(&request.token);
+            request.attach(Sender(request.token.clone()));
+            Ok::<_, &str>(())
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let said = |token| Metadata::new().with(keys::AUTH, token);
+
+    let mut negotiated = Scripted::connect(listening.address()).await;
+    negotiated.say(hello(0, Capabilities::ALL, &said("ann"))).await;
+    negotiated.say(request_with(1, "Who", &said("bob"), b"")).await;
+    soon(asked.recv()).await.expect("it runs").answer(Reply::ok(""));
+    let mut plain = Scripted::connect(listening.address()).await;
+    for (seq, token) in [(1, "ann"), (2, "ann")] {
+        plain.say(request_with(seq, "Who", &said(token), b"")).await;
+        soon(asked.recv()).await.expect("it runs").answer(Reply::ok(""));
     }
     settle().await;
     assert!(!log.text().contains("another user"), "{}", log.text());
