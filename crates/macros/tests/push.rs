@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Class, Client, ClientOptions, Context, Router, Server, Stage, Target};
+use bothways::{Class, Client, ClientOptions, Context, Push, Router, Server, Stage, Target, session::Failure};
 use tokio::time::timeout;
 
 #[bothways::message]
@@ -94,6 +94,31 @@ async fn a_push_of_a_service_reaches_users_topics_and_everyone() {
         assert_eq!(outcomes.at(Stage::Handled), 1, "{outcomes:?}");
     }
     assert_eq!(*kept.0.lock().unwrap(), ["a note", "says hello", "ring", "[1, 2]", "a note"]);
+    drop(client);
+}
+
+/// A Go server pushes bytes without a codec, and nothing else: a handler that takes bytes gets them, and one that takes
+/// nothing is run.
+#[tokio::test]
+async fn bytes_of_a_go_server_reach_typed_handlers() {
+    let server = Server::builder().build();
+    let _listening = server.listen("memory@pushes of bytes").await.expect("listens");
+    let kept = Arc::new(Kept::default());
+    let handlers = Router::new().service(Arc::clone(&kept).into_service());
+    let client =
+        Client::with_handlers("memory@pushes of bytes", ClientOptions::new(), handlers).await.expect("connects");
+    for (method, bytes, stage) in [
+        ("Data", &b"\xff\x01"[..], Stage::Handled),
+        ("Data", b"", Stage::Handled),
+        ("ring-twice", b"whatever", Stage::Handled),
+        ("Say", b"text", Stage::Failed(Failure::BadArguments)),
+        ("Deliver", b"{}", Stage::Failed(Failure::BadArguments)),
+    ] {
+        let receipt = server.push(&Target::everyone(), &Push::new("inbox.v1", method, bytes)).expect("no topic");
+        let outcomes = timeout(Duration::from_secs(20), receipt.handled()).await.expect("in time");
+        assert_eq!(outcomes.at(stage), 1, "{method}: {outcomes:?}");
+    }
+    assert_eq!(*kept.0.lock().unwrap(), ["[255, 1]", "[]", "ring"]);
     drop(client);
 }
 

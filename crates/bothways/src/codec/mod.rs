@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | any serde type (`Serialize + DeserializeOwned`) | MessagePack, JSON (feature `json`) | MessagePack |
 //! | [`Raw`] | raw bytes | raw bytes |
+//! | [`Bytes`], [`Blob`] and others that are byte strings | as serde types; raw bytes are read, too | MessagePack |
 #![cfg_attr(feature = "protobuf", doc = "| [`Protobuf`] | Protocol Buffers | Protocol Buffers |")]
 #![cfg_attr(
     not(feature = "protobuf"),

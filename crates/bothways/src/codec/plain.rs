@@ -1,4 +1,4 @@
-//! Serde types: MessagePack, and JSON.
+//! Serde types: MessagePack, and JSON; and byte strings, which may come as they are.
 
 use ::bytes::Bytes;
 use bothways_proto::SerializeType;
@@ -81,22 +81,61 @@ where
         SerializeType::MSGPACK => msgpack::decode,
         #[cfg(feature = "json")]
         SerializeType::JSON => json::decode,
+        // Bytes as they are, such as each push of a Go server: what reads byte strings reads them.
+        SerializeType::RAW => {
+            let bytes = Bare { bytes: Some(payload) };
+            return T::deserialize(bytes).map_err(|_| CodecError::unsupported::<T>(serialize, CAN));
+        }
         _ => return Err(CodecError::unsupported::<T>(serialize, CAN)),
     };
     if payload.is_empty() {
-        return T::deserialize(NoPayload).map_err(|_| CodecError::Empty { serialize });
+        return T::deserialize(Bare { bytes: None }).map_err(|_| CodecError::Empty { serialize });
     }
     decode(payload)
 }
 
-/// What an empty payload holds: enough for `()` and `None`, nothing for any other type.
-struct NoPayload;
+/// Methods that ask for a value which a payload without a codec does not hold.
+macro_rules! no_values {
+    ($($method:ident($($arg:ty),*))*) => {$(
+        fn $method<V: Visitor<'de>>(self, $(_: $arg,)* _: V) -> Result<V::Value, Self::Error> {
+            Err(no_value())
+        }
+    )*};
+}
 
-impl<'de> serde::Deserializer<'de> for NoPayload {
+fn no_value() -> serde::de::value::Error {
+    serde::de::Error::custom("no codec")
+}
+
+/// A payload without a codec. An empty one holds enough for `()` and `None`, and nothing for any other type; raw bytes
+/// hold a byte string, and no other value than `()`.
+struct Bare<'a> {
+    bytes: Option<&'a [u8]>,
+}
+
+impl<'de> serde::Deserializer<'de> for Bare<'_> {
     type Error = serde::de::value::Error;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
-        Err(serde::de::Error::custom("empty"))
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        match self.bytes {
+            Some(bytes) => visitor.visit_bytes(bytes),
+            None => Err(no_value()),
+        }
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Self::Error> {
+        match self.bytes {
+            Some(_) => visitor.visit_newtype_struct(self),
+            None => Err(no_value()),
+        }
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
@@ -108,22 +147,42 @@ impl<'de> serde::Deserializer<'de> for NoPayload {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        visitor.visit_none()
+        match self.bytes {
+            Some(_) => visitor.visit_some(self),
+            None => visitor.visit_none(),
+        }
+    }
+
+    fn is_human_readable(&self) -> bool {
+        false
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
         visitor.visit_unit()
     }
 
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
-        newtype_struct seq tuple tuple_struct map struct enum identifier
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        Err(no_value())
+    }
+
+    no_values! {
+        deserialize_bool() deserialize_i8() deserialize_i16() deserialize_i32() deserialize_i64() deserialize_i128()
+        deserialize_u8() deserialize_u16() deserialize_u32() deserialize_u64() deserialize_u128() deserialize_f32()
+        deserialize_f64() deserialize_char() deserialize_str() deserialize_string() deserialize_seq()
+        deserialize_map() deserialize_identifier() deserialize_tuple(usize)
+        deserialize_tuple_struct(&'static str, usize) deserialize_struct(&'static str, &'static [&'static str])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Blob;
 
     #[derive(Debug, Deserialize, PartialEq, Serialize)]
     struct Nothing;
@@ -139,6 +198,30 @@ mod tests {
             assert!(matches!(error, CodecError::Empty { .. }), "{error}");
             assert!(String::decode(serialize, Bytes::new()).is_err());
             assert!(Vec::<u8>::decode(serialize, Bytes::new()).is_err());
+        }
+    }
+
+    /// Each push of a Go server is bytes without a codec. What is Go's `[]byte` in a codec is those bytes; no other type
+    /// makes something of them, but for `()`, which takes anything.
+    #[test]
+    fn raw_bytes_are_a_byte_string_and_nothing_else() {
+        #[derive(Debug, Deserialize, PartialEq, Serialize)]
+        struct Note(#[serde(with = "crate::codec::bytes")] Vec<u8>);
+
+        fn raw<T: Payload>(payload: &'static [u8]) -> Option<T> {
+            T::decode(SerializeType::RAW, Bytes::from_static(payload)).ok()
+        }
+        for payload in [&b""[..], b"abc", b"\xff\xc0", b"null", b"\xc0"] {
+            assert_eq!(raw::<Bytes>(payload).as_deref(), Some(payload));
+            assert_eq!(raw::<Blob>(payload), Some(Blob(payload.to_vec())));
+            assert_eq!(raw::<Note>(payload), Some(Note(payload.to_vec())));
+            assert_eq!(raw::<Option<Bytes>>(payload).flatten().as_deref(), Some(payload));
+            assert_eq!(raw::<()>(payload), Some(()));
+            assert_eq!(raw::<String>(payload), None);
+            assert_eq!(raw::<Vec<u8>>(payload), None, "it is a list of numbers");
+            assert_eq!(raw::<u8>(payload), None);
+            assert_eq!(raw::<Result<(), ()>>(payload), None);
+            assert_eq!(raw::<std::collections::BTreeMap<String, u8>>(payload), None);
         }
     }
 
