@@ -112,6 +112,10 @@ impl ConnectionHandler for ClientHandler {
         Some(self.client.upgrade()? as _)
     }
 
+    fn server_keeps_topics(&self) -> bool {
+        self.resubscriber.subscriptions.were_answered()
+    }
+
     fn clock(&self) -> Option<&Handle> {
         Some(&self.runtime)
     }

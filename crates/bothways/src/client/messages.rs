@@ -55,15 +55,35 @@ pub struct ServerMessage {
     pub(super) latest_of: Option<Arc<str>>,
 }
 
+/// The topic of a message, if its peer is a server that knows of topics: in what others send, this pair is theirs.
+fn topic_of(message: &Message, connection: &Connection) -> Option<String> {
+    if !message.header().is_oneway() || !connection.brings_topics() {
+        return None;
+    }
+    message.metadata().get(keys::TOPIC).map(str::to_owned)
+}
+
+/// The position of a message in its topic. A client with a session believes it of tracked messages only: these alone
+/// follow each other without a hole.
+fn position_of(message: &Message, connection: &Connection) -> Option<Position> {
+    let seq = message.header().seq();
+    let is_tracked = seq.is_push() && seq.unmarked() != 0;
+    if !is_tracked && connection.peer_can(Capabilities::SESSIONS) {
+        return None;
+    }
+    topic_of(message, connection)?;
+    subscriptions::position(&message.metadata())
+}
+
 impl crate::Request {
     /// The topic that a message was published to; `None` if it was sent in another way, and of a call.
     pub fn topic(&self) -> Option<String> {
-        self.metadata().get(keys::TOPIC).map(str::to_owned)
+        topic_of(&self.message, &self.connection)
     }
 
     /// Where it stands in its topic, if that has a history; see [`ServerMessage::position`].
     pub fn position(&self) -> Option<Position> {
-        subscriptions::position(&self.metadata())
+        position_of(&self.message, &self.connection)
     }
 }
 
@@ -116,15 +136,17 @@ impl ServerMessage {
         T::decode(self.serialize_type(), self.payload()?)
     }
 
-    /// The topic to which it was published, if the server said so.
+    /// The topic to which it was published, if the server said so. A plain server, which knows of no topics, is not
+    /// believed.
     pub fn topic(&self) -> Option<String> {
-        self.message.metadata().get(keys::TOPIC).map(str::to_owned)
+        topic_of(&self.message, &self.connection)
     }
 
     /// Its position in its topic, if that has a history:
-    /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from there.
+    /// [`Client::subscribe_from`](crate::Client::subscribe_from) goes on from there. `None` of a message that a client with
+    /// a session was sent without being tracked ([`Class::Fire`](crate::Class::Fire)): those before it may be missing.
     pub fn position(&self) -> Option<Position> {
-        subscriptions::position(&self.message.metadata())
+        position_of(&self.message, &self.connection)
     }
 
     /// The address of the server that it came from, in rpcx's form.

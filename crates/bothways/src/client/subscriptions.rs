@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Subscriptions {
     /// There is one at least: messages are looked at.
     any: AtomicBool,
+    /// The server has taken one: it knows of topics.
+    answered: AtomicBool,
     state: Mutex<State>,
     /// Calls about each topic. Joined while the state is locked: the order is that in which the state changed.
     lines: Arc<Lines<Arc<str>>>,
@@ -240,6 +242,7 @@ impl Claim {
     /// The server answered on this connection: of what the application asked for it has sent what is up to here, and the
     /// client is to ask for the rest. False: the session is lost since.
     pub(super) fn hold_part(&self, connection: ConnectionId, reached: Position) -> bool {
+        self.all.answered.store(true, Ordering::Release);
         let mut state = self.all.state.lock();
         let is_held = state.began.is_none_or(|began| began <= connection);
         // Unsubscribed meanwhile: there is nothing to ask for.
@@ -259,6 +262,7 @@ impl Claim {
     /// The server answered on this connection: it has the topic. `None`: the session is lost since. Otherwise whether
     /// messages are missing that sessions before it were to send.
     pub(super) fn hold(&self, connection: ConnectionId, subscribed: &Subscribed, asker: Asker) -> Option<bool> {
+        self.all.answered.store(true, Ordering::Release);
         let mut state = self.all.state.lock();
         let held = state.began.is_none_or(|began| began <= connection);
         // Unsubscribed meanwhile: the client has nothing to tell of it.
@@ -284,6 +288,11 @@ impl Claim {
 }
 
 impl Subscriptions {
+    /// True once the server has taken a subscription.
+    pub(super) fn were_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
+    }
+
     /// With these as soon as there is a session, and in each one after it.
     pub(super) fn wanting(topics: impl IntoIterator<Item = Arc<str>>) -> Self {
         let this = Self::default();

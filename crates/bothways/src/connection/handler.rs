@@ -90,6 +90,11 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         None
     }
 
+    /// True at a client whose server is known to keep topics, negotiated or not.
+    fn server_keeps_topics(&self) -> bool {
+        false
+    }
+
     /// Whose share of a room that is nearly taken a connection has a part of: its user's, or without one that of its
     /// address. `None`: nobody has a share here. Asked only where a room is more than half taken.
     fn shares_as(&self, _: &Connection) -> Option<Arc<str>> {

@@ -566,6 +566,12 @@ impl Connection {
         self.shared.state.lock().proto.is_negotiated()
     }
 
+    /// True at a client if what its server says of topics is the server's framework's: it negotiated, or has answered a
+    /// subscription.
+    pub(crate) fn brings_topics(&self) -> bool {
+        !self.goes_to_client() && (self.is_negotiated() || self.shared.handler.server_keeps_topics())
+    }
+
     /// True if both ends have agreed on these.
     pub(crate) fn peer_can(&self, capabilities: Capabilities) -> bool {
         self.shared.state.lock().proto.peer_can(capabilities)

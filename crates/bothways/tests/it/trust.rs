@@ -204,6 +204,67 @@ async fn a_plain_servers_code_is_not_believed() {
     assert_eq!((error.remote_text(), error.code(), error.is_safe_to_retry()), (Some("no"), None, false));
 }
 
+/// The topic and the position of a message are those of a server that keeps topics: one that negotiated, or that has taken
+/// a subscription. To others these pairs are an application's, and so they are at a server in all that clients send.
+#[tokio::test(start_paused = true)]
+async fn topic_and_position_are_believed_of_servers_that_keep_topics() {
+    let pairs = Metadata::new().with(keys::TOPIC, "news").with(keys::TOPIC_EPOCH, "5").with(keys::TOPIC_OFFSET, "6");
+    let message = |seq| Message::new(Header::oneway(seq, SerializeType::RAW), "T", "m", &pairs, b"x").frame().to_vec();
+    let at = Some(Position { epoch: 5, offset: 6 });
+    let listening = |negotiates: bool| async move {
+        let server = ScriptedServer::listen().await;
+        let (told, tells) = tokio::sync::mpsc::unbounded_channel();
+        let handlers = Router::new().handler("T", "m", move |request: Request| {
+            told.send((request.topic(), request.position())).expect("the test listens");
+            std::future::ready(Reply::ok(""))
+        });
+        let options = ClientOptions::new();
+        let connecting = Client::with_handlers(&server.address, options, handlers);
+        let (client, peer) = match negotiates {
+            true => tokio::join!(connecting, server.accept_with(session_pairs("1"))),
+            false => tokio::join!(connecting, server.accept_plain()),
+        };
+        (client.expect("it listens"), peer, tells)
+    };
+
+    let (_client, mut negotiated, mut tells) = listening(true).await;
+    for (seq, position) in [(Seq::of_push(1), at), (Seq::of_push(0), None)] {
+        negotiated.say(message(seq)).await;
+        assert_eq!(soon(tells.recv()).await.expect("it came"), (Some("news".to_owned()), position));
+    }
+
+    let (client, mut plain, mut tells) = listening(false).await;
+    for seq in [Seq::new(1), Seq::of_push(0), Seq::of_push(1)] {
+        plain.say(message(seq)).await;
+        assert_eq!(soon(tells.recv()).await.expect("it came"), (None, None), "a plain server's");
+    }
+    let subscribing = tokio::spawn(async move { (client.subscribe("news").await, client) });
+    let asked = plain.next().await;
+    plain.say(subscribed(&asked, Position { epoch: 5, offset: 5 })).await;
+    let (outcome, _client) = soon(subscribing).await.expect("no panic");
+    outcome.expect("subscribed");
+    plain.say(message(Seq::of_push(0))).await;
+    assert_eq!(soon(tells.recv()).await.expect("it came"), (Some("news".to_owned()), at), "it keeps topics");
+
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::builder()
+        .handler("T", "m", move |request: Request| {
+            told.send((request.topic(), request.position())).expect("the test listens");
+            std::future::ready(Reply::ok(""))
+        })
+        .build();
+    let listening = server.listen(&address()).await.expect("a free name");
+    let call = Message::new(Header::request(Seq::new(2), SerializeType::RAW), "T", "m", &pairs, b"x").frame().to_vec();
+    for mut client in
+        [Scripted::connect(listening.address()).await, Scripted::connect_negotiated(listening.address()).await]
+    {
+        for frame in [message(Seq::new(1)), message(Seq::of_push(1)), call.clone()] {
+            client.say(frame).await;
+            assert_eq!(soon(tells.recv()).await.expect("it came"), (None, None), "a client's");
+        }
+    }
+}
+
 /// A position in a message that is not tracked is an application's: the client goes on from where it was.
 #[tokio::test(start_paused = true)]
 async fn a_position_is_believed_on_tracked_messages_only() {
