@@ -3,7 +3,8 @@
 use bytes::{Buf, Bytes};
 
 use crate::{
-    DecodeError, FrameParts, Header, Limits, MessageKind, Metadata, Names, PREFIX_LEN, SerializeType, Status, keys,
+    CompressType, DecodeError, FrameParts, Header, Limits, MessageKind, Metadata, Names, PREFIX_LEN, SerializeType,
+    Status, keys, metadata::PAIR_BYTES_MIN,
 };
 
 /// One message as it came off the wire, or as it would go onto it.
@@ -29,6 +30,9 @@ impl PartialEq for Message {
 }
 
 impl Eq for Message {}
+
+/// Most bytes of the code of an error that is kept of too much metadata: ours have fifteen.
+const CODE_BYTES_MAX: usize = 32;
 
 /// Where the first part begins: after the prefix and its own length.
 const PATH_AT: usize = PREFIX_LEN + 4;
@@ -106,9 +110,37 @@ impl Message {
             message.check_text(message.method_at(), method_len, "service method")?;
         }
         if metadata_len != 0 {
-            crate::metadata::check(message.metadata_bytes(), limits)?;
+            return match crate::metadata::check(message.metadata_bytes(), limits) {
+                Ok(()) => Ok(message),
+                Err(error) => message.shortened(limits).ok_or(error),
+            };
         }
         Ok(message)
+    }
+
+    /// What is left of a failed reply with more metadata than the limits allow: the beginning of its text, and its code.
+    /// Go puts the arguments and the stack of a handler that panicked into the text.
+    #[cold]
+    fn shortened(&self, limits: &Limits) -> Option<Self> {
+        let is_failed = self.header.kind() == MessageKind::Response && self.header.status().is_error();
+        if !is_failed || self.header.is_heartbeat() {
+            return None;
+        }
+        let (text, code) = crate::metadata::error_of(self.metadata_bytes())?;
+        let mut kept = Metadata::new();
+        if let Some(code) = code.filter(|code| code.len() <= CODE_BYTES_MAX) {
+            kept.insert(keys::ERROR_CODE, code);
+        }
+        let taken = kept.as_block().len() + PAIR_BYTES_MIN + keys::ERROR.len();
+        let mut room = limits.metadata_bytes().checked_sub(taken)?.min(text.len());
+        // Not within a letter.
+        while room < text.len() && 0 < room && text[room] & 0b1100_0000 == 0b1000_0000 {
+            room -= 1;
+        }
+        kept.insert(keys::ERROR, &text[..room]);
+        kept.check_bounds(limits).ok()?;
+        let header = self.header.with_compress(CompressType::NONE);
+        Some(Self::new(header, self.service_path(), self.service_method(), &kept, &[]))
     }
 
     /// The header.
@@ -317,6 +349,39 @@ mod tests {
         for status in [1, 2, 3] {
             assert_eq!(reply(status, &Metadata::new()).error_text().as_deref(), Some(""), "status {status}");
         }
+    }
+
+    /// A failed reply with too much metadata is its text, as far as the limits allow, and its code: Go puts a stack and
+    /// arguments into the text. Any other message with too much metadata is an error.
+    #[test]
+    fn a_failed_reply_with_too_much_metadata_keeps_the_beginning_of_its_text() {
+        let limits = Limits::default().metadata_bytes_max(100).metadata_pairs_max(3);
+        let header = Header::request(Seq::new(1), SerializeType::MSGPACK).reply().with_status(Status::ERROR);
+        let parsed = |header, pairs: &Metadata| {
+            let message = Message::new(header, "Arith", "Mul", pairs, b"x");
+            Message::parse(message.frame().clone(), &limits)
+        };
+        // Letters of three bytes: the cut is between two.
+        for text in
+            ["\u{20ac}".repeat(100), format!("a{}", "\u{20ac}".repeat(100)), format!("ab{}", "\u{20ac}".repeat(100))]
+        {
+            let pairs = Metadata::new().with("a", "1").with(keys::ERROR, &text).with(keys::ERROR_CODE, "internal");
+            let message = parsed(header, &pairs).expect("its text is known");
+            let kept = message.error_text().expect("it failed");
+            assert!(text.starts_with(&kept) && 40 < kept.len(), "{kept}");
+            assert!(message.metadata_bytes().len() <= 100 && message.metadata().get("a").is_none());
+            assert_eq!(message.metadata().get(keys::ERROR_CODE), Some("internal"));
+            assert_eq!((message.service_method(), message.wire_payload().len()), ("Mul", 0));
+            assert!(parsed(header.with_status(Status::NORMAL), &pairs).is_err(), "it did not fail");
+            assert!(parsed(Header::request(Seq::new(1), SerializeType::RAW), &pairs).is_err(), "a request");
+        }
+        let many = (0..9).fold(Metadata::new().with(keys::ERROR, "boom"), |pairs, n| pairs.with(&n.to_string(), ""));
+        assert_eq!(parsed(header, &many).expect("its text is known").error_text().as_deref(), Some("boom"));
+        let without = Metadata::new().with("a", "x".repeat(200));
+        assert!(parsed(header, &without).is_err(), "there is no text");
+        let tiny = Limits::default().metadata_bytes_max(10);
+        let message = Message::new(header, "Arith", "Mul", &many, b"x");
+        assert!(Message::parse(message.frame().clone(), &tiny).is_err(), "no text fits");
     }
 
     /// A request is no failed reply, whatever its status bits say.

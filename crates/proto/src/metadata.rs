@@ -395,7 +395,21 @@ fn split_part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Two lengths, and nothing between them.
-const PAIR_BYTES_MIN: usize = 8;
+pub(crate) const PAIR_BYTES_MIN: usize = 8;
+
+/// The text and the code of a failed reply, of a block from the wire that is a sequence of pairs, however many.
+pub(crate) fn error_of(block: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    let (mut text, mut code) = (None, None);
+    let mut pairs = Pairs { rest: block };
+    for (key, value) in pairs.by_ref() {
+        if key == keys::ERROR.as_bytes() {
+            text = Some(value);
+        } else if key == keys::ERROR_CODE.as_bytes() {
+            code = Some(value);
+        }
+    }
+    pairs.rest.is_empty().then_some((text?, code))
+}
 
 /// Whether a block from the wire is a sequence of pairs within the bounds.
 pub(crate) fn check(block: &[u8], limits: &Limits) -> Result<(), DecodeError> {

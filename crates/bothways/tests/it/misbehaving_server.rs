@@ -12,8 +12,10 @@ use bothways::{
 use bothways_proto::{Header, Message, Metadata, Seq, SerializeType, keys};
 
 use crate::{
-    scripted::{Scripted, ScriptedServer, control, is_control, oneway, reply_to, request_with, session_pairs, welcome},
-    support::{oneshot_to, settle, soon},
+    scripted::{
+        Scripted, ScriptedServer, control, error_to, is_control, oneway, reply_to, request_with, session_pairs, welcome,
+    },
+    support::{call, oneshot_to, settle, soon},
 };
 
 const PUSH: u64 = 1 << 63;
@@ -28,6 +30,27 @@ async fn connected(server: &ScriptedServer, options: ClientOptions) -> (Client, 
     let (client, peer) = tokio::join!(connecting, server.accept_with(session_pairs("1")));
     let (client, messages) = client.expect("it listens");
     (client, messages, peer)
+}
+
+/// An error of a Go server may have any length: a panic brings its arguments and its stack. The caller has the beginning
+/// of it, and the connection goes on.
+#[tokio::test(start_paused = true)]
+async fn an_error_with_a_text_beyond_all_limits_is_an_answer() {
+    let server = ScriptedServer::listen().await;
+    let connecting = Client::connect(&server.address, ClientOptions::new());
+    let (client, mut peer) = tokio::join!(connecting, server.accept_plain());
+    let client = client.expect("it listens");
+    for len in [60 << 10, 70_000, 1 << 20] {
+        let caller = client.clone();
+        let calling = tokio::spawn(async move { call(&caller, "Echo", "x").await });
+        let asked = peer.next().await;
+        let text = format!("panic: {}", "x".repeat(len));
+        peer.say(error_to(&asked, &text)).await;
+        let error = soon(calling).await.expect("no panic").expect_err("it failed");
+        let CallError::Remote { text: kept, code: None, .. } = &error else { panic!("{error:?}") };
+        assert!(text.starts_with(&**kept) && 60_000 < kept.len() && kept.len() <= 64 << 10, "{}", kept.len());
+        assert!(error.may_have_run());
+    }
 }
 
 /// Why the connection was lost.
