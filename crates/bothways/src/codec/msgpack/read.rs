@@ -37,7 +37,7 @@ pub enum Error {
     TooMany {
         belong: u32,
     },
-    /// Where a variant is named there is an integer, such as a constant of Go's. It is not the variant's place: whoever
+    /// Where a variant is named there is an integer, such as a constant of Go's. It is not the variant's place: who
     /// wrote it may count in another way.
     NumberForName,
     NotText(std::str::Utf8Error),

@@ -17,7 +17,7 @@ use serde::{
     de::{self, DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Unexpected, Visitor},
 };
 
-use super::{Error, Reader};
+use super::{Error, NO_KEY, Reader};
 use crate::codec::{
     bytes::ByteString,
     decoded::{count_elements, count_entry},
@@ -109,7 +109,8 @@ impl<'de, T: ReadMessage<'de>> Visitor<'de> for Direct<T> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut reader: A) -> Result<T, A::Error> {
         let around = reader.size_hint().unwrap_or(0);
         let rest: &'de [u8] = reader.next_element()?.ok_or_else(|| A::Error::custom(Error::EndsWithin))?;
-        let mut direct = Reader { rest, containers: around >> AROUND_BITS, enums: around & AROUND_MASK };
+        let (containers, enums) = (around >> AROUND_BITS, around & AROUND_MASK);
+        let mut direct = Reader { rest, containers, enums, key_at: NO_KEY };
         let message = T::read(&mut direct).map_err(A::Error::custom)?;
         reader.next_element_seed(Left(direct.rest.len()))?;
         Ok(message)
