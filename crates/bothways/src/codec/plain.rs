@@ -202,7 +202,7 @@ mod tests {
     }
 
     /// Each push of a Go server is bytes without a codec. What is Go's `[]byte` in a codec is those bytes; no other type
-    /// makes something of them, but for `()`, which takes anything.
+    /// makes something of them, except for `()`, which takes anything.
     #[test]
     fn raw_bytes_are_a_byte_string_and_nothing_else() {
         #[derive(Debug, Deserialize, PartialEq, Serialize)]

@@ -181,8 +181,8 @@ impl Session {
     ///
     /// A plain client may send each request with another token, as a gateway in Go does for its users. A hook that binds
     /// the session at each of them moves it from user to user, with its pushes, its presence and its calls
-    /// (`calls_per_user_max`), and a handler that asks for [`Self::user`] after an `await` finds the one that called last. A
-    /// warning in the log says so, at most once in ten seconds. Leave the identity of a request to its handler by
+    /// (`calls_per_user_max`), and a handler that asks for [`Self::user`] after an `await` finds the user of the last call.
+    /// A warning in the log says so, at most once in ten seconds. Leave the identity of a request to its handler by
     /// [`AuthRequest::attach`](crate::server::AuthRequest::attach), and bind only sessions whose client is one user.
     ///
     /// An empty name is the name of no user, and a name has 256 bytes at most: others are refused with a warning, and

@@ -248,7 +248,7 @@ async fn nothing_behind_a_hello_is_run_if_its_refusal_closes() {
 }
 
 /// One connection of a plain client may carry the tokens of several users. What a hook attaches stays with its request,
-/// whoever calls meanwhile; the user of the session is the last one, and the log says so once in a while.
+/// whatever others call meanwhile; the user of the session is the last one, and the log says so once in a while.
 #[tokio::test(start_paused = true)]
 async fn a_request_keeps_who_sent_it_where_its_session_does_not() {
     struct Sender(String);

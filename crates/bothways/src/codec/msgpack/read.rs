@@ -37,8 +37,8 @@ pub enum Error {
     TooMany {
         belong: u32,
     },
-    /// Where a variant is named there is an integer, such as a constant of Go's. It is not the variant's place: who
-    /// wrote it may count in another way.
+    /// Where a variant is named there is an integer, such as a constant of Go's. It is not the variant's place: its writer
+    /// may count in another way.
     NumberForName,
     NotText(std::str::Utf8Error),
     /// The user's type, or serde, said no.

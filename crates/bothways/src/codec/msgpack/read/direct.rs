@@ -366,6 +366,7 @@ impl<'de> Reader<'de> {
     ) -> Result<Option<usize>, Error> {
         let Some(left) = entries_left.checked_sub(1) else { return Ok(None) };
         *entries_left = left;
+        self.key_at = self.rest.len();
         self.deserialize_identifier(Name { names, strict }).map(Some)
     }
 
