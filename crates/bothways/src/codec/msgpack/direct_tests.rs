@@ -286,7 +286,7 @@ fn odd() -> impl Strategy<Value = Odd> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn any_value_is_read_as_serde_reads_it(payload in value()) {
