@@ -31,6 +31,7 @@ trait Inbox {
 
 #[derive(Default)]
 struct FrontDesk {
+    // A push over a connection comes at most once. Over a `Session` it would wait for a client that is away.
     present: Mutex<Vec<Connection>>,
 }
 
