@@ -239,9 +239,9 @@ mod tests {
     }
 
     proptest! {
-        /// All that are due have a turn, and nobody else; in a list nobody stands more often than it was put there.
+        /// Who is due has a turn, and nobody else; in a list nobody stands more often than it was put there.
         #[test]
-        fn all_that_are_due_have_a_turn(steps in prop::collection::vec((0..4_u8, 0..5_usize, 0..90_usize), 0..300)) {
+        fn who_is_due_has_a_turn(steps in prop::collection::vec((0..4_u8, 0..5_usize, 0..90_usize), 0..300)) {
             let (wheel, mut now) = (turned(), Instant::now());
             let (mut places, mut turns) = ([Place::default(); 5], 0);
             turn(&wheel, &mut places, &mut now, 1);
