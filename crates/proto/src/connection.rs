@@ -29,6 +29,8 @@ pub enum Inbound<W> {
     Cancel(Seq),
     /// The server is about to close the connection: [`keys::GOODBYE`].
     Goodbye(Message),
+    /// The server says how many oneway requests it has taken, and closes the connection.
+    Taken(Message),
     /// A reply that nobody waits for: its call was forgotten or never made. Count it. The answer to
     /// a heartbeat whose number is not in the table of calls comes out here too.
     Late(Message),
@@ -46,6 +48,7 @@ pub struct Connection<W> {
     role: Role,
     pub(crate) greeting: Greeting,
     calls: Calls<W>,
+    /// Oneway requests: those that a client has made, those that a server has read.
     pushes: u64,
 }
 
@@ -83,10 +86,12 @@ impl<W> Connection<W> {
     /// The number of the next oneway request. A server's has no count: on a push that number is the offset
     /// in its session's log, and 0 says that it is not tracked.
     pub fn next_push(&mut self) -> Seq {
-        self.pushes += 1;
         match self.role {
             // Beyond every number of the table of calls, so that nothing can be paired with it.
-            Role::Client => Seq::new(Seq::of_call_to_client(self.pushes).get() & !(1 << 63)),
+            Role::Client => {
+                self.pushes += 1;
+                Seq::new(Seq::of_call_to_client(self.pushes).get() & !(1 << 63))
+            }
             Role::Server => Seq::of_push(0),
         }
     }
@@ -95,6 +100,19 @@ impl<W> Connection<W> {
     pub fn has_made_push(&self, seq: Seq) -> bool {
         let number = |pushes| Seq::of_call_to_client(pushes).get() & !(1 << 63);
         self.role == Role::Client && (number(1)..=number(self.pushes)).contains(&seq.get())
+    }
+
+    /// How many oneway requests a server has read: those for its application, those that were passed over, and
+    /// [`keys::LAST`].
+    pub fn oneways_read(&self) -> u64 {
+        if self.role == Role::Server { self.pushes } else { 0 }
+    }
+
+    /// A oneway request was passed over.
+    pub fn on_oneway_passed_over(&mut self) {
+        if self.role == Role::Server {
+            self.pushes += 1;
+        }
     }
 
     /// Changes what waits for the reply to this call.
@@ -160,8 +178,12 @@ impl<W> Connection<W> {
         }
     }
 
-    fn handle_oneway(&self, message: Message) -> Inbound<W> {
-        if self.is_negotiated() && message.has_service_path(keys::CONTROL_PATH) {
+    fn handle_oneway(&mut self, message: Message) -> Inbound<W> {
+        let is_control = self.is_negotiated() && message.has_service_path(keys::CONTROL_PATH);
+        if self.role == Role::Server && (!is_control || message.service_method() == keys::LAST) {
+            self.pushes += 1;
+        }
+        if is_control {
             match message.service_method() {
                 keys::CANCEL if self.peer_can(Capabilities::CANCEL) => {
                     if let Some(seq) = message.metadata().get(keys::CANCEL_SEQ).and_then(|seq| seq.parse().ok()) {
@@ -170,6 +192,9 @@ impl<W> Connection<W> {
                 }
                 keys::GOODBYE if self.role == Role::Client && self.peer_can(Capabilities::GOODBYE) => {
                     return Inbound::Goodbye(message);
+                }
+                keys::TAKEN if self.role == Role::Client && self.peer_can(Capabilities::LAST) => {
+                    return Inbound::Taken(message);
                 }
                 _ => {}
             }

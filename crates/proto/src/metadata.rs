@@ -63,6 +63,14 @@ pub mod keys {
     /// The method by which a server hands back a oneway request that it did not run, as its token was refused: the
     /// payload is the frame of the request, or empty if that finds no room. A oneway request, with [`CANCEL_SEQ`].
     pub const RETURN: &str = "Return";
+    /// The method by which a client says that it sends no more requests on this connection, after [`GOODBYE`]. A oneway
+    /// request, behind all others.
+    pub const LAST: &str = "Last";
+    /// The method by which a server that is about to end the connection says [`TAKEN_COUNT`]. A oneway request.
+    pub const TAKEN: &str = "Taken";
+    /// In [`TAKEN`] and [`GOODBYE`]: how many oneway requests of this connection the server has taken, with [`LAST`], and
+    /// without the other ones to the control path and those that it has handed back. Decimal.
+    pub const TAKEN_COUNT: &str = "_bw.taken";
     /// A method of the control path: the server dropped pushes of this session.
     pub const GAP: &str = "Gap";
     /// Metadata of a [`GAP`] notice: how many pushes were dropped since the session began, decimal.

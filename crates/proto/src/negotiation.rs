@@ -22,7 +22,7 @@ const KEY_OK: &str = "_bw.ok";
 
 /// What a peer can do beyond rpcx. Both use the intersection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Capabilities(u8);
+pub struct Capabilities(u16);
 
 impl Capabilities {
     /// Nothing beyond rpcx.
@@ -46,10 +46,13 @@ impl Capabilities {
     /// Takes back a oneway request whose token was refused, and sends it once more over its next connection. On the
     /// wire: `returns`.
     pub const RETURNS: Self = Self(128);
+    /// A client says which request is its last one after a Goodbye, and a server how many oneway requests it has taken. On
+    /// the wire: `last`.
+    pub const LAST: Self = Self(256);
     /// All that this version knows.
-    pub const ALL: Self = Self(255);
+    pub const ALL: Self = Self(511);
 
-    const NAMES: [(Self, &str); 8] = [
+    const NAMES: [(Self, &str); 9] = [
         (Self::CALLS, "calls"),
         (Self::CANCEL, "cancel"),
         (Self::GOODBYE, "goodbye"),
@@ -58,6 +61,7 @@ impl Capabilities {
         (Self::OUTCOMES, "outcomes"),
         (Self::HANDLERS, "handlers"),
         (Self::RETURNS, "returns"),
+        (Self::LAST, "last"),
     ];
 
     /// True if every one of `others` is here.
@@ -174,6 +178,6 @@ mod tests {
         let mut metadata = Metadata::new();
         Hello { version: VERSION, capabilities: Capabilities::ALL }.put(&mut metadata);
         assert_eq!(Welcome::from_metadata(&metadata), None);
-        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions,outcomes,handlers,returns"));
+        assert_eq!(metadata.get("_bw.caps"), Some("calls,cancel,goodbye,ping,sessions,outcomes,handlers,returns,last"));
     }
 }

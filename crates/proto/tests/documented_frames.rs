@@ -102,6 +102,11 @@ fn built() -> Vec<(&'static str, Message)> {
             let header = Header::oneway(server.next_push(), RAW);
             Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &goodbye, b"")
         }),
+        ("taken", {
+            let (header, taken) =
+                (Header::oneway(server.next_push(), RAW), Metadata::new().with(keys::TAKEN_COUNT, "7"));
+            Message::new(header, keys::CONTROL_PATH, keys::TAKEN, &taken, b"")
+        }),
         ("subscribe", {
             let args = hex!("83 a5546f706963 a46e657773 a545706f6368 cd03e8 a64f6666736574 04");
             Message::new(call, keys::CONTROL_PATH, keys::SUBSCRIBE, &none, &args)

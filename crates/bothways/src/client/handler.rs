@@ -101,11 +101,11 @@ impl ConnectionHandler for ClientHandler {
         true
     }
 
-    fn handle_unsent(&self, connection: &Connection, requests: Vec<Message>, lost: usize) {
+    fn handle_unsent(&self, connection: &Connection, requests: Vec<Message>, lost: usize, untaken: usize) {
         let Some(link) = self.link.upgrade() else { return };
         let on = connection.id();
         // In a task: the caller may hold the lock of what waits.
-        self.runtime.spawn(async move { wait_for_next(&link, on, requests, lost) });
+        self.runtime.spawn(async move { wait_for_next(&link, on, requests, lost, untaken) });
     }
 
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
@@ -176,6 +176,7 @@ impl ClientHandler {
             && message.service_method() == keys::RETURN
             && connection.is_negotiated()
         {
+            connection.note_returned();
             let request = Message::parse(message.wire_payload(), connection.limits()).ok();
             if let Some(link) = self.link.upgrade() {
                 take_back(&link, connection, request);

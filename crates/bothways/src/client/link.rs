@@ -100,6 +100,10 @@ const LEAVING_MAX: usize = 2;
 /// end it.
 const LEAVING_IDLE: Duration = Duration::from_secs(5);
 
+/// How long it stays without that, where its server says what it has taken: longer than that reads what this client has
+/// sent.
+const LEAVING_UNREAD: Duration = Duration::from_secs(90);
+
 /// How long it stays at most.
 const LEAVING_TIME: Duration = Duration::from_secs(600);
 
@@ -749,10 +753,13 @@ impl Link {
 /// Watches a connection that its server ends, while the next one is made: what runs on it is still answered.
 async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
     let until = after(LEAVING_TIME);
+    let is_told = connection.peer_can(Capabilities::LAST);
+    let read_until = if is_told { after(LEAVING_UNREAD) } else { Instant::now() };
     let done = async {
         loop {
             tokio::time::sleep(LEAVING_IDLE).await;
-            if !connection.is_busy() || until <= Instant::now() {
+            let now = Instant::now();
+            if (!connection.is_busy() && read_until <= now) || until <= now {
                 return;
             }
         }

@@ -379,10 +379,14 @@ impl Client {
         self.connection().map(|connection| connection.stats()).unwrap_or_default()
     }
 
-    /// Oneway requests of this client that certainly did not run, and could not be sent again: their token had run out, or
-    /// their connection was lost before they had left whole. No connection stood within
-    /// [`ClientOptions::connection_wait`], the next token was refused too, more than 1,024 of them, or 4 MiB, waited at
-    /// once, or a part of the request had left. The log has a line for them, too.
+    /// Oneway requests of this client that were lost. The log has a line for them, too. Either they certainly did not run,
+    /// and could not be sent again: their token had run out, their server was shutting down, or their connection was lost
+    /// before they had left whole. No connection stood within [`ClientOptions::connection_wait`], the next server did not
+    /// run them either, more than 1,024 of them, or 4 MiB, waited at once, or a part of the request had left. Or their
+    /// server ended the connection, and has not said that it had read them.
+    ///
+    /// Of a connection that breaks without a word, and of a server that does not say what it has read, nobody knows what
+    /// became of the requests that had left: these are not counted.
     pub fn oneways_lost(&self) -> u64 {
         self.handle.link.returned().lost()
     }

@@ -22,7 +22,7 @@ use crate::{
     calm::{Calm, tell},
     clock::after,
     connection::{Connection, ConnectionId},
-    error::PushError,
+    error::{CloseReason, ErrorCode, PushError},
 };
 
 /// Requests that wait for the next connection. Of more the newest are lost. What one connection had not sent is taken as a
@@ -32,7 +32,8 @@ const MESSAGES_MAX: usize = 1024;
 /// Bytes that wait for the next connection; a single request may be larger.
 const BYTES_MAX: usize = 4 << 20;
 
-const REFUSED: &str = "its token had run out";
+const REFUSED: &str = "its server has handed it back";
+const NOT_TAKEN: &str = "its server has ended the connection, and is not known to have read it";
 const NOT_SENT: &str = "its connection was lost before it had left";
 
 /// Runs of numbers that are remembered of one connection: 16 to 32 KiB.
@@ -208,7 +209,7 @@ impl Returned {
         }
         self.lost.fetch_add(requests as u64, Ordering::Relaxed);
         self.lost_of_all.fetch_add(requests as u64, Ordering::Relaxed);
-        tell!(self.told, warn, server, requests, why, "oneway requests are lost: they were not run");
+        tell!(self.told, warn, server, requests, why, "oneway requests are lost");
     }
 }
 
@@ -223,7 +224,7 @@ pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Opti
         let is_ours = header.is_oneway() && connection.has_made_push(header.seq());
         is_ours && !request.has_service_path(keys::CONTROL_PATH)
     });
-    let goes_again = link.options().can_renew() && link.is_waited_for();
+    let goes_again = link.is_waited_for() && (link.options().can_renew() || !is_over_for_token(connection));
     let Some(request) = request.filter(|_| goes_again) else { return lose() };
     let until = after(link.options().wait());
     let waiting = Waiting { request, on: connection.id(), until, was_refused: true };
@@ -235,9 +236,21 @@ pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Opti
     }
 }
 
+/// The server has refused the token of this connection: with the same one it would refuse again.
+fn is_over_for_token(connection: &Connection) -> bool {
+    let unauthenticated = ErrorCode::Unauthenticated.name();
+    matches!(connection.end_reason(), Some(CloseReason::Goodbye { code, .. }) if code == unauthenticated)
+}
+
 /// These requests had not left when this connection was lost: they go over the next one, for as long as a call would wait
-/// for that. So many more are lost.
-pub(super) fn wait_for_next(link: &Arc<Link>, on: ConnectionId, requests: Vec<Message>, mut lost: usize) {
+/// for that. So many more are lost, and so many had left, and the server has not taken them.
+pub(super) fn wait_for_next(
+    link: &Arc<Link>,
+    on: ConnectionId,
+    requests: Vec<Message>,
+    mut lost: usize,
+    untaken: usize,
+) {
     let returned = link.returned();
     if link.is_waited_for() {
         let until = after(link.options().wait());
@@ -248,6 +261,7 @@ pub(super) fn wait_for_next(link: &Arc<Link>, on: ConnectionId, requests: Vec<Me
         lost += requests.len();
     }
     returned.lose(&link.address().to_string(), lost, NOT_SENT);
+    returned.lose(&link.address().to_string(), untaken, NOT_TAKEN);
 }
 
 /// Begins the task that sends what waits, unless there is nothing, or it is there.

@@ -251,6 +251,7 @@ impl Connection {
     fn refuse_frame_of(&self, header: Header, error: DecodeError) {
         match header.kind() {
             MessageKind::Request if header.is_oneway() => {
+                self.shared.state.lock().proto.on_oneway_passed_over();
                 self.shared.handler.handle_passed_over(self, header.seq());
             }
             MessageKind::Request => self.refuse_by_header(header, ErrorCode::BadArguments, &error.to_string()),
@@ -387,6 +388,7 @@ impl Connection {
             return true;
         }
         if state.can_answer() {
+            let said = self.with_taken(state, said);
             let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
             let goodbye = Message::new(header, keys::CONTROL_PATH, keys::GOODBYE, &said, &[]);
             let added = state.outbox.add_frame(Lane::Control, goodbye.frame(), &self.shared.settings.bounds());

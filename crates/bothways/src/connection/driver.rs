@@ -464,7 +464,13 @@ impl Driver {
             && drained
             && shared.calls_running.load(Ordering::SeqCst) == 0
         {
-            state.phase = Phase::Closing(reason.clone());
+            let reason = reason.clone();
+            if self.connection.say_taken(&mut state) {
+                // The next turn writes that.
+                cx.waker().wake_by_ref();
+                return;
+            }
+            state.phase = Phase::Closing(reason);
         }
         let drained = drained && matches!(state.phase, Phase::Closing(_));
 
@@ -704,6 +710,7 @@ fn handle_message<'a>(
             connection.cancel(seq);
         }
         Inbound::Goodbye(message) => connection.handle_goodbye(state, &message),
+        Inbound::Taken(message) => Connection::hear_taken(&mut state, &message.metadata()),
         Inbound::Call(message) => handle_call(connection, state, message, too_many, place),
         // Acknowledgements and the like are worth their place.
         Inbound::Push(message) if too_many && !ends_something(&message) => {

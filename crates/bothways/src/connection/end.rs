@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bothways_proto as proto;
 use bothways_proto::{Greeting, Role};
 
-use super::{Connection, State, call::Waiter, lock::Locked, unsent::Unsent};
+use super::{Connection, State, call::Waiter, lock::Locked, unsent::Unsent, writer::Writer};
 use crate::error::{CallError, CloseReason, PushError, SessionLost};
 
 /// How far the connection is from its end.
@@ -196,6 +196,9 @@ impl Connection {
         if state.can_answer() {
             let reason = state.first_reason(reason);
             state.fail_calls(&reason);
+            if !matches!(reason, CloseReason::PeerClosed) {
+                self.say_taken(&mut state);
+            }
             state.phase = Phase::Closing(Box::new(reason));
             state.release_replies();
             self.wake_driver(&mut state);
@@ -264,17 +267,19 @@ impl Connection {
             }
         }
 
-        self.forget_outgoing(state);
+        let writes = state.outbox.writer == Writer::Busy;
+        self.forget_outgoing(state, writes);
         state.phase = Phase::Closed(Box::new(reason));
         self.wake_driver(state);
         state.notify(&self.shared.changed);
     }
 
-    /// Nothing that waits leaves any more.
-    pub(super) fn forget_outgoing(&self, state: &mut Locked<'_>) {
+    /// Nothing that waits leaves any more. `writes`: what somebody is writing will have left, or comes here later.
+    pub(super) fn forget_outgoing(&self, state: &mut Locked<'_>, writes: bool) {
+        let untaken = if writes { 0 } else { state.oneways_untaken() };
         let rest = state.outbox.clear();
         state.outbox.recount(self.shared.settings.load.outgoing());
-        state.drop_later(Unsent::new(self, rest));
+        state.drop_later(Unsent::new(self, rest, untaken));
     }
 }
 

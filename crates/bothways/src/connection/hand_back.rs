@@ -1,5 +1,5 @@
-//! Oneway requests whose token has run out: the server hands them back, and the client sends them once more over its
-//! next connection.
+//! Oneway requests that a server does not run, for their token has run out, or it is shutting down: it hands them back, and
+//! the client sends them once more over its next connection.
 
 use bothways_proto::{Capabilities, FrameParts, Header, Message, Metadata, Names, Seq, SerializeType, keys};
 use bytes::Bytes;
@@ -7,11 +7,24 @@ use bytes::Bytes;
 use super::{Connection, call::with_more, lanes::Lane, outbox::Refused};
 use crate::error::PushError;
 
+/// Why a request is handed back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NotRun {
+    /// Its token was refused.
+    Token,
+    /// The server is shutting down.
+    Shutdown,
+}
+
 impl Connection {
-    /// The token of a oneway request was refused: its client gets it back, if it understands that. Where that finds no
-    /// room, or would be larger than a frame may be, the client is told which one it was.
-    pub(crate) fn hand_back(&self, request: &Message) {
-        if !self.shared.state.lock().proto.peer_can(Capabilities::RETURNS) {
+    /// A oneway request is not run: its client gets it back, if it understands that. Where that finds no room, or would be
+    /// larger than a frame may be, the client is told which one it was.
+    pub(crate) fn hand_back(&self, request: &Message, why: NotRun) {
+        let understands = match why {
+            NotRun::Token => Capabilities::RETURNS,
+            NotRun::Shutdown => Capabilities::LAST,
+        };
+        if !self.shared.state.lock().proto.peer_can(understands) {
             return;
         }
         if !self.queue_return(request.header().seq(), request.frame()) {
@@ -37,6 +50,7 @@ impl Connection {
             Err(error) => Err(Refused::TooLarge(error)),
         };
         let is_queued = self.check_added(&mut state, added).is_ok();
+        state.rare().taken.returned += u64::from(is_queued);
         self.write_if_much(state);
         is_queued
     }

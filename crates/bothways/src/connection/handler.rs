@@ -54,9 +54,9 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         false
     }
 
-    /// These oneway requests had not left when their connection ended. So many more had not left whole, and are lost. The
-    /// caller may hold locks of this layer.
-    fn handle_unsent(&self, _: &Connection, _: Vec<Message>, _lost: usize) {}
+    /// These oneway requests had not left when their connection ended. So many more had not left whole, and are lost; and
+    /// so many had left, and the server has not taken them. The caller may hold locks of this layer.
+    fn handle_unsent(&self, _: &Connection, _: Vec<Message>, _lost: usize, _untaken: usize) {}
 
     /// A Hello was let in, and both sides keep sessions: the pairs that go with the Welcome. `Err`: not now, and the
     /// client may try again after so long.
@@ -109,8 +109,8 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     fn handle_held(&self, _: &Connection, _: HeldReply) {}
 }
 
-/// True for what a client says of what it was sent: it acknowledges it, answers it, or leaves. No bound may lose that,
-/// for it makes room, and nothing may bring it out of order.
+/// True for what a client says of what it was sent, or of itself: it acknowledges that, answers it, leaves, or has sent its
+/// last request. No bound may lose that, for it makes room, and nothing may bring it out of order.
 #[inline(always)]
 pub(crate) fn ends_something(message: &Message) -> bool {
     message.has_service_path(keys::CONTROL_PATH) && is_an_end(message.service_method())
@@ -118,7 +118,7 @@ pub(crate) fn ends_something(message: &Message) -> bool {
 
 /// True for a method of the framework that finishes something; see [`ends_something`].
 pub(crate) fn is_an_end(method: &str) -> bool {
-    matches!(method, keys::ACK | keys::LEAVE | keys::REPLY)
+    matches!(method, keys::ACK | keys::LEAVE | keys::LAST | keys::REPLY)
 }
 
 /// How a request is answered.
@@ -143,7 +143,7 @@ mod tests {
             let header = Header::oneway(Seq::new(1), SerializeType::RAW);
             ends_something(&Message::new(header, path, method, &Metadata::new(), b""))
         };
-        for method in [keys::ACK, keys::LEAVE, keys::REPLY] {
+        for method in [keys::ACK, keys::LEAVE, keys::LAST, keys::REPLY] {
             assert!(of(keys::CONTROL_PATH, method) && !of("T", method), "{method}");
         }
         assert!(!of(keys::CONTROL_PATH, keys::ENABLE));

@@ -66,12 +66,14 @@ impl Connection {
 
     /// The server says that it is about to end the connection.
     #[cold]
-    pub(super) fn handle_goodbye(&self, mut state: Locked<'_>, message: &Message) {
+    pub(super) fn handle_goodbye<'a>(&'a self, mut state: Locked<'a>, message: &Message) {
         let said = message.metadata();
         let text = |key| said.get(key).unwrap_or_default().to_owned();
         let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
         let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
+        Self::hear_taken(&mut state, &said);
         state.drain(CloseReason::Goodbye { code, why, reconnect_after });
+        self.say_last(&mut state);
         // Those who wait for it are woken without the lock, which they take.
         drop(state);
         self.shared.changed.notify_waiters();

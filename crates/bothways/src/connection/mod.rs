@@ -11,6 +11,7 @@
 //! | `writer.rs` | which thread writes, and which takes over: the rules, and the one loop |
 //! | `end.rs` | how a connection ends |
 //! | `unsent.rs` | oneway requests that had not left by then |
+//! | `taken.rs` | how many oneway requests a server has taken of a connection that it ends |
 //! | `behind.rs` | replies that stay after a session's waiting pushes |
 //! | `announced.rs` | which methods a client handles |
 //! | `settings.rs` | bounds and habits that all connections of one server or client share |
@@ -62,6 +63,7 @@ pub(crate) mod send;
 mod settings;
 mod shares;
 mod socket;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod unsent;
@@ -94,6 +96,7 @@ pub(crate) use self::{
     call::CallTime,
     control::TokenOver,
     dispatch::deadline,
+    hand_back::NotRun,
     handler::{Answer, ConnectionHandler, ends_something, is_an_end},
     limits::{Decoded, Load},
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
@@ -302,6 +305,8 @@ struct Rare {
     methods: Option<Methods>,
     /// A request of a client that was let in showed a token that was refused.
     token_refused: Option<u64>,
+    /// Oneway requests that a server has taken, or handed back.
+    taken: taken::Taken,
     /// What its frame that has begun takes of its owner's share of a room that is more than half taken.
     partial_share: Option<shares::Share>,
 }

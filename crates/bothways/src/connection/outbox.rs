@@ -320,6 +320,13 @@ impl Outbox {
         })
     }
 
+    /// How many pushes the kernel has whole, except those that are being written.
+    pub(super) fn pushes_left(&self) -> u64 {
+        let Some(counted) = &self.counted else { return 0 };
+        let by_rule = counted.pushes_dropped.saturating_sub(counted.pushes_dropped_at_end);
+        counted.pushes.written.saturating_sub(by_rule)
+    }
+
     /// How many pushes the rule for a full queue dropped.
     pub(super) fn pushes_dropped(&self) -> u64 {
         self.counted.as_ref().map_or(0, |counted| counted.pushes_dropped)
@@ -420,7 +427,9 @@ impl Outbox {
         let (wire, lanes) = (self.wire.take(), self.lanes.take());
         let waited = lanes.as_ref().map_or(0, |lanes| lanes.waiting(Lane::Push).frames);
         if waited != 0 {
-            self.counted.get_or_insert_default().pushes_dropped += waited as u64;
+            let counted = self.counted.get_or_insert_default();
+            counted.pushes_dropped += waited as u64;
+            counted.pushes_dropped_at_end += waited as u64;
         }
         Rest { wire, lanes }
     }

@@ -21,6 +21,8 @@ pub(super) struct Counted {
     pub(super) pushes: Progress,
     /// By that rule, or with the connection.
     pub(super) pushes_dropped: u64,
+    /// With the connection only.
+    pub(super) pushes_dropped_at_end: u64,
     /// How often a session kept pushes for which there was no room.
     pub(super) pushes_kept: u64,
     /// Replies that were ever kept back.

@@ -12,11 +12,13 @@ use super::{Connection, outbox::Rest};
 pub(super) struct Unsent {
     connection: Connection,
     rest: Option<Rest>,
+    /// What had left, and was not taken.
+    untaken: usize,
 }
 
 impl Unsent {
-    pub(super) fn new(connection: &Connection, rest: Rest) -> Self {
-        Self { connection: connection.clone(), rest: Some(rest) }
+    pub(super) fn new(connection: &Connection, rest: Rest, untaken: usize) -> Self {
+        Self { connection: connection.clone(), rest: Some(rest), untaken }
     }
 }
 
@@ -29,8 +31,8 @@ impl Drop for Unsent {
             return;
         }
         let (requests, lost) = oneways(rest, self.connection.limits());
-        if !requests.is_empty() || lost != 0 {
-            handler.handle_unsent(&self.connection, requests, lost);
+        if !requests.is_empty() || lost != 0 || self.untaken != 0 {
+            handler.handle_unsent(&self.connection, requests, lost, self.untaken);
         }
     }
 }

@@ -101,7 +101,7 @@ impl Desk for Connection {
         state.outbox.put_back(wire, written);
         match state.phase {
             // It ended meanwhile, and a handle on it may be kept for long.
-            Phase::Closed(_) => self.forget_outgoing(state),
+            Phase::Closed(_) => self.forget_outgoing(state, false),
             _ => state.outbox.recount(self.shared.settings.load.outgoing()),
         }
     }

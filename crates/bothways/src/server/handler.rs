@@ -2,11 +2,12 @@
 
 use std::{
     any::Any,
+    future::poll_fn,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use bothways_proto::{Message, Metadata, keys};
+use bothways_proto::{Capabilities, Message, Metadata, keys};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::Instant};
 
@@ -14,7 +15,9 @@ use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::Error
 use crate::{
     calm::{Said, tell},
     clock::after,
-    connection::{Answer, Connection, ConnectionHandler, HeldReply, TokenOver, deadline, ends_something, is_an_end},
+    connection::{
+        Answer, Connection, ConnectionHandler, HeldReply, NotRun, TokenOver, deadline, ends_something, is_an_end,
+    },
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
     handler::Request,
@@ -153,6 +156,9 @@ impl ConnectionHandler for ServerHandler {
                 // Go calls another server after the end of a connection, and after no answer that says so.
                 connection.end_once_answered();
                 return Answer::Nothing;
+            }
+            if is_oneway {
+                connection.hand_back(&message, NotRun::Shutdown);
             }
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
@@ -378,6 +384,10 @@ impl ServerHandler {
                 }
                 is_true
             }
+            keys::LAST => {
+                connection.note_last();
+                true
+            }
             _ => true,
         };
         if !is_true {
@@ -426,13 +436,17 @@ impl Shared {
 fn refuse_moved(connection: &Connection, message: &Message) -> Reply {
     if message.header().is_oneway() {
         connection.count_refused_oneway();
-        connection.hand_back(message);
+        connection.hand_back(message, NotRun::Token);
     }
     Reply::refused(ErrorCode::Unauthenticated, "the session is on another connection now")
 }
 
-/// How often a connection whose token was refused is looked at: it ends when no call runs on it any more.
+/// How often a connection whose token was refused is looked at: it ends when no call runs on it any more, and the last
+/// request of its client was read. Of a client that does not say which that is, when nothing has come for so long.
 const TOKEN_LOOK: Duration = Duration::from_secs(1);
+
+/// How long nothing may come of a client that says which request is its last, and has not.
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// After how long it ends in any case: what runs then is answered within `close_timeout`.
 const TOKEN_END: Duration = Duration::from_secs(60);
@@ -453,21 +467,35 @@ fn end_for_token(connection: &Connection, why: &str, token: &[u8]) -> bool {
     }
     let connection = connection.clone();
     tokio::spawn(async move {
-        let until = after(TOKEN_END);
-        let over = async {
-            loop {
-                tokio::time::sleep(TOKEN_LOOK).await;
-                if !connection.is_busy() || until <= Instant::now() {
-                    return;
-                }
-            }
-        };
         tokio::select! {
-            () = over => connection.answer_and_end(reason),
+            () = all_is_read(&connection) => connection.answer_and_end(reason),
             _ = connection.closed() => {}
         }
     });
     true
+}
+
+/// Waits until a client that is to come again has nothing here any more: what it had sent was read, and is answered.
+async fn all_is_read(connection: &Connection) {
+    let until = after(TOKEN_END);
+    let silence = if connection.peer_can(Capabilities::LAST) { LAST_WAIT } else { TOKEN_LOOK };
+    let (mut reads, mut quiet_since) = (connection.reads(), Instant::now());
+    loop {
+        tokio::time::sleep(TOKEN_LOOK).await;
+        let now = Instant::now();
+        if until <= now {
+            return;
+        }
+
+        let before = std::mem::replace(&mut reads, connection.reads());
+        if before != reads || connection.is_busy() || connection.is_owed() {
+            quiet_since = now;
+        }
+        let is_done = connection.has_read_last() && !connection.is_busy();
+        if is_done || silence <= now - quiet_since {
+            return;
+        }
+    }
 }
 
 async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -> Result<(), Reply> {
@@ -480,7 +508,18 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
         connection: request.connection().clone(),
         left: Arc::clone(&left),
     };
-    match auth(asked).await {
+    let is_oneway = request.message.header().is_oneway();
+    let mut decision = auth(asked);
+    // Until it is decided, and handed back if it is refused.
+    let mut undecided = None;
+    let decision = poll_fn(|cx| {
+        let polled = decision.as_mut().poll(cx);
+        if polled.is_pending() && is_oneway && undecided.is_none() {
+            undecided = Some(request.connection().begin_check_of_oneway());
+        }
+        polled
+    });
+    match decision.await {
         Ok(()) => {
             let left = std::mem::take(&mut *left.lock());
             request.extensions_mut().extend(left);
@@ -490,15 +529,16 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
         Err(error) => {
             let connection = request.connection();
             shared.note_not_let_in(connection, &error);
-            let is_oneway = request.message.header().is_oneway();
             if is_oneway {
                 connection.count_refused_oneway();
             }
             Err(match error {
                 AuthError::Refused(text) if connection.is_negotiated() => {
                     if is_oneway {
-                        connection.hand_back(&request.message);
+                        connection.hand_back(&request.message, NotRun::Token);
                     }
+                    // The Goodbye says how many are decided.
+                    drop(undecided);
                     if !end_for_token(connection, &text, request.metadata().value(keys::AUTH).unwrap_or_default()) {
                         return Err(Reply::refused_for_good(text));
                     }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bothways_proto::Capabilities;
 use rand::seq::SliceRandom;
 use tokio::{
     task::JoinSet,
@@ -70,6 +71,9 @@ const SWEEP: Duration = Duration::from_millis(20);
 /// what our clients take.
 const ACK_GRACE: Duration = Duration::from_millis(500);
 
+/// How long nothing may come of a client that was told, and says which request is its last, until it has said so.
+const LAST_SILENCE: Duration = Duration::from_secs(1);
+
 /// How long the hooks of connections that are cut at the deadline may take, beyond it.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
@@ -124,7 +128,7 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
             report.clients_told += usize::from(told);
             if !connection.is_negotiated() {
                 // Its next call is to find the end, and not to wait for the calls of others.
-                leaving.told.push((connection.clone(), Instant::now()));
+                leaving.add(connection.clone());
             }
         }
         tokio::task::yield_now().await;
@@ -152,7 +156,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
         let wait = slot - turn;
         let told = connection.turn_away(wait) || connection.say_goodbye_for(CODE, WHY, Some(wait));
         report.clients_told += usize::from(told);
-        leaving.told.push((connection, Instant::now()));
+        leaving.add(connection);
     }
     leaving.until_all(deadline).await;
     finish(shared, deadline, count, report).await
@@ -186,11 +190,40 @@ impl DrainSchedule {
 /// Those whose clients were told, and who are not closed yet.
 struct Leaving<'a> {
     shared: &'a Shared,
-    /// Since when.
-    told: Vec<(Connection, Instant)>,
+    told: Vec<Told>,
+}
+
+/// A client that was told.
+struct Told {
+    connection: Connection,
+    since: Instant,
+    reads: u16,
+    /// Since when nothing has come.
+    quiet_since: Instant,
+}
+
+impl Told {
+    fn now(connection: Connection) -> Self {
+        let (reads, now) = (connection.reads(), Instant::now());
+        Self { connection, since: now, reads, quiet_since: now }
+    }
+
+    /// True while requests of the client may be on their way.
+    fn may_send(&mut self, now: Instant) -> bool {
+        let reads = self.connection.reads();
+        if std::mem::replace(&mut self.reads, reads) != reads {
+            self.quiet_since = now;
+        }
+        let says_so = self.connection.is_open() && self.connection.peer_can(Capabilities::LAST);
+        says_so && !self.connection.has_read_last() && now - self.quiet_since < LAST_SILENCE
+    }
 }
 
 impl Leaving<'_> {
+    fn add(&mut self, connection: Connection) {
+        self.told.push(Told::now(connection));
+    }
+
     /// Closes those who are done, until this moment.
     async fn until(&mut self, moment: Instant) {
         while self.sweep() < moment {
@@ -209,13 +242,15 @@ impl Leaving<'_> {
     /// Closes those of whom nothing runs, and from whom nothing more is to be heard. Answers the time.
     fn sweep(&mut self) -> Instant {
         let now = Instant::now();
-        self.told.retain(|(connection, since)| {
+        self.told.retain_mut(|told| {
+            let may_send = told.may_send(now);
+            let (connection, since) = (&told.connection, told.since);
             let acknowledges = || {
                 let session = self.shared.sessions.made_of(connection);
                 let is_negotiated = connection.is_negotiated();
                 session.is_some_and(|session| session.awaits_acks() || (is_negotiated && 0 < session.waiting().0))
             };
-            let stays = connection.is_busy() || (now - *since < ACK_GRACE && acknowledges());
+            let stays = may_send || connection.is_busy() || (now - since < ACK_GRACE && acknowledges());
             if !stays {
                 connection.close();
             }
@@ -252,6 +287,7 @@ async fn begin(shared: &Shared, deadline: Instant) {
 
 /// Waits for what runs, closes who is still there, and ends the sessions.
 async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut report: ShutdownReport) -> ShutdownReport {
+    all_read(shared, deadline).await;
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
     if let Some(door) = &shared.door {
         let _ = timeout_at(deadline, door.load.idle()).await;
@@ -285,6 +321,19 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     }
     tracing::info!(?report, "the server has stopped");
     report
+}
+
+/// Waits until the clients have sent their last requests, which are handed back.
+async fn all_read(shared: &Shared, deadline: Instant) {
+    let mut told: Vec<Told> = shared.all_connections().into_iter().map(Told::now).collect();
+    loop {
+        let now = Instant::now();
+        told.retain_mut(|told| told.may_send(now));
+        if told.is_empty() || deadline <= now {
+            return;
+        }
+        sleep_until(deadline.min(now + SWEEP)).await;
+    }
 }
 
 /// Waits until the clients have answered the calls of the server itself. Returns how many calls are left.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bothways_proto::{Deframer, Limits, Message, MessageKind, keys};
@@ -57,6 +58,8 @@ struct State {
     stranded: Vec<AnySocket>,
     refuses: bool,
     frozen: bool,
+    /// How long each frame takes, by direction.
+    pace: [Duration; 2],
     breaks: [Option<Break>; 2],
     acks_to_drop: u64,
     claims_to_double: u64,
@@ -162,6 +165,12 @@ impl Wire {
     /// The client reads again.
     pub fn thaw(&self) {
         self.change(|state| state.frozen = false);
+    }
+
+    /// Each frame takes so long in this direction from now on, and waits for those before it, as on a narrow network. About
+    /// 64 KiB more fit into the wire, then the sender's socket is full. Zero: at once.
+    pub fn slow(&self, direction: Direction, each: Duration) {
+        self.change(|state| state.pace[direction as usize] = each);
     }
 
     /// Loses the next `count` acknowledgements of the client. A failed message is reported once on each connection: an
@@ -289,7 +298,7 @@ async fn accept(shared: Arc<Shared>, own: Address, listener: Listener) {
             };
             let shared = Arc::clone(&shared);
             tokio::spawn(async move {
-                let Ok(client) = accepted.handshake(std::time::Duration::from_secs(10)).await else { return };
+                let Ok(client) = accepted.handshake(Duration::from_secs(10)).await else { return };
                 // A server that is not there: the client sees the end.
                 if let Ok(server) = transport::connect(&shared.server, &ConnectOptions::default()).await {
                     relay(&shared, number, client, server).await;
@@ -333,6 +342,10 @@ async fn carry(shared: &Arc<Shared>, direction: Direction, from: &AnySocket, to:
             flows().await;
             if direction == Direction::ToServer {
                 double_claim(shared, &message).await;
+            }
+            let pace = shared.state.lock().pace[direction as usize];
+            if !pace.is_zero() {
+                tokio::time::sleep(pace).await;
             }
             let frame = message.frame();
             match shared.passage(direction, &message) {

@@ -21,6 +21,8 @@ mod golden;
 mod histories;
 mod idempotency;
 mod keepalive;
+#[cfg(feature = "testing")]
+mod last_requests;
 mod layers;
 mod leaks;
 mod leaving;

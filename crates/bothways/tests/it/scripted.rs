@@ -175,7 +175,7 @@ impl ScriptedServer {
         let message = client.next().await;
         let mut metadata = message.metadata();
         let hello = Hello::from_metadata(&metadata).expect("a Hello comes first");
-        Welcome::answer(&hello, Capabilities::ALL).put(&mut metadata);
+        Welcome::answer(&hello, Capabilities::ALL.without(Capabilities::LAST)).put(&mut metadata);
         client.say(Message::new(message.header().reply(), "", "", &metadata, &[]).frame()).await;
         client
     }
@@ -224,6 +224,8 @@ pub(crate) fn error_to(request: &Message, text: &str) -> Vec<u8> {
 
 pub(crate) fn hello(seq: u64, capabilities: Capabilities, more: &Metadata) -> Vec<u8> {
     let mut metadata = more.clone();
+    // It says no Last, and hears no Taken: that is for tests of these.
+    let capabilities = capabilities.without(Capabilities::LAST);
     Hello { version: bothways_proto::VERSION, capabilities }.put(&mut metadata);
     Message::ping(Seq::new(seq), &metadata, &[]).frame().to_vec()
 }
@@ -231,7 +233,7 @@ pub(crate) fn hello(seq: u64, capabilities: Capabilities, more: &Metadata) -> Ve
 /// The Welcome to this Hello, with all capabilities and these pairs.
 pub(crate) fn welcome(hello: &Message, mut pairs: Metadata) -> Vec<u8> {
     let said = Hello::from_metadata(&hello.metadata()).expect("a Hello comes first");
-    Welcome::answer(&said, Capabilities::ALL).put(&mut pairs);
+    Welcome::answer(&said, Capabilities::ALL.without(Capabilities::LAST)).put(&mut pairs);
     Message::new(hello.header().reply(), "", "", &pairs, &[]).frame().to_vec()
 }
 

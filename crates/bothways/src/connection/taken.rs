@@ -1,0 +1,143 @@
+//! How many oneway requests a server has taken of a connection that it is about to end: what its client has sent beyond
+//! that, and has not got back, is lost, and counted.
+//!
+//! ```text
+//!  server                                           client
+//!  Goodbye, with how many it has taken ───────────► sends nothing new
+//!                                      ◄─────────── what it had queued, and behind that: Last
+//!  what it does not run ──────────────────────────► goes over the next connection
+//!  Taken, behind all that it hands back ──────────► the rest is lost
+//!  the end
+//! ```
+//!
+//! A request is taken once the server has read it, unless it is handed back: it runs, or the server has counted it as
+//! refused. Both sides need `last`.
+
+use std::sync::atomic::Ordering;
+
+use bothways_proto::{Capabilities, Header, Message, Metadata, Role, SerializeType, keys};
+
+use super::{Connection, State, lanes::Lane, lock::Locked, outbox::OutboxBounds};
+use crate::connection::Overflow;
+
+/// What is known of the oneway requests of a client.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// At a server: those that it has handed back. At a client: those that came back.
+    pub(super) returned: u64,
+    /// At a server: those that were read, and may still be handed back, for their token is being checked.
+    undecided: u64,
+    /// At a server: the last request was read. At a client: it was queued.
+    last: bool,
+    /// At a server: how many it has taken at its end is said.
+    is_said: bool,
+    /// At a client: how many the server said that it has taken.
+    by_server: Option<u64>,
+}
+
+impl State {
+    fn taken(&self) -> Option<&Taken> {
+        self.rare.as_ref().map(|rare| &rare.taken)
+    }
+
+    /// How many a server has taken, without those that may still be handed back.
+    fn oneways_taken(&self) -> u64 {
+        let others = self.taken().map_or(0, |taken| taken.returned + taken.undecided);
+        self.proto.oneways_read().saturating_sub(others)
+    }
+
+    /// How many oneway requests of a client have left whole, and neither came back nor were taken, as its server says.
+    pub(super) fn oneways_untaken(&self) -> usize {
+        let Some(taken) = self.taken() else { return 0 };
+        let Some(by_server) = taken.by_server else { return 0 };
+        let left = self.outbox.pushes_left();
+        usize::try_from(left.saturating_sub(by_server).saturating_sub(taken.returned)).unwrap_or(usize::MAX)
+    }
+}
+
+/// A oneway request that is taken, or handed back, when this is dropped.
+pub(crate) struct Undecided(Connection);
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        let mut state = self.0.shared.state.lock();
+        let undecided = &mut state.rare().taken.undecided;
+        *undecided = undecided.saturating_sub(1);
+    }
+}
+
+impl Connection {
+    // At a server.
+
+    /// The pairs of a Goodbye, with how many requests are taken by now.
+    pub(super) fn with_taken(&self, state: &State, said: Metadata) -> Metadata {
+        if !state.proto.peer_can(Capabilities::LAST) {
+            return said;
+        }
+        said.with(keys::TAKEN_COUNT, state.oneways_taken().to_string())
+    }
+
+    /// Nothing more is read: the client is told how many requests are taken, behind all that goes back to it. True if
+    /// that is queued now.
+    pub(super) fn say_taken(&self, state: &mut Locked<'_>) -> bool {
+        let is_to_know = state.proto.role() == Role::Server && state.proto.peer_can(Capabilities::LAST);
+        if !is_to_know || std::mem::replace(&mut state.rare().taken.is_said, true) {
+            return false;
+        }
+        let said = Metadata::new().with(keys::TAKEN_COUNT, state.oneways_taken().to_string());
+        let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
+        let frame = Message::new(header, keys::CONTROL_PATH, keys::TAKEN, &said, &[]);
+        // It is small, and the last one: the only refusal is of a client that reads nothing.
+        state.outbox.add_frame(Lane::Reply, frame.frame(), &self.shared.settings.bounds()).is_ok()
+    }
+
+    /// The token of a oneway request is being checked, until the answer is dropped: it may be handed back.
+    pub(crate) fn begin_check_of_oneway(&self) -> Undecided {
+        self.shared.state.lock().rare().taken.undecided += 1;
+        Undecided(self.clone())
+    }
+
+    /// The client sends no more requests.
+    pub(crate) fn note_last(&self) {
+        self.shared.state.lock().rare().taken.last = true;
+    }
+
+    /// True once the last request of the client was read, if it says so.
+    pub(crate) fn has_read_last(&self) -> bool {
+        self.shared.state.lock().taken().is_some_and(|taken| taken.last)
+    }
+
+    /// Changes with each read.
+    pub(crate) fn reads(&self) -> u16 {
+        self.shared.reads.load(Ordering::Relaxed)
+    }
+
+    // At a client.
+
+    /// The server is about to end the connection, and nothing new is sent: it is told where the requests end.
+    pub(super) fn say_last<'a>(&'a self, state: &mut Locked<'a>) {
+        if !state.proto.peer_can(Capabilities::LAST) || std::mem::replace(&mut state.rare().taken.last, true) {
+            return;
+        }
+        let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
+        let frame = Message::new(header, keys::CONTROL_PATH, keys::LAST, &Metadata::new(), &[]);
+        let bounds = self.shared.settings.bounds();
+        // One more than there is room for, and behind all others.
+        let (push_frames, push_bytes) = (usize::MAX, usize::MAX);
+        let bounds = OutboxBounds { push_frames, push_bytes, overflow: Overflow::RefuseNewest, ..bounds };
+        let added = state.outbox.add_frame(Lane::Push, frame.frame(), &bounds);
+        let _ = self.check_added(state, added);
+    }
+
+    /// What the server says of how many requests it has taken.
+    pub(super) fn hear_taken(state: &mut State, said: &Metadata) {
+        if let Some(taken) = said.get(keys::TAKEN_COUNT).and_then(|taken| taken.parse().ok()) {
+            state.rare().taken.by_server = Some(taken);
+        }
+    }
+
+    /// A oneway request came back.
+    pub(crate) fn note_returned(&self) {
+        self.shared.state.lock().rare().taken.returned += 1;
+    }
+}
