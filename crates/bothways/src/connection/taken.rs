@@ -81,6 +81,8 @@ impl Connection {
     /// that is queued now.
     pub(super) fn say_taken(&self, state: &mut Locked<'_>) -> bool {
         let is_to_know = state.proto.role() == Role::Server && state.proto.peer_can(Capabilities::LAST);
+        // Without its Welcome a client takes the frame for a message to its application.
+        let is_to_know = is_to_know && !state.is_welcoming();
         if !is_to_know || std::mem::replace(&mut state.rare().taken.is_said, true) {
             return false;
         }
