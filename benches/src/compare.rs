@@ -124,15 +124,18 @@ fn write(path: Option<&Path>, report: &Report) -> anyhow::Result<()> {
 fn ask(args: &CompareArgs, tools: &Tools) -> anyhow::Result<Report> {
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 }).max(1);
     let asked = |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.contains(only));
+
     let mut questions = questions(args.quick);
     let names: Vec<_> = questions.iter().map(|question| question.name).collect();
     questions.retain(|question| asked(question.name));
     if questions.is_empty() {
         bail!("no question has such a name; there are {}", names.join(", "));
     }
+
     if args.beside.is_some() {
         questions.iter_mut().for_each(|question| question.kinds.insert(1, Kind::Beside));
     }
+
     let mut report = Report::new(rounds, args.quick);
     for question in &questions {
         let mut answer = Answer::new(question);

@@ -95,6 +95,7 @@ pub fn open_alone(program: &Path, who: Who, sessions: usize) -> anyhow::Result<O
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start this program again")?;
+
     while child.try_wait()?.is_none() {
         if OPENING < begin.elapsed() {
             child.kill()?;
@@ -103,6 +104,7 @@ pub fn open_alone(program: &Path, who: Who, sessions: usize) -> anyhow::Result<O
         }
         thread::sleep(Duration::from_millis(20));
     }
+
     // It prints one line, which waits in the pipe.
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "a crowd failed");
@@ -125,9 +127,11 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     if args.who == Who::Pipe {
         return open_pipes(&name, args.sessions).await;
     }
+
     let server = server();
     let _listening = server.listen(&name).await?;
     let (address, options) = (name.parse()?, ConnectOptions::default());
+
     // Empty for `Enter`, and for the call as usual for calls.
     let (method, payload) = match args.who {
         Who::Entered => (contract::ENTER, Vec::new()),
@@ -137,6 +141,7 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     put_request(&mut asked, 1, method, &payload);
     let mut buffer = vec![0; 64 << 10];
     let mut crowd = Vec::with_capacity(args.sessions);
+
     let before = Process::current().resident_bytes()?;
     for _ in 0..args.sessions {
         let socket = connect(&address, &options).await?;
@@ -146,6 +151,7 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
         ensure!(len == asked.len() && buffer[..len].ends_with(&payload), "not the reply that was due");
         crowd.push(socket);
     }
+
     tokio::time::sleep(rest).await;
     let bytes = Process::current().resident_bytes()?.saturating_sub(before);
     let cpu = own_cpu();
@@ -154,6 +160,7 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     let held = HeldUp::watch();
     tokio::time::sleep(rest).await;
     let idle_held_nanos = held.stop().await?;
+
     ensure!(server.stats().connections == args.sessions, "a connection was lost");
     let each = |value: f64| value / args.sessions as f64;
     let mut report = CrowdReport {
@@ -162,12 +169,14 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
         idle_held_nanos,
         ..CrowdReport::default()
     };
+
     if args.who == Who::Entered {
         let payload = Bytes::from(vec![7; PUSH_BYTES]);
         let push = Push::new(contract::SERVICE, contract::TICK, payload.clone()).class(Class::Fire);
         // As long as a request of the same names.
         let mut frame = Vec::new();
         put_request(&mut frame, 1, contract::TICK, &payload);
+
         let mut cpu = Duration::ZERO;
         for publish in 0..=PUBLISHES + 1 {
             // The watch takes CPU time itself, so the last publish is not measured. The watch has its first turn here.
@@ -181,6 +190,7 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
             if let Some(held) = held {
                 report.publish_held_nanos = held.stop().await?;
             }
+
             ensure!(outcomes.targets() == args.sessions && outcomes.dropped() == 0, "not for all: {outcomes:?}");
             for socket in &crowd {
                 let len = read(socket, &mut buffer).await?;

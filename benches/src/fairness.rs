@@ -47,9 +47,11 @@ pub(crate) fn kib_before_a_push(
     let work = ClosedLoop::fill(reply_bytes, warm_up, measure);
     let replies = thread::spawn(move || asking.closed_loop(work));
     thread::sleep(warm_up);
+
     let (mut before, mut next, payload) = (latencies(), Instant::now(), vec![0; args.size]);
     let end = next + measure;
     let large = large.get().context("no large reply was asked for")?;
+
     while next < end {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         pushed.ask(contract::TELL, &payload)?;
@@ -58,8 +60,10 @@ pub(crate) fn kib_before_a_push(
         let push = pushed.push()?;
         let handled_at = contract::stamped(&push).context("a push without a count")?;
         before.saturating_record(handled_at.saturating_sub(asked_at).div_ceil(1024).max(1));
+        // After a late one the next is due at once, and those in between are left out.
         next = (next + args.every).max(Instant::now());
     }
+
     let replies = replies.join().expect("a thread of the load does not panic")?;
     ensure!(0 < replies.count, "no large reply came");
     runtime.shutdown_background();

@@ -47,11 +47,13 @@ pub(crate) fn measure(servers: usize, in_flight: usize, time: Duration) -> anyho
             builder.layer(layer::trace()).layer(layer::timeout(DEADLINE)).layer(layer::concurrency(1 << 16))
         })
         .await?;
+
         let options = ClientOptions::new;
         let xclient = |servers: &[Listening], fail_mode, select_mode| {
             let discovery = MultipleServersDiscovery::new(servers.iter().map(Listening::address));
             Way::XClient(XClient::new(contract::SERVICE, fail_mode, select_mode, discovery, options()))
         };
+
         let bare = bare(&plain, options()).await?;
         let ways = [
             ("governance, CPU µs/call", xclient(&plain, FailMode::Failover, SelectMode::RoundRobin)),
@@ -63,9 +65,11 @@ pub(crate) fn measure(servers: usize, in_flight: usize, time: Duration) -> anyho
             ("bare, CPU µs/call", bare),
         ];
 
+        // Not counted: everything warms up.
         for (_, way) in &ways {
             slice(way, in_flight, SLICE_CALLS / 10).await?;
         }
+
         let mut cpu = [Duration::ZERO; 7];
         let mut slices = 0;
         while slices == 0 || cpu.iter().sum::<Duration>() < time {
@@ -76,7 +80,9 @@ pub(crate) fn measure(servers: usize, in_flight: usize, time: Duration) -> anyho
             }
             slices += 1;
         }
+
         let mut micros = cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / (slices * SLICE_CALLS) as f64);
+        // The bare call is part of each way: what it takes is subtracted.
         let [more @ .., bare] = &mut micros;
         more.iter_mut().for_each(|of| *of -= *bare);
         Ok(ways.iter().zip(micros).map(|((metric, _), micros)| Figure::new(metric, micros)).collect())
@@ -125,6 +131,7 @@ async fn slice(way: &Way, in_flight: usize, calls: usize) -> anyhow::Result<()> 
             anyhow::Ok(calls / in_flight)
         });
     }
+
     let mut answered = 0;
     for of_task in tasks.join_all().await {
         answered += of_task?;

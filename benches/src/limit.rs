@@ -67,9 +67,12 @@ pub fn serve(listener: TcpListener, threads: usize) -> io::Result<()> {
         polls.push(poll);
         inboxes.push(inbox);
     }
+
     let mut listener = mio::net::TcpListener::from_std(listener);
     polls[0].registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    // Only the first thread accepts; it hands connections to the others.
     let mut listener = Some(listener);
+
     let mut workers = Vec::new();
     for (index, (poll, inbox)) in polls.into_iter().zip(inboxes).enumerate() {
         let worker = Worker {
@@ -89,6 +92,7 @@ pub fn serve(listener: TcpListener, threads: usize) -> io::Result<()> {
         };
         workers.push(std::thread::Builder::new().name(format!("limit-{index}")).spawn(move || worker.run())?);
     }
+
     workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
 }
 
@@ -157,15 +161,18 @@ impl Worker {
     fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         loop {
+            // With a broadcast under way, the next batch must not wait for an event.
             let timeout = match self.jobs.front() {
                 None => None,
                 Some(_) if self.is_behind() => Some(Duration::from_millis(1)),
                 Some(_) => Some(Duration::ZERO),
             };
+
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
             }
+
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept()?,
@@ -185,6 +192,7 @@ impl Worker {
                     }
                 }
             }
+
             if !self.jobs.is_empty() && !self.is_behind() {
                 self.push_batch();
             }
@@ -263,7 +271,9 @@ impl Worker {
     /// Reads until the socket is drained: a read that does not fill the buffer shows that, unless the
     /// end of the stream is behind it. False if the connection is over.
     fn handle_readable(&mut self, place: usize, to_the_end: bool) -> bool {
+        // Taken out, for `handle_bytes` borrows the whole worker.
         let mut buffer = std::mem::take(&mut self.buffer);
+
         let alive = loop {
             let Some(connection) = self.connections.get_mut(place) else { break false };
             let n = match connection.stream.read(&mut buffer) {
@@ -280,6 +290,7 @@ impl Worker {
                 break true;
             }
         };
+
         self.buffer = buffer;
         alive
     }
@@ -305,12 +316,14 @@ impl Worker {
     fn answer(&mut self, place: usize, bytes: &mut [u8]) -> Result<usize, Over> {
         let limits = Limits::default();
         let (mut start, mut at) = (0, 0);
+
         while let Some(len) = proto::frame_len(&bytes[at..], &limits).map_err(|_| Over)? {
             let Some(frame) = bytes.get_mut(at..at + len) else { break };
             let [_, method, _, payload] = contract::parts(frame).ok_or(Over)?;
             if method == contract::BROADCAST.as_bytes() {
                 let args = BroadcastArgs::parse(payload).filter(|args| args.size <= PUSH_BYTES_MAX).ok_or(Over)?;
                 let seq = u64::from_be_bytes(*frame[4..].first_chunk().ok_or(Over)?);
+                // The replies before it go first; its own follows when the last thread is done.
                 self.connections[place].reply(&bytes[start..at])?;
                 self.begin_broadcast(place, args, Seq::new(seq)).map_err(|_| Over)?;
                 start = at + len;
@@ -322,6 +335,7 @@ impl Worker {
             }
             at += len;
         }
+
         self.connections[place].reply(&bytes[start..at])?;
         Ok(at)
     }
@@ -363,6 +377,7 @@ impl Worker {
                 self.stamps.stamp(&mut payload);
                 contract::put_oneway(&mut bytes, self.pushed, contract::TICK, &payload);
             }
+
             let bytes = Bytes::from(bytes);
             for place in self.joined.keys() {
                 // An error comes back as an event.
@@ -372,6 +387,7 @@ impl Worker {
         } else {
             left = 0;
         }
+
         if 0 < left {
             self.jobs.push_front((job, left));
         } else if job.threads_left.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -419,6 +435,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+
             self.waiting_bytes -= n;
             self.progress = Instant::now();
             while 0 < n {
@@ -431,6 +448,8 @@ impl Connection {
                 }
             }
         }
+
+        // Once it is empty, a long queue gives its memory back.
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
         }

@@ -205,13 +205,16 @@ impl Load {
         let begin = Instant::now() + warm_up;
         let end = begin + measure;
         let server = self.server;
+
         thread::scope(|scope| {
+            // It sleeps through the warm-up, so that only what is measured counts.
             let cpu = scope.spawn(move || {
                 thread::sleep(begin.saturating_duration_since(Instant::now()));
                 let before = (server.cpu()?, Process::current().cpu()?);
                 thread::sleep(end.saturating_duration_since(Instant::now()));
                 anyhow::Ok((server.cpu()? - before.0, Process::current().cpu()? - before.1))
             });
+
             let results = self.each_fleet(|fleet| work(fleet, begin, end))?;
             let (server_cpu, load_cpu) = cpu.join().expect("the watcher does not panic")?;
             let (mut latency, mut heartbeats) = (latencies(), latencies());
@@ -219,6 +222,7 @@ impl Load {
                 latency.add(&of_thread.calls).expect("same bounds");
                 heartbeats.add(&of_thread.heartbeats).expect("same bounds");
             }
+
             let (count, since_asked) = (latency.len(), latency.clone());
             Ok(Measured { count, elapsed: measure, latency, since_asked, heartbeats, server_cpu, load_cpu })
         })
@@ -266,14 +270,17 @@ impl Load {
         ask: impl FnOnce(&mut TcpStream) -> anyhow::Result<()>,
         answer: impl FnOnce(&mut TcpStream) -> anyhow::Result<T>,
     ) -> anyhow::Result<(T, Measured)> {
+        // A connection of its own asks: those of the fleet receive.
         let mut control = connect_waiting(self.address)?;
         let before = (self.server.cpu()?, Process::current().cpu()?);
         let (start, wire) = (Instant::now(), self.wire);
+
         ask(&mut control)?;
         let results = self.each_fleet(|fleet| receive(fleet, wire, args, start))?;
         let elapsed = start.elapsed();
         let answer = answer(&mut control)?;
         let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
+
         let (mut latency, mut since_asked) = (latencies(), latencies());
         for of_thread in &results {
             latency.add(&of_thread.latency).expect("same bounds");
@@ -310,10 +317,12 @@ fn receive(fleet: &mut Fleet, wire: &Wire, args: BroadcastArgs, asked: Instant) 
         clock: u64,
         offset: Option<u64>,
     }
+
     let mut received = vec![Received::default(); fleet.len()];
     let left = Cell::new(fleet.len() * args.count);
     let (mut latency, mut since_asked) = (latencies(), latencies());
     let is_done = || left.get() == 0;
+
     fleet.run_bytes(is_done, |place, frame, now, out| {
         (wire.pushes)(frame, &mut |push| {
             ensure!(push.len == args.size, "a push of {} bytes, not {}", push.len, args.size);
@@ -323,9 +332,11 @@ fn receive(fleet: &mut Fleet, wire: &Wire, args: BroadcastArgs, asked: Instant) 
             ensure!(clock < push.clock, "a push of {} ns after one of {clock} ns", push.clock);
             let follows = offset.is_none_or(|offset| push.offset == Some(offset + 1));
             ensure!(follows, "offset {:?} after {offset:?}", push.offset);
+
             let count = count + 1;
             *of_connection = Received { count, clock: push.clock, offset: push.offset };
             ensure!(count <= args.count, "more pushes than were asked for");
+
             latency.saturating_record(now.wall.saturating_sub(push.clock).max(1));
             since_asked.saturating_record(now.instant.duration_since(asked).as_nanos() as u64);
             if let Some(offset) = push.offset.filter(|_| count == args.count || count % ACK_EVERY == 0) {

@@ -67,6 +67,7 @@ fn filled(page: &str, report: &Report, pictures: &Path) -> anyhow::Result<String
         text += line;
         text.push('\n');
         let Some(name) = line.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(" -->")) else { continue };
+
         let mut old = String::new();
         loop {
             match lines.next() {
@@ -78,6 +79,7 @@ fn filled(page: &str, report: &Report, pictures: &Path) -> anyhow::Result<String
                 }
             }
         }
+
         text += &figures(name, report, pictures).unwrap_or(old);
         text += END;
         text.push('\n');
@@ -88,6 +90,7 @@ fn filled(page: &str, report: &Report, pictures: &Path) -> anyhow::Result<String
 /// What stands at a place. `None` if it was not measured.
 fn figures(name: &str, report: &Report, pictures: &Path) -> Option<String> {
     let run = |measured: bool| measured.then(|| format!("{}.\n", report.run()));
+
     match name {
         "run" => run(!report.answers.is_empty()),
         "run-scaling" => run(!report.curves.is_empty()),

@@ -155,6 +155,7 @@ pub async fn run_client<P: Peer>(args: ClientArgs) -> anyhow::Result<()> {
     for _ in 0..args.connections {
         peers.push(Arc::new(P::connect(&args.addr).await?));
     }
+
     let begin = Instant::now() + Duration::from_millis(args.warm_up_ms);
     let end = begin + Duration::from_millis(args.measure_ms);
     let mut tasks = tokio::task::JoinSet::new();
@@ -163,13 +164,16 @@ pub async fn run_client<P: Peer>(args: ClientArgs) -> anyhow::Result<()> {
         // Numbers differ from task to task, so that a reply to another's call is noticed.
         tasks.spawn(call_until(peer, args.shape, args.payload, (task as u64) << 32, begin, end));
     }
+
     tokio::time::sleep_until(begin.into()).await;
+    // The program that started this one measures CPU time from this line on.
     println!("{MEASURING}");
     std::io::stdout().flush()?;
     let mut latency = latencies();
     while let Some(of_task) = tasks.join_next().await {
         of_task??.into_iter().for_each(|nanos| latency.saturating_record(nanos));
     }
+
     let report = PairReport {
         calls: latency.len(),
         seconds: (end - begin).as_secs_f64(),
@@ -193,11 +197,13 @@ async fn call_until<P: Peer>(
     end: Instant,
 ) -> anyhow::Result<Vec<u64>> {
     let (mut nanos, mut number, mut since) = (Vec::new(), first, Instant::now());
+
     loop {
         match shape {
             Shape::Raw => peer.call_raw(number, payload).await?,
             Shape::Record => peer.call_record(number).await?,
         }
+
         number += 1;
         let now = Instant::now();
         if end <= now {

@@ -94,9 +94,11 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
     let joined = Joined::default();
     let (join, leave) = (Arc::clone(&joined), Arc::clone(&joined));
     let zeros = Bytes::from(vec![0; REPLY_BYTES_MAX]);
+
     // The server holds itself, as it lives as long as its process.
     let this = Arc::new(OnceLock::<Server>::new());
     let publisher = Arc::clone(&this);
+
     let builder = Server::builder()
         .limits(Limits::default().body_bytes_max(FRAME_BYTES_MAX))
         .topic(Promise::History.topic(), TopicOptions::new().history(HISTORY.0, HISTORY.1))
@@ -137,6 +139,7 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
                 match request.payload().ok().and_then(|payload| BroadcastArgs::parse(&payload)) {
                     None => Reply::error("the payload is not COUNT SIZE"),
                     Some(args) => {
+                        // A copy: the lock must not be held while the broadcast waits.
                         let joined = joined.lock().values().cloned().collect();
                         broadcast(joined, args).await
                     }
@@ -146,6 +149,7 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
         .on_disconnect(move |connection, _| {
             leave.lock().remove(&connection.id());
         });
+
     let server = choose(builder).build();
     this.get_or_init(|| server.clone());
     server
@@ -180,10 +184,12 @@ async fn publish(server: &Server, args: PublishArgs) -> Reply {
             Err(error) => Err(error.to_string()),
         },
     };
+
     let receipts = match receipts {
         Ok(receipts) => receipts,
         Err(error) => return Reply::error(error),
     };
+
     let session_bytes_max = server.session_bytes_max(args.size + FRAME_REST_BYTES) as u64;
     let mut published = Published { session_bytes_max, ..Published::default() };
     // Fire does not wait for who is away.
@@ -194,6 +200,7 @@ async fn publish(server: &Server, args: PublishArgs) -> Reply {
             tokio::time::sleep(LOOK).await;
             outcomes = receipt.outcomes();
         }
+
         let full = outcomes.at(Stage::Dropped(DropReason::Full));
         published.written += outcomes.at(Stage::PlainWritten) as u64;
         published.handled += outcomes.at(Stage::Handled) as u64;
@@ -210,11 +217,13 @@ async fn publish_all(server: Server, args: PublishArgs) -> Result<Vec<Receipt>, 
     let mut ticks = (!args.every.is_zero()).then(|| tokio::time::interval(args.every));
     // After a late tick the pace stays even: there is no burst.
     ticks.iter_mut().for_each(|ticks| ticks.set_missed_tick_behavior(MissedTickBehavior::Delay));
+
     let (mut stamps, mut receipts) = (Stamps::default(), Vec::new());
     for _ in 0..args.count {
         if let Some(ticks) = &mut ticks {
             ticks.tick().await;
         }
+
         let mut payload = vec![0; args.size];
         stamps.stamp(&mut payload);
         let push = Push::new(contract::SERVICE, contract::TICK, payload).class(class.clone());
@@ -256,6 +265,7 @@ async fn broadcast_share(connections: Vec<Connection>, args: BroadcastArgs) -> R
     let Some(limits) = connections.first().map(|connection| connection.limits().clone()) else {
         return Ok(());
     };
+
     let metadata = Metadata::new();
     let mut payload = vec![0; args.size];
     let mut stamps = Stamps::default();
@@ -263,15 +273,18 @@ async fn broadcast_share(connections: Vec<Connection>, args: BroadcastArgs) -> R
         stamps.stamp(&mut payload);
         PushFrame::new(contract::SERVICE, contract::TICK, &metadata, &payload, &limits)
     };
+
     let mut pace = Pace::new(&connections);
     let batch_frames = (BATCH_BYTES / args.size).clamp(1, BATCH_FRAMES);
     let mut left = args.count;
+
     while 0 < left {
         let batch = batch_frames.min(left);
         let frames: Result<Vec<_>, _> = (0..batch).map(|_| encode()).collect();
         let _ = fan_out(&connections, &frames.map_err(|error| error.to_string())?);
         left -= batch;
         tokio::task::yield_now().await;
+        // Nobody is waited for after the last batch: what is queued is done.
         if 0 < left {
             pace.wait().await;
         }

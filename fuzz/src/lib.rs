@@ -61,6 +61,7 @@ fn decode_in_pieces(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<Strin
         // A doubled buffer and its copy; the whole frames beside it; a counter for each.
         let bytes_max = 3 * (deframer.partial_bytes() + piece.len()) + 512;
         within(bytes_max, || deframer.feed(piece, &limits));
+
         loop {
             match within(512, || deframer.next_message(&limits)) {
                 Ok(Some(message)) => {
@@ -76,6 +77,7 @@ fn decode_in_pieces(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<Strin
             }
         }
     }
+
     (again, None)
 }
 
@@ -97,6 +99,7 @@ impl Buffers for Short {
 fn decode_in_place(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<String>) {
     let (limits, mut again, mut rest) = (limits(), Vec::with_capacity(stream.len()), stream);
     let mut deframer = Deframer::<Short>::default();
+
     while !rest.is_empty() {
         let piece = piece_bytes.min(rest.len());
         let came = deframer.partial_bytes();
@@ -114,6 +117,7 @@ fn decode_in_place(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<String
                 piece
             }
         };
+
         rest = &rest[read..];
         loop {
             match deframer.next_message(&limits) {
@@ -123,6 +127,7 @@ fn decode_in_place(stream: &[u8], piece_bytes: usize) -> (Vec<u8>, Option<String
             }
         }
     }
+
     (again, None)
 }
 
@@ -152,6 +157,7 @@ pub fn metadata(bytes: &[u8]) {
     };
     assert_eq!(metadata.as_block(), bytes);
     assert!(metadata.pairs().count() <= limits.metadata_pairs());
+
     let (mut changed, mut merged) = (metadata.clone(), Metadata::new());
     for (key, value) in metadata.iter() {
         assert!(metadata.value(&key).is_some() || key.contains('\u{fffd}'), "{key} is in there");
@@ -161,6 +167,8 @@ pub fn metadata(bytes: &[u8]) {
         changed.remove(&key);
         assert_eq!(changed.value(&key), None);
     }
+
+    // The pairs added above may exceed the limits: the block must be right all the same.
     let unbounded = Limits::default().metadata_bytes_max(usize::MAX).metadata_pairs_max(usize::MAX);
     for metadata in [changed, merged] {
         let block = metadata.as_block().to_vec();
@@ -192,16 +200,20 @@ pub fn codecs(bytes: &[u8]) {
     let Some((&which, payload)) = bytes.split_first() else {
         return;
     };
+
     let serialize = if which % 2 == 0 { SerializeType::MSGPACK } else { SerializeType::JSON };
     let payload = payload.to_vec().into();
+    // In proportion to the input: a few bytes must not take much memory.
     let bytes_max = ELEMENT_BYTES * bytes.len() + (8 << 10);
     let Ok(record) = within(bytes_max, || Record::decode(serialize, payload)) else {
         return;
     };
+
     // Not a number is not equal to itself, and JSON has no word for it: bytes are compared.
     let Ok(written) = record.encode(serialize) else {
         return;
     };
+
     let again = match Record::decode(serialize, written.clone()) {
         Ok(again) => again,
         // The deepest record lacked a field that is a container, and was written with it.

@@ -27,7 +27,9 @@ pub fn short_run(name: &str, target: fn(&[u8])) {
     let seed = number("BOTHWAYS_FUZZ_SEED").unwrap_or(now);
     let seconds = number("BOTHWAYS_FUZZ_SECONDS").unwrap_or(5);
     let (mut random, mut runs, start) = (Random(seed | 1), 0_u64, Instant::now());
+
     while start.elapsed() < Duration::from_secs(seconds) {
+        // Runs are short: the clock is read once for a hundred.
         for _ in 0..100 {
             let input = changed(&corpus, &mut random);
             let on_failure = OnFailure { home: &home, input: &input, seed };
@@ -36,6 +38,7 @@ pub fn short_run(name: &str, target: fn(&[u8])) {
             runs += 1;
         }
     }
+
     println!("{name}: {runs} changed inputs in {seconds} s from seed {seed}");
 }
 
@@ -73,9 +76,11 @@ const EDGES: [u32; 12] = [0, 1, 3, 4, 7, 8, 15, 16, 255, 256, 0x7fff_ffff, u32::
 /// A copy of some input with one to six changes.
 fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = corpus[random.below(corpus.len())].clone();
+
     for _ in 0..=random.below(6) {
         let at = random.below(input.len() + 1);
         let len = random.below(input.len() - at + 1).min(64);
+
         match random.below(9) {
             0 | 1 if at < input.len() => input[at] ^= 1 << random.below(8),
             2 if at < input.len() => input[at] = random.next() as u8,
@@ -99,6 +104,7 @@ fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             _ => input.truncate(at),
         }
     }
+
     input.truncate(64 << 10);
     input
 }

@@ -93,6 +93,7 @@ impl Ask {
         let files = self.files();
         let limit = open_files_max().unwrap_or(usize::MAX);
         ensure!(files <= limit, "it takes {files} open files, and {limit} are allowed (ulimit -n)");
+
         match self {
             Self::Calls { connections, in_flight, payload_bytes } => {
                 closed_loop(kind, tools, times, connections, in_flight, payload_bytes)
@@ -175,11 +176,14 @@ fn open_loop(
 ) -> anyhow::Result<Vec<Figure>> {
     let server = tools.serve(kind)?;
     let mut load = connect(tools, &server, connections)?;
+    // The pace is relative to what this server can do.
     let peak = load.closed_loop(times.calls(in_flight))?.per_second();
     ensure!(0.0 < peak, "no call was answered in time to tell the peak");
+
     let (per_second, payload_bytes) = (peak / 2.0, PAYLOAD_BYTES);
     let Times { warm_up, measure } = times;
     let measured = load.open_loop(OpenLoop { per_second, payload_bytes, warm_up, measure })?;
+
     let mut figures = calls(&measured);
     // The pace is given: the question is how long they take.
     figures.rotate_left(1);
@@ -227,13 +231,16 @@ fn stalled_broadcast(
         let server = tools.serve(kind)?;
         let mut load = connect(tools, &server, readers)?;
         load.join_all()?;
+        // What is added from here on is kept for the stalled.
         let before = server.process().resident_bytes()?;
         let stalled = Stalled::connect(&server.address, stalled, contract::JOIN)?;
         let measured = load.broadcast(args, stalled.is_empty())?;
         anyhow::Ok((measured, server.process().resident_bytes()?.saturating_sub(before)))
     };
+
     let (without, _) = broadcast(0)?;
     let (with, more_bytes) = broadcast(stalled)?;
+
     // By the clock in the push, which each server reads at another moment: only the ratio between
     // the two runs of one server compares.
     Ok(vec![
@@ -258,11 +265,13 @@ fn idle(kind: Kind, tools: &Tools, clients: usize, entered: bool) -> anyhow::Res
             load.enter_all(Promise::Fire.topic())?;
         }
     }
+
     thread::sleep(REST);
     let bytes = server.process().resident_bytes()?.saturating_sub(before);
     let cpu = server.process().cpu()?;
     thread::sleep(IDLE);
     let cpu = server.process().cpu()? - cpu;
+
     Ok(vec![
         Figure::new("bytes/client", bytes as f64 / clients as f64),
         Figure::new("idle CPU, %", 100.0 * cpu.as_secs_f64() / IDLE.as_secs_f64()),
@@ -278,10 +287,12 @@ fn pair(
     shape: Shape,
 ) -> anyhow::Result<Vec<Figure>> {
     let server = tools.serve(kind)?;
+
     let millis = |duration: Duration| duration.as_millis() as u64;
     let (warm_up_ms, measure_ms) = (millis(times.warm_up), millis(times.measure));
     let payload_bytes = PAYLOAD_BYTES;
     let work = PairWork { connections, in_flight, payload_bytes, shape, warm_up_ms, measure_ms };
+
     let measured = tools.call(kind, &server, &work)?;
     let report = measured.report;
     Ok(vec![
@@ -302,12 +313,15 @@ fn heartbeats(
 ) -> anyhow::Result<Vec<Figure>> {
     let server = tools.serve(kind)?;
     let mut load = connect(tools, &server, connections)?;
+
     let (address, begin) = (server.address.clone(), Instant::now() + times.warm_up);
     let end = begin + times.measure;
+    // Beside the load, a connection that does nothing else, for comparison.
     let alone = thread::spawn(move || paced(Paced::Heartbeats, &address, begin, end, HEARTBEAT_EVERY));
     let work = ClosedLoop { heartbeat_every: Some(HEARTBEAT_EVERY), ..times.calls(in_flight) };
     let measured = load.closed_loop(work)?;
     let alone = alone.join().expect("a thread of the load does not panic")?;
+
     let millis = |nanos: u64| nanos as f64 / 1e6;
     ensure!(!measured.heartbeats.is_empty() && !alone.is_empty(), "no heartbeat was answered");
     Ok(vec![
@@ -347,11 +361,13 @@ fn stalled_sessions(
         let server = tools.serve(kind)?;
         let mut load = connect(tools, &server, readers)?;
         load.enter_all(Promise::Fire.topic())?;
+
         let before = server.process().resident_bytes()?;
         let stalling = Stalled::connect(&server.address, stalled, contract::ENTER)?;
         let peak = server.process().watch_resident_bytes();
         let (measured, published) = load.publish(args)?;
         let more_bytes = peak.stop().saturating_sub(before);
+
         let outcomes = published.written + published.dropped_full + published.dropped_ended;
         // All of them have one by now; a client that was disconnected before the last push is no longer a target of it.
         let meant = (args.count * (readers + stalled)) as u64;
@@ -365,8 +381,10 @@ fn stalled_sessions(
         }
         anyhow::Ok((measured, published, more_bytes))
     };
+
     let (without, _, usual_bytes) = publish(0)?;
     let (with, published, more_bytes) = publish(stalled)?;
+
     let bound = published.session_bytes_max * stalled as u64;
     let dropped = published.dropped_full + published.dropped_ended;
     Ok(vec![
@@ -392,6 +410,7 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
     };
     let (one_thread, two_threads) = (writes_before(1)?, writes_before(2)?);
 
+    // Replies of another server cost the machine as much: the difference is this server's doing.
     let (server, other) = (tools.serve(kind)?, tools.serve(kind)?);
     let mut listening = connect(tools, &server, 1)?;
     listening.enter_all(Promise::Fire.topic())?;
@@ -411,8 +430,10 @@ fn large_reply(kind: Kind, tools: &Tools, args: PublishArgs) -> anyhow::Result<V
         ensure!(0 < replies.count, "no large reply came");
         anyhow::Ok((measured, replies))
     };
+
     let (beside, _) = publish_beside(&other)?;
     let (with, replies) = publish_beside(&server)?;
+
     let turn = micros(&replies, 0.5) * TURN_BYTES as f64 / LARGE_REPLY_BYTES as f64;
     Ok(vec![
         Figure::new("p99 writes before it, 1 thread", one_thread),

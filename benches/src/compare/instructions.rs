@@ -162,6 +162,7 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
         println!("instructions: skipped, {why}");
         return Ok(report);
     }
+
     let head = ["step", "instructions", "to reach", "allocations"];
     println!("{:<16} {:>12} {:>8} {:>11}   of what (payloads of 581 bytes)", head[0], head[1], head[2], head[3]);
     for &step in Step::value_variants() {
@@ -169,6 +170,7 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
         if args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             continue;
         }
+
         let profile = match &args.profiles {
             None => PathBuf::from("/dev/null"),
             Some(directory) => {
@@ -177,11 +179,13 @@ pub(super) fn measure(args: &InstructionsArgs) -> anyhow::Result<Report> {
             }
         };
         let profile = format!("--callgrind-out-file={}", profile.display());
+
         // A step of very many units tells enough with few repetitions.
         let repeats = REPEATS.map(|repeats| repeats / step.units().min(if step.units() < 5_000 { 50 } else { 500 }));
         let each = |options: &[&str], figure| Counting { step, repeats, more: Vec::new() }.each(options, figure);
         let instructions = each(&["--tool=callgrind", &profile], INSTRUCTIONS)?;
         let allocations = each(&["--tool=memcheck", "--undef-value-errors=no"], "total heap usage:")?;
+
         let to_reach = step.to_reach();
         let most = to_reach.map(number).unwrap_or_default();
         println!("{name:<16} {instructions:>12.0} {most:>8} {allocations:>11.2}   {}", step.question());
@@ -258,11 +262,13 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
     let server = server();
     let listening = server.listen("memory@steps").await?;
     let address = listening.address();
+
     match step {
         Step::Serve16 | Step::Serve1 => {
             let socket = connect(&address.parse()?, &ConnectOptions::default()).await?;
             let request: Vec<u8> = (0..step.units()).flat_map(|number| request(number, payload)).collect();
             let mut buffer = vec![0; 64 << 10];
+
             for _ in 0..repeats {
                 let mut rest = &*request;
                 while !rest.is_empty() {
@@ -280,8 +286,10 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
             let request: Vec<u8> = (0..step.units()).flat_map(|number| request(number, payload)).collect();
             let mut buffer = vec![0; 64 << 10];
             let mut len = 0;
+
             for _ in 0..repeats {
                 ensure!(socket.try_write(&[IoSlice::new(&request)])? == request.len(), "no room for the calls");
+                // The first answers tell how many bytes all later ones take.
                 if len == 0 {
                     len = refusals(&socket, &mut buffer, step.units()).await?;
                 } else {
@@ -292,6 +300,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
         Step::Call16 | Step::Call1 | Step::CallRecord16 => {
             let client = Client::connect(address, ClientOptions::new()).await?;
             let mut callers = tokio::task::JoinSet::new();
+
             for _ in 0..step.units() {
                 let (client, payload) = (client.clone(), Raw::from(payload.to_vec()));
                 callers.spawn(async move {
@@ -301,6 +310,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
                     anyhow::Ok(())
                 });
             }
+
             callers.join_all().await.into_iter().collect::<anyhow::Result<()>>()?;
         }
         Step::Push1 | Step::Push16 => {
@@ -318,6 +328,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
         Step::Decode => {
             let (bytes, limits) =
                 ((0..step.units()).flat_map(|number| request(number, payload)).collect::<Vec<u8>>(), Limits::default());
+
             let mut deframer = Deframer::new();
             for _ in 0..repeats {
                 deframer.feed(&bytes, &limits);
@@ -327,6 +338,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
             }
         }
     }
+
     Ok(())
 }
 
@@ -353,14 +365,18 @@ async fn push(
     for _ in 0..receivers {
         sockets.push(connect(&address.parse()?, &ConnectOptions::default()).await?);
     }
+
+    // A connection may be there before the server has accepted it.
     while server.stats().connections < receivers {
         tokio::task::yield_now().await;
     }
+
     let connections: Vec<Connection> = server.connections();
     let mut buffer = vec![0; 64 << 10];
     let frame = PushFrame::new(contract::SERVICE, contract::ECHO, &Metadata::new(), payload, &Limits::default())?;
     let frame_len = request(0, payload).len();
     let batch = vec![frame; frames];
+
     for _ in 0..repeats {
         let outcome = fan_out(&connections, &batch);
         ensure!(outcome.queued == receivers * frames, "a push was refused: {outcome:?}");
@@ -386,13 +402,18 @@ async fn publish(server: &Server, address: &str, class: Class, repeats: u64) -> 
         ensure!(socket.try_write(&[IoSlice::new(&opening)])? == opening.len(), "no room for the first frames");
         sockets.push(socket);
     }
+
+    // The answers are not read yet: the server tells when all have subscribed.
     while server.sessions(&Target::subscribers_of(topic))?.len() < SUBSCRIBERS {
         tokio::task::yield_now().await;
     }
+
+    // Reads the replies to the first frames, so that only pushes are read below.
     for socket in &sockets {
         tokio::task::yield_now().await;
         while 0 < poll_fn(|cx| std::task::Poll::Ready(ready_read(socket.poll_read(cx, &mut buffer)))).await? {}
     }
+
     // Under valgrind time flies, and pushes that follow each other at once would be no burst.
     tokio::time::pause();
     let payload = Bytes::from(vec![7; PUBLISHED_BYTES]);
@@ -407,6 +428,7 @@ async fn publish(server: &Server, address: &str, class: Class, repeats: u64) -> 
             let written = outcomes.at(Stage::PlainWritten) + outcomes.at(Stage::Written);
             ensure!(written == SUBSCRIBERS, "not to all: {outcomes:?}");
         }
+
         offset += PUBLISHED_AT_ONCE as u64;
         let mut ack = Vec::new();
         put_ack(&mut ack, offset);

@@ -106,6 +106,7 @@ impl Tools {
             };
             others.insert(kind, found);
         }
+
         for (kind, module) in Kind::BROKERS {
             let program = directory.join(format!("{}{}", kind.name(), env::consts::EXE_SUFFIX));
             let built = if args.peers { install_go(module, directory) } else { Ok(()) };
@@ -116,6 +117,7 @@ impl Tools {
             };
             others.insert(kind, found);
         }
+
         let CompareArgs { server_threads, load_threads, .. } = *args;
         Ok(Self { ours, others, beside: args.beside.clone(), server_threads, load_threads })
     }
@@ -146,6 +148,7 @@ impl Tools {
                 None => bail!("unknown"),
             },
         };
+
         if Kind::PEERS.contains(&kind) {
             command.arg(role);
         }
@@ -161,6 +164,7 @@ impl Tools {
         if matches!(kind, Kind::Nats | Kind::Centrifugo) {
             return serve_broker(kind, command);
         }
+
         // All addresses of the loopback are this server's: to an `XClient` each is a server.
         let address = if kind == Kind::XClient { "tcp@0.0.0.0:0" } else { "tcp@127.0.0.1:0" };
         command.args(["--addr", address, "--attached"]);
@@ -170,6 +174,7 @@ impl Tools {
                 command.args(["--threads", &threads.to_string()]);
             }
         }
+
         let mut running = Running::start(command.stdin(Stdio::piped()))?;
         let line = running.line()?;
         let address = line.strip_prefix("LISTENING ").with_context(|| format!("the server says {line:?}"))?;
@@ -181,6 +186,7 @@ impl Tools {
     pub(super) fn call(&self, kind: Kind, server: &Running, pair: &PairWork) -> anyhow::Result<PairMeasured> {
         let mut command = self.program(kind, "call")?;
         command.args(["--addr", &server.address, "--shape", &word(&pair.shape)]);
+
         // An `XClient` has its connections itself.
         let (connections, in_flight) = match kind {
             Kind::XClient => (1, pair.connections * pair.in_flight),
@@ -195,9 +201,11 @@ impl Tools {
         ] {
             command.args([option, &value.to_string()]);
         }
+
         let mut client = Running::start(&mut command)?;
         let line = client.line()?;
         ensure!(line == MEASURING, "the client says {line:?}");
+
         let cpu = || anyhow::Ok((server.process().cpu()?, client.process().cpu()?));
         let before = cpu()?;
         thread::sleep(Duration::from_millis(pair.measure_ms));
@@ -262,6 +270,7 @@ impl Drop for Running {
 
 /// Starts a broker without authentication on a free port, and waits until it listens.
 fn serve_broker(kind: Kind, mut command: Command) -> anyhow::Result<Running> {
+    // Chosen here, for those who connect must know it.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
     match kind {
         Kind::Nats => {
@@ -277,8 +286,10 @@ fn serve_broker(kind: Kind, mut command: Command) -> anyhow::Result<Running> {
             ]);
         }
     }
+
     let mut running = Running::start(command.stdin(Stdio::null()))?;
     running.address = format!("tcp@127.0.0.1:{port}");
+
     let begin = Instant::now();
     while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
         ensure!(running.child.try_wait()?.is_none(), "it has ended by itself");

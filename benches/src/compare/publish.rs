@@ -106,7 +106,9 @@ impl Publishing {
     pub(super) fn beside_calls(self, kind: Kind, tools: &Tools, time: Duration) -> anyhow::Result<Vec<Figure>> {
         let server = tools.serve(kind)?;
         let mut topic = self.subscribe(Promise::Fire, kind, tools, &server)?;
+        // Not counted: it warms up what the later ones find ready.
         self.publish(Promise::Fire, kind, &mut topic)?;
+
         let mut calls = |publishes: bool| {
             let (address, begin) = (server.address.clone(), Instant::now());
             let end = begin + time;
@@ -121,6 +123,7 @@ impl Publishing {
             }
             anyhow::Ok((calls.join().expect("a thread of the load does not panic")?, sum))
         };
+
         let (without, _) = calls(false)?;
         let (with, published) = calls(true)?;
         let micros = |of: &hdrhistogram::Histogram<u64>, quantile| of.value_at_quantile(quantile) as f64 / 1e3;

@@ -37,6 +37,7 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
         ask,
         times,
     };
+
     let servers = [Kind::Ours, Kind::PerCore, Kind::Go, Kind::Limit];
     let pairs = [Kind::Ours, Kind::Tonic, Kind::Tarpc, Kind::Jsonrpsee];
     let ratio = |kind, metric| Target::ratio(kind, metric);
@@ -60,12 +61,14 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
         let ask = Ask::Calls { connections, in_flight, payload_bytes: PAYLOAD_BYTES };
         questions.push(question(name, title, &servers, ask, &targets));
     }
+
     for (name, kib) in [("calls-256k", 256), ("calls-1m", 1_024)] {
         let title = format!("calls: 4 connections × 4 in flight, {kib} KiB");
         let ask = Ask::Calls { connections: 4, in_flight: 4, payload_bytes: kib << 10 };
         let targets = [ratio(Kind::Limit, "CPU µs/call").at_most(1.1)];
         questions.push(question(name, title, &[Kind::Ours, Kind::Limit], ask, &targets));
     }
+
     let title = "calls: 64 connections, at an even pace, half as many as at 16 in flight".to_owned();
     let ask = Ask::OpenLoop { connections: 64, in_flight: 16 };
     questions.push(question("open-loop", title, &[Kind::Ours, Kind::Go, Kind::Limit], ask, &[]));
@@ -102,6 +105,7 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     );
     let kinds = [Kind::Ours, Kind::Go, Kind::Limit];
     questions.push(question("stalled", title, &kinds, Ask::Stalled { readers, stalled, args }, &[p99_kept]));
+
     let (readers, stalled) = (scale(900, 90), scale(100, 10));
     // More than the system and the queues hold for one, and done before those who stop are disconnected.
     let args = PublishArgs::new(250, 4 << 10, Duration::from_millis(10));
@@ -149,13 +153,16 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
             1 => format!("one client shared by {in_flight} tasks"),
             _ => format!("{connections} connections × {in_flight} in flight"),
         };
+
         let title = format!("client and server of one kind: {clients}, 581 bytes, {what}");
         questions.push(question(name, title, &pairs, Ask::Pair { connections, in_flight, shape }, &targets));
     }
+
     let ask = Ask::Pair { connections: 10, in_flight: 100, shape: Shape::Raw };
     let title = "client: 1,000 tasks over 10 servers, by an XClient and by 10 clients in turn".to_owned();
     let targets = [ratio(Kind::Ours, "calls/s").at_least(0.8)];
     questions.push(question("xclient-10x100", title, &[Kind::XClient, Kind::Ours], ask, &targets));
+
     let title = "client: what governance takes of a call, over 10 servers in memory, 16 calls in flight".to_owned();
     let targets = [
         Target::figure("governance, CPU µs/call").at_most(2.0),
@@ -167,10 +174,12 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     let title = format!("fairness: heartbeats while 64 × 128 calls of {PAYLOAD_BYTES} bytes are in flight");
     let ask = Ask::Heartbeats { connections: 64, in_flight: 128 };
     questions.push(question("heartbeats", title, &kinds, ask, &[Target::figure("max ms").at_most(100.0)]));
+
     let args = PublishArgs::new(scale(500, 100), 128, Duration::from_millis(2));
     let title = "fairness: pushes of 128 bytes, and replies of 16 MiB on another connection".to_owned();
     let targets = [Target::figure("p99 writes before it, 1 thread").at_most(1.0)];
     questions.push(question("large-reply", title, &[Kind::Ours], Ask::LargeReply { args }, &targets));
+
     let title = "fairness: calls that are refused, 131,072 others run; 64 connections × 16 in flight".to_owned();
     let ask = Ask::Refused { connections: 64, in_flight: 16 };
     questions.push(question("refused", title, &[Kind::Ours], ask, &[]));
@@ -204,6 +213,7 @@ fn publishing(quick: bool, mut question: impl FnMut(&'static str, String, &[Kind
             ratio(Kind::Nats, history).at_most(0.5),
         ],
     );
+
     for (name, origin, from, most) in [
         ("publish-task", Origin::Task, "a task", [0.8, 0.9]),
         ("publish-yield", Origin::YieldingTask, "a task that yields after each", [2.0, 3.0]),
@@ -212,6 +222,7 @@ fn publishing(quick: bool, mut question: impl FnMut(&'static str, String, &[Kind
         let targets = [figure(fire).at_most(most[0]), figure(tracked).at_most(most[1])];
         question(name, title, &ours, Ask::Publish(publishing(PublishArgs { origin, ..args }, both)), &targets);
     }
+
     let title = format!("{from_handler}, while {away} more are away");
     let targets = [figure(fire).at_most(0.7), figure(tracked).at_most(1.4)];
     question("publish-away", title, &ours, Ask::Publish(publishing(PublishArgs { away, ..args }, both)), &targets);
@@ -230,6 +241,7 @@ fn publishing(quick: bool, mut question: impl FnMut(&'static str, String, &[Kind
     let targets = [figure("Fire, p50 µs").at_most(65.0), figure("Tracked, p50 µs").at_most(65.0)];
     let title = "publish: 128 bytes to one client of a topic, one every 2 ms, from a task".to_owned();
     question("push-1x1", title, &ours, Ask::Publish(to_one), &targets);
+
     let to_all = Publishing { repeats: 1, ..publishing(one(scale(100, 10), 20), both) };
     let targets = [figure(fire).at_most(6.0), figure(tracked).at_most(7.2)];
     let title = format!("publish: 128 bytes to {clients} clients of a topic, one every 20 ms, from a task");

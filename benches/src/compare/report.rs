@@ -247,6 +247,7 @@ impl Answer {
             let metrics = first.iter().enumerate().map(|(at, figure)| metric(at, figure)).collect();
             Some(OfKind { kind: kind.name().to_owned(), metrics })
         });
+
         let mut answered = Answered {
             name: self.name.to_owned(),
             title: self.title.clone(),
@@ -255,6 +256,7 @@ impl Answer {
             targets: Vec::new(),
             skipped: self.failures.clone(),
         };
+
         answered.targets = self.targets.iter().map(|target| target.reached(&answered)).collect();
         answered
     }

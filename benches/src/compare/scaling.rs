@@ -71,6 +71,7 @@ pub(super) fn measure(args: &ScalingArgs, tools: &Tools) -> anyhow::Result<Repor
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { ROUNDS }).max(1);
     let mut report = Report::new(rounds, args.quick);
     let few = |all: &[usize], quick: usize| if args.quick { all[..quick].to_vec() } else { all.to_vec() };
+
     type Part = fn(&mut Report, &[usize], &Tools, usize) -> anyhow::Result<()>;
     let parts: [(&str, Part, Vec<usize>); 4] = [
         ("clients", clients, few(&CLIENTS, 2)),
@@ -78,6 +79,7 @@ pub(super) fn measure(args: &ScalingArgs, tools: &Tools) -> anyhow::Result<Repor
         ("sizes", sizes, few(&SIZES, 5)),
         ("instructions", counts, few(&SIZES, 2)),
     ];
+
     for (name, part, steps) in parts {
         if args.only.is_empty() || args.only.iter().any(|only| name.contains(only.as_str())) {
             let first = report.curves.len();
@@ -94,6 +96,7 @@ fn clients(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -
     let mut memory = curve("clients-memory", "memory of an idle client, after one call", "bytes/client");
     let mut call = curve("clients-calls", "a call of 581 bytes, each client has one in flight", "server CPU µs/call");
     let mut push = curve("clients-pushes", "a push of 128 bytes to all", "server CPU µs/push");
+
     for round in 0..rounds {
         for &clients in steps {
             for kind in KINDS {
@@ -105,20 +108,24 @@ fn clients(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -
                 thread::sleep(REST);
                 let bytes = server.process().resident_bytes()?.saturating_sub(before);
                 memory.add(kind.name(), clients, bytes as f64 / clients as f64);
+
                 let mut work = closed_loop(1, 581, Duration::from_millis(1_000));
                 // All have sent their first call before the time begins.
                 work.warm_up += Duration::from_micros(100) * clients as u32;
                 let measured = load.closed_loop(work)?;
                 ensure!(0 < measured.count, "{clients} clients got no reply within a second");
                 call.add(kind.name(), clients, measured.server_cpu_nanos_each() / 1e3);
+
                 load.join_all()?;
                 let args = BroadcastArgs { count: 1, size: 128 };
+                // Not counted: it warms up.
                 load.broadcast(args, true)?;
                 let measured = broadcasts(&mut load, args, (100_000 / clients).clamp(5, 200))?;
                 push.add(kind.name(), clients, measured.server_cpu_nanos_each() / 1e3);
             }
         }
     }
+
     report.curves.extend([memory, call, push]);
     Ok(())
 }
@@ -129,6 +136,7 @@ fn sessions(report: &mut Report, steps: &[usize], tools: &Tools, _: usize) -> an
     let mut memory = curve("sessions-memory", "memory of an idle session, without its transport", "bytes/session");
     let mut idle = curve("sessions-idle", "looking after a session that does nothing", "CPU ns/session in a second");
     let mut publish = curve("sessions-publish", "a publish of 128 bytes to all", "CPU ns/session");
+
     for &sessions in steps {
         let reports = [Who::Pipe, Who::Plain, Who::Entered].map(|who| {
             eprintln!("{sessions} sessions within one process: {}", word(&who));
@@ -139,6 +147,8 @@ fn sessions(report: &mut Report, steps: &[usize], tools: &Tools, _: usize) -> an
             println!("{sessions} sessions within one process: skipped, opening them took too long");
             break;
         };
+
+        // The pipes and the load's own ends are no part of a session.
         let pipe = pipe.bytes;
         memory.add("after one call", sessions, plain.bytes - pipe);
         memory.add("with user and topic", sessions, entered.bytes - pipe);
@@ -146,6 +156,7 @@ fn sessions(report: &mut Report, steps: &[usize], tools: &Tools, _: usize) -> an
         idle.add("with user and topic", sessions, entered.idle_nanos);
         publish.add("publish", sessions, entered.publish_cpu_nanos);
     }
+
     report.curves.extend([memory, idle, publish]);
     Ok(())
 }
@@ -158,6 +169,7 @@ fn sizes(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -> 
     let push = curve("sizes-pushes", "pushes to 32 clients", "server CPU µs/push");
     let push_byte = curve("sizes-pushes-byte", "pushes to 32 clients", "server CPU ns/byte");
     let mut curves = [call, call_byte, push, push_byte];
+
     for round in 0..rounds {
         for &size in steps {
             for kind in KINDS {
@@ -171,6 +183,7 @@ fn sizes(report: &mut Report, steps: &[usize], tools: &Tools, rounds: usize) -> 
             }
         }
     }
+
     report.curves.extend(curves);
     Ok(())
 }

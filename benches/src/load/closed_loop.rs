@@ -64,6 +64,7 @@ pub(super) fn hold(fleet: &mut Fleet, calls: usize) -> anyhow::Result<()> {
             }
             put_request(out, calls as u64, contract::ECHO, b"");
         })?;
+
         let answered = Cell::new(false);
         // It may be refused or not: which call is the first too many is the server's own affair.
         fleet.run(
@@ -100,6 +101,7 @@ pub(super) fn closed_loop(
         Call::Fill(bytes) => (contract::FILL, bytes.to_string().into_bytes()),
     };
     let number_len = if method == contract::ECHO { payload.len().min(8) } else { 0 };
+
     // The frame of a request; of each only the two numbers in it are its own.
     let mut request = Vec::new();
     put_request(&mut request, 0, method, &payload);
@@ -119,6 +121,7 @@ pub(super) fn closed_loop(
             fleet.send(place, |out| put(out, call.seq))?;
         }
     }
+
     let waiting = Cell::new(calls.len());
     let mut beats = Beats::new(work.heartbeat_every, begin, fleet.len());
     let mut latency = latencies();
@@ -127,10 +130,13 @@ pub(super) fn closed_loop(
         if frame.is_heartbeat() {
             return beats.answered(place, frame.seq, now.instant);
         }
+
+        // The low bits of a number are its slot, the others count the slot's calls.
         let slot = (frame.seq & u64::from(u16::MAX)) as usize;
         ensure!(slot < work.in_flight, "a reply to no call: {}", frame.seq);
         let call = &mut calls[place * work.in_flight + slot];
         ensure!(call.seq == frame.seq, "a second reply, or one to no call: {}", frame.seq);
+
         match work.call {
             Call::EchoRefused => frame.must_be_refusal()?,
             Call::Echo => {
@@ -143,6 +149,7 @@ pub(super) fn closed_loop(
                 ensure!(frame.payload.len() == bytes, "a reply of {} bytes, not {bytes}", frame.payload.len());
             }
         }
+
         if begin <= now.instant && now.instant < end {
             latency.saturating_record(now.instant.duration_since(call.since).as_nanos() as u64);
         }
@@ -152,6 +159,7 @@ pub(super) fn closed_loop(
             put(out, call.seq);
             beats.put_if_due(place, now.instant, out);
         } else {
+            // No call has this number, so a second reply is noticed.
             call.seq = u64::MAX;
             waiting.set(waiting.get() - 1);
         }

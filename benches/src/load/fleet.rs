@@ -185,9 +185,11 @@ impl Fleet {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result?,
         }
+
         if self.events.is_empty() {
             ensure!(self.last.elapsed() < SILENCE, "nothing came for {SILENCE:?}, though something was due");
         }
+
         for event in &self.events {
             let place = event.token().0;
             let connection = &mut self.connections[place];
@@ -207,6 +209,7 @@ impl Fleet {
     /// One call on each connection, in slices so that no more than some wait at once.
     pub(super) fn call_each(&mut self, method: &str, payload: &[u8], reply: &[u8]) -> anyhow::Result<()> {
         const AT_ONCE: usize = 256;
+
         let (count, mut sent) = (self.len(), 0);
         let answered = std::cell::Cell::new(0);
         while sent < count {
@@ -214,6 +217,7 @@ impl Fleet {
             for place in sent..end {
                 self.send(place, |out| contract::put_request(out, place as u64, method, payload))?;
             }
+
             sent = end;
             let is_done = || answered.get() == end;
             self.run(is_done, |place, frame, _, _| {
@@ -243,6 +247,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).context("cannot read"),
             };
+
             let moment = Moment::now();
             let mut handle = |bytes: &[u8], outgoing: &mut Vec<u8>| -> anyhow::Result<usize> {
                 let mut at = 0;
@@ -253,6 +258,8 @@ impl Connection {
                 }
                 Ok(at)
             };
+
+            // Whole frames are handled where they were read; only the rest is copied.
             if self.partial.is_empty() {
                 let used = handle(&buffer[..n], &mut self.outgoing)?;
                 self.partial.extend_from_slice(&buffer[used..n]);
@@ -261,6 +268,7 @@ impl Connection {
                 let used = handle(&self.partial, &mut self.outgoing)?;
                 self.partial.drain(..used);
             }
+
             self.write()?;
             // A read that does not fill the buffer has drained the socket; an end of the stream behind
             // it is noticed at the next write, or by the silence.

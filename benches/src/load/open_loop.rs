@@ -64,6 +64,8 @@ pub(super) fn open_loop(
             fleet.send(place, |out| (sent..to).for_each(|seq| put_request(out, seq, contract::ECHO, &payload)))?;
             sent = to;
         }
+
+        // A wait for less than the poller can time would end too late.
         let is_soon = sent < all && due_at(sent).saturating_duration_since(now) < SHORT;
         fleet.turn(if is_soon { Duration::ZERO } else { SHORT }, |_, frame, now, _| {
             let frame = Frame::parse(frame)?;
@@ -72,6 +74,7 @@ pub(super) fn open_loop(
             let is_new = is_answered.get_mut(frame.seq as usize).is_some_and(|of| !std::mem::replace(of, true));
             ensure!(is_new, "a second reply, or one to no call: {}", frame.seq);
             answered.set(answered.get() + 1);
+
             let due = due_at(frame.seq);
             if begin <= due && due < end {
                 latency.saturating_record(now.instant.saturating_duration_since(due).as_nanos() as u64);

@@ -41,6 +41,7 @@ pub fn paced(
     let mut stream = connect_waiting(socket_address(address)?)?;
     let (mut latency, payload) = (latencies(), pattern(581));
     let (mut seq, mut frame, mut due) = (0, Vec::new(), begin);
+
     while due < end {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         seq += 1;
@@ -49,6 +50,7 @@ pub fn paced(
             Paced::Heartbeats => put_heartbeat(&mut frame, seq, &Metadata::new()),
             Paced::Calls => put_request(&mut frame, seq, contract::ECHO, &payload),
         }
+
         stream.write_all(&frame)?;
         let answer = read_frame(&mut stream).context("nothing answered")?;
         let answer = Frame::parse(&answer)?;
@@ -58,6 +60,8 @@ pub fn paced(
             Paced::Calls => answer.payload == payload,
         };
         ensure!(is_what_was_due && answer.seq == seq, "another frame than was due: {answer:?}");
+
+        // From when it was due, so that being late counts too.
         latency.saturating_record(due.elapsed().as_nanos() as u64);
         due += every;
     }

@@ -64,6 +64,7 @@ fn read_to_the_end(mut stream: TcpStream) -> anyhow::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
         Err(error) => return Err(error).context("a stalled connection does not end"),
     }
+
     let (mut at, mut last) = (0, 0);
     while let Some(len) = bothways_proto::frame_len(&bytes[at..], &limits())? {
         let Some(frame) = bytes.get(at..at + len) else { break };
@@ -77,5 +78,6 @@ fn read_to_the_end(mut stream: TcpStream) -> anyhow::Result<u64> {
         }
         at += len;
     }
+
     Ok(bytes.len() as u64)
 }

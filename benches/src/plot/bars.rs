@@ -26,6 +26,7 @@ pub(super) fn bars(report: &Report, answer: &Answered) -> Option<String> {
         let colour = if place == 0 { "c0" } else { "c1" };
         let (kind, figure) = (escaped(kind), short(metric.median));
         let figure_x = BARS_AT + width + 8.0;
+
         svg.put(format_args!(
             r#"<text class="ink" x="{}" y="{text_y:.1}" text-anchor="end">{kind}</text>"#,
             BARS_AT - 8.0

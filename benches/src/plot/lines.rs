@@ -27,6 +27,7 @@ pub(super) fn lines(report: &Report, curve: &Curve) -> Option<String> {
             short(y)
         ));
     }
+
     for point in curve.lines.first().map_or(&[][..], |line: &Line| &line.points) {
         let at = xs.place(point.x as f64);
         svg.put(format_args!(r#"<path class="grid" d="M{at:.1} {TOP}V{BOTTOM}"/>"#));
@@ -36,12 +37,14 @@ pub(super) fn lines(report: &Report, curve: &Curve) -> Option<String> {
             if curve.x.contains("bytes") { binary(point.x) } else { short(point.x as f64) }
         ));
     }
+
     svg.put(format_args!(
         r#"<text class="soft" x="{:.1}" y="{}" text-anchor="middle">{}</text>"#,
         (LEFT + RIGHT) / 2.0,
         BOTTOM + 38.0,
         escaped(&curve.x)
     ));
+
     for (place, line) in curve.lines.iter().enumerate() {
         let places: Vec<_> =
             line.points.iter().map(|point| (xs.place(point.x as f64), ys.place(point.median))).collect();
@@ -50,6 +53,7 @@ pub(super) fn lines(report: &Report, curve: &Curve) -> Option<String> {
         for (x, y) in &places {
             svg.put(format_args!(r#"<circle class="c{place}" cx="{x:.1}" cy="{y:.1}" r="3.5"/>"#));
         }
+
         let y = TOP + 10.0 + 22.0 * place as f64;
         svg.put(format_args!(r#"<circle class="c{place}" cx="{}" cy="{}" r="4"/>"#, RIGHT + 20.0, y - 4.0));
         svg.put(format_args!(r#"<text class="ink" x="{}" y="{y}">{}</text>"#, RIGHT + 32.0, escaped(&line.name)));

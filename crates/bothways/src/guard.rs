@@ -104,6 +104,7 @@ impl<T> Guarded<T> {
         // A future that is done is not polled again.
         let held = &mut self.0;
         let mut outcome = Poll::Pending;
+
         // Polled and, once it is done, dropped under one guard. After a panic of its poll it is dropped under another:
         // a second panic would end the process.
         let guarded = call(|| {
@@ -114,6 +115,7 @@ impl<T> Guarded<T> {
                 }
             }
         });
+
         if let Err(panic) = guarded {
             match outcome.is_ready() {
                 true => panic.log(FUTURE),

@@ -93,6 +93,7 @@ impl<H: Handler> ErasedHandler for H {
                         return Reply::refused(ErrorCode::Overloaded, why);
                     }
                 };
+
                 request.unpacked = Some(Box::new(unpacked));
                 let mut reply = self.handle(request).await;
                 // To the end of the call: the reply may be made of these bytes.

@@ -79,12 +79,15 @@ pub(crate) async fn unpack(
     let of = asker.id;
     let max = limits.decompressed_bytes();
     let said = unpacked_len_said(message).min(max);
+
     let held = room.take(asker, said, &clock).await?;
+    // Bounded by the room held: the length is only what the sender says.
     let of_held = limits.clone().decompressed_bytes_max(held.bytes().min(max));
     let unpacked = match said <= IN_LINE_BYTES {
         true => with_room(message.payload(&of_held), held),
         false => unpack_apart(message, of_held, held, of).await,
     };
+
     match unpacked {
         // It is not as small as its sender says.
         Err(DecodeError::DecompressedTooLarge { max: tried }) if tried < max => {
@@ -131,6 +134,7 @@ async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() ->
         drop(turn);
         return done;
     }
+
     let turn = NotBegun(Arc::new(Mutex::new(Some(turn))));
     let begins = Arc::clone(&turn.0);
     let mut done = tokio::task::spawn_blocking(move || {
@@ -139,12 +143,15 @@ async fn apart<T: Send + 'static>(turns: &Turns, of: u64, work: impl FnOnce() ->
         drop(turn);
         done
     });
+
     let begun = tokio::time::timeout(BEGIN_MAX, &mut done).await;
+    // A no-op once the work has begun: the work then holds the turn itself.
     drop(turn);
     let done = match begun {
         Ok(done) => done,
         Err(_) => done.await,
     };
+
     match done.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),

@@ -177,6 +177,7 @@ impl Router {
                     Ok(parts) => parts,
                     Err(refusal) => return refusal,
                 };
+
                 let outcome = function(args).await;
                 Context::into_reply(context, outcome)
             }

@@ -96,6 +96,7 @@ fn command_lines(command: &str) -> Vec<String> {
         quoted ^= c == '\'';
         c == ' ' && !quoted
     });
+
     for word in words {
         let last = lines.last().map_or(0, |line| line.chars().count());
         if COLUMNS < last + word.trim_end().chars().count() + 2 && !word.trim().is_empty() {
@@ -105,6 +106,7 @@ fn command_lines(command: &str) -> Vec<String> {
             line.push_str(word);
         }
     }
+
     let count = lines.len();
     let end = |(at, line): (usize, String)| if at + 1 < count { format!("{}\\", line) } else { line };
     lines.into_iter().enumerate().map(end).collect()

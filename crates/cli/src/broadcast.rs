@@ -47,8 +47,10 @@ impl Asked {
 
 pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure> {
     let asked = Asked::new(typed)?;
+    // Room for a million pushes, so that hardly any is dropped at this end.
     let options = args.peer.options()?.message_queue(QueueBound::messages(1 << 20).bytes(1 << 30));
     let asking = args.peer.connect(options.clone()).await?;
+
     let received = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     let mut clients = Vec::new();
@@ -62,11 +64,13 @@ pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure
     let began = Instant::now();
     let broadcast = call(&asking, "Broadcast", format!("{} {}", asked.count, asked.size).into(), args.duration);
     tokio::pin!(broadcast);
+
     let mut answered = None;
     let mut last = (0, Instant::now());
     let mut ticks = tokio::time::interval(Duration::from_millis(50));
     let mut heard = Heard::new();
     let mut elapsed = None;
+
     loop {
         tokio::select! {
             reply = &mut broadcast, if answered.is_none() => {
@@ -91,6 +95,8 @@ pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure
                 if now != last.0 {
                     last = (now, Instant::now());
                 }
+
+                // Pushes may follow the answer, until nothing has come for a while.
                 let silent = answered.is_some() && SILENCE <= last.1.elapsed();
                 if silent || args.duration <= began.elapsed() || (answered.is_some() && readers.is_empty()) {
                     break;
@@ -99,6 +105,7 @@ pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure
             _ = tokio::signal::ctrl_c() => break,
         }
     }
+
     bar.finish_and_clear();
     // Closing ends the streams, and with them the readers that still wait.
     clients.iter().for_each(Client::close);
@@ -107,9 +114,11 @@ pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure
             heard.add(&done);
         }
     }
+
     // Without all pushes: until the last one that came.
     let elapsed = elapsed.unwrap_or_else(|| last.1.duration_since(began));
     report(args, asked, &heard, elapsed)?;
+
     match answered {
         Some(Err(failure)) => Err(failure),
         None => Err(Failure::new(Exit::Timeout, "Bench.Broadcast was not answered in time")
@@ -207,6 +216,7 @@ fn report(args: &LoadArgs, asked: Asked, heard: &Heard, elapsed: Duration) -> Re
         dropped_here: heard.dropped_here,
         latency: heard.latency.quantiles(),
     };
+
     let out = Out::new();
     if args.json {
         return out.line(&serde_json::to_string(&report).expect("a report can be written as JSON"));
@@ -252,6 +262,7 @@ impl std::fmt::Display for Report {
             term::grouped(self.message_bytes as u64),
             term::count(self.connections.into(), "connection"),
         )?;
+
         writeln!(
             f,
             "{} deliveries per second; {} in {}; {} missing, {} out of order",
@@ -261,6 +272,7 @@ impl std::fmt::Display for Report {
             term::grouped(self.missing),
             term::grouped(self.out_of_order),
         )?;
+
         if self.dropped_here != 0 {
             writeln!(f, "{} arrived and were dropped, for this program could not keep up", self.dropped_here)?;
         }

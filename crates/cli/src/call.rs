@@ -29,12 +29,14 @@ pub(crate) fn encode(codec: Codec, args: Option<&Source>) -> Result<Encoded, Fai
         (None, Codec::Raw) => Vec::new(),
         (None, _) => b"null".to_vec(),
     };
+
     let json = |text: &[u8]| {
         Value::from_json(text).map_err(|error| {
             Failure::usage(format!("what is sent is not JSON: {error}"))
                 .hint(r#"quote them for the shell, as in '{"A":10,"B":20}'; text is JSON only in quotes: '"text"'"#)
         })
     };
+
     Ok(match codec {
         Codec::Msgpack => Encoded { serialize: SerializeType::MSGPACK, payload: json(&text)?.to_msgpack() },
         Codec::Json => {
@@ -74,6 +76,7 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let mut outcome = None;
     let mut errors = 0;
+
     for _ in 0..args.repeat {
         let called = Instant::now();
         let reply = call(&client, &args.method, &encoded, options.clone()).await;
@@ -93,10 +96,12 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
             }
         }
     }
+
     let elapsed = began.elapsed();
     client.close();
     let summary = latency.quantiles();
     let outcome = outcome.expect("at least one call was made");
+
     if args.json {
         let shown = outcome.as_ref().ok().map(|reply| Shown::new(reply.serialize, &reply.payload));
         let report = Report::new(&outcome, shown.as_ref(), &summary, errors);
@@ -104,6 +109,7 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
     } else if let Ok(reply) = &outcome {
         print(reply)?;
     }
+
     if 1 < args.repeat {
         let calls = summary.count;
         let rate = calls as f64 / elapsed.as_secs_f64();
@@ -115,6 +121,7 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
             term::count(errors, "error"),
         ));
     }
+
     outcome.map(|_| ())
 }
 
@@ -133,6 +140,7 @@ async fn send_oneway(client: &Client, args: &CallArgs, encoded: &Encoded, option
         };
         client.push_raw(push).await.map_err(|error| Failure::push(&args.method.to_string(), &error))?;
     }
+
     // Closing writes what is queued; the end of the connection says that it is gone.
     if let Ok(connection) = client.connection() {
         client.close();
@@ -140,6 +148,7 @@ async fn send_oneway(client: &Client, args: &CallArgs, encoded: &Encoded, option
             return Err(Failure::new(Exit::Timeout, format!("{}: the server did not take it in time", args.method)));
         }
     }
+
     if args.json {
         Out::new().line(&format!("{{\"sent\":{}}}", args.repeat))?;
     } else {
@@ -202,6 +211,7 @@ impl<'a> Report<'a> {
             errors,
             latency,
         };
+
         if let Ok(reply) = outcome {
             report.codec = Some(codec_name(reply.serialize));
             report.metadata = Some(MetadataJson { metadata: &reply.metadata, show_secrets: false });

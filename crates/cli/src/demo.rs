@@ -129,15 +129,18 @@ impl Story {
 
     /// Takes one step and tells it. A step that takes too long has not happened.
     async fn step<T>(&mut self, who: &str, step: impl Future<Output = Step<T>>) -> Result<T, Ended> {
+        // A longer time was allowed for one step only.
         let allowed = std::mem::replace(&mut self.allowed, STEP_TIMEOUT);
         let taken = tokio::time::timeout(allowed, step).await;
         let taken = taken.unwrap_or_else(|_| Err(format!("it was not done within {}", term::time(allowed))));
+
         let at = self.began.elapsed().as_secs_f64();
         let (mark, text) = match &taken {
             Ok((text, _)) => (self.paint.green("ok"), text.as_str()),
             Err(why) => (self.paint.red("NO"), why.as_str()),
         };
         let at = self.paint.dim(&format!("{at:>7.3} s"));
+        // The time, the mark and the name take 25 columns.
         let lines = text.lines().flat_map(|line| term::wrap_at(&term::one_line(line), 0, 80 - 25));
         for (number, line) in lines.enumerate() {
             match number {
@@ -145,6 +148,7 @@ impl Story {
                 _ => self.out.line(&format!("{:>25}{line}", ""))?,
             }
         }
+
         let (_, value) = taken.map_err(Ended::Step)?;
         self.steps += 1;
         Ok(value)
@@ -290,19 +294,24 @@ impl Stage {
         let port = self.address().rsplit(':').next().unwrap_or_default();
         let address = format!("127.0.0.1:{port}").parse().map_err(|_| "the server has no port")?;
         let socket = TcpSocket::new_v4().map_err(|error| error.to_string())?;
+
         // Little room in the system, so that the server's own queue is what fills.
         socket.set_recv_buffer_size(4096).map_err(|error| error.to_string())?;
         let mut socket = socket.connect(address).await.map_err(|error| error.to_string())?;
+
         let name = STALLER.to_owned().encode(SerializeType::MSGPACK).map_err(|error| error.to_string())?;
         let header = Header::oneway(Seq::new(0), SerializeType::MSGPACK);
         let join = frame(header, "Demo", "Join", &Metadata::new(), &name, &Limits::default());
         socket.write_all(&join.map_err(|error| error.to_string())?).await.map_err(|error| error.to_string())?;
+
+        // Its reply is not read, so only the server can tell that it has joined.
         let connection = loop {
             match self.member(STALLER) {
                 Ok(connection) => break connection,
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         };
+
         let text = format!("joins as {} and reads nothing from now on", connection.id());
         Ok((text, Staller { _socket: socket, connection }))
     }
@@ -314,6 +323,7 @@ impl Stage {
         let mut latency = Latency::new();
         let (mut pushes, mut refused, mut waiting) = (0_u64, 0, 0);
         let payload = "x".repeat(TICK_BYTES);
+
         while began.elapsed() < stall {
             beats.tick().await;
             let sent = Instant::now();
@@ -321,6 +331,7 @@ impl Stage {
                 .map_err(|error| error.to_string())?;
             pushes += 1;
             refused += outcome.full;
+
             if let Ok(connection) = self.member(STALLER) {
                 waiting = waiting.max(connection.stats().pushes_waiting);
             }
@@ -329,12 +340,16 @@ impl Stage {
                 latency.record(heard.duration_since(sent));
             }
         }
+
+        // While one client reads nothing, calls must be answered too.
         let calling = Instant::now();
         crowd.guests[0].call().await?;
         let called = term::time(calling.elapsed());
+        // Only a full queue shows what the staller does to the others.
         if refused == 0 {
             return Err("its queue never filled".into());
         }
+
         let quantiles = latency.quantiles();
         let times = |micros: f64| term::time(Duration::from_nanos((micros * 1e3) as u64));
         Ok((

@@ -66,6 +66,7 @@ fn file(printer: &Printer, args: &DumpArgs) -> Result<(), Failure> {
         }
         _ => Box::new(std::io::stdin()),
     };
+
     let cannot_read = |error: std::io::Error| Failure::usage(format!("cannot read {name}: {error}"));
     let mut stream = Stream::default();
     let mut bad = 0;
@@ -79,6 +80,7 @@ fn file(printer: &Printer, args: &DumpArgs) -> Result<(), Failure> {
         }
         Ok(true)
     };
+
     if args.hex {
         let mut text = String::new();
         input.read_to_string(&mut text).map_err(cannot_read)?;
@@ -98,6 +100,7 @@ fn file(printer: &Printer, args: &DumpArgs) -> Result<(), Failure> {
             }
         }
     }
+
     if let Some(rest) = stream.rest(&printer.limits) {
         return Err(Failure::usage(rest));
     }
@@ -244,19 +247,24 @@ impl Printer {
         if name != "." {
             parts.push(self.paint.cyan(&term::one_line(&name)));
         }
+
         let seq = header.seq().get();
         parts.push(if seq >> 62 == 0 { format!("seq {seq}") } else { format!("seq {seq:#x}") });
         parts.push(
             header.serialize().name().map_or_else(|| format!("codec {}", header.serialize().get()), str::to_owned),
         );
+
         match header.compress() {
             CompressType::NONE => {}
             CompressType::GZIP => parts.push("gzip".into()),
             other => parts.push(format!("compress {}", other.get())),
         }
+
+        // Other requests have it in their kind.
         if header.is_oneway() && (header.is_heartbeat() || header.kind() == MessageKind::Response) {
             parts.push("oneway".into());
         }
+
         let plain_status = header.status() == Status::NORMAL
             || (header.status() == Status::ERROR && header.kind() == MessageKind::Response);
         for (name, value, usual) in [
@@ -268,6 +276,7 @@ impl Printer {
                 parts.push(format!("{name} {value}"));
             }
         }
+
         parts.push(format!("{} B", frame.bytes.len()));
         let metadata = metadata_line(&message.metadata(), self.show_secrets, self.payload_max);
         if !metadata.is_empty() {
@@ -278,6 +287,7 @@ impl Printer {
             Ok(payload) => parts.push(Shown::new(header.serialize(), &payload).one_line(self.payload_max)),
             Err(error) => parts.push(format!("(payload: {error})")),
         }
+
         format!("{}{}", self.place(frame, route), parts.join("  "))
     }
 
@@ -297,6 +307,7 @@ impl Printer {
         let payload = message.payload(&self.limits);
         let shown = payload.as_ref().map(|payload| Shown::new(header.serialize(), payload));
         let metadata = message.metadata();
+
         to_json(&RoutedLine::new(
             route,
             FrameLine {
@@ -405,10 +416,12 @@ struct BadFrame {
 async fn proxy(printer: Arc<Printer>, listen: &Address, to: &Address) -> Result<(), Failure> {
     let to = tcp_target(to, "127.0.0.1")?;
     let at = tcp_target(listen, "0.0.0.0")?;
+
     let cannot_listen = |error: std::io::Error| Failure::usage(format!("cannot listen on {listen}: {error}"));
     let listener = TcpListener::bind(&at).await.map_err(cannot_listen)?;
     let local = listener.local_addr().map_err(cannot_listen)?;
     term::complain(&format!("listening on tcp@{local}, forwarding to tcp@{to}; Ctrl-C stops"));
+
     let (end, mut ended) = mpsc::channel(1);
     let mut number = 0;
     loop {
@@ -468,9 +481,12 @@ async fn copy(printer: &Printer, mut from: tcp::OwnedReadHalf, mut to: tcp::Owne
             Ok(0) | Err(_) => break,
             Ok(read) => read,
         };
+
+        // Forwarded first, so that no frame waits to be printed.
         if to.write_all(&bytes[..read]).await.is_err() {
             break;
         }
+
         if let Some(frames) = &mut stream {
             frames.feed(&bytes[..read]);
             match print_all(printer, frames, route, end) {
@@ -487,6 +503,7 @@ async fn copy(printer: &Printer, mut from: tcp::OwnedReadHalf, mut to: tcp::Owne
             }
         }
     }
+
     // The other end may be gone already.
     let _ = to.shutdown().await;
 }

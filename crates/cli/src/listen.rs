@@ -89,11 +89,13 @@ impl Listener {
         let (client, mut messages) = Client::bidirectional(&args.peer.address.to_string(), options)
             .await
             .map_err(|error| Failure::connect(&error))?;
+
         let mut events = client.events();
         self.note(&format!("connected to {}", client.address()));
         if let Some(first_call) = &first_call {
             self.note(&first_call.make(&client).await?);
         }
+
         let mut received = 0;
         loop {
             tokio::select! {
@@ -146,6 +148,7 @@ impl Listener {
                 let keeps = client.connection().is_ok_and(|connection| connection.is_negotiated());
                 let missing = if keeps { "" } else { "; pushes in between are missing" };
                 self.note(&format!("connection restored{times}{missing}"));
+
                 match first_call {
                     None => Ok(()),
                     Some(first_call) => match first_call.make(client).await {
@@ -171,12 +174,14 @@ impl Listener {
             let missing = term::count(message.dropped_before(), "message");
             self.warn(&format!("{missing} missing here: this program could not keep up"));
         }
+
         let (payload, error) = match message.payload() {
             Ok(payload) => (payload, None),
             Err(error) => (bytes::Bytes::new(), Some(error.to_string())),
         };
         let shown = Shown::new(message.serialize_type(), &payload);
         let metadata = message.metadata();
+
         if self.json {
             let line = Line {
                 time: term::now(),
@@ -191,6 +196,7 @@ impl Listener {
             };
             return self.out.line(&serde_json::to_string(&line).expect("a message can be written as JSON"));
         }
+
         let paint = Paint::stdout();
         let name = term::one_line(&format!("{}.{}", message.service_path(), message.service_method()));
         let payload = error.map_or_else(|| shown.one_line(PAYLOAD_CHARS_MAX), |error| format!("({error})"));

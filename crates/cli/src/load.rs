@@ -32,6 +32,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<(), Failure> {
     if let Some(asked) = &args.broadcast {
         return broadcast::run(&args, asked).await;
     }
+
     let clients = connect_all(&args).await?;
     let load = Arc::new(Load {
         method: args.service.clone(),
@@ -43,6 +44,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<(), Failure> {
         numbers: AtomicU64::new(0),
         answered: AtomicU64::new(0),
     });
+
     let bar = tokio::spawn(show_progress(Arc::clone(&load)));
     let stopping = Arc::clone(&load);
     tokio::spawn(async move {
@@ -50,10 +52,13 @@ pub(crate) async fn run(args: LoadArgs) -> Result<(), Failure> {
             stopping.stop.store(true, Ordering::Relaxed);
         }
     });
+
     let tally = match args.rate {
         None => closed_loop(&load, &clients, args.in_flight).await,
         Some(rate) => open_loop(&load, &clients, args.in_flight, rate).await,
     };
+
+    // Read first: the bar may take a moment to end.
     let elapsed = load.begin.elapsed();
     load.stop.store(true, Ordering::Relaxed);
     // It ends as soon as it sees the flag; if it panicked, only the bar is missing.
@@ -120,9 +125,12 @@ impl Load {
             payload: payload.clone(),
             options: CallOptions::new().timeout(self.timeout),
         };
+
         let outcome = client.call_raw(call).await;
         let took = due.elapsed();
         self.answered.fetch_add(1, Ordering::Relaxed);
+
+        // `took` is read before: waiting for this lock is no part of the call.
         let mut tally = lock(tally);
         let error = match outcome {
             Ok(reply) => {
@@ -136,6 +144,7 @@ impl Load {
             }
             Err(error) => error,
         };
+
         let goes_on = match &error {
             CallError::TimedOut(_) => {
                 // It took at least as long; leaving it out would hide the worst.
@@ -152,6 +161,7 @@ impl Load {
                 true
             }
         };
+
         let method = &self.method;
         tally.first_failure.get_or_insert_with(|| Failure::call(&method.to_string(), &error));
         goes_on
@@ -222,6 +232,7 @@ async fn open_loop(load: &Arc<Load>, clients: &[Client], in_flight: u32, rate: u
     for client in clients {
         let (queue, due) = mpsc::unbounded_channel();
         queues.push(queue);
+        // An async lock: a worker holds it while it waits for the next due call.
         let due = Arc::new(tokio::sync::Mutex::new(due));
         let tally = Arc::new(Mutex::new(Tally::new()));
         let mut workers = tokio::task::JoinSet::new();
@@ -230,9 +241,11 @@ async fn open_loop(load: &Arc<Load>, clients: &[Client], in_flight: u32, rate: u
         }
         connections.push((workers, tally));
     }
+
     let pace = Arc::clone(load);
     // A thread of its own: the runtime's timer is too coarse, and must not wait for the calls.
     let pacer = std::thread::spawn(move || keep_pace(&pace, &queues, rate));
+
     let mut tally = sum(connections).await;
     tally.unstarted += pacer.join().unwrap_or_default();
     tally
@@ -265,13 +278,17 @@ async fn work_off(
     queue: Arc<tokio::sync::Mutex<UnboundedReceiver<Instant>>>,
     tally: Arc<Mutex<Tally>>,
 ) {
+    // Bounds how long a backlog is worked off after the time is over.
     let latest = load.begin + load.duration + load.timeout;
     loop {
+        // Unlocked at the end of this statement: other workers take theirs while this one calls.
         let due = queue.lock().await.recv().await;
         let Some(due) = due else { return };
+
         if latest < Instant::now() {
             lock(&tally).unstarted += 1;
         } else if !load.call(&client, due, &tally).await {
+            // The connection is gone: no worker of it can make the calls that are still due.
             let mut queue = queue.lock().await;
             queue.close();
             while queue.recv().await.is_some() {
@@ -337,18 +354,21 @@ fn report(args: &LoadArgs, tally: Tally, elapsed: Duration) -> Result<(), Failur
         unstarted,
         latency: latency.quantiles(),
     };
+
     let out = Out::new();
     if args.json {
         out.line(&serde_json::to_string(&report).expect("a report can be written as JSON"))?;
     } else {
         out.line(&report.to_string())?;
     }
+
     if mismatched != 0 {
         return Err(Failure::new(
             Exit::Peer,
             format!("{} differ from their requests", term::count(mismatched, "reply")),
         ));
     }
+
     if let Some(failure) = first_failure {
         return Err(failure);
     }
@@ -390,6 +410,7 @@ impl std::fmt::Display for Report {
             }
             None => "each place filled as soon as it is free".to_owned(),
         };
+
         writeln!(
             f,
             "{} at {}: {} with {} in flight each, {} bytes a call; {how}",
@@ -399,6 +420,7 @@ impl std::fmt::Display for Report {
             self.in_flight,
             term::grouped(self.payload_bytes as u64),
         )?;
+
         let wrong: Vec<String> = [
             (self.mismatched, "mismatched"),
             (self.refused, "refused"),
@@ -410,6 +432,7 @@ impl std::fmt::Display for Report {
         .filter(|(number, _)| *number != 0)
         .map(|(number, what)| format!(", {} {what}", term::grouped(*number)))
         .collect();
+
         writeln!(
             f,
             "{} calls per second; {} in {}, every reply checked{}",

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let serves = matches!(args.command, Command::Serve(_));
     log_to_stderr(args.verbose, serves);
+
     let done = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             done
         });
+
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -95,12 +97,14 @@ fn log_to_stderr(verbose: u8, serves: bool) {
         2 => "debug",
         _ => "trace",
     };
+
     let said = std::env::var("RUST_LOG").ok().filter(|said| !said.is_empty());
     let filter = said.map(tracing_subscriber::EnvFilter::try_new).transpose().unwrap_or_else(|error| {
         term::complain(&format!("note: RUST_LOG is not understood, and does not count: {error}"));
         None
     });
     let filter = filter.unwrap_or_else(|| level.into());
+
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -82,6 +82,7 @@ impl PeerArgs {
 
         let options = ConnectOptions::default().connect_timeout(self.connect_timeout);
         let cannot = |error| Failure::usage(format!("cannot speak TLS: {error}"));
+
         let tls = match &self.tls_ca {
             Some(path) => TlsRoots::from_pem_file(path).and_then(|roots| TlsClient::new(&roots)).map_err(cannot)?,
             None if self.tls_insecure => TlsClient::dangerously_trusting_any_server().map_err(cannot)?,
@@ -91,6 +92,7 @@ impl PeerArgs {
             }
             None => return Ok(options),
         };
+
         let tls = match &self.tls_name {
             Some(name) => tls.server_name(name).map_err(cannot)?,
             None => tls,

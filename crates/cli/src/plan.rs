@@ -43,6 +43,7 @@ impl std::fmt::Display for Method {
 /// `250ms`, `5s`, `1.5s`, `2m`, `1h`. Never zero.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const HOW: &str = "write a number and a unit (us, ms, s, m or h), such as 250ms or 5s";
+
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(HOW)?;
     let (number, unit) = text.split_at(at);
     let number: f64 = number.parse().map_err(|_| HOW)?;
@@ -54,6 +55,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(HOW.into()),
     };
+
     let duration = Duration::try_from_secs_f64(number * seconds).map_err(|_| "that is too long")?;
     if duration.is_zero() {
         return Err("it must be more than zero".into());

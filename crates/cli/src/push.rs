@@ -52,17 +52,20 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         return Err(Failure::usage("--until received and --until handled do not go with --fire")
             .hint("no client acknowledges such a push: leave out --fire, or wait --until written"));
     }
+
     let target = (args.to.clone().map(PushTarget::Connection))
         .or_else(|| args.session.clone().map(PushTarget::Session))
         .or_else(|| args.user.clone().map(PushTarget::User))
         .or_else(|| args.topic.clone().map(PushTarget::Topic))
         .or_else(|| args.everyone.then_some(PushTarget::Everyone))
         .ok_or_else(|| Failure::usage("say to whom: --everyone, --user, --topic, --session or --to"))?;
+
     let class = match &args.latest {
         Some(key) => PushClass::Latest(key.clone()),
         None if args.fire => PushClass::Fire,
         None => PushClass::Tracked,
     };
+
     let payload = call::encode(args.codec, Some(&args.payload))?;
     let push = AdminPush {
         target,
@@ -81,6 +84,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         },
         wait_ms: args.within.as_millis() as u64,
     };
+
     let admin = connect(&args.admin).await?;
     let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
@@ -113,6 +117,7 @@ fn judge(outcome: &AdminPushOutcome) -> Result<(), Failure> {
         }
         _ => return Ok(()),
     };
+
     Err(Failure::new(Exit::Peer, what).hint(hint))
 }
 
@@ -137,6 +142,7 @@ fn reached(outcome: &AdminPushOutcome, until: Until) -> Result<(), Failure> {
 fn counts(outcome: &AdminPushOutcome) -> String {
     let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped, duplicate, .. } = *outcome;
     let AdminPushOutcome { failed, unknown, .. } = *outcome;
+
     let stages = [
         (handled, "handled"),
         (failed.no_handler, "failed: no handler takes it"),
@@ -152,12 +158,14 @@ fn counts(outcome: &AdminPushOutcome) -> String {
         (dropped, "dropped"),
         (duplicate, "sent before"),
     ];
+
     let mut text = term::count(outcome.targets() as u64, "session");
     let mut separator = ": ";
     for (number, stage) in stages.iter().filter(|(number, _)| *number != 0) {
         text += &format!("{separator}{number} {stage}");
         separator = ", ";
     }
+
     if outcome.stored {
         text += "; its topic keeps it";
     }
@@ -167,6 +175,7 @@ fn counts(outcome: &AdminPushOutcome) -> String {
 pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
     let admin = connect(&args.admin).await?;
     let mut views: Vec<ConnectionView> = Vec::new();
+
     loop {
         let page = Page { after: views.last().map(|view| view.id.clone()), ..Page::default() };
         let more = admin.connections(page).await.map_err(|error| failed(&error))?;
@@ -176,10 +185,12 @@ pub(crate) async fn connections(args: ConnectionsArgs) -> Result<(), Failure> {
         }
         views.extend(more);
     }
+
     let out = Out::new();
     if args.json {
         return out.line(&serde_json::to_string(&views).expect("views can be written as JSON"));
     }
+
     let header = ["ID", "PEER", "SPEAKS", "SENT", "WAITING", "DROPPED", "CALLS"].map(str::to_owned);
     let mut rows = vec![header];
     rows.extend(views.iter().map(row));

@@ -29,17 +29,20 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
             left.forget(connection);
             gone.forget(connection);
         });
+
     if let Some(clients) = args.new_clients_per_second {
         builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
     }
     if let Some(name) = &args.auth_token_env {
         let expected = Secret::from_env(name)?;
+        // Compared in a time that tells nothing of the right token.
         let is_right = keyed_compare(expected.reveal().as_bytes());
         builder = builder.auth(move |request| {
             let right = is_right(request.token.as_bytes());
             std::future::ready(if right { Ok(()) } else { Err("the token is missing or wrong") })
         });
     }
+
     let admin = match (&args.admin_token_env, &args.admin_token_file) {
         (Some(name), _) => Some(Secret::from_env(name)?),
         (None, Some(path)) => Some(Secret::from_file(path)?),
@@ -50,6 +53,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         let options = AdminOptions::token(token.reveal()).map_err(|error| Failure::usage(error.to_string()))?;
         builder = builder.admin(options);
     }
+
     #[cfg(feature = "tls")]
     if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
         use bothways::transport::{
@@ -60,7 +64,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         let tls = tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))?;
         builder = builder.listen_options(ListenOptions::default().tls(tls));
     }
+
     let server = builder.build();
+    // Before it listens: a signal that comes from then on stops it in order.
     let mut signals = Signals::new()?;
     let listening = match args.activated {
         true => listen_on_what_was_passed(&server)?,
@@ -90,6 +96,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     pushing.abort();
     out.line("stopping: no new connections, running calls are answered")?;
     drop(listening);
+
     let stopping = async {
         match args.reconnects_per_second {
             Some(rate) => server.drain(args.grace, rate).await,
@@ -103,6 +110,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
             return Ok(());
         }
     };
+
     let unhandled = match report.pushes_unhandled {
         0 => String::new(),
         pushes => format!(", {} not handled by clients", term::count(pushes as u64, "message")),

@@ -90,8 +90,10 @@ pub(crate) fn routes(callers: &Remembered, joined: &Remembered) -> Router {
         0 => Err("division by zero"),
         b => a.checked_div(b).ok_or(OVERFLOW),
     });
+
     let joining = joined.clone();
     let joined = joined.clone();
+
     router
         .handler("Demo", "Login", login)
         .handler("Echo", "Echo", echo)
@@ -165,10 +167,13 @@ fn how_much(asked: &[u8]) -> Result<(usize, usize), String> {
 /// queue is full is waited for, so that a load test measures delivery and not the queue's size.
 async fn broadcast(joined: &Remembered, count: usize, size: usize) -> Reply {
     let mut payload = vec![0; size];
+
     for _ in 0..count {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         payload[..8].copy_from_slice(&now.to_be_bytes());
         let message = Bytes::copy_from_slice(&payload);
+
+        // `all` copies the list: the lock is not held while a full queue is waited for.
         for connection in joined.all() {
             let nothing = Metadata::new();
             let sent = match connection.send_message("Bench", "Tick", &nothing, message.clone()) {
@@ -181,6 +186,7 @@ async fn broadcast(joined: &Remembered, count: usize, size: usize) -> Reply {
                 joined.forget(&connection);
             }
         }
+
         tokio::task::yield_now().await;
     }
     Reply::ok(Bytes::new())

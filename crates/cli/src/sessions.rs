@@ -15,6 +15,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
         (None, Some(topic)) => PushTarget::Topic(topic.clone()),
         (None, None) => PushTarget::Everyone,
     };
+
     let admin = connect(&args.admin).await?;
     let (max, mut listed) = (args.max as usize, SessionsListed { total: 0, sessions: Vec::new() });
     while listed.sessions.len() < max {
@@ -22,15 +23,18 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
         let asked = SessionsAsked { target: target.clone(), max: max - listed.sessions.len(), after };
         let page = admin.sessions(&asked).await.map_err(|error| failed(&error))?;
         listed.total = page.total;
+        // A server that knows no pages would answer the same again.
         if page.sessions.is_empty() || listed.sessions.last().is_some_and(|last| page.sessions.contains(last)) {
             break;
         }
         listed.sessions.extend(page.sessions);
     }
+
     let out = Out::new();
     if args.json {
         return out.line(&serde_json::to_string(&listed).expect("a list can be written as JSON"));
     }
+
     let header = ["ID", "USER", "CONN", "GEN", "WAIT", "BYTES", "DROP"].map(str::to_owned);
     let mut rows = vec![header];
     rows.extend(listed.sessions.iter().map(row));
@@ -45,6 +49,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
             }
         }
     }
+
     if listed.sessions.len() < listed.total {
         out.line(&format!("{} of {}; --max shows more", listed.sessions.len(), listed.total))?;
     }
@@ -71,11 +76,13 @@ fn with_more(line: &str, view: &SessionView) -> Vec<String> {
     let labels: Vec<String> = view.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let labels = term::one_line(&labels.join(" "));
     let one = format!("{line}  {topics}");
+
     let mut more = Vec::new();
     let name = user(view);
     if short(&name) != name {
         more.push(format!("user {name}"));
     }
+
     let mut lines = match one.chars().count() <= term::width() {
         true => vec![one.trim_end().to_owned()],
         false => {
@@ -83,6 +90,7 @@ fn with_more(line: &str, view: &SessionView) -> Vec<String> {
             vec![line.to_owned()]
         }
     };
+
     if !labels.is_empty() {
         more.push(format!("labels {labels}"));
     }
@@ -107,6 +115,7 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let whose = whose(args.user.as_ref(), args.session.as_ref())?;
     let admin = connect(&args.admin).await?;
     let told = admin.explain(&whose).await.map_err(|error| failed(&error))?;
+
     let out = Out::new();
     if args.json {
         out.line(&serde_json::to_string(&told).expect("a story can be written as JSON"))?;
@@ -120,6 +129,7 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
             }
         }
     }
+
     match told.is_empty() {
         true => Err(nobody().hint("a server remembers sessions that ended only for a while")),
         false => Ok(()),

@@ -126,12 +126,14 @@ pub(crate) fn wrap_at(line: &str, indent: usize, width: usize) -> Vec<String> {
     let begin = line.len() - line.trim_start().len();
     let (mut lines, mut at) = (vec![line[..begin].to_owned()], begin);
     let mut is_begun = false;
+
     for word in line[begin..].split(' ') {
         let len = word.chars().count();
         if is_begun && width < at + 1 + len {
             lines.push(" ".repeat(indent));
             (at, is_begun) = (indent, false);
         }
+
         let last = lines.last_mut().expect("there is a line");
         if is_begun {
             last.push(' ');

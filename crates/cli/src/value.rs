@@ -84,6 +84,7 @@ impl Serialize for Value {
             Self::Bool(value) => serializer.serialize_bool(*value),
             Self::Int(value) => serializer.serialize_i64(*value),
             Self::UInt(value) => serializer.serialize_u64(*value),
+            // JSON has no number for these.
             Self::Float(value) if json && !value.is_finite() => serializer.serialize_str(&value.to_string()),
             Self::Float(value) => serializer.serialize_f64(*value),
             Self::Text(value) => serializer.serialize_str(value),
@@ -99,6 +100,7 @@ impl Serialize for Value {
                 for (key, value) in pairs {
                     match key {
                         Self::Text(_) => map.serialize_entry(key, value)?,
+                        // JSON knows only text as a key.
                         key if json => map.serialize_entry(&key.to_json(), value)?,
                         key => map.serialize_entry(key, value)?,
                     }
@@ -149,6 +151,7 @@ impl<'de> Deserialize<'de> for Value {
             }
 
             fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                // What fits is an `Int`, so that equal numbers are equal values.
                 Ok(i64::try_from(value).map_or(Value::UInt(value), Value::Int))
             }
 

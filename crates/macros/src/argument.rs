@@ -35,6 +35,7 @@ impl Argument {
             let form = if is_string(ty) { Form::Text } else { Form::Itself(ty.clone()) };
             return Ok(Self { ident, form, borrowed: false, span });
         };
+
         if let Some(mutability) = mutability {
             let text = "arguments come off the wire: take them by value or by `&`";
             return Err(Error::new(mutability.span(), text));
@@ -43,6 +44,8 @@ impl Argument {
             let text = "an argument lives as long as its call: leave the lifetime out";
             return Err(Error::new(lifetime.span(), text));
         }
+
+        // What is borrowed is decoded into an owned form, which the method then borrows.
         let form = match ungrouped(elem) {
             Type::Slice(slice) if is_byte(&slice.elem) => Form::Octets,
             Type::Slice(slice) => Form::List((*slice.elem).clone()),

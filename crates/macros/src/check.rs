@@ -68,6 +68,7 @@ impl Reply {
 pub(crate) fn methods(service: &mut Service, errors: &mut Errors) -> Vec<Method> {
     let of_trait = matches!(service.item, Item::Trait(_));
     let mut methods = Vec::new();
+
     for function in service.item.functions(errors) {
         let Some(rpc) = errors.keep(parse::rpc(function.attributes)) else {
             continue;
@@ -76,12 +77,16 @@ pub(crate) fn methods(service: &mut Service, errors: &mut Errors) -> Vec<Method>
             let text = "a trait's methods are what the peer may call: `skip` is for `impl` blocks";
             errors.push(Error::new(function.signature.ident.span(), text));
         }
+
+        // An `impl` block may hold helpers; in a trait they are errors, and `method` says so.
         let signature = function.signature;
         let other = signature.asyncness.is_none() || signature.receiver().is_none();
         if rpc.skip || (other && !of_trait) {
             continue;
         }
+
         if let Some(mut method) = errors.keep(method(rpc, signature)) {
+            // A `cfg` must remove what is generated too; docs and deprecation show at the stub.
             for attribute in function.attributes.iter() {
                 let path = attribute.path();
                 if path.is_ident("cfg") {
@@ -93,6 +98,7 @@ pub(crate) fn methods(service: &mut Service, errors: &mut Errors) -> Vec<Method>
             methods.push(method);
         }
     }
+
     collisions(&methods, of_trait, errors);
     methods
 }
@@ -102,18 +108,22 @@ fn method(rpc: Rpc, signature: &Signature) -> Result<Method> {
     if asyncness.is_none() {
         return Err(Error::new(fn_token.span(), "a method of a service is async: write `async fn`"));
     }
+
     let plain = signature.constness.is_none() && signature.abi.is_none() && signature.variadic.is_none();
     if !plain || !signature.safety.to_token_stream().is_empty() {
         return Err(Error::new(ident.span(), "a method of a service is a plain `async fn`"));
     }
+
     if !generics.params.is_empty() || generics.where_clause.is_some() {
         let span = if generics.params.is_empty() { generics.where_clause.span() } else { generics.span() };
         let text = "a method of a service has no generic parameters: the peer could not know what to put there";
         return Err(Error::new(span, text));
     }
+
     receiver(signature)?;
     let (context, argument) = arguments(inputs.iter().skip(1))?;
     let answer = answer(&rpc, ident, output)?;
+
     let plain = rpc.plain;
     let wire_name = rpc.name.unwrap_or_else(|| pascal_case(&ident.unraw().to_string()));
     Ok(Method { ident: ident.clone(), wire_name, cfgs: vec![], docs: vec![], plain, context, argument, answer })
@@ -133,6 +143,7 @@ fn receiver(signature: &Signature) -> Result<()> {
 fn arguments<'a>(inputs: impl Iterator<Item = &'a FnArg>) -> Result<(bool, Option<Argument>)> {
     let mut context = false;
     let mut argument = None;
+
     for input in inputs {
         let FnArg::Typed(input) = input else {
             return Err(Error::new(input.span(), "`self` comes first"));
@@ -153,14 +164,17 @@ fn arguments<'a>(inputs: impl Iterator<Item = &'a FnArg>) -> Result<(bool, Optio
             }
             ty => {
                 nameable(ty)?;
+                // Another pattern has no name that the stub could show.
                 let ident = match &*input.pat {
                     Pat::Ident(pat) if pat.ident != "self" => pat.ident.clone(),
                     _ => Ident::new("args", Span::call_site()),
                 };
+
                 argument = Some(Argument::new(ident, ty)?);
             }
         }
     }
+
     Ok((context, argument))
 }
 
@@ -170,6 +184,7 @@ fn answer(rpc: &Rpc, ident: &Ident, output: &ReturnType) -> Result<Answer> {
         ReturnType::Type(_, ty) if is_unit(ty) => return Ok(Answer::Nothing { fallible: false }),
         ReturnType::Type(_, ty) => ty,
     };
+
     let reply = reply_of(ty)?;
     if rpc.push {
         return match &reply {
@@ -180,6 +195,7 @@ fn answer(rpc: &Rpc, ident: &Ident, output: &ReturnType) -> Result<Answer> {
             _ => Ok(Answer::Nothing { fallible: true }),
         };
     }
+
     let (Reply::Written(named) | Reply::Alias(named)) = &reply;
     nameable(named)?;
     Ok(Answer::Reply(reply))
@@ -236,6 +252,7 @@ fn reply_of(output: &Type) -> Result<Reply> {
                 _ => no_result(),
             }
         }
+        // An alias, most likely: the compiler finds the `Result` behind it.
         _ => Ok(Reply::Alias(Box::new(output.clone()))),
     }
 }
@@ -250,8 +267,10 @@ const NO_RESULTS: [&str; 20] = [
 fn collisions(methods: &[Method], of_trait: bool, errors: &mut Errors) {
     let mut on_the_wire: HashMap<&str, &Ident> = HashMap::new();
     let idents: HashMap<String, &Ident> = methods.iter().map(|m| (m.ident.unraw().to_string(), &m.ident)).collect();
+
     for method in methods {
         let ident = &method.ident;
+        // A method with a `cfg` may be the alternative of the other: only one of them is built.
         if let Some(other) = on_the_wire.insert(&method.wire_name, ident)
             && method.cfgs.is_empty()
         {
@@ -261,12 +280,14 @@ fn collisions(methods: &[Method], of_trait: bool, errors: &mut Errors) {
             );
             errors.push(Error::new(ident.span(), text));
         }
+
         if let Some(with) = idents.get(&format!("{}_with", ident.unraw())) {
             let text = format!(
                 "the stub has a `{with}` for `{ident}` already: rename the method; `#[rpc(name = \"...\")]` keeps its name on the wire"
             );
             errors.push(Error::new(with.span(), text));
         }
+
         let taken = ["new", "at", "caller"].iter().any(|taken| ident == taken) || (of_trait && ident == "into_service");
         if taken {
             let text = format!(

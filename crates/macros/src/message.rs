@@ -17,6 +17,7 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
     let mut krate: Path = syn::parse_quote!(::bothways);
     let mut json_rule: Option<LitStr> = None;
     let mut strict: Option<Span> = None;
+
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("crate") {
             krate = parse::crate_path(&meta)?;
@@ -39,6 +40,7 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
 
     let shape = shape::shape(&krate, &item)?;
     let serde = quote!(#krate::__private::serde);
+
     if json_rule.is_some() || names::has_json_names(&item) {
         let item = names::message(&krate, &item, json_rule.as_ref())?;
         return Ok(quote!(#item #shape));
@@ -47,6 +49,7 @@ pub(crate) fn message(attribute: TokenStream, item: TokenStream) -> Result<Token
         let item = names::direct_message(&krate, &item, &plan)?;
         return Ok(quote!(#item #shape));
     }
+
     let mut item = with_serde_attributes(&krate, item, Form::Every)?;
     // In front: a helper attribute belongs after its derive.
     attributes_of(&mut item).insert(0, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
@@ -61,6 +64,7 @@ fn refuse_unknown_fields(item: &mut Item, strict: Span) -> Result<()> {
         // Said below.
         _ => return Ok(()),
     };
+
     let is_flat = |field: &&&Field| serde_keys(&field.attrs).iter().any(|key| key == "flatten");
     if let Some(flat) = fields.iter().find(is_flat) {
         let text = "a field with `flatten` takes what the others do not: a message with one cannot be `strict`";
@@ -118,11 +122,13 @@ fn with_serde_attributes(krate: &Path, mut item: Item, form: Form<'_>) -> Result
         names::remove_serde(attributes, rules);
         rename = Some(given.clone());
     }
+
     let keys = serde_keys(attributes);
     let has = |key: &str| keys.iter().any(|known| known == key);
     if rename.is_none() && !has("rename_all") && !has("rename_all_fields") && !has("transparent") {
         rename = Some(LitStr::new("PascalCase", Span::call_site()));
     }
+
     let serde_path = quote!(#krate::__private::serde).to_string().replace(' ', "");
     let rule = Ident::new(rule, Span::call_site());
     let rename = rename.map(|rename| quote!(#rule = #rename));
@@ -169,15 +175,18 @@ impl<'a> Rules<'a> {
         if has("skip") || has("flatten") {
             return Ok(());
         }
+
         let own_way = has("with") || has("serialize_with") || has("deserialize_with") || has("borrow");
         let kind = if said.plain || own_way { None } else { Kind::of(&field.ty) };
         let defaults = named && self.default && !said.required && !has("default") && !has("skip_deserializing");
         let krate = self.krate;
         let span = field.ty.span();
+
         if let Some(kind) = &kind {
             let with = text(krate, kind.module(), span);
             field.attrs.push(syn::parse_quote!(#[serde(with = #with)]));
         }
+
         if defaults {
             let attribute = match default_function(&field.ty, kind.as_ref()) {
                 Some(function) => {
@@ -192,6 +201,7 @@ impl<'a> Rules<'a> {
                 field.attrs.push(syn::parse_quote!(#[serde(deserialize_with = #function)]));
             }
         }
+
         Ok(())
     }
 }
@@ -218,6 +228,7 @@ impl Said {
     /// Takes the attributes off.
     fn take(attributes: &mut Vec<Attribute>, of_field: bool) -> Result<Self> {
         let mut said = Self::default();
+
         for attribute in attributes.extract_if(.., |attribute| attribute.path().is_ident("message")) {
             attribute.parse_nested_meta(|meta| {
                 if meta.path.is_ident("rename") {
@@ -238,6 +249,7 @@ impl Said {
                 Ok(())
             })?;
         }
+
         Ok(said)
     }
 
@@ -270,6 +282,7 @@ impl Kind {
                     PathArguments::AngleBracketed(arguments) => arguments.args.iter().filter_map(type_of).collect(),
                     _ => vec![],
                 };
+
                 match (last.ident.to_string().as_str(), &within[..]) {
                     ("Vec", [element]) if is_byte(element) => Some(Self::Bytes),
                     ("Box", [Type::Slice(slice)]) if is_byte(&slice.elem) => Some(Self::Bytes),

@@ -108,10 +108,12 @@ pub(crate) fn service(attribute: TokenStream, item: TokenStream) -> Result<(Serv
         syn::Item::Impl(item) => Item::Impl(item),
         other => return Err(Error::new(other.span(), "`#[service]` goes on a trait, or on an `impl` block of a type")),
     };
+
     let ident = match &item {
         Item::Trait(item) => trait_ident(item, &mut errors),
         Item::Impl(item) => impl_ident(item)?,
     };
+
     let mut krate: Path = syn::parse_quote!(::bothways);
     let mut path = ident.unraw().to_string();
     let parser = syn::meta::parser(|meta| {
@@ -124,6 +126,8 @@ pub(crate) fn service(attribute: TokenStream, item: TokenStream) -> Result<(Serv
         }
         Ok(())
     });
+
+    // A wrong argument is reported together with what is wrong in the item.
     errors.keep(parser.parse2(attribute));
     Ok((Service { krate, ident, path, item }, errors))
 }
@@ -168,6 +172,7 @@ pub(crate) struct Rpc {
 /// Takes the `#[rpc]` attributes off a method.
 pub(crate) fn rpc(attributes: &mut Vec<Attribute>) -> Result<Rpc> {
     let mut rpc = Rpc::default();
+
     for attribute in attributes.extract_if(.., |attribute| attribute.path().is_ident("rpc")) {
         attribute.parse_nested_meta(|meta| {
             if meta.path.is_ident("name") {
@@ -184,6 +189,7 @@ pub(crate) fn rpc(attributes: &mut Vec<Attribute>) -> Result<Rpc> {
             Ok(())
         })?;
     }
+
     Ok(rpc)
 }
 

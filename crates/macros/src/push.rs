@@ -28,6 +28,7 @@ pub(crate) fn push(service: &Service, methods: &[Method]) -> TokenStream {
             }
             None => (quote!(), (quote!(()), quote!(&()))),
         };
+
         let made = format!("A tracked push of `{wire_name}`.");
         quote! {
             #(#cfgs)* #[doc = #made]
@@ -41,6 +42,7 @@ pub(crate) fn push(service: &Service, methods: &[Method]) -> TokenStream {
             }
         }
     });
+
     let docs = format!("Makes the pushes of the service `{path}`, for users, topics and other targets of a server.");
     quote! {
         #[doc = #docs]

@@ -17,14 +17,19 @@ pub(crate) fn item(service: Service) -> TokenStream {
         Item::Impl(item) => return quote!(#item),
         Item::Trait(item) => item,
     };
+
+    // Calls on several threads share one value of it.
     item.colon_token.get_or_insert_default();
     item.supertraits.push(syn::parse_quote!(::core::marker::Send));
     item.supertraits.push(syn::parse_quote!(::core::marker::Sync));
     item.supertraits.push(syn::parse_quote!('static));
+
     for function in &mut item.items {
         let TraitItem::Fn(function) = function else {
             continue;
         };
+
+        // A future that is `Send`, written out: an `async fn` in a trait promises no such bound.
         function.sig.asyncness = None;
         let output = match &function.sig.output {
             ReturnType::Default => quote!(()),
@@ -32,11 +37,13 @@ pub(crate) fn item(service: Service) -> TokenStream {
         };
         function.sig.output =
             syn::parse_quote!(-> impl ::core::future::Future<Output = #output> + ::core::marker::Send);
+
         if let Some(body) = &function.default {
             function.default = Some(syn::parse_quote!({ async move #body }));
             function.attrs.push(syn::parse_quote!(#[allow(clippy::manual_async_fn)]));
         }
     }
+
     item.items.push(syn::parse_quote! {
         /// Ready to be registered with a router, a server or a client.
         fn into_service(self) -> #wrapper<Self>
@@ -46,6 +53,7 @@ pub(crate) fn item(service: Service) -> TokenStream {
             #wrapper(self)
         }
     });
+
     let shared = shared(&item);
     quote!(#item #shared)
 }
@@ -59,6 +67,7 @@ fn shared(item: &ItemTrait) -> TokenStream {
     });
     let functions = functions.map(|function| {
         let cfgs = function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"));
+        // Names of its own: a pattern such as `_` cannot be passed on.
         let (mut sig, mut names) = (function.sig.clone(), Vec::new());
         for input in sig.inputs.iter_mut() {
             let FnArg::Typed(input) = input else { continue };
@@ -67,6 +76,7 @@ fn shared(item: &ItemTrait) -> TokenStream {
             *input.pat = syn::parse_quote!(#name);
             names.push(name);
         }
+
         let name = &sig.ident;
         quote! {
             #(#cfgs)*
@@ -75,6 +85,7 @@ fn shared(item: &ItemTrait) -> TokenStream {
             }
         }
     });
+
     quote! {
         #[automatically_derived]
         #[allow(deprecated, clippy::ptr_arg)]
@@ -90,6 +101,7 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
     let count = methods.len();
     let checks = methods.iter().filter(|method| !method.plain).map(|method| checks(krate, method));
     let checks: TokenStream = checks.collect();
+
     let (wrapper, header, receiver, target) = match item {
         Item::Trait(item) => {
             let (visibility, wrapper) = (&item.vis, format_ident!("{ident}Service"));
@@ -108,6 +120,7 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
             (None, quote!(impl #krate::Service for #ty), quote!(&*service), quote!(<#ty>))
         }
     };
+
     let methods = methods.iter().map(|method| {
         let (cfgs, wire_name) = (&method.cfgs, &method.wire_name);
         let handler = handler(service, method, &target, &receiver);
@@ -116,6 +129,7 @@ pub(crate) fn serve(service: &Service, methods: &[Method]) -> TokenStream {
             methods.push((#wire_name, #handler));
         }
     });
+
     quote! {
         #wrapper
         #checks
@@ -147,11 +161,13 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
         Some(argument) => (argument.decoded(krate), argument.span()),
         None => (quote!(()), ident.span()),
     };
+
     // At the type's own place, so that "is not a `Payload`" is said there.
     let typed = quote_spanned!(span=> #krate::Request::into_typed::<#argument_ty>(request));
     let context = method.context.then(|| quote!(&mut context,));
     let argument = method.argument.as_ref().map(Argument::passed);
     let call = quote!(#target::#ident(#receiver, #context #argument).await);
+
     // An error that is `Serialize` goes with its text. The references are what tells it from others.
     let tell = quote! {
         if let ::std::result::Result::Err(error) = &outcome {
@@ -160,6 +176,7 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
             (&#krate::__private::Failed(error)).tell(&mut context);
         }
     };
+
     // The call borrows the context that `into_reply` takes, so it is a statement of its own.
     let outcome = match &method.answer {
         Answer::Nothing { fallible: false } => quote! {{
@@ -181,6 +198,7 @@ fn handler(service: &Service, method: &Method, target: &TokenStream, receiver: &
             #krate::Context::into_reply::<(), _>(context, outcome)
         }},
     };
+
     quote! {
         #krate::handler::BoxHandler::new({
             let service = ::core::clone::Clone::clone(&service);
@@ -208,6 +226,7 @@ fn checks(krate: &Path, method: &Method) -> TokenStream {
     let argument = method.argument.iter().map(|argument| (argument.decoded(krate), argument.span()));
     let types = argument.chain(reply);
     let cfgs = &method.cfgs;
+
     let checks = types.map(|(ty, span)| {
         quote_spanned! {span=>
             #(#cfgs)*

@@ -13,10 +13,12 @@ pub(crate) fn stub(service: &Service, methods: &[Method]) -> TokenStream {
     let visibility = item.visibility();
     let client = format_ident!("{ident}Client");
     let functions = methods.iter().map(|method| functions(service, method));
+
     let what = match item {
         Item::Trait(_) => format!("Calls the methods of a [`{ident}`] at the other end of a connection."),
         Item::Impl(_) => format!("Calls the methods of the service `{path}` at the other end of a connection."),
     };
+
     quote! {
         #[doc = #what]
         ///
@@ -56,6 +58,7 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
     let visibility = service.item.visibility();
     let Method { ident, wire_name, cfgs, docs, argument, answer, .. } = method;
     let with = format_ident!("{ident}_with");
+
     let (parameter, (ty, value)) = match argument {
         Some(argument) => {
             let (name, ty) = (&argument.ident, argument.taken());
@@ -67,6 +70,7 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
         let name = &argument.ident;
         quote!(#name,)
     });
+
     let no_docs = docs.iter().all(|attribute| !attribute.path().is_ident("doc")).then(|| {
         let text = match answer {
             Answer::Reply(_) => format!("Calls `{wire_name}` and waits for the reply."),
@@ -75,6 +79,7 @@ fn functions(service: &Service, method: &Method) -> TokenStream {
         quote!(#[doc = #text])
     });
     let with_docs = format!("As `{ident}`, with a deadline, metadata and the like.");
+
     // The parameter's name is the user's: ours must not be the same.
     match answer {
         Answer::Reply(reply) => {

@@ -183,6 +183,7 @@ impl<W> Connection<W> {
         if self.role == Role::Server && (!is_control || message.service_method() == keys::LAST) {
             self.pushes += 1;
         }
+
         if is_control {
             match message.service_method() {
                 keys::CANCEL if self.peer_can(Capabilities::CANCEL) => {
@@ -199,6 +200,7 @@ impl<W> Connection<W> {
                 _ => {}
             }
         }
+
         Inbound::Push(message)
     }
 

@@ -138,6 +138,7 @@ impl<B: Buffers> Deframer<B> {
             rest = self.fill_partial(rest, limits);
             // It is passed over: its prefix stands for it.
             let Some(prefix) = self.take_finished() else { break };
+            // The whole frames before it stay first.
             if ready.is_empty() {
                 ready.extend_from_slice(&self.ready);
             }
@@ -151,6 +152,7 @@ impl<B: Buffers> Deframer<B> {
                 break;
             }
         }
+
         if !ready.is_empty() {
             self.ready = ready.into();
         }
@@ -203,10 +205,12 @@ impl<B: Buffers> Deframer<B> {
             true => (&mut self.ready, self.ready_len),
             false => (&mut self.finished, 0),
         };
+
         if frames.is_empty() {
             let error = self.wrong.as_mut().and_then(|wrong| wrong.error.take());
             return error.map_or(Ok(None), Err);
         }
+
         let head = frames.first_chunk().copied();
         let error = match frame_len(frames, limits) {
             Ok(Some(len)) if len <= frames.len() => {
@@ -223,6 +227,7 @@ impl<B: Buffers> Deframer<B> {
                 error
             }
         };
+
         self.note_wrong(&error, head.as_ref().and_then(Header::from_bytes), limits);
         Err(error)
     }
@@ -301,6 +306,8 @@ impl<B: Buffers> Deframer<B> {
             let lacking = (PREFIX_LEN - came).min(input.len());
             self.partial.keep(&input[..lacking], PREFIX_LEN);
             input.advance(lacking);
+
+            // Checked before there is any memory for the body.
             match frame_len(self.partial.came(), limits) {
                 Ok(_) => {}
                 Err(DecodeError::TooLarge { len, .. }) if len <= limits.passed_over_bytes() => {
@@ -315,6 +322,7 @@ impl<B: Buffers> Deframer<B> {
                 }
             }
         }
+
         if let Some(promised) = self.partial.promised() {
             let lacking = (promised - self.partial.len()).min(input.len());
             self.partial.keep(&input[..lacking], promised);

@@ -87,20 +87,24 @@ impl Message {
         if stated != body_len {
             return Err(DecodeError::BodyLength { stated, actual: body_len });
         }
+
         let mut part = |name| -> Result<&[u8], DecodeError> {
             let (len, tail) = rest.split_first_chunk::<4>().ok_or(truncated(name))?;
             let (bytes, tail) = tail.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(truncated(name))?;
             rest = tail;
             Ok(bytes)
         };
+
         let path = part("service path")?;
         let method = part("service method")?;
         let metadata = part("metadata")?;
+
         let (stated, payload) = rest.split_first_chunk::<4>().ok_or(truncated("payload length"))?;
         let stated = u32::from_be_bytes(*stated) as usize;
         if stated != payload.len() {
             return Err(DecodeError::PayloadLength { stated, actual: payload.len() });
         }
+
         let (path_len, method_len, metadata_len) = (path.len() as u32, method.len() as u32, metadata.len() as u32);
         let message = Self { header, frame, path_len, method_len, metadata_len, chunk_len };
         // Most names are ASCII, and so are their lengths: one look at all of it, 100 instructions less a message.
@@ -109,6 +113,7 @@ impl Message {
             message.check_text(PATH_AT, path_len, "service path")?;
             message.check_text(message.method_at(), method_len, "service method")?;
         }
+
         if metadata_len != 0 {
             return match crate::metadata::check(message.metadata_bytes(), limits) {
                 Ok(()) => Ok(message),
@@ -126,17 +131,20 @@ impl Message {
         if !is_failed || self.header.is_heartbeat() {
             return None;
         }
+
         let (text, code) = crate::metadata::error_of(self.metadata_bytes())?;
         let mut kept = Metadata::new();
         if let Some(code) = code.filter(|code| code.len() <= CODE_BYTES_MAX) {
             kept.insert(keys::ERROR_CODE, code);
         }
+
         let taken = kept.as_block().len() + PAIR_BYTES_MIN + keys::ERROR.len();
         let mut room = limits.metadata_bytes().checked_sub(taken)?.min(text.len());
         // Not within a letter.
         while room < text.len() && 0 < room && text[room] & 0b1100_0000 == 0b1000_0000 {
             room -= 1;
         }
+
         kept.insert(keys::ERROR, &text[..room]);
         kept.check_bounds(limits).ok()?;
         let header = self.header.with_compress(CompressType::NONE);

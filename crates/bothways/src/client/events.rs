@@ -125,6 +125,7 @@ impl ConnectionEvent {
     /// The life of a client in the log: what went as it should at level info, what was lost as a warning.
     fn log(&self) {
         let server = self.server().map_or("", |server| &**server);
+
         match self {
             Self::Connected { .. } => tracing::info!(server, "connected"),
             Self::Lost { reason, .. } => {
@@ -261,11 +262,13 @@ impl State {
         if event.topic().is_some() {
             return self.add_of_topic(event);
         }
+
         let of_same: Vec<usize> = (0..self.waiting.len())
             .filter(|at| self.waiting[*at].server() == event.server())
             .filter(|at| !self.waiting[*at].stands_alone())
             .filter(|at| self.waiting[*at].topic().is_none())
             .collect();
+
         if event.stands_alone() {
             // One that waits already says the same.
             let kind = std::mem::discriminant(&event);
@@ -274,6 +277,7 @@ impl State {
             self.waiting.push_back(event);
             return;
         }
+
         let event = match (event, of_same.as_slice()) {
             // Not admitted, again and again: the last word counts.
             (event @ ConnectionEvent::Lost { .. }, [.., last])
@@ -296,6 +300,7 @@ impl State {
             }
             (event, _) => event,
         };
+
         self.waiting.push_back(event);
     }
 }
@@ -308,11 +313,13 @@ impl State {
             |waiting: &ConnectionEvent| waiting.topic() == event.topic() && waiting.server() == event.server();
         let (before, others) = std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(is_same);
         self.waiting = others;
+
         let missed = before.iter().any(|before| match before {
             ConnectionEvent::Resubscribed { recovered, .. } => !recovered,
             ConnectionEvent::SubscriptionLost { for_good, .. } => *for_good,
             _ => false,
         });
+
         match &mut event {
             ConnectionEvent::Resubscribed { recovered, .. } => *recovered &= !missed,
             // That some was missed is not forgotten.

@@ -123,6 +123,7 @@ impl ConnectionHandler for ClientHandler {
     fn on_welcome_received(&self, connection: &Connection, welcome: Option<&Metadata>) {
         // The first that is told of a connection is that it stands.
         self.stands(connection);
+
         let resumed = match self.memory.handle_welcome(connection.id(), welcome) {
             Arrival::Resumed => true,
             Arrival::New { lost } => {
@@ -141,6 +142,7 @@ impl ConnectionHandler for ClientHandler {
                 false
             }
         };
+
         self.resubscriber.begin(connection, resumed);
     }
 }
@@ -172,6 +174,7 @@ impl ClientHandler {
             // By its number it was handled already; this one names a call that may have come on another connection.
             return self.results.give_up(message.metadata().get(keys::CALL_ID).unwrap_or_default());
         }
+
         if message.has_service_path(keys::CONTROL_PATH)
             && message.service_method() == keys::RETURN
             && connection.is_negotiated()
@@ -183,6 +186,7 @@ impl ClientHandler {
             }
             return;
         }
+
         match &self.messages {
             Some(queue)
                 if message.has_service_path(keys::CONTROL_PATH)
@@ -219,9 +223,12 @@ impl ClientHandler {
                     }
                 }
             }
+
             Some(queue) => {
                 let mut behind = Behind::default();
+                // Held until it is queued: a connection that ends may hand out beside the next one.
                 let turn = self.turn.lock();
+
                 let has_room = || queue.has_room_for_tracked(&message);
                 let seq = message.header().seq();
                 let ack = match self.memory.receive(connection.id(), seq, has_room) {
@@ -240,6 +247,7 @@ impl ClientHandler {
                         return connection.end_as_misbehaved_by(what);
                     }
                 };
+
                 if ack.is_some() || !connection.is_negotiated() {
                     // Only the framework sends tracked messages: in others these pairs may be an application's. A client
                     // without a session is sent no tracked ones, and holds topics of Bothways servers only.
@@ -247,12 +255,15 @@ impl ClientHandler {
                 } else if message.metadata_value(keys::TOPIC_OFFSET).is_some() {
                     self.resubscriber.subscriptions.note_fired(|| message.metadata());
                 }
+
                 let (ack, first) = match self.meet_key(connection, &message, ack) {
                     Ok(Met::Again) => return connection.count_repeated(),
                     Ok(Met::First(first, ack)) => (ack, Some(first)),
                     Err(ack) => (ack, None),
                 };
+
                 let added = queue.add_under_lock(message, connection, &self.server, ack, first, &mut behind);
+                // Let go before the reader is woken: its waker may be an application's own.
                 drop(turn);
                 drop(behind);
                 match added {
@@ -261,6 +272,7 @@ impl ClientHandler {
                     Added::Full => connection.end_as_slow(QUEUE_FULL),
                 }
             }
+
             None => {
                 connection.count_unheard();
                 if !self.warned.swap(true, Ordering::Relaxed) {
@@ -331,6 +343,7 @@ pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, t
         tell!(told.unhandled, warn, ?path, ?method, "no handler takes this server message: it is dropped");
         return Some(Failure::NoHandler);
     };
+
     // A panic ends this message and no other.
     let reply = match Guarded::new(handler.handle(request)).await {
         Ok(reply) => reply,
@@ -340,6 +353,7 @@ pub(super) async fn handle_message(message: &ServerMessage, handlers: &Router, t
             return Some(Failure::Panicked);
         }
     };
+
     let failure = reply.outcome.as_ref().err()?;
     let error = Said(&failure.text);
     tell!(told.failed, warn, ?path, ?method, ?error, "a handler of server messages failed");

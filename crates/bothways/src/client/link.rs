@@ -180,6 +180,7 @@ impl Link {
     ) -> Arc<Self> {
         let adder = messages.as_ref().map(MessageQueue::adder);
         let goes_to_handlers = messages.as_ref().is_some_and(MessageQueue::goes_to_handlers);
+
         let link = Arc::new(Self {
             address,
             options,
@@ -196,6 +197,7 @@ impl Link {
             returned: Returned::counting_in(oneways_lost),
             is_unlisted: false.into(),
         });
+
         let server: Arc<str> = link.address.to_string().into();
         let mut settings = link.options.settings();
         if adder.is_none() {
@@ -210,6 +212,7 @@ impl Link {
             // With the same token it would be refused again.
             settings.capabilities = settings.capabilities.without(Capabilities::RETURNS);
         }
+
         let resubscriber = Resubscriber {
             server: Arc::clone(&server),
             subscriptions: Arc::clone(&link.subscriptions),
@@ -219,6 +222,7 @@ impl Link {
         };
         let receivers = Receivers { events: events.clone(), resubscriber: resubscriber.clone(), _messages: messages };
         *link.receivers.lock() = Some(receivers);
+
         let handler = Arc::new(ClientHandler {
             link: Arc::downgrade(&link),
             runtime: link.runtime.clone(),
@@ -235,6 +239,7 @@ impl Link {
             warned: false.into(),
             repeats: Default::default(),
         });
+
         let methods = Methods::announce(&handler.handlers.routes());
         let keeper = Keeper { server, handler, settings, events, methods };
         let kept = Kept(Arc::clone(&link));
@@ -321,12 +326,14 @@ impl Link {
                     return self.current();
                 }
             }
+
             match self.standing_at_once(patience) {
                 // The keeper is about to say so, once it gets the thread: with this one the caller would ask again at once.
                 Some(Ok(connection)) if !connection.is_open() => {}
                 Some(outcome) => return outcome,
                 None => {}
             }
+
             let outcome = self.wait(patience, until).await;
             if !is_greeting(&self.state.borrow()) || until <= Instant::now() {
                 return outcome;
@@ -413,6 +420,7 @@ impl Link {
                 true
             }
         });
+
         let (has_ended, stood) = (ended.is_some(), matches!(ended, Some(State::Up(_))));
         let mut has_left = false;
         let is_greeted = matches!(ended, Some(State::Greeting(..)));
@@ -426,6 +434,7 @@ impl Link {
                 false => connection.close(),
             }
         }
+
         // Tasks that wait for the end of a stream are woken outside of the lock.
         let receivers = self.receivers.lock().take();
         if let Some(receivers) = &receivers
@@ -514,6 +523,8 @@ impl Link {
         if !is_greeted {
             return;
         }
+
+        // The event is told before anybody can see the state.
         let readers = tell(self.has_stood.swap(true, Ordering::AcqRel));
         self.change_silently(|state| match state {
             State::Ended(_) => false,
@@ -522,6 +533,7 @@ impl Link {
                 true
             }
         });
+
         // Wakers may be an application's own, and look at the client.
         drop(turn);
         self.state.send_modify(|_| {});
@@ -692,10 +704,12 @@ struct Backoff {
 async fn keep(link: &Arc<Link>, keeper: &Keeper) {
     let mut backoff = Backoff::default();
     let mut leaving = Vec::new();
+
     while !link.is_ended() {
         let mut not_before = None;
         let tried = keeper.attempt(link).await;
         let refused = matches!(tried, Tried::Refused(_));
+
         match tried {
             Tried::Ended => return,
             Tried::Stands(connection) => {
@@ -705,7 +719,9 @@ async fn keep(link: &Arc<Link>, keeper: &Keeper) {
                 if LIVED <= began.elapsed() {
                     backoff.failures = 0;
                 }
+
                 not_before = reason.reconnect_after();
+                // Its server has said goodbye: what runs on it is still answered.
                 if !connection.is_closed() {
                     keeper.let_leave(link, connection, &mut leaving);
                 }
@@ -736,6 +752,7 @@ async fn keep(link: &Arc<Link>, keeper: &Keeper) {
                 link.note_failure(Why::Lost(reason));
             }
         }
+
         if let Some(wait) = not_before {
             link.rest(after(wait)).await;
         }
@@ -755,6 +772,7 @@ async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
     let until = after(LEAVING_TIME);
     let is_told = connection.peer_can(Capabilities::LAST);
     let read_until = if is_told { after(LEAVING_UNREAD) } else { Instant::now() };
+
     let done = async {
         loop {
             tokio::time::sleep(LEAVING_IDLE).await;
@@ -771,6 +789,7 @@ async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
             _ = connection.closed() => {}
         }
     };
+
     keeper.watch(&connection, ended).await;
     connection.close();
     keeper.watch(&connection, connection.closed()).await;
@@ -790,6 +809,7 @@ impl Keeper {
             },
             () = link.ended() => return Tried::Ended,
         };
+
         let connection = self.start(link, token, socket);
         if link.is_ended() {
             match link.is_only_greeted() {
@@ -810,7 +830,9 @@ impl Keeper {
                 () = late => None,
             }
         };
+
         let over = self.watch(&connection, over).await;
+        // The answer may have come at the last moment: then it stands.
         if !link.forget_greeting() {
             if !link.is_ended() {
                 return Tried::Stands(connection);
@@ -818,6 +840,7 @@ impl Keeper {
             self.watch(&connection, connection.closed()).await;
             return Tried::Ended;
         }
+
         self.dismiss(connection);
         let address = link.address.to_string();
         match over {
@@ -871,6 +894,7 @@ impl Keeper {
             }
             hello
         });
+
         let settings = Arc::new(Settings { token, ..self.settings.clone() });
         let handler: Arc<dyn ConnectionHandler> = Arc::clone(&self.handler) as _;
         Connection::start(Role::Client, socket, settings, handler, hello, |connection| {
@@ -885,14 +909,17 @@ impl Keeper {
     /// Watches a connection that stands until it is lost. `None`: the link is over.
     async fn keep_up(&self, link: &Link, connection: &Connection) -> Option<CloseReason> {
         let reconnects = link.options.reconnects();
+        // Without a next one, this one is of use until it is closed.
         let reason = match reconnects {
             true => self.watch(connection, connection.leaving()).await,
             false => self.watch(connection, connection.closed()).await,
         };
+
         if !link.enter(State::Down(Why::Lost(reason.clone()))) {
             return None;
         }
         self.tell_lost(&reason);
+
         if let Some(why) = reason.sent_away() {
             self.say_farewell(link, connection, reason, why).await;
             return None;
@@ -967,8 +994,10 @@ impl Keeper {
         // Kept over the ticks: one that began again with each would never be due if they come quickly.
         let due = memory.due(connection.id());
         tokio::pin!(happened, due);
+
         let mut ticks = tokio::time::interval(self.settings.watch.tick());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
         loop {
             tokio::select! {
                 outcome = &mut happened => return outcome,

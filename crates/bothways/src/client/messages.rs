@@ -371,6 +371,7 @@ impl MessageAdder {
         let (ack, first) = (ack.map(Arc::new), first.map(Arc::new));
         let latest_of = latest_of(&message, ack.is_some(), &connection);
         let mut message = ServerMessage { message, connection, server, dropped_before: 0, ack, first, latest_of };
+
         // The message itself is dropped behind the lock: what it holds takes locks of its own.
         let mut state = shared.state.lock();
         if state.ended {
@@ -380,6 +381,7 @@ impl MessageAdder {
             }
             return Added::Unheard;
         }
+
         let bounds = &shared.bounds;
         let max = Amount { messages: bounds.messages_max, bytes: bounds.bytes_max };
         let (bytes, mut left) = (message.bytes(), 0);
@@ -388,6 +390,7 @@ impl MessageAdder {
             if held.has_room(bytes, max) || held.has_room_instead(bytes, left, max) {
                 break;
             }
+
             state.dropped = state.dropped.saturating_add(1);
             let oldest = match bounds.overflow {
                 Overflow::Disconnect => {
@@ -398,15 +401,18 @@ impl MessageAdder {
                 // None: only those wait that stay.
                 Overflow::DropOldest => state.waiting.push_out(self.server),
             };
+
             let Some(oldest) = oldest else {
                 state.waiting.add_gap(1);
                 message.lose(Lost::PushedOut);
                 return Added::Taken;
             };
             oldest.lose(Lost::PushedOut);
+            // What left makes room for this one, even where its server is beyond its share.
             left += oldest.bytes();
             behind.dropped.push(oldest);
         }
+
         if AS_THEY_CAME <= state.waiting.len() {
             message.message.compact();
         }

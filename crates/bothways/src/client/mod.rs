@@ -473,6 +473,7 @@ impl Client {
     /// missing or lost, subscribes when it is there. A server that cannot do it for now is asked again.
     pub(crate) async fn subscribe_lastingly(&self, subscribing: Subscribing) -> Result<Subscribed, CallError> {
         let link = &self.handle.link;
+
         loop {
             match self.subscribe_at(&subscribing, None, Patience::OneTry).await {
                 Err(error @ (CallError::Closed { .. } | CallError::NotConnected(_))) => {
@@ -493,6 +494,7 @@ impl Client {
                     if outcome.is_err() {
                         subscribing.claim.forget();
                     }
+
                     if matches!(outcome, Err(CallError::Remote { .. })) && link.is_at_plain_server() {
                         // It has no topics. The one that is there the next time may have.
                         subscribing.claim.want();
@@ -601,16 +603,19 @@ impl Client {
             Some(_) => (from, Asker::ApplicationFrom),
             None => (None, Asker::Application),
         };
+
         loop {
             let over = Over { client: self, patience, used: Mutex::default() };
             // It may be that this client is about to ask for what it missed: then that comes first.
             let asked_from = from.or_else(|| subscriptions.pending_from(pattern));
             let outcome = subscriptions::subscribe(&over, pattern, asked_from, from.is_some(), options.clone()).await;
+
             if matches!(outcome, Ok(_) | Err(CallError::Remote { .. })) {
                 claim.is_answered();
             }
             let answer = outcome?;
             let connection = over.used.into_inner().expect("a call that was answered had a connection");
+
             if let Some(asked_for) = from.filter(|_| answer.more || answer.later) {
                 // The server has all of it, and the session no room: the application may be about to make some, once
                 // this has returned.
@@ -622,6 +627,7 @@ impl Client {
                 from = Some(reached);
                 continue;
             }
+
             if claim.hold(connection, &answer.subscribed, asker).is_some() {
                 return Ok(answer.subscribed);
             }
@@ -635,11 +641,13 @@ impl Client {
         if place.is_first() {
             return Ok(CallOptions::new());
         }
+
         let waiting = async {
             let Some(timeout) = self.handle.link.options().default_timeout() else {
                 place.turn().await;
                 return Ok(CallOptions::new());
             };
+
             let began = Instant::now();
             // If its turn has not come by then, nothing of the time is left.
             let _ = tokio::time::timeout_at(after(timeout), place.turn()).await;
@@ -700,6 +708,7 @@ impl Client {
         self.check_reserved(call)?;
         let link = &self.handle.link;
         let mut over = None;
+
         // Awaited where it is made: a future that is named is copied once more, all of it.
         let first = async {
             let (connection, time) = self.connection_for(patience, time).await?;
@@ -707,6 +716,7 @@ impl Client {
             over.insert(connection).call_within(call, time).await
         }
         .await;
+
         // What seldom follows has no room in this future.
         let outcome = match first {
             Err(CallError::Closed { written: false, .. })

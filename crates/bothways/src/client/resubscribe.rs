@@ -146,6 +146,7 @@ impl Resubscriber {
         topics.sort_by_key(|(_, has_position)| *has_position);
         let patterns = patterns.into_iter().map(|(pattern, _)| (pattern, mpsc::channel::<()>(1)));
         let patterns: Vec<_> = patterns.collect();
+
         for (topic, has_position) in topics {
             let covering = patterns.iter().filter(|(pattern, _)| has_position && covers(pattern, &topic));
             let waiting = covering.map(|(_, (sender, _))| sender.clone()).collect();
@@ -154,6 +155,7 @@ impl Resubscriber {
         for (pattern, (_, topics)) in patterns {
             asking.ask(pattern, Why::Lost, Vec::new(), Some(topics));
         }
+
         with_gaps.into_iter().for_each(|topic| asking.ask(topic, Why::Gap, Vec::new(), None));
         asking.run();
     }
@@ -241,9 +243,12 @@ impl Resubscriber {
             if !subscriptions.is_wanted(which) {
                 return Ok(None);
             }
+
             let place = round.places.acquire().await;
             let outcome = subscribe(&round.connection, topic, from, true, self.options(timeout)).await;
+            // `unsubscribe` below joins the same line, and a pause must hold up no other call.
             drop((place, turn));
+
             if !subscriptions.is_wanted(which) {
                 // Unsubscribed meanwhile: if that call is not to come, it is made good here.
                 self.unsubscribe(round, Arc::clone(topic)).await;
@@ -274,6 +279,7 @@ impl Resubscriber {
                     if matches!(error, CallError::TimedOut(_)) {
                         timeout = timeout.saturating_mul(2).min(TIMEOUT.max(self.timeout()));
                     }
+
                     match trouble {
                         Trouble::NoConnection | Trouble::Final => return Err(error),
                         Trouble::Refused => {
@@ -288,6 +294,7 @@ impl Resubscriber {
                     self.pause(round, pauses.next(trouble)).await
                 }
             };
+
             if !goes_on {
                 return Ok(None);
             }
@@ -308,6 +315,7 @@ impl Resubscriber {
     async fn resubscribe(&self, round: &Round, topic: Arc<str>, why: Why, waiting: Waiting) {
         let Some((claim, from)) = self.subscriptions.claim(&topic) else { return };
         let which = claim.which().clone();
+
         match self.ask(round, &which, from, waiting).await {
             Ok(None) => {}
             Ok(Some(subscribed)) => {
@@ -325,6 +333,7 @@ impl Resubscriber {
             Err(error) if Trouble::of(&error) == Trouble::NoConnection => {}
             Err(error) => {
                 let is_forgotten = claim.forget();
+                // Before the application hears of it, and may subscribe again.
                 drop(claim);
                 if is_forgotten {
                     self.tell_lost(topic, error, true);
@@ -338,6 +347,7 @@ impl Resubscriber {
         let id = round.connection.id();
         let Some(which) = self.subscriptions.begin_recovery(id, &topic) else { return };
         let (mut recovered, mut answered) = (true, false);
+
         loop {
             match self.subscriptions.next_recovery(&which) {
                 Recovery::Over => break,
@@ -367,10 +377,12 @@ impl Resubscriber {
                     }
                 },
             }
+
             if !self.pause(round, SOON.0).await {
                 break;
             }
         }
+
         self.subscriptions.leave_recovery(id, &which);
         let was_refused = answered && self.subscriptions.end_refusal(&which);
         if was_refused || !recovered {
@@ -386,9 +398,11 @@ impl Resubscriber {
         let is_lost = loop {
             let Some(turn) = self.turn(round, &topic).await else { return };
             let Some(which) = self.subscriptions.unwanted(&topic) else { return };
+
             let place = round.places.acquire().await;
             let outcome = unsubscribe(&round.connection, &topic, self.options(self.timeout())).await;
             drop(place);
+
             let Err(error) = outcome else {
                 self.subscriptions.has_ended(&which);
                 break self.subscriptions.lose(&topic);
@@ -398,6 +412,8 @@ impl Resubscriber {
                 Trouble::NoConnection | Trouble::Final => return,
                 trouble @ (Trouble::Passing | Trouble::Refused) => pauses.next(trouble),
             };
+
+            // The application's own calls about the topic do not wait for this pause.
             drop(turn);
             if !self.pause(round, pause).await {
                 return;

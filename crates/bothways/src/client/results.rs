@@ -105,6 +105,7 @@ impl Wait {
             let run = Arc::clone(&self.run);
             let given_up = async {
                 loop {
+                    // Made before the look: a call that is given up in between still wakes it.
                     let changed = run.changed.notified();
                     if run.given_up.load(Ordering::Acquire) {
                         return;
@@ -112,11 +113,13 @@ impl Wait {
                     changed.await;
                 }
             };
+
             let reply = tokio::select! {
                 biased;
                 () = given_up => Reply::refused(ErrorCode::Timeout, "the call was given up, and does not run again"),
                 reply = run.reply.get_or_init(|| kept(handler)) => reply.clone(),
             };
+
             self.is_over = true;
             self.results.known.lock().end(&self.id, &run);
             reply
@@ -149,14 +152,18 @@ impl Known {
         let bytes = run.reply.get().map_or(0, Reply::payload_bytes);
         self.over.push_back((id.to_owned(), bytes));
         self.bytes += bytes;
+
+        // The newest reply stays, however large: it is the likeliest to be asked for again.
         while REPLY_BYTES < self.bytes && self.let_go + 1 < self.over.len() {
             let (id, bytes) = &mut self.over[self.let_go];
             self.bytes -= std::mem::take(bytes);
             if let Some(run) = self.runs.get_mut(id) {
+                // Without its reply, it still says that the call has run.
                 *run = Arc::new(Run { given_up: true.into(), is_over: true.into(), ..Run::default() });
             }
             self.let_go += 1;
         }
+
         if CALLS < self.over.len()
             && let Some((oldest, bytes)) = self.over.pop_front()
         {

@@ -173,6 +173,7 @@ impl State {
         if self.again.as_ref().is_none_or(|(on, _)| *on != connection.id()) {
             self.again = Some((connection.id(), Numbers::default()));
         }
+
         // Its number is noted before it can come back: the task that takes it back waits for this lock.
         match connection.push_again(&first.request) {
             Ok(seq) => {
@@ -187,6 +188,7 @@ impl State {
                 return Ok(false);
             }
         }
+
         self.pop();
         Ok(true)
     }
@@ -224,10 +226,13 @@ pub(super) fn take_back(link: &Arc<Link>, connection: &Connection, request: Opti
         let is_ours = header.is_oneway() && connection.has_made_push(header.seq());
         is_ours && !request.has_service_path(keys::CONTROL_PATH)
     });
+
     let goes_again = link.is_waited_for() && (link.options().can_renew() || !is_over_for_token(connection));
     let Some(request) = request.filter(|_| goes_again) else { return lose() };
     let until = after(link.options().wait());
     let waiting = Waiting { request, on: connection.id(), until, was_refused: true };
+
+    // The lock ends in `begin_sending`: a loss is logged without it.
     let mut state = returned.state.lock();
     let is_added = state.add(waiting).is_ok();
     begin_sending(link, state);
@@ -278,14 +283,17 @@ fn begin_sending(link: &Arc<Link>, mut state: MutexGuard<'_, State>) {
 async fn send(link: &Link) {
     let returned = link.returned();
     loop {
+        // Not held over the waiting below: more comes back meanwhile.
         let (on, until, why) = {
             let mut state = returned.state.lock();
             let Some(first) = state.waiting.front() else {
+                // Under the lock, so that the next one that is added begins a task.
                 state.is_sending = false;
                 return;
             };
             (first.on, first.until, first.why())
         };
+
         let sent = match link.next_standing(on, until).await {
             None => None,
             Some(connection) => {
@@ -298,6 +306,7 @@ async fn send(link: &Link) {
                 }
             }
         };
+
         if sent.is_none() {
             returned.state.lock().pop();
         }

@@ -24,6 +24,7 @@ pub(super) async fn of(caller: &impl Caller, topic: &str) -> Result<Presence, Ca
         let mut options = CallOptions::new();
         options.is_own = true;
         let reply = caller.call_typed::<_, RosterReply>(keys::CONTROL_PATH, keys::ROSTER, &args, options).await?.value;
+
         if ROSTER_MEMBERS_MAX < reply.members.len() {
             return Err(too_much(format!("{} members in one reply, of {ROSTER_MEMBERS_MAX}", reply.members.len())));
         }
@@ -32,6 +33,7 @@ pub(super) async fn of(caller: &impl Caller, topic: &str) -> Result<Presence, Ca
         if BYTES_MAX < bytes {
             return Err(too_much(format!("a roster of more than {BYTES_MAX} bytes")));
         }
+
         if call == 0 {
             // A change that comes while the rest is told is newer than this.
             all.generation = reply.generation;

@@ -302,6 +302,7 @@ impl Drop for Ack {
         if state.epoch != self.epoch || end == Self::FORGOTTEN || (is_lost && !state.outcomes) {
             return;
         }
+
         let failed = match end {
             0 => None,
             Self::ABANDONED => Some(Stage::Failed(Failure::NoHandler)),
@@ -311,9 +312,12 @@ impl Drop for Ack {
         if let Some(stage) = failed.filter(|_| state.outcomes)
             && !state.offsets.failures.add(self.offset, stage)
         {
+            // One that is not noted would be acknowledged as handled.
             return;
         }
+
         state.offsets.handle(self.offset);
+        // Let go first: the task that is woken needs it.
         drop(state);
         self.memory.progress.notify_one();
     }
@@ -323,15 +327,19 @@ impl SessionMemory {
     /// The pairs of a Hello: who this client was, and how far it is.
     pub(super) fn hello(&self) -> Metadata {
         let mut state = self.state.lock();
+        // What an earlier connection still brings does not count from here on.
         state.connection = None;
         if state.known.is_some() {
             state.attempts = state.attempts.saturating_add(1);
         }
+
         match &state.known {
             None => Metadata::new(),
             Some(known) => {
+                // An offset past a failure that the Hello cannot name would call it handled.
                 let behind = state.offsets.failures.lowest_behind_hello();
                 let handled = behind.map_or(state.offsets.handled, |lowest| state.offsets.handled.min(lowest - 1));
+
                 let mut hello = Metadata::new()
                     .with(keys::SESSION_ID, &known.id)
                     .with(keys::SESSION_KEY, &known.key)
@@ -349,6 +357,7 @@ impl SessionMemory {
         let mut state = self.state.lock();
         state.connection = Some(connection);
         let had = state.known.is_some();
+
         let named = welcome.and_then(|welcome| {
             let (id, key) = (welcome.get(keys::SESSION_ID)?, welcome.get(keys::SESSION_KEY)?);
             Some(Known { id: id.to_owned(), key: key.to_owned() })
@@ -357,6 +366,7 @@ impl SessionMemory {
         state.known = named;
         let agreed = welcome.and_then(Welcome::from_metadata).map(|welcome| welcome.capabilities);
         state.outcomes = agreed.is_some_and(|agreed| agreed.contains(Capabilities::OUTCOMES));
+
         if resumed && had && state.known.is_some() {
             // What the server heard last may have been lost with the old connection.
             state.offsets.told = (0, 0);
@@ -365,6 +375,7 @@ impl SessionMemory {
             self.progress.notify_one();
             return Arrival::Resumed;
         }
+
         let begin = welcome.and_then(|welcome| welcome.get(keys::SESSION_OFFSET)).and_then(|at| at.parse().ok());
         state.epoch += 1;
         state.offsets = Offsets::starting_at(begin.unwrap_or(0));
@@ -388,6 +399,7 @@ impl SessionMemory {
         if offset == 0 {
             return Received::Untracked;
         }
+
         // Before the lock: the queue that is asked has one of its own, and may drop acknowledgements, which take this
         // one.
         let has_room = has_room();
@@ -398,6 +410,7 @@ impl SessionMemory {
         if state.connection != Some(connection) {
             return Received::Past;
         }
+
         let next = state.offsets.received + 1;
         if next < offset {
             return Received::False(PeerMisbehaved::FalseOffset { sent: offset, expected: next });
@@ -408,8 +421,10 @@ impl SessionMemory {
         if !has_room {
             return Received::NoRoom;
         }
+
         state.offsets.received = offset;
         let epoch = state.epoch;
+        // Let go first: the task that is woken needs it.
         drop(state);
         self.progress.notify_one();
         Received::New(Ack::new(self, epoch, offset))
@@ -435,16 +450,19 @@ impl SessionMemory {
     /// Dropping the future loses nothing: what is due stays due.
     pub(super) async fn due(&self, connection: ConnectionId) -> Acks {
         loop {
+            // Not held over the waiting below: messages are received meanwhile.
             let (untold, is_past) = {
                 let state = self.state.lock();
                 let is_here = state.connection == Some(connection);
                 (if is_here { state.offsets.untold(state.outcomes) } else { 0 }, Some(connection) < state.connection)
             };
+
             if is_past {
                 // What woke this one was for the one that has taken its place.
                 self.progress.notify_one();
                 return std::future::pending().await;
             }
+
             if 0 < untold {
                 if untold < ACK_MESSAGES {
                     tokio::time::sleep(ACK_DELAY).await;

@@ -268,6 +268,7 @@ impl Claim {
         // Unsubscribed meanwhile: the client has nothing to tell of it.
         let Some(subscription) = state.get(&self.which) else { return (asker != Asker::Client).then_some(false) };
         (subscription.wanted, subscription.held) = (true, held);
+
         // What was missed before is still asked for, and not after this position.
         let still_asked = asker == Asker::Application && subscription.pending.is_some();
         if let Some(position) = subscribed.position
@@ -275,6 +276,7 @@ impl Claim {
         {
             subscription.note(position);
         }
+
         if !held {
             return None;
         }

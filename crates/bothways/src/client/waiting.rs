@@ -169,7 +169,9 @@ impl Waiting {
         let bytes = message.bytes();
         let key = message.latest_of.as_ref().map(|key| (Arc::clone(&message.server), Arc::clone(key)));
         let older = key.as_ref().and_then(|key| self.latest.get(key)).and_then(|place| self.at(*place));
+
         if let Some(Slot { server: of_older, message: Some(older), .. }) = older.map(|at| &mut self.slots[at]) {
+            // The gap in front of this place stays there.
             message.dropped_before = older.dropped_before;
             let older = std::mem::replace(older, message);
             // The server may have left since, and joined again.
@@ -178,11 +180,13 @@ impl Waiting {
             self.count_in(server, bytes, true);
             return Some(older);
         }
+
         message.dropped_before = std::mem::take(&mut self.gap);
         let place = self.next_place;
         self.next_place += 1;
         let is_tracked = message.ack.is_some();
         let of_server = self.count_in(server, bytes, is_tracked);
+        // A tracked one is never pushed out to make room.
         if !is_tracked {
             of_server.droppable.push_back(place);
         }

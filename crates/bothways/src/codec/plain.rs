@@ -88,6 +88,7 @@ where
         }
         _ => return Err(CodecError::unsupported::<T>(serialize, CAN)),
     };
+
     if payload.is_empty() {
         return T::deserialize(Bare { bytes: None }).map_err(|_| CodecError::Empty { serialize });
     }

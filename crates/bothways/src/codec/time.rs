@@ -244,6 +244,7 @@ impl Instant {
     fn to_extension(self) -> ([u8; 12], usize) {
         let mut bytes = [0; 12];
         let nanoseconds = u64::from(self.nanoseconds);
+
         match u64::try_from(self.seconds).ok().filter(|seconds| seconds >> 34 == 0) {
             Some(seconds) => match u32::try_from(seconds) {
                 Ok(seconds) if nanoseconds == 0 => {
@@ -317,11 +318,13 @@ impl Instant {
         expect(&mut rest, b"-")?;
         let day = number(&mut rest, 2)?;
         expect(&mut rest, b"Tt")?;
+
         let hour = number(&mut rest, 2)?;
         expect(&mut rest, b":")?;
         let minute = number(&mut rest, 2)?;
         expect(&mut rest, b":")?;
         let second = number(&mut rest, 2)?;
+
         let mut nanoseconds = 0;
         if expect(&mut rest, b".").is_some() {
             let decimals = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -335,6 +338,7 @@ impl Instant {
             }
             rest = behind;
         }
+
         let offset_seconds = match expect(&mut rest, b"Zz+-")? {
             sign @ (b'+' | b'-') => {
                 let hours = number(&mut rest, 2)?;
@@ -348,6 +352,7 @@ impl Instant {
             }
             _ => 0,
         };
+
         let exists = (1..=12).contains(&month)
             && (1..=days_in(year, month)).contains(&day)
             && hour <= 23

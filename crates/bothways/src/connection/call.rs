@@ -91,7 +91,9 @@ impl Drop for Forget<'_> {
         let Some(seq) = self.seq else { return };
         let mut state = self.connection.shared.state.lock();
         let Some(Waiter::Call { number, .. }) = state.proto.forget(seq) else { return };
+
         let by_push = state.is_called_by_pushes();
+        // Taken back before it left, it needs no Cancel.
         let may_be_heard = !state.outbox.forget_call(number);
         if may_be_heard {
             state.note_given_up(seq);
@@ -99,10 +101,12 @@ impl Drop for Forget<'_> {
         let tell = may_be_heard
             && (by_push || state.proto.peer_can(Capabilities::CANCEL))
             && state.outbox.has_room_for_cancels();
+
         let forgotten = state.outbox.take_dropped();
         // The payload is the application's, and what it does when it is dropped may look at this connection.
         drop(state);
         drop(forgotten);
+
         if tell {
             self.connection.cancel_at_peer(if by_push { seq.unmarked() } else { seq.get() });
             self.connection.flush();
@@ -288,6 +292,7 @@ impl Connection {
         }
 
         let reply = self.within(time, reply).await?;
+        // The call is over: there is nothing left for the guard to cancel.
         guard.seq = None;
         let reply = reply.expect("a waiter is answered before it leaves the table")?;
 
@@ -332,7 +337,9 @@ impl Connection {
         let shared = &*self.shared;
         let more = with_more(&call.options.metadata, shared.settings.token.as_deref(), time);
         let metadata = more.as_ref().unwrap_or(&call.options.metadata);
+
         let header = Header::request(Seq::default(), call.serialize);
+        // Packing takes long: not under the lock.
         let packed = (shared.settings.compress != CompressType::NONE)
             .then(|| compressed(header, call.payload.clone(), shared.settings.compress));
         let (header, payload) = packed.as_ref().map_or((header, &call.payload), |(header, payload)| (*header, payload));
@@ -358,6 +365,7 @@ impl Connection {
             (header.with_seq(seq), metadata)
         };
         let parts = FrameParts { header, names, metadata, payload_len };
+
         let added = match state.check_limit_of_peer(parts.body_len()) {
             Ok(()) => state.outbox.add(Lane::Call, &parts, payload, self.limits(), &shared.settings.bounds()),
             Err(error) => Err(Refused::TooLarge(error)),
@@ -370,9 +378,11 @@ impl Connection {
             }
         };
 
+        // If the call is given up, the outbox finds its frame by this number.
         if let Some(Waiter::Call { number: of_waiter, .. }) = state.proto.waiter_mut(seq) {
             *of_waiter = number;
         }
+
         let written = state.who_writes();
         // Lets go of the lock: what is written is written without it.
         self.write_if_much(state);

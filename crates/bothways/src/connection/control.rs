@@ -94,31 +94,39 @@ impl Connection {
             header = header.with_status(Status::ERROR);
             self.hide_from_plain_client(failure);
         }
+
         let (then_welcome, packed) = (reply.then_welcome, reply.packed);
         let then_close = reply.then_close.take();
         // To the end of this: the payload may be made of the bytes that it stands for.
         let _held = reply.held.take();
+
         let (payload, metadata) = reply.into_wire();
         let (header, payload) = match packed {
             true => (header.with_compress(CompressType::GZIP), payload),
             false => compressed(header, payload, request.header().compress()),
         };
+
+        // Only now: packing takes long, and others wait for the lock.
         let mut state = shared.state.lock();
         if !state.can_answer() {
             return;
         }
 
         let now = state.pushes_so_far();
+        // Pushes of its handler that the session still keeps go first.
         let waits = pushes_before.is_some_and(|before| before.kept != now.kept);
         let waits = waits && !then_welcome && state.may_hold_replies();
+
         let parts = FrameParts { header, names: request.names(), metadata: &metadata, payload_len: payload.len() };
         let mut added = self.add_reply(&mut state, lane, &parts, &payload, waits);
         if added.is_err() {
             added = self.add_why(&mut state, request.header(), &metadata, lane, waits, added);
         }
+
         if !waits && pushes_before.is_some_and(|before| before.added != now.added) {
             state.outbox.last_reply_behind_pushes();
         }
+
         let added = self.check_added(&mut state, added);
         if then_welcome {
             state.proto.on_enabled();
@@ -173,11 +181,13 @@ impl Connection {
         refused: Result<u64, Refused>,
     ) -> Result<u64, Refused> {
         let Some(why) = refused.as_ref().err().and_then(|refused| self.why_refused(refused)) else { return refused };
+
         let metadata = refusal_of(metadata, &why);
         let header = request.reply().with_status(Status::ERROR);
         // Without the names of its request, which may be long: this one fits.
         let parts = FrameParts { header, names: Names::new("", ""), metadata: &metadata, payload_len: 0 };
         let (payload, limits, bounds) = (Bytes::new(), Limits::default(), self.shared.settings.bounds());
+
         match waits {
             false => state.outbox.add(lane, &parts, &payload, &limits, &bounds),
             true => state.outbox.hold_reply(&parts, &payload, &limits, &bounds),
@@ -271,6 +281,7 @@ impl Connection {
     /// Tells a client why its frame, of which the header is known, ends the connection. False: there is nobody to tell.
     pub(super) fn tell_why(&self, header: Option<Header>, reason: &CloseReason) -> bool {
         let (role, greeting) = {
+            // Let go at once: the answer takes the lock itself.
             let state = self.shared.state.lock();
             (state.proto.role(), state.proto.greeting())
         };
@@ -357,22 +368,27 @@ impl Connection {
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let hash = HASHER.hash_one(token);
         let said = goodbye(ErrorCode::Unauthenticated.name(), why, None);
+
         let understands = {
             let mut state = self.shared.state.lock();
             match state.rare().token_refused.replace(hash) {
                 None => {}
                 Some(first) => {
+                    // The client hears of one token only, the first.
                     state.rare().token_refused = Some(first);
                     return if first == hash { TokenOver::Known } else { TokenOver::Another };
                 }
             }
+
             // What its session owes it waits for the next connection.
             state.release_replies();
             self.queue_goodbye(&mut state, said)
         };
+
         if !understands {
             return TokenOver::NotTold;
         }
+        // The write takes the lock itself.
         self.flush();
         TokenOver::Told
     }

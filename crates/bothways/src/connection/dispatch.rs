@@ -49,6 +49,7 @@ impl Connection {
         if let Some(reply) = self.finish(&mut message) {
             return self.reply(&message, reply, Lane::Reply, Some(pushes_before));
         }
+
         let permit = match place.take(self, &message) {
             Ok(permit) => permit,
             Err(text) => return self.refuse_call(&message, text),
@@ -68,9 +69,11 @@ impl Connection {
         };
 
         if takes_long_to_pack(&message, &reply) {
+            // Packing it here would hold up the messages behind it.
             let ready = Guarded::new(Box::pin(std::future::ready(reply)));
             return self.spawn_call(ready, None, message, permit, pushes_before);
         }
+
         self.reply_in_line(&message, reply, Lane::Reply, Some(pushes_before));
         place.keep(permit);
     }
@@ -89,12 +92,14 @@ impl Connection {
         if self.finish(&mut message).is_some() {
             return;
         }
+
         self.copy_if_many_run(&mut message);
         // A client's handler queues what the server sends unasked and answers that there is nothing to
         // run: only what runs needs a place. Its caller's deadline ends nothing: nobody waits for it anyhow.
         let Answer::Later(handler, _) = self.shared.handler.handle_request(self, message.clone()) else {
             return;
         };
+
         let mut handler = Guarded::new(handler);
         let Ok(mut permit) = place.take(self, &message) else {
             self.shared.state.lock().rare().oneways_refused += 1;
@@ -202,6 +207,7 @@ impl Connection {
                     return;
                 }
             }
+
             if let Some(reply) = reply {
                 connection.reply(&message, reply, Lane::Reply, Some(pushes_before));
                 connection.flush();
@@ -209,6 +215,7 @@ impl Connection {
         });
 
         if remember {
+            // The table gets the handle only now: the task was made without the lock.
             match self.shared.state.lock().running.as_mut().and_then(|running| running.get_mut(&seq)) {
                 Some(entry) => *entry = Some(task.abort_handle()),
                 // Done already, or cancelled: then it stops at its next `await`.

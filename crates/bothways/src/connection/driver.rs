@@ -169,6 +169,7 @@ impl Driver {
             if state.must_not_read(&shared.settings, self.shut_down) || shared.is_checking.load(Ordering::Relaxed) {
                 break;
             }
+
             let message = match self.deframer.next_message(&shared.settings.limits) {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
@@ -181,6 +182,7 @@ impl Driver {
                     continue;
                 }
             };
+
             self.messages = self.messages.wrapping_add(1);
             let are_more = !self.deframer.is_drained();
             if are_more {
@@ -290,11 +292,13 @@ impl Driver {
             }
             (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
         };
+
         if !closing {
             if checking && (!self.deframer.is_drained() || self.untrusted_frame().is_some()) {
                 // What a token opens waits for the token, unless the client is gone.
                 return Some(self.poll_end(cx, buffer));
             }
+
             if !self.deframer.is_drained() {
                 return self.poll_handling(turn, cx);
             }
@@ -302,14 +306,17 @@ impl Driver {
                 // Its token was refused, or its check is over without one.
                 return Some(Poll::Ready(reason));
             }
+
             if self.poll_pause(cx).is_pending() {
                 return Some(Poll::Pending);
             }
         }
 
+        // Never 0: a read of 0 bytes means the end of the stream.
         let bytes_max = TURN_BYTES.saturating_sub(turn.bytes).max(1);
         match self.poll_take_in(cx, buffer, bytes_max, !closing) {
             Poll::Pending => {
+                // All was read: from here on silence is the peer's.
                 self.connection.shared.note_reading(BEHIND, false);
                 Some(Poll::Pending)
             }
@@ -319,9 +326,11 @@ impl Driver {
                 self.connection.shared.note_reading(BEHIND, true);
                 let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
                 turn.bytes += n;
+                // Once this side closes, what still comes is dropped.
                 if closing {
                     return None;
                 }
+
                 self.pause_after(n);
                 if is_first {
                     self.look_ahead(cx);
@@ -406,6 +415,8 @@ impl Driver {
     ) -> Poll<io::Result<usize>> {
         let shared = &self.connection.shared;
         let (settings, socket) = (&shared.settings, &shared.socket);
+
+        // Bytes that were read ahead come first: they go through `poll_read`.
         if is_wanted
             && self.ahead.is_none()
             && let Some(space) = self.deframer.space()
@@ -460,6 +471,8 @@ impl Driver {
         let shared = &*self.connection.shared;
         let mut state = shared.state.lock();
         let drained = state.outbox.is_empty() && state.outbox.writer == Writer::Idle;
+
+        // While a handler runs, its end wakes the driver, and this looks again.
         if let Phase::Answering(reason) = &state.phase
             && drained
             && shared.calls_running.load(Ordering::SeqCst) == 0
@@ -501,12 +514,14 @@ impl Driver {
             cx.waker().wake_by_ref();
             return;
         }
+
         if told {
             connection.close_after_flush(reason);
             cx.waker().wake_by_ref();
             return;
         }
 
+        // If an end was announced or begun before, its reason stands.
         let reason = match &connection.shared.state.lock().phase {
             Phase::Closing(ours) | Phase::Draining(ours) => CloseReason::clone(ours),
             _ => reason,
@@ -573,6 +588,7 @@ impl Future for Driver {
 
         let is_new = std::mem::take(&mut this.is_new);
         let (quiet, asked) = {
+            // Let go: what follows takes the lock itself.
             let mut state = this.connection.shared.state.lock();
             state.driving.note(cx.waker());
             (state.is_quiet(), std::mem::take(&mut state.watch.rest_wanted))
@@ -593,6 +609,7 @@ impl Future for Driver {
         if !this.connection.is_closed() {
             // Between frames the deframer keeps nothing.
             this.note_partial();
+
             let may_rest = (is_new || asked)
                 && this.pause.is_none()
                 && this.ahead.is_none()
@@ -630,6 +647,7 @@ fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, c
         written: share.written as usize,
         bytes_max: WRITE_BYTES,
     };
+
     let (mut state, ended) = writer::write(connection, state, &mut turn, |wire, done| {
         move_bytes(wire, done, |slices| socket.poll_write(cx, slices))
     });
@@ -680,6 +698,7 @@ fn handle_message<'a>(
         // A frame before it in the same read ended the connection, such as a refused token.
         return Ok(());
     }
+
     if state.proto.greeting() == Greeting::Unknown && state.proto.role() == Role::Server {
         // Let go: the code that admits clients has locks of its own. What it decides may have ended the connection.
         drop(state);
@@ -729,6 +748,7 @@ fn handle_message<'a>(
             connection.run_hello(hello, message);
         }
     }
+
     if asks_first {
         connection.tell_waiting_pushes();
     }

@@ -104,6 +104,7 @@ impl Connection {
     /// no calls from then on, but what runs is still answered.
     pub(crate) async fn leaving(&self) -> CloseReason {
         loop {
+            // Made before the look at the phase: a change between the two wakes it.
             let changed = self.shared.changed.notified();
             match &self.shared.state.lock().phase {
                 Phase::Closed(reason) => return CloseReason::clone(reason),
@@ -120,6 +121,7 @@ impl Connection {
                 }
                 _ => {}
             }
+
             changed.await;
         }
     }
@@ -211,6 +213,7 @@ impl Connection {
     pub(super) fn answer_the_rest(&self, reason: &CloseReason) -> bool {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
+
         let at_end = matches!(reason, CloseReason::PeerClosed | CloseReason::PeerClosedMidFrame);
         // A Bothways client ends its side when it is closed, and reads no reply from then on; or it was killed. It
         // must not be listed as connected for as long as its handlers run.
@@ -218,14 +221,18 @@ impl Connection {
         // A stranger's token is not checked for nobody.
         let reads_no_more = reads_no_more || shared.is_checking.load(Ordering::Relaxed);
         let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect && !reads_no_more;
+
         if !worth_it || !matches!(state.phase, Phase::Open) {
             return false;
         }
+
+        // Set before the count is read: a handler that ends after that wakes the driver.
         shared.answering.store(true, Ordering::SeqCst);
         if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() && !state.outbox.holds_replies()
         {
             return false;
         }
+
         self.begin_answering(&mut state, reason.clone());
         true
     }

@@ -41,16 +41,21 @@ impl Connection {
         if !state.can_answer() {
             return true;
         }
+
         let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
         let names = Names::new(keys::CONTROL_PATH, keys::RETURN);
         let parts = FrameParts { header, names, metadata: &said, payload_len: frame.len() };
+
         // With the replies, and within their bounds: it is the answer to a request.
         let added = match state.check_limit_of_peer(parts.body_len()) {
             Ok(()) => state.outbox.add(Lane::Reply, &parts, frame, self.limits(), &shared.settings.bounds()),
             Err(error) => Err(Refused::TooLarge(error)),
         };
+
         let is_queued = self.check_added(&mut state, added).is_ok();
         state.rare().taken.returned += u64::from(is_queued);
+
+        // Lets go of the lock before it writes.
         self.write_if_much(state);
         is_queued
     }

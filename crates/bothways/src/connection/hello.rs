@@ -59,6 +59,7 @@ impl Connection {
             // No session was given or lost: there will be another Hello.
             return;
         }
+
         drop(state);
         given_up.iter().for_each(|seq| self.cancel_at_peer(seq.get()));
         self.shared.handler.on_welcome_received(self, welcomed.then_some(&said));
@@ -110,6 +111,7 @@ impl Connection {
         let came = message.frame().len();
         // The hook keeps the metadata, and nothing else of what was read.
         let message = Message::new(message.header(), "", "", &message.metadata(), &[]);
+
         let max = message.frame().len() + HELLO_BYTES;
         if max < came {
             let error = DecodeError::TooLarge { len: came, max };
@@ -122,6 +124,8 @@ impl Connection {
             Ok(check) => check,
             Err(panicked) => return self.finish_hello(&hello, &message, checked(Err(panicked))),
         };
+
+        // A check that is ready at once needs no task.
         match Pin::new(&mut check).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(outcome) => self.finish_hello(&hello, &message, checked(outcome)),
             Poll::Pending => self.spawn_check(check, hello, message),
@@ -133,6 +137,7 @@ impl Connection {
             Ok(permit) => permit,
             Err(refused) => return self.refuse_for_now(&message, &self.note_no_place(refused), HELLO_RETRY),
         };
+
         permit.keep(&message);
         let connection = self.clone();
         tokio::spawn(async move {
@@ -145,6 +150,7 @@ impl Connection {
                     Unwanted::Over => return,
                 },
             };
+
             // What is next may be checked from here on.
             permit.is_check = false;
             connection.finish_hello(&hello, &message, outcome);
@@ -192,6 +198,7 @@ impl Connection {
                 return self.refuse_for_now(message, "a later attempt of this client was let in before", retry_after);
             }
         };
+
         welcome.put(&mut pairs);
         pairs.insert(keys::BODY_BYTES_MAX, self.limits().body_bytes().to_string());
         self.control(Message::new(message.header().reply(), "", "", &pairs, &[]).frame());
@@ -201,6 +208,7 @@ impl Connection {
             true => self.trust(),
             false => self.end_check(),
         }
+
         match sessions {
             true => self.shared.handler.on_welcome_sent(self),
             // What waited for the answer goes on its way.

@@ -274,6 +274,8 @@ impl Lanes {
                 share.credit -= entry.len() as i64;
                 return Some(entry);
             }
+
+            // Its credit is used up, or nothing waits in it: the next lane has its turn.
             self.turn = (self.turn + 1) % self.shares.len();
             self.shares[self.turn].credit += self.weights[self.turn] * TURN_BYTES;
         }

@@ -176,6 +176,7 @@ impl Connection {
             // No request is held by anybody.
             return Ok(());
         }
+
         // One alone is bounded by `body_bytes_max`, or by what a value may take.
         let others = |kib: u32| (kib as usize).saturating_sub(own_kib).saturating_mul(1024);
         let of_connection = others(shared.request_kib.load(Ordering::Relaxed));
@@ -183,6 +184,7 @@ impl Connection {
             let text = format!("overloaded: calls of this connection that hold {of_connection} bytes run already");
             return Err(NoPlace::of_connection(text));
         }
+
         let of_all = others(of_all);
         if of_all != 0 && self.has_no_room(of_all, bytes) {
             let text = format!("overloaded: calls that hold {of_all} bytes run already");

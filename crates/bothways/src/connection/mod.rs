@@ -426,6 +426,7 @@ impl Connection {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed));
         let wheel = Arc::clone(&settings.wheel);
+
         let state = State {
             proto: proto::Connection::new(role, settings.limits.calls_pending()),
             outbox: Outbox::new(role),
@@ -441,6 +442,7 @@ impl Connection {
             paused: false,
             writable_wanted: false,
         };
+
         let is_trusted = !handler.asks_for_token();
         let connection = Self {
             shared: Arc::new(Shared {
@@ -460,9 +462,11 @@ impl Connection {
                 state: StateLock::new(id, wheel, state),
             }),
         };
+
         if let Some(metadata) = hello {
             connection.say_hello(metadata);
         }
+
         before(&connection);
         connection.begin();
         // It is there, and may be looked at.

@@ -128,6 +128,7 @@ impl Outbox {
         if !direct || OWN_BYTES < payload.len() {
             let len = bothways_proto::PREFIX_LEN + parts.body_len();
             self.check_all(lane, len, bounds)?;
+            // What goes straight onto the wire waits in no lane.
             if !direct {
                 self.make_room(lane, len, bounds)?;
             }
@@ -135,6 +136,7 @@ impl Outbox {
 
         if direct && payload.len() < SHARE_BYTES {
             let wire = &mut **self.wire.get_or_insert_default();
+            // Copied: one buffer beats a vectored write of small slices.
             if let Some(flat) = wire.flat_end() {
                 let before = flat.len();
                 parts.put_frame(flat, payload, limits)?;
@@ -233,6 +235,7 @@ impl Outbox {
                 (head.into(), frame.slice(HEADER_LEN..))
             }
         };
+
         let owned = lane != Lane::Push;
         Ok(self.add_entry(Entry { lane, owned, call: 0, push: 0, owed, head, body }, direct, bounds))
     }
@@ -350,6 +353,7 @@ impl Outbox {
             if 0 < written {
                 calls.written = calls.under_way;
             }
+
             if wire.is_empty() {
                 pushes.written = pushes.under_way;
                 wire.forget_pushes();
@@ -361,6 +365,7 @@ impl Outbox {
         match &mut self.wire {
             None => self.wire = Some(wire),
             Some(_) if wire.is_empty() => {}
+            // What was added during the write goes behind what is left of this.
             Some(newer) => {
                 std::mem::swap(newer, &mut wire);
                 newer.append(*wire);
@@ -459,6 +464,7 @@ impl Outbox {
     fn make_room(&mut self, lane: Lane, len: usize, bounds: &OutboxBounds<'_>) -> Result<(), Refused> {
         let Waiting { frames, bytes } = self.waiting(lane);
         let over = |bytes_max: usize| 0 < frames && bytes_max < bytes.saturating_add(len);
+
         match lane {
             Lane::Control if CONTROL_FRAMES <= frames || over(CONTROL_BYTES) => {
                 Err(Refused::Disconnect("it lets heartbeat answers and refusals pile up"))

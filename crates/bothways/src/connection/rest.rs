@@ -120,7 +120,9 @@ impl Connection {
         if self.runtime().is_none() {
             return false;
         }
+
         {
+            // Let go before the socket is asked: its waker takes the lock.
             let mut state = shared.state.lock();
             state.woken_by_socket = false;
             if !ready(&state) {
@@ -138,6 +140,7 @@ impl Connection {
         if !ready(&state) {
             return false;
         }
+
         state.driving = Driving::Resting;
         shared.note_reading(BEHIND, false);
         state.outbox.shrink();

@@ -211,12 +211,14 @@ impl Connection {
                     outcome.too_large += 1;
                     continue;
                 }
+
                 let added = state.outbox.add_frame(Lane::Push, &frame.0, &bounds);
                 match self.check_added(&mut state, added) {
                     Ok(_) => outcome.queued += 1,
                     Err(PushError::Full { .. }) => outcome.full += 1,
                     Err(_) => outcome.closed += 1,
                 }
+
                 if state.outbox.wants_write() {
                     // A write takes as long as the system needs for it.
                     drop(state);
@@ -334,6 +336,7 @@ impl Connection {
 
         let mut state = shared.state.lock();
         state.check_open()?;
+
         let header = Header::oneway(state.proto.next_push(), serialize);
         let names = Names::new(service_path, service_method);
         let parts = FrameParts { header, names, metadata, payload_len: payload.len() };
@@ -362,10 +365,12 @@ impl Connection {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+
             let full = match attempt() {
                 Err(full @ PushError::Full { .. }) => full,
                 done => return done,
             };
+
             let clock = || self.shared.handler.clock().cloned();
             if timeout(clock, deadline, changed).await.is_err() {
                 return Err(full);

@@ -44,6 +44,7 @@ fn oneways(rest: Rest, limits: &Limits) -> (Vec<Message>, usize) {
     if let Some(wire) = rest.wire {
         let (pieces, is_cut) = wire.into_whole_frames();
         lost += usize::from(is_cut);
+
         let mut frames = BytesMut::new();
         pieces.for_each(|piece| frames.extend_from_slice(&piece));
         let mut frames = frames.freeze();
@@ -53,6 +54,7 @@ fn oneways(rest: Rest, limits: &Limits) -> (Vec<Message>, usize) {
             requests.extend(Message::parse(frames.split_to(len), limits));
         }
     }
+
     let pushes = rest.lanes.into_iter().flat_map(|lanes| lanes.into_pushes());
     for (head, body) in pushes {
         let frame = if body.is_empty() { head } else { [head, body].concat().into() };
@@ -61,6 +63,7 @@ fn oneways(rest: Rest, limits: &Limits) -> (Vec<Message>, usize) {
             Err(_) => lost += 1,
         }
     }
+
     // Calls among them are answered otherwise, and what the framework says is of its connection.
     requests.retain(|message| {
         let header = message.header();

@@ -129,6 +129,7 @@ impl Watch {
             Some(after) => nanos(after),
             None => -nanos(epoch.saturating_duration_since(now)),
         };
+
         Self {
             began,
             alive_at: 0,
@@ -222,6 +223,7 @@ impl State {
         let frame = self.rare.as_mut()?.frame.as_mut()?;
         let (_, bytes, at) = *frame.seen.get_or_insert((frame.number, frame.bytes, now));
         let within = deadlines.frame_progress_time;
+        // Another frame, or nothing was read for a while: its time begins anew.
         if frame.seen.is_some_and(|(number, ..)| number != frame.number) || is_held_up {
             frame.seen = Some((frame.number, frame.bytes, now));
             return None;
@@ -261,6 +263,7 @@ impl State {
         let waits = !self.outbox.is_empty();
         // What was queued and is left to a write that never comes is not the peer's fault.
         let is_tried = self.outbox.writer != Writer::Idle;
+
         let watch = &mut self.watch;
         let is_quiet = reads == watch.reads;
         // No socket takes just 4 GiB between two ticks.
@@ -275,18 +278,22 @@ impl State {
             true => watch.unheard.saturating_add(u16::try_from(written / UNHEARD_BYTES).unwrap_or(u16::MAX)),
             false => 0,
         };
+
         // A socket that was full takes bytes only when the peer has taken some.
         if !is_quiet || is_held_up || (waited && 0 < written) {
             watch.alive_at = now;
             watch.pinged_at = None;
         }
+
         if 0 < written {
             watch.said_at = (now / SAID_MILLIS) as u16;
         }
+
         // What began to wait since then has all its time.
         if 0 < written || !waits || !is_tried || !waited {
             watch.written_at = now as u32;
         }
+
         Seen { is_quiet, is_long: !is_quiet && !heard }
     }
 
@@ -305,6 +312,7 @@ impl State {
 
         let silent = Duration::from_millis(now.saturating_sub(watch.alive_at));
         let role = self.proto.role();
+
         // Bytes are no frame: one byte now and then must not hold a connection.
         let no_frame = role == Role::Server && self.proto.greeting() == Greeting::Unknown;
         // One that has begun and goes on has the time that it takes.
@@ -313,6 +321,7 @@ impl State {
         if no_frame && deadlines.first_frame_timeout <= Duration::from_millis(now) {
             return Due::End(CloseReason::NoFirstFrame(deadlines.first_frame_timeout));
         }
+
         if watch.flags & WAITED != 0 && deadlines.write_timeout <= since(now, watch.written_at) {
             return Due::End(CloseReason::SlowPeer(match role {
                 Role::Server => "it took no byte within `timeouts.write`",
@@ -320,6 +329,7 @@ impl State {
                 Role::Client => "it took no byte for too long",
             }));
         }
+
         if let Some(idle) = deadlines.idle_timeout.filter(|idle| *idle <= silent) {
             return Due::End(CloseReason::Idle(idle));
         }
@@ -327,11 +337,13 @@ impl State {
         // A plain server answers heartbeats, a plain client would take one for a reply.
         let answers = role == Role::Client || self.proto.peer_can(Capabilities::PING);
         let Some(interval) = deadlines.heartbeat_interval.filter(|_| answers) else { return Due::Nothing };
+
         // The sender of a long frame hears nothing meanwhile, because the answer to its heartbeat comes after the
         // frame. One that knows no better takes that for death.
         if seen.is_long && interval <= watch.since_said(now) {
             return Due::Ping;
         }
+
         let [received, now_at] = [watch.alive_at, now].map(Duration::from_millis);
         let pinged = watch.pinged_at.map(|pinged| now_at.saturating_sub(since(now, pinged.get())));
         let timeout = deadlines.heartbeat_timeout.saturating_add(watch.on_the_way());
@@ -340,6 +352,7 @@ impl State {
             KeepaliveAction::Gone if may_be_busy(&self.proto) => of(timeout.saturating_mul(BUSY_TIMES)),
             action => action,
         };
+
         match action {
             KeepaliveAction::Ping => {
                 watch.pinged_at = Some(mark(now));
@@ -400,6 +413,7 @@ impl Connection {
         let reads = self.shared.reads.load(Ordering::Relaxed);
         let began = state.watch.began(self.shared.state.wheel().epoch());
         let now = now.saturating_duration_since(began).as_millis() as u64;
+
         // Nothing comes while nothing is read: what there is lies unread in the socket.
         let is_held_up =
             state.paused || self.shared.is_checking.load(Ordering::Relaxed) || self.shared.reads_as(BEHIND);
@@ -410,6 +424,7 @@ impl Connection {
             }
             due => due,
         };
+
         let due = match due {
             Due::Nothing | Due::Ping if !self.is_trusted() && deadlines.is_stranger_too_long(now) => {
                 let why = format!("no token was accepted within {:?}", deadlines.unauthenticated_timeout);
@@ -418,6 +433,7 @@ impl Connection {
             due => due,
         };
 
+        // If this process stood still, what peers sent meanwhile is read before one is cut off.
         let was_spared = state.watch.flags & SPARED != 0;
         let spares = matches!(due, Due::End(_)) && !was_spared && deadlines.tick() < late;
         state.watch.flags = if spares { state.watch.flags | SPARED } else { state.watch.flags & !SPARED };

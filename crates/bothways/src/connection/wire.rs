@@ -130,10 +130,12 @@ impl Wire {
             self.frame_at = self.gone;
         }
         self.owned = self.owned.min(self.bytes);
+
         let of_flat = n.min(self.flat.len() - self.written);
         self.written += of_flat;
         n -= of_flat;
         self.give_back();
+
         while 0 < n {
             let front = &mut self.tail.front_mut().expect("no more is taken than was there").bytes;
             let of_front = n.min(front.len());

@@ -40,6 +40,7 @@ impl Connection {
         /// Batches that a caller writes before it leaves the rest to the driver, so that it is not
         /// kept busy with what others add.
         const ROUNDS: usize = 4;
+
         let mut turn = Turn { hand: Hand::Caller, batches: ROUNDS, written: 0, bytes_max: WRITE_BYTES };
         let (mut state, ended) = writer::write(self, state, &mut turn, |wire, done| {
             move_bytes(wire, done, |slices| match self.shared.socket.try_write(slices) {
@@ -124,6 +125,7 @@ pub(super) fn move_bytes(
             Poll::Ready(Ok(n)) => *n,
             _ => 0,
         });
+
         match polled {
             Poll::Ready(Ok(0)) => return (written, Outcome::Failed(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(n)) => {

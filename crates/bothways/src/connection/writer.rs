@@ -180,10 +180,12 @@ pub(super) fn write<'a, D: Desk, E>(
             }
             Some(mut batch) => {
                 *D::writer(&mut guard) = Writer::Busy;
+                // Let go: others add frames meanwhile, and find that somebody writes.
                 drop(guard);
                 let (written, outcome) = write(&mut batch, turn.written);
                 turn.written += written;
                 turn.batches -= 1;
+
                 guard = desk.lock();
                 desk.put_back(&mut guard, batch, written);
                 outcome

@@ -112,6 +112,7 @@ fn unescape(text: &str) -> Option<Box<str>> {
     if !text.contains(['%', '+']) {
         return Some(text.into());
     }
+
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {
@@ -127,6 +128,7 @@ fn unescape(text: &str) -> Option<Box<str>> {
             byte => byte,
         });
     }
+
     Some(String::from_utf8_lossy(&bytes).into())
 }
 

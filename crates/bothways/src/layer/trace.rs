@@ -36,6 +36,7 @@ impl Layer for Trace {
                 traceparent = request.metadata().get(TRACEPARENT).map(|trace| field::debug(Said(trace.to_owned()))),
                 outcome = field::Empty,
             );
+
             let answer = inner.handle(request);
             async move {
                 let mut end = End { began: Instant::now(), outcome: None };

@@ -118,6 +118,7 @@ impl Room {
         // The application's locks are not taken under that of the table.
         let is_over = (asker.is_over)();
         let owner = (is_over || self.table.lock().is_much_left_behind()).then(asker.owner);
+
         let (bytes, (number, told)) = {
             let mut table = self.table.lock();
             if let Some(owner) = owner {
@@ -129,6 +130,8 @@ impl Room {
             }
             (bytes, table.wait(of, bytes))
         };
+
+        // Leaves the table's line also when this future is dropped.
         let _waits = Waits { room: self, of, place: (bytes, number) };
         match timeout(clock, after(WAIT_MAX), told).await {
             Ok(Ok(held)) => Ok(held),

@@ -231,12 +231,16 @@ fn begin(place: Place, handler: &Arc<ServerHandler>, socket: AnySocket) -> Conne
         shared.sessions.open();
         let mut connections = shared.connections.lock();
         connections.insert(connection.id(), connection.clone());
+        // Under the lock, so that `take_place` counts this client exactly once.
         drop(place);
         drop(connections);
+
+        // Outside the lock: the hook may ask the server for its connections.
         if let Some(hook) = &shared.hooks.on_connect {
             isolated("on_connect", || hook(connection));
         }
     });
+
     // A shutdown closes the connections that are open by then: this one may be too late.
     if shared.is_stopping() {
         connection.close();
@@ -252,8 +256,10 @@ async fn watch_connections(shared: &Weak<Shared>) {
     };
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
     loop {
         let asked = ticks.tick().await;
+        // Held for one round only, so that this task does not keep the server alive.
         let Some(shared) = shared.upgrade() else { return };
         let now = Instant::now();
         shared.settings.wheel.turn(now, tick);

@@ -364,6 +364,7 @@ impl Admin {
                     Ok(parts) => parts,
                     Err(refusal) => return refusal,
                 };
+
                 // A list may be long: a task of its own makes it, and not the task that reads the connection.
                 tokio::task::yield_now().await;
                 let asking = context.connection().id();
@@ -391,6 +392,7 @@ fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Vec<Co
     let mut connections = server.shared.all_connections();
     connections.retain(|connection| after.is_none_or(|after| after < connection.id()));
     first_of(&mut connections, page.max.clamp(1, PAGE_MAX), Connection::id);
+
     let each = |connection: Connection| {
         let stats = connection.stats();
         ConnectionView {
@@ -435,6 +437,7 @@ fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<T
         PushTarget::User(name) => Target::user(name),
         PushTarget::Topic(name) => Target::subscribers_of(name),
     };
+
     let own = server.shared.sessions.of_connection(asking);
     Ok(own.iter().fold(target, |target, session| target.except(session.id())))
 }
@@ -442,6 +445,7 @@ fn target(server: &Server, asking: ConnectionId, asked: &PushTarget) -> Result<T
 fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) -> Result<SessionsListed, Refused> {
     let found = server.sessions(&target(server, asking, &asked.target)?).map_err(Refused::wrong)?;
     let total = found.len();
+
     // Looked at once: whose a session is may change meanwhile.
     let place = |session: Session| (session.user(), session.id(), session);
     let mut placed: Vec<_> = found.into_iter().map(place).collect();
@@ -449,10 +453,12 @@ fn list_sessions(server: &Server, asking: ConnectionId, asked: SessionsAsked) ->
         placed.retain(|(of, session, _)| (user.as_deref(), id) < (of.as_deref(), session));
     }
     first_of(&mut placed, asked.max.clamp(1, PAGE_MAX), |(user, id, _)| (user.clone(), *id));
+
     let (mut sessions, mut bytes) = (Vec::new(), 0);
     for (_, _, session) in &placed {
         let view = view(session);
         bytes += bytes_of(&view);
+        // The first one goes in whatever its size: after an empty page there is no next one.
         if !sessions.is_empty() && PAGE_BYTES_MAX < bytes {
             break;
         }
@@ -511,17 +517,20 @@ async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Resu
     };
     let no_codec = || Refused::Wrong(format!("there is no codec {}", push.codec));
     let serialize = SerializeType::new(push.codec).ok_or_else(no_codec)?;
+
     let sent = Push::new(&push.service_path, &push.service_method, push.payload);
     let mut sent = sent.metadata(metadata).class(class).serialize_type(serialize);
     if let Some(key) = &push.idempotency_key {
         sent = sent.idempotency_key(key).map_err(Refused::wrong)?;
     }
+
     let receipt = match &push.target {
         // Not past the topic's history.
         PushTarget::Topic(topic) => server.publish(topic, &sent),
         _ => server.push(&target, &sent),
     };
     let receipt = receipt.map_err(Refused::wrong)?;
+
     let wait = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
     let reached = async {
         match push.until {
@@ -531,6 +540,7 @@ async fn run_push(server: Server, asking: ConnectionId, push: AdminPush) -> Resu
             PushUntil::Handled => receipt.handled().await,
         }
     };
+    // A timeout is no failure: the operator learns how far the push has come.
     let outcomes = tokio::time::timeout(wait, reached).await.unwrap_or_else(|_| receipt.outcomes());
     Ok(AdminPushOutcome { stored: receipt.stored().is_some(), ..outcomes.into() })
 }

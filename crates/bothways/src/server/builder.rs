@@ -329,10 +329,13 @@ impl ServerBuilder {
 
     fn make(self) -> Server {
         let mut router = self.router;
+        // The last one first, so that the layer added first ends up outermost.
         for layer in self.layers.iter().rev() {
             router = router.layer(&**layer);
         }
+        // Added after the layers, which do not see the calls of the framework itself.
         let router = topics::add_routes(control::add_routes(router));
+
         let options = self.options;
         let mut settings = Settings {
             cancel_on_disconnect: self.cancel_on_disconnect,
@@ -340,11 +343,13 @@ impl ServerBuilder {
             ..Settings::default()
         };
         options.apply(&mut settings);
+
         let limits = options.limits;
         let load = Load::new(limits.calls_max).with_bytes(limits.request_bytes_max, limits.partial_bytes_max);
         settings.load = Arc::new(load.with_outgoing(options.outgoing.all_bytes_max));
         let (all, share) = (limits.unpacked_bytes_max, limits.unpacked_bytes_per_connection_max);
         let room = || Arc::new(Room::new(all, share, settings.limits.decompressed_bytes()));
+        // Replies have their own: a handler that calls back still holds room for its request.
         (settings.room, settings.reply_room) = (room(), room());
 
         let sessions = Setup {
@@ -357,6 +362,7 @@ impl ServerBuilder {
         let connections = Arc::default();
         let on_service_addresses = self.admin.as_ref().is_some_and(AdminOptions::is_on_service_addresses);
         let door = self.admin.map(|options| Arc::new(Door::new(options)));
+
         Server {
             shared: Arc::new_cyclic(|shared| Shared {
                 router: match &door {

@@ -86,6 +86,7 @@ fn welcome(request: &Request, said: &Metadata) -> Reply {
     if !connection.on_enable(request.metadata().get(keys::METHODS)) {
         return bad("this connection has its session already");
     }
+
     match registry.arrive(connection, said) {
         Ok(pairs) => Reply { then_welcome: true, ..Reply::ok("").with_metadata(pairs) },
         Err(NotWelcome::Over) => Reply::refused(ErrorCode::Internal, "the connection is over"),

@@ -212,6 +212,8 @@ impl Door {
         let id = connection.id();
         // Where clients of the service connect, the service's own hook is what lets them in.
         let place = self.open.lock().get(&id).map(|(_, place)| *place);
+
+        // A block of its own, because `forget` below takes the same lock.
         {
             let mut shown = self.shown.lock();
             let is_known = shown.contains(&id);
@@ -223,6 +225,7 @@ impl Door {
                 shown.insert(id);
             }
         }
+
         if let Some(place) = place {
             connection.trust();
             self.strangers.show(place);
@@ -344,6 +347,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     if shared.is_stopping() {
         return Err(ServeError::ShutDown);
     }
+
     let parsed = shared.transports.address(address)?;
     if shared.transports.is_own(&parsed) {
         return Err(refuse("nobody knows who reads along there: the token takes built-in transports only"));
@@ -351,13 +355,16 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     if !is_local(&parsed) && !shared.listen.has_tls() {
         return Err(refuse("other machines reach it: the token needs TLS there (`ListenOptions::tls`)"));
     }
+
     let listener = shared.transports.bind(&parsed, &shared.listen).await?;
     let local = listener.local_address().to_owned();
+    // This may be the server's first address, and its connections have deadlines too.
     start_watch(shared);
     let router = admin::add_routes(Router::new(), Arc::clone(door), Arc::downgrade(shared));
     let settings = Arc::new(Settings { load: Arc::clone(&door.load), ..Settings::clone(&shared.settings) });
     let listener = Closable::new(listener);
     door.listeners.keep(&listener, || *door.over.borrow())?;
+
     let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
     let handler = AdminHandler { shared, door, router, runtime, settings };
     let accepting = tokio::spawn(accept_all(Arc::new(handler), listener.clone()));
@@ -406,11 +413,13 @@ async fn take(handler: Arc<AdminHandler>, accepted: Accepted, mut place: Place) 
         Ok(socket) => socket,
         Err(error) => return tracing::debug!(error = %Said(&error), "a handshake at an admin address failed"),
     };
+
     let door = Arc::clone(&handler.door);
     let (settings, of_connection) = (Arc::clone(&handler.settings), Arc::clone(&handler) as Arc<dyn ConnectionHandler>);
     let connection = Connection::start(Role::Server, socket, settings, of_connection, None, |connection| {
         door.open.lock().insert(connection.id(), (connection.clone(), place.number()));
     });
+    // `Door::close` may have looked before this connection was entered.
     if *door.over.borrow() {
         return connection.close();
     }

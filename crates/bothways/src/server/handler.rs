@@ -146,6 +146,7 @@ impl ConnectionHandler for ServerHandler {
         if is_control && message.header().is_oneway() && connection.is_negotiated() {
             return self.handle_control(connection, &message);
         }
+
         let ends_something = is_control && is_an_end(message.service_method());
         // Only the counter says that it is not run.
         let is_oneway = message.header().is_oneway();
@@ -162,6 +163,7 @@ impl ConnectionHandler for ServerHandler {
             }
             return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
+
         if connection.takes_no_calls() && !ends_something {
             return Answer::Ready(refuse_moved(connection, &message));
         }
@@ -172,6 +174,7 @@ impl ConnectionHandler for ServerHandler {
                 return Answer::Ready(reply);
             }
         };
+
         // What ends something of the user's is no call of the user's: a callback holds its place until it is answered.
         let counts = shared.calls_per_user_max.is_some() && !ends_something;
         let place = match counts.then(|| place_of_user(shared, connection, &message)).transpose() {
@@ -179,17 +182,21 @@ impl ConnectionHandler for ServerHandler {
             Err(refusal) => return Answer::Ready(refusal),
         };
         let counts_later = counts && place.is_none();
+
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
         let mut request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
         let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
+        // The place in line is taken now, so that the order is that of the requests.
         let line = is_control.then(|| topics::line_of(&request)).flatten();
         let place_in_line = line.map(|line| shared.topic_lines.join(line));
+
         let handler = shared.router.find(&request.message);
         // The admin service has a token of its own; where it does not answer, its path is one like others.
         let is_admin = shared.door.as_ref().is_some_and(|door| door.is_on_service_addresses())
             && request.message.has_service_path(admin::SERVICE_PATH);
         let auth = shared.hooks.auth.as_ref().filter(|_| !is_admin);
+
         let answer = match (auth, handler) {
             (None, Ok(handler)) => handler.handle(request),
             (None, Err(why)) => {
@@ -208,6 +215,7 @@ impl ConnectionHandler for ServerHandler {
                         Ok(place) => place,
                         Err(refusal) => return refusal,
                     };
+
                     match handler {
                         Ok(handler) => handler.handle(request).await,
                         Err(why) => {
@@ -220,6 +228,7 @@ impl ConnectionHandler for ServerHandler {
                 })
             }
         };
+
         let answer = match place_in_line {
             None => answer,
             Some(place) => Box::pin(async move {
@@ -227,6 +236,7 @@ impl ConnectionHandler for ServerHandler {
                 answer.await
             }),
         };
+
         let answer = match (claim, place) {
             (None, None) => answer,
             held => Box::pin(async move {
@@ -235,6 +245,7 @@ impl ConnectionHandler for ServerHandler {
                 answer.await
             }),
         };
+
         let answer = match on_error {
             None => answer,
             Some((hook, message)) => rewrite_errors(hook, message, answer),
@@ -283,6 +294,7 @@ impl ConnectionHandler for ServerHandler {
             true => Arrival::Resume,
             false => Arrival::New,
         };
+
         shared.admission.admit(arrival).inspect_err(|retry_after| {
             shared.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
             match shared.calm.admissions.due() {
@@ -305,6 +317,7 @@ impl ConnectionHandler for ServerHandler {
             let (text, retry_after) = ("the server is shutting down".to_owned(), RETRY_ELSEWHERE);
             return Box::pin(std::future::ready(Err(AuthError::NotNow { text, retry_after })));
         }
+
         match &self.0.hooks.auth {
             None => Box::pin(std::future::ready(Ok(()))),
             Some(auth) => {
@@ -317,6 +330,7 @@ impl ConnectionHandler for ServerHandler {
                     connection: connection.clone(),
                     left: Arc::default(),
                 });
+
                 let (shared, connection) = (Arc::clone(&self.0), connection.clone());
                 Box::pin(async move {
                     decision.await.inspect_err(|error| shared.note_not_let_in(&connection, error))?;
@@ -390,6 +404,7 @@ impl ServerHandler {
             }
             _ => true,
         };
+
         if !is_true {
             connection.end_as_misbehaved();
         }
@@ -465,6 +480,7 @@ fn end_for_token(connection: &Connection, why: &str, token: &[u8]) -> bool {
         }
         TokenOver::Told => {}
     }
+
     let connection = connection.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -491,6 +507,7 @@ async fn all_is_read(connection: &Connection) {
         if before != reads || connection.is_busy() || connection.is_owed() {
             quiet_since = now;
         }
+
         let is_done = connection.has_read_last() && !connection.is_busy();
         if is_done || silence <= now - quiet_since {
             return;
@@ -508,6 +525,7 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
         connection: request.connection().clone(),
         left: Arc::clone(&left),
     };
+
     let is_oneway = request.message.header().is_oneway();
     let mut decision = auth(asked);
     // Until it is decided, and handed back if it is refused.
@@ -519,6 +537,7 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
         }
         polled
     });
+
     match decision.await {
         Ok(()) => {
             let left = std::mem::take(&mut *left.lock());
@@ -532,6 +551,7 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
             if is_oneway {
                 connection.count_refused_oneway();
             }
+
             Err(match error {
                 AuthError::Refused(text) if connection.is_negotiated() => {
                     if is_oneway {

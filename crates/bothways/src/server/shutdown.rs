@@ -120,6 +120,7 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     let deadline = after(deadline);
     begin(shared, deadline).await;
     let connections = shared.all_connections();
+
     let mut report = ShutdownReport::default();
     let mut leaving = Leaving { shared, told: Vec::new() };
     for chunk in connections.chunks(AT_ONCE) {
@@ -133,6 +134,7 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
         }
         tokio::task::yield_now().await;
     }
+
     leaving.until_all(deadline).await;
     finish(shared, deadline, connections.len(), report).await
 }
@@ -146,7 +148,9 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
     connections.shuffle(&mut rand::rng());
     let count = connections.len();
     let began = Instant::now();
+    // Half of the time is for telling the clients, the other half for what still runs.
     let schedule = DrainSchedule::new(count, reconnects_per_second, deadline.saturating_duration_since(began) / 2);
+
     let mut report = ShutdownReport::default();
     let mut leaving = Leaving { shared, told: Vec::new() };
     for (place, connection) in connections.into_iter().enumerate() {
@@ -158,6 +162,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
         report.clients_told += usize::from(told);
         leaving.add(connection);
     }
+
     leaving.until_all(deadline).await;
     finish(shared, deadline, count, report).await
 }
@@ -267,6 +272,8 @@ async fn begin(shared: &Shared, deadline: Instant) {
     shared.stop_listening();
     let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
     tracing::info!(connections, draining, "the server begins to stop");
+
+    // Moved out first, so that no lock is held while a hook runs.
     let hooks = std::mem::take(&mut *shared.hooks.on_shutdown.lock());
     for hook in hooks {
         // In a task of its own, so that its panic ends no shutdown.
@@ -276,6 +283,7 @@ async fn begin(shared: &Shared, deadline: Instant) {
                 Err(panicked) => Err(panicked),
             }
         });
+
         match timeout_at(deadline, running).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(panicked))) => tracing::error!(panic = panicked.text(), "a shutdown hook panicked"),
@@ -294,12 +302,14 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     }
     let calls_to_clients = answered(shared, deadline).await;
     report.calls_unfinished = shared.settings.load.running() + calls_to_clients;
+
     acknowledged(shared, deadline).await;
     for chunk in shared.all_connections().chunks(AT_ONCE) {
         chunk.iter().for_each(Connection::close);
         tokio::task::yield_now().await;
     }
     let _ = timeout_at(deadline, emptied(shared)).await;
+
     let left = shared.all_connections();
     report.connections_cut = left.iter().filter(|connection| connection.is_owed()).count();
     report.connections_closed = connections.saturating_sub(report.connections_cut);

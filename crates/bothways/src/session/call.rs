@@ -68,17 +68,20 @@ impl Session {
             let Some(connection) = session.connected().await else {
                 return Err(CallError::NoClient(format!("session {} has ended", self.id())));
             };
+
             if connection.has_refused_token() {
                 // It is asked on the next one, as if it were away.
                 session.left(&connection).await;
                 continue;
             }
+
             let mut attempt = call.clone();
             attempt.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
             event_log.sent();
             (progress.was_out, progress.is_out) = (true, true);
             let outcome = connection.call_raw(attempt).await;
             progress.is_out = false;
+
             match outcome {
                 Err(error @ CallError::Closed { .. }) => {
                     if !error.is_safe_to_retry() {
@@ -133,6 +136,7 @@ impl Caller for Session {
         let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
         let deadline = after(timeout);
         call.options.is_own = true;
+
         let event_log = session.inner.event_log.call(call.service_path, call.service_method);
         let mut progress = Progress::new(session, deadline);
         call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
@@ -148,6 +152,7 @@ impl Caller for Session {
             }
             Err(_) => Err(CallError::TimedOut(timeout)),
         };
+
         progress.is_over = true;
         event_log.ended(&outcome);
         outcome

@@ -143,6 +143,7 @@ impl Registry {
         if session.lock().is_put_off() {
             session.write_put_off();
         }
+
         let remains = {
             let mut state = session.lock();
             if state.is_ended() || !still(&state) {
@@ -158,6 +159,8 @@ impl Registry {
             }
             state.end(&self.bounds)?
         };
+
+        // Outside the session's lock: the topics and tables below are locked before a session.
         let Remains { user, patterns, ledger, claims, connection, former } = remains;
         for connection in former {
             match ending.last {
@@ -165,6 +168,7 @@ impl Registry {
                 Last::Written => connection.close(),
             }
         }
+
         let event_log = &session.inner.event_log;
         if let Some(why) = ending.why {
             event_log.note(What::Ended(explain::text(why)));
@@ -174,6 +178,7 @@ impl Registry {
         if ending.why.is_some() {
             self.ended.lock().keep(session.id(), user.clone(), event_log, ending.by_server);
         }
+
         if let Some(user) = user {
             self.users.settle(session, &user);
         }
@@ -181,6 +186,7 @@ impl Registry {
         if self.by_id.of(&session.id()).write().remove(session) {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
+
         session.inner.changed.notify_waiters();
         connection
     }

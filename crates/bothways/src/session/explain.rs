@@ -256,6 +256,7 @@ impl fmt::Display for Told<'_> {
                     write!(f, ", offset {offset}")?;
                 }
                 write!(f, ", {bytes} B): ")?;
+
                 for (what, after) in [("written", written_ms), ("received", received_ms)] {
                     if let Some(after) = after {
                         write!(f, "{what} after {after} ms, ")?;
@@ -264,6 +265,7 @@ impl fmt::Display for Told<'_> {
                 if let Stage::Failed(how) = stage {
                     write!(f, "failed: {how},")?;
                 }
+
                 f.write_str(match stage {
                     Stage::Failed(_) => "",
                     Stage::Unknown => "the session ended before its client said what became of it,",
@@ -279,6 +281,7 @@ impl fmt::Display for Told<'_> {
                     Stage::Dropped(DropReason::Disconnected) => "dropped with its connection",
                     Stage::Dropped(DropReason::SessionEnded) => "dropped with the session",
                 })?;
+
                 done_ms.map_or(Ok(()), |after| write!(f, " after {after} ms"))
             }
             Event::Call { name, attempts, outcome, done_ms } => {
@@ -286,6 +289,7 @@ impl fmt::Display for Told<'_> {
                 if 1 < *attempts {
                     write!(f, " (sent {attempts} times)")?;
                 }
+
                 match outcome {
                     CallOutcome::Waits => f.write_str(": waits for its reply")?,
                     CallOutcome::Answered => f.write_str(": answered")?,

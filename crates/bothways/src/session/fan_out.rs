@@ -109,6 +109,7 @@ impl Delivery {
         listed: &Listed<'_>,
         delivered: &mut Delivered,
     ) -> Result<(), PushError> {
+        // Encoded once at most, and only if one of the sessions knows no topics.
         let perhaps_plain = OnceCell::new();
         let plain = || {
             let encoded = perhaps_plain.get_or_init(|| self.encode(push).map(|plain| with_topic.or_plain(plain)));
@@ -123,6 +124,7 @@ impl Delivery {
             perhaps_plain_flight.get_or_init(flight).as_ref()
         };
         let flying = flight.as_ref().map(|with_topic| Flying::OfTopic { with_topic, plain: &plain_flight });
+
         deliver(sessions, push, flying, form, receipt, listed, delivered);
         match perhaps_plain.into_inner() {
             Some(Err(error)) => Err(error),
@@ -165,10 +167,12 @@ fn deliver(
         let each = sessions.iter().map(|session| (session, session.deliver(push, form, receipt, listed)));
         return each.for_each(|(session, entered)| delivered.note(session, entered));
     };
+
     // Nobody is woken before all have it.
     let _held = Held::begin();
     // Before one of them is written.
     receipt.enter(sessions.len());
+
     let mut others = 0;
     for session in sessions {
         let entered = session.send(push, flying, listed.topic).unwrap_or_else(|| {
@@ -177,6 +181,7 @@ fn deliver(
         });
         delivered.note(session, entered);
     }
+    // Those that went through `Session::deliver` count by their tickets, or not at all.
     receipt.take_back(others);
 }
 

@@ -195,6 +195,7 @@ impl Session {
             // The session that the client wants gets it, and a client that does not get that one was not meant.
             return Entered::Nothing;
         }
+
         if let Some(into) = state.made_way_for().cloned() {
             // Two sessions are locked at once only where both change: see `resume.rs`.
             drop(state);
@@ -204,6 +205,7 @@ impl Session {
             // To pump this one is to pump that one.
             return into.enter(push, form, receipt, &listed.alone(), suits);
         }
+
         let Encoded { frame, keyed } = match form {
             Form::Only(encoded) => encoded,
             Form::OfTopic { with_topic, .. } if state.knows_topics() => with_topic,
@@ -212,9 +214,11 @@ impl Session {
                 None => return Entered::Nothing,
             },
         };
+
         let takes_no_such = state.takes_no_such(push);
         let may_wait = !state.is_ended() && wanted.is_none() && !takes_no_such && push.class == Class::Tracked;
         let now = self.now();
+        // First: what is too old makes room.
         state.expire_waiting(now);
         if may_wait && !suits(state.ledger()) {
             return Entered::DoesNotSuit;
@@ -226,6 +230,7 @@ impl Session {
         if listed.origin != Origin::Framework {
             ticket.follow(event_log, event_log.note_push(push.name(), &push.class, frame.len(), now));
         }
+
         if state.is_ended() {
             // The ticket counts as dropped with its session.
             return Entered::Nothing;
@@ -234,6 +239,7 @@ impl Session {
             ticket.advance(Stage::Failed(Failure::NoHandler));
             return Entered::Nothing;
         }
+
         let entry = Entry {
             class: push.class.clone(),
             priority: push.priority,
@@ -273,12 +279,14 @@ impl Session {
         let mut state = self.lock();
         let Some(connection) = state.connection().cloned() else {
             let into = state.made_way_for().cloned();
+            // Two sessions are locked at once only where both change.
             drop(state);
             if let Some(into) = into {
                 into.pump();
             }
             return false;
         };
+
         let (now, room) = (self.now(), state.ledger().room());
         let mut is_added = false;
         // Callers and payloads are the application's: not under this lock.
@@ -304,6 +312,7 @@ impl Session {
                     connection.queue_gap(missed)
                 }
             };
+
             let Ok(mark) = added else {
                 // It is over, and its end is on its way here; or others filled it this moment. Then it ends
                 // too: what the ledger has given away, the client must get on this connection or the next.
@@ -312,6 +321,7 @@ impl Session {
             };
             state.mark(mark);
         }
+
         let is_freed = room < state.ledger().room();
         drop(state);
         drop(ended);
@@ -322,6 +332,7 @@ impl Session {
             // A plain client's pushes leave the log here, and whatever has expired.
             self.inner.changed.notify_waiters();
         }
+
         // A write of nothing would wake a driver that does not read for now, and that one asks here again.
         if is_added {
             connection.flush();

@@ -155,16 +155,19 @@ impl Hub {
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        // First: whether this thread is in a burst is judged by when the push begins.
         let delivered = self.fan_out.begin();
         self.fan_out.check_running()?;
         topic::check_topic(topic)?;
         push.check_reserved()?;
+
         let mut positioned = push.clone();
         positioned.metadata.insert(keys::TOPIC, topic);
         let options = self.rules.of_topic(topic);
         let Some(options) = options.filter(|options| options.history.is_some()) else {
             return self.publish_unkept(topic, push, positioned, receipt, delivered);
         };
+
         let topic = match self.topics.keep(topic, options, None) {
             Ok(topic) => topic,
             Err(error) => {
@@ -204,6 +207,7 @@ impl Hub {
     ) -> Result<(), SendError> {
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
+
         // Dropped when nothing is locked, whatever happens: payloads are the application's.
         let dropped;
         // Nobody is woken while the topic is locked.
@@ -214,15 +218,18 @@ impl Hub {
         let Some(history) = kept.history.as_mut() else {
             unreachable!("what is kept of a topic is as its options say, which never change")
         };
+
         let position = history.next_position();
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
         let encoded = self.fan_out.encode(&positioned)?;
         let with_topic = encoded.clone();
         let (subscribers, stamp) = {
+            // Under one lock: a session that subscribes after the look-up starts after this stamp.
             let subscriptions = self.subscriptions.read();
             (found(&subscriptions, &topic.name), self.clock.fetch_add(1, Ordering::Relaxed))
         };
+
         let expires = push.time_to_live.map(after);
         let kept_push = options.latest_only.then(|| push.to_keep());
         let bytes = encoded.size() + kept_push.as_ref().map_or(0, Push::size);
@@ -233,10 +240,13 @@ impl Hub {
         );
         receipt.store(position);
         self.topics.schedule(topic, &mut kept);
+        // A new subscriber finds the message in the history from here on, and need not wait longer.
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
         let outcome = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed, &mut delivered);
+
+        // From here on nothing is locked: wakes, then drops of payloads, then writes.
         drop(turn);
         drop(held_locks);
         drop(dropped);
@@ -252,6 +262,7 @@ impl Hub {
             if due.is_empty() {
                 break;
             }
+
             let mut unused = Vec::new();
             for topic in due {
                 let mut kept = topic.kept.lock();
@@ -266,9 +277,12 @@ impl Hub {
                 // Payloads are the application's.
                 drop(dropped);
             }
+
+            // After the loop: the table is locked before its topics, and a topic in use would stay.
             self.forget_unused(unused);
             tokio::task::yield_now().await;
         }
+
         self.topics.forget_places(now);
         self.tell();
     }

@@ -172,12 +172,14 @@ impl Topics {
         if let Some(topic) = table.topics.get(topic) {
             return Ok(Held::Kept(Arc::clone(topic)));
         }
+
         match &options.history {
             Some(bounds) if !options.presence => {
                 let history = table.history(topic, bounds);
                 Ok(Held::Place(history, table))
             }
             _ => {
+                // `keep` locks the table for writing.
                 drop(table);
                 self.keep(topic, options, maker).map(Held::Kept)
             }
@@ -194,7 +196,9 @@ impl Topics {
         if let Some(topic) = self.find(name) {
             return Ok(topic);
         }
+
         let mut table = self.table.write();
+        // Others may have made it between the two locks.
         if let Some(topic) = table.topics.get(name) {
             return Ok(Arc::clone(topic));
         }
@@ -203,6 +207,7 @@ impl Topics {
             *table.made.entry(maker.clone()).or_default() += 1;
             table.made_in_all += 1;
         }
+
         let history = options.history.as_ref().map(|bounds| table.history(name, bounds));
         let name: Arc<str> = name.into();
         let topic = Arc::new(Topic {
@@ -216,6 +221,7 @@ impl Topics {
             }),
             maker,
         });
+
         table.places.remove(&name);
         table.topics.insert(name, Arc::clone(&topic));
         Ok(topic)
@@ -235,6 +241,7 @@ impl Topics {
             if Arc::strong_count(entry.get()) != 1 || is_subscribed(&name) || !entry.get().kept.lock().is_unused() {
                 continue;
             }
+
             let topic = entry.remove();
             if let Some(maker) = &topic.maker {
                 table.forget_made(maker);
@@ -245,6 +252,7 @@ impl Topics {
                 table.places_by_age.push_back((now + PLACE_LIFETIME, name));
             }
         }
+
         table.forget_places(now);
     }
 

@@ -83,11 +83,13 @@ impl Bounds {
             (self.latest_keys, self.latest_bytes),
             (self.tracked_messages, self.tracked_bytes),
         ];
+
         // A push with a key is there in two forms.
         let both_forms = push_bytes.saturating_mul(2);
         let queue_bytes = |(count, bytes): (usize, usize)| {
             bytes.max(both_forms).saturating_add(count.saturating_mul(PUSH_OVERHEAD_BYTES))
         };
+
         let terms = queues.into_iter().map(queue_bytes).chain([
             SESSION_BYTES,
             UNDER_WAY_BYTES,

@@ -346,21 +346,27 @@ impl Session {
             Some(registry) => registry.fan_out.encode(push)?,
             None => return Ok(receipt),
         };
+
         loop {
             // The hook of a Hello may have been given a session that makes way for an earlier one of its client.
             let session = self.current();
+
+            // Listens before it looks: room that is made in between is not missed.
             let changed = session.inner.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            // Let go before the await below.
             let (account, expires) = {
                 let state = session.lock();
                 (state.ledger().account().cloned(), state.ledger().expires())
             };
+
             let room = account.as_ref().map(|account| account.room.notified());
             tokio::pin!(room);
             if let Some(room) = room.as_mut().as_pin_mut() {
                 room.enable();
             }
+
             // Looked at and taken under one lock: of several that wait, each takes room that is there.
             let added = session.add_if(push, &frame, &receipt, &Listed::default(), |ledger| {
                 !ledger.refuses(frame.size()) || ledger.has_taken(frame.keyed.as_ref())
@@ -381,6 +387,7 @@ impl Session {
                 }
                 session.add(push, &frame, &receipt, &Listed::default());
             }
+
             session.pump();
             return Ok(receipt);
         }

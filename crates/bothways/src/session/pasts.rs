@@ -83,6 +83,7 @@ impl Pasts {
         if by_server {
             self.ended += bytes;
         }
+
         while self.is_beyond_share(&user) {
             // Except for this one, the newest.
             let first = self.of.get(&user).and_then(|theirs| theirs.iter().find(|(_, other)| *other != number));

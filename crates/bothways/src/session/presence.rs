@@ -269,6 +269,7 @@ impl Roster {
         let member = self.members.get_mut(&who).expect("a session is in its member");
         member.sessions.remove(&session);
         member.online -= usize::from(is_online);
+
         if !member.sessions.is_empty() {
             return None;
         }
@@ -277,6 +278,7 @@ impl Roster {
             self.leaving.insert((until, who));
             return None;
         }
+
         self.members.remove(&who);
         Some(self.change(who, false, generations))
     }

@@ -465,6 +465,7 @@ impl Ticket {
         if self.stage.is_final() || (!to.is_final() && to.index() <= self.stage.index()) {
             return;
         }
+
         let is_over = self.tally.count(self.stage, to);
         self.stage = to;
         let each = if to.is_final() { self.tally.each.upgrade() } else { None };
@@ -477,6 +478,7 @@ impl Ticket {
         if is_over {
             Tally::tell(&self.tally);
         }
+
         if let Some(repetitions) = &mut self.repetitions {
             repetitions.tickets.iter_mut().for_each(|ticket| ticket.advance_at(to.of_repetition(), now));
             if to.is_final() {

@@ -91,9 +91,12 @@ impl Registry {
                 "the history is longer than `SessionOptions::log`: not all of it can be recovered at once"
             );
         }
+
+        // Without event logs there is nothing to keep of a session that ended.
         let ended_max = if options.events_max == 0 { 0 } else { options.ended_max };
         let runtimes = Arc::<Runtimes>::default();
         let fan_out = Arc::new(Delivery::new(limits, Arc::clone(&runtimes)));
+
         Arc::new_cyclic(|me| Self {
             users: Users::new(counts_user_calls, bounds.user_bytes),
             hub: Hub::new(&options, rules, Arc::clone(&fan_out)),
@@ -247,6 +250,7 @@ impl Registry {
                 self.by_id.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
             }
         };
+
         // A client that is about to get its session back is excepted with that one.
         let wanted = |id: &SessionId| self.wanted_by(&self.session(*id)?);
         let excepted: Vec<Session> = target.except.iter().filter_map(wanted).collect();

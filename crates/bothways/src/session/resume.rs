@@ -52,6 +52,7 @@ impl Registry {
 
         let asked = hello.get(keys::SESSION_ID).and_then(|id| id.parse::<SessionId>().ok());
         let resumed = asked.map(|id| (id, self.resume(connection, &fresh, id, hello)));
+
         let mut welcome = Metadata::new();
         let session = match resumed {
             Some((_, Ok((session, left_out)))) => {
@@ -74,7 +75,9 @@ impl Registry {
                 fresh
             }
         };
+
         let (methods, takes_only_these) = (connection.methods(), connection.pushes_go_to_handlers());
+        // Let go before `leave` below, which locks the session again.
         let offset = {
             let mut state = session.lock();
             state.introduce(methods, takes_only_these);
@@ -82,6 +85,7 @@ impl Registry {
         };
         welcome.insert(keys::SESSION_ID, session.id().to_string());
         welcome.insert(keys::SESSION_OFFSET, offset.to_string());
+
         if connection.is_closed() {
             // It ended while its client was being let in, and its end may have found only the session that it
             // had before. A session whose connection is over waits for its client.
@@ -109,10 +113,12 @@ impl Registry {
         if let NotResumed::Evicted(_) = why {
             welcome.insert(keys::GOODBYE_CODE, text);
         }
+
         let key = hello.get(keys::SESSION_KEY).unwrap_or_default();
         if let Some(words) = self.endings.words(wanted, key) {
             welcome.insert(keys::SESSION_WORDS, words);
         }
+
         if why == NotResumed::Revoked {
             self.end_revoked(wanted);
         } else if wanted != fresh.id() && self.waits_for(hello) {
@@ -174,6 +180,7 @@ impl Registry {
         let claimed = Claimed::from_hello(hello).ok_or(NotResumed::Unknown)?;
         let session = self.session(id).ok_or_else(|| self.endings.why(id, claimed.key))?;
         let before = self.hand_over(connection, fresh, &session, &claimed)?;
+
         if let Some(before) = before {
             // Half open is the normal case: the old connection's writes and acks count for nothing.
             self.by_connection.of(&before.id()).write().remove(&before.id());
@@ -188,12 +195,14 @@ impl Registry {
         self.hub.rename(&session);
         self.remove(fresh, Ending::merged(), None);
         session.inner.changed.notify_waiters();
+
         match self.told.resumed.due() {
             Some(left_out) => {
                 tracing::info!(session = %id, connection = %connection.id(), left_out, "a session was resumed")
             }
             None => tracing::debug!(session = %id, connection = %connection.id(), "a session was resumed"),
         }
+
         if connection.is_closed() {
             // It may have ended before it was in the table, and then has left the fresh session only.
             self.leave(connection);
@@ -214,10 +223,13 @@ impl Registry {
         if fresh == session {
             return Err(NotResumed::Unknown);
         }
+
         // A connection without a claim delays nobody.
         self.check_claimed(session, &session.lock(), claimed)?;
         let (mut making_way, mut state) = lock_both(fresh, session);
+        // Checked again: others may have changed the session between the two locks.
         self.check_claimed(session, &state, claimed)?;
+
         if !making_way.may_make_way() {
             return Err(NotResumed::Unknown);
         }
@@ -231,6 +243,7 @@ impl Registry {
         if making_way.user().is_some() && making_way.user() != state.user() {
             return Err(NotResumed::Revoked);
         }
+
         let since = state.away_since();
         let Claimed { attempt, handled, received, failed, .. } = claimed;
         let before = state
@@ -247,6 +260,7 @@ impl Registry {
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
         event_log.note(What::Resumed { connection: connection.id(), generation, repeated });
         making_way.make_way(&fresh.inner.event_log, &mut state, session);
+
         match before {
             Some(before) if before.has_refused_token() => {
                 before.take_no_calls();
@@ -304,6 +318,7 @@ impl Registry {
         let Some(session) = self.by_connection.of(&connection.id()).write().remove(&connection.id()) else {
             return;
         };
+
         let now = Instant::now();
         let waiting = {
             let mut state = session.lock();
@@ -315,6 +330,7 @@ impl Registry {
                 // Under the session's lock, so that it counts before it can come back.
                 self.away.note();
             }
+
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
             session.inner.event_log.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
             waits.then(|| Waiting {
@@ -324,6 +340,8 @@ impl Registry {
                 is_idle: state.is_idle(),
             })
         };
+
+        // Outside the session's lock: the topics and tables below are locked before a session.
         session.inner.changed.notify_waiters();
         if let Some(waiting) = waiting {
             self.hub.rename(&session);
@@ -333,6 +351,7 @@ impl Registry {
                 true => "with its connection: `resume_window` is 0",
                 false => "with its connection: its client does not speak sessions",
             };
+
             // A plain client comes back as another session of its user, if at all.
             let ending = match connection.is_trusted() {
                 true => Ending::new(why, NotResumed::Expired),

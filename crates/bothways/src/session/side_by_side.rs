@@ -91,7 +91,9 @@ impl<'a, T> SideBySide<'a, T> {
         if self.running == 0 {
             return Poll::Ready(None);
         }
+
         for _ in 0..AT_ONCE {
+            // Free before the poll: a future may be woken there, which takes this lock.
             let at = {
                 let mut state = self.woken.state.lock();
                 let Some(at) = state.places.pop_front() else {
@@ -103,6 +105,7 @@ impl<'a, T> SideBySide<'a, T> {
                 };
                 at
             };
+
             let Some((future, place)) = &mut self.futures[at] else { continue };
             // What wakes it from here on is news.
             *place.is_queued.lock() = false;
@@ -113,6 +116,8 @@ impl<'a, T> SideBySide<'a, T> {
                 return Poll::Ready(Some((at, ended)));
             }
         }
+
+        // There may be more: polled again once others had their turn.
         cx.waker().wake_by_ref();
         Poll::Pending
     }

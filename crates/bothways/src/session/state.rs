@@ -211,10 +211,12 @@ impl State {
                 return None;
             }
         };
+
         for HeldEntry { entry, .. } in claims.held {
             self.ledger.push(entry, now);
         }
         self.ledger.miss_all(claims.unsent);
+
         Some(Settled { wanted: claims.wanted, places: claims.places })
     }
 
@@ -265,13 +267,16 @@ impl State {
             let written = before.pushes_written();
             self.ledger.written_upto(written, now);
         }
+
         if !self.ledger.settle(failed, now) || !self.ledger.resume(handled, received, now) {
             return Err(Gap);
         }
 
         self.note_held();
         self.rare().secret.let_in(attempt);
+        // Whatever still waits for the client's return sees by this that it has been back.
         self.generation += 1;
+
         let resumed = Phase::Resumable { connection: connection.clone() };
         match std::mem::replace(&mut self.phase, resumed) {
             Phase::Resumable { connection: before } => Ok(Some(before)),
@@ -288,6 +293,7 @@ impl State {
             _ => None,
         };
         let (held, unsent) = claims.map(|claims| (claims.held, claims.unsent)).unwrap_or_default();
+
         let (event_log, now) = (&into.inner.event_log, into.now());
         for HeldEntry { mut entry, name } in held {
             entry.ticket.follow(event_log, event_log.note_push(&name, &entry.class, entry.frame.len(), now));
@@ -297,6 +303,7 @@ impl State {
             other.ledger.push(entry, now);
         }
         other.ledger.miss_all(unsent);
+
         if let Some(labels) = self.rare.as_ref().map(|rare| &rare.labels).filter(|labels| !labels.is_empty()) {
             other.rare().labels.extend(labels.clone());
         }
@@ -308,10 +315,12 @@ impl State {
         if !self.is_on(connection) {
             return None;
         }
+
         // What the kernel took before the end is not called lost.
         let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
         self.ledger.written_upto(written, at);
         self.ledger.disconnect(begun);
+
         self.phase = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
             Phase::Resumable { .. } if waits => {
                 self.rare().methods = connection.methods();
@@ -353,9 +362,11 @@ impl State {
                 return None;
             }
         };
+
         self.phase = Phase::Ended { connection: connection.clone(), into };
         // While its event log takes them.
         self.ledger.land();
+
         Some(Remains {
             user: self.user.take(),
             patterns: std::mem::take(&mut self.patterns),
@@ -713,9 +724,11 @@ impl State {
             }
             _ => return None,
         };
+
         if self.takes_no_such(push) || topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
             return None;
         }
+
         let flight = flying.for_one(self.knows_topics())?;
         let mut is_much = false;
         let is_sent = self.ledger.send(flight, event_log, |frame, seq| {
@@ -726,6 +739,7 @@ impl State {
         if !is_sent {
             return None;
         }
+
         Some(match is_much {
             true => Handed::Much,
             false if std::mem::replace(&mut self.put_off, true) => Handed::Noted,

@@ -170,11 +170,14 @@ impl Hub {
             };
             (changes, listeners, kept.is_unused())
         };
+
+        // `forget_unused` leaves a topic that is still in use.
         drop(topic);
         if is_left {
             // The last one has left it, and only this was still to be told.
             self.forget_unused([name.into()]);
         }
+
         if self.telling.is_quiet.load(Ordering::Acquire) {
             return;
         }
@@ -199,6 +202,7 @@ impl Hub {
             }
             untold.changes.pop_front();
         }
+
         while let Some(session) = untold.unwritten.pop() {
             session.pump();
             take_turns(work).await;
@@ -241,6 +245,7 @@ impl Hub {
         let Some(topic) = self.topics.find(topic) else { return Ok(Default::default()) };
         let kept = topic.kept.lock();
         let Some(roster) = &kept.roster else { return Ok(Default::default()) };
+
         let mut all = roster.members(after);
         let of = |(who, member): (&Who, &Member)| {
             let (user, sessions) = match who {
@@ -250,6 +255,7 @@ impl Hub {
             };
             PresenceMember { user, sessions, status: member.status() }
         };
+
         let members = all.by_ref().take(members_max).map(of).collect();
         Ok((Presence { generation: roster.generation, members }, all.next().is_some()))
     }

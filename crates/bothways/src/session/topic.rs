@@ -303,6 +303,7 @@ fn each_covering(held: &[(Arc<str>, Since)], at: usize, rest: &str, each: &mut i
             }
         }
     }
+
     looked_for
 }
 
@@ -390,6 +391,7 @@ impl<S: Eq + Hash> Subscriptions<S> {
                 &mut node.subscribers
             }
         };
+
         let is_first = of_pattern.is_empty();
         let (is_new, stale) = of_pattern.insert(subscriber);
         self.stale.extend(stale);

@@ -109,6 +109,7 @@ impl User {
         let sessions = self.sessions();
         let call = RawCall { service_path, service_method, serialize, payload, options };
         call.check_for_client()?;
+
         let mut calls = call_each(&sessions, call);
         let mut outcomes: Vec<_> = sessions.iter().map(|_| None).collect();
         while let Some((at, outcome)) = calls.next().await {
@@ -117,6 +118,8 @@ impl User {
                 Ok(Response { value, metadata: reply.metadata })
             }));
         }
+
+        // The calls borrow the sessions, which go to the caller.
         drop(calls);
         let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("each call has ended"));
         Ok(sessions.into_iter().zip(outcomes).collect())
@@ -134,6 +137,7 @@ impl User {
                 _ => format!("the user {} has no session", self.name),
             }));
         }
+
         let (mut callees, others): (Vec<_>, Vec<_>) = sessions
             .into_iter()
             .filter(|session| session.handles(call.service_path, call.service_method))
@@ -144,6 +148,7 @@ impl User {
             let being_let_in = |session: &Session| session.connection().is_some_and(|c| c.is_being_let_in());
             callees = others.into_iter().filter(being_let_in).collect();
         }
+
         match &self.policy {
             CallPolicy::MostRecent | CallPolicy::Device(_) => {
                 callees = callees.into_iter().max_by_key(Session::recency).into_iter().collect();
@@ -156,6 +161,7 @@ impl User {
             }
             CallPolicy::First | CallPolicy::All { .. } => {}
         }
+
         if callees.is_empty() { Err(CallError::NotSupported) } else { Ok(callees) }
     }
 }
@@ -184,6 +190,7 @@ impl Caller for User {
             CallPolicy::All { quorum } => *quorum,
             _ => 1,
         };
+
         // Calls that are not done when this returns are dropped with it, and so cancelled.
         let mut calls = call_each(&callees, call);
         let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
@@ -198,6 +205,7 @@ impl Caller for User {
             let Some((_, outcome)) = next else { break };
             left -= 1;
             may_have_run |= outcome.as_ref().map_or_else(CallError::may_have_run, |_| true);
+
             match outcome {
                 Ok(reply) => {
                     answered += 1;
@@ -212,6 +220,7 @@ impl Caller for User {
                 },
             }
         }
+
         let error = failed.expect("without an error each of the callees has answered");
         match &self.policy {
             CallPolicy::All { .. } => {

@@ -56,17 +56,20 @@ impl Users {
         if let Some(theirs) = users.get_mut(user) {
             self.open_account(theirs, session, user);
         }
+
         // The table first, then the session: what the table says is settled by what the session says meanwhile.
         let mut state = session.lock();
         let is_theirs = state.is_of(user);
         // Nearly always it is in no list, or leaves its only one: a user of many sessions is not searched for nothing.
         let is_listed = state.is_listed() && users.get(user).is_some_and(|theirs| theirs.sessions.contains(session));
+
         if is_theirs {
             let theirs = users.entry(Arc::clone(user)).or_default();
             if !is_listed {
                 theirs.sessions.add(session.clone());
                 state.list();
             }
+
             if theirs.account.is_none() && self.counts_calls {
                 theirs.account = Some(self.new_account(user));
             }

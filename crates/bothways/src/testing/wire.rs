@@ -247,12 +247,15 @@ impl Shared {
         let control = message.service_path() == keys::CONTROL_PATH;
         let is_push = direction == Direction::ToClient && oneway && !control;
         let is_ack = direction == Direction::ToServer && control && message.service_method() == keys::ACK;
+
         let mut state = self.state.lock();
         if is_ack && 0 < state.acks_to_drop {
             state.acks_to_drop -= 1;
+            // A failure is told once on each connection, so that this one ends with it.
             let said_once = message.metadata().get(keys::ACK_FAILED).is_some();
             return if said_once { Passage::Part(0) } else { Passage::Lost };
         }
+
         let place = &mut state.breaks[direction as usize];
         let passage = match place {
             Some(at) if is_push || !at.of_pushes => match at {
@@ -265,6 +268,7 @@ impl Shared {
             },
             _ => Passage::Whole,
         };
+
         if matches!(passage, Passage::Part(_) | Passage::Last) {
             *place = None;
         }
@@ -285,12 +289,14 @@ async fn accept(shared: Arc<Shared>, own: Address, listener: Listener) {
             Some(listener) => listener,
             None => Listener::bind(&own, &ListenOptions::default()).await.expect("the name is this wire's"),
         };
+
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = shared.until(|state| state.refuses) => break,
                 accepted = listener.accept() => accepted,
             };
+
             let number = {
                 let mut state = shared.state.lock();
                 state.connections += 1;
@@ -331,14 +337,17 @@ async fn carry(shared: &Arc<Shared>, direction: Direction, from: &AnySocket, to:
     let limits = Limits::default().body_bytes_max(1 << 30);
     let (mut deframer, mut buffer) = (Deframer::new(), vec![0; 16 << 10]);
     let flows = || shared.until(|state| direction == Direction::ToServer || !state.frozen);
+
     loop {
         flows().await;
         let read = poll_fn(|cx| from.poll_read(cx, &mut buffer)).await?;
         if read == 0 {
             return poll_fn(|cx| to.poll_shutdown(cx)).await;
         }
+
         deframer.feed(&buffer[..read], &limits);
         while let Some(message) = deframer.next_message(&limits).map_err(io::Error::other)? {
+            // One read may bring several frames, and the reader may be frozen between them.
             flows().await;
             if direction == Direction::ToServer {
                 double_claim(shared, &message).await;
@@ -347,6 +356,7 @@ async fn carry(shared: &Arc<Shared>, direction: Direction, from: &AnySocket, to:
             if !pace.is_zero() {
                 tokio::time::sleep(pace).await;
             }
+
             let frame = message.frame();
             match shared.passage(direction, &message) {
                 Passage::Lost => {}

@@ -183,6 +183,7 @@ fn check(network: &Network, target: &str) -> Result<(), &'static str> {
         Network::Unix | Network::Memory => return Ok(()),
         _ => {}
     }
+
     let (host, _) = split_host_and_port(target)?;
     match (network, host.parse::<IpAddr>()) {
         (Network::Tcp4, Ok(IpAddr::V6(_))) => Err("`tcp4` takes IPv4 addresses only; IPv6 is `tcp6` or `tcp`"),
@@ -195,6 +196,7 @@ fn check(network: &Network, target: &str) -> Result<(), &'static str> {
 fn split_host_and_port(target: &str) -> Result<(&str, u16), &'static str> {
     const BRACKETS: &str = "an IPv6 address stands in brackets, and the port behind them, as in `tcp@[::1]:8972`";
     const NO_PORT: &str = "the port is missing, as in `tcp@127.0.0.1:8972`";
+
     let (host, port) = if let Some(rest) = target.strip_prefix('[') {
         let (host, port) = rest.split_once(']').ok_or(BRACKETS)?;
         if !host.contains(':') {
@@ -208,6 +210,7 @@ fn split_host_and_port(target: &str) -> Result<(&str, u16), &'static str> {
         }
         (host, port)
     };
+
     if host.contains(|c: char| c.is_whitespace() || c.is_control() || "/@?#[]".contains(c)) {
         return Err("the host is a name or an IP address and nothing else: no scheme, no path, no blanks");
     }

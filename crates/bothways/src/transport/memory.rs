@@ -204,11 +204,13 @@ impl Pipe {
             State::Ended | State::Abandoned => return Err(io::ErrorKind::BrokenPipe.into()),
             State::Open => {}
         }
+
         let offered = slices.iter().fold(0_usize, |sum, slice| sum.saturating_add(slice.len()));
         let len = offered.min(self.bytes_max - self.bytes.len());
         if len == 0 && 0 < offered {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+
         self.reserve(len);
         let mut left = len;
         for slice in slices {
@@ -217,6 +219,7 @@ impl Pipe {
             left -= piece.len();
         }
         if 0 < len {
+            // Only noted here: the caller wakes it once the lock is free.
             self.woken[0] = self.reader.take();
         }
         Ok(len)

@@ -56,6 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S>
         if let Some(error) = inner.failed.take() {
             return Poll::Ready(Err(error));
         }
+
         let stream = Pin::new(&mut inner.stream);
         let (len, polled) = match slices {
             [slice] => (slice.len(), stream.poll_write(cx, slice)),
@@ -67,10 +68,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S>
                 (joined.len(), stream.poll_write(cx, &joined))
             }
         };
+
         match polled {
             // A stream that packs or encrypts may have sent some of it before it failed.
             Poll::Ready(Err(error)) if 0 < len && error.kind() != io::ErrorKind::Interrupted => {
                 inner.failed = Some(error);
+                // The next write or flush returns the error, so this task has to call again.
                 cx.waker().wake_by_ref();
                 Poll::Ready(Ok(len))
             }

@@ -65,6 +65,7 @@ impl TcpOptions {
                 tracing::debug!(option, %error, "the system refused an option of a TCP socket");
             }
         };
+
         noted("TCP_NODELAY", socket.set_tcp_nodelay(true));
         if let Some(after) = self.keepalive.unwrap_or(Some(usual_keepalive)) {
             // The questions that follow an unanswered one come faster than the first.
@@ -72,6 +73,7 @@ impl TcpOptions {
             let every = after.min(Duration::from_secs(15));
             noted("SO_KEEPALIVE", socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every)));
         }
+
         #[cfg(any(target_os = "android", target_os = "linux"))]
         {
             if let Some(limit) = self.user_timeout {
@@ -242,6 +244,7 @@ async fn first_of<T, F: Future<Output = io::Result<T>>>(
     let mut failed = None;
     let reach = async |place| then(connect_to(place, tcp).await?).await;
     let mut left = u32::try_from(places.len()).unwrap_or(u32::MAX - 1) + 1;
+
     for place in places {
         let share = deadline.saturating_duration_since(Instant::now()) / left;
         left -= 1;

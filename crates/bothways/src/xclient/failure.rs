@@ -83,9 +83,11 @@ impl XClient {
             FailMode::Failfast => 0,
             _ => options.retries,
         };
+
         if self.shared.servers.awaits_list() {
             Box::pin(self.shared.servers.first_list(None)).await;
         }
+
         let mut tried = Vec::new();
         let mut pick = self.pick(push, &tried)?;
         for (again, left) in (0..=retries).rev().enumerate() {
@@ -94,6 +96,7 @@ impl XClient {
                 Err(error @ (PushError::Closed(_) | PushError::NotConnected(_))) if 0 < left => error,
                 Err(error) => return Err(error),
             };
+
             self.shared.servers.unstick(&pick.slot);
             self.pause_before_retry(None, again, &pick.slot).await;
             pick = match self.fail_mode {
@@ -154,6 +157,7 @@ impl XClient {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };
+
             if !self.pause_before_retry(time, again, &pick.slot).await {
                 return Err(error.after_tries(cut));
             }
@@ -166,6 +170,7 @@ impl XClient {
             }
             note_cut(&mut cut, error);
         }
+
         let reply = self.try_call(&mut pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
@@ -181,6 +186,7 @@ impl XClient {
                 Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };
+
             if !self.pause_before_retry(time, again, &pick.slot).await {
                 return Err(error.after_tries(cut));
             }
@@ -191,6 +197,7 @@ impl XClient {
             note_cut(&mut cut, error);
             pick = next;
         }
+
         let reply = self.try_call(&mut pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
@@ -205,11 +212,13 @@ impl XClient {
             reply
         };
         tokio::pin!(first);
+
         let early = tokio::select! {
             biased;
             reply = &mut first => Some(reply),
             () = sleep(self.shared.servers.options().backup_latency) => None,
         };
+
         let failed = match early {
             None => None,
             // It failed before the backup was due, and another server may do better: it is due now.
@@ -218,12 +227,14 @@ impl XClient {
             }
             Some(reply) => return reply,
         };
+
         let Some(mut backup) = self.pick_other(call, &slot) else {
             return match failed {
                 Some(error) => Err(error),
                 None => first.await,
             };
         };
+
         let second = self.try_call(&mut backup, call, time.map(CallTime::rest));
         if let Some(failed) = failed {
             return second.await.map_err(|error| error.after_tries(cut_of(failed)));
@@ -299,6 +310,7 @@ impl XClient {
     /// True if another try may help, and does no harm beyond what the fail mode is for.
     fn may_try_again(&self, error: &CallError, again: Again) -> bool {
         let elsewhere = again == Again::Elsewhere;
+
         match error {
             CallError::Closed {
                 written: false,

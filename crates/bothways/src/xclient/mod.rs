@@ -270,6 +270,8 @@ impl XClient {
         let receivers = Receivers { common: Common::default(), messages };
         let servers =
             Arc::new(Servers::new(options.complete(), eager, select_mode, lists, source.is_some(), receivers));
+
+        // Weak: the servers end with the last client, and not with this task.
         let followed = Arc::downgrade(&servers);
         let following = tokio::spawn(async move {
             while changes.changed().await.is_ok() {
@@ -277,6 +279,7 @@ impl XClient {
                 servers.update();
             }
         });
+
         let mut tasks = vec![following.abort_handle()];
         if let Some(source) = source {
             let (service, watched) = (Arc::from(&*service_path), Arc::downgrade(&servers));
@@ -288,6 +291,7 @@ impl XClient {
             }));
             tasks.push(watching.abort_handle());
         }
+
         let service_path = service_path.into();
         Self { shared: Arc::new(Shared { service_path, servers, _discovery: discovery, tasks }), fail_mode }
     }

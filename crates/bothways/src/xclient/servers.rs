@@ -176,8 +176,10 @@ impl Servers {
         receivers: Receivers,
     ) -> Self {
         if !awaits_list {
+            // `update` below takes the first list.
             source.mark_changed();
         }
+
         let oneways_lost = Arc::clone(&receivers.common.oneways_lost);
         let (changes, listed) = (source.clone(), Arc::default());
         let list = List { changes, listed, left: HashMap::new(), topics: Vec::new(), receivers: Some(receivers) };
@@ -186,6 +188,7 @@ impl Servers {
         let (source, list, told) = (Mutex::new(source), RwLock::new(list), Told::default());
         let (awaits_list, source_failed) = (awaits_list.into(), Mutex::default());
         let retry_budget = RetryBudget::new(options.retry_budget);
+
         let servers = Self {
             options,
             runtime,
@@ -202,6 +205,7 @@ impl Servers {
             retry_budget,
             oneways_lost,
         };
+
         if !servers.awaits_list() {
             servers.update();
         }
@@ -258,6 +262,7 @@ impl Servers {
             if listed.slots.is_empty() {
                 return Err(NoPick::NoServer(self.why_empty(listed)));
             }
+
             let prefer = Preference { not_tried: listed.still_excluded(prefer.not_tried), ..prefer };
             let (slot, seen) = self.stay_or_choose(listed, call, prefer)?;
             match seen.client.map_or_else(|| self.client_of(slot), Ok) {
@@ -281,6 +286,7 @@ impl Servers {
         if !self.options.sticky || !prefer.sticky {
             return self.choose(listed, call, prefer);
         }
+
         let stays = |sticky: &Option<Arc<Slot>>| {
             let slot =
                 listed.slots.iter().find(|slot| sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(sticky, slot)))?;
@@ -290,6 +296,8 @@ impl Servers {
         if let Some(stays) = stays(&self.sticky.lock()) {
             return Ok(stays);
         }
+
+        // The selector may be an application's code: it is asked without the lock.
         let chosen = self.choose(listed, call, prefer)?;
         let mut sticky = self.sticky.lock();
         // Another call may have chosen meanwhile: the first choice counts.
@@ -353,15 +361,18 @@ impl Servers {
         self.source_failed.lock().take();
         // Before it is published: see `first_list`.
         self.awaits_list.store(false, Ordering::Release);
+
         let before = Arc::clone(&self.list.read().listed);
         if said.is_empty() && !before.slots.is_empty() {
             let mut list = self.list.write();
             list.changes = source.clone();
             self.show(&list);
+            // A log line may be slow, and calls may wait for this lock.
             drop(list);
             let kept = before.slots.len();
             return tell!(self.told.empty, warn, kept, "the discovery lists no server: the previous list is kept");
         }
+
         let (usable, unreachable) = self.usable(&said);
         let mut old: HashMap<&str, &Arc<Slot>> = before.slots.iter().map(|slot| (&*slot.address, slot)).collect();
         let left_out = LeftOut { listed: said.len(), unreachable };
@@ -388,12 +399,14 @@ impl Servers {
         let mut guard = self.list.write();
         let list = &mut *guard;
         let Some(receivers) = &list.receivers else { return };
+
         // Kept until the lock is free: to drop the last clone of a client closes a connection.
         let back: Vec<_> = listed.slots.iter().filter_map(|slot| slot.take_back(&mut list.left)).collect();
         back.iter().for_each(|client| client.note_listed(&list.topics));
         (list.listed, list.changes) = (Arc::new(listed), changes);
         self.show(list);
         receivers.common.keys.share_among(list.listed.slots.len());
+
         if self.eager {
             // One that has ended is no business of a list that names it again.
             for slot in list.listed.slots.iter().filter(|slot| slot.made().is_none()) {
@@ -401,6 +414,7 @@ impl Servers {
                 let _ = slot.client(self, receivers, &list.topics);
             }
         }
+
         let mut retired = Vec::new();
         list.left.retain(|_, client| client.is_kept());
         for slot in gone {
@@ -430,6 +444,7 @@ impl Servers {
                     continue;
                 }
             };
+
             // Twice in the list: the later one counts, as in Go.
             match places.get(&address) {
                 Some(place) => usable[*place] = (address, entry.clone()),
@@ -439,6 +454,7 @@ impl Servers {
                 }
             }
         }
+
         usable.retain(|(_, entry)| entry.is_eligible(self.options.group.as_deref()));
         (usable, unreachable)
     }
@@ -551,6 +567,7 @@ impl Servers {
                 NoPick::NoServer("the selector panicked: the log has more".to_owned())
             })
         };
+
         let chosen =
             if prefer.not_tried.is_empty() { select(&selection)? } else { select(&selection.excluding(&tried))? };
         let chosen = listed.slot(chosen)?;
@@ -558,6 +575,7 @@ impl Servers {
         if listed.suits(chosen, &seen, prefer) {
             return Ok((chosen, seen));
         }
+
         let unsuited = |server: usize| tried(server) || listed.slots[server].look().is_down;
         let better = listed.slot(select(&selection.excluding(&unsuited))?);
         // A selector may have nobody else to offer.
@@ -619,12 +637,15 @@ impl Slot {
     /// The client: made now if there is none, or none that has a future. Starts to connect and does not
     /// wait for it. One that its server sent away, or that gave up, stays as it is, and says why to each call.
     fn client(&self, servers: &Servers, receivers: &Receivers, topics: &[Arc<str>]) -> Result<Client, ConnectError> {
+        // Held to the end, so that callers that come together share one client.
         let mut held = self.client.lock();
         match &*held {
             Held::Client(client) if !client.is_ended() || client.stays_away() => return Ok(client.clone()),
             Held::Retired => return Err(ConnectError::Closed),
             Held::Client(_) | Held::Nothing => {}
         }
+
+        // The caller may be outside of a runtime, and the client starts a task.
         let _entered = servers.runtime.enter();
         let options = servers.options.client.clone();
         let handlers = servers.options.handlers.clone();
@@ -637,6 +658,7 @@ impl Slot {
             }
             (None, None) => None,
         };
+
         let handlers = handlers.unwrap_or_default();
         let client = Client::start(&self.address, options, handlers, messages, receivers.common.clone(), topics)?;
         *held = Held::Client(client.clone());

@@ -60,6 +60,7 @@ impl Plan {
         let Item::Struct(ItemStruct { attrs, ident, generics, fields: Fields::Named(fields), .. }) = item else {
             return None;
         };
+
         let mut rule = None;
         let mut strict = false;
         for meta in metas(attrs)? {
@@ -70,6 +71,7 @@ impl Plan {
                 _ => return None,
             }
         }
+
         let lifetimes: Option<Vec<Lifetime>> = generics.params.iter().map(lifetime).collect();
         // The copy for serde has another `Self`, which its lifetimes are not part of.
         let other_self = !generics.params.is_empty() && says_self(fields.to_token_stream());
@@ -96,6 +98,7 @@ impl Plan {
         let direct = quote!(#krate::__private::direct);
         let Self { ident, lifetimes, borrowed, .. } = self;
         let is_text = quote!(#krate::__private::is_text);
+
         let (write_json, read_json) = match json_copy {
             None => (None, None),
             Some(json) => (
@@ -111,6 +114,7 @@ impl Plan {
                 }),
             ),
         };
+
         quote! {
             #[automatically_derived]
             impl<#(#lifetimes),*> #serde::Serialize for #ident<#(#lifetimes),*> {
@@ -143,6 +147,7 @@ impl Plan {
         let direct = quote!(#krate::__private::direct);
         let Self { ident, lifetimes, .. } = self;
         let body = self.writing(krate);
+
         quote! {
             #[automatically_derived]
             #[allow(deprecated, unused_imports)]
@@ -176,6 +181,7 @@ impl Plan {
         let dynamic = fields().any(|field| field.skip_if.is_some());
         let mut constant = vec![];
         let mut body = TokenStream::new();
+
         if dynamic {
             let entries = fields().map(|FieldPlan { ident, skip_if, .. }| match skip_if {
                 None => quote!(1),
@@ -188,6 +194,7 @@ impl Plan {
 
         for field in fields() {
             let FieldPlan { ident, ty, name, skip_if, write, .. } = field;
+            // What is constant is written in one piece: the map's head with the first key.
             constant.extend(text(name));
             let key = Literal::byte_string(&std::mem::take(&mut constant));
             let value = match write {
@@ -201,6 +208,8 @@ impl Plan {
                 Some(skip) => quote!(if !#skip(&self.#ident) { #entry }),
             });
         }
+
+        // A message without fields is its head alone.
         if !constant.is_empty() {
             let constant = Literal::byte_string(&constant);
             body.extend(quote!(#direct::Writer::raw(__writer, #constant);));
@@ -214,6 +223,7 @@ impl Plan {
         let Self { ident, lifetimes, borrowed, .. } = self;
         let body = self.reading(krate);
         let generics = quote!(<'de #(: #borrowed +)* #(, #lifetimes)*>);
+
         quote! {
             #[automatically_derived]
             impl #generics #direct::Read<'de> for #ident<#(#lifetimes),*> {
@@ -252,6 +262,7 @@ impl Plan {
         let reads: Vec<Ident> = (0..fields.len()).map(|place| format_ident!("__read_{place}")).collect();
         let types: Vec<&Type> = fields.iter().map(|field| &field.ty).collect();
         let names: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();
+
         let keys = names.iter().map(|name| Literal::byte_string(&text(name)));
         let ways = fields.iter().map(|FieldPlan { ty, read, .. }| match read {
             Way::Itself => quote!(<#direct::In<'de, #ty>>::read(__reader)),
@@ -259,10 +270,12 @@ impl Plan {
             Way::Octets => quote!(#direct::read_octets(__reader)),
             Way::Function(function) => quote!(#function(&mut *__reader)),
         });
+
         let places = 0..fields.len();
         let strict = self.strict;
         let mut read = slots.iter();
         let values = self.fields.iter().map(|field| field.value(krate, &mut read));
+
         quote! {
             let mut __left = __entries;
             #(let mut #slots: ::core::option::Option<#types> = ::core::option::Option::None;)*
@@ -302,6 +315,7 @@ impl FieldPlan {
         let ty = field.ty.clone();
         let (read, write) = (Way::Itself, Way::Itself);
         let mut plan = Self { ident, ty, name, skip: false, skip_if: None, default: None, read, write };
+
         let mut borrow = matches!(ungrouped(&field.ty), Type::Reference(_));
         for meta in metas(&field.attrs)? {
             match (key(&meta)?.as_str(), &meta) {
@@ -321,6 +335,7 @@ impl FieldPlan {
                 _ => return None,
             }
         }
+
         if borrow {
             add_lifetimes(field.ty.to_token_stream(), borrowed);
         }
@@ -352,6 +367,7 @@ impl FieldPlan {
             None if matches!(self.read, Way::Itself) => quote!(#direct::missing::<#ty>(#name)?),
             None => quote!(return ::core::result::Result::Err(#direct::ReadError::missing(#name))),
         };
+
         let slot = if self.skip { None } else { slots.next() };
         let value = match slot {
             None => default,
@@ -362,6 +378,7 @@ impl FieldPlan {
                 }
             },
         };
+
         quote!(#ident: #value)
     }
 }
@@ -448,6 +465,7 @@ fn renamed(name: &str, rule: Option<&str>) -> Option<String> {
         });
         words.collect::<String>()
     };
+
     Some(match rule {
         None | Some("lowercase" | "snake_case") => name.to_owned(),
         Some("UPPERCASE" | "SCREAMING_SNAKE_CASE") => name.to_ascii_uppercase(),

@@ -49,6 +49,7 @@ pub(super) fn message(krate: &Path, item: &Item, rule: Option<&LitStr>) -> Resul
         Some(plan) => plan.impls(krate, &binary, Some(&json)),
         None => impls(krate, ident, &binary, &json),
     };
+
     let item = without_attributes(item);
     Ok(quote! {
         #item
@@ -93,9 +94,12 @@ fn without_attributes(item: &Item) -> Item {
 /// A copy of the type, for serde to derive from.
 fn copy(krate: &Path, item: &Item, name: &Ident, form: Form<'_>) -> Result<TokenStream> {
     let mut item = with_serde_attributes(krate, item.clone(), form)?;
+
+    // Docs and derives stay with the type itself: nobody sees the copy.
     for_each_attributes(&mut item, |attributes| {
         attributes.retain(|attribute| attribute.path().is_ident("serde") || attribute.path().is_ident("cfg"));
     });
+
     let of = match &mut item {
         Item::Struct(item) => {
             item.vis = syn::Visibility::Inherited;
@@ -107,6 +111,8 @@ fn copy(krate: &Path, item: &Item, name: &Ident, form: Form<'_>) -> Result<Token
         }
         _ => return Ok(quote!()),
     };
+
+    // `Self` in a field means the type; within the copy it would mean the copy.
     for_each_field(&mut item, |field| {
         let ty = without_self(field.ty.to_token_stream(), &of);
         field.ty = Type::Verbatim(ty);
@@ -118,6 +124,7 @@ fn copy(krate: &Path, item: &Item, name: &Ident, form: Form<'_>) -> Result<Token
     attributes.insert(0, syn::parse_quote!(#[allow(dead_code)]));
     attributes.insert(1, syn::parse_quote!(#[derive(#serde::Serialize, #serde::Deserialize)]));
     attributes.insert(2, syn::parse_quote!(#[serde(remote = #remote)]));
+    // Formats and errors get the type's name, not the copy's.
     if !serde_keys(attributes).iter().any(|key| key == "rename") {
         attributes.insert(3, syn::parse_quote!(#[serde(rename = #remote)]));
     }

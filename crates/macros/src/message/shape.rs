@@ -16,11 +16,14 @@ pub(super) fn shape(krate: &Path, item: &Item) -> Result<TokenStream> {
         Item::Enum(item) => (&item.ident, &item.generics, &item.attrs),
         _ => return Ok(quote!()),
     };
+
     let keys = serde_keys(attributes);
     let has = |key: &str| keys.iter().any(|known| known == key);
+    // With one of these, the fields do not tell what is on the wire.
     if ["into", "from", "try_from", "remote", "tag", "untagged"].iter().any(|key| has(key)) {
         return Ok(quote!());
     }
+
     let consts = match item {
         Item::Struct(item) => of_struct(krate, ident, &item.fields, has("transparent"))?,
         Item::Enum(item) => {
@@ -30,6 +33,7 @@ pub(super) fn shape(krate: &Path, item: &Item) -> Result<TokenStream> {
         _ => return Ok(quote!()),
     };
 
+    // What a type parameter stands for must have a shape too.
     let mut generics = generics.clone();
     for parameter in generics.type_params_mut() {
         parameter.bounds.push(syn::parse_quote!(#krate::__private::go::Shape));
@@ -54,6 +58,7 @@ fn of_struct(krate: &Path, ident: &Ident, fields: &Fields, transparent: bool) ->
     let go = quote!(#krate::__private::go);
     let mut checked = Vec::new();
     let mut written = 0;
+
     for (at, field) in fields.iter().enumerate() {
         let (is_written, is_checked) = looked_at(field)?;
         written += usize::from(is_written);
@@ -61,6 +66,7 @@ fn of_struct(krate: &Path, ident: &Ident, fields: &Fields, transparent: bool) ->
             checked.push((at, field));
         }
     }
+
     let named = matches!(fields, Fields::Named(_));
     if !named && 1 < written {
         return Ok(quote!(const AT_0: #go::Verdict = #go::Fault::TUPLE;));
@@ -76,6 +82,7 @@ fn of_struct(krate: &Path, ident: &Ident, fields: &Fields, transparent: bool) ->
         });
         quote!(const #at: #go::Verdict = #go::Fault::first(&[#(#verdicts),*]);)
     });
+
     // A newtype is as what it holds.
     let same = match &checked[..] {
         [(_, field)] if transparent || !named => {
@@ -87,6 +94,7 @@ fn of_struct(krate: &Path, ident: &Ident, fields: &Fields, transparent: bool) ->
         }
         _ => quote!(),
     };
+
     Ok(quote! {
         #same
         const AT_0: #go::Verdict = ::core::option::Option::None;

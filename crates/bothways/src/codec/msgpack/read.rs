@@ -330,6 +330,7 @@ impl<'de> Reader<'de> {
                 }
             }
         };
+
         self.slice(bytes).map(|_| ())
     }
 
@@ -531,6 +532,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         self.check_depth(self.containers + self.enums)?;
+
         match self.peek()? {
             marker @ (mark::FIX_MAP..=mark::FIX_MAP_LAST | mark::MAP_16 | mark::MAP_32) => {
                 self.rest = &self.rest[1..];

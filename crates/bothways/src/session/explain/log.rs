@@ -312,6 +312,7 @@ impl EventLog {
             at_ms: (began + Duration::from_micros(record.at)).as_millis() as u64,
             event: record.what.event(),
         };
+
         let (forgotten, events) = match &*self.stored.lock() {
             Stored::Packed(packed) => (0, packed.records().map(|record| happened(&record)).collect()),
             Stored::Ring(ring) => {
@@ -321,6 +322,7 @@ impl EventLog {
                 (ring.first(), records.into_iter().map(happened).collect())
             }
         };
+
         Explanation { session, user: user.map(str::to_owned), standing, held: None, forgotten, events }
     }
 }
@@ -433,6 +435,7 @@ pub(in crate::session) fn name(service_path: &str, service_method: &str) -> Arc<
 impl What {
     fn event(&self) -> Event {
         let known = |after: u32| (after != NEVER).then_some(after);
+
         match self {
             Self::Connected(connection) => Event::Connected(connection.to_string()),
             Self::Resumable => Event::Resumable,

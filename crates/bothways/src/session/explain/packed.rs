@@ -35,6 +35,7 @@ impl Packed {
         if EVENTS.min(events_max) <= self.len {
             return None;
         }
+
         let (tag, id, name) = match &record.what {
             What::Connected(connection) => (CONNECTED, Some(connection.get()), None),
             What::Resumable => (RESUMABLE, None, None),
@@ -44,6 +45,7 @@ impl Packed {
             What::Unsubscribed(pattern) => (UNSUBSCRIBED, None, Some(pattern)),
             _ => return None,
         };
+
         let name = name.map_or("", |name| name);
         let has_len = matches!(tag, BOUND | SUBSCRIBED | UNSUBSCRIBED);
         let numbers = [Some(record.at), id, has_len.then_some(name.len() as u64)];
@@ -51,6 +53,7 @@ impl Packed {
         let mut packed = Vec::with_capacity(
             self.packed.len() + 1 + numbers.clone().map(|number| number_len(*number)).sum::<usize>() + name.len(),
         );
+
         packed.extend_from_slice(&self.packed);
         packed.push(tag);
         numbers.for_each(|number| put_number(&mut packed, *number));

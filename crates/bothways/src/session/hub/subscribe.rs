@@ -127,6 +127,7 @@ impl Hub {
         if WILDCARDS_MAX < wildcards {
             return Err(TopicError::TooManyWildcards { wildcards }.to_string());
         }
+
         let options = match self.rules.of(pattern) {
             Ok(options) => options,
             Err(rule) => return Err(format!("`{pattern}` is wider than `{rule}`: subscribe to less at once")),
@@ -136,6 +137,7 @@ impl Hub {
         if options.subscribers_max.is_some() && topic::has_wildcard(pattern) {
             return Err(format!("`{pattern}` has a wildcard, and its topics count their subscribers"));
         }
+
         match &options.access {
             Access::Nobody => Err(refused()),
             Access::Anyone => Ok(()),
@@ -176,10 +178,12 @@ impl Hub {
         if outcome.is_err() {
             self.forget_unused([wish.pattern.into()]);
         }
+
         drop(held_locks);
         // Payloads are the application's: those that are too old are dropped when nothing is locked.
         drop(dropped);
         let answer = outcome?;
+        // Last, with nothing locked: this writes to the socket.
         session.pump();
         self.tell();
         Ok(answer)
@@ -195,6 +199,7 @@ impl Hub {
         held: Held<'_>,
     ) -> (Result<Answer, TopicError>, Vec<Message<Published>>) {
         let answer = |outcome: Result<(Answer, bool), TopicError>| outcome.map(|(answer, _)| answer);
+
         match held {
             Held::Nothing => (answer(self.enter_tree(session, wish, by_client, None)), Vec::new()),
             Held::Place(mut history, _table) => {
@@ -245,12 +250,14 @@ impl Hub {
         if state.patterns().contains(pattern) {
             return Ok(());
         }
+
         let options = self.rules.of(pattern).ok().flatten();
         let subscribers = subscriptions.count(pattern);
         let is_full = options.and_then(|options| options.subscribers_max).is_some_and(|max| max <= subscribers);
         if is_full && !shares_place(subscriptions, state, pattern) {
             return Err(TopicError::Full { subscribers });
         }
+
         if !by_client {
             return Ok(());
         }
@@ -318,6 +325,7 @@ impl Hub {
             Some(history) => self.recover(session, &mut state, wish, by_client, history, &mut since),
             None => Answer::default(),
         };
+
         if by_client {
             state.note_knows_topics();
         }
@@ -337,12 +345,14 @@ impl Hub {
         if has_history && wish.ordered {
             state.set_ordered(pattern);
         }
+
         if wish.from.is_some() && !answer.more && !answer.later {
             state.caught_up(pattern, since);
         } else if wish.part && (answer.more || answer.later) {
             // It asks for the rest: nothing of the topic is to overtake that.
             state.stall(pattern);
         }
+
         Ok((answer, if is_known { Place::Known } else { Place::New(shared) }))
     }
 
@@ -360,6 +370,8 @@ impl Hub {
         let latest_only = self.kept_options(pattern).is_some_and(|options| options.latest_only);
         let covered_since = *since;
         let parts = state.part_of(pattern);
+
+        // Before room is claimed: what is too old makes some.
         state.expire_waiting(session.now());
         let ledger = state.ledger();
         let in_part = |stamp| parts.is_some_and(|sent| sent.has(stamp));
@@ -394,6 +406,7 @@ impl Hub {
                 _ => Ok(published.encoded.clone()),
             };
             let Ok(encoded) = encoded else { continue };
+
             *since = (*since).min(published.stamp);
             let entry = recovered_entry(session, published, encoded, class.clone());
             // What it has got by another way it has.
@@ -401,6 +414,7 @@ impl Hub {
             // While its client is being let in, it is for the session that the client gets: only who has no position
             // comes here then.
             let Some(entry) = state.hold(entry, &published.name) else { continue };
+
             if latest_only {
                 // Of values there may be too many; what has expired is not owed.
                 answer.subscribed.recovered &= state.take_latest(entry, session.now()) || is_known;
@@ -408,6 +422,7 @@ impl Hub {
                 state.take_claimed(entry, session.now());
             }
         }
+
         answer
     }
 
@@ -431,6 +446,7 @@ impl Hub {
     /// that was published since then was sent to one of the two. Of those that clients asked for, what is beyond the
     /// bounds of one session is left out: answers with how many.
     pub(in crate::session) fn carry_over(&self, from: &Session, to: &Session) -> usize {
+        // A copy: topics and the tree are locked before a session.
         let patterns = from.lock().patterns().clone();
         let mut left_out = 0;
         for (pattern, since, by_client) in patterns.iter() {
@@ -442,6 +458,7 @@ impl Hub {
                 if state.is_ended() {
                     return left_out;
                 }
+
                 let known = state.patterns().get(pattern);
                 if known.is_none() && by_client && self.check_session_room(&state, pattern).is_err() {
                     left_out += 1;
@@ -455,10 +472,12 @@ impl Hub {
                     subscriptions.add(pattern, to.clone());
                 }
             }
+
             if let (Some(topic), Some(kept)) = (&topic, &mut kept) {
                 self.enter_roster(to, topic, kept);
             }
         }
+
         self.tell();
         left_out
     }
@@ -562,6 +581,7 @@ fn claim_part(
 
     let ([(_, first), ..], [.., (offset, last)]) = (&messages[..], &messages[..]) else { return None };
     let reached = Position { offset: *offset, ..head };
+
     if state.patterns().contains(wish.pattern) {
         // From the first of these on the session counts as having got everything: these it has not.
         rest.iter().for_each(|(_, published)| state.miss(published.stamp));
@@ -609,11 +629,13 @@ impl<'a> Missed<'a> {
         is_sent: impl Fn(u64) -> bool,
     ) -> Self {
         let head = history.position();
+
         if latest_only {
             let had = from.is_some_and(|from| from == head);
             let newest = history.newest();
             let is_known = from.is_some_and(|from| from.epoch == head.epoch);
             let unsent = newest.filter(|newest| !had && !is_sent(newest.item.stamp));
+
             // Before the newest, so that a client that loses it on the way asks for it again.
             let offset = unsent.map_or(head.offset, |newest| newest.offset - 1);
             return Self {
@@ -624,6 +646,7 @@ impl<'a> Missed<'a> {
                 },
             };
         }
+
         match from.and_then(|from| Some((from, history.after(from)?))) {
             Some((from, missed)) => Self {
                 messages: missed

@@ -171,6 +171,7 @@ impl Book {
     /// Takes a push in. False: it was dropped at once, or is the repetition of one that was taken; its ticket says
     /// which.
     pub(super) fn push(&mut self, mut entry: Entry, now: Duration) -> bool {
+        // First: what is too old leaves its room and its key.
         self.expire_waiting(now);
         self.expire_holder(entry.keyed.as_ref(), now);
         if self.has_taken(entry.keyed.as_ref()) {
@@ -179,10 +180,12 @@ impl Book {
             self.repeat(entry);
             return false;
         }
+
         if entry.is_expired(now) {
             entry.ticket.advance(Stage::Expired);
             return false;
         }
+
         let (keyed, origin) = (entry.keyed.clone(), entry.origin);
         let taken = self.queue(entry);
         if taken {
@@ -204,6 +207,7 @@ impl Book {
         if !self.is_quiet() {
             return false;
         }
+
         let len = flight.encoded.size();
         let is_tracked = flight.class != Class::Fire;
         let is_logged = is_tracked && self.terms.confirms;
@@ -216,6 +220,7 @@ impl Book {
         if !has_room {
             return false;
         }
+
         let offset = if is_logged { self.next_offset } else { 0 };
         let frame = match &flight.encoded.keyed {
             Some(keyed) if !self.terms.confirms => &keyed.plain,
@@ -310,6 +315,7 @@ impl Book {
             return;
         }
         self.expires = Duration::MAX;
+
         for index in 0..Priority::COUNT {
             let queue = std::mem::take(&mut self.queues[index]);
             for queued in queue {
@@ -318,6 +324,7 @@ impl Book {
                     Queued::Latest(key) => self.latest.as_ref().and_then(|latest| latest.get(key)?.expires),
                     Queued::Behind(_) => None,
                 };
+
                 if expires.is_none_or(|expires| now < expires) {
                     self.note_expiry(expires);
                     self.queues[index].push_back(queued);
@@ -347,6 +354,7 @@ impl Book {
 
     fn queue(&mut self, mut entry: Entry) -> bool {
         let len = entry.size();
+
         match &entry.class {
             Class::Fire => {
                 if !self.terms.connected {
@@ -370,6 +378,7 @@ impl Book {
                 {
                     return self.refuse(entry);
                 }
+
                 self.latest_bytes = others + entry.len();
                 self.note_expiry(entry.expires);
                 if let Some(older) = self.latest.as_mut().and_then(|latest| latest.get_mut(&key)) {
@@ -379,6 +388,7 @@ impl Book {
                     self.move_up(&key, queued_at);
                     return true;
                 }
+
                 self.queues[entry.priority.index()].push_back(Queued::Latest(key.clone()));
                 self.latest.get_or_insert_default().insert(key, entry);
                 return true;
@@ -390,6 +400,7 @@ impl Book {
                 self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             }
         }
+
         self.wait(entry);
         true
     }
@@ -415,6 +426,7 @@ impl Book {
         let is_holder = |ticket: &Ticket, keyed: &Option<Arc<Keyed>>| {
             is_push_of(holder, keyed.as_ref()) && !ticket.stage().is_final()
         };
+
         let queued = self.queues.iter_mut().flatten().filter_map(|queued| match queued {
             Queued::Entry(entry) => Some((&mut entry.ticket, &entry.keyed)),
             Queued::Latest(_) | Queued::Behind(_) => None,
@@ -426,6 +438,7 @@ impl Book {
             Unwritten::Fire(ticket, keyed) => Some((ticket, &*keyed)),
             Unwritten::Tracked(_) | Unwritten::Notice => None,
         });
+
         let (mut found, mut repetitions) = (None, 0);
         for (ticket, keyed) in queued.chain(latest).chain(sent).chain(unwritten) {
             repetitions += ticket.repetitions();
@@ -433,6 +446,7 @@ impl Book {
                 found = Some(ticket);
             }
         }
+
         match found {
             Some(_) if REPETITIONS_MAX <= repetitions => entry.ticket.advance(Stage::Dropped(DropReason::Full)),
             Some(holder) => holder.repeat(entry.ticket),
@@ -453,6 +467,7 @@ impl Book {
         let latest = self.latest.as_ref();
         let of_key = latest.and_then(|latest| latest.iter().find(|(_, entry)| is_over(entry)));
         let of_key = of_key.map(|(key, entry)| (key.clone(), entry.priority));
+
         let mut over = None;
         if let Some((key, priority)) = of_key {
             over = take_key_of(&mut self.queues[priority.index()], &key);
@@ -461,6 +476,7 @@ impl Book {
             let found = queue.iter().position(|queued| matches!(queued, Queued::Entry(entry) if is_over(entry)));
             over = over.or_else(|| queue.remove(found?));
         }
+
         if let Some(mut entry) = over.and_then(|queued| self.take_from(queued)) {
             let charged = self.leave_queue(&entry);
             self.expire(&mut entry, charged);
@@ -557,6 +573,7 @@ impl Book {
             self.unwritten.push_back(Unwritten::Notice);
             return Some(Next::Gap { missed: self.missed });
         }
+
         loop {
             let mut entry = self.take_queued()?;
             let len = entry.size();
@@ -565,11 +582,13 @@ impl Book {
                 self.expire(&mut entry, charged);
                 continue;
             }
+            // `unwritten` is in the order of the wire: what went straight to it comes first.
             self.land();
             let frame = match &entry.keyed {
                 Some(keyed) if !self.terms.confirms => keyed.plain.clone(),
                 _ => entry.frame.clone(),
             };
+
             if entry.class == Class::Fire || !self.terms.confirms {
                 if let Origin::Topic(stamp) = entry.origin {
                     self.unconfirmed.miss(stamp);
@@ -578,6 +597,7 @@ impl Book {
                 self.unwritten.push_back(Unwritten::Fire(entry.ticket, entry.keyed));
                 return Some(Next::Frame { frame, offset: 0 });
             }
+
             let (messages, counted) = self.log_of(&entry.class);
             (*messages, *counted) = (*messages + 1, *counted + len);
             self.terms.take_anyway(len - charged);
@@ -622,6 +642,7 @@ impl Book {
             self.replay = None;
             return None;
         };
+
         let at = sent.offset;
         let (entry, mut freed, mut keyed) = (&mut sent.entry, 0, None);
         if skips && entry.is_expired(now) && entry.ticket.stage() != Stage::Received {
@@ -629,11 +650,13 @@ impl Book {
             freed = entry.size();
             (entry.frame, keyed) = (Bytes::new(), entry.keyed.take());
         }
+
         let next = match entry.ticket.stage() {
             // The others that failed are gone.
             Stage::Expired | Stage::Failed(_) => Next::Skip { offset: at },
             _ => Next::Frame { frame: entry.frame.clone(), offset: at },
         };
+
         let class = entry.class.clone();
         self.log_of(&class).1 -= freed;
         self.terms.give_back(freed);
@@ -752,6 +775,7 @@ impl Book {
         if self.next_offset <= received {
             return false;
         }
+
         self.received = self.received.max(received);
         self.handled = self.handled.max(handled);
         while self.sent.front().is_some_and(|sent| sent.offset <= self.handled) {
@@ -759,6 +783,7 @@ impl Book {
             self.finish(sent, Stage::Handled, now);
         }
         give_back(&mut self.sent);
+
         let (messages, bytes) = self.flights.ack(self.received, self.handled, now);
         self.tracked = (self.tracked.0 - messages, self.tracked.1 - bytes);
         self.terms.give_back(bytes);
@@ -826,6 +851,7 @@ impl Book {
             queue.retain(|queued| !matches!(queued, Queued::Behind(_)));
         }
         self.behinds = [0; Priority::COUNT];
+
         for unwritten in std::mem::take(&mut self.unwritten) {
             let may_have_left = marks.next().is_some_and(|mark| mark <= begun);
             let Unwritten::Fire(mut ticket, keyed) = unwritten else { continue };
@@ -837,6 +863,7 @@ impl Book {
                 self.dropped += 1;
             }
         }
+
         // Nobody knows whether the client got what ended with being written, either. One that comes back knows the keys
         // of what it got by itself.
         self.keys.free_settled();
@@ -855,12 +882,14 @@ impl Book {
             }
             return;
         }
+
         let Some(sent) = self.sent_mut(offset) else { return };
         let entry = &mut sent.entry;
         entry.ticket.advance(end);
         // Its place stays, for who comes back without the notice.
         let (freed, keyed) = (entry.size(), entry.keyed.take());
         entry.frame = Bytes::new();
+
         let class = entry.class.clone();
         self.log_of(&class).1 -= freed;
         self.terms.give_back(freed);

@@ -113,6 +113,7 @@ impl Flights {
             }
             self.written = number + 1;
         }
+
         !self.lone.is_empty() || self.written < self.logged.len()
     }
 
@@ -122,6 +123,7 @@ impl Flights {
         if self.logged.is_empty() {
             return (0, 0);
         }
+
         let now = millis_of(now);
         let done = self.logged.partition_point(|flown| flown.offset <= handled);
         let mut bytes = 0;

@@ -176,6 +176,7 @@ impl Tls {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
             read => read.map_err(|error| self.named(error))?,
         };
+
         if let Err(error) = self.session.process_new_packets() {
             // The peer is told why, if there is room.
             _ = self.poll_send(below, cx);
@@ -191,6 +192,7 @@ impl Tls {
                 _ => io::Error::new(io::ErrorKind::InvalidData, error),
             }));
         }
+
         if len == 0 && self.session.is_handshaking() {
             return Poll::Ready(Err(self.named(io::ErrorKind::UnexpectedEof.into())));
         }

@@ -430,6 +430,7 @@ impl<'de> Reader<'de> {
                 (T::try_from(<$wide>::from(<$wire>::from_be_bytes(*bytes))).ok()?, rest)
             }};
         }
+
         let (value, rest) = match marker {
             mark::FIX_NEG.. => (T::try_from(i64::from(marker.cast_signed())).ok()?, rest),
             mark::U_8 => wide!(u8 as u64),
@@ -442,6 +443,7 @@ impl<'de> Reader<'de> {
             mark::I_64 => wide!(i64 as i64),
             _ => return None,
         };
+
         self.rest = rest;
         Some(value)
     }
