@@ -167,123 +167,132 @@ impl ClientHandler {
     }
 
     fn handle_message(&self, connection: &Connection, message: Message) {
-        if message.has_service_path(keys::CONTROL_PATH)
-            && message.service_method() == keys::CANCEL
-            && connection.is_negotiated()
-        {
-            // By its number it was handled already; this one names a call that may have come on another connection.
-            return self.results.give_up(message.metadata().get(keys::CALL_ID).unwrap_or_default());
-        }
-
-        if message.has_service_path(keys::CONTROL_PATH)
-            && message.service_method() == keys::RETURN
-            && connection.is_negotiated()
-        {
-            connection.note_returned();
-            let request = Message::parse(message.wire_payload(), connection.limits()).ok();
-            if let Some(link) = self.link.upgrade() {
-                take_back(&link, connection, request);
+        let is_control = message.has_service_path(keys::CONTROL_PATH) && connection.is_negotiated();
+        if is_control {
+            match message.service_method() {
+                // By its number it was handled already; this one names a call that may have come on another connection.
+                keys::CANCEL => {
+                    return self.results.give_up(message.metadata().get(keys::CALL_ID).unwrap_or_default());
+                }
+                keys::RETURN => return self.handle_return(connection, &message),
+                _ => {}
             }
-            return;
         }
 
         match &self.messages {
-            Some(queue)
-                if message.has_service_path(keys::CONTROL_PATH)
-                    && message.service_method() != keys::PRESENCE
-                    && connection.is_negotiated() =>
-            {
-                match message.service_method() {
-                    keys::GAP => {
-                        let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
-                        let news = self.memory.miss(connection.id(), missed.unwrap_or(0));
-                        queue.add_gap(news);
-                        if news != 0 {
-                            self.resubscriber.handle_gap(connection);
-                        }
-                    }
-                    // Counted, and acknowledged with that: there is nothing to handle.
-                    keys::SKIP => {
-                        let seq = message.header().seq();
-                        match self.memory.receive(connection.id(), seq, || true) {
-                            Received::False(what) => connection.end_as_misbehaved_by(what),
-                            repeated @ (Received::Past | Received::Repeated) => {
-                                self.tell_repeated(connection, &repeated, seq);
-                            }
-                            Received::New(_) | Received::Untracked | Received::NoRoom => {}
-                        }
-                    }
-                    method => {
-                        // Of a later version: it is not for applications.
-                        tracing::debug!(
-                            server = &*self.server,
-                            method = ?Said(method),
-                            "the server says what this client does not know"
-                        );
-                    }
+            Some(queue) if is_control && message.service_method() != keys::PRESENCE => {
+                self.handle_notice(connection, queue, &message);
+            }
+            Some(queue) => self.queue(connection, queue, message),
+            None => self.pass_over(connection, &message),
+        }
+    }
+}
+
+impl ClientHandler {
+    /// A oneway request comes back, for the server has not run it.
+    fn handle_return(&self, connection: &Connection, message: &Message) {
+        connection.note_returned();
+        let request = Message::parse(message.wire_payload(), connection.limits()).ok();
+        if let Some(link) = self.link.upgrade() {
+            take_back(&link, connection, request);
+        }
+    }
+
+    /// The framework of the server says something about its messages.
+    fn handle_notice(&self, connection: &Connection, queue: &MessageAdder, message: &Message) {
+        match message.service_method() {
+            keys::GAP => {
+                let missed = message.metadata().get(keys::GAP_MISSED).and_then(|missed| missed.parse().ok());
+                let news = self.memory.miss(connection.id(), missed.unwrap_or(0));
+                queue.add_gap(news);
+                if news != 0 {
+                    self.resubscriber.handle_gap(connection);
                 }
             }
-
-            Some(queue) => {
-                let mut behind = Behind::default();
-                // Held until it is queued: a connection that ends may hand out beside the next one.
-                let turn = self.turn.lock();
-
-                let has_room = || queue.has_room_for_tracked(&message);
+            // Counted, and acknowledged with that: there is nothing to handle.
+            keys::SKIP => {
                 let seq = message.header().seq();
-                let ack = match self.memory.receive(connection.id(), seq, has_room) {
-                    Received::Untracked => None,
-                    Received::New(ack) => Some(ack),
+                match self.memory.receive(connection.id(), seq, || true) {
+                    Received::False(what) => connection.end_as_misbehaved_by(what),
                     repeated @ (Received::Past | Received::Repeated) => {
-                        return self.tell_repeated(connection, &repeated, seq);
+                        self.tell_repeated(connection, &repeated, seq);
                     }
-                    // A resume brings it again.
-                    Received::NoRoom => {
-                        drop(turn);
-                        return connection.end_as_slow(QUEUE_FULL);
-                    }
-                    Received::False(what) => {
-                        drop(turn);
-                        return connection.end_as_misbehaved_by(what);
-                    }
-                };
-
-                if ack.is_some() || !connection.is_negotiated() {
-                    // Only the framework sends tracked messages: in others these pairs may be an application's. A client
-                    // without a session is sent no tracked ones, and holds topics of Bothways servers only.
-                    self.resubscriber.subscriptions.note(|| message.metadata());
-                } else if message.metadata_value(keys::TOPIC_OFFSET).is_some() {
-                    self.resubscriber.subscriptions.note_fired(|| message.metadata());
+                    Received::New(_) | Received::Untracked | Received::NoRoom => {}
                 }
+            }
+            method => {
+                // Of a later version: it is not for applications.
+                tracing::debug!(
+                    server = &*self.server,
+                    method = ?Said(method),
+                    "the server says what this client does not know"
+                );
+            }
+        }
+    }
 
-                let (ack, first) = match self.meet_key(connection, &message, ack) {
-                    Ok(Met::Again) => return connection.count_repeated(),
-                    Ok(Met::First(first, ack)) => (ack, Some(first)),
-                    Err(ack) => (ack, None),
-                };
+    /// A message for the application: it is queued, unless the client has had it, or has no room for it.
+    fn queue(&self, connection: &Connection, queue: &MessageAdder, message: Message) {
+        let mut behind = Behind::default();
+        // Held until it is queued: a connection that ends may hand out beside the next one.
+        let turn = self.turn.lock();
 
-                let added = queue.add_under_lock(message, connection, &self.server, ack, first, &mut behind);
-                // Let go before the reader is woken: its waker may be an application's own.
+        let has_room = || queue.has_room_for_tracked(&message);
+        let seq = message.header().seq();
+        let ack = match self.memory.receive(connection.id(), seq, has_room) {
+            Received::Untracked => None,
+            Received::New(ack) => Some(ack),
+            repeated @ (Received::Past | Received::Repeated) => {
                 drop(turn);
-                drop(behind);
-                match added {
-                    Added::Taken => {}
-                    Added::Unheard => connection.count_unheard(),
-                    Added::Full => connection.end_as_slow(QUEUE_FULL),
-                }
+                return self.tell_repeated(connection, &repeated, seq);
             }
+            // A resume brings it again.
+            Received::NoRoom => {
+                drop(turn);
+                return connection.end_as_slow(QUEUE_FULL);
+            }
+            Received::False(what) => {
+                drop(turn);
+                return connection.end_as_misbehaved_by(what);
+            }
+        };
 
-            None => {
-                connection.count_unheard();
-                if !self.warned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        server = &*self.server,
-                        service_path = ?Said(message.service_path()),
-                        service_method = ?Said(message.service_method()),
-                        "the server sends messages and this client does not listen: they are dropped"
-                    );
-                }
-            }
+        if ack.is_some() || !connection.is_negotiated() {
+            // Only the framework sends tracked messages: in others these pairs may be an application's. A client
+            // without a session is sent no tracked ones, and holds topics of Bothways servers only.
+            self.resubscriber.subscriptions.note(|| message.metadata());
+        } else if message.metadata_value(keys::TOPIC_OFFSET).is_some() {
+            self.resubscriber.subscriptions.note_fired(|| message.metadata());
+        }
+
+        let (ack, first) = match self.meet_key(connection, &message, ack) {
+            Ok(Met::Again) => return connection.count_repeated(),
+            Ok(Met::First(first, ack)) => (ack, Some(first)),
+            Err(ack) => (ack, None),
+        };
+
+        let added = queue.add_under_lock(message, connection, &self.server, ack, first, &mut behind);
+        // Let go before the reader is woken: its waker may be an application's own.
+        drop(turn);
+        drop(behind);
+        match added {
+            Added::Taken => {}
+            Added::Unheard => connection.count_unheard(),
+            Added::Full => connection.end_as_slow(QUEUE_FULL),
+        }
+    }
+
+    /// Nobody takes the messages of this client.
+    fn pass_over(&self, connection: &Connection, message: &Message) {
+        connection.count_unheard();
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                server = &*self.server,
+                service_path = ?Said(message.service_path()),
+                service_method = ?Said(message.service_method()),
+                "the server sends messages and this client does not listen: they are dropped"
+            );
         }
     }
 }

@@ -167,6 +167,24 @@ impl Drop for Kept {
     }
 }
 
+/// Of connections of a client that listens or not, and has handlers for what it hears or not.
+fn settings_of(options: &ClientOptions, listens: bool, goes_to_handlers: bool) -> Settings {
+    let mut settings = options.settings();
+    if !listens {
+        // Without a listener nothing is ever handled, and nothing may be promised.
+        let of_sessions = Capabilities::SESSIONS.union(Capabilities::OUTCOMES);
+        settings.capabilities = settings.capabilities.without(of_sessions);
+    }
+    if !goes_to_handlers {
+        settings.capabilities = settings.capabilities.without(Capabilities::HANDLERS);
+    }
+    if !options.can_renew() {
+        // With the same token it would be refused again.
+        settings.capabilities = settings.capabilities.without(Capabilities::RETURNS);
+    }
+    settings
+}
+
 impl Link {
     /// `client` is told of to its handlers.
     pub(super) fn start(
@@ -199,19 +217,7 @@ impl Link {
         });
 
         let server: Arc<str> = link.address.to_string().into();
-        let mut settings = link.options.settings();
-        if adder.is_none() {
-            // Without a listener nothing is ever handled, and nothing may be promised.
-            let of_sessions = Capabilities::SESSIONS.union(Capabilities::OUTCOMES);
-            settings.capabilities = settings.capabilities.without(of_sessions);
-        }
-        if !goes_to_handlers {
-            settings.capabilities = settings.capabilities.without(Capabilities::HANDLERS);
-        }
-        if !link.options.can_renew() {
-            // With the same token it would be refused again.
-            settings.capabilities = settings.capabilities.without(Capabilities::RETURNS);
-        }
+        let settings = settings_of(&link.options, adder.is_some(), goes_to_handlers);
 
         let resubscriber = Resubscriber {
             server: Arc::clone(&server),

@@ -33,7 +33,7 @@ impl Connection {
         self.flush();
     }
 
-    /// False: it was not queued.
+    /// False: there is no room for it. True also if nobody can be answered any more.
     fn queue_return(&self, seq: Seq, frame: &Bytes) -> bool {
         let shared = &*self.shared;
         let said = Metadata::new().with(keys::CANCEL_SEQ, seq.get().to_string());

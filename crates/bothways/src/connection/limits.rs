@@ -167,8 +167,8 @@ fn share(room: usize, is_trusted: bool) -> usize {
 }
 
 impl Connection {
-    /// Whether requests may hold so many bytes more, of this connection and, up to `all_max`, of all. `own_kib` of what
-    /// they hold are of the one that asks.
+    /// Whether requests may hold so many bytes more, of this connection and of all. `own_kib` of what they hold are of
+    /// the one that asks.
     fn check_request_bytes(&self, own_kib: usize, bytes: usize) -> Result<(), NoPlace> {
         let shared = &*self.shared;
         let of_all = shared.settings.load.request_kib.load(Ordering::Relaxed);

@@ -220,6 +220,7 @@ impl Table {
     /// This one asks for room for its owner, who may have left some behind.
     fn note_owner(&mut self, of: u64, owner: Arc<str>, is_over: bool) {
         if is_over {
+            self.shares.entry(of).or_default();
             self.leave(of, Arc::clone(&owner));
         }
         let behind = if self.is_much_left_behind() { self.left_by.get(&owner).copied().unwrap_or(0) } else { 0 };
@@ -231,8 +232,9 @@ impl Table {
         });
     }
 
+    /// Nothing is left to note of a connection whose last payload was given back meanwhile.
     fn leave(&mut self, of: u64, owner: Arc<str>) {
-        if self.shares.get(&of).is_none_or(|share| share.over.is_none()) {
+        if self.shares.get(&of).is_some_and(|share| share.over.is_none()) {
             self.change(of, |share| (share.own, share.over) = (0, Some(owner)));
         }
     }
@@ -375,6 +377,18 @@ mod tests {
 
     async fn take(room: &Arc<Room>, of: u64, bytes: usize) -> Result<Held, NoRoom> {
         room.take(asker(of), bytes, || None).await
+    }
+
+    /// A connection whose last payload is given back while it ends leaves nothing behind.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_back_at_the_end_leaves_no_place() {
+        let room = room(64 * MIB, 64 * MIB);
+        let held = take(&room, 7, MIB).await.expect("there is room");
+        room.leave(7, || {
+            drop(held);
+            Arc::from("ann")
+        });
+        assert_eq!(room.held(), (0, 0));
     }
 
     /// However many take all that they get, each leaves as much as it has: what is small finds room, what is their own

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Server, Shared, door::Door};
 use crate::{
     CallOptions, Caller, Payload,
+    calm::Said,
     connection::{Connection, ConnectionId},
     error::{CallError, ErrorCode},
     handler::{Context, Reply, Request},
@@ -309,7 +310,7 @@ const EXPLAINED_MAX: usize = 100;
 pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) -> Router {
     let admin = Admin { door, shared };
     let router = admin.add(router, "Connections", |server: Server, asking, page: Option<Page>| async move {
-        Ok(list_connections(&server, asking, page.unwrap_or_default()))
+        list_connections(&server, asking, page.unwrap_or_default())
     });
     let router =
         admin.add(router, "Sessions", |server, asking, asked| async move { list_sessions(&server, asking, asked) });
@@ -387,8 +388,14 @@ impl Admin {
     }
 }
 
-fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Vec<ConnectionView> {
-    let after = page.after.and_then(|id| id.parse::<ConnectionId>().ok());
+fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Result<Vec<ConnectionView>, Refused> {
+    let after = match page.after {
+        Some(id) => {
+            let parsed = id.parse::<ConnectionId>();
+            Some(parsed.map_err(|_| Refused::wrong(format!("`{}` is no connection, such as `c12`", Said(&id))))?)
+        }
+        None => None,
+    };
     let mut connections = server.shared.all_connections();
     connections.retain(|connection| after.is_none_or(|after| after < connection.id()));
     first_of(&mut connections, page.max.clamp(1, PAGE_MAX), Connection::id);
@@ -406,7 +413,7 @@ fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Vec<Co
             is_asking: connection.id() == asking,
         }
     };
-    connections.into_iter().map(each).collect()
+    Ok(connections.into_iter().map(each).collect())
 }
 
 /// Keeps the first so many by this key, sorted, without sorting the others.
@@ -701,6 +708,10 @@ mod tests {
         ask::<AdminPushOutcome>(&operator, "right", "Push", &push).await.expect_err("a key has a length");
 
         let views: Vec<ConnectionView> = ask(&operator, "right", "Connections", &()).await.expect("the token is right");
+        let page = Some(Page { after: Some("nonsense".to_owned()), ..Page::default() });
+        let wrong = ask::<Vec<ConnectionView>>(&operator, "right", "Connections", &page).await;
+        let error = wrong.expect_err("it is no connection").to_string();
+        assert!(error.contains("`nonsense` is no connection, such as `c12`"), "{error}");
         let asking: Vec<bool> = views.iter().map(|view| view.is_asking).collect();
         assert_eq!(asking, [false, true]);
         assert_eq!((views[0].pushes_sent, views[1].pushes_sent), (1, 0));

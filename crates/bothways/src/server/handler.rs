@@ -20,10 +20,10 @@ use crate::{
     },
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
-    handler::Request,
+    handler::{BoxHandler, Request},
     peer,
     reply::{BoxFuture, Reply},
-    router::no_route,
+    router::{NoRoute, no_route},
     session::{Claim, NotWelcome, RETRY_LATE, Registry, Session, UserCall},
 };
 
@@ -151,22 +151,10 @@ impl ConnectionHandler for ServerHandler {
         // Only the counter says that it is not run.
         let is_oneway = message.header().is_oneway();
         let count_refused = || _ = is_oneway.then(|| connection.count_refused_oneway());
-        if shared.refuses_calls_of(connection) && !ends_something {
-            count_refused();
-            if !connection.is_negotiated() {
-                // Go calls another server after the end of a connection, and after no answer that says so.
-                connection.end_once_answered();
-                return Answer::Nothing;
-            }
-            if is_oneway {
-                connection.hand_back(&message, NotRun::Shutdown);
-            }
-            return Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down"));
+        if !ends_something && let Some(refusal) = self.refuse_at_end(connection, &message) {
+            return refusal;
         }
 
-        if connection.takes_no_calls() && !ends_something {
-            return Answer::Ready(refuse_moved(connection, &message));
-        }
         let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
             Err(reply) => {
@@ -184,48 +172,22 @@ impl ConnectionHandler for ServerHandler {
         let counts_later = counts && place.is_none();
 
         let on_error = shared.hooks.on_error.as_ref().map(|hook| (Arc::clone(hook), message.clone()));
-        let mut request = Request::new(message, connection.clone(), deadline);
+        let request = Request::new(message, connection.clone(), deadline);
         let claims = is_control && request.service_method() == keys::RESUME;
         let claim = if claims { self.claim(connection, &request.metadata()) } else { None };
         // The place in line is taken now, so that the order is that of the requests.
         let line = is_control.then(|| topics::line_of(&request)).flatten();
         let place_in_line = line.map(|line| shared.topic_lines.join(line));
 
-        let handler = shared.router.find(&request.message);
-        // The admin service has a token of its own; where it does not answer, its path is one like others.
-        let is_admin = shared.door.as_ref().is_some_and(|door| door.is_on_service_addresses())
-            && request.message.has_service_path(admin::SERVICE_PATH);
-        let auth = shared.hooks.auth.as_ref().filter(|_| !is_admin);
-
-        let answer = match (auth, handler) {
+        let answer = match (self.auth_for(&request.message), shared.router.find(&request.message)) {
             (None, Ok(handler)) => handler.handle(request),
             (None, Err(why)) => {
                 count_refused();
                 return Answer::Ready(no_route(&request, why));
             }
             (Some(auth), handler) => {
-                let (auth, shared, handler) = (Arc::clone(auth), Arc::clone(&self.0), handler.cloned());
-                Box::pin(async move {
-                    if let Err(refusal) = authenticate(&shared, &auth, &mut request).await {
-                        return refusal;
-                    }
-                    // Whom the hook has bound just now is counted from this call on.
-                    let place = counts_later.then(|| place_of_user(&shared, request.connection(), &request.message));
-                    let _place = match place.transpose() {
-                        Ok(place) => place,
-                        Err(refusal) => return refusal,
-                    };
-
-                    match handler {
-                        Ok(handler) => handler.handle(request).await,
-                        Err(why) => {
-                            if is_oneway {
-                                request.connection().count_refused_oneway();
-                            }
-                            no_route(&request, why)
-                        }
-                    }
-                })
+                let (shared, auth, handler) = (Arc::clone(&self.0), Arc::clone(auth), handler.cloned());
+                Box::pin(check_and_handle(shared, auth, request, handler, counts_later))
             }
         };
 
@@ -239,13 +201,8 @@ impl ConnectionHandler for ServerHandler {
 
         let answer = match (claim, place) {
             (None, None) => answer,
-            held => Box::pin(async move {
-                // To the end of the handler, also if nobody waits for that.
-                let _held = held;
-                answer.await
-            }),
+            held => holding(held, answer),
         };
-
         let answer = match on_error {
             None => answer,
             Some((hook, message)) => rewrite_errors(hook, message, answer),
@@ -379,6 +336,35 @@ impl ConnectionHandler for ServerHandler {
 }
 
 impl ServerHandler {
+    /// The hook that a request has to pass.
+    fn auth_for(&self, message: &Message) -> Option<&AuthHook> {
+        let shared = &*self.0;
+        // The admin service has a token of its own; where it does not answer, its path is one like others.
+        let is_admin = shared.door.as_ref().is_some_and(|door| door.is_on_service_addresses())
+            && message.has_service_path(admin::SERVICE_PATH);
+        shared.hooks.auth.as_ref().filter(|_| !is_admin)
+    }
+
+    /// The answer to a request of a client that is to call another server, or no server any more.
+    fn refuse_at_end(&self, connection: &Connection, message: &Message) -> Option<Answer> {
+        let is_oneway = message.header().is_oneway();
+        if self.0.refuses_calls_of(connection) {
+            if is_oneway {
+                connection.count_refused_oneway();
+            }
+            if !connection.is_negotiated() {
+                // Go calls another server after the end of a connection, and after no answer that says so.
+                connection.end_once_answered();
+                return Some(Answer::Nothing);
+            }
+            if is_oneway {
+                connection.hand_back(message, NotRun::Shutdown);
+            }
+            return Some(Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down")));
+        }
+        connection.takes_no_calls().then(|| Answer::Ready(refuse_moved(connection, message)))
+    }
+
     /// If this client names a session that it had.
     fn claim(&self, connection: &Connection, said: &Metadata) -> Option<Claim> {
         let is_let_in = self.asks_for_token() && connection.is_trusted();
@@ -511,6 +497,44 @@ async fn all_is_read(connection: &Connection) {
         let is_done = connection.has_read_last() && !connection.is_busy();
         if is_done || silence <= now - quiet_since {
             return;
+        }
+    }
+}
+
+/// Holds this to the end of the handler, also if nobody waits for that.
+fn holding<T: Send + 'static>(held: T, answer: BoxFuture<Reply>) -> BoxFuture<Reply> {
+    Box::pin(async move {
+        let _held = held;
+        answer.await
+    })
+}
+
+/// Runs the handler of a request once the hook has accepted its token. `counts`: as a call of the user's.
+async fn check_and_handle(
+    shared: Arc<Shared>,
+    auth: AuthHook,
+    mut request: Request,
+    handler: Result<BoxHandler, NoRoute>,
+    counts: bool,
+) -> Reply {
+    if let Err(refusal) = authenticate(&shared, &auth, &mut request).await {
+        return refusal;
+    }
+
+    // Whom the hook has bound just now is counted from this call on.
+    let place = counts.then(|| place_of_user(&shared, request.connection(), &request.message));
+    let _place = match place.transpose() {
+        Ok(place) => place,
+        Err(refusal) => return refusal,
+    };
+
+    match handler {
+        Ok(handler) => handler.handle(request).await,
+        Err(why) => {
+            if request.message.header().is_oneway() {
+                request.connection().count_refused_oneway();
+            }
+            no_route(&request, why)
         }
     }
 }

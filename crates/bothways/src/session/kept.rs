@@ -1,6 +1,6 @@
 //! The topics that the server keeps: history and presence of those in use, and the positions of those that are not.
 //!
-//! Locks, in the order in which they are taken: the table, a topic's turn, what is kept of it, the list of what is due.
+//! Locks, in the order in which they are taken: a topic's turn, the table, what is kept of it, the list of what is due.
 //!
 //! A topic with history that nobody has published to takes nothing: its epoch follows from its name. One whose messages
 //! are all too old leaves its epoch and its last offset behind, so that a client that has seen that one misses nothing.

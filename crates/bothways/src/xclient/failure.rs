@@ -153,7 +153,10 @@ impl XClient {
         let mut pick = self.pick(call, &[])?;
         let mut cut = None;
         for again in 0..self.shared.servers.options().retries as usize {
-            let error = match self.try_call(&mut pick, call, time).await {
+            let reply = self.try_call(&mut pick, call, time).await;
+            // It is tried again here; a call after this one may go elsewhere.
+            self.note_outcome(&pick.slot, &reply);
+            let error = match reply {
                 Err(error) if self.may_try_again(&error, Again::Here) => error,
                 reply => return reply.map_err(|error| error.after_tries(cut)),
             };

@@ -63,6 +63,24 @@ async fn sticky_calls_stay_until_the_server_fails() {
     assert_eq!(names(&xclient, 5).await, vec![servers[0].address.clone(); 5]);
 }
 
+/// A call that failed with its connection is the last one at that server, in each mode, also if it is not tried again.
+#[tokio::test(start_paused = true)]
+async fn no_mode_stays_with_a_server_that_cuts() {
+    for mode in [FailMode::Failfast, FailMode::Failtry, FailMode::Failover] {
+        let servers = Named::start_all([VANISH, Behaviour::Answer]).await;
+        let options = XClientOptions::new().sticky(true).retry_maybe_executed(false);
+        let asked = AtomicUsize::new(0);
+        let select = SelectMode::by_user(move |_: &Selection<'_>| Some(asked.fetch_add(1, Ordering::SeqCst).min(1)));
+        let xclient = XClient::new("Who", mode, select, list(&servers), options);
+        let mut names = Vec::new();
+        for _ in 0..4 {
+            names.push(name(&xclient).await.ok());
+        }
+        assert_eq!(names.iter().filter(|name| name.is_none()).count(), 1, "{mode:?}: {names:?}");
+        assert_eq!(names[3].as_ref(), Some(&servers[1].address), "{mode:?}: {names:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn inactive_servers_and_other_groups_are_not_called() {
     let servers = Named::start_all([Behaviour::Answer; 4]).await;
