@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use bothways::{
-    Class, Push,
+    Class, Push, Server,
     transport::{AnySocket, ConnectOptions, ListenOptions, Listener, Socket, connect},
 };
 use bytes::Bytes;
@@ -131,24 +131,14 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     let server = server();
     let _listening = server.listen(&name).await?;
     let (address, options) = (name.parse()?, ConnectOptions::default());
-
-    // Empty for `Enter`, and for the call as usual for calls.
-    let (method, payload) = match args.who {
-        Who::Entered => (contract::ENTER, Vec::new()),
-        _ => (contract::ECHO, vec![7; 581]),
-    };
-    let mut asked = Vec::new();
-    put_request(&mut asked, 1, method, &payload);
+    let call = FirstCall::new(args.who);
     let mut buffer = vec![0; 64 << 10];
     let mut crowd = Vec::with_capacity(args.sessions);
 
     let before = Process::current().resident_bytes()?;
     for _ in 0..args.sessions {
         let socket = connect(&address, &options).await?;
-        ensure!(socket.try_write(&[IoSlice::new(&asked)])? == asked.len(), "no room for a call");
-        // The names and the payload come back.
-        let len = poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await?;
-        ensure!(len == asked.len() && buffer[..len].ends_with(&payload), "not the reply that was due");
+        call.make(&socket, &mut buffer).await?;
         crowd.push(socket);
     }
 
@@ -171,35 +161,79 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     };
 
     if args.who == Who::Entered {
-        let payload = Bytes::from(vec![7; PUSH_BYTES]);
-        let push = Push::new(contract::SERVICE, contract::TICK, payload.clone()).class(Class::Fire);
-        // As long as a request of the same names.
-        let mut frame = Vec::new();
-        put_request(&mut frame, 1, contract::TICK, &payload);
-
-        let mut cpu = Duration::ZERO;
-        for publish in 0..=PUBLISHES + 1 {
-            // The watch takes CPU time itself, so the last publish is not measured. The watch has its first turn here.
-            let held = (PUBLISHES < publish).then(HeldUp::watch);
-            tokio::task::yield_now().await;
-            let before = own_cpu();
-            let outcomes = server.publish(Promise::Fire.topic(), &push)?.handled().await;
-            if (1..=PUBLISHES).contains(&publish) {
-                cpu += own_cpu() - before;
-            }
-            if let Some(held) = held {
-                report.publish_held_nanos = held.stop().await?;
-            }
-
-            ensure!(outcomes.targets() == args.sessions && outcomes.dropped() == 0, "not for all: {outcomes:?}");
-            for socket in &crowd {
-                let len = read(socket, &mut buffer).await?;
-                ensure!(len == frame.len() && buffer[..len].ends_with(&payload), "not the push that was due");
-            }
-        }
-        report.publish_cpu_nanos = each(cpu.as_nanos() as f64 / f64::from(PUBLISHES));
+        let publishes = measure_publishes(&server, &crowd, &mut buffer).await?;
+        report.publish_cpu_nanos = each(publishes.cpu.as_nanos() as f64 / f64::from(PUBLISHES));
+        report.publish_held_nanos = publishes.held_nanos;
     }
     Ok(report)
+}
+
+/// The call after which a connection is a session of the crowd.
+struct FirstCall {
+    request: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl FirstCall {
+    fn new(who: Who) -> Self {
+        // Empty for `Enter`, and for the call as usual for calls.
+        let (method, payload) = match who {
+            Who::Entered => (contract::ENTER, Vec::new()),
+            _ => (contract::ECHO, vec![7; 581]),
+        };
+        let mut request = Vec::new();
+        put_request(&mut request, 1, method, &payload);
+        Self { request, payload }
+    }
+
+    /// Sends the call on a new connection, and waits for its reply.
+    async fn make(&self, socket: &AnySocket, buffer: &mut [u8]) -> anyhow::Result<()> {
+        let request = &self.request;
+        ensure!(socket.try_write(&[IoSlice::new(request)])? == request.len(), "no room for a call");
+
+        // The names and the payload come back.
+        let len = poll_fn(|cx| socket.poll_read(cx, buffer)).await?;
+        ensure!(len == request.len() && buffer[..len].ends_with(&self.payload), "not the reply that was due");
+        Ok(())
+    }
+}
+
+/// What publishes to the whole crowd took.
+struct Publishes {
+    /// CPU time of [`PUBLISHES`] publishes together.
+    cpu: Duration,
+    /// CPU time that another task had to wait for its turn at most, during one more publish.
+    held_nanos: f64,
+}
+
+async fn measure_publishes(server: &Server, crowd: &[AnySocket], buffer: &mut [u8]) -> anyhow::Result<Publishes> {
+    let payload = Bytes::from(vec![7; PUSH_BYTES]);
+    let push = Push::new(contract::SERVICE, contract::TICK, payload.clone()).class(Class::Fire);
+    // As long as a request of the same names.
+    let mut frame = Vec::new();
+    put_request(&mut frame, 1, contract::TICK, &payload);
+
+    let mut measured = Publishes { cpu: Duration::ZERO, held_nanos: 0.0 };
+    for publish in 0..=PUBLISHES + 1 {
+        // The watch takes CPU time itself, so the last publish is not measured. The watch has its first turn here.
+        let held = (PUBLISHES < publish).then(HeldUp::watch);
+        tokio::task::yield_now().await;
+        let before = own_cpu();
+        let outcomes = server.publish(Promise::Fire.topic(), &push)?.handled().await;
+        if (1..=PUBLISHES).contains(&publish) {
+            measured.cpu += own_cpu() - before;
+        }
+        if let Some(held) = held {
+            measured.held_nanos = held.stop().await?;
+        }
+
+        ensure!(outcomes.targets() == crowd.len() && outcomes.dropped() == 0, "not for all: {outcomes:?}");
+        for socket in crowd {
+            let len = read(socket, buffer).await?;
+            ensure!(len == frame.len() && buffer[..len].ends_with(&payload), "not the push that was due");
+        }
+    }
+    Ok(measured)
 }
 
 /// A task that always yields, and measures how much CPU time passes until its next turn.

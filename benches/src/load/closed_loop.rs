@@ -10,7 +10,7 @@ use bothways_proto::Metadata;
 use hdrhistogram::Histogram;
 
 use super::{
-    fleet::{Fleet, put_heartbeat},
+    fleet::{Fleet, Frame, put_heartbeat},
     latencies, pattern,
 };
 use crate::contract::{self, put_request};
@@ -96,31 +96,8 @@ pub(super) fn closed_loop(
     begin: Instant,
     end: Instant,
 ) -> anyhow::Result<Replies> {
-    let (method, mut payload) = match work.call {
-        Call::Echo | Call::EchoRefused => (contract::ECHO, pattern(work.payload_bytes)),
-        Call::Fill(bytes) => (contract::FILL, bytes.to_string().into_bytes()),
-    };
-    let number_len = if method == contract::ECHO { payload.len().min(8) } else { 0 };
-
-    // The frame of a request; of each only the two numbers in it are its own.
-    let mut request = Vec::new();
-    put_request(&mut request, 0, method, &payload);
-    let payload_at = request.len() - payload.len();
-    let mut put = |out: &mut Vec<u8>, seq: u64| {
-        request[4..12].copy_from_slice(&seq.to_be_bytes());
-        request[payload_at..payload_at + number_len].copy_from_slice(&seq.to_be_bytes()[8 - number_len..]);
-        out.extend_from_slice(&request);
-    };
-
-    let now = Instant::now();
-    let mut calls = vec![InFlight { seq: 0, since: now }; fleet.len() * work.in_flight];
-    for place in 0..fleet.len() {
-        for slot in 0..work.in_flight {
-            let call = &mut calls[place * work.in_flight + slot];
-            call.seq = slot as u64;
-            fleet.send(place, |out| put(out, call.seq))?;
-        }
-    }
+    let mut requests = Requests::new(work);
+    let mut calls = send_first_calls(fleet, work.in_flight, &mut requests)?;
 
     let waiting = Cell::new(calls.len());
     let mut beats = Beats::new(work.heartbeat_every, begin, fleet.len());
@@ -136,19 +113,7 @@ pub(super) fn closed_loop(
         ensure!(slot < work.in_flight, "a reply to no call: {}", frame.seq);
         let call = &mut calls[place * work.in_flight + slot];
         ensure!(call.seq == frame.seq, "a second reply, or one to no call: {}", frame.seq);
-
-        match work.call {
-            Call::EchoRefused => frame.must_be_refusal()?,
-            Call::Echo => {
-                frame.must_be_reply()?;
-                payload[..number_len].copy_from_slice(&call.seq.to_be_bytes()[8 - number_len..]);
-                ensure!(frame.payload == payload, "a reply with other bytes than its call");
-            }
-            Call::Fill(bytes) => {
-                frame.must_be_reply()?;
-                ensure!(frame.payload.len() == bytes, "a reply of {} bytes, not {bytes}", frame.payload.len());
-            }
-        }
+        requests.check_reply(&frame)?;
 
         if begin <= now.instant && now.instant < end {
             latency.saturating_record(now.instant.duration_since(call.since).as_nanos() as u64);
@@ -156,7 +121,7 @@ pub(super) fn closed_loop(
         if now.instant < end {
             call.seq += 1 << 16;
             call.since = now.instant;
-            put(out, call.seq);
+            requests.put(out, call.seq);
             beats.put_if_due(place, now.instant, out);
         } else {
             // No call has this number, so a second reply is noticed.
@@ -166,6 +131,73 @@ pub(super) fn closed_loop(
         Ok(())
     })?;
     Ok(Replies { calls: latency, heartbeats: beats.latency })
+}
+
+/// Fills each slot of each connection with its first call. Returns the calls by connection, and then by slot.
+fn send_first_calls(fleet: &mut Fleet, in_flight: usize, requests: &mut Requests) -> anyhow::Result<Vec<InFlight>> {
+    let now = Instant::now();
+    let mut calls = vec![InFlight { seq: 0, since: now }; fleet.len() * in_flight];
+    for place in 0..fleet.len() {
+        for slot in 0..in_flight {
+            let call = &mut calls[place * in_flight + slot];
+            call.seq = slot as u64;
+            fleet.send(place, |out| requests.put(out, call.seq))?;
+        }
+    }
+    Ok(calls)
+}
+
+/// The requests of a closed loop, and what their replies must be.
+struct Requests {
+    call: Call,
+    /// The frame of a request. Only the two sequence numbers in it differ between requests: one is in the header, the
+    /// other at the start of the payload.
+    frame: Vec<u8>,
+    payload_at: usize,
+    /// The payload that the reply to an echo must have, except for the sequence number at its start.
+    payload: Vec<u8>,
+    /// How many bytes of the payload are its sequence number. 0 for calls that are no echo.
+    number_len: usize,
+}
+
+impl Requests {
+    fn new(work: ClosedLoop) -> Self {
+        let (method, payload) = match work.call {
+            Call::Echo | Call::EchoRefused => (contract::ECHO, pattern(work.payload_bytes)),
+            Call::Fill(bytes) => (contract::FILL, bytes.to_string().into_bytes()),
+        };
+        let number_len = if method == contract::ECHO { payload.len().min(8) } else { 0 };
+
+        let mut frame = Vec::new();
+        put_request(&mut frame, 0, method, &payload);
+        let payload_at = frame.len() - payload.len();
+        Self { call: work.call, frame, payload_at, payload, number_len }
+    }
+
+    /// Appends the request with this sequence number.
+    fn put(&mut self, out: &mut Vec<u8>, seq: u64) {
+        let number = seq.to_be_bytes();
+        self.frame[4..12].copy_from_slice(&number);
+        self.frame[self.payload_at..self.payload_at + self.number_len].copy_from_slice(&number[8 - self.number_len..]);
+        out.extend_from_slice(&self.frame);
+    }
+
+    /// Fails unless this is the right reply to the request with the frame's sequence number.
+    fn check_reply(&mut self, frame: &Frame<'_>) -> anyhow::Result<()> {
+        match self.call {
+            Call::EchoRefused => frame.must_be_refusal()?,
+            Call::Echo => {
+                frame.must_be_reply()?;
+                self.payload[..self.number_len].copy_from_slice(&frame.seq.to_be_bytes()[8 - self.number_len..]);
+                ensure!(frame.payload == self.payload, "a reply with other bytes than its call");
+            }
+            Call::Fill(bytes) => {
+                frame.must_be_reply()?;
+                ensure!(frame.payload.len() == bytes, "a reply of {} bytes, not {bytes}", frame.payload.len());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Heartbeats among calls. One of a connection waits for its answer at a time.

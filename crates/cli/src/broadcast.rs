@@ -13,6 +13,7 @@ use bothways::{
 };
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::{
     args::LoadArgs,
@@ -43,6 +44,11 @@ impl Asked {
         }
         Ok(Self { count, size })
     }
+
+    /// How many pushes all connections together are to receive.
+    fn pushes(self, args: &LoadArgs) -> u64 {
+        self.count * u64::from(args.connections)
+    }
 }
 
 pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure> {
@@ -50,80 +56,136 @@ pub(crate) async fn run(args: &LoadArgs, typed: &[String]) -> Result<(), Failure
     // Room for a million pushes, so that hardly any is dropped at this end.
     let options = args.peer.options()?.message_queue(QueueBound::messages(1 << 20).bytes(1 << 30));
     let asking = args.peer.connect(options.clone()).await?;
+    let receivers = Receivers::connect(args, asked, options).await?;
 
-    let received = Arc::new(AtomicU64::new(0));
-    let mut readers = tokio::task::JoinSet::new();
-    let mut clients = Vec::new();
-    for _ in 0..args.connections {
-        let (client, messages) = join(args, options.clone()).await?;
-        clients.push(client);
-        readers.spawn(read(messages, asked, Arc::clone(&received)));
-    }
-
-    let bar = load::bar(asked.count * u64::from(args.connections));
-    let began = Instant::now();
     let broadcast = call(&asking, "Broadcast", format!("{} {}", asked.count, asked.size).into(), args.duration);
-    tokio::pin!(broadcast);
-
-    let mut answered = None;
-    let mut last = (0, Instant::now());
-    let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    let mut heard = Heard::new();
-    let mut elapsed = None;
-
-    loop {
-        tokio::select! {
-            reply = &mut broadcast, if answered.is_none() => {
-                answered = Some(reply);
-                last.1 = Instant::now();
-            }
-            Some(done) = readers.join_next() => {
-                if let Ok(done) = done {
-                    heard.add(&done);
-                }
-                if readers.is_empty() {
-                    elapsed = Some(began.elapsed());
-                    // Every push is there. The answer is all that can be missing.
-                    if answered.is_some() {
-                        break;
-                    }
-                }
-            }
-            _ = ticks.tick() => {
-                let now = received.load(Ordering::Relaxed);
-                bar.set_position(now);
-                if now != last.0 {
-                    last = (now, Instant::now());
-                }
-
-                // Pushes may follow the answer, until nothing has come for a while.
-                let silent = answered.is_some() && SILENCE <= last.1.elapsed();
-                if silent || args.duration <= began.elapsed() || (answered.is_some() && readers.is_empty()) {
-                    break;
-                }
-            }
-            _ = tokio::signal::ctrl_c() => break,
-        }
-    }
-
-    bar.finish_and_clear();
-    // Closing ends the streams, and with them the readers that still wait.
-    clients.iter().for_each(Client::close);
-    while let Some(done) = readers.join_next().await {
-        if let Ok(done) = done {
-            heard.add(&done);
-        }
-    }
-
-    // Without all pushes: until the last one that came.
-    let elapsed = elapsed.unwrap_or_else(|| last.1.duration_since(began));
+    let Outcome { answer, heard, elapsed } = receivers.receive(broadcast, args, asked).await;
     report(args, asked, &heard, elapsed)?;
 
-    match answered {
+    match answer {
         Some(Err(failure)) => Err(failure),
         None => Err(Failure::new(Exit::Timeout, "Bench.Broadcast was not answered in time")
             .hint("allow more time with --duration, or ask for fewer messages")),
         Some(Ok(())) => verdict(args, asked, &heard),
+    }
+}
+
+/// The connections that receive the broadcast, with a reader for each.
+struct Receivers {
+    clients: Vec<Client>,
+    readers: JoinSet<Heard>,
+    /// Pushes that all readers have received so far.
+    received: Arc<AtomicU64>,
+}
+
+impl Receivers {
+    async fn connect(args: &LoadArgs, asked: Asked, options: ClientOptions) -> Result<Self, Failure> {
+        let received = Arc::new(AtomicU64::new(0));
+        let mut readers = JoinSet::new();
+        let mut clients = Vec::new();
+        for _ in 0..args.connections {
+            let (client, messages) = join(args, options.clone()).await?;
+            clients.push(client);
+            readers.spawn(read(messages, asked, Arc::clone(&received)));
+        }
+        Ok(Self { clients, readers, received })
+    }
+
+    /// Makes the call that starts the broadcast, and receives until the call is answered and all pushes are there, or
+    /// until no more pushes are expected.
+    async fn receive(
+        mut self,
+        broadcast: impl Future<Output = Result<(), Failure>>,
+        args: &LoadArgs,
+        asked: Asked,
+    ) -> Outcome {
+        let bar = load::bar(asked.pushes(args));
+        let began = Instant::now();
+        tokio::pin!(broadcast);
+
+        let (mut answer, mut complete_after) = (None, None);
+        let mut heard = Heard::new();
+        let mut progress = Progress { received: 0, changed: Instant::now() };
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+
+        loop {
+            tokio::select! {
+                reply = &mut broadcast, if answer.is_none() => {
+                    answer = Some(reply);
+                    progress.changed = Instant::now();
+                }
+                Some(done) = self.readers.join_next() => {
+                    heard.add(&of_reader(done));
+                    if self.readers.is_empty() {
+                        // Each reader has all its pushes, or lost its connection: only the answer can still come.
+                        progress.update(&self.received);
+                        complete_after = (heard.received == asked.pushes(args)).then(|| began.elapsed());
+                        if answer.is_some() {
+                            break;
+                        }
+                    }
+                }
+                _ = ticks.tick() => {
+                    bar.set_position(progress.update(&self.received));
+
+                    // Pushes may follow the answer, until nothing has come for a while.
+                    let is_over = self.readers.is_empty() || SILENCE <= progress.changed.elapsed();
+                    if args.duration <= began.elapsed() || (answer.is_some() && is_over) {
+                        break;
+                    }
+                }
+                _ = tokio::signal::ctrl_c() => break,
+            }
+        }
+
+        bar.finish_and_clear();
+        self.close(&mut heard).await;
+
+        // Without all pushes: until the last of them came, or the answer if that was later.
+        let elapsed = complete_after.unwrap_or_else(|| progress.changed.duration_since(began));
+        Outcome { answer, heard, elapsed }
+    }
+
+    /// Closes the connections, and adds what the remaining readers received.
+    async fn close(mut self, heard: &mut Heard) {
+        // Closing ends the streams, and with them the readers that still wait.
+        self.clients.iter().for_each(Client::close);
+        while let Some(done) = self.readers.join_next().await {
+            heard.add(&of_reader(done));
+        }
+    }
+}
+
+/// Returns what a reader received. Panics if the reader panicked: its pushes would otherwise be reported as missing, as
+/// if the server had not sent them.
+fn of_reader(done: Result<Heard, JoinError>) -> Heard {
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// What became of a broadcast.
+struct Outcome {
+    /// The answer to the call that started it, if it came in time.
+    answer: Option<Result<(), Failure>>,
+    heard: Heard,
+    /// Until all pushes were there; without all of them, until the last push or the answer.
+    elapsed: Duration,
+}
+
+/// How many pushes had been received when this was last looked at.
+struct Progress {
+    received: u64,
+    /// When that number last grew, or the answer came.
+    changed: Instant,
+}
+
+impl Progress {
+    /// Returns how many pushes have been received by now.
+    fn update(&mut self, received: &AtomicU64) -> u64 {
+        let now = received.load(Ordering::Relaxed);
+        if now != self.received {
+            *self = Self { received: now, changed: Instant::now() };
+        }
+        now
     }
 }
 
@@ -179,7 +241,7 @@ impl Heard {
     }
 }
 
-/// Reads until all messages are there, or none can come any more.
+/// Reads until all messages are there, or the connection is lost or closed.
 async fn read(mut messages: ServerMessages, asked: Asked, received: Arc<AtomicU64>) -> Heard {
     let (mut heard, mut last) = (Heard::new(), 0);
     while heard.received < asked.count
@@ -197,7 +259,7 @@ async fn read(mut messages: ServerMessages, asked: Asked, received: Arc<AtomicU6
 }
 
 fn missing(args: &LoadArgs, asked: Asked, heard: &Heard) -> u64 {
-    (asked.count * u64::from(args.connections)).saturating_sub(heard.received)
+    asked.pushes(args).saturating_sub(heard.received)
 }
 
 fn report(args: &LoadArgs, asked: Asked, heard: &Heard, elapsed: Duration) -> Result<(), Failure> {

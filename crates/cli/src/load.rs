@@ -230,6 +230,8 @@ async fn closed_loop(load: &Arc<Load>, clients: &[Client], in_flight: u32) -> Ta
 async fn open_loop(load: &Arc<Load>, clients: &[Client], in_flight: u32, rate: u32) -> Tally {
     let (mut connections, mut queues) = (Vec::new(), Vec::new());
     for client in clients {
+        // Holds at most the calls that become due in the whole run, --rate × --duration ÷ --connections, at 16 bytes
+        // each. A smaller bound would drop calls while the server stands still. Those are the ones that wait longest.
         let (queue, due) = mpsc::unbounded_channel();
         queues.push(queue);
         // An async lock: a worker holds it while it waits for the next due call.

@@ -1,9 +1,11 @@
 //! Serves the demo services until a signal stops it.
 
+#[cfg(feature = "tls")]
+use std::path::Path;
 use std::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use bothways::{
-    AdmissionOptions, Rate, ServeError, Server,
+    AdmissionOptions, Rate, ServeError, Server, ServerBuilder,
     server::{AdminOptions, Listening},
     transport::Address,
 };
@@ -23,73 +25,23 @@ const DEFAULT_ADMIN: &str = "tcp@127.0.0.1:8973";
 
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let (callers, joined) = (Remembered::default(), Remembered::default());
-    let (left, gone) = (callers.clone(), joined.clone());
-    let mut builder =
-        Server::builder().router(service::routes(&callers, &joined)).on_disconnect(move |connection, _| {
-            left.forget(connection);
-            gone.forget(connection);
-        });
+    let server = build(&args, &callers, &joined)?;
 
-    if let Some(clients) = args.new_clients_per_second {
-        builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
-    }
-    if let Some(name) = &args.auth_token_env {
-        let expected = Secret::from_env(name)?;
-        // Compared in a time that tells nothing of the right token.
-        let is_right = keyed_compare(expected.reveal().as_bytes());
-        builder = builder.auth(move |request| {
-            let right = is_right(request.token.as_bytes());
-            std::future::ready(if right { Ok(()) } else { Err("the token is missing or wrong") })
-        });
-    }
-
-    let admin = match (&args.admin_token_env, &args.admin_token_file) {
-        (Some(name), _) => Some(Secret::from_env(name)?),
-        (None, Some(path)) => Some(Secret::from_file(path)?),
-        (None, None) => None,
-    };
-    let admin_is_open = admin.is_some();
-    if let Some(token) = admin {
-        let options = AdminOptions::token(token.reveal()).map_err(|error| Failure::usage(error.to_string()))?;
-        builder = builder.admin(options);
-    }
-
-    #[cfg(feature = "tls")]
-    if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
-        use bothways::transport::{
-            ListenOptions,
-            tls::{TlsIdentity, TlsServer},
-        };
-        let tls = TlsIdentity::from_pem_files(chain, key).and_then(TlsServer::new);
-        let tls = tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))?;
-        builder = builder.listen_options(ListenOptions::default().tls(tls));
-    }
-
-    let server = builder.build();
     // Before it listens: a signal that comes from then on stops it in order.
     let mut signals = Signals::new()?;
     let listening = match args.activated {
         true => listen_on_what_was_passed(&server)?,
         false => vec![server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?],
     };
-    let operators = match admin_is_open {
+
+    let has_admin_token = args.admin_token_env.is_some() || args.admin_token_file.is_some();
+    let operators = match has_admin_token {
         true => Some(listen_admin(&server, args.admin.as_ref()).await?),
         false => None,
     };
 
     let out = Out::new();
-    for listening in &listening {
-        out.line(&format!("listening on {}", listening.address()))?;
-    }
-    out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast), Demo (Login)")?;
-    out.line(&format!("callers of Arith get the push \"abcde\" every {}", term::time(args.push_every)))?;
-    if let Some(operators) = &operators {
-        out.line(&format!("operators who have the token ask at {}", operators.address()))?;
-    }
-    if args.auth_token_env.is_none() && !listening.iter().all(is_local) {
-        term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
-    }
-    out.line("Ctrl-C stops")?;
+    print_start(&out, &args, &listening, operators.as_ref())?;
 
     let pushing = tokio::spawn(push_all(callers, args.push_every));
     signals.next().await;
@@ -97,6 +49,89 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     out.line("stopping: no new connections, running calls are answered")?;
     drop(listening);
 
+    stop(&args, &server, &mut signals, &out).await
+}
+
+/// Builds the server with the demo services, and with the access rules and the TLS that the arguments ask for.
+fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered) -> Result<Server, Failure> {
+    let (left, gone) = (callers.clone(), joined.clone());
+    let mut builder = Server::builder().router(service::routes(callers, joined)).on_disconnect(move |connection, _| {
+        left.forget(connection);
+        gone.forget(connection);
+    });
+
+    if let Some(clients) = args.new_clients_per_second {
+        builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
+    }
+    if let Some(name) = &args.auth_token_env {
+        builder = with_auth_token(builder, &Secret::from_env(name)?);
+    }
+
+    let admin_token = match (&args.admin_token_env, &args.admin_token_file) {
+        (Some(name), _) => Some(Secret::from_env(name)?),
+        (None, Some(path)) => Some(Secret::from_file(path)?),
+        (None, None) => None,
+    };
+    if let Some(token) = admin_token {
+        let options = AdminOptions::token(token.reveal()).map_err(|error| Failure::usage(error.to_string()))?;
+        builder = builder.admin(options);
+    }
+
+    #[cfg(feature = "tls")]
+    if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        builder = with_tls(builder, chain, key)?;
+    }
+
+    Ok(builder.build())
+}
+
+/// Refuses clients that do not present this token.
+fn with_auth_token(builder: ServerBuilder, expected: &Secret) -> ServerBuilder {
+    // Compared in a time that tells nothing of the right token.
+    let is_right = keyed_compare(expected.reveal().as_bytes());
+    builder.auth(move |request| {
+        let right = is_right(request.token.as_bytes());
+        std::future::ready(if right { Ok(()) } else { Err("the token is missing or wrong") })
+    })
+}
+
+/// Serves with the certificate chain and the key of these PEM files.
+#[cfg(feature = "tls")]
+fn with_tls(builder: ServerBuilder, chain: &Path, key: &Path) -> Result<ServerBuilder, Failure> {
+    use bothways::transport::{
+        ListenOptions,
+        tls::{TlsIdentity, TlsServer},
+    };
+
+    let tls = TlsIdentity::from_pem_files(chain, key).and_then(TlsServer::new);
+    let tls = tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))?;
+    Ok(builder.listen_options(ListenOptions::default().tls(tls)))
+}
+
+/// Prints the addresses, the services and how to stop.
+fn print_start(
+    out: &Out,
+    args: &ServeArgs,
+    listening: &[Listening],
+    operators: Option<&Listening>,
+) -> Result<(), Failure> {
+    for listening in listening {
+        out.line(&format!("listening on {}", listening.address()))?;
+    }
+    out.line("services: Arith (Add, Sub, Mul, Div), Echo (Echo), Bench (Echo, Join, Broadcast), Demo (Login)")?;
+    out.line(&format!("callers of Arith get the push \"abcde\" every {}", term::time(args.push_every)))?;
+
+    if let Some(operators) = operators {
+        out.line(&format!("operators who have the token ask at {}", operators.address()))?;
+    }
+    if args.auth_token_env.is_none() && !listening.iter().all(is_local) {
+        term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
+    }
+    out.line("Ctrl-C stops")
+}
+
+/// Stops the server within the grace period, or at once at the next signal, and prints what became of its connections.
+async fn stop(args: &ServeArgs, server: &Server, signals: &mut Signals, out: &Out) -> Result<(), Failure> {
     let stopping = async {
         match args.reconnects_per_second {
             Some(rate) => server.drain(args.grace, rate).await,

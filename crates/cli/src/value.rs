@@ -129,88 +129,94 @@ fn one_pair<S: Serializer>(serializer: S, key: &str, value: &str) -> Result<S::O
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyValue;
-
-        impl<'de> Visitor<'de> for AnyValue {
-            type Value = Value;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("any value")
-            }
-
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Nil)
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(Value::Bool(value))
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(Value::Int(value))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                // What fits is an `Int`, so that equal numbers are equal values.
-                Ok(i64::try_from(value).map_or(Value::UInt(value), Value::Int))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(Value::Float(value))
-            }
-
-            fn visit_f32<E>(self, value: f32) -> Result<Value, E> {
-                // By way of its shortest text: 0.1 is to be shown as 0.1, not as 0.10000000149011612.
-                Ok(Value::Float(value.to_string().parse().unwrap_or(f64::from(value))))
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(Value::Text(value.to_owned()))
-            }
-
-            fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
-                Ok(Value::Bytes(value.to_vec()))
-            }
-
-            /// An extension comes as its kind and its data.
-            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-                match <(i8, Value)>::deserialize(deserializer)? {
-                    (kind, Value::Bytes(data)) => Ok(extension(kind, data)),
-                    _ => Err(D::Error::custom("an extension without bytes")),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-                let mut values = Vec::new();
-                while let Some(value) = seq.next_element()? {
-                    values.push(value);
-                }
-                Ok(Value::List(values))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry::<Value, Value>()? {
-                    pairs.push(pair);
-                }
-                match pairs.as_slice() {
-                    [(Value::Text(key), Value::Text(text))] if key == BYTES_KEY => {
-                        let bytes = BASE64.decode(text);
-                        bytes.map(Value::Bytes).map_err(|error| A::Error::custom(format!("{BYTES_KEY}: {error}")))
-                    }
-                    [(Value::Text(key), Value::List(_))] if key == MAP_KEY => {
-                        let Some((_, Value::List(entries))) = pairs.pop() else { unreachable!("it was one just now") };
-                        let entries: Option<Vec<_>> = entries.into_iter().map(pair).collect();
-                        let wanted =
-                            || A::Error::custom(format!("{MAP_KEY}: a list of pairs is wanted: [[1,\"one\"]]"));
-                        entries.map(Value::Map).ok_or_else(wanted)
-                    }
-                    _ => Ok(Value::Map(pairs)),
-                }
-            }
-        }
-
         deserializer.deserialize_any(AnyValue)
+    }
+}
+
+/// Makes a [`Value`] of whatever a format holds.
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Nil)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        // What fits is an `Int`, so that equal numbers are equal values.
+        Ok(i64::try_from(value).map_or(Value::UInt(value), Value::Int))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_f32<E>(self, value: f32) -> Result<Value, E> {
+        // By way of its shortest text: 0.1 is to be shown as 0.1, not as 0.10000000149011612.
+        Ok(Value::Float(value.to_string().parse().unwrap_or(f64::from(value))))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(Value::Bytes(value.to_vec()))
+    }
+
+    /// An extension comes as its kind and its data.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match <(i8, Value)>::deserialize(deserializer)? {
+            (kind, Value::Bytes(data)) => Ok(extension(kind, data)),
+            _ => Err(D::Error::custom("an extension without bytes")),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(Value::List(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry::<Value, Value>()? {
+            pairs.push(pair);
+        }
+        of_pairs(pairs).map_err(A::Error::custom)
+    }
+}
+
+/// A map, or the bytes or the map that an object with one key stands for. The error says what is wrong with such an
+/// object.
+fn of_pairs(mut pairs: Vec<(Value, Value)>) -> Result<Value, String> {
+    match pairs.as_slice() {
+        [(Value::Text(key), Value::Text(text))] if key == BYTES_KEY => {
+            let bytes = BASE64.decode(text);
+            bytes.map(Value::Bytes).map_err(|error| format!("{BYTES_KEY}: {error}"))
+        }
+        [(Value::Text(key), Value::List(_))] if key == MAP_KEY => {
+            let Some((_, Value::List(entries))) = pairs.pop() else { unreachable!("it was one just now") };
+            let entries: Option<Vec<_>> = entries.into_iter().map(pair).collect();
+            let wanted = || format!("{MAP_KEY}: a list of pairs is wanted: [[1,\"one\"]]");
+            entries.map(Value::Map).ok_or_else(wanted)
+        }
+        _ => Ok(Value::Map(pairs)),
     }
 }
 
