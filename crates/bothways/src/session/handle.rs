@@ -24,7 +24,7 @@ use super::{
     push::{Class, Encoded, Origin, Push},
     receipt::{Failure, Receipt, Stage},
     registry::Registry,
-    state::{Handed, State},
+    state::State,
 };
 use crate::{
     clock::{Over, is_outside, timeout_outside},
@@ -169,11 +169,7 @@ impl Session {
 
     /// Hands a push to the connection, if nothing is before it and the socket is free. `None`: [`Self::deliver`] follows.
     pub(super) fn send(&self, push: &Push, flying: Flying<'_>, topic: Option<&str>) -> Option<Entered> {
-        Some(match self.lock().send(push, flying, topic, &self.inner.event_log)? {
-            Handed::Much => Entered::SentMuch,
-            Handed::First => Entered::Sent,
-            Handed::Noted => Entered::Nothing,
-        })
+        self.lock().send(push, flying, topic, &self.inner.event_log)
     }
 
     /// Enters a push into the ledger.

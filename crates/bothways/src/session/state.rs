@@ -45,6 +45,7 @@ use super::{
     explain::{EventLog, Held, Standing},
     flight::Flying,
     given_up::GivenUp,
+    handle::Entered,
     history::Position,
     ledger::{Bounds, Entry, Ledger, Next},
     parts::{Part, Parts},
@@ -135,16 +136,6 @@ struct Rare {
     parts: Parts,
     /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
     former: Vec<Connection>,
-}
-
-/// What is to be done for a push that the connection has.
-pub(super) enum Handed {
-    /// So much waits there that it is written at once.
-    Much,
-    /// It is the first that is put off.
-    First,
-    /// Nothing more: it is lost with a client that is away, or that something of the session is put off is known.
-    Noted,
 }
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
@@ -715,17 +706,19 @@ impl State {
         flying: Flying<'_>,
         topic: Option<&str>,
         event_log: &Arc<EventLog>,
-    ) -> Option<Handed> {
+    ) -> Option<Entered> {
+        if self.takes_no_such(push) {
+            return None;
+        }
         let connection = match &self.phase {
             Phase::Plain { connection } | Phase::Resumable { connection } => connection,
-            Phase::Away { .. } if push.class == Class::Fire && !self.takes_no_such(push) => {
+            Phase::Away { .. } if push.class == Class::Fire => {
                 self.ledger.miss_flight(flying.for_one(true)?, event_log);
-                return Some(Handed::Noted);
+                return Some(Entered::Nothing);
             }
             _ => return None,
         };
-
-        if self.takes_no_such(push) || topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
+        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
             return None;
         }
 
@@ -741,9 +734,10 @@ impl State {
         }
 
         Some(match is_much {
-            true => Handed::Much,
-            false if std::mem::replace(&mut self.put_off, true) => Handed::Noted,
-            false => Handed::First,
+            true => Entered::SentMuch,
+            // That something of the session is put off is known.
+            false if std::mem::replace(&mut self.put_off, true) => Entered::Nothing,
+            false => Entered::Sent,
         })
     }
 

@@ -91,17 +91,8 @@ impl Flights {
     pub(super) fn written_upto(&mut self, mark: u64, now: Duration) -> bool {
         let now = millis_of(now);
         let lone = self.lone.partition_point(|flown| flown.mark <= mark);
-        if 0 < lone {
-            let mut ended = self.event_log.as_ref().map(|event_log| (event_log, event_log.ended(lone)));
-            for flown in self.lone.drain(..lone) {
-                flown.flight.advance(Stage::Queued, Stage::PlainWritten);
-                if let Some((event_log, ended)) = &mut ended {
-                    ended.push(|| flown.event(event_log, Stage::PlainWritten, now));
-                }
-            }
-            drop(ended);
-            give_back(&mut self.lone);
-        }
+        let ended = Ended { from: |_| Stage::Queued, to: Stage::PlainWritten, now };
+        ended.take_first(&mut self.lone, lone, self.event_log.as_deref());
 
         let (first, received) = (self.written, self.received);
         for (number, flown) in
@@ -126,20 +117,11 @@ impl Flights {
 
         let now = millis_of(now);
         let done = self.logged.partition_point(|flown| flown.offset <= handled);
-        let mut bytes = 0;
-        if 0 < done {
-            let mut ended = self.event_log.as_ref().map(|event_log| (event_log, event_log.ended(done)));
-            for (number, flown) in self.logged.drain(..done).enumerate() {
-                bytes += flown.flight.encoded.size();
-                flown.flight.advance(stage_at(number, self.written, self.received), Stage::Handled);
-                if let Some((event_log, ended)) = &mut ended {
-                    ended.push(|| flown.event(event_log, Stage::Handled, now));
-                }
-            }
-            drop(ended);
-            (self.written, self.received) = (self.written.saturating_sub(done), self.received.saturating_sub(done));
-            give_back(&mut self.logged);
-        }
+        let (written, received_before) = (self.written, self.received);
+        let from = |number| stage_at(number, written, received_before);
+        let ended = Ended { from, to: Stage::Handled, now };
+        let bytes = ended.take_first(&mut self.logged, done, self.event_log.as_deref());
+        (self.written, self.received) = (written.saturating_sub(done), received_before.saturating_sub(done));
 
         let (first, written) = (self.received, self.written);
         let news = self.logged.iter_mut().enumerate().skip(first).take_while(|(_, flown)| flown.offset <= received);
@@ -177,6 +159,32 @@ impl Flights {
             let ticket = Ticket::of_counted(&flight.tally, stage, event_log);
             Landed { flight, ticket, mark: (!is_written).then_some(mark), offset }
         })
+    }
+}
+
+/// The end of some that were sent one after another: each comes from the stage that its number among them has.
+struct Ended<F> {
+    from: F,
+    to: Stage,
+    now: Option<NonZeroU32>,
+}
+
+impl<F: Fn(usize) -> Stage> Ended<F> {
+    /// Takes so many of the first out. Returns their bytes.
+    fn take_first(&self, list: &mut VecDeque<Flown>, count: usize, event_log: Option<&EventLog>) -> usize {
+        // Without an event log there was no push.
+        let Some(event_log) = event_log.filter(|_| 0 < count) else { return 0 };
+
+        let (mut told, mut bytes) = (event_log.ended(count), 0);
+        for (number, flown) in list.drain(..count).enumerate() {
+            bytes += flown.flight.encoded.size();
+            flown.flight.advance((self.from)(number), self.to);
+            told.push(|| flown.event(event_log, self.to, self.now));
+        }
+        // Its lock is free before memory is given back.
+        drop(told);
+        give_back(list);
+        bytes
     }
 }
 
