@@ -389,13 +389,12 @@ impl Admin {
 }
 
 fn list_connections(server: &Server, asking: ConnectionId, page: Page) -> Result<Vec<ConnectionView>, Refused> {
-    let after = match page.after {
-        Some(id) => {
-            let parsed = id.parse::<ConnectionId>();
-            Some(parsed.map_err(|_| Refused::wrong(format!("`{}` is no connection, such as `c12`", Said(&id))))?)
-        }
-        None => None,
+    let parse = |id: String| {
+        let wrong = |_| Refused::wrong(format!("`{}` is no connection, such as `c12`", Said(&id)));
+        id.parse::<ConnectionId>().map_err(wrong)
     };
+    let after = page.after.map(parse).transpose()?;
+
     let mut connections = server.shared.all_connections();
     connections.retain(|connection| after.is_none_or(|after| after < connection.id()));
     first_of(&mut connections, page.max.clamp(1, PAGE_MAX), Connection::id);

@@ -11,7 +11,9 @@ use bothways_proto::{Capabilities, Message, Metadata, keys};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::Instant};
 
-use super::{Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, token, topics};
+use super::{
+    Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, silence::Silence, token, topics,
+};
 use crate::{
     calm::{Said, tell},
     clock::after,
@@ -148,9 +150,6 @@ impl ConnectionHandler for ServerHandler {
         }
 
         let ends_something = is_control && is_an_end(message.service_method());
-        // Only the counter says that it is not run.
-        let is_oneway = message.header().is_oneway();
-        let count_refused = || _ = is_oneway.then(|| connection.count_refused_oneway());
         if !ends_something && let Some(refusal) = self.refuse_at_end(connection, &message) {
             return refusal;
         }
@@ -158,7 +157,7 @@ impl ConnectionHandler for ServerHandler {
         let deadline = match deadline(connection, &message) {
             Ok(deadline) => deadline,
             Err(reply) => {
-                count_refused();
+                count_if_oneway(connection, &message);
                 return Answer::Ready(reply);
             }
         };
@@ -182,7 +181,7 @@ impl ConnectionHandler for ServerHandler {
         let answer = match (self.auth_for(&request.message), shared.router.find(&request.message)) {
             (None, Ok(handler)) => handler.handle(request),
             (None, Err(why)) => {
-                count_refused();
+                count_if_oneway(connection, &request.message);
                 return Answer::Ready(no_route(&request, why));
             }
             (Some(auth), handler) => {
@@ -347,17 +346,14 @@ impl ServerHandler {
 
     /// The answer to a request of a client that is to call another server, or no server any more.
     fn refuse_at_end(&self, connection: &Connection, message: &Message) -> Option<Answer> {
-        let is_oneway = message.header().is_oneway();
         if self.0.refuses_calls_of(connection) {
-            if is_oneway {
-                connection.count_refused_oneway();
-            }
+            count_if_oneway(connection, message);
             if !connection.is_negotiated() {
                 // Go calls another server after the end of a connection, and after no answer that says so.
                 connection.end_once_answered();
                 return Some(Answer::Nothing);
             }
-            if is_oneway {
+            if message.header().is_oneway() {
                 connection.hand_back(message, NotRun::Shutdown);
             }
             return Some(Answer::Ready(Reply::refused(ErrorCode::ShuttingDown, "the server is shutting down")));
@@ -403,9 +399,7 @@ fn place_of_user(shared: &Shared, connection: &Connection, message: &Message) ->
     let Some(max) = shared.calls_per_user_max else { return Ok(None) };
     let Some(session) = shared.sessions.of_connection(connection.id()) else { return Ok(None) };
     session.begin_user_call(max).map_err(|running| {
-        if message.header().is_oneway() {
-            connection.count_refused_oneway();
-        }
+        count_if_oneway(connection, message);
         Reply::refused(ErrorCode::Overloaded, format!("overloaded: {running} calls of this user run already"))
     })
 }
@@ -428,6 +422,13 @@ impl Shared {
         let refused = 1 + self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
         let (peer, why) = (connection.peer_address(), Said(text));
         tell!(self.calm.tokens, warn, peer, %why, refused, "a client was not authenticated");
+    }
+}
+
+/// This request is not run: of a oneway request only the counter says so.
+fn count_if_oneway(connection: &Connection, message: &Message) {
+    if message.header().is_oneway() {
+        connection.count_refused_oneway();
     }
 }
 
@@ -480,22 +481,19 @@ fn end_for_token(connection: &Connection, why: &str, token: &[u8]) -> bool {
 /// Waits until a client that is to come again has nothing here any more: what it had sent was read, and is answered.
 async fn all_is_read(connection: &Connection) {
     let until = after(TOKEN_END);
-    let silence = if connection.peer_can(Capabilities::LAST) { LAST_WAIT } else { TOKEN_LOOK };
-    let (mut reads, mut quiet_since) = (connection.reads(), Instant::now());
+    let silence_max = if connection.peer_can(Capabilities::LAST) { LAST_WAIT } else { TOKEN_LOOK };
+    let mut silence = Silence::begin(connection);
     loop {
         tokio::time::sleep(TOKEN_LOOK).await;
-        let now = Instant::now();
-        if until <= now {
+        if until <= Instant::now() {
             return;
         }
 
-        let before = std::mem::replace(&mut reads, connection.reads());
-        if before != reads || connection.is_busy() || connection.is_owed() {
-            quiet_since = now;
+        if connection.is_busy() || connection.is_owed() {
+            silence = Silence::begin(connection);
         }
-
         let is_done = connection.has_read_last() && !connection.is_busy();
-        if is_done || silence <= now - quiet_since {
+        if is_done || silence_max <= silence.lasts(connection) {
             return;
         }
     }
@@ -531,9 +529,7 @@ async fn check_and_handle(
     match handler {
         Ok(handler) => handler.handle(request).await,
         Err(why) => {
-            if request.message.header().is_oneway() {
-                request.connection().count_refused_oneway();
-            }
+            count_if_oneway(request.connection(), &request.message);
             no_route(&request, why)
         }
     }

@@ -9,7 +9,7 @@
 //! | `admission.rs` | how many clients come at a time |
 //! | `handler.rs` | from a request to its handler: limits, token, route |
 //! | `topics.rs` | the service by which clients subscribe |
-//! | `shutdown.rs` | answers what runs, says goodbye, closes |
+//! | `shutdown.rs`, `silence.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
 //! | `door.rs` | the addresses of the admin service, its token, and the pace at which tokens may be guessed |
@@ -24,6 +24,7 @@ mod door;
 mod handler;
 mod options;
 mod shutdown;
+mod silence;
 mod strangers;
 mod topics;
 

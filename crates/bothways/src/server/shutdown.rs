@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{Shared, handler::RETRY_ELSEWHERE};
+use super::{Shared, handler::RETRY_ELSEWHERE, silence::Silence};
 use crate::{
     clock::{is_outside, later},
     connection::{Connection, after},
@@ -202,25 +202,20 @@ struct Leaving<'a> {
 struct Told {
     connection: Connection,
     since: Instant,
-    reads: u16,
-    /// Since when nothing has come.
-    quiet_since: Instant,
+    silence: Silence,
 }
 
 impl Told {
     fn now(connection: Connection) -> Self {
-        let (reads, now) = (connection.reads(), Instant::now());
-        Self { connection, since: now, reads, quiet_since: now }
+        let silence = Silence::begin(&connection);
+        Self { connection, since: Instant::now(), silence }
     }
 
     /// True while requests of the client may be on their way.
-    fn may_send(&mut self, now: Instant) -> bool {
-        let reads = self.connection.reads();
-        if std::mem::replace(&mut self.reads, reads) != reads {
-            self.quiet_since = now;
-        }
+    fn may_send(&mut self) -> bool {
+        let silence = self.silence.lasts(&self.connection);
         let says_so = self.connection.is_open() && self.connection.peer_can(Capabilities::LAST);
-        says_so && !self.connection.has_read_last() && now - self.quiet_since < LAST_SILENCE
+        says_so && !self.connection.has_read_last() && silence < LAST_SILENCE
     }
 }
 
@@ -248,7 +243,7 @@ impl Leaving<'_> {
     fn sweep(&mut self) -> Instant {
         let now = Instant::now();
         self.told.retain_mut(|told| {
-            let may_send = told.may_send(now);
+            let may_send = told.may_send();
             let (connection, since) = (&told.connection, told.since);
             let acknowledges = || {
                 let session = self.shared.sessions.made_of(connection);
@@ -338,7 +333,7 @@ async fn all_read(shared: &Shared, deadline: Instant) {
     let mut told: Vec<Told> = shared.all_connections().into_iter().map(Told::now).collect();
     loop {
         let now = Instant::now();
-        told.retain_mut(|told| told.may_send(now));
+        told.retain_mut(|told| told.may_send());
         if told.is_empty() || deadline <= now {
             return;
         }
