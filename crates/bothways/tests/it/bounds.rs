@@ -278,6 +278,16 @@ async fn a_client_that_is_not_admitted_waits_and_comes_again() {
     drop(first);
 }
 
+/// A client that has been let in has lost its connection, and comes again: with its second Hello, which is not answered.
+async fn comes_again(server: &ScriptedServer, options: ClientOptions) -> (Client, Scripted, Message) {
+    let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
+    let client = client.expect("it is let in");
+    drop(peer);
+    let mut peer = server.accept().await;
+    let hello = peer.next().await;
+    (client, peer, hello)
+}
+
 /// What was sent behind a Hello that is refused did not run: it waits, or says so.
 #[tokio::test(start_paused = true)]
 async fn nothing_behind_a_refused_hello_was_run() {
@@ -285,11 +295,7 @@ async fn nothing_behind_a_refused_hello_was_run() {
         let server = ScriptedServer::listen().await;
         let wait = if waits { Duration::from_secs(5) } else { Duration::ZERO };
         let options = ClientOptions::new().connection_wait(wait);
-        let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
-        let client = client.expect("it is let in");
-        drop(peer);
-        let mut peer = server.accept().await;
-        let hello = peer.next().await;
+        let (client, mut peer, hello) = comes_again(&server, options).await;
         let asking = tokio::spawn(async move { (call(&client, "Ask", "").await, client) });
         let why = Metadata::new().with(keys::ERROR, "full").with(keys::ERROR_CODE, code);
         let header = hello.header().reply().with_status(Status::ERROR);
@@ -321,11 +327,7 @@ async fn what_was_sent_behind_a_hello_may_have_run_unless_the_refusal_closes() {
     for code in ["internal", "bad_arguments", "of a later version"] {
         let server = ScriptedServer::listen().await;
         let options = ClientOptions::new().connection_wait(Duration::from_secs(5));
-        let (client, peer) = tokio::join!(Client::connect(&server.address, options), server.accept_plain());
-        let client = client.expect("it is let in");
-        drop(peer);
-        let mut peer = server.accept().await;
-        let hello = peer.next().await;
+        let (client, mut peer, hello) = comes_again(&server, options).await;
         let asking = tokio::spawn(async move { (call(&client, "Ask", "").await, client) });
         assert_eq!(peer.next().await.service_method(), "Ask");
         let why = Metadata::new().with(keys::ERROR, "no").with(keys::ERROR_CODE, code);
@@ -344,12 +346,7 @@ async fn what_was_sent_behind_a_hello_may_have_run_unless_the_refusal_closes() {
 async fn a_plain_server_that_answers_the_hello_with_an_error_stays() {
     for text in ["request reached rate limit", "E42: another text, by `ServerErrorFunc`"] {
         let server = ScriptedServer::listen().await;
-        let (client, peer) =
-            tokio::join!(Client::connect(&server.address, ClientOptions::new()), server.accept_plain());
-        let client = client.expect("it is let in");
-        drop(peer);
-        let mut peer = server.accept().await;
-        let hello = peer.next().await;
+        let (client, mut peer, hello) = comes_again(&server, ClientOptions::new()).await;
         let caller = client.clone();
         let asking = tokio::spawn(async move { call(&caller, "Ask", "").await });
         let asked = peer.next().await;

@@ -43,6 +43,21 @@ fn encoded_again(message: &Message) -> Bytes {
         .expect("what was decoded is within the limits")
 }
 
+/// Takes all messages that are there. Returns what was wrong behind them.
+fn take_whole<B: Buffers>(
+    deframer: &mut Deframer<B>,
+    limits: &Limits,
+    messages: &mut Vec<Message>,
+) -> Option<DecodeError> {
+    loop {
+        match deframer.next_message(limits) {
+            Ok(Some(message)) => messages.push(message),
+            Ok(None) => return None,
+            Err(error) => return Some(error),
+        }
+    }
+}
+
 /// Decodes all of `stream` in pieces of these sizes, the last of them repeated.
 fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Message>, Option<DecodeError>) {
     let (limits, mut deframer, mut messages) = (Limits::default(), Deframer::new(), Vec::new());
@@ -51,12 +66,8 @@ fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Message>, Option<DecodeError>)
         let (piece, tail) = rest.split_at(sizes.next().unwrap_or(usize::MAX).min(rest.len()));
         rest = tail;
         deframer.feed(piece, &limits);
-        loop {
-            match deframer.next_message(&limits) {
-                Ok(Some(message)) => messages.push(message),
-                Ok(None) => break,
-                Err(error) => return (messages, Some(error)),
-            }
+        if let Some(error) = take_whole(&mut deframer, &limits, &mut messages) {
+            return (messages, Some(error));
         }
     }
     (messages, None)
@@ -124,12 +135,8 @@ fn decode_in_place<B: Buffers>(stream: &[u8], sizes: &[usize], is_new: bool) -> 
         let held_max = if is_new { 5 * deframer.partial_bytes() } else { usize::MAX };
         assert!(deframer.held_bytes() <= held_max, "{} of {held_max}", deframer.held_bytes());
         assert!(deframer.partial_bytes() != 0 || deframer.held_bytes() == 0, "nothing is held between frames");
-        loop {
-            match deframer.next_message(&limits) {
-                Ok(Some(message)) => messages.push(message),
-                Ok(None) => break,
-                Err(error) => return (messages, Some(error)),
-            }
+        if let Some(error) = take_whole(&mut deframer, &limits, &mut messages) {
+            return (messages, Some(error));
         }
     }
     (messages, None)
