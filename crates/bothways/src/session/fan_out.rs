@@ -173,9 +173,9 @@ fn deliver(
     // Before one of them is written.
     receipt.enter(sessions.len());
 
-    let mut others = 0;
+    let (mut others, flusher) = (0, delivered.flusher.as_ref().map(|flusher| flusher.id()));
     for session in sessions {
-        let entered = session.send(push, flying, listed.topic).unwrap_or_else(|| {
+        let entered = session.send(push, flying, listed.topic, flusher).unwrap_or_else(|| {
             others += 1;
             session.deliver(push, form, receipt, listed)
         });

@@ -6,7 +6,15 @@
 //!
 //! Where there is no runtime of the server's, nothing is put off.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -34,15 +42,19 @@ thread_local! {
     static FLUSHER: RefCell<Option<Arc<Flusher>>> = const { RefCell::new(None) };
 }
 
+/// Tells the flushers of threads apart.
+pub(super) type FlusherId = NonZeroU32;
+
 /// See the module. A thread has one.
 pub(super) struct Flusher {
+    id: FlusherId,
     runtime: Id,
     waiting: Mutex<Waiting>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    /// Each of them once: [`State::put_off`](super::state::State::put_off) says so.
+    /// Each of them once, unless another thread pushes to it as well: [`State::send`](super::state::State::send).
     sessions: Vec<Session>,
     /// When the first of them was put off.
     since: Option<Instant>,
@@ -61,11 +73,21 @@ impl Flusher {
         FLUSHER.with_borrow_mut(|flusher| {
             if flusher.as_ref().is_none_or(|flusher| flusher.runtime != runtime) {
                 // What the former one has put off its own task writes.
-                let waiting = Waiting::default();
-                *flusher = Some(Arc::new(Self { runtime, waiting: waiting.into() }));
+                *flusher = Some(Arc::new(Self::new(runtime)));
             }
             flusher.clone()
         })
+    }
+
+    fn new(runtime: Id) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        // Of two with one number, after four billion runtimes and threads, one would write what both have put off.
+        let id = NonZeroU32::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU32::MIN);
+        Self { id, runtime, waiting: Mutex::default() }
+    }
+
+    pub(super) fn id(&self) -> FlusherId {
+        self.id
     }
 
     /// True if this thread has pushed just now. Asked when a push begins: entering it for many takes longer than a burst's
@@ -273,6 +295,30 @@ mod tests {
         let outside =
             std::thread::spawn(move || ["1", "2", "3"].map(|text| written(&push(&registry, &sessions, text))));
         assert_eq!(outside.join().expect("no panic"), [1, 1, 1]);
+    }
+
+    /// What a thread pushes does not wait for another thread that has put off something to the same session, and has no
+    /// turn for its task.
+    #[test]
+    fn what_another_thread_has_put_off_holds_nothing_back() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (busy, other) = (runtime(), runtime());
+        let (_server, _clients, registry, sessions, put_off) = busy.block_on(async {
+            let (server, clients, registry, connections) = plain_connections::<1>("other").await;
+            let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+            turn().await;
+            let receipts = ["1", "2"].map(|text| push(&registry, &sessions, text));
+            (server, clients, registry, sessions, receipts)
+        });
+        assert_eq!(written(&put_off[1]), 0, "it waits for a turn of its runtime");
+        let receipts = other.block_on(async {
+            registry.runtimes.add(Handle::current());
+            let receipts = ["3", "4"].map(|text| push(&registry, &sessions, text));
+            turn().await;
+            receipts
+        });
+        assert!(receipts.iter().all(|receipt| written(receipt) == 1), "{receipts:?}");
+        assert_eq!(written(&put_off[1]), 1, "and what was put off left before");
     }
 
     /// Sessions are written to so many at a time, until all were.

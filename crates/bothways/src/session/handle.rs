@@ -19,6 +19,7 @@ use super::{
     claims::Listed,
     explain::{self, EventLog, What},
     flight::Flying,
+    flusher::FlusherId,
     ledger::{Entry, Ledger, Next},
     lock::{self, Lock, Locked},
     push::{Class, Encoded, Origin, Push},
@@ -168,8 +169,14 @@ impl Session {
     }
 
     /// Hands a push to the connection, if nothing is before it and the socket is free. `None`: [`Self::deliver`] follows.
-    pub(super) fn send(&self, push: &Push, flying: Flying<'_>, topic: Option<&str>) -> Option<Entered> {
-        self.lock().send(push, flying, topic, &self.inner.event_log)
+    pub(super) fn send(
+        &self,
+        push: &Push,
+        flying: Flying<'_>,
+        topic: Option<&str>,
+        flusher: Option<FlusherId>,
+    ) -> Option<Entered> {
+        self.lock().send(push, flying, topic, flusher, &self.inner.event_log)
     }
 
     /// Enters a push into the ledger.

@@ -258,15 +258,28 @@ impl Ledger {
         self.open().send(flight, event_log, give)
     }
 
+    /// Keeps a tracked push that cannot be sent now, as [`Self::push`] does. False: there is no room, and it is refused.
+    /// `None`: it goes through the queues as an entry.
+    pub(super) fn keep(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>) -> Option<bool> {
+        let book = self.open();
+        // What is too old would make room.
+        (flight.class == Class::Tracked && book.expires().is_none()).then(|| book.keep(flight, event_log))
+    }
+
+    /// Refuses a push, as if there were no room for it.
+    pub(super) fn refuse_flight(&mut self, flight: &Flight, event_log: &EventLog) {
+        self.open().refuse_flight(flight, event_log);
+    }
+
     /// The client is away, and does not get this.
     pub(super) fn miss_flight(&mut self, flight: &Flight, event_log: &EventLog) {
         self.open().miss_flight(flight, event_log);
     }
 
-    /// What was handed on so becomes entries, of which the event log tells.
+    /// What was handed on or kept so becomes entries, of which the event log tells.
     pub(super) fn land(&mut self) {
         if let Some(book) = self.book_mut() {
-            book.land();
+            book.land_all();
         }
     }
 

@@ -44,6 +44,7 @@ use super::{
     claims::{Claims, Held as HeldEntry, Settled},
     explain::{EventLog, Held, Standing},
     flight::Flying,
+    flusher::FlusherId,
     given_up::GivenUp,
     handle::Entered,
     history::Position,
@@ -75,8 +76,8 @@ pub(super) struct State {
     /// Its client has subscribed by itself, and so knows of the pairs that go with what is published.
     knows_topics: bool,
     ledger: Ledger,
-    /// A flusher writes soon what its connection has.
-    put_off: bool,
+    /// Whose flusher writes soon what its connection has.
+    put_off: Option<FlusherId>,
     rare: Option<Box<Rare>>,
 }
 
@@ -166,7 +167,7 @@ impl State {
             patterns: Patterns::default(),
             knows_topics: false,
             ledger,
-            put_off: false,
+            put_off: None,
             rare: None,
         }
     }
@@ -690,21 +691,22 @@ impl State {
     }
 
     pub(super) fn is_put_off(&self) -> bool {
-        self.put_off
+        self.put_off.is_some()
     }
 
     /// It is written now, if it was put off.
-    pub(super) fn end_put_off(&mut self) -> bool {
-        std::mem::take(&mut self.put_off)
+    pub(super) fn end_put_off(&mut self) {
+        self.put_off = None;
     }
 
     /// Hands a push to the connection, if nothing is before it and the socket is free. `None`: it goes through the
-    /// ledger.
+    /// ledger. `flusher`: of the thread that pushes, if it has one.
     pub(super) fn send(
         &mut self,
         push: &Push,
         flying: Flying<'_>,
         topic: Option<&str>,
+        flusher: Option<FlusherId>,
         event_log: &Arc<EventLog>,
     ) -> Option<Entered> {
         if self.takes_no_such(push) {
@@ -716,6 +718,7 @@ impl State {
                 self.ledger.miss_flight(flying.for_one(true)?, event_log);
                 return Some(Entered::Nothing);
             }
+            Phase::Away { .. } => return self.keep(flying, topic, event_log),
             _ => return None,
         };
         if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
@@ -733,12 +736,30 @@ impl State {
             return None;
         }
 
-        Some(match is_much {
-            true => Entered::SentMuch,
-            // That something of the session is put off is known.
-            false if std::mem::replace(&mut self.put_off, true) => Entered::Nothing,
-            false => Entered::Sent,
-        })
+        if is_much {
+            return Some(Entered::SentMuch);
+        }
+        if flusher.is_some() && self.put_off == flusher {
+            // This thread's flusher has it already. That of another thread may be held up for longer than this one.
+            return Some(Entered::Nothing);
+        }
+        self.put_off = flusher.or(self.put_off);
+        Some(Entered::Sent)
+    }
+
+    /// Keeps a tracked push for a client that is away. `None`: it goes through the ledger.
+    fn keep(&mut self, flying: Flying<'_>, topic: Option<&str>, event_log: &Arc<EventLog>) -> Option<Entered> {
+        let flight = flying.for_one(self.knows_topics())?;
+        match topic {
+            Some(topic) if self.patterns.is_stalled(topic) => self.ledger.refuse_flight(flight, event_log),
+            _ => {
+                let is_kept = self.ledger.keep(flight, event_log)?;
+                if let Some(topic) = topic.filter(|_| !is_kept) {
+                    self.patterns.stall(topic);
+                }
+            }
+        }
+        Some(Entered::Nothing)
     }
 
     /// What was handed to the connection is told of from here on as all else is.

@@ -19,7 +19,7 @@ use crate::session::{
     explain::EventLog,
     flight::Flight,
     keys::{Holder, KeyHash, Keyed, TakenKeys},
-    push::{Class, Encoded, Origin, Priority},
+    push::{Class, Origin, Priority},
     receipt::{DropReason, Failure, Stage, Ticket},
 };
 
@@ -93,7 +93,9 @@ struct Replay {
 
 #[derive(Debug)]
 enum Queued {
-    Entry(Entry),
+    Entry(Box<Entry>),
+    /// A tracked push that becomes an entry when it goes, or something happens to it: until then it takes 24 bytes.
+    Flight(Arc<Flight>),
     Latest(Box<str>),
     /// Nothing that is sent: it waits for what is before it.
     Behind(#[expect(dead_code, reason = "it is there to be dropped")] Behind),
@@ -252,8 +254,40 @@ impl Book {
         self.dropped += 1;
     }
 
+    /// As [`Ledger::keep`](super::Ledger::keep).
+    pub(super) fn keep(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>) -> bool {
+        let len = flight.encoded.size();
+        if self.is_full_for(len) || !self.terms.take(self.tracked_bytes(), len) {
+            self.refuse_flight(flight, event_log);
+            return false;
+        }
+        self.note_sent(flight.origin);
+        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
+        self.flights.tell_in(event_log);
+        self.queues[flight.priority.index()].push_back(Queued::Flight(Arc::clone(flight)));
+        true
+    }
+
+    /// As [`Self::refuse_unsent`].
+    pub(super) fn refuse_flight(&mut self, flight: &Flight, event_log: &EventLog) {
+        flights::note_end(flight, Stage::Dropped(DropReason::Full), event_log);
+        self.note_unsent(flight.origin);
+        self.dropped += 1;
+        self.missed += 1;
+    }
+
+    /// All that is told of by its flight becomes entries.
+    pub(super) fn land_all(&mut self) {
+        self.land();
+        for queued in self.queues.iter_mut().flatten() {
+            if let Queued::Flight(flight) = queued {
+                *queued = Queued::Entry(self.flights.entry_of(Arc::clone(flight)).into());
+            }
+        }
+    }
+
     /// What went straight to the connection becomes entries, as if it had gone through the queues.
-    pub(super) fn land(&mut self) {
+    fn land(&mut self) {
         if self.flights.is_empty() {
             return;
         }
@@ -266,10 +300,7 @@ impl Book {
             if mark.is_some() {
                 self.unwritten.push_back(Unwritten::Tracked(offset));
             }
-            let Encoded { frame, keyed } = flight.encoded.clone();
-            let (class, priority, origin) = (flight.class.clone(), flight.priority, flight.origin);
-            let entry = Entry { class, priority, frame, keyed, expires: None, origin, ticket };
-            self.sent.push_back(Sent { offset, entry });
+            self.sent.push_back(Sent { offset, entry: flights::entry(&flight, ticket) });
         }
     }
 
@@ -322,7 +353,7 @@ impl Book {
                 let expires = match &queued {
                     Queued::Entry(entry) => entry.expires,
                     Queued::Latest(key) => self.latest.as_ref().and_then(|latest| latest.get(key)?.expires),
-                    Queued::Behind(_) => None,
+                    Queued::Flight(_) | Queued::Behind(_) => None,
                 };
 
                 if expires.is_none_or(|expires| now < expires) {
@@ -344,7 +375,7 @@ impl Book {
     /// Puts an entry, which has been counted, after the others of its priority.
     fn wait(&mut self, entry: Entry) {
         self.note_expiry(entry.expires);
-        self.queues[entry.priority.index()].push_back(Queued::Entry(entry));
+        self.queues[entry.priority.index()].push_back(Queued::Entry(entry.into()));
     }
 
     /// Nothing that waits expires before this; `None`: nothing expires.
@@ -429,7 +460,7 @@ impl Book {
 
         let queued = self.queues.iter_mut().flatten().filter_map(|queued| match queued {
             Queued::Entry(entry) => Some((&mut entry.ticket, &entry.keyed)),
-            Queued::Latest(_) | Queued::Behind(_) => None,
+            Queued::Flight(_) | Queued::Latest(_) | Queued::Behind(_) => None,
         });
         let latest = self.latest.iter_mut().flat_map(|latest| latest.values_mut());
         let latest = latest.map(|entry| (&mut entry.ticket, &entry.keyed));
@@ -712,7 +743,8 @@ impl Book {
     fn take_from(&mut self, queued: Queued) -> Option<Entry> {
         Some(match queued {
             Queued::Behind(_) => return None,
-            Queued::Entry(entry) => entry,
+            Queued::Entry(entry) => *entry,
+            Queued::Flight(flight) => self.flights.entry_of(flight),
             Queued::Latest(key) => {
                 let latest = self.latest.as_mut().expect("a key that is queued has a value");
                 let entry = latest.remove(&key).expect("a key that is queued has a value");
@@ -940,12 +972,13 @@ impl Book {
     /// Pushes that wait or are not yet handled, except for those of the framework itself.
     pub(super) fn unhandled(&self) -> usize {
         let queued = self.queues.iter().flatten().filter_map(|queued| match queued {
-            Queued::Entry(entry) => Some(entry),
-            Queued::Latest(_) | Queued::Behind(_) => None,
+            Queued::Entry(entry) => Some(&**entry),
+            Queued::Flight(_) | Queued::Latest(_) | Queued::Behind(_) => None,
         });
         let latest = self.latest.iter().flat_map(|latest| latest.values());
         let all = queued.chain(latest).chain(self.sent.iter().map(|sent| &sent.entry));
-        all.filter(|entry| entry.origin != Origin::Framework).count() + self.flights.logged()
+        let waiting = self.queues.iter().flatten().filter(|queued| matches!(queued, Queued::Flight(_))).count();
+        all.filter(|entry| entry.origin != Origin::Framework).count() + waiting + self.flights.logged()
     }
 
     fn latest_len(&self) -> usize {
@@ -1030,7 +1063,7 @@ impl Drop for Book {
     /// The session ends. What its connection was given the client may have, and may have handled; of what an earlier
     /// connection was given it has nothing, unless that is known to be written.
     fn drop(&mut self) {
-        self.land();
+        self.land_all();
         self.terms.give_back(self.tracked_bytes());
         for sent in &mut self.sent {
             let ticket = &mut sent.entry.ticket;

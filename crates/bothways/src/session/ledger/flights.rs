@@ -6,10 +6,11 @@
 
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
-use super::book::give_back;
+use super::{Entry, book::give_back};
 use crate::session::{
     explain::{EventLog, FlightEvent, NEVER},
     flight::Flight,
+    push::Encoded,
     receipt::{Stage, Ticket},
 };
 
@@ -75,11 +76,16 @@ impl Flights {
         self.lone.is_empty() && self.logged.is_empty()
     }
 
-    /// One more: its connection has it.
-    pub(super) fn add(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>, mark: u64, offset: u64) {
+    /// The event log that tells of them.
+    pub(super) fn tell_in(&mut self, event_log: &Arc<EventLog>) {
         if self.event_log.is_none() {
             self.event_log = Some(Arc::clone(event_log));
         }
+    }
+
+    /// One more: its connection has it.
+    pub(super) fn add(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>, mark: u64, offset: u64) {
+        self.tell_in(event_log);
         let flown = Flown { flight: Arc::clone(flight), mark, offset, written: None, received: None };
         match offset {
             0 => self.lone.push_back(flown),
@@ -143,9 +149,23 @@ impl Flights {
         self.logged.len()
     }
 
+    /// One that waits becomes an entry, of which the event log tells from here on.
+    pub(super) fn entry_of(&self, flight: Arc<Flight>) -> Entry {
+        let note = |event_log: &Arc<EventLog>| {
+            let (at, stage) = (micros_of(&flight, event_log), Stage::Queued);
+            let [written, received, done] = [NEVER; 3];
+            event_log.note_flight(&FlightEvent { flight: &flight, at, offset: 0, stage, written, received, done })
+        };
+        let number = self.event_log.as_ref().map(note);
+        let ticket = Ticket::of_counted(&flight.tally, Stage::Queued, self.event_log.as_ref().zip(number));
+        entry(&flight, ticket)
+    }
+
     /// They become entries, in the order in which the connection got them.
     pub(super) fn land(&mut self) -> impl Iterator<Item = Landed> {
-        let Self { lone, logged, written, received, event_log } = std::mem::take(self);
+        let event_log = self.event_log.clone();
+        let Self { lone, logged, written, received, .. } =
+            std::mem::replace(self, Self { event_log: event_log.clone(), ..Self::default() });
         let mut all: Vec<(Flown, Stage, bool)> = Vec::with_capacity(lone.len() + logged.len());
         all.extend(lone.into_iter().map(|flown| (flown, Stage::Queued, false)));
         let stages = logged.into_iter().enumerate();
@@ -186,6 +206,13 @@ impl<F: Fn(usize) -> Stage> Ended<F> {
         give_back(list);
         bytes
     }
+}
+
+/// What is kept of one that is told of by this ticket.
+pub(super) fn entry(flight: &Flight, ticket: Ticket) -> Entry {
+    let Encoded { frame, keyed } = flight.encoded.clone();
+    let (class, priority, origin) = (flight.class.clone(), flight.priority, flight.origin);
+    Entry { class, priority, frame, keyed, expires: None, origin, ticket }
 }
 
 /// One came to its end as it was pushed.

@@ -1128,6 +1128,29 @@ mod histories {
         repeats: Option<usize>,
     }
 
+    impl Pushed {
+        /// It stands at this place, and nothing became of it yet.
+        fn new(class: Kind, priority: Priority, frame: Bytes, receipt: Receipt, place: usize) -> Self {
+            Self {
+                class,
+                priority,
+                expires: None,
+                frame,
+                receipt,
+                place,
+                queue: priority,
+                waits: false,
+                offset: None,
+                on_wire: false,
+                written: false,
+                received: false,
+                handled: 0,
+                failed: 0,
+                repeats: None,
+            }
+        }
+    }
+
     #[derive(Clone, Copy)]
     enum Wire {
         Push(usize),
@@ -1316,6 +1339,8 @@ mod histories {
             let (frame_of, ticket) = (frame.clone(), receipt.ticket(SessionId(7)));
             let origin = Origin::Push;
             let entry = Entry { class: of_class, priority, frame: frame_of, keyed, expires, origin, ticket };
+            // What failed on a connection that is over is known since the client is back.
+            self.note_dropped();
             // A key is taken by the last three that took one and did not come to nothing.
             let (pushes, now) = (&self.pushes, self.now);
             self.keys.retain(|(_, number)| {
@@ -1346,23 +1371,8 @@ mod histories {
             if !taken && repeats.is_none() {
                 assert!(stage(&receipt).is_final());
             }
-            self.pushes.push(Pushed {
-                class,
-                priority,
-                expires,
-                frame,
-                receipt,
-                place,
-                queue,
-                waits: taken,
-                offset: None,
-                on_wire: false,
-                written: false,
-                received: false,
-                handled: 0,
-                failed: 0,
-                repeats,
-            });
+            let pushed = Pushed::new(class, priority, frame, receipt, place);
+            self.pushes.push(Pushed { expires, queue, waits: taken, repeats, ..pushed });
             self.note_dropped();
             if let Some(key) = key.filter(|_| taken) {
                 self.keys.push((key, number));
@@ -1465,6 +1475,14 @@ mod histories {
             let encoded = Encoded { frame: frame.clone(), keyed: None };
             let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("nothing else is asked of it");
             receipt.enter(1);
+            if !self.connected && class == Kind::Tracked {
+                let Some(waits) = self.ledger.keep(&flight, &self.event_log) else { return false };
+                self.pushes.push(Pushed::new(class, priority, frame, receipt, number));
+                self.pushes[number].waits = waits;
+                assert_eq!(stage(&self.pushes[number].receipt).is_final(), !waits);
+                self.note_dropped();
+                return true;
+            }
             let (mark, mut given) = (self.mark + 1, None);
             let is_sent = self.ledger.send(&flight, &self.event_log, |frame, seq| {
                 given = Some((frame.clone(), seq));
@@ -1486,23 +1504,8 @@ mod histories {
             }
             self.mark = mark;
             self.wire.push_back(Wire::Push(number));
-            self.pushes.push(Pushed {
-                class,
-                priority,
-                expires: None,
-                frame,
-                receipt,
-                place: number,
-                queue: priority,
-                waits: false,
-                offset,
-                on_wire: true,
-                written: false,
-                received: false,
-                handled: 0,
-                failed: 0,
-                repeats: None,
-            });
+            let pushed = Pushed::new(class, priority, frame, receipt, number);
+            self.pushes.push(Pushed { offset, on_wire: true, ..pushed });
             true
         }
 
