@@ -44,9 +44,11 @@ impl Calm {
 
     /// Something happened. `Some`: tell it, and that so many before it were left out.
     pub(crate) fn due(&self) -> Option<u64> {
-        let now = Instant::now();
         let mut state = self.state.lock();
-        let pauses = state.told.is_some_and(|told| now.saturating_duration_since(told) < PAUSE);
+        let now = Instant::now();
+        // A moment to come is of another runtime's clock, which was moved.
+        let since = state.told.and_then(|told| now.checked_duration_since(told));
+        let pauses = since.is_some_and(|since| since < PAUSE);
         if pauses && self.lines <= state.lines {
             state.left_out = state.left_out.saturating_add(1);
             return None;

@@ -12,7 +12,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Server, Shared, handler::ServerHandler, isolated};
+use super::{Server, Shared, handler::ServerHandler};
 use crate::{
     calm::{Said, tell},
     connection::{Connection, recycle},
@@ -237,7 +237,7 @@ fn begin(place: Place, handler: &Arc<ServerHandler>, socket: AnySocket) -> Conne
 
         // Outside the lock: the hook may ask the server for its connections.
         if let Some(hook) = &shared.hooks.on_connect {
-            isolated("on_connect", || hook(connection));
+            shared.isolated("on_connect", || hook(connection));
         }
     });
 

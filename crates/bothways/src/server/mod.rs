@@ -139,6 +139,8 @@ struct Refusals {
     tokens: Calm,
     slow: Calm,
     misbehaved: Calm,
+    /// Hooks of the application that panicked.
+    hooks: Calm,
 }
 
 /// Counters of a server since it was built.
@@ -599,10 +601,17 @@ impl Shared {
         drop(connections);
         self.tell_end(connection, reason);
         if let Some(hook) = &self.hooks.on_disconnect {
-            isolated("on_disconnect", || hook(connection, reason));
+            self.isolated("on_disconnect", || hook(connection, reason));
         }
         if self.ending.fetch_sub(1, Ordering::AcqRel) == 1 && self.is_emptied() {
             self.emptied.notify_waiters();
+        }
+    }
+
+    /// Runs a hook of the application: its panic is its own, and ends nothing of ours.
+    fn isolated(&self, name: &str, hook: impl FnOnce()) {
+        if let Err(panicked) = guard::call(hook) {
+            tell!(self.calm.hooks, error, name, panic = ?Said(panicked.text()), "a hook panicked");
         }
     }
 
@@ -616,14 +625,6 @@ impl Shared {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("stats", &self.stats()).finish_non_exhaustive()
-    }
-}
-
-/// Runs a hook of the application: its panic is its own, and ends nothing of ours.
-fn isolated(name: &str, hook: impl FnOnce()) {
-    if let Err(panicked) = guard::call(hook) {
-        static TOLD: Calm = Calm::new(1);
-        tell!(TOLD, error, name, panic = ?Said(panicked.text()), "a hook panicked");
     }
 }
 

@@ -91,7 +91,9 @@ async fn panics_that_clients_bring_about_are_few_lines() {
     }
     until(|| server.stats().connections == 1).await;
     settle().await;
-    assert_eq!((log.lines("a handler panicked"), log.lines("a hook panicked")), (16, 1));
+    // The sixteen are of the process, in which other tests may run.
+    assert!((1..=16).contains(&log.lines("a handler panicked")), "{}", log.lines("a handler panicked"));
+    assert_eq!(log.lines("a hook panicked"), 1);
     check_lines(&log);
 }
 
