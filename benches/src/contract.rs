@@ -13,6 +13,7 @@
 //! | method | argument | reply | meaning |
 //! |---|---|---|---|
 //! | `Record` | a record | the same | MessagePack, for our own client (`pair.rs`) |
+//! | `Borrowed` | a record | the same | the handler reads it where it lies (`record.rs`) |
 //! | `Enter` | empty, or a topic | empty | the session of this connection has a user and one topic from now on |
 //! | `Publish` | `COUNT SIZE MICROS CLASS ORIGIN AWAY` | `WRITTEN HANDLED WAITING FULL ENDED BYTES` in decimal | COUNT pushes of SIZE bytes to that topic, one every MICROS, each with the clock. The reply comes when every push has an outcome, except for those to AWAY clients. It counts the outcomes, and says what a session may take at most |
 //! | `Fill` | `SIZE` in decimal | SIZE bytes | a large reply |
@@ -32,6 +33,8 @@ pub const SERVICE: &str = "Bench";
 pub const ECHO: &str = "Echo";
 /// Answers its record. Our server only, as are the following but [`JOIN`] and [`BROADCAST`].
 pub const RECORD: &str = "Record";
+/// As [`RECORD`], read where it lies.
+pub const BORROWED: &str = "Borrowed";
 /// Gives the session a user and one topic.
 pub const ENTER: &str = "Enter";
 /// Pushes to the sessions that have entered.

@@ -28,4 +28,5 @@ pub mod pair;
 mod plot;
 pub mod process;
 pub mod programs;
+pub mod record;
 pub mod server;

@@ -7,7 +7,8 @@ use bothways::{
 
 use crate::{
     contract,
-    pair::{Peer, Record, check_raw, raw_payload},
+    pair::{Peer, check_raw, raw_payload},
+    record::Record,
 };
 
 /// One connection of ours.

@@ -271,6 +271,11 @@ pub struct Record {
     pub notes: String,
 }
 
+/// The id of the record with this number. The top bit keeps the encoding of every id at nine bytes.
+pub(crate) fn id_of(number: u64) -> u64 {
+    number | 1 << 63
+}
+
 /// Bytes of a sample in MessagePack.
 pub const RECORD_BYTES: usize = 581;
 
@@ -289,8 +294,7 @@ impl Record {
             active: true,
             notes: "note ".repeat(54) + "end.",
         });
-        // The top bit keeps the encoding of every id at nine bytes.
-        Self { id: number | 1 << 63, ..SAMPLE.clone() }
+        Self { id: id_of(number), ..SAMPLE.clone() }
     }
 
     /// Fails unless `got` is the record that was sent.

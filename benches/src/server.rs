@@ -15,7 +15,7 @@ use std::{
 
 use bothways::{
     AdmissionOptions, Class, Connection, Limits, Metadata, OutgoingOptions, Overflow, Push, QueueBound, Receipt, Reply,
-    Request, Server, ServerBuilder, Stage, Timeouts,
+    Request, Server, ServerBuilder, Stage, Timeouts, codec,
     connection::ConnectionId,
     raw::{PushFrame, fan_out},
     session::{DropReason, TopicOptions},
@@ -26,7 +26,7 @@ use tokio::{runtime::Handle, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     contract::{self, BroadcastArgs, Origin, Promise, PublishArgs, Published, Stamps},
-    pair::Record,
+    record::{Borrowed, Record},
 };
 
 /// Bytes that may wait for one client. 64 MiB: a client that does not read loses nothing of any
@@ -113,6 +113,7 @@ pub fn server_with(choose: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Serve
         .admission(AdmissionOptions::new().new_sessions_rate(None).resumes_rate(None))
         .handler(contract::SERVICE, contract::ECHO, |request: Request| ready(echo(&request)))
         .function(contract::SERVICE, contract::RECORD, |record: Record| ready(Ok::<_, String>(record)))
+        .handler(contract::SERVICE, contract::BORROWED, |request: Request| ready(borrowed(&request)))
         .handler(contract::SERVICE, contract::FILL, move |request: Request| ready(fill(&request, &zeros)))
         .handler(contract::SERVICE, contract::HOLD, |request: Request| async move {
             request.connection().closed().await;
@@ -238,6 +239,18 @@ async fn publish_all(server: Server, args: PublishArgs) -> Result<Vec<Receipt>, 
 fn echo(request: &Request) -> Reply {
     match request.payload() {
         Ok(payload) => Reply::ok(payload),
+        Err(error) => Reply::error(error.to_string()),
+    }
+}
+
+fn borrowed(request: &Request) -> Reply {
+    let serialize = request.serialize_type();
+    let payload = match request.payload() {
+        Ok(payload) => payload,
+        Err(error) => return Reply::error(error.to_string()),
+    };
+    match codec::decode_borrowed::<Borrowed<'_>>(serialize, &payload) {
+        Ok(record) => Reply::encode(&record, serialize),
         Err(error) => Reply::error(error.to_string()),
     }
 }

@@ -29,7 +29,7 @@ use super::report::{Counted, Report, number};
 use crate::{
     contract::{self, Promise, put_request, word},
     load::{put_ack, put_hello},
-    pair::Record,
+    record::Record,
     server::server,
 };
 
@@ -93,6 +93,8 @@ enum Step {
     Call1,
     /// Both ends of a call of a record in MessagePack, 16 at once.
     CallRecord16,
+    /// The same to a handler that reads the record where it lies.
+    CallBorrowed16,
     /// The server's part of a push, one to each of 64 connections at once.
     Push1,
     /// The server's part of a push, 16 to each of 64 connections at once.
@@ -111,7 +113,12 @@ impl Step {
     /// What is counted in one repetition.
     fn units(self) -> u64 {
         match self {
-            Self::Serve16 | Self::Refuse16 | Self::Call16 | Self::CallRecord16 | Self::Decode => 16,
+            Self::Serve16
+            | Self::Refuse16
+            | Self::Call16
+            | Self::CallRecord16
+            | Self::CallBorrowed16
+            | Self::Decode => 16,
             Self::Push1 => RECEIVERS as u64,
             Self::Push16 => 16 * RECEIVERS as u64,
             Self::PublishFire | Self::PublishTracked => (PUBLISHED_AT_ONCE * SUBSCRIBERS) as u64,
@@ -125,6 +132,7 @@ impl Step {
             Self::PublishFire => Some(1_000.0),
             Self::PublishTracked => Some(1_100.0),
             Self::CallRecord16 => Some(24_500.0),
+            Self::CallBorrowed16 => Some(21_500.0),
             _ => None,
         }
     }
@@ -137,6 +145,7 @@ impl Step {
             Self::Call16 => "both ends of a call, 16 at once",
             Self::Call1 => "both ends of a call, one at a time",
             Self::CallRecord16 => "both ends of a call of a record, 16 at once",
+            Self::CallBorrowed16 => "the same, to a handler that reads the record where it lies",
             Self::Push1 => "a push to one of 64 connections, one at a time",
             Self::Push16 => "a push to one of 64 connections, 16 at once",
             Self::PublishFire => "a delivery of what is published to 100 sessions, 200 at once, Fire",
@@ -297,7 +306,7 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
                 }
             }
         }
-        Step::Call16 | Step::Call1 | Step::CallRecord16 => {
+        Step::Call16 | Step::Call1 | Step::CallRecord16 | Step::CallBorrowed16 => {
             let client = Client::connect(address, ClientOptions::new()).await?;
             let mut callers = tokio::task::JoinSet::new();
 
@@ -343,9 +352,14 @@ async fn steps(args: &StepsArgs) -> anyhow::Result<()> {
 }
 
 async fn call(step: Step, client: &Client, payload: &Raw) -> anyhow::Result<()> {
-    if step == Step::CallRecord16 {
+    let of_record = match step {
+        Step::CallRecord16 => Some(contract::RECORD),
+        Step::CallBorrowed16 => Some(contract::BORROWED),
+        _ => None,
+    };
+    if let Some(method) = of_record {
         let record = Record::sample(0);
-        let got: Record = client.call(contract::SERVICE, contract::RECORD, &record).await?;
+        let got: Record = client.call(contract::SERVICE, method, &record).await?;
         return record.check(&got);
     }
     let got: Raw = client.call(contract::SERVICE, contract::ECHO, payload).await?;
