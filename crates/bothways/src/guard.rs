@@ -57,6 +57,18 @@ pub(crate) fn drop_of<T>(what: &'static str, value: T) {
     }
 }
 
+/// Does its part for one of many. Values of the application may be dropped there, such as a payload that is its own: a
+/// panic costs the others nothing.
+#[inline]
+pub(crate) fn one_of_many(part: impl FnOnce()) {
+    if let Err(panicked) = call(part) {
+        panicked.log(VALUE);
+    }
+}
+
+/// Such as a payload with a `Drop` of its own.
+pub(crate) const VALUE: &str = "a value of the application";
+
 const FUTURE: &str = "a future of the application";
 
 /// A future of others, on the heap: its panic, when it is polled, is its outcome, and it is dropped as soon as it is

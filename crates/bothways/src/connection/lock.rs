@@ -19,7 +19,7 @@ use super::{
     ConnectionId, State,
     wheel::{Place, Wheel},
 };
-use crate::error::CallError;
+use crate::{error::CallError, guard};
 
 /// Where the answer to a call is told.
 type Reply = oneshot::Sender<Result<Message, CallError>>;
@@ -123,8 +123,9 @@ impl<'a> Locked<'a> {
 
     #[cold]
     fn drop_them_later(&mut self) {
-        let dropped = self.outbox.take_dropped();
-        self.drop_later(dropped);
+        for dropped in self.outbox.take_dropped() {
+            self.drop_later(dropped);
+        }
     }
 }
 
@@ -179,6 +180,7 @@ impl Later<'_> {
                 // Nobody listens if the call's future was dropped this moment.
                 let _ = reply.send(Err(error));
             }
+            more.dropped.into_iter().for_each(|dropped| guard::drop_of(guard::VALUE, dropped));
         }
         if let Some(changed) = self.changed.take() {
             changed.notify_waiters();

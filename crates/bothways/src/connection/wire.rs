@@ -8,7 +8,7 @@ use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::Bytes;
 
-use crate::shrink::COPY_BYTES;
+use crate::{guard, shrink::COPY_BYTES};
 
 /// Bytes whose order is settled. More than this wait in their lanes, where a reply can still
 /// overtake a push, and a push can still be dropped.
@@ -141,7 +141,7 @@ impl Wire {
             let of_front = n.min(front.len());
             n -= of_front;
             if of_front == front.len() {
-                self.tail.pop_front();
+                guard::drop_of(guard::VALUE, self.tail.pop_front());
             } else {
                 bytes::Buf::advance(front, of_front);
             }

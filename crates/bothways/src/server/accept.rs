@@ -17,6 +17,7 @@ use crate::{
     calm::{Said, tell},
     connection::{Connection, recycle},
     error::ServeError,
+    guard,
     transport::{Accepted, AnySocket, BoundListener, Closable, Listener},
 };
 
@@ -268,7 +269,7 @@ async fn watch_connections(shared: &Weak<Shared>) {
         }
 
         let at_the_door = shared.door.iter().flat_map(|door| door.connections());
-        at_the_door.for_each(|connection| connection.watch(asked, now));
+        at_the_door.for_each(|connection| guard::one_of_many(|| connection.watch(asked, now)));
         shared.sessions.start_sweep(now);
         recycle::sweep();
     }
@@ -285,7 +286,9 @@ fn watch_some(shared: &Shared, asked: Instant, now: Instant) -> bool {
             // Those that are over are not there any more.
             found.extend(ids.drain(..).filter_map(|id| connections.get(&id).cloned()));
         }
-        found.drain(..).for_each(|connection: Connection| connection.watch_in_turn(asked, now, slot));
+        for connection in found.drain(..) {
+            guard::one_of_many(move || connection.watch_in_turn(asked, now, slot));
+        }
     }
     true
 }

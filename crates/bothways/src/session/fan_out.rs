@@ -16,7 +16,7 @@ use super::{
     Session,
     claims::Listed,
     flight::{Flight, Flying},
-    flusher::{CROWD, Flusher, Unwritten},
+    flusher::{CROWD, Flusher, Unwritten, write_to_all},
     handle::{Entered, Form},
     keys::Keyed,
     lock::Held,
@@ -28,6 +28,7 @@ use crate::{
     clock::Runtimes,
     connection::send::PushFrame,
     error::{PushError, ReservedName},
+    guard,
 };
 
 /// See the module.
@@ -135,10 +136,10 @@ impl Delivery {
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
         let Delivered { flusher, is_in_burst, sent, kept, much } = delivered;
-        much.iter().for_each(Session::write_put_off);
+        write_to_all(&much);
         match flusher {
             Some(flusher) if !sent.is_empty() => flusher.write(sent, is_in_burst),
-            _ => sent.iter().for_each(Session::write_put_off),
+            _ => write_to_all(&sent),
         }
         self.pump_all(&kept);
     }
@@ -148,7 +149,9 @@ impl Delivery {
     fn pump_all(&self, sessions: &[Session]) {
         let crowd = CROWD < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
-        let Some(runtime) = runtime else { return sessions.iter().for_each(Session::pump) };
+        let Some(runtime) = runtime else {
+            return sessions.iter().for_each(|session| guard::one_of_many(|| session.pump()));
+        };
         write_by_task(sessions, &runtime);
     }
 }

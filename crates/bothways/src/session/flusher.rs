@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::Session;
-use crate::clock::Runtimes;
+use crate::{clock::Runtimes, guard};
 
 /// A push that follows another of its thread within this time is put off. In tests long enough for a busy machine.
 const BURST: Duration = if cfg!(test) { Duration::from_secs(5) } else { Duration::from_micros(50) };
@@ -102,7 +102,7 @@ impl Flusher {
         if is_in_burst || CROWD < sessions.len() {
             return self.put_off(sessions);
         }
-        sessions.iter().for_each(Session::write_put_off);
+        write_to_all(&sessions);
         self.waiting.lock().pushed = Some(Instant::now());
     }
 
@@ -134,9 +134,14 @@ impl Flusher {
 
     fn write_all(&self) {
         let began = Instant::now();
-        self.take().iter().for_each(Session::write_put_off);
+        write_to_all(&self.take());
         self.waiting.lock().took = began.elapsed();
     }
+}
+
+/// Writes to these what their connections have.
+pub(super) fn write_to_all(sessions: &[Session]) {
+    sessions.iter().for_each(|session| guard::one_of_many(|| session.write_put_off()));
 }
 
 /// Writes what is put off. Dropped with its runtime, it writes what it still has, and what comes later another task
@@ -194,7 +199,9 @@ impl Unwritten {
 
     /// Writes to so many of them. False: there are no more.
     fn write(&mut self, sessions_max: usize) -> bool {
-        self.sessions.by_ref().take(sessions_max).for_each(|session| (self.write)(&session));
+        for session in self.sessions.by_ref().take(sessions_max) {
+            guard::one_of_many(|| (self.write)(&session));
+        }
         0 < self.sessions.len()
     }
 }

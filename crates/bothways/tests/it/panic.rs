@@ -1,8 +1,14 @@
 //! Handlers that panic.
 
-use bothways::{Client, ClientOptions, ErrorCode, Reply, Request};
+use std::time::Duration;
 
-use crate::support::{address, call, echoing, oneshot_to, until};
+use bothways::{Client, ClientOptions, CloseReason, ErrorCode, Metadata, Reply, Request};
+use bytes::Bytes;
+
+use crate::{
+    scripted::Scripted,
+    support::{address, call, connections, echoing, oneshot_to, until},
+};
 
 async fn panics(request: Request) -> Reply {
     let payload = request.payload().expect("plain");
@@ -57,4 +63,40 @@ async fn errors_may_be_rewritten() {
     assert_eq!(error.remote_text(), Some("rpcx: can't find method None"));
     let error = call(&client, "Worse", "").await.expect_err("the hook panics");
     assert_eq!(error.code(), Some(ErrorCode::Internal));
+}
+
+/// A payload whose drop panics costs its own connection at most: the deadlines of all others are kept by the same task,
+/// which goes on.
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_panics_as_it_is_dropped_stops_no_deadline() {
+    struct Bomb(Vec<u8>);
+    impl AsRef<[u8]> for Bomb {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+
+    let server = echoing().build();
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let _silent = [
+        Scripted::connect_negotiated(listening.address()).await,
+        Scripted::connect_negotiated(listening.address()).await,
+    ];
+    let mut waiting = Vec::new();
+    for connection in connections(&server, 2).await {
+        let payload = Bytes::from_owner(Bomb(vec![0; 1 << 20]));
+        connection.send_message("T", "M", &Metadata::new(), payload).expect("there is room");
+        waiting.push(connection);
+    }
+    for connection in waiting {
+        let closed = tokio::time::timeout(Duration::from_secs(60), connection.closed()).await;
+        let reason = closed.expect("its time to write is over");
+        assert!(matches!(reason, CloseReason::SlowPeer(_)), "{reason:?}");
+    }
+    until(|| server.stats().connections == 0).await;
 }
