@@ -377,3 +377,59 @@ fn a_strict_message_is_strict_within_others_and_as_an_enum() {
     assert_eq!(read::<Order>(&write(&Order::Cancel)).unwrap(), Order::Cancel);
     assert!(read::<ExactlyNothing>(&hex!("81 a15a 01")).is_err() && read::<ExactlyNothing>(&hex!("80")).is_ok());
 }
+
+/// A message as wide as some are, and what it may nest in.
+macro_rules! wide {
+    ($($field:ident)*) => {
+        #[bothways::message]
+        #[derive(Debug, Default)]
+        struct Wide {
+            next: Option<Box<Wide>>,
+            kids: Vec<Wide>,
+            boxes: Vec<Box<Wide>>,
+            $($field: String,)*
+        }
+    };
+}
+
+wide! {
+    a00 a01 a02 a03 a04 a05 a06 a07 a08 a09 a10 a11 a12 a13 a14 a15 a16 a17 a18 a19 a20 a21 a22 a23 a24
+    b00 b01 b02 b03 b04 b05 b06 b07 b08 b09 b10 b11 b12 b13 b14 b15 b16 b17 b18 b19 b20 b21 b22 b23 b24
+    c00 c01 c02 c03 c04 c05 c06 c07 c08 c09 c10 c11 c12 c13 c14 c15 c16 c17 c18 c19 c20 c21 c22 c23 c24
+    d00 d01 d02 d03 d04 d05 d06 d07 d08 d09 d10 d11 d12 d13 d14 d15 d16 d17 d18 d19 d20 d21 d22 d23 d24
+}
+
+/// However deep a payload nests, and however large its types are: it is a value or an error, within the stack that a
+/// thread has.
+#[test]
+fn a_payload_takes_no_more_stack_than_a_thread_has() {
+    let decode = || {
+        let mut refused = 0;
+        for levels in (1..=130).step_by(3) {
+            let next = [&b"\x81\xa4Next".repeat(levels)[..], b"\x80"].concat();
+            let kids = [&b"\x81\xa4Kids\x91".repeat(levels)[..], b"\x80"].concat();
+            let text = format!("{}{{}}{}", r#"{"Next":"#.repeat(levels), "}".repeat(levels));
+            for read in [read::<Wide>(&next), read::<Wide>(&kids), Wide::decode(SerializeType::JSON, text.into())] {
+                if let Err(error) = read {
+                    assert!(error.to_string().contains("nested deeper"), "{levels}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert_ne!(refused, 0, "some nest beyond all bounds");
+    };
+    let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(decode).expect("a thread");
+    thread.join().expect("no panic");
+}
+
+/// What is in a box counts by its type: a list of so many does not take what it may not.
+#[test]
+fn boxes_count_by_what_is_in_them() {
+    let elements = bothways::codec::DECODED_BYTES_MAX / size_of::<Wide>() + 1;
+    for each in [&b"\xc0"[..], b"\x80"] {
+        let len = u32::try_from(elements).expect("few").to_be_bytes();
+        let wire = [&b"\x81\xa5Boxes\xdd"[..], &len, &each.repeat(elements)].concat();
+        let error = read::<Wide>(&wire).expect_err("it takes too much");
+        assert!(error.to_string().contains("bytes in memory"), "{error}");
+    }
+}

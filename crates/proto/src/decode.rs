@@ -290,6 +290,11 @@ impl<B: Buffers> Deframer<B> {
         self.partial.held()
     }
 
+    /// Bytes of a frame that came in parts, is all there, and was not taken yet.
+    pub fn finished_bytes(&self) -> usize {
+        self.finished.len()
+    }
+
     /// Bytes that came of a frame that is not all there. Of one that is passed over it is more than that: what grows by
     /// each byte that comes.
     pub fn begun_bytes(&self, limits: &Limits) -> usize {

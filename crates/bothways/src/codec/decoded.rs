@@ -1,5 +1,5 @@
 //! The memory of decoded values: a list of `nil`s has one byte on the wire for each element, and may have a hundred in
-//! memory.
+//! memory; and a value that nests takes stack by the size of its types, not by its bytes.
 //!
 //! Both readers of serde types count the elements of lists and the entries of maps as they come, by the size of their
 //! types, and stop at [`DECODED_BYTES_MAX`]. The code that runs the request then knows what its payload took.
@@ -15,12 +15,20 @@ use serde::de::Error;
 /// may take twice its counted size. Texts and bytes are never larger than the payload, and are not counted.
 pub const DECODED_BYTES_MAX: usize = 256 << 20;
 
+/// Most bytes of its thread's stack that decoding one payload may have taken when the next level begins: 1 MiB, half of
+/// what threads have unless they are given more. [`NESTING_MAX`](super::NESTING_MAX) levels take a tenth of it, unless
+/// their types are very large.
+pub const DECODING_STACK_BYTES: usize = 1 << 20;
+
 /// Elements of at most so many bytes count without the byte that they have on the wire at least: one of a byte is not
 /// counted.
 const SMALL_BYTES: usize = 8;
 
 /// What a value takes outside of itself, if it may have anything there.
 const HEAP_BYTES: usize = 32;
+
+/// What a field of a struct takes that is behind a pointer, such as a text.
+const FIELD_BYTES: usize = 24;
 
 /// A map's first entry makes a node with room for so many.
 const ENTRIES_OF_NODE: usize = 11;
@@ -30,18 +38,41 @@ thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(DECODED_BYTES_MAX) };
     /// What values took that were decoded by [`measured`].
     static TAKEN: Cell<usize> = const { Cell::new(0) };
+    /// Where on the stack the decoding began.
+    static BEGAN: Cell<usize> = const { Cell::new(0) };
+    /// What was counted of the element that comes next: a struct that it is has been counted.
+    static ELEMENT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Where the stack is.
+#[inline]
+fn here() -> usize {
+    let here = 0_u8;
+    std::ptr::from_ref(std::hint::black_box(&here)).addr()
+}
+
+/// True if the value that is decoded has taken so much stack that nothing deeper is begun.
+#[inline]
+pub(super) fn is_too_deep() -> bool {
+    let began = BEGAN.get();
+    began != 0 && DECODING_STACK_BYTES < here().abs_diff(began)
 }
 
 /// Decodes one payload within the bound.
 pub(super) fn bounded<T>(decode: impl FnOnce() -> T) -> T {
     /// Also if the application's type panics.
-    struct Around(usize);
+    struct Around {
+        left: usize,
+        began: usize,
+    }
     impl Drop for Around {
         fn drop(&mut self) {
-            TAKEN.set(TAKEN.get().saturating_add(DECODED_BYTES_MAX - LEFT.replace(self.0)));
+            TAKEN.set(TAKEN.get().saturating_add(DECODED_BYTES_MAX - LEFT.replace(self.left)));
+            BEGAN.set(self.began);
         }
     }
-    let _around = Around(LEFT.replace(DECODED_BYTES_MAX));
+    let _around = Around { left: LEFT.replace(DECODED_BYTES_MAX), began: BEGAN.replace(here()) };
+    ELEMENT.set(usize::MAX);
     decode()
 }
 
@@ -56,7 +87,26 @@ pub(crate) fn measured<T>(decode: impl FnOnce() -> T) -> (T, usize) {
 #[inline]
 pub(super) fn count_element<T, E: Error>() -> Result<(), E> {
     let bytes = const { beyond_wire::<T>(1) };
+    ELEMENT.set(const { size_in_memory::<T>() });
     if bytes == 0 { Ok(()) } else { count(bytes) }
+}
+
+/// A struct of so many fields begins, as far as it was not counted as an element: it is in a box, which says nothing of
+/// itself, or within another struct.
+#[inline]
+pub(super) fn count_struct<E: Error>(fields: usize) -> Result<(), E> {
+    let counted = ELEMENT.take();
+    match fields.saturating_mul(FIELD_BYTES).saturating_sub(counted) {
+        0 => Ok(()),
+        bytes => count(bytes),
+    }
+}
+
+/// A value that is put into a box.
+#[cfg(feature = "macros")]
+#[inline]
+pub(super) fn count_box<T, E: Error>() -> Result<(), E> {
+    count(const { size_in_memory::<T>() })
 }
 
 /// So many elements of a list, before they are read.
@@ -70,6 +120,7 @@ pub(super) fn count_elements<T, E: Error>(elements: usize) -> Result<(), E> {
 /// A key or a value of a map. Its tables are at least half full, except for that of the first entry.
 #[inline]
 pub(super) fn count_entry<T, E: Error>(is_first: bool) -> Result<(), E> {
+    ELEMENT.set(const { size_in_memory::<T>() });
     if is_first {
         return count(const { ENTRIES_OF_NODE * size_of::<T>() + HEAP_BYTES });
     }
@@ -165,6 +216,35 @@ mod tests {
         assert_eq!(taken::<Vec<u8>>(msgpack, list(N, b"\x01")), Ok(0));
         // Fields are within the struct that they belong to.
         assert_eq!(taken::<Large>(msgpack, b"\x81\xa4name\xa1x".to_vec()), Ok(0));
+    }
+
+    /// What is in a box says nothing of itself: a struct counts by its fields.
+    #[test]
+    fn what_is_in_boxes_counts_by_its_fields() {
+        #[derive(Default, Deserialize, serde::Serialize)]
+        #[serde(default)]
+        struct Tree {
+            left: Option<Box<Tree>>,
+            right: Option<Box<Tree>>,
+            name: String,
+        }
+        const N: usize = 1000;
+        let msgpack = SerializeType::MSGPACK;
+        let boxed = 2 * FIELD_BYTES;
+        for each in [&b"\xc0"[..], b"\x80"] {
+            let taken = taken::<Vec<Box<Large>>>(msgpack, list(N, each)).expect("it is read");
+            // A byte of each box is on the wire.
+            assert!(N * (boxed - 2) <= taken, "{taken}");
+        }
+        let tree = [&b"\x81\xa4left".repeat(100)[..], b"\x80"].concat();
+        let of_tree = taken::<Tree>(msgpack, tree).expect("it is read");
+        assert!(100 * size_of::<Tree>() <= of_tree, "{of_tree}");
+        #[cfg(feature = "json")]
+        {
+            let json = format!("{}{{}}{}", r#"{"left":"#.repeat(100), "}".repeat(100));
+            let of_tree = taken::<Tree>(SerializeType::JSON, json.into_bytes()).expect("it is read");
+            assert!(100 * size_of::<Tree>() <= of_tree, "{of_tree}");
+        }
     }
 
     #[cfg(feature = "json")]

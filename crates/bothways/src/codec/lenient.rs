@@ -13,12 +13,12 @@ use serde::{
 };
 
 use super::{
-    decoded::{count_element, count_entry},
+    decoded::{DECODING_STACK_BYTES, count_element, count_entry, count_struct, is_too_deep},
     words::brief,
 };
 
 /// How deep arrays, maps and enums may nest in a payload. Recursion takes stack, and the peer decides how
-/// deep it goes. 128, as in serde_json.
+/// deep it goes. 128, as in serde_json; of very large types fewer: see [`DECODING_STACK_BYTES`].
 pub const NESTING_MAX: usize = 128;
 
 /// Reads a field as its `Default` if the peer sent `nil` (`null`), as Go does.
@@ -58,6 +58,10 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// What is wrong with a value of large types that nests less deep than that.
+pub(super) const TOO_MUCH_STACK: &str = "nested deeper than 1 MiB of stack allows";
+const _: () = assert!(DECODING_STACK_BYTES == 1 << 20);
+
 /// The bounds of one payload, at some level in it, and how its codec matches names.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
@@ -76,6 +80,9 @@ impl Bounds {
     }
 
     fn deeper<E: Error>(self) -> Result<Self, E> {
+        if is_too_deep() {
+            return Err(E::custom(TOO_MUCH_STACK));
+        }
         let levels_left = self.levels_left.checked_sub(1);
         let levels_left = levels_left.ok_or_else(|| E::custom(format!("nested deeper than {NESTING_MAX} levels")))?;
         Ok(Self { levels_left, is_key: false, ..self })
@@ -170,7 +177,17 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         deserialize_tuple(len: usize) => Asked::Tuple(len);
         deserialize_tuple_struct(name: &'static str, len: usize) => Asked::TupleStruct(name, len);
         deserialize_map() => Asked::Map;
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => Asked::Struct(name, fields);
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        count_struct::<D::Error>(fields.len())?;
+        let asked = Asked::Struct(name, fields);
+        self.inner.deserialize_option(Answer { visitor, asked, bounds: self.bounds })
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {

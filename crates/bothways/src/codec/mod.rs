@@ -43,8 +43,9 @@
 //! an `f32`, rounded, unless it is out of range, which is an error. Unknown keys are skipped. A *missing* key is an
 //! error unless the type says `#[serde(default)]`, as all fields of a `#[bothways::message]` do. Bytes after the value
 //! are ignored. Names of fields are matched exactly in MessagePack. In JSON an exact name goes first; else a name that
-//! is the same except for upper and lower case is accepted, as in Go. Values nest at most [`NESTING_MAX`] deep, and
-//! their lists and maps take at most [`DECODED_BYTES_MAX`] in memory.
+//! is the same except for upper and lower case is accepted, as in Go. Values nest at most [`NESTING_MAX`] deep, and less
+//! deep where their types would take more than [`DECODING_STACK_BYTES`] of stack; a thread that decodes needs twice
+//! that. Their lists, maps and boxes take at most [`DECODED_BYTES_MAX`] in memory.
 //!
 //! What serde buffers before it decides (`#[serde(flatten)]`, untagged and internally tagged enums)
 //! follows serde's own, stricter rules: names are matched exactly in JSON too, and bytes there need
@@ -125,7 +126,7 @@ pub(crate) use self::text::is_text;
 pub use self::thrift::Thrift;
 pub use self::{
     bytes::Blob,
-    decoded::DECODED_BYTES_MAX,
+    decoded::{DECODED_BYTES_MAX, DECODING_STACK_BYTES},
     duration::Nanos,
     lenient::{NESTING_MAX, nil_or_default},
     plain::decode_borrowed,

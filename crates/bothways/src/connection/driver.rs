@@ -206,11 +206,11 @@ impl Driver {
         }
     }
 
-    /// Bounds the frame that has begun and is not all there: by what all such frames hold, and, until a token of
-    /// its connection was accepted, by less than others.
+    /// Bounds the frame that has begun and is not all there, or has waited since it was: by what all such frames hold,
+    /// and, until a token of its connection was accepted, by less than others.
     #[inline]
     fn check_partial(&mut self) -> Result<(), CloseReason> {
-        if self.partial == 0 && self.deframer.partial_bytes() == 0 {
+        if self.partial == 0 && self.deframer.partial_bytes() == 0 && self.deframer.finished_bytes() == 0 {
             return Ok(());
         }
         self.count_partial()
@@ -219,7 +219,8 @@ impl Driver {
     fn count_partial(&mut self) -> Result<(), CloseReason> {
         let settings = &self.connection.shared.settings;
         // A read that ends within a small frame is nothing that counts.
-        let counted = self.deframer.held_bytes().saturating_sub(READ_BYTES);
+        let held = self.deframer.held_bytes() + self.deframer.finished_bytes();
+        let counted = held.saturating_sub(READ_BYTES);
         let before = std::mem::replace(&mut self.partial, u32::try_from(counted).unwrap_or(u32::MAX));
         let (before, now) = (before as usize, self.partial as usize);
         if before != now && !self.connection.count_partial(before, now) {

@@ -213,6 +213,35 @@ async fn one_token_is_checked_at_a_time_until_one_is_accepted() {
     assert_eq!(began.elapsed().as_secs(), 2);
 }
 
+/// What is whole and waits for the check of a stranger's token counts as what has begun: a crowd of strangers does not
+/// fill the memory with it.
+#[tokio::test(start_paused = true)]
+async fn frames_that_wait_for_a_token_are_bounded_together() {
+    let (builder, ..) = guarded(true);
+    let limits = ServerLimits::new().partial_bytes_max(2_000_000);
+    let (server, reasons) = telling(builder.limits(limits));
+    let listening = server.listen(&address()).await.expect("the name is free");
+    let mut strangers = Vec::new();
+    for _ in 0..10 {
+        let mut stranger = Scripted::connect(listening.address()).await;
+        stranger.say(with_token(1, "good", b"")).await;
+        settle().await;
+        stranger.say(with_token(2, "good", &[7; 400_000])).await;
+        settle().await;
+        strangers.push(stranger);
+    }
+    // Of half of the room: each holds its frame beyond 64 KiB.
+    for mut stranger in strangers.drain(..2) {
+        assert_eq!(stranger.next().await.header().seq(), Seq::new(1));
+        assert_eq!(stranger.next().await.payload(&Limits::default()).expect("plain").len(), 400_000);
+    }
+    let found_no_room = || {
+        let reasons = reasons.lock().expect("no panic");
+        reasons.iter().filter(|reason| matches!(reason, CloseReason::NoRoom { .. })).count()
+    };
+    until(|| 7 <= found_no_room()).await;
+}
+
 /// Strangers share half of the server's room: however much of it they take, a client whose token was accepted has the
 /// other half, for frames that have begun and for requests that run.
 #[tokio::test(start_paused = true)]

@@ -189,7 +189,9 @@ fn compare_read<'de, T: Deserialize<'de> + Debug>(payload: &'de [u8]) {
     }
     assert_eq!(direct, expected, "{name} of {payload:02x?}");
     if direct.is_ok() {
-        assert_eq!((taken_directly, left_directly), (taken, left), "{name} of {payload:02x?}");
+        assert_eq!(left_directly, left, "{name} of {payload:02x?}");
+        // By serde structs count by their fields, which the generated code knows to be within what is counted already.
+        assert!(taken_directly <= taken, "{name} of {payload:02x?}: {taken_directly} {taken}");
     }
 }
 

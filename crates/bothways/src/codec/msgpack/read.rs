@@ -19,8 +19,8 @@ use serde::{
 use super::DIRECT;
 use super::{EXTENSION, mark};
 use crate::codec::{
-    decoded::{count_element, count_entry},
-    lenient::{Answer, Asked, Bounds, Lenient, NESTING_MAX},
+    decoded::{count_element, count_entry, count_struct, is_too_deep},
+    lenient::{Answer, Asked, Bounds, Lenient, NESTING_MAX, TOO_MUCH_STACK},
 };
 
 #[cfg(feature = "macros")]
@@ -32,6 +32,7 @@ pub(super) mod direct;
 pub enum Error {
     EndsWithin,
     TooDeep,
+    TooMuchStack,
     /// A value that begins with this byte.
     Misplaced(u8),
     TooMany {
@@ -50,6 +51,7 @@ impl fmt::Display for Error {
         match self {
             Self::EndsWithin => f.write_str("the payload ends within a value"),
             Self::TooDeep => write!(f, "nested deeper than {NESTING_MAX} levels"),
+            Self::TooMuchStack => f.write_str(TOO_MUCH_STACK),
             Self::Misplaced(marker) => write!(f, "{} is not what belongs here", mark::name(*marker)),
             Self::TooMany { belong } => {
                 write!(f, "a container has more elements than the {belong} that belong there")
@@ -277,7 +279,11 @@ impl<'de> Reader<'de> {
 
     #[inline]
     fn check_depth(&self, around: usize) -> Result<(), Error> {
-        if around < NESTING_MAX { Ok(()) } else { Err(Error::TooDeep) }
+        match around < NESTING_MAX {
+            true if is_too_deep() => Err(Error::TooMuchStack),
+            true => Ok(()),
+            false => Err(Error::TooDeep),
+        }
     }
 
     /// What [`Lenient`] has to keep to here.
@@ -416,7 +422,17 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         deserialize_tuple(len: usize) => Asked::Tuple(len), Bin::Array;
         deserialize_tuple_struct(name: &'static str, len: usize) => Asked::TupleStruct(name, len), Bin::Array;
         deserialize_map() => Asked::Map, Bin::Bytes;
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => Asked::Struct(name, fields), Bin::Fields;
+    }
+
+    #[inline]
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        count_struct::<Error>(fields.len())?;
+        if self.take_nil()? { self.nil(Asked::Struct(name, fields), visitor) } else { self.value(Bin::Fields, visitor) }
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {

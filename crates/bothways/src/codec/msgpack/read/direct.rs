@@ -20,7 +20,7 @@ use serde::{
 use super::{Error, NO_KEY, Reader};
 use crate::codec::{
     bytes::ByteString,
-    decoded::{count_elements, count_entry},
+    decoded::{count_box, count_elements, count_entry},
     msgpack::{DIRECT, mark},
     text::is_msgpack,
 };
@@ -560,7 +560,20 @@ impl<'de: 'a, 'a> Read<'de> for &'a str {
 impl<'de, T: Read<'de>> Read<'de> for Box<T> {
     #[inline]
     fn read(reader: &mut Reader<'de>) -> Result<Self, Error> {
+        count_box::<T, Error>()?;
         T::read(reader).map(Self::new)
+    }
+
+    #[inline]
+    fn read_or_default(reader: &mut Reader<'de>) -> Result<Self, Error>
+    where
+        Self: Default,
+    {
+        if reader.take_nil()? {
+            count_box::<T, Error>()?;
+            return Ok(Self::default());
+        }
+        Self::read(reader)
     }
 }
 
