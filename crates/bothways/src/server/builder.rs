@@ -155,7 +155,8 @@ impl ServerBuilder {
     /// A hook that cannot decide, because its user database is down, returns [`AuthError::not_now`]. A Bothways client
     /// that sent a Hello tries again after the time it names, with its session. A call of a client that was let in
     /// before fails as [`Overloaded`](crate::ErrorCode::Overloaded), and its connection goes on. A plain client gets
-    /// the text, and is closed. Any other error is a refusal.
+    /// the text, and is closed. Any other error is a refusal. A hook that panics has not decided either: the log has it
+    /// as an error, and a client that sent a Hello tries again after a second.
     ///
     /// At the Hello of a client that comes back, [`AuthRequest::resumes`] is the session that it had. A hook that ends
     /// a user's other sessions, or counts them, must leave that one out.

@@ -496,6 +496,9 @@ impl Server {
     /// Both may be called on any thread. If the thread has no runtime, one in which the server listens does the work.
     /// If there is none, nothing can be waited for, and all connections are cut at once, after the
     /// [hooks](ServerBuilder::on_shutdown).
+    ///
+    /// A handler that stops its server spawns a task for this: one that waits for it waits for its own end, until the
+    /// deadline cuts its call.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
         let stop = || {
             let shared = Arc::clone(&self.shared);

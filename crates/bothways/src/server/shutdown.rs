@@ -54,7 +54,8 @@ pub struct ShutdownReport {
     pub calls_unfinished: usize,
     /// Sessions that ended with the server although their clients might have come back to them.
     pub sessions_left: usize,
-    /// Pushes that these sessions had not seen handled, or not even sent; their receipts say dropped.
+    /// Pushes that these sessions had not seen handled, or not even sent: the receipts of those that were sent say
+    /// [`Unknown`](crate::Stage::Unknown), of the others `Dropped`.
     pub pushes_unhandled: usize,
 }
 

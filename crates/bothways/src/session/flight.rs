@@ -3,7 +3,7 @@
 //! What has a key or a time to live, and what is watched target by target, goes through the queues of each session, with
 //! an [`Entry`](super::ledger::Entry) of its own.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -12,6 +12,9 @@ use super::{
     push::{Encoded, Origin},
     receipt::{Receipt, Tally},
 };
+
+/// Tells the flushers of threads apart, which write what was put off.
+pub(super) type FlusherId = NonZeroU32;
 
 /// See the module.
 #[derive(Debug)]

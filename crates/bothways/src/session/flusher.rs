@@ -22,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::Session;
+use super::{Session, flight::FlusherId};
 use crate::{clock::Runtimes, guard};
 
 /// A push that follows another of its thread within this time is put off. In tests long enough for a busy machine.
@@ -41,9 +41,6 @@ thread_local! {
     /// Of the runtime in which this thread pushed last.
     static FLUSHER: RefCell<Option<Arc<Flusher>>> = const { RefCell::new(None) };
 }
-
-/// Tells the flushers of threads apart.
-pub(super) type FlusherId = NonZeroU32;
 
 /// See the module. A thread has one.
 pub(super) struct Flusher {

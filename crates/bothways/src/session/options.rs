@@ -130,8 +130,8 @@ impl SessionOptions {
         self
     }
 
-    /// Events that [`Server::explain`](crate::Server::explain) keeps of one session. Default 64, about 5 KiB when full.
-    /// Zero keeps none, and nothing of sessions that ended.
+    /// Events that [`Server::explain`](crate::Server::explain) keeps of one session. Default 64, some 5 KiB when
+    /// they are full, and at most 22 KiB. Zero keeps none, and nothing of sessions that ended.
     pub fn events_max(mut self, events: usize) -> Self {
         self.events_max = events;
         self

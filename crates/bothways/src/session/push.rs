@@ -38,7 +38,7 @@ pub enum Class {
     Fire,
     /// The newest value of this key arrives if the session lives or resumes. Older values may be skipped while they wait
     /// for the connection, or for the application of a Bothways client. Keys that begin with `_bw.` belong to the
-    /// framework.
+    /// framework. Published to a topic with history it is [`Self::Tracked`]: every value is kept and arrives.
     Latest(String),
     /// Sent at least once, and given to the application once and in order, as long as the session lives or resumes. The
     /// receipt says whether the application could handle it. A plain rpcx client is sent it as [`Self::Fire`].
@@ -233,7 +233,8 @@ impl Push {
         self
     }
 
-    /// Which of several waiting pushes is sent first. Default [`Priority::Normal`].
+    /// Which of several waiting pushes is sent first. Default [`Priority::Normal`], which a push to a topic with history
+    /// has in any case: its messages arrive in their order.
     pub fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
         self

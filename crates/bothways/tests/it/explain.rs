@@ -57,6 +57,8 @@ async fn a_session_tells_its_story() {
     until(|| session.connection().is_none()).await;
     assert_eq!(server.explain(&ann).expect("no topic")[0].standing, Standing::Away);
     session.push(&Push::new("Chat", "say", "while away")).expect("small");
+    // Events are told in the order of their moments.
+    tokio::time::advance(Duration::from_millis(1)).await;
     session.push(&Push::new("Chat", "typing", "").class(Class::Fire)).expect("small");
     let _listening = server.listen(&place).await.expect("the name is free again");
     drop(messages.next().await.expect("it came"));
