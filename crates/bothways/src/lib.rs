@@ -111,6 +111,7 @@
 //! - The [examples](https://github.com/bothways/bothways/tree/main/crates/bothways/examples), one for each task.
 //! - [From Go](https://github.com/bothways/bothways/blob/main/docs/from-go.md): move a Go service step by step.
 //! - [Slow clients](https://github.com/bothways/bothways/blob/main/docs/slow-clients.md): every queue and its bound.
+//! - [Sizing](https://github.com/bothways/bothways/blob/main/docs/sizing.md): what a machine of some size holds.
 //! - [Promises](https://github.com/bothways/bothways/blob/main/docs/promises.md): each one with its test.
 //!
 //! # What the log says
