@@ -117,6 +117,8 @@ const WAITED: u8 = 1;
 const HEARD: u8 = 2;
 /// The last tick came late, and would have ended the connection.
 const SPARED: u8 = 4;
+/// The socket was full at the last tick.
+const FULL: u8 = 8;
 
 /// The unit of [`Watch::said_at`].
 const SAID_MILLIS: u64 = 64;
@@ -269,18 +271,19 @@ impl State {
         // No socket takes just 4 GiB between two ticks.
         let written_bytes = self.outbox.written_bytes() as u32;
         let written = written_bytes.wrapping_sub(watch.written_bytes);
-        let [waited, heard] = [WAITED, HEARD].map(|flag| watch.flags & flag != 0);
+        let [waited, was_full, heard] = [WAITED, FULL, HEARD].map(|flag| watch.flags & flag != 0);
 
         watch.reads = reads;
         watch.written_bytes = written_bytes;
-        watch.flags = (watch.flags & SPARED) | if waits { WAITED } else { 0 };
+        let is_full = waits && self.outbox.writer == Writer::Blocked;
+        watch.flags = (watch.flags & SPARED) | if waits { WAITED } else { 0 } | if is_full { FULL } else { 0 };
         watch.unheard = match is_quiet {
             true => watch.unheard.saturating_add(u16::try_from(written / UNHEARD_BYTES).unwrap_or(u16::MAX)),
             false => 0,
         };
 
-        // A socket that was full takes bytes only when the peer has taken some.
-        if !is_quiet || is_held_up || (waited && 0 < written) {
+        // A socket that was full takes bytes only when the peer has taken some. One that was not takes them for nothing.
+        if !is_quiet || is_held_up || (was_full && 0 < written) {
             watch.alive_at = now;
             watch.pinged_at = None;
         }
@@ -683,12 +686,20 @@ mod tests {
         wrote(&mut state, 2 * UNHEARD_BYTES - 1);
         state.tick(3, false, 6_400);
         assert_eq!((state.watch.unheard, state.watch.said_at, state.watch.alive_at), (1, 100, 5_000));
-        wrote(&mut state, 2 * UNHEARD_BYTES);
-        state.watch.flags = WAITED | SPARED;
+        wrote(&mut state, UNHEARD_BYTES);
+        state.watch.flags = WAITED;
+        state.tick(3, false, 6_500);
+        assert_eq!(
+            (state.watch.unheard, state.watch.alive_at),
+            (2, 5_000),
+            "what waited was written, and nothing was full"
+        );
+        wrote(&mut state, UNHEARD_BYTES);
+        state.watch.flags = WAITED | FULL | SPARED;
         state.tick(3, false, 7_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "a full socket took bytes");
         assert_eq!(state.watch.flags, SPARED);
-        state.watch.flags = WAITED;
+        state.watch.flags = WAITED | FULL;
         state.tick(3, false, 8_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "it took none");
         state.tick(4, false, 9_000);
@@ -709,7 +720,8 @@ mod tests {
         ] {
             state.outbox.writer = writer;
             state.tick(0, false, now);
-            assert_eq!((state.watch.flags, state.watch.written_at), (WAITED, written_at), "{writer:?}");
+            let full = if writer == Writer::Blocked { FULL } else { 0 };
+            assert_eq!((state.watch.flags, state.watch.written_at), (WAITED | full, written_at), "{writer:?}");
         }
         state.watch.written_bytes = state.watch.written_bytes.wrapping_sub(1);
         state.outbox.writer = Writer::Blocked;

@@ -141,8 +141,10 @@ impl Wheel {
     pub(crate) fn turn(&self, now: Instant, turn: Duration) {
         let mut later = self.later.lock();
         let since = later.turned_at.map(|at| now.saturating_duration_since(at).as_nanos() / turn.as_nanos().max(1));
-        later.turned_at = Some(now);
         let turns = usize::try_from(since.unwrap_or(1)).unwrap_or(SLOTS).clamp(1, SLOTS);
+        // What is left of a turn counts for the next one, also if this one is late each time.
+        let through = later.turned_at.and_then(|at| at.checked_add(turn.saturating_mul(turns as u32)));
+        later.turned_at = Some(through.filter(|through| *through <= now && turns < SLOTS).unwrap_or(now));
         for _ in 0..turns {
             later.now = (later.now + 1) % SLOTS;
             let slot = later.now;
@@ -189,6 +191,22 @@ mod tests {
         let wheel = Wheel::new();
         wheel.begin();
         wheel
+    }
+
+    /// Where the wheel is turned late each time, nothing is due much later for it.
+    #[test]
+    fn turns_that_are_late_do_not_add_up() {
+        let wheel = turned();
+        let (mut now, began) = (Instant::now(), Instant::now());
+        wheel.turn(now, TURN);
+        wheel.look_later(ConnectionId::new(1), &mut Place::default(), 10);
+        let mut ids = Vec::new();
+        while ids.is_empty() {
+            now += TURN * 19 / 10;
+            wheel.turn(now, TURN);
+            while wheel.take_due(&mut ids, 10).is_some() {}
+        }
+        assert!(now - began < TURN * 12, "{:?}", now - began);
     }
 
     /// Turns so often at once; whose turn has come, in order of their ids.

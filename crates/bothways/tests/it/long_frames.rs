@@ -3,14 +3,15 @@
 use std::{future::poll_fn, io::IoSlice, sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Heartbeat, Reconnect, ServerBuilder,
+    Client, ClientOptions, Heartbeat, Limits, Reconnect, ServerBuilder,
+    raw::{self, PushFrame},
     transport::{AnySocket, ConnectOptions, ListenOptions, Listener, Socket, connect},
 };
 use bothways_proto::{Capabilities, Metadata};
 
 use crate::{
     scripted::{Scripted, ScriptedServer, hello, request},
-    support::{address, call, connections, echoing, settle, soon},
+    support::{address, call, connections, echoing, settle, soon, until},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -165,17 +166,24 @@ async fn a_client_that_receives_a_long_frame_shows_that_it_lives() {
 async fn pushes_into_a_buffer_do_not_keep_a_dead_peer() {
     let server = echoing().heartbeat(Heartbeat::every(SECOND).timeout(SECOND)).build();
     let listening = server.listen(&address()).await.expect("the name is free");
-    let mut dead = Scripted::connect(listening.address()).await;
-    dead.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
-    dead.next().await;
-    let connection = connections(&server, 1).await.remove(0);
-    let began = tokio::time::Instant::now();
-    while !connection.is_closed() && began.elapsed() < 60 * SECOND {
-        let _ = connection.send_message("T", "x", &Metadata::new(), vec![0; 100]);
-        tokio::time::sleep(SECOND / 4).await;
+    let frame = PushFrame::new("T", "x", &Metadata::new(), &[0; 100], &Limits::default()).expect("small");
+    for is_queued in [false, true] {
+        let mut dead = Scripted::connect(listening.address()).await;
+        dead.say(hello(0, Capabilities::ALL, &Metadata::new())).await;
+        dead.next().await;
+        let connection = connections(&server, 1).await.remove(0);
+        let began = tokio::time::Instant::now();
+        while !connection.is_closed() && began.elapsed() < 60 * SECOND {
+            // What is queued is there at each look of the watch, and written behind it.
+            let _ = match is_queued {
+                false => connection.send_message("T", "x", &Metadata::new(), vec![0; 100]).map(|_| ()),
+                true => raw::queue(&connection, &frame),
+            };
+            tokio::time::sleep(SECOND / 4).await;
+        }
+        assert!(began.elapsed() < 4 * SECOND, "{is_queued} {:?}", began.elapsed());
+        drop((dead, connection));
+        settle().await;
+        until(|| server.stats().connections == 0).await;
     }
-    assert!(began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
-    drop(dead);
-    settle().await;
-    drop(server);
 }
