@@ -71,6 +71,14 @@ pub(super) struct Book {
 struct Sent {
     offset: u64,
     entry: Entry,
+    /// A connection that is over may have sent it whole, though nobody knows.
+    may_have_left: bool,
+}
+
+impl Sent {
+    fn new(offset: u64, entry: Entry) -> Self {
+        Self { offset, entry, may_have_left: false }
+    }
 }
 
 /// What was given to the present connection and is not known to be written.
@@ -300,7 +308,7 @@ impl Book {
             if mark.is_some() {
                 self.unwritten.push_back(Unwritten::Tracked(offset));
             }
-            self.sent.push_back(Sent { offset, entry: flights::entry(&flight, ticket) });
+            self.sent.push_back(Sent::new(offset, flights::entry(&flight, ticket)));
         }
     }
 
@@ -636,7 +644,7 @@ impl Book {
             self.next_offset += 1;
             entry.ticket.numbered(offset);
             self.unwritten.push_back(Unwritten::Tracked(offset));
-            self.sent.push_back(Sent { offset, entry });
+            self.sent.push_back(Sent::new(offset, entry));
             return Some(Next::Frame { frame, offset });
         }
     }
@@ -886,7 +894,16 @@ impl Book {
 
         for unwritten in std::mem::take(&mut self.unwritten) {
             let may_have_left = marks.next().is_some_and(|mark| mark <= begun);
-            let Unwritten::Fire(mut ticket, keyed) = unwritten else { continue };
+            let (mut ticket, keyed) = match unwritten {
+                Unwritten::Fire(ticket, keyed) => (ticket, keyed),
+                Unwritten::Tracked(offset) => {
+                    if let Some(sent) = self.sent_mut(offset) {
+                        sent.may_have_left |= may_have_left;
+                    }
+                    continue;
+                }
+                Unwritten::Notice => continue,
+            };
             self.free_key(keyed.as_ref());
             if may_have_left {
                 ticket.advance(Stage::Unknown);
@@ -1061,13 +1078,13 @@ impl Book {
 
 impl Drop for Book {
     /// The session ends. What its connection was given the client may have, and may have handled; of what an earlier
-    /// connection was given it has nothing, unless that is known to be written.
+    /// connection was given it has nothing, unless that was being written, or is known to be.
     fn drop(&mut self) {
         self.land_all();
         self.terms.give_back(self.tracked_bytes());
         for sent in &mut self.sent {
             let ticket = &mut sent.entry.ticket;
-            if self.terms.connected || ticket.stage() != Stage::Queued {
+            if self.terms.connected || sent.may_have_left || ticket.stage() != Stage::Queued {
                 ticket.advance(Stage::Unknown);
             }
         }

@@ -1683,3 +1683,20 @@ fn the_newest_values_are_bounded() {
     let alone = push(&mut ledger, latest("b"), "123456789012");
     assert_eq!(stage(&alone), Stage::Queued, "one that is larger than the bound goes alone");
 }
+
+/// What a connection was writing as it ended its client may have: when the session ends, nobody calls that dropped.
+#[test]
+fn a_tracked_push_that_was_being_written_is_not_called_dropped() {
+    let mut ledger = ledger(true);
+    let receipts = ["1", "2", "3"].map(|text| push(&mut ledger, Class::Tracked, text));
+    for mark in 1..=3 {
+        ledger.next(NOW).expect("it waits");
+        ledger.mark(mark);
+    }
+    ledger.written_upto(1, NOW);
+    // The writer had begun up to the second: the kernel may have all of it.
+    ledger.disconnect(2);
+    drop(ledger);
+    let ends = receipts.each_ref().map(stage);
+    assert_eq!(ends, [Stage::Unknown, Stage::Unknown, Stage::Dropped(DropReason::SessionEnded)]);
+}
