@@ -605,8 +605,10 @@ impl Link {
         }
         self.state.send_modify(|state| {
             if let State::Down(why) = state {
-                // A client that was connected asks why it is not any more; a refusal says more than that.
-                let keeps = matches!((&*why, &next), (Why::Lost(_), Why::Failed(_))) && !is_refusal;
+                // A client that was connected asks why it is not any more; a refusal says more than that. One that never
+                // was has what its last try came to: a server that asked to come again may be gone.
+                let has_stood = self.has_stood.load(Ordering::Acquire);
+                let keeps = has_stood && matches!((&*why, &next), (Why::Lost(_), Why::Failed(_))) && !is_refusal;
                 if !keeps {
                     *why = next;
                 }

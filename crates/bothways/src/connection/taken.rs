@@ -83,14 +83,16 @@ impl Connection {
         let is_to_know = state.proto.role() == Role::Server && state.proto.peer_can(Capabilities::LAST);
         // Without its Welcome a client takes the frame for a message to its application.
         let is_to_know = is_to_know && !state.is_welcoming();
-        if !is_to_know || std::mem::replace(&mut state.rare().taken.is_said, true) {
+        if !is_to_know || state.rare().taken.is_said {
             return false;
         }
         let said = Metadata::new().with(keys::TAKEN_COUNT, state.oneways_taken().to_string());
         let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
         let frame = Message::new(header, keys::CONTROL_PATH, keys::TAKEN, &said, &[]);
         // It is small, and the last one: the only refusal is of a client that reads nothing.
-        state.outbox.add_frame(Lane::Reply, frame.frame(), &self.shared.settings.bounds()).is_ok()
+        let is_said = state.outbox.add_frame(Lane::Reply, frame.frame(), &self.shared.settings.bounds()).is_ok();
+        state.rare().taken.is_said = is_said;
+        is_said
     }
 
     /// The token of a oneway request is being checked, until the answer is dropped: it may be handed back.

@@ -316,7 +316,9 @@ impl Listen for Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        NAMES.lock().remove(self.address.target());
+        // Its last sender wakes who waits for a place: not under the lock.
+        let sender = NAMES.lock().remove(self.address.target());
+        drop(sender);
     }
 }
 

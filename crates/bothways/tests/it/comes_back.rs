@@ -763,3 +763,29 @@ fn futures_executor_block_on<F: Future>(future: F) -> F::Output {
         std::thread::park_timeout(Duration::from_secs(1));
     }
 }
+
+/// A server that goes away for good while it lets a client in for the first time is not waited for, though it said that
+/// the client may come again: the outcome is that of the next try.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_goes_away_during_the_first_hello_is_not_waited_for() {
+    for retries in [false, true] {
+        let server = echoing().auth(|_| async { std::future::pending::<Result<(), &str>>().await }).build();
+        let listening = server.listen(&address()).await.expect("the name is free");
+        let options = ClientOptions::new().auth("token");
+        let options = if retries { options.reconnect(Reconnect::Always) } else { options };
+        let place = listening.address().to_owned();
+        let connecting = tokio::spawn(async move { Client::bidirectional(&place, options).await.map(drop) });
+        until(|| server.stats().connections == 1).await;
+        settle().await;
+        drop(listening);
+        server.shutdown(Duration::from_millis(50)).await;
+        let outcome = tokio::time::timeout(Duration::from_secs(60), connecting).await;
+        match outcome {
+            Ok(connected) => {
+                let error = connected.expect("no panic").expect_err("nobody listens");
+                assert!(!retries, "{error}");
+            }
+            Err(_) => assert!(retries, "it waits for a server that is gone"),
+        }
+    }
+}
