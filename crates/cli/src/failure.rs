@@ -120,7 +120,7 @@ impl Failure {
             ConnectError::Refused { .. } => Self::new(Exit::Peer, error.to_string()).hint(TOKEN_HINT),
             ConnectError::Io { address, error: io } if io.kind() == io::ErrorKind::ConnectionRefused => {
                 Self::new(Exit::Connection, error.to_string())
-                    .hint(format!("nothing listens there; `bothways serve {address}` would start a server to try with"))
+                    .hint(format!("nothing listens there; `bothways serve {address}` would start a server to try with; operators have an address of their own, `--admin`"))
             }
             ConnectError::NoAnswer { .. } => {
                 Self::new(Exit::Timeout, error.to_string()).hint("is it an rpcx server? Or raise --connect-timeout")

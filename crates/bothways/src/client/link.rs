@@ -53,7 +53,7 @@ use super::{
 use crate::{
     calm::Said,
     clock::{after, later, spread},
-    connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings, recycle},
+    connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings, recycle::Sweeper},
     error::{CloseReason, ConnectError},
     router::Router,
     transport::{Address, AnySocket},
@@ -1005,13 +1005,14 @@ impl Keeper {
 
         let mut ticks = tokio::time::interval(self.settings.watch.tick());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let sweeper = Sweeper::begin();
 
         loop {
             tokio::select! {
                 outcome = &mut happened => return outcome,
                 asked = ticks.tick() => {
                     connection.watch(asked, Instant::now());
-                    recycle::sweep();
+                    sweeper.sweep();
                 }
                 acks = &mut due => {
                     connection.acknowledge(&acks.to_metadata());

@@ -2,7 +2,7 @@
 //!
 //! An allocator maps a large buffer anew each time, and each page of it costs a fault: of a call of 1 MiB as much as the
 //! copying of it. The buffers that are free are those of the whole process, for a message is often dropped by another
-//! thread than read it. What nobody takes for a second is given back by [`sweep`].
+//! thread than read it. What nobody takes for a second is given back by a [`Sweeper`]; with the last of these all is.
 
 use std::{
     collections::VecDeque,
@@ -32,11 +32,12 @@ struct Free {
     bytes: usize,
     sweeps: u64,
     swept_at: Option<Instant>,
+    sweepers: usize,
 }
 
 impl Free {
     const fn new() -> Self {
-        Self { buffers: VecDeque::new(), bytes: 0, sweeps: 0, swept_at: None }
+        Self { buffers: VecDeque::new(), bytes: 0, sweeps: 0, swept_at: None, sweepers: 0 }
     }
 
     /// The youngest that has room for so many bytes, and not for more than an eighth beyond.
@@ -62,6 +63,21 @@ impl Free {
             over.push(oldest);
         }
         over
+    }
+
+    /// The same, where somebody gives it back in time.
+    fn give_if_swept(&mut self, buffer: Vec<u8>) -> Vec<Vec<u8>> {
+        if self.sweepers == 0 { vec![buffer] } else { self.give(buffer) }
+    }
+
+    /// A sweeper ends; with the last one go all buffers.
+    fn end(&mut self) -> VecDeque<(u64, Vec<u8>)> {
+        self.sweepers -= 1;
+        if self.sweepers != 0 {
+            return VecDeque::new();
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.buffers)
     }
 
     fn sweep(&mut self, now: Instant) -> VecDeque<(u64, Vec<u8>)> {
@@ -94,17 +110,33 @@ impl Buffers for Recycled {
     }
 
     fn give(buffer: Vec<u8>) {
-        let over = free().give(buffer);
+        let over = free().give_if_swept(buffer);
         // What the allocator does with these, it does without the lock.
         drop(over);
     }
 }
 
-/// Gives the buffers back that nobody has taken for a second. For who keeps the time of connections, each about once a
-/// second: more often does nothing.
-pub(crate) fn sweep() {
-    let old = free().sweep(Instant::now());
-    drop(old);
+/// Gives back what nobody takes. For who keeps the time of connections.
+pub(crate) struct Sweeper(());
+
+impl Sweeper {
+    pub(crate) fn begin() -> Self {
+        free().sweepers += 1;
+        Self(())
+    }
+
+    /// Gives the buffers back that nobody has taken for a second. About once a second: more often does nothing.
+    pub(crate) fn sweep(&self) {
+        let old = free().sweep(Instant::now());
+        drop(old);
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        let all = free().end();
+        drop(all);
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +186,17 @@ mod tests {
         free.give(again);
         assert!(free.sweep(after(3000)).is_empty(), "it was of use");
         assert_eq!((free.sweep(after(4000)).len(), free.bytes), (1, 0));
+    }
+
+    /// With the last of those who give them back all buffers go, and none is kept until there is another.
+    #[test]
+    fn nothing_is_kept_for_nobody() {
+        let mut free = Free::new();
+        assert_eq!(free.give_if_swept(buffer(10)).len(), 1);
+        free.sweepers = 2;
+        assert!(free.give_if_swept(buffer(10)).is_empty() && free.end().is_empty());
+        assert_eq!((free.end().len(), free.bytes), (1, 0));
+        assert_eq!(free.give_if_swept(buffer(10)).len(), 1);
     }
 
     proptest! {

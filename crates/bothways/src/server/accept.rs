@@ -15,7 +15,7 @@ use tokio::{
 use super::{Server, Shared, handler::ServerHandler};
 use crate::{
     calm::{Said, tell},
-    connection::{Connection, recycle},
+    connection::{Connection, recycle::Sweeper},
     error::ServeError,
     guard,
     transport::{Accepted, AnySocket, BoundListener, Closable, Listener},
@@ -257,6 +257,7 @@ async fn watch_connections(shared: &Weak<Shared>) {
     };
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let sweeper = Sweeper::begin();
 
     loop {
         let asked = ticks.tick().await;
@@ -271,7 +272,7 @@ async fn watch_connections(shared: &Weak<Shared>) {
         let at_the_door = shared.door.iter().flat_map(|door| door.connections());
         at_the_door.for_each(|connection| guard::one_of_many(|| connection.watch(asked, now)));
         shared.sessions.start_sweep(now);
-        recycle::sweep();
+        sweeper.sweep();
     }
 }
 
