@@ -85,7 +85,8 @@
 //! [`Client::call`](crate::Client::call) cannot see it.
 //!
 //! An embedded struct of Go's is `#[serde(flatten)]`; an embedded pointer that may be nil is `#[serde(flatten)]
-//! Option<_>`. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags `#[message(rename = "...")]`.
+//! Option<_>`, which is `Some` of defaults for a nil pointer if the type is a `#[message]`, as Go writes a nil for each of
+//! its fields. Names of `json` tags are `#[message(json = "...")]`, of `msgpack` tags `#[message(rename = "...")]`.
 
 use bothways_proto::SerializeType;
 // The crate, not the module beside it.

@@ -314,6 +314,15 @@ mod tests {
         assert!(read::<()>(&hex!("c9 ffffffff 01")).is_err());
     }
 
+    /// What Go writes for a text with the tag `intern`, for one: the error says what belongs there.
+    #[test]
+    fn an_extension_is_no_text() {
+        for wire in [&hex!("d4 80 00")[..], &hex!("c7 02 80 cd 01")] {
+            let error = decode::<String>(wire).expect_err("it is no text").to_string();
+            assert!(error.contains("expected a string"), "{error}");
+        }
+    }
+
     #[test]
     fn what_nests_too_deep_is_an_error_and_not_a_stack_overflow() {
         let key = hex!("81 a5 4d61796265");
