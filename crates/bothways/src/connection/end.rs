@@ -284,9 +284,10 @@ impl Connection {
     /// Nothing that waits leaves any more. `writes`: what somebody is writing will have left, or comes here later.
     pub(super) fn forget_outgoing(&self, state: &mut Locked<'_>, writes: bool) {
         let untaken = if writes { 0 } else { state.oneways_untaken() };
+        let is_own = state.only_own_are_unwritten();
         let rest = state.outbox.clear();
         state.outbox.recount(self.shared.settings.load.outgoing());
-        state.drop_later(Unsent::new(self, rest, untaken));
+        state.drop_later(Unsent::new(self, rest, untaken, is_own));
     }
 }
 

@@ -330,6 +330,11 @@ impl Outbox {
         counted.pushes.written.saturating_sub(by_rule)
     }
 
+    /// How many of the last pushes the kernel does not have whole.
+    pub(super) fn pushes_unwritten(&self) -> u64 {
+        self.counted.as_ref().map_or(0, |counted| counted.pushes.added.saturating_sub(counted.pushes.written))
+    }
+
     /// How many pushes the rule for a full queue dropped.
     pub(super) fn pushes_dropped(&self) -> u64 {
         self.counted.as_ref().map_or(0, |counted| counted.pushes_dropped)

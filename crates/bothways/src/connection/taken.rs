@@ -33,6 +33,8 @@ pub(super) struct Taken {
     is_said: bool,
     /// At a client: how many the server said that it has taken.
     by_server: Option<u64>,
+    /// At a client: what the framework has queued behind all requests, with their numbers.
+    own: u64,
 }
 
 impl State {
@@ -50,8 +52,21 @@ impl State {
     pub(super) fn oneways_untaken(&self) -> usize {
         let Some(taken) = self.taken() else { return 0 };
         let Some(by_server) = taken.by_server else { return 0 };
-        let left = self.outbox.pushes_left();
+        // A Last that was read counts as taken: then all before it were read, too.
+        let own = taken.own.saturating_sub(self.outbox.pushes_unwritten());
+        let left = self.outbox.pushes_left().saturating_sub(own);
         usize::try_from(left.saturating_sub(by_server).saturating_sub(taken.returned)).unwrap_or(usize::MAX)
+    }
+
+    /// True if no request of the application is left to be written.
+    pub(super) fn only_own_are_unwritten(&self) -> bool {
+        let own = self.own_behind_requests();
+        0 < own && self.outbox.pushes_unwritten() <= own
+    }
+
+    /// How many frames of the framework are behind all requests, written or not.
+    pub(super) fn own_behind_requests(&self) -> u64 {
+        self.taken().map_or(0, |taken| taken.own)
     }
 }
 
@@ -123,14 +138,21 @@ impl Connection {
         if !state.proto.peer_can(Capabilities::LAST) || std::mem::replace(&mut state.rare().taken.last, true) {
             return;
         }
+        self.queue_behind_requests(state, keys::LAST, &Metadata::new());
+    }
+
+    /// Queues what the framework says behind all requests: the server reads those first.
+    pub(super) fn queue_behind_requests<'a>(&'a self, state: &mut Locked<'a>, method: &str, said: &Metadata) {
         let header = Header::oneway(state.proto.next_push(), SerializeType::RAW);
-        let frame = Message::new(header, keys::CONTROL_PATH, keys::LAST, &Metadata::new(), &[]);
+        let frame = Message::new(header, keys::CONTROL_PATH, method, said, &[]);
         let bounds = self.shared.settings.bounds();
-        // One more than there is room for, and behind all others.
+        // One more than there is room for.
         let (push_frames, push_bytes) = (usize::MAX, usize::MAX);
         let bounds = OutboxBounds { push_frames, push_bytes, overflow: Overflow::RefuseNewest, ..bounds };
         let added = state.outbox.add_frame(Lane::Push, frame.frame(), &bounds);
-        let _ = self.check_added(state, added);
+        if self.check_added(state, added).is_ok() {
+            state.rare().taken.own += 1;
+        }
     }
 
     /// What the server says of how many requests it has taken.

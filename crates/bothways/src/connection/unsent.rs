@@ -14,11 +14,13 @@ pub(super) struct Unsent {
     rest: Option<Rest>,
     /// What had left, and was not taken.
     untaken: usize,
+    /// A frame of which a part has left is the framework's own.
+    is_own: bool,
 }
 
 impl Unsent {
-    pub(super) fn new(connection: &Connection, rest: Rest, untaken: usize) -> Self {
-        Self { connection: connection.clone(), rest: Some(rest), untaken }
+    pub(super) fn new(connection: &Connection, rest: Rest, untaken: usize, is_own: bool) -> Self {
+        Self { connection: connection.clone(), rest: Some(rest), untaken, is_own }
     }
 }
 
@@ -31,6 +33,7 @@ impl Drop for Unsent {
             return;
         }
         let (requests, lost) = oneways(rest, self.connection.limits());
+        let lost = if self.is_own { 0 } else { lost };
         if !requests.is_empty() || lost != 0 || self.untaken != 0 {
             handler.handle_unsent(&self.connection, requests, lost, self.untaken);
         }

@@ -63,6 +63,19 @@ impl Noting {
         ClientOptions::new().credentials(move || std::future::ready(format!("t{}", newest.load(Ordering::Relaxed))))
     }
 
+    /// Ends all its connections in this way.
+    async fn end(&self, way: &str) {
+        let (server, time) = (&self.server, Duration::from_secs(30));
+        match way {
+            "kick" => _ = server.kick(&Target::everyone(), "enough").expect("no topic"),
+            "shutdown" => _ = server.shutdown(time).await,
+            "drain" => _ = server.drain(time, 10).await,
+            "close" => server.connections().iter().for_each(bothways::Connection::close),
+            "token" => _ = self.generation.fetch_add(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
     fn noted(&self) -> Vec<usize> {
         self.noted.lock().expect("no panic").clone()
     }
@@ -243,4 +256,22 @@ async fn a_client_that_said_its_last_request_is_not_waited_for() {
     let over = tokio::time::timeout(Duration::from_secs(3), first.closed()).await;
     over.expect("it ends at the next look");
     assert_eq!(client.oneways_lost(), 0);
+}
+
+/// What the framework itself says at the end is no request of the application.
+#[test]
+fn a_client_that_is_sent_away_counts_no_request_of_its_own() {
+    for each in [Duration::ZERO, Duration::from_millis(100)] {
+        run(async move {
+            let noting = Noting::new(Duration::ZERO);
+            let network = Network::new(noting.server.clone()).await.expect("a name of its own");
+            let (client, _messages, wire) = connected(&network, noting.options()).await;
+            wire.slow(Direction::ToServer, each);
+            let sent = send(&client, 0..5).await;
+            soon(client.call::<String>("T", "Note", "5")).await.expect("answered");
+            noting.end("kick").await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!((sent, noting.noted().len(), client.oneways_lost()), (5, 6, 0), "{each:?}");
+        });
+    }
 }
