@@ -19,7 +19,7 @@ use super::{
     repeats::{Met, ReceivedKeys},
     resubscribe::Resubscriber,
     results::Results,
-    returned::{take_back, wait_for_next},
+    returned::{NOT_SENT, NOT_TAKEN, REFUSED, Returned, take_back, wait_for_next},
     session::{Ack, Arrival, Received, SessionMemory},
 };
 use crate::{
@@ -44,6 +44,8 @@ pub(super) struct ClientHandler {
     pub(super) handlers: Router,
     pub(super) messages: Option<MessageAdder>,
     pub(super) memory: Arc<SessionMemory>,
+    /// The link's, which counts when the link is gone.
+    pub(super) returned: Arc<Returned>,
     pub(super) keys: ReceivedKeys,
     pub(super) events: EventSender,
     pub(super) results: Results,
@@ -102,10 +104,19 @@ impl ConnectionHandler for ClientHandler {
     }
 
     fn handle_unsent(&self, connection: &Connection, requests: Vec<Message>, lost: usize, untaken: usize) {
-        let Some(link) = self.link.upgrade() else { return };
-        let on = connection.id();
-        // In a task: the caller may hold the lock of what waits.
-        self.runtime.spawn(async move { wait_for_next(&link, on, requests, lost, untaken) });
+        // In a task: the caller may hold the lock of what waits. Counted before that: a runtime that ends has no tasks.
+        if let Some(link) = self.link.upgrade().filter(|link| link.is_waited_for()) {
+            let on = connection.id();
+            self.runtime.spawn(async move { wait_for_next(&link, on, requests, lost, untaken) });
+            return;
+        }
+        let lost = lost + requests.len();
+        let (returned, server) = (Arc::clone(&self.returned), Arc::clone(&self.server));
+        returned.count(lost + untaken);
+        self.runtime.spawn(async move {
+            returned.tell(&server, lost, NOT_SENT);
+            returned.tell(&server, untaken, NOT_TAKEN);
+        });
     }
 
     fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
@@ -133,11 +144,14 @@ impl ConnectionHandler for ClientHandler {
                 }
                 if let Some(why) = lost.filter(|lost| is_sent_away(*lost, welcome)) {
                     // It was sent away while it was away: it does not begin another session.
-                    if let Some(said) = self.memory.leave(connection.id()) {
-                        connection.leave(&said);
-                    }
+                    let acks = self.memory.leave(connection.id());
                     let words = welcome.and_then(|welcome| welcome.get(keys::SESSION_WORDS));
-                    return connection.end_as_sent_away(why, words);
+                    // First, so that no request comes behind the Leave.
+                    connection.end_as_sent_away(why, words);
+                    if let Some(acks) = acks {
+                        connection.leave(&acks);
+                    }
+                    return;
                 }
                 false
             }
@@ -194,8 +208,9 @@ impl ClientHandler {
     fn handle_return(&self, connection: &Connection, message: &Message) {
         connection.note_returned();
         let request = Message::parse(message.wire_payload(), connection.limits()).ok();
-        if let Some(link) = self.link.upgrade() {
-            take_back(&link, connection, request);
+        match self.link.upgrade() {
+            Some(link) => take_back(&link, connection, request),
+            None => self.returned.lose(&self.server, 1, REFUSED),
         }
     }
 

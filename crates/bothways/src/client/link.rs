@@ -80,7 +80,7 @@ pub(super) struct Link {
     subscriptions: Arc<Subscriptions>,
     memory: Arc<SessionMemory>,
     /// Oneway requests that the server handed back.
-    returned: Returned,
+    returned: Arc<Returned>,
     /// Its server has left the list that it was made for: its end is told.
     is_unlisted: AtomicBool,
 }
@@ -212,7 +212,7 @@ impl Link {
             receivers: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
-            returned: Returned::counting_in(oneways_lost),
+            returned: Arc::new(Returned::counting_in(oneways_lost)),
             is_unlisted: false.into(),
         });
 
@@ -238,6 +238,7 @@ impl Link {
             handlers,
             messages: adder,
             memory: Arc::clone(&link.memory),
+            returned: Arc::clone(&link.returned),
             keys,
             events: events.clone(),
             results: Results::default(),
@@ -431,13 +432,12 @@ impl Link {
         let mut has_left = false;
         let is_greeted = matches!(ended, Some(State::Greeting(..)));
         if let Some(State::Up(connection) | State::Greeting(connection, _)) = ended {
-            if leaves && let Some(acks) = self.memory.leave(connection.id()) {
-                connection.leave(&acks);
-                has_left = true;
-            }
-            match is_greeted && !has_left && self.is_only_greeted() {
-                true => connection.cut(),
-                false => connection.close(),
+            let acks = if leaves { self.memory.leave(connection.id()) } else { None };
+            has_left = acks.is_some();
+            match acks {
+                Some(acks) => connection.close_leaving(&acks),
+                None if is_greeted && self.is_only_greeted() => connection.cut(),
+                None => connection.close(),
             }
         }
 

@@ -249,7 +249,7 @@ impl Client {
     /// [`ClientOptions::connection_wait`]. An expired token costs nothing: with [`ClientOptions::credentials`] the request is
     /// sent once more with the next token, like a call, if the server is a Bothways server that returns it.
     /// [`Self::oneways_lost`] counts the requests for which that was not possible. After [`Self::close`] nothing is
-    /// sent again.
+    /// sent again: what comes back then, or has not left in time, is counted.
     ///
     /// # Errors
     /// [`PushError`]: nothing was queued.
@@ -382,8 +382,8 @@ impl Client {
     /// Oneway requests of this client that were lost. The log has a line for them, too. Either they certainly did not run,
     /// and could not be sent again: their token had run out, their server was shutting down, or their connection was lost
     /// before they had left whole. No connection stood within [`ClientOptions::connection_wait`], the next server did not
-    /// run them either, more than 1,024 of them, or 4 MiB, waited at once, or a part of the request had left. Or their
-    /// server ended the connection, and has not said that it had read them.
+    /// run them either, more than 1,024 of them, or 4 MiB, waited at once, a part of the request had left, or the client was
+    /// closed. Or their server ended the connection, and has not said that it had read them.
     ///
     /// Of a connection that breaks without a word, and of a server that does not say what it has read, nobody knows what
     /// became of the requests that had left: these are not counted.
@@ -537,6 +537,9 @@ impl Client {
 
     /// Ends the client and its session for good: pushes that wait for it end, their senders are told, and it is no
     /// longer present in its topics. Pending calls fail as closed by this side. Dropping the last clone does the same.
+    ///
+    /// Oneway requests that are queued still leave, before the server hears of the end: within 2.5 s, the rest is lost.
+    /// [`Self::oneways_lost`] counts these, and those that the server hands back, or says that it has not read, within 5 s.
     ///
     /// Without a connection the server cannot be told: then the session ends after its resume window.
     pub fn close(&self) {

@@ -32,9 +32,9 @@ const MESSAGES_MAX: usize = 1024;
 /// Bytes that wait for the next connection; a single request may be larger.
 const BYTES_MAX: usize = 4 << 20;
 
-const REFUSED: &str = "its server has handed it back";
-const NOT_TAKEN: &str = "its server has ended the connection, and is not known to have read it";
-const NOT_SENT: &str = "its connection was lost before it had left";
+pub(super) const REFUSED: &str = "its server has handed it back";
+pub(super) const NOT_TAKEN: &str = "its server has ended the connection, and is not known to have read it";
+pub(super) const NOT_SENT: &str = "its connection ended before it had left";
 
 /// Runs of numbers that are remembered of one connection: 16 to 32 KiB.
 const RUNS_MAX: usize = 1024;
@@ -205,13 +205,21 @@ impl Returned {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn lose(&self, server: &str, requests: usize, why: &'static str) {
-        if requests == 0 {
-            return;
-        }
+    pub(super) fn lose(&self, server: &str, requests: usize, why: &'static str) {
+        self.count(requests);
+        self.tell(server, requests, why);
+    }
+
+    pub(super) fn count(&self, requests: usize) {
         self.lost.fetch_add(requests as u64, Ordering::Relaxed);
         self.lost_of_all.fetch_add(requests as u64, Ordering::Relaxed);
-        tell!(self.told, warn, server, requests, why, "oneway requests are lost");
+    }
+
+    /// Logs so many that are counted.
+    pub(super) fn tell(&self, server: &str, requests: usize, why: &'static str) {
+        if requests != 0 {
+            tell!(self.told, warn, server, requests, why, "oneway requests are lost");
+        }
     }
 }
 

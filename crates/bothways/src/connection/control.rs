@@ -31,12 +31,27 @@ impl Connection {
 
     /// Tells the server that this client leaves its session for good, and how far it was with what it was sent.
     pub(crate) fn leave(&self, acks: &[Metadata]) {
-        if let Some((last, before)) = acks.split_last()
+        self.acknowledge_before_leave(acks);
+        self.queue_leave(&mut self.shared.state.lock(), acks);
+        self.flush();
+    }
+
+    /// Queues all but the last of these, which goes with the Leave.
+    pub(super) fn acknowledge_before_leave(&self, acks: &[Metadata]) {
+        if let Some((_, before)) = acks.split_last()
             && self.is_negotiated()
         {
             before.iter().for_each(|pairs| self.control_request(keys::ACK, pairs));
-            self.control_request(keys::LEAVE, last);
-            self.flush();
+        }
+    }
+
+    /// Queues the Leave behind all requests: the server reads nothing after it.
+    pub(super) fn queue_leave<'a>(&'a self, state: &mut Locked<'a>, acks: &[Metadata]) {
+        if let Some(last) = acks.last()
+            && state.can_answer()
+            && state.proto.is_negotiated()
+        {
+            self.queue_behind_requests(state, keys::LEAVE, last);
         }
     }
 

@@ -175,9 +175,13 @@ impl Driver {
                 Ok(None) => break,
                 Err(error) if self.deframer.is_broken() => return Err(error.into()),
                 Err(error) => {
+                    let is_heard_out = state.is_heard_out();
                     // Who is told of it may be the application, and its client is answered under the lock.
                     drop(state);
                     self.messages = self.messages.wrapping_add(1);
+                    if is_heard_out {
+                        continue;
+                    }
                     self.connection.pass_over(self.deframer.refused(), error)?;
                     continue;
                 }
@@ -291,7 +295,8 @@ impl Driver {
             if state.must_not_read(&shared.settings, self.shut_down) {
                 return Some(Poll::Pending);
             }
-            (!state.can_answer(), shared.is_checking.load(Ordering::Relaxed))
+            let closing = !state.can_answer() && !state.is_heard_out();
+            (closing, shared.is_checking.load(Ordering::Relaxed))
         };
 
         if !closing {
@@ -327,7 +332,7 @@ impl Driver {
                 self.connection.shared.note_reading(BEHIND, true);
                 let is_first = self.connection.shared.reads.fetch_add(1, Ordering::Relaxed) == 0;
                 turn.bytes += n;
-                // Once this side closes, what still comes is dropped.
+                // Once a server closes, what still comes is dropped.
                 if closing {
                     return None;
                 }
@@ -491,7 +496,7 @@ impl Driver {
         // The socket is asked without the lock: over TLS, its end is written by this.
         drop(state);
         if drained && self.connection.shared.socket.poll_shutdown(cx).is_ready() {
-            // From here the peer's bytes are read and dropped until it ends its side: closing with
+            // From here the peer is read until it ends its side, and at a server what comes is dropped: closing with
             // bytes unread would make the kernel reset the connection, and lose our last frames.
             self.shut_down = true;
         }
@@ -550,7 +555,8 @@ impl State {
     fn must_not_read(&mut self, settings: &Settings, shut_down: bool) -> bool {
         self.paused = match self.phase {
             Phase::Closed(_) => true,
-            Phase::Closing(_) => !shut_down,
+            // A server that waits for its client to read would not read the last of it.
+            Phase::Closing(_) => !shut_down && !self.is_heard_out(),
             Phase::Answering(_) => true,
             Phase::Open | Phase::Draining(_) => self.proto.role() == Role::Server && self.unread_piles_up(settings),
         };
@@ -696,7 +702,9 @@ fn handle_message<'a>(
     place: &mut Place,
 ) -> Result<(), CloseReason> {
     if !state.can_answer() {
-        // A frame before it in the same read ended the connection, such as a refused token.
+        // A frame before it in the same read ended the connection, such as a refused token; or this is a client that
+        // closes it.
+        connection.hear_at_end(state, message);
         return Ok(());
     }
 

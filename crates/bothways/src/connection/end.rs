@@ -40,6 +40,11 @@ impl State {
         matches!(self.phase, Phase::Open | Phase::Draining(_) | Phase::Answering(_))
     }
 
+    /// True at a client that closes the connection: it reads on to its server's end.
+    pub(super) fn is_heard_out(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_)) && self.proto.role() == Role::Client
+    }
+
     /// Notes that the peer is about to end the connection, and why.
     pub(super) fn drain(&mut self, reason: CloseReason) {
         if matches!(self.phase, Phase::Open) {
@@ -154,9 +159,25 @@ impl Connection {
         self.close_now(CloseReason::Misbehaved(proto::PeerMisbehaved::FalseAck));
     }
 
-    /// Ends the connection once what waits is written: its client has left, and reads no reply.
+    /// Ends the connection once what waits is written: its client has left, and reads no reply. Oneway requests whose token
+    /// is being checked are decided first.
     pub(crate) fn end_as_left(&self) {
-        self.close_after_flush(CloseReason::PeerClosed);
+        let has_undecided = self.shared.state.lock().has_undecided();
+        match has_undecided {
+            true => self.answer_and_end(CloseReason::PeerClosed),
+            false => self.close_after_flush(CloseReason::PeerClosed),
+        }
+    }
+
+    /// At a client: ends the connection for good, and the session with it, once what waits is written. The server is told
+    /// how far this client was with what it was sent.
+    pub(crate) fn close_leaving(&self, acks: &[proto::Metadata]) {
+        self.acknowledge_before_leave(acks);
+        let mut state = self.shared.state.lock();
+        // Under the lock: no request comes behind it.
+        self.queue_leave(&mut state, acks);
+        self.begin_closing(state, CloseReason::Local);
+        self.flush();
     }
 
     /// Takes nothing more of the peer: its calls that run are answered, within `close_timeout`, then the connection ends.
@@ -198,7 +219,8 @@ impl Connection {
         if state.can_answer() {
             let reason = state.first_reason(reason);
             state.fail_calls(&reason);
-            if !matches!(reason, CloseReason::PeerClosed) {
+            // Of a client that left all was read.
+            if !matches!(reason, CloseReason::PeerClosed) || state.owes_taken() {
                 self.say_taken(&mut state);
             }
             state.phase = Phase::Closing(Box::new(reason));
@@ -216,11 +238,13 @@ impl Connection {
 
         let at_end = matches!(reason, CloseReason::PeerClosed | CloseReason::PeerClosedMidFrame);
         // A Bothways client ends its side when it is closed, and reads no reply from then on; or it was killed. It
-        // must not be listed as connected for as long as its handlers run.
-        let reads_no_more = at_end && state.proto.is_negotiated();
+        // must not be listed as connected for as long as its handlers run. What it sent at last may have to go back, though.
+        let owes_taken = at_end && state.owes_taken();
+        let reads_no_more = at_end && state.proto.is_negotiated() && !owes_taken;
         // A stranger's token is not checked for nobody.
         let reads_no_more = reads_no_more || shared.is_checking.load(Ordering::Relaxed);
-        let worth_it = state.proto.role() == Role::Server && !shared.settings.cancel_on_disconnect && !reads_no_more;
+        let is_cancelled = shared.settings.cancel_on_disconnect && !owes_taken;
+        let worth_it = state.proto.role() == Role::Server && !is_cancelled && !reads_no_more;
 
         if !worth_it || !matches!(state.phase, Phase::Open) {
             return false;
@@ -228,8 +252,10 @@ impl Connection {
 
         // Set before the count is read: a handler that ends after that wakes the driver.
         shared.answering.store(true, Ordering::SeqCst);
-        if shared.calls_running.load(Ordering::SeqCst) == 0 && state.outbox.is_empty() && !state.outbox.holds_replies()
-        {
+        let is_done = shared.calls_running.load(Ordering::SeqCst) == 0
+            && state.outbox.is_empty()
+            && !state.outbox.holds_replies();
+        if is_done && !owes_taken {
             return false;
         }
 
@@ -288,6 +314,16 @@ impl Connection {
         let rest = state.outbox.clear();
         state.outbox.recount(self.shared.settings.load.outgoing());
         state.drop_later(Unsent::new(self, rest, untaken, is_own));
+    }
+
+    /// Half of the time for closing is over, and requests of this client still wait: they do not leave any more, so that
+    /// those before them are read in the other half, and the server hears that its client leaves.
+    pub(super) fn give_up_requests<'a>(&'a self, state: &mut Locked<'a>) {
+        let own = usize::try_from(state.own_behind_requests()).unwrap_or(usize::MAX);
+        if let Some(rest) = state.outbox.give_up_pushes(own) {
+            state.outbox.recount(self.shared.settings.load.outgoing());
+            state.drop_later(Unsent::new(self, rest, 0, false));
+        }
     }
 }
 

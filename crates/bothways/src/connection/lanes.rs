@@ -223,6 +223,21 @@ impl Lanes {
         pushes.map(|entry| (entry.head, entry.body))
     }
 
+    /// Takes out the pushes that wait, except the last ones: so many. `None`: there are no others.
+    pub(super) fn take_pushes(&mut self, except: usize) -> Option<Self> {
+        let count = self.waiting(Lane::Push).frames.checked_sub(except).filter(|count| *count != 0)?;
+        let mut taken = Self { weights: self.weights, ..Self::new(false) };
+        while taken.waiting(Lane::Push).frames < count {
+            let share = &mut self.shares[PUSHES];
+            let at = share.entries.iter().position(|entry| entry.lane == Lane::Push)?;
+            let entry = share.entries.remove(at)?;
+            share.trim();
+            self.count_out(&entry);
+            taken.push(entry);
+        }
+        Some(taken)
+    }
+
     /// Takes out the push that waits longest, of those that may be dropped.
     pub(super) fn drop_oldest_push(&mut self) -> Option<Entry> {
         let share = &mut self.shares[PUSHES];

@@ -444,6 +444,13 @@ impl Outbox {
         Rest { wire, lanes }
     }
 
+    /// Gives up the pushes that wait in their lane, except the last ones: so many.
+    pub(super) fn give_up_pushes(&mut self, except: usize) -> Option<Rest> {
+        let lanes = self.lanes.as_mut()?.take_pushes(except)?;
+        self.counted.get_or_insert_default().pushes_dropped += lanes.waiting(Lane::Push).frames as u64;
+        Some(Rest { wire: None, lanes: Some(Box::new(lanes)) })
+    }
+
     /// True if enough is on the wire for a write of its own, and nobody writes: putting the write off
     /// any longer would only fill the lanes of a socket that may be free.
     pub(super) fn wants_write(&self) -> bool {

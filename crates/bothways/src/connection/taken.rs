@@ -12,6 +12,8 @@
 //!
 //! A request is taken once the server has read it, unless it is handed back: it runs, or the server has counted it as
 //! refused. Both sides need `last`.
+//!
+//! A client that closes the connection hears its server out, and says Leave in the place of Last, or ends its side.
 
 use std::sync::atomic::Ordering;
 
@@ -31,9 +33,11 @@ pub(super) struct Taken {
     last: bool,
     /// At a server: how many it has taken at its end is said.
     is_said: bool,
+    /// At a server: how many it has taken by then went with its Goodbye.
+    is_begun: bool,
     /// At a client: how many the server said that it has taken.
     by_server: Option<u64>,
-    /// At a client: what the framework has queued behind all requests, with their numbers.
+    /// At a client: what the framework has queued behind all requests, with their numbers. Last and Leave.
     own: u64,
 }
 
@@ -46,6 +50,18 @@ impl State {
     fn oneways_taken(&self) -> u64 {
         let others = self.taken().map_or(0, |taken| taken.returned + taken.undecided);
         self.proto.oneways_read().saturating_sub(others)
+    }
+
+    /// True at a server if what its client had sent may still come back, though the client sends nothing more: it is told
+    /// how many requests are taken.
+    pub(super) fn owes_taken(&self) -> bool {
+        let owes = self.taken().is_some_and(|taken| taken.is_begun || 0 < taken.undecided + taken.returned);
+        owes && self.proto.role() == Role::Server && self.proto.peer_can(Capabilities::LAST)
+    }
+
+    /// True at a server while the token of a oneway request is being checked, and its client can be told of it.
+    pub(super) fn has_undecided(&self) -> bool {
+        self.owes_taken() && self.taken().is_some_and(|taken| 0 < taken.undecided)
     }
 
     /// How many oneway requests of a client have left whole, and neither came back nor were taken, as its server says.
@@ -73,6 +89,14 @@ impl State {
 /// A oneway request that is taken, or handed back, when this is dropped.
 pub(crate) struct Undecided(Connection);
 
+impl Undecided {
+    /// It is taken. False: its client was told that it is not, and counts it as lost.
+    pub(crate) fn take(self) -> bool {
+        let state = self.0.shared.state.lock();
+        !state.taken().is_some_and(|taken| taken.is_said)
+    }
+}
+
 impl Drop for Undecided {
     fn drop(&mut self) {
         let mut state = self.0.shared.state.lock();
@@ -85,10 +109,11 @@ impl Connection {
     // At a server.
 
     /// The pairs of a Goodbye, with how many requests are taken by now.
-    pub(super) fn with_taken(&self, state: &State, said: Metadata) -> Metadata {
+    pub(super) fn with_taken(&self, state: &mut State, said: Metadata) -> Metadata {
         if !state.proto.peer_can(Capabilities::LAST) {
             return said;
         }
+        state.rare().taken.is_begun = true;
         said.with(keys::TAKEN_COUNT, state.oneways_taken().to_string())
     }
 
@@ -152,6 +177,27 @@ impl Connection {
         let added = state.outbox.add_frame(Lane::Push, frame.frame(), &bounds);
         if self.check_added(state, added).is_ok() {
             state.rare().taken.own += 1;
+        }
+    }
+
+    /// This client closes the connection, and what its server still says of requests counts: which of them it has not run,
+    /// and how many it has taken. Nothing else does.
+    #[cold]
+    pub(super) fn hear_at_end(&self, mut state: Locked<'_>, message: Message) {
+        let is_control = message.header().is_oneway() && message.has_service_path(keys::CONTROL_PATH);
+        if !state.is_heard_out() || !state.proto.is_negotiated() || !is_control {
+            return;
+        }
+        match message.service_method() {
+            keys::GOODBYE | keys::TAKEN if state.proto.peer_can(Capabilities::LAST) => {
+                Self::hear_taken(&mut state, &message.metadata());
+            }
+            keys::RETURN => {
+                // The layer above has locks of its own.
+                drop(state);
+                self.shared.handler.handle_request(self, message);
+            }
+            _ => {}
         }
     }
 

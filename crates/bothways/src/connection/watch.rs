@@ -188,6 +188,8 @@ enum Due {
     Nothing,
     /// The connection is about to end, or over: it is left alone.
     Over,
+    /// A client closes it, and half of the time for that is over.
+    HalfClosed,
     Ping,
     End(CloseReason),
 }
@@ -302,13 +304,17 @@ impl State {
 
     /// What is due now.
     fn due(&mut self, deadlines: &Deadlines, seen: &Seen, now: u64) -> Due {
+        let is_heard_out = self.is_heard_out();
         let watch = &mut self.watch;
         match self.phase {
             Phase::Closed(_) => return Due::Over,
             Phase::Closing(ref reason) | Phase::Answering(ref reason) => {
-                let began = *watch.closing_since.get_or_insert(mark(now));
-                let is_over = deadlines.close_timeout <= since(now, began.get());
-                return if is_over { Due::End(CloseReason::clone(reason)) } else { Due::Over };
+                let closing = since(now, watch.closing_since.get_or_insert(mark(now)).get());
+                return match deadlines.close_timeout {
+                    all if all <= closing => Due::End(CloseReason::clone(reason)),
+                    all if all / 2 <= closing && is_heard_out => Due::HalfClosed,
+                    _ => Due::Over,
+                };
             }
             Phase::Open | Phase::Draining(_) => {}
         }
@@ -446,6 +452,10 @@ impl Connection {
             Due::Nothing => {}
             Due::Over if matches!(state.phase, Phase::Closed(_)) => return NextLook::Never,
             Due::Over => return NextLook::Soon,
+            Due::HalfClosed => {
+                self.give_up_requests(state);
+                return NextLook::Soon;
+            }
             Due::Ping => self.heartbeat(state, Waiter::Ping, &Metadata::new()),
             Due::End(reason) => {
                 self.end(state, reason);
@@ -556,6 +566,7 @@ mod tests {
         match state.due(deadlines, seen, now) {
             Due::Nothing => "nothing",
             Due::Over => "over",
+            Due::HalfClosed => "half",
             Due::Ping => "ping",
             Due::End(CloseReason::NoFirstFrame(_)) => "no first frame",
             Due::End(CloseReason::SlowPeer(_)) => "slow",
@@ -646,11 +657,13 @@ mod tests {
         let (client, _far) = alone(Role::Client);
         let deadlines = Deadlines::default();
         let reason = || Box::new(CloseReason::Local);
-        for phase in [Phase::Closing(reason()), Phase::Answering(reason())] {
+        for (phase, half) in [(Phase::Closing(reason()), "half"), (Phase::Answering(reason()), "over")] {
             let mut state = client.shared.state.lock();
             (state.phase, state.watch.closing_since) = (phase, None);
             assert_eq!(due(&mut state, &deadlines, &QUIET, 100_000), "over");
-            assert_eq!(due(&mut state, &deadlines, &QUIET, 104_999), "over");
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 102_499), "over");
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 102_500), half);
+            assert_eq!(due(&mut state, &deadlines, &QUIET, 104_999), half);
             assert_eq!(due(&mut state, &deadlines, &QUIET, 105_000), "end");
         }
         let mut state = client.shared.state.lock();

@@ -560,6 +560,10 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
 
     match decision.await {
         Ok(()) => {
+            if undecided.is_some_and(|undecided| !undecided.take()) {
+                request.connection().count_refused_oneway();
+                return Err(Reply::refused(ErrorCode::ShuttingDown, "the connection has ended"));
+            }
             let left = std::mem::take(&mut *left.lock());
             request.extensions_mut().extend(left);
             request.connection().trust_by_request();

@@ -446,7 +446,8 @@ impl XClient {
         self.clients().iter().filter_map(|client| client.connection().ok()).collect()
     }
 
-    /// [`Client::oneways_lost`], summed over all servers since this was made: those that have left the list count too.
+    /// [`Client::oneways_lost`], summed over all servers since this was made. Servers that have left the list count too: a
+    /// request that is under way to one runs there, or is counted if the server says that it did not.
     pub fn oneways_lost(&self) -> u64 {
         self.shared.servers.oneways_lost()
     }

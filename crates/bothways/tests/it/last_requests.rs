@@ -11,7 +11,8 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, Metadata, Reply, Request, Server, ServerMessages, Target,
+    Client, ClientOptions, FailMode, Metadata, MultipleServersDiscovery, Reply, Request, SelectMode, Server,
+    ServerMessages, Target, XClient, XClientOptions,
     server::AuthRequest,
     testing::{Direction, Network, Wire, run},
 };
@@ -37,7 +38,11 @@ fn number_of(text: &str) -> usize {
 impl Noting {
     /// The check of a token takes so long.
     fn new(check: Duration) -> Self {
-        let (generation, noted) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<usize>>>::default());
+        Self::noting_in(Arc::default(), check)
+    }
+
+    fn noting_in(noted: Arc<Mutex<Vec<usize>>>, check: Duration) -> Self {
+        let generation = Arc::<AtomicUsize>::default();
         let (counts, notes) = (Arc::clone(&generation), Arc::clone(&noted));
         let server = Server::builder()
             .handler("T", "Note", move |request: Request| {
@@ -256,6 +261,87 @@ async fn a_client_that_said_its_last_request_is_not_waited_for() {
     let over = tokio::time::timeout(Duration::from_secs(3), first.closed()).await;
     over.expect("it ends at the next look");
     assert_eq!(client.oneways_lost(), 0);
+}
+
+/// A client is closed while more of its requests are under way than pass within the time that its connection has then, and
+/// its server ends the connection too, or does not: each request runs once, or is counted, and the session is over.
+#[test]
+fn what_is_under_way_when_a_client_is_closed_runs_or_is_counted() {
+    for way in ["nothing", "kick", "shutdown", "drain", "close", "token"] {
+        for (sent, listens) in [(40, true), (40, false), (200, true)] {
+            run(async move {
+                let what = format!("{way} {sent} {listens}");
+                let noting = Noting::new(Duration::from_millis(30));
+                let network = Network::new(noting.server.clone()).await.expect("a name of its own");
+                let wire = network.wire().await.expect("the server runs");
+                let client = match listens {
+                    true => Client::bidirectional(wire.address(), noting.options()).await.expect("let in").0,
+                    false => Client::connect(wire.address(), noting.options()).await.expect("let in"),
+                };
+                wire.slow(Direction::ToServer, Duration::from_millis(100));
+                assert_eq!(send(&client, 0..sent).await, sent);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                client.close();
+                let closed = tokio::time::Instant::now();
+                let ending = async {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    noting.end(way).await;
+                };
+                let over = async {
+                    // One that closes the connection itself does not read the Leave.
+                    while way != "close" && 0 < noting.server.stats().sessions {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    assert!(closed.elapsed() < Duration::from_secs(7), "{what}: its session");
+                };
+                tokio::join!(ending, over);
+                tokio::time::sleep(Duration::from_secs(120)).await;
+                noting.check(sent, client.oneways_lost(), &what);
+                assert!(!noting.noted().is_empty(), "{what}");
+            });
+        }
+    }
+}
+
+/// A server leaves the list of an `XClient`, and is stopped at once or a second later, as behind a balancer: each request
+/// that is under way to it runs once, or is counted.
+#[test]
+fn what_is_under_way_to_a_server_that_leaves_the_list_runs_or_is_counted() {
+    const SENT: usize = 100;
+    for way in ["nothing", "kick", "shutdown", "drain", "close", "token"] {
+        for later in [Duration::ZERO, Duration::from_secs(1)] {
+            run(async move {
+                let noted = Arc::<Mutex<Vec<usize>>>::default();
+                let noting = || Noting::noting_in(Arc::clone(&noted), Duration::from_millis(30));
+                let (first, second) = (noting(), noting());
+                let a = Network::new(first.server.clone()).await.expect("a name of its own");
+                let b = Network::new(second.server.clone()).await.expect("a name of its own");
+                let (wire_a, wire_b) = (a.wire().await.expect("it runs"), b.wire().await.expect("it runs"));
+                let discovery = MultipleServersDiscovery::new([wire_a.address(), wire_b.address()]);
+                // Without credentials a server does not hand back what it refuses for its token.
+                let options = ClientOptions::new().credentials(|| std::future::ready("t0".to_owned()));
+                let options = XClientOptions::new().client(options);
+                let (mode, select) = (FailMode::Failover, SelectMode::RoundRobin);
+                let (xclient, _messages) = XClient::bidirectional("T", mode, select, discovery.clone(), options);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+
+                for wire in [&wire_a, &wire_b] {
+                    wire.slow(Direction::ToServer, Duration::from_millis(100));
+                }
+                for number in 0..SENT {
+                    let text = format!("{number} {}", "x".repeat(BYTES));
+                    soon(xclient.oneshot("Note", &text)).await.expect("queued");
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                discovery.update([wire_b.address()]);
+                tokio::time::sleep(later).await;
+                first.end(way).await;
+
+                tokio::time::sleep(Duration::from_secs(120)).await;
+                first.check(SENT, xclient.oneways_lost(), &format!("{way} {later:?}"));
+            });
+        }
+    }
 }
 
 /// What the framework itself says at the end is no request of the application.
