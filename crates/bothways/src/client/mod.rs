@@ -73,6 +73,9 @@ use crate::{
     transport::AnySocket,
 };
 
+/// So many servers may refuse a call because they are shutting down before its caller is told.
+const REFUSALS_MAX: usize = 2;
+
 /// What the clients of several servers have together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Common {
@@ -214,6 +217,10 @@ impl Client {
     ///
     /// Dropping the future cancels the call: its place in the table of pending calls is free at once, and a server that
     /// understands it stops the handler.
+    ///
+    /// A call that certainly did not run waits for the next connection, within its own time and
+    /// [`ClientOptions::connection_wait`]: one that was not sent, and one that the server refused because it is shutting
+    /// down. After the third such refusal, or if no connection comes in time, the refusal is the error.
     ///
     /// # Errors
     /// Any [`CallError`]; [`CallError::is_safe_to_retry`] says whether the call can have run.
@@ -725,7 +732,11 @@ impl Client {
             Err(CallError::Closed { written: false, .. })
                 if patience == Patience::Connection && link.is_waited_for() =>
             {
-                Box::pin(self.call_when_back(call, time.map(CallTime::rest), used)).await
+                Box::pin(self.call_when_back(call, time.map(CallTime::rest), None, used)).await
+            }
+            Err(error) if patience == Patience::Connection && self.may_come_back(&error) => {
+                let refused = over.map(|connection| (connection.id(), error));
+                Box::pin(self.call_when_back(call, time.map(CallTime::rest), refused, used)).await
             }
             Err(error) if over.is_some_and(|connection| self.may_renew(&error, &connection)) => {
                 Box::pin(self.call_renewed(call, patience, time.map(CallTime::rest), error, used)).await
@@ -742,6 +753,15 @@ impl Client {
         matches!(error, CallError::Remote { code: Some(ErrorCode::Unauthenticated), .. })
             && !connection.is_open()
             && link.options().can_renew()
+            && link.is_waited_for()
+    }
+
+    /// True if the server has refused a call because it is shutting down, and the client is about to connect again: the
+    /// call certainly did not run.
+    fn may_come_back(&self, error: &CallError) -> bool {
+        let link = &self.handle.link;
+        matches!(error, CallError::Remote { code: Some(ErrorCode::ShuttingDown), .. })
+            && link.options().reconnects()
             && link.is_waited_for()
     }
 
@@ -762,23 +782,39 @@ impl Client {
     }
 
     /// Makes a call whose connection ended before a byte of it had left: over the next one, and if that ends so as
-    /// well over the next, for as long as calls wait for a connection.
+    /// well over the next, for as long as calls wait for a connection. So does a call that a server refused on this
+    /// connection because it is shutting down, but not for ever: the next server may be about to stop too, and one that
+    /// only refuses is left alone.
     async fn call_when_back(
         &self,
         call: &RawCall<'_>,
         mut time: Option<CallTime>,
+        mut refused: Option<(ConnectionId, CallError)>,
         used: impl Fn(&Connection),
     ) -> Result<RawReply, CallError> {
-        let link = &self.handle.link;
-        let until = after(link.options().wait());
+        let until = after(self.handle.link.options().wait());
+        let mut refusals = usize::from(refused.is_some());
         loop {
-            let (connection, left) = self.wait_for_connection(Patience::Connection, time, until).await?;
+            let (connection, left) = match refused.take() {
+                None => self.wait_for_connection(Patience::Connection, time, until).await?,
+                Some((on, error)) => {
+                    let until = time.map_or(until, |time| until.min(time.end));
+                    let next = self.handle.link.next_standing(on, until).await;
+                    (next.ok_or(error)?, time.map(CallTime::rest))
+                }
+            };
+
             used(&connection);
             match connection.call_within(call, left).await {
                 // Beyond that time there is only a connection that is open already.
-                Err(CallError::Closed { written: false, .. }) => time = left.map(CallTime::rest),
+                Err(CallError::Closed { written: false, .. }) => {}
+                Err(error) if refusals < REFUSALS_MAX && self.may_come_back(&error) => {
+                    refusals += 1;
+                    refused = Some((connection.id(), error));
+                }
                 outcome => return outcome,
             }
+            time = left.map(CallTime::rest);
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bothways::{
     CallError, Client, ClientOptions, CloseReason, ConnectError, Connection, ConnectionEvent, ConnectionEvents,
-    FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode,
+    ErrorCode, FailMode, Metadata, Peer2PeerDiscovery, Push, PushError, Reconnect, Reply, Request, Router, SelectMode,
     SerializeType, Server, Stage, Target, Token, XClient, XClientOptions, call as layers, session::TopicOptions,
     transport::ConnectOptions,
 };
@@ -305,6 +305,79 @@ async fn what_had_not_left_goes_over_the_next_connection() {
         let noted = noted.lock().expect("no panic").clone();
         assert_eq!(noted, (sent - untouched..sent).collect::<Vec<_>>(), "{bytes}");
         assert_eq!(client.oneways_lost(), cut as u64, "{bytes}: what had left in part");
+    }
+}
+
+/// Calls that a server refuses because it is shutting down did not run: they wait for the next server at its address, as
+/// those do that were not sent.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_at_a_shutdown_waits_for_the_next_connection() {
+    let (hold, held) = tokio::sync::oneshot::channel::<()>();
+    let server = echoing().on_shutdown(|| async { _ = held.await }).build();
+    let address = address();
+    let _listening = server.listen(&address).await.expect("the name is free");
+    let client = Client::connect(&address, ClientOptions::new()).await.expect("it listens");
+    let first = client.connection().expect("it stands");
+
+    let stopping = tokio::spawn(async move { server.shutdown(FOR_EVER).await });
+    settle().await;
+    let calls: Vec<_> = (0..20_u8)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move { call(&client, "Echo", vec![number]).await })
+        })
+        .collect();
+    settle().await;
+    let error = call(&first, "Echo", "x").await.expect_err("over a connection there is no other");
+    assert_eq!(error.code(), Some(ErrorCode::ShuttingDown));
+    assert!(calls.iter().all(|call| !call.is_finished()), "they wait");
+
+    let next = echoing().build();
+    let _listening = next.listen(&address).await.expect("the name is free");
+    hold.send(()).expect("it waits");
+    soon(stopping).await.expect("no panic");
+    for (number, call) in (0..20_u8).zip(calls) {
+        assert_eq!(soon(call).await.expect("no panic").expect("answered"), vec![number]);
+    }
+}
+
+/// A server that stays down, and one that only refuses, give the error of the refusal: the latter is asked three times.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_at_a_shutdown_does_not_wait_for_ever() {
+    let wait = Duration::from_secs(2);
+    for goes_on in [false, true] {
+        let server = ScriptedServer::listen().await;
+        let options = ClientOptions::new().connection_wait(wait).backoff(Duration::ZERO, Duration::ZERO);
+        let (connecting, mut of_server) =
+            tokio::join!(Client::connect(&server.address, options), server.accept_negotiated());
+        let client = connecting.expect("it listens");
+
+        let calling = tokio::spawn(async move {
+            let began = Instant::now();
+            (call(&client, "Echo", "x").await, began.elapsed())
+        });
+        let mut asked = 0;
+        while !calling.is_finished() {
+            let request = of_server.next().await;
+            asked += 1;
+            let said = Metadata::new()
+                .with(keys::ERROR, "the server is shutting down")
+                .with(keys::ERROR_CODE, ErrorCode::ShuttingDown.name());
+            let header = request.header().reply().with_status(Status::ERROR);
+            of_server.say(Message::new(header, "T", "Echo", &said, &[]).frame()).await;
+            settle().await;
+            if !goes_on {
+                break;
+            }
+            if !calling.is_finished() {
+                drop(of_server);
+                of_server = server.accept_negotiated().await;
+            }
+        }
+        let (outcome, waited) = soon(calling).await.expect("no panic");
+        let error = outcome.expect_err("refused");
+        assert!(error.code() == Some(ErrorCode::ShuttingDown) && error.is_safe_to_retry(), "{error}");
+        assert_eq!((asked, waited < wait), if goes_on { (3, true) } else { (1, false) });
     }
 }
 
