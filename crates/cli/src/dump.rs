@@ -9,7 +9,7 @@ use std::{
 };
 
 use bothways::{Limits, Metadata, transport::Address};
-use bothways_proto::{CompressType, DecodeError, Header, Message, MessageKind, Status, frame_len};
+use bothways_proto::{CompressType, DecodeError, Header, Message, MessageKind, Status, frame_len, keys};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::{
@@ -284,11 +284,43 @@ impl Printer {
         }
         match message.payload(&self.limits) {
             Ok(payload) if payload.is_empty() => {}
-            Ok(payload) => parts.push(Shown::new(header.serialize(), &payload).one_line(self.payload_max)),
+            Ok(payload) => parts.push(match self.returned(message, &payload) {
+                None => Shown::new(header.serialize(), &payload).one_line(self.payload_max),
+                Some(returned) => self.returned_text(&returned, payload.len()),
+            }),
             Err(error) => parts.push(format!("(payload: {error})")),
         }
 
         format!("{}{}", self.place(frame, route), parts.join("  "))
+    }
+
+    /// The request that a server hands back, if this is such a frame. Its token may still be valid, so it is never shown
+    /// as bytes. `Err`: it is no frame, or brings another one back.
+    fn returned(&self, message: &Message, payload: &Bytes) -> Option<Result<Message, ()>> {
+        if payload.is_empty() || !is_return(message) {
+            return None;
+        }
+        let request = Message::parse(payload.clone(), &self.limits).ok();
+        Some(request.filter(|request| !is_return(request)).ok_or(()))
+    }
+
+    /// The request that was handed back, in brackets, or how long what came instead is.
+    fn returned_text(&self, returned: &Result<Message, ()>, bytes: usize) -> String {
+        let Ok(request) = returned else { return format!("[no request: {bytes} B]") };
+        let header = request.header();
+        let name = format!("{}.{}", request.service_path(), request.service_method());
+        let mut parts = vec![kind(header).to_owned(), term::one_line(&name), format!("seq {}", header.seq().get())];
+
+        let metadata = metadata_line(&request.metadata(), self.show_secrets, self.payload_max);
+        if !metadata.is_empty() {
+            parts.push(metadata);
+        }
+        match request.payload(&self.limits) {
+            Ok(payload) if payload.is_empty() => {}
+            Ok(payload) => parts.push(Shown::new(header.serialize(), &payload).one_line(self.payload_max)),
+            Err(error) => parts.push(format!("(payload: {error})")),
+        }
+        format!("[{}]", parts.join("  "))
     }
 
     fn kind(&self, header: Header) -> String {
@@ -305,7 +337,9 @@ impl Printer {
     fn json_line(&self, frame: &Frame, message: &Message, route: Option<Route>) -> String {
         let header = message.header();
         let payload = message.payload(&self.limits);
-        let shown = payload.as_ref().map(|payload| Shown::new(header.serialize(), payload));
+        let returned = payload.as_ref().ok().and_then(|payload| self.returned(message, payload));
+        let shown = payload.as_ref().ok().filter(|_| returned.is_none());
+        let shown = shown.map(|payload| Shown::new(header.serialize(), payload));
         let metadata = message.metadata();
 
         to_json(&RoutedLine::new(
@@ -328,10 +362,30 @@ impl Printer {
                 metadata: MetadataJson { metadata: &metadata, show_secrets: self.show_secrets },
                 metadata_pairs: metadata_pairs(&metadata),
                 payload_bytes: message.wire_payload().len(),
-                payload: shown.as_ref().ok().map(|shown| shown.fields(self.payload_max)),
+                payload: shown.as_ref().map(|shown| shown.fields(self.payload_max)),
                 payload_error: payload.as_ref().err().map(ToString::to_string),
+                returned: returned.and_then(Result::ok).map(|request| self.returned_json(&request)),
             },
         ))
+    }
+
+    /// The request that was handed back, as an object.
+    fn returned_json(&self, request: &Message) -> serde_json::Value {
+        let (header, metadata) = (request.header(), request.metadata());
+        let payload = request.payload(&self.limits).ok();
+        let shown = payload.map(|payload| Shown::new(header.serialize(), &payload));
+
+        let line = ReturnedLine {
+            kind: kind(header),
+            seq: header.seq().get(),
+            codec: codec_name(header.serialize()),
+            path: request.service_path(),
+            method: request.service_method(),
+            metadata: MetadataJson { metadata: &metadata, show_secrets: self.show_secrets },
+            payload_bytes: request.wire_payload().len(),
+            payload: shown.as_ref().map(|shown| shown.fields(self.payload_max)),
+        };
+        serde_json::to_value(line).expect("a line can be written as JSON")
     }
 }
 
@@ -342,6 +396,11 @@ fn metadata_pairs(metadata: &Metadata) -> usize {
 
 fn to_json(line: &impl Serialize) -> String {
     serde_json::to_string(line).expect("a line can be written as JSON")
+}
+
+/// True if the payload is the whole frame of a request.
+fn is_return(message: &Message) -> bool {
+    message.has_service_path(keys::CONTROL_PATH) && message.service_method() == keys::RETURN
 }
 
 /// One word for what a frame is.
@@ -403,6 +462,22 @@ struct FrameLine<'a> {
     payload: Option<PayloadFields<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_error: Option<String>,
+    /// In place of the payload, if that is a request that the server did not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    returned: Option<serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct ReturnedLine<'a> {
+    kind: &'static str,
+    seq: u64,
+    codec: String,
+    path: &'a str,
+    method: &'a str,
+    metadata: MetadataJson<'a>,
+    payload_bytes: usize,
+    #[serde(flatten)]
+    payload: Option<PayloadFields<'a>>,
 }
 
 #[derive(Serialize)]

@@ -63,6 +63,41 @@ fn secrets_are_shown_only_when_asked_for() {
     assert!(!dump("request_auth", &["--show-secrets"]).contains("***"));
 }
 
+/// One frame, as Bothways and rpcx write it.
+fn frame(flags: u8, path: &str, method: &str, pairs: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
+    let part = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat();
+    let pairs: Vec<u8> = pairs.iter().flat_map(|(k, v)| [part(k.as_bytes()), part(v.as_bytes())].concat()).collect();
+    let body = [part(path.as_bytes()), part(method.as_bytes()), part(&pairs), part(payload)].concat();
+    [&[8, 0, flags, 0][..], &7_u64.to_be_bytes(), &part(&body)].concat()
+}
+
+/// A request that its server did not run comes back as a whole frame within another one, and its token may be valid: it
+/// is shown as the request that it is, at any depth, or as a length, and never as bytes.
+#[test]
+fn a_token_that_a_server_returns_is_masked() {
+    let request = frame(0x20, "Chat", "Say", &[("__AUTH", "SECRET"), ("k", "v")], b"hello");
+    let returned = |payload: &[u8]| frame(0x20, "_bothways", "Return", &[("_bw.seq", "7")], payload);
+    let secret = ["SECRET", "534543524554", "U0VDUkVU", "NFQ1JFV", "TRUNSRV"];
+
+    let line = finish(bothways(&["dump"]), &returned(&request)).ended(0).to_owned();
+    assert!(line.trim_end().ends_with(r#"[oneway  Chat.Say  seq 7  {__AUTH="***" k="v"}  "hello"]"#), "{line}");
+    let line = finish(bothways(&["dump", "--show-secrets"]), &returned(&request)).ended(0).to_owned();
+    assert!(line.contains("SECRET"), "{line}");
+    let line = finish(bothways(&["dump", "--json"]), &returned(&request)).ended(0).to_owned();
+    let shown: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!((&shown["returned"]["path"], &shown["returned"]["payload"]), (&"Chat".into(), &"hello".into()));
+    assert_eq!(shown["returned"]["metadata"]["__AUTH"], "***");
+
+    let cut = &request[..request.len() - 1];
+    for payload in [&request[..], cut, &returned(&request), &returned(&returned(&request)), &[cut, cut].concat()] {
+        for more in [&[][..], &["--json"]] {
+            let ran = finish(bothways(&[&["dump"], more].concat()), &returned(payload));
+            let line = ran.ended(0);
+            assert!(!secret.iter().any(|secret| line.contains(secret)), "{line}");
+        }
+    }
+}
+
 #[test]
 fn what_is_shown_of_a_payload_is_bounded() {
     let line = dump("push_large", &["--payload-max", "8"]);
