@@ -140,7 +140,7 @@ pub(crate) struct DemoArgs {
 Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`.
 
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
-subscribes it. Every caller of Arith is remembered, and gets the push `abcde` each second as
+subscribes it, to 100 topics at most. Every caller of Arith is remembered, and gets the push `abcde` each second as
 test_service_path.test_service_method. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
 pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
@@ -566,7 +566,8 @@ The method must answer with the bytes that it was given, in the raw codec; every
 its request. Without --rate each connection keeps --in-flight calls under way. With --rate calls are due
 at a fixed pace, and the time of each counts from when it was due, so that a server that stands still is not
 flattered. --broadcast COUNT SIZE lets the server push COUNT messages of SIZE bytes to every connection
-(Bench.Join, Bench.Broadcast; `bothways serve` has them) and counts what is missing or out of order."))]
+(Bench.Join, Bench.Broadcast; `bothways serve` has them: one at a time, 1 GiB to a connection at most) and
+counts what is missing or out of order."))]
 pub(crate) struct LoadArgs {
     #[command(flatten)]
     pub(crate) peer: PeerArgs,

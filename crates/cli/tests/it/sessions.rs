@@ -2,7 +2,7 @@
 
 use crate::{
     pushing::{TOKEN, listener, operate, serving},
-    support::{Running, Serving},
+    support::{Running, Serving, run},
 };
 
 /// A client that has logged in as this user, and hears of news.
@@ -11,6 +11,24 @@ fn logged_in(server: &Serving, user: &str) -> Running {
     let listener = listener(server, &["--call", "Demo.Login", &login]);
     listener.err.until("answered");
     listener
+}
+
+/// Nobody subscribes to any number of topics by it.
+#[test]
+fn a_login_has_a_bound_in_topics() {
+    let server = serving();
+    let login = |topics: std::ops::Range<usize>| {
+        let topics: Vec<String> = topics.map(|number| format!("\"news.{number}\"")).collect();
+        run(&[
+            "call",
+            &server.address,
+            "Demo.Login",
+            &format!("{{\"User\":\"eve\",\"Topics\":[{}]}}", topics.join(",")),
+        ])
+    };
+    login(0..100).ended(0);
+    let refused = login(0..101);
+    assert!(refused.code != Some(0) && refused.err.contains("at most 100 topics"), "{refused:?}");
 }
 
 /// Who is there, what they were sent, and that they were sent away: an operator sees it all from outside.
