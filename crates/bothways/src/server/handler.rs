@@ -35,19 +35,27 @@ use crate::{
 pub struct AuthRequest {
     /// The token of the request (`__AUTH`); empty if it has none.
     pub token: String,
-    /// The service asked for; empty for a Hello.
-    pub service_path: String,
-    /// The method asked for; empty for a Hello.
-    pub service_method: String,
     /// All pairs of the request.
     pub metadata: Metadata,
     /// The connection that the request came on.
     pub connection: Connection,
+    /// `None`: a Hello. Its names are not copied, for the request counts once and a stranger chooses how long they are.
+    request: Option<Message>,
     /// For the handler of the request.
     left: Arc<Mutex<Extensions>>,
 }
 
 impl AuthRequest {
+    /// The service asked for; empty for a Hello. The names lie in the request, which lives as long as this does.
+    pub fn service_path(&self) -> &str {
+        self.request.as_ref().map_or("", Message::service_path)
+    }
+
+    /// The method asked for; empty for a Hello.
+    pub fn service_method(&self) -> &str {
+        self.request.as_ref().map_or("", Message::service_method)
+    }
+
     /// The session of the client. Bind it to the user that the token stands for, so that
     /// [`Target::user`](crate::session::Target::user) finds it. At the Hello of a client that comes back, it makes way
     /// for the session that the client had: see [`Self::resumes`].
@@ -119,7 +127,7 @@ impl AuthRequest {
 
     /// True for a Hello: the client says who it is, before its first request.
     pub fn is_hello(&self) -> bool {
-        self.service_path.is_empty() && self.service_method.is_empty()
+        self.service_path().is_empty() && self.service_method().is_empty()
     }
 }
 
@@ -127,8 +135,8 @@ impl std::fmt::Debug for AuthRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AuthRequest")
             .field("token", &if self.token.is_empty() { "" } else { "***" })
-            .field("service_path", &self.service_path)
-            .field("service_method", &self.service_method)
+            .field("service_path", &self.service_path())
+            .field("service_method", &self.service_method())
             .field("metadata", &self.metadata)
             .field("connection", &self.connection)
             .finish()
@@ -280,10 +288,9 @@ impl ConnectionHandler for ServerHandler {
                 let claim = self.claim(connection, &metadata);
                 let decision = auth(AuthRequest {
                     token: token(&metadata),
-                    service_path: String::new(),
-                    service_method: String::new(),
                     metadata,
                     connection: connection.clone(),
+                    request: None,
                     left: Arc::default(),
                 });
 
@@ -539,10 +546,9 @@ async fn authenticate(shared: &Shared, auth: &AuthHook, request: &mut Request) -
     let (metadata, left) = (request.metadata(), Arc::<Mutex<Extensions>>::default());
     let asked = AuthRequest {
         token: token(&metadata),
-        service_path: request.service_path().to_owned(),
-        service_method: request.service_method().to_owned(),
         metadata,
         connection: request.connection().clone(),
+        request: Some(request.message.clone()),
         left: Arc::clone(&left),
     };
 
@@ -618,4 +624,45 @@ fn rewrite_errors(hook: ErrorHook, request: Message, answer: BoxFuture<Reply>) -
         }
         reply
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use crate::{Client, ClientOptions, Reply, Request, Server, server::AuthRequest};
+
+    /// A name may be as long as a frame, and the frame is what counts: the hook sees it where it lies.
+    #[tokio::test]
+    async fn a_hook_sees_the_names_where_they_lie() {
+        let seen = std::sync::Arc::<Mutex<Vec<usize>>>::default();
+        let [of_hook, of_handler] = [seen.clone(), seen.clone()];
+        let note = |seen: &Mutex<Vec<usize>>, name: &str| {
+            assert!(name.is_empty() || name == "Names" || name == "See");
+            seen.lock().expect("no panic").push(name.as_ptr() as usize);
+        };
+        let server = Server::builder()
+            .auth(move |request: AuthRequest| {
+                if !request.is_hello() {
+                    note(&of_hook, request.service_path());
+                    note(&of_hook, request.service_method());
+                }
+                std::future::ready(Ok::<_, String>(()))
+            })
+            .handler("Names", "See", move |request: Request| {
+                note(&of_handler, request.service_path());
+                note(&of_handler, request.service_method());
+                std::future::ready(Reply::ok(""))
+            })
+            .build();
+        let listening = server.listen("memory@names").await.expect("the name is free");
+
+        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("let in");
+        client.oneshot("Names", "See", &()).await.expect("sent");
+        let calls = client.call::<()>("Names", "See", &());
+        _ = tokio::time::timeout(std::time::Duration::from_secs(60), calls).await.expect("answered");
+        let seen = seen.lock().expect("no panic");
+        assert_eq!(seen.len(), 8);
+        assert!(seen.chunks(4).all(|request| request[..2] == request[2..]), "{seen:?}");
+    }
 }

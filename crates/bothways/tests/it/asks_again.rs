@@ -357,7 +357,7 @@ async fn who_unsubscribed_while_away_asks_a_busy_server_again() {
     let is_busy = Arc::new(AtomicBool::new(true));
     let busy = Arc::clone(&is_busy);
     let builder = Server::builder().auth(move |request| {
-        let refused = request.service_method == "Unsubscribe" && busy.load(Ordering::Relaxed);
+        let refused = request.service_method() == "Unsubscribe" && busy.load(Ordering::Relaxed);
         std::future::ready(match refused {
             true => Err(AuthError::not_now("the user database is down", Duration::from_secs(1))),
             false => Ok(()),
@@ -382,7 +382,7 @@ async fn who_unsubscribed_while_away_asks_a_busy_server_again() {
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_last_of_a_topic_counts() {
     let builder = Server::builder().auth(|request| async move {
-        tokio::time::sleep(if request.service_method == "Unsubscribe" { 300 * MS } else { MS }).await;
+        tokio::time::sleep(if request.service_method() == "Unsubscribe" { 300 * MS } else { MS }).await;
         Ok::<_, String>(())
     });
     let server = builder.topic("*", TopicOptions::new().open()).expect("a pattern").build();

@@ -60,7 +60,7 @@ async fn a_hello_is_told_from_a_request() {
         let seen = Arc::clone(&asked);
         let server = echoing()
             .auth(move |request: AuthRequest| {
-                seen.lock().expect("no panic").push((request.is_hello(), request.service_method));
+                seen.lock().expect("no panic").push((request.is_hello(), request.service_method().to_owned()));
                 std::future::ready(Ok::<(), String>(()))
             })
             .build();
@@ -811,7 +811,7 @@ async fn a_oneway_request_that_is_refused_twice_is_counted() {
     let counts = Arc::clone(&asked);
     let server = echoing()
         .auth(move |request: AuthRequest| {
-            let is_refused = request.service_method == "Note";
+            let is_refused = request.service_method() == "Note";
             counts.fetch_add(usize::from(is_refused), Ordering::Relaxed);
             std::future::ready(if is_refused { Err("not with this token") } else { Ok(()) })
         })
@@ -841,7 +841,7 @@ async fn what_an_xclient_loses_is_counted_over_all_servers() {
     for _ in 0..2 {
         let server = echoing()
             .auth(|request: AuthRequest| {
-                std::future::ready(if request.service_method == "Note" { Err("not with this token") } else { Ok(()) })
+                std::future::ready(if request.service_method() == "Note" { Err("not with this token") } else { Ok(()) })
             })
             .build();
         let listening = server.listen(&address()).await.expect("the name is free");
@@ -933,8 +933,8 @@ async fn a_request_with_an_empty_name_is_no_hello() {
     let (seen, mut sees) = mpsc::unbounded_channel();
     let server = Server::builder()
         .auth(move |request| {
-            seen.send((request.service_path.clone(), request.service_method.clone(), request.is_hello()))
-                .expect("the test listens");
+            let names = (request.service_path().to_owned(), request.service_method().to_owned(), request.is_hello());
+            seen.send(names).expect("the test listens");
             std::future::ready(Ok::<_, String>(()))
         })
         .build();
@@ -1089,7 +1089,7 @@ async fn who_claims_another_session_is_ended_with_its_user() {
     let server = echoing().auth(move |request: AuthRequest| {
         let gate = Arc::clone(&of_hook);
         async move {
-            if request.service_method == keys::RESUME || request.token == "slow" {
+            if request.service_method() == keys::RESUME || request.token == "slow" {
                 gate.acquire().await.map_err(|error| error.to_string())?.forget();
             }
             request.session().expect("it is connected").bind_user("eve");

@@ -853,7 +853,7 @@ async fn a_session_is_brought_no_more_than_it_may_have() {
 async fn requests_about_one_topic_are_handled_in_order() {
     let slow = Duration::from_millis(300);
     let builder = echoing().auth(move |request| async move {
-        let is_slow = request.service_method == keys::UNSUBSCRIBE;
+        let is_slow = request.service_method() == keys::UNSUBSCRIBE;
         tokio::time::sleep(if is_slow { slow } else { Duration::from_millis(1) }).await;
         Ok::<_, String>(())
     });
