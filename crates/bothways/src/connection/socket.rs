@@ -13,6 +13,15 @@ use crate::transport::{AnySocket, Socket};
 /// ever must not keep a file open, nor let a peer write to nobody.
 pub(super) struct SocketSlot(RwLock<Slot>);
 
+/// What became of the bytes that a socket took.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PassedOn {
+    /// It holds some.
+    pub(super) has_unsent: bool,
+    /// So many have left it. `None`: all that it took.
+    pub(super) sent: Option<u64>,
+}
+
 enum Slot {
     Open(AnySocket),
     /// The peer, as the socket named it.
@@ -61,6 +70,12 @@ impl SocketSlot {
 
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|socket| socket.poll_shutdown(cx)).unwrap_or_else(over)
+    }
+
+    /// What the socket has taken, and sent or not.
+    pub(super) fn passed_on(&self) -> PassedOn {
+        let ask = |socket: &AnySocket| PassedOn { has_unsent: socket.has_unsent(), sent: socket.sent_bytes() };
+        self.with(ask).unwrap_or_default()
     }
 
     /// True if the socket wakes an idle connection, also by the end of its runtime.

@@ -13,6 +13,7 @@ use super::{
     BEHIND, Connection, Phase, Rare, Settings, State, Waiter,
     lock::{Locked, NextLook},
     rest::Driving,
+    socket::PassedOn,
     wheel::Slot,
     writer::Writer,
 };
@@ -263,21 +264,23 @@ fn since(now: u64, then: u32) -> Duration {
 impl State {
     /// Notes what moved since the last tick. Bytes that move are life, in either direction; and while this side does not
     /// read (`is_held_up`), silence is its own.
-    fn tick(&mut self, reads: u16, is_held_up: bool, now: u64) -> Seen {
-        let waits = !self.outbox.is_empty();
+    fn tick(&mut self, reads: u16, passed_on: PassedOn, is_held_up: bool, now: u64) -> Seen {
+        let waits = !self.outbox.is_empty() || passed_on.has_unsent;
         // What was queued and is left to a write that never comes is not the peer's fault.
-        let is_tried = self.outbox.writer != Writer::Idle;
+        let is_tried = self.outbox.writer != Writer::Idle || passed_on.has_unsent;
 
         let watch = &mut self.watch;
         let is_quiet = reads == watch.reads;
         // No socket takes just 4 GiB between two ticks.
-        let written_bytes = self.outbox.written_bytes() as u32;
+        let written_bytes = passed_on.sent.unwrap_or_else(|| self.outbox.written_bytes()) as u32;
         let written = written_bytes.wrapping_sub(watch.written_bytes);
         let [waited, was_full, heard] = [WAITED, FULL, HEARD].map(|flag| watch.flags & flag != 0);
 
         watch.reads = reads;
         watch.written_bytes = written_bytes;
-        let is_full = waits && self.outbox.writer == Writer::Blocked;
+        // A socket that does not say what leaves it may have taken more into its own room.
+        let keeps = passed_on.has_unsent && passed_on.sent.is_some();
+        let is_full = keeps || (waits && self.outbox.writer == Writer::Blocked);
         watch.flags = (watch.flags & SPARED) | if waits { WAITED } else { 0 } | if is_full { FULL } else { 0 };
         watch.unheard = match is_quiet {
             true => watch.unheard.saturating_add(u16::try_from(written / UNHEARD_BYTES).unwrap_or(u16::MAX)),
@@ -426,7 +429,7 @@ impl Connection {
         // Nothing comes while nothing is read: what there is lies unread in the socket.
         let is_held_up =
             state.paused || self.shared.is_checking.load(Ordering::Relaxed) || self.shared.reads_as(BEHIND);
-        let seen = state.tick(reads, is_held_up, now);
+        let seen = state.tick(reads, self.shared.socket.passed_on(), is_held_up, now);
         let due = match state.due(deadlines, &seen, now) {
             due @ (Due::Nothing | Due::Ping) => {
                 state.slow_frame(&self.shared.settings, is_held_up, now).map_or(due, Due::End)
@@ -486,6 +489,7 @@ impl Connection {
             Driving::Called | Driving::Made => true,
         };
         state.is_quiet()
+            && state.watch.flags & WAITED == 0
             && !has_task
             && !state.outbox.holds_replies()
             && !state.watch.rest_wanted
@@ -558,6 +562,9 @@ mod tests {
             assert_eq!(is_over(25_000), number == 0, "{number}");
         }
     }
+
+    /// A socket that keeps nothing of what it took.
+    const ALL: PassedOn = PassedOn { has_unsent: false, sent: None };
 
     const QUIET: Seen = Seen { is_quiet: true, is_long: false };
 
@@ -682,26 +689,26 @@ mod tests {
         let wrote = |state: &mut State, bytes: u32| {
             state.watch.written_bytes = (state.outbox.written_bytes() as u32).wrapping_sub(bytes);
         };
-        let seen = state.tick(0, false, 1_000);
+        let seen = state.tick(0, ALL, false, 1_000);
         assert!(seen.is_quiet && !seen.is_long);
         assert_eq!((state.watch.alive_at, state.watch.written_at, state.watch.said_at), (0, 1_000, 0));
 
         state.watch.pinged_at = NonZeroU32::new(1_000);
-        let seen = state.tick(1, false, 2_000);
+        let seen = state.tick(1, ALL, false, 2_000);
         assert!(!seen.is_quiet && seen.is_long, "no whole message came");
         assert_eq!((state.watch.alive_at, state.watch.pinged_at), (2_000, None));
         state.watch.note_message();
-        assert!(!state.tick(2, false, 3_000).is_long);
-        assert!(state.tick(3, false, 4_000).is_long, "that one was before the last tick");
-        assert!(state.tick(3, true, 5_000).is_quiet);
+        assert!(!state.tick(2, ALL, false, 3_000).is_long);
+        assert!(state.tick(3, ALL, false, 4_000).is_long, "that one was before the last tick");
+        assert!(state.tick(3, ALL, true, 5_000).is_quiet);
         assert_eq!(state.watch.alive_at, 5_000, "this side does not read");
 
         wrote(&mut state, 2 * UNHEARD_BYTES - 1);
-        state.tick(3, false, 6_400);
+        state.tick(3, ALL, false, 6_400);
         assert_eq!((state.watch.unheard, state.watch.said_at, state.watch.alive_at), (1, 100, 5_000));
         wrote(&mut state, UNHEARD_BYTES);
         state.watch.flags = WAITED;
-        state.tick(3, false, 6_500);
+        state.tick(3, ALL, false, 6_500);
         assert_eq!(
             (state.watch.unheard, state.watch.alive_at),
             (2, 5_000),
@@ -709,13 +716,13 @@ mod tests {
         );
         wrote(&mut state, UNHEARD_BYTES);
         state.watch.flags = WAITED | FULL | SPARED;
-        state.tick(3, false, 7_000);
+        state.tick(3, ALL, false, 7_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "a full socket took bytes");
         assert_eq!(state.watch.flags, SPARED);
         state.watch.flags = WAITED | FULL;
-        state.tick(3, false, 8_000);
+        state.tick(3, ALL, false, 8_000);
         assert_eq!((state.watch.unheard, state.watch.alive_at), (3, 7_000), "it took none");
-        state.tick(4, false, 9_000);
+        state.tick(4, ALL, false, 9_000);
         assert_eq!(state.watch.unheard, 0);
     }
 
@@ -732,15 +739,68 @@ mod tests {
             (Writer::Idle, 4_000, 4_000),
         ] {
             state.outbox.writer = writer;
-            state.tick(0, false, now);
+            state.tick(0, ALL, false, now);
             let full = if writer == Writer::Blocked { FULL } else { 0 };
             assert_eq!((state.watch.flags, state.watch.written_at), (WAITED | full, written_at), "{writer:?}");
         }
         state.watch.written_bytes = state.watch.written_bytes.wrapping_sub(1);
         state.outbox.writer = Writer::Blocked;
-        state.tick(0, false, 5_000);
+        state.tick(0, ALL, false, 5_000);
         assert_eq!(state.watch.written_at, 5_000);
         state.outbox.writer = Writer::Idle;
+    }
+
+    /// What a socket has taken and keeps waits like what it has not taken, and what leaves it is what the peer takes.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_socket_keeps_waits_for_the_peer() {
+        let (client, _far) = alone(Role::Client);
+        let (mut state, deadlines) = (client.shared.state.lock(), Deadlines::default());
+        let mut after = |sent, now| {
+            let seen = state.tick(1, PassedOn { has_unsent: true, sent }, false, now);
+            due(&mut state, &deadlines, &seen, now)
+        };
+        assert_eq!((after(Some(100), 1_000), after(Some(100), 10_999)), ("nothing", "nothing"));
+        assert_eq!(after(Some(101), 11_000), "nothing", "the peer takes little, and takes it");
+        assert_eq!((after(Some(101), 20_999), after(Some(101), 21_000)), ("nothing", "slow"));
+    }
+
+    /// Over TLS, what was encrypted and did not leave has the write deadline of a client that reads nothing; of one that
+    /// reads slowly it may take as long as it takes.
+    #[cfg(feature = "tls")]
+    #[tokio::test(start_paused = true)]
+    async fn over_tls_bytes_that_nobody_reads_have_the_write_deadline() {
+        use std::task::Poll;
+
+        use crate::transport::{AnySocket, Socket, tls::socket_pair};
+
+        for reads in [false, true] {
+            let (near, far) = socket_pair(1000).await;
+            let socket = AnySocket::Other(Box::new(near));
+            let settings = Arc::new(Settings::default());
+            let client = Connection::start(Role::Client, socket, settings, Arc::new(Deaf), None, |_| {});
+            client
+                .send_message("T", "News", &Metadata::new(), bytes::Bytes::from(vec![7; 40_000]))
+                .expect("it takes all");
+
+            let mut ended_after = None;
+            for second in 1..20_u64 {
+                if reads {
+                    // A record that is not all there shows nothing yet.
+                    let mut buf = [0; 4096];
+                    std::future::poll_fn(|cx| Poll::Ready(far.poll_read(cx, &mut buf).is_ready())).await;
+                }
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                let moment = client.began() + Duration::from_secs(second);
+                client.watch(moment, moment);
+                if client.is_closed() && ended_after.is_none() {
+                    ended_after = Some(second);
+                }
+            }
+            assert_eq!(ended_after.is_some(), !reads);
+            assert!(ended_after.is_none_or(|second| (10..=12).contains(&second)), "{ended_after:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

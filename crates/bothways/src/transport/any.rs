@@ -74,6 +74,14 @@ impl Socket for AnySocket {
         delegate!(self, socket => socket.poll_shutdown(cx))
     }
 
+    fn has_unsent(&self) -> bool {
+        delegate!(self, socket => socket.has_unsent())
+    }
+
+    fn sent_bytes(&self) -> Option<u64> {
+        delegate!(self, socket => socket.sent_bytes())
+    }
+
     fn peer(&self) -> String {
         delegate!(self, socket => socket.peer())
     }

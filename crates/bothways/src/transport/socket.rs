@@ -39,6 +39,19 @@ pub trait Socket: Send + Sync + 'static {
     /// Ends the sending direction.
     fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// True if the socket holds bytes that it has taken and the peer has no room for: they count for the write deadline,
+    /// as those do that the socket has not taken. Asked about once a second, from any thread, and answered without waiting.
+    /// Default: no; so says a socket that takes only what it can hand on to the system.
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
+    /// How many bytes have left a socket that may hold some, so far, however it counts them: as long as they grow in
+    /// number, the peer takes some. Default: `None`, and what the socket has taken counts as having left.
+    fn sent_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
     fn peer(&self) -> String;
 

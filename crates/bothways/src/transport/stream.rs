@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -19,9 +20,14 @@ const JOINED_BYTES_MAX: usize = 16 * 1024;
 ///
 /// Such a stream can be written from its own task only, so [`try_write`](Socket::try_write) always
 /// says `WouldBlock`, and each push costs a wake-up of that task.
+///
+/// What a stream keeps of what it took is known by its flush. It has the write deadline for that, counted from the last
+/// bytes that it took: how far it is meanwhile no stream tells.
 #[derive(Debug)]
 pub struct FromAsync<S> {
     stream: Mutex<Inner<S>>,
+    /// The last flush was not done at once.
+    is_flushing: AtomicBool,
     peer: Box<str>,
 }
 
@@ -35,7 +41,8 @@ struct Inner<S> {
 impl<S> FromAsync<S> {
     /// `peer` is what [`Socket::peer`] says; best in rpcx's form, `network@address`.
     pub fn new(stream: S, peer: impl Into<String>) -> Self {
-        Self { stream: Mutex::new(Inner { stream, failed: None }), peer: peer.into().into() }
+        let stream = Mutex::new(Inner { stream, failed: None });
+        Self { stream, is_flushing: false.into(), peer: peer.into().into() }
     }
 
     /// The stream again.
@@ -89,12 +96,20 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for FromAsync<S>
         let mut inner = self.stream.lock();
         match inner.failed.take() {
             Some(error) => Poll::Ready(Err(error)),
-            None => Pin::new(&mut inner.stream).poll_flush(cx),
+            None => {
+                let polled = Pin::new(&mut inner.stream).poll_flush(cx);
+                self.is_flushing.store(polled.is_pending(), Ordering::Relaxed);
+                polled
+            }
         }
     }
 
     fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream.lock().stream).poll_shutdown(cx)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.is_flushing.load(Ordering::Relaxed)
     }
 
     fn peer(&self) -> String {
@@ -182,6 +197,23 @@ mod tests {
         write().await.expect_err("it failed");
         assert_eq!(write().await.expect("nobody knows"), 3);
         std::future::poll_fn(|cx| a.poll_flush(cx)).await.expect_err("it failed");
+    }
+
+    /// What a stream keeps is known by its flush, which is not done before the peer has read.
+    #[tokio::test]
+    async fn a_stream_that_cannot_flush_has_something_unsent() {
+        let (near, mut far) = duplex(10);
+        let near = FromAsync::new(tokio::io::BufStream::new(near), "duplex@far");
+        let written = std::future::poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(&[7; 100])])).await;
+        assert_eq!(written.expect("it has room"), 100);
+
+        let flush = || std::future::poll_fn(|cx| Poll::Ready(near.poll_flush(cx)));
+        assert!(flush().await.is_pending() && near.has_unsent());
+        for _ in 0..10 {
+            tokio::io::AsyncReadExt::read_exact(&mut far, &mut [0; 10]).await.expect("it is there");
+            _ = flush().await;
+        }
+        assert!(flush().await.is_ready() && !near.has_unsent());
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod socket;
 #[cfg(test)]
 pub(super) use self::config::tests::Authority;
 #[cfg(test)]
-pub(crate) use self::socket::tests::half_sent;
+pub(crate) use self::socket::tests::{half_sent, pair as socket_pair};
 pub use self::{
     config::{TlsClient, TlsError, TlsIdentity, TlsRoots, TlsServer},
     socket::TlsSocket,

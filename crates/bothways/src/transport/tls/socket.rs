@@ -4,6 +4,10 @@ use std::{
     fmt,
     future::poll_fn,
     io::{self, IoSlice, Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
@@ -22,10 +26,21 @@ use crate::transport::Socket;
 pub struct TlsSocket<S> {
     below: S,
     tls: Mutex<Tls>,
+    passed_on: Arc<PassedOn>,
+}
+
+/// What became of the encrypted bytes. To be read without the lock, which is held while bytes are encrypted.
+#[derive(Default)]
+struct PassedOn {
+    /// The socket below has taken so many.
+    sent: AtomicU64,
+    /// It did not take the rest.
+    has_unsent: AtomicBool,
 }
 
 struct Tls {
     session: Connection,
+    passed_on: Arc<PassedOn>,
     /// Of the task that polls, to be woken when others leave it something to send.
     task: Option<Waker>,
     ended: bool,
@@ -43,9 +58,11 @@ impl<S: fmt::Debug> fmt::Debug for TlsSocket<S> {
 
 /// Speaks until both sides know each other.
 pub(super) async fn handshake<S: Socket>(below: S, session: Connection) -> io::Result<TlsSocket<S>> {
-    let mut tls = Tls { session, task: None, ended: false, heard: false, failed: None };
+    let passed_on = Arc::<PassedOn>::default();
+    let of_session = Arc::clone(&passed_on);
+    let mut tls = Tls { session, passed_on: of_session, task: None, ended: false, heard: false, failed: None };
     poll_fn(|cx| tls.poll_handshake(&below, cx)).await?;
-    Ok(TlsSocket { below, tls: Mutex::new(tls) })
+    Ok(TlsSocket { below, tls: Mutex::new(tls), passed_on })
 }
 
 impl<S: Socket> Socket for TlsSocket<S> {
@@ -115,6 +132,16 @@ impl<S: Socket> Socket for TlsSocket<S> {
         ready!(tls.poll_send(&self.below, cx))?;
         ready!(self.below.poll_flush(cx))?;
         self.below.poll_shutdown(cx)
+    }
+
+    /// Up to 64 KiB are encrypted at once, and kept until the socket below takes them.
+    fn has_unsent(&self) -> bool {
+        self.passed_on.has_unsent.load(Ordering::Relaxed) || self.below.has_unsent()
+    }
+
+    /// As they travel, encrypted.
+    fn sent_bytes(&self) -> Option<u64> {
+        self.below.sent_bytes().or_else(|| Some(self.passed_on.sent.load(Ordering::Relaxed)))
     }
 
     /// That of the socket below, with `tls` for its network.
@@ -238,12 +265,19 @@ impl Tls {
 
     /// Sends all that is encrypted, or as much as goes before `WouldBlock`.
     fn send(&mut self, below: &mut dyn Write) -> io::Result<()> {
-        while self.session.wants_write() {
-            if self.session.write_tls(below)? == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+        let mut sent = Ok(());
+        while sent.is_ok() && self.session.wants_write() {
+            sent = match self.session.write_tls(below) {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                Ok(len) => {
+                    self.passed_on.sent.fetch_add(len as u64, Ordering::Relaxed);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
         }
-        Ok(())
+        self.passed_on.has_unsent.store(sent.is_err(), Ordering::Relaxed);
+        sent
     }
 }
 
@@ -288,7 +322,7 @@ impl<S: Socket> Write for Below<'_, '_, S> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{sync::Arc, thread, time::Duration};
+    use std::{thread, time::Duration};
 
     use proptest::prelude::*;
 
@@ -299,7 +333,7 @@ pub(super) mod tests {
         tls::{Authority, TlsClient, TlsServer, config::tests::shake_hands_in},
     };
 
-    type Ends = (TlsSocket<MemorySocket>, TlsSocket<MemorySocket>);
+    pub(crate) type Ends = (TlsSocket<MemorySocket>, TlsSocket<MemorySocket>);
 
     fn configs() -> (TlsClient, TlsServer) {
         let authority = Authority::new();
@@ -308,7 +342,7 @@ pub(super) mod tests {
     }
 
     /// Both ends over a pipe with room for so many bytes.
-    async fn pair(buffer_bytes: usize) -> Ends {
+    pub(crate) async fn pair(buffer_bytes: usize) -> Ends {
         let (client, server) = configs();
         let (client, server) = shake_hands_in(buffer_bytes, &client, &server).await;
         (client.expect("trusts"), server.expect("is trusted"))
@@ -438,8 +472,8 @@ pub(super) mod tests {
         let (client, server) = configs();
         let (near, far) = memory::pair(memory::BUFFER_BYTES);
         let (near, far) = tokio::join!(client.handshake(near, "localhost"), server.handshake(far));
-        let TlsSocket { below, tls } = near.expect("trusts");
-        let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(bytes)) }, tls };
+        let TlsSocket { below, tls, passed_on } = near.expect("trusts");
+        let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(bytes)) }, tls, passed_on };
         (AnySocket::Other(Box::new(near)), far)
     }
 
@@ -453,8 +487,8 @@ pub(super) mod tests {
             let (client, server) = configs();
             let (near, far) = memory::pair(memory::BUFFER_BYTES);
             let (near, _far) = tokio::join!(client.handshake(near, "localhost"), server.handshake(far));
-            let TlsSocket { below, tls } = near.expect("trusts");
-            let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(20_000)) }, tls };
+            let TlsSocket { below, tls, passed_on } = near.expect("trusts");
+            let near = TlsSocket { below: Breaks { below, left: Mutex::new(Some(20_000)) }, tls, passed_on };
             let sent = [7; 40_000];
             let slices = [IoSlice::new(&sent)];
             let write = || async {
@@ -475,6 +509,29 @@ pub(super) mod tests {
             };
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
+    }
+
+    /// What is encrypted and did not leave is told, and how much has left.
+    #[tokio::test]
+    async fn what_did_not_leave_is_unsent() {
+        let (near, far) = pair(1000).await;
+        assert_eq!(near.try_write(&[IoSlice::new(&[7; 10_000])]).expect("it takes all"), 10_000);
+        let sent = near.sent_bytes().expect("it counts them");
+        assert!(near.has_unsent());
+
+        let flush = || poll_fn(|cx| Poll::Ready(near.poll_flush(cx)));
+        assert!(flush().await.is_pending());
+        assert_eq!(near.sent_bytes(), Some(sent), "nobody has read");
+        let mut read = 0;
+        while read < 10_000 {
+            // Before a record is all there the other end has nothing to show, and waits.
+            let mut buf = [0; 4096];
+            let polled = poll_fn(|cx| Poll::Ready(far.poll_read(cx, &mut buf))).await;
+            read += if let Poll::Ready(len) = polled { len.expect("reads") } else { 0 };
+            _ = flush().await;
+        }
+        assert!(flush().await.is_ready() && !near.has_unsent());
+        assert!(near.sent_bytes().is_some_and(|now| sent + 9_000 <= now));
     }
 
     /// A caller on another thread writes while the task reads.
