@@ -287,6 +287,10 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
 ///   `Duration` as `time.Duration`, also within `Option`, `Vec`, `HashMap` and `BTreeMap`. They are told by their
 ///   name; for a type of your own with such a name write `#[message(plain)]`. A field with a
 ///   `#[serde(with = "...")]` (or one of its halves) keeps it.
+/// - Within MessagePack a message has Go's names and forms for every format of serde's, since what serde buffers does not
+///   say which format it comes from: a `#[serde(with = "...")]` that calls serde_json on a message writes `FullName`, and
+///   wants that. For JSON within MessagePack let it call the codec, by `value.encode(SerializeType::JSON)` and
+///   `T::decode(SerializeType::JSON, bytes)`.
 ///
 /// Go has no enums with data: an enum here travels as serde writes it, a variant without data as its name,
 /// another as a map of one entry, and is for peers that speak Rust: `#[bothways::service]` refuses it, unless the

@@ -408,6 +408,26 @@ fn a_message_is_a_serde_type_for_other_formats() {
     });
 }
 
+/// Names of its own in JSON.
+#[cfg(feature = "json")]
+#[bothways_macros::message(crate = "crate", json = "snake_case")]
+#[derive(Debug, Default, PartialEq)]
+struct Named {
+    full_name: String,
+}
+
+/// JSON that is written or read by the codec while MessagePack is at work is JSON.
+#[cfg(feature = "json")]
+#[test]
+fn json_within_messagepack_goes_by_the_codec() {
+    use crate::{Encode, Payload, SerializeType};
+    within_msgpack(|| {
+        let json = Named { full_name: "Ann".into() }.encode(SerializeType::JSON).expect("it can be written");
+        assert_eq!(json, &br#"{"full_name":"Ann"}"#[..]);
+        assert_eq!(Named::decode(SerializeType::JSON, json).expect("it was just written").full_name, "Ann");
+    });
+}
+
 /// What serde makes of it is an error.
 #[derive(Debug, Default, PartialEq)]
 struct NoSerde;
