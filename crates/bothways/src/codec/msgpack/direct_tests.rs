@@ -420,7 +420,9 @@ struct Named {
 #[cfg(feature = "json")]
 #[test]
 fn json_within_messagepack_goes_by_the_codec() {
-    use crate::{Encode, Payload, SerializeType};
+    use bothways_proto::SerializeType;
+
+    use crate::{Encode, Payload};
     within_msgpack(|| {
         let json = Named { full_name: "Ann".into() }.encode(SerializeType::JSON).expect("it can be written");
         assert_eq!(json, &br#"{"full_name":"Ann"}"#[..]);
