@@ -22,7 +22,7 @@ use super::{
     waiting::{self, Amount, Waiting},
 };
 use crate::{
-    calm::{Calm, Said, tell},
+    calm::{Said, tell},
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
     session::{Failure, Position},
@@ -171,9 +171,9 @@ impl ServerMessage {
     /// A message that is dropped without this is [handled](crate::Stage::Handled). Towards a server that does not
     /// understand it (a Bothways server without the capability `outcomes`), this one is, too.
     pub fn fail(self, why: impl std::fmt::Display) {
-        static TOLD: Calm = Calm::new(1);
         let (path, method, error) = (Said(self.service_path()), Said(self.service_method()), Said(why));
-        tell!(TOLD, warn, ?path, ?method, %error, "the application failed to handle a server message");
+        let told = self.connection.told_failed();
+        tell!(told, warn, ?path, ?method, %error, "the application failed to handle a server message");
         self.end_as(Failure::Error);
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Load {
     pub(super) told_passed_over: Calm,
     pub(super) told_too_large: Calm,
     pub(super) told_lost: Calm,
+    /// Messages that the application of this side failed to handle.
+    told_failed: Calm,
     /// Woken when nothing runs any more, and when nobody is to be told any more.
     idle: Notify,
 }
@@ -82,6 +84,7 @@ impl Load {
             told_passed_over: Calm::default(),
             told_too_large: Calm::default(),
             told_lost: Calm::default(),
+            told_failed: Calm::default(),
             idle: Notify::new(),
         }
     }
@@ -439,6 +442,11 @@ impl Connection {
             self.note_refused(&text);
         }
         text
+    }
+
+    /// When it was told last that the application of this side failed to handle a message.
+    pub(crate) fn told_failed(&self) -> &Calm {
+        &self.shared.settings.load.told_failed
     }
 
     fn note_refused(&self, why: &str) {
