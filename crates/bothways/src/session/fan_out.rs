@@ -16,7 +16,7 @@ use super::{
     Session,
     claims::Listed,
     flight::{Flight, Flying},
-    flusher::{CROWD, Flusher, Unwritten, write_to_all},
+    flusher::{CROWD, Flusher, Unwritten, write_to_each},
     handle::{Entered, Form},
     keys::Keyed,
     lock::Held,
@@ -28,7 +28,6 @@ use crate::{
     clock::Runtimes,
     connection::send::PushFrame,
     error::{PushError, ReservedName},
-    guard,
 };
 
 /// See the module.
@@ -136,10 +135,10 @@ impl Delivery {
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
         let Delivered { flusher, is_in_burst, sent, kept, much } = delivered;
-        write_to_all(&much);
+        write_to_each(much, Session::write_put_off);
         match flusher {
             Some(flusher) if !sent.is_empty() => flusher.write(sent, is_in_burst),
-            _ => write_to_all(&sent),
+            _ => write_to_each(sent, Session::write_put_off),
         }
         self.pump_all(&kept);
     }
@@ -149,9 +148,7 @@ impl Delivery {
     fn pump_all(&self, sessions: &[Session]) {
         let crowd = CROWD < sessions.len();
         let runtime = crowd.then(|| self.runtimes.near()).flatten();
-        let Some(runtime) = runtime else {
-            return sessions.iter().for_each(|session| guard::one_of_many(|| session.pump()));
-        };
+        let Some(runtime) = runtime else { return write_to_each(sessions, Session::pump) };
         write_by_task(sessions, &runtime);
     }
 }

@@ -7,6 +7,7 @@
 //! Where there is no runtime of the server's, nothing is put off.
 
 use std::{
+    borrow::Borrow,
     cell::RefCell,
     num::NonZeroU32,
     sync::{
@@ -99,7 +100,7 @@ impl Flusher {
         if is_in_burst || CROWD < sessions.len() {
             return self.put_off(sessions);
         }
-        write_to_all(&sessions);
+        write_to_each(sessions, Session::write_put_off);
         self.waiting.lock().pushed = Some(Instant::now());
     }
 
@@ -131,14 +132,16 @@ impl Flusher {
 
     fn write_all(&self) {
         let began = Instant::now();
-        write_to_all(&self.take());
+        write_to_each(self.take(), Session::write_put_off);
         self.waiting.lock().took = began.elapsed();
     }
 }
 
-/// Writes to these what their connections have.
-pub(super) fn write_to_all(sessions: &[Session]) {
-    sessions.iter().for_each(|session| guard::one_of_many(|| session.write_put_off()));
+/// Writes to each of these, whatever becomes of the others.
+pub(super) fn write_to_each(sessions: impl IntoIterator<Item = impl Borrow<Session>>, write: fn(&Session)) {
+    for session in sessions {
+        guard::one_of_many(|| write(session.borrow()));
+    }
 }
 
 /// Writes what is put off. Dropped with its runtime, it writes what it still has, and what comes later another task
@@ -196,9 +199,7 @@ impl Unwritten {
 
     /// Writes to so many of them. False: there are no more.
     fn write(&mut self, sessions_max: usize) -> bool {
-        for session in self.sessions.by_ref().take(sessions_max) {
-            guard::one_of_many(|| (self.write)(&session));
-        }
+        write_to_each(self.sessions.by_ref().take(sessions_max), self.write);
         0 < self.sessions.len()
     }
 }

@@ -265,12 +265,11 @@ impl Book {
     /// As [`Ledger::keep`](super::Ledger::keep).
     pub(super) fn keep(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>) -> bool {
         let len = flight.encoded.size();
-        if self.is_full_for(len) || !self.terms.take(self.tracked_bytes(), len) {
+        if !self.take_tracked(len) {
             self.refuse_flight(flight, event_log);
             return false;
         }
         self.note_sent(flight.origin);
-        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
         self.flights.tell_in(event_log);
         self.queues[flight.priority.index()].push_back(Queued::Flight(Arc::clone(flight)));
         true
@@ -433,14 +432,22 @@ impl Book {
                 return true;
             }
             Class::Tracked => {
-                if self.is_full_for(len) || !self.terms.take(self.tracked_bytes(), len) {
+                if !self.take_tracked(len) {
                     return self.refuse(entry);
                 }
-                self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
             }
         }
 
         self.wait(entry);
+        true
+    }
+
+    /// Takes room for one more tracked push, here and with the user. False: there is none.
+    fn take_tracked(&mut self, len: usize) -> bool {
+        if self.is_full_for(len) || !self.terms.take(self.tracked_bytes(), len) {
+            return false;
+        }
+        self.tracked = (self.tracked.0 + 1, self.tracked.1 + len);
         true
     }
 
