@@ -16,8 +16,8 @@ use serde::de::Error;
 pub const DECODED_BYTES_MAX: usize = 256 << 20;
 
 /// Most bytes of its thread's stack that decoding one payload may have taken when the next level begins: 1 MiB, half of
-/// what threads have unless they are given more. [`NESTING_MAX`](super::NESTING_MAX) levels take a tenth of it, unless
-/// their types are very large.
+/// what threads have unless they are given more. [`NESTING_MAX`](super::NESTING_MAX) levels of small types take less, also
+/// in a debug build.
 pub const DECODING_STACK_BYTES: usize = 1 << 20;
 
 /// Elements of at most so many bytes count without the byte that they have on the wire at least: one of a byte is not
@@ -27,7 +27,7 @@ const SMALL_BYTES: usize = 8;
 /// What a value takes outside of itself, if it may have anything there.
 const HEAP_BYTES: usize = 32;
 
-/// What a field of a struct takes that is behind a pointer, such as a text.
+/// What a field of a struct counts where nobody knows its type: as much as a text takes beside its bytes.
 const FIELD_BYTES: usize = 24;
 
 /// A map's first entry makes a node with room for so many.
