@@ -18,7 +18,7 @@ use crate::{
     connection::{Connection, recycle::Sweeper},
     error::ServeError,
     guard,
-    transport::{Accepted, AnySocket, BoundListener, Closable, Listener},
+    transport::{Accepted, AnySocket, BoundListener, Closable, Listener, Opened},
 };
 
 /// Connections that are looked at before others have their turn.
@@ -166,8 +166,16 @@ async fn accept_all(shared: Arc<Shared>, listener: Closable) {
     }
 }
 
-/// The place of a socket that is not yet a connection. Given back when dropped, also with the runtime of its handshake.
-struct Place(Arc<Shared>);
+/// The place of a socket that is not yet a connection, or of one that speaks HTTP. Given back when dropped, also with
+/// the runtime of its handshake.
+pub(super) struct Place(Arc<Shared>);
+
+#[cfg(feature = "ws")]
+impl Place {
+    pub(super) fn server(&self) -> &Arc<Shared> {
+        &self.0
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -214,8 +222,14 @@ async fn take(place: Place, handler: Arc<ServerHandler>, accepted: Accepted) {
     let shared = Arc::clone(&place.0);
     let limit = shared.settings.watch.first_frame_timeout;
     let peer = accepted.peer();
-    match accepted.handshake(limit).await {
-        Ok(socket) => drop(begin(place, &handler, socket)),
+    match accepted.finish(limit).await {
+        Ok(Opened::Socket(socket)) => drop(begin(place, &handler, socket)),
+        #[cfg(feature = "ws")]
+        Ok(Opened::Http(front, stream)) => {
+            shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
+            // Not here: a task has room for a handshake and for this one after the other, but never gives any back.
+            drop(tokio::spawn(super::fronts::serve(place, front, stream)));
+        }
         Err(error) => {
             drop(place);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);

@@ -386,6 +386,8 @@ impl ServerBuilder {
                 ending: Default::default(),
                 emptied: Notify::new(),
                 watching: Watching::default(),
+                #[cfg(feature = "ws")]
+                fronts: Default::default(),
                 stopping: watch::Sender::new(false),
                 listeners: Default::default(),
                 draining: false.into(),

@@ -356,7 +356,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
         return Err(refuse("other machines reach it: the token needs TLS there (`ListenOptions::tls`)"));
     }
 
-    let listener = shared.transports.bind(&parsed, &shared.listen).await?;
+    let listener = shared.transports.bind(&parsed, &shared.listen.without_front()).await?;
     let local = listener.local_address().to_owned();
     // This may be the server's first address, and its connections have deadlines too.
     start_watch(shared);

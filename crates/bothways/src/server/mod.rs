@@ -13,6 +13,7 @@
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
 //! | `door.rs` | the addresses of the admin service, its token, and the pace at which tokens may be guessed |
+//! | `fronts.rs` | HTTP connections, which a front of the application serves |
 //! | `strangers.rs` | the places of those at these addresses who have not shown the token |
 
 mod accept;
@@ -21,6 +22,8 @@ mod admission;
 mod builder;
 mod control;
 mod door;
+#[cfg(feature = "ws")]
+mod fronts;
 mod handler;
 mod options;
 mod shutdown;
@@ -110,6 +113,9 @@ struct Shared {
     /// Woken when the last connection is gone, and its `on_disconnect` done.
     emptied: Notify,
     watching: accept::Watching,
+    /// HTTP connections.
+    #[cfg(feature = "ws")]
+    fronts: fronts::Fronts,
     stopping: watch::Sender<bool>,
     /// Closed when the server begins to stop.
     listeners: Listeners,
@@ -149,6 +155,10 @@ struct Refusals {
 pub struct ServerStats {
     /// Connections that are open.
     pub connections: usize,
+    /// HTTP connections that a [front](crate::transport::HttpFront) serves. They are none of `connections`, and have a
+    /// place of [`ServerLimits::connections_max`] as those have.
+    #[cfg(feature = "ws")]
+    pub http_connections: usize,
     /// Sessions that live, those whose clients are away among them.
     pub sessions: usize,
     /// Sessions whose clients are away.
@@ -231,6 +241,14 @@ impl crate::Context {
     /// server: that is what [`Server::downgrade`] is for.
     pub fn server(&self) -> Option<Server> {
         self.request().server()
+    }
+}
+
+#[cfg(feature = "ws")]
+impl crate::transport::HttpStream {
+    /// The server at whose port it came in; `None` for one of a test. A front keeps it no longer than it serves.
+    pub fn server(&self) -> Option<Server> {
+        Some(Server { shared: self.owner()?.downcast().ok()? })
     }
 }
 
@@ -547,6 +565,8 @@ impl Server {
     pub fn stats(&self) -> ServerStats {
         ServerStats {
             connections: self.shared.connections.lock().len(),
+            #[cfg(feature = "ws")]
+            http_connections: self.shared.fronts.open(),
             sessions: self.shared.sessions.len(),
             sessions_away: self.shared.sessions.away(),
             connections_accepted: self.shared.counters.accepted.load(Ordering::Relaxed),

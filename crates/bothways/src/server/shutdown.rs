@@ -47,7 +47,8 @@ pub struct ShutdownReport {
     pub clients_told: usize,
     /// Connections that ended before the deadline, or at it, with everything for them written and answered.
     pub connections_closed: usize,
-    /// Connections that had to be cut at the deadline, with bytes for them unwritten, or calls of theirs unanswered.
+    /// Connections that had to be cut at the deadline, with bytes for them unwritten, or calls of theirs unanswered; and
+    /// HTTP connections that their front still served.
     pub connections_cut: usize,
     /// Requests whose handlers still ran at the deadline, and calls to clients without a reply by then: their callers
     /// got no reply.
@@ -296,6 +297,8 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     if let Some(door) = &shared.door {
         let _ = timeout_at(deadline, door.load.idle()).await;
     }
+    #[cfg(feature = "ws")]
+    let _ = timeout_at(deadline, shared.fronts.idle()).await;
     let calls_to_clients = answered(shared, deadline).await;
     report.calls_unfinished = shared.settings.load.running() + calls_to_clients;
 
@@ -312,6 +315,12 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
     for connection in &left {
         connection.cut();
     }
+    #[cfg(feature = "ws")]
+    {
+        report.connections_cut += shared.fronts.open();
+        shared.fronts.end();
+        let _ = timeout_at(Instant::now() + CUT_GRACE, shared.fronts.idle()).await;
+    }
     let _ = timeout_at(Instant::now() + CUT_GRACE, emptied(shared)).await;
     end_rest(shared, &left, report).await
 }
@@ -321,6 +330,8 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     for connection in left {
         connection.cut();
     }
+    #[cfg(feature = "ws")]
+    shared.fronts.end();
     (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server").await;
     if let Some(door) = &shared.door {
         door.close();

@@ -187,7 +187,16 @@ pub struct Accepted(Step);
 
 enum Step {
     Open(AnySocket),
-    Handshake { peer: String, done: BoxFuture<io::Result<AnySocket>> },
+    Handshake { peer: String, done: BoxFuture<io::Result<Opened>> },
+}
+
+/// What a connection that came in turns out to be.
+pub(crate) enum Opened {
+    /// One of ours.
+    Socket(AnySocket),
+    /// One that speaks HTTP, and whom it is for.
+    #[cfg(feature = "ws")]
+    Http(Arc<dyn super::HttpFront>, super::HttpStream),
 }
 
 impl Accepted {
@@ -203,7 +212,12 @@ impl Accepted {
         peer: impl Into<String>,
         handshake: impl Future<Output = io::Result<AnySocket>> + Send + 'static,
     ) -> Self {
-        Self(Step::Handshake { peer: peer.into(), done: Box::pin(handshake) })
+        Self::opening(peer.into(), async move { handshake.await.map(Opened::Socket) })
+    }
+
+    /// As [`Self::after`], for one that may turn out to be none of ours.
+    pub(super) fn opening(peer: String, opening: impl Future<Output = io::Result<Opened>> + Send + 'static) -> Self {
+        Self(Step::Handshake { peer, done: Box::pin(opening) })
     }
 
     /// The other end in rpcx's form, such as `tcp@127.0.0.1:50312`.
@@ -226,10 +240,22 @@ impl Accepted {
     /// its own so that a slow peer delays only itself; without a handshake it is done at once.
     ///
     /// # Errors
-    /// `TimedOut` after `limit`; otherwise the error of the handshake.
+    /// `TimedOut` after `limit`; `Unsupported` if it speaks HTTP, and a server would give it to its front; otherwise the
+    /// error of the handshake.
     pub async fn handshake(self, limit: Duration) -> io::Result<AnySocket> {
+        match self.finish(limit).await? {
+            Opened::Socket(socket) => Ok(socket),
+            #[cfg(feature = "ws")]
+            Opened::Http(..) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "it speaks HTTP, and has no front here"))
+            }
+        }
+    }
+
+    /// As [`Self::handshake`], for who serves HTTP too.
+    pub(crate) async fn finish(self, limit: Duration) -> io::Result<Opened> {
         match self.0 {
-            Step::Open(socket) => Ok(socket),
+            Step::Open(socket) => Ok(Opened::Socket(socket)),
             Step::Handshake { done, .. } => {
                 let outcome = tokio::time::timeout(limit, Guarded::new(done)).await?;
                 outcome.unwrap_or_else(|panic| Err(told(&panic)))

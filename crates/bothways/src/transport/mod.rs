@@ -21,8 +21,12 @@ mod bound;
 #[cfg(test)]
 mod check;
 mod connect;
+#[cfg(feature = "ws")]
+mod front;
 mod listener;
 pub mod memory;
+#[cfg(feature = "ws")]
+mod opening;
 mod options;
 mod os;
 mod peer;
@@ -35,6 +39,8 @@ mod transports;
 #[cfg(unix)]
 pub mod unix;
 
+#[cfg(feature = "ws")]
+pub use self::front::{HttpFront, HttpStream};
 pub use self::{
     address::Address,
     any::AnySocket,
@@ -48,7 +54,7 @@ pub use self::{
     transports::{Listen, Transport},
 };
 pub(crate) use self::{
-    listener::{Closable, Listeners},
+    listener::{Closable, Listeners, Opened},
     transports::Transports,
 };
 pub use crate::reply::BoxFuture;

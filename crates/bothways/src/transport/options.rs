@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::AnySocket;
+#[cfg(feature = "ws")]
+use super::HttpFront;
 #[cfg(feature = "tls")]
 use super::tls::{TlsClient, TlsServer};
 
@@ -29,6 +31,8 @@ pub struct ListenOptions {
     pub(super) tcp: TcpOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsServer>,
+    #[cfg(feature = "ws")]
+    pub(super) http: Option<Front>,
 }
 
 impl Default for ListenOptions {
@@ -39,6 +43,8 @@ impl Default for ListenOptions {
             tcp: TcpOptions::default(),
             #[cfg(feature = "tls")]
             tls: None,
+            #[cfg(feature = "ws")]
+            http: None,
         }
     }
 }
@@ -67,6 +73,26 @@ impl ListenOptions {
         self
     }
 
+    /// Opens one port for everything, on `tcp`, `tcp4`, `tcp6` and `tls`: what a client speaks is known by its first
+    /// bytes, and HTTP goes to this front. Default: none, and a client that speaks HTTP is closed.
+    ///
+    /// A client is seen when it has said something, within
+    /// [`Timeouts::first_frame`](crate::server::Timeouts::first_frame): one that only waits to be greeted needs a port
+    /// without this. With [`Self::tls`] everything goes inside TLS, HTTP too.
+    #[cfg(feature = "ws")]
+    pub fn http(mut self, front: impl HttpFront) -> Self {
+        self.http = Some(Front(Arc::new(front)));
+        self
+    }
+
+    /// As these, without a front.
+    pub(crate) fn without_front(&self) -> Self {
+        #[cfg(feature = "ws")]
+        return Self { http: None, ..self.clone() };
+        #[cfg(not(feature = "ws"))]
+        self.clone()
+    }
+
     /// True if what is listened on over TCP speaks TLS.
     pub(crate) fn has_tls(&self) -> bool {
         #[cfg(feature = "tls")]
@@ -79,6 +105,18 @@ impl ListenOptions {
     pub fn tcp(mut self, tcp: TcpOptions) -> Self {
         self.tcp = tcp;
         self
+    }
+}
+
+/// The application's.
+#[cfg(feature = "ws")]
+#[derive(Clone)]
+pub(super) struct Front(pub(super) Arc<dyn HttpFront>);
+
+#[cfg(feature = "ws")]
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HttpFront")
     }
 }
 

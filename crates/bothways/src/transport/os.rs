@@ -26,7 +26,7 @@ impl<S, P> OsSocket<S, P> {
         Self { stream, peer }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "ws"))]
     pub(super) fn stream(&self) -> &S {
         &self.stream
     }

@@ -13,8 +13,10 @@ use tokio::{
     time::Instant,
 };
 
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ws"))]
 use super::Socket;
+#[cfg(feature = "ws")]
+use super::opening::Opening;
 use super::{
     Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, TcpOptions, Transport,
     address::Network,
@@ -32,6 +34,13 @@ impl OsSocket<TcpStream, SocketAddr> {
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         let peer = stream.peer_addr()?;
         Ok(with_peer(stream, peer))
+    }
+}
+
+#[cfg(feature = "ws")]
+impl super::opening::Peek for TcpSocket {
+    fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.stream().poll_peek(cx, &mut tokio::io::ReadBuf::new(buf))
     }
 }
 
@@ -175,6 +184,10 @@ impl Listen for Listening {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         self.poll_socket(cx).map_ok(|socket| {
+            #[cfg(feature = "ws")]
+            if let Some(opening) = Opening::of(&self.options) {
+                return Accepted::opening(socket.peer(), opening.open(socket));
+            }
             #[cfg(feature = "tls")]
             if let Some(tls) = self.options.tls.clone() {
                 return Accepted::after(socket.peer(), async move { Ok(tls.handshake(socket).await?.into()) });

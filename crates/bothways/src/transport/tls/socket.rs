@@ -11,6 +11,9 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
+#[cfg(feature = "ws")]
+use std::io::BufRead;
+
 use parking_lot::Mutex;
 use rustls::{Connection, InvalidMessage, ProtocolVersion};
 
@@ -156,6 +159,30 @@ impl<S: Socket> Socket for TlsSocket<S> {
         let tls = self.tls.lock();
         let chain = tls.session.peer_certificates()?;
         Some(chain.iter().map(|certificate| certificate.to_vec()).collect())
+    }
+}
+
+#[cfg(feature = "ws")]
+impl<S: Socket> crate::transport::opening::Peek for TlsSocket<S>
+where
+    Self: Into<crate::transport::AnySocket>,
+{
+    fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut tls = self.tls.lock();
+        tls.note_task(cx);
+        loop {
+            _ = tls.poll_send(&self.below, cx)?;
+            match tls.session.reader().fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(here) => {
+                    let len = here.len().min(buf.len());
+                    buf[..len].copy_from_slice(&here[..len]);
+                    return Poll::Ready(Ok(len));
+                }
+            }
+            ready!(tls.poll_receive(&self.below, cx))?;
+        }
     }
 }
 
