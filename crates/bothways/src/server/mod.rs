@@ -556,6 +556,18 @@ impl Server {
         *self.shared.stopped.get_or_init(drain).await
     }
 
+    /// True once [`Self::shutdown`] or [`Self::drain`] has begun: nobody new comes in. For a readiness check.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+
+    /// Waits until [`Self::is_stopping`]. Dropping the future changes nothing.
+    pub async fn stopping(&self) {
+        let mut stopping = self.shared.stopping.subscribe();
+        // The sender lives in the server that is held here.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+
     /// Every path and method that is served, sorted, including the framework's own under `_bothways`.
     pub fn routes(&self) -> Vec<(String, String)> {
         self.shared.router.routes()

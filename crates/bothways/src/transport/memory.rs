@@ -29,6 +29,14 @@ pub fn pair(buffer_bytes: usize) -> (MemorySocket, MemorySocket) {
     connected("memory@pair".into(), buffer_bytes)
 }
 
+/// As [`pair`], where the server's end, the second, calls its peer by this name: a gateway passes on who its own client
+/// is, in rpcx's form, such as `http@127.0.0.1:50312`. Log lines and bounds per address go by it.
+pub fn pair_for(peer: impl Into<Arc<str>>, buffer_bytes: usize) -> (MemorySocket, MemorySocket) {
+    let (client, mut server) = pair(buffer_bytes);
+    server.peer = Peer::Listener(peer.into());
+    (client, server)
+}
+
 /// A client's end and a server's.
 fn connected(address: Arc<str>, buffer_bytes: usize) -> (MemorySocket, MemorySocket) {
     let pipes = Arc::new([(); 2].map(|()| Mutex::new(Pipe::new(buffer_bytes.max(1)))));
@@ -350,6 +358,13 @@ mod tests {
                 check::exchange(client, server, plans).await;
             });
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_sees_the_peer_that_a_gateway_names() {
+        let (client, server) = pair_for("http@192.0.2.7:4711", 1000);
+        assert_eq!((client.peer().as_str(), server.peer().as_str()), ("memory@pair", "http@192.0.2.7:4711"));
+        check::half_close(client, server).await;
     }
 
     #[tokio::test]
