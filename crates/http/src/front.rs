@@ -1,0 +1,344 @@
+//! The front itself: which request goes where.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bothways::{CallError, Client, Server};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use tokio::time::Instant;
+
+use crate::{
+    body::{Body, Bounds, Budget, Held, Response, read},
+    events::{self, Streams},
+    fault::Fault,
+    gateway, health,
+    inside::{Entrance, Visitor},
+    jsonrpc,
+    options::FrontOptions,
+    rpc,
+    serve::Places,
+};
+
+/// How long the server's auth hook may take for a request's token.
+const LET_IN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A client's own time for its call, in milliseconds.
+const TIMEOUT: HeaderName = HeaderName::from_static("x-bothways-timeout");
+
+/// HTTP in front of a [`Server`]. A clone is the same front.
+///
+/// It serves connections itself ([`listen`](Self::listen), [`serve`](Self::serve)), or is mounted in an application's
+/// own HTTP server: it is a [`tower_service::Service`] that never fails.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bothways::Server;
+/// use bothways_http::{Front, FrontOptions};
+///
+/// let server = Server::builder()
+///     .function("Text", "Upper", |text: String| async move { Ok::<_, String>(text.to_uppercase()) })
+///     .build();
+/// let front = Front::new(&server, FrontOptions::new());
+/// let listening = front.listen("127.0.0.1:0").await?;
+/// println!("curl -d '\"abc\"' -H 'Content-Type: application/json' http://{}/rpc/Text/Upper", listening.address());
+/// # Ok(()) }
+/// ```
+///
+/// In axum it takes what no other route does. Each request is a connection of its own to the server there; a layer that
+/// inserts a [`HttpPeer`] says who its client is:
+///
+/// ```
+/// # use bothways::Server;
+/// # use bothways_http::{Front, FrontOptions};
+/// # let server = Server::builder().build();
+/// let app = axum::Router::<()>::new()
+///     .route("/hello", axum::routing::get(|| async { "hello" }))
+///     .fallback_service(Front::new(&server, FrontOptions::new()));
+/// ```
+#[derive(Clone)]
+pub struct Front {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) options: FrontOptions,
+    pub(crate) entrance: Entrance,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) counters: Counters,
+    pub(crate) places: Places,
+    pub(crate) began: Instant,
+}
+
+/// Counters of a front.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) connections: AtomicUsize,
+    pub(crate) connections_refused: AtomicU64,
+    pub(crate) requests: AtomicU64,
+}
+
+/// Counters of a [`Front`] since it was made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct FrontStats {
+    /// HTTP connections that are open, of those that the front serves itself.
+    pub connections: usize,
+    /// HTTP connections that were closed at once because too many were open.
+    pub connections_refused: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Streams of events that are open.
+    pub streams: usize,
+    /// Streams whose clients may come back.
+    pub streams_waiting: usize,
+    /// Bytes of bodies that are held; see [`FrontOptions::held_bytes_max`].
+    pub held_bytes: usize,
+}
+
+/// Who the client of a request is, in rpcx's form, such as `http@192.0.2.7:50312`: an extension of a request that an
+/// application gives to a [`Front`] itself. Bounds of addresses go by it; without it all such requests are of one.
+#[derive(Clone, Debug)]
+pub struct HttpPeer(pub Arc<str>);
+
+impl HttpPeer {
+    /// A client at this address.
+    pub fn of(address: std::net::SocketAddr) -> Self {
+        Self(format!("http@{address}").into())
+    }
+}
+
+impl Front {
+    /// In front of this server.
+    pub fn new(server: &Server, options: FrontOptions) -> Self {
+        let entrance =
+            Entrance { server: server.clone(), body_bytes_max: options.body_bytes_max, connect_timeout: LET_IN_WITHIN };
+        let shared = Shared {
+            budget: Budget::new(options.held_bytes_max),
+            streams: Streams::new(options.streams.clone()),
+            entrance,
+            options,
+            counters: Counters::default(),
+            places: Places::default(),
+            began: Instant::now(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> FrontStats {
+        let (counters, streams) = (&self.shared.counters, self.shared.streams.count());
+        FrontStats {
+            connections: counters.connections.load(Ordering::Relaxed),
+            connections_refused: counters.connections_refused.load(Ordering::Relaxed),
+            requests: counters.requests.load(Ordering::Relaxed),
+            streams: streams.open,
+            streams_waiting: streams.waiting,
+            held_bytes: self.shared.budget.bytes(),
+        }
+    }
+
+    /// The answer to one request of this client.
+    pub(crate) async fn answer<B>(&self, visitor: Arc<Visitor>, request: Request<B>) -> Response
+    where
+        B: http_body::Body,
+    {
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let (parts, body) = request.into_parts();
+        let cors = &self.shared.options.cors;
+        let is_of_page = parts.headers.contains_key(header::ORIGIN);
+        if let Some(response) = cors.as_ref().filter(|_| is_of_page).and_then(|cors| cors.preflight(&parts)) {
+            return response;
+        }
+
+        let asked = Asked { front: self.clone(), visitor };
+        let mut response = match self.refuse_host(&parts) {
+            Some(fault) => fault.into_response(),
+            None => route(&asked, &parts, body).await,
+        };
+        let headers = response.headers_mut();
+        if let Some(cors) = cors {
+            cors.mark(parts.headers.get(header::ORIGIN), headers);
+        }
+        // No browser is to guess that a reply is a page, or to keep it.
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.shared.entrance.server.is_stopping() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        response
+    }
+
+    /// If a request names a host that is not this one's.
+    fn refuse_host(&self, parts: &Parts) -> Option<Fault> {
+        let hosts = self.shared.options.hosts.as_ref()?;
+        let said = parts.uri.authority().map(http::uri::Authority::as_str);
+        let said = said.or_else(|| parts.headers.get(header::HOST)?.to_str().ok()).unwrap_or_default();
+        let name = host_of(said).to_ascii_lowercase();
+        let is_known = hosts.contains(&name);
+        (!is_known).then(|| Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "this host is not served here"))
+    }
+}
+
+/// A host without its port: `[::1]:80` is `[::1]`.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+/// Finds who answers. Headers of rpcx decide first, whatever the path: Go looks at nothing else.
+async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Response {
+    let options = asked.options();
+    let nobody = || Fault::not_found("nothing is served here").into_response();
+    if jsonrpc::is_meant(&parts.headers) {
+        return if options.json_rpc { jsonrpc::answer(asked, parts, body).await } else { nobody() };
+    }
+    if gateway::is_meant(&parts.headers) {
+        return if options.gateway { gateway::answer(asked, parts, body).await } else { nobody() };
+    }
+    match parts.uri.path() {
+        "/healthz" => only_get(parts, health::is_alive),
+        "/readyz" => only_get(parts, || health::is_ready(&asked.front.shared.entrance.server)),
+        "/debug/vars" if options.debug => only_get(parts, || health::vars(&asked.front)),
+        events::PATH if options.events => events::answer(asked, parts).await,
+        events::TICKET_PATH if options.events => events::give_ticket(asked, parts).await,
+        path if path.starts_with(rpc::PREFIX) && options.rpc => rpc::answer(asked, parts, body).await,
+        "/healthz/" | "/readyz/" | "/debug/vars" => nobody(),
+        _ if options.gateway => gateway::answer(asked, parts, body).await,
+        _ => nobody(),
+    }
+}
+
+fn only_get(parts: &Parts, answer: impl FnOnce() -> Response) -> Response {
+    match parts.method {
+        Method::GET | Method::HEAD => answer(),
+        _ => Fault::method_not_allowed("GET, HEAD").into_response(),
+    }
+}
+
+/// A request, as those who answer it see it.
+pub(crate) struct Asked {
+    pub(crate) front: Front,
+    pub(crate) visitor: Arc<Visitor>,
+}
+
+impl Asked {
+    pub(crate) fn options(&self) -> &FrontOptions {
+        &self.front.shared.options
+    }
+
+    /// The client inside whose requests carry this token, if the server lets it in.
+    pub(crate) async fn client(&self, token: &str) -> Result<Client, Fault> {
+        self.visitor.client(&self.front.shared.entrance, token).await
+    }
+
+    /// The next request gets another connection inside.
+    pub(crate) async fn forget(&self) {
+        self.visitor.forget().await;
+    }
+
+    /// The outcome of a call. After a refused token the server ends the connection, so that it is not used again.
+    pub(crate) async fn checked<T>(&self, outcome: Result<T, CallError>) -> Result<T, Fault> {
+        match outcome.map_err(Fault::from) {
+            Err(fault) => {
+                if fault.status == StatusCode::UNAUTHORIZED {
+                    self.forget().await;
+                }
+                Err(fault)
+            }
+            done => done,
+        }
+    }
+
+    pub(crate) async fn read<B: http_body::Body>(&self, body: B) -> Result<(Bytes, Held), Fault> {
+        self.read_up_to(body, self.options().body_bytes_max).await
+    }
+
+    pub(crate) async fn read_up_to<B>(&self, body: B, bytes_max: usize) -> Result<(Bytes, Held), Fault>
+    where
+        B: http_body::Body,
+    {
+        let bytes_max = bytes_max.min(self.options().body_bytes_max);
+        let bounds = Bounds { bytes_max, within: self.options().body_timeout };
+        read(body, bounds, &self.front.shared.budget).await
+    }
+
+    /// A reply that counts for the budget until its client has it.
+    pub(crate) fn held(&self, reply: Bytes) -> Result<Body, Fault> {
+        let held = self.front.shared.budget.hold(reply.len())?;
+        Ok(Body::held(reply, held))
+    }
+
+    /// The time of a call: the front's, or less if the client says so.
+    pub(crate) fn time(&self, headers: &HeaderMap) -> Result<Duration, Fault> {
+        let most = self.options().call_timeout;
+        match gateway::text(headers, &TIMEOUT) {
+            "" => Ok(most),
+            text => match text.parse() {
+                Ok(millis) => Ok(most.min(Duration::from_millis(millis))),
+                Err(_) => Err(Fault::bad_request("X-Bothways-Timeout is a whole number of milliseconds")),
+            },
+        }
+    }
+}
+
+impl<B> tower_service::Service<Request<B>> for Front
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Send,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let front = self.clone();
+        let peer =
+            request.extensions().get::<HttpPeer>().map_or_else(|| "http@unknown".into(), |peer| Arc::clone(&peer.0));
+        Box::pin(async move { Ok(front.answer(Arc::new(Visitor::new(peer)), request).await) })
+    }
+}
+
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Front").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_known_without_its_port() {
+        for (said, host) in [
+            ("localhost:8080", "localhost"),
+            ("localhost", "localhost"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("a:b", "a:b"),
+            ("", ""),
+        ] {
+            assert_eq!(host_of(said), host, "{said}");
+        }
+    }
+}

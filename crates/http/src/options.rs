@@ -1,0 +1,280 @@
+//! What a front offers, and every bound on what a client of it can cost.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::cors::Cors;
+
+/// What a [`Front`](crate::Front) offers, and its bounds.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bothways_http::{Cors, FrontOptions};
+///
+/// let options = FrontOptions::new()
+///     .call_timeout(Duration::from_secs(5))
+///     .cors(Cors::origins(["https://shop.example"]))
+///     .hosts(["api.shop.example"]);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct FrontOptions {
+    pub(crate) gateway: bool,
+    pub(crate) json_rpc: bool,
+    pub(crate) rpc: bool,
+    pub(crate) events: bool,
+    pub(crate) debug: bool,
+    pub(crate) strict_json_rpc_codes: bool,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) hosts: Option<Arc<[String]>>,
+    pub(crate) connections_max: usize,
+    pub(crate) connections_per_address_max: usize,
+    pub(crate) head_bytes_max: usize,
+    pub(crate) head_timeout: Duration,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) held_bytes_max: usize,
+    pub(crate) call_timeout: Duration,
+    pub(crate) batch_calls_max: usize,
+    pub(crate) streams: StreamBounds,
+}
+
+/// The bounds of streams of events.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamBounds {
+    pub(crate) streams_max: usize,
+    pub(crate) per_address_max: usize,
+    pub(crate) topics_max: usize,
+    pub(crate) queue_messages_max: usize,
+    pub(crate) queue_bytes_max: usize,
+    pub(crate) kept_events_max: usize,
+    pub(crate) kept_bytes_max: usize,
+    pub(crate) resume_window: Duration,
+    pub(crate) beat: Duration,
+    pub(crate) ticket_time: Duration,
+    pub(crate) tickets_max: usize,
+}
+
+impl Default for FrontOptions {
+    fn default() -> Self {
+        Self {
+            gateway: true,
+            json_rpc: true,
+            rpc: true,
+            events: true,
+            debug: false,
+            strict_json_rpc_codes: false,
+            cors: None,
+            hosts: None,
+            connections_max: 1024,
+            connections_per_address_max: 256,
+            head_bytes_max: 16 << 10,
+            head_timeout: Duration::from_secs(20),
+            body_bytes_max: 8 << 20,
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            held_bytes_max: 64 << 20,
+            call_timeout: Duration::from_secs(30),
+            batch_calls_max: 100,
+            streams: StreamBounds::default(),
+        }
+    }
+}
+
+impl Default for StreamBounds {
+    fn default() -> Self {
+        Self {
+            streams_max: 1024,
+            per_address_max: 64,
+            topics_max: 100,
+            queue_messages_max: 1024,
+            queue_bytes_max: 256 << 10,
+            kept_events_max: 256,
+            kept_bytes_max: 256 << 10,
+            resume_window: Duration::from_secs(30),
+            beat: Duration::from_secs(15),
+            ticket_time: Duration::from_secs(30),
+            tickets_max: 4096,
+        }
+    }
+}
+
+impl FrontOptions {
+    /// The defaults: everything that carries calls and events is on, CORS and debugging are off.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// rpcx's gateway: `X-RPCX-*` headers. Default on. Off, its requests are 404.
+    pub fn gateway(mut self, on: bool) -> Self {
+        self.gateway = on;
+        self
+    }
+
+    /// JSON-RPC 2.0: requests with the header `X-JSONRPC-2.0: true`. Default on. Off, they are 404.
+    pub fn json_rpc(mut self, on: bool) -> Self {
+        self.json_rpc = on;
+        self
+    }
+
+    /// `POST /rpc/Service/Method`. Default on. Off, these are 404.
+    pub fn rpc(mut self, on: bool) -> Self {
+        self.rpc = on;
+        self
+    }
+
+    /// `GET /events`. Default on. Off, these are 404.
+    pub fn events(mut self, on: bool) -> Self {
+        self.events = on;
+        self
+    }
+
+    /// `GET /debug/vars`: tasks, connections and queues as JSON, without any token. Default off: turn it on only where
+    /// operators alone can connect.
+    pub fn debug(mut self, on: bool) -> Self {
+        self.debug = on;
+        self
+    }
+
+    /// JSON-RPC: the codes -32601 for an unknown method and -32602 for arguments that cannot be decoded. Default off: all
+    /// errors of a call are -32603, as in Go, whose clients compare codes.
+    pub fn strict_json_rpc_codes(mut self, on: bool) -> Self {
+        self.strict_json_rpc_codes = on;
+        self
+    }
+
+    /// Which pages of other origins may use this front. Default none.
+    pub fn cors(mut self, cors: Cors) -> Self {
+        self.cors = Some(cors);
+        self
+    }
+
+    /// The names by which clients may reach this front, without port, in any case: another `Host` is answered with 421.
+    /// It stops a page whose name was made to point to this address (DNS rebinding). Default any: set it where requests
+    /// need no token, as on a developer's machine.
+    pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.hosts = Some(hosts.into_iter().map(|host| host.into().to_ascii_lowercase()).collect());
+        self
+    }
+
+    /// HTTP connections that are open at once; more are closed at once and counted. Default 1,024. For a front in an
+    /// application's own HTTP server, that server's bound counts.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.connections_max = connections;
+        self
+    }
+
+    /// Of these, so many from one address (of IPv6, one /64 network; all of this machine's addresses count as one).
+    /// Default 256. Behind a proxy, all its connections count as one address.
+    pub fn connections_per_address_max(mut self, connections: usize) -> Self {
+        self.connections_per_address_max = connections;
+        self
+    }
+
+    /// Bytes of a request's head; more is answered with 431. Default 16 KiB, at least 8 KiB.
+    pub fn head_bytes_max(mut self, bytes: usize) -> Self {
+        self.head_bytes_max = bytes.max(8 << 10);
+        self
+    }
+
+    /// Time for the head of a request to arrive whole, from when the connection is open or the response before it has
+    /// left. So it is also how long an unused connection stays open. Default 20 s.
+    pub fn head_timeout(mut self, limit: Duration) -> Self {
+        self.head_timeout = limit;
+        self
+    }
+
+    /// Bytes of a request's body; more is answered with 413 and no more of it is read. Default 8 MiB, as
+    /// [`Limits::body_bytes_max`](bothways::Limits::body_bytes_max).
+    pub fn body_bytes_max(mut self, bytes: usize) -> Self {
+        self.body_bytes_max = bytes;
+        self
+    }
+
+    /// Time for a body to arrive whole; then 408. Default 30 s.
+    pub fn body_timeout(mut self, limit: Duration) -> Self {
+        self.body_timeout = limit;
+        self
+    }
+
+    /// How long a client may take no byte of a response; then its connection is closed. Default 30 s. It holds where the
+    /// front serves connections itself.
+    pub fn write_timeout(mut self, limit: Duration) -> Self {
+        self.write_timeout = limit;
+        self
+    }
+
+    /// Bytes of all bodies together, those of requests that are read or handled and those of replies that wait for their
+    /// clients. What is beyond is answered with 503. Default 64 MiB.
+    pub fn held_bytes_max(mut self, bytes: usize) -> Self {
+        self.held_bytes_max = bytes;
+        self
+    }
+
+    /// Time for a call, after its body has come; the server is told. Then `/rpc` answers 504. Default 30 s. A client asks
+    /// for less by `X-Bothways-Timeout`, in milliseconds.
+    pub fn call_timeout(mut self, limit: Duration) -> Self {
+        self.call_timeout = limit;
+        self
+    }
+
+    /// Calls in one JSON-RPC batch; a larger batch is refused as a whole. Default 100.
+    pub fn batch_calls_max(mut self, calls: usize) -> Self {
+        self.batch_calls_max = calls;
+        self
+    }
+
+    /// Streams of events, open ones and those whose client may still come back; more are answered with 503. Default
+    /// 1,024.
+    pub fn streams_max(mut self, streams: usize) -> Self {
+        self.streams.streams_max = streams;
+        self
+    }
+
+    /// Of these, so many from one address, counted as for [`Self::connections_per_address_max`]. Default 64. The oldest
+    /// one that waits for its client makes room.
+    pub fn streams_per_address_max(mut self, streams: usize) -> Self {
+        self.streams.per_address_max = streams;
+        self
+    }
+
+    /// Topics of one stream. Default 100.
+    pub fn topics_per_stream_max(mut self, topics: usize) -> Self {
+        self.streams.topics_max = topics;
+        self
+    }
+
+    /// Messages, and their bytes, that wait for one stream's client to read. Default 1,024 and 256 KiB. Beyond it the
+    /// stream ends if the message is tracked; of others the oldest is dropped, and the client is told how many.
+    pub fn stream_queue(mut self, messages: usize, bytes: usize) -> Self {
+        (self.streams.queue_messages_max, self.streams.queue_bytes_max) = (messages, bytes);
+        self
+    }
+
+    /// Events, and their bytes, that one stream keeps after it has written them, for a client that comes back with
+    /// `Last-Event-ID`. Default 256 and 256 KiB.
+    pub fn stream_kept(mut self, events: usize, bytes: usize) -> Self {
+        (self.streams.kept_events_max, self.streams.kept_bytes_max) = (events, bytes);
+        self
+    }
+
+    /// How long a stream whose connection is lost waits for its client. Default 30 s; a browser comes back after one.
+    pub fn stream_resume_window(mut self, window: Duration) -> Self {
+        self.streams.resume_window = window;
+        self
+    }
+
+    /// How often a stream without events sends a comment, so that proxies keep it and a lost client is noticed.
+    /// Default 15 s, at least 1 s.
+    pub fn stream_beat(mut self, every: Duration) -> Self {
+        self.streams.beat = every.max(Duration::from_secs(1));
+        self
+    }
+
+    /// How long a ticket for `/events` can be used. Default 30 s.
+    pub fn ticket_time(mut self, time: Duration) -> Self {
+        self.streams.ticket_time = time;
+        self
+    }
+}

@@ -1,0 +1,46 @@
+//! Health, readiness, and the debug endpoint.
+
+use std::time::Duration;
+
+use bothways_http::FrontOptions;
+
+use crate::support::{Http, ask, builder, serve, until};
+
+#[tokio::test]
+async fn readiness_ends_when_the_server_begins_to_stop() {
+    let served = serve(builder(), FrontOptions::new()).await;
+    for path in ["/healthz", "/readyz"] {
+        let answer = ask(served.address(), &format!("GET {path}"), "").await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    assert_eq!(ask(served.address(), "POST /readyz", "").await.status, 405);
+
+    let mut kept = Http::connect(served.address()).await;
+    let call = "POST /rpc/Arith/Mul\nContent-Type: application/json";
+    assert_eq!(kept.ask(call, "{}").await.status, 200);
+    served.server.drain(Duration::from_secs(5), 100).await;
+    assert_eq!(ask(served.address(), "GET /healthz", "").await.status, 200);
+    let ready = ask(served.address(), "GET /readyz", "").await;
+    assert_eq!((ready.status, ready.header("connection")), (503, "close"), "{ready:?}");
+    let answer = ask(served.address(), call, "{}").await;
+    assert_eq!((answer.status, answer.header("x-bothways-error")), (503, "shutting_down"), "{answer:?}");
+    kept.closed().await;
+}
+
+#[tokio::test]
+async fn the_debug_endpoint_is_closed_unless_it_is_opened() {
+    let closed = serve(builder(), FrontOptions::new()).await;
+    assert_eq!(ask(closed.address(), "GET /debug/vars", "").await.status, 404);
+
+    let served = serve(builder(), FrontOptions::new().debug(true)).await;
+    let mut sleeper = Http::connect(served.address()).await;
+    let head = "POST /rpc/Arith/Sleep\nContent-Type: application/json";
+    sleeper.send(crate::support::request(head, "60000")).await;
+    until("it sleeps", || served.server.stats().calls_running == 1).await;
+    let vars = ask(served.address(), "GET /debug/vars", "").await.json();
+    assert_eq!(vars["server"]["connections"], 1, "{vars:#}");
+    assert_eq!(vars["tasks"]["requests_running"], 1, "{vars:#}");
+    assert_eq!(vars["tasks"]["http_connections"], 2, "{vars:#}");
+    assert_eq!(vars["http"]["requests"], 2, "{vars:#}");
+    assert!(vars["queues"]["outgoing_bytes"].is_u64() && vars["tasks"]["all"].is_u64(), "{vars:#}");
+}

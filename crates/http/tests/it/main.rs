@@ -1,0 +1,10 @@
+//! A front over real sockets: what it answers, and what a hostile client cannot do to it.
+
+mod events;
+mod gateway;
+mod health;
+mod hostile;
+mod jsonrpc;
+mod mounted;
+mod rpc;
+mod support;
