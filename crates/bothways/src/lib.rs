@@ -99,6 +99,8 @@
 //! | `tls` | TLS by rustls with ring, and client certificates | yes |
 //! | `protobuf` | Protocol Buffers by prost | no |
 //! | `thrift` | Thrift's binary protocol by Apache's crate | no |
+//! | `cluster` | many nodes over an engine between them: the seam, and what runs over it | no |
+//! | `cluster-memory` | an engine for several nodes in one process | no |
 //! | `config` | options that a program reads from a file with serde: [`ServerOptions`] and its groups | no |
 //! | `testing` | a server and clients in memory for tests: virtual time, and connections that break where you say | no |
 //!
@@ -140,6 +142,8 @@ pub mod caller;
 mod calm;
 pub mod client;
 mod clock;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod codec;
 #[cfg(feature = "config")]
 mod config;

@@ -25,6 +25,7 @@ const ROWS: &[&[&str]] = &[
     ],
     &["connection", "caller", "call"],
     &["session"],
+    &["cluster"],
     &["router", "layer", "handler"],
     &["client", "discovery"],
     &["server", "xclient", "testing", "raw"],

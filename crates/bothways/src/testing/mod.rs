@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `mod.rs` | [`run`], a clock that jumps; [`Network`], a server and its clients |
+//! | `engine.rs` | what every engine of a cluster must do, as one suite |
 //! | `wire.rs` | [`Wire`], what lies between a client and its server, and how it breaks |
 //!
 //! Nothing in the server or the client is replaced: between the two stands a relay that understands frames, so that a
@@ -37,6 +38,8 @@
 //! });
 //! ```
 
+#[cfg(feature = "cluster")]
+pub mod engine;
 mod wire;
 
 use std::{future::Future, time::Duration};

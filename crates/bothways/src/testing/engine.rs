@@ -1,0 +1,483 @@
+//! What every engine of a cluster must do: one suite, which runs over any [`Engine`].
+//!
+//! A crate with an engine of its own runs it in its tests, over one server and over several:
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use bothways::{
+//!     cluster::{Engine, memory::MemoryBroker},
+//!     testing::{self, engine::Bed},
+//! };
+//!
+//! testing::run(async {
+//!     let bed = || {
+//!         let broker = MemoryBroker::new();
+//!         Bed::new(Duration::from_secs(15), move || broker.engine() as Arc<dyn Engine>)
+//!     };
+//!     for check in testing::engine::checks() {
+//!         check.run(bed()).await;
+//!     }
+//! });
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    cluster::engine::{
+        AppendError, AskError, BoxFuture, BuryError, ClaimError, Engine, Followed, Follower, Inbox, Log, NewEntry,
+        NodeId, Place, RenewError, Revision,
+    },
+    session::SessionId,
+};
+
+/// An engine under test: its nodes, all of one cluster that nobody else uses.
+pub struct Bed {
+    lease: Duration,
+    make: Box<dyn Fn() -> Arc<dyn Engine> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Bed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bed").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+impl Bed {
+    /// `make` gives the engine of one more node. `lease` is the shortest lease that the engine keeps exactly to the
+    /// second.
+    pub fn new(lease: Duration, make: impl Fn() -> Arc<dyn Engine> + Send + Sync + 'static) -> Self {
+        Self { lease, make: Box::new(make) }
+    }
+
+    fn node(&self) -> Arc<dyn Engine> {
+        (self.make)()
+    }
+
+    /// A node that answers what it is asked, with what this makes of it.
+    async fn answering(
+        &self,
+        answer: impl Fn(Bytes) -> Option<Bytes> + Send + Sync + 'static,
+    ) -> (NodeId, Arc<dyn Engine>) {
+        let (engine, me) = (self.node(), NodeId::random());
+        engine.listen(me, Arc::new(Answers(Box::new(answer)))).await.expect("the engine works");
+        (me, engine)
+    }
+}
+
+struct Answers(Box<dyn Fn(Bytes) -> Option<Bytes> + Send + Sync>);
+
+impl Inbox for Answers {
+    fn take(&self, bytes: Bytes) -> BoxFuture<Option<Bytes>> {
+        let answer = (self.0)(bytes);
+        Box::pin(async move { answer })
+    }
+}
+
+/// One thing that every engine must do.
+pub struct Check {
+    name: &'static str,
+    run: fn(Bed) -> BoxFuture<()>,
+}
+
+impl std::fmt::Debug for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Check {
+    /// What it must do.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Runs it over an engine of its own. No check takes longer than four leases and ten seconds.
+    ///
+    /// # Panics
+    /// The engine does something else.
+    pub async fn run(&self, bed: Bed) {
+        let most = 4 * bed.lease + Duration::from_secs(10);
+        let run = (self.run)(bed);
+        assert!(timeout(most, run).await.is_ok(), "{}: not within {most:?}", self.name);
+    }
+}
+
+/// All of them.
+pub fn checks() -> Vec<Check> {
+    macro_rules! checks {
+        ($($name:ident),* $(,)?) => {
+            vec![$(Check { name: stringify!($name), run: |bed| Box::pin($name(bed)) }),*]
+        };
+    }
+    checks![
+        an_ask_is_answered_by_the_node_that_it_names,
+        asks_one_after_another_arrive_in_order,
+        an_unknown_node_is_said_to_be_none_at_once,
+        a_node_that_went_is_none,
+        an_ask_ends_in_its_time,
+        what_is_too_large_is_refused,
+        a_lease_is_seen_by_all_and_can_be_renewed,
+        a_lease_that_is_not_renewed_ends,
+        a_lease_that_is_given_back_is_gone_at_once,
+        the_living_are_not_buried,
+        the_buried_cannot_renew,
+        of_many_that_claim_one_wins,
+        a_stale_claim_is_refused_and_told_what_is_there,
+        a_record_that_was_forgotten_can_be_claimed_anew,
+        a_record_ends_with_its_time,
+        a_log_is_read_from_any_place,
+        a_key_is_stored_once_in_its_log,
+        a_full_mailbox_refuses_and_forgets_no_key,
+        a_full_history_forgets_the_oldest,
+        an_entry_ends_with_its_time,
+        a_cursor_goes_forward_only,
+        followers_get_what_is_theirs_with_its_chain,
+    ]
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Waits until this holds.
+async fn until(what: &str, most: Duration, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + most;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {most:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn an_ask_is_answered_by_the_node_that_it_names(bed: Bed) {
+    let (one, _one) = bed.answering(|asked| Some(Bytes::from([b"one ", &asked[..]].concat()))).await;
+    let (other, _other) = bed.answering(|asked| Some(Bytes::from([b"other ", &asked[..]].concat()))).await;
+    let asker = bed.node();
+    assert!(asker.mail_state().borrow().is_up() && asker.register_state().borrow().is_up());
+    assert_eq!(asker.ask(one, text("x"), SOON).await, Ok(text("one x")));
+    assert_eq!(asker.ask(other, text(""), SOON).await, Ok(text("other ")));
+}
+
+async fn asks_one_after_another_arrive_in_order(bed: Bed) {
+    let arrived = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&arrived);
+    let note = move |asked: Bytes| {
+        noted.lock().push(asked[0]);
+        Some(asked)
+    };
+    let (node, _engine) = bed.answering(note).await;
+    let asker = bed.node();
+    for number in 0..100 {
+        assert_eq!(asker.ask(node, Bytes::from(vec![number]), SOON).await, Ok(Bytes::from(vec![number])));
+    }
+    assert_eq!(*arrived.lock(), (0..100).collect::<Vec<u8>>());
+}
+
+async fn an_unknown_node_is_said_to_be_none_at_once(bed: Bed) {
+    let began = Instant::now();
+    assert_eq!(bed.node().ask(NodeId::random(), text("x"), SOON).await, Err(AskError::NoNode));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+async fn a_node_that_went_is_none(bed: Bed) {
+    let (node, engine) = bed.answering(Some).await;
+    let asker = bed.node();
+    assert_eq!(asker.ask(node, text("x"), SOON).await, Ok(text("x")));
+    engine.deafen(node).await;
+    assert_eq!(asker.ask(node, text("x"), SOON).await, Err(AskError::NoNode));
+}
+
+async fn an_ask_ends_in_its_time(bed: Bed) {
+    let (node, _engine) = bed.answering(|_| None).await;
+    let (asker, began, within) = (bed.node(), Instant::now(), Duration::from_millis(200));
+    assert_eq!(asker.ask(node, text("x"), within).await, Err(AskError::TimedOut));
+    assert!(within <= began.elapsed() && began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+async fn what_is_too_large_is_refused(bed: Bed) {
+    let (node, _engine) = bed.answering(Some).await;
+    let asker = bed.node();
+    let most = asker.limits().message_bytes_max;
+    assert!(64 << 10 <= most, "{most}");
+    let large = Bytes::from(vec![0; most + 1]);
+    assert_eq!(asker.ask(node, large.clone(), SOON).await, Err(AskError::TooLarge));
+    assert_eq!(asker.claim(SessionId::random(), None, large.clone(), SOON).await, Err(ClaimError::TooLarge));
+    assert_eq!(asker.append(Log::Mailbox("a".to_owned()), NewEntry::new(large)).await, Err(AppendError::TooLarge));
+    // A batch between nodes has half a MiB, or less if the engine takes less.
+    let whole = Bytes::from(vec![7; (512 << 10).min(most / 2)]);
+    assert_eq!(asker.ask(node, whole.clone(), SOON).await, Ok(whole));
+}
+
+async fn a_lease_is_seen_by_all_and_can_be_renewed(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    let lease = one.lease(me, text("first"), bed.lease).await.expect("the engine works");
+    let (here, there) = (one.members(), other.members());
+    let card = |members: &tokio::sync::watch::Receiver<Arc<crate::cluster::engine::Members>>| {
+        members.borrow().get(&me).map(|member| member.card.clone())
+    };
+    until("both know the card", SOON, || card(&here) == Some(text("first")) && card(&there) == Some(text("first")))
+        .await;
+    for _ in 0..3 {
+        sleep(bed.lease / 2).await;
+        assert_eq!(lease.renew(text("second")).await, Ok(()));
+    }
+    until("both know the new card", SOON, || [&here, &there].iter().all(|of| card(of) == Some(text("second")))).await;
+}
+
+async fn a_lease_that_is_not_renewed_ends(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    let lease = one.lease(me, text("card"), bed.lease).await.expect("the engine works");
+    let members = other.members();
+    until("it is a member", SOON, || members.borrow().contains_key(&me)).await;
+    until("it is none", 2 * bed.lease + SOON, || !members.borrow().contains_key(&me)).await;
+    assert_eq!(lease.renew(text("card")).await, Err(RenewError::Lapsed));
+}
+
+async fn a_lease_that_is_given_back_is_gone_at_once(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    let lease = one.lease(me, text("card"), bed.lease).await.expect("the engine works");
+    let members = other.members();
+    until("it is a member", SOON, || members.borrow().contains_key(&me)).await;
+    lease.release().await;
+    until("it is none", SOON.min(bed.lease / 2), || !members.borrow().contains_key(&me)).await;
+    assert_eq!(lease.renew(text("card")).await, Err(RenewError::Lapsed));
+}
+
+async fn the_living_are_not_buried(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    let lease = one.lease(me, text("card"), bed.lease).await.expect("the engine works");
+    let members = other.members();
+    until("it is a member", SOON, || members.borrow().contains_key(&me)).await;
+    let revision = members.borrow().get(&me).map(|member| member.revision).expect("it is a member");
+    assert_eq!(lease.renew(text("card")).await, Ok(()));
+    assert_eq!(other.bury(me, revision).await, Err(BuryError::Alive), "it has renewed since");
+    assert_eq!(lease.renew(text("card")).await, Ok(()));
+}
+
+async fn the_buried_cannot_renew(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    let lease = one.lease(me, text("card"), bed.lease).await.expect("the engine works");
+    let members = other.members();
+    until("it is a member", SOON, || members.borrow().contains_key(&me)).await;
+    let revision = members.borrow().get(&me).map(|member| member.revision).expect("it is a member");
+    until("it is none", 2 * bed.lease + SOON, || !members.borrow().contains_key(&me)).await;
+    assert_eq!(other.bury(me, revision).await, Ok(()));
+    assert_eq!(lease.renew(text("card")).await, Err(RenewError::Lapsed));
+    assert!(!members.borrow().contains_key(&me));
+}
+
+async fn of_many_that_claim_one_wins(bed: Bed) {
+    let id = SessionId::random();
+    let nodes: Vec<_> = (0..4).map(|_| bed.node()).collect();
+    let mut was: Option<Revision> = None;
+    for round in 0..5_u8 {
+        let claims: Vec<_> = (0..16_u8)
+            .map(|number| {
+                let record = Bytes::from(vec![round, number]);
+                tokio::spawn(nodes[usize::from(number) % 4].claim(id, was, record, SOON * 12))
+            })
+            .collect();
+        let (mut winner, mut unknown) = (None, 0);
+        for (number, claim) in claims.into_iter().enumerate() {
+            match claim.await.expect("no panic") {
+                Ok(revision) => {
+                    assert_eq!(winner, None, "two have won");
+                    winner = Some((number, revision));
+                }
+                Err(ClaimError::Lost(_)) => {}
+                Err(ClaimError::Unknown) => unknown += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        let (record, revision) = nodes[0].session(id, true).await.expect("the engine works").expect("one has won");
+        assert_eq!(record[0], round);
+        match winner {
+            Some((number, won)) => assert_eq!((usize::from(record[1]), revision), (number, won)),
+            None => assert_ne!(unknown, 0, "nobody has won"),
+        }
+        assert_ne!(Some(revision), was);
+        was = Some(revision);
+    }
+}
+
+async fn a_stale_claim_is_refused_and_told_what_is_there(bed: Bed) {
+    let (one, other, id, ttl) = (bed.node(), bed.node(), SessionId::random(), SOON * 12);
+    assert_eq!(one.session(id, true).await, Ok(None));
+    let first = one.claim(id, None, text("1"), ttl).await.expect("there was none");
+    let second = other.claim(id, Some(first), text("2"), ttl).await.expect("it was the last");
+    for stale in [None, Some(first)] {
+        match one.claim(id, stale, text("3"), ttl).await {
+            Err(ClaimError::Lost(None)) => {}
+            Err(ClaimError::Lost(Some(now))) => assert_eq!(now, (text("2"), second)),
+            other => panic!("{stale:?}: {other:?}"),
+        }
+    }
+    assert!(matches!(one.forget(id, first).await, Err(ClaimError::Lost(_))));
+    assert_eq!(one.session(id, true).await, Ok(Some((text("2"), second))));
+}
+
+async fn a_record_that_was_forgotten_can_be_claimed_anew(bed: Bed) {
+    let (one, id, ttl) = (bed.node(), SessionId::random(), SOON * 12);
+    let first = one.claim(id, None, text("1"), ttl).await.expect("there was none");
+    assert_eq!(one.forget(id, first).await, Ok(()));
+    assert_eq!(one.session(id, true).await, Ok(None));
+    assert!(matches!(one.claim(id, Some(first), text("2"), ttl).await, Err(ClaimError::Lost(_))));
+    let second = one.claim(id, None, text("2"), ttl).await.expect("there is none");
+    assert_eq!(one.session(id, true).await, Ok(Some((text("2"), second))));
+}
+
+async fn a_record_ends_with_its_time(bed: Bed) {
+    let (one, id) = (bed.node(), SessionId::random());
+    one.claim(id, None, text("1"), Duration::from_secs(1)).await.expect("there was none");
+    let began = Instant::now();
+    while one.session(id, true).await.expect("the engine works").is_some() {
+        assert!(began.elapsed() < SOON, "it is still there");
+        sleep(Duration::from_millis(100)).await;
+    }
+    one.claim(id, None, text("2"), SOON).await.expect("there is none");
+}
+
+async fn a_log_is_read_from_any_place(bed: Bed) {
+    let (one, other, log) = (bed.node(), bed.node(), Log::History("news.sport".to_owned()));
+    assert_eq!(other.read(log.clone(), 0, 10).await.expect("the engine works").last, None);
+    let mut places = Vec::new();
+    for number in 0..10_u8 {
+        let stored = one.append(log.clone(), NewEntry::new(vec![number])).await.expect("there is room");
+        assert!(!stored.repeated);
+        assert_eq!(stored.level, one.limits().level);
+        places.push(stored.place);
+    }
+    assert!(places.is_sorted() && places.windows(2).all(|pair| pair[0] != pair[1]), "{places:?}");
+    let all = other.read(log.clone(), 0, 100).await.expect("the engine works");
+    assert_eq!(all.last, places.last().copied());
+    let expected: Vec<(Place, Bytes)> = places.iter().copied().zip((0..10).map(|n| Bytes::from(vec![n]))).collect();
+    assert_eq!(all.entries, expected);
+    let some = other.read(log.clone(), places[3].sequence, 4).await.expect("the engine works");
+    assert_eq!((some.entries, some.last), (expected[4..8].to_vec(), places.last().copied()));
+    let nothing = other.read(log, places[9].sequence, 4).await.expect("the engine works");
+    assert!(nothing.entries.is_empty());
+    let another = Log::History("news.weather".to_owned());
+    assert!(other.read(another, 0, 10).await.expect("the engine works").entries.is_empty(), "another topic's");
+}
+
+async fn a_key_is_stored_once_in_its_log(bed: Bed) {
+    let one = bed.node();
+    let (ann, bob) = (Log::Mailbox("ann".to_owned()), Log::Mailbox("bob".to_owned()));
+    let entry = || NewEntry::new("letter").with_key("key");
+    let first = one.append(ann.clone(), entry()).await.expect("there is room");
+    let again = one.append(ann.clone(), entry()).await.expect("it is there");
+    assert!(!first.repeated && again.repeated);
+    let of_bob = one.append(bob.clone(), entry()).await.expect("there is room");
+    assert!(!of_bob.repeated, "a key is that of its log");
+    for log in [ann, bob] {
+        assert_eq!(one.read(log, 0, 10).await.expect("the engine works").entries.len(), 1);
+    }
+}
+
+async fn a_full_mailbox_refuses_and_forgets_no_key(bed: Bed) {
+    let (one, log) = (bed.node(), Log::Mailbox("ann".to_owned()));
+    let most = one.limits().mailbox_entries_max;
+    for number in 0..most {
+        let entry = NewEntry::new(number.to_string()).with_time_to_live(SOON);
+        one.append(log.clone(), entry).await.expect("there is room");
+    }
+    let entry = || NewEntry::new("one more").with_key("key");
+    assert_eq!(one.append(log.clone(), entry()).await, Err(AppendError::Full));
+    let page = one.read(log.clone(), 0, most + 1).await.expect("the engine works");
+    assert_eq!((page.entries.len(), &page.entries[0].1[..]), (most, &b"0"[..]), "nothing was forgotten");
+    let began = Instant::now();
+    let stored = loop {
+        match one.append(log.clone(), entry()).await {
+            Ok(stored) => break stored,
+            Err(error) => assert!(error == AppendError::Full && began.elapsed() < 3 * SOON, "{error}"),
+        }
+        sleep(Duration::from_millis(100)).await;
+    };
+    assert!(!stored.repeated, "what was refused has not taken its key");
+}
+
+async fn a_full_history_forgets_the_oldest(bed: Bed) {
+    let (one, log) = (bed.node(), Log::History("news".to_owned()));
+    let most = one.limits().history_entries_max;
+    for number in 0..most + 2 {
+        one.append(log.clone(), NewEntry::new(number.to_string())).await.expect("the oldest makes way");
+    }
+    let page = one.read(log, 0, most + 2).await.expect("the engine works");
+    assert_eq!((page.entries.len(), &page.entries[0].1[..]), (most, &b"2"[..]));
+}
+
+async fn an_entry_ends_with_its_time(bed: Bed) {
+    let (one, log) = (bed.node(), Log::Parked(SessionId::random()));
+    one.append(log.clone(), NewEntry::new("short").with_time_to_live(Duration::from_secs(1))).await.expect("room");
+    let stays = one.append(log.clone(), NewEntry::new("long").with_time_to_live(SOON * 12)).await.expect("room");
+    let began = Instant::now();
+    loop {
+        let page = one.read(log.clone(), 0, 10).await.expect("the engine works");
+        if page.entries == [(stays.place, text("long"))] {
+            break;
+        }
+        assert!(began.elapsed() < SOON, "{page:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn a_cursor_goes_forward_only(bed: Bed) {
+    let (one, other) = (bed.node(), bed.node());
+    let (name, keep) = ("ann.phone".to_owned(), SOON * 12);
+    let at = |sequence| Place { epoch: 7, sequence };
+    assert_eq!(one.cursor(name.clone()).await, Ok(None));
+    assert_eq!(one.advance(name.clone(), at(5), keep).await, Ok(at(5)));
+    assert_eq!(other.advance(name.clone(), at(3), keep).await, Ok(at(5)), "never back");
+    assert_eq!(other.advance(name.clone(), at(9), keep).await, Ok(at(9)));
+    assert_eq!(one.cursor(name.clone()).await, Ok(Some(at(9))));
+    let anew = Place { epoch: 8, sequence: 1 };
+    assert_eq!(one.advance(name.clone(), anew, keep).await, Ok(anew), "another epoch begins anew");
+    assert_eq!(one.cursor("ann.laptop".to_owned()).await, Ok(None));
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<Followed>>);
+
+impl Follower for Heard {
+    fn message(&self, message: Followed) {
+        self.0.lock().push(message);
+    }
+}
+
+async fn followers_get_what_is_theirs_with_its_chain(bed: Bed) {
+    let (one, other) = (bed.node(), bed.node());
+    let (all, sport, nothing) = <(Arc<Heard>, Arc<Heard>, Arc<Heard>)>::default();
+    let follow = |pattern: &str, heard: &Arc<Heard>| other.follow(pattern.to_owned(), Arc::clone(heard) as _);
+    let _all = follow("news.>", &all).await.expect("the engine works");
+    let of_sport = follow("news.*.sport", &sport).await.expect("the engine works");
+    let _nothing = follow("weather", &nothing).await.expect("the engine works");
+
+    let log = Log::History("news.de.sport".to_owned());
+    let mut places = Vec::new();
+    for number in 0..3_u8 {
+        places.push(one.append(log.clone(), NewEntry::new(vec![number])).await.expect("there is room").place);
+    }
+    one.publish("news.de.politics".to_owned(), text("x")).await.expect("the engine works");
+    until("four have come", SOON, || all.0.lock().len() == 4).await;
+    until("three have come", SOON, || sport.0.lock().len() == 3).await;
+
+    let heard = all.0.lock().clone();
+    let befores = [0, places[0].sequence, places[1].sequence];
+    for (number, (place, before)) in places.iter().zip(befores).enumerate() {
+        let expected = Followed::new("news.de.sport", Bytes::from(vec![number as u8]), Some((*place, before)));
+        assert_eq!(heard[number], expected);
+    }
+    assert_eq!(heard[3], Followed::new("news.de.politics", text("x"), None));
+
+    drop(of_sport);
+    sleep(Duration::from_millis(100)).await;
+    one.append(log, NewEntry::new("last")).await.expect("there is room");
+    until("five have come", SOON, || all.0.lock().len() == 5).await;
+    assert_eq!((sport.0.lock().len(), nothing.0.lock().len()), (3, 0));
+}

@@ -1,0 +1,3 @@
+//! Many nodes, over the engine in memory. A binary of its own, as it needs features.
+
+mod engine;
