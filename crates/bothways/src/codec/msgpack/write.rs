@@ -72,6 +72,30 @@ impl Writer {
         self.0.extend_from_slice(&bytes[..=N]);
     }
 
+    /// In its shortest form.
+    #[inline(always)]
+    fn put_unsigned(&mut self, number: u64) {
+        match (u8::try_from(number), u16::try_from(number), u32::try_from(number)) {
+            (Ok(number @ ..=mark::FIX_POS_LAST), ..) => self.put([number]),
+            (Ok(number), ..) => self.put([mark::U_8, number]),
+            (_, Ok(number), _) => self.put_wide(mark::U_16, number.to_be_bytes()),
+            (.., Ok(number)) => self.put_wide(mark::U_32, number.to_be_bytes()),
+            _ => self.put_wide(mark::U_64, number.to_be_bytes()),
+        }
+    }
+
+    #[inline(always)]
+    fn put_signed(&mut self, number: i64) {
+        match (i8::try_from(number), i16::try_from(number), i32::try_from(number)) {
+            _ if 0 <= number => self.put_unsigned(number.cast_unsigned()),
+            (Ok(number @ -32..), ..) => self.put(number.to_be_bytes()),
+            (Ok(number), ..) => self.put_wide(mark::I_8, number.to_be_bytes()),
+            (_, Ok(number), _) => self.put_wide(mark::I_16, number.to_be_bytes()),
+            (.., Ok(number)) => self.put_wide(mark::I_32, number.to_be_bytes()),
+            _ => self.put_wide(mark::I_64, number.to_be_bytes()),
+        }
+    }
+
     #[inline]
     fn put_head(&mut self, heads: &Heads, len: usize) -> Result<(), Error> {
         match (u8::try_from(len), u16::try_from(len), u32::try_from(len)) {
@@ -134,6 +158,7 @@ impl<'a> Serializer for &'a mut Writer {
     type SerializeStruct = Parts<'a>;
     type SerializeStructVariant = Parts<'a>;
 
+    #[inline]
     fn serialize_bool(self, value: bool) -> Result<(), Error> {
         self.put([if value { mark::TRUE } else { mark::FALSE }]);
         Ok(())
@@ -151,16 +176,8 @@ impl<'a> Serializer for &'a mut Writer {
         self.serialize_i64(value.into())
     }
 
-    #[inline]
     fn serialize_i64(self, value: i64) -> Result<(), Error> {
-        match (i8::try_from(value), i16::try_from(value), i32::try_from(value)) {
-            _ if 0 <= value => return self.serialize_u64(value.cast_unsigned()),
-            (Ok(value @ -32..), ..) => self.put(value.to_be_bytes()),
-            (Ok(value), ..) => self.put_wide(mark::I_8, value.to_be_bytes()),
-            (_, Ok(value), _) => self.put_wide(mark::I_16, value.to_be_bytes()),
-            (.., Ok(value)) => self.put_wide(mark::I_32, value.to_be_bytes()),
-            _ => self.put_wide(mark::I_64, value.to_be_bytes()),
-        }
+        self.put_signed(value);
         Ok(())
     }
 
@@ -184,15 +201,8 @@ impl<'a> Serializer for &'a mut Writer {
         self.serialize_u64(value.into())
     }
 
-    #[inline]
     fn serialize_u64(self, value: u64) -> Result<(), Error> {
-        match (u8::try_from(value), u16::try_from(value), u32::try_from(value)) {
-            (Ok(value @ ..=mark::FIX_POS_LAST), ..) => self.put([value]),
-            (Ok(value), ..) => self.put([mark::U_8, value]),
-            (_, Ok(value), _) => self.put_wide(mark::U_16, value.to_be_bytes()),
-            (.., Ok(value)) => self.put_wide(mark::U_32, value.to_be_bytes()),
-            _ => self.put_wide(mark::U_64, value.to_be_bytes()),
-        }
+        self.put_unsigned(value);
         Ok(())
     }
 
@@ -203,11 +213,13 @@ impl<'a> Serializer for &'a mut Writer {
         }
     }
 
+    #[inline]
     fn serialize_f32(self, value: f32) -> Result<(), Error> {
         self.put_wide(mark::F_32, value.to_be_bytes());
         Ok(())
     }
 
+    #[inline]
     fn serialize_f64(self, value: f64) -> Result<(), Error> {
         self.put_wide(mark::F_64, value.to_be_bytes());
         Ok(())

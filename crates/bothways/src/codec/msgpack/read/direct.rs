@@ -47,6 +47,19 @@ pub trait Read<'de>: Sized {
     {
         if reader.take_nil()? { Ok(Self::default()) } else { Self::read(reader) }
     }
+
+    /// Reads so many values, one after the other.
+    ///
+    /// # Errors
+    /// Those of its `Deserialize`.
+    #[inline]
+    fn read_list(reader: &mut Reader<'de>, len: usize) -> Result<Vec<Self>, Error> {
+        let mut list = Vec::with_capacity(reader.room(len, size_of::<Self>()));
+        for _ in 0..len {
+            list.push(Self::read(reader)?);
+        }
+        Ok(list)
+    }
 }
 
 /// A message, which has two ways to be read.
@@ -397,6 +410,17 @@ impl<'de> Reader<'de> {
     /// A string of less than 64 KiB that is UTF-8. Else nothing is taken.
     #[inline]
     fn direct_text(&mut self) -> Option<&'de str> {
+        let before = self.rest;
+        let text = self.direct_text_bytes().and_then(|bytes| str::from_utf8(bytes).ok());
+        if text.is_none() {
+            self.rest = before;
+        }
+        text
+    }
+
+    /// The bytes of a string of less than 64 KiB. Else nothing is taken.
+    #[inline]
+    fn direct_text_bytes(&mut self) -> Option<&'de [u8]> {
         let (len, rest) = match *self.rest {
             [marker @ mark::FIX_STR..=mark::FIX_STR_LAST, ref rest @ ..] => (usize::from(marker - mark::FIX_STR), rest),
             [mark::STR_8, len, ref rest @ ..] => (usize::from(len), rest),
@@ -404,9 +428,8 @@ impl<'de> Reader<'de> {
             _ => return None,
         };
         let (bytes, rest) = rest.split_at_checked(len)?;
-        let text = str::from_utf8(bytes).ok()?;
         self.rest = rest;
-        Some(text)
+        Some(bytes)
     }
 
     /// A byte string, or a string that is read as one. Else nothing is known of what was taken.
@@ -418,34 +441,6 @@ impl<'de> Reader<'de> {
             _ => self.text_len(marker).ok()??,
         };
         self.slice(len).ok()
-    }
-
-    /// An integer of more than seven bits that fits. Else nothing is taken.
-    #[inline]
-    fn direct_integer<T: TryFrom<u64> + TryFrom<i64>>(&mut self) -> Option<T> {
-        let (&marker, rest) = self.rest.split_first()?;
-        macro_rules! wide {
-            ($wire:ty as $wide:ty) => {{
-                let (bytes, rest) = rest.split_first_chunk()?;
-                (T::try_from(<$wide>::from(<$wire>::from_be_bytes(*bytes))).ok()?, rest)
-            }};
-        }
-
-        let (value, rest) = match marker {
-            mark::FIX_NEG.. => (T::try_from(i64::from(marker.cast_signed())).ok()?, rest),
-            mark::U_8 => wide!(u8 as u64),
-            mark::U_16 => wide!(u16 as u64),
-            mark::U_32 => wide!(u32 as u64),
-            mark::U_64 => wide!(u64 as u64),
-            mark::I_8 => wide!(i8 as i64),
-            mark::I_16 => wide!(i16 as i64),
-            mark::I_32 => wide!(i32 as i64),
-            mark::I_64 => wide!(i64 as i64),
-            _ => return None,
-        };
-
-        self.rest = rest;
-        Some(value)
     }
 
     /// A value of this marker and as many bytes as there are in the array. Else nothing is taken.
@@ -476,6 +471,32 @@ impl<'de> Reader<'de> {
     }
 }
 
+/// An integer that fits, and what is behind it. Inlined wherever it is, so that a list keeps its place in a register.
+#[inline(always)]
+fn integer<T: TryFrom<u64> + TryFrom<i64>>(rest: &[u8]) -> Option<(T, &[u8])> {
+    macro_rules! wide {
+        ($rest:ident, $wire:ty as $wide:ty) => {{
+            let (bytes, rest) = $rest.split_first_chunk()?;
+            (T::try_from(<$wide>::from(<$wire>::from_be_bytes(*bytes))).ok()?, rest)
+        }};
+    }
+
+    let (&marker, rest) = rest.split_first()?;
+    Some(match marker {
+        ..=mark::FIX_POS_LAST => (T::try_from(u64::from(marker)).ok()?, rest),
+        mark::FIX_NEG.. => (T::try_from(i64::from(marker.cast_signed())).ok()?, rest),
+        mark::U_8 => wide!(rest, u8 as u64),
+        mark::U_16 => wide!(rest, u16 as u64),
+        mark::U_32 => wide!(rest, u32 as u64),
+        mark::U_64 => wide!(rest, u64 as u64),
+        mark::I_8 => wide!(rest, i8 as i64),
+        mark::I_16 => wide!(rest, i16 as i64),
+        mark::I_32 => wide!(rest, i32 as i64),
+        mark::I_64 => wide!(rest, i64 as i64),
+        _ => return None,
+    })
+}
+
 const STR_16: u8 = mark::STR_8 + 1;
 
 /// Whatever is not the usual form.
@@ -500,15 +521,36 @@ macro_rules! integers {
         impl<'de> Read<'de> for $type {
             #[inline]
             fn read(reader: &mut Reader<'de>) -> Result<Self, Error> {
-                if let [marker @ ..=mark::FIX_POS_LAST, rest @ ..] = reader.rest {
-                    reader.rest = rest;
-                    #[allow(clippy::cast_possible_wrap, reason = "seven bits")]
-                    return Ok(*marker as Self);
-                }
-                match reader.direct_integer() {
-                    Some(value) => Ok(value),
+                match integer(reader.rest) {
+                    Some((value, rest)) => {
+                        reader.rest = rest;
+                        Ok(value)
+                    }
                     None => rare(reader),
                 }
+            }
+
+            fn read_list(reader: &mut Reader<'de>, len: usize) -> Result<Vec<Self>, Error> {
+                // The list is there before its numbers are, so that none looks for room.
+                let room = reader.room(len, size_of::<Self>());
+                let mut list = Vec::with_capacity(room);
+                list.resize(room, 0);
+                let mut rest = reader.rest;
+                for number in &mut list {
+                    (*number, rest) = match integer(rest) {
+                        Some(read) => read,
+                        None => {
+                            reader.rest = rest;
+                            (rare(reader)?, reader.rest)
+                        }
+                    };
+                }
+
+                reader.rest = rest;
+                for _ in list.len()..len {
+                    list.push(Self::read(reader)?);
+                }
+                Ok(list)
             }
 
             nil_is_default!();
@@ -544,7 +586,23 @@ others! {
         }
         _ => None,
     };
-    String, reader => reader.direct_text().map(str::to_owned);
+}
+
+impl<'de> Read<'de> for String {
+    /// Copied before it is checked: the check is faster where memory begins than anywhere in a payload.
+    #[inline]
+    fn read(reader: &mut Reader<'de>) -> Result<Self, Error> {
+        let before = reader.rest;
+        if let Some(bytes) = reader.direct_text_bytes()
+            && let Ok(text) = Self::from_utf8(bytes.to_vec())
+        {
+            return Ok(text);
+        }
+        reader.rest = before;
+        rare(reader)
+    }
+
+    nil_is_default!();
 }
 
 impl<'de: 'a, 'a> Read<'de> for &'a str {
@@ -592,11 +650,7 @@ impl<'de, T: Read<'de> + Deserialize<'de>> Read<'de> for Vec<T> {
         let Some(len) = reader.begin(Reader::array_len) else { return rare(reader) };
         reader.deeper(|reader| {
             count_elements::<T, Error>(len)?;
-            let mut list = Self::with_capacity(reader.room(len, size_of::<T>()));
-            for _ in 0..len {
-                list.push(T::read(reader)?);
-            }
-            Ok(list)
+            T::read_list(reader, len)
         })
     }
 

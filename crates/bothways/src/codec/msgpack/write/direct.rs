@@ -29,6 +29,18 @@ pub trait Write {
     /// # Errors
     /// Those of its `Serialize`.
     fn write(&self, writer: &mut Writer) -> Result<(), Error>;
+
+    /// Appends these, one after the other.
+    ///
+    /// # Errors
+    /// Those of its `Serialize`.
+    #[inline]
+    fn write_list(list: &[Self], writer: &mut Writer) -> Result<(), Error>
+    where
+        Self: Sized,
+    {
+        list.iter().try_for_each(|element| element.write(writer))
+    }
 }
 
 /// A message, which has two ways to be written.
@@ -101,31 +113,29 @@ impl Writer {
 
     /// Most numbers are small, and a byte.
     #[inline]
-    fn unsigned(&mut self, number: u64) -> Result<(), Error> {
+    fn unsigned(&mut self, number: u64) {
         match u8::try_from(number) {
             Ok(number @ ..=mark::FIX_POS_LAST) => self.0.push(number),
-            _ => return self.wide_unsigned(number),
+            _ => self.wide_unsigned(number),
         }
-        Ok(())
     }
 
     #[inline]
-    fn signed(&mut self, number: i64) -> Result<(), Error> {
+    fn signed(&mut self, number: i64) {
         match i8::try_from(number) {
             Ok(number @ -32..) => self.0.push(number.cast_unsigned()),
-            _ => return self.wide_signed(number),
+            _ => self.wide_signed(number),
         }
-        Ok(())
     }
 
     #[inline(never)]
-    fn wide_unsigned(&mut self, number: u64) -> Result<(), Error> {
-        self.serialize_u64(number)
+    fn wide_unsigned(&mut self, number: u64) {
+        self.put_unsigned(number);
     }
 
     #[inline(never)]
-    fn wide_signed(&mut self, number: i64) -> Result<(), Error> {
-        self.serialize_i64(number)
+    fn wide_signed(&mut self, number: i64) {
+        self.put_signed(number);
     }
 
     /// Begins a map of so many entries.
@@ -189,16 +199,32 @@ macro_rules! scalars {
 
 scalars! {
     bool => serialize_bool as bool;
-    i8 => signed as i64;
-    i16 => signed as i64;
-    i32 => signed as i64;
-    i64 => signed as i64;
-    u8 => unsigned as u64;
-    u16 => unsigned as u64;
-    u32 => unsigned as u64;
-    u64 => unsigned as u64;
     f32 => serialize_f32 as f32;
     f64 => serialize_f64 as f64;
+}
+
+macro_rules! integers {
+    ($($one:ident, $listed:ident: $($type:ty),*;)*) => {$($(
+        impl Write for $type {
+            #[inline]
+            fn write(&self, writer: &mut Writer) -> Result<(), Error> {
+                writer.$one((*self).into());
+                Ok(())
+            }
+
+            fn write_list(list: &[Self], writer: &mut Writer) -> Result<(), Error> {
+                for &number in list {
+                    writer.$listed(number.into());
+                }
+                Ok(())
+            }
+        }
+    )*)*};
+}
+
+integers! {
+    unsigned, put_unsigned: u8, u16, u32, u64;
+    signed, put_signed: i8, i16, i32, i64;
 }
 
 impl Write for str {
@@ -246,7 +272,7 @@ impl<T: Write> Write for [T] {
     #[inline]
     fn write(&self, writer: &mut Writer) -> Result<(), Error> {
         writer.put_head(&ARRAY, self.len())?;
-        self.iter().try_for_each(|element| element.write(writer))
+        T::write_list(self, writer)
     }
 }
 
