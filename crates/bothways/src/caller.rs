@@ -184,6 +184,11 @@ impl CallOptions {
         self
     }
 
+    /// The metadata of the call, to change it.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     /// Give up after this long; the peer is told (`__ServerTimeout`, in whole milliseconds). Zero gives up before
     /// anything is sent.
     #[must_use]

@@ -296,7 +296,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Overloaded,
         Self::Unauthenticated,
         Self::NotFound,
@@ -597,6 +597,52 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// What [`Self::name`] may return.
+    pub(crate) const NAMES: [&'static str; 16] = [
+        "local",
+        "peer_closed",
+        "peer_closed_mid_frame",
+        "io",
+        "bad_frame",
+        "misbehaved",
+        "gone",
+        "idle",
+        "no_first_frame",
+        "slow_frame",
+        "no_room",
+        "slow_peer",
+        "unauthenticated",
+        "hello_refused",
+        "goodbye",
+        "not_admitted",
+    ];
+
+    pub(crate) fn index(&self) -> usize {
+        match self {
+            Self::Local => 0,
+            Self::PeerClosed => 1,
+            Self::PeerClosedMidFrame => 2,
+            Self::Io(_) => 3,
+            Self::BadFrame(_) => 4,
+            Self::Misbehaved(_) => 5,
+            Self::Gone { .. } => 6,
+            Self::Idle(_) => 7,
+            Self::NoFirstFrame(_) => 8,
+            Self::SlowFrame { .. } => 9,
+            Self::NoRoom { .. } => 10,
+            Self::SlowPeer(_) => 11,
+            Self::Unauthenticated(_) => 12,
+            Self::HelloRefused(_) => 13,
+            Self::Goodbye { .. } => 14,
+            Self::NotAdmitted { .. } => 15,
+        }
+    }
+
+    /// Its kind in one word, such as `slow_peer`: a value for a label of a metric.
+    pub fn name(&self) -> &'static str {
+        Self::NAMES[self.index()]
+    }
+
     /// How long the server asked its client to wait before the next connection. A Bothways client does.
     pub fn reconnect_after(&self) -> Option<Duration> {
         match self {

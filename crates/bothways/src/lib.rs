@@ -164,6 +164,7 @@ pub mod router;
 pub mod server;
 pub mod session;
 mod shrink;
+pub mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;

@@ -17,6 +17,7 @@ use super::{Connection, behind::PushesSoFar, call::Waiter, lanes::Lane, lock::Lo
 use crate::{
     error::{CallError, CloseReason, ErrorCode, PushError},
     reply::{Failure, Reply},
+    stats::Lost,
 };
 
 /// The first byte of a TLS connection.
@@ -107,6 +108,9 @@ impl Connection {
         }
         if let Err(failure) = &mut reply.outcome {
             header = header.with_status(Status::ERROR);
+            if let Some(meters) = &shared.settings.meters {
+                meters.count_error(failure.code);
+            }
             self.hide_from_plain_client(failure);
         }
 
@@ -215,6 +219,7 @@ impl Connection {
             Ok(number) if waits => self.shared.handler.handle_held(self, self.held_reply(number)),
             Ok(_) => {}
             Err(error) => {
+                self.shared.settings.count_drops(Lost::ReplyLost, 1);
                 if let Some(left_out) = self.shared.settings.load.told_lost.due() {
                     tracing::warn!(connection = %self.id(), %error, left_out, "a reply was lost");
                 }
@@ -334,6 +339,9 @@ impl Connection {
 
     /// A failed reply to a request of which only the header was looked at.
     pub(super) fn refuse_by_header(&self, header: Header, code: ErrorCode, text: &str) {
+        if let Some(meters) = &self.shared.settings.meters {
+            meters.count_error(Some(code));
+        }
         let mut said = Metadata::new().with(keys::ERROR, cut(text));
         // A Hello is a heartbeat, and no application sees the answer to one.
         if header.is_heartbeat() || self.shared.state.lock().proto.is_negotiated() {

@@ -102,7 +102,7 @@ impl Connection {
 
         let mut handler = Guarded::new(handler);
         let Ok(mut permit) = place.take(self, &message) else {
-            self.shared.state.lock().rare().oneways_refused += 1;
+            self.count_refused_oneway();
             return;
         };
 

@@ -26,7 +26,10 @@ use super::{
     write::move_bytes,
     writer::{self, Ended, Hand, Writer},
 };
-use crate::error::CloseReason;
+use crate::{
+    error::CloseReason,
+    stats::{Lost, Task},
+};
 
 /// One read takes at most this much; the buffer belongs to the thread, so that an idle connection
 /// holds none.
@@ -142,6 +145,9 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(connection: Connection) -> Self {
+        if let Some(meters) = &connection.shared.settings.meters {
+            meters.begin_task(Task::Driver);
+        }
         Self {
             connection,
             deframer: Deframer::default(),
@@ -265,7 +271,7 @@ impl Driver {
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let mut buffer = BUFFER.take();
         buffer.resize(READ_BYTES, 0);
-        let (mut outcome, mut turn) = (None, Turn::default());
+        let (mut outcome, mut turn, messages) = (None, Turn::default(), self.messages);
         for _ in 0..READS {
             outcome = self.poll_read_once(&mut turn, &mut buffer, cx);
             if outcome.is_some() || turn.is_over || TURN_BYTES <= turn.bytes {
@@ -273,6 +279,9 @@ impl Driver {
             }
         }
         BUFFER.set(buffer);
+        if let Some(meters) = self.connection.shared.settings.meters.as_ref().filter(|_| turn.bytes != 0) {
+            meters.read(self.messages.wrapping_sub(messages), turn.bytes);
+        }
 
         outcome.unwrap_or_else(|| {
             self.share.yield_now(cx);
@@ -642,6 +651,9 @@ impl Drop for Driver {
     /// A runtime that shuts down drops its tasks: a caller that waits is told all the same.
     fn drop(&mut self) {
         self.finish();
+        if let Some(meters) = &self.connection.shared.settings.meters {
+            meters.end_task(Task::Driver);
+        }
     }
 }
 
@@ -732,7 +744,10 @@ fn handle_message<'a>(
         }
         Inbound::Reply(Waiter::Hello, message) => connection.hello_is_answered(state, &message),
         Inbound::Reply(Waiter::Ping, _) => {}
-        Inbound::Late(_) => state.rare().late_replies += 1,
+        Inbound::Late(_) => {
+            state.rare().late_replies += 1;
+            connection.shared.settings.count_drops(Lost::LateReply, 1);
+        }
         Inbound::Cancel(seq) => {
             drop(state);
             connection.cancel(seq);
@@ -743,6 +758,7 @@ fn handle_message<'a>(
         // Acknowledgements and the like are worth their place.
         Inbound::Push(message) if too_many && !ends_something(&message) => {
             state.rare().oneways_refused += 1;
+            connection.shared.settings.count_drops(Lost::OnewayRefused, 1);
         }
         Inbound::Push(message) => {
             drop(state);

@@ -6,7 +6,10 @@ use bothways_proto as proto;
 use bothways_proto::{Greeting, Role};
 
 use super::{Connection, State, call::Waiter, lock::Locked, unsent::Unsent, writer::Writer};
-use crate::error::{CallError, CloseReason, PushError, SessionLost};
+use crate::{
+    error::{CallError, CloseReason, PushError, SessionLost},
+    stats::Lost,
+};
 
 /// How far the connection is from its end.
 pub(super) enum Phase {
@@ -312,6 +315,7 @@ impl Connection {
         let untaken = if writes { 0 } else { state.oneways_untaken() };
         let is_own = state.only_own_are_unwritten();
         let rest = state.outbox.clear();
+        self.shared.settings.count_drops(Lost::ConnectionEnded, rest.lost_pushes());
         state.outbox.recount(self.shared.settings.load.outgoing());
         state.drop_later(Unsent::new(self, rest, untaken, is_own));
     }

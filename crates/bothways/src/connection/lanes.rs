@@ -223,6 +223,12 @@ impl Lanes {
         pushes.map(|entry| (entry.head, entry.body))
     }
 
+    /// Pushes that wait and that are no session's.
+    pub(super) fn lost_pushes(&self) -> u64 {
+        let pushes = self.shares[PUSHES].entries.iter();
+        pushes.filter(|entry| entry.lane == Lane::Push && !entry.owed).count() as u64
+    }
+
     /// Takes out the pushes that wait, except the last ones: so many. `None`: there are no others.
     pub(super) fn take_pushes(&mut self, except: usize) -> Option<Self> {
         let count = self.waiting(Lane::Push).frames.checked_sub(except).filter(|count| *count != 0)?;

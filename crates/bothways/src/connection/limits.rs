@@ -18,6 +18,7 @@ use crate::{
     calm::{Calm, Said, tell},
     error::ErrorCode,
     reply::Reply,
+    stats::Task,
 };
 
 /// Refusals that wait for [`LATE_REFUSAL`] in all connections of one server or client; one more leaves at once.
@@ -237,6 +238,8 @@ pub(super) struct Permit {
     pub(super) is_check: bool,
     /// KiB that it holds in a task of its own.
     kib: u32,
+    /// The request runs in a task of its own, which is counted.
+    is_task: bool,
 }
 
 impl Permit {
@@ -282,7 +285,14 @@ impl Permit {
         let shared = &*connection.shared;
         let in_connection = shared.calls_running.fetch_add(1, Ordering::AcqRel) as usize;
         let in_all = shared.settings.load.running.fetch_add(1, Ordering::AcqRel);
-        let permit = Self { connection: connection.clone(), is_late: false, shares: None, is_check: false, kib: 0 };
+        let permit = Self {
+            connection: connection.clone(),
+            is_late: false,
+            shares: None,
+            is_check: false,
+            kib: 0,
+            is_task: false,
+        };
         (permit, in_connection, in_all)
     }
 
@@ -304,6 +314,10 @@ impl Permit {
             self.is_check = true;
         }
         self.charge(message.pinned_bytes());
+        if let Some(meters) = &self.connection.shared.settings.meters {
+            meters.begin_task(Task::Handler);
+            self.is_task = true;
+        }
     }
 
     /// It holds so many bytes more.
@@ -341,6 +355,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if self.kib != 0 {
             self.connection.shared.give_request_room_back(self.kib);
+        }
+        if let Some(meters) = self.connection.shared.settings.meters.as_ref().filter(|_| self.is_task) {
+            meters.end_task(Task::Handler);
         }
         if self.is_check {
             self.connection.end_check();

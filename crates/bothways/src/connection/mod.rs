@@ -118,6 +118,7 @@ use crate::{
     clock::{is_outside, timeout_outside},
     error::{CallError, CloseReason},
     packing::{self, Asker, Held, NotUnpacked, Room},
+    stats::Lost,
     transport::AnySocket,
 };
 
@@ -561,6 +562,7 @@ impl Connection {
         }
         let Some(Waiter::Call { reply, .. }) = state.proto.forget(Seq::of_call_to_client(number)) else {
             state.rare().late_replies += 1;
+            self.shared.settings.count_drops(Lost::LateReply, 1);
             return false;
         };
         // The caller is woken without the lock: its waker may look at this connection.
@@ -679,6 +681,7 @@ impl Connection {
     /// A request that wants no reply was dropped.
     pub(crate) fn count_refused_oneway(&self) {
         self.shared.state.lock().rare().oneways_refused += 1;
+        self.shared.settings.count_drops(Lost::OnewayRefused, 1);
     }
 
     /// A message of the server was dropped, for nobody listens.

@@ -30,7 +30,11 @@ use super::{
     wire::{SHARE_BYTES, WIRE_BYTES, Wire},
     writer::Writer,
 };
-use crate::{connection::Overflow, shrink::keep_alone};
+use crate::{
+    connection::Overflow,
+    shrink::keep_alone,
+    stats::{Lost, Meters},
+};
 
 /// Heartbeat answers, refusals and other small frames that may wait. A peer that lets so many pile
 /// up is not reading.
@@ -77,6 +81,13 @@ pub(super) struct Rest {
     pub(super) lanes: Option<Box<Lanes>>,
 }
 
+impl Rest {
+    /// Pushes that waited and that no session sends again.
+    pub(super) fn lost_pushes(&self) -> u64 {
+        self.lanes.as_ref().map_or(0, |lanes| lanes.lost_pushes())
+    }
+}
+
 /// Bounds of an outbox.
 #[derive(Clone, Debug)]
 pub(super) struct OutboxBounds<'a> {
@@ -89,6 +100,17 @@ pub(super) struct OutboxBounds<'a> {
     pub(super) call_bytes: usize,
     /// What waits in all connections.
     pub(super) outgoing: &'a Outgoing,
+    /// Where pushes that find a queue full are counted.
+    pub(super) meters: Option<&'a Meters>,
+}
+
+impl OutboxBounds<'_> {
+    #[cold]
+    fn count_full(&self) {
+        if let Some(meters) = self.meters {
+            meters.count_drops(Lost::QueueFull, 1);
+        }
+    }
 }
 
 /// Frames on their way to the socket. Small while there are none.
@@ -246,7 +268,9 @@ impl Outbox {
         if !self.goes_direct() || WIRE_BYTES < self.wire_bytes() + joined.len() {
             return false;
         }
-        self.wire.get_or_insert_default().push(joined.clone());
+        let wire = self.wire.get_or_insert_default();
+        wire.push(joined.clone());
+        wire.note_frames(u32::try_from(pushes).unwrap_or(u32::MAX));
         let progress = &mut self.counted.get_or_insert_default().pushes;
         progress.added += pushes as u64;
         progress.on_wire = progress.added;
@@ -519,6 +543,7 @@ impl Outbox {
             if frames < bounds.push_frames && !over {
                 return Ok(());
             }
+            bounds.count_full();
             match bounds.overflow {
                 Overflow::RefuseNewest => return Err(Refused::Full { frames, bytes }),
                 Overflow::Disconnect => return Err(Refused::Disconnect("its queue of pushes is full")),
@@ -631,7 +656,15 @@ mod tests {
     fn bounds(overflow: Overflow) -> OutboxBounds<'static> {
         static ALL: Outgoing = Outgoing::new(usize::MAX);
         let (reply_bytes, call_bytes) = (4 << 20, 1 << 20);
-        OutboxBounds { push_frames: 3, push_bytes: 1 << 20, overflow, reply_bytes, call_bytes, outgoing: &ALL }
+        OutboxBounds {
+            push_frames: 3,
+            push_bytes: 1 << 20,
+            overflow,
+            reply_bytes,
+            call_bytes,
+            outgoing: &ALL,
+            meters: None,
+        }
     }
 
     fn add(outbox: &mut Outbox, lane: Lane, text: &str, overflow: Overflow) -> Result<u64, Refused> {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use bothways_proto::{Capabilities, CompressType, Limits, Rate};
 
 use super::{Overflow, announced::AnnouncedLists, limits::Load, outbox::OutboxBounds, watch, wheel::Wheel};
-use crate::packing::Room;
+use crate::{
+    packing::Room,
+    stats::{Lost, Meters},
+};
 
 /// Unpacked payloads of calls that run in all connections of one server or client: 512 MiB.
 pub(crate) const UNPACKED_BYTES: usize = 512 << 20;
@@ -54,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) watch: watch::Deadlines,
     /// Which connections are looked at for these. Each server has its own, and turns it.
     pub(crate) wheel: Arc<Wheel>,
+    /// What a server counts of all its connections; a client counts nothing.
+    pub(crate) meters: Option<Arc<Meters>>,
 }
 
 impl Default for Settings {
@@ -80,11 +85,19 @@ impl Default for Settings {
             token: None,
             watch: watch::Deadlines::default(),
             wheel: Arc::new(Wheel::new()),
+            meters: None,
         }
     }
 }
 
 impl Settings {
+    /// Messages were given up.
+    pub(super) fn count_drops(&self, why: Lost, messages: u64) {
+        if let Some(meters) = self.meters.as_ref().filter(|_| messages != 0) {
+            meters.count_drops(why, messages);
+        }
+    }
+
     pub(super) fn bounds(&self) -> OutboxBounds<'_> {
         OutboxBounds {
             push_frames: self.push_frames_max,
@@ -93,6 +106,7 @@ impl Settings {
             reply_bytes: self.reply_bytes_max,
             call_bytes: self.call_bytes_max,
             outgoing: self.load.outgoing(),
+            meters: self.meters.as_deref(),
         }
     }
 }

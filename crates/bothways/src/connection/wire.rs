@@ -42,6 +42,8 @@ pub(super) struct Wire {
     bytes: usize,
     /// Of these at most so many are this connection's alone, and not in `flat`.
     owned: usize,
+    /// Frames that were put here and are not counted yet.
+    frames: u32,
     /// Bytes that have gone.
     gone: u64,
     /// The last place where a frame is known to begin, counted as `gone` is.
@@ -195,8 +197,19 @@ impl Wire {
         if owned {
             self.owned += head.len() + body.len();
         }
+        self.note_frames(1);
         self.push(head);
         self.push_shared(body);
+    }
+
+    /// So many frames were put here.
+    pub(super) fn note_frames(&mut self, frames: u32) {
+        self.frames = self.frames.wrapping_add(frames);
+    }
+
+    /// How many frames were put here since this was asked last.
+    pub(super) fn take_frames(&mut self) -> u32 {
+        std::mem::take(&mut self.frames)
     }
 
     /// As [`Self::push_frame`], of a frame that nothing else waited for: its payload is as the application gave it.
@@ -221,8 +234,9 @@ impl Wire {
         self.tail.is_empty().then_some(&mut self.flat)
     }
 
-    /// This many bytes were written to the end of the flat buffer.
+    /// One frame of this many bytes was written to the end of the flat buffer.
     pub(super) fn note_flat(&mut self, bytes: usize) {
+        self.note_frames(1);
         self.bytes += bytes;
     }
 
@@ -284,6 +298,7 @@ impl Wire {
         for push in newer.pushes.into_iter().chain(newer.last_push) {
             self.add_push(PushEnd { at: end + (push.at - newer.gone), ..push });
         }
+        self.note_frames(newer.frames);
         self.bytes += newer.bytes;
         self.owned += newer.owned;
         if self.tail.is_empty() {

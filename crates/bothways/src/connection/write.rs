@@ -98,7 +98,10 @@ impl Desk for Connection {
         wire
     }
 
-    fn put_back<'a>(&'a self, state: &mut Locked<'a>, wire: Box<Wire>, written: usize) {
+    fn put_back<'a>(&'a self, state: &mut Locked<'a>, mut wire: Box<Wire>, written: usize) {
+        if let Some(meters) = self.shared.settings.meters.as_ref().filter(|_| written != 0) {
+            meters.wrote(wire.take_frames(), written);
+        }
         state.outbox.put_back(wire, written);
         match state.phase {
             // It ended meanwhile, and a handle on it may be kept for long.

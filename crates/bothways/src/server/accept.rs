@@ -18,6 +18,7 @@ use crate::{
     connection::{Connection, recycle::Sweeper},
     error::ServeError,
     guard,
+    stats::Task,
     transport::{Accepted, AnySocket, BoundListener, Closable, Listener, Opened},
 };
 
@@ -149,6 +150,7 @@ pub(super) fn start_watch(shared: &Arc<Shared>) {
 async fn accept_all(shared: Arc<Shared>, listener: Closable) {
     let handler = Arc::new(ServerHandler(Arc::clone(&shared), Handle::current()));
     let mut stopping = shared.stopping.subscribe();
+    let _counted = shared.meters.counted(Task::Listener);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -27,6 +27,7 @@ use crate::{
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
     session::{Registry, Rules, SessionOptions, Setup, TopicError, TopicOptions},
+    stats::Meters,
     transport::{ListenOptions, Transport, Transports},
 };
 
@@ -337,10 +338,11 @@ impl ServerBuilder {
         // Added after the layers, which do not see the calls of the framework itself.
         let router = topics::add_routes(control::add_routes(router));
 
-        let options = self.options;
+        let (options, meters) = (self.options, Arc::<Meters>::default());
         let mut settings = Settings {
             cancel_on_disconnect: self.cancel_on_disconnect,
             compress: self.compress,
+            meters: Some(Arc::clone(&meters)),
             ..Settings::default()
         };
         options.apply(&mut settings);
@@ -393,6 +395,7 @@ impl ServerBuilder {
                 draining: false.into(),
                 stopped: OnceCell::new(),
                 counters: Counters::default(),
+                meters,
             }),
         }
     }

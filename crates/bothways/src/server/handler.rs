@@ -190,6 +190,7 @@ impl ConnectionHandler for ServerHandler {
             (None, Ok(handler)) => handler.handle(request),
             (None, Err(why)) => {
                 count_if_oneway(connection, &request.message);
+                shared.counters.no_route.fetch_add(1, Ordering::Relaxed);
                 return Answer::Ready(no_route(&request, why));
             }
             (Some(auth), handler) => {
@@ -537,6 +538,7 @@ async fn check_and_handle(
         Ok(handler) => handler.handle(request).await,
         Err(why) => {
             count_if_oneway(request.connection(), &request.message);
+            shared.counters.no_route.fetch_add(1, Ordering::Relaxed);
             no_route(&request, why)
         }
     }

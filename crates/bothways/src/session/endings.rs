@@ -54,6 +54,9 @@ pub(super) enum NotResumed {
     Late,
 }
 
+/// How a client came back that names the session that it had: it has it again, or [`NotResumed::code`] says why not.
+pub(super) const RESUMES: [&str; 8] = ["resumed", "unknown", "expired", "gap", "revoked", "kicked", "ended", "late"];
+
 impl NotResumed {
     /// What the Welcome calls it, and an event log.
     pub(super) fn code(self) -> &'static str {

@@ -23,6 +23,7 @@ use super::{
     push::{Class, Encoded, Push},
     receipt::Receipt,
     topic::TopicError,
+    totals::Totals,
 };
 use crate::{
     clock::Runtimes,
@@ -35,13 +36,15 @@ pub(super) struct Delivery {
     limits: Limits,
     /// Those in which the server listens.
     pub(super) runtimes: Arc<Runtimes>,
+    /// What became of all pushes.
+    pub(super) totals: Totals,
     /// The server has stopped, and all sessions ended.
     stopped: AtomicBool,
 }
 
 impl Delivery {
     pub(super) fn new(limits: Limits, runtimes: Arc<Runtimes>) -> Self {
-        Self { limits, runtimes, stopped: AtomicBool::new(false) }
+        Self { limits, runtimes, totals: Totals::default(), stopped: AtomicBool::new(false) }
     }
 
     /// Nobody is pushed to from here on.

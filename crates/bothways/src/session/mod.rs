@@ -15,6 +15,7 @@
 //! | `side_by_side.rs` | futures of which only those that were woken are polled |
 //! | `receipt.rs` | how far a push has come |
 //! | `acks.rs` | acknowledgements, as they are on the wire |
+//! | `totals.rs`, `queues.rs` | what became of all of them, and what waits in all sessions |
 //! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | event logs of sessions that ended |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
@@ -91,6 +92,7 @@ mod parts;
 mod pasts;
 mod presence;
 mod push;
+mod queues;
 mod ranks;
 mod receipt;
 mod registry;
@@ -104,6 +106,7 @@ mod subscribers;
 mod target;
 mod tell;
 mod topic;
+mod totals;
 mod user;
 mod users;
 
@@ -136,10 +139,12 @@ pub use self::{
     options::SessionOptions,
     presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},
+    queues::QueueStats,
     receipt::{DropReason, Failure, Outcomes, Receipt, Stage},
     rules::{SubscribeRequest, TopicOptions},
     target::Target,
     topic::{SEGMENTS_MAX, TOPIC_BYTES_MAX, TopicError},
+    totals::PushCounts,
     user::{CallPolicy, DEVICE_LABEL, User},
 };
 use crate::{
@@ -324,10 +329,9 @@ impl Session {
     /// [`PushError::TooLarge`] and [`PushError::ReservedMetadata`]: nothing was queued.
     pub fn push(&self, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
-        let receipt = Receipt::of(push);
-        if let Some(registry) = self.inner.registry.upgrade() {
-            registry.fan_out.push_to(std::slice::from_ref(self), push, &receipt)?;
-        }
+        let Some(registry) = self.inner.registry.upgrade() else { return Ok(Receipt::new()) };
+        let receipt = registry.receipt_of(push);
+        registry.fan_out.push_to(std::slice::from_ref(self), push, &receipt)?;
         Ok(receipt)
     }
 
@@ -341,10 +345,9 @@ impl Session {
     pub async fn push_within(&self, wait: Duration, push: &Push) -> Result<Receipt, PushError> {
         push.check_reserved()?;
         let deadline = after(wait);
-        let receipt = Receipt::of(push);
-        let frame = match self.inner.registry.upgrade() {
-            Some(registry) => registry.fan_out.encode(push)?,
-            None => return Ok(receipt),
+        let (receipt, frame) = match self.inner.registry.upgrade() {
+            Some(registry) => (registry.receipt_of(push), registry.fan_out.encode(push)?),
+            None => return Ok(Receipt::new()),
         };
 
         loop {

@@ -46,6 +46,26 @@ pub enum Class {
     Tracked,
 }
 
+impl Class {
+    /// Its name in one word, without its key: a value for a label of a metric.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Fire => "fire",
+            Self::Latest(_) => "latest",
+            Self::Tracked => "tracked",
+        }
+    }
+
+    /// Its place among the classes that are counted.
+    pub(super) fn index(&self) -> u8 {
+        match self {
+            Self::Fire => 0,
+            Self::Latest(_) => 1,
+            Self::Tracked => 2,
+        }
+    }
+}
+
 /// Which of several waiting pushes is sent first. Within a priority they keep their order.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Priority {
@@ -219,6 +239,21 @@ impl Push {
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
+    }
+
+    /// The pairs beside the payload, to change them.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
+    /// The service that it names, such as `Chat`.
+    pub fn service_path(&self) -> &str {
+        &self.service_path
+    }
+
+    /// The method that it names, such as `say`.
+    pub fn service_method(&self) -> &str {
+        &self.service_method
     }
 
     /// The codec of the payload. Default raw, as Go's `SendMessage`; for [`Push::of`] that of the value.

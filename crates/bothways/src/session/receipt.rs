@@ -36,6 +36,7 @@ use super::{
     explain::EventLog,
     history::Position,
     lock::{self, Changes, Wake},
+    totals::{Total, Totals},
 };
 
 /// How far one push to one session has come.
@@ -114,14 +115,47 @@ pub enum DropReason {
     SessionEnded,
 }
 
+/// How many stages there are.
+pub(super) const STAGES: usize = 16;
+
 impl Stage {
     /// True if nothing can follow.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Written | Self::Received)
     }
 
+    /// The places of those that are final begin here.
+    pub(super) const FIRST_FINAL: usize = 3;
+
+    /// The names of those, in the order of [`Self::ALL`].
+    pub(super) const FINAL_NAMES: [&'static str; STAGES - Self::FIRST_FINAL] = [
+        "handled",
+        "plain_written",
+        "expired",
+        "superseded",
+        "dropped_full",
+        "dropped_disconnected",
+        "dropped_session_ended",
+        "duplicate",
+        "failed_no_handler",
+        "failed_bad_arguments",
+        "failed_error",
+        "failed_panicked",
+        "unknown",
+    ];
+
+    /// Its name in one word, such as `handled` or `dropped_full`: a value for a label of a metric.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Written => "written",
+            Self::Received => "received",
+            other => Self::FINAL_NAMES[other.index() - Self::FIRST_FINAL],
+        }
+    }
+
     /// Each stage once, by [`Self::index`].
-    const ALL: [Self; 16] = [
+    const ALL: [Self; STAGES] = [
         Self::Queued,
         Self::Written,
         Self::Received,
@@ -140,7 +174,7 @@ impl Stage {
         Self::Unknown,
     ];
 
-    fn index(self) -> usize {
+    pub(super) fn index(self) -> usize {
         match self {
             Self::Queued => 0,
             Self::Written => 1,
@@ -249,6 +283,8 @@ pub(super) struct Tally {
     stored: OnceLock<Position>,
     /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
     each: Weak<Each>,
+    /// Where the ends of its targets are counted, together with those of all other pushes.
+    total: Option<Total>,
 }
 
 /// How far all targets have to come.
@@ -273,6 +309,9 @@ impl Wait {
 impl Tally {
     /// A target moves on from one stage to another one. True if [`Self::tell`] is to follow: a wait may be over.
     pub(super) fn count(&self, from: Stage, to: Stage) -> bool {
+        if let Some(total) = self.total.as_ref().filter(|_| to.is_final()) {
+            total.count(to.index());
+        }
         let mut outcomes = self.outcomes.lock();
         outcomes.counts[from.index()] -= 1;
         outcomes.counts[to.index()] += 1;
@@ -300,16 +339,12 @@ impl Receipt {
         Self { tally: Arc::default(), each: None }
     }
 
-    /// Counts, and notes the end of each target.
-    fn of_each() -> Self {
-        let each = Arc::<Each>::default();
-        let tally = Tally { each: Arc::downgrade(&each), ..Tally::default() };
-        Self { tally: Arc::new(tally), each: Some(each) }
-    }
-
-    /// As the push asks.
-    pub(crate) fn of(push: &Push) -> Self {
-        if push.watches_each { Self::of_each() } else { Self::new() }
+    /// As the push asks: counts, or notes the end of each target too. Both count among those of all pushes.
+    pub(super) fn of(push: &Push, totals: &Totals) -> Self {
+        let each = push.watches_each.then(Arc::<Each>::default);
+        let weak = each.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let tally = Tally { each: weak, total: Some(totals.of(&push.class)), ..Tally::default() };
+        Self { tally: Arc::new(tally), each }
     }
 
     /// The place of one more target, which is queued.
@@ -518,7 +553,7 @@ mod tests {
     }
 
     fn watched() -> (Receipt, TargetOutcomes) {
-        let receipt = Receipt::of_each();
+        let receipt = Receipt::of(&Push::new("T", "m", "").watch_each(), &Totals::default());
         let each = receipt.each().expect("it was asked for");
         (receipt, each)
     }

@@ -18,7 +18,7 @@ use super::{
     Session, SessionId,
     away::Away,
     claims::Listed,
-    endings::Endings,
+    endings::{Endings, RESUMES},
     explain::{self, EventLog, Explanation, What},
     fan_out::{Delivery, SendError},
     handle::Inner,
@@ -29,17 +29,20 @@ use super::{
     parts::PARTS_BYTES,
     pasts::{self, Pasts},
     push::Push,
+    queues::QueueStats,
     receipt::Receipt,
     shards::Shards,
     state::State,
     target::{Target, Who},
     topic::{self, TopicError},
+    totals::PushCounts,
     users::Users,
 };
 use crate::{
     calm::Calm,
     clock::Runtimes,
     connection::{Connection, ConnectionId, METHODS_BYTES_MAX},
+    stats::{Counters, Counts},
 };
 
 /// All sessions of a server.
@@ -61,6 +64,8 @@ pub(crate) struct Registry {
     pub(super) fan_out: Arc<Delivery>,
     pub(super) away: Away,
     pub(super) told: Told,
+    /// How clients came back, or did not.
+    pub(super) resumes: Counters<{ RESUMES.len() }>,
     /// Somebody sweeps: only one at a time.
     pub(super) sweeping: AtomicBool,
     pub(super) endings: Endings,
@@ -110,6 +115,7 @@ impl Registry {
             me: me.clone(),
             away: Away::default(),
             told: Told::default(),
+            resumes: Counters::new(&RESUMES),
             runtimes,
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
@@ -276,6 +282,39 @@ impl Registry {
             PARTS_BYTES,
         ];
         terms.into_iter().fold(self.bounds.bytes_max(push_bytes), usize::saturating_add)
+    }
+
+    /// A receipt for this push, which counts among all pushes.
+    pub(crate) fn receipt_of(&self, push: &Push) -> Receipt {
+        Receipt::of(push, &self.fan_out.totals)
+    }
+
+    /// What became of all pushes.
+    pub(crate) fn pushes(&self) -> PushCounts {
+        self.fan_out.totals.read()
+    }
+
+    /// How clients came back, or did not.
+    pub(crate) fn resumes(&self) -> Counts {
+        self.resumes.read()
+    }
+
+    /// Looks at every session, part by part: no more than one part's table is locked, while it is copied, and then each
+    /// session by itself.
+    pub(crate) fn queues(&self) -> QueueStats {
+        let mut queues = QueueStats::default();
+        for part in self.by_id.iter() {
+            let sessions: Vec<Session> = part.read().iter().cloned().collect();
+            for session in sessions {
+                let state = session.lock();
+                if !state.is_ended() {
+                    queues.add(state.counted_as(), state.ledger().waiting());
+                }
+            }
+        }
+        // Of those that nobody has asked for there is nothing but their number.
+        queues.add_blank(self.lazy.load(Ordering::Relaxed));
+        queues
     }
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.

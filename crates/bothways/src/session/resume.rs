@@ -56,6 +56,7 @@ impl Registry {
         let mut welcome = Metadata::new();
         let session = match resumed {
             Some((_, Ok((session, left_out)))) => {
+                self.resumes.count("resumed");
                 welcome.insert(keys::SESSION_RESUMED, "1");
                 if 0 < left_out {
                     welcome.insert(keys::LEFT_OUT, left_out.to_string());
@@ -69,6 +70,7 @@ impl Registry {
                     self.refuse_resume(&fresh, wanted, why, hello, &mut welcome)?;
                 } else if hello.get(keys::SESSION_ID).is_some() {
                     // No session has such a name.
+                    self.resumes.count(NotResumed::Unknown.code());
                     welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
                 }
                 welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
@@ -104,6 +106,7 @@ impl Registry {
         welcome: &mut Metadata,
     ) -> Result<(), NotWelcome> {
         let text = why.code();
+        self.resumes.count(text);
         fresh.inner.event_log.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
         if why == NotResumed::Late {
             return Err(NotWelcome::Late);

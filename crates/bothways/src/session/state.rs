@@ -50,6 +50,7 @@ use super::{
     ledger::{Bounds, Entry, Ledger, Next},
     parts::{Part, Parts},
     push::{Class, Push},
+    queues::Counted,
     secrets::Secret,
     topic::Patterns,
 };
@@ -422,6 +423,15 @@ impl State {
             Phase::Resumable { .. } | Phase::Away { .. } => true,
             Phase::Left { was_resumable, .. } => *was_resumable,
             Phase::Plain { .. } | Phase::Claiming { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => false,
+        }
+    }
+
+    /// Where it stands, as it is counted.
+    pub(super) fn counted_as(&self) -> Counted {
+        match &self.phase {
+            Phase::Away { .. } => Counted::Away,
+            Phase::Resumable { .. } => Counted::Resumable,
+            _ => Counted::Plain,
         }
     }
 

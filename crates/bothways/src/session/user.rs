@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use super::{Push, Receipt, Registry, Session, Target, call::CALL_TIMEOUT, push, side_by_side::SideBySide};
+use super::{Push, Registry, Session, Target, call::CALL_TIMEOUT, push, side_by_side::SideBySide};
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
@@ -242,8 +242,9 @@ impl Caller for User {
         if sessions.is_empty() {
             return Err(PushError::NoClient(format!("the user {} has no session to push to", self.name)));
         }
-        let receipt = Receipt::new();
-        self.registry.fan_out.push_to(&sessions, &Push::from_raw(push), &receipt)?;
+        let push = Push::from_raw(push);
+        let receipt = self.registry.receipt_of(&push);
+        self.registry.fan_out.push_to(&sessions, &push, &receipt)?;
         push::accepted(&receipt, || sessions.iter().map(Session::waiting).max().unwrap_or_default())
     }
 }
