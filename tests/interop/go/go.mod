@@ -4,12 +4,15 @@ go 1.26.0
 
 require (
 	github.com/apache/thrift v0.23.0
+	go.opentelemetry.io/otel v1.40.0
+	go.opentelemetry.io/otel/trace v1.40.0
 	google.golang.org/protobuf v1.36.4
 )
 
 require (
 	github.com/cenk/backoff v2.2.1+incompatible // indirect
 	github.com/cenkalti/backoff v2.2.1+incompatible // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/dgryski/go-jump v0.0.0-20211018200510-ba001c3ffce0 // indirect
 	github.com/edwingeng/doublejump v1.0.1 // indirect
 	github.com/facebookgo/clock v0.0.0-20150410010913-600d898af40a // indirect
@@ -20,6 +23,7 @@ require (
 	github.com/hashicorp/go-multierror v1.1.1 // indirect
 	github.com/juju/ratelimit v1.0.2 // indirect
 	github.com/miekg/dns v1.1.63 // indirect
+	github.com/rogpeppe/go-internal v1.14.1 // indirect
 	github.com/rubyist/circuitbreaker v2.2.1+incompatible // indirect
 	github.com/valyala/fastrand v1.1.0 // indirect
 	golang.org/x/mod v0.29.0 // indirect

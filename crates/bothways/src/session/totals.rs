@@ -36,7 +36,7 @@ impl PushCounts {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// Each behind a pointer of its own: whoever counts a push holds its cell, and no two threads hold the same one.
+    /// Each behind a pointer of its own: a push that is counted holds its cell, and the threads that make pushes hold different ones.
     cells: [Arc<Cell>; CELLS],
 }
 
