@@ -22,7 +22,7 @@ use crate::{
     events::{self, Streams},
     fault::Fault,
     gateway, health,
-    inside::{Entrance, Visitor},
+    inside::{Entrance, Home, Visitor},
     jsonrpc,
     options::FrontOptions,
     rpc,
@@ -122,8 +122,11 @@ impl HttpPeer {
 impl Front {
     /// In front of this server.
     pub fn new(server: &Server, options: FrontOptions) -> Self {
-        let entrance =
-            Entrance { server: server.clone(), body_bytes_max: options.body_bytes_max, connect_timeout: LET_IN_WITHIN };
+        Self::before(Home::Kept(server.clone()), options)
+    }
+
+    pub(crate) fn before(home: Home, options: FrontOptions) -> Self {
+        let entrance = Entrance { home, body_bytes_max: options.body_bytes_max, connect_timeout: LET_IN_WITHIN };
         let shared = Shared {
             budget: Budget::new(options.held_bytes_max),
             streams: Streams::new(options.streams.clone()),
@@ -173,7 +176,7 @@ impl Front {
         }
         // No browser is to guess that a reply is a page, or to keep it.
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if self.shared.entrance.server.is_stopping() {
+        if self.shared.entrance.home.is_stopping() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -211,7 +214,7 @@ async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Res
     }
     match parts.uri.path() {
         "/healthz" => only_get(parts, health::is_alive),
-        "/readyz" => only_get(parts, || health::is_ready(&asked.front.shared.entrance.server)),
+        "/readyz" => only_get(parts, || health::is_ready(&asked.front.shared.entrance.home)),
         "/debug/vars" if options.debug => only_get(parts, || health::vars(&asked.front)),
         events::PATH if options.events => events::answer(asked, parts).await,
         events::TICKET_PATH if options.events => events::give_ticket(asked, parts).await,

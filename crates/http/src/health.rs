@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     body::{Body, Response},
     front::Front,
+    inside::Home,
 };
 
 fn text(status: StatusCode, text: &'static str) -> Response {
@@ -25,8 +26,8 @@ pub(crate) fn is_alive() -> Response {
 }
 
 /// The server takes new clients: not while it drains or shuts down.
-pub(crate) fn is_ready(server: &Server) -> Response {
-    match server.is_stopping() {
+pub(crate) fn is_ready(home: &Home) -> Response {
+    match home.is_stopping() {
         false => text(StatusCode::OK, "ready\n"),
         true => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
     }
@@ -34,12 +35,13 @@ pub(crate) fn is_ready(server: &Server) -> Response {
 
 /// Tasks by kind, connections, queues and their bytes. Walks all connections.
 pub(crate) fn vars(front: &Front) -> Response {
+    let server = front.shared.entrance.home.server();
     let vars = json!({
         "uptime_seconds": front.shared.began.elapsed().as_secs(),
         "process": process(),
-        "server": of_server(&front.shared.entrance.server),
-        "tasks": tasks(front),
-        "queues": queues(front),
+        "server": server.as_ref().map(of_server),
+        "tasks": server.as_ref().map(|server| tasks(front, server)),
+        "queues": server.as_ref().map(|server| queues(front, server)),
         "http": of_front(front),
     });
     let mut response = http::Response::new(Body::from(format!("{vars:#}\n")));
@@ -75,9 +77,8 @@ fn of_server(server: &Server) -> Value {
     })
 }
 
-fn tasks(front: &Front) -> Value {
+fn tasks(front: &Front, server: &Server) -> Value {
     let runtime = tokio::runtime::Handle::current().metrics();
-    let server = &front.shared.entrance.server;
     let awake = server.connections().iter().filter(|connection| connection.has_task()).count();
     json!({
         "all": runtime.num_alive_tasks(),
@@ -89,8 +90,7 @@ fn tasks(front: &Front) -> Value {
     })
 }
 
-fn queues(front: &Front) -> Value {
-    let server = &front.shared.entrance.server;
+fn queues(front: &Front, server: &Server) -> Value {
     let (mut pushes, mut push_bytes, mut calls) = (0, 0, 0);
     for connection in server.connections() {
         let stats = connection.stats();

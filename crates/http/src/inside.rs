@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Heartbeat, Limits, QueueBound, Reconnect, Server,
+    Client, ClientOptions, Heartbeat, Limits, QueueBound, Reconnect, ServeError, Server,
     client::ServerMessages,
     transport::{ConnectOptions, memory},
 };
@@ -18,10 +18,36 @@ const PIPE_BYTES: usize = 64 << 10;
 /// Bytes of frames beside the body of a request or a reply: names and metadata.
 const BESIDE_BODY_BYTES: usize = 128 << 10;
 
+/// The server behind a front.
+#[derive(Clone)]
+pub(crate) enum Home {
+    /// Kept for as long as the front is.
+    Kept(Server),
+    /// The server keeps its front, so that the front does not keep its server.
+    #[cfg(feature = "port")]
+    Keeper(bothways::WeakServer),
+}
+
+impl Home {
+    /// The server, if it is still there.
+    pub(crate) fn server(&self) -> Option<Server> {
+        match self {
+            Self::Kept(server) => Some(server.clone()),
+            #[cfg(feature = "port")]
+            Self::Keeper(server) => server.upgrade(),
+        }
+    }
+
+    /// True if there is no server any more, or it begins to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.server().is_none_or(|server| server.is_stopping())
+    }
+}
+
 /// What every connection inside has in common.
 #[derive(Clone)]
 pub(crate) struct Entrance {
-    pub(crate) server: Server,
+    pub(crate) home: Home,
     pub(crate) body_bytes_max: usize,
     pub(crate) connect_timeout: Duration,
 }
@@ -86,7 +112,7 @@ impl Entrance {
 
     fn options(&self, peer: &Arc<str>, token: &str) -> Result<ClientOptions, Fault> {
         let (near, far) = memory::pair_for(Arc::clone(peer), PIPE_BYTES);
-        self.server.take(far)?;
+        self.home.server().ok_or(ServeError::ShutDown)?.take(far)?;
         let connect = ConnectOptions::default().connect_timeout(self.connect_timeout).over(near);
         let limits = Limits::default().body_bytes_max(self.body_bytes_max.saturating_add(BESIDE_BODY_BYTES));
         let options = ClientOptions::new()

@@ -30,9 +30,13 @@ mod health;
 mod inside;
 mod jsonrpc;
 mod options;
+#[cfg(feature = "port")]
+mod port;
 mod rpc;
 mod serve;
 
+#[cfg(feature = "port")]
+pub use self::port::PortFront;
 pub use self::{
     body::{Body, Response},
     cors::Cors,

@@ -111,6 +111,15 @@ impl Front {
         self.serve_connection(stream, peer.into()).await;
     }
 
+    /// As [`Self::serve_stream`], where the server has counted the connection.
+    #[cfg(feature = "port")]
+    pub(crate) async fn serve_at_port<S>(&self, stream: S, peer: crate::HttpPeer)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.serve_connection(stream, peer.0).await;
+    }
+
     async fn serve_connection<S>(&self, stream: S, peer: Arc<str>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -135,11 +144,11 @@ impl Front {
             .serve_connection(stream, service);
 
         let mut connection = pin!(connection);
-        let server = &self.shared.entrance.server;
         // One that comes while the server stops has its one answer, which ends it.
-        let outcome = match server.is_stopping() {
-            true => connection.await,
-            false => tokio::select! {
+        let server = self.shared.entrance.home.server().filter(|server| !server.is_stopping());
+        let outcome = match server {
+            None => connection.await,
+            Some(server) => tokio::select! {
                 outcome = connection.as_mut() => outcome,
                 () = server.stopping() => {
                     connection.as_mut().graceful_shutdown();

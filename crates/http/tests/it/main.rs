@@ -6,5 +6,7 @@ mod health;
 mod hostile;
 mod jsonrpc;
 mod mounted;
+#[cfg(feature = "port")]
+mod one_port;
 mod rpc;
 mod support;
