@@ -202,7 +202,7 @@ impl Client {
         common: Common,
         topics: &[Arc<str>],
     ) -> Result<Self, ConnectError> {
-        let address = options.transports().address(address)?;
+        let address = options.transports().place(address)?;
         in_a_runtime()?;
         handlers.warn_of_problems();
         let subscriptions = Subscriptions::wanting(topics.iter().cloned());

@@ -15,6 +15,14 @@ pub(super) enum Network {
     Tcp6,
     /// TLS over TCP. Go peers have no such name: their addresses say `tcp`, and the options decide.
     Tls,
+    /// TCP over IPv4 or IPv6, on a port that several servers share. For servers only.
+    ReusePort,
+    /// WebSocket. With TLS if the options bring a TLS configuration, as in rpcx.
+    Ws,
+    /// WebSocket over TLS.
+    Wss,
+    /// TCP behind an HTTP CONNECT. With TLS if the options bring a TLS configuration.
+    Http,
     /// A Unix domain socket. Never with TLS.
     Unix,
     /// A pipe within this process. rpcx's name for it, `memu`, is understood too.
@@ -24,23 +32,44 @@ pub(super) enum Network {
 }
 
 impl Network {
-    const NAMES: [(&'static str, Self); 7] = [
+    const NAMES: [(&'static str, Self); 11] = [
         ("tcp", Self::Tcp),
         ("tcp4", Self::Tcp4),
         ("tcp6", Self::Tcp6),
         ("tls", Self::Tls),
+        ("reuseport", Self::ReusePort),
+        ("ws", Self::Ws),
+        ("wss", Self::Wss),
+        ("http", Self::Http),
         ("unix", Self::Unix),
         ("memory", Self::Memory),
         ("memu", Self::Memory),
     ];
 
     /// The built-in networks, for people.
-    pub(super) const KNOWN: &'static str = match (cfg!(feature = "tls"), cfg!(unix)) {
-        (true, true) => "tcp, tcp4, tcp6, tls, unix, memory or memu",
-        (true, false) => "tcp, tcp4, tcp6, tls, memory or memu",
-        (false, true) => "tcp, tcp4, tcp6, unix, memory or memu (tls needs the feature `tls`)",
-        (false, false) => "tcp, tcp4, tcp6, memory or memu (tls needs the feature `tls`)",
-    };
+    pub(super) fn known() -> String {
+        let names = Self::NAMES.iter().map(|(name, network)| (*name, network.is_built_in()));
+        let built_in: Vec<_> = names.filter_map(|(name, is)| is.then_some(name)).collect();
+        let (last, others) = built_in.split_last().expect("there are some");
+        let mut known = format!("{} or {last}", others.join(", "));
+        match (cfg!(feature = "tls"), cfg!(feature = "ws")) {
+            (true, true) => {}
+            (false, true) => known += " (tls and wss need the feature `tls`)",
+            (true, false) => known += " (ws, wss and http need the feature `ws`)",
+            (false, false) => known += " (tls needs the feature `tls`, ws and http the feature `ws`)",
+        }
+        known
+    }
+
+    fn is_built_in(&self) -> bool {
+        match self {
+            Self::Tls => cfg!(feature = "tls"),
+            Self::Ws | Self::Http => cfg!(feature = "ws"),
+            Self::Wss => cfg!(all(feature = "tls", feature = "ws")),
+            Self::Unix => cfg!(unix),
+            _ => true,
+        }
+    }
 
     /// The name in front of `@`.
     fn name(&self) -> &str {
@@ -52,26 +81,30 @@ impl Network {
 
     fn from_name(name: &str) -> Self {
         let known = Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, network)| network.clone());
-        match known {
-            Some(Self::Tls) if !cfg!(feature = "tls") => Self::Other(name.into()),
-            Some(Self::Unix) if !cfg!(unix) => Self::Other(name.into()),
-            Some(network) => network,
-            None => Self::Other(name.into()),
-        }
+        known.filter(Self::is_built_in).unwrap_or_else(|| Self::Other(name.into()))
     }
 
     /// True if the part after `@` is `host:port`.
     fn has_port(&self) -> bool {
-        matches!(self, Self::Tcp | Self::Tcp4 | Self::Tcp6 | Self::Tls)
+        matches!(self, Self::Tcp | Self::Tcp4 | Self::Tcp6 | Self::Tls | Self::ReusePort) || self.has_path()
+    }
+
+    /// True if a path may stand behind that.
+    fn has_path(&self) -> bool {
+        matches!(self, Self::Ws | Self::Wss | Self::Http)
     }
 }
 
 /// An address in rpcx's form: `tcp@127.0.0.1:8972`, `tls@example.org:8972`, `unix@/run/chat.sock`,
 /// `memory@chat`. Without `@` the network is `tcp`. The first `@` separates.
 ///
-/// Behind `tcp`, `tcp4`, `tcp6` and `tls` stand a host and a port. An IPv6 address is in brackets:
+/// Behind `tcp`, `tcp4`, `tcp6`, `tls`, `ws`, `wss` and `http` stand a host and a port. An IPv6 address is in brackets:
 /// `tcp@[::1]:8972`. Without a host, as in `:8972`, a server listens on all addresses of the machine,
 /// and a client connects to its own machine. Port 0 lets the system choose one to listen on.
+///
+/// Behind the port of `ws`, `wss` (WebSocket) and `http` (rpcx behind CONNECT) may stand a path, `ws@example.org:80/rpc`;
+/// without one it is `/_rpcx_`, as in rpcx. A server may also listen on `reuseport@host:port`: it shares the port with
+/// others, as [`ListenOptions::reuse_port`](super::ListenOptions::reuse_port) has it.
 ///
 /// Behind `unix` stands a path; on Linux, `@name` is a name in the abstract namespace, which leaves
 /// no file. Behind `memory` stands any name.
@@ -128,14 +161,36 @@ impl Address {
         if !self.network.has_port() {
             return None;
         }
-        Some(split_host_and_port(&self.target).expect("checked when the address was made"))
+        let (place, _) = split_path(&self.network, &self.target);
+        Some(split_host_and_port(place).expect("checked when the address was made"))
+    }
+
+    /// The path of HTTP, on networks that have one.
+    #[cfg(feature = "ws")]
+    pub(super) fn path(&self) -> &str {
+        match split_path(&self.network, &self.target) {
+            (_, "") => super::ws::PATH,
+            (_, path) => path,
+        }
+    }
+
+    /// The host and the port, as HTTP names them.
+    #[cfg(feature = "ws")]
+    pub(super) fn place(&self) -> String {
+        match split_path(&self.network, &self.target).0 {
+            place if place.starts_with(':') => format!("localhost{place}"),
+            place => place.to_owned(),
+        }
     }
 
     /// The same place with the port that the system chose.
     pub(super) fn with_port(&self, port: u16) -> Self {
         let host = self.host().unwrap_or_default();
-        let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Self { network: self.network.clone(), target: target.into() }
+        let (_, path) = split_path(&self.network, &self.target);
+        let target = if host.contains(':') { format!("[{host}]:{port}{path}") } else { format!("{host}:{port}{path}") };
+        // Where servers share a port, clients find one.
+        let network = if self.network == Network::ReusePort { Network::Tcp } else { self.network.clone() };
+        Self { network, target: target.into() }
     }
 
     /// No transport has its network.
@@ -184,12 +239,22 @@ fn check(network: &Network, target: &str) -> Result<(), &'static str> {
         _ => {}
     }
 
-    let (host, _) = split_host_and_port(target)?;
+    let (place, path) = split_path(network, target);
+    if path.contains(|c: char| !c.is_ascii_graphic() || "?#".contains(c)) {
+        return Err("the path is of ASCII letters, digits and signs, without blanks, `?` and `#`");
+    }
+    let (host, _) = split_host_and_port(place)?;
     match (network, host.parse::<IpAddr>()) {
         (Network::Tcp4, Ok(IpAddr::V6(_))) => Err("`tcp4` takes IPv4 addresses only; IPv6 is `tcp6` or `tcp`"),
         (Network::Tcp6, Ok(IpAddr::V4(_))) => Err("`tcp6` takes IPv6 addresses only; IPv4 is `tcp4` or `tcp`"),
         _ => Ok(()),
     }
+}
+
+/// The place, and the path behind it, which may be empty.
+fn split_path<'a>(network: &Network, target: &'a str) -> (&'a str, &'a str) {
+    let begin = if network.has_path() { target.find('/') } else { None };
+    target.split_at(begin.unwrap_or(target.len()))
 }
 
 /// The host without brackets, and the port.
@@ -236,6 +301,7 @@ mod tests {
             ("tcp6@[::1]:8972", Network::Tcp6, Some("::1"), Some(8972), "tcp6@[::1]:8972"),
             ("[::]:65535", Network::Tcp, Some("::"), Some(65535), "tcp@[::]:65535"),
             ("tcp@[fe80::1%eth0]:1", Network::Tcp, Some("fe80::1%eth0"), Some(1), "tcp@[fe80::1%eth0]:1"),
+            ("reuseport@:80", Network::ReusePort, Some(""), Some(80), "reuseport@:80"),
             ("memory@a@b:c", Network::Memory, None, None, "memory@a@b:c"),
             ("memu@chat", Network::Memory, None, None, "memory@chat"),
         ] {
@@ -260,6 +326,26 @@ mod tests {
     fn tls_has_a_host_and_a_port() {
         let address: Address = "tls@example.org:8972".parse().expect("an address");
         assert_eq!((address.network(), address.host()), ("tls", Some("example.org")));
+    }
+
+    #[cfg(feature = "ws")]
+    #[test]
+    fn a_path_may_stand_behind_the_port_where_http_is() {
+        for (text, host, place, path) in [
+            ("ws@127.0.0.1:80", "127.0.0.1", "127.0.0.1:80", "/_rpcx_"),
+            ("ws@:80/", "", "localhost:80", "/"),
+            ("http@[::1]:80/a/b", "::1", "[::1]:80", "/a/b"),
+            ("ws@example.org:80/a@b:1", "example.org", "example.org:80", "/a@b:1"),
+        ] {
+            let address: Address = text.parse().expect("an address");
+            assert_eq!((address.host(), address.port()), (Some(host), Some(80)), "{text}");
+            assert_eq!((&*address.place(), address.path(), &*address.to_string()), (place, path, text));
+            assert!(address.with_port(9).to_string().contains(":9"), "{text}");
+        }
+        assert_eq!("ws@h:0/a".parse::<Address>().expect("an address").with_port(9).to_string(), "ws@h:9/a");
+        for text in ["ws@h/a", "ws@/a", "ws@h:1/a b", "ws@h:1/?a", "ws@h:1/\u{e4}", "http@h:1/#a", "tcp@h:1/a"] {
+            text.parse::<Address>().expect_err(text);
+        }
     }
 
     /// Its transport, if there is one, knows what stands behind it.
@@ -317,7 +403,7 @@ mod tests {
     proptest::proptest! {
         /// Whatever the text: an error or an address, never a panic; and an address can be asked.
         #[test]
-        fn any_text_is_an_address_or_an_error(text in "(tcp@|tls@|unix@|memory@|other@)?[\\[\\]:@0-9a-f.% /]{0,12}") {
+        fn any_text_is_an_address_or_an_error(text in "(tcp@|tls@|ws@|http@|unix@|memory@|other@)?[\\[\\]:@0-9a-f.% /]{0,12}") {
             if let Ok(address) = text.parse::<Address>() {
                 proptest::prop_assert_eq!(address.port().is_some(), address.host().is_some());
                 proptest::prop_assert_eq!(address.to_string().parse(), Ok(address));

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::tls::TlsSocket;
 #[cfg(unix)]
 use super::unix::UnixSocket;
+#[cfg(feature = "ws")]
+use super::ws::WsSocket;
 use super::{FromAsync, Socket, memory::MemorySocket, tcp::TcpSocket};
 
 /// A socket of one of our networks, or of a kind of your own.
@@ -25,6 +27,12 @@ pub enum AnySocket {
     /// TLS over TCP.
     #[cfg(feature = "tls")]
     Tls(Box<TlsSocket<TcpSocket>>),
+    /// WebSocket over TCP.
+    #[cfg(feature = "ws")]
+    Ws(Box<WsSocket<TcpSocket>>),
+    /// WebSocket over TLS over TCP.
+    #[cfg(all(feature = "tls", feature = "ws"))]
+    Wss(Box<WsSocket<TlsSocket<TcpSocket>>>),
     /// A pipe within this process.
     Memory(MemorySocket),
     /// Anything else; a stream of tokio's comes as [`FromAsync`](super::FromAsync).
@@ -40,6 +48,10 @@ macro_rules! delegate {
             AnySocket::Unix($socket) => $result,
             #[cfg(feature = "tls")]
             AnySocket::Tls($socket) => $result,
+            #[cfg(feature = "ws")]
+            AnySocket::Ws($socket) => $result,
+            #[cfg(all(feature = "tls", feature = "ws"))]
+            AnySocket::Wss($socket) => $result,
             AnySocket::Memory($socket) => $result,
             AnySocket::Other($socket) => $result,
         }

@@ -22,6 +22,14 @@ pub(super) struct Plan {
     tries: bool,
 }
 
+impl Plan {
+    /// The same with fewer bytes.
+    #[cfg(feature = "ws")]
+    pub(super) fn of_at_most(self, bytes: usize) -> Self {
+        Self { bytes: self.bytes.min(bytes), ..self }
+    }
+}
+
 pub(super) fn plans() -> impl Strategy<Value = [Plan; 2]> {
     let sizes = || prop::collection::vec(prop_oneof![1..8_usize, 1..4096_usize, 1..100_000_usize], 1..5);
     let plan = (0..300_000_usize, sizes(), sizes(), any::<bool>())

@@ -1,7 +1,7 @@
 //! How bytes move: listen, connect, a socket.
 //!
 //! An [`Address`] is `network@address`, as in rpcx; without `@` the network is `tcp`. The [`Transport`] of its network
-//! turns one into an [`AnySocket`]. `tcp`, `tls`, `unix` and `memory` are built in; an application adds its own by
+//! turns one into an [`AnySocket`]. `tcp`, `tls`, `ws`, `wss`, `http`, `unix` and `memory` are built in; an application adds its own by
 //! [`ClientOptions::transport`](crate::ClientOptions::transport) and
 //! [`ServerBuilder::transport`](crate::ServerBuilder::transport). A [`Socket`] of another kind is an [`AnySocket`] as
 //! [`AnySocket::Other`], and any stream of tokio's by [`AnySocket::from_async`].
@@ -23,6 +23,8 @@ mod check;
 mod connect;
 #[cfg(feature = "ws")]
 mod front;
+#[cfg(feature = "ws")]
+mod head;
 mod listener;
 pub mod memory;
 #[cfg(feature = "ws")]
@@ -38,6 +40,8 @@ pub mod tls;
 mod transports;
 #[cfg(unix)]
 pub mod unix;
+#[cfg(feature = "ws")]
+pub mod ws;
 
 #[cfg(feature = "ws")]
 pub use self::front::{HttpFront, HttpStream};

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::AnySocket;
-#[cfg(feature = "ws")]
-use super::HttpFront;
 #[cfg(feature = "tls")]
 use super::tls::{TlsClient, TlsServer};
+#[cfg(feature = "ws")]
+use super::{HttpFront, ws::WsOrigins};
 
 /// How a [`Listener`](super::Listener) listens.
 ///
@@ -31,8 +31,14 @@ pub struct ListenOptions {
     pub(super) tcp: TcpOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsServer>,
+    #[cfg(all(feature = "tls", feature = "ws"))]
+    pub(super) plain_beside_tls: bool,
     #[cfg(feature = "ws")]
     pub(super) http: Option<Front>,
+    #[cfg(feature = "ws")]
+    pub(super) one_port: bool,
+    #[cfg(feature = "ws")]
+    pub(super) ws_origins: WsOrigins,
 }
 
 impl Default for ListenOptions {
@@ -43,8 +49,14 @@ impl Default for ListenOptions {
             tcp: TcpOptions::default(),
             #[cfg(feature = "tls")]
             tls: None,
+            #[cfg(all(feature = "tls", feature = "ws"))]
+            plain_beside_tls: false,
             #[cfg(feature = "ws")]
             http: None,
+            #[cfg(feature = "ws")]
+            one_port: false,
+            #[cfg(feature = "ws")]
+            ws_origins: WsOrigins::same_host(),
         }
     }
 }
@@ -73,12 +85,36 @@ impl ListenOptions {
         self
     }
 
-    /// Opens one port for everything, on `tcp`, `tcp4`, `tcp6` and `tls`: what a client speaks is known by its first
-    /// bytes, and HTTP goes to this front. Default: none, and a client that speaks HTTP is closed.
+    /// Opens one port for everything, on `tcp`, `tcp4`, `tcp6` and `tls`: rpcx, WebSocket, and rpcx behind CONNECT, the
+    /// latter two at the path `/_rpcx_`. What a client speaks is known by its first bytes. Other HTTP goes to the
+    /// [front](Self::http), or gets a 404. Default: false, and a client that does not speak rpcx is closed.
     ///
-    /// A client is seen when it has said something, within
+    /// A client is seen when it has said something, for which it has
     /// [`Timeouts::first_frame`](crate::server::Timeouts::first_frame): one that only waits to be greeted needs a port
-    /// without this. With [`Self::tls`] everything goes inside TLS, HTTP too.
+    /// without this. With [`Self::tls`] everything goes inside TLS.
+    #[cfg(feature = "ws")]
+    pub fn one_port(mut self, everything: bool) -> Self {
+        self.one_port = everything;
+        self
+    }
+
+    /// Takes clients without TLS too where [`Self::tls`] is set: on one port for everything, and on `ws` and `http`.
+    /// Default: false, so that nobody sends a token in the clear.
+    #[cfg(all(feature = "tls", feature = "ws"))]
+    pub fn plain_beside_tls(mut self, plain: bool) -> Self {
+        self.plain_beside_tls = plain;
+        self
+    }
+
+    /// From which web pages connections by WebSocket are taken. Default: those of the host that they connect to.
+    #[cfg(feature = "ws")]
+    pub fn ws_origins(mut self, origins: WsOrigins) -> Self {
+        self.ws_origins = origins;
+        self
+    }
+
+    /// HTTP that is none of ours goes to this front; and so there is [one port](Self::one_port) for everything. On `ws`
+    /// and `http` the front gets what is not for them. Default: none.
     #[cfg(feature = "ws")]
     pub fn http(mut self, front: impl HttpFront) -> Self {
         self.http = Some(Front(Arc::new(front)));

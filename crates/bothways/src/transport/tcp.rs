@@ -16,7 +16,7 @@ use tokio::{
 #[cfg(any(feature = "tls", feature = "ws"))]
 use super::Socket;
 #[cfg(feature = "ws")]
-use super::opening::Opening;
+use super::opening::{Opening, begin};
 use super::{
     Accepted, Address, AnySocket, ConnectOptions, Listen, ListenOptions, OsSocket, TcpOptions, Transport,
     address::Network,
@@ -41,6 +41,10 @@ impl OsSocket<TcpStream, SocketAddr> {
 impl super::opening::Peek for TcpSocket {
     fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.stream().poll_peek(cx, &mut tokio::io::ReadBuf::new(buf))
+    }
+
+    fn under_ws(ws: super::ws::WsSocket<Self>) -> AnySocket {
+        AnySocket::Ws(Box::new(ws))
     }
 }
 
@@ -96,12 +100,12 @@ impl TcpOptions {
     }
 }
 
-/// The networks `tcp`, `tcp4`, `tcp6` and `tls`.
+/// The networks of TCP: with and without TLS, WebSocket or CONNECT over it.
 pub(super) struct Tcp;
 
 impl Transport for Tcp {
     fn networks(&self) -> &[&str] {
-        &["tcp", "tcp4", "tcp6", "tls"]
+        &["tcp", "tcp4", "tcp6", "tls", "reuseport", "ws", "wss", "http"]
     }
 
     fn connect(&self, address: &Address, options: &ConnectOptions) -> BoxFuture<io::Result<AnySocket>> {
@@ -120,18 +124,24 @@ async fn open(address: &Address, options: &ConnectOptions) -> io::Result<AnySock
     let deadline = after(options.connect_timeout);
     #[cfg(feature = "tls")]
     match &options.tls {
-        None if *address.kind() == Network::Tls => {
-            const NO_TLS: &str = "`tls@` needs to know whom to trust (`ConnectOptions::tls`)";
+        None if matches!(address.kind(), Network::Tls | Network::Wss) => {
+            const NO_TLS: &str = "`tls@` and `wss@` need to know whom to trust (`ConnectOptions::tls`)";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, NO_TLS));
         }
         None => {}
         Some(tls) => {
             let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
-            let socket = connect(address, &options.tcp, deadline, |socket| tls.handshake(socket, host)).await?;
-            return Ok(socket.into());
+            let then = |socket| async move { begin(tls.handshake(socket, host).await?, address, true).await };
+            return connect(address, &options.tcp, deadline, then).await;
         }
     }
-    Ok(connect(address, &options.tcp, deadline, |socket| std::future::ready(Ok(socket))).await?.into())
+    connect(address, &options.tcp, deadline, |socket| begin(socket, address, false)).await
+}
+
+/// Nothing is said first: no network here wants it.
+#[cfg(not(feature = "ws"))]
+async fn begin(socket: impl Into<AnySocket>, _: &Address, _: bool) -> io::Result<AnySocket> {
+    Ok(socket.into())
 }
 
 /// Listens on one TCP port.
@@ -140,6 +150,9 @@ pub(super) struct Listening {
     listener: TcpListener,
     address: String,
     options: ListenOptions,
+    /// What the first bytes of a client decide, if anything.
+    #[cfg(feature = "ws")]
+    opening: Option<std::sync::Arc<Opening>>,
 }
 
 impl Listening {
@@ -148,8 +161,14 @@ impl Listening {
         for place in places_to_listen(address).await? {
             match listen(place, address.kind(), options) {
                 Ok(listener) => {
-                    let address = address.with_port(listener.local_addr()?.port()).to_string();
-                    return Ok(Self { listener, address, options: options.clone() });
+                    let port = listener.local_addr()?.port();
+                    return Ok(Self {
+                        listener,
+                        address: address.with_port(port).to_string(),
+                        options: options.clone(),
+                        #[cfg(feature = "ws")]
+                        opening: Opening::of(Some(address), options),
+                    });
                 }
                 Err(error) => _ = failed.get_or_insert(error),
             }
@@ -164,7 +183,13 @@ impl Listening {
         let listener = TcpListener::from_std(listener)?;
         let network = if options.has_tls() { "tls" } else { "tcp" };
         let address = format!("{network}@{}", listener.local_addr()?);
-        Ok(Self { listener, address, options: options.clone() })
+        Ok(Self {
+            listener,
+            address,
+            options: options.clone(),
+            #[cfg(feature = "ws")]
+            opening: Opening::of(None, options),
+        })
     }
 
     fn poll_socket(&self, cx: &mut Context<'_>) -> Poll<io::Result<TcpSocket>> {
@@ -185,7 +210,7 @@ impl Listen for Listening {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         self.poll_socket(cx).map_ok(|socket| {
             #[cfg(feature = "ws")]
-            if let Some(opening) = Opening::of(&self.options) {
+            if let Some(opening) = self.opening.clone() {
                 return Accepted::opening(socket.peer(), opening.open(socket));
             }
             #[cfg(feature = "tls")]
@@ -224,7 +249,7 @@ fn listen(place: SocketAddr, network: &Network, options: &ListenOptions) -> io::
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
     #[cfg(all(unix, not(any(target_os = "illumos", target_os = "solaris", target_os = "cygwin"))))]
-    if options.reuse_port {
+    if options.reuse_port || *network == Network::ReusePort {
         socket.set_reuse_port(true)?;
     }
     options.tcp.apply(&SockRef::from(&socket), SERVER_KEEPALIVE);

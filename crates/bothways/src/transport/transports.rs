@@ -153,6 +153,21 @@ impl Transports {
         self.of(&address).map(|_| address)
     }
 
+    /// An address of one of them that a client can connect to.
+    pub(crate) fn place(&self, text: &str) -> Result<Address, AddressError> {
+        let address = self.address(text)?;
+        self.check_connects(&address)?;
+        Ok(address)
+    }
+
+    fn check_connects(&self, address: &Address) -> Result<(), AddressError> {
+        if *address.kind() == Network::ReusePort && !self.is_own(address) {
+            let why = "`reuseport` is for servers that share a port; a client connects to `tcp@`";
+            return Err(AddressError::Malformed { address: address.to_string(), why });
+        }
+        Ok(())
+    }
+
     /// True if the transport of this network is one of the application's.
     pub(crate) fn is_own(&self, address: &Address) -> bool {
         self.own(address).is_some()
@@ -168,7 +183,9 @@ impl Transports {
             return Ok(own);
         }
         match address.kind() {
-            Network::Tcp | Network::Tcp4 | Network::Tcp6 | Network::Tls => Ok(&tcp::Tcp),
+            Network::Tcp | Network::Tcp4 | Network::Tcp6 | Network::Tls | Network::ReusePort => Ok(&tcp::Tcp),
+            #[cfg(feature = "ws")]
+            Network::Ws | Network::Wss | Network::Http => Ok(&tcp::Tcp),
             #[cfg(unix)]
             Network::Unix => Ok(&unix::Unix),
             Network::Memory => Ok(&memory::Memory),
@@ -179,7 +196,7 @@ impl Transports {
     /// Their networks, for people.
     fn known(&self) -> String {
         let own = self.0.iter().map(|(network, _)| &**network);
-        own.chain([Network::KNOWN]).collect::<Vec<_>>().join(", ")
+        own.map(str::to_owned).chain([Network::known()]).collect::<Vec<_>>().join(", ")
     }
 
     /// See [`connect`](super::connect()).
@@ -192,6 +209,7 @@ impl Transports {
         }
 
         let transport = self.of(address)?;
+        self.check_connects(address)?;
         let limit = options.connect_timeout;
         let connecting =
             Guarded::begin(|| transport.connect(address, options)).map_err(|panic| failed(told(&panic)))?;
@@ -205,7 +223,7 @@ impl Transports {
     pub(crate) async fn bind(&self, address: &Address, options: &ListenOptions) -> Result<Listener, ServeError> {
         Handle::try_current().map_err(|_| ServeError::NoRuntime)?;
         let transport = self.of(address)?;
-        if *address.kind() == Network::Tls && !self.is_own(address) && !options.has_tls() {
+        if matches!(address.kind(), Network::Tls | Network::Wss) && !self.is_own(address) && !options.has_tls() {
             let why = "it has no certificate (`ListenOptions::tls`)".to_owned();
             return Err(ServeError::Tls { address: address.to_string(), why });
         }

@@ -436,7 +436,7 @@ impl Servers {
         let mut usable: Vec<(String, ServerEntry)> = Vec::new();
         let mut unreachable = None;
         for entry in source {
-            let address = match self.options.client.transports().address(entry.address()) {
+            let address = match self.options.client.transports().place(entry.address()) {
                 Ok(address) => address.to_string(),
                 Err(error) => {
                     tell!(self.told.unreachable, warn, error = %Said(&error), "a server is left out: it cannot be reached");

@@ -18,6 +18,8 @@ use parking_lot::Mutex;
 use rustls::{Connection, InvalidMessage, ProtocolVersion};
 
 use crate::transport::Socket;
+#[cfg(feature = "ws")]
+use crate::transport::{AnySocket, tcp::TcpSocket};
 
 /// TLS over another socket, after the handshake.
 ///
@@ -163,10 +165,11 @@ impl<S: Socket> Socket for TlsSocket<S> {
 }
 
 #[cfg(feature = "ws")]
-impl<S: Socket> crate::transport::opening::Peek for TlsSocket<S>
-where
-    Self: Into<crate::transport::AnySocket>,
-{
+impl crate::transport::opening::Peek for TlsSocket<TcpSocket> {
+    fn under_ws(ws: crate::transport::ws::WsSocket<Self>) -> AnySocket {
+        AnySocket::Wss(Box::new(ws))
+    }
+
     fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut tls = self.tls.lock();
         tls.note_task(cx);

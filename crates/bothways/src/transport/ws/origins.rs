@@ -1,0 +1,146 @@
+//! From which web pages a server takes connections.
+
+/// Whose pages may connect by WebSocket. A browser lets any page connect anywhere, and says in `Origin` whose page it is;
+/// programs that are no browsers say what they like there, and so pass whatever this says.
+///
+/// ```
+/// use bothways::transport::{ListenOptions, ws::WsOrigins};
+///
+/// let options = ListenOptions::default().ws_origins(WsOrigins::these(["https://shop.example.org", "https://*.example.net"]));
+/// let options = ListenOptions::default().ws_origins(WsOrigins::same_host().and("none"));
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[must_use]
+pub struct WsOrigins(Vec<Box<str>>);
+
+/// The server's own host.
+const SAME: &str = "same";
+/// No header at all.
+const NONE: &str = "none";
+const ANY: &str = "*";
+
+impl Default for WsOrigins {
+    fn default() -> Self {
+        Self::same_host()
+    }
+}
+
+impl WsOrigins {
+    /// Pages of the host, and port, that the client has connected to, as the `Host` of its request says. The default.
+    /// Clients that name no origin are refused, as Go's server refuses them; Go's own client names the server's address.
+    ///
+    /// A page of any site can have that host if its owner lets its name point to this server. A server without
+    /// authentication that only this machine or network is to reach names the origins that it takes instead.
+    pub fn same_host() -> Self {
+        Self(vec![SAME.into()])
+    }
+
+    /// Pages of these origins and no others: `https://example.org`, or with a port that is not the usual one
+    /// `http://localhost:3000`; `https://*.example.org` for all below that name. Four words stand for others: `same` for the server's own host,
+    /// `none` for clients that name no origin, `null` for pages that have none, such as files, and `*` for all of these.
+    pub fn these<I: IntoIterator<Item: AsRef<str>>>(origins: I) -> Self {
+        Self(origins.into_iter().map(|origin| origin.as_ref().to_ascii_lowercase().into()).collect())
+    }
+
+    /// This one too.
+    pub fn and(mut self, origin: impl AsRef<str>) -> Self {
+        self.0.push(origin.as_ref().to_ascii_lowercase().into());
+        self
+    }
+
+    /// Whether a client that names this origin and this host may connect.
+    pub(super) fn take(&self, origin: Option<&str>, host: &str) -> bool {
+        let origin = origin.map(str::to_ascii_lowercase);
+        self.0.iter().any(|taken| match (&**taken, &origin) {
+            (ANY, _) | (NONE, None) => true,
+            (_, None) => false,
+            (SAME, Some(origin)) => is_of_host(origin, &host.to_ascii_lowercase()),
+            (taken, Some(origin)) => is_like(taken, origin),
+        })
+    }
+}
+
+/// The port that a scheme has if none is named need not be named.
+fn without_usual_port(origin: &str) -> &str {
+    let usual = match origin.split_once("://") {
+        Some(("https" | "wss", _)) => ":443",
+        _ => ":80",
+    };
+    origin.strip_suffix(usual).unwrap_or(origin)
+}
+
+/// Behind a proxy that speaks TLS the server does not know which scheme, and so which usual port, a host without a port has.
+fn is_of_host(origin: &str, host: &str) -> bool {
+    let Some((_, place)) = without_usual_port(origin).split_once("://") else { return false };
+    let host = host.strip_suffix(":443").or(host.strip_suffix(":80")).unwrap_or(host);
+    !host.is_empty() && place == host
+}
+
+fn is_like(pattern: &str, origin: &str) -> bool {
+    let (pattern, origin) = (without_usual_port(pattern), without_usual_port(origin));
+    match pattern.split_once("://*.") {
+        None => pattern == origin,
+        Some((scheme, domain)) => origin
+            .split_once("://")
+            .filter(|(of_origin, _)| *of_origin == scheme)
+            .and_then(|(_, host)| host.strip_suffix(domain))
+            .is_some_and(|name| 1 < name.len() && name.ends_with('.')),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_of_the_same_host_may_connect_by_default() {
+        let origins = WsOrigins::default();
+        for (origin, host, taken) in [
+            ("http://127.0.0.1:8972", "127.0.0.1:8972", true),
+            ("http://Example.org", "example.ORG", true),
+            ("http://example.org", "example.org:80", true),
+            ("https://example.org", "example.org", true),
+            ("https://example.org:443", "example.org", true),
+            ("https://example.org", "example.org:443", true),
+            ("http://[::1]:8972", "[::1]:8972", true),
+            ("http://example.org:8080", "example.org", false),
+            ("http://example.org", "example.org:8080", false),
+            ("http://example.org.evil.net", "example.org", false),
+            ("http://evil.net", "example.org", false),
+            ("null", "example.org", false),
+            ("null", "null", false),
+            ("", "", false),
+            ("http://", "", false),
+            ("example.org", "example.org", false),
+        ] {
+            assert_eq!(origins.take(Some(origin), host), taken, "{origin} at {host}");
+        }
+        assert!(!origins.take(None, "example.org"));
+    }
+
+    #[test]
+    fn those_that_are_named_and_no_others_are_taken() {
+        let these = |origins: &[&str], origin: Option<&str>| WsOrigins::these(origins).take(origin, "here.org");
+        let listed = ["https://shop.example.org", "https://*.example.net", "http://localhost:3000"];
+        for (origin, taken) in [
+            ("https://shop.example.org", true),
+            ("https://SHOP.example.org:443", true),
+            ("http://shop.example.org", false),
+            ("https://a.b.example.net", true),
+            ("https://example.net", false),
+            ("https://.example.net", false),
+            ("https://evilexample.net", false),
+            ("https://a.example.net.evil.org", false),
+            ("http://localhost:3000", true),
+            ("http://localhost", false),
+            ("http://here.org", false),
+        ] {
+            assert_eq!(these(&listed, Some(origin)), taken, "{origin}");
+        }
+        assert!(!these(&listed, None) && !these(&[], None) && !these(&[], Some("null")));
+        assert!(these(&["none"], None) && !these(&["none"], Some("null")));
+        assert!(these(&["null"], Some("null")) && !these(&["null"], None));
+        assert!(these(&["*"], None) && these(&["*"], Some("http://any.org")));
+        assert!(WsOrigins::same_host().and("none").take(Some("http://here.org"), "here.org"));
+    }
+}
