@@ -1,0 +1,70 @@
+/** What carries the bytes of one connection. */
+export interface Wire {
+  /** Takes these bytes in, to be sent after those before. They are not changed afterwards. */
+  send(bytes: Uint8Array): void;
+  /** Bytes that were taken in and are not given to the system yet. */
+  readonly buffered: number;
+  /** Ends the connection when all bytes are sent. */
+  close(): void;
+}
+
+/** What a wire reports. After `closed` it reports nothing more. */
+export interface WireEvents {
+  opened(): void;
+  received(bytes: Uint8Array): void;
+  closed(why: string): void;
+}
+
+/** Begins to connect. Throws only if the address is not one. */
+export type Dial = (address: string, events: WireEvents) => Wire;
+
+/** The part of a `WebSocket` that is used: a browser's, Node's from version 22 on, or that of the package `ws`. */
+export interface WebSocketLike {
+  binaryType: string;
+  readonly bufferedAmount: number;
+  onopen: ((event: any) => void) | null;
+  onmessage: ((event: any) => void) | null;
+  onclose: ((event: any) => void) | null;
+  onerror: ((event: any) => void) | null;
+  send(bytes: any): void;
+  close(code?: number): void;
+}
+
+export type WebSocketClass = new (url: string) => WebSocketLike;
+
+/** The URL of an address: `ws://…`, rpcx's `ws@host:port`, or a path on the server that the page came from. */
+export function urlOf(address: string): string {
+  const rpcx = /^(wss?)@(.+)$/.exec(address);
+  if (rpcx) return `${rpcx[1]}://${rpcx[2]}/_rpcx_`;
+  return address.startsWith("/") ? location.origin.replace(/^http/, "ws") + address : address;
+}
+
+export const webSocketDial = (Class: WebSocketClass | undefined): Dial => (address, events) => {
+  const Socket = Class ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
+  if (!Socket) throw new TypeError("there is no WebSocket here: give one as an option, or use bothways/node with tcp@");
+  const socket = new Socket(urlOf(address));
+  socket.binaryType = "arraybuffer";
+
+  // A `WebSocket` says its errors nowhere but in the close that follows.
+  const end = (why: string) => {
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onerror = () => {};
+    events.closed(why);
+  };
+  socket.onopen = () => events.opened();
+  socket.onerror = () => {};
+  socket.onclose = (event) => end(`the WebSocket was closed (${event?.code ?? "no code"})`);
+  socket.onmessage = ({ data }) => {
+    if (data instanceof ArrayBuffer) return events.received(new Uint8Array(data));
+    socket.close();
+    end("the server sent text");
+  };
+
+  return {
+    send: (bytes) => socket.send(bytes),
+    get buffered() {
+      return socket.bufferedAmount;
+    },
+    close: () => socket.close(1000),
+  };
+};
