@@ -50,7 +50,7 @@ const SESSION_ROWS: &[&[&str]] = &[
         "subscribers",
         "history",
     ],
-    &["push", "flight", "receipt", "each", "explain", "account", "parts", "endings", "presence", "totals"],
+    &["push", "flight", "receipt", "each", "explain", "feed", "account", "parts", "endings", "presence", "totals"],
     &["acks"],
     &["ledger"],
     &["handle", "state", "claims"],

@@ -20,7 +20,12 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
     let (max, mut listed) = (args.max as usize, SessionsListed { total: 0, sessions: Vec::new() });
     while listed.sessions.len() < max {
         let after = listed.sessions.last().map(|last| SessionPlace { user: last.user.clone(), id: last.id });
-        let asked = SessionsAsked { target: target.clone(), max: max - listed.sessions.len(), after };
+        let asked = SessionsAsked {
+            target: target.clone(),
+            user_prefix: String::new(),
+            max: max - listed.sessions.len(),
+            after,
+        };
         let page = admin.sessions(&asked).await.map_err(|error| failed(&error))?;
         listed.total = page.total;
         // A server that knows no pages would answer the same again.
@@ -173,6 +178,7 @@ mod tests {
             user: Some(user.to_owned()),
             labels: Default::default(),
             connection: None,
+            peer: None,
             generation: 1,
             resumable: true,
             waiting: 0,

@@ -22,13 +22,14 @@ use std::{
 
 use bothways_proto::{Message, Metadata, Rate, Role, TokenBucket, keys};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use super::{
     Server, Shared,
     accept::{Listening, start_watch},
-    admin,
+    admin::{self, Audit, Receipts},
     strangers::{Place, Strangers},
 };
 use crate::{
@@ -69,7 +70,39 @@ const LONG_TOKEN: usize = 32;
 /// Peers whose wrong tokens are counted apart; those beyond share a count.
 const PEERS_MAX: usize = 1024;
 
-/// The token of the admin service, and where it answers. `Debug` shows no token.
+/// What an operator may do, each of these more than the one before.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AdminRole {
+    /// List, explain, watch.
+    Look,
+    /// Push as well.
+    Push,
+    /// Send clients away as well, and drain the server.
+    Kick,
+}
+
+impl AdminRole {
+    /// Its name: `look`, `push` or `kick`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Look => "look",
+            Self::Push => "push",
+            Self::Kick => "kick",
+        }
+    }
+}
+
+/// Who has a token, and what it allows.
+#[derive(Debug)]
+pub(super) struct Operator {
+    pub(super) name: Arc<str>,
+    pub(super) role: AdminRole,
+    digest: [u8; 32],
+}
+
+/// The tokens of the admin service, and where it answers. `Debug` shows no token.
 ///
 /// ```
 /// use bothways::{Server, server::AdminOptions};
@@ -78,13 +111,20 @@ const PEERS_MAX: usize = 1024;
 /// let server = Server::builder().admin(AdminOptions::token("a long secret")?).build();
 /// assert!(AdminOptions::token("").is_err());
 /// # drop(server);
+///
+/// // One for each operator: the audit has their names.
+/// use bothways::server::AdminRole;
+/// let options = AdminOptions::operator("ann", AdminRole::Kick, "a long secret")?
+///     .and_operator("wallboard", AdminRole::Look, "another secret")?;
+/// # drop(options);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
 #[must_use]
 pub struct AdminOptions {
     salt: [u8; 16],
-    digest: [u8; 32],
+    operators: Vec<Arc<Operator>>,
+    /// All tokens are.
     is_long: bool,
     on_service_addresses: bool,
 }
@@ -105,13 +145,37 @@ impl AdminOptions {
     /// # Errors
     /// [`EmptyAdminToken`]: the token is empty, as from an environment variable that is not set.
     pub fn token(token: impl AsRef<str>) -> Result<Self, EmptyAdminToken> {
+        Self::operator("operator", AdminRole::Kick, token)
+    }
+
+    /// As [`Self::token`], for an operator of this name, whose token allows so much. The name stands in the audit and in the
+    /// log; two operators may have the same.
+    ///
+    /// # Errors
+    /// [`EmptyAdminToken`]: the token is empty.
+    pub fn operator(name: &str, role: AdminRole, token: impl AsRef<str>) -> Result<Self, EmptyAdminToken> {
+        let none = Self { salt: rand::random(), operators: Vec::new(), is_long: true, on_service_addresses: false };
+        none.and_operator(name, role, token)
+    }
+
+    /// One more operator. Of two with the same token the first is meant.
+    ///
+    /// # Errors
+    /// [`EmptyAdminToken`]: the token is empty.
+    pub fn and_operator(
+        mut self,
+        name: &str,
+        role: AdminRole,
+        token: impl AsRef<str>,
+    ) -> Result<Self, EmptyAdminToken> {
         let token = token.as_ref();
         if token.is_empty() {
             return Err(EmptyAdminToken);
         }
-        let salt = rand::random();
-        let is_long = LONG_TOKEN <= token.len();
-        Ok(Self { salt, digest: digest(&salt, token.as_bytes()), is_long, on_service_addresses: false })
+        self.is_long &= LONG_TOKEN <= token.len();
+        let digest = digest(&self.salt, token.as_bytes());
+        self.operators.push(Arc::new(Operator { name: name.into(), role, digest }));
+        Ok(self)
     }
 
     /// Opens it at every address of the server too, where each client can try tokens. The server's
@@ -125,9 +189,10 @@ impl AdminOptions {
         self.on_service_addresses
     }
 
-    /// Looks at salted digests: how long that takes says nothing of the token.
-    fn is(&self, presented: &[u8]) -> bool {
-        digest(&self.salt, presented) == self.digest
+    /// Whose token it is. Looks at salted digests: how long that takes says nothing of the tokens.
+    fn whose(&self, presented: &[u8]) -> Option<&Arc<Operator>> {
+        let digest = digest(&self.salt, presented);
+        self.operators.iter().find(|operator| operator.digest == digest)
     }
 }
 
@@ -138,6 +203,13 @@ impl std::fmt::Debug for AdminOptions {
             .field("on_service_addresses", &self.on_service_addresses)
             .finish()
     }
+}
+
+/// The token that is presented: a tool names it as that of an operator; a client of any kind, as the admin page's, has a
+/// place for one token that goes with each request.
+fn token(metadata: &Metadata) -> &[u8] {
+    let named = metadata.value(keys::ADMIN_TOKEN);
+    named.or_else(|| metadata.value(keys::AUTH)).unwrap_or_default()
 }
 
 fn digest(salt: &[u8; 16], token: &[u8]) -> [u8; 32] {
@@ -162,6 +234,8 @@ pub(super) struct Door {
     over: watch::Sender<bool>,
     /// Closed then.
     listeners: Listeners,
+    pub(super) audit: Audit,
+    pub(super) receipts: Receipts,
 }
 
 impl Door {
@@ -179,6 +253,8 @@ impl Door {
             load: Arc::new(load.with_outgoing(OUTGOING_BYTES_MAX)),
             over: watch::Sender::new(false),
             listeners: Listeners::default(),
+            audit: Audit::default(),
+            receipts: Receipts::default(),
         }
     }
 
@@ -187,7 +263,7 @@ impl Door {
     }
 
     /// Lets in a request with the right token. A wrong one ends its connection, and is answered late after several.
-    pub(super) async fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<(), Reply> {
+    pub(super) async fn check(&self, connection: &Connection, metadata: &Metadata) -> Result<Arc<Operator>, Reply> {
         let peer = peer::group(&connection.peer_address());
         // An operator who has shown the token has nothing to guess.
         let has_shown = self.shown.lock().contains(&connection.id());
@@ -196,8 +272,8 @@ impl Door {
             let text = format!("too many wrong admin tokens from this address: try again in {seconds} s");
             return Err(self.refuse(&peer, text));
         }
-        if self.options.is(metadata.value(keys::ADMIN_TOKEN).unwrap_or_default()) {
-            return self.let_in(connection);
+        if let Some(operator) = self.options.whose(token(metadata)) {
+            return self.let_in(connection).map(|()| Arc::clone(operator));
         }
 
         let late = self.note_wrong(peer.clone());
@@ -244,6 +320,7 @@ impl Door {
 
     fn refuse(&self, peer: &str, text: String) -> Reply {
         let refused = 1 + self.refused.fetch_add(1, Ordering::Relaxed);
+        self.audit.note_refusal("", peer, &text);
         if let Some(left_out) = self.told.due() {
             tracing::warn!(peer, refused, left_out, why = ?Said(&text), "an admin request was refused");
         }
@@ -272,6 +349,11 @@ impl Door {
             debt if debt < LATE_MAX => bucket.charge(now, 1).min(LATE_MAX),
             _ => LATE_MAX,
         }
+    }
+
+    /// Since the server was built.
+    pub(super) fn up(&self) -> Duration {
+        self.began.elapsed()
     }
 
     pub(super) fn connections(&self) -> Vec<Connection> {
@@ -445,11 +527,27 @@ mod tests {
     #[test]
     fn a_token_is_compared_whole() {
         let options = AdminOptions::token("right").expect("it has characters");
-        assert!(options.is(b"right"));
+        assert!(options.whose(b"right").is_some());
         for wrong in [&b""[..], b"righ", b"right ", b"Right", b"\0right"] {
-            assert!(!options.is(wrong), "{wrong:?}");
+            assert!(options.whose(wrong).is_none(), "{wrong:?}");
         }
         assert_eq!(AdminOptions::token("").unwrap_err(), EmptyAdminToken);
+        assert_eq!(options.and_operator("", AdminRole::Look, "").unwrap_err(), EmptyAdminToken);
+    }
+
+    /// Each token is its operator's, with the role of that one, and a short one among them is one that may be guessed.
+    #[test]
+    fn each_operator_has_a_token() {
+        let long = "0123456789abcdef0123456789abcdef";
+        let one = AdminOptions::operator("ann", AdminRole::Kick, long).expect("a token");
+        assert!(one.is_long);
+        let both = one.and_operator("board", AdminRole::Look, "short").expect("a token");
+        let whose = |token: &str| both.whose(token.as_bytes()).map(|operator| (&*operator.name, operator.role));
+        assert_eq!(whose(long), Some(("ann", AdminRole::Kick)));
+        assert_eq!((whose("short"), whose("")), (Some(("board", AdminRole::Look)), None));
+        assert!(!both.is_long);
+        assert!(AdminRole::Look < AdminRole::Push && AdminRole::Push < AdminRole::Kick);
+        assert_eq!([AdminRole::Look, AdminRole::Push, AdminRole::Kick].map(AdminRole::name), ["look", "push", "kick"]);
     }
 
     #[test]

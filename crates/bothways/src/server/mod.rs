@@ -11,7 +11,7 @@
 //! | `topics.rs` | the service by which clients subscribe |
 //! | `shutdown.rs`, `silence.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
-//! | `admin.rs` | the service by which an operator's tools look in and push; closed unless a token opens it |
+//! | `admin/` | the service by which an operator's tools look in, push and kick; closed unless a token opens it |
 //! | `door.rs` | the addresses of the admin service, its token, and the pace at which tokens may be guessed |
 //! | `fronts.rs` | HTTP connections, which a front of the application serves |
 //! | `strangers.rs` | the places of those at these addresses who have not shown the token |
@@ -47,13 +47,15 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use self::{
     accept::Listening,
     admin::{
-        AdminClient, AdminKick, AdminPush, AdminPushOutcome, ConnectionView, Page, PushClass, PushFailures, PushTarget,
-        PushUntil, SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed,
-        TOKEN_KEY as ADMIN_TOKEN_KEY,
+        AdminClient, AdminDrain, AdminKick, AdminPush, AdminPushOutcome, AdminStats, AuditAsked, AuditEntry,
+        ConnectionView, EventView, EventsAsked, EventsListed, MembersAsked, MembersListed, OperatorView, Page,
+        PushClass, PushFailures, PushReceipt, PushTarget, PushUntil, ReceiptAsked, SERVICE_PATH as ADMIN_PATH,
+        SessionPlace, SessionView, SessionsAsked, SessionsListed, TOKEN_KEY as ADMIN_TOKEN_KEY, TopicView, TopicsAsked,
+        TopicsListed,
     },
     admission::AdmissionOptions,
     builder::ServerBuilder,
-    door::{AdminOptions, EmptyAdminToken},
+    door::{AdminOptions, AdminRole, EmptyAdminToken},
     handler::AuthRequest,
     options::{OutgoingOptions, ServerLimits, ServerOptions, Timeouts},
     shutdown::ShutdownReport,

@@ -171,7 +171,7 @@ impl Registry {
 
         let event_log = &session.inner.event_log;
         if let Some(why) = ending.why {
-            event_log.note(What::Ended(explain::text(why)));
+            session.inner.note(What::Ended(explain::text(why)));
         }
         // What was waiting tells its end after that of the session.
         drop((ledger, claims));

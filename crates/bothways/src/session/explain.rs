@@ -19,6 +19,8 @@ use std::{
 use bothways_proto::one_line;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(super) use self::log::Outcome;
 use self::log::Record;
 pub(super) use self::log::{CallEvent, EventLog, FlightEvent, NEVER, What, name, shared, text};
 use super::{

@@ -101,6 +101,16 @@ pub(super) struct Inner {
     pub(super) state: Lock<State>,
 }
 
+impl Inner {
+    /// Notes an event in the story of this session, and in the feed of all if somebody watches that.
+    pub(super) fn note(&self, what: What) {
+        if let Some(registry) = self.registry.upgrade() {
+            registry.feed.note(self.id, &what);
+        }
+        self.event_log.note(what);
+    }
+}
+
 impl lock::Changes for Inner {
     fn tell(&self) {
         self.changed.notify_waiters();
@@ -310,7 +320,7 @@ impl Session {
                 },
                 Next::Skip { offset } => connection.queue_skip(Seq::of_push(offset)),
                 Next::Gap { missed } => {
-                    self.inner.event_log.note(What::GapTold(missed));
+                    self.inner.note(What::GapTold(missed));
                     connection.queue_gap(missed)
                 }
             };
@@ -401,7 +411,7 @@ impl Session {
         // that it is bound to.
         let mut state = self.lock();
         let before = state.bind(user.clone())?;
-        self.inner.event_log.note(What::Bound(user.as_ref().map(explain::shared)));
+        self.inner.note(What::Bound(user.as_ref().map(explain::shared)));
         Some(before)
     }
 

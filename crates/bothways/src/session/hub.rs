@@ -15,7 +15,7 @@ mod subscribe;
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     ops::{Deref, DerefMut},
     sync::{
         Arc, Weak,
@@ -147,7 +147,53 @@ impl Hub {
     }
 }
 
+/// A topic or a pattern, and what there is of it.
+#[derive(Clone, Debug)]
+pub(crate) struct TopicStanding {
+    pub(crate) name: Arc<str>,
+    pub(crate) subscribers: usize,
+    /// With a history: the offset of its newest message.
+    pub(crate) newest: Option<u64>,
+    /// With presence.
+    pub(crate) members: Option<usize>,
+}
+
 impl Hub {
+    /// How many topics and patterns begin so, and a page of them by name, after this one. Nobody subscribes meanwhile, or
+    /// ends a subscription: it takes some 50 ns for each of all there are.
+    pub(crate) fn topics_after(&self, prefix: &str, after: &str, max: usize) -> (usize, Vec<TopicStanding>) {
+        let (mut total, mut first) = (0, BTreeMap::<Arc<str>, usize>::new());
+        let kept = self.topics.names();
+        {
+            let subscriptions = self.subscriptions.read();
+            let mut show = |name: &Arc<str>, subscribers: usize| {
+                if !name.starts_with(prefix) {
+                    return;
+                }
+                total += 1;
+                let is_on_page = max != first.len() || first.last_key_value().is_some_and(|(last, _)| name < last);
+                if after < &**name && is_on_page {
+                    first.insert(Arc::clone(name), subscribers);
+                    if max < first.len() {
+                        first.pop_last();
+                    }
+                }
+            };
+            subscriptions.each_name(&mut show);
+            kept.iter().filter(|name| subscriptions.count(name) == 0).for_each(|name| show(name, 0));
+        }
+
+        let standing = |(name, subscribers): (Arc<str>, usize)| {
+            let topic = self.topics.find(&name);
+            let kept = topic.as_ref().map(|topic| topic.kept.lock());
+            let newest = kept.as_ref().and_then(|kept| Some(kept.history.as_ref()?.position().offset));
+            let members = kept.as_ref().and_then(|kept| Some(kept.roster.as_ref()?.len()));
+            drop(kept);
+            TopicStanding { name, subscribers, newest, members }
+        };
+        (total, first.into_iter().map(standing).collect())
+    }
+
     /// The sessions that subscribe to a topic, each once.
     pub(super) fn subscribers(&self, topic: &str) -> Arc<[Session]> {
         found(&self.subscriptions.read(), topic)

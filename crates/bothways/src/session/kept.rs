@@ -156,6 +156,11 @@ impl Topics {
         self.table.read().topics.get(topic).cloned()
     }
 
+    /// The names of those of which something is kept.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        self.table.read().topics.keys().cloned().collect()
+    }
+
     #[cfg(test)]
     fn len(&self) -> usize {
         self.table.read().topics.len()

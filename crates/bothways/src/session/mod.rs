@@ -73,6 +73,7 @@ mod end;
 mod endings;
 mod explain;
 mod fan_out;
+mod feed;
 #[cfg(test)]
 mod fixtures;
 mod flight;
@@ -117,7 +118,8 @@ pub(crate) use self::acks::failed;
 pub(crate) use self::{
     account::UserCall,
     acks::{Acks, End, TOLD_AT_ONCE, put_failed},
-    hub::{Answer, SubscribeArgs, SubscribeReply, Wish},
+    feed::Fed,
+    hub::{Answer, SubscribeArgs, SubscribeReply, TopicStanding, Wish},
     options::Setup,
     presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},
     registry::Registry,

@@ -131,6 +131,11 @@ impl Pasts {
         }
     }
 
+    /// Whose this one was.
+    pub(super) fn user_of(&self, id: SessionId) -> Option<Arc<str>> {
+        self.all.values().find(|past| past.id == id).and_then(|past| past.user.as_deref()).map(Arc::from)
+    }
+
     /// Those that a target names, oldest first.
     pub(super) fn tell(&self, target: &Target) -> Vec<Explanation> {
         let named = self.all.values().filter(|past| target.admits_past(past.id, past.user.as_deref()));

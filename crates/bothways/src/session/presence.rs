@@ -315,6 +315,10 @@ impl Roster {
         self.members.range((from, Bound::Unbounded))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }

@@ -21,6 +21,7 @@ use super::{
     endings::{Endings, RESUMES},
     explain::{self, EventLog, Explanation, What},
     fan_out::{Delivery, SendError},
+    feed::Feed,
     handle::Inner,
     hub::Hub,
     ledger::Bounds,
@@ -69,6 +70,8 @@ pub(crate) struct Registry {
     /// Somebody sweeps: only one at a time.
     pub(super) sweeping: AtomicBool,
     pub(super) endings: Endings,
+    /// Of all sessions, for operators.
+    pub(crate) feed: Feed,
     /// Those in which the server listens.
     pub(crate) runtimes: Arc<Runtimes>,
     /// What is left of sessions that ended.
@@ -119,6 +122,7 @@ impl Registry {
             runtimes,
             sweeping: AtomicBool::new(false),
             endings: Endings::default(),
+            feed: Feed::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
             count: AtomicUsize::new(0),
         })
@@ -190,6 +194,42 @@ impl Registry {
             for connection in all.iter().filter(|connection| !connection.is_adopted()) {
                 self.of(connection);
             }
+        }
+    }
+
+    /// Connections whose sessions nobody has asked for yet.
+    pub(crate) fn lazy_connections(&self) -> Vec<ConnectionId> {
+        if self.lazy.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        // Numbers only: what is locked for all is locked for as long as it takes to copy them.
+        self.connections.lock().keys().copied().collect()
+    }
+
+    /// Makes the sessions of these connections.
+    pub(crate) fn make_some(&self, connections: impl Iterator<Item = ConnectionId>) {
+        connections.for_each(|id| _ = self.of_connection(id));
+    }
+
+    /// The sessions in this part of the table; `None` behind the last part.
+    pub(crate) fn part(&self, part: usize) -> Option<Vec<Session>> {
+        self.by_id.iter().nth(part).map(|part| part.read().iter().cloned().collect())
+    }
+
+    /// True if its client has another session, or is about to have it: that one stands for both.
+    pub(crate) fn is_stood_for(&self, session: &Session) -> bool {
+        let other = {
+            let state = session.lock();
+            state.hidden_by().or_else(|| state.made_way_for().map(Session::id))
+        };
+        other.is_some_and(|other| self.session(other).is_some())
+    }
+
+    /// The user of a session, also of one that ended lately.
+    pub(crate) fn user_of(&self, id: SessionId) -> Option<Arc<str>> {
+        match self.session(id) {
+            Some(session) => session.user(),
+            None => self.ended.lock().user_of(id),
         }
     }
 

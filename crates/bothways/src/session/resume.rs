@@ -107,7 +107,7 @@ impl Registry {
     ) -> Result<(), NotWelcome> {
         let text = why.code();
         self.resumes.count(text);
-        fresh.inner.event_log.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
+        fresh.inner.note(What::NotResumed { wanted: explain::text(&wanted.to_string()), why: text });
         if why == NotResumed::Late {
             return Err(NotWelcome::Late);
         }
@@ -132,7 +132,7 @@ impl Registry {
 
     /// The client goes on with the session of its connection. Returns the secret by which it comes back to it.
     fn begin(&self, fresh: &Session) -> String {
-        fresh.inner.event_log.note(What::Resumable);
+        fresh.inner.note(What::Resumable);
         let (secret, claimed) = fresh.lock().begin(fresh.now());
         fresh.inner.changed.notify_waiters();
         if let Some(claimed) = claimed {
@@ -256,12 +256,11 @@ impl Registry {
             self.away.forget(session.id(), since);
         }
 
-        let event_log = &session.inner.event_log;
         if let Some(before) = &before {
-            event_log.note(What::TakenOver(before.id()));
+            session.inner.note(What::TakenOver(before.id()));
         }
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
-        event_log.note(What::Resumed { connection: connection.id(), generation, repeated });
+        session.inner.note(What::Resumed { connection: connection.id(), generation, repeated });
         making_way.make_way(&fresh.inner.event_log, &mut state, session);
 
         match before {
@@ -335,7 +334,7 @@ impl Registry {
             }
 
             let why = connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default();
-            session.inner.event_log.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
+            session.inner.note(What::Lost { connection: connection.id(), why: explain::text(&why), waits });
             waits.then(|| Waiting {
                 session: session.clone(),
                 generation: state.generation(),

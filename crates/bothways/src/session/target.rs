@@ -103,7 +103,7 @@ impl Target {
     }
 
     /// True if the session is not excluded.
-    pub(super) fn admits(&self, session: &Session) -> bool {
+    pub(crate) fn admits(&self, session: &Session) -> bool {
         if self.except.contains(&session.id()) {
             return false;
         }

@@ -232,6 +232,11 @@ impl Hub {
         Ok(self.roster(topic, None, usize::MAX, true)?.0)
     }
 
+    /// The first members of a topic, without the sessions of users, and whether there are more.
+    pub(crate) fn first_members(&self, topic: &str, max: usize) -> Result<(Presence, bool), TopicError> {
+        self.roster(topic, None, max, false)
+    }
+
     /// So many members of a topic, after this one, with the sessions of users or without; and whether there are more.
     /// Without these it takes time by members, however many sessions each has.
     fn roster(

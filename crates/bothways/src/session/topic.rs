@@ -432,6 +432,12 @@ impl<S: Eq + Hash> Subscriptions<S> {
         1 + each(&self.root, &segments, &mut show)
     }
 
+    /// Shows each topic and pattern that somebody subscribes to, and how many do, in any order.
+    pub(super) fn each_name(&self, show: &mut impl FnMut(&Arc<str>, usize)) {
+        self.topics.iter().for_each(|(name, subscribers)| show(name, subscribers.len()));
+        each_name(&self.root, show);
+    }
+
     /// How many subscribe to exactly this pattern.
     pub(super) fn count(&self, pattern: &str) -> usize {
         self.of(pattern).map_or(0, Subscribers::len)
@@ -489,6 +495,18 @@ fn remove<S: Eq + Hash>(node: &mut Node<S>, segments: &[&str], subscriber: &S) -
         node.children.remove(*segment);
     }
     left
+}
+
+/// As [`Subscriptions::each_name`], below a node.
+fn each_name<S>(node: &Node<S>, show: &mut impl FnMut(&Arc<str>, usize))
+where
+    S: Eq + Hash,
+{
+    if let Some(pattern) = &node.pattern {
+        show(pattern, node.subscribers.len());
+    }
+    // The number of segments bounds the depth.
+    node.children.values().for_each(|child| each_name(child, show));
 }
 
 fn each<'a, S: Eq + Hash>(node: &'a Node<S>, segments: &[&str], show: &mut impl FnMut(&'a Subscribers<S>)) -> usize {

@@ -430,7 +430,7 @@ pub(in crate::session) fn name(service_path: &str, service_method: &str) -> Arc<
 }
 
 impl What {
-    fn event(&self) -> Event {
+    pub(in crate::session) fn event(&self) -> Event {
         let known = |after: u32| (after != NEVER).then_some(after);
 
         match self {

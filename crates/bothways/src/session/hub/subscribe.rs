@@ -339,7 +339,7 @@ impl Hub {
             if shares_place(subscriptions, &state, pattern) {
                 state.share_place(&shared);
             }
-            session.inner.event_log.note(What::Subscribed(explain::shared(&shared)));
+            session.inner.note(What::Subscribed(explain::shared(&shared)));
         }
         state.subscribe(Arc::clone(&shared), since, by_client);
         if has_history && wish.ordered {
@@ -468,7 +468,7 @@ impl Hub {
                 state.subscribe(Arc::clone(pattern), since, by_client);
                 drop(state);
                 if known.is_none() {
-                    to.inner.event_log.note(What::Subscribed(explain::shared(pattern)));
+                    to.inner.note(What::Subscribed(explain::shared(pattern)));
                     subscriptions.add(pattern, to.clone());
                 }
             }
@@ -487,7 +487,7 @@ impl Hub {
             let mut subscriptions = self.change_subscriptions();
             let was = session.lock().unsubscribe(pattern);
             if was {
-                session.inner.event_log.note(What::Unsubscribed(explain::text(pattern)));
+                session.inner.note(What::Unsubscribed(explain::text(pattern)));
                 subscriptions.remove(pattern, session);
             }
             was
