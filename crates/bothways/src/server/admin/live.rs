@@ -16,6 +16,8 @@ pub(super) fn stats(asking: &Asking) -> AdminStats {
     let ended = |name: &str| stats.pushes.iter().map(|(_, ends)| ends.get(name)).sum::<u64>();
     let all_ended: u64 = stats.pushes.iter().map(|(_, ends)| ends.total()).sum();
     let (handled, written) = (ended("handled"), ended("plain_written"));
+    // A newer value, and one that was sent before, took the place of the others.
+    let replaced = ended("superseded") + ended("duplicate");
     let counters = [
         ("connections_accepted", stats.connections_accepted),
         ("connections_refused", stats.connections_refused),
@@ -30,7 +32,7 @@ pub(super) fn stats(asking: &Asking) -> AdminStats {
         ("errors", stats.errors.total()),
         ("pushes_handled", handled),
         ("pushes_written", written),
-        ("pushes_missed", all_ended - handled - written),
+        ("pushes_missed", all_ended.saturating_sub(handled + written + replaced)),
     ];
     AdminStats {
         at_ms: now_ms(),

@@ -229,7 +229,7 @@ fn begin_drain(asking: Asking, drain: &AdminDrain) -> usize {
     asking.note("drain", "the server", &detail, connections);
 
     let (server, rate) = (asking.server, drain.reconnects_per_second);
-    // It outlives the operator's connection: whoever begins to stop a server has decided that it stops.
+    // It outlives the operator's connection: the server stops even if the operator is gone.
     drop(tokio::spawn(async move { server.drain(deadline, rate).await }));
     connections
 }
