@@ -10,6 +10,7 @@ use crate::{
     peer::PeerArgs,
     plan::{self, Method, Pair, Source},
     term,
+    web::HttpAddress,
 };
 
 /// Calls, watches, measures and serves rpcx services, in both directions.
@@ -136,12 +137,16 @@ pub(crate) struct DemoArgs {
   bothways serve
   bothways serve tcp@127.0.0.1:0 --push-every 250ms
   ADMIN_TOKEN=... bothways serve --admin-token-env ADMIN_TOKEN
+  bothways serve --http 8080
+  curl -N 'http://127.0.0.1:8080/events?topics=demo.clock'
+  curl http://127.0.0.1:8080/debug/vars
 
-Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`.
+Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`. HTTP clients send the token of
+--auth-token-env as the header Authorization. On this machine HTTP has /debug/vars and /metrics, too.
 
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
 subscribes it, to 100 topics at most. Every caller of Arith is remembered, and gets the push `abcde` each second as
-test_service_path.test_service_method. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
+test_service_path.test_service_method. The topics demo.* are open, and demo.clock counts these seconds. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
 pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(value_name = "ADDR", default_value = "tcp@127.0.0.1:8972")]
@@ -170,6 +175,14 @@ pub(crate) struct ServeArgs {
     /// Ask clients for this token (__AUTH): the environment variable that holds it
     #[arg(long, value_name = "VAR")]
     pub(crate) auth_token_env: Option<String>,
+
+    /// Serve HTTP there too; a port alone is of this machine: /rpc, JSON-RPC, rpcx's gateway, /events, /healthz, /readyz
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<HttpAddress>,
+
+    /// Serve /debug/vars and /metrics to other machines too, without any token
+    #[arg(long, requires = "http")]
+    pub(crate) http_debug: bool,
 
     /// Speak TLS with this certificate chain (PEM)
     #[cfg(feature = "tls")]

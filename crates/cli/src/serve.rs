@@ -5,10 +5,13 @@ use std::path::Path;
 use std::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use bothways::{
-    AdmissionOptions, Rate, ServeError, Server, ServerBuilder,
+    AdmissionOptions, Push, Rate, ServeError, Server, ServerBuilder,
     server::{AdminOptions, Listening},
+    session::TopicOptions,
     transport::Address,
 };
+use bothways_http::HttpListening;
+use bothways_metrics::Calls;
 use bytes::Bytes;
 use listenfd::ListenFd;
 
@@ -18,14 +21,18 @@ use crate::{
     plan::Secret,
     service::{self, Remembered},
     term::{self, Out},
+    web,
 };
 
 /// Where operators ask, unless `--admin` says another place.
 const DEFAULT_ADMIN: &str = "tcp@127.0.0.1:8973";
 
+/// How long the topics of the demo keep a message.
+const HISTORY_TIME: Duration = Duration::from_secs(3600);
+
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let (callers, joined) = (Remembered::default(), Remembered::default());
-    let server = build(&args, &callers, &joined)?;
+    let (callers, joined, calls) = (Remembered::default(), Remembered::default(), Calls::new());
+    let server = build(&args, &callers, &joined, &calls)?;
 
     // Before it listens: a signal that comes from then on stops it in order.
     let mut signals = Signals::new()?;
@@ -40,10 +47,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         false => None,
     };
 
-    let out = Out::new();
-    print_start(&out, &args, &listening, operators.as_ref())?;
+    let http = match args.http {
+        Some(address) => Some(web::listen(&args, address, &server, calls).await?),
+        None => None,
+    };
 
-    let pushing = tokio::spawn(push_all(callers, args.push_every));
+    let out = Out::new();
+    print_start(&out, &args, &listening, operators.as_ref(), http.as_ref())?;
+
+    let pushing = tokio::spawn(push_all(server.clone(), callers, args.push_every));
     signals.next().await;
     pushing.abort();
     out.line("stopping: no new connections, running calls are answered")?;
@@ -53,12 +65,17 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 /// Builds the server with the demo services, and with the access rules and the TLS that the arguments ask for.
-fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered) -> Result<Server, Failure> {
+fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered, calls: &Calls) -> Result<Server, Failure> {
     let (left, gone) = (callers.clone(), joined.clone());
     let mut builder = Server::builder().router(service::routes(callers, joined)).on_disconnect(move |connection, _| {
         left.forget(connection);
         gone.forget(connection);
     });
+    let demo = TopicOptions::new().history(100, HISTORY_TIME).open();
+    builder = builder.topic("demo.*", demo).expect("it is a pattern");
+    if args.http.is_some() {
+        builder = builder.layer(calls.clone());
+    }
 
     if let Some(clients) = args.new_clients_per_second {
         builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
@@ -114,6 +131,7 @@ fn print_start(
     args: &ServeArgs,
     listening: &[Listening],
     operators: Option<&Listening>,
+    http: Option<&HttpListening>,
 ) -> Result<(), Failure> {
     for listening in listening {
         out.line(&format!("listening on {}", listening.address()))?;
@@ -124,7 +142,11 @@ fn print_start(
     if let Some(operators) = operators {
         out.line(&format!("operators who have the token ask at {}", operators.address()))?;
     }
-    if args.auth_token_env.is_none() && !listening.iter().all(is_local) {
+    if let Some(http) = http {
+        out.line(&format!("HTTP at http://{}: /rpc/Arith/Mul, /events?topics=demo.clock, /readyz", http.address()))?;
+    }
+    let is_open = http.is_some_and(|http| !http.address().ip().is_loopback());
+    if args.auth_token_env.is_none() && (is_open || !listening.iter().all(is_local)) {
         term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
     }
     out.line("Ctrl-C stops")
@@ -210,13 +232,18 @@ fn is_of_this_machine(address: &Address) -> bool {
     }
 }
 
-/// Pushes to everyone remembered, for ever.
-async fn push_all(callers: Remembered, every: Duration) {
+/// Pushes to everyone remembered, and counts in the topic `demo.clock`, for ever.
+async fn push_all(server: Server, callers: Remembered, every: Duration) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let payload = Bytes::from_static(b"abcde");
-    loop {
+    for count in 1_u64.. {
         ticks.tick().await;
+        // A JSON value as it is: every client reads it.
+        let tick = Push::new("Demo", "Clock", format!(r#"{{"Count":{count}}}"#));
+        if let Err(error) = server.publish("demo.clock", &tick) {
+            tracing::debug!(%error, "the clock was not published");
+        }
         let outcome = callers.push("test_service_path", "test_service_method", &payload);
         if outcome.full != 0 {
             tracing::info!(connections = outcome.full, "some clients read too slowly and missed a push");

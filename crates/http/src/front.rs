@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Arc<Streams>,
     pub(crate) counters: Counters,
     pub(crate) places: Places,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: crate::metrics::Made,
     pub(crate) began: Instant,
 }
 
@@ -134,6 +136,8 @@ impl Front {
             options,
             counters: Counters::default(),
             places: Places::default(),
+            #[cfg(feature = "metrics")]
+            metrics: crate::metrics::Made::default(),
             began: Instant::now(),
         };
         Self { shared: Arc::new(shared) }
@@ -216,10 +220,16 @@ async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Res
         "/healthz" => only_get(parts, health::is_alive),
         "/readyz" => only_get(parts, || health::is_ready(&asked.front.shared.entrance.home)),
         "/debug/vars" if options.debug => only_get(parts, || health::vars(&asked.front)),
+        #[cfg(feature = "metrics")]
+        "/metrics" if options.metrics.is_some() => match parts.method {
+            Method::GET => crate::metrics::answer(&asked.front).await,
+            _ => Fault::method_not_allowed("GET").into_response(),
+        },
         events::PATH if options.events => events::answer(asked, parts).await,
         events::TICKET_PATH if options.events => events::give_ticket(asked, parts).await,
         path if path.starts_with(rpc::PREFIX) && options.rpc => rpc::answer(asked, parts, body).await,
-        "/healthz/" | "/readyz/" | "/debug/vars" => nobody(),
+        // Closed here, and no service of the gateway either.
+        "/debug/vars" | "/metrics" => nobody(),
         _ if options.gateway => gateway::answer(asked, parts, body).await,
         _ => nobody(),
     }

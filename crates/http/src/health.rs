@@ -1,8 +1,6 @@
 //! What operators and their tools ask: is it alive, does it take clients, what does it hold.
 
-use std::sync::atomic::Ordering;
-
-use bothways::Server;
+use bothways::{Server, stats::Counts};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -74,19 +72,31 @@ fn of_server(server: &Server) -> Value {
         "sessions_away": stats.sessions_away,
         "calls_running": stats.calls_running,
         "overloads": stats.overloads,
+        "frames_in": stats.frames_in,
+        "bytes_in": stats.bytes_in,
+        "frames_out": stats.frames_out,
+        "bytes_out": stats.bytes_out,
+        "closes": counted(&stats.closes),
+        "errors": counted(&stats.errors),
+        "drops": counted(&stats.drops),
     })
+}
+
+/// Those that are not 0.
+fn counted(counts: &Counts) -> Value {
+    counts.iter().filter(|(_, count)| *count != 0).map(|(name, count)| (name.to_owned(), json!(count))).collect()
 }
 
 fn tasks(front: &Front, server: &Server) -> Value {
     let runtime = tokio::runtime::Handle::current().metrics();
-    let awake = server.connections().iter().filter(|connection| connection.has_task()).count();
+    let mut tasks: serde_json::Map<String, Value> =
+        server.stats().tasks.iter().map(|(kind, count)| (kind.to_owned(), count.into())).collect();
+    tasks.insert("http_connection".to_owned(), front.stats().connections.into());
     json!({
+        "by_kind": tasks,
         "all": runtime.num_alive_tasks(),
         "workers": runtime.num_workers(),
         "waiting_for_a_worker": runtime.global_queue_depth(),
-        "connections_awake": awake,
-        "requests_running": server.stats().calls_running,
-        "http_connections": front.shared.counters.connections.load(Ordering::Relaxed),
     })
 }
 

@@ -10,6 +10,7 @@
 //! | `GET /events?topics=a,b` | pushes as server-sent events, resumed by `Last-Event-ID` |
 //! | `POST /events/ticket` | a ticket for one `GET /events`, for browsers, which cannot send a token there |
 //! | `GET /healthz`, `GET /readyz` | alive; takes new clients |
+//! | `GET /metrics` | OpenMetrics text, if `FrontOptions::metrics` is set (feature `metrics`) |
 //! | `GET /debug/vars` | tasks, connections and queues, if [`FrontOptions::debug`] is on |
 //!
 //! Each HTTP connection is one client of the server, over a connection within the process whose peer is called
@@ -29,6 +30,8 @@ mod gateway;
 mod health;
 mod inside;
 mod jsonrpc;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
 #[cfg(feature = "port")]
 mod port;

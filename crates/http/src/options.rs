@@ -24,6 +24,8 @@ pub struct FrontOptions {
     pub(crate) rpc: bool,
     pub(crate) events: bool,
     pub(crate) debug: bool,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<crate::metrics::Make>,
     pub(crate) strict_json_rpc_codes: bool,
     pub(crate) cors: Option<Cors>,
     pub(crate) hosts: Option<Arc<[String]>>,
@@ -64,6 +66,8 @@ impl Default for FrontOptions {
             rpc: true,
             events: true,
             debug: false,
+            #[cfg(feature = "metrics")]
+            metrics: None,
             strict_json_rpc_codes: false,
             cors: None,
             hosts: None,
@@ -134,6 +138,27 @@ impl FrontOptions {
     /// operators alone can connect.
     pub fn debug(mut self, on: bool) -> Self {
         self.debug = on;
+        self
+    }
+
+    /// `GET /metrics`: the metrics that this function makes for the front's server, without any token. Default none: serve
+    /// them only where operators alone can connect. The function is called once.
+    ///
+    /// ```
+    /// use bothways::Server;
+    /// use bothways_http::FrontOptions;
+    /// use bothways_metrics::{Calls, Metrics};
+    ///
+    /// let calls = Calls::new();
+    /// let server = Server::builder().layer(calls.clone()).build();
+    /// let options = FrontOptions::new().metrics(move |server| Metrics::new(server).with_calls(&calls));
+    /// ```
+    #[cfg(feature = "metrics")]
+    pub fn metrics<F>(mut self, make: F) -> Self
+    where
+        F: Fn(&bothways::Server) -> bothways_metrics::Metrics + Send + Sync + 'static,
+    {
+        self.metrics = Some(crate::metrics::Make(Arc::new(make)));
         self
     }
 

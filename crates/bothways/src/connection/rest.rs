@@ -62,11 +62,6 @@ impl Wake for Shared {
 }
 
 impl Connection {
-    /// True while a task drives it. An idle connection of a server has none, if its socket can rest.
-    pub fn has_task(&self) -> bool {
-        !matches!(self.shared.state.lock().driving, Driving::Resting)
-    }
-
     /// Starts: at rest, if there is nothing to read yet.
     pub(super) fn begin(&self) {
         let rests = self.runtime().is_some() && {

@@ -65,3 +65,65 @@ fn a_socket_that_was_passed_on_is_served() {
 fn without_a_socket_that_was_passed_on_it_says_so() {
     run(&["serve", "--activated"]).failed(2, &["LISTEN_FDS", "name an address"]);
 }
+
+/// What an HTTP server on a port says to one request; of a stream its beginning, up to what is waited for.
+fn http(address: &str, request: &str, until: &str) -> String {
+    use std::io::{Read, Write};
+
+    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("it is open");
+    stream.write_all(request.as_bytes()).expect("it is open");
+    let (mut said, mut piece) = (String::new(), [0; 4096]);
+    while !said.contains(until) {
+        match stream.read(&mut piece) {
+            Ok(0) | Err(_) => break,
+            Ok(len) => said += &String::from_utf8_lossy(&piece[..len]),
+        }
+    }
+    said
+}
+
+/// HTTP beside the server: calls, events, health, and what operators ask; other hosts' names are refused.
+#[test]
+fn http_is_served_beside_it() {
+    let server = Serving::with(&["--http", "0", "--push-every", "50ms"], &[]);
+    let line = server.program.out.until("HTTP at");
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned();
+    let get = |path: &str, host: &str, until: &str| {
+        http(&address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"), until)
+    };
+
+    let call = "POST /rpc/Arith/Mul HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"A\":6,\"B\":7}";
+    let called = http(&address, call, "42}");
+    assert!(called.starts_with("HTTP/1.1 200 OK") && called.ends_with("{\"C\":42}"), "{called}");
+    let events = get("/events?topics=demo.clock", "localhost", "\"Count\"");
+    assert!(events.contains("event: Demo.Clock") && events.contains("\"Count\":"), "{events}");
+    for (path, part) in [("/readyz", "ready"), ("/debug/vars", "\"by_kind\""), ("/metrics", "bothways_calls_total{")] {
+        let said = get(path, "127.0.0.1", part);
+        assert!(said.starts_with("HTTP/1.1 200 OK") && said.contains(part), "{path}: {said}");
+    }
+    let refused = get("/readyz", "evil.example", "421");
+    assert!(refused.starts_with("HTTP/1.1 421 "), "{refused}");
+}
+
+/// A token is asked for over HTTP too, and shown nowhere.
+#[cfg(unix)]
+#[test]
+fn http_asks_for_the_token_too() {
+    let env = [("BW_T", "swordfish-7")];
+    let server = Serving::with(&["-vv", "--http", "0", "--auth-token-env", "BW_T"], &env);
+    let line = server.program.out.until("HTTP at");
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned();
+    let call = |more: &str| {
+        let head =
+            "POST /rpc/Arith/Mul HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
+        http(&address, &format!("{head}\r\nContent-Length: 2\r\n{more}\r\n{{}}"), "no such text")
+    };
+    assert!(call("").starts_with("HTTP/1.1 401 "));
+    assert!(call("Authorization: guess-8\r\n").starts_with("HTTP/1.1 401 "));
+    assert!(call("Authorization: swordfish-7\r\n").starts_with("HTTP/1.1 200 "));
+    let mut program = server.program;
+    program.terminate();
+    let log = program.err.rest();
+    assert!(log.contains("was not authenticated") && !log.contains("swordfish") && !log.contains("guess-8"), "{log}");
+}

@@ -150,6 +150,12 @@ impl Lines {
         self.0.recv_timeout(LONG).expect("the program prints another line")
     }
 
+    /// All lines from here to the end of the program.
+    #[cfg(unix)]
+    pub(crate) fn rest(&self) -> String {
+        self.0.iter().map(|line| line + "\n").collect()
+    }
+
     /// The first line from here that contains this.
     #[track_caller]
     pub(crate) fn until(&self, part: &str) -> String {

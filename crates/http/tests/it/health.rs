@@ -39,8 +39,33 @@ async fn the_debug_endpoint_is_closed_unless_it_is_opened() {
     until("it sleeps", || served.server.stats().calls_running == 1).await;
     let vars = ask(served.address(), "GET /debug/vars", "").await.json();
     assert_eq!(vars["server"]["connections"], 1, "{vars:#}");
-    assert_eq!(vars["tasks"]["requests_running"], 1, "{vars:#}");
-    assert_eq!(vars["tasks"]["http_connections"], 2, "{vars:#}");
+    assert_eq!(vars["server"]["calls_running"], 1, "{vars:#}");
+    assert_eq!(vars["tasks"]["by_kind"]["handler"], 1, "{vars:#}");
+    assert_eq!(vars["tasks"]["by_kind"]["http_connection"], 2, "{vars:#}");
     assert_eq!(vars["http"]["requests"], 2, "{vars:#}");
     assert!(vars["queues"]["outgoing_bytes"].is_u64() && vars["tasks"]["all"].is_u64(), "{vars:#}");
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn metrics_are_closed_unless_they_are_opened() {
+    use bothways_metrics::{CONTENT_TYPE, Calls, Metrics};
+
+    let closed = serve(builder(), FrontOptions::new()).await;
+    assert_eq!(ask(closed.address(), "GET /metrics", "").await.status, 404);
+
+    let calls = Calls::new();
+    let options = {
+        let calls = calls.clone();
+        FrontOptions::new().metrics(move |server| Metrics::new(server).with_calls(&calls))
+    };
+    let served = serve(builder().layer(calls), options).await;
+    let call = "POST /rpc/Arith/Mul\nContent-Type: application/json";
+    assert_eq!(ask(served.address(), call, "{}").await.status, 200);
+    let answer = ask(served.address(), "GET /metrics", "").await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, CONTENT_TYPE));
+    let line = answer.body.lines().find(|line| line.starts_with("bothways_calls_total{") && line.contains("\"Mul\""));
+    assert!(line.is_some_and(|line| line.ends_with(" 1")), "{}", answer.body);
+    assert!(answer.body.ends_with("# EOF\n"));
+    assert_eq!(ask(served.address(), "POST /metrics", "").await.status, 405);
 }
