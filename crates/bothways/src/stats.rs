@@ -136,14 +136,14 @@ pub(crate) struct Traffic {
 pub(crate) enum Lost {
     /// A push without a session: the queue of its connection was full, and the oldest made room.
     QueueFull,
-    /// The same, which waited when its connection ended.
+    /// The same, which waited behind a full socket when its connection ended.
     ConnectionEnded,
     /// A request without a reply that was not run.
     OnewayRefused,
     /// A reply whose call was given up before it came.
     LateReply,
     /// A reply that could not be sent: no room, or too large.
-    ReplyLost,
+    Reply,
 }
 
 /// Tasks of one kind, counted for as long as one lives.
@@ -201,7 +201,8 @@ impl Meters {
     /// A reply is an error: of the application, if it has no code.
     #[cold]
     pub(crate) fn count_error(&self, code: Option<ErrorCode>) {
-        self.errors.count(code.map_or("application", ErrorCode::name));
+        // The names follow the codes.
+        self.errors.add(code.map_or(0, |code| code as usize + 1), 1);
     }
 
     pub(crate) fn count_end(&self, reason: &CloseReason) {
@@ -305,11 +306,13 @@ mod tests {
         let meters = Meters::default();
         meters.count_error(None);
         for code in ErrorCode::ALL {
+            assert_eq!(meters.errors().get(code.name()), 0);
             meters.count_error(Some(code));
+            assert_eq!(meters.errors().get(code.name()), 1, "{code:?}");
         }
         assert!(meters.errors().iter().all(|(_, count)| count == 1), "{:?}", meters.errors());
         assert_eq!((meters.errors().total(), meters.errors().get("nonsense")), (8, 0));
-        meters.count_drops(Lost::ReplyLost, 3);
+        meters.count_drops(Lost::Reply, 3);
         meters.count_end(&CloseReason::PeerClosed);
         meters.begin_task(Task::Handler);
         assert_eq!(format!("{:?} {:?}", meters.drops(), meters.ends()), r#"{"reply_lost": 3} {"peer_closed": 1}"#);

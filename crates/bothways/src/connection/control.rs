@@ -219,7 +219,7 @@ impl Connection {
             Ok(number) if waits => self.shared.handler.handle_held(self, self.held_reply(number)),
             Ok(_) => {}
             Err(error) => {
-                self.shared.settings.count_drops(Lost::ReplyLost, 1);
+                self.shared.settings.count_drops(Lost::Reply, 1);
                 if let Some(left_out) = self.shared.settings.load.told_lost.due() {
                     tracing::warn!(connection = %self.id(), %error, left_out, "a reply was lost");
                 }

@@ -209,8 +209,8 @@ pub struct ServerStats {
     /// not among them.
     pub pushes: PushCounts,
     /// Messages that were given up and are in no receipt. Pushes without a session: `queue_full` (refused, or the oldest
-    /// made room) and `connection_ended`. `oneway_refused`: requests without a reply that were not run. `late_reply`: the
-    /// call was given up before. `reply_lost`: there was no room even for an error in its place.
+    /// made room) and `connection_ended` (they waited behind a full socket). `oneway_refused`: requests without a reply
+    /// that were not run. `late_reply`: the call was given up before. `reply_lost`: there was no room even for an error in its place.
     pub drops: Counts,
     /// How clients came back that named a session: `resumed`, or why not: `unknown`, `expired`, `gap` (what it was sent is
     /// not kept any more), `revoked`, `kicked`, `ended`, `late` (an earlier attempt of a client that is back already).

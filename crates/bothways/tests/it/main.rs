@@ -12,6 +12,7 @@ mod comes_back;
 mod compression;
 #[cfg(feature = "config")]
 mod config;
+mod counted;
 mod deadlines;
 mod drain;
 mod durations;
