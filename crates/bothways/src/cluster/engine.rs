@@ -17,40 +17,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-pub use crate::reply::BoxFuture;
 use crate::session::SessionId;
-
-/// One life of a node: a random number that its process draws when it joins. A process that starts again, or whose
-/// lease was lost, is another node. Mail to a life that is over finds nobody.
-#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct NodeId(pub u64);
-
-impl NodeId {
-    /// Of a life that begins now.
-    pub fn random() -> Self {
-        Self(rand::random())
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::str::FromStr for NodeId {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
-    }
-}
+pub use crate::{reply::BoxFuture, session::NodeId};
 
 /// Orders the changes of one key of the register. Revisions of different keys are not compared.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -4,11 +4,29 @@
 //! |---|---|
 //! | `engine.rs` | the seam: what a cluster needs of the system between its nodes |
 //! | `memory.rs` | an engine for nodes of one process |
+//! | `options.rs` | [`Cluster`], how a server belongs to one |
+//! | `node.rs` | one node at work: its lease, a link to every other member, the mail of the others |
+//! | `link.rs` | mail from one node to another: batches, one in flight, each run once; no I/O, no clock |
+//! | `remote.rs` | pushes to sessions of other nodes, and their receipts; no I/O, no clock |
+//! | `mail.rs` | what nodes write to each other |
+//! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
 //!
 //! `docs/cluster.md` in the repository says what is promised, and what becomes of it when something fails.
 
 pub mod engine;
+mod link;
+mod mail;
 #[cfg(feature = "cluster-memory")]
 pub mod memory;
+mod node;
+mod options;
+mod remote;
+#[cfg(test)]
+mod worlds;
 
-pub use self::engine::{Engine, NodeId, Store};
+pub(crate) use self::node::Node;
+pub use self::{
+    engine::{Engine, NodeId, Store},
+    node::JoinError,
+    options::Cluster,
+};

@@ -394,6 +394,10 @@ impl ServerBuilder {
                 listeners: Default::default(),
                 draining: false.into(),
                 stopped: OnceCell::new(),
+                #[cfg(feature = "cluster")]
+                node: Default::default(),
+                #[cfg(feature = "cluster")]
+                joining: Default::default(),
                 counters: Counters::default(),
                 meters,
             }),

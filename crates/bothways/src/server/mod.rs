@@ -128,6 +128,12 @@ struct Shared {
     /// It stops client by client: who has not been told goodbye is served.
     draining: AtomicBool,
     stopped: OnceCell<ShutdownReport>,
+    /// What it is in its cluster.
+    #[cfg(feature = "cluster")]
+    node: std::sync::OnceLock<Arc<crate::cluster::Node>>,
+    /// Somebody joins: one at a time.
+    #[cfg(feature = "cluster")]
+    joining: tokio::sync::Mutex<()>,
     counters: Counters,
     /// As those of its connections have it.
     meters: Arc<Meters>,
@@ -479,6 +485,44 @@ impl Server {
         let receipt = self.shared.sessions.receipt_of(push);
         self.shared.sessions.hub.publish(topic, push, &receipt)?;
         Ok(receipt)
+    }
+
+    /// Joins a cluster: from here on, pushes to users, to a session, to subscribers and to everyone go to the clients of
+    /// all its nodes, with one receipt ([`Receipt::routing`], [`Receipt::unreached`]). Join before you listen. A server
+    /// that has not joined is alone.
+    ///
+    /// The runtime in which it is called runs the tasks of the node. A [shutdown](Self::shutdown) leaves the cluster;
+    /// without one, the node's lease runs out.
+    ///
+    /// # Errors
+    /// [`JoinError`](crate::cluster::JoinError): it is no member, and serves as before. Dropping the future may leave a lease
+    /// that runs out.
+    #[cfg(feature = "cluster")]
+    pub async fn join(
+        &self,
+        cluster: crate::cluster::Cluster,
+    ) -> Result<crate::cluster::NodeId, crate::cluster::JoinError> {
+        use crate::cluster::{JoinError, Node};
+        if self.shared.is_stopping() {
+            return Err(JoinError::ShutDown);
+        }
+        let Ok(_joining) = self.shared.joining.try_lock() else { return Err(JoinError::Joined) };
+        if self.shared.node.get().is_some() {
+            return Err(JoinError::Joined);
+        }
+        let node = Node::join(cluster, &self.shared.sessions).await?;
+        let me = node.me().unwrap_or(crate::cluster::NodeId(0));
+        let _ = self.shared.sessions.beyond.set(Arc::clone(&node) as _);
+        let _ = self.shared.node.set(node);
+        Ok(me)
+    }
+
+    /// The node that this server is in its cluster, and the other members as far as it knows them; `None`: it has not
+    /// joined, or its lease has just ended.
+    #[cfg(feature = "cluster")]
+    pub fn nodes(&self) -> Option<(crate::cluster::NodeId, Vec<crate::cluster::NodeId>)> {
+        let node = self.shared.node.get()?;
+        Some((node.me()?, node.others()))
     }
 
     /// The members of a topic whose options show [presence](crate::session::TopicOptions::presence); for any other topic

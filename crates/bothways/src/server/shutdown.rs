@@ -336,6 +336,10 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     if let Some(door) = &shared.door {
         door.close();
     }
+    #[cfg(feature = "cluster")]
+    if let Some(node) = shared.node.get() {
+        node.leave().await;
+    }
     tracing::info!(?report, "the server has stopped");
     report
 }

@@ -47,6 +47,11 @@ impl Delivery {
         Self { limits, runtimes, totals: Totals::default(), stopped: AtomicBool::new(false) }
     }
 
+    #[cfg(feature = "cluster")]
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Nobody is pushed to from here on.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);

@@ -16,6 +16,7 @@
 //! | `receipt.rs` | how far a push has come |
 //! | `acks.rs` | acknowledgements, as they are on the wire |
 //! | `totals.rs`, `queues.rs` | what became of all of them, and what waits in all sessions |
+//! | `carried.rs`, `elsewhere.rs` | pushes to sessions of other nodes, and what receipts know of them |
 //! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | event logs of sessions that ended |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
@@ -66,9 +67,13 @@ mod account;
 mod acks;
 mod away;
 mod call;
+#[cfg(feature = "cluster")]
+mod carried;
 mod claims;
 mod crowd;
 mod each;
+#[cfg(feature = "cluster")]
+mod elsewhere;
 mod end;
 mod endings;
 mod explain;
@@ -115,6 +120,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::acks::failed;
+#[cfg(feature = "cluster")]
+pub use self::elsewhere::{NodeId, Unreached, UnreachedWhy};
 pub(crate) use self::{
     account::UserCall,
     acks::{Acks, End, TOLD_AT_ONCE, put_failed},
@@ -126,6 +133,11 @@ pub(crate) use self::{
     resume::{Claim, NotWelcome, RETRY_LATE},
     rules::Rules,
     topic::covers,
+};
+#[cfg(feature = "cluster")]
+pub(crate) use self::{
+    carried::{Carried, Elsewhere},
+    elsewhere::{Counts, Share},
 };
 use self::{claims::Listed, endings::Last};
 pub use self::{

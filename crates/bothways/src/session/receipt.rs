@@ -26,9 +26,15 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "cluster")]
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+#[cfg(feature = "cluster")]
+use super::elsewhere::{Afar, Counts, NodeId, Share, Unreached};
 
 use super::{
     Push, SessionId,
@@ -285,7 +291,19 @@ pub(super) struct Tally {
     each: Weak<Each>,
     /// Where the ends of its targets are counted, together with those of all other pushes.
     total: Option<Total>,
+    /// Nodes that have not said their targets. Changed under the lock of the counts, as the next.
+    #[cfg(feature = "cluster")]
+    routing: AtomicUsize,
+    /// How often a target has moved on.
+    #[cfg(feature = "cluster")]
+    changes: AtomicU64,
+    #[cfg(feature = "cluster")]
+    afar: OnceLock<Box<Afar>>,
 }
+
+/// Among the bits of [`Wait`]: each change is told.
+#[cfg(feature = "cluster")]
+const WATCHED: u8 = 8;
 
 /// How far all targets have to come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -315,10 +333,32 @@ impl Tally {
         let mut outcomes = self.outcomes.lock();
         outcomes.counts[from.index()] -= 1;
         outcomes.counts[to.index()] += 1;
+        #[cfg(feature = "cluster")]
+        {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+            if self.awaited.load(Ordering::Relaxed) & WATCHED != 0 {
+                return true;
+            }
+        }
         // A wait is over with the last target that leaves a stage.
         let awaited = if outcomes.counts[from.index()] == 0 { self.awaited.load(Ordering::Relaxed) } else { 0 };
         let all = [Wait::Written, Wait::Received, Wait::Handled];
-        awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && wait.is_over(&outcomes))
+        awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && self.is_over(wait, &outcomes))
+    }
+
+    /// True if no target, here or at another node, has to go that far any more.
+    fn is_over(&self, wait: Wait, outcomes: &Outcomes) -> bool {
+        wait.is_over(outcomes) && !self.is_routing()
+    }
+
+    #[cfg(feature = "cluster")]
+    fn is_routing(&self) -> bool {
+        self.routing.load(Ordering::Relaxed) != 0
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    fn is_routing(&self) -> bool {
+        false
     }
 
     /// Wakes those who wait.
@@ -330,6 +370,11 @@ impl Tally {
 impl Changes for Tally {
     fn tell(&self) {
         self.changed.notify_waiters();
+        #[cfg(feature = "cluster")]
+        if let Some(watcher) = self.afar.get().and_then(|afar| afar.watcher.get()) {
+            let (changes, outcomes) = self.standing();
+            watcher(changes, &outcomes);
+        }
     }
 }
 
@@ -428,11 +473,96 @@ impl Receipt {
             let mut changed = pin!(self.tally.changed.notified());
             changed.as_mut().enable();
             let outcomes = self.outcomes();
-            if wait.is_over(&outcomes) {
+            if self.tally.is_over(wait, &outcomes) {
                 return outcomes;
             }
             changed.await;
         }
+    }
+}
+
+/// What a receipt has of other nodes.
+#[cfg(feature = "cluster")]
+impl Receipt {
+    /// How many nodes have not said yet how many targets they have. Waits such as [`Self::handled`] wait for them too: a
+    /// node answers, or counts as [unreached](Self::unreached), within seconds; one of which it is not known whether it
+    /// has the push, at the latest when it is known to be gone. 0 without a cluster.
+    pub fn routing(&self) -> usize {
+        self.tally.routing.load(Ordering::Relaxed)
+    }
+
+    /// The nodes that the push has not reached, as far as is known now. Their sessions are not among the targets. Empty
+    /// without a cluster.
+    pub fn unreached(&self) -> Vec<Unreached> {
+        self.tally.afar.get().map_or_else(Vec::new, |afar| afar.unreached.lock().clone())
+    }
+
+    /// True if every node was asked, and none has a session that the target names.
+    pub fn is_no_route(&self) -> bool {
+        self.routing() == 0 && self.outcomes().targets() == 0 && !self.is_partial()
+    }
+
+    /// True if there are nodes that were not reached: nothing is said about their sessions.
+    pub fn is_partial(&self) -> bool {
+        self.tally.afar.get().is_some_and(|afar| !afar.unreached.lock().is_empty())
+    }
+
+    /// One that calls this with each of its changes.
+    pub(super) fn watched(
+        push: &Push,
+        totals: &Totals,
+        watcher: impl Fn(u64, &Outcomes) + Send + Sync + 'static,
+    ) -> Self {
+        let receipt = Self::of(push, totals);
+        let afar = Afar::default();
+        // It is new: there is no other watcher.
+        let _ = afar.watcher.set(Box::new(watcher));
+        let _ = receipt.tally.afar.set(Box::new(afar));
+        receipt.tally.awaited.fetch_or(WATCHED, Ordering::Relaxed);
+        receipt
+    }
+
+    /// What it says now, and how many changes there were.
+    pub(crate) fn standing(&self) -> (u64, Outcomes) {
+        self.tally.standing()
+    }
+
+    /// A node's share of it is another one now.
+    pub(crate) fn settle(&self, node: NodeId, was: &Share, is: &Share) {
+        self.tally.settle(node, was, is);
+        Tally::tell(&self.tally);
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl Tally {
+    fn standing(&self) -> (u64, Outcomes) {
+        let outcomes = self.outcomes.lock();
+        (self.changes.load(Ordering::Relaxed), *outcomes)
+    }
+
+    fn settle(&self, node: NodeId, was: &Share, is: &Share) {
+        // Before the counts, so that who sees the end of a wait sees this too.
+        if was.unreached != is.unreached {
+            let afar = self.afar.get_or_init(Box::default);
+            let mut unreached = afar.unreached.lock();
+            unreached.retain(|unreached| unreached.node != node);
+            unreached.extend(is.unreached.map(|(why, maybe)| Unreached { node, why, maybe }));
+        }
+        let mut outcomes = self.outcomes.lock();
+        for (stage, count) in outcomes.counts.iter_mut().enumerate() {
+            *count = (*count + is.counts.0[stage] as usize).saturating_sub(was.counts.0[stage] as usize);
+        }
+        let routing = self.routing.load(Ordering::Relaxed) + usize::from(is.is_routing);
+        self.routing.store(routing.saturating_sub(usize::from(was.is_routing)), Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl From<&Outcomes> for Counts {
+    fn from(outcomes: &Outcomes) -> Self {
+        // Four thousand million sessions are more than one process has.
+        Self(outcomes.counts.map(|count| count as u32))
     }
 }
 

@@ -14,6 +14,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+#[cfg(feature = "cluster")]
+use super::receipt::Outcomes;
 use super::{
     Session, SessionId,
     away::Away,
@@ -77,6 +79,9 @@ pub(crate) struct Registry {
     /// What is left of sessions that ended.
     pub(super) ended: Mutex<Pasts>,
     pub(super) count: AtomicUsize,
+    /// The way to sessions of other nodes.
+    #[cfg(feature = "cluster")]
+    pub(crate) beyond: super::carried::Beyond,
 }
 
 /// When the log was told last of what befalls sessions: of a crowd it is told how many, and `explain` has the rest.
@@ -125,6 +130,8 @@ impl Registry {
             feed: Feed::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
             count: AtomicUsize::new(0),
+            #[cfg(feature = "cluster")]
+            beyond: super::carried::Beyond::new(),
         })
     }
 
@@ -359,8 +366,29 @@ impl Registry {
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
     pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        self.push_here(target, push, receipt)?;
+        #[cfg(feature = "cluster")]
+        if let Some(beyond) = self.beyond.get() {
+            beyond.route(target, push, receipt);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::push`], to sessions of this node only.
+    pub(crate) fn push_here(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         self.fan_out.check_running()?;
         Ok(self.fan_out.push_to(&self.find(target)?, push, receipt)?)
+    }
+
+    /// That of a push of another node: each change is told.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn watched(&self, push: &Push, watcher: impl Fn(u64, &Outcomes) + Send + Sync + 'static) -> Receipt {
+        Receipt::watched(push, &self.fan_out.totals, watcher)
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn limits(&self) -> &bothways_proto::Limits {
+        self.fan_out.limits()
     }
 }
 

@@ -1,3 +1,6 @@
 //! Many nodes, over the engine in memory. A binary of its own, as it needs features.
 
 mod engine;
+mod push;
+mod support;
+mod trouble;

@@ -1,0 +1,238 @@
+//! What nodes write to each other: batches of items, and their answers, as MessagePack.
+//!
+//! A batch that cannot be read is not answered. An item of a kind that a node does not know is answered as
+//! [`Answer::Unsupported`], so that nodes of two versions can be members of one cluster.
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    link::Number,
+    remote::{PushNumber, State},
+};
+use crate::{
+    codec::{Encode, Payload},
+    session::{Carried, Counts, NodeId},
+};
+
+/// How a push stands at one node: how many changes there were, and how many targets stand where.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Standing {
+    pub(super) changes: u64,
+    pub(super) counts: Counts,
+}
+
+impl State for Standing {
+    fn is_final(&self) -> bool {
+        self.counts.is_final()
+    }
+
+    fn to_unknown(&self) -> Self {
+        Self { changes: u64::MAX, counts: self.counts.to_unknown() }
+    }
+
+    fn precedes(&self, other: &Self) -> bool {
+        self.changes < other.changes
+    }
+}
+
+/// As a standing travels.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Told(u64, Vec<(u8, u32)>);
+
+impl From<Standing> for Told {
+    fn from(standing: Standing) -> Self {
+        Self(standing.changes, standing.counts.pairs())
+    }
+}
+
+impl From<Told> for Standing {
+    fn from(Told(changes, pairs): Told) -> Self {
+        Self { changes, counts: Counts::of_pairs(&pairs) }
+    }
+}
+
+/// What an item takes in the answer, and of the batch besides its own bytes.
+pub(super) const ITEM_BYTES: usize = 128;
+
+/// One thing that a node writes to another one.
+#[derive(Clone, Debug)]
+pub(super) enum Item {
+    /// A push, which has waited so many milliseconds.
+    Push(PushNumber, u64, Bytes),
+    /// How pushes of the other node stand here.
+    States(Vec<(PushNumber, Standing)>),
+    /// How do these pushes stand at the other node?
+    Digest(Vec<PushNumber>),
+    /// Of a newer version.
+    Other,
+}
+
+/// What an item is answered with.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    Routed(Standing),
+    /// The node takes no more, or cannot read it.
+    Refused,
+    Heard,
+    /// `None`: nothing is known of it.
+    Known(Vec<Option<Standing>>),
+    Unsupported,
+}
+
+const PUSH: u8 = 1;
+const STATES: u8 = 2;
+const DIGEST: u8 = 3;
+
+const ROUTED: u8 = 1;
+const REFUSED: u8 = 2;
+const HEARD: u8 = 3;
+const KNOWN: u8 = 4;
+const UNSUPPORTED: u8 = 5;
+
+#[derive(Deserialize, Serialize)]
+struct Kind {
+    kind: u8,
+    body: Bytes,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Letter {
+    from: u64,
+    epoch: u64,
+    n: u64,
+    items: Vec<Kind>,
+}
+
+fn write<T: Serialize + Send>(value: &T) -> Bytes {
+    // Of numbers, bytes and texts: there is none that MessagePack cannot write.
+    value.encode(SerializeType::MSGPACK).unwrap_or_default()
+}
+
+fn read<T: Serialize + serde::de::DeserializeOwned + Send>(bytes: Bytes) -> Option<T> {
+    T::decode(SerializeType::MSGPACK, bytes).ok()
+}
+
+/// A push with its target.
+pub(super) fn write_push(carried: &Carried) -> Bytes {
+    write(carried)
+}
+
+/// See [`write_push`].
+pub(super) fn read_push(bytes: Bytes) -> Option<Carried> {
+    read(bytes)
+}
+
+pub(super) fn write_batch(from: NodeId, number: Number, items: &[Item]) -> Bytes {
+    let items = items.iter().map(|item| match item {
+        Item::Push(push, waited, carried) => Kind { kind: PUSH, body: write(&(*push, *waited, carried.clone())) },
+        Item::States(states) => {
+            let told: Vec<(u64, Told)> = states.iter().map(|(push, state)| (*push, Told::from(*state))).collect();
+            Kind { kind: STATES, body: write(&told) }
+        }
+        Item::Digest(pushes) => Kind { kind: DIGEST, body: write(pushes) },
+        Item::Other => Kind { kind: 0, body: Bytes::new() },
+    });
+    write(&Letter { from: from.0, epoch: number.epoch, n: number.n, items: items.collect() })
+}
+
+pub(super) fn read_batch(bytes: Bytes) -> Option<(NodeId, Number, Vec<Item>)> {
+    let letter: Letter = read(bytes)?;
+    let items = letter.items.into_iter().map(|Kind { kind, body }| {
+        Some(match kind {
+            PUSH => {
+                let (push, waited, carried) = read(body)?;
+                Item::Push(push, waited, carried)
+            }
+            STATES => {
+                let told: Vec<(u64, Told)> = read(body)?;
+                Item::States(told.into_iter().map(|(push, told)| (push, told.into())).collect())
+            }
+            DIGEST => Item::Digest(read(body)?),
+            _ => Item::Other,
+        })
+    });
+    let number = Number { epoch: letter.epoch, n: letter.n };
+    Some((NodeId(letter.from), number, items.collect::<Option<_>>()?))
+}
+
+pub(super) fn write_answers(answers: &[Answer]) -> Bytes {
+    let answers = answers.iter().map(|answer| match answer {
+        Answer::Routed(standing) => Kind { kind: ROUTED, body: write(&Told::from(*standing)) },
+        Answer::Refused => Kind { kind: REFUSED, body: Bytes::new() },
+        Answer::Heard => Kind { kind: HEARD, body: Bytes::new() },
+        Answer::Known(states) => {
+            let told: Vec<Option<Told>> = states.iter().map(|state| state.map(Told::from)).collect();
+            Kind { kind: KNOWN, body: write(&told) }
+        }
+        Answer::Unsupported => Kind { kind: UNSUPPORTED, body: Bytes::new() },
+    });
+    write(&answers.collect::<Vec<_>>())
+}
+
+/// As many answers as a batch has items.
+pub(super) fn read_answers(bytes: Bytes) -> Option<Vec<Answer>> {
+    let answers: Vec<Kind> = read(bytes)?;
+    let answers = answers.into_iter().map(|Kind { kind, body }| {
+        Some(match kind {
+            ROUTED => Answer::Routed(read::<Told>(body)?.into()),
+            REFUSED => Answer::Refused,
+            HEARD => Answer::Heard,
+            KNOWN => {
+                let told: Vec<Option<Told>> = read(body)?;
+                Answer::Known(told.into_iter().map(|told| told.map(Standing::from)).collect())
+            }
+            _ => Answer::Unsupported,
+        })
+    });
+    answers.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(changes: u64) -> Standing {
+        Standing { changes, counts: Counts::of_pairs(&[(0, 1), (3, 2)]) }
+    }
+
+    /// What a node writes the other one reads, also what it does not know.
+    #[test]
+    fn mail_is_read_as_it_was_written() {
+        let items = [
+            Item::Push(7, 20, Bytes::from_static(b"push")),
+            Item::States(vec![(1, standing(3)), (2, standing(0))]),
+            Item::Digest(vec![4, 5]),
+            Item::Other,
+        ];
+        let number = Number { epoch: 2, n: 9 };
+        let (from, again, read) = read_batch(write_batch(NodeId(5), number, &items)).expect("it is a batch");
+        assert_eq!((from, again, format!("{read:?}")), (NodeId(5), number, format!("{items:?}")));
+        let answers = [
+            Answer::Routed(standing(1)),
+            Answer::Refused,
+            Answer::Heard,
+            Answer::Known(vec![None, Some(standing(2))]),
+            Answer::Unsupported,
+        ];
+        let read = read_answers(write_answers(&answers)).expect("they are answers");
+        assert_eq!(format!("{read:?}"), format!("{answers:?}"));
+    }
+
+    /// Mail that is cut off or spoilt is no mail, and no panic.
+    #[test]
+    fn spoilt_mail_is_none() {
+        let items = [Item::Digest(vec![4, 5]), Item::Push(7, 20, Bytes::from_static(b"push"))];
+        let whole = write_batch(NodeId(5), Number { epoch: 2, n: 9 }, &items);
+        for end in 0..whole.len() {
+            assert!(read_batch(whole.slice(..end)).is_none(), "{end}");
+        }
+        for at in 0..whole.len() {
+            let mut spoilt = whole.to_vec();
+            spoilt[at] ^= 0xff;
+            let _ = read_batch(spoilt.clone().into());
+            let _ = read_answers(spoilt.into());
+        }
+    }
+}

@@ -1,0 +1,790 @@
+//! One node at work: its lease, a link to every other member, and the mail of the others.
+//!
+//! ```text
+//!  Registry::push ──► route ──► Origin, and a Push in the link of each member
+//!                                  │ one task a member: a batch in flight
+//!                                  ▼
+//!     the other node:  Inbox ──► Registry::push_here ──► its state in the answer; each change later, in its own batches
+//! ```
+//!
+//! Locks, in this order: that of an origin's mail, held while its batch is run; the state of the node. A receipt tells its
+//! watcher under no lock of a session.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    engine::{AskError, BoxFuture, BuryError, Engine, EngineDown, Inbox, Lease, Members, RenewError, Revision},
+    link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
+    mail::{self, Answer, ITEM_BYTES, Item, Standing},
+    options::Cluster,
+    remote::{At, Moved, Origin, Owed, PushNumber},
+};
+use crate::{
+    calm::{Calm, tell},
+    codec::Encode,
+    session::{Carried, Counts, Elsewhere, NodeId, Outcomes, Push, Receipt, Registry, Share, Target, UnreachedWhy},
+};
+
+/// How often a lease is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// How often a node asks how its open pushes stand elsewhere.
+const DIGEST_EVERY: Duration = Duration::from_secs(10);
+/// How long one ask may take, and how long a batch is tried.
+const ASK_MAX: Duration = Duration::from_secs(1);
+/// See [`ASK_MAX`].
+const BATCH_MAX: Duration = Duration::from_secs(3);
+/// For how long nobody may be there under a node's name: one whose way to the engine breaks is back within milliseconds.
+const NOBODY_MAX: Duration = Duration::from_millis(500);
+/// How long a link pauses after a failure.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long a member may answer nothing before what it has is unknown, although its lease lives.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long a node that leaves waits until the others know how their pushes ended.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+/// How long it may take until a node sees itself in the list of members.
+const LISTED_MAX: Duration = Duration::from_secs(2);
+/// Most states, or numbers of a digest, in one item.
+const STATES_MAX: usize = 256;
+/// What a batch has besides its items.
+const BATCH_OVERHEAD: usize = 1024;
+
+/// What a node says of itself.
+#[derive(Deserialize, Serialize)]
+struct Card {
+    version: u32,
+    address: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct Node {
+    engine: Arc<dyn Engine>,
+    options: Cluster,
+    sessions: Weak<Registry>,
+    state: Mutex<State>,
+    /// Mail of each origin.
+    incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
+    /// Woken when links may be idle.
+    said: Notify,
+    /// Its tasks end with it.
+    stop: watch::Sender<bool>,
+    told: Told,
+}
+
+#[derive(Default)]
+struct Told {
+    lapsed: Calm,
+    joined: Calm,
+    left: Calm,
+}
+
+struct State {
+    /// `None`: it is no member at the moment.
+    me: Option<NodeId>,
+    lease: Option<Arc<dyn Lease>>,
+    members: BTreeMap<NodeId, Link>,
+    origin: Origin<Standing>,
+    receipts: HashMap<PushNumber, Receipt>,
+    next: PushNumber,
+    owed: HashMap<NodeId, Owed<Standing>>,
+    /// Pushes of all others that it answers for.
+    owing: usize,
+    /// The members when its last life ended, until the next one begins: pushes do not reach them.
+    former: Vec<NodeId>,
+}
+
+/// The way to one member.
+struct Link {
+    out: Outgoing<Queued>,
+    wake: Arc<Notify>,
+    /// The revision of its lease that was seen last.
+    revision: Revision,
+    /// It is not in the list any more.
+    is_missing: bool,
+    /// Since when it has answered nothing.
+    silent_since: Option<Instant>,
+    /// What a digest asked for last.
+    digested: PushNumber,
+}
+
+#[derive(Clone, Debug)]
+struct Queued {
+    item: Item,
+    since: Instant,
+}
+
+/// Why a server did not join.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The engine does not work now. It can be tried again.
+    #[error(transparent)]
+    Engine(#[from] EngineDown),
+    /// The server belongs to a cluster already.
+    #[error("the server belongs to a cluster already")]
+    Joined,
+    /// The server was shut down.
+    #[error("the server was shut down")]
+    ShutDown,
+    /// A node needs tasks of its own.
+    #[error("there is no tokio runtime on this thread")]
+    NoRuntime,
+}
+
+impl Node {
+    /// Joins: from here on it takes mail, and pushes go to all members.
+    pub(crate) async fn join(options: Cluster, sessions: &Arc<Registry>) -> Result<Arc<Self>, JoinError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(JoinError::NoRuntime);
+        }
+        let engine = Arc::clone(&options.engine);
+        let node = Arc::new(Self {
+            engine,
+            options,
+            sessions: Arc::downgrade(sessions),
+            state: Mutex::new(State {
+                me: None,
+                lease: None,
+                members: BTreeMap::new(),
+                origin: Origin::new(),
+                receipts: HashMap::new(),
+                next: 1,
+                owed: HashMap::new(),
+                owing: 0,
+                former: Vec::new(),
+            }),
+            incoming: Mutex::default(),
+            said: Notify::new(),
+            stop: watch::Sender::new(false),
+            told: Told::default(),
+        });
+        node.begin_life().await?;
+        tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
+        tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
+        Ok(node)
+    }
+
+    /// Its number while it is a member.
+    pub(crate) fn me(&self) -> Option<NodeId> {
+        self.state.lock().me
+    }
+
+    /// The other members, as far as it knows.
+    pub(crate) fn others(&self) -> Vec<NodeId> {
+        let state = self.state.lock();
+        state.members.iter().filter(|(_, link)| !link.is_missing).map(|(node, _)| *node).collect()
+    }
+
+    fn card(&self) -> Bytes {
+        let card = Card { version: 1, address: self.options.address.clone() };
+        card.encode(SerializeType::MSGPACK).unwrap_or_default()
+    }
+
+    /// Takes mail first, and then a lease: a member that is seen answers.
+    async fn begin_life(self: &Arc<Self>) -> Result<(), EngineDown> {
+        let me = NodeId::random();
+        let inbox: Arc<dyn Inbox> = Arc::new(Mailbox { node: Arc::downgrade(self) });
+        self.engine.listen(me, inbox).await?;
+        let lease = match self.engine.lease(me, self.card(), self.options.lease).await {
+            Ok(lease) => lease,
+            Err(down) => {
+                self.engine.deafen(me).await;
+                return Err(down);
+            }
+        };
+        // A list that has this node has the others too.
+        let mut members = self.engine.members();
+        let listed = timeout(LISTED_MAX, members.wait_for(|members| members.contains_key(&me))).await;
+        let listed = listed.ok().and_then(Result::ok).map(|members| Arc::clone(&members));
+        let Some(listed) = listed else {
+            self.engine.deafen(me).await;
+            lease.release().await;
+            return Err(EngineDown);
+        };
+
+        let mut state = self.state.lock();
+        (state.me, state.lease) = (Some(me), Some(lease));
+        state.former.clear();
+        drop(state);
+        tracing::info!(node = %me, "the server has joined its cluster");
+        self.see(&listed);
+        Ok(())
+    }
+
+    /// The lease has ended: this life is over, and what it has begun elsewhere is unknown.
+    async fn end_life(&self, why: UnreachedWhy) {
+        let (me, lease, moved) = {
+            let mut state = self.state.lock();
+            let others: Vec<NodeId> = state.members.keys().copied().collect();
+            let mut moved = Vec::new();
+            for other in &others {
+                moved.extend(state.drop_member(*other, why));
+            }
+            state.owed.clear();
+            (state.owing, state.former) = (0, others);
+            (state.me.take(), state.lease.take(), moved)
+        };
+        self.incoming.lock().clear();
+        self.apply(moved);
+        if let Some(me) = me {
+            self.engine.deafen(me).await;
+        }
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+    }
+
+    /// Leaves: the others are told how their pushes ended, as far as they listen, and that it goes.
+    pub(crate) async fn leave(&self) {
+        let deadline = Instant::now() + LEAVE_MAX;
+        loop {
+            let said = self.said.notified();
+            tokio::pin!(said);
+            said.as_mut().enable();
+            if self.state.lock().has_said_all() || timeout_at(deadline, said).await.is_err() {
+                break;
+            }
+        }
+        self.stop.send_replace(true);
+        self.end_life(UnreachedWhy::Left).await;
+    }
+
+    /// The members are these now.
+    fn see(self: &Arc<Self>, members: &Members) {
+        let mut new = Vec::new();
+        let mut state = self.state.lock();
+        let Some(me) = state.me else { return };
+        for (node, member) in members.iter().filter(|(node, _)| **node != me) {
+            match state.members.get_mut(node) {
+                Some(link) => (link.revision, link.is_missing) = (member.revision, false),
+                None => {
+                    let wake = Arc::new(Notify::new());
+                    let (out, revision) = (Outgoing::new(), member.revision);
+                    let link = Link {
+                        out,
+                        wake: Arc::clone(&wake),
+                        revision,
+                        is_missing: false,
+                        silent_since: None,
+                        digested: 0,
+                    };
+                    state.members.insert(*node, link);
+                    new.push((*node, wake));
+                }
+            }
+        }
+        for (node, link) in &mut state.members {
+            link.is_missing |= !members.contains_key(node);
+        }
+        drop(state);
+        for (node, wake) in new {
+            tell!(self.told.joined, info, %node, "a node has joined the cluster");
+            tokio::spawn(run_link(Arc::downgrade(self), node, wake, self.stop.subscribe()));
+        }
+    }
+
+    /// Buries members whose leases have ended: a living one refuses.
+    async fn bury_missing(&self) {
+        let missing: Vec<(NodeId, Revision)> = {
+            let state = self.state.lock();
+            let missing = state.members.iter().filter(|(_, link)| link.is_missing);
+            missing.map(|(node, link)| (*node, link.revision)).collect()
+        };
+        for (node, revision) in missing {
+            match timeout(RENEW_EVERY, self.engine.bury(node, revision)).await {
+                Ok(Ok(())) => self.lose(node),
+                // It is seen again, or asked again in a second.
+                Ok(Err(BuryError::Alive | BuryError::Down)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// A member's life is over.
+    fn lose(&self, node: NodeId) {
+        let moved = {
+            let mut state = self.state.lock();
+            let owed = state.owed.remove(&node).map_or(0, |owed| owed.len());
+            state.owing = state.owing.saturating_sub(owed);
+            state.drop_member(node, UnreachedWhy::NodeLost)
+        };
+        self.incoming.lock().remove(&node);
+        self.apply(moved);
+        self.said.notify_waiters();
+        tell!(self.told.left, info, %node, "a node has left the cluster");
+    }
+
+    /// Tells the receipts.
+    fn apply(&self, moved: impl IntoIterator<Item = Moved<Standing>>) {
+        for Moved { push, node, from, to, is_last } in moved {
+            let receipt = {
+                let mut state = self.state.lock();
+                if is_last { state.receipts.remove(&push) } else { state.receipts.get(&push).cloned() }
+            };
+            if let Some(receipt) = receipt {
+                receipt.settle(node, &share(&from), &share(&to));
+            }
+        }
+    }
+
+    /// Most bytes of a batch: its answer has to fit too.
+    fn batch_bytes_max(&self) -> usize {
+        (self.engine.limits().message_bytes_max / 2).min(BATCH_BYTES_MAX)
+    }
+
+    /// The next batch for a member, if there is something to say.
+    fn next_batch(&self, node: NodeId) -> Option<(Number, Vec<Queued>)> {
+        let most = self.batch_bytes_max();
+        let mut state = self.state.lock();
+        let State { members, owed, .. } = &mut *state;
+        let link = members.get_mut(&node)?;
+        if let Some(owed) = owed.get_mut(&node) {
+            let states = owed.say(STATES_MAX);
+            if !states.is_empty() {
+                let bytes = states.len() * ITEM_BYTES;
+                let queued = Queued { item: Item::States(states), since: Instant::now() };
+                if let Err(Queued { item: Item::States(states), .. }) = link.out.offer(queued, bytes) {
+                    states.into_iter().for_each(|(push, _)| owed.unheard(push));
+                }
+            }
+        }
+        link.out.begin(most)
+    }
+
+    /// Asks a member how this node's pushes stand there.
+    fn ask_digest(&self, node: NodeId) {
+        let mut state = self.state.lock();
+        let mut pushes = state.origin.digest(node);
+        let Some(link) = state.members.get_mut(&node) else { return };
+        if pushes.is_empty() {
+            return;
+        }
+        // A few each time, in turn.
+        let at = pushes.partition_point(|push| *push <= link.digested) % pushes.len();
+        pushes.rotate_left(at);
+        pushes.truncate(STATES_MAX * 8);
+        link.digested = pushes.last().copied().unwrap_or_default();
+        for some in pushes.chunks(STATES_MAX) {
+            let queued = Queued { item: Item::Digest(some.to_vec()), since: Instant::now() };
+            // What has no room now is asked for the next time.
+            let _ = link.out.offer(queued, some.len() * ITEM_BYTES);
+        }
+    }
+
+    /// Sends a batch, and again within its time.
+    async fn send(&self, node: NodeId, number: Number, items: &[Queued]) -> Sent {
+        let Some(me) = self.me() else { return Sent::Not(UnreachedWhy::Left) };
+        let began = Instant::now();
+        let (mut maybe, mut nobody_since) = (false, None);
+        loop {
+            let waited = |since: Instant| since.elapsed().as_millis() as u64;
+            let dated: Vec<Item> = items
+                .iter()
+                .map(|queued| match &queued.item {
+                    Item::Push(push, _, carried) => Item::Push(*push, waited(queued.since), carried.clone()),
+                    other => other.clone(),
+                })
+                .collect();
+            let bytes = mail::write_batch(me, number, &dated);
+            let why = match self.engine.ask(node, bytes, ASK_MAX).await {
+                Ok(answer) => match mail::read_answers(answer).filter(|answers| answers.len() == items.len()) {
+                    Some(answers) => return Sent::Answered(answers),
+                    None => return Sent::Perhaps(UnreachedWhy::Refused),
+                },
+                Err(AskError::TooLarge) => return Sent::Not(UnreachedWhy::TooLarge),
+                Err(AskError::Down) => return Sent::Perhaps(UnreachedWhy::EngineDown),
+                Err(AskError::NoNode) => {
+                    let since = *nobody_since.get_or_insert_with(Instant::now);
+                    if NOBODY_MAX <= since.elapsed() {
+                        let why = UnreachedWhy::NodeLost;
+                        return if maybe { Sent::Perhaps(why) } else { Sent::Not(why) };
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                Err(_) => {
+                    (maybe, nobody_since) = (true, None);
+                    UnreachedWhy::TimedOut
+                }
+            };
+            if BATCH_MAX <= began.elapsed() {
+                return Sent::Perhaps(why);
+            }
+        }
+    }
+
+    /// A batch was answered.
+    fn answered(&self, node: NodeId, number: Number, answers: Vec<Answer>) {
+        let mut moved = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let State { members, origin, owed, owing, .. } = &mut *state;
+            let Some(link) = members.get_mut(&node) else { return };
+            let Some(items) = link.out.answered(number) else { return };
+            link.silent_since = None;
+            for (queued, answer) in items.into_iter().zip(answers) {
+                match (queued.item, answer) {
+                    (Item::Push(push, ..), Answer::Routed(standing)) => moved.extend(origin.told(push, node, standing)),
+                    (Item::Push(push, ..), _) => moved.extend(origin.not_sent(push, node, UnreachedWhy::Refused)),
+                    (Item::States(states), _) => {
+                        let Some(owed) = owed.get_mut(&node) else { continue };
+                        let before = owed.len();
+                        states.into_iter().for_each(|(push, _)| owed.heard(push));
+                        *owing = owing.saturating_sub(before - owed.len());
+                    }
+                    (Item::Digest(pushes), Answer::Known(states)) => {
+                        for (push, state) in pushes.into_iter().zip(states) {
+                            moved.extend(origin.digested(push, node, state));
+                        }
+                    }
+                    (Item::Digest(_) | Item::Other, _) => {}
+                }
+            }
+        }
+        self.apply(moved);
+        self.said.notify_waiters();
+    }
+
+    /// A batch was not answered. What waits behind it fails too: it would only wait as long.
+    fn failed(&self, node: NodeId, why: UnreachedWhy, maybe: bool) {
+        let mut moved = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let State { members, origin, owed, .. } = &mut *state;
+            let Some(link) = members.get_mut(&node) else { return };
+            if why != UnreachedWhy::TooLarge {
+                link.silent_since.get_or_insert_with(Instant::now);
+            }
+            let given_up = link.out.give_up().into_iter().map(|queued| (queued, maybe));
+            let alone = why == UnreachedWhy::TooLarge || why == UnreachedWhy::Refused;
+            let waiting = if alone { Vec::new() } else { link.out.take_waiting() };
+            for (queued, maybe) in given_up.chain(waiting.into_iter().map(|queued| (queued, false))) {
+                match queued.item {
+                    Item::Push(push, ..) if maybe => moved.extend(origin.gave_up(push, node, why)),
+                    Item::Push(push, ..) => moved.extend(origin.not_sent(push, node, why)),
+                    Item::States(states) => {
+                        let owed = owed.get_mut(&node);
+                        owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
+                    }
+                    Item::Digest(_) | Item::Other => {}
+                }
+            }
+            let is_lost = link.silent_since.is_some_and(|since| SILENCE_MAX <= since.elapsed());
+            if is_lost {
+                moved.extend(origin.lost(node, UnreachedWhy::TimedOut));
+            }
+        }
+        self.apply(moved);
+    }
+
+    /// Runs a batch of another node, once. `None`: nobody waits for an answer, or it is none.
+    fn take(self: &Arc<Self>, bytes: Bytes) -> Option<Bytes> {
+        let (from, number, items) = mail::read_batch(bytes)?;
+        // One that has just joined is in the engine's list, or will be when it asks again.
+        let is_member = || self.state.lock().members.contains_key(&from);
+        if !is_member() && !self.engine.members().borrow().contains_key(&from) {
+            return None;
+        }
+        let incoming = {
+            let mut all = self.incoming.lock();
+            Arc::clone(all.entry(from).or_insert_with(|| Arc::new(Mutex::new(Incoming::new()))))
+        };
+        let mut incoming = incoming.lock();
+        match incoming.arrive(number) {
+            Arrival::Old => None,
+            Arrival::Repeat(answer) => Some(answer),
+            Arrival::Run { confirms, breaks } => {
+                self.settle_last(from, confirms, breaks);
+                let answers: Vec<Answer> = items.into_iter().map(|item| self.run(from, item)).collect();
+                let answer = mail::write_answers(&answers);
+                incoming.done(number, answer.clone());
+                Some(answer)
+            }
+        }
+    }
+
+    /// What became of the last answer to this node.
+    fn settle_last(&self, from: NodeId, confirms: bool, breaks: bool) {
+        let mut state = self.state.lock();
+        let State { owed, owing, members, .. } = &mut *state;
+        let Some(owed) = owed.get_mut(&from) else { return };
+        if confirms {
+            let before = owed.len();
+            owed.confirmed();
+            *owing = owing.saturating_sub(before - owed.len());
+        }
+        if breaks {
+            owed.broken();
+            if let Some(link) = members.get(&from) {
+                link.wake.notify_one();
+            }
+        }
+    }
+
+    fn run(self: &Arc<Self>, from: NodeId, item: Item) -> Answer {
+        match item {
+            Item::Push(push, waited, carried) => {
+                self.run_push(from, push, Duration::from_millis(waited), carried).unwrap_or(Answer::Refused)
+            }
+            Item::States(states) => {
+                let moved: Vec<_> = {
+                    let mut state = self.state.lock();
+                    states.into_iter().filter_map(|(push, standing)| state.origin.told(push, from, standing)).collect()
+                };
+                self.apply(moved);
+                Answer::Heard
+            }
+            Item::Digest(pushes) => {
+                let mut state = self.state.lock();
+                let owed = state.owed.entry(from).or_insert_with(Owed::new);
+                Answer::Known(pushes.into_iter().map(|push| owed.asked(push)).collect())
+            }
+            Item::Other => Answer::Unsupported,
+        }
+    }
+
+    /// Pushes to sessions here what another node has sent.
+    fn run_push(self: &Arc<Self>, from: NodeId, push: PushNumber, waited: Duration, carried: Bytes) -> Option<Answer> {
+        let sessions = self.sessions.upgrade()?;
+        if self.options.pushes_max <= self.state.lock().owing {
+            return None;
+        }
+        let (target, to_push) = mail::read_push(carried)?.open(waited, sessions.limits())?;
+        let node = Arc::downgrade(self);
+        let receipt = sessions.watched(&to_push, move |changes, outcomes| {
+            if let Some(node) = node.upgrade() {
+                node.changed(from, push, changes, outcomes);
+            }
+        });
+        sessions.push_here(&target, &to_push, &receipt).ok()?;
+
+        let mut state = self.state.lock();
+        let (changes, outcomes) = receipt.standing();
+        let standing = Standing { changes, counts: Counts::from(&outcomes) };
+        state.owed.entry(from).or_insert_with(Owed::new).taken(push, standing);
+        state.owing += 1;
+        Some(Answer::Routed(standing))
+    }
+
+    /// A push of another node stands elsewhere now.
+    fn changed(&self, origin: NodeId, push: PushNumber, changes: u64, outcomes: &Outcomes) {
+        let mut state = self.state.lock();
+        let State { owed, members, .. } = &mut *state;
+        let standing = Standing { changes, counts: Counts::from(outcomes) };
+        let is_due = owed.get_mut(&origin).is_some_and(|owed| owed.changed(push, standing));
+        if is_due && let Some(link) = members.get(&origin) {
+            link.wake.notify_one();
+        }
+    }
+}
+
+impl State {
+    /// Nothing is to be said to others, and nothing is under way.
+    fn has_said_all(&self) -> bool {
+        let is_owed = |node: &NodeId| self.owed.get(node).is_some_and(Owed::is_due);
+        self.members.iter().all(|(node, link)| link.is_missing || (!is_owed(node) && link.out.is_idle()))
+    }
+
+    /// A member is none any more.
+    fn drop_member(&mut self, node: NodeId, why: UnreachedWhy) -> Vec<Moved<Standing>> {
+        let Some(mut link) = self.members.remove(&node) else { return Vec::new() };
+        // Its task finds itself without a link.
+        link.wake.notify_one();
+        let mut moved = Vec::new();
+        for queued in link.out.take_waiting() {
+            if let Item::Push(push, ..) = queued.item {
+                moved.extend(self.origin.not_sent(push, node, why));
+            }
+        }
+        moved.extend(self.origin.lost(node, why));
+        moved
+    }
+}
+
+/// What the receipt has of a node that stands so.
+fn share(at: &At<Standing>) -> Share {
+    match at {
+        At::Asked => Share { is_routing: true, ..Share::default() },
+        At::Doubtful(why) => Share { is_routing: true, unreached: Some((*why, true)), ..Share::default() },
+        At::Told(standing) => Share { counts: standing.counts, ..Share::default() },
+        At::Unreached { why, maybe } => Share { unreached: Some((*why, *maybe)), ..Share::default() },
+    }
+}
+
+enum Sent {
+    Answered(Vec<Answer>),
+    /// Nobody has got it.
+    Not(UnreachedWhy),
+    Perhaps(UnreachedWhy),
+}
+
+impl Elsewhere for Node {
+    fn route(&self, target: &Target, push: &Push, receipt: &Receipt) {
+        let Some(carried) = Carried::of(target, push) else { return };
+        let is_here = |sessions: Arc<Registry>| carried.session().is_some_and(|id| sessions.session(id).is_some());
+        if self.sessions.upgrade().is_some_and(is_here) {
+            return;
+        }
+        let bytes = mail::write_push(&carried);
+        let size = bytes.len() + ITEM_BYTES;
+        let is_up = self.engine.mail_state().borrow().is_up();
+        let fails = if !is_up {
+            Some(UnreachedWhy::EngineDown)
+        } else if self.batch_bytes_max() < size + BATCH_OVERHEAD {
+            Some(UnreachedWhy::TooLarge)
+        } else {
+            None
+        };
+
+        let mut moved = Vec::new();
+        let mut state = self.state.lock();
+        let State { members, origin, receipts, next, former, .. } = &mut *state;
+        for node in former.iter() {
+            let left = At::Unreached { why: UnreachedWhy::Left, maybe: false };
+            receipt.settle(*node, &Share::default(), &share(&left));
+        }
+        let fails = fails.or((self.options.pushes_max <= receipts.len()).then_some(UnreachedWhy::Full));
+        if members.is_empty() {
+            return;
+        }
+        let (number, since) = (*next, Instant::now());
+        *next += 1;
+        origin.push(number, members.keys().copied());
+        receipts.insert(number, receipt.clone());
+        // Before anybody is woken: the receipt counts them as routing.
+        for (node, link) in members {
+            receipt.settle(*node, &Share::default(), &share(&At::Asked));
+            let why = fails.or_else(|| {
+                let queued = Queued { item: Item::Push(number, 0, bytes.clone()), since };
+                link.out.offer(queued, size).err().map(|_| UnreachedWhy::Full)
+            });
+            match why {
+                Some(why) => moved.extend(origin.not_sent(number, *node, why)),
+                None => link.wake.notify_one(),
+            }
+        }
+        drop(state);
+        self.apply(moved);
+    }
+}
+
+/// Its mailbox, as the engine has it.
+struct Mailbox {
+    node: Weak<Node>,
+}
+
+impl Inbox for Mailbox {
+    fn take(&self, bytes: Bytes) -> BoxFuture<Option<Bytes>> {
+        let node = self.node.upgrade();
+        Box::pin(async move { node?.take(bytes) })
+    }
+}
+
+/// Ends when the node does.
+async fn until_stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stopped| *stopped).await;
+}
+
+/// Renews the lease, and buries those whose leases have ended.
+async fn keep_lease(node: Weak<Node>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = until_stopped(&mut stop) => return,
+            () = sleep(RENEW_EVERY) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        let lease = node.state.lock().lease.clone();
+        let renewed = match lease {
+            Some(lease) => timeout(node.options.lease, lease.renew(node.card())).await.unwrap_or(Err(RenewError::Down)),
+            None => Err(RenewError::Lapsed),
+        };
+        match renewed {
+            // Only one that could renew its own lease judges others.
+            Ok(()) => node.bury_missing().await,
+            Err(RenewError::Down) => {}
+            Err(RenewError::Lapsed) => {
+                tell!(
+                    node.told.lapsed,
+                    warn,
+                    "the lease of this node has ended: it begins another life in its cluster"
+                );
+                node.end_life(UnreachedWhy::Left).await;
+                // Without an engine it is tried again in a second.
+                let _ = node.begin_life().await;
+            }
+        }
+    }
+}
+
+async fn watch_members(node: Weak<Node>, mut members: watch::Receiver<Arc<Members>>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let seen = Arc::clone(&members.borrow_and_update());
+        match node.upgrade() {
+            Some(node) => node.see(&seen),
+            None => return,
+        }
+        tokio::select! {
+            () = until_stopped(&mut stop) => return,
+            changed = members.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Sends what waits for one member, a batch at a time, as long as it is one.
+async fn run_link(node: Weak<Node>, to: NodeId, wake: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+    let mut digest_at = Instant::now() + DIGEST_EVERY;
+    loop {
+        let batch = {
+            let Some(node) = node.upgrade() else { return };
+            if !node.state.lock().members.get(&to).is_some_and(|link| Arc::ptr_eq(&link.wake, &wake)) {
+                return;
+            }
+            if digest_at <= Instant::now() {
+                digest_at = Instant::now() + DIGEST_EVERY;
+                node.ask_digest(to);
+            }
+            node.next_batch(to)
+        };
+        let Some((number, items)) = batch else {
+            tokio::select! {
+                () = until_stopped(&mut stop) => return,
+                () = wake.notified() => {}
+                () = tokio::time::sleep_until(digest_at) => {}
+            }
+            continue;
+        };
+
+        let Some(node) = node.upgrade() else { return };
+        let failed = match node.send(to, number, &items).await {
+            Sent::Answered(answers) => {
+                node.answered(to, number, answers);
+                false
+            }
+            Sent::Not(why) => {
+                node.failed(to, why, false);
+                why != UnreachedWhy::TooLarge
+            }
+            Sent::Perhaps(why) => {
+                node.failed(to, why, true);
+                // The next batch asks what became of it.
+                digest_at = Instant::now();
+                true
+            }
+        };
+        drop(node);
+        if failed {
+            sleep(PAUSE).await;
+        }
+    }
+}
