@@ -46,8 +46,7 @@ pub trait Caller: Send + Sync {
         options: CallOptions,
     ) -> impl Future<Output = Result<Response<R>, CallError>> + Send {
         async move {
-            let serialize = A::serialize_type(options.serialize.unwrap_or(self.serialize_type()));
-            let payload = args.encode(serialize).map_err(CallError::Encode)?;
+            let (serialize, payload) = encoded(args, options.serialize.unwrap_or(self.serialize_type()))?;
             let reply = self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await?;
             let value = R::decode(reply.serialize, reply.payload).map_err(CallError::Decode)?;
             Ok(Response { value, metadata: reply.metadata })
@@ -68,6 +67,15 @@ pub trait Caller: Send + Sync {
             self.push_raw(RawCall { service_path, service_method, serialize, payload, options }).await
         }
     }
+}
+
+/// The arguments of a call, encoded as the caller would like if they can be.
+pub(crate) fn encoded<A: Encode + ?Sized>(
+    args: &A,
+    preferred: SerializeType,
+) -> Result<(SerializeType, Bytes), CallError> {
+    let serialize = A::serialize_type(preferred);
+    Ok((serialize, args.encode(serialize).map_err(CallError::Encode)?))
 }
 
 impl<C: Caller> Caller for &C {

@@ -62,7 +62,7 @@ use self::{
     subscriptions::{Asker, Place, Subscriptions},
 };
 use crate::{
-    caller::{CallOptions, Caller, RawCall, RawReply, Response},
+    caller::{CallOptions, Caller, RawCall, RawReply, Response, encoded},
     clock::{after, anywhere, clocked},
     codec::{Encode, Payload},
     connection::{CallTime, Connection, ConnectionId, ConnectionStats},
@@ -230,7 +230,11 @@ impl Client {
         service_method: &str,
         args: &(impl Encode + Sync + ?Sized),
     ) -> Result<R, CallError> {
-        Ok(self.call_typed(service_path, service_method, args, CallOptions::new()).await?.value)
+        // Without `call_typed`: each future around another is copied with it.
+        let (serialize, payload) = encoded(args, self.serialize_type())?;
+        let options = CallOptions::new();
+        let reply = self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await?;
+        R::decode(reply.serialize, reply.payload).map_err(CallError::Decode)
     }
 
     /// Calls a method with its own metadata, deadline or codec, and returns the reply with its metadata.
@@ -401,19 +405,25 @@ impl Client {
     /// Makes one try of a call, which takes what is left of its time, over the connection that [`Self::look`] has just
     /// seen. Without one it waits for the outcome of one try to connect at most, and not for the connection: a caller
     /// with other servers to ask would rather know.
-    pub(crate) async fn try_call(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    pub(crate) fn try_call(
         &self,
         call: &RawCall<'_>,
         time: Option<CallTime>,
         seen: Option<Connection>,
-    ) -> Result<RawReply, CallError> {
-        let layers = self.handle.link.options().layers();
-        if layers.see(&call.options) {
-            let timeout = self.timeout_of(call);
-            let end = LayeredTry { client: self.clone(), time, timeout };
-            return Box::pin(layers.call(call.clone(), time, timeout, end)).await;
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let layers = self.handle.link.options().layers();
+            if layers.see(&call.options) {
+                let timeout = self.timeout_of(call);
+                let end = LayeredTry { client: self.clone(), time, timeout };
+                return Box::pin(layers.call(call.clone(), time, timeout, end)).await;
+            }
+            self.try_call_direct(call, time, seen).await
         }
-        self.try_call_direct(call, time, seen).await
     }
 
     /// All that a caller with other servers to ask wants to know of this client.
@@ -428,24 +438,36 @@ impl Client {
     }
 
     /// As [`Self::try_call`], after all layers.
-    async fn try_call_direct(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn try_call_direct(
         &self,
         call: &RawCall<'_>,
-        time: Option<CallTime>,
+        mut time: Option<CallTime>,
         seen: Option<Connection>,
-    ) -> Result<RawReply, CallError> {
-        self.check_reserved(call)?;
-        let (connection, time) = match seen {
-            Some(connection) => (connection, time),
-            None => self.connection_for(Patience::OneTry, time).await?,
-        };
-        let outcome = match connection.call_within(call, time).await {
-            Err(error) if self.may_renew(&error, &connection) => {
-                Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {})).await
-            }
-            outcome => outcome,
-        };
-        outcome.map_err(|error| error.of_call_within(self.timeout_of(call)))
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            self.check_reserved(call)?;
+            let connection = match seen {
+                Some(connection) => connection,
+                None => {
+                    let (connection, left) = Box::pin(self.connection_for(Patience::OneTry, time)).await?;
+                    time = left;
+                    connection
+                }
+            };
+
+            let again = {
+                let error = match connection.call_within(call, time).await {
+                    Err(error) if self.may_renew(&error, &connection) => error,
+                    outcome => return outcome.map_err(|error| error.of_call_within(self.timeout_of(call))),
+                };
+                Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {}))
+            };
+            again.await.map_err(|error| error.of_call_within(self.timeout_of(call)))
+        }
     }
 
     /// As [`Caller::push_raw`], but waits for the outcome of one try to connect at most.
@@ -708,42 +730,78 @@ impl Client {
 
     /// Makes a call within its own time or the client's, of which so much is left, over the connection that `used` is
     /// shown.
-    async fn call_noting(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn call_noting(
         &self,
         call: &RawCall<'_>,
         time: Option<CallTime>,
         patience: Patience,
         used: impl Fn(&Connection),
-    ) -> Result<RawReply, CallError> {
-        self.check_reserved(call)?;
-        let link = &self.handle.link;
-        let mut over = None;
+    ) -> impl Future<Output = Result<RawReply, CallError>> {
+        async move {
+            self.check_reserved(call)?;
+            let link = &self.handle.link;
+            let mut over = None;
 
-        // Awaited where it is made: a future that is named is copied once more, all of it.
-        let first = async {
-            let (connection, time) = self.connection_for(patience, time).await?;
-            used(&connection);
-            over.insert(connection).call_within(call, time).await
+            let at_once = link.at_once(patience).transpose()?;
+            // What is named here is not kept for the wait.
+            let again = {
+                let first = match at_once {
+                    Some(connection) => {
+                        used(&connection);
+                        over.insert(connection).call_within(call, time).await
+                    }
+                    None => {
+                        let until = after(link.options().wait());
+                        let waiting = async {
+                            let (connection, time) = self.wait_for_connection(patience, time, until).await?;
+                            used(&connection);
+                            over.insert(connection).call_within(call, time).await
+                        };
+                        Box::pin(waiting).await
+                    }
+                };
+                let error = match first {
+                    Err(error) if self.may_call_again(&error, patience, over.as_ref()) => error,
+                    outcome => return outcome.map_err(|error| error.of_call_within(self.timeout_of(call))),
+                };
+                Box::pin(self.call_again(call, time.map(CallTime::rest), patience, error, over, used))
+            };
+            again.await.map_err(|error| error.of_call_within(self.timeout_of(call)))
         }
-        .await;
+    }
 
-        // What seldom follows has no room in this future.
-        let outcome = match first {
-            Err(CallError::Closed { written: false, .. })
-                if patience == Patience::Connection && link.is_waited_for() =>
-            {
-                Box::pin(self.call_when_back(call, time.map(CallTime::rest), None, used)).await
-            }
-            Err(error) if patience == Patience::Connection && self.may_come_back(&error) => {
+    /// True if a call that failed so over this connection is made once more: it certainly did not run.
+    fn may_call_again(&self, error: &CallError, patience: Patience, over: Option<&Connection>) -> bool {
+        let waits = patience == Patience::Connection;
+        match error {
+            CallError::Closed { written: false, .. } if waits && self.handle.link.is_waited_for() => true,
+            error if waits && self.may_come_back(error) => true,
+            error => over.is_some_and(|connection| self.may_renew(error, connection)),
+        }
+    }
+
+    /// Makes a call once more, for one of these reasons.
+    async fn call_again(
+        &self,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+        patience: Patience,
+        error: CallError,
+        over: Option<Connection>,
+        used: impl Fn(&Connection),
+    ) -> Result<RawReply, CallError> {
+        match error {
+            CallError::Closed { written: false, .. } => self.call_when_back(call, time, None, used).await,
+            error if patience == Patience::Connection && self.may_come_back(&error) => {
                 let refused = over.map(|connection| (connection.id(), error));
-                Box::pin(self.call_when_back(call, time.map(CallTime::rest), refused, used)).await
+                self.call_when_back(call, time, refused, used).await
             }
-            Err(error) if over.is_some_and(|connection| self.may_renew(&error, &connection)) => {
-                Box::pin(self.call_renewed(call, patience, time.map(CallTime::rest), error, used)).await
-            }
-            outcome => outcome,
-        };
-        outcome.map_err(|error| error.of_call_within(self.timeout_of(call)))
+            error => self.call_renewed(call, patience, time, error, used).await,
+        }
     }
 
     /// True if the token of a call has run out, and the client is about to ask for another: the server has said so by

@@ -31,9 +31,9 @@ impl Waiter {
 }
 
 /// A call that was sent.
-pub(super) struct Begun<'a> {
-    pub(super) reply: oneshot::Receiver<Result<Message, CallError>>,
-    pub(super) guard: Forget<'a>,
+struct Begun<'a> {
+    guard: Forget<'a>,
+    reply: oneshot::Receiver<Result<Message, CallError>>,
     written: Written,
 }
 
@@ -43,7 +43,7 @@ enum Written {
     AtOnce,
     /// A task that its caller makes, for others too, once every task that is ready on this thread has had its turn.
     Together(Threads),
-    /// The task of this thread that does so already.
+    /// Who does so already for this thread: such a task, or the driver, which has answered several by one read.
     ByAnother,
 }
 
@@ -81,9 +81,9 @@ impl CallTime {
 }
 
 /// Takes a call out of the table when its future is dropped, and tells a peer that understands.
-pub(super) struct Forget<'a> {
-    pub(super) connection: &'a Connection,
-    pub(super) seq: Option<Seq>,
+struct Forget<'a> {
+    connection: &'a Connection,
+    seq: Option<Seq>,
 }
 
 impl Drop for Forget<'_> {
@@ -191,6 +191,9 @@ pub(super) fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<C
     Some(metadata)
 }
 
+/// Turns that callers who were answered together are waited for.
+pub(super) const CALLERS_TURNS: u8 = 16;
+
 /// Writes for all who rely on it, also if the task that was to do it is dropped.
 struct FlushOnDrop {
     connection: Connection,
@@ -203,10 +206,8 @@ impl FlushOnDrop {
     /// in flight each: `compare --only pair-64x16-raw` shows its loss, and `docs/decisions/when-callers-write.md` says
     /// what was tried.
     async fn wait_for_callers(&self) {
-        /// Turns that callers are waited for.
-        const TURNS: usize = 16;
         let mut due = u8::MAX;
-        for _ in 0..TURNS {
+        for _ in 0..CALLERS_TURNS {
             tokio::task::yield_now().await;
             let still_due = self.connection.shared.state.lock().callers_due;
             if !(1..due).contains(&still_due) {
@@ -220,11 +221,7 @@ impl FlushOnDrop {
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
         let mut state = self.connection.shared.state.lock();
-        state.flush_comes &= !self.thread;
-        if state.flush_comes == 0 {
-            // A caller that has not called again by now does something else.
-            state.callers_due = 0;
-        }
+        state.callers_had_their_turn(self.thread);
         // A write takes the lock itself.
         drop(state);
         self.connection.flush();
@@ -265,42 +262,85 @@ impl Connection {
 
     /// As [`Caller::call_raw`], except for the time of the call, which is this one. The call is only borrowed: code
     /// that tries it at several servers copies nothing of it.
-    pub(crate) async fn call_within(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        if let Some(CallTime { left: Duration::ZERO, .. }) = time {
-            // Nobody would wait for the reply: nothing is sent.
-            return Err(CallError::TimedOut(Duration::ZERO));
-        }
-
-        let mut left = time;
-        let Begun { reply, mut guard, written } = loop {
-            match self.begin_call(call, left)? {
-                Some(begun) => break begun,
-                // Seldom, and as large as the rest of the call: it is put aside, so that calls are small.
-                // If it takes all of the time, nothing was sent.
-                None => Box::pin(self.within(time, self.hello_answered()))
-                    .await
-                    .map_err(|_| CallError::TimedOut(Duration::ZERO))?,
+    ///
+    /// A future is copied, all of it, where it is made and wherever it is awaited within another. So what is seldom
+    /// needed is put aside, here and in the futures around this one, and nothing large is kept over an `await`: what a
+    /// `match` looks at is kept over those of its arms.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    pub(crate) fn call_within(
+        &self,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            if let Some(CallTime { left: Duration::ZERO, .. }) = time {
+                // Nobody would wait for the reply: nothing is sent.
+                return Err(CallError::TimedOut(Duration::ZERO));
             }
+            let Some(begun) = self.begin_call(call, time)? else {
+                return Box::pin(self.call_when_greeted(call, time)).await;
+            };
+            self.finish_call(begun, time).await
+        }
+    }
+
+    /// Makes a call that cannot be sent before the Hello is answered.
+    async fn call_when_greeted(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        loop {
+            // If this takes all of the time, nothing was sent.
+            let greeted = self.within(time, self.hello_answered()).await;
+            greeted.map_err(|_| CallError::TimedOut(Duration::ZERO))?;
             // The peer is told what is left then.
-            left = time.map(CallTime::rest);
-        };
-
-        match written {
-            Written::AtOnce => drop(self.flush()),
-            Written::Together(thread) => self.flush_together(thread),
-            Written::ByAnother => {}
+            if let Some(begun) = self.begin_call(call, time.map(CallTime::rest))? {
+                return self.finish_call(begun, time).await;
+            }
         }
+    }
 
-        let reply = self.within(time, reply).await?;
-        // The call is over: there is nothing left for the guard to cancel.
-        guard.seq = None;
-        let reply = reply.expect("a waiter is answered before it leaves the table")?;
+    /// Writes a call that was begun, and waits for its reply.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn finish_call(
+        &self,
+        mut begun: Begun<'_>,
+        time: Option<CallTime>,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            // All of it: what is not named here is not kept for the wait.
+            let begun = &mut begun;
+            match begun.written {
+                Written::AtOnce => drop(self.flush()),
+                Written::Together(thread) => self.flush_together(thread),
+                Written::ByAnother => {}
+            }
 
-        let mut unpacked = None;
-        if reply.header().compress() != CompressType::NONE {
-            unpacked = Some(Box::pin(self.within(time, self.unpack_reply(&reply))).await??);
+            let reply = match time {
+                None => (&mut begun.reply).await,
+                // With a timer it is as large as all the rest.
+                Some(_) => Box::pin(self.within(time, &mut begun.reply)).await?,
+            };
+            // The call is over: there is nothing left for the guard to cancel.
+            begun.guard.seq = None;
+
+            let unpacking = {
+                let reply = reply.expect("a waiter is answered before it leaves the table")?;
+                if reply.header().compress() == CompressType::NONE {
+                    return raw_reply(reply, None, self);
+                }
+                Box::pin(self.unpacked(reply, time))
+            };
+            unpacking.await
         }
-        raw_reply(reply, unpacked, self)
+    }
+
+    async fn unpacked(&self, reply: Message, time: Option<CallTime>) -> Result<RawReply, CallError> {
+        let payload = self.within(time, self.unpack_reply(&reply)).await??;
+        raw_reply(reply, Some(payload), self)
     }
 
     /// The payload of a reply that came packed, unpacked when there is room for it; a large one apart from its caller.
@@ -386,7 +426,7 @@ impl Connection {
         let written = state.who_writes();
         // Lets go of the lock: what is written is written without it.
         self.write_if_much(state);
-        Ok(Some(Begun { reply, guard: Forget { connection: self, seq: Some(seq) }, written }))
+        Ok(Some(Begun { guard: Forget { connection: self, seq: Some(seq) }, reply, written }))
     }
 }
 
@@ -406,6 +446,15 @@ impl State {
             return Err(CallError::NotSupported);
         }
         Ok(true)
+    }
+
+    /// The callers of this thread that were answered have had their turn: who writes for them is about to.
+    pub(super) fn callers_had_their_turn(&mut self, thread: Threads) {
+        self.flush_comes &= !thread;
+        if self.flush_comes == 0 {
+            // A caller that has not called again by now does something else.
+            self.callers_due = 0;
+        }
     }
 
     /// Which thread or task writes the call that was just queued.

@@ -18,6 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     BEHIND, Connection, PEER_IS_GONE, Phase, Settings, State, Waiter,
+    call::{CALLERS_TURNS, Threads, this_thread},
     handler::ends_something,
     limits::Place,
     lock::Locked,
@@ -120,6 +121,16 @@ impl Share {
 #[derive(Default)]
 struct Ahead(Vec<u8>);
 
+/// Callers of one thread who were answered by one read, and are to have their turn before the driver goes on: what they
+/// send in it leaves in one write.
+struct Callers {
+    thread: Threads,
+    /// Who had had no turn when this was looked at last.
+    due: u8,
+    /// Turns that they are waited for at most.
+    turns: u8,
+}
+
 /// What the task of a connection is.
 pub(super) struct Driver {
     connection: Connection,
@@ -136,6 +147,7 @@ pub(super) struct Driver {
     /// Bytes that were read and not yet looked at: after the first read of a client, or after a request whose token is
     /// checked. At most [`READ_BYTES`].
     ahead: Option<Box<Ahead>>,
+    callers: Option<Callers>,
     shut_down: bool,
     /// It has not been polled yet.
     is_new: bool,
@@ -157,6 +169,7 @@ impl Driver {
             partial: 0,
             is_noted: false,
             ahead: None,
+            callers: None,
             shut_down: false,
             is_new: true,
             done: false,
@@ -212,8 +225,33 @@ impl Driver {
     fn poll_handling(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Option<Poll<CloseReason>> {
         match self.handle_messages(turn).and_then(|()| self.check_partial()) {
             Err(reason) => Some(Poll::Ready(reason)),
-            Ok(()) => self.poll_replies(cx).is_err().then_some(Poll::Pending),
+            Ok(()) if self.poll_replies(cx).is_err() => Some(Poll::Pending),
+            Ok(()) if self.callers.is_some() => {
+                // Into the queue of this thread, behind them. An idle thread may take the driver from there, so that one
+                // who blocks this thread does not keep the driver from reading.
+                cx.waker().wake_by_ref();
+                Some(Poll::Pending)
+            }
+            Ok(()) => None,
         }
+    }
+
+    /// Ready when the callers that a read has answered have had their turn. As long as more of them call they are waited
+    /// for: a turn ends early on a busy thread.
+    #[inline]
+    fn poll_callers(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(callers) = &mut self.callers else { return Poll::Ready(()) };
+        let mut state = self.connection.shared.state.lock();
+        let still_due = state.callers_due;
+        callers.turns -= 1;
+        if callers.turns != 0 && (1..callers.due).contains(&still_due) {
+            callers.due = still_due;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        state.callers_had_their_turn(callers.thread);
+        self.callers = None;
+        Poll::Ready(())
     }
 
     /// Bounds the frame that has begun and is not all there, or has waited since it was: by what all such frames hold,
@@ -473,7 +511,12 @@ impl Driver {
     /// Writes the replies to what was just read. If the socket is full, or somebody wrote enough for now, that
     /// has arranged a wake-up already.
     fn poll_replies(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
-        let state = self.connection.shared.state.lock();
+        let mut state = self.connection.shared.state.lock();
+        let (due, thread) = (state.callers_due, this_thread());
+        if 2 <= due && state.flush_comes & thread == 0 {
+            state.flush_comes |= thread;
+            self.callers = Some(Callers { thread, due, turns: CALLERS_TURNS });
+        }
         if state.outbox.writer == Writer::Idle { write(&self.connection, state, &mut self.share, cx) } else { Ok(()) }
     }
 
@@ -598,7 +641,7 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if this.share.poll_next(cx).is_pending() {
+        if this.share.poll_next(cx).is_pending() || this.poll_callers(cx).is_pending() {
             return Poll::Pending;
         }
 
@@ -629,6 +672,7 @@ impl Future for Driver {
             let may_rest = (is_new || asked)
                 && this.pause.is_none()
                 && this.ahead.is_none()
+                && this.callers.is_none()
                 && this.deframer.is_drained()
                 && !this.deframer.is_mid_frame();
             if may_rest && this.connection.poll_rest(is_new, asked) {

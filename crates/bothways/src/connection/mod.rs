@@ -267,7 +267,7 @@ struct State {
     watch: Watch,
     /// When the watch looks at it.
     place: wheel::Place,
-    /// Threads on which a task will write once the callers have had their turn.
+    /// Threads on which a task, or the driver, will write once the callers have had their turn.
     flush_comes: Threads,
     /// Callers who were answered and have had no turn since: each may call again, and the last of them writes for all.
     /// No more than 255 are counted, for a byte is what there is room for; of more, some write too early.

@@ -58,20 +58,27 @@ enum Again {
 }
 
 impl XClient {
-    pub(super) async fn call_by_fail_mode(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    pub(super) fn call_by_fail_mode(
         &self,
         call: &RawCall<'_>,
         mut time: Option<CallTime>,
-    ) -> Result<RawReply, CallError> {
-        if self.shared.servers.awaits_list() {
-            Box::pin(self.shared.servers.first_list(time)).await;
-            time = time.map(CallTime::rest);
-        }
-        match self.fail_mode {
-            FailMode::Failfast => self.failfast(call, time).await,
-            FailMode::Failtry => self.failtry(call, time).await,
-            FailMode::Failover => self.failover(call, time).await,
-            FailMode::Failbackup => self.failbackup(call, time).await,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            if self.shared.servers.awaits_list() {
+                Box::pin(self.shared.servers.first_list(time)).await;
+                time = time.map(CallTime::rest);
+            }
+            match self.fail_mode {
+                FailMode::Failfast => self.failfast(call, time).await,
+                FailMode::Failtry => self.failtry(call, time).await,
+                FailMode::Failover => self.failover(call, time).await,
+                // Two tries at once, and a timer: what is larger than all the rest has no room in the future of a call.
+                FailMode::Failbackup => Box::pin(self.failbackup(call, time)).await,
+            }
         }
     }
 
@@ -125,20 +132,26 @@ impl XClient {
     }
 
     /// Makes one try. The selector knows of it from its begin to its end, which may be that it is dropped.
-    async fn try_call(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn try_call(
         &self,
         pick: &mut Pick,
         call: &RawCall<'_>,
         time: Option<CallTime>,
-    ) -> Result<RawReply, CallError> {
-        let attempt = self.shared.servers.begin(pick);
-        let seen = pick.seen.take();
-        let reply = pick.client.try_call(call, time, seen).await;
-        attempt.end(OutcomeKind::of_call(&reply));
-        if reply.is_ok() {
-            self.shared.servers.retry_budget().note_success();
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let attempt = self.shared.servers.begin(pick);
+            let seen = pick.seen.take();
+            let reply = pick.client.try_call(call, time, seen).await;
+            attempt.end(OutcomeKind::of_call(&reply));
+            if reply.is_ok() {
+                self.shared.servers.retry_budget().note_success();
+            }
+            reply
         }
-        reply
     }
 
     /// As [`Self::try_call`], of a oneway message.
@@ -179,31 +192,41 @@ impl XClient {
         reply.map_err(|error| error.after_tries(cut))
     }
 
-    async fn failover(&self, call: &RawCall<'_>, mut time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let mut pick = self.pick(call, &[])?;
-        let (mut tried, mut cut) = (Vec::new(), None);
-        for again in 0..self.shared.servers.options().retries as usize {
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn failover(
+        &self,
+        call: &RawCall<'_>,
+        mut time: Option<CallTime>,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let mut pick = self.pick(call, &[])?;
+            let (mut tried, mut cut) = (Vec::new(), None);
+            for again in 0..self.shared.servers.options().retries as usize {
+                let reply = self.try_call(&mut pick, call, time).await;
+                self.note_outcome(&pick.slot, &reply);
+                let error = match reply {
+                    Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
+                    reply => return reply.map_err(|error| error.after_tries(cut)),
+                };
+
+                if !self.pause_before_retry(time, again, &pick.slot).await {
+                    return Err(error.after_tries(cut));
+                }
+                time = time.map(CallTime::rest);
+                tried.push(pick.slot);
+                // The list is empty by now, or the client closed: that is not what this call failed of.
+                let Ok(next) = self.pick(call, &tried) else { return Err(error.after_tries(cut)) };
+                note_cut(&mut cut, error);
+                pick = next;
+            }
+
             let reply = self.try_call(&mut pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
-            let error = match reply {
-                Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
-                reply => return reply.map_err(|error| error.after_tries(cut)),
-            };
-
-            if !self.pause_before_retry(time, again, &pick.slot).await {
-                return Err(error.after_tries(cut));
-            }
-            time = time.map(CallTime::rest);
-            tried.push(pick.slot);
-            // The list is empty by now, or the client closed: that is not what this call failed of.
-            let Ok(next) = self.pick(call, &tried) else { return Err(error.after_tries(cut)) };
-            note_cut(&mut cut, error);
-            pick = next;
+            reply.map_err(|error| error.after_tries(cut))
         }
-
-        let reply = self.try_call(&mut pick, call, time).await;
-        self.note_outcome(&pick.slot, &reply);
-        reply.map_err(|error| error.after_tries(cut))
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {

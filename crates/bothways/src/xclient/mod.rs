@@ -144,7 +144,7 @@ pub use self::{
     select::{SelectMode, Selection, Selector, UserSelector},
 };
 use crate::{
-    caller::{CallOptions, Caller, RawCall, RawReply, Response},
+    caller::{CallOptions, Caller, RawCall, RawReply, Response, encoded},
     client::{Client, Common, ConnectionEvent, ConnectionEvents, MessageQueue, ServerMessages},
     clock::{anywhere, clocked},
     codec::{Encode, Payload},
@@ -316,7 +316,11 @@ impl XClient {
         service_method: &str,
         args: &(impl Encode + Sync + ?Sized),
     ) -> Result<R, CallError> {
-        Ok(self.call_with(service_method, args, CallOptions::new()).await?.value)
+        // Without `call_typed`: each future around another is copied with it.
+        let (serialize, payload) = encoded(args, self.serialize_type())?;
+        let (service_path, options) = (&*self.shared.service_path, CallOptions::new());
+        let reply = self.call_raw(RawCall { service_path, service_method, serialize, payload, options }).await?;
+        R::decode(reply.serialize, reply.payload).map_err(CallError::Decode)
     }
 
     /// Calls a method with its own metadata, deadline or codec, and returns the reply with its metadata.

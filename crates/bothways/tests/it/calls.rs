@@ -421,7 +421,7 @@ async fn the_future_of_a_call_is_small() {
     let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
     let args = String::new();
     let call = client.call::<String>("Echo", "Echo", &args);
-    assert!(size_of_val(&call) <= 960, "{} bytes", size_of_val(&call));
+    assert!(size_of_val(&call) <= 480, "{} bytes", size_of_val(&call));
 }
 
 /// The caller gets the text of a failed reply, and what a Go server says beside it; but not what only a peer that
