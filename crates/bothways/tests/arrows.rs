@@ -66,7 +66,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     ],
     &["acks"],
     &["ledger"],
-    &["handle", "state", "claims"],
+    &["handle", "state", "claims", "batch"],
     &["target", "carried", "rules", "away", "call", "flusher", "fan_out"],
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],

@@ -51,6 +51,14 @@ impl State {
 }
 
 impl Connection {
+    /// What its session was pushed before, and puts off, is before what is sent from here on. Its caller holds no lock.
+    #[inline]
+    pub(super) fn catch_up(&self) {
+        if self.is_adopted() {
+            self.shared.handler.catch_up(self);
+        }
+    }
+
     /// Its session keeps a push for which there is no room, or that a task of its own is to write: replies of handlers
     /// that run now ask whether it is theirs.
     pub(crate) fn note_kept_push(&self) {

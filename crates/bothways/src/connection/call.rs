@@ -384,6 +384,7 @@ impl Connection {
             .then(|| compressed(header, call.payload.clone(), shared.settings.compress));
         let (header, payload) = packed.as_ref().map_or((header, &call.payload), |(header, payload)| (*header, payload));
 
+        self.catch_up();
         let mut state = shared.state.lock();
         if !state.may_call(call)? {
             return Ok(None);

@@ -125,6 +125,9 @@ impl Connection {
             false => compressed(header, payload, request.header().compress()),
         };
 
+        if pushes_before.is_some() {
+            self.catch_up();
+        }
         // Only now: packing takes long, and others wait for the lock.
         let mut state = shared.state.lock();
         if !state.can_answer() {

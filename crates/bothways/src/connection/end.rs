@@ -186,6 +186,7 @@ impl Connection {
     /// Takes nothing more of the peer: its calls that run are answered, within `close_timeout`, then the connection ends.
     /// What the peer was asked is answered by nobody.
     pub(crate) fn answer_and_end(&self, reason: CloseReason) {
+        self.catch_up();
         let mut state = self.shared.state.lock();
         if matches!(state.phase, Phase::Open | Phase::Draining(_)) {
             self.begin_answering(&mut state, reason);
@@ -205,6 +206,7 @@ impl Connection {
 
     /// Ends the connection once what waits is written.
     pub(super) fn close_after_flush(&self, reason: CloseReason) {
+        self.catch_up();
         let mut state = self.shared.state.lock();
         if state.is_welcoming() {
             state.rare().after_welcome.end.get_or_insert(reason);

@@ -101,6 +101,10 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         None
     }
 
+    /// Something else is about to be sent: the layer above hands over what it was given for this connection before, and
+    /// puts off. Asked only of a connection for which something is kept, and by nobody who holds a lock.
+    fn catch_up(&self, _: &Connection) {}
+
     /// Everything is written, as was asked to be told.
     fn on_writable(&self, _: &Connection) {}
 

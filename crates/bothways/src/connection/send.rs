@@ -182,6 +182,7 @@ impl Connection {
 
     /// See [`raw::queue`](crate::raw::queue).
     pub(crate) fn queue(&self, frame: &PushFrame) -> Result<(), PushError> {
+        self.catch_up();
         let mut state = self.shared.state.lock();
         state.check_open()?;
         state.check_frame(&frame.0)?;
@@ -193,6 +194,7 @@ impl Connection {
 
     /// One connection's share of [`fan_out`]: everything is queued under one lock, and written.
     fn fan_out_to(&self, frames: &[PushFrame], joined: Option<&Bytes>, outcome: &mut FanOut) {
+        self.catch_up();
         let shared = &*self.shared;
         let mut state = shared.state.lock();
 
@@ -334,6 +336,7 @@ impl Connection {
         let more = super::call::with_more(metadata, shared.settings.token.as_deref(), None);
         let metadata = more.as_ref().unwrap_or(metadata);
 
+        self.catch_up();
         let mut state = shared.state.lock();
         state.check_open()?;
 

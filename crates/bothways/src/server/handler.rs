@@ -331,6 +331,10 @@ impl ConnectionHandler for ServerHandler {
         self.0.sessions.welcomed(connection);
     }
 
+    fn catch_up(&self, connection: &Connection) {
+        self.0.sessions.catch_up(connection);
+    }
+
     fn on_writable(&self, connection: &Connection) {
         if let Some(session) = self.0.sessions.made_of(connection) {
             session.pump();

@@ -157,6 +157,7 @@ impl Registry {
                 let words = ending.why.filter(|_| ending.by_server);
                 self.endings.note(session.id(), secret, ending.told, words);
             }
+            state.leave_batch(&session.inner.event_log);
             state.end(&self.bounds)?
         };
 

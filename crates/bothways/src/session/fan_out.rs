@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Session,
+    batch::{self, Batch, Batches, Fill, Noted},
     claims::Listed,
     flight::{Flight, Flying},
     flusher::{CROWD, Flusher, Unwritten, write_to_each},
@@ -38,13 +39,14 @@ pub(super) struct Delivery {
     pub(super) runtimes: Arc<Runtimes>,
     /// What became of all pushes.
     pub(super) totals: Totals,
+    batches: Arc<Batches>,
     /// The server has stopped, and all sessions ended.
     stopped: AtomicBool,
 }
 
 impl Delivery {
     pub(super) fn new(limits: Limits, runtimes: Arc<Runtimes>) -> Self {
-        Self { limits, runtimes, totals: Totals::default(), stopped: AtomicBool::new(false) }
+        Self { limits, runtimes, totals: Totals::default(), batches: Arc::default(), stopped: AtomicBool::new(false) }
     }
 
     #[cfg(feature = "cluster")]
@@ -94,6 +96,11 @@ impl Delivery {
         Delivered { flusher, is_in_burst, ..Delivered::default() }
     }
 
+    /// True if a session may not have taken yet what was pushed to it; it does when it is locked.
+    pub(super) fn has_batches(&self) -> bool {
+        self.batches.any()
+    }
+
     /// Pushes to these sessions.
     pub(super) fn push_to(&self, sessions: &[Session], push: &Push, receipt: &Receipt) -> Result<(), PushError> {
         let mut delivered = self.begin();
@@ -110,13 +117,72 @@ impl Delivery {
     /// of it.
     pub(super) fn deliver_of_topic(
         &self,
-        sessions: &[Session],
+        published: &Publishing<'_>,
         push: &Push,
-        with_topic: &Encoded,
         receipt: &Receipt,
-        listed: &Listed<'_>,
         delivered: &mut Delivered,
     ) -> Result<(), PushError> {
+        let Publishing { with_topic, listed, sessions, .. } = published;
+        let flight = Flight::of(push, with_topic, receipt, listed.origin);
+        if let Some(flight) = &flight
+            && delivered.puts_off(sessions)
+            && self.note(published, push, flight, receipt, delivered)?
+        {
+            return Ok(());
+        }
+        self.deliver_to(sessions, published, push, flight.as_ref(), receipt, delivered)
+    }
+
+    /// Notes it in the batch of its sessions, all of which get it soon. False: it is delivered to each now.
+    fn note(
+        &self,
+        published: &Publishing<'_>,
+        push: &Push,
+        flight: &Arc<Flight>,
+        receipt: &Receipt,
+        delivered: &mut Delivered,
+    ) -> Result<bool, PushError> {
+        let Publishing { with_topic, listed, topic, sessions } = published;
+        // One that is closed as it is found makes room for another.
+        for _ in 0..2 {
+            let Some(batch) = self.batches.of(sessions) else { return Ok(false) };
+            // First: whatever comes of it, it is written.
+            delivered.batches.push(Arc::clone(&batch));
+
+            // Before one of them takes it.
+            receipt.enter(sessions.len());
+            let noted = batch.note(|joined| {
+                let plain = joined.has_plain.then(|| self.encode(push)).transpose()?;
+                let plain =
+                    plain.and_then(|plain| Flight::of(push, &with_topic.or_plain(plain), receipt, listed.origin));
+                Ok::<_, PushError>(Noted::new(push, Arc::clone(flight), plain, *topic))
+            });
+
+            let taken_back = match &noted {
+                Ok(Some((_, joined))) => joined.others.len(),
+                Ok(None) | Err(_) => sessions.len(),
+            };
+            receipt.take_back(taken_back);
+            if let Some((fill, joined)) = noted? {
+                delivered.fill = delivered.fill.max(fill);
+                self.deliver_to(&joined.others, published, push, Some(flight), receipt, delivered)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Delivers to each of these, which are some or all of those to whom it is published.
+    fn deliver_to(
+        &self,
+        sessions: &[Session],
+        published: &Publishing<'_>,
+        push: &Push,
+        flight: Option<&Arc<Flight>>,
+        receipt: &Receipt,
+        delivered: &mut Delivered,
+    ) -> Result<(), PushError> {
+        let Publishing { with_topic, listed, .. } = published;
         // Encoded once at most, and only if one of the sessions knows no topics.
         let perhaps_plain = OnceCell::new();
         let plain = || {
@@ -125,13 +191,12 @@ impl Delivery {
         };
         let form = Form::OfTopic { with_topic, plain: &plain };
 
-        let flight = Flight::of(push, with_topic, receipt, listed.origin);
         let perhaps_plain_flight = OnceCell::new();
         let plain_flight = || {
             let flight = || Flight::of(push, plain()?, receipt, listed.origin);
             perhaps_plain_flight.get_or_init(flight).as_ref()
         };
-        let flying = flight.as_ref().map(|with_topic| Flying::OfTopic { with_topic, plain: &plain_flight });
+        let flying = flight.map(|with_topic| Flying::OfTopic { with_topic, plain: &plain_flight });
 
         deliver(sessions, push, flying, form, receipt, listed, delivered);
         match perhaps_plain.into_inner() {
@@ -142,11 +207,14 @@ impl Delivery {
 
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
-        let Delivered { flusher, is_in_burst, sent, kept, much } = delivered;
+        let Delivered { flusher, is_in_burst, sent, kept, much, batches, fill } = delivered;
         write_to_each(much, Session::write_put_off);
-        match flusher {
+        match &flusher {
             Some(flusher) if !sent.is_empty() => flusher.write(sent, is_in_burst),
             _ => write_to_each(sent, Session::write_put_off),
+        }
+        if let Some(flusher) = flusher.filter(|_| !batches.is_empty()) {
+            flusher.write_batches(batches, fill);
         }
         self.pump_all(&kept);
     }
@@ -193,6 +261,16 @@ fn deliver(
     receipt.take_back(others);
 }
 
+/// What is published to a topic.
+pub(super) struct Publishing<'a> {
+    pub(super) with_topic: &'a Encoded,
+    pub(super) listed: &'a Listed<'a>,
+    /// The topic that keeps it.
+    pub(super) topic: Option<&'a Arc<str>>,
+    /// Those to whom it is.
+    pub(super) sessions: &'a Arc<[Session]>,
+}
+
 /// The sessions that got a push, by what is to be done for it.
 #[derive(Default)]
 pub(super) struct Delivered {
@@ -206,9 +284,19 @@ pub(super) struct Delivered {
     much: Vec<Session>,
     /// It is in their ledgers.
     kept: Vec<Session>,
+    /// It is noted here, for the flusher.
+    batches: Vec<Arc<Batch>>,
+    fill: Fill,
 }
 
 impl Delivered {
+    /// True if a push to these sessions is one of several, or of a crowd: it waits for the flusher.
+    fn puts_off(&self, sessions: &Arc<[Session]>) -> bool {
+        let Some(flusher) = &self.flusher else { return false };
+        let is_again = flusher.pushes_again_to(sessions);
+        is_again && self.is_in_burst && batch::SESSIONS_MIN <= sessions.len() || CROWD < sessions.len()
+    }
+
     fn note(&mut self, session: &Session, entered: Entered) {
         let of_these = match entered {
             Entered::Sent => &mut self.sent,

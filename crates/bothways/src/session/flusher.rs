@@ -23,7 +23,11 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Session, flight::FlusherId};
+use super::{
+    Session,
+    batch::{Batch, Fill},
+    flight::FlusherId,
+};
 use crate::{clock::Runtimes, guard};
 
 /// A push that follows another of its thread within this time is put off. In tests long enough for a busy machine.
@@ -54,6 +58,10 @@ pub(super) struct Flusher {
 struct Waiting {
     /// Each of them once, unless another thread pushes to it as well: [`State::send`](super::state::State::send).
     sessions: Vec<Session>,
+    /// Each of them once.
+    batches: Vec<Arc<Batch>>,
+    /// To which list of sessions this thread published last. Nothing is read there: another list may have the address by now.
+    last: usize,
     /// When the first of them was put off.
     since: Option<Instant>,
     /// When the last push was written or put off.
@@ -94,46 +102,68 @@ impl Flusher {
         self.waiting.lock().pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
     }
 
+    /// True if this thread published last to this list, too.
+    pub(super) fn pushes_again_to(&self, sessions: &Arc<[Session]>) -> bool {
+        let list = Arc::as_ptr(sessions).cast::<()>() as usize;
+        std::mem::replace(&mut self.waiting.lock().last, list) == list
+    }
+
     /// Writes to these, or has them written soon: each has something on its connection, and waits nowhere yet.
     pub(super) fn write(self: &Arc<Self>, sessions: Vec<Session>, is_in_burst: bool) {
         // A crowd takes long: others have their turns meanwhile.
         if is_in_burst || CROWD < sessions.len() {
-            return self.put_off(sessions);
+            return self.put_off(Fill::Some, |waiting| waiting.sessions.extend(sessions));
         }
         write_to_each(sessions, Session::write_put_off);
         self.waiting.lock().pushed = Some(Instant::now());
     }
 
-    fn put_off(self: &Arc<Self>, sessions: Vec<Session>) {
-        let (is_overdue, had_task);
+    /// Has these written soon, or now if one is full.
+    pub(super) fn write_batches(self: &Arc<Self>, batches: Vec<Arc<Batch>>, fill: Fill) {
+        self.put_off(fill, |waiting| {
+            for batch in batches {
+                if !waiting.batches.iter().any(|known| Arc::ptr_eq(known, &batch)) {
+                    waiting.batches.push(batch);
+                }
+            }
+        });
+    }
+
+    fn put_off(self: &Arc<Self>, fill: Fill, add: impl FnOnce(&mut Waiting)) {
+        let (is_due, had_task);
         {
             let mut waiting = self.waiting.lock();
-            waiting.sessions.extend(sessions);
+            add(&mut waiting);
             let now = Instant::now();
             waiting.pushed = Some(now);
             let since = *waiting.since.get_or_insert(now);
-            is_overdue = DELAY.max(waiting.took) <= now.duration_since(since);
+            is_due = fill == Fill::Full || DELAY.max(waiting.took) <= now.duration_since(since);
             // On another thread it may have come to its end just now.
             had_task = std::mem::replace(&mut waiting.has_task, true);
         }
         if !had_task {
             Task::spawn(self);
         }
-        if is_overdue {
+        if is_due {
             self.write_all();
         }
     }
 
-    fn take(&self) -> Vec<Session> {
+    fn take(&self) -> Unwritten {
         let mut waiting = self.waiting.lock();
         waiting.since = None;
-        std::mem::take(&mut waiting.sessions)
+        let (sessions, batches) = (std::mem::take(&mut waiting.sessions), std::mem::take(&mut waiting.batches));
+        drop(waiting);
+        Unwritten::of(sessions, batches)
     }
 
     fn write_all(&self) {
         let began = Instant::now();
-        write_to_each(self.take(), Session::write_put_off);
-        self.waiting.lock().took = began.elapsed();
+        self.take().write(usize::MAX);
+        let now = Instant::now();
+        let mut waiting = self.waiting.lock();
+        // What the thread pushes next it pushes as soon as it can.
+        (waiting.took, waiting.pushed) = (now.duration_since(began), Some(now));
     }
 }
 
@@ -159,10 +189,10 @@ impl Task {
             // Those that are ready push first.
             tokio::task::yield_now().await;
             let began = Instant::now();
-            Unwritten::new(self.0.take(), Session::write_put_off).write_in_turns().await;
+            self.0.take().write_in_turns().await;
             let mut waiting = self.0.waiting.lock();
             waiting.took = began.elapsed();
-            if waiting.sessions.is_empty() {
+            if waiting.sessions.is_empty() && waiting.batches.is_empty() {
                 waiting.has_task = false;
                 return;
             }
@@ -181,13 +211,20 @@ impl Drop for Task {
 
 /// Sessions that are still to be written to. Dropped with the runtime that was to do so, it writes to them.
 pub(super) struct Unwritten {
+    batches: Vec<Walk>,
     sessions: std::vec::IntoIter<Session>,
     write: fn(&Session),
 }
 
 impl Unwritten {
     pub(super) fn new(sessions: Vec<Session>, write: fn(&Session)) -> Self {
-        Self { sessions: sessions.into_iter(), write }
+        Self { batches: Vec::new(), sessions: sessions.into_iter(), write }
+    }
+
+    /// What was put off.
+    fn of(sessions: Vec<Session>, batches: Vec<Arc<Batch>>) -> Self {
+        let batches = batches.into_iter().map(Walk::begin).collect();
+        Self { batches, sessions: sessions.into_iter(), write: Session::write_put_off }
     }
 
     /// Writes to all of them, and lets others run every so many.
@@ -199,7 +236,15 @@ impl Unwritten {
 
     /// Writes to so many of them. False: there are no more.
     fn write(&mut self, sessions_max: usize) -> bool {
-        write_to_each(self.sessions.by_ref().take(sessions_max), self.write);
+        let mut left = sessions_max;
+        while let Some(walk) = self.batches.last_mut() {
+            left -= walk.write(left);
+            if !walk.is_over() {
+                return true;
+            }
+            self.batches.pop();
+        }
+        write_to_each(self.sessions.by_ref().take(left), self.write);
         0 < self.sessions.len()
     }
 }
@@ -207,6 +252,42 @@ impl Unwritten {
 impl Drop for Unwritten {
     fn drop(&mut self) {
         self.write(usize::MAX);
+    }
+}
+
+/// A batch that is being written.
+struct Walk {
+    batch: Arc<Batch>,
+    written: usize,
+}
+
+impl Walk {
+    fn begin(batch: Arc<Batch>) -> Self {
+        batch.close();
+        Self { batch, written: 0 }
+    }
+
+    /// Writes to so many of its sessions at most. Returns to how many.
+    fn write(&mut self, sessions_max: usize) -> usize {
+        let Self { batch, written } = self;
+        let sessions = &batch.sessions()[*written..];
+        let sessions = &sessions[..sessions.len().min(sessions_max)];
+        for session in sessions {
+            // Counted first: one that panics is not written to again.
+            *written += 1;
+            guard::one_of_many(|| session.write_batch(batch));
+        }
+        sessions.len()
+    }
+
+    fn is_over(&self) -> bool {
+        self.written == self.batch.sessions().len()
+    }
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.batch.end();
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     SessionId,
     account::{Account, UserCall},
+    batch::Batch,
     claims::Listed,
     explain::{self, EventLog, What},
     flight::{FlusherId, Flying},
@@ -133,7 +134,16 @@ impl Session {
 
     /// Locks what is known of it. See the module for the order of locks.
     pub(super) fn lock(&self) -> Locked<'_, State> {
-        self.inner.state.lock()
+        let mut state = self.inner.state.lock();
+        if state.has_batch() {
+            state.catch_up(&self.inner.event_log);
+        }
+        state
+    }
+
+    /// Takes from now on what is noted there. Returns whether it knows of topics; `None`: it takes no part.
+    pub(super) fn join(&self, batch: &Arc<Batch>) -> Option<bool> {
+        self.lock().join(batch, &self.inner.event_log)
     }
 
     /// What is known of the session that this one stands for.
@@ -227,7 +237,7 @@ impl Session {
             },
         };
 
-        let takes_no_such = state.takes_no_such(push);
+        let takes_no_such = state.takes_no_such(&push.service_path, &push.service_method);
         let may_wait = !state.is_ended() && wanted.is_none() && !takes_no_such && push.class == Class::Tracked;
         let now = self.now();
         // First: what is too old makes room.
@@ -268,8 +278,18 @@ impl Session {
 
     /// Writes what its connection has, which was put off.
     pub(super) fn write_put_off(&self) {
+        self.write_out(|_| {});
+    }
+
+    /// Writes what it has got of a batch, which is closed.
+    pub(super) fn write_batch(&self, batch: &Arc<Batch>) {
+        self.write_out(|state| state.end_batch(batch));
+    }
+
+    fn write_out(&self, before: impl FnOnce(&mut State)) {
         let connection = {
             let mut state = self.lock();
+            before(&mut state);
             state.end_put_off();
             state.connection().cloned()
         };

@@ -33,7 +33,7 @@ pub(crate) use self::subscribe::{Answer, SubscribeArgs, SubscribeReply, Wish};
 use super::{
     Class, Priority, Push, Session,
     claims::Listed,
-    fan_out::{Delivered, Delivery, SendError},
+    fan_out::{Delivered, Delivery, Publishing, SendError},
     history::History,
     kept::{Topic, Topics},
     lock::Held as HeldLocks,
@@ -237,7 +237,8 @@ impl Hub {
         let with_topic = self.fan_out.encode(&positioned)?;
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
-        let outcome = self.fan_out.deliver_of_topic(&subscribers, push, &with_topic, receipt, &listed, &mut delivered);
+        let published = Publishing { with_topic: &with_topic, listed: &listed, topic: None, sessions: &subscribers };
+        let outcome = self.fan_out.deliver_of_topic(&published, push, receipt, &mut delivered);
         self.fan_out.write(delivered);
         Ok(outcome?)
     }
@@ -290,7 +291,9 @@ impl Hub {
         drop(kept);
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
-        let outcome = self.fan_out.deliver_of_topic(&subscribers, &push, &with_topic, receipt, &listed, &mut delivered);
+        let published =
+            Publishing { with_topic: &with_topic, listed: &listed, topic: Some(&topic.name), sessions: &subscribers };
+        let outcome = self.fan_out.deliver_of_topic(&published, &push, receipt, &mut delivered);
 
         // From here on nothing is locked: wakes, then drops of payloads, then writes.
         drop(turn);

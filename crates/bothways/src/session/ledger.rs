@@ -266,6 +266,11 @@ impl Ledger {
         (flight.class == Class::Tracked && book.expires().is_none()).then(|| book.keep(flight, event_log))
     }
 
+    /// One that cannot be sent now becomes an entry, which is pushed next, and of which the event log tells.
+    pub(super) fn entry_of(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>) -> Entry {
+        self.open().entry_of(flight, event_log)
+    }
+
     /// Refuses a push, as if there were no room for it.
     pub(super) fn refuse_flight(&mut self, flight: &Flight, event_log: &EventLog) {
         self.open().refuse_flight(flight, event_log);

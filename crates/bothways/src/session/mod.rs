@@ -45,6 +45,7 @@
 //! | `fan_out.rs` | one push to many sessions |
 //! | `flight.rs` | what is the same for all of them |
 //! | `flusher.rs` | bursts of pushes |
+//! | `batch.rs` | what many sessions get of a burst: noted once |
 //! | `options.rs` | the bounds and times of sessions |
 //!
 //! # Locks
@@ -54,9 +55,9 @@
 //! 1. a topic's turn, the table of topics that are kept, one topic of it (`kept.rs`),
 //! 2. the tree of subscriptions (`hub.rs`),
 //! 3. a part of a table: by connection, then by number; by user (`registry.rs`, `users.rs`),
-//! 4. a session (`state.rs`): of two that of the lower number first, and both only where one makes way for the other,
+//! 4. the turn of a batch (`batch.rs`), a session (`state.rs`): of two that of the lower number first, and both only where one makes way for the other,
 //! 5. what is small and asks nobody else: the table of sessions that are away, why sessions ended, an account, the
-//!    events of a session, the state of its connection.
+//!    events of a session, what is in a batch, the state of its connection.
 //!
 //! None is held across an await or a write, and nobody is woken under one (`lock.rs`).
 //!
@@ -66,6 +67,7 @@
 mod account;
 mod acks;
 mod away;
+mod batch;
 mod call;
 #[cfg(feature = "cluster")]
 mod carried;

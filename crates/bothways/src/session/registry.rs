@@ -179,6 +179,15 @@ impl Registry {
         })
     }
 
+    /// What was pushed to its client and to others is with the connection after this, or in the ledger.
+    pub(crate) fn catch_up(&self, connection: &Connection) {
+        if self.fan_out.has_batches()
+            && let Some(session) = self.made_of(connection)
+        {
+            drop(session.lock());
+        }
+    }
+
     /// The connection is over: if nobody has asked for its session, there is none, and none is made. True: so it is.
     pub(super) fn never_makes(&self, connection: &Connection) -> bool {
         if connection.is_adopted() {

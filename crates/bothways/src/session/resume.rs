@@ -33,7 +33,11 @@ impl Registry {
             return None;
         }
         let claims = Claims::new(wanted, !is_let_in, Arc::clone(&self.bounds));
-        let claims = session.lock().claim(claims);
+        let claims = {
+            let mut state = session.lock();
+            state.leave_batch(&session.inner.event_log);
+            state.claim(claims)
+        };
         claims.then_some(Claim { session: Some(session) })
     }
 
@@ -261,6 +265,7 @@ impl Registry {
         }
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
         session.inner.note(What::Resumed { connection: connection.id(), generation, repeated });
+        making_way.leave_batch(&fresh.inner.event_log);
         making_way.make_way(&fresh.inner.event_log, &mut state, session);
 
         match before {
@@ -324,6 +329,9 @@ impl Registry {
         let now = Instant::now();
         let waiting = {
             let mut state = session.lock();
+            if state.is_on(connection) {
+                state.leave_batch(&session.inner.event_log);
+            }
             state.forget_former(connection);
             // Without a window nobody comes back.
             let has_window = !self.options.resume_window.is_zero();

@@ -41,9 +41,10 @@ use super::{
     Session, SessionId,
     account::Account,
     acks::{Acks, End},
+    batch::{Batch, Noted},
     claims::{Claims, Held as HeldEntry, Settled},
     explain::{EventLog, Held, Standing},
-    flight::{FlusherId, Flying},
+    flight::{Flight, FlusherId, Flying},
     given_up::GivenUp,
     handle::Entered,
     history::Position,
@@ -51,6 +52,7 @@ use super::{
     parts::{Part, Parts},
     push::{Class, Push},
     queues::Counted,
+    receipt::{Failure, Stage},
     secrets::Secret,
     topic::Patterns,
 };
@@ -78,6 +80,10 @@ pub(super) struct State {
     ledger: Ledger,
     /// Whose flusher writes soon what its connection has.
     put_off: Option<FlusherId>,
+    /// What it has taken of its batch.
+    taken: u32,
+    /// What is pushed to it and to others, and written soon.
+    batch: Option<Arc<Batch>>,
     rare: Option<Box<Rare>>,
 }
 
@@ -168,6 +174,8 @@ impl State {
             knows_topics: false,
             ledger,
             put_off: None,
+            taken: 0,
+            batch: None,
             rare: None,
         }
     }
@@ -175,6 +183,7 @@ impl State {
     /// Its client has named another session. False: it claims one already, or has one that outlives its connection,
     /// and will be told so.
     pub(super) fn claim(&mut self, claims: Claims) -> bool {
+        debug_assert!(self.batch.is_none(), "see `leave_batch`");
         match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
             Phase::Plain { connection } => {
                 self.phase = Phase::Claiming { connection, claims: Box::new(claims) };
@@ -279,6 +288,7 @@ impl State {
     /// The client comes back to `into`, whose state is `other`: what was held here goes there, with the labels that
     /// were set meanwhile, and what is still on its way here follows it.
     pub(super) fn make_way(&mut self, from: &EventLog, other: &mut State, into: &Session) {
+        debug_assert!(self.batch.is_none(), "see `leave_batch`");
         let claims = match std::mem::replace(&mut self.phase, Phase::MadeWay { into: into.clone() }) {
             Phase::Claiming { claims, .. } => Some(claims),
             Phase::Left { claims, .. } => claims,
@@ -307,6 +317,7 @@ impl State {
         if !self.is_on(connection) {
             return None;
         }
+        debug_assert!(self.batch.is_none(), "see `leave_batch`");
 
         // What the kernel took before the end is not called lost.
         let (written, begun) = (connection.pushes_written(), connection.pushes_begun());
@@ -343,6 +354,7 @@ impl State {
 
     /// It ends. `None`: it has already.
     pub(super) fn end(&mut self, bounds: &Arc<Bounds>) -> Option<Remains> {
+        debug_assert!(self.batch.is_none(), "see `leave_batch`");
         let (connection, claims, into) = match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
             Phase::Plain { connection } | Phase::Resumable { connection } => (Some(connection), None, None),
             Phase::Claiming { connection, claims } => (Some(connection), Some(claims), None),
@@ -549,9 +561,9 @@ impl State {
     }
 
     /// True if nobody at the client takes a push of this name.
-    pub(super) fn takes_no_such(&self, push: &Push) -> bool {
+    pub(super) fn takes_no_such(&self, service_path: &str, service_method: &str) -> bool {
         let Some(rare) = self.rare.as_ref().filter(|rare| rare.takes_only_these) else { return false };
-        rare.methods.as_ref().is_some_and(|methods| !methods.contains(&push.service_path, &push.service_method))
+        rare.methods.as_ref().is_some_and(|methods| !methods.contains(service_path, service_method))
     }
 
     /// True if a call can reach its client, now or when the client is back.
@@ -700,7 +712,7 @@ impl State {
     }
 
     pub(super) fn is_put_off(&self) -> bool {
-        self.put_off.is_some()
+        self.put_off.is_some() || self.batch.is_some()
     }
 
     /// It is written now, if it was put off.
@@ -718,36 +730,15 @@ impl State {
         flusher: Option<FlusherId>,
         event_log: &Arc<EventLog>,
     ) -> Option<Entered> {
-        if self.takes_no_such(push) {
+        if self.takes_no_such(&push.service_path, &push.service_method) {
             return None;
         }
-        let connection = match &self.phase {
-            Phase::Plain { connection } | Phase::Resumable { connection } => connection,
-            Phase::Away { .. } if push.class == Class::Fire => {
-                self.ledger.miss_flight(flying.for_one(true)?, event_log);
-                return Some(Entered::Nothing);
-            }
-            Phase::Away { .. } => return self.keep(flying, topic, event_log),
-            _ => return None,
-        };
-        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
-            return None;
+        let flight = flying.for_one(self.is_away() && push.class == Class::Fire || self.knows_topics())?;
+        let entered = self.fly(flight, topic, event_log)?;
+        if entered != Entered::Sent {
+            return Some(entered);
         }
 
-        let flight = flying.for_one(self.knows_topics())?;
-        let mut is_much = false;
-        let is_sent = self.ledger.send(flight, event_log, |frame, seq| {
-            let (mark, much) = connection.take_push(frame, seq)?;
-            is_much = much;
-            Some(mark)
-        });
-        if !is_sent {
-            return None;
-        }
-
-        if is_much {
-            return Some(Entered::SentMuch);
-        }
         if flusher.is_some() && self.put_off == flusher {
             // This thread's flusher has it already. That of another thread may be held up for longer than this one.
             return Some(Entered::Nothing);
@@ -756,9 +747,32 @@ impl State {
         Some(Entered::Sent)
     }
 
+    /// As [`Self::send`], in the form that is for this session.
+    fn fly(&mut self, flight: &Arc<Flight>, topic: Option<&str>, event_log: &Arc<EventLog>) -> Option<Entered> {
+        let connection = match &self.phase {
+            Phase::Plain { connection } | Phase::Resumable { connection } => connection,
+            Phase::Away { .. } if flight.class == Class::Fire => {
+                self.ledger.miss_flight(flight, event_log);
+                return Some(Entered::Nothing);
+            }
+            Phase::Away { .. } => return self.keep(flight, topic, event_log),
+            _ => return None,
+        };
+        if topic.is_some_and(|topic| self.patterns.is_stalled(topic)) {
+            return None;
+        }
+
+        let mut is_much = false;
+        let is_sent = self.ledger.send(flight, event_log, |frame, seq| {
+            let (mark, much) = connection.take_push(frame, seq)?;
+            is_much = much;
+            Some(mark)
+        });
+        is_sent.then_some(if is_much { Entered::SentMuch } else { Entered::Sent })
+    }
+
     /// Keeps a tracked push for a client that is away. `None`: it goes through the ledger.
-    fn keep(&mut self, flying: Flying<'_>, topic: Option<&str>, event_log: &Arc<EventLog>) -> Option<Entered> {
-        let flight = flying.for_one(self.knows_topics())?;
+    fn keep(&mut self, flight: &Arc<Flight>, topic: Option<&str>, event_log: &Arc<EventLog>) -> Option<Entered> {
         match topic {
             Some(topic) if self.patterns.is_stalled(topic) => self.ledger.refuse_flight(flight, event_log),
             _ => {
@@ -795,6 +809,79 @@ impl State {
     /// True if its end costs its client nothing: it is owed nothing, never was, and subscribes to nothing.
     pub(super) fn is_idle(&self) -> bool {
         self.patterns.len() == 0 && self.ledger.last_offset() == 0 && self.ledger.waiting().0 == 0
+    }
+}
+
+/// What it has to take of its batch.
+impl State {
+    /// It takes from now on what is noted there. Returns whether it knows of topics; `None`: it takes no part.
+    pub(super) fn join(&mut self, batch: &Arc<Batch>, event_log: &Arc<EventLog>) -> Option<bool> {
+        match self.phase {
+            Phase::Plain { .. } | Phase::Resumable { .. } | Phase::Away { .. } => {}
+            Phase::Claiming { .. } | Phase::Left { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => return None,
+        }
+        if let Some(before) = self.batch.take() {
+            before.close_as_crossed();
+            self.take_noted(&before, event_log);
+        }
+        (self.batch, self.taken) = (Some(Arc::clone(batch)), 0);
+        Some(self.knows_topics())
+    }
+
+    pub(super) fn has_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Takes what was noted until now, whenever it is locked.
+    pub(super) fn catch_up(&mut self, event_log: &Arc<EventLog>) {
+        if let Some(batch) = self.batch.take() {
+            self.take_noted(&batch, event_log);
+            self.batch = Some(batch);
+        }
+    }
+
+    /// Before what it gets is for another session, or for nobody: it takes what was noted, and nothing more is.
+    pub(super) fn leave_batch(&mut self, event_log: &Arc<EventLog>) {
+        if let Some(batch) = self.batch.take() {
+            batch.close();
+            self.take_noted(&batch, event_log);
+        }
+    }
+
+    /// This batch is written, and closed. The session may be in another one by now.
+    pub(super) fn end_batch(&mut self, batch: &Arc<Batch>) {
+        self.batch.take_if(|own| Arc::ptr_eq(own, batch));
+    }
+
+    fn take_noted(&mut self, batch: &Batch, event_log: &Arc<EventLog>) {
+        let noted = batch.noted();
+        let from = std::mem::replace(&mut self.taken, noted.len() as u32);
+        for noted in noted.iter().skip(from as usize) {
+            self.take_one(noted, event_log);
+        }
+    }
+
+    fn take_one(&mut self, noted: &Noted, event_log: &Arc<EventLog>) {
+        let (flight, topic) = (noted.for_one(self.knows_topics()), noted.topic.as_deref());
+        let takes_no_such = self.takes_no_such(&noted.service_path, &noted.service_method);
+        if !takes_no_such && self.fly(flight, topic, event_log).is_some() {
+            return;
+        }
+        if !takes_no_such && flight.class == Class::Fire && self.connection().is_some_and(Connection::is_closed) {
+            // It is away: its end is on its way here.
+            return self.ledger.miss_flight(flight, event_log);
+        }
+
+        let mut entry = self.ledger.entry_of(flight, event_log);
+        if takes_no_such {
+            return entry.ticket.advance(Stage::Failed(Failure::NoHandler));
+        }
+        let now = event_log.now();
+        self.expire_waiting(now);
+        self.take(entry, topic, now);
+        if let Some(connection) = self.connection() {
+            connection.note_kept_push();
+        }
     }
 }
 

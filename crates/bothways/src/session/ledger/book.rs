@@ -275,6 +275,12 @@ impl Book {
         true
     }
 
+    /// As [`Ledger::entry_of`](super::Ledger::entry_of).
+    pub(super) fn entry_of(&mut self, flight: &Arc<Flight>, event_log: &Arc<EventLog>) -> Entry {
+        self.flights.tell_in(event_log);
+        self.flights.entry_of(Arc::clone(flight))
+    }
+
     /// As [`Self::refuse_unsent`].
     pub(super) fn refuse_flight(&mut self, flight: &Flight, event_log: &EventLog) {
         flights::note_end(flight, Stage::Dropped(DropReason::Full), event_log);

@@ -1,0 +1,551 @@
+//! Pushes of a burst to the same many sessions, which wait together for the flusher.
+//!
+//! To enter a push for a session takes little, but the memory of a session that is not in the processor's cache takes
+//! long to come. So what follows a push closely, to the same sessions, is noted once, here; and when it is written each
+//! session takes all of it at once.
+//!
+//! Nobody sees that. Each session knows the batch that it is in ([`State::join`](super::state::State::join)), and
+//! takes all that was noted until then whenever it is locked ([`Session::lock`]): nothing overtakes anything. A session is in one batch at most. Where it leaves one that is not written yet, as it joins
+//! another or has nobody to take its pushes any more, the batch is closed: what comes later begins a new one.
+//!
+//! Locks, in the order in which they are taken: the turn of a batch, a session, what is in the batch.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU32, AtomicUsize, Ordering},
+};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use super::{Push, Session, flight::Flight};
+
+/// Sessions from which on pushes wait for them together. Two: one alone is in the cache once it was pushed to.
+pub(super) const SESSIONS_MIN: usize = 2;
+
+/// Bytes of frames above which a batch is written at once, as what waits on one connection is.
+const BYTES: usize = 32 << 10;
+
+/// Pushes above which it is.
+const PUSHES: usize = 1024;
+
+/// Batches that are not written yet. What would begin one more is pushed to each session at once.
+const BATCHES_MAX: usize = 64;
+
+/// Pushes for which a batch pays. Where one was closed before, as its sessions get pushes of many lists in turn,
+const PAYS: usize = 4;
+
+/// so many that follow it to those sessions are pushed to each at once.
+const PAUSE: u32 = 64;
+
+/// One push that waits.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) with_topic: Arc<Flight>,
+    /// For those who know of no topics; `None`: all of them do.
+    pub(super) plain: Option<Arc<Flight>>,
+    /// The topic that keeps it.
+    pub(super) topic: Option<Arc<str>>,
+    pub(super) service_path: Box<str>,
+    pub(super) service_method: Box<str>,
+}
+
+impl Noted {
+    pub(super) fn new(
+        push: &Push,
+        with_topic: Arc<Flight>,
+        plain: Option<Arc<Flight>>,
+        topic: Option<&Arc<str>>,
+    ) -> Self {
+        let (service_path, service_method) = (push.service_path.as_str().into(), push.service_method.as_str().into());
+        Self { with_topic, plain, topic: topic.cloned(), service_path, service_method }
+    }
+
+    /// For a session that knows of topics, or not.
+    pub(super) fn for_one(&self, knows_topics: bool) -> &Arc<Flight> {
+        match &self.plain {
+            Some(plain) if !knows_topics => plain,
+            _ => &self.with_topic,
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Batch {
+    home: Weak<Batches>,
+    sessions: Arc<[Session]>,
+    turn: Mutex<Option<Joined>>,
+    noted: RwLock<AllNoted>,
+}
+
+/// What is known of the sessions once each was asked.
+#[derive(Clone)]
+pub(super) struct Joined {
+    /// Those that took no part: they are pushed to at once.
+    pub(super) others: Arc<[Session]>,
+    /// Some know of no topics.
+    pub(super) has_plain: bool,
+}
+
+#[derive(Default)]
+struct AllNoted {
+    pushes: Vec<Noted>,
+    bytes: usize,
+    is_closed: bool,
+    /// One of its sessions has joined another one.
+    is_crossed: bool,
+}
+
+/// How a push was noted.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Fill {
+    /// There is room for more.
+    #[default]
+    Some,
+    /// It is to be written at once.
+    Full,
+}
+
+impl Batch {
+    fn new(home: &Arc<Batches>, sessions: &Arc<[Session]>) -> Self {
+        let (home, sessions) = (Arc::downgrade(home), Arc::clone(sessions));
+        Self { home, sessions, turn: Mutex::new(None), noted: RwLock::default() }
+    }
+
+    pub(super) fn sessions(&self) -> &Arc<[Session]> {
+        &self.sessions
+    }
+
+    /// Notes a push that `make` makes, which is told who has joined. `Ok(None)`: the batch is closed.
+    pub(super) fn note<E>(
+        self: &Arc<Self>,
+        make: impl FnOnce(&Joined) -> Result<Noted, E>,
+    ) -> Result<Option<(Fill, Joined)>, E> {
+        // Others note behind this one, once all have joined.
+        let mut turn = self.turn.lock();
+        if self.is_closed() {
+            return Ok(None);
+        }
+        let joined = turn.get_or_insert_with(|| self.join_all());
+        let noted = make(joined)?;
+        Ok(self.add(noted).map(|fill| (fill, joined.clone())))
+    }
+
+    fn join_all(self: &Arc<Self>) -> Joined {
+        let (mut others, mut has_plain) = (Vec::new(), false);
+        for session in self.sessions.iter() {
+            match session.join(self) {
+                Some(knows_topics) => has_plain |= !knows_topics,
+                None => others.push(session.clone()),
+            }
+        }
+        Joined { others: others.into(), has_plain }
+    }
+
+    fn add(&self, noted: Noted) -> Option<Fill> {
+        let mut all = self.noted.write();
+        if all.is_closed {
+            return None;
+        }
+        all.bytes += noted.with_topic.encoded.size();
+        all.pushes.push(noted);
+        let is_full = BYTES <= all.bytes || PUSHES <= all.pushes.len();
+        Some(if is_full { Fill::Full } else { Fill::Some })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.noted.read().is_closed
+    }
+
+    /// Nothing is noted here any more.
+    pub(super) fn close(&self) {
+        self.noted.write().is_closed = true;
+    }
+
+    /// As [`Self::close`], as one of its sessions joins another one.
+    pub(super) fn close_as_crossed(&self) {
+        let mut all = self.noted.write();
+        (all.is_closed, all.is_crossed) = (true, true);
+    }
+
+    /// True if it was closed for others before it paid.
+    fn was_in_vain(&self) -> bool {
+        let all = self.noted.read();
+        all.is_crossed && all.pushes.len() < PAYS
+    }
+
+    /// It is written: each of its sessions has left it.
+    pub(super) fn end(self: &Arc<Self>) {
+        if let Some(home) = self.home.upgrade() {
+            home.forget(self);
+        }
+    }
+
+    /// All that was noted.
+    pub(super) fn noted(&self) -> impl std::ops::Deref<Target = Vec<Noted>> {
+        RwLockReadGuard::map(self.noted.read(), |all| &all.pushes)
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sessions, noted) = (self.sessions.len(), self.noted().len());
+        f.debug_struct("Batch").field("sessions", &sessions).field("noted", &noted).finish_non_exhaustive()
+    }
+}
+
+/// The batches of a server that are not written yet.
+#[derive(Default)]
+pub(super) struct Batches {
+    unwritten: Mutex<Vec<Arc<Batch>>>,
+    count: AtomicUsize,
+    /// Pushes that are not to be noted, as batches did not pay.
+    pause: AtomicU32,
+}
+
+impl Batches {
+    /// True if a session may have something to take, which it does when it is locked.
+    pub(super) fn any(&self) -> bool {
+        self.count.load(Ordering::Acquire) != 0
+    }
+
+    /// The batch of these sessions, perhaps a new one, which its caller has written. `None`: they are pushed to at once.
+    pub(super) fn of(self: &Arc<Self>, sessions: &Arc<[Session]>) -> Option<Arc<Batch>> {
+        let pause = self.pause.load(Ordering::Relaxed);
+        if 0 < pause {
+            // Of two threads one may be counted for both.
+            self.pause.store(pause - 1, Ordering::Relaxed);
+            return None;
+        }
+
+        let mut unwritten = self.unwritten.lock();
+        let mut of_these = unwritten.iter().filter(|batch| Arc::ptr_eq(&batch.sessions, sessions));
+        if let Some(batch) = of_these.clone().find(|batch| !batch.is_closed()) {
+            return Some(Arc::clone(batch));
+        }
+        if of_these.any(|batch| batch.was_in_vain()) {
+            self.pause.store(PAUSE, Ordering::Relaxed);
+            return None;
+        }
+        if BATCHES_MAX <= unwritten.len() {
+            return None;
+        }
+        let batch = Arc::new(Batch::new(self, sessions));
+        unwritten.push(Arc::clone(&batch));
+        self.count.store(unwritten.len(), Ordering::Release);
+        Some(batch)
+    }
+
+    fn forget(&self, batch: &Arc<Batch>) {
+        let mut unwritten = self.unwritten.lock();
+        unwritten.retain(|other| !Arc::ptr_eq(other, batch));
+        self.count.store(unwritten.len(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::atomic::AtomicU64, time::Duration};
+
+    use bothways_proto::Metadata;
+    use proptest::{
+        prelude::*,
+        test_runner::{Config, TestRunner},
+    };
+
+    use super::{
+        super::{
+            Class, Receipt, Stage, fixtures::plain_connections, push::Origin, registry::Registry, rules::TopicOptions,
+        },
+        *,
+    };
+    use crate::{
+        Client, ClientOptions, Reconnect, Reply, Request, Server, ServerMessages, codec::Raw, connection::Connection,
+        server::Listening,
+    };
+
+    /// Clients; the last speaks plain rpcx.
+    const CLIENTS: usize = 3;
+
+    /// Topics, with their subscribers: they overlap, and the second keeps its messages.
+    const TOPICS: [(&str, &[usize]); 3] = [("all", &[0, 1, 2]), ("kept", &[0, 1]), ("some", &[1, 2])];
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// So many messages to this topic.
+        Publish(usize, usize),
+        /// To the session of this client.
+        Push(usize),
+        /// Straight to its connection.
+        Send(usize),
+        /// This client calls a handler that publishes to this topic.
+        Call(usize, usize),
+        /// This one loses its connection, and comes back; meanwhile so many are published.
+        Cut(usize, usize),
+        /// Everybody else has a turn.
+        Turn,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (client, topic) = (0..CLIENTS, 0..TOPICS.len());
+        prop_oneof![
+            6 => (topic.clone(), 1_usize..5).prop_map(|(topic, count)| Step::Publish(topic, count)),
+            3 => client.clone().prop_map(Step::Push),
+            2 => client.clone().prop_map(Step::Send),
+            2 => (client, topic).prop_map(|(client, topic)| Step::Call(client, topic)),
+            // A client that speaks plain rpcx does not come back.
+            1 => (0..CLIENTS - 1, 0_usize..4).prop_map(|(client, count)| Step::Cut(client, count)),
+            2 => Just(Step::Turn),
+        ]
+    }
+
+    struct Told {
+        client: Client,
+        messages: ServerMessages,
+        session: Session,
+        /// What it has to get, in this order.
+        due: VecDeque<Due>,
+    }
+
+    #[derive(Debug)]
+    struct Due {
+        number: u64,
+        /// It does not outlive its connection.
+        is_lossy: bool,
+        /// That was lost.
+        may_be_lost: bool,
+    }
+
+    impl Told {
+        /// Takes what has come: each once, and in order.
+        fn read(&mut self) {
+            while let Some(message) = self.messages.try_next() {
+                let number = number_of(&message.payload().expect("plain"));
+                loop {
+                    let due = self.due.pop_front().expect("it is due");
+                    if due.number == number {
+                        break;
+                    }
+                    assert!(due.may_be_lost && due.number < number, "{number} came in place of {due:?}");
+                }
+            }
+        }
+    }
+
+    fn number_of(text: &[u8]) -> u64 {
+        std::str::from_utf8(text).expect("a text").parse().expect("a number")
+    }
+
+    /// Of a message of this number.
+    fn is_fire(number: u64) -> bool {
+        number.is_multiple_of(3)
+    }
+
+    fn message(number: u64) -> Push {
+        let class = if is_fire(number) { Class::Fire } else { Class::Tracked };
+        Push::new("T", "m", number.to_string()).class(class)
+    }
+
+    struct Trial {
+        server: Server,
+        /// Dropped, it lets nobody come back.
+        _listening: Listening,
+        told: Vec<Told>,
+        next: u64,
+        receipts: Vec<Receipt>,
+    }
+
+    impl Trial {
+        async fn begin() -> Self {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let address = format!("memory@session-batch-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+            let publish = |request: Request| {
+                let text = request.payload().expect("plain");
+                let (topic, number) = std::str::from_utf8(&text).expect("a text").split_once(' ').expect("two words");
+                let server = request.server().expect("it lives");
+                server.publish(topic, &message(number.parse().expect("a number"))).expect("small");
+                std::future::ready(Reply::ok(""))
+            };
+            let history = TopicOptions::new().open().history(1000, Duration::from_secs(600));
+            let server =
+                Server::builder().topic("kept", history).expect("a pattern").handler("T", "P", publish).build();
+            let listening = server.listen(&address).await.expect("the name is free");
+
+            let mut told = Vec::new();
+            for number in 0..CLIENTS {
+                let options = match number + 1 < CLIENTS {
+                    true => ClientOptions::new(),
+                    false => ClientOptions::new().negotiate(false).reconnect(Reconnect::Never),
+                };
+                let (client, messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
+                client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+                let connection = server.connections().into_iter().max_by_key(Connection::id).expect("it is there");
+                let registry = connection.owner::<Registry>().expect("a server's connection");
+                let session = registry.of(&connection).expect("it is made");
+                for (topic, _) in TOPICS.iter().filter(|(_, subscribers)| subscribers.contains(&number)) {
+                    registry.hub.subscribe(&session, topic, None, false).expect("there is room");
+                }
+                told.push(Told { client, messages, session, due: VecDeque::new() });
+            }
+            Self { server, _listening: listening, told, next: 0, receipts: Vec::new() }
+        }
+
+        /// The next number, which these are to get.
+        fn number(&mut self, clients: &[usize], is_message: bool) -> u64 {
+            self.next += 1;
+            for client in clients {
+                let is_lossy = !is_message || is_fire(self.next);
+                self.told[*client].due.push_back(Due { number: self.next, is_lossy, may_be_lost: false });
+            }
+            self.next
+        }
+
+        fn publish(&mut self, topic: usize) {
+            let (topic, subscribers) = TOPICS[topic];
+            let number = self.number(subscribers, true);
+            self.receipts.push(self.server.publish(topic, &message(number)).expect("small"));
+        }
+
+        async fn take(&mut self, step: Step) {
+            match step {
+                Step::Publish(topic, count) => (0..count).for_each(|_| self.publish(topic)),
+                Step::Push(client) => {
+                    let number = self.number(&[client], true);
+                    self.receipts.push(self.told[client].session.push(&message(number)).expect("small"));
+                }
+                Step::Send(client) => {
+                    let number = self.number(&[client], false);
+                    let connection = self.told[client].session.connection().expect("it is up");
+                    connection.send_message("T", "m", &Metadata::new(), number.to_string()).expect("it is open");
+                }
+                Step::Call(client, topic) => self.call(client, topic).await,
+                Step::Cut(client, count) => self.cut(client, count).await,
+                Step::Turn => turn().await,
+            }
+            self.told.iter_mut().for_each(Told::read);
+        }
+
+        /// The reply comes behind what its handler has published.
+        async fn call(&mut self, client: usize, topic: usize) {
+            let (topic, subscribers) = TOPICS[topic];
+            let number = self.number(subscribers, true);
+            let said = Raw(format!("{topic} {number}").into());
+            self.told[client].client.call::<Raw>("T", "P", &said).await.expect("it is answered");
+            let told = &mut self.told[client];
+            told.read();
+            assert!(told.due.iter().all(|due| due.number != number), "the reply overtook {number}");
+        }
+
+        /// What is published meanwhile is for those who come back, too.
+        async fn cut(&mut self, client: usize, count: usize) {
+            let session = self.told[client].session.clone();
+            let before = session.connection().expect("it is up");
+            before.cut();
+            for _ in 0..count {
+                self.publish(0);
+            }
+            self.told[client].due.iter_mut().for_each(|due| due.may_be_lost |= due.is_lossy);
+            for _ in 0..1000 {
+                if session.connection().is_some_and(|connection| connection != before) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("the client did not come back: {:?}", session.explain());
+        }
+
+        async fn end(mut self) {
+            turn().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for told in &mut self.told {
+                told.read();
+                assert!(told.due.iter().all(|due| due.may_be_lost), "{:?} did not come", told.due);
+            }
+            for receipt in &self.receipts {
+                assert_eq!(receipt.outcomes().at(Stage::Queued), 0, "{receipt:?}");
+            }
+            let registry = self.told[0].session.inner.registry.upgrade().expect("the server lives");
+            assert!(!registry.fan_out.has_batches(), "all are written");
+        }
+    }
+
+    /// Lets all tasks that are ready have their turn, and those that they wake.
+    async fn turn() {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Whatever is published in bursts, and whatever comes between: each client gets each push once, all in the order in
+    /// which they were made, a reply behind what its handler published, and each receipt comes to an end.
+    #[test]
+    fn nothing_overtakes_what_waits() {
+        let steps = prop::collection::vec(step(), 1..40);
+        let outcome = TestRunner::new(Config::with_cases(24)).run(&steps, |steps| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+            runtime.expect("a runtime").block_on(async {
+                let mut trial = Trial::begin().await;
+                for step in steps {
+                    trial.take(step).await;
+                }
+                trial.end().await;
+            });
+            Ok(())
+        });
+        outcome.expect("it holds");
+    }
+
+    /// A server's two sessions, and what notes a push to them, which tells whether there is room for more; `None`: closed.
+    async fn two_sessions(name: &str) -> (Server, Vec<Client>, Arc<[Session]>, impl Fn(&Arc<Batch>) -> Option<Fill>) {
+        let (server, clients, registry, connections) = plain_connections::<2>(name).await;
+        let sessions = connections.iter().map(|connection| registry.of(connection).expect("it is made")).collect();
+        let note = move |batch: &Arc<Batch>| {
+            let (push, receipt) = (Push::new("T", "m", "x"), Receipt::new());
+            receipt.enter(2);
+            let encoded = registry.fan_out.encode(&push).expect("small");
+            let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("it has no key");
+            let noted = batch.note(|_| Ok::<_, ()>(Noted::new(&push, flight, None, None)));
+            noted.expect("it is made").map(|(fill, _)| fill)
+        };
+        (server, clients, sessions, note)
+    }
+
+    /// Where sessions get the pushes of several lists in turn, nothing is noted for a while: it does not pay.
+    #[tokio::test(start_paused = true)]
+    async fn lists_in_turn_are_not_noted() {
+        let (_server, _clients, sessions, note) = two_sessions("in-turn").await;
+        let (one, other): (Arc<[Session]>, Arc<[Session]>) = (sessions.to_vec().into(), sessions);
+        let batches = Arc::<Batches>::default();
+        let first = batches.of(&one).expect("the first");
+        assert!(Arc::ptr_eq(&first, &batches.of(&one).expect("the same")));
+        assert_eq!(note(&first), Some(Fill::Some));
+        let second = batches.of(&other).expect("one more");
+        assert_eq!(note(&second), Some(Fill::Some));
+        assert_eq!(note(&first), None, "its sessions are in the other one");
+        assert!(batches.of(&one).is_none(), "it had one push only");
+        assert!((0..PAUSE).all(|_| batches.of(&other).is_none()));
+        assert!(batches.of(&other).is_some_and(|batch| Arc::ptr_eq(&batch, &second)), "it is open still");
+        [first, second].iter().for_each(Batch::end);
+        assert!(!batches.any());
+    }
+
+    /// A batch is to be written when it has so many pushes, and there are no more than so many batches.
+    #[tokio::test(start_paused = true)]
+    async fn batches_are_bounded() {
+        let (_server, _clients, sessions, note) = two_sessions("bounded").await;
+        let batches = Arc::<Batches>::default();
+        let batch = batches.of(&sessions).expect("the first");
+        let mut noted = 1;
+        while note(&batch) == Some(Fill::Some) {
+            noted += 1;
+        }
+        let bytes = batch.noted().iter().map(|noted| noted.with_topic.encoded.size()).sum::<usize>();
+        let size = batch.noted()[0].with_topic.encoded.size();
+        assert!(noted == PUSHES || (BYTES..BYTES + size).contains(&bytes), "{noted} of {bytes} bytes");
+        for _ in 1..BATCHES_MAX {
+            assert!(batches.of(&sessions.to_vec().into()).is_some());
+        }
+        assert!(batches.of(&sessions.to_vec().into()).is_none());
+        batch.end();
+        assert!(batches.of(&sessions.to_vec().into()).is_some(), "it has left its place");
+    }
+}
