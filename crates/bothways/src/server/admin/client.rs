@@ -16,7 +16,7 @@ use super::{
 use crate::{CallOptions, Caller, Payload, error::CallError, session::Explanation};
 
 /// A client of a server's admin service, over a [`Client`](crate::Client) that is connected to an
-/// address where it answers ([`Server::listen_admin`]).
+/// address where it answers ([`Server::listen_admin`](crate::Server::listen_admin)).
 ///
 /// The client need not negotiate, and no auth hook is asked. `Debug` shows no token.
 ///
