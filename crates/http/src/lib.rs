@@ -19,6 +19,8 @@
 //!
 //! `docs/http.md` in the repository has every request with an example.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod body;
 mod codecs;
 mod cors;
@@ -38,6 +40,8 @@ mod port;
 mod rpc;
 mod serve;
 
+#[cfg(feature = "admin")]
+pub use self::admin::{ADMIN_PAGE_PATH, AdminPage};
 #[cfg(feature = "port")]
 pub use self::port::PortFront;
 pub use self::{

@@ -32,6 +32,12 @@ use super::{
     admin::{self, Audit, Receipts},
     strangers::{Place, Strangers},
 };
+#[cfg(feature = "ws")]
+use crate::{
+    calm::tell,
+    guard::Guarded,
+    transport::{HttpFront, HttpStream, ws::WsOrigins},
+};
 use crate::{
     calm::{Calm, Said},
     connection::{Answer, Connection, ConnectionHandler, ConnectionId, Load, Settings, deadline},
@@ -40,7 +46,7 @@ use crate::{
     peer,
     reply::{BoxFuture, Reply},
     router::{Router, no_route},
-    transport::{Accepted, Address, Closable, Listeners},
+    transport::{Accepted, Address, Closable, ListenOptions, Listeners, Opened},
 };
 
 /// Connections that have shown the token: operators and their tools. Strangers have places of their own.
@@ -127,7 +133,17 @@ pub struct AdminOptions {
     /// All tokens are.
     is_long: bool,
     on_service_addresses: bool,
+    /// What serves HTTP there.
+    #[cfg(feature = "ws")]
+    page: Option<Page>,
+    /// Names by which operators' browsers may reach it.
+    #[cfg(feature = "ws")]
+    page_hosts: Vec<String>,
 }
+
+#[cfg(feature = "ws")]
+#[derive(Clone)]
+struct Page(Arc<dyn HttpFront>);
 
 /// An admin token without a character: it would open the admin service to everybody.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -154,7 +170,16 @@ impl AdminOptions {
     /// # Errors
     /// [`EmptyAdminToken`]: the token is empty.
     pub fn operator(name: &str, role: AdminRole, token: impl AsRef<str>) -> Result<Self, EmptyAdminToken> {
-        let none = Self { salt: rand::random(), operators: Vec::new(), is_long: true, on_service_addresses: false };
+        let none = Self {
+            salt: rand::random(),
+            operators: Vec::new(),
+            is_long: true,
+            on_service_addresses: false,
+            #[cfg(feature = "ws")]
+            page: None,
+            #[cfg(feature = "ws")]
+            page_hosts: Vec::new(),
+        };
         none.and_operator(name, role, token)
     }
 
@@ -185,8 +210,38 @@ impl AdminOptions {
         self
     }
 
+    /// Serves HTTP at the addresses of the admin service, on `tcp` and `tls`: for a page that talks to it by WebSocket. The
+    /// crate `bothways-http` has one. Such a connection has the place, and the time, of a stranger.
+    #[cfg(feature = "ws")]
+    pub fn page(mut self, front: impl HttpFront) -> Self {
+        self.page = Some(Page(Arc::new(front)));
+        self
+    }
+
+    /// Takes WebSocket connections of pages that reached the server by this name. By an IP address and as `localhost`
+    /// they are taken without: no site of the web can have these for its own name.
+    #[cfg(feature = "ws")]
+    pub fn page_host(mut self, name: impl AsRef<str>) -> Self {
+        self.page_hosts.push(name.as_ref().to_ascii_lowercase());
+        self
+    }
+
     pub(super) fn is_on_service_addresses(&self) -> bool {
         self.on_service_addresses
+    }
+
+    /// As the server's addresses, and for HTTP with what is served here and nothing of theirs.
+    fn listen_options(&self, of_server: &ListenOptions) -> ListenOptions {
+        let options = of_server.without_front();
+        #[cfg(feature = "ws")]
+        let options = match &self.page {
+            Some(Page(front)) => {
+                let origins = self.page_hosts.iter().fold(WsOrigins::same_address(), WsOrigins::and_host);
+                options.http_shared(Arc::clone(front)).ws_origins(origins)
+            }
+            None => options,
+        };
+        options
     }
 
     /// Whose token it is. Looks at salted digests: how long that takes says nothing of the tokens.
@@ -438,7 +493,7 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
         return Err(refuse("other machines reach it: the token needs TLS there (`ListenOptions::tls`)"));
     }
 
-    let listener = shared.transports.bind(&parsed, &shared.listen.without_front()).await?;
+    let listener = shared.transports.bind(&parsed, &door.options.listen_options(&shared.listen)).await?;
     let local = listener.local_address().to_owned();
     // This may be the server's first address, and its connections have deadlines too.
     start_watch(shared);
@@ -487,12 +542,14 @@ async fn accept_all(handler: Arc<AdminHandler>, listener: Closable) {
 async fn take(handler: Arc<AdminHandler>, accepted: Accepted, mut place: Place) {
     let shared = &handler.shared;
     let limit = shared.settings.watch.first_frame_timeout;
-    let socket = tokio::select! {
-        socket = accepted.handshake(limit) => socket,
+    let opened = tokio::select! {
+        opened = accepted.finish(limit) => opened,
         _ = place.ended() => return,
     };
-    let socket = match socket {
-        Ok(socket) => socket,
+    let socket = match opened {
+        Ok(Opened::Socket(socket)) => socket,
+        #[cfg(feature = "ws")]
+        Ok(Opened::Http(front, stream)) => return drop(tokio::spawn(serve_page(handler, front, stream, place))),
         Err(error) => return tracing::debug!(error = %Said(&error), "a handshake at an admin address failed"),
     };
 
@@ -518,6 +575,31 @@ async fn take(handler: Arc<AdminHandler>, accepted: Accepted, mut place: Place) 
         connection.cut();
     }
     connection.closed().await;
+}
+
+/// Serves what a page is made of, to somebody who has shown no token: not for long.
+#[cfg(feature = "ws")]
+async fn serve_page(handler: Arc<AdminHandler>, front: Arc<dyn HttpFront>, mut stream: HttpStream, mut place: Place) {
+    let (shared, door) = (&handler.shared, &handler.door);
+    let mut over = door.over.subscribe();
+    // Operators look in also while the server stops.
+    stream.belong_to(Arc::clone(shared) as _, door.over.subscribe());
+    let peer = stream.peer();
+    let serving = match Guarded::begin(|| front.serve(stream)) {
+        Ok(serving) => tokio::time::timeout(shared.settings.watch.first_frame_timeout, serving),
+        Err(panicked) => {
+            return tell!(door.told, error, peer, panic = ?Said(panicked.text()), "the admin page panicked");
+        }
+    };
+    tokio::select! {
+        served = serving => {
+            if let Ok(Err(panicked)) = served {
+                tell!(door.told, error, peer, panic = ?Said(panicked.text()), "the admin page panicked");
+            }
+        }
+        _ = place.ended() => {}
+        _ = over.wait_for(|over| *over) => {}
+    }
 }
 
 #[cfg(test)]

@@ -121,6 +121,13 @@ impl ListenOptions {
         self
     }
 
+    /// As these, with this front.
+    #[cfg(feature = "ws")]
+    pub(crate) fn http_shared(mut self, front: Arc<dyn HttpFront>) -> Self {
+        self.http = Some(Front(front));
+        self
+    }
+
     /// As these, without a front.
     pub(crate) fn without_front(&self) -> Self {
         #[cfg(feature = "ws")]

@@ -1,5 +1,7 @@
 //! A front over real sockets: what it answers, and what a hostile client cannot do to it.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod events;
 mod gateway;
 mod health;

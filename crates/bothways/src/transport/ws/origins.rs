@@ -18,6 +18,10 @@ const SAME: &str = "same";
 /// No header at all.
 const NONE: &str = "none";
 const ANY: &str = "*";
+/// The server's own host, if that is an address, or `localhost`.
+const ADDRESS: &str = "address";
+/// Before the name of a host: the server's own host, if that is its name.
+const HOST: &str = "host:";
 
 impl Default for WsOrigins {
     fn default() -> Self {
@@ -33,6 +37,16 @@ impl WsOrigins {
     /// authentication that only this machine or network is to reach names the origins that it takes instead.
     pub fn same_host() -> Self {
         Self(vec![SAME.into()])
+    }
+
+    /// As [`Self::same_host`], if that host is an IP address or `localhost`: no site can let these point here.
+    pub(crate) fn same_address() -> Self {
+        Self(vec![ADDRESS.into()])
+    }
+
+    /// Also if that host has this name.
+    pub(crate) fn and_host(self, name: &String) -> Self {
+        self.and(format!("{HOST}{name}"))
     }
 
     /// Pages of these origins and no others: `https://example.org`, or with a port that is not the usual one
@@ -55,6 +69,11 @@ impl WsOrigins {
             (ANY, _) | (NONE, None) => true,
             (_, None) => false,
             (SAME, Some(origin)) => is_of_host(origin, &host.to_ascii_lowercase()),
+            (ADDRESS, Some(origin)) => is_of_host(origin, &host.to_ascii_lowercase()) && is_address(name_of(host)),
+            (taken, Some(origin)) if taken.starts_with(HOST) => {
+                let is_named = name_of(host).eq_ignore_ascii_case(&taken[HOST.len()..]);
+                is_named && is_of_host(origin, &host.to_ascii_lowercase())
+            }
             (taken, Some(origin)) => is_like(taken, origin),
         })
     }
@@ -74,6 +93,18 @@ fn is_of_host(origin: &str, host: &str) -> bool {
     let Some((_, place)) = without_usual_port(origin).split_once("://") else { return false };
     let host = host.strip_suffix(":443").or(host.strip_suffix(":80")).unwrap_or(host);
     !host.is_empty() && place == host
+}
+
+/// A host without its port.
+fn name_of(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    }
+}
+
+fn is_address(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
 }
 
 fn is_like(pattern: &str, origin: &str) -> bool {
@@ -116,6 +147,29 @@ mod tests {
             assert_eq!(origins.take(Some(origin), host), taken, "{origin} at {host}");
         }
         assert!(!origins.take(None, "example.org"));
+    }
+
+    /// A page whose owner lets its name point to this machine has that name for its host.
+    #[test]
+    fn a_name_that_anybody_can_have_is_no_address() {
+        let origins = WsOrigins::same_address().and_host(&"admin.example.org".to_owned());
+        for (host, taken) in [
+            ("127.0.0.1:8973", true),
+            ("[::1]:8973", true),
+            ("localhost:8973", true),
+            ("LocalHost", true),
+            ("admin.example.org:8973", true),
+            ("evil.net:8973", false),
+            ("127.0.0.1.evil.net", false),
+            ("localhost.evil.net", false),
+            ("xadmin.example.org", false),
+            ("[evil.net]", false),
+        ] {
+            assert_eq!(origins.take(Some(&format!("http://{host}")), host), taken, "{host}");
+            assert!(!origins.take(Some("http://evil.net"), host) || host == "evil.net", "{host}");
+            assert!(!origins.take(None, host));
+        }
+        assert!(!WsOrigins::same_address().take(Some("http://admin.example.org"), "admin.example.org"));
     }
 
     #[test]

@@ -1,0 +1,263 @@
+// Live sessions, found by the server and shown a page at a time; and the story of one.
+
+import { why } from "./api.js";
+import { bytes, confirm, count, date, h, icon, plural, set, span, time, toast } from "./dom.js";
+import { kindOf } from "./overview.js";
+
+const PAGE = 25;
+
+/** A list is asked for again after so long, if the server did not take long for it. */
+const REFRESH = 3000;
+const QUICK = 250;
+
+export function sessions(server, prefix) {
+  const search = h("input", { type: "search", id: "search", placeholder: "User begins with…", autocomplete: "off", spellcheck: "false", value: prefix });
+  const total = h("p", { class: "muted", role: "status" });
+  const body = h("tbody", {});
+  const table = h("table", { class: "list" },
+    h("caption", { class: "sr" }, "Sessions by user"),
+    h("thead", {}, h("tr", {}, ["User", "State", "Address", "Waiting", "Missed", "Topics"].map((name) => h("th", { scope: "col" }, name)))),
+    body);
+  const empty = h("p", { class: "muted empty", hidden: true });
+  const before = h("button", { class: "quiet", disabled: true, onclick: () => (places.pop(), load()) }, "Previous");
+  const after = h("button", { class: "quiet", disabled: true, onclick: () => (places.push(last), load()) }, "Next");
+  // Where each page before this one began.
+  let places = [null];
+  let last;
+  let timer;
+  let round = 0;
+
+  async function load() {
+    clearTimeout(timer);
+    const mine = ++round;
+    const began = performance.now();
+    try {
+      const asked = { target: "Everyone", user_prefix: search.value, max: PAGE, after: places.at(-1) };
+      const listed = await server.ask("Sessions", asked);
+      if (mine !== round) return;
+      show(listed);
+    } catch (error) {
+      if (mine === round) set(total, why(error));
+    }
+    const took = performance.now() - began;
+    if (mine === round && took < QUICK) timer = setTimeout(load, REFRESH);
+  }
+
+  function show(listed) {
+    const end = listed.sessions.at(-1);
+    last = end && { user: end.user, id: end.id };
+    before.disabled = places.length < 2;
+    after.disabled = listed.sessions.length < PAGE;
+    const first = (places.length - 1) * PAGE + 1;
+    set(total, listed.sessions.length ? `${count(first)}–${count(first + listed.sessions.length - 1)} of ${plural(listed.total, "session")}` : plural(listed.total, "session"));
+    empty.hidden = listed.sessions.length > 0;
+    set(empty, search.value ? "No user's name begins so. Capitals count." : "No client is connected.");
+    table.hidden = listed.sessions.length === 0;
+    // A row that has the focus keeps it.
+    const focused = document.activeElement?.getAttribute("href");
+    set(body, listed.sessions.map(row));
+    if (focused) body.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  }
+
+  let typing;
+  search.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      places = [null];
+      load();
+    }, 150);
+  });
+  load();
+
+  const element = h("div", { class: "view" },
+    h("div", { class: "head" }, h("h2", {}, "Sessions"),
+      h("div", { class: "search" }, icon("search"), h("label", { class: "sr", for: "search" }, "User begins with"), search)),
+    h("section", { class: "card flush", "aria-label": "Sessions" }, table, empty),
+    h("div", { class: "row" }, total, h("span", { class: "grow" }), before, after));
+  return {
+    element,
+    end() {
+      round += 1;
+      clearTimeout(timer);
+    },
+  };
+}
+
+function row(view) {
+  const cell = (name, ...children) => h("td", { "data-name": name }, children);
+  const topics = view.subscriptions;
+  return h("tr", {},
+    h("th", { scope: "row" }, h("a", { href: `#/session/${view.id}` }, h("span", { class: view.user ? "clip" : "muted", title: view.user ?? view.id }, view.user ?? view.id.slice(0, 8)))),
+    cell("State", standing(view.connection, view.resumable)),
+    cell("Address", h("span", { class: "mono" }, view.peer ?? "–")),
+    cell("Waiting", view.waiting ? `${count(view.waiting)} · ${bytes(view.waiting_bytes)}` : "0"),
+    cell("Missed", h("span", { class: view.dropped ? "bad-text" : "" }, count(view.dropped))),
+    cell("Topics", topics.length ? h("span", { class: "clip", title: topics.join("\n") }, topics.slice(0, 3).join(", "), topics.length > 3 && ` +${topics.length - 3}`) : "–"));
+}
+
+const standing = (connection, resumable) =>
+  connection ? h("span", { class: "pill good" }, connection, !resumable && " · rpcx") : h("span", { class: "pill warn" }, "away");
+
+/** One session: what it has now, and what happened to it. */
+export function session(server, id) {
+  const head = h("div", {});
+  const facts = h("div", {});
+  const story = h("ol", { class: "story" });
+  const note = h("p", { class: "muted empty", role: "status" }, "Loading…");
+  let timer;
+  let isOver = false;
+  let seen = "";
+
+  async function load() {
+    clearTimeout(timer);
+    try {
+      const target = { Session: id };
+      const [told, listed] = await Promise.all([
+        server.ask("Explain", target),
+        server.ask("Sessions", { target, user_prefix: "", max: 1 }),
+      ]);
+      if (isOver) return;
+      // What is the same stays: a text that is being marked, a focus.
+      const now = JSON.stringify([told, listed]);
+      if (now !== seen) show(told[0], listed.sessions[0]);
+      seen = now;
+    } catch (error) {
+      if (isOver) return;
+      set(note, why(error));
+    }
+    timer = setTimeout(load, 1000);
+  }
+
+  function show(told, view) {
+    if (!told) {
+      set(note, "The server knows no such session. It remembers those that ended for a while.");
+      set(head, h("h2", {}, "Session ", h("span", { class: "mono" }, id.slice(0, 8))));
+      set(story);
+      return;
+    }
+    const user = told.user ?? view?.user;
+    const connection = told.standing.Connected;
+    set(head,
+      h("div", { class: "head" },
+        h("h2", {}, user ?? "No user", " ",
+          told.standing === "Ended" ? h("span", { class: "pill bad" }, "ended") : standing(connection, view?.resumable ?? true)),
+        h("div", { class: "row" },
+          server.may("push") && view && h("a", { class: "button", href: `#/push/session/${id}` }, icon("push"), "Push…"),
+          server.may("kick") && view && h("button", { class: "danger quiet", onclick: () => kick(server, { Session: id }, user ?? id.slice(0, 8)) }, "Send away…"))));
+    set(facts, view ? factsOf(view) : h("p", { class: "muted" }, "It has ended; this is what is remembered."));
+    set(note, told.forgotten ? `${plural(told.forgotten, "older event")} not kept` : "");
+    set(story, told.events.map((event, at) => step(event, told.events[at + 1])).reverse());
+  }
+  load();
+
+  const element = h("div", { class: "view" },
+    h("p", {}, h("a", { href: "#/sessions" }, "← Sessions")),
+    head, facts,
+    h("section", { class: "card", "aria-labelledby": "story-title" },
+      h("h3", { id: "story-title" }, "Its story, newest first"), story, note));
+  return {
+    element,
+    end() {
+      isOver = true;
+      clearTimeout(timer);
+    },
+  };
+}
+
+function factsOf(view) {
+  const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+  const chips = (list, kind) => h("ul", { class: "chips" }, list.map((text) => h("li", { class: kind }, text)));
+  return h("section", { class: "card", "aria-label": "What it has now" },
+    h("dl", { class: "facts" },
+      fact("Number", h("span", { class: "mono" }, view.id)),
+      fact("Address", h("span", { class: "mono" }, view.peer ?? "its client is away")),
+      fact("Connections so far", count(view.generation)),
+      fact("May come back", view.resumable ? "yes" : "no: it speaks plain rpcx"),
+      fact("Waiting", view.waiting ? `${plural(view.waiting, "push").replace("pushs", "pushes")}, ${bytes(view.waiting_bytes)}` : "nothing"),
+      fact("Held", view.held ? `offset ${view.held.offset} for ${span(view.held.for_ms)}` : "nothing"),
+      fact("Missed", count(view.dropped)),
+      Object.keys(view.labels).length > 0 && fact("Labels", chips(Object.entries(view.labels).map(([key, value]) => `${key} = ${value}`))),
+      view.subscriptions.length > 0 && fact("Topics", h("ul", { class: "chips" }, view.subscriptions.map((name) => h("li", {}, h("a", { href: `#/topic/${encodeURIComponent(name)}` }, name))))),
+      view.methods && fact("Handles", view.methods.length ? chips(view.methods) : "nothing")));
+}
+
+/** One event, and how long it was until the next one. */
+function step({ at_ms: at, event }, next) {
+  const [name, kind] = kindOf(event);
+  const pause = next && next.at_ms - at;
+  return h("li", { class: pause > 2000 ? `${kind} after-pause` : kind },
+    pause > 2000 && h("span", { class: "pause" }, `${span(pause)} later`),
+    h("span", { class: `mark ${kind}` }, icon(name)),
+    h("div", {}, told(event), h("span", { class: "when" }, date(at), " ", time(at))));
+}
+
+function told(event) {
+  const name = typeof event === "string" ? event : Object.keys(event)[0];
+  const value = event[name];
+  const say = (...parts) => h("p", {}, parts);
+  const strong = (text) => h("b", {}, text);
+  switch (name) {
+    case "Connected": return say("Connected as ", strong(value));
+    case "Resumable": return say("Its client speaks sessions, and may come back to this one");
+    case "NotResumed": return say("Its client wanted session ", strong(value.wanted.slice(0, 8)), " back: ", value.why);
+    case "Lost": return say("Lost ", strong(value.connection), `: ${value.why}`, value.waits ? h("small", {}, "the session waits for its client") : "");
+    case "Resumed": return say("Came back as ", strong(value.connection), value.repeated ? `; ${count(value.repeated)} pushes are sent again` : "; nothing was missing");
+    case "TakenOver": return say("Taken over from ", strong(value), ", which was still open");
+    case "Bound": return value === null ? say("Belongs to no user any more") : say("Belongs to ", strong(value));
+    case "Subscribed": return say("Subscribed to ", strong(value));
+    case "Unsubscribed": return say("Left ", strong(value));
+    case "GapTold": return say("Its client was told that ", strong(count(value)), " pushes were dropped so far");
+    case "Push": return pushOf(value);
+    case "Call": return say("Call ", strong(value.name), value.attempts > 1 ? ` (sent ${value.attempts} times)` : "", ": ", outcomeOf(value.outcome), value.done_ms === null ? "" : h("small", {}, `after ${span(value.done_ms)}`));
+    case "Ended": return say("Ended: ", value);
+    default: return say(name);
+  }
+}
+
+function outcomeOf(outcome) {
+  if (outcome === "Waits") return "waits for its reply";
+  if (outcome === "Answered") return "answered";
+  if (outcome === "GivenUp") return "given up by its caller";
+  return `failed: ${outcome.Failed}`;
+}
+
+const FAILED = {
+  NoHandler: "no handler takes it", BadArguments: "its handler cannot decode it", Error: "its handler failed", Panicked: "its handler panicked",
+};
+const DROPPED = { Full: "too much waited already", Disconnected: "its connection ended", SessionEnded: "the session ended" };
+
+/** A push, and its way as a row of stages. */
+function pushOf(value) {
+  const { stage } = value;
+  const stages = [["queued", 0], ["written", value.written_ms], ["received", value.received_ms]];
+  const end =
+    stage === "Handled" ? ["handled", "good"]
+    : stage === "PlainWritten" ? ["written to a plain client", "good"]
+    : stage.Failed ? [`failed: ${FAILED[stage.Failed] ?? stage.Failed}`, "bad"]
+    : stage.Dropped ? [`dropped: ${DROPPED[stage.Dropped] ?? stage.Dropped}`, "bad"]
+    : ["Queued", "Written", "Received"].includes(stage) ? undefined
+    : [{ Unknown: "nobody knows", Expired: "expired", Superseded: "superseded", Duplicate: "duplicate" }[stage] ?? stage, stage === "Superseded" || stage === "Duplicate" ? "calm" : "bad"];
+  const done = stages.filter(([, after]) => after !== null).map(([name, after]) => h("li", { class: "good" }, name, after > 0 && h("small", {}, span(after))));
+  return h("div", {},
+    h("p", {}, "Push ", h("b", {}, value.name), h("small", {}, [value.class, value.offset && `offset ${value.offset}`, bytes(value.bytes)].filter(Boolean).join(" · "))),
+    h("ol", { class: "stages" }, done,
+      end ? h("li", { class: end[1] }, end[0], value.done_ms > 0 && h("small", {}, span(value.done_ms))) : h("li", { class: "open" }, "…")));
+}
+
+/** Asks, and sends clients away. */
+export async function kick(server, target, name) {
+  const values = await confirm({
+    title: `Send ${name} away?`,
+    text: "The session ends, with all that waits for it. The client is told why, and does not come back by itself.",
+    action: "Send away",
+    danger: true,
+    fields: h("div", { class: "fields" }, h("label", {}, "Why, for the client", h("input", { name: "why", value: "sent away by an operator", maxlength: "200", required: true }))),
+  });
+  if (!values) return;
+  try {
+    const ended = await server.ask("Kick", { target, why: values.why });
+    toast(ended ? `${plural(ended, "session")} ended.` : "There was no such session any more.", ended ? "good" : "warn");
+  } catch (error) {
+    toast(why(error), "bad");
+  }
+}
