@@ -87,8 +87,11 @@ interface Request {
 /** A time as a timer takes it. */
 const timer = (run: () => void, ms: number) => setTimeout(run, Math.min(Math.max(0, ms), TIMER_MAX));
 
+/** The one path of the framework that applications may call: operators' tools, whose token the server checks. */
+const ADMIN = CONTROL + ".Admin";
+
 const checkReserved = (path: string, meta: Meta) => {
-  if (path == CONTROL || path.startsWith(CONTROL + ".")) throw new TypeError(`"${path}" belongs to the framework`);
+  if (path != ADMIN && (path == CONTROL || path.startsWith(CONTROL + "."))) throw new TypeError(`"${path}" belongs to the framework`);
   for (const key in meta) if (/^(_bw\.|__)/.test(key)) throw new TypeError(`"${key}" belongs to the framework`);
 };
 

@@ -1,0 +1,22 @@
+// Builds the client that the admin page has, into the page: `npm run admin`. With `--check`: fails if the page has another
+// one, so that the two stay in step.
+import { readFileSync, writeFileSync } from "node:fs";
+import { build } from "esbuild";
+import { shared } from "./build.mjs";
+
+const into = new URL("../crates/http/admin/client.js", import.meta.url);
+
+export async function adminClient() {
+  const banner = { js: "// The client of js/, JSON only, as `npm run admin` builds it. Do not edit." };
+  const built = await build({ ...shared, entryPoints: ["src/json.ts"], platform: "neutral", format: "esm", write: false, banner });
+  return built.outputFiles[0].text;
+}
+
+if (process.argv[1] === new URL(import.meta.url).pathname) {
+  const client = await adminClient();
+  if (!process.argv.includes("--check")) writeFileSync(into, client);
+  else if (readFileSync(into, "utf8") !== client) {
+    console.error("crates/http/admin/client.js is not what js/ builds: run `npm run admin`");
+    process.exit(1);
+  }
+}
