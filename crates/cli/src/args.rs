@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     failure::EXIT_CODES,
     peer::PeerArgs,
-    plan::{self, Method, Pair, Source},
+    plan::{self, Method, Operator, Pair, Source},
     term,
     web::HttpAddress,
 };
@@ -141,7 +141,7 @@ pub(crate) struct DemoArgs {
   curl -N 'http://127.0.0.1:8080/events?topics=demo.clock'
   curl http://127.0.0.1:8080/debug/vars
 
-Operators ask at an address of their own: `bothways sessions 127.0.0.1:8973`. HTTP clients send the token of
+Operators ask at an address of their own, by `bothways sessions 127.0.0.1:8973` and the like, or look at the page there. HTTP clients send the token of
 --auth-token-env as the header Authorization. On this machine HTTP has /debug/vars and /metrics, too.
 
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
@@ -205,6 +205,14 @@ pub(crate) struct ServeArgs {
     /// Where the admin service answers, of this machine or with TLS (default, with a token: tcp@127.0.0.1:8973)
     #[arg(long, value_name = "ADDR", requires = "token_of_operators")]
     pub(crate) admin: Option<Address>,
+
+    /// One more operator: ROLE is look, push or kick, and the environment variable VAR holds the token; may be repeated
+    #[arg(long = "operator", value_name = "NAME=ROLE:VAR", requires = "token_of_operators")]
+    pub(crate) operators: Vec<Operator>,
+
+    /// A name by which browsers may reach the admin page, besides IP addresses and localhost; may be repeated
+    #[arg(long = "admin-host", value_name = "NAME", requires = "token_of_operators")]
+    pub(crate) admin_hosts: Vec<String>,
 }
 
 /// How arguments travel.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Metadata, connection::ConnectionId};
+use bothways::{Metadata, connection::ConnectionId, server::AdminRole};
 
 use crate::failure::Failure;
 
@@ -130,6 +130,30 @@ pub(crate) fn metadata(pairs: &[Pair]) -> Metadata {
     pairs.iter().map(|pair| (&pair.key, &pair.value)).collect()
 }
 
+/// An operator of the admin service, and the environment variable that holds the token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Operator {
+    pub(crate) name: String,
+    pub(crate) role: AdminRole,
+    pub(crate) variable: String,
+}
+
+impl FromStr for Operator {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const HOW: &str = "write it as name=role:VARIABLE, with the role look, push or kick";
+        let (name, rest) = text.split_once('=').ok_or(HOW)?;
+        let (role, variable) = rest.split_once(':').ok_or(HOW)?;
+        let known = [AdminRole::Look, AdminRole::Push, AdminRole::Kick];
+        let role = known.into_iter().find(|known| known.name() == role).ok_or(HOW)?;
+        match name.is_empty() || variable.is_empty() {
+            true => Err(HOW),
+            false => Ok(Self { name: name.to_owned(), role, variable: variable.to_owned() }),
+        }
+    }
+}
+
 /// Where a payload comes from: the argument itself, `@file`, or `-` for standard input. `@@` begins a
 /// text with an `@`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -232,6 +256,16 @@ impl std::fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_operator_has_a_name_a_role_and_a_variable() {
+        let wall: Operator = "wall board=look:WALL".parse().expect("it has all three");
+        let expected = Operator { name: "wall board".into(), role: AdminRole::Look, variable: "WALL".into() };
+        assert_eq!(wall, expected);
+        for wrong in ["", "wall", "wall=look", "=look:W", "wall=look:", "wall=boss:W", "wall:look=W"] {
+            wrong.parse::<Operator>().expect_err(wrong);
+        }
+    }
 
     #[test]
     fn the_last_dot_separates_service_and_method() {

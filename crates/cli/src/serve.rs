@@ -6,11 +6,11 @@ use std::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use bothways::{
     AdmissionOptions, Push, Rate, ServeError, Server, ServerBuilder,
-    server::{AdminOptions, Listening},
+    server::{AdminOptions, EmptyAdminToken, Listening},
     session::TopicOptions,
     transport::Address,
 };
-use bothways_http::HttpListening;
+use bothways_http::{ADMIN_PAGE_PATH, AdminPage, HttpListening};
 use bothways_metrics::Calls;
 use bytes::Bytes;
 use listenfd::ListenFd;
@@ -18,7 +18,7 @@ use listenfd::ListenFd;
 use crate::{
     args::ServeArgs,
     failure::Failure,
-    plan::Secret,
+    plan::{Operator, Secret},
     service::{self, Remembered},
     term::{self, Out},
     web,
@@ -56,9 +56,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     print_start(&out, &args, &listening, operators.as_ref(), http.as_ref())?;
 
     let pushing = tokio::spawn(push_all(server.clone(), callers, args.push_every));
-    signals.next().await;
+    let is_drained = tokio::select! {
+        () = signals.next() => false,
+        () = stopping(&listening) => true,
+    };
     pushing.abort();
-    out.line("stopping: no new connections, running calls are answered")?;
+    out.line(match is_drained {
+        false => "stopping: no new connections, running calls are answered",
+        true => "stopping: an operator drains the server",
+    })?;
     drop(listening);
 
     stop(&args, &server, &mut signals, &out).await
@@ -90,8 +96,7 @@ fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered, calls: &Ca
         (None, None) => None,
     };
     if let Some(token) = admin_token {
-        let options = AdminOptions::token(token.reveal()).map_err(|error| Failure::usage(error.to_string()))?;
-        builder = builder.admin(options);
+        builder = builder.admin(admin_options(args, &token)?);
     }
 
     #[cfg(feature = "tls")]
@@ -100,6 +105,34 @@ fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered, calls: &Ca
     }
 
     Ok(builder.build())
+}
+
+/// Who may use the admin service, with its page.
+fn admin_options(args: &ServeArgs, token: &Secret) -> Result<AdminOptions, Failure> {
+    let empty = |error: EmptyAdminToken| Failure::usage(error.to_string());
+    let mut options = AdminOptions::token(token.reveal()).map_err(empty)?;
+    for Operator { name, role, variable } in &args.operators {
+        options = options.and_operator(name, *role, Secret::from_env(variable)?.reveal()).map_err(empty)?;
+    }
+    let page = args.admin_hosts.iter().fold(AdminPage::new(), AdminPage::host);
+    Ok(page.add_to(options))
+}
+
+#[cfg(feature = "tls")]
+fn has_tls(args: &ServeArgs) -> bool {
+    args.tls_cert.is_some()
+}
+
+#[cfg(not(feature = "tls"))]
+fn has_tls(_: &ServeArgs) -> bool {
+    false
+}
+
+/// The address of the admin page, if a browser can reach it.
+fn page_url(args: &ServeArgs, operators: &Listening) -> Option<String> {
+    let (network, place) = operators.address().split_once('@')?;
+    let scheme = if has_tls(args) { "https" } else { "http" };
+    matches!(network, "tcp" | "tcp4" | "tcp6" | "tls").then(|| format!("{scheme}://{place}{ADMIN_PAGE_PATH}"))
 }
 
 /// Refuses clients that do not present this token.
@@ -141,6 +174,9 @@ fn print_start(
 
     if let Some(operators) = operators {
         out.line(&format!("operators who have the token ask at {}", operators.address()))?;
+        if let Some(url) = page_url(args, operators) {
+            out.line(&format!("the page for operators is {url}"))?;
+        }
     }
     if let Some(http) = http {
         out.line(&format!("HTTP at http://{}: /rpc/Arith/Mul, /events?topics=demo.clock, /readyz", http.address()))?;
@@ -150,6 +186,14 @@ fn print_start(
         term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
     }
     out.line("Ctrl-C stops")
+}
+
+/// Waits until the server begins to stop by itself: an operator may drain it.
+async fn stopping(listening: &[Listening]) {
+    match listening.first() {
+        Some(listening) => listening.stopped().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Stops the server within the grace period, or at once at the next signal, and prints what became of its connections.

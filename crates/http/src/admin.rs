@@ -354,7 +354,10 @@ mod tests {
         }
         for path in ["/", "/_bothways/admin"] {
             let moved = ask(&[host], "GET", path);
-            assert_eq!((moved.status().as_u16(), &moved.headers()["location"]), (302, &HeaderValue::from_static(ADMIN_PAGE_PATH)));
+            assert_eq!(
+                (moved.status().as_u16(), &moved.headers()["location"]),
+                (302, &HeaderValue::from_static(ADMIN_PAGE_PATH))
+            );
         }
         assert_eq!(ask(&[host], "POST", ADMIN_PAGE_PATH).status(), 405);
     }

@@ -1,5 +1,6 @@
 //! The real program, from outside: what it prints, and how it ends.
 
+mod admin_page;
 mod calling;
 mod demo;
 mod dumping;
