@@ -141,8 +141,9 @@ pub(crate) struct DemoArgs {
   curl -N 'http://127.0.0.1:8080/events?topics=demo.clock'
   curl http://127.0.0.1:8080/debug/vars
 
-Operators ask at an address of their own, by `bothways sessions 127.0.0.1:8973` and the like, or look at the page there. HTTP clients send the token of
---auth-token-env as the header Authorization. On this machine HTTP has /debug/vars and /metrics, too.
+Operators ask at an address of their own, by `bothways sessions 127.0.0.1:8973` and the like, or look at the page there.
+HTTP clients send the token of --auth-token-env as the header Authorization. On this machine HTTP has /debug/vars and
+/metrics, too.
 
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
 subscribes it, to 100 topics at most. Every caller of Arith is remembered, and gets the push `abcde` each second as
