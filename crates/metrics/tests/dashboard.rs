@@ -14,14 +14,15 @@ use serde_json::Value;
 /// Each metric that is told, as its samples are called, with the names of its labels.
 type Told = BTreeMap<String, BTreeSet<String>>;
 
-async fn told() -> Told {
+/// `name`: of an address for this test alone.
+async fn told(name: &str) -> Told {
     let calls = Calls::new();
     let server = Server::builder()
         .function("Math", "Half", |number: i64| async move { Ok::<_, String>(number / 2) })
         .layer(calls.clone())
         .build();
     let metrics = Metrics::new(&server).with_calls(&calls);
-    let listening = server.listen("memu@metrics-dashboard").await.expect("the name is free");
+    let listening = server.listen(&format!("memu@metrics-{name}")).await.expect("the name is free");
     let options = ClientOptions::new().layer(calls.clone());
     let client = Client::connect(listening.address(), options).await.expect("it listens");
     client.call::<i64>("Math", "Half", &4).await.expect("it halves");
@@ -76,7 +77,7 @@ const OF_SCRAPE: [&str; 3] = ["job", "instance", "le"];
 async fn the_dashboard_asks_for_metrics_that_there_are() {
     let Some(dashboard) = of_repository("packaging/grafana/bothways.json") else { return };
     let dashboard: Value = serde_json::from_str(&dashboard).expect("it is JSON");
-    let told = told().await;
+    let told = told("dashboard").await;
     let mut queries = Vec::new();
     texts(&dashboard, "expr", &mut queries);
     assert!(20 < queries.len(), "it has panels");
@@ -110,7 +111,7 @@ async fn the_dashboard_asks_for_metrics_that_there_are() {
 #[tokio::test]
 async fn the_page_names_every_metric() {
     let Some(page) = of_repository("docs/metrics.md") else { return };
-    let told = told().await;
+    let told = told("page").await;
     let family = |name: &str| {
         let suffixes = ["_bucket", "_sum", "_count"];
         suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned()
