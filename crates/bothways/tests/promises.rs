@@ -75,6 +75,9 @@ fn has_test(file: &str, code: &str, name: &str) -> bool {
         });
     }
     let function = format!("fn {name}(");
+    if file.ends_with(".mjs") {
+        return code.contains(&format!("test(\"{name}\"")) || code.contains(&format!("test(`{name}`"));
+    }
     // A table of cases, as in `tests/interop/tests/go_client.rs`, has tests without a function.
     let case = format!("{name} \"");
     lines.iter().enumerate().any(|(at, line)| {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! web-server [--addr tcp@127.0.0.1:0]... [--log MESSAGES] [--window MILLIS] [--heartbeat MILLIS] [--open]
+//!            [--origin ORIGIN]
 //! ```
 //!
 //! A client's token is `USER` or `USER/NUMBER`; one whose number is below that of the last `expire` is refused. With
@@ -23,9 +24,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use bothways::{
     CallOptions, Caller, Class, Heartbeat, Metadata, Push, Receipt, Reply, Request, SerializeType, Server,
-    SessionOptions, Stage, Target,
+    ServerBuilder, SessionOptions, Stage, Target,
     options::QueueBound,
     session::{Failure, TopicOptions},
+    transport::{ListenOptions, ws::WsOrigins},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -92,6 +94,7 @@ const OPEN_MAX: usize = 200;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let (mut addresses, mut sessions, mut heartbeat, mut open) = (Vec::new(), SessionOptions::new(), None, false);
+    let mut origin = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
@@ -101,6 +104,7 @@ async fn main() -> anyhow::Result<()> {
             "--window" => sessions = sessions.resume_window(Duration::from_millis(value()?.parse()?)),
             "--heartbeat" => heartbeat = Some(Duration::from_millis(value()?.parse()?)),
             "--open" => open = true,
+            "--origin" => origin = Some(value()?),
             other => bail!("{other}?"),
         }
     }
@@ -109,7 +113,11 @@ async fn main() -> anyhow::Result<()> {
     }
 
     let least = Arc::new(AtomicU64::new(0));
-    let server = build(sessions, heartbeat, open, &least)?;
+    let mut builder = builder(sessions, heartbeat, open, &least)?;
+    if let Some(origin) = origin {
+        builder = builder.listen_options(ListenOptions::default().ws_origins(WsOrigins::these([origin])));
+    }
+    let server = builder.build();
     let mut listening = Vec::new();
     for address in addresses {
         listening.push(server.listen(&address).await?);
@@ -126,12 +134,12 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn build(
+fn builder(
     sessions: SessionOptions,
     heartbeat: Option<Duration>,
     open: bool,
     least: &Arc<AtomicU64>,
-) -> anyhow::Result<Server> {
+) -> anyhow::Result<ServerBuilder> {
     let history = TopicOptions::new().history(1000, Duration::from_secs(600)).open();
     let least = Arc::clone(least);
     let runs = AtomicU64::new(0);
@@ -168,7 +176,7 @@ fn build(
     if let Some(interval) = heartbeat {
         builder = builder.heartbeat(Heartbeat::every(interval));
     }
-    Ok(builder.build())
+    Ok(builder)
 }
 
 /// The user of a token, if it is accepted.

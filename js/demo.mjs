@@ -1,0 +1,17 @@
+// Makes `demo/index.html`, one file with everything in it, of `demo/page.html`. `--check` fails if it would change.
+import { readFileSync, writeFileSync } from "node:fs";
+import { build } from "esbuild";
+import { shared } from "./build.mjs";
+
+const { outputFiles } = await build({ ...shared, entryPoints: ["demo/page.ts"], format: "iife", platform: "browser", write: false });
+const script = outputFiles[0].text.trim().replaceAll("</script", "<\\/script");
+const link = '<script type="module" src="./page.ts"></script>';
+const page = readFileSync("demo/page.html", "utf8");
+if (!page.includes(link)) throw new Error(`demo/page.html lacks ${link}`);
+const made = page.replace(link, () => `<script>${script}</script>`);
+
+if (process.argv.includes("--check")) {
+  if (readFileSync("demo/index.html", "utf8") != made) throw new Error("demo/index.html is old: `node demo.mjs` makes it");
+} else {
+  writeFileSync("demo/index.html", made);
+}

@@ -1,0 +1,64 @@
+// A real Chromium, and pages in it that have the client.
+import { existsSync, readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { spawnSync } from "node:child_process";
+import { once } from "node:events";
+import puppeteer from "puppeteer-core";
+
+const dist = new URL("../dist/", import.meta.url);
+
+/** The path of Chromium, if there is one. */
+export function chromium() {
+  const name = process.env.CHROMIUM ?? "chromium";
+  if (name.includes("/")) return existsSync(name) ? name : undefined;
+  return spawnSync("sh", ["-c", `command -v ${name}`], { encoding: "utf8" }).stdout.trim() || undefined;
+}
+
+export async function launch(t) {
+  const browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
+  t.after(() => browser.close());
+  return browser;
+}
+
+/** What each page of these tests has: a client that notes what happens to it. */
+const page = `<!doctype html><title>test</title><script type="module">
+import { Bothways, json, msgpack } from "/index.js";
+Object.assign(window, { Bothways, json, msgpack, states: [], sessions: [], got: [], errors: [] });
+window.begin = async (url, options = {}, more) => {
+  if (options.storage) options.storage = sessionStorage;
+  window.bw = new Bothways(url, { token: "ann", onError: (error, where) => errors.push(where + ": " + error), ...options });
+  bw.on("state", (state) => states.push({ ...state, why: state.why?.message, at: Date.now() }));
+  bw.on("session", ({ lost }) => sessions.push(lost));
+  bw.onPush("Mail", "new", (value) => void got.push(value));
+  bw.handle("Chat", { last: (args) => ({ seen: args, title: document.title }) });
+  if (more) bw.subscribe(more, (value) => void got.push(value));
+  await bw.connect();
+  return bw.sessionId;
+};
+window.ready = true;
+</script>`;
+
+/** Serves the pages, on an origin of its own. */
+export async function pages(t) {
+  const server = createServer((request, response) => {
+    const name = request.url.slice(1).replace(/\?.*/, "");
+    const isScript = /^[\w.-]+\.js$/.test(name) && existsSync(new URL(name, dist));
+    response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
+    response.setHeader("Content-Security-Policy", "default-src 'none'; script-src 'self' 'unsafe-inline'; connect-src ws:");
+    response.end(isScript ? readFileSync(new URL(name, dist)) : page);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+export async function open(browser, origin) {
+  const page = await browser.newPage();
+  await page.goto(origin);
+  await page.waitForFunction("window.ready");
+  return page;
+}
