@@ -74,9 +74,10 @@ impl XClient {
             }
             match self.fail_mode {
                 FailMode::Failfast => self.failfast(call, time).await,
-                FailMode::Failtry => self.failtry(call, time).await,
+                FailMode::Failtry => Box::pin(self.failtry(call, time)).await,
                 FailMode::Failover => self.failover(call, time).await,
-                // Two tries at once, and a timer: what is larger than all the rest has no room in the future of a call.
+                // What is larger than all the rest has no room in the future of a call: here two tries at once, and a
+                // timer.
                 FailMode::Failbackup => Box::pin(self.failbackup(call, time)).await,
             }
         }
@@ -124,11 +125,21 @@ impl XClient {
         unreachable!("the last try returns")
     }
 
-    async fn failfast(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let mut pick = self.pick(call, &[])?;
-        let reply = self.try_call(&mut pick, call, time).await;
-        self.note_outcome(&pick.slot, &reply);
-        reply
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has its arguments twice: as they came, and as they are used"
+    )]
+    fn failfast(
+        &self,
+        call: &RawCall<'_>,
+        time: Option<CallTime>,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        async move {
+            let mut pick = self.pick(call, &[])?;
+            let reply = self.try_call(&mut pick, call, time).await;
+            self.note_outcome(&pick.slot, &reply);
+            reply
+        }
     }
 
     /// Makes one try. The selector knows of it from its begin to its end, which may be that it is dropped.
@@ -199,34 +210,60 @@ impl XClient {
     fn failover(
         &self,
         call: &RawCall<'_>,
-        mut time: Option<CallTime>,
+        time: Option<CallTime>,
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
+            let retries = self.shared.servers.options().retries;
             let mut pick = self.pick(call, &[])?;
-            let (mut tried, mut cut) = (Vec::new(), None);
-            for again in 0..self.shared.servers.options().retries as usize {
+            // What is named here is not kept for the wait.
+            let again = {
                 let reply = self.try_call(&mut pick, call, time).await;
                 self.note_outcome(&pick.slot, &reply);
                 let error = match reply {
-                    Err(error) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => error,
-                    reply => return reply.map_err(|error| error.after_tries(cut)),
+                    Err(error) if 0 < retries && self.may_go_elsewhere(&error) => error,
+                    reply => return reply,
                 };
+                Box::pin(self.failover_again(call, time, pick, error))
+            };
+            again.await
+        }
+    }
 
-                if !self.pause_before_retry(time, again, &pick.slot).await {
-                    return Err(error.after_tries(cut));
-                }
-                time = time.map(CallTime::rest);
-                tried.push(pick.slot);
-                // The list is empty by now, or the client closed: that is not what this call failed of.
-                let Ok(next) = self.pick(call, &tried) else { return Err(error.after_tries(cut)) };
-                note_cut(&mut cut, error);
-                pick = next;
+    /// Tries a call that failed so at other servers, as often as it may.
+    async fn failover_again(
+        &self,
+        call: &RawCall<'_>,
+        mut time: Option<CallTime>,
+        mut pick: Pick,
+        mut error: CallError,
+    ) -> Result<RawReply, CallError> {
+        let retries = self.shared.servers.options().retries as usize;
+        let (mut tried, mut cut) = (Vec::new(), None);
+        for again in 0..retries {
+            if !self.pause_before_retry(time, again, &pick.slot).await {
+                break;
             }
+            time = time.map(CallTime::rest);
+            tried.push(pick.slot);
+            // The list is empty by now, or the client closed: that is not what this call failed of.
+            let Ok(next) = self.pick(call, &tried) else { break };
+            note_cut(&mut cut, error);
+            pick = next;
 
             let reply = self.try_call(&mut pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
-            reply.map_err(|error| error.after_tries(cut))
+            let is_last = again + 1 == retries;
+            error = match reply {
+                Err(error) if !is_last && self.may_go_elsewhere(&error) => error,
+                reply => return reply.map_err(|error| error.after_tries(cut)),
+            };
         }
+        Err(error.after_tries(cut))
+    }
+
+    /// True if a call that failed so may be tried at another server, for which the budget has room.
+    fn may_go_elsewhere(&self, error: &CallError) -> bool {
+        self.may_try_again(error, Again::Elsewhere) && self.has_tries_for(error)
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
@@ -248,9 +285,7 @@ impl XClient {
         let failed = match early {
             None => None,
             // It failed before the backup was due, and another server may do better: it is due now.
-            Some(Err(error)) if self.may_try_again(&error, Again::Elsewhere) && self.has_tries_for(&error) => {
-                Some(error)
-            }
+            Some(Err(error)) if self.may_go_elsewhere(&error) => Some(error),
             Some(reply) => return reply,
         };
 
