@@ -114,7 +114,8 @@ export class Client implements ConnEvents {
   conn_?: Conn;
   /** The connection on which the server last said which session this is. */
   private sessionConn_?: Conn;
-  private leaving_ = new Set<Conn>();
+  /** With the timer that ends each at last. */
+  private leaving_ = new Map<Conn, ReturnType<typeof setTimeout> | undefined>();
   private waiting_ = new Set<Request>();
   private waitingBytes_ = 0;
 
@@ -302,6 +303,7 @@ export class Client implements ConnEvents {
     } catch (error) {
       return this.finish_(new BothwaysError("not_connected", textOf(error), { cause: error }), "not_connected");
     }
+    if (conn.isOver_) return this.down_(new BothwaysError("lost", "the connection ended at once"));
     this.conn_ = conn;
     const late = () => conn.end_(new BothwaysError("lost", `no answer within ${connectTimeout} ms`));
     this.helloTimer_ = timer(late, connectTimeout);
@@ -347,6 +349,7 @@ export class Client implements ConnEvents {
 
   ended_(conn: Conn, error: BothwaysError): void {
     this.answers_.lost_(conn);
+    clearTimeout(this.leaving_.get(conn));
     this.leaving_.delete(conn);
     if (conn == this.sessionConn_) this.sessionConn_ = undefined;
     if (conn != this.conn_) return;
@@ -405,9 +408,8 @@ export class Client implements ConnEvents {
     this.retry_ = this.ackTimer_ = undefined;
     for (const undo of this.unhook_.splice(0)) undo();
 
-    const conns = [this.conn_, ...this.leaving_];
+    const conns = [this.conn_, ...this.leaving_.keys()];
     this.conn_ = this.sessionConn_ = undefined;
-    this.leaving_.clear();
     this.enter_({ name: "closed", code, why: error });
     const closed = new BothwaysError("closed", error.message, { cause: error });
     for (const conn of conns) conn?.end_(closed);
@@ -423,10 +425,9 @@ export class Client implements ConnEvents {
     this.conn_ = undefined;
     if (Date.now() - conn.upSince_ >= LIVED) this.failures_ = 0;
     const done = new BothwaysError("lost", "the server said goodbye");
-    this.leaving_.add(conn);
-    for (const oldest of this.leaving_) if (this.leaving_.size > LEAVING_MAX) oldest.end_(done);
-    if (conn.pending_) timer(() => conn.end_(done), LEAVING_TIME);
-    else conn.end_(done);
+    if (!conn.pending_) return conn.end_(done);
+    this.leaving_.set(conn, timer(() => conn.end_(done), LEAVING_TIME));
+    for (const oldest of this.leaving_.keys()) if (this.leaving_.size > LEAVING_MAX) oldest.end_(done);
   }
 
   private goodbye_(conn: Conn, meta: Meta) {

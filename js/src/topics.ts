@@ -28,7 +28,9 @@ export function covers(pattern: string, topic: string): boolean {
 }
 
 const isPattern = (topic: string) => /[*>]/.test(topic);
-const pause = (ms: number) => new Promise<void>((done) => setTimeout(done, ms));
+/** A process need not live for that. */
+const pause = (ms: number) =>
+  new Promise<void>((done) => (setTimeout(done, ms) as { unref?(): void }).unref?.());
 
 /** What a subscription needs of its client. */
 export interface Asker {

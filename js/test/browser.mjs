@@ -44,8 +44,10 @@ export async function pages(t) {
     const name = request.url.slice(1).replace(/\?.*/, "");
     const isScript = /^[\w.-]+\.js$/.test(name) && existsSync(new URL(name, dist));
     response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
-    response.setHeader("Content-Security-Policy", "default-src 'none'; script-src 'self' 'unsafe-inline'; connect-src ws:");
-    response.end(isScript ? readFileSync(new URL(name, dist)) : page);
+    const policy = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; connect-src ws:";
+    response.setHeader("Content-Security-Policy", policy);
+    const html = () => (name === "demo" ? readFileSync(new URL("../demo/index.html", import.meta.url)) : page);
+    response.end(isScript ? readFileSync(new URL(name, dist)) : html());
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");

@@ -182,6 +182,30 @@ test("a page that is left and come back to goes on with its session", async (t) 
   assert.deepEqual(await page.evaluate("[got, sessions]"), [[1, 2, 3, 4], []]);
 });
 
+test("the demo page shows pushes as text, whatever they are", async (t) => {
+  const all = await set(t);
+  if (!all) return;
+  const { server, proxy, page, origin } = all;
+  await page.setViewport({ width: 360, height: 640 });
+  await page.goto(`${origin}demo?token=ann&server=${encodeURIComponent(proxy.url)}`);
+  await page.evaluate("window.violations = []; addEventListener('securitypolicyviolation', (event) => violations.push(event.blockedURI))");
+  const named = (state) => page.waitForFunction((state) => document.getElementById("state").textContent === state, PATIENCE, state);
+  await named("connected");
+  const hostile = '<img src="x" onerror="window.hit = 1"><script>window.hit = 1</script>';
+  const { ends } = await server.ask(mail(1, 1, { path: hostile, method: hostile, value: hostile }));
+  assert.deepEqual(ends, { Handled: 1 });
+  assert.equal(await page.$eval("#pushes li b", (title) => title.textContent), `${hostile}.${hostile}`);
+  await page.click("#call button");
+  await page.waitForFunction(() => document.getElementById("reply").textContent === '{"C":42}', PATIENCE);
+  await page.$eval("#topic", (topic) => (topic.value = "room.1"));
+  await page.click("#subscribe button");
+  await page.waitForFunction("/1 in room.1: ann|subscribed/.test(document.getElementById('subscribed').textContent)", PATIENCE);
+  assert.deepEqual(await page.evaluate(`["hit" in window, violations, document.images.length]`), [false, [], 0]);
+  const isWide = await page.evaluate("document.documentElement.scrollWidth > innerWidth");
+  assert.equal(isWide, false, "it fits a phone");
+  if (process.env.BOTHWAYS_SCREENSHOT) await page.screenshot({ path: process.env.BOTHWAYS_SCREENSHOT });
+});
+
 test("a page at a real Go server", async (t) => {
   if (!chromium()) return missing(t, "chromium");
   const path = goServer();
