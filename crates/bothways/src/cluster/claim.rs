@@ -1,0 +1,465 @@
+//! Who has a session, when its client comes to another node. No I/O, no clock.
+//!
+//! ```text
+//!  Hello at B ──► read the record ──► ask its owner for the session (Give)
+//!                   ▲                   ├─ image ──► compare-and-set on the revision that came with it ─► install
+//!                   └───── lost ◄───────┘                └─ unknown ─► read: is it ours?
+//!                 ├─ the owner is silent, or the register: refused for now, and the client keeps its session
+//!                 ├─ its lease has ended: gravestone ─► is the connection still open? ─► compare-and-set ─► node lost
+//!                 └─ no record: every member is asked; if all answer, and none has it, a record is created: only where
+//!                    that can be done, the session is unknown
+//! ```
+//!
+//! The image comes first and the compare-and-set second: anyone who dies on the way leaves a record that names a node
+//! that has the session. The owner stays frozen until the record has moved, or thaws by a compare-and-set of its own.
+//! The term moves with the owner. Connections of one owner are numbered by the client, and the owner admits only a
+//! greater number.
+
+use super::engine::{NodeId, Revision};
+
+/// How often a claim begins anew before the client is refused for now.
+const ROUNDS_MAX: u8 = 3;
+
+/// What goes wrong on purpose, so that a search is seen to find it.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub(super) enum Mutant {
+    #[default]
+    None,
+    /// R1: a frozen owner goes on without asking the register.
+    #[cfg(test)]
+    ThawsAlone,
+    /// R1: the record is claimed before the image is there.
+    #[cfg(test)]
+    ClaimFirst,
+    /// R8: nobody looks at the connection before a session is given up.
+    #[cfg(test)]
+    NoLook,
+    /// R2: the owner admits any attempt.
+    #[cfg(test)]
+    AnyTry,
+    /// R4: a record that is not read is no session.
+    #[cfg(test)]
+    ReadIsVerdict,
+    /// R5: an owner that does not answer is lost, although its lease lives.
+    #[cfg(test)]
+    SilenceIsDeath,
+    /// R9: an owner whose lease is not certain goes on.
+    #[cfg(test)]
+    DoubtIsFine,
+    /// A session is given up without a gravestone.
+    #[cfg(test)]
+    NoGravestone,
+    /// Members that have nothing are proof enough, although an owner may be stopped, and no member.
+    #[cfg(test)]
+    NoProof,
+}
+
+/// What the register has of a session.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Record {
+    pub(super) term: u64,
+    pub(super) owner: NodeId,
+    /// Of the claim that wrote it: one whose end is unknown finds itself again.
+    pub(super) nonce: u64,
+}
+
+/// What an owner answers to a Hello.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Admission {
+    Admit,
+    Late,
+    /// It is frozen: this is to be written first, on this revision. [`Owned::thawed`] follows.
+    Thaw(Revision, Record),
+    /// Its lease is in doubt: not now.
+    InDoubt,
+}
+
+/// What an owner answers to one that wants the session.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Given<I> {
+    Image {
+        term: u64,
+        revision: Revision,
+        image: I,
+    },
+    /// It has admitted a later attempt.
+    Late,
+    NotMine,
+    /// This node has it now.
+    Moved(NodeId),
+    /// Nothing was answered in time, or the owner is in doubt.
+    Silent,
+}
+
+/// A session at its owner.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Owned<I> {
+    pub(super) term: u64,
+    /// Of the record, as this owner wrote it.
+    pub(super) revision: Revision,
+    /// The greatest attempt that was admitted, or for which it was given.
+    last_try: u64,
+    is_frozen: bool,
+    /// What the session is.
+    pub(super) image: I,
+    mutant: Mutant,
+}
+
+impl<I: Clone> Owned<I> {
+    pub(super) fn new(term: u64, revision: Revision, last_try: u64, image: I) -> Self {
+        Self { term, revision, last_try, is_frozen: false, image, mutant: Mutant::None }
+    }
+
+    #[cfg(test)]
+    pub(super) fn mutated(self, mutant: Mutant) -> Self {
+        Self { mutant, ..self }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        !self.is_frozen
+    }
+
+    #[cfg(test)]
+    pub(super) fn last_try(&self) -> u64 {
+        self.last_try
+    }
+
+    /// The client has come here. `certain`: the lease of this node surely lives.
+    pub(super) fn hello(&mut self, attempt: u64, me: NodeId, nonce: u64, certain: bool) -> Admission {
+        #[cfg(test)]
+        let certain = certain || self.mutant == Mutant::DoubtIsFine;
+        if !certain {
+            return Admission::InDoubt;
+        }
+        let is_late = attempt <= self.last_try;
+        #[cfg(test)]
+        let is_late = is_late && self.mutant != Mutant::AnyTry;
+        if is_late {
+            return Admission::Late;
+        }
+        if self.is_frozen {
+            #[cfg(test)]
+            if self.mutant == Mutant::ThawsAlone {
+                (self.is_frozen, self.last_try) = (false, attempt);
+                return Admission::Admit;
+            }
+            return Admission::Thaw(self.revision, self.record(me, nonce));
+        }
+        self.last_try = attempt;
+        Admission::Admit
+    }
+
+    /// What is written when it thaws.
+    pub(super) fn record(&self, me: NodeId, nonce: u64) -> Record {
+        Record { term: self.term, owner: me, nonce }
+    }
+
+    /// The record has not moved, and cannot be moved by a claim with the old image any more.
+    pub(super) fn thawed(&mut self, revision: Revision) {
+        (self.is_frozen, self.revision) = (false, revision);
+    }
+
+    /// Another node wants it for this attempt. It is frozen from here on.
+    pub(super) fn give(&mut self, attempt: u64, certain: bool) -> Given<I> {
+        #[cfg(test)]
+        let certain = certain || self.mutant == Mutant::DoubtIsFine;
+        if !certain {
+            return Given::Silent;
+        }
+        // The same attempt asks again: its answer was lost.
+        let is_late = if self.is_frozen { attempt < self.last_try } else { attempt <= self.last_try };
+        #[cfg(test)]
+        let is_late = is_late && self.mutant != Mutant::AnyTry;
+        if is_late {
+            return Given::Late;
+        }
+        (self.is_frozen, self.last_try) = (true, attempt);
+        Given::Image { term: self.term, revision: self.revision, image: self.image.clone() }
+    }
+}
+
+/// What the one that claims is to do next.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Step<I> {
+    /// Read the record: [`Claim::read`] follows.
+    Read,
+    /// Ask this node: [`Claim::gave`].
+    Give(NodeId),
+    /// Ask every member whether it has it: [`Claim::asked_all`].
+    AskAll,
+    /// Is the connection still open? [`Claim::looked`].
+    Look,
+    /// Put a gravestone on this node's lease: [`Claim::buried`].
+    Bury(NodeId),
+    /// Compare and set, `None`: where there is none: [`Claim::claimed`].
+    Write(Option<Revision>, Record),
+    /// The session is here from here on.
+    Install {
+        term: u64,
+        revision: Revision,
+        image: I,
+    },
+    End(End),
+}
+
+/// How a claim ends without the session.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum End {
+    /// Refused for now: the client keeps its session and comes again.
+    Again,
+    /// A later attempt of this client was admitted.
+    Late,
+    /// Nobody has it. The record with this revision, which proves it, is to be forgotten.
+    Unknown { revision: Revision },
+    /// Its node is gone, and it begins anew: the same user and labels.
+    NodeLost { term: u64, revision: Revision },
+}
+
+/// What reading the record has shown.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Read {
+    /// `owner_lives`: it is in the list of members. `may_judge`: this node's lease is certain, and the register was up for
+    /// a whole lease.
+    Record {
+        record: Record,
+        revision: Revision,
+        owner_lives: bool,
+        may_judge: bool,
+    },
+    Nothing,
+    Down,
+}
+
+/// How a compare-and-set has ended.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Written {
+    Won(Revision),
+    Lost,
+    Unknown,
+    Down,
+}
+
+/// One attempt of a client to get its session at a node that has not got it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Claim<I> {
+    me: NodeId,
+    nonce: u64,
+    rounds: u8,
+    state: State<I>,
+    mutant: Mutant,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+enum State<I> {
+    Reading,
+    Giving,
+    AskingAll,
+    Burying {
+        term: u64,
+        revision: Revision,
+    },
+    Looking {
+        term: u64,
+        revision: Revision,
+    },
+    Writing {
+        record: Record,
+        goal: Goal<I>,
+    },
+    Rereading {
+        record: Record,
+        goal: Goal<I>,
+    },
+    #[cfg(test)]
+    ClaimedFirst {
+        term: u64,
+        revision: Revision,
+    },
+    Over,
+}
+
+/// What a record is written for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+enum Goal<I> {
+    Image(I),
+    /// The session begins anew: its node is gone.
+    Anew,
+    /// Nobody has it: a record that can be created proves that there is none. It is to be forgotten again.
+    Proof,
+}
+
+impl<I: Clone> Claim<I> {
+    /// A claim, and its first step. The nonce is its own.
+    pub(super) fn begin(me: NodeId, nonce: u64) -> (Self, Step<I>) {
+        (Self { me, nonce, rounds: 0, state: State::Reading, mutant: Mutant::None }, Step::Read)
+    }
+
+    #[cfg(test)]
+    pub(super) fn mutated(self, mutant: Mutant) -> Self {
+        Self { mutant, ..self }
+    }
+
+    /// The session, while this claim may have won it and it is not installed yet.
+    pub(super) fn in_hand(&self) -> Option<&I> {
+        match &self.state {
+            State::Writing { goal: Goal::Image(image), .. } | State::Rereading { goal: Goal::Image(image), .. } => {
+                Some(image)
+            }
+            _ => None,
+        }
+    }
+
+    fn end(&mut self, end: End) -> Step<I> {
+        self.state = State::Over;
+        Step::End(end)
+    }
+
+    fn again(&mut self) -> Step<I> {
+        self.rounds += 1;
+        if ROUNDS_MAX <= self.rounds {
+            return self.end(End::Again);
+        }
+        self.state = State::Reading;
+        Step::Read
+    }
+
+    fn give(&mut self, to: NodeId) -> Step<I> {
+        self.state = State::Giving;
+        Step::Give(to)
+    }
+
+    fn write(&mut self, term: u64, was: Option<Revision>, goal: Goal<I>) -> Step<I> {
+        let record = Record { term: term + 1, owner: self.me, nonce: self.nonce };
+        self.state = State::Writing { record: record.clone(), goal };
+        Step::Write(was, record)
+    }
+
+    fn won(&mut self, term: u64, revision: Revision, goal: Goal<I>) -> Step<I> {
+        match goal {
+            Goal::Image(image) => {
+                self.state = State::Over;
+                Step::Install { term, revision, image }
+            }
+            Goal::Anew => self.end(End::NodeLost { term, revision }),
+            Goal::Proof => self.end(End::Unknown { revision }),
+        }
+    }
+
+    pub(super) fn read(&mut self, read: Read) -> Step<I> {
+        let before = std::mem::replace(&mut self.state, State::Over);
+        match (before, read) {
+            (_, Read::Down) => self.end(End::Again),
+            // Whether the claim was written, its nonce says; a read that is old leads to another try of the same.
+            (State::Rereading { record: ours, goal }, Read::Record { record, revision, .. }) if record == ours => {
+                self.won(ours.term, revision, goal)
+            }
+            (_, Read::Record { record, revision, owner_lives, may_judge }) => {
+                #[cfg(test)]
+                if self.mutant == Mutant::ClaimFirst && owner_lives {
+                    return self.write(record.term, Some(revision), Goal::Anew);
+                }
+                if record.owner == self.me {
+                    // It was won here meanwhile: the client finds it when it comes again.
+                    self.end(End::Again)
+                } else if owner_lives {
+                    self.give(record.owner)
+                } else if may_judge {
+                    #[cfg(test)]
+                    if self.mutant == Mutant::NoGravestone {
+                        self.state = State::Looking { term: record.term, revision };
+                        return Step::Look;
+                    }
+                    self.state = State::Burying { term: record.term, revision };
+                    Step::Bury(record.owner)
+                } else {
+                    self.end(End::Again)
+                }
+            }
+            #[cfg(test)]
+            (_, Read::Nothing) if self.mutant == Mutant::ReadIsVerdict => {
+                self.end(End::Unknown { revision: Revision(0) })
+            }
+            (_, Read::Nothing) => {
+                self.state = State::AskingAll;
+                Step::AskAll
+            }
+        }
+    }
+
+    pub(super) fn gave(&mut self, given: Given<I>) -> Step<I> {
+        #[cfg(test)]
+        if let State::ClaimedFirst { term, revision } = self.state {
+            return match given {
+                Given::Image { image, .. } => self.won(term, revision, Goal::Image(image)),
+                _ => self.end(End::NodeLost { term, revision }),
+            };
+        }
+        match given {
+            Given::Image { term, revision, image } => self.write(term, Some(revision), Goal::Image(image)),
+            Given::Late => self.end(End::Late),
+            Given::NotMine => self.again(),
+            Given::Moved(to) if to != self.me => self.give(to),
+            Given::Moved(_) => self.again(),
+            #[cfg(test)]
+            Given::Silent if self.mutant == Mutant::SilenceIsDeath => {
+                self.end(End::NodeLost { term: 0, revision: Revision(0) })
+            }
+            Given::Silent => self.end(End::Again),
+        }
+    }
+
+    /// Every member was asked, this node among them. `Ok(Some)`: this one has it; `Ok(None)`: all have answered, and none has. `Err`: one is
+    /// silent.
+    pub(super) fn asked_all(&mut self, found: Result<Option<NodeId>, ()>) -> Step<I> {
+        match found {
+            Ok(Some(node)) if node == self.me => self.end(End::Again),
+            Ok(Some(node)) => self.give(node),
+            #[cfg(test)]
+            Ok(None) if self.mutant == Mutant::NoProof => self.end(End::Unknown { revision: Revision(0) }),
+            Ok(None) => self.write(0, None, Goal::Proof),
+            Err(()) => self.end(End::Again),
+        }
+    }
+
+    /// `false`: it lives, or the register is down. What a gravestone stops is won back by its node, if nobody has it.
+    pub(super) fn buried(&mut self, is_buried: bool) -> Step<I> {
+        match self.state {
+            State::Burying { term, revision } if is_buried => {
+                self.state = State::Looking { term, revision };
+                Step::Look
+            }
+            _ => self.end(End::Again),
+        }
+    }
+
+    /// Directly before what is written: a client that has gone on to another node is not to lose its session by this one.
+    pub(super) fn looked(&mut self, is_open: bool) -> Step<I> {
+        #[cfg(test)]
+        let is_open = is_open || self.mutant == Mutant::NoLook;
+        match self.state {
+            State::Looking { term, revision } if is_open => self.write(term, Some(revision), Goal::Anew),
+            _ => self.end(End::Again),
+        }
+    }
+
+    pub(super) fn claimed(&mut self, written: Written) -> Step<I> {
+        let State::Writing { record, goal } = std::mem::replace(&mut self.state, State::Over) else {
+            return self.end(End::Again);
+        };
+        match written {
+            #[cfg(test)]
+            Written::Won(revision) if self.mutant == Mutant::ClaimFirst && matches!(goal, Goal::Anew) => {
+                self.state = State::ClaimedFirst { term: record.term, revision };
+                Step::Give(NodeId(0))
+            }
+            Written::Won(revision) => self.won(record.term, revision, goal),
+            Written::Lost => self.again(),
+            Written::Unknown => {
+                self.state = State::Rereading { record, goal };
+                Step::Read
+            }
+            // Nothing was written: the owner thaws by itself.
+            Written::Down => self.end(End::Again),
+        }
+    }
+}
