@@ -35,7 +35,7 @@ use super::{
 use crate::{
     calm::{Calm, tell},
     codec::Encode,
-    session::{Carried, Counts, Elsewhere, NodeId, Outcomes, Push, Receipt, Registry, Share, Target, UnreachedWhy},
+    session::{Carried, Counts, Elsewhere, NodeId, Outcomes, Receipt, Registry, Share, UnreachedWhy},
 };
 
 /// How often a lease is renewed.
@@ -560,14 +560,16 @@ impl Node {
         if self.options.pushes_max <= self.state.lock().owing {
             return None;
         }
-        let (target, to_push) = mail::read_push(carried)?.open(waited, sessions.limits())?;
+        let (to, to_push) = mail::read_push(carried)?.open(waited, sessions.limits())?;
         let node = Arc::downgrade(self);
         let receipt = sessions.watched(&to_push, move |changes, outcomes| {
             if let Some(node) = node.upgrade() {
                 node.changed(from, push, changes, outcomes);
             }
         });
-        sessions.push_here(&target, &to_push, &receipt).ok()?;
+        if !sessions.push_carried(&to, &to_push, &receipt) {
+            return None;
+        }
 
         let mut state = self.state.lock();
         let (changes, outcomes) = receipt.standing();
@@ -630,13 +632,12 @@ enum Sent {
 }
 
 impl Elsewhere for Node {
-    fn route(&self, target: &Target, push: &Push, receipt: &Receipt) {
-        let Some(carried) = Carried::of(target, push) else { return };
+    fn route(&self, carried: &Carried, receipt: &Receipt) {
         let is_here = |sessions: Arc<Registry>| carried.session().is_some_and(|id| sessions.session(id).is_some());
         if self.sessions.upgrade().is_some_and(is_here) {
             return;
         }
-        let bytes = mail::write_push(&carried);
+        let bytes = mail::write_push(carried);
         let size = bytes.len() + ITEM_BYTES;
         let is_up = self.engine.mail_state().borrow().is_up();
         let fails = if !is_up {

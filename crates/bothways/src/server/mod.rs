@@ -483,7 +483,7 @@ impl Server {
     /// [`SendError`]: nobody got it, and it is not kept.
     pub fn publish(&self, topic: &str, push: &Push) -> Result<Receipt, SendError> {
         let receipt = self.shared.sessions.receipt_of(push);
-        self.shared.sessions.hub.publish(topic, push, &receipt)?;
+        self.shared.sessions.publish(topic, push, &receipt)?;
         Ok(receipt)
     }
 

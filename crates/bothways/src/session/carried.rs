@@ -22,7 +22,15 @@ use super::{
 /// Takes pushes to the sessions of other nodes.
 pub(crate) trait Elsewhere: Send + Sync {
     /// Queues it for the nodes that may have such sessions. Never waits.
-    fn route(&self, target: &Target, push: &Push, receipt: &Receipt);
+    fn route(&self, carried: &Carried, receipt: &Receipt);
+}
+
+/// For whom a push is at another node.
+#[derive(Clone, Debug)]
+pub(crate) enum Destination {
+    Sessions(Target),
+    /// Who subscribes to it, as a message of this topic, which keeps nothing.
+    Topic(String),
 }
 
 /// A push and its target, as they travel between nodes.
@@ -49,6 +57,7 @@ enum To {
     Users(Vec<String>),
     SubscribersOf(String),
     Everyone,
+    Topic(String),
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -68,15 +77,24 @@ impl Carried {
             Who::SubscribersOf(topic) => To::SubscribersOf(topic.clone()),
             Who::Everyone => To::Everyone,
         };
+        Some(Self { except: target.except.clone(), labels: target.labels.clone(), ..Self::to(to, push) })
+    }
+
+    /// What is published to a topic that keeps nothing.
+    pub(crate) fn of_topic(topic: &str, push: &Push) -> Self {
+        Self::to(To::Topic(topic.to_owned()), push)
+    }
+
+    fn to(to: To, push: &Push) -> Self {
         let class = match &push.class {
             Class::Fire => CarriedClass::Fire,
             Class::Latest(key) => CarriedClass::Latest(key.clone()),
             Class::Tracked => CarriedClass::Tracked,
         };
-        Some(Self {
+        Self {
             to,
-            except: target.except.clone(),
-            labels: target.labels.clone(),
+            except: Vec::new(),
+            labels: Vec::new(),
             path: push.service_path.clone(),
             method: push.service_method.clone(),
             metadata: Bytes::copy_from_slice(push.metadata.as_block()),
@@ -86,7 +104,7 @@ impl Carried {
             priority: push.priority as u8,
             ttl_ms: push.time_to_live.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             key: push.key.as_ref().map(|(key, _)| key.to_string()),
-        })
+        }
     }
 
     /// The only session that is meant, if it is named.
@@ -98,13 +116,7 @@ impl Carried {
     }
 
     /// The push again, which has waited so long on its way. `None`: it is none.
-    pub(crate) fn open(self, waited: Duration, limits: &Limits) -> Option<(Target, Push)> {
-        let who = match self.to {
-            To::Session(id) => Who::Session(id),
-            To::Users(names) => Who::Users(names),
-            To::SubscribersOf(topic) => Who::SubscribersOf(topic),
-            To::Everyone => Who::Everyone,
-        };
+    pub(crate) fn open(self, waited: Duration, limits: &Limits) -> Option<(Destination, Push)> {
         let metadata = Metadata::from_block(self.metadata, limits).ok()?;
         let mut push = Push::new(&self.path, &self.method, self.payload).metadata(metadata);
         push.serialize = SerializeType::new(self.serialize)?;
@@ -122,7 +134,14 @@ impl Carried {
         if let Some(key) = self.key {
             push = push.idempotency_key(&key).ok()?;
         }
-        Some((Target { who, except: self.except, labels: self.labels }, push))
+        let who = match self.to {
+            To::Session(id) => Who::Session(id),
+            To::Users(names) => Who::Users(names),
+            To::SubscribersOf(topic) => Who::SubscribersOf(topic),
+            To::Everyone => Who::Everyone,
+            To::Topic(topic) => return Some((Destination::Topic(topic), push)),
+        };
+        Some((Destination::Sessions(Target { who, except: self.except, labels: self.labels }), push))
     }
 }
 
@@ -151,7 +170,7 @@ mod tests {
         let bytes = carried.encode(SerializeType::MSGPACK).expect("it can be written");
         let carried = Carried::decode(SerializeType::MSGPACK, bytes).expect("it was written here");
         let (to, again) = carried.open(Duration::from_secs(3), &Limits::default()).expect("it is one");
-        assert_eq!(format!("{to:?}"), format!("{target:?}"));
+        assert_eq!(format!("{to:?}"), format!("{:?}", Destination::Sessions(target)));
         let expected = push.time_to_live(Duration::from_secs(7));
         assert_eq!(format!("{again:?}"), format!("{expected:?}"));
         assert!(Carried::of(&Target::connection("c1".parse().expect("a number")), &expected).is_none());

@@ -225,6 +225,12 @@ impl Hub {
         self.publish_kept(&topic, options, push, positioned, receipt, delivered)
     }
 
+    /// True if messages of this topic are kept.
+    #[cfg(feature = "cluster")]
+    pub(super) fn keeps_history(&self, topic: &str) -> bool {
+        self.rules.of_topic(topic).is_some_and(|options| options.history.is_some())
+    }
+
     /// Pushes to those who subscribe now.
     fn publish_unkept(
         &self,

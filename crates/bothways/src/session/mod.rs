@@ -138,7 +138,7 @@ pub(crate) use self::{
 };
 #[cfg(feature = "cluster")]
 pub(crate) use self::{
-    carried::{Carried, Elsewhere},
+    carried::{Carried, Destination, Elsewhere},
     elsewhere::{Counts, Share},
 };
 use self::{claims::Listed, endings::Last};

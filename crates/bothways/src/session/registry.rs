@@ -377,10 +377,33 @@ impl Registry {
     pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         self.push_here(target, push, receipt)?;
         #[cfg(feature = "cluster")]
-        if let Some(beyond) = self.beyond.get() {
-            beyond.route(target, push, receipt);
+        if let Some(beyond) = self.beyond.get()
+            && let Some(carried) = super::Carried::of(target, push)
+        {
+            beyond.route(&carried, receipt);
         }
         Ok(())
+    }
+
+    /// Publishes to a topic: here, and at all nodes if no history keeps it.
+    pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        self.hub.publish(topic, push, receipt)?;
+        #[cfg(feature = "cluster")]
+        if let Some(beyond) = self.beyond.get().filter(|_| !self.hub.keeps_history(topic)) {
+            beyond.route(&super::Carried::of_topic(topic, push), receipt);
+        }
+        Ok(())
+    }
+
+    /// Pushes here what another node has sent. False: it cannot be taken.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn push_carried(&self, to: &super::Destination, push: &Push, receipt: &Receipt) -> bool {
+        match to {
+            super::Destination::Sessions(target) => self.push_here(target, push, receipt).is_ok(),
+            // Where nodes differ in what they keep, its messages would have no order.
+            super::Destination::Topic(topic) if self.hub.keeps_history(topic) => false,
+            super::Destination::Topic(topic) => self.hub.publish(topic, push, receipt).is_ok(),
+        }
     }
 
     /// As [`Self::push`], to sessions of this node only.

@@ -103,6 +103,35 @@ fn every_target_means_the_sessions_of_all_nodes() {
     });
 }
 
+/// A message of a topic reaches the subscribers of all nodes, as a message of that topic; one of a topic with history
+/// stays at its node.
+#[test]
+fn a_topic_without_history_has_subscribers_at_all_nodes() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        let (mut here, mut there) = (one.client("ann").await, other.client("bob").await);
+        for node in [&one, &other] {
+            for session in node.server().sessions(&Target::everyone()).expect("no topic") {
+                session.subscribe("news.*").expect("a pattern");
+                session.subscribe("kept.*").expect("a pattern");
+            }
+        }
+        let receipt = one.server().publish("news.sport", &Push::new("News", "say", "2:1")).expect("small");
+        for client in [&mut here, &mut there] {
+            let message = client.messages.next().await.expect("it is open");
+            assert_eq!(message.topic().as_deref(), Some("news.sport"));
+        }
+        assert_eq!(receipt.handled().await.at(Stage::Handled), 2);
+        assert!(!receipt.is_partial());
+
+        let receipt = one.server().publish("kept.sport", &Push::new("News", "say", "3:1")).expect("small");
+        assert_eq!(next(&mut here).await, "3:1");
+        assert_eq!((receipt.routing(), receipt.handled().await.targets()), (0, 1));
+        nothing(&mut there).await;
+    });
+}
+
 /// A session or a connection that is here is nobody else's: no other node is asked.
 #[test]
 fn what_is_here_asks_nobody() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bothways::{
     ClientOptions, Push, Receipt, Server, Target,
     cluster::{Cluster, NodeId, memory::MemoryBroker},
+    session::TopicOptions,
     testing::{Network, TestClient},
 };
 use tokio::time::{Instant, sleep};
@@ -34,7 +35,10 @@ impl Node {
 
 /// A server in which a token is the user's name, or `user/device`.
 pub(crate) fn server() -> Server {
+    let kept = TopicOptions::new().history(10, Duration::from_secs(60));
     Server::builder()
+        .topic("kept.*", kept)
+        .expect("a pattern")
         .auth(|request| async move {
             let session = request.session().ok_or("it has left")?;
             let (user, device) = request.token.split_once('/').unwrap_or((&request.token, "phone"));

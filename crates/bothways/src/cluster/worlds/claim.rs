@@ -527,7 +527,7 @@ impl Three {
     }
 
     fn drop_session(&mut self, at: usize) {
-        // A frozen session may be whole elsewhere, and its receipts are told by whoever has it.
+        // A frozen session may be whole elsewhere, and its receipts are told by the node that has it.
         if let Some(owned) = self.nodes[at].owned.take() {
             self.ended |= owned.image;
         }
