@@ -528,6 +528,27 @@ mod tests {
         assert!(!batches.any());
     }
 
+    /// A session whose client leaves closes its batch: what is published next it gets by another one.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_leaves_its_batch_misses_nothing() {
+        let (server, _clients, registry, connections) = plain_connections::<2>("leaves").await;
+        registry.arrive(&connections[0], &Metadata::new()).expect("it is open");
+        registry.welcomed(&connections[0]);
+        let sessions = connections.each_ref().map(|connection| registry.of(connection).expect("it is made"));
+        for session in &sessions {
+            registry.hub.subscribe(session, "all", None, false).expect("there is room");
+        }
+        let publish = |number: u64| server.publish("all", &Push::new("T", "m", number.to_string())).expect("small");
+        let before = [1, 2, 3].map(publish);
+        assert!(registry.fan_out.has_batches());
+        connections[0].cut();
+        registry.leave(&connections[0]);
+        let after = publish(4);
+        turn().await;
+        assert_eq!(sessions[0].lock().ledger().waiting().0, 4, "all of them: {before:?}, {after:?}");
+        assert!(!registry.fan_out.has_batches());
+    }
+
     /// A batch is to be written when it has so many pushes, and there are no more than so many batches.
     #[tokio::test(start_paused = true)]
     async fn batches_are_bounded() {
