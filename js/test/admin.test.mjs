@@ -4,15 +4,15 @@
 // becomes an element. Screenshots are kept where `BOTHWAYS_SCREENSHOTS` says, and nowhere else.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { Bothways } from "../dist/node.js";
 import { adminClient } from "../admin.mjs";
+import { chromium } from "./browser.mjs";
 import { Inbox, LONG, bothwaysProgram, missing, root, within } from "./helpers.mjs";
 
 const TOKENS = { BW_KICK: "kick-0123456789abcdef0123456789abcdef", BW_PUSH: "push-0123456789abcdef0123456789abcdef", BW_LOOK: "look-0123456789abcdef0123456789abcdef" };
-const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 const SHOTS = process.env.BOTHWAYS_SCREENSHOTS;
 
 /** What a hostile client calls itself; a topic has neither dots nor `>` for itself. */
@@ -22,9 +22,9 @@ const XSS_TOPIC = `<svg onload=alert(1) "' `;
 let browser;
 
 before(async () => {
-  if (!CHROMIUM) return;
+  if (!chromium()) return;
   const { default: puppeteer } = await import("puppeteer-core");
-  browser = await puppeteer.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+  browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
 });
 
 after(() => browser?.close());
@@ -106,19 +106,20 @@ const shot = async (page, name) => {
   await page.screenshot({ path: `${SHOTS}/${name}.png`, fullPage: true });
 };
 
+const LIMIT = { timeout: 120_000 };
+
 /** A test that needs the browser and the program. */
-const real = (name, run) =>
-  test(name, { timeout: 120_000 }, async (t) => {
-    if (!browser) return missing(t, "chromium");
-    if (!bothwaysProgram()) return missing(t, "bothways (cargo build -p bothways-cli)");
-    await run(t, await serve(t));
-  });
+const real = (run) => async (t) => {
+  if (!browser) return missing(t, "chromium");
+  if (!bothwaysProgram()) return missing(t, "bothways (cargo build -p bothways-cli)");
+  await run(t, await serve(t));
+};
 
 test("the page has the client that js/ builds", async () => {
   assert.equal(readFileSync(`${root}crates/http/admin/client.js`, "utf8"), await adminClient(), "run `npm run admin`");
 });
 
-real("a wrong token is refused, and the right one is let in", async (t, server) => {
+test("a wrong token is refused, and the right one is let in", LIMIT, real(async (t, server) => {
   const page = await open(t, server);
   await signIn(page, "wrong-0123456789abcdef0123456789abc");
   await sees(page, "the admin token is missing or wrong", "[role=alert]");
@@ -128,9 +129,9 @@ real("a wrong token is refused, and the right one is let in", async (t, server) 
   await enter(page);
   await sees(page, "operator", ".who");
   assert.equal(await page.evaluate(() => sessionStorage.length + localStorage.length + document.cookie.length), 0, "the token is kept nowhere");
-});
+}));
 
-real("sessions are listed, found by their users, and told", async (t, server) => {
+test("sessions are listed, found by their users, and told", LIMIT, real(async (t, server) => {
   for (const user of ["ann", "anton", "bob"]) await client(t, server, user, ["news.sport"]);
   const page = await open(t, server);
   await enter(page);
@@ -146,9 +147,9 @@ real("sessions are listed, found by their users, and told", async (t, server) =>
   await shot(page, "session");
   await go(page, "#/topics");
   await sees(page, "news.sport", "table");
-});
+}));
 
-real("a push from the page arrives, and its receipt is shown as it comes", async (t, server) => {
+test("a push from the page arrives, and its receipt is shown as it comes", LIMIT, real(async (t, server) => {
   const ann = await client(t, server, "ann");
   const page = await open(t, server);
   await enter(page);
@@ -162,9 +163,9 @@ real("a push from the page arrives, and its receipt is shown as it comes", async
   await shot(page, "push");
   await go(page, "#/audit");
   await sees(page, "user ann", "table");
-});
+}));
 
-real("a session that is sent away is over, and its client knows why", async (t, server) => {
+test("a session that is sent away is over, and its client knows why", LIMIT, real(async (t, server) => {
   const ann = await client(t, server, "ann");
   const closed = new Inbox();
   ann.bothways.on("state", closed.put);
@@ -183,9 +184,9 @@ real("a session that is sent away is over, and its client knows why", async (t, 
   const state = await closed.find((state) => state.name === "closed", "the client is told");
   assert.match(state.why.message, /lunch/);
   await sees(page, "Ended: lunch", ".story");
-});
+}));
 
-real("what a role does not allow is not there, and refused if it is asked", async (t, server) => {
+test("what a role does not allow is not there, and refused if it is asked", LIMIT, real(async (t, server) => {
   await client(t, server, "ann");
   const page = await open(t, server);
   await enter(page, TOKENS.BW_LOOK);
@@ -214,9 +215,9 @@ real("what a role does not allow is not there, and refused if it is asked", asyn
   assert.match(asked[1], /your token's role is push: Kick needs kick/);
   await go(page, "#/audit");
   await sees(page, "Kick needs the role kick", "table");
-});
+}));
 
-real("charts move under load", async (t, server) => {
+test("charts move under load", LIMIT, real(async (t, server) => {
   const ann = await client(t, server, "ann");
   const page = await open(t, server);
   await enter(page);
@@ -237,9 +238,9 @@ real("charts move under load", async (t, server) => {
   await load;
   const words = await page.$eval(".chart .sr", (summary) => summary.textContent);
   assert.match(words, /Sessions: \d+, at most \d+/, "a chart can be read without eyes");
-});
+}));
 
-real("names, topics and reasons of hostile clients are texts", async (t, server) => {
+test("names, topics and reasons of hostile clients are texts", LIMIT, real(async (t, server) => {
   await client(t, server, XSS, [XSS_TOPIC, "javascript:alert(1)"]);
   const page = await open(t, server, { width: 360, height: 740 });
   await enter(page);
@@ -261,9 +262,9 @@ real("names, topics and reasons of hostile clients are texts", async (t, server)
   await sees(page, "user <img src=x", "table");
   await go(page, "#/overview");
   await page.waitForSelector(".chart");
-});
+}));
 
-real("in 360 pixels nothing runs over the edge", async (t, server) => {
+test("in 360 pixels nothing runs over the edge", LIMIT, real(async (t, server) => {
   await client(t, server, "a-user-of-a-long-name-without-any-blank-" + "x".repeat(150), ["topic." + "y".repeat(150)]);
   for (const scheme of ["light", "dark"]) {
     const page = await open(t, server, { width: 360, height: 740 });
@@ -289,9 +290,9 @@ real("in 360 pixels nothing runs over the edge", async (t, server) => {
     await page.waitForSelector("dialog[open]");
     await fits("dialog");
   }
-});
+}));
 
-real("with the keyboard alone a session is found and sent away", async (t, server) => {
+test("with the keyboard alone a session is found and sent away", LIMIT, real(async (t, server) => {
   await client(t, server, "ann");
   await client(t, server, "bob");
   const page = await open(t, server);
@@ -328,9 +329,9 @@ real("with the keyboard alone a session is found and sent away", async (t, serve
   await page.waitForSelector("dialog[open]");
   await page.keyboard.press("Enter");
   await sees(page, "1 session ended", "#toasts");
-});
+}));
 
-real("the server is drained from the page", async (t, server) => {
+test("the server is drained from the page", LIMIT, real(async (t, server) => {
   const ann = await client(t, server, "ann");
   const states = new Inbox();
   ann.bothways.on("state", states.put);
@@ -343,4 +344,4 @@ real("the server is drained from the page", async (t, server) => {
   await page.click("dialog button.danger");
   await states.find((state) => state.name !== "connected", "the client is sent away");
   await within(server.ended, "the program ends when its server has");
-});
+}));
