@@ -17,7 +17,7 @@ use crate::{
 /// The peer, as typed.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PeerArgs {
-    /// The address, as in rpcx: tcp@HOST:PORT, unix@/run/chat.sock, or only HOST:PORT
+    /// The address, as in rpcx: tcp@HOST:PORT, ws@HOST:PORT, unix@/run/chat.sock, or only HOST:PORT
     #[arg(value_name = "ADDR")]
     pub(crate) address: Address,
 
@@ -86,7 +86,7 @@ impl PeerArgs {
         let tls = match &self.tls_ca {
             Some(path) => TlsRoots::from_pem_file(path).and_then(|roots| TlsClient::new(&roots)).map_err(cannot)?,
             None if self.tls_insecure => TlsClient::dangerously_trusting_any_server().map_err(cannot)?,
-            None if self.address.network() == "tls" => {
+            None if matches!(self.address.network(), "tls" | "wss") => {
                 return Err(Failure::usage(format!("{}: nothing says whom to trust", self.address))
                     .hint("name the certificate of the server, or of who signed it, with --tls-ca FILE"));
             }

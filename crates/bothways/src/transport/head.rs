@@ -172,3 +172,89 @@ pub(super) fn shown(head: &[u8]) -> String {
     let first: Cow<'_, str> = String::from_utf8_lossy(&first[..first.len().min(100)]);
     first.trim_end().escape_debug().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::transport::{ConnectOptions, Socket, check, connect, tcp::TcpSocket};
+
+    /// A client that says whole pieces, and the server's end of it.
+    async fn pair() -> (crate::transport::AnySocket, TcpSocket) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("bound").into();
+        let options = ConnectOptions::default();
+        let (client, accepted) = tokio::join!(connect(&address, &options), listener.accept());
+        (client.expect("it listens"), TcpSocket::new(accepted.expect("it connects").0).expect("it is connected"))
+    }
+
+    /// Whatever is sent in one piece with a head, and however a head is cut.
+    #[tokio::test]
+    async fn what_follows_a_head_stays_in_the_socket() {
+        for (head, rest) in [
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "first frame"),
+            ("HTTP/1.0 200 Connected to rpcx\n\n", "\n\nfirst frame"),
+            ("GET / HTTP/1.1\n\r\n", "\r\n"),
+        ] {
+            for cut in [1, head.len() / 2, head.len() - 1, head.len(), head.len() + 1] {
+                let (client, server) = pair().await;
+                let said = [head, rest].concat();
+                let (first, second) = said.as_bytes().split_at(cut);
+                assert_eq!(client.try_write(&[IoSlice::new(first)]).expect("there is room"), first.len());
+                let mut read = Vec::new();
+                let mut reading = Box::pin(super::read(&server, &mut read));
+                let at_once = poll_fn(|cx| std::task::Poll::Ready(reading.as_mut().poll(cx))).await;
+                assert_eq!(client.try_write(&[IoSlice::new(second)]).expect("there is room"), second.len());
+                match at_once {
+                    std::task::Poll::Ready(is_whole) => {
+                        assert!(is_whole.expect("it is complete"));
+                        drop(reading);
+                    }
+                    std::task::Poll::Pending => assert!(reading.await.expect("it is complete")),
+                }
+                assert_eq!(String::from_utf8_lossy(&read), head);
+                drop(client);
+                assert_eq!(check::read_to_end(&server).await.expect("it is there"), rest.as_bytes());
+            }
+        }
+    }
+
+    /// A head without end is given up, and one that ends too early is an error.
+    #[tokio::test]
+    async fn a_head_has_an_end() {
+        let (client, server) = pair().await;
+        let endless = vec![b'x'; HEAD_BYTES_MAX + 1];
+        assert_eq!(client.try_write(&[IoSlice::new(&endless)]).expect("there is room"), endless.len());
+        let mut head = Vec::new();
+        assert!(!super::read(&server, &mut head).await.expect("it is open"));
+        assert_eq!((head.len(), check::read(&server, 10).await.expect("it is open").len()), (HEAD_BYTES_MAX, 1));
+
+        let (client, server) = pair().await;
+        client.try_write(&[IoSlice::new(b"GET / HTTP/1.1\r\n")]).expect("there is room");
+        drop(client);
+        let error = super::read(&server, &mut Vec::new()).await.expect_err("it has no end");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn headers_are_found_in_whatever_case() {
+        let head = b"GET /a?b HTTP/1.1\r\nUPGRADE: h2c , WebSocket\r\nA: 1\r\na: 2\r\nBin: \xff\r\n\r\n";
+        let request = Request::of(head).expect("it is one");
+        assert_eq!((request.method, request.path, request.version), ("GET", "/a", 1));
+        assert!(request.has_token("upgrade", "websocket") && !request.has_token("upgrade", "web"));
+        assert_eq!(
+            (request.count("A"), request.one("a"), request.one("bin"), request.one("none")),
+            (2, None, None, None)
+        );
+        assert!(Request::of(b"NOT HTTP\r\n\r\n").is_none() && Answer::of(b"HTTP/1.1 200\r\n").is_none());
+    }
+
+    /// What a stranger says is shown on one line, and not whole.
+    #[test]
+    fn what_is_shown_is_short_and_on_one_line() {
+        assert_eq!(shown(b"GET / HTTP/1.1\r\nHost: x\r\n"), "GET / HTTP/1.1");
+        assert_eq!(shown(b"\x1b[31mred\r\n"), "\\u{1b}[31mred");
+        assert!(shown(&[b'x'; 1000]).len() <= 100);
+    }
+}

@@ -3,7 +3,7 @@
 //! ```text
 //! interop-server [--addr tcp@127.0.0.1:0] [--auth TOKEN] [--first-frame MILLIS] [--idle MILLIS] [--write MILLIS]
 //!                [--heartbeat MILLIS] [--cancel-on-disconnect] [--default-limits]
-//!                [-tls-cert FILE -tls-key FILE [-tls-client-ca FILE]]
+//!                [--one-port] [--plain-beside-tls] [-tls-cert FILE -tls-key FILE [-tls-client-ca FILE]]
 //! ```
 //!
 //! Each line `stats` on its input is answered with one line of JSON. It ends with its input, so that it
@@ -53,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let mut address = "tcp@127.0.0.1:0".to_owned();
     let (mut token, mut first_frame, mut idle, mut write, mut heartbeat) = (None, None, None, None, None);
     let (mut cancel, mut default_limits) = (false, false);
+    let mut listen = ListenOptions::default();
     let (mut certificate, mut key, mut client_authority) = (None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -67,6 +68,8 @@ async fn main() -> anyhow::Result<()> {
             "--heartbeat" => heartbeat = millis(value()?)?,
             "--cancel-on-disconnect" => cancel = true,
             "--default-limits" => default_limits = true,
+            "--one-port" => listen = listen.one_port(true),
+            "--plain-beside-tls" => listen = listen.plain_beside_tls(true),
             "-tls-cert" => certificate = Some(value()?),
             "-tls-key" => key = Some(value()?),
             "-tls-client-ca" => client_authority = Some(value()?),
@@ -104,8 +107,9 @@ async fn main() -> anyhow::Result<()> {
             Some(file) => TlsServer::with_required_client_certificates(identity, &TlsRoots::from_pem_file(file)?)?,
             None => TlsServer::new(identity)?,
         };
-        builder = builder.listen_options(ListenOptions::default().tls(tls));
+        listen = listen.tls(tls);
     }
+    builder = builder.listen_options(listen);
     let mut timeouts = Timeouts::new();
     if let Some(limit) = first_frame {
         timeouts = timeouts.first_frame(limit);
