@@ -157,9 +157,13 @@ export class Answers {
       conn.reply_(frame, flags, type, meta, payload);
     } catch (error) {
       // Larger than one side takes. Where the connection has no room, it is over.
-      if ((error as BothwaysError).code != "too_large") return;
-      const { meta } = failed(textOf(error), "internal");
-      conn.reply_(frame, 1, type, meta, EMPTY);
+      if (conn.isOver_) return;
+      try {
+        conn.reply_(frame, 1, type, failed(textOf(error), "internal").meta, EMPTY);
+      } catch (error) {
+        // A server that takes not even that is of no use.
+        conn.end_(error as BothwaysError);
+      }
     }
   }
 

@@ -463,11 +463,8 @@ export class Client implements ConnEvents {
   private leaveSession_(conn: Conn) {
     this.ackNow_();
     const { received_, handled_ } = this.session_;
-    try {
-      conn.control_("Leave", { "_bw.ack": `${received_},${handled_}` });
-    } catch {
-      // There is no room: the server keeps the session for its resume window.
-    }
+    // Where there is no room for it, the server keeps the session for its resume window.
+    conn.control_("Leave", { "_bw.ack": `${received_},${handled_}` });
   }
 
   private forgetSession_() {
@@ -520,11 +517,7 @@ export class Client implements ConnEvents {
     const conn = this.sessionConn_;
     if (!conn?.isUp_ || conn.isOver_) return;
     let any = false;
-    try {
-      for (let meta; (meta = this.session_.ack_()); any = true) conn.control_("Ack", meta);
-    } catch {
-      // So much waits to be sent that the connection has ended; a resume tells it again.
-    }
+    for (let meta; (meta = this.session_.ack_()); any = true) conn.control_("Ack", meta);
     if (any) this.persist_();
   }
 

@@ -69,9 +69,8 @@ export class Conn {
     this.deframer_ = new Deframer(options_, (frame) => this.frame_(frame), (header) => this.tooLarge_(header));
     this.wire_ = dial(address, {
       opened: () => {
-        if (this.isOver_) return;
         this.hello_ = this.number_();
-        this.put_(HEARTBEAT, MSGPACK_TYPE, this.hello_, "", "", this.withToken_(hello), EMPTY);
+        this.say_(HEARTBEAT, MSGPACK_TYPE, this.hello_, "", "", this.withToken_(hello), EMPTY);
         this.flush_();
       },
       received: (bytes) => this.received_(bytes),
@@ -111,7 +110,17 @@ export class Conn {
 
   /** A oneway request of the framework. */
   control_(method: string, meta: Meta): void {
-    if (!this.isOver_) this.put_(ONEWAY, RAW, OTHER_BIT | ++this.oneways_, CONTROL, method, meta, EMPTY);
+    this.say_(ONEWAY, RAW, OTHER_BIT | ++this.oneways_, CONTROL, method, meta, EMPTY);
+  }
+
+  /** Sends what the framework has to say. Where it cannot, the connection is of no use: it ends, and nothing is thrown. */
+  private say_(...parts: [number, number, bigint, string, string, Meta, Uint8Array]) {
+    if (this.isOver_) return;
+    try {
+      this.put_(...parts);
+    } catch (error) {
+      this.end_(error as BothwaysError);
+    }
   }
 
   /** Answers a request of the server. Throws as {@link call_}. */
@@ -256,11 +265,7 @@ export class Conn {
     this.probe_ = Date.now();
     this.ticks_ = 0;
     this.patience_ = patience;
-    try {
-      this.put_(HEARTBEAT, RAW, this.number_(), "", "", {}, EMPTY);
-    } catch {
-      // So much waits to be sent that the connection has ended.
-    }
+    this.say_(HEARTBEAT, RAW, this.number_(), "", "", {}, EMPTY);
   }
 
   /** Ends the connection; those who wait for replies hear that it was lost. */

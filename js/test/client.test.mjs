@@ -559,6 +559,49 @@ test("a server that asks and reads nothing does not fill our memory", async (t) 
   assert.ok(connection.buffered <= 100_000);
 });
 
+test("a server that takes nothing is no reason to throw anywhere", async (t) => {
+  const uncaught = new Inbox();
+  for (const name of ["uncaughtException", "unhandledRejection"]) process.on(name, uncaught.put);
+  t.after(() => ["uncaughtException", "unhandledRejection"].forEach((name) => process.off(name, uncaught.put)));
+
+  const tiny = new FakeServer();
+  const { welcome } = tiny;
+  tiny.welcome = (connection, hello) => connection.answerHello(hello, { "_bw.sid": "s", "_bw.key": "k", "_bw.off": "0", "_bw.max": "60" });
+  const { bw, states } = pair(t, { heartbeat: 20, heartbeatTimeout: 20 }, tiny);
+  bw.handle("C", { m: () => "x".repeat(100) });
+  bw.onPush("T", "push", () => {});
+  await bw.connect();
+  const first = await tiny.connection(1);
+  const call = bw.call("P", "m", null, { timeout: 10 }).catch((error) => error.code);
+  assert.match(await call, /timeout|too_large/);
+  first.push(1, 1);
+  tiny.welcome = welcome;
+  await connected(states, 2);
+  const second = await tiny.connection(2);
+  tiny.welcome = (connection, hello) => connection.answerHello(hello, { "_bw.max": "60" });
+  second.cut();
+  await connected(states, 3);
+  (await tiny.connection(3)).call(1, "m", 0);
+  await connected(states, 4);
+
+  const full = new FakeServer();
+  const stalled = pair(t, { sendBytesMax: 2000 }, full);
+  await stalled.bw.connect();
+  full.stalls = true;
+  const controller = new AbortController();
+  const calls = Array.from({ length: 50 }, () => stalled.bw.call("P", "m", null, { signal: controller.signal, timeout: 5000 }).catch(() => {}));
+  controller.abort();
+  await Promise.all(calls);
+  const names = "n".repeat(70_000);
+  const loud = pair(t);
+  loud.bw.onPush("T", names, () => {});
+  loud.bw.subscribe(names, () => {});
+  const wordy = pair(t, { token: names });
+  await assert.rejects(wordy.bw.connect(), { code: "too_large" });
+  await new Promise(setImmediate);
+  assert.deepEqual(uncaught.values, []);
+});
+
 test("pushes that nobody takes have bounds", async (t) => {
   const { bw, server, pushes, states } = pair(t, { queueMessagesMax: 10 });
   let release;
