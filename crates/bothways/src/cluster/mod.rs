@@ -8,12 +8,14 @@
 //! | `node.rs` | one node at work: its lease, a link to every other member, the mail of the others |
 //! | `link.rs` | mail from one node to another: batches, one in flight, each run once; no I/O, no clock |
 //! | `remote.rs` | pushes to sessions of other nodes, and their receipts; no I/O, no clock |
+//! | `ask.rs` | questions that every node answers |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock; proved, and not at work yet |
 //! | `mail.rs` | what nodes write to each other |
 //! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
 //!
 //! `docs/cluster.md` in the repository says what is promised, and what becomes of it when something fails.
 
+mod ask;
 // Proved, and not at work yet: sessions do not move so far.
 #[cfg(test)]
 mod claim;
@@ -30,6 +32,7 @@ mod worlds;
 
 pub(crate) use self::node::Node;
 pub use self::{
+    ask::{Answers, Explained},
     engine::{Engine, NodeId, Store},
     node::JoinError,
     options::Cluster,

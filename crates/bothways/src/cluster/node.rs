@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use super::{
+    ask,
     engine::{AskError, BoxFuture, BuryError, Engine, EngineDown, Inbox, Lease, Members, RenewError, Revision},
     link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
@@ -174,6 +175,19 @@ impl Node {
         tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
         tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
         Ok(node)
+    }
+
+    pub(super) fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    pub(super) fn registry(&self) -> Option<Arc<Registry>> {
+        self.sessions.upgrade()
+    }
+
+    /// The members when its last life ended, if no other one has begun.
+    pub(super) fn former(&self) -> Vec<NodeId> {
+        self.state.lock().former.clone()
     }
 
     /// Its number while it is a member.
@@ -490,7 +504,10 @@ impl Node {
 
     /// Runs a batch of another node, once. `None`: nobody waits for an answer, or it is none.
     fn take(self: &Arc<Self>, bytes: Bytes) -> Option<Bytes> {
-        let (from, number, items) = mail::read_batch(bytes)?;
+        let Some((from, number, items)) = mail::read_batch(bytes.clone()) else {
+            let most = self.engine.limits().message_bytes_max / 2;
+            return ask::answer(&self.sessions.upgrade()?, bytes, most);
+        };
         // One that has just joined is in the engine's list, or will be when it asks again.
         let is_member = || self.state.lock().members.contains_key(&from);
         if !is_member() && !self.engine.members().borrow().contains_key(&from) {

@@ -517,6 +517,45 @@ impl Server {
         Ok(me)
     }
 
+    /// As [`Self::explain`], at every node of the cluster. A server that has not joined one answers for itself alone, as
+    /// node 0. Dropping the future asks nobody further.
+    ///
+    /// # Errors
+    /// As [`Self::sessions`].
+    #[cfg(feature = "cluster")]
+    pub async fn explain_everywhere(
+        &self,
+        target: &Target,
+    ) -> Result<crate::cluster::Answers<crate::cluster::Explained>, SendError> {
+        match self.shared.node.get() {
+            Some(node) => Ok(node.explain(target).await?),
+            None => {
+                let alone = crate::cluster::Explained { sessions: self.explain(target)?, left_out: 0 };
+                Ok(crate::cluster::Answers { answers: vec![(crate::cluster::NodeId(0), alone)], silent: Vec::new() })
+            }
+        }
+    }
+
+    /// As [`Self::kick`], at every node of the cluster; each answers how many sessions ended. A server that has not joined
+    /// one answers for itself alone, as node 0. Dropping the future leaves it open which nodes have done so.
+    ///
+    /// # Errors
+    /// As [`Self::sessions`].
+    #[cfg(feature = "cluster")]
+    pub async fn kick_everywhere(
+        &self,
+        target: &Target,
+        why: &str,
+    ) -> Result<crate::cluster::Answers<usize>, SendError> {
+        match self.shared.node.get() {
+            Some(node) => Ok(node.kick(target, why).await?),
+            None => {
+                let ended = self.kick(target, why)?;
+                Ok(crate::cluster::Answers { answers: vec![(crate::cluster::NodeId(0), ended)], silent: Vec::new() })
+            }
+        }
+    }
+
     /// The node that this server is in its cluster, and the other members as far as it knows them; `None`: it has not
     /// joined, or its lease has just ended.
     #[cfg(feature = "cluster")]

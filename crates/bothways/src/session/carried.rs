@@ -80,6 +80,11 @@ impl Carried {
         Some(Self { except: target.except.clone(), labels: target.labels.clone(), ..Self::to(to, push) })
     }
 
+    /// A target alone.
+    pub(crate) fn of_target(target: &Target) -> Option<Self> {
+        Self::of(target, &Push::new("", "", Bytes::new()))
+    }
+
     /// What is published to a topic that keeps nothing.
     pub(crate) fn of_topic(topic: &str, push: &Push) -> Self {
         Self::to(To::Topic(topic.to_owned()), push)

@@ -1,0 +1,176 @@
+//! Questions that every node answers: what lately happened to sessions, and the end of sessions.
+//!
+//! A question may be asked twice without harm, so it goes beside the links: one ask to each member, all at once.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::{task::JoinSet, time::Instant};
+
+use super::{
+    engine::{AskError, Engine},
+    node::Node,
+};
+use crate::{
+    codec::{Encode, Payload},
+    session::{Carried, Destination, Explanation, NodeId, Registry, Target, TopicError, UnreachedWhy},
+};
+
+/// How long one ask may take, and how long a node is asked.
+const ASK_MAX: Duration = Duration::from_secs(1);
+/// See [`ASK_MAX`].
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// What the nodes of a cluster have answered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Answers<T> {
+    /// Each node with its answer, that of this server first.
+    pub answers: Vec<(NodeId, T)>,
+    /// The nodes that have not answered, and why: what they would say is not known.
+    pub silent: Vec<(NodeId, UnreachedWhy)>,
+}
+
+/// What one node explains.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Explained {
+    /// As [`Server::explain`](crate::Server::explain).
+    pub sessions: Vec<Explanation>,
+    /// Further sessions, for which the answer had no room.
+    pub left_out: usize,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Question {
+    question: Asked,
+    target: Carried,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+enum Asked {
+    Explain,
+    /// For this reason.
+    Kick(String),
+}
+
+#[derive(Deserialize, Serialize)]
+enum Said {
+    Explained(Vec<Explanation>, usize),
+    Kicked(usize),
+    /// It cannot be answered: the node is of another version, or has stopped.
+    No,
+}
+
+/// Answers a question; `None`: it is none.
+pub(super) fn answer(sessions: &Arc<Registry>, bytes: Bytes, bytes_max: usize) -> Option<Bytes> {
+    let Question { question, target } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
+    let (to, _) = target.open(Duration::ZERO, sessions.limits())?;
+    let Destination::Sessions(target) = to else { return None };
+    let said = run(sessions, &question, &target, bytes_max).unwrap_or(Said::No);
+    said.encode(SerializeType::MSGPACK).ok()
+}
+
+fn run(sessions: &Arc<Registry>, question: &Asked, target: &Target, bytes_max: usize) -> Result<Said, TopicError> {
+    Ok(match question {
+        Asked::Explain => {
+            let mut told = sessions.explain(target)?;
+            let count = told.len();
+            let mut bytes = 0;
+            let fits = told.iter().take_while(|one| {
+                bytes += one.encode(SerializeType::MSGPACK).map_or(bytes_max, |encoded| encoded.len());
+                bytes <= bytes_max
+            });
+            let fits = fits.count();
+            told.truncate(fits);
+            Said::Explained(told, count - fits)
+        }
+        Asked::Kick(why) => {
+            let found = sessions.find_all(target)?;
+            sessions.kick(&found, why);
+            Said::Kicked(found.len())
+        }
+    })
+}
+
+impl Node {
+    /// What lately happened to these sessions, at every node.
+    pub(crate) async fn explain(&self, target: &Target) -> Result<Answers<Explained>, TopicError> {
+        let answers = self.ask_all(Asked::Explain, target).await?;
+        Ok(answers.map(|said| match said {
+            Said::Explained(sessions, left_out) => Some(Explained { sessions, left_out }),
+            _ => None,
+        }))
+    }
+
+    /// Ends these sessions, at every node.
+    pub(crate) async fn kick(&self, target: &Target, why: &str) -> Result<Answers<usize>, TopicError> {
+        let answers = self.ask_all(Asked::Kick(why.to_owned()), target).await?;
+        Ok(answers.map(|said| match said {
+            Said::Kicked(count) => Some(count),
+            _ => None,
+        }))
+    }
+
+    async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {
+        let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
+        // Here first: a target that is none is nobody's.
+        if let Some(sessions) = self.registry() {
+            let said = run(&sessions, &question, target, usize::MAX)?;
+            answers.answers.push((self.me().unwrap_or(NodeId(0)), said));
+        }
+        let Some(carried) = Carried::of_target(target) else { return Ok(answers) };
+        let question = Question { question, target: carried };
+        let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return Ok(answers) };
+
+        let mut asking = JoinSet::new();
+        for node in self.others() {
+            asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone()));
+        }
+        while let Some(asked) = asking.join_next().await {
+            match asked {
+                Ok((node, Ok(said))) => answers.answers.push((node, said)),
+                Ok((node, Err(why))) => answers.silent.push((node, why)),
+                // Its runtime has ended, and with it this future.
+                Err(_) => {}
+            }
+        }
+        answers.silent.extend(self.former().into_iter().map(|node| (node, UnreachedWhy::Left)));
+        Ok(answers)
+    }
+}
+
+impl Answers<Said> {
+    fn map<T>(self, of: impl Fn(Said) -> Option<T>) -> Answers<T> {
+        let mut answers = Answers { answers: Vec::new(), silent: self.silent };
+        for (node, said) in self.answers {
+            match of(said) {
+                Some(said) => answers.answers.push((node, said)),
+                None => answers.silent.push((node, UnreachedWhy::Refused)),
+            }
+        }
+        answers
+    }
+}
+
+async fn ask(engine: Arc<dyn Engine>, node: NodeId, question: Bytes) -> (NodeId, Result<Said, UnreachedWhy>) {
+    let deadline = Instant::now() + ANSWER_MAX;
+    loop {
+        let why = match engine.ask(node, question.clone(), ASK_MAX).await {
+            Ok(answer) => {
+                return (node, Said::decode(SerializeType::MSGPACK, answer).map_err(|_| UnreachedWhy::Refused));
+            }
+            Err(AskError::TimedOut) => UnreachedWhy::TimedOut,
+            Err(AskError::NoNode) => UnreachedWhy::NodeLost,
+            Err(AskError::TooLarge) => return (node, Err(UnreachedWhy::TooLarge)),
+            Err(AskError::Down) => return (node, Err(UnreachedWhy::EngineDown)),
+        };
+        if deadline <= Instant::now() {
+            return (node, Err(why));
+        }
+        // One that was not there may be on its way back.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
