@@ -120,6 +120,7 @@ const COLUMNS: usize = 80;
 #[command(after_help = help("\
   bothways demo
   bothways demo --clients 50 --seconds 4
+  bothways demo --web
 
 Every step is checked: the exit code is 1 if one of them did not happen."))]
 pub(crate) struct DemoArgs {
@@ -130,6 +131,10 @@ pub(crate) struct DemoArgs {
     /// How long the server pushes while one client stalls
     #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) seconds: u64,
+
+    /// Serve a page that is a client, and push to it until Ctrl-C; of this machine, if it is a port alone
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "8080")]
+    pub(crate) web: Option<HttpAddress>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -26,6 +26,7 @@ use crate::{
     latency::Latency,
     service::{self, Answer, Numbers, Remembered},
     term::{self, Out, Paint},
+    web_demo,
 };
 
 /// What a step may take before it counts as not having happened.
@@ -44,6 +45,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(1500);
 const STALLER: &str = "staller";
 
 pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
+    if let Some(address) = args.web {
+        return web_demo::run(address).await;
+    }
     let mut story = Story::new()?;
     let told = tell(&mut story, usize::from(args.clients), Duration::from_secs(args.seconds)).await;
     let elapsed = term::time(story.began.elapsed());

@@ -10,7 +10,7 @@
 //! | `value.rs` | JSON ↔ MessagePack, and payloads for people |
 //! | `demo.rs` | the whole framework in one process, step by step, each step checked |
 //! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
-//! | `web.rs` | HTTP beside the server |
+//! | `web.rs`, `web_demo.rs` | HTTP beside the server; a page that is a client, and its server |
 //! | `call.rs`, `listen.rs`, `push.rs` | one command each |
 //! | `sessions.rs` | lists, explains and ends sessions |
 //! | `dump.rs` | frames, from a file or from a proxy in the middle |
@@ -34,6 +34,7 @@ mod sessions;
 mod term;
 mod value;
 mod web;
+mod web_demo;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,12 @@ use crate::{args::ServeArgs, failure::Failure};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct HttpAddress(SocketAddr);
 
+impl HttpAddress {
+    pub(crate) fn socket(self) -> SocketAddr {
+        self.0
+    }
+}
+
 impl FromStr for HttpAddress {
     type Err = &'static str;
 
@@ -33,13 +39,8 @@ pub(crate) async fn listen(
     server: &Server,
     calls: Calls,
 ) -> Result<HttpListening, Failure> {
-    let is_local = address.0.ip().is_loopback();
-    let mut options = FrontOptions::new();
-    if is_local {
-        // A page whose name was made to point here is none of this machine's.
-        options = options.hosts(["localhost".to_owned(), "127.0.0.1".to_owned(), host_of(address.0)]);
-    }
-    if is_local || args.http_debug {
+    let mut options = for_this_machine(FrontOptions::new(), address);
+    if address.0.ip().is_loopback() || args.http_debug {
         options = options.debug(true).metrics(move |server| Metrics::new(server).with_calls(&calls));
     }
     let listening = Front::new(server, options).listen(&address.0.to_string()).await;
@@ -47,6 +48,14 @@ pub(crate) async fn listen(
         let failure = Failure::usage(format!("cannot serve HTTP at {}: {error}", address.0));
         failure.hint("--http ADDR chooses where; port 0 is a free one")
     })
+}
+
+/// At an address of this machine alone, with its names alone: a page whose name was made to point here is none of them.
+pub(crate) fn for_this_machine(options: FrontOptions, address: HttpAddress) -> FrontOptions {
+    match address.0.ip().is_loopback() {
+        true => options.hosts(["localhost".to_owned(), "127.0.0.1".to_owned(), host_of(address.0)]),
+        false => options,
+    }
 }
 
 /// As it stands in a URL.

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use bothways::Metadata;
 
+/// Most pairs of one request: as many as a server takes.
+const PAIRS_MAX: usize = 128;
+
 /// Pairs of a query string; of a repeated key the first value counts.
 ///
 /// # Errors
@@ -17,6 +20,9 @@ pub(crate) fn parse(query: &str) -> Result<Vec<(String, Vec<u8>)>, String> {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         let key = String::from_utf8(unescape(key)?).map_err(|_| "a key of the metadata is not UTF-8".to_owned())?;
         let value = unescape(value)?;
+        if pairs.len() == PAIRS_MAX {
+            return Err(format!("more than {PAIRS_MAX} pairs of metadata"));
+        }
         if pairs.iter().all(|(known, _)| *known != key) {
             pairs.push((key, value));
         }
@@ -100,6 +106,8 @@ mod tests {
         assert_eq!(pairs("a=%zz"), Err("invalid URL escape \"%zz\"".to_owned()));
         assert_eq!(pairs("a=%4"), Err("invalid URL escape \"%4\"".to_owned()));
         assert_eq!(pairs("a=1;b=2"), Err("invalid semicolon separator in query".to_owned()));
+        let many: String = (0..129).map(|n| format!("{n}&")).collect();
+        assert_eq!(pairs(&many), Err("more than 128 pairs of metadata".to_owned()));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     body::{Body, Bounds, Budget, Held, Response, read},
     events::{self, Streams},
     fault::Fault,
-    gateway, health,
+    files, gateway, health,
     inside::{Entrance, Home, Visitor},
     jsonrpc,
     options::FrontOptions,
@@ -215,6 +215,9 @@ async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Res
     }
     if gateway::is_meant(&parts.headers) {
         return if options.gateway { gateway::answer(asked, parts, body).await } else { nobody() };
+    }
+    if let Some(file) = files::find(&options.files, parts) {
+        return files::answer(file, parts);
     }
     match parts.uri.path() {
         "/healthz" => only_get(parts, health::is_alive),

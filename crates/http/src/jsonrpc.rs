@@ -2,12 +2,15 @@
 //!
 //! Source: Go rpcx `server/jsonrpc2.go`. What differs is in `docs/go-differences.md`.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt};
 
 use bothways::{CallOptions, Caller, Client, Metadata, SerializeType, caller::RawCall};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, SeqAccess, Visitor},
+};
 use serde_json::{Value, json, value::RawValue};
 use tokio::{task::JoinSet, time::Instant};
 
@@ -143,12 +146,14 @@ fn parse(body: &[u8], batch_calls_max: usize) -> Result<(Vec<Part>, bool), Failu
         return Ok((vec![Part::Call(parse_one(body)?)], false));
     }
 
-    let requests: Vec<&RawValue> = serde_json::from_slice(body).map_err(failed)?;
-    if requests.is_empty() {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let Batch { requests, count } = UpTo(batch_calls_max).deserialize(&mut reader).map_err(failed)?;
+    reader.end().map_err(failed)?;
+    if count == 0 {
         return Err(Failure::new(INVALID_REQUEST, "the batch is empty"));
     }
-    if batch_calls_max < requests.len() {
-        let text = format!("{} calls are more than a batch may have: {batch_calls_max}", requests.len());
+    if batch_calls_max < count {
+        let text = format!("{count} calls are more than a batch may have: {batch_calls_max}");
         return Err(Failure::new(INVALID_REQUEST, text));
     }
     let part = |request: &RawValue| match parse_one(request.get().as_bytes()) {
@@ -156,6 +161,42 @@ fn parse(body: &[u8], batch_calls_max: usize) -> Result<(Vec<Part>, bool), Failu
         Err(failure) => Part::Answer(Failure { code: INVALID_REQUEST, ..failure }.told("null")),
     };
     Ok((requests.into_iter().map(part).collect(), true))
+}
+
+/// The requests of a batch.
+struct Batch<'a> {
+    requests: Vec<&'a RawValue>,
+    count: usize,
+}
+
+/// Reads a batch. Of so many requests at most it keeps where they are: a place takes more bytes than `1,` does.
+struct UpTo(usize);
+
+impl<'de> DeserializeSeed<'de> for UpTo {
+    type Value = Batch<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Batch<'de>, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for UpTo {
+    type Value = Batch<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a batch")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Batch<'de>, A::Error> {
+        let mut batch = Batch { requests: Vec::new(), count: 0 };
+        while let Some(request) = all.next_element()? {
+            batch.count += 1;
+            if batch.count <= self.0 {
+                batch.requests.push(request);
+            }
+        }
+        Ok(batch)
+    }
 }
 
 fn parse_one(body: &[u8]) -> Result<Called, Failure> {

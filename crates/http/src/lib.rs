@@ -9,6 +9,7 @@
 //! | `POST /rpc/Service/Method` | the arguments as body, the reply as body, plain statuses |
 //! | `GET /events?topics=a,b` | pushes as server-sent events, resumed by `Last-Event-ID` |
 //! | `POST /events/ticket` | a ticket for one `GET /events`, for browsers, which cannot send a token there |
+//! | `GET` of a path that was given a file | that file: [`FrontOptions::file`] |
 //! | `GET /healthz`, `GET /readyz` | alive; takes new clients |
 //! | `GET /metrics` | OpenMetrics text, if `FrontOptions::metrics` is set (feature `metrics`) |
 //! | `GET /debug/vars` | tasks, connections and queues, if [`FrontOptions::debug`] is on |
@@ -26,6 +27,7 @@ mod codecs;
 mod cors;
 mod events;
 mod fault;
+mod files;
 mod form;
 mod front;
 mod gateway;

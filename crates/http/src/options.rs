@@ -2,6 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::HeaderValue;
+
 use crate::cors::Cors;
 
 /// What a [`Front`](crate::Front) offers, and its bounds.
@@ -19,6 +22,7 @@ use crate::cors::Cors;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct FrontOptions {
+    pub(crate) files: Vec<File>,
     pub(crate) gateway: bool,
     pub(crate) json_rpc: bool,
     pub(crate) rpc: bool,
@@ -42,6 +46,14 @@ pub struct FrontOptions {
     pub(crate) streams: StreamBounds,
 }
 
+/// A file that is served as it is.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    pub(crate) path: String,
+    pub(crate) content_type: HeaderValue,
+    pub(crate) content: Bytes,
+}
+
 /// The bounds of streams of events.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamBounds {
@@ -61,6 +73,7 @@ pub(crate) struct StreamBounds {
 impl Default for FrontOptions {
     fn default() -> Self {
         Self {
+            files: Vec::new(),
             gateway: true,
             json_rpc: true,
             rpc: true,
@@ -108,6 +121,26 @@ impl FrontOptions {
     /// The defaults: everything that carries calls and events is on, CORS and debugging are off.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Serves a file to `GET` at exactly this path, without any token: a page that is a client. Its scripts and styles come
+    /// from files too, and it connects to nothing else: it is served with a `Content-Security-Policy` that says so. Default
+    /// none.
+    ///
+    /// ```
+    /// use bothways_http::FrontOptions;
+    ///
+    /// let options = FrontOptions::new()
+    ///     .file("/", "text/html; charset=utf-8", "<!doctype html><script type=module src=/app.js></script>")
+    ///     .file("/app.js", "text/javascript", "console.log('hello')");
+    /// ```
+    ///
+    /// # Panics
+    /// The content type cannot be a header.
+    pub fn file(mut self, path: impl Into<String>, content_type: &'static str, content: impl Into<Bytes>) -> Self {
+        let content_type = HeaderValue::from_static(content_type);
+        self.files.push(File { path: path.into(), content_type, content: content.into() });
+        self
     }
 
     /// rpcx's gateway: `X-RPCX-*` headers. Default on. Off, its requests are 404.

@@ -2,7 +2,7 @@
 
 #[cfg(unix)]
 use crate::support::{Running, bothways};
-use crate::support::{Serving, run};
+use crate::support::{Serving, http, run};
 
 #[test]
 fn it_says_what_it_serves() {
@@ -64,23 +64,6 @@ fn a_socket_that_was_passed_on_is_served() {
 #[test]
 fn without_a_socket_that_was_passed_on_it_says_so() {
     run(&["serve", "--activated"]).failed(2, &["LISTEN_FDS", "name an address"]);
-}
-
-/// What an HTTP server on a port says to one request; of a stream its beginning, up to what is waited for.
-fn http(address: &str, request: &str, until: &str) -> String {
-    use std::io::{Read, Write};
-
-    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("it is open");
-    stream.write_all(request.as_bytes()).expect("it is open");
-    let (mut said, mut piece) = (String::new(), [0; 4096]);
-    while !said.contains(until) {
-        match stream.read(&mut piece) {
-            Ok(0) | Err(_) => break,
-            Ok(len) => said += &String::from_utf8_lossy(&piece[..len]),
-        }
-    }
-    said
 }
 
 /// HTTP beside the server: calls, events, health, and what operators ask; other hosts' names are refused.

@@ -202,6 +202,21 @@ impl Serving {
     }
 }
 
+/// What an HTTP server on a port says to one request; of a stream its beginning, up to what is waited for.
+pub(crate) fn http(address: &str, request: &str, until: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("it is open");
+    stream.write_all(request.as_bytes()).expect("it is open");
+    let (mut said, mut piece) = (String::new(), [0; 4096]);
+    while !said.contains(until) {
+        match stream.read(&mut piece) {
+            Ok(0) | Err(_) => break,
+            Ok(len) => said += &String::from_utf8_lossy(&piece[..len]),
+        }
+    }
+    said
+}
+
 /// A plain server that answers the first frame of one client, as an rpcx server echoes a heartbeat, and nothing after it.
 pub(crate) fn silent_server() -> String {
     use std::io::{Read, Write};

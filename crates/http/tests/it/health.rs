@@ -27,6 +27,22 @@ async fn readiness_ends_when_the_server_begins_to_stop() {
     kept.closed().await;
 }
 
+/// A page is served as it is, and may use nothing but what comes from here.
+#[tokio::test]
+async fn a_page_is_served_with_a_policy() {
+    let options = FrontOptions::new().file("/", "text/html; charset=utf-8", "<!doctype html>").gateway(false);
+    let served = serve(builder(), options).await;
+    let page = ask(served.address(), "GET /?x=1", "").await;
+    assert_eq!((page.status, page.body.as_str()), (200, "<!doctype html>"));
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.header("x-content-type-options"), "nosniff");
+    assert_eq!(ask(served.address(), "POST /", "").await.status, 405);
+    assert_eq!(ask(served.address(), "GET /other", "").await.status, 404);
+}
+
 #[tokio::test]
 async fn the_debug_endpoint_is_closed_unless_it_is_opened() {
     let closed = serve(builder(), FrontOptions::new()).await;
