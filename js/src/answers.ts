@@ -110,6 +110,8 @@ export class Answers {
 
   private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, deadline?: number): Promise<Answer> {
     const { path_: path, method_: method, type_: type } = frame;
+    const codec = this.codec_(type);
+    if (!codec) return failed(`this client has no codec ${type}`, "bad_arguments", type);
     let args: unknown;
     try {
       args = await this.value_(frame);
@@ -120,9 +122,7 @@ export class Answers {
     try {
       const call = { path, method, meta: visible(frame.meta_), signal, ...(deadline && { deadline }) };
       const value = await handler(args, call);
-      const codec = this.codec_(type);
-      if (!codec && !(value instanceof Uint8Array)) return failed(`this client has no codec ${type}`, "internal", type);
-      return { flags: 0, type, meta: {}, payload: codec ? codec.encode(value) : (value as Uint8Array) };
+      return { flags: 0, type, meta: {}, payload: codec.encode(value) };
     } catch (error) {
       const answer = failed(textOf(error), error instanceof BothwaysError ? error.code : undefined, type);
       const app = (error as BothwaysError | undefined)?.appCode;

@@ -4,7 +4,7 @@ import { gunzip, raw, type Codec } from "./codec.js";
 import { Conn, CONTROL, type ConnEvents } from "./conn.js";
 import { Emitter } from "./emitter.js";
 import { BothwaysError, remoteCode, textOf } from "./error.js";
-import { compression, GZIP, isFailed, OFFSET_MASK, PUSH_BIT, type Frame, type Header, type Meta } from "./frame.js";
+import { compression, GZIP, isFailed, MSGPACK_TYPE, OFFSET_MASK, PUSH_BIT, type Frame, type Header, type Meta } from "./frame.js";
 import { Answers } from "./answers.js";
 import { Pushes } from "./pushes.js";
 import { ACK_MESSAGES, Session } from "./session.js";
@@ -135,7 +135,8 @@ export class Client implements ConnEvents {
   private unhook_: (() => void)[] = [];
   private reported_ = 0;
 
-  constructor(private address_: string, options: Options, parts: Parts) {
+  constructor(private address_: string, options: Options, private parts_: Parts) {
+    const parts = parts_;
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     this.settings_ = { ...DEFAULTS, ...given } as Settings;
     const codec = this.settings_.codec;
@@ -309,9 +310,11 @@ export class Client implements ConnEvents {
     this.helloTimer_ = timer(late, connectTimeout);
   }
 
-  /** The methods that the server may call; presence is one of them. Too many are not named: then it may call any. */
+  /** The methods that the server may call; presence, which is MessagePack, is one of them. Too many are not named: then it
+   * may call any. */
   private methods_(): Meta {
-    const names = [...this.answers_.names_(), CONTROL + ".Presence"].join(",");
+    const presence = this.parts_.codecs[0]!.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
+    const names = [...this.answers_.names_(), ...presence].join(",");
     return names.length > METHODS_BYTES_MAX || /[^\x20-\x7e]/.test(names) ? {} : { "_bw.fns": names };
   }
 

@@ -1,4 +1,5 @@
-/** As `bothways`, without MessagePack: arguments are JSON, and pushes in MessagePack come as bytes. */
+/** As `bothways`, without MessagePack: arguments are JSON, and pushes in MessagePack come as bytes. Changes of presence are
+ * MessagePack: `presence` shows who is there when the client subscribes or connects, and no changes. */
 import { json } from "./codec.js";
 import { Client } from "./client.js";
 import { webSocketDial } from "./wire.js";

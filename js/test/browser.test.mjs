@@ -76,6 +76,23 @@ test("calls both ways from a page", async (t) => {
   assert.equal(await page.evaluate(() => bw.call("Wait", "Millis", 9000, { signal: AbortSignal.timeout(30) }).catch((e) => e.name)), "TimeoutError");
 });
 
+test("JSON alone is enough", async (t) => {
+  const all = await set(t);
+  if (!all) return;
+  const { server, proxy, page } = all;
+  await page.evaluate((url) => begin(url, { isJson: true }, "news.a"), proxy.url);
+  assert.deepEqual(await page.evaluate(() => bw.call("Arith", "Mul", { A: 6, B: 7 })), { C: 42 });
+  assert.deepEqual((await server.ask(mail(1, 3, { json: true }))).ends, { Handled: 3 });
+  const call = { do: "call", user: "ann", path: "Chat", method: "last", args: { n: 1 }, millis: 5000 };
+  assert.match((await server.ask(call)).error ?? "", /codec|MessagePack/i, "it says what it lacks");
+  await page.evaluate(() => bw.subscribe("news.b", () => {}).ready);
+  proxy.cut();
+  await connected(page, 2);
+  const news = { do: "push", to: { topic: "news.a" }, path: "News", method: "say", from: 7, count: 1, json: true };
+  assert.deepEqual((await server.ask(news)).ends, { Handled: 1 });
+  assert.deepEqual(await page.evaluate("[got, errors]"), [[1, 2, 3, 7], []]);
+});
+
 test("a duplicated tab takes the session over, and the two do not fight", async (t) => {
   const all = await set(t);
   if (!all) return;
