@@ -31,7 +31,7 @@ export function audit(server) {
       older.disabled = entries.length < PAGE;
       table.hidden = entries.length === 0;
       empty.hidden = entries.length > 0;
-      set(said, "The server keeps the last 1,000 acts, and 200 refusals, until it ends; its log has them all.");
+      set(said, "The server keeps the last 1,000 acts, and 200 refusals, until it ends. Its log has every act.");
       set(body, entries.map(row));
     } catch (error) {
       if (!isOver) set(said, why(error));

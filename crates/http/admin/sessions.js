@@ -49,7 +49,8 @@ export function sessions(server, prefix) {
     before.disabled = places.length < 2;
     after.disabled = listed.sessions.length < PAGE;
     const first = (places.length - 1) * PAGE + 1;
-    set(total, listed.sessions.length ? `${count(first)}–${count(first + listed.sessions.length - 1)} of ${plural(listed.total, "session")}` : plural(listed.total, "session"));
+    const shown = `${count(first)}–${count(first + listed.sessions.length - 1)} of `;
+    set(total, `${listed.total > listed.sessions.length ? shown : ""}${plural(listed.total, "session")}`);
     empty.hidden = listed.sessions.length > 0;
     set(empty, search.value ? "No user's name begins so. Capitals count." : "No client is connected.");
     table.hidden = listed.sessions.length === 0;
