@@ -381,6 +381,7 @@ impl Connection {
     /// longer than [`WHY_BYTES_MAX`] the beginning is said.
     pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
         let said = goodbye(code, why, reconnect_after);
+        self.catch_up();
         let understands = self.queue_goodbye(&mut self.shared.state.lock(), said);
         if understands {
             self.flush();
@@ -395,6 +396,7 @@ impl Connection {
         let hash = HASHER.hash_one(token);
         let said = goodbye(ErrorCode::Unauthenticated.name(), why, None);
 
+        self.catch_up();
         let understands = {
             let mut state = self.shared.state.lock();
             match state.rare().token_refused.replace(hash) {

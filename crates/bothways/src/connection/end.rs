@@ -238,6 +238,7 @@ impl Connection {
     /// Nothing more comes from the peer. What it asked for is still answered, as long as that is
     /// worth something; false if there is nothing to answer, or nobody who would read it.
     pub(super) fn answer_the_rest(&self, reason: &CloseReason) -> bool {
+        self.catch_up();
         let shared = &*self.shared;
         let mut state = shared.state.lock();
 
@@ -271,6 +272,7 @@ impl Connection {
     /// Takes nothing more of the peer: what runs is answered, then the connection ends. If it is waited for the answers
     /// of the peer, these are still read, and the caller that stops the connection ends it.
     pub(crate) fn end_once_answered(&self) {
+        self.catch_up();
         let mut state = self.shared.state.lock();
         if matches!(state.phase, Phase::Open) && state.proto.calls().is_empty() {
             self.begin_answering(&mut state, CloseReason::Local);

@@ -5,8 +5,9 @@
 //! session takes all of it at once.
 //!
 //! Nobody sees that. Each session knows the batch that it is in ([`State::join`](super::state::State::join)), and
-//! takes all that was noted until then whenever it is locked ([`Session::lock`]): nothing overtakes anything. A session is in one batch at most. Where it leaves one that is not written yet, as it joins
-//! another or has nobody to take its pushes any more, the batch is closed: what comes later begins a new one.
+//! takes all that was noted until then whenever it is locked ([`Session::lock`]): nothing overtakes anything. A session
+//! is in one batch at most. Where it leaves one that is not written yet, as it joins another or has nobody to take its
+//! pushes any more, the batch is closed: what comes later begins a new one.
 //!
 //! Locks, in the order in which they are taken: the turn of a batch, a session, what is in the batch.
 
@@ -17,7 +18,7 @@ use std::sync::{
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use super::{Push, Session, flight::Flight};
+use super::{Push, Session, flight::Flight, lock::Held};
 
 /// Sessions from which on pushes wait for them together. Two: one alone is in the cache once it was pushed to.
 pub(super) const SESSIONS_MIN: usize = 2;
@@ -91,7 +92,7 @@ struct AllNoted {
     pushes: Vec<Noted>,
     bytes: usize,
     is_closed: bool,
-    /// One of its sessions has joined another one.
+    /// One of its sessions has joined one of another list.
     is_crossed: bool,
 }
 
@@ -120,6 +121,8 @@ impl Batch {
         self: &Arc<Self>,
         make: impl FnOnce(&Joined) -> Result<Noted, E>,
     ) -> Result<Option<(Fill, Joined)>, E> {
+        // Nobody is woken in its turn: who is woken may publish to the same sessions.
+        let _held = Held::begin();
         // Others note behind this one, once all have joined.
         let mut turn = self.turn.lock();
         if self.is_closed() {
@@ -161,10 +164,11 @@ impl Batch {
         self.noted.write().is_closed = true;
     }
 
-    /// As [`Self::close`], as one of its sessions joins another one.
-    pub(super) fn close_as_crossed(&self) {
+    /// As [`Self::close`], as one of its sessions joins this one: its successor, or one of another list.
+    pub(super) fn close_for(&self, other: &Self) {
         let mut all = self.noted.write();
-        (all.is_closed, all.is_crossed) = (true, true);
+        all.is_closed = true;
+        all.is_crossed |= !Arc::ptr_eq(&self.sessions, &other.sessions);
     }
 
     /// True if it was closed for others before it paid.
@@ -244,7 +248,11 @@ impl Batches {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, sync::atomic::AtomicU64, time::Duration};
+    use std::{
+        collections::VecDeque,
+        sync::atomic::{AtomicBool, AtomicU64},
+        time::Duration,
+    };
 
     use bothways_proto::Metadata;
     use proptest::{
@@ -547,6 +555,85 @@ mod tests {
         turn().await;
         assert_eq!(sessions[0].lock().ledger().waiting().0, 4, "all of them: {before:?}, {after:?}");
         assert!(!registry.fan_out.has_batches());
+    }
+
+    /// A batch that goes on in another one of the same sessions, as it is being written, was not in vain.
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_says_nothing_against_its_batch() {
+        let (_server, _clients, sessions, note) = two_sessions("successor").await;
+        let batches = Arc::<Batches>::default();
+        let first = batches.of(&sessions).expect("the first");
+        assert_eq!(note(&first), Some(Fill::Some));
+        first.close();
+        let second = batches.of(&sessions).expect("its successor");
+        assert_eq!(note(&second), Some(Fill::Some));
+        second.close();
+        assert!(batches.of(&sessions).is_some(), "and one more");
+    }
+
+    /// Who is woken by what the sessions take as they join may publish to them: it is nobody's turn then.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_woken_in_the_turn_of_a_batch() {
+        struct Looks(Arc<Batch>, AtomicBool);
+
+        impl std::task::Wake for Looks {
+            fn wake(self: Arc<Self>) {
+                self.1.store(self.0.turn.try_lock().is_some(), Ordering::Relaxed);
+            }
+        }
+
+        let (_server, _clients, sessions, note) = two_sessions("woken").await;
+        let registry = sessions[0].inner.registry.upgrade().expect("the server lives");
+        let connections: Vec<Connection> = sessions.iter().filter_map(Session::connection).collect();
+        let batches = Arc::<Batches>::default();
+        let first = batches.of(&sessions).expect("the first");
+        let (push, receipt) = (Push::new("T", "m", "x").class(Class::Fire), Receipt::new());
+        receipt.enter(2);
+        let encoded = registry.fan_out.encode(&push).expect("small");
+        let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("it has no key");
+        let noted = first.note(|_| Ok::<_, ()>(Noted::new(&push, flight, None, None)));
+        assert!(noted.is_ok_and(|noted| noted.is_some()));
+        connections.iter().for_each(Connection::cut);
+        first.close();
+
+        let second = batches.of(&sessions).expect("its successor");
+        let looks = Arc::new(Looks(Arc::clone(&second), AtomicBool::new(false)));
+        let waker = std::task::Waker::from(Arc::clone(&looks));
+        let mut written = std::pin::pin!(receipt.written());
+        assert!(written.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        note(&second);
+        assert_eq!(receipt.outcomes().dropped(), 2, "{receipt:?}");
+        assert!(looks.1.load(Ordering::Relaxed), "it was woken, and found the turn free");
+    }
+
+    /// What waits is before the end of its connection, whichever way that begins.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_before_the_end() {
+        let (server, _clients, registry, connections) = plain_connections::<2>("before-the-end").await;
+        for connection in &connections {
+            let session = registry.of(connection).expect("it is made");
+            registry.hub.subscribe(&session, "t", None, false).expect("there is room");
+        }
+        let receipts = ["1", "2", "3"].map(|text| server.publish("t", &Push::new("T", "m", text)).expect("small"));
+        assert!(registry.fan_out.has_batches(), "the last ones wait: {receipts:?}");
+        connections.iter().for_each(Connection::end_once_answered);
+        for connection in &connections {
+            connection.closed().await;
+        }
+        turn().await;
+        assert!(receipts.iter().all(|receipt| receipt.outcomes().at(Stage::PlainWritten) == 2), "{receipts:?}");
+    }
+
+    /// A client is told of an end behind what was published before.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_before_a_goodbye() {
+        let mut trial = Trial::begin().await;
+        (0..3).for_each(|_| trial.publish(0));
+        let registry = trial.told[0].session.inner.registry.upgrade().expect("the server lives");
+        assert!(registry.fan_out.has_batches(), "the last ones wait");
+        let connection = registry.connections.lock().values().min_by_key(|it| it.id()).cloned().expect("three");
+        assert!(connection.say_goodbye_for("moved", "for a test", None));
+        assert_eq!(connection.pushes_written(), 3);
     }
 
     /// A batch is to be written when it has so many pushes, and there are no more than so many batches.

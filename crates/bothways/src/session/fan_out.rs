@@ -293,6 +293,10 @@ impl Delivered {
     /// True if a push to these sessions is one of several, or of a crowd: it waits for the flusher.
     fn puts_off(&self, sessions: &Arc<[Session]>) -> bool {
         let Some(flusher) = &self.flusher else { return false };
+        if Arc::strong_count(sessions) < 2 {
+            // It was made for this push alone, as of subscribers of several patterns: the next push has another list.
+            return false;
+        }
         let is_again = flusher.pushes_again_to(sessions);
         is_again && self.is_in_burst && batch::SESSIONS_MIN <= sessions.len() || CROWD < sessions.len()
     }
@@ -338,6 +342,18 @@ impl From<ReservedName> for SendError {
 #[cfg(test)]
 mod tests {
     use super::{super::fixtures::plain_connections, *};
+
+    /// A list that was made for one push is no reason to wait for the next one, which has another list, perhaps at the
+    /// same address.
+    #[tokio::test(start_paused = true)]
+    async fn only_a_list_that_is_kept_is_waited_for() {
+        let (_server, _clients, registry, connections) = plain_connections::<2>("kept-list").await;
+        let list: Arc<[Session]> = connections.iter().map(|it| registry.of(it).expect("it is made")).collect();
+        let puts_off = || Delivered { is_in_burst: true, ..registry.fan_out.begin() }.puts_off(&list);
+        assert!(!puts_off() && !puts_off(), "nobody keeps it");
+        let _kept = Arc::clone(&list);
+        assert!(!puts_off() && puts_off(), "the second push goes to it again");
+    }
 
     /// A crowd is written to by a task. If its runtime ends before that has run, all are written to, and no push waits
     /// for the next one.

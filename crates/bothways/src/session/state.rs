@@ -821,7 +821,7 @@ impl State {
             Phase::Claiming { .. } | Phase::Left { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => return None,
         }
         if let Some(before) = self.batch.take() {
-            before.close_as_crossed();
+            before.close_for(batch);
             self.take_noted(&before, event_log);
         }
         (self.batch, self.taken) = (Some(Arc::clone(batch)), 0);
