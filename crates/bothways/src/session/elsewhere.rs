@@ -39,7 +39,7 @@ impl std::str::FromStr for NodeId {
     }
 }
 
-/// A node that a push has not reached, as far as its origin knows. From [`Receipt::unreached`].
+/// A node that a push has not reached, as far as its origin knows. From [`Receipt::unreached`](crate::Receipt::unreached).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Unreached {
@@ -47,7 +47,7 @@ pub struct Unreached {
     pub node: NodeId,
     /// Why.
     pub why: UnreachedWhy,
-    /// It may have got the push all the same. While the receipt is [routing](Receipt::routing), the origin goes on
+    /// It may have got the push all the same. While the receipt is [routing](crate::Receipt::routing), the origin goes on
     /// asking.
     pub maybe: bool,
 }
