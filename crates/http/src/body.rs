@@ -16,6 +16,9 @@ use http_body::{Frame, SizeHint};
 
 use crate::{events::Events, fault::Fault};
 
+/// Most bytes of a body that HTTP takes at once: a server that copies what it writes copies no more than it has room for.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// A response of a [`Front`](crate::Front).
 pub type Response = http::Response<Body>;
 
@@ -25,8 +28,7 @@ pub struct Body(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// Given back to the budget when the client has it, or is gone.
-    Whole(Bytes, #[allow(dead_code)] Option<Held>),
+    Whole(Bytes),
     Events(Box<Events>),
 }
 
@@ -35,9 +37,10 @@ impl Body {
         Self::from(Bytes::new())
     }
 
-    /// Bytes that count for the budget until they are sent.
+    /// Bytes that count for the budget until they are sent, or their client is gone: also while HTTP keeps them to write
+    /// them, after it has taken them from here.
     pub(crate) fn held(bytes: Bytes, held: Held) -> Self {
-        Self(Kind::Whole(bytes, Some(held)))
+        Bytes::from_owner(HeldBytes { bytes, _held: held }).into()
     }
 
     pub(crate) fn events(events: Events) -> Self {
@@ -47,7 +50,19 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self(Kind::Whole(bytes, None))
+        Self(Kind::Whole(bytes))
+    }
+}
+
+/// Bytes and the room that they take: given back with the last part of them.
+struct HeldBytes {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -63,20 +78,20 @@ impl http_body::Body for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let data = match &mut self.0 {
-            Kind::Whole(bytes, _) if bytes.is_empty() => return Poll::Ready(None),
-            Kind::Whole(bytes, _) => Poll::Ready(Some(std::mem::take(bytes))),
+            Kind::Whole(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Kind::Whole(bytes) => Poll::Ready(Some(bytes.split_to(bytes.len().min(PIECE_BYTES)))),
             Kind::Events(events) => events.poll_next(cx),
         };
         data.map(|data| data.map(|data| Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.0, Kind::Whole(bytes, _) if bytes.is_empty())
+        matches!(&self.0, Kind::Whole(bytes) if bytes.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Whole(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Events(_) => SizeHint::default(),
         }
     }
@@ -122,6 +137,11 @@ impl Held {
         }
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Both parts as one.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
     }
 }
 

@@ -289,12 +289,16 @@ impl Asked {
     {
         let bytes_max = bytes_max.min(self.options().body_bytes_max);
         let bounds = Bounds { bytes_max, within: self.options().body_timeout };
-        read(body, bounds, &self.front.shared.budget).await
+        read(body, bounds, self.budget()).await
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.front.shared.budget
     }
 
     /// A reply that counts for the budget until its client has it.
     pub(crate) fn held(&self, reply: Bytes) -> Result<Body, Fault> {
-        let held = self.front.shared.budget.hold(reply.len())?;
+        let held = self.budget().hold(reply.len())?;
         Ok(Body::held(reply, held))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Source: Go rpcx `server/jsonrpc2.go`. What differs is in `docs/go-differences.md`.
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use bothways::{CallOptions, Caller, Client, Metadata, SerializeType, caller::RawCall};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    body::{Body, Response},
+    body::{Body, Budget, Held, Response},
     fault::Fault,
     front::Asked,
     rpc,
@@ -38,6 +38,12 @@ const BATCH_AT_ONCE: usize = 16;
 
 /// Bytes of a request that are read to learn its id, where its token is refused.
 const REFUSED_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of a text that says why something cannot be read: it may repeat what the client has sent.
+const WHY_BYTES_MAX: usize = 500;
+
+/// Most bytes of an id that is told where there is no room for an answer.
+const ID_BYTES_MAX: usize = 1 << 10;
 
 /// True if a request asks for JSON-RPC, in exactly Go's words.
 pub(crate) fn is_meant(headers: &HeaderMap) -> bool {
@@ -85,26 +91,28 @@ struct Terms {
     until: Instant,
     is_strict: bool,
     tells_kind: bool,
+    /// Where answers count until their client has them.
+    budget: Arc<Budget>,
 }
 
 /// The answer to a JSON-RPC request: always 200, except for what is no request of JSON-RPC at all.
 pub(crate) async fn answer<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Response {
     match run(asked, parts, body).await {
-        Ok(Some(text)) => respond(text),
+        Ok(Some(body)) => respond(body),
         Ok(None) => http::Response::new(Body::empty()),
         Err(fault) => fault.into_response(),
     }
 }
 
-fn respond(text: String) -> Response {
-    let mut response = http::Response::new(Body::from(text));
+fn respond(body: Body) -> Response {
+    let mut response = http::Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTEXT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Result<Option<String>, Fault> {
+async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Result<Option<Body>, Fault> {
     let (metadata, token) = rpc::metadata(&parts.headers)?;
     let client = asked.client(&token).await;
     let (body, _held) = match &client {
@@ -114,13 +122,14 @@ async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Resul
 
     let (asked_for, is_batch) = match parse(&body, asked.options().batch_calls_max) {
         Ok(parsed) => parsed,
-        Err(failure) => return Ok(Some(failure.told("null"))),
+        Err(failure) => return Ok(Some(failure.told("null").into())),
     };
     let terms = Terms {
         metadata,
         until: Instant::now() + asked.time(&parts.headers)?,
         is_strict: asked.options().strict_json_rpc_codes,
         tells_kind: parts.headers.get("x-bothways").is_some_and(|value| value == "1"),
+        budget: Arc::clone(asked.budget()),
     };
     let answers = match client {
         Ok(client) => call_all(&client, &terms, asked_for).await,
@@ -130,13 +139,19 @@ async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Resul
         asked.forget().await;
     }
 
-    let answers: Vec<String> = answers.into_iter().filter_map(|answer| answer.text).collect();
-    Ok(match (answers.is_empty(), is_batch) {
+    let mut held = asked.budget().hold(0)?;
+    let mut texts = Vec::with_capacity(answers.len());
+    for answer in answers {
+        texts.extend(answer.text);
+        answer.held.into_iter().for_each(|part| held.join(part));
+    }
+    let text = match (texts.is_empty(), is_batch) {
         // Notifications alone are not answered.
-        (true, _) => None,
-        (false, true) => Some(format!("[{}]", answers.join(","))),
-        (false, false) => answers.into_iter().next(),
-    })
+        (true, _) => return Ok(None),
+        (false, true) => format!("[{}]", texts.join(",")),
+        (false, false) => texts.swap_remove(0),
+    };
+    Ok(Some(Body::held(text.into(), held)))
 }
 
 /// Reads a body: one request, or a batch of them.
@@ -200,7 +215,14 @@ impl<'de> Visitor<'de> for UpTo {
 }
 
 fn parse_one(body: &[u8]) -> Result<Called, Failure> {
-    let failed = |text: String| Failure::new(PARSE_ERROR, text);
+    let failed = |mut text: String| {
+        text.truncate(text.floor_char_boundary(WHY_BYTES_MAX));
+        Failure::new(PARSE_ERROR, text)
+    };
+    // An array of the members' values would do for serde.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(failed("a request is an object".to_owned()));
+    }
     let form: Form<'_> = serde_json::from_slice(body).map_err(|error| failed(error.to_string()))?;
     if let Some(version) = form.jsonrpc.filter(|version| version.get() != "\"2.0\"") {
         return Err(failed(format!("invalid RPC version {}", version.get().trim_matches('"'))));
@@ -232,6 +254,22 @@ struct Answer {
     text: Option<String>,
     /// The token was refused: the server ends the connection.
     is_refused: bool,
+    /// The room that the text takes.
+    held: Option<Held>,
+}
+
+impl Answer {
+    /// Counts the text until its client has it. Without room for it, that is the answer.
+    fn hold(mut self, terms: &Terms, id: Option<&str>) -> Self {
+        match terms.budget.hold(self.text.as_ref().map_or(0, String::len)) {
+            Ok(held) => self.held = Some(held),
+            Err(fault) => {
+                let id = id.filter(|id| id.len() <= ID_BYTES_MAX).unwrap_or("null");
+                self.text = Some(Failure::of(fault, terms).shown(terms).told(id));
+            }
+        }
+        self
+    }
 }
 
 /// Makes all calls, some at a time. The answers are in the order of the calls.
@@ -265,7 +303,7 @@ async fn call_all(client: &Client, terms: &Terms, parts: Vec<Part>) -> Vec<Answe
 
 async fn answer_part(client: Client, terms: Terms, part: Part) -> Answer {
     let called = match part {
-        Part::Answer(text) => return Answer { text: Some(text), is_refused: false },
+        Part::Answer(text) => return Answer { text: Some(text), ..Answer::default() }.hold(&terms, None),
         Part::Call(called) => called,
     };
     let outcome = match called.path.is_empty() {
@@ -273,11 +311,11 @@ async fn answer_part(client: Client, terms: Terms, part: Part) -> Answer {
         false => call(&client, &terms, &called).await,
     };
     let is_refused = matches!(&outcome, Err(failure) if failure.data == json!("unauthenticated"));
-    let text = called.id.map(|id| match outcome {
+    let text = called.id.as_ref().map(|id| match outcome {
         Ok(result) => format!(r#"{{"jsonrpc":"2.0","result":{result},"id":{id}}}"#),
-        Err(failure) => failure.shown(&terms).told(&id),
+        Err(failure) => failure.shown(&terms).told(id),
     });
-    Answer { text, is_refused }
+    Answer { text, is_refused, held: None }.hold(&terms, called.id.as_deref())
 }
 
 /// Makes one call and gives its result in JSON.
@@ -312,7 +350,7 @@ fn refuse_all(terms: &Terms, fault: &Fault, parts: Vec<Part>) -> Vec<Answer> {
         Part::Answer(text) => Some(text),
         Part::Call(called) => called.id.map(|id| Failure::of(fault.clone(), terms).shown(terms).told(&id)),
     };
-    parts.into_iter().map(|part| Answer { text: refuse(part), is_refused: false }).collect()
+    parts.into_iter().map(|part| Answer { text: refuse(part), ..Answer::default() }).collect()
 }
 
 impl Failure {
@@ -378,6 +416,7 @@ mod tests {
             ("nonsense", Err(PARSE_ERROR)),
             ("", Err(PARSE_ERROR)),
             ("null", Err(PARSE_ERROR)),
+            (r#"["2.0","A.b",1,1]"#, Err(PARSE_ERROR)),
         ] {
             assert_eq!(parsed(body), outcome, "{body}");
         }
@@ -391,5 +430,19 @@ mod tests {
         assert!(is_batch && matches!(&parts[0], Part::Call(_)));
         let Part::Answer(text) = &parts[1] else { panic!("7 is no request") };
         assert!(text.contains("-32600") && text.ends_with(r#""id":null}"#), "{text}");
+    }
+
+    /// What cannot be read is not sent back as a whole, and a list of values is no request.
+    #[test]
+    fn why_something_is_not_read_is_short() {
+        let long = "é".repeat(10_000);
+        let bodies = [format!("{{\"jsonrpc\":\"{long}\"}}"), format!("\"{long}\""), format!("{{\"id\":{long}}}")];
+        for body in bodies {
+            let failure = parse_one(body.as_bytes()).map(drop).expect_err("it is wrong");
+            assert!(failure.text.len() <= WHY_BYTES_MAX, "{}", failure.text.len());
+        }
+        let (parts, _) = parse(br#"[["2.0","A.b",1,1]]"#, 2).ok().expect("a batch of one");
+        let Part::Answer(text) = &parts[0] else { panic!("an array is no request") };
+        assert!(text.contains("-32600") && text.contains("a request is an object"), "{text}");
     }
 }

@@ -73,6 +73,46 @@ async fn bodies_of_all_clients_have_one_bound() {
     assert_eq!(ask(served.address(), CALL, "{\"A\":1,\"B\":1}").await.status, 200);
 }
 
+/// A reply counts for as long as its client does not take it, and no longer.
+#[tokio::test]
+async fn a_reply_that_is_not_read_is_counted_until_its_client_is_gone() {
+    let text = |len: usize| async move { Ok::<_, String>("x".repeat(len)) };
+    let builder = builder().function("Text", "Long", text);
+    let served = serve(builder, FrontOptions::new().held_bytes_max(10_000_000)).await;
+    let (long, json) = ("POST /rpc/Text/Long\nContent-Type: application/json", "7000000");
+    let mut lazy = Http::connect(served.address()).await;
+    // The head of the answer: the handler has returned.
+    lazy.send(request(long, json)).await;
+    assert_eq!(lazy.head().await.header("content-length"), "7000002");
+    let answer = ask(served.address(), long, json).await;
+    assert_eq!((answer.status, served.front.stats().held_bytes), (503, 7_000_002), "{}", answer.body.len());
+
+    drop(lazy);
+    until("it is given back", || served.front.stats().held_bytes == 0).await;
+    assert_eq!(ask(served.address(), long, json).await.body.len(), 7_000_002);
+    until("it was sent", || served.front.stats().held_bytes == 0).await;
+}
+
+/// Answers of JSON-RPC count as others do: a small batch makes no front hold more than it may.
+#[tokio::test]
+async fn answers_of_a_batch_have_the_same_bound() {
+    let text = |len: usize| async move { Ok::<_, String>("x".repeat(len)) };
+    let builder = builder().function("Text", "Long", text);
+    let served = serve(builder, FrontOptions::new().held_bytes_max(150_000)).await;
+    let long = r#"{"jsonrpc":"2.0","method":"Text.Long","params":100000,"id":7}"#;
+    let answer = ask(served.address(), "POST /\nX-JSONRPC-2.0: true", &format!("[{long},{long}]")).await;
+    let (refused, told): (Vec<_>, Vec<_>) = answer
+        .json()
+        .as_array()
+        .expect("a batch")
+        .iter()
+        .cloned()
+        .partition(|answer| answer["error"]["message"].as_str().is_some_and(|why| why.contains("held_bytes_max")));
+    assert_eq!((refused.len(), told.len()), (1, 1), "{}", answer.body.len());
+    assert!(told[0]["result"].as_str().is_some_and(|text| text.len() == 100_000) && refused[0]["id"] == 7);
+    until("they are given back", || served.front.stats().held_bytes == 0).await;
+}
+
 /// Two lengths, or a length and chunks, are how one request is smuggled behind another.
 #[tokio::test]
 async fn a_request_of_two_lengths_is_refused() {
