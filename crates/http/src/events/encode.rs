@@ -36,15 +36,16 @@ impl Event {
 
     /// The event as it is written, with its id.
     pub(super) fn text(&self, id: &str) -> Bytes {
-        let mut text = String::with_capacity(self.data.len() + self.name.len() + id.len() + 64);
-        let _ = writeln!(text, "id: {id}");
         let name: String = self.name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let _ = writeln!(text, "event: {name}");
+        let mut text = Vec::with_capacity(self.data.len() + name.len() + id.len() + 64);
+        text.extend_from_slice(format!("id: {id}\nevent: {name}\n").as_bytes());
         // A line break within the data would end it: each line is one of its own, and the client puts them together.
-        for line in self.data.split(['\n', '\r']) {
-            let _ = writeln!(text, "data: {line}");
+        for line in self.data.as_bytes().split(|byte| matches!(byte, b'\n' | b'\r')) {
+            text.extend_from_slice(b"data: ");
+            text.extend_from_slice(line);
+            text.push(b'\n');
         }
-        text.push('\n');
+        text.push(b'\n');
         text.into()
     }
 }

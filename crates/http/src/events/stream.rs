@@ -15,6 +15,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bothways::{Client, ConnectError, client::ServerMessages};
@@ -50,6 +51,15 @@ impl LastSeen {
     }
 }
 
+/// Whether the client of a stream may still come back.
+#[derive(Debug)]
+pub(super) enum Watch {
+    Until(Instant),
+    Over,
+    /// It is there.
+    Read,
+}
+
 pub(crate) struct Stream {
     /// Names it, and lets its client come back.
     pub(super) key: u128,
@@ -71,6 +81,8 @@ struct State {
     reader: u64,
     /// Since when nobody reads.
     waiting_since: Option<Instant>,
+    /// A task looks whether the client comes back in time.
+    is_watched: bool,
     has_ended: bool,
 }
 
@@ -92,6 +104,7 @@ impl Stream {
             next: 0,
             reader: 0,
             waiting_since: None,
+            is_watched: false,
             has_ended: false,
         };
         state.keep(key, opened, &bounds);
@@ -101,6 +114,24 @@ impl Stream {
     /// Since when nobody reads it.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
         self.state.lock().waiting_since
+    }
+
+    /// True for the first who asks, who watches from now on.
+    pub(super) fn begin_watch(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().is_watched, true)
+    }
+
+    /// What who watches has to do next. If it is read, nobody watches any more.
+    pub(super) fn watch(&self, window: Duration) -> Watch {
+        let mut state = self.state.lock();
+        match state.waiting_since.map(|since| since + window) {
+            Some(until) if Instant::now() < until => Watch::Until(until),
+            Some(_) => Watch::Over,
+            None => {
+                state.is_watched = false;
+                Watch::Read
+            }
+        }
     }
 
     /// A new response reads from here on: after the event that its client has seen, or from the beginning. An earlier

@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    stream::{Events, LastSeen, Stream},
+    stream::{Events, LastSeen, Stream, Watch},
     tickets::Tickets,
 };
 use crate::{fault::Fault, options::StreamBounds, serve::group};
@@ -101,15 +101,25 @@ impl Streams {
 
     /// Nobody reads this stream any more. It waits for its client, if it goes on and time can pass here.
     pub(super) fn left(self: &Arc<Self>, stream: &Arc<Stream>) {
-        let Some(since) = stream.waiting_since() else { return self.remove(stream) };
+        if stream.waiting_since().is_none() {
+            return self.remove(stream);
+        }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return self.remove(stream) };
+        // One task for each stream: a client may come back and leave many times within the window.
+        if !stream.begin_watch() {
+            return;
+        }
         let (streams, stream, window) = (Arc::downgrade(self), Arc::downgrade(stream), self.bounds.resume_window);
         runtime.spawn(async move {
-            tokio::time::sleep_until(since + window).await;
-            let (Some(streams), Some(stream)) = (streams.upgrade(), stream.upgrade()) else { return };
-            // Its client may have come back, and left once more.
-            if stream.waiting_since() == Some(since) {
-                streams.remove(&stream);
+            loop {
+                let (Some(streams), Some(watched)) = (streams.upgrade(), stream.upgrade()) else { return };
+                let until = match watched.watch(window) {
+                    Watch::Until(until) => until,
+                    Watch::Over => return streams.remove(&watched),
+                    Watch::Read => return,
+                };
+                drop((streams, watched));
+                tokio::time::sleep_until(until).await;
             }
         });
     }

@@ -159,6 +159,26 @@ async fn what_is_missing_is_said() {
     assert_eq!(new.named("bothways.open").await.data["lost"], true);
 }
 
+/// A client that comes back and leaves again and again costs one task for its stream, and the window is that of the last
+/// time.
+#[tokio::test]
+async fn a_client_that_comes_and_goes_is_watched_by_one_task() {
+    let served = serve(with_users(), FrontOptions::new().stream_resume_window(Duration::from_secs(2))).await;
+    let mut reader = Reader::open(served.address(), "/events", ANN).await;
+    let opened = reader.named("bothways.open").await.id;
+    drop(reader);
+    until("it waits", || served.front.stats().streams_waiting == 1).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    until("the connection has ended", || served.front.stats().connections == 0).await;
+    let before = tasks();
+    for _ in 0..30 {
+        drop(Reader::open(served.address(), "/events", &format!("Last-Event-ID: {opened}")).await);
+        until("it waits again", || served.front.stats().connections == 0).await;
+    }
+    assert!(tasks() < before + 10, "{before} tasks became {}", tasks());
+    until("it is gone", || served.front.stats().streams_waiting == 0 && served.server.stats().sessions == 0).await;
+}
+
 /// A stream that is gone altogether is made up for from the history of its topics.
 #[tokio::test]
 async fn a_topic_is_read_from_a_position() {
