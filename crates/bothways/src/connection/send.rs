@@ -256,6 +256,11 @@ impl Connection {
         Some((state.outbox.pushes_added(), state.outbox.is_worth_a_write()))
     }
 
+    /// True if so much waits that it is to be written at once.
+    pub(crate) fn has_much_to_write(&self) -> bool {
+        self.shared.state.lock().outbox.is_worth_a_write()
+    }
+
     /// Queues a push that was encoded before, under this number. Answers where the counter of pushes stands
     /// behind it; see [`Self::pushes_written`].
     pub(crate) fn queue_as(&self, frame: &Bytes, seq: Seq) -> Result<u64, PushError> {

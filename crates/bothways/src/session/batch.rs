@@ -85,6 +85,16 @@ pub(super) struct Joined {
     pub(super) others: Arc<[Session]>,
     /// Some know of no topics.
     pub(super) has_plain: bool,
+    /// Some got so much of other batches, as they joined, that it is written at once.
+    has_much: bool,
+}
+
+/// How a session takes part in a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joins {
+    pub(super) knows_topics: bool,
+    /// It was in another batch, of which its connection has got much to write.
+    pub(super) has_much: bool,
 }
 
 #[derive(Default)]
@@ -128,20 +138,23 @@ impl Batch {
         if self.is_closed() {
             return Ok(None);
         }
+        let has_begun = turn.is_some();
         let joined = turn.get_or_insert_with(|| self.join_all());
         let noted = make(joined)?;
-        Ok(self.add(noted).map(|fill| (fill, joined.clone())))
+        let fill = self.add(noted);
+        let is_full = !has_begun && joined.has_much;
+        Ok(fill.map(|fill| (if is_full { Fill::Full } else { fill }, joined.clone())))
     }
 
     fn join_all(self: &Arc<Self>) -> Joined {
-        let (mut others, mut has_plain) = (Vec::new(), false);
+        let (mut others, mut has_plain, mut has_much) = (Vec::new(), false, false);
         for session in self.sessions.iter() {
             match session.join(self) {
-                Some(knows_topics) => has_plain |= !knows_topics,
+                Some(joins) => (has_plain, has_much) = (has_plain | !joins.knows_topics, has_much | joins.has_much),
                 None => others.push(session.clone()),
             }
         }
-        Joined { others: others.into(), has_plain }
+        Joined { others: others.into(), has_plain, has_much }
     }
 
     fn add(&self, noted: Noted) -> Option<Fill> {
@@ -506,15 +519,33 @@ mod tests {
     async fn two_sessions(name: &str) -> (Server, Vec<Client>, Arc<[Session]>, impl Fn(&Arc<Batch>) -> Option<Fill>) {
         let (server, clients, registry, connections) = plain_connections::<2>(name).await;
         let sessions = connections.iter().map(|connection| registry.of(connection).expect("it is made")).collect();
-        let note = move |batch: &Arc<Batch>| {
-            let (push, receipt) = (Push::new("T", "m", "x"), Receipt::new());
-            receipt.enter(2);
-            let encoded = registry.fan_out.encode(&push).expect("small");
-            let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("it has no key");
-            let noted = batch.note(|_| Ok::<_, ()>(Noted::new(&push, flight, None, None)));
-            noted.expect("it is made").map(|(fill, _)| fill)
-        };
+        let note = move |batch: &Arc<Batch>| note_of(&registry, batch, 1);
         (server, clients, sessions, note)
+    }
+
+    /// Notes a push of so many bytes to two sessions.
+    fn note_of(registry: &Registry, batch: &Arc<Batch>, bytes: usize) -> Option<Fill> {
+        let (push, receipt) = (Push::new("T", "m", vec![b'x'; bytes]), Receipt::new());
+        receipt.enter(2);
+        let encoded = registry.fan_out.encode(&push).expect("small");
+        let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("it has no key");
+        let noted = batch.note(|_| Ok::<_, ()>(Noted::new(&push, flight, None, None)));
+        noted.expect("it is made").map(|(fill, _)| fill)
+    }
+
+    /// Sessions that go from batch to batch take no more onto their connections than is written soon.
+    #[tokio::test(start_paused = true)]
+    async fn what_sessions_take_as_they_join_may_be_much() {
+        let (_server, _clients, sessions, note) = two_sessions("much").await;
+        let registry = sessions[0].inner.registry.upgrade().expect("the server lives");
+        let batches = Arc::<Batches>::default();
+        let (one, other): (Arc<[Session]>, Arc<[Session]>) = (sessions.to_vec().into(), sessions);
+        let first = batches.of(&one).expect("the first");
+        let fills = [0; 4].map(|_| note_of(&registry, &first, BYTES / 4));
+        assert_eq!(fills.last(), Some(&Some(Fill::Full)), "{fills:?}");
+        let second = batches.of(&other).expect("of another list");
+        assert_eq!(note(&second), Some(Fill::Full), "its sessions took much");
+        assert_eq!(note(&second), Some(Fill::Some), "and that was said");
     }
 
     /// Where sessions get the pushes of several lists in turn, nothing is noted for a while: it does not pay.

@@ -223,7 +223,8 @@ impl Unwritten {
 
     /// What was put off.
     fn of(sessions: Vec<Session>, batches: Vec<Arc<Batch>>) -> Self {
-        let batches = batches.into_iter().map(Walk::begin).collect();
+        // The oldest is the last: it is taken first.
+        let batches = batches.into_iter().rev().map(Walk::begin).collect();
         Self { batches, sessions: sessions.into_iter(), write: Session::write_put_off }
     }
 

@@ -16,7 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     SessionId,
     account::{Account, UserCall},
-    batch::Batch,
+    batch::{Batch, Joins},
     claims::Listed,
     explain::{self, EventLog, What},
     flight::{FlusherId, Flying},
@@ -141,8 +141,8 @@ impl Session {
         state
     }
 
-    /// Takes from now on what is noted there. Returns whether it knows of topics; `None`: it takes no part.
-    pub(super) fn join(&self, batch: &Arc<Batch>) -> Option<bool> {
+    /// Takes from now on what is noted there. `None`: it takes no part.
+    pub(super) fn join(&self, batch: &Arc<Batch>) -> Option<Joins> {
         self.lock().join(batch, &self.inner.event_log)
     }
 

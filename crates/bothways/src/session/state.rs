@@ -41,7 +41,7 @@ use super::{
     Session, SessionId,
     account::Account,
     acks::{Acks, End},
-    batch::{Batch, Noted},
+    batch::{Batch, Joins, Noted},
     claims::{Claims, Held as HeldEntry, Settled},
     explain::{EventLog, Held, Standing},
     flight::{Flight, FlusherId, Flying},
@@ -814,18 +814,20 @@ impl State {
 
 /// What it has to take of its batch.
 impl State {
-    /// It takes from now on what is noted there. Returns whether it knows of topics; `None`: it takes no part.
-    pub(super) fn join(&mut self, batch: &Arc<Batch>, event_log: &Arc<EventLog>) -> Option<bool> {
+    /// It takes from now on what is noted there. `None`: it takes no part.
+    pub(super) fn join(&mut self, batch: &Arc<Batch>, event_log: &Arc<EventLog>) -> Option<Joins> {
         match self.phase {
             Phase::Plain { .. } | Phase::Resumable { .. } | Phase::Away { .. } => {}
             Phase::Claiming { .. } | Phase::Left { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => return None,
         }
+        let mut has_much = false;
         if let Some(before) = self.batch.take() {
             before.close_for(batch);
             self.take_noted(&before, event_log);
+            has_much = self.connection().is_some_and(Connection::has_much_to_write);
         }
         (self.batch, self.taken) = (Some(Arc::clone(batch)), 0);
-        Some(self.knows_topics())
+        Some(Joins { knows_topics: self.knows_topics(), has_much })
     }
 
     pub(super) fn has_batch(&self) -> bool {
