@@ -9,7 +9,9 @@ mod mutate;
 pub use mutate::short_run;
 
 mod record;
+mod web_socket;
 pub use record::{Kind, Record, full};
+pub use web_socket::web_socket;
 
 #[path = "../../crates/proto/tests/pair/driver.rs"]
 mod driver;

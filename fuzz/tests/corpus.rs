@@ -172,6 +172,31 @@ fn codecs() -> Vec<(String, Vec<u8>)> {
     corpus
 }
 
+/// Frames as Go and browsers send them, and some that break the rules; each to a server, or unmasked to a client.
+fn web_socket() -> Vec<(String, Vec<u8>)> {
+    let mut corpus = Vec::new();
+    for (name, to_server, frames) in [
+        ("hello", true, &hex!("8185 37fa213d 7f9f4d5158")[..]),
+        ("binary-of-go", false, &hex!("8205 0800003000 8200 8a00")),
+        ("ping-between-parts", true, &hex!("0183 00000000 616263 8982 00000000 6869 8081 00000000 64")),
+        ("close", true, &hex!("8882 00000000 03e8")),
+        ("close-with-a-reason", false, &hex!("8806 03f3 61626364")),
+        ("close-without-text", true, &hex!("8884 00000000 03e8 ceed")),
+        ("two-byte-length", false, &[&hex!("827e 00c8")[..], &[7; 200]].concat()),
+        ("eight-byte-length", true, &hex!("82ff 0000000000010000 01020304 05060708")),
+        ("all-the-length-there-is", true, &hex!("82ff 7fffffffffffffff 01020304 05060708")),
+        ("length-in-another-form", false, &hex!("827e 0001 00")),
+        ("without-a-mask", true, &hex!("8101 61")),
+        ("bits-that-mean-nothing", false, &hex!("c101 61")),
+        ("opcode-that-means-nothing", false, &hex!("8301 61")),
+        ("ping-in-parts", false, &hex!("0901 61")),
+        ("many-pings", false, &hex!("8901 61").repeat(40)),
+    ] {
+        corpus.push((name.to_owned(), [&[u8::from(!to_server), 4], frames].concat()));
+    }
+    corpus
+}
+
 /// Golden and malformed frames are where every target begins.
 #[test]
 fn the_corpus_is_there() {
@@ -182,6 +207,7 @@ fn the_corpus_is_there() {
         ("gunzip", gunzip()),
         ("connection_ops", connection_ops()),
         ("codecs", codecs()),
+        ("web_socket", web_socket()),
     ];
     for (target, corpus) in targets {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(target).join("corpus");
