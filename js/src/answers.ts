@@ -1,8 +1,7 @@
 /** The server's calls: which handlers there are, which calls run, and what those that ran answered. */
 
-import type { Codec } from "./codec.js";
 import type { Conn } from "./conn.js";
-import { visible } from "./client.js";
+import { checkReserved, visible, type Core } from "./client.js";
 import { BothwaysError, remoteCode, textOf } from "./error.js";
 import type { Frame, Meta } from "./frame.js";
 import type { CallHandler } from "./types.js";
@@ -42,6 +41,24 @@ class Run {
   }
 }
 
+/**
+ * Answers the server's calls to these methods with what the functions return or resolve to. What one throws is the
+ * error of the call. Before `connect()`: the server is told the names when it is greeted.
+ */
+export function handle(client: Core, path: string, methods: Record<string, CallHandler>): void {
+  checkReserved(path);
+  const { name: state } = client.state;
+  for (const method of Object.keys(methods)) {
+    const name = `${path}.${method}`;
+    if (state != "idle" && state != "closed" && !client.answers_?.announced_?.has(name)) {
+      throw new TypeError(`${name} must be handled before connect(): the server was told which methods there are`);
+    }
+    answersOf(client).handlers_.set(name, methods[method]!);
+  }
+}
+
+export const answersOf = (client: Core): Answers => (client.answers_ ??= new Answers(client));
+
 export class Answers {
   handlers_ = new Map<string, CallHandler>();
   /** By the id that the server gave them, the oldest first. */
@@ -51,14 +68,13 @@ export class Answers {
   /** Calls of each connection by their numbers. */
   private calls_ = new WeakMap<Conn, Map<bigint, Run>>();
 
-  constructor(
-    private max_: number,
-    private value_: (frame: Frame) => Promise<unknown>,
-    private codec_: (type: number) => Codec | undefined,
-  ) {}
+  /** Those that the server was told. */
+  announced_?: Set<string>;
 
-  names_(): string[] {
-    return [...this.handlers_.keys()];
+  constructor(private client_: Core) {}
+
+  announce_() {
+    this.announced_ = new Set(this.handlers_.keys());
   }
 
   called_(conn: Conn, frame: Frame): void {
@@ -69,7 +85,7 @@ export class Answers {
       const handler = this.handlers_.get(`${frame.path_}.${frame.method_}`);
       const refusal =
         !handler ? failed(`this client has no ${frame.path_}.${frame.method_}`, "not_found", frame.type_)
-        : this.running_ >= this.max_ ? failed("too many calls run on this client", "overloaded", frame.type_)
+        : this.running_ >= this.client_.settings_.handlersMax ? failed("too many calls run on this client", "overloaded", frame.type_)
         : undefined;
       if (refusal) return this.reply_(conn, frame, refusal);
       run = this.begin_(frame, handler!);
@@ -110,11 +126,11 @@ export class Answers {
 
   private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, deadline?: number): Promise<Answer> {
     const { path_: path, method_: method, type_: type } = frame;
-    const codec = this.codec_(type);
+    const codec = this.client_.codec_(type);
     if (!codec) return failed(`this client has no codec ${type}`, "bad_arguments", type);
     let args: unknown;
     try {
-      args = await this.value_(frame);
+      args = await this.client_.value_(frame);
     } catch (error) {
       return failed(textOf(error), "bad_arguments", type);
     }

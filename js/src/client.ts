@@ -5,13 +5,12 @@ import { Conn, CONTROL, type ConnEvents } from "./conn.js";
 import { Emitter } from "./emitter.js";
 import { BothwaysError, remoteCode, textOf } from "./error.js";
 import { compression, GZIP, isFailed, MSGPACK_TYPE, OFFSET_MASK, PUSH_BIT, type Frame, type Header, type Meta } from "./frame.js";
-import { Answers } from "./answers.js";
+import type { Answers } from "./answers.js";
 import { Pushes } from "./pushes.js";
-import { ACK_MESSAGES, Session } from "./session.js";
-import { Topics, type Subscription } from "./topics.js";
-import type {
-  CallHandler, CallOptions, Events, OnewayOptions, Options, PushHandler, Reply, State, SubscribeOptions,
-} from "./types.js";
+import { ACK_MESSAGES, Session, type Failure } from "./session.js";
+import type { Store } from "./store.js";
+import type { Topics } from "./topics.js";
+import type { CallOptions, CoreOptions, Events, OnewayOptions, PushHandler, Reply, State } from "./types.js";
 import type { Dial } from "./wire.js";
 
 /** How long fewer messages than {@link ACK_MESSAGES} may wait for their acknowledgement. */
@@ -32,7 +31,7 @@ const METHODS_BYTES_MAX = 4096;
 /** Reported errors are so far apart. */
 const CALM = 1000;
 
-const CAPABILITIES = "calls,cancel,goodbye,ping,sessions,outcomes";
+const CAPABILITIES = "cancel,goodbye,ping,sessions,outcomes";
 
 const DEFAULTS = {
   timeout: 30_000,
@@ -57,7 +56,7 @@ const DEFAULTS = {
 };
 
 /** Options with their defaults. */
-export type Settings = typeof DEFAULTS & Omit<Options, keyof typeof DEFAULTS>;
+export type Settings = typeof DEFAULTS & Omit<CoreOptions, keyof typeof DEFAULTS>;
 
 /** What an entry of the package brings along. */
 export interface Parts {
@@ -90,25 +89,36 @@ const timer = (run: () => void, ms: number) => setTimeout(run, Math.min(Math.max
 /** The one path of the framework that applications may call: operators' tools, whose token the server checks. */
 const ADMIN = CONTROL + ".Admin";
 
-const checkReserved = (path: string, meta: Meta) => {
+export const checkReserved = (path: string, meta?: Meta) => {
   if (path != ADMIN && (path == CONTROL || path.startsWith(CONTROL + "."))) throw new TypeError(`"${path}" belongs to the framework`);
   for (const key in meta) if (/^(_bw\.|__)/.test(key)) throw new TypeError(`"${key}" belongs to the framework`);
 };
 
 /**
- * A client of one server. Each entry of this package has its own: `Bothways` of `bothways`, `bothways/json` and
- * `bothways/node`. It connects with {@link connect} and comes back by itself until it is closed.
+ * A client of one server: what every entry of this package has. It connects with {@link connect} and comes back by itself
+ * until it is closed. What else it can do is in modules of their own, which an application need not load: `handle`,
+ * `subscribe`, `keepSession`.
  */
-export class Client implements ConnEvents {
-  private settings_: Settings;
+export class Core implements ConnEvents {
+  /** @internal */
+  settings_: Settings;
+  /** @internal That of the framework's own calls. */
+  control_: Codec;
   private codecs_: Codec[];
   private dial_: Dial;
-  private emitter_: Emitter<Events>;
+  /** @internal */
+  emitter_: Emitter<Events>;
   private state_: State = { name: "idle" };
-  private session_ = new Session();
-  private topics_: Topics;
+  /** @internal */
+  session_ = new Session();
   private pushes_: Pushes;
-  private answers_: Answers;
+
+  /** @internal What was added to it. */
+  topics_?: Topics;
+  /** @internal */
+  answers_?: Answers;
+  /** @internal */
+  store_?: Store;
 
   /** @internal The newest connection; up or still being greeted. */
   conn_?: Conn;
@@ -131,40 +141,18 @@ export class Client implements ConnEvents {
   private ackTimer_?: ReturnType<typeof setTimeout>;
   private ackDue_ = 0;
   private isPaused_ = false;
-  private announced_?: Set<string>;
   private unhook_: (() => void)[] = [];
   private reported_ = 0;
 
-  constructor(private address_: string, options: Options, private parts_: Parts) {
-    const parts = parts_;
+  constructor(/** @internal */ readonly address_: string, options: CoreOptions, parts: Parts) {
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     this.settings_ = { ...DEFAULTS, ...given } as Settings;
     const codec = this.settings_.codec;
+    this.control_ = parts.codecs[0]!;
     this.codecs_ = [...(codec ? [codec] : []), ...parts.codecs, raw()];
     this.dial_ = this.settings_.dial ?? parts.dial;
-
-    const me = this;
-    const report = (error: unknown, where: string) => this.report_(error, where);
-    this.emitter_ = new Emitter<Events>(report);
-    this.topics_ = new Topics({
-      get conn_() {
-        return me.conn_;
-      },
-      ask_: (method, args) => this.ask_(parts.codecs[0]!, method, args),
-      report_: report,
-      membersMax_: this.settings_.membersMax,
-    });
-    this.answers_ = new Answers(this.settings_.handlersMax, (frame) => this.value_(frame), (type) => this.codec_(type));
-    this.pushes_ = new Pushes(this.settings_, this.topics_, parts.codecs[0]!, {
-      value_: (bytes, type) => this.decode_(bytes, type),
-      unpack_: (frame) => this.unpack_(frame),
-      report_: report,
-      unhandled_: (message) => this.emitter_.emit_("unhandled", message),
-      done_: (epoch, offset, why) => {
-        this.session_.done_(epoch, offset, why);
-        this.ackSoon_();
-      },
-    });
+    this.emitter_ = new Emitter<Events>(this);
+    this.pushes_ = new Pushes(this);
   }
 
   /** What the client does now. Changes are told by `on("state", …)`. */
@@ -194,8 +182,8 @@ export class Client implements ConnEvents {
     this.first_ = { promise, ok, no };
     this.hasStood_ = this.isPaused_ = this.hasRenewed_ = false;
     this.failures_ = 0;
-    this.announced_ = new Set(this.answers_.names_());
-    this.restore_();
+    this.answers_?.announce_();
+    this.store_?.restore_();
     this.hookPage_();
     this.enter_({ name: "connecting" });
     void this.attempt_();
@@ -220,7 +208,7 @@ export class Client implements ConnEvents {
 
   /** As {@link call}, with the metadata of the reply. */
   async request<T = unknown>(path: string, method: string, args?: unknown, options: CallOptions = {}): Promise<Reply<T>> {
-    checkReserved(path, options.meta ?? {});
+    checkReserved(path, options.meta);
     const frame = await this.send_(path, method, args, options, false);
     try {
       return { value: (await this.value_(frame!)) as T, meta: visible(frame!.meta_) };
@@ -231,22 +219,8 @@ export class Client implements ConnEvents {
 
   /** Sends a request that wants no reply: at most once. Resolves when it is on its way. */
   async oneway(path: string, method: string, args?: unknown, options: OnewayOptions = {}): Promise<void> {
-    checkReserved(path, options.meta ?? {});
+    checkReserved(path, options.meta);
     await this.send_(path, method, args, options, true);
-  }
-
-  /**
-   * Answers the server's calls to these methods with what the functions return or resolve to. What one throws is the
-   * error of the call. Before `connect()`: the server is told the names when it is greeted.
-   */
-  handle(path: string, methods: Record<string, CallHandler>): void {
-    checkReserved(path, {});
-    for (const method of Object.keys(methods)) {
-      if (this.announced_ && this.state_.name != "closed" && !this.announced_.has(`${path}.${method}`)) {
-        throw new TypeError(`${path}.${method} must be handled before connect(): the server was told which methods there are`);
-      }
-      this.answers_.handlers_.set(`${path}.${method}`, methods[method]!);
-    }
   }
 
   /**
@@ -255,15 +229,6 @@ export class Client implements ConnEvents {
    */
   onPush(path: string, method: string, handler: PushHandler): () => void {
     return this.pushes_.on_(path, method, handler);
-  }
-
-  /**
-   * Subscribes to a topic or a pattern: `*` is one segment, `>` at the end one or more. Lasts until it is ended, over lost
-   * connections and sessions. The options of the first subscription to a topic count for all of them. It may begin before
-   * `connect()`.
-   */
-  subscribe(topic: string, handler: PushHandler, options: SubscribeOptions = {}): Subscription {
-    return this.topics_.join_(topic, handler, options);
   }
 
   // ---- The link -----------------------------------------------------------------------------------------------------
@@ -292,12 +257,12 @@ export class Client implements ConnEvents {
     this.sessionConn_ = undefined;
     const hello = {
       "_bw.v": "1",
-      "_bw.caps": CAPABILITIES,
+      "_bw.caps": (this.answers_ ? "calls," : "") + CAPABILITIES,
       "_bw.max": `${this.settings_.frameBytesMax}`,
       ...this.methods_(),
       ...this.session_.hello_(),
     };
-    this.persist_();
+    this.store_?.save_();
     let conn: Conn;
     try {
       conn = new Conn(this.address_, this.dial_, token, this.settings_, hello, this);
@@ -313,8 +278,8 @@ export class Client implements ConnEvents {
   /** The methods that the server may call; presence, which is MessagePack, is one of them. Too many are not named: then it
    * may call any. */
   private methods_(): Meta {
-    const presence = this.parts_.codecs[0]!.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
-    const names = [...this.answers_.names_(), ...presence].join(",");
+    const presence = this.topics_ && this.control_.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
+    const names = [...(this.answers_?.handlers_.keys() ?? []), ...presence].join(",");
     return names.length > METHODS_BYTES_MAX || /[^\x20-\x7e]/.test(names) ? {} : { "_bw.fns": names };
   }
 
@@ -340,18 +305,18 @@ export class Client implements ConnEvents {
     // A listener may have closed the client.
     if (conn != this.conn_) return;
 
-    this.persist_();
+    this.store_?.save_();
     this.hasStood_ = true;
     this.enter_({ name: "connected", resumed });
     this.first_?.ok();
     if (conn != this.conn_) return;
-    this.topics_.begin_(resumed);
+    this.topics_?.begin_(resumed);
     for (const request of [...this.waiting_]) this.dispatch_(request);
     this.ackSoon_();
   }
 
   ended_(conn: Conn, error: BothwaysError): void {
-    this.answers_.lost_(conn);
+    this.answers_?.lost_(conn);
     clearTimeout(this.leaving_.get(conn));
     this.leaving_.delete(conn);
     if (conn == this.sessionConn_) this.sessionConn_ = undefined;
@@ -417,7 +382,7 @@ export class Client implements ConnEvents {
     const closed = new BothwaysError("closed", error.message, { cause: error });
     for (const conn of conns) conn?.end_(closed);
     for (const request of [...this.waiting_]) request.settle(closed);
-    this.topics_.close_(closed);
+    this.topics_?.close_(closed);
     this.first_?.no(error);
   }
 
@@ -472,36 +437,8 @@ export class Client implements ConnEvents {
 
   private forgetSession_() {
     this.session_.lose_();
-    this.topics_.lost_();
-    this.persist_();
-  }
-
-  private get storageKey_(): string {
-    return this.settings_.storageKey ?? "bothways:" + this.address_;
-  }
-
-  private persist_() {
-    const { storage } = this.settings_;
-    try {
-      if (!this.session_.sid_) storage?.removeItem(this.storageKey_);
-      else storage?.setItem(this.storageKey_, JSON.stringify({ ...this.session_.save_(), pos: this.topics_.save_() }));
-    } catch (error) {
-      this.report_(error, "the session's storage");
-    }
-  }
-
-  private restore_() {
-    if (this.session_.sid_) return;
-    try {
-      const saved = JSON.parse(this.settings_.storage?.getItem(this.storageKey_) || "null");
-      if (!saved?.sid) return;
-      this.session_.restore_(saved);
-      this.topics_.restore_(saved.pos ?? {});
-    } catch (error) {
-      // Whatever is there, it is no session.
-      this.session_.lose_();
-      this.report_(error, "the session's storage");
-    }
+    this.topics_?.lost_();
+    this.store_?.save_();
   }
 
   private ackSoon_() {
@@ -521,7 +458,7 @@ export class Client implements ConnEvents {
     if (!conn?.isUp_ || conn.isOver_) return;
     let any = false;
     for (let meta; (meta = this.session_.ack_()); any = true) conn.control_("Ack", meta);
-    if (any) this.persist_();
+    if (any) this.store_?.save_();
   }
 
   // ---- What comes ---------------------------------------------------------------------------------------------------
@@ -531,7 +468,7 @@ export class Client implements ConnEvents {
     if (conn.isNegotiated_ && frame.path_ == CONTROL && frame.method_ != "Presence") {
       switch (frame.method_) {
         case "Cancel":
-          return this.answers_.giveUp_(conn, meta["_bw.seq"], meta["_bw.id"]);
+          return this.answers_?.giveUp_(conn, meta["_bw.seq"], meta["_bw.id"]);
         case "Goodbye":
           return this.goodbye_(conn, meta);
         case "Skip": {
@@ -545,7 +482,7 @@ export class Client implements ConnEvents {
           const missed = this.session_.miss_(Number(meta["_bw.missed"]) || 0);
           if (!missed) return;
           this.dropped_(missed);
-          this.topics_.gap_();
+          this.topics_?.gap_();
         }
       }
       // Of a later version: it is not for applications.
@@ -591,34 +528,41 @@ export class Client implements ConnEvents {
     this.emitter_.emit_("gap", { missed });
   }
 
-  called_(conn: Conn, frame: Frame): void {
-    this.answers_.called_(conn, frame);
+  /** @internal */
+  done_(epoch: number, offset: bigint, why?: Failure) {
+    this.session_.done_(epoch, offset, why);
+    this.ackSoon_();
   }
 
-  private codec_(type: number): Codec | undefined {
+  /** @internal */
+  codec_(type: number): Codec | undefined {
     return this.codecs_.find((codec) => codec.type == type);
   }
 
-  private unpack_(frame: Frame): Uint8Array | Promise<Uint8Array> {
+  /** @internal */
+  unpack_(frame: Frame): Uint8Array | Promise<Uint8Array> {
     const packed = compression(frame);
     if (!packed || !frame.payload_.length) return frame.payload_;
     if (packed != GZIP) throw new BothwaysError("decode", "a payload is packed in an unknown way");
     return gunzip(frame.payload_, this.settings_.unpackedBytesMax);
   }
 
-  /** A payload of a codec that this entry does not know is given as bytes. */
-  private decode_(bytes: Uint8Array, type: number): unknown {
+  /** @internal A payload of a codec that this entry does not know is given as bytes. */
+  decode_(bytes: Uint8Array, type: number): unknown {
     const codec = this.codec_(type);
     return codec ? codec.decode(bytes) : bytes;
   }
 
-  private async value_(frame: Frame): Promise<unknown> {
+  /** @internal */
+  async value_(frame: Frame): Promise<unknown> {
     return this.decode_(await this.unpack_(frame), frame.type_);
   }
 
   // ---- What is sent -------------------------------------------------------------------------------------------------
 
-  private async ask_(codec: Codec, method: string, args: object): Promise<any> {
+  /** @internal Calls `_bothways`. */
+  async ask_(method: string, args: object): Promise<any> {
+    const codec = this.control_;
     const frame = await this.send_(CONTROL, method, args, { codec }, false);
     return codec.decode(await this.unpack_(frame!));
   }
@@ -779,7 +723,7 @@ export class Client implements ConnEvents {
     listen(page, "freeze", () => this.suspend_());
     listen(window, "pagehide", (event) => {
       // Where the page may come back, and its session with it, the session waits for it.
-      if (event.persisted || this.settings_.storage) this.suspend_();
+      if (event.persisted || this.store_) this.suspend_();
       else this.close();
     });
   }
@@ -789,7 +733,7 @@ export class Client implements ConnEvents {
     const { conn_: conn } = this;
     this.isPaused_ = true;
     this.ackNow_();
-    this.persist_();
+    this.store_?.save_();
     conn?.end_(new BothwaysError("lost", "the page sleeps"));
     clearTimeout(this.retry_);
   }
@@ -806,7 +750,8 @@ export class Client implements ConnEvents {
     this.hurry_(0);
   }
 
-  private report_(error: unknown, where: string) {
+  /** @internal */
+  report_(error: unknown, where: string) {
     const now = Date.now();
     if (now - this.reported_ < CALM) return;
     this.reported_ = now;

@@ -26,7 +26,8 @@ export interface ConnEvents {
   /** The Hello is answered. `meta` is `undefined` at a plain server. */
   welcomed_(conn: Conn, meta?: Meta): void;
   pushed_(conn: Conn, frame: Frame): void;
-  called_(conn: Conn, frame: Frame): void;
+  /** Who answers the server's calls, if they were agreed on. */
+  answers_?: { called_(conn: Conn, frame: Frame): void };
   /** A oneway request was too large to be read. */
   passedOver_(conn: Conn, header: Header): void;
   /** It is over, told once. */
@@ -200,10 +201,11 @@ export class Conn {
       // What names a call of the server is known here; the rest is for whoever keeps this connection.
       return this.events_.pushed_(this, frame);
     }
-    if (!this.can_("calls") || (frame.seq_ & (PUSH_BIT | OTHER_BIT)) != (PUSH_BIT | OTHER_BIT)) {
+    const { answers_ } = this.events_;
+    if (!answers_ || !this.can_("calls") || frame.seq_ < (PUSH_BIT | OTHER_BIT)) {
       throw new BothwaysError("protocol", "a call that was not agreed on");
     }
-    this.events_.called_(this, frame);
+    answers_.called_(this, frame);
   }
 
   private answered_(frame: Frame) {

@@ -2,7 +2,7 @@
 export class Emitter<E> {
   private listeners_ = new Map<keyof E, Set<(event: any) => void>>();
 
-  constructor(private report_: (error: unknown, where: string) => void) {}
+  constructor(private host_: { report_(error: unknown, where: string): void }) {}
 
   on_<N extends keyof E>(name: N, listener: (event: E[N]) => void): () => void {
     const listeners = this.listeners_.get(name) ?? new Set();
@@ -15,7 +15,7 @@ export class Emitter<E> {
       try {
         listener(event);
       } catch (error) {
-        this.report_(error, `a listener of "${String(name)}"`);
+        this.host_.report_(error, `a listener of "${String(name)}"`);
       }
     }
   }

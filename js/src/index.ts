@@ -3,11 +3,13 @@
  * JSON or raw bytes.
  */
 import { json } from "./codec.js";
-import { Client } from "./client.js";
+import { Client } from "./full.js";
 import { msgpack } from "./msgpack.js";
 import { webSocketDial } from "./wire.js";
 import type { Options } from "./types.js";
 
+export type { Core } from "./client.js";
+export { Client } from "./full.js";
 export * from "./public.js";
 export { Ext, msgpack, type MsgpackOptions } from "./msgpack.js";
 

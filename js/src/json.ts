@@ -1,15 +1,24 @@
-/** As `bothways`, without MessagePack: arguments are JSON, and pushes in MessagePack come as bytes. Changes of presence are
- * MessagePack: `presence` shows who is there when the client subscribes or connects, and no changes. */
+/**
+ * As `bothways`, small: JSON and raw bytes, without MessagePack. What not every page needs is added to a client by a
+ * function, and a bundler leaves out what is not imported: {@link handle}, {@link subscribe}, {@link keepSession}. A push in
+ * MessagePack comes as bytes. Changes of presence are MessagePack: `presence` shows who is there when the client subscribes
+ * or connects, and no changes.
+ */
 import { json } from "./codec.js";
-import { Client } from "./client.js";
+import { Core } from "./client.js";
 import { webSocketDial } from "./wire.js";
-import type { Options } from "./types.js";
+import type { CoreOptions } from "./types.js";
 
+export { handle } from "./answers.js";
+export { Core as Client } from "./client.js";
 export * from "./public.js";
+export { keepSession } from "./store.js";
+export { subscribe } from "./topics.js";
 
-export class Bothways extends Client {
+export class Bothways extends Core {
   /** `address`: `wss://host/_rpcx_`, rpcx's `ws@host:port`, or `/_rpcx_` on the server that the page came from. */
-  constructor(address: string, options: Options = {}) {
+  constructor(address: string, options: CoreOptions = {}) {
+    if ("storage" in options) throw new TypeError("storage: keepSession(client, storage)");
     super(address, options, { codecs: [json()], dial: webSocketDial(options.WebSocket) });
   }
 }

@@ -3,11 +3,13 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 
 import { json } from "./codec.js";
-import { Client } from "./client.js";
+import { Client } from "./full.js";
 import { msgpack } from "./msgpack.js";
 import { webSocketDial, type Dial } from "./wire.js";
 import type { Options as BrowserOptions } from "./types.js";
 
+export type { Core } from "./client.js";
+export { Client } from "./full.js";
 export * from "./public.js";
 export { Ext, msgpack, type MsgpackOptions } from "./msgpack.js";
 

@@ -1,5 +1,4 @@
 export { json, raw, type Codec, type NameOptions } from "./codec.js";
-export { Client } from "./client.js";
 export { BothwaysError, type ErrorCode } from "./error.js";
 export type { Meta } from "./frame.js";
 export type { Subscription } from "./topics.js";

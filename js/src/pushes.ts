@@ -1,13 +1,10 @@
 /** Pushes that wait for the application, and the handlers that they wait for. */
 
-import type { Codec } from "./codec.js";
 import { CONTROL } from "./conn.js";
-import type { BothwaysError } from "./error.js";
 import { text, type Frame } from "./frame.js";
-import type { Failure } from "./session.js";
-import type { Topics } from "./topics.js";
+import { parseOffset, type Failure } from "./session.js";
 import type { Message, Position, PushHandler } from "./types.js";
-import { visible } from "./client.js";
+import { visible, type Core } from "./client.js";
 
 /** Idempotency keys that are remembered. */
 const KEYS_MAX = 1024;
@@ -42,14 +39,6 @@ interface Entry {
   position?: Position;
 }
 
-interface Host {
-  unpack_(frame: Frame): Uint8Array | Promise<Uint8Array>;
-  value_(bytes: Uint8Array, type: number): unknown;
-  report_(error: unknown, where: string): void;
-  unhandled_(message: Message): void;
-  done_(epoch: number, offset: bigint, why?: Failure): void;
-}
-
 export class Pushes {
   private handlers_ = new Map<string, Set<PushHandler>>();
   private queue_ = new Set<Entry>();
@@ -62,12 +51,7 @@ export class Pushes {
   /** Dropped since the last message that came. */
   dropped_ = 0;
 
-  constructor(
-    private settings_: { queueMessagesMax: number; queueBytesMax: number },
-    private topics_: Topics,
-    private control_: Codec,
-    private host_: Host,
-  ) {}
+  constructor(private client_: Core) {}
 
   on_(path: string, method: string, handler: PushHandler): () => void {
     const name = `${path}\n${method}`;
@@ -83,7 +67,7 @@ export class Pushes {
 
   /** Room for one more that may not be dropped. */
   hasRoom_(size: number): boolean {
-    const { queueMessagesMax, queueBytesMax } = this.settings_;
+    const { queueMessagesMax, queueBytesMax } = this.client_.settings_;
     return this.queue_.size - this.loose_.size < queueMessagesMax && (this.bytes_ + size <= queueBytesMax || !this.queue_.size);
   }
 
@@ -92,8 +76,9 @@ export class Pushes {
     const entry: Entry = { frame, size, origin, dropped: 0 };
     if (origin.isNegotiated && meta["_bw.t"] !== undefined) {
       entry.topic = meta["_bw.t"];
-      const position = this.topics_.positionOf_(meta);
-      if (position) this.topics_.note_(entry.topic, position, !!origin.offset || !origin.hasSession);
+      const epoch = parseOffset(meta["_bw.te"]);
+      const position = epoch ? { epoch, offset: parseOffset(meta["_bw.to"]) } : undefined;
+      if (position) this.client_.topics_?.note_(entry.topic, position, !!origin.offset || !origin.hasSession);
       if (position && (origin.offset || !origin.hasSession)) entry.position = position;
     }
 
@@ -124,7 +109,7 @@ export class Pushes {
 
   /** Drops the oldest that are not tracked, beyond the bounds. */
   private drop_() {
-    const { queueMessagesMax, queueBytesMax } = this.settings_;
+    const { queueMessagesMax, queueBytesMax } = this.client_.settings_;
     for (const oldest of this.loose_) {
       if (this.queue_.size <= queueMessagesMax && (this.bytes_ <= queueBytesMax || this.queue_.size == 1)) return;
       this.take_(oldest);
@@ -150,7 +135,7 @@ export class Pushes {
       return true;
     }
     if (known && (!known.why || known.why == "superseded")) {
-      this.host_.done_(origin.epoch, origin.offset, known.why);
+      this.client_.done_(origin.epoch, origin.offset, known.why);
       return true;
     }
     this.keys_.delete(key);
@@ -164,12 +149,12 @@ export class Pushes {
 
   /** A message is dealt with. */
   private end_({ origin, key, topic, position }: Entry, why?: Failure) {
-    if (topic && position) this.topics_.handled_(topic, position);
-    this.host_.done_(origin.epoch, origin.offset, why);
+    if (topic && position) this.client_.topics_?.handled_(topic, position);
+    this.client_.done_(origin.epoch, origin.offset, why);
     const keyed = key ? this.keys_.get(key) : undefined;
     if (!keyed) return;
     [keyed.isOver, keyed.why] = [true, why];
-    for (const [epoch, offset] of keyed.waiting.splice(0)) this.host_.done_(epoch, offset, why);
+    for (const [epoch, offset] of keyed.waiting.splice(0)) this.client_.done_(epoch, offset, why);
   }
 
   private async run_(): Promise<void> {
@@ -182,7 +167,7 @@ export class Pushes {
         why = handled instanceof Promise ? await handled : handled;
       } catch (error) {
         why = "error";
-        this.host_.report_(error, `the handler of ${entry.frame.path_}.${entry.frame.method_}`);
+        this.client_.report_(error, `the handler of ${entry.frame.path_}.${entry.frame.method_}`);
       }
       this.end_(entry, why);
     }
@@ -203,18 +188,18 @@ export class Pushes {
     const { path_: path, method_: method, type_: type } = frame;
     const isPresence = path == CONTROL && entry.origin.isNegotiated;
     const handlers = isPresence ? [] : this.find_(path, method);
-    if (topic !== undefined) handlers.push(...this.topics_.handlers_(topic));
+    if (topic !== undefined) handlers.push(...(this.client_.topics_?.handlers_(topic) ?? []));
 
     let bytes: Uint8Array;
     let value: unknown;
     try {
-      bytes = await this.host_.unpack_(frame);
-      value = isPresence ? this.control_.decode(bytes) : this.host_.value_(bytes, type);
+      bytes = await this.client_.unpack_(frame);
+      value = isPresence ? this.client_.control_.decode(bytes) : this.client_.decode_(bytes, type);
     } catch (error) {
-      this.host_.report_(error, `the payload of ${path}.${method}`);
+      this.client_.report_(error, `the payload of ${path}.${method}`);
       return "bad_arguments";
     }
-    if (isPresence) return void this.topics_.presence_(value);
+    if (isPresence) return void this.client_.topics_?.presence_(value);
 
     const message: Message = {
       path, method, bytes, dropped,
@@ -224,7 +209,7 @@ export class Pushes {
       ...(position && { position }),
     };
     if (!handlers.length) {
-      this.host_.unhandled_(message);
+      this.client_.emitter_.emit_("unhandled", message);
       return "no_handler";
     }
     // All of them get it, also if one fails.
@@ -234,5 +219,3 @@ export class Pushes {
     return undefined;
   }
 }
-
-export type { BothwaysError };

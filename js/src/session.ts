@@ -24,21 +24,12 @@ const least = (a: bigint, b: bigint) => (a < b ? a : b);
 export const parseOffset = (text: string | undefined): bigint =>
   text && /^\d{1,20}$/.test(text) ? BigInt.asUintN(64, BigInt(text)) : 0n;
 
-/** What outlives a page where the application wants it: see {@link Options.storage}. */
-export interface Saved {
-  sid: string;
-  key: string;
-  off: string;
-  try: number;
-  fails: string;
-}
-
 export class Session {
   /** Counts sessions, so that a message of an earlier one acknowledges nothing of this one. */
   epoch_ = 0;
   sid_ = "";
-  private key_ = "";
-  private attempts_ = 0;
+  key_ = "";
+  attempts_ = 0;
   /** The server understands how each message ended. */
   private outcomes_ = false;
 
@@ -49,14 +40,14 @@ export class Session {
   private toldHandled_ = 0n;
   private missed_ = 0;
 
-  private fails_: Run[] = [];
+  fails_: Run[] = [];
   /** So many of the first ones were told on this connection. */
   private told_ = 0;
   /** Up to here some were forgotten. */
   private forgotten_ = 0n;
 
   /** Begins after an offset. */
-  private begin_(offset: bigint) {
+  begin_(offset: bigint) {
     this.epoch_++;
     this.received_ = this.handled_ = this.toldReceived_ = this.toldHandled_ = least(offset, OFFSET_MASK);
     this.ahead_.clear();
@@ -71,23 +62,7 @@ export class Session {
     this.begin_(0n);
   }
 
-  save_(): Saved {
-    const { sid_: sid, key_: key, handled_, attempts_ } = this;
-    return { sid, key, off: `${handled_}`, try: attempts_, fails: this.helloFails_() };
-  }
-
-  /** Goes on with a session of an earlier page: what that one had received and not handled comes again. */
-  restore_(saved: Saved) {
-    this.begin_(parseOffset(saved.off));
-    [this.sid_, this.key_, this.attempts_] = [saved.sid, saved.key, saved.try];
-    // What exactly had failed is only in the text; the runs are made from it once more.
-    for (const part of saved.fails.split(",")) {
-      const found = /^(\d+)(?:-(\d+))?:(\w+)$/.exec(part);
-      if (found) this.fails_.push([BigInt(found[1]!), BigInt(found[2] ?? found[1]!), found[3] as Failure]);
-    }
-  }
-
-  private helloFails_(): string {
+  helloFails_(): string {
     const runs = this.fails_.slice(0, FAILURES_MAX);
     if (this.forgotten_) runs.push([1n, this.forgotten_, "unknown"]);
     return runs.map(written).join(",");

@@ -1,10 +1,10 @@
 /** Subscriptions: what the session has, where each topic is, and who is there. */
 
-import type { Conn } from "./conn.js";
+import type { Core } from "./client.js";
 import { Emitter } from "./emitter.js";
 import { BothwaysError } from "./error.js";
-import type { Meta } from "./frame.js";
 import { parseOffset } from "./session.js";
+import type { Store } from "./store.js";
 import type { Member, Position, PushHandler, SubscribeOptions, SubscriptionEvents } from "./types.js";
 
 /** Waits at first, and at most, before a server that could not serve a request for now is asked again. */
@@ -32,14 +32,15 @@ const isPattern = (topic: string) => /[*>]/.test(topic);
 const pause = (ms: number) =>
   new Promise<void>((done) => (setTimeout(done, ms) as { unref?(): void }).unref?.());
 
-/** What a subscription needs of its client. */
-export interface Asker {
-  conn_?: Conn;
-  /** Calls `_bothways`. */
-  ask_(method: string, args: object): Promise<any>;
-  report_(error: unknown, where: string): void;
-  readonly membersMax_: number;
-}
+/**
+ * Subscribes to a topic or a pattern: `*` is one segment, `>` at the end one or more. Lasts until it is ended, over lost
+ * connections and sessions. The options of the first subscription to a topic count for all of them. It may begin before
+ * `connect()`.
+ */
+export const subscribe = (client: Core, topic: string, handler: PushHandler, options: SubscribeOptions = {}): Subscription =>
+  topicsOf(client).join_(topic, handler, options);
+
+export const topicsOf = (client: Core): Topics => (client.topics_ ??= new Topics(client));
 
 /** One subscription of the application. */
 export class Subscription {
@@ -59,9 +60,9 @@ export class Subscription {
     /** @internal */ readonly of_: Topic,
     /** @internal */ readonly handler_: PushHandler,
     /** @internal */ readonly presence_: SubscribeOptions["presence"],
-    report: Asker["report_"],
+    client: Core,
   ) {
-    this.events_ = new Emitter(report);
+    this.events_ = new Emitter(client);
     this.ready = new Promise((ok_, no_) => (this.settle_ = { ok_, no_ }));
     // An application that listens for errors need not look at this promise too.
     this.ready.catch(() => {});
@@ -125,38 +126,38 @@ export class Topic {
 
   private key_ = (user: string, session: string) => (user ? "u" + user : "s" + session);
 
-  private tell_(asker: Asker) {
+  private tell_(client: Core) {
     for (const sub of this.subs_) {
       try {
         sub.presence_?.(this.list_());
       } catch (error) {
-        asker.report_(error, `presence of ${this.name_}`);
+        client.report_(error, `presence of ${this.name_}`);
       }
     }
   }
 
   /** A change; older ones than the roster are in it. */
-  change_(asker: Asker, { User = "", Session = "", Status, Generation }: any) {
+  change_(client: Core, { User = "", Session = "", Status, Generation }: any) {
     if (!(Number(Generation) > this.generation_)) return;
     this.generation_ = Number(Generation);
     const [user, session] = [String(User), String(Session)];
     const key = this.key_(user, session);
     if (Status == "offline") this.members_.delete(key);
-    else if (this.members_.has(key) || this.members_.size < asker.membersMax_) {
+    else if (this.members_.has(key) || this.members_.size < client.settings_.membersMax) {
       this.members_.set(key, { user, session, status: Status == "reconnecting" ? Status : "online" });
     }
-    this.tell_(asker);
+    this.tell_(client);
   }
 
   /** Asks for everybody who is there. */
-  async roster_(asker: Asker): Promise<void> {
+  async roster_(client: Core): Promise<void> {
     if (![...this.subs_].some((sub) => sub.presence_) || isPattern(this.name_)) return;
     const round = ++this.rosters_;
     const found = new Map<string, Member>();
     let generation = 0;
     let [AfterUser, AfterSession] = ["", ""];
     for (let more = true, page = 0; more; page++) {
-      const reply = await asker.ask_("Roster", { Topic: this.name_, AfterUser, AfterSession });
+      const reply = await client.ask_("Roster", { Topic: this.name_, AfterUser, AfterSession });
       if (round != this.rosters_) return;
       if (!page) generation = Number(reply?.Generation) || 0;
       const members: any[] = Array.isArray(reply?.Members) ? reply.Members : [];
@@ -165,29 +166,24 @@ export class Topic {
         found.set(this.key_(AfterUser, AfterSession), { user: AfterUser, session: AfterSession, status: Status });
       }
       // A server that says there is more and sends nothing is not asked for ever.
-      more = !!reply?.More && members.length > 0 && found.size < asker.membersMax_;
+      more = !!reply?.More && members.length > 0 && found.size < client.settings_.membersMax;
     }
     // What changed meanwhile is newer: then it is asked again.
     if (this.generation_ > generation) {
       this.generation_ = generation;
-      return this.roster_(asker);
+      return this.roster_(client);
     }
     [this.generation_, this.members_] = [generation, found];
-    this.tell_(asker);
+    this.tell_(client);
   }
 }
-
-/** Epoch and offset of each topic, up to where the application has handled it. */
-export type Positions = Record<string, [epoch: string, offset: string]>;
 
 export class Topics {
   all_ = new Map<string, Topic>();
   /** Left while the session may have them. */
   private left_ = new Set<string>();
-  /** Where an earlier page was in its topics. */
-  private restored_: Positions = {};
 
-  constructor(private asker_: Asker) {}
+  constructor(private client_: Core) {}
 
   join_(name: string, handler: PushHandler, options: SubscribeOptions): Subscription {
     let topic = this.all_.get(name);
@@ -195,7 +191,7 @@ export class Topics {
       this.all_.set(name, (topic = new Topic(name, options.recover !== false)));
       this.place_(topic);
     }
-    const sub = new Subscription(this, topic, handler, options.presence, (error, where) => this.asker_.report_(error, where));
+    const sub = new Subscription(this, topic, handler, options.presence, this.client_);
     const first = !topic.subs_.size;
     topic.subs_.add(sub);
     this.left_.delete(name);
@@ -211,13 +207,13 @@ export class Topics {
   }
 
   /** Goes on where an earlier page was. */
-  restore_(positions: Positions) {
-    this.restored_ = positions;
+  restore_() {
     for (const topic of this.all_.values()) if (!topic.epoch_) this.place_(topic);
   }
 
   private place_(topic: Topic) {
-    const at = Object.hasOwn(this.restored_, topic.name_) && this.restored_[topic.name_];
+    const positions = this.client_.store_?.positions_ ?? {};
+    const at = Object.hasOwn(positions, topic.name_) && positions[topic.name_];
     if (at) topic.note_({ epoch: parseOffset(at[0]), offset: parseOffset(at[1]) });
   }
 
@@ -235,9 +231,9 @@ export class Topics {
   /** The server is not to have it. What cannot be told now is told on the next connection. */
   private async unsubscribe_(name: string, line: Promise<unknown>): Promise<void> {
     await line;
-    const conn = this.asker_.conn_;
+    const conn = this.client_.conn_;
     if (!conn?.isUp_ || !this.left_.has(name)) return;
-    const done = await this.asker_.ask_("Unsubscribe", { Topic: name }).then(() => true, () => false);
+    const done = await this.client_.ask_("Unsubscribe", { Topic: name }).then(() => true, () => false);
     if (done && !this.all_.has(name)) this.left_.delete(name);
   }
 
@@ -282,9 +278,9 @@ export class Topics {
   }
 
   private roster_(topic: Topic) {
-    topic.roster_(this.asker_).catch((error) => {
+    topic.roster_(this.client_).catch((error) => {
       // The next connection asks again.
-      if (error?.code != "lost" && error?.code != "closed") this.asker_.report_(error, `the roster of ${topic.name_}`);
+      if (error?.code != "lost" && error?.code != "closed") this.client_.report_(error, `the roster of ${topic.name_}`);
     });
   }
 
@@ -298,8 +294,8 @@ export class Topics {
   private async ask_(topic: Topic, asked: number, before: Promise<unknown>, after?: Promise<unknown>) {
     await before;
     await after;
-    const conn = this.asker_.conn_;
-    const goesOn = () => topic.asked_ == asked && conn?.isUp_ && this.asker_.conn_ == conn;
+    const conn = this.client_.conn_;
+    const goesOn = () => topic.asked_ == asked && conn?.isUp_ && this.client_.conn_ == conn;
     const wasLost = !topic.held_ && topic.wasHeld_;
     let tries = 0;
     let refused = false;
@@ -310,7 +306,7 @@ export class Topics {
       let wait: readonly [number, number] = SOON;
       try {
         const args = { Topic: topic.name_, ...from, Part: true, Ordered: recover_ };
-        const reply = await this.asker_.ask_("Subscribe", args);
+        const reply = await this.client_.ask_("Subscribe", args);
         if (!goesOn()) return;
         const position = { epoch: asBig(reply?.Epoch), offset: asBig(reply?.Offset) };
         if (!reply?.Later && !reply?.More) {
@@ -347,12 +343,6 @@ export class Topics {
     this.roster_(topic);
   }
 
-  /** Where a message stands, if the server may say so. */
-  positionOf_(meta: Meta): Position | undefined {
-    const epoch = parseOffset(meta["_bw.te"]);
-    return epoch ? { epoch, offset: parseOffset(meta["_bw.to"]) } : undefined;
-  }
-
   /** A message came for the first time. */
   note_(name: string, position: Position, isTracked: boolean) {
     const topic = this.all_.get(name);
@@ -368,8 +358,9 @@ export class Topics {
     if (topic) topic.handled_ = position;
   }
 
-  save_(): Positions {
-    const positions: Positions = {};
+  /** Epoch and offset of each topic, up to where the application has handled it. */
+  save_(): Store["positions_"] {
+    const positions: Store["positions_"] = {};
     for (const [name, { handled_: at }] of this.all_) if (at) positions[name] = [`${at.epoch}`, `${at.offset}`];
     return positions;
   }
@@ -383,7 +374,7 @@ export class Topics {
   }
 
   presence_(change: any) {
-    this.all_.get(String(change?.Topic))?.change_(this.asker_, change);
+    this.all_.get(String(change?.Topic))?.change_(this.client_, change);
   }
 
   close_(error: BothwaysError) {

@@ -4,7 +4,7 @@ import type { Meta } from "./frame.js";
 import type { Dial, WebSocketClass } from "./wire.js";
 
 /** How a client connects, calls and listens. Times are milliseconds. */
-export interface Options {
+export interface CoreOptions {
   /** The token that goes with every request (`__AUTH`), or a function that returns it: asked before each connection, and
    * once more when the server has refused the token. After a second refusal the client is closed. Default: none. */
   token?: string | (() => string | Promise<string>);
@@ -53,15 +53,6 @@ export interface Options {
   /** Most members of one topic that are kept. Default 10,000. */
   membersMax?: number;
 
-  /**
-   * Where the session is kept when the page is left: `sessionStorage`, for a client that goes on with it after a reload.
-   * The session's secret is there for every script of the page. Default: in memory only; a page that is left ends its
-   * session. Register push handlers and subscriptions before `connect()`: what was missed comes at once.
-   */
-  storage?: Pick<Storage, "getItem" | "setItem" | "removeItem">;
-  /** Its name there. Default `"bothways:"` and the address. */
-  storageKey?: string;
-
   /** The class that opens WebSockets. Default: the global one. */
   WebSocket?: WebSocketClass;
   /** Another way to connect than WebSockets. */
@@ -71,14 +62,28 @@ export interface Options {
   onError?: (error: unknown, where: string) => void;
 }
 
+/** What a session is kept in: `sessionStorage`, or what is like it. */
+export type SessionStorage = Pick<Storage, "getItem" | "setItem" | "removeItem">;
+
+export interface Options extends CoreOptions {
+  /**
+   * Where the session is kept when the page is left: `sessionStorage`, for a client that goes on with it after a reload.
+   * The session's secret is there for every script of the page. Default: in memory only; a page that is left ends its
+   * session. Register push handlers and subscriptions before `connect()`: what was missed comes at once.
+   */
+  storage?: SessionStorage;
+  /** Its name there. Default `"bothways:"` and the address. */
+  storageKey?: string;
+}
+
 export interface CallOptions {
-  /** See {@link Options.timeout}. */
+  /** See {@link CoreOptions.timeout}. */
   timeout?: number;
   /** Gives the call up: it rejects with the signal's reason, and the server is told. */
   signal?: AbortSignal;
   /** Pairs beside the arguments. Names that begin with `_bw.` or `__` belong to the framework. */
   meta?: Meta;
-  /** See {@link Options.codec}. */
+  /** See {@link CoreOptions.codec}. */
   codec?: Codec;
 }
 

@@ -85,7 +85,7 @@ test("JSON alone is enough", async (t) => {
   assert.deepEqual((await server.ask(mail(1, 3, { json: true }))).ends, { Handled: 3 });
   const call = { do: "call", user: "ann", path: "Chat", method: "last", args: { n: 1 }, millis: 5000 };
   assert.match((await server.ask(call)).error ?? "", /codec|MessagePack/i, "it says what it lacks");
-  await page.evaluate(() => bw.subscribe("news.b", () => {}).ready);
+  await page.evaluate(() => subscribe(bw, "news.b", () => {}).ready);
   proxy.cut();
   await connected(page, 2);
   const news = { do: "push", to: { topic: "news.a" }, path: "News", method: "say", from: 7, count: 1, json: true };

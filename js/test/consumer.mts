@@ -1,6 +1,6 @@
 // What an application in TypeScript sees: compiled, and never run.
 import { Bothways, BothwaysError, msgpack, raw, type Message, type Options, type State } from "bothways";
-import { Bothways as OfJson, json } from "bothways/json";
+import { Bothways as OfJson, handle, json, keepSession, subscribe } from "bothways/json";
 import { Bothways as OfNode } from "bothways/node";
 
 const options: Options = { token: async () => "t", codec: msgpack({ int64: "bigint" }), storage: sessionStorage };
@@ -13,7 +13,11 @@ const { value, meta } = await bw.request<string>("P", "m", new Uint8Array(1), { 
 const sub = bw.subscribe("news.>", () => {}, { from: { epoch: 1n, offset: 2n }, presence: (members) => members[0]?.user });
 sub.on("gap", ({ topic }) => topic.length);
 const { recovered }: { recovered: boolean } = await sub.ready;
-new OfJson("/_rpcx_", { codec: json({ rename: "pascal" }) }).close();
+const small = new OfJson("/_rpcx_", { codec: json({ rename: "pascal" }) });
+keepSession(small, sessionStorage, "key");
+handle(small, "Chat", { last: (args: number, call) => call.signal.aborted && args });
+void subscribe(small, "news.>", (value, message) => [value, message.topic]).unsubscribe();
+small.close();
 new OfNode("tls@127.0.0.1:1", { tls: { ca: "" } }).close();
 try {
   await bw.connect();
@@ -23,5 +27,7 @@ try {
 
 // @ts-expect-error: there is no such event.
 bw.on("nothing", () => {});
+// @ts-expect-error: the small client has this as a function.
+small.subscribe("news.>", () => {});
 // @ts-expect-error: what begins with an underscore's place is nobody's business.
 bw.session_.sid_ = 1;

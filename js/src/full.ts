@@ -1,0 +1,34 @@
+/** A client with everything. */
+
+import { answersOf, handle } from "./answers.js";
+import { Core, type Parts } from "./client.js";
+import { keepSession } from "./store.js";
+import { subscribe, topicsOf, type Subscription } from "./topics.js";
+import type { CallHandler, Options, PushHandler, SubscribeOptions } from "./types.js";
+
+/** What `Bothways` of `bothways` and of `bothways/node` have in common. */
+export class Client extends Core {
+  constructor(address: string, options: Options, parts: Parts) {
+    super(address, options, parts);
+    answersOf(this);
+    topicsOf(this);
+    if (options.storage) keepSession(this, options.storage, options.storageKey);
+  }
+
+  /**
+   * Answers the server's calls to these methods with what the functions return or resolve to. What one throws is the
+   * error of the call. Before `connect()`: the server is told the names when it is greeted.
+   */
+  handle(path: string, methods: Record<string, CallHandler>): void {
+    handle(this, path, methods);
+  }
+
+  /**
+   * Subscribes to a topic or a pattern: `*` is one segment, `>` at the end one or more. Lasts until it is ended, over lost
+   * connections and sessions. The options of the first subscription to a topic count for all of them. It may begin before
+   * `connect()`.
+   */
+  subscribe(topic: string, handler: PushHandler, options?: SubscribeOptions): Subscription {
+    return subscribe(this, topic, handler, options);
+  }
+}
