@@ -1,11 +1,11 @@
 // Fails if what a page loads is larger than it may be: minified, with gzip -9, ES2022, without what it does not import. The
-// aim is 10 KB, and 5 KB for JSON alone; these bounds keep what there is from growing. With names, as `node size.mjs subscribe
-// handle`: what `bothways/json` costs with these.
+// aim is 10 KB, and 5 KB for JSON alone, which they do not reach; these bounds keep what there is from growing. With names,
+// as `node size.mjs subscribe handle`: what `bothways/json` costs with these.
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 import { shared } from "./build.mjs";
 
-const most = { index: 15_500, json: 13_500 };
+const most = { index: 15_100, json: 9_900 };
 
 /** Bytes of a page's script that imports so much of an entry, before and after gzip. */
 async function sizeOf(entry, names) {
@@ -18,6 +18,7 @@ async function sizeOf(entry, names) {
 const more = process.argv.slice(2);
 for (const [entry, max] of Object.entries(most)) {
   const [bytes, packed] = await sizeOf(entry, ["Bothways", ...(entry == "json" ? more : [])]);
-  console.log(`bothways/${entry}: ${bytes} bytes, ${packed} with gzip, at most ${max}`);
-  if (packed > max) process.exitCode = 1;
+  const bound = more.length ? "" : `, at most ${max}`;
+  console.log(`bothways/${entry}: ${bytes} bytes, ${packed} with gzip${bound}`);
+  if (bound && packed > max) process.exitCode = 1;
 }

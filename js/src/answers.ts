@@ -3,7 +3,7 @@
 import type { Conn } from "./conn.js";
 import { checkReserved, visible, type Core } from "./client.js";
 import { BothwaysError, remoteCode, textOf } from "./error.js";
-import type { Frame, Meta } from "./frame.js";
+import { EMPTY, type Frame, type Meta } from "./frame.js";
 import type { CallHandler } from "./types.js";
 
 /** Calls that are over and remembered by their id, so that one that is sent again after a lost connection runs once. */
@@ -11,7 +11,6 @@ const RESULTS_MAX = 1024;
 /** Bytes of their replies. Of older ones only that they have run is known. */
 const RESULT_BYTES_MAX = 4 << 20;
 const ID_LENGTH_MAX = 64;
-const EMPTY = new Uint8Array(0);
 
 interface Answer {
   flags: number;

@@ -284,7 +284,7 @@ export class Core implements ConnEvents {
   }
 
   welcomed_(conn: Conn, meta?: Meta): void {
-    if (conn != this.conn_) return conn.end_(new BothwaysError("closed", "another connection has taken its place"));
+    if (conn != this.conn_) return conn.end_(new BothwaysError("closed", "another connection took its place"));
     clearTimeout(this.helloTimer_);
     this.hasRenewed_ = false;
     const had = this.session_.sid_;
@@ -509,7 +509,7 @@ export class Core implements ConnEvents {
     if (conn != this.sessionConn_) return null;
     // A resume brings it again.
     if (!hasRoom && this.session_.isNew_(header.seq_)) {
-      throw new BothwaysError("queue_full", "more pushes wait for the application than there is room for");
+      throw new BothwaysError("queue_full", "too many pushes wait for the application");
     }
     return this.session_.receive_(header.seq_);
   }
@@ -624,7 +624,7 @@ export class Core implements ConnEvents {
         conn.oneway_(type, path, method, meta, payload);
         return request.settle(undefined);
       }
-      if (conn.pending_ >= this.settings_.callsMax) throw new BothwaysError("queue_full", "too many calls wait for replies");
+      if (conn.pending_ >= this.settings_.callsMax) throw new BothwaysError("queue_full", "too many calls wait");
       if (meta.__ServerTimeout) meta = { ...meta, __ServerTimeout: `${Math.max(1, Math.ceil(left))}` };
       request.conn = conn;
       request.seq = conn.call_(type, path, method, meta, payload, {
@@ -646,7 +646,7 @@ export class Core implements ConnEvents {
     if (this.waiting_.has(request)) return;
     const { callsMax, sendBytesMax, connectionWait } = this.settings_;
     if (this.waiting_.size >= callsMax || this.waitingBytes_ + request.payload.length > sendBytesMax) {
-      return request.settle(new BothwaysError("queue_full", "too much waits for the connection"));
+      return request.settle(new BothwaysError("queue_full", "too much waits to be sent"));
     }
     this.waiting_.add(request);
     this.waitingBytes_ += request.payload.length;

@@ -1,5 +1,5 @@
 import { BothwaysError } from "./error.js";
-import { JSON_TYPE, RAW, text, utf8 } from "./frame.js";
+import { EMPTY, join, JSON_TYPE, RAW, text, utf8 } from "./frame.js";
 
 /** Values ↔ payloads. `type` is rpcx's serialize type: 0 raw, 1 JSON, 2 Protocol Buffers, 3 MessagePack, 5 to 15 free. */
 export interface Codec {
@@ -67,7 +67,7 @@ export function json(options: NameOptions = {}): Codec {
 export const raw = (): Codec => ({
   type: RAW,
   encode: (value) => {
-    if (value === undefined) return new Uint8Array(0);
+    if (value === undefined) return EMPTY;
     if (typeof value == "string") return utf8(value);
     if (value instanceof Uint8Array) return value;
     throw new TypeError("the raw codec takes bytes or a text");
@@ -91,12 +91,5 @@ export async function gunzip(bytes: Uint8Array, max: number): Promise<Uint8Array
     }
     parts.push(value);
   }
-
-  const all = new Uint8Array(length);
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+  return join(parts, length);
 }

@@ -2,13 +2,12 @@
 
 import { BothwaysError, remoteCode } from "./error.js";
 import {
-  Deframer, encodeFrame, HEARTBEAT, HEARTBEAT_BYTES_MAX, isFailed, isHeartbeat, isOneway, isResponse, MSGPACK_TYPE,
-  ONEWAY, OTHER_BIT, PUSH_BIT, RAW, RESPONSE, type Frame, type FrameLimits, type Header, type Meta,
+  broken, Deframer, EMPTY, encodeFrame, HEARTBEAT, HEARTBEAT_BYTES_MAX, isFailed, isHeartbeat, isOneway, isResponse,
+  join, MSGPACK_TYPE, ONEWAY, OTHER_BIT, PUSH_BIT, RAW, RESPONSE, type Frame, type FrameLimits, type Header, type Meta,
 } from "./frame.js";
 import type { Dial, Wire } from "./wire.js";
 
 export const CONTROL = "_bothways";
-const EMPTY = new Uint8Array(0);
 
 export interface ConnOptions extends FrameLimits {
   sendBytesMax: number;
@@ -140,7 +139,7 @@ export class Conn {
     const bytes = encodeFrame(flags, type, seq, path, method, meta, payload, this.options_, this.peerMax_);
     // A server that asks much and reads nothing must not fill our memory with answers.
     if (this.wire_ && this.wire_.buffered + this.outBytes_ + bytes.length > this.options_.sendBytesMax) {
-      const error = new BothwaysError("queue_full", "too much waits to be sent on this connection");
+      const error = new BothwaysError("queue_full", "too much waits to be sent");
       if (!waits) this.end_(error);
       throw error;
     }
@@ -155,17 +154,8 @@ export class Conn {
     if (!length || this.isOver_) return;
     this.out_ = [];
     this.outBytes_ = 0;
-    let bytes = out[0]!;
-    if (out.length > 1) {
-      bytes = new Uint8Array(length);
-      let at = 0;
-      for (const part of out) {
-        bytes.set(part, at);
-        at += part.length;
-      }
-    }
     try {
-      this.wire_.send(bytes);
+      this.wire_.send(out.length > 1 ? join(out, length) : out[0]!);
     } catch (error) {
       this.end_(new BothwaysError("lost", "the connection takes no bytes", { cause: error }));
     }
@@ -185,16 +175,13 @@ export class Conn {
   private frame_(frame: Frame) {
     if (this.isOver_) return;
     if (isResponse(frame)) {
-      if (frame.seq_ == this.hello_ && isHeartbeat(frame)) return this.answered_(frame);
-      if (isHeartbeat(frame)) return;
-      const waiter = this.calls_.get(frame.seq_);
-      this.calls_.delete(frame.seq_);
-      return waiter?.reply_(frame);
+      if (!isHeartbeat(frame)) return this.waiter_(frame)?.reply_(frame);
+      return frame.seq_ == this.hello_ ? this.answered_(frame) : undefined;
     }
 
     if (isHeartbeat(frame)) {
-      if (frame.payload_.length > HEARTBEAT_BYTES_MAX) throw new BothwaysError("protocol", "a long heartbeat");
-      if (!this.can_("ping")) throw new BothwaysError("protocol", "a heartbeat that was not agreed on");
+      if (frame.payload_.length > HEARTBEAT_BYTES_MAX) throw broken("a long heartbeat");
+      if (!this.can_("ping")) throw broken("a heartbeat that was not agreed on");
       return this.reply_(frame, frame.flags_ & (HEARTBEAT | ONEWAY), frame.type_, frame.meta_, frame.payload_);
     }
     if (isOneway(frame)) {
@@ -203,9 +190,15 @@ export class Conn {
     }
     const { answers_ } = this.events_;
     if (!answers_ || !this.can_("calls") || frame.seq_ < (PUSH_BIT | OTHER_BIT)) {
-      throw new BothwaysError("protocol", "a call that was not agreed on");
+      throw broken("a call that was not agreed on");
     }
     answers_.called_(this, frame);
+  }
+
+  private waiter_({ seq_ }: Header): Waiter | undefined {
+    const waiter = this.calls_.get(seq_);
+    this.calls_.delete(seq_);
+    return waiter;
   }
 
   private answered_(frame: Frame) {
@@ -213,7 +206,7 @@ export class Conn {
     const meta = frame.meta_;
     const kind = meta["_bw.err"];
     if (isFailed(frame) && kind) {
-      const error = new BothwaysError(remoteCode(kind), meta["__rpcx_error__"] || "the server refused this client");
+      const error = new BothwaysError(remoteCode(kind), meta["__rpcx_error__"] || "the server says no more");
       error.retryAfter = Number(meta["_bw.after"]) || 0;
       throw error;
     }
@@ -236,9 +229,7 @@ export class Conn {
       const meta = { __rpcx_error__: "the call is larger than this client takes", "_bw.err": "bad_arguments" };
       return this.can_("calls") ? this.reply_(frame, 1, header.type_, meta, EMPTY) : undefined;
     }
-    const waiter = this.calls_.get(header.seq_);
-    this.calls_.delete(header.seq_);
-    waiter?.lost_(new BothwaysError("too_large", "the reply is larger than this client takes", { maybeExecuted: true }));
+    this.waiter_(header)?.lost_(new BothwaysError("too_large", "the reply is larger than this client takes", { maybeExecuted: true }));
   }
 
   private watch_() {

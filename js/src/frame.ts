@@ -59,12 +59,25 @@ export interface FrameLimits {
   metaPairsMax: number;
 }
 
+export const EMPTY = new Uint8Array(0);
+
+/** These parts as one; `length` is that of all of them. */
+export function join(parts: Uint8Array[], length: number): Uint8Array {
+  const all = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 export const utf8 = (text: string): Uint8Array => encoder.encode(text);
 export const text = (bytes: Uint8Array): string => decoder.decode(bytes);
 const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-const broken = (what: string) => new BothwaysError("protocol", "the server sent " + what);
+export const broken = (what: string) => new BothwaysError("protocol", "the server sent " + what);
 
 /** A frame as bytes. Throws if it is larger than what one side takes. */
 export function encodeFrame(
@@ -76,13 +89,12 @@ export function encodeFrame(
   const names = [utf8(path), utf8(method)];
   const body = BODY_MIN + names[0]!.length + names[1]!.length + metaBytes + payload.length;
 
-  const max = Math.min(limits.frameBytesMax, peerMax);
-  const wrong =
-    body > max ? `a frame of ${body} bytes is larger than ${max}`
-    : metaBytes > limits.metaBytesMax ? `${metaBytes} bytes of metadata are more than ${limits.metaBytesMax}`
-    : pairs.length > limits.metaPairsMax ? `${pairs.length} pairs of metadata are more than ${limits.metaPairsMax}`
-    : "";
-  if (wrong) throw new BothwaysError("too_large", wrong);
+  const check = (what: string, count: number, max: number) => {
+    if (count > max) throw new BothwaysError("too_large", `${count} ${what}, at most ${max}`);
+  };
+  check("bytes of a frame", body, Math.min(limits.frameBytesMax, peerMax));
+  check("bytes of metadata", metaBytes, limits.metaBytesMax);
+  check("pairs of metadata", pairs.length, limits.metaPairsMax);
 
   const bytes = new Uint8Array(PREFIX + body);
   const view = viewOf(bytes);
@@ -123,10 +135,9 @@ function decodeFrame(bytes: Uint8Array, limits: FrameLimits): Frame {
   const view = viewOf(bytes);
   let at = PREFIX;
   const block = (end: number): Uint8Array => {
-    if (at + 4 > end) throw broken("a length beyond its frame");
-    const length = view.getUint32(at);
+    const length = at + 4 > end ? Infinity : view.getUint32(at);
     at += 4;
-    if (length > end - at) throw broken("a length beyond its frame");
+    if (length > end - at) throw broken("a length that is not that of its frame");
     return bytes.subarray(at, (at += length));
   };
 
@@ -134,25 +145,24 @@ function decodeFrame(bytes: Uint8Array, limits: FrameLimits): Frame {
   const method_ = text(block(bytes.length));
   const metaBytes = block(bytes.length).length;
   const payloadAt = at;
-  if (metaBytes > limits.metaBytesMax) throw broken("too much metadata");
   const meta_: Meta = Object.create(null);
   at -= metaBytes;
   for (let pairs = 0; at < payloadAt; pairs++) {
-    if (pairs == limits.metaPairsMax) throw broken("too much metadata");
+    if (metaBytes > limits.metaBytesMax || pairs == limits.metaPairsMax) throw broken("too much metadata");
     const key = text(block(payloadAt));
     meta_[key] = text(block(payloadAt));
   }
 
   const payload_ = block(bytes.length);
-  if (at != bytes.length) throw broken("a payload that does not fill its frame");
+  if (at != bytes.length) throw broken("a length that is not that of its frame");
   return { ...headerOf(bytes), path_, method_, meta_, payload_ };
 }
 
 /** Cuts a stream of bytes into frames. Holds one frame at most, in memory that grows with the bytes that have come. */
 export class Deframer {
-  private held_ = new Uint8Array(0);
+  private held_ = EMPTY;
   private have_ = 0;
-  /** Bytes of the frame that is held in part, once they are known. */
+  /** Bytes of the frame that comes, once they are known. */
   private need_ = 0;
   private skip_ = 0;
 
@@ -164,73 +174,59 @@ export class Deframer {
 
   /** Throws a {@link BothwaysError} if the stream is no stream of frames; there is no going on after that. */
   feed_(chunk: Uint8Array): void {
-    let at = 0;
-    while (at < chunk.length) {
-      if (this.skip_) {
-        const skipped = Math.min(this.skip_, chunk.length - at);
-        at += skipped;
-        this.skip_ -= skipped;
-        continue;
-      }
+    while (chunk.length) {
+      const isSkipping = !!this.skip_;
+      if (!isSkipping && !this.have_ && chunk[0] != 8) throw broken("no frame");
+      // A step is the prefix, and then the whole frame.
+      const want = this.skip_ || (this.need_ || PREFIX) - this.have_;
+      let part = chunk.subarray(0, want);
+      const rest = chunk.subarray(want);
+      const isWhole = part.length == want;
+      if (isSkipping) this.skip_ -= part.length;
+      else if (this.have_ || !isWhole) part = this.hold_(part);
 
-      // Where nothing is held and the whole frame is in this chunk, it is not copied.
-      const rest = chunk.subarray(at);
-      const total = this.have_ ? 0 : this.total_(rest);
-      if (total && rest.length >= total) {
-        at += total;
-        this.onFrame_(decodeFrame(rest.subarray(0, total), this.limits_));
-        continue;
+      if (isSkipping || !isWhole) {
+        chunk = rest;
+      } else if (this.need_) {
+        chunk = rest;
+        this.reset_();
+        this.onFrame_(decodeFrame(part, this.limits_));
+      } else {
+        this.need_ = this.total_(part);
+        // A frame that is in this chunk as a whole is not copied: its prefix stays where it is.
+        if (this.have_ || this.skip_) chunk = rest;
+        if (this.skip_) this.reset_();
       }
-      if (this.skip_) {
-        at += PREFIX;
-        continue;
-      }
-      at += this.hold_(rest);
     }
   }
 
-  /** Adds to what is held as much as one step needs: the prefix, and then the rest of its frame. */
-  private hold_(rest: Uint8Array): number {
-    const want = this.need_ || PREFIX;
-    const taken = Math.min(want - this.have_, rest.length);
-    const have = this.have_ + taken;
+  /** Adds to what is held, and returns all of it. */
+  private hold_(part: Uint8Array): Uint8Array {
+    const have = this.have_ + part.length;
     if (have > this.held_.length) {
-      const grown = new Uint8Array(Math.min(want, Math.max(have, 2 * this.held_.length)));
+      const grown = new Uint8Array(Math.min(this.need_ || PREFIX, Math.max(have, 2 * this.held_.length)));
       grown.set(this.held_.subarray(0, this.have_));
       this.held_ = grown;
     }
-    this.held_.set(rest.subarray(0, taken), this.have_);
+    this.held_.set(part, this.have_);
     this.have_ = have;
-
-    if (have == want) {
-      const whole = this.held_.subarray(0, have);
-      if (this.need_) {
-        this.reset_();
-        this.onFrame_(decodeFrame(whole, this.limits_));
-      } else if (!(this.need_ = this.total_(whole))) {
-        this.reset_();
-      }
-    }
-    return taken;
+    return this.held_.subarray(0, have);
   }
 
   private reset_() {
-    this.held_ = new Uint8Array(0);
+    this.held_ = EMPTY;
     this.have_ = this.need_ = 0;
   }
 
-  /** Bytes of the frame that begins here, as far as that is known; 0 if not, or if it is passed over. */
-  private total_(bytes: Uint8Array): number {
-    if (bytes.length && bytes[0] != 8) throw broken("what is no frame");
-    if (bytes.length < PREFIX) return 0;
-    const body = viewOf(bytes).getUint32(12);
-    if (body < BODY_MIN) throw broken("a frame that is too short");
-    if (body <= this.limits_.frameBytesMax) return PREFIX + body;
+  /** Bytes of the frame that begins with this prefix; 0 if it is passed over. */
+  private total_(prefix: Uint8Array): number {
+    const { frameBytesMax } = this.limits_;
+    const body = viewOf(prefix).getUint32(12);
+    if (body < BODY_MIN) throw broken(`a frame of ${body} bytes`);
+    if (body <= frameBytesMax) return PREFIX + body;
 
-    const header = headerOf(bytes);
-    if (isHeartbeat(header) || body > PASSED_OVER_TIMES * this.limits_.frameBytesMax) {
-      throw broken(`a frame of ${body} bytes`);
-    }
+    const header = headerOf(prefix);
+    if (isHeartbeat(header) || body > PASSED_OVER_TIMES * frameBytesMax) throw broken(`a frame of ${body} bytes`);
     this.skip_ = body;
     this.onTooLarge_(header);
     return 0;

@@ -48,7 +48,7 @@ class Writer {
     this.bytes_[at] = byte;
   }
 
-  /** A head, then a number of 1, 2, 4 or 8 bytes. */
+  /** A head, then a number of 1, 2, 4 or 8 bytes; of a negative one its two's complement. */
   private head_(head: number, size: number, value: number | bigint) {
     this.byte_(head);
     const at = this.room_(size);
@@ -72,17 +72,11 @@ class Writer {
   }
 
   private int_(n: number) {
-    if (n >= 0) {
-      if (n < 128) this.byte_(n);
-      else if (n < 256) this.head_(0xcc, 1, n);
-      else if (n < 65536) this.head_(0xcd, 2, n);
-      else if (n < 4294967296) this.head_(0xce, 4, n);
-      else this.head_(0xcf, 8, n);
-    } else if (n >= -32) this.byte_(n & 255);
-    else if (n >= -128) this.head_(0xd0, 1, n & 255);
-    else if (n >= -32768) this.head_(0xd1, 2, n & 65535);
-    else if (n >= -2147483648) this.head_(0xd2, 4, n >>> 0);
-    else this.head_(0xd3, 8, n);
+    if (n >= -32 && n < 128) return this.byte_(n & 255);
+    // A negative number takes as many bytes as what it has beside its sign, doubled.
+    const span = n < 0 ? -2 * n - 1 : n;
+    const power = span < 256 ? 0 : span < 65536 ? 1 : span < 4294967296 ? 2 : 3;
+    this.head_((n < 0 ? 0xd0 : 0xcc) + power, 1 << power, n);
   }
 
   /** In four bytes where that is exact: a `float32` of Go takes no more, and a `float64` takes both. */
@@ -128,7 +122,7 @@ class Writer {
   }
 
   value_(value: unknown, depth = 0): void {
-    if (depth > DEPTH_MAX) throw new RangeError("values are nested too deeply, or hold themselves");
+    if (depth > DEPTH_MAX) throw new RangeError("values are nested too deeply");
     switch (typeof value) {
       case "undefined":
         return this.byte_(0xc0);

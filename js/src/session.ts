@@ -33,24 +33,28 @@ export class Session {
   /** The server understands how each message ended. */
   private outcomes_ = false;
 
-  received_ = 0n;
-  handled_ = 0n;
-  private ahead_ = new Set<bigint>();
-  private toldReceived_ = 0n;
-  private toldHandled_ = 0n;
-  private missed_ = 0;
+  received_!: bigint;
+  handled_!: bigint;
+  private ahead_!: Set<bigint>;
+  private toldReceived_!: bigint;
+  private toldHandled_!: bigint;
+  private missed_!: number;
 
-  fails_: Run[] = [];
+  fails_!: Run[];
   /** So many of the first ones were told on this connection. */
-  private told_ = 0;
+  private told_!: number;
   /** Up to here some were forgotten. */
-  private forgotten_ = 0n;
+  private forgotten_!: bigint;
+
+  constructor() {
+    this.begin_(0n);
+  }
 
   /** Begins after an offset. */
   begin_(offset: bigint) {
     this.epoch_++;
     this.received_ = this.handled_ = this.toldReceived_ = this.toldHandled_ = least(offset, OFFSET_MASK);
-    this.ahead_.clear();
+    this.ahead_ = new Set();
     this.fails_ = [];
     this.told_ = this.missed_ = 0;
     this.forgotten_ = 0n;

@@ -41,7 +41,7 @@ export function urlOf(address: string): string {
 
 export const webSocketDial = (Class: WebSocketClass | undefined): Dial => (address, events) => {
   const Socket = Class ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
-  if (!Socket) throw new TypeError("there is no WebSocket here: give one as an option, or use bothways/node with tcp@");
+  if (!Socket) throw new TypeError("there is no WebSocket here: give one as an option, or use bothways/node");
   const socket = new Socket(urlOf(address));
   socket.binaryType = "arraybuffer";
 

@@ -1,6 +1,7 @@
 // The small client: what it does by itself, and what is added to it.
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { build } from "esbuild";
 import { FakeServer } from "./fake.mjs";
 import { Inbox } from "./helpers.mjs";
 import { Bothways, handle, keepSession, subscribe } from "../dist/json.js";
@@ -63,6 +64,20 @@ test("alone it calls, takes pushes and resumes, and says no more to the server",
   await welcomed(states, 3);
   assert.equal((await server.connection(2)).isClosed, true, "calls were not agreed on");
   assert.throws(() => new Bothways("fake", { storage: storage() }), /keepSession/);
+});
+
+test("a bundler leaves out what a page does not import", async () => {
+  const bundle = async (names) => {
+    const stdin = { contents: `export { ${names} } from "bothways/json"`, resolveDir: "." };
+    const { outputFiles } = await build({ stdin, bundle: true, format: "esm", platform: "browser", minify: true, write: false });
+    return outputFiles[0].text;
+  };
+  const [bare, all] = [await bundle("Bothways"), await bundle("Bothways, handle, subscribe, keepSession")];
+  for (const word of ['"Roster"', "must be handled before", "bothways:\"+"]) {
+    assert.ok(all.includes(word), word);
+    assert.ok(!bare.includes(word), word);
+  }
+  assert.ok(bare.length < 0.8 * all.length, `${bare.length} of ${all.length} bytes`);
 });
 
 test("what is added answers calls, subscribes, and outlives the page", async (t) => {
