@@ -24,7 +24,7 @@ let browser;
 before(async () => {
   if (!chromium()) return;
   const { default: puppeteer } = await import("puppeteer-core");
-  browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
+  browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"], timeout: LONG });
 });
 
 after(() => browser?.close());
@@ -62,6 +62,7 @@ async function client(t, server, user, topics = []) {
 async function open(t, server, size = { width: 1280, height: 860 }) {
   const context = await browser.createBrowserContext();
   const page = await context.newPage();
+  page.setDefaultTimeout(LONG);
   const faults = [];
   await page.setViewport(size);
   page.on("pageerror", (error) => faults.push(`error: ${error.message}`));
@@ -106,7 +107,7 @@ const shot = async (page, name) => {
   await page.screenshot({ path: `${SHOTS}/${name}.png`, fullPage: true });
 };
 
-const LIMIT = { timeout: 120_000 };
+const LIMIT = { timeout: 240_000 };
 
 /** A test that needs the browser and the program. */
 const real = (run) => async (t) => {

@@ -4,6 +4,7 @@ import { createServer } from "node:http";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import puppeteer from "puppeteer-core";
+import { LONG } from "./helpers.mjs";
 
 const dist = new URL("../dist/", import.meta.url);
 
@@ -15,7 +16,7 @@ export function chromium() {
 }
 
 export async function launch(t) {
-  const browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
+  const browser = await puppeteer.launch({ executablePath: chromium(), args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"], timeout: LONG });
   t.after(() => browser.close());
   return browser;
 }
@@ -68,6 +69,7 @@ export async function pages(t) {
 
 export async function open(browser, origin) {
   const page = await browser.newPage();
+  page.setDefaultTimeout(LONG);
   await page.goto(origin);
   await page.waitForFunction("window.ready");
   return page;

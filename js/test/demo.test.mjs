@@ -13,17 +13,18 @@ test("the program has the client of this folder built in", () => {
   assert.ok(built === embedded, `crates/cli/web/bothways.js is not the client that is built here: ${how}`);
 });
 
-test("the page shows pushes, calls both ways, and a cut that loses nothing", { timeout: 120_000 }, async (t) => {
+test("the page shows pushes, calls both ways, and a cut that loses nothing", { timeout: 240_000 }, async (t) => {
   const executablePath = spawnSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).stdout.trim();
   const path = bothwaysProgram();
   if (!executablePath) return missing(t, "chromium");
   if (!path) return missing(t, "bothways");
   const program = start(t, path, ["demo", "--web=0"]);
   const line = await program.lines.find((line) => line.includes("http://"), "the demo listens");
-  const browser = await puppeteer.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
+  const browser = await puppeteer.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"], timeout: 60_000 });
   t.after(() => browser.close());
 
   const page = await browser.newPage();
+  page.setDefaultTimeout(60_000);
   const errors = [];
   page.on("pageerror", (error) => errors.push(error.message));
   await page.evaluateOnNewDocument(() => {

@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 export const root = fileURLToPath(new URL("../..", import.meta.url));
 
 /** Nothing that a test waits for takes longer, in milliseconds. */
-export const LONG = 20_000;
+export const LONG = 60_000;
 
 /** Resolves with the first value that is not undefined. Rejects with `what` after {@link LONG}. */
 export async function within(promise, what, ms = LONG) {
