@@ -2,6 +2,7 @@
 
 import { why } from "./api.js";
 import { bytes, confirm, count, date, h, icon, plural, set, span, time, toast } from "./dom.js";
+import { list, tableOf } from "./list.js";
 import { kindOf } from "./overview.js";
 
 const PAGE = 25;
@@ -11,77 +12,29 @@ const REFRESH = 3000;
 const QUICK = 250;
 
 export function sessions(server, prefix) {
-  const search = h("input", { type: "search", id: "search", placeholder: "User begins with…", autocomplete: "off", spellcheck: "false", value: prefix });
   const total = h("p", { class: "muted", role: "status" });
   const body = h("tbody", {});
-  const table = h("table", { class: "list" },
-    h("caption", { class: "sr" }, "Sessions by user"),
-    h("thead", {}, h("tr", {}, ["User", "State", "Address", "Waiting", "Missed", "Topics"].map((name) => h("th", { scope: "col" }, name)))),
-    body);
+  const table = tableOf("Sessions by user", ["User", "State", "Address", "Waiting", "Missed", "Topics"], body);
   const empty = h("p", { class: "muted empty", hidden: true });
-  const before = h("button", { class: "quiet", disabled: true, onclick: () => (places.pop(), load()) }, "Previous");
-  const after = h("button", { class: "quiet", disabled: true, onclick: () => (places.push(last), load()) }, "Next");
-  // Where each page before this one began.
-  let places = [null];
-  let last;
-  let timer;
-  let round = 0;
 
-  async function load() {
-    clearTimeout(timer);
-    const mine = ++round;
-    const began = performance.now();
-    try {
-      const asked = { target: "Everyone", user_prefix: search.value, max: PAGE, after: places.at(-1) };
-      const listed = await server.ask("Sessions", asked);
-      if (mine !== round) return;
-      show(listed);
-    } catch (error) {
-      if (mine === round) set(total, why(error));
-    }
-    const took = performance.now() - began;
-    if (mine === round && took < QUICK) timer = setTimeout(load, REFRESH);
+  async function ask(prefix, after) {
+    const listed = await server.ask("Sessions", { target: "Everyone", user_prefix: prefix, max: PAGE, after });
+    const end = listed.sessions.at(-1);
+    return { items: listed.sessions, total: listed.total, last: end && { user: end.user, id: end.id } };
   }
 
-  function show(listed) {
-    const end = listed.sessions.at(-1);
-    last = end && { user: end.user, id: end.id };
-    before.disabled = places.length < 2;
-    after.disabled = listed.sessions.length < PAGE;
-    const first = (places.length - 1) * PAGE + 1;
-    const shown = `${count(first)}–${count(first + listed.sessions.length - 1)} of `;
-    set(total, `${listed.total > listed.sessions.length ? shown : ""}${plural(listed.total, "session")}`);
-    empty.hidden = listed.sessions.length > 0;
-    set(empty, search.value ? "No user's name begins so. Capitals count." : "No client is connected.");
-    table.hidden = listed.sessions.length === 0;
+  function show({ items, total: all }, prefix, skipped) {
+    const shown = `${count(skipped + 1)}–${count(skipped + items.length)} of `;
+    set(total, `${all > items.length ? shown : ""}${plural(all, "session")}`);
+    set(empty, prefix ? "No user's name begins so. Capitals count." : "No client is connected.");
     // A row that has the focus keeps it.
     const focused = document.activeElement?.getAttribute("href");
-    set(body, listed.sessions.map(row));
+    set(body, items.map(row));
     if (focused) body.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   }
 
-  let typing;
-  search.addEventListener("input", () => {
-    clearTimeout(typing);
-    typing = setTimeout(() => {
-      places = [null];
-      load();
-    }, 150);
-  });
-  load();
-
-  const element = h("div", { class: "view" },
-    h("div", { class: "head" }, h("h2", {}, "Sessions"),
-      h("div", { class: "search" }, icon("search"), h("label", { class: "sr", for: "search" }, "User begins with"), search)),
-    h("section", { class: "card flush", "aria-label": "Sessions" }, table, empty),
-    h("div", { class: "row" }, total, h("span", { class: "grow" }), before, after));
-  return {
-    element,
-    end() {
-      round += 1;
-      clearTimeout(timer);
-    },
-  };
+  const parts = { table, total, empty, ask, show };
+  return list({ title: "Sessions", begins: "User begins with", prefix, page: PAGE, refresh: REFRESH, quick: QUICK, ...parts });
 }
 
 function row(view) {

@@ -2,66 +2,31 @@
 
 import { why } from "./api.js";
 import { count, h, icon, plural, set } from "./dom.js";
+import { list, tableOf } from "./list.js";
 
 const PAGE = 100;
 
+/** The list is asked for again after so long, in milliseconds. */
+const REFRESH = 5000;
+
 export function topics(server, prefix) {
-  const search = h("input", { type: "search", id: "search", placeholder: "Topic begins with…", autocomplete: "off", spellcheck: "false", value: prefix });
   const total = h("p", { class: "muted", role: "status" });
   const body = h("tbody", {});
-  const table = h("table", { class: "list" },
-    h("caption", { class: "sr" }, "Topics by name"),
-    h("thead", {}, h("tr", {}, ["Topic", "Subscribers", "Members", "Messages so far"].map((name) => h("th", { scope: "col" }, name)))),
-    body);
+  const table = tableOf("Topics by name", ["Topic", "Subscribers", "Members", "Messages so far"], body);
   const empty = h("p", { class: "muted empty", hidden: true }, "Nobody subscribes to such a topic, and nothing is kept of one.");
-  const before = h("button", { class: "quiet", disabled: true, onclick: () => (places.pop(), load()) }, "Previous");
-  const after = h("button", { class: "quiet", disabled: true, onclick: () => (places.push(last), load()) }, "Next");
-  let places = [null];
-  let last;
-  let round = 0;
-  let timer;
 
-  async function load() {
-    clearTimeout(timer);
-    const mine = ++round;
-    try {
-      const listed = await server.ask("Topics", { prefix: search.value, after: places.at(-1), max: PAGE });
-      if (mine !== round) return;
-      last = listed.topics.at(-1)?.name;
-      before.disabled = places.length < 2;
-      after.disabled = listed.topics.length < PAGE;
-      table.hidden = listed.topics.length === 0;
-      empty.hidden = listed.topics.length > 0;
-      set(total, plural(listed.total, "topic"));
-      set(body, listed.topics.map(row));
-    } catch (error) {
-      if (mine === round) set(total, why(error));
-    }
-    if (mine === round) timer = setTimeout(load, 5000);
+  async function ask(prefix, after) {
+    const listed = await server.ask("Topics", { prefix, after, max: PAGE });
+    return { items: listed.topics, total: listed.total, last: listed.topics.at(-1)?.name };
   }
 
-  let typing;
-  search.addEventListener("input", () => {
-    clearTimeout(typing);
-    typing = setTimeout(() => {
-      places = [null];
-      load();
-    }, 150);
-  });
-  load();
+  function show({ items, total: all }) {
+    set(total, plural(all, "topic"));
+    set(body, items.map(row));
+  }
 
-  const element = h("div", { class: "view" },
-    h("div", { class: "head" }, h("h2", {}, "Topics"),
-      h("div", { class: "search" }, icon("search"), h("label", { class: "sr", for: "search" }, "Topic begins with"), search)),
-    h("section", { class: "card flush", "aria-label": "Topics" }, table, empty),
-    h("div", { class: "row" }, total, h("span", { class: "grow" }), before, after));
-  return {
-    element,
-    end() {
-      round += 1;
-      clearTimeout(timer);
-    },
-  };
+  const parts = { table, total, empty, ask, show };
+  return list({ title: "Topics", begins: "Topic begins with", prefix, page: PAGE, refresh: REFRESH, ...parts });
 }
 
 function row(view) {

@@ -40,6 +40,7 @@ const FILES: &[(&str, &str, &[u8])] = &[
     ("chart.js", SCRIPT, include_bytes!("../admin/chart.js")),
     ("client.js", SCRIPT, include_bytes!("../admin/client.js")),
     ("dom.js", SCRIPT, include_bytes!("../admin/dom.js")),
+    ("list.js", SCRIPT, include_bytes!("../admin/list.js")),
     ("overview.js", SCRIPT, include_bytes!("../admin/overview.js")),
     ("push.js", SCRIPT, include_bytes!("../admin/push.js")),
     ("sessions.js", SCRIPT, include_bytes!("../admin/sessions.js")),
