@@ -60,7 +60,7 @@ pub(super) struct Request<'a> {
     pub(super) path: &'a str,
     /// 0 or 1, of HTTP/1.
     pub(super) version: u8,
-    headers: Headers<'a>,
+    pub(super) headers: Headers<'a>,
 }
 
 /// An answer, as far as its head says.
@@ -69,13 +69,40 @@ pub(super) struct Answer<'a> {
     pub(super) status: u16,
     /// The text beside it.
     reason: &'a str,
-    headers: Headers<'a>,
+    pub(super) headers: Headers<'a>,
 }
 
-type Headers<'a> = Vec<(&'a str, &'a [u8])>;
+/// The headers of either, by names in whatever case.
+#[derive(Debug)]
+pub(super) struct Headers<'a>(Vec<(&'a str, &'a [u8])>);
 
-fn of_parsed<'a>(headers: &[httparse::Header<'a>]) -> Headers<'a> {
-    headers.iter().map(|header| (header.name, header.value)).collect()
+impl<'a> Headers<'a> {
+    fn of(parsed: &[httparse::Header<'a>]) -> Self {
+        Self(parsed.iter().map(|header| (header.name, header.value)).collect())
+    }
+
+    /// The values of a header, each as it came.
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().filter(move |(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+    }
+
+    pub(super) fn count(&self, name: &str) -> usize {
+        self.all(name).count()
+    }
+
+    /// The value of a header that comes once and is a text.
+    pub(super) fn one(&self, name: &str) -> Option<&'a str> {
+        let mut values = self.all(name);
+        let value = values.next().filter(|_| values.next().is_none())?;
+        std::str::from_utf8(value).ok().map(str::trim)
+    }
+
+    /// True if a list of words, in one header or in several, has this one, in whatever case.
+    pub(super) fn has_token(&self, name: &str, token: &str) -> bool {
+        self.all(name).any(|value| {
+            value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        })
+    }
 }
 
 impl<'a> Request<'a> {
@@ -88,24 +115,12 @@ impl<'a> Request<'a> {
         }
         let target = parsed.path?;
         let path = target.split_once('?').map_or(target, |(path, _)| path);
-        Some(Self { method: parsed.method?, path, version: parsed.version?, headers: of_parsed(parsed.headers) })
-    }
-
-    pub(super) fn count(&self, name: &str) -> usize {
-        all(&self.headers, name).count()
-    }
-
-    pub(super) fn one(&self, name: &str) -> Option<&'a str> {
-        one(&self.headers, name)
-    }
-
-    pub(super) fn has_token(&self, name: &str, token: &str) -> bool {
-        has_token(&self.headers, name, token)
+        Some(Self { method: parsed.method?, path, version: parsed.version?, headers: Headers::of(parsed.headers) })
     }
 
     pub(super) fn has_body(&self) -> bool {
-        let has_length = all(&self.headers, "content-length").any(|len| len != b"0");
-        has_length || 0 < self.count("transfer-encoding")
+        let has_length = self.headers.all("content-length").any(|len| len != b"0");
+        has_length || 0 < self.headers.count("transfer-encoding")
     }
 }
 
@@ -117,44 +132,13 @@ impl<'a> Answer<'a> {
         if !parsed.parse(head).ok()?.is_complete() {
             return None;
         }
-        Some(Self { status: parsed.code?, reason: parsed.reason.unwrap_or(""), headers: of_parsed(parsed.headers) })
+        Some(Self { status: parsed.code?, reason: parsed.reason.unwrap_or(""), headers: Headers::of(parsed.headers) })
     }
 
     /// The text beside the status, fit for an error.
     pub(super) fn said(&self) -> String {
         self.reason.chars().take(100).map(|c| if c.is_control() { '?' } else { c }).collect()
     }
-
-    pub(super) fn count(&self, name: &str) -> usize {
-        all(&self.headers, name).count()
-    }
-
-    pub(super) fn one(&self, name: &str) -> Option<&'a str> {
-        one(&self.headers, name)
-    }
-
-    pub(super) fn has_token(&self, name: &str, token: &str) -> bool {
-        has_token(&self.headers, name, token)
-    }
-}
-
-/// The values of a header, each as it came.
-fn all<'h, 'a>(headers: &'h [(&'a str, &'a [u8])], name: &'h str) -> impl Iterator<Item = &'a [u8]> + use<'h, 'a> {
-    headers.iter().filter(move |(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
-}
-
-/// The value of a header that comes once and is a text.
-fn one<'a>(headers: &[(&'a str, &'a [u8])], name: &str) -> Option<&'a str> {
-    let mut values = all(headers, name);
-    let value = values.next().filter(|_| values.next().is_none())?;
-    std::str::from_utf8(value).ok().map(str::trim)
-}
-
-/// True if a list of words, in one header or in several, has this one, in whatever case.
-fn has_token(headers: &[(&str, &[u8])], name: &str, token: &str) -> bool {
-    all(headers, name).any(|value| {
-        value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    })
 }
 
 /// A whole answer with a text, after which the connection ends.
@@ -242,9 +226,14 @@ mod tests {
         let head = b"GET /a?b HTTP/1.1\r\nUPGRADE: h2c , WebSocket\r\nA: 1\r\na: 2\r\nBin: \xff\r\n\r\n";
         let request = Request::of(head).expect("it is one");
         assert_eq!((request.method, request.path, request.version), ("GET", "/a", 1));
-        assert!(request.has_token("upgrade", "websocket") && !request.has_token("upgrade", "web"));
+        assert!(request.headers.has_token("upgrade", "websocket") && !request.headers.has_token("upgrade", "web"));
         assert_eq!(
-            (request.count("A"), request.one("a"), request.one("bin"), request.one("none")),
+            (
+                request.headers.count("A"),
+                request.headers.one("a"),
+                request.headers.one("bin"),
+                request.headers.one("none")
+            ),
             (2, None, None, None)
         );
         assert!(Request::of(b"NOT HTTP\r\n\r\n").is_none() && Answer::of(b"HTTP/1.1 200\r\n").is_none());

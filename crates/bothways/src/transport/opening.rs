@@ -161,7 +161,7 @@ impl Opening {
         let Some(request) = Request::of(head) else {
             return self.other("400 Bad Request", "this is not HTTP/1");
         };
-        let (is_connect, wants_ws) = (request.method == "CONNECT", request.has_token("upgrade", "websocket"));
+        let (is_connect, wants_ws) = (request.method == "CONNECT", request.headers.has_token("upgrade", "websocket"));
         let is_here = request.path == &*self.path;
         match self.takes {
             Takes::Everything | Takes::Ws if is_here && wants_ws => self.ws(&request),

@@ -47,30 +47,30 @@ pub(in crate::transport) fn answer_to(request: &Request<'_>, origins: &WsOrigins
     if request.method != "GET" || request.version == 0 {
         return Err(bad("a WebSocket begins with GET and HTTP/1.1"));
     }
-    if !request.has_token("connection", "upgrade") || !request.has_token("upgrade", "websocket") {
+    if !request.headers.has_token("connection", "upgrade") || !request.headers.has_token("upgrade", "websocket") {
         return Err(Refusal { status: "426 Upgrade Required", why: "here is WebSocket only" });
     }
     if request.has_body() {
         return Err(bad("a WebSocket begins without a body"));
     }
-    if request.one("sec-websocket-version") != Some(VERSION) {
+    if request.headers.one("sec-websocket-version") != Some(VERSION) {
         return Err(Refusal { status: "426 Upgrade Required", why: "the version of WebSocket is 13" });
     }
-    let key = request.one("sec-websocket-key").ok_or(bad("the `Sec-WebSocket-Key` is missing"))?;
+    let key = request.headers.one("sec-websocket-key").ok_or(bad("the `Sec-WebSocket-Key` is missing"))?;
     if BASE64.decode(key).map(|key| key.len()) != Ok(16) {
         return Err(bad("the `Sec-WebSocket-Key` has not 16 bytes"));
     }
-    let host = request.one("host").ok_or(bad("the `Host` is missing"))?;
-    let origin = match request.count("origin") {
+    let host = request.headers.one("host").ok_or(bad("the `Host` is missing"))?;
+    let origin = match request.headers.count("origin") {
         0 => None,
-        _ => Some(request.one("origin").ok_or(bad("there are several `Origin`s"))?),
+        _ => Some(request.headers.one("origin").ok_or(bad("there are several `Origin`s"))?),
     };
     if !origins.take(origin, host) {
         return Err(Refusal { status: "403 Forbidden", why: "pages of this origin may not connect (`ws_origins`)" });
     }
 
     let accept = accept_key(key);
-    let protocol = match request.has_token("sec-websocket-protocol", SUBPROTOCOL) {
+    let protocol = match request.headers.has_token("sec-websocket-protocol", SUBPROTOCOL) {
         true => "Sec-WebSocket-Protocol: rpcx\r\n",
         false => "",
     };
@@ -104,14 +104,14 @@ impl Ask {
         if answer.status != 101 {
             return Err(format!("the server answers {} {} and makes no WebSocket", answer.status, answer.said()));
         }
-        if !answer.has_token("connection", "upgrade") || !answer.has_token("upgrade", "websocket") {
+        if !answer.headers.has_token("connection", "upgrade") || !answer.headers.has_token("upgrade", "websocket") {
             return Err("the server switches to something that is not WebSocket".to_owned());
         }
-        if answer.one("sec-websocket-accept") != Some(&*self.accept) {
+        if answer.headers.one("sec-websocket-accept") != Some(&*self.accept) {
             return Err("the server's answer is not to this request: its `Sec-WebSocket-Accept` is wrong".to_owned());
         }
         // Neither was offered.
-        if answer.count("sec-websocket-extensions") + answer.count("sec-websocket-protocol") != 0 {
+        if answer.headers.count("sec-websocket-extensions") + answer.headers.count("sec-websocket-protocol") != 0 {
             return Err("the server chose an extension or a protocol that it was not offered".to_owned());
         }
         Ok(())
