@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge},
 };
 
 /// See the module.
@@ -130,12 +130,8 @@ impl Page<'_> {
         label: &str,
         values: impl Iterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (value, count) in values {
-            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-            gauge.encode(metric.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
+        let gauge = |count| ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+        self.family(name, help, label, values.map(|(value, count)| (value, gauge(count))))
     }
 
     fn counters<'v>(
@@ -145,9 +141,20 @@ impl Page<'_> {
         label: &str,
         values: impl Iterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (value, count) in values {
-            ConstCounter::new(count).encode(metric.encode_family(&[(label, value)])?)?;
+        self.family(name, help, label, values.map(|(value, count)| (value, ConstCounter::new(count))))
+    }
+
+    /// One metric for each value of a label.
+    fn family<'v, M: EncodeMetric + TypedMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        metrics: impl Iterator<Item = (&'v str, M)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, M::TYPE)?;
+        for (value, metric) in metrics {
+            metric.encode(family.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }
