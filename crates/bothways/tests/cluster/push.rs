@@ -173,9 +173,7 @@ fn a_client_that_is_away_gets_it_when_it_is_back() {
         let broker = MemoryBroker::new();
         let [one, other] = nodes(&broker).await;
         let mut ann = other.client("ann").await;
-        ann.wire.refuse();
-        ann.wire.cut();
-        until("it is away", || other.server().stats().sessions_away == 1).await;
+        other.loses(&ann).await;
         let receipt = one.push(&Target::user("ann"), "while away");
         sleep(Duration::from_secs(40)).await;
         assert_eq!((receipt.routing(), receipt.outcomes().at(Stage::Queued)), (0, 1));
@@ -192,9 +190,7 @@ fn a_push_expires_at_another_node() {
         let broker = MemoryBroker::new();
         let [one, other] = nodes(&broker).await;
         let mut ann = other.client("ann").await;
-        ann.wire.refuse();
-        ann.wire.cut();
-        until("it is away", || other.server().stats().sessions_away == 1).await;
+        other.loses(&ann).await;
         let push = Push::new("Mail", "New", "short").time_to_live(Duration::from_secs(5));
         let receipt = one.server().push(&Target::user("ann"), &push).expect("small");
         sleep(Duration::from_secs(10)).await;

@@ -28,6 +28,13 @@ impl Node {
         client
     }
 
+    /// This client, the node's only one, loses its connection, and cannot come back yet.
+    pub(crate) async fn loses(&self, client: &TestClient) {
+        client.wire.refuse();
+        client.wire.cut();
+        until("it is away", || self.server().stats().sessions_away == 1).await;
+    }
+
     pub(crate) fn push(&self, target: &Target, text: &str) -> Receipt {
         self.server().push(target, &Push::new("Mail", "New", text.to_owned())).expect("a small push")
     }

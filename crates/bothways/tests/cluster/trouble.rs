@@ -85,9 +85,7 @@ fn what_may_have_come_is_told_when_the_mail_is_back() {
         let mut ann = other.client("ann").await;
 
         // It comes, and no answer does. Its client is away: the other node has nothing more to say.
-        ann.wire.refuse();
-        ann.wire.cut();
-        until("it is away", || other.server().stats().sessions_away == 1).await;
+        other.loses(&ann).await;
         broker.faults().lose_answers(100);
         let receipt = one.push(&Target::user("ann"), "came");
         until("it is doubtful", || receipt.is_partial()).await;

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::{
     CallError, CallOptions, Caller, Client, ClientOptions, Reconnect,
     codec::Encode,
-    server::AdminOptions,
-    session::{Class, Push, TopicOptions},
+    server::{AdminOptions, Listening},
+    session::{Class, Push, Session, TopicOptions},
 };
 
 fn token() -> AdminOptions {
@@ -144,6 +144,15 @@ async fn without_the_token_nothing_is_told() {
     }
 }
 
+/// One more client, and its session.
+async fn client_of(server: &Server, listening: &Listening) -> (Client, Session) {
+    let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
+    client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
+    let connection = server.connections().pop().expect("it is open");
+    let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+    (client, session)
+}
+
 /// Lists come in pages, each in order and each session once, however many there are.
 #[tokio::test(start_paused = true)]
 async fn lists_come_in_pages() {
@@ -151,10 +160,7 @@ async fn lists_come_in_pages() {
     let listening = server.listen("memory@admin-pages").await.expect("the name is free");
     let mut clients = Vec::new();
     for number in 0..7 {
-        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-        let connection = server.connections().pop().expect("it is open");
-        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        let (client, session) = client_of(&server, &listening).await;
         if number != 3 {
             session.bind_user(&format!("user {}", number / 2));
         }
@@ -193,10 +199,7 @@ async fn pages_have_a_bound_in_bytes() {
     let listening = server.listen("memory@admin-bytes").await.expect("the name is free");
     let mut clients = Vec::new();
     for number in 0..20 {
-        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-        let connection = server.connections().pop().expect("it is open");
-        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        let (client, session) = client_of(&server, &listening).await;
         // As many as fit just fill a page.
         session.bind_user(&format!("{number:02}"));
         session.set_label("note", "x".repeat(PAGE_BYTES_MAX / 8 - 512 - (2 + 8) - ("note".len() + 8)));
@@ -413,10 +416,7 @@ async fn sessions_are_found_by_the_beginning_of_their_users() {
     let listening = server.listen("memory@admin-prefix").await.expect("the name is free");
     let mut clients = Vec::new();
     for number in 0..30 {
-        let client = Client::connect(listening.address(), ClientOptions::new()).await.expect("it listens");
-        client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
-        let connection = server.connections().pop().expect("it is open");
-        let session = server.sessions(&Target::connection(connection.id())).expect("no topic").remove(0);
+        let (client, session) = client_of(&server, &listening).await;
         session.bind_user(&format!("{}{number:02}", ["ann", "anton", "bob"][number % 3]));
         clients.push(client);
     }
