@@ -165,6 +165,7 @@ pub mod server;
 pub mod session;
 mod shrink;
 pub mod stats;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;

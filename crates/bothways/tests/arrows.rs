@@ -24,7 +24,7 @@ const ROWS: &[&[&str]] = &[
         "shrink",
     ],
     &["connection", "caller", "call"],
-    &["session"],
+    &["session", "store"],
     &["cluster"],
     &["router", "layer", "handler"],
     &["client", "discovery"],

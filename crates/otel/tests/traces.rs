@@ -158,7 +158,7 @@ async fn a_push_is_linked_to_where_it_was_made() {
     let listening = server.listen("memu@otel-push").await.expect("the name is free");
     let receipt = tracing::info_span!("outer")
         .in_scope(|| server.publish("news", &Push::new("News", "Old", "rain").traced()).expect("small"));
-    let start = Position { offset: 0, ..receipt.stored().expect("it is kept") };
+    let start = Position { offset: 0, ..receipt.position().expect("it is kept") };
 
     let (client, mut messages) =
         Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");

@@ -18,7 +18,14 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::session::SessionId;
-pub use crate::{reply::BoxFuture, session::NodeId};
+pub use crate::{
+    reply::BoxFuture,
+    session::NodeId,
+    store::{
+        AppendError, EngineDown, EngineLimits, Level, Log, NewEntry, PAGE_BYTES, Page, Place, READER_BYTES_MAX, Store,
+        Stored,
+    },
+};
 
 /// Orders the changes of one key of the register. Revisions of different keys are not compared.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -42,58 +49,6 @@ impl EngineState {
         matches!(self, Self::Up { .. })
     }
 }
-
-/// How well something is stored once the engine has said so.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Level {
-    /// In the memory of one process.
-    Memory,
-    /// In most replicas, which may not have written it to their disks yet.
-    Replicated,
-    /// On disk.
-    Synced,
-}
-
-/// What an engine takes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct EngineLimits {
-    /// Most bytes of one ask, answer, record, card or entry. At least 64 KiB.
-    pub message_bytes_max: usize,
-    /// How well it stores.
-    pub level: Level,
-    /// Most entries of one history. The oldest makes way for a new one.
-    pub history_entries_max: usize,
-    /// Most entries of one mailbox. A full one refuses.
-    pub mailbox_entries_max: usize,
-}
-
-impl EngineLimits {
-    /// One MiB a message, and 1,000 entries a log.
-    pub fn new(level: Level) -> Self {
-        Self { message_bytes_max: 1 << 20, level, history_entries_max: 1000, mailbox_entries_max: 1000 }
-    }
-
-    /// Most bytes of one message.
-    pub fn message_bytes_max(self, bytes: usize) -> Self {
-        Self { message_bytes_max: bytes.max(64 << 10), ..self }
-    }
-
-    /// Most entries of one history.
-    pub fn history_entries_max(self, entries: usize) -> Self {
-        Self { history_entries_max: entries, ..self }
-    }
-
-    /// Most entries of one mailbox.
-    pub fn mailbox_entries_max(self, entries: usize) -> Self {
-        Self { mailbox_entries_max: entries, ..self }
-    }
-}
-
-/// This part of the engine does not work now. Nothing is known of what was asked.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the engine between the nodes does not answer")]
-pub struct EngineDown;
 
 /// Why an ask was not answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -156,24 +111,6 @@ pub enum ClaimError {
     TooLarge,
 }
 
-/// Why an entry was not appended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AppendError {
-    /// The mailbox, or the room of the whole store, is full. The key is free as before.
-    #[error("it is full")]
-    Full,
-    /// It has more bytes than [`EngineLimits::message_bytes_max`].
-    #[error("the entry is larger than the engine takes")]
-    TooLarge,
-    /// It cannot be told whether it was appended. With a key it can be repeated, and is stored once.
-    #[error("it is not known whether the entry was stored")]
-    Unknown,
-    /// The store does not work. Nothing was appended.
-    #[error("the store does not answer")]
-    Down,
-}
-
 /// What takes a node's mail.
 pub trait Inbox: Send + Sync + 'static {
     /// Takes one message and returns the answer; `None` answers nothing, and the asker's time runs out. The engine polls
@@ -213,121 +150,6 @@ impl Member {
 
 /// The nodes whose leases live.
 pub type Members = BTreeMap<NodeId, Member>;
-
-/// Which log.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Log {
-    /// The history of a topic: the oldest entry makes way for a new one.
-    History(String),
-    /// What a user is to get, also later: a full one refuses.
-    Mailbox(String),
-    /// The parts of a session that waits for a node.
-    Parked(SessionId),
-}
-
-/// Where an entry stands. Sequences of one log grow, not by one, and begin anew only in another epoch.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Place {
-    /// Of the store: another one if it lost its data.
-    pub epoch: u64,
-    /// Within the epoch; from 1.
-    pub sequence: u64,
-}
-
-/// An entry that is to be appended.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct NewEntry {
-    /// Of several with the same key in one log within two minutes the first is stored. Keys of different logs have
-    /// nothing to do with each other.
-    pub key: Option<String>,
-    /// When it is forgotten. `None`: when others need its place.
-    pub time_to_live: Option<Duration>,
-    /// What is kept.
-    pub bytes: Bytes,
-}
-
-impl NewEntry {
-    /// Without a key, and without an end.
-    pub fn new(bytes: impl Into<Bytes>) -> Self {
-        Self { key: None, time_to_live: None, bytes: bytes.into() }
-    }
-
-    /// See [`Self::key`].
-    pub fn with_key(self, key: impl Into<String>) -> Self {
-        Self { key: Some(key.into()), ..self }
-    }
-
-    /// See [`Self::time_to_live`].
-    pub fn with_time_to_live(self, ttl: Duration) -> Self {
-        Self { time_to_live: Some(ttl), ..self }
-    }
-}
-
-/// An entry was stored.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Stored {
-    /// Where.
-    pub place: Place,
-    /// How well.
-    pub level: Level,
-    /// One of the same key was there, and this is its place.
-    pub repeated: bool,
-}
-
-impl Stored {
-    /// An entry that was stored.
-    pub fn new(place: Place, level: Level, repeated: bool) -> Self {
-        Self { place, level, repeated }
-    }
-}
-
-/// Some entries of a log, oldest first.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Page {
-    /// Their places, and what they are.
-    pub entries: Vec<(Place, Bytes)>,
-    /// The last place of the log: there is more if the last entry here is before it. `None`: the log is empty.
-    pub last: Option<Place>,
-}
-
-impl Page {
-    /// A page.
-    pub fn new(entries: Vec<(Place, Bytes)>, last: Option<Place>) -> Self {
-        Self { entries, last }
-    }
-}
-
-/// Logs and cursors: all that durable pushes need, with or without a cluster. A future that is dropped may have done
-/// its work.
-pub trait Store: Send + Sync + 'static {
-    /// Appends to a log, which begins with its first entry.
-    ///
-    /// # Errors
-    /// [`AppendError`].
-    fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>>;
-
-    /// Up to `max` entries after this sequence, oldest first; 0 begins at the oldest that is kept. As fresh as the store
-    /// can be, and yet a replica may be behind: only a place that is there is certain.
-    ///
-    /// # Errors
-    /// [`EngineDown`].
-    fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>>;
-
-    /// How far this reader, such as `ann.phone`, has come. `None`: it has not begun, or its time is over.
-    ///
-    /// # Errors
-    /// [`EngineDown`].
-    fn cursor(&self, of: String) -> BoxFuture<Result<Option<Place>, EngineDown>>;
-
-    /// Moves a cursor forward, and never back within its epoch, and keeps it this long. Returns where it stands then.
-    ///
-    /// # Errors
-    /// [`EngineDown`]: it may have moved.
-    fn advance(&self, of: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>>;
-}
 
 /// What is published to a topic.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -461,4 +283,12 @@ pub trait Engine: Store {
     /// # Errors
     /// [`EngineDown`].
     fn follow(&self, pattern: String, follower: Arc<dyn Follower>) -> BoxFuture<Result<Following, EngineDown>>;
+
+    /// Follows the mailboxes of all users: each entry that is appended to one rings, without its bytes, with its user as
+    /// the topic, its place, and the last sequence of the mailbox before it. What comes while mail is down is missed, and
+    /// the next epoch of [`Self::mail_state`] says so.
+    ///
+    /// # Errors
+    /// [`EngineDown`].
+    fn follow_mailboxes(&self, follower: Arc<dyn Follower>) -> BoxFuture<Result<Following, EngineDown>>;
 }

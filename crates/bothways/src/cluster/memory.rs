@@ -19,8 +19,8 @@ use tokio::{
 
 use super::engine::{
     AppendError, AskError, BoxFuture, BuryError, ClaimError, Engine, EngineDown, EngineLimits, EngineState, Followed,
-    Follower, Following, Inbox, Lease, Level, Log, Member, Members, NewEntry, NodeId, Page, Place, RenewError,
-    Revision, Store, Stored,
+    Follower, Following, Inbox, Lease, Level, Log, Member, Members, NewEntry, NodeId, PAGE_BYTES, Page, Place,
+    READER_BYTES_MAX, RenewError, Revision, Store, Stored,
 };
 use crate::{
     clock::later,
@@ -75,7 +75,7 @@ struct State {
     leases: BTreeMap<NodeId, Leased>,
     records: HashMap<SessionId, Kept>,
     logs: HashMap<Log, Entries>,
-    cursors: HashMap<String, (Place, Instant)>,
+    cursors: HashMap<Log, BTreeMap<String, (Place, Instant)>>,
     followers: BTreeMap<u64, FollowerHere>,
     /// Of engines, whose states are told together.
     engines: Vec<Arc<Here>>,
@@ -124,7 +124,8 @@ struct Kept {
 }
 
 struct FollowerHere {
-    pattern: String,
+    /// `None`: the mailboxes.
+    pattern: Option<String>,
     follower: Arc<dyn Follower>,
     here: Arc<Here>,
 }
@@ -303,27 +304,49 @@ impl State {
         revision
     }
 
+    /// Forgets these entries of a log. Returns how many there were.
+    fn forget(&mut self, log: &Log, is_one: impl Fn(&Entry) -> bool) -> usize {
+        let Some(entries) = self.logs.get_mut(log) else { return 0 };
+        let (mut count, mut bytes) = (0, 0);
+        entries.all.retain(|entry| {
+            let goes = is_one(entry);
+            (count, bytes) = if goes { (count + 1, bytes + entry.bytes.len() + OVERHEAD) } else { (count, bytes) };
+            !goes
+        });
+        self.bytes = self.bytes.saturating_sub(bytes);
+        count
+    }
+
     /// Forgets what is over, when room is asked for that is not there.
     fn has_room(&mut self, bytes: usize) -> bool {
         if STORE_BYTES_MAX < self.bytes + bytes + OVERHEAD {
             let now = Instant::now();
             self.records.retain(|_, kept| now < kept.until && kept.versions.back().is_some_and(Option::is_some));
             self.logs.values_mut().for_each(|entries| entries.expire(now));
-            self.cursors.retain(|_, (_, until)| now < *until);
+            for readers in self.cursors.values_mut() {
+                readers.retain(|_, (_, until)| now < *until);
+            }
+            self.cursors.retain(|_, readers| !readers.is_empty());
             let records = self.records.values().flat_map(|kept| kept.versions.iter().flatten());
             let entries = self.logs.values().flat_map(|entries| entries.all.iter());
             let of_records: usize = records.map(|(bytes, _)| bytes.len() + OVERHEAD).sum();
             let of_entries: usize = entries.map(|entry| entry.bytes.len() + OVERHEAD).sum();
-            let of_cursors: usize = self.cursors.keys().map(|name| name.len() + OVERHEAD).sum();
+            let readers = self.cursors.values().flat_map(BTreeMap::keys);
+            let of_cursors: usize = readers.map(|name| name.len() + OVERHEAD).sum();
             self.bytes = of_records + of_entries + of_cursors;
         }
         self.bytes + bytes + OVERHEAD <= STORE_BYTES_MAX
     }
 
-    /// Those whom this is for.
-    fn followers_of(&self, topic: &str) -> Vec<Arc<dyn Follower>> {
+    /// Those whom this is for: what is published to a topic, or `None`, what rings for a mailbox.
+    fn followers_of(&self, topic: Option<&str>) -> Vec<Arc<dyn Follower>> {
+        let is_for = |pattern: &Option<String>| match (pattern, topic) {
+            (Some(pattern), Some(topic)) => covers(pattern, topic),
+            (None, None) => true,
+            _ => false,
+        };
         let all = self.followers.values();
-        let reached = all.filter(|one| one.here.mail.borrow().is_up() && covers(&one.pattern, topic));
+        let reached = all.filter(|one| one.here.mail.borrow().is_up() && is_for(&one.pattern));
         reached.map(|one| Arc::clone(&one.follower)).collect()
     }
 }
@@ -354,6 +377,27 @@ impl Side {
         })
     }
 
+    /// `None` follows the mailboxes.
+    fn follow(&self, pattern: Option<String>, follower: Arc<dyn Follower>) -> BoxFuture<Result<Following, EngineDown>> {
+        let Self { shared, here } = self.clone();
+        Box::pin(async move {
+            if !here.mail.borrow().is_up() {
+                return Err(EngineDown);
+            }
+            let mut state = shared.state.lock();
+            let number = state.next();
+            state.followers.insert(number, FollowerHere { pattern, follower, here });
+            drop(state);
+            let followed = Arc::downgrade(&shared);
+            Ok(Following::until(move || {
+                if let Some(shared) = followed.upgrade() {
+                    let gone = shared.state.lock().followers.remove(&number);
+                    drop(gone);
+                }
+            }))
+        })
+    }
+
     fn is_too_large(&self, bytes: &Bytes) -> bool {
         self.shared.limits.message_bytes_max < bytes.len()
     }
@@ -379,36 +423,81 @@ impl Store for MemoryEngine {
             let Some(entries) = state.logs.get_mut(&from) else { return Page::default() };
             entries.expire(Instant::now());
             let place = |sequence| Place { epoch, sequence };
-            let page = entries.all.iter().filter(|entry| after < entry.sequence).take(max);
-            let last = (entries.last != 0).then(|| place(entries.last));
-            Page::new(page.map(|entry| (place(entry.sequence), entry.bytes.clone())).collect(), last)
+            let mut bytes = 0;
+            let within = |entry: &&Entry| {
+                let is_within = bytes < PAGE_BYTES;
+                bytes += entry.bytes.len();
+                is_within
+            };
+            let page = entries.all.iter().filter(|entry| after < entry.sequence).take(max).take_while(within);
+            let page = page.map(|entry| (place(entry.sequence), entry.bytes.clone())).collect();
+            Page::new(page, (entries.last != 0).then(|| place(entries.last)))
         })
     }
 
-    fn cursor(&self, of: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
+    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
         self.side.registered(move |_, state| {
-            let (place, until) = state.cursors.get(&of).copied()?;
+            let (place, until) = state.cursors.get(&of)?.get(&reader).copied()?;
             (Instant::now() < until).then_some(place)
         })
     }
 
-    fn advance(&self, of: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
+    fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
+        self.side.registered(move |_, state| {
+            let now = Instant::now();
+            let readers = state.cursors.get(&of).into_iter().flatten();
+            let live = readers.filter(|(_, (_, until))| now < *until);
+            live.map(|(reader, (place, _))| (reader.clone(), *place)).collect()
+        })
+    }
+
+    fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
         let advanced = self.side.registered(move |_, state| {
             let now = Instant::now();
             let until = later(now, keep);
-            let before = state.cursors.get(&of).filter(|(_, until)| now < *until).map(|(place, _)| *place);
+            let before = state.cursors.get(&of).and_then(|readers| readers.get(&reader).copied());
             if before.is_none() {
-                if !state.has_room(of.len()) {
+                if READER_BYTES_MAX < reader.len() || !state.has_room(reader.len()) {
                     return Err(EngineDown);
                 }
-                state.bytes += of.len() + OVERHEAD;
+                state.bytes += reader.len() + OVERHEAD;
             }
+            let before = before.filter(|(_, until)| now < *until).map(|(place, _)| place);
             let stands =
                 before.filter(|before| before.epoch == to.epoch && to.sequence < before.sequence).unwrap_or(to);
-            state.cursors.insert(of, (stands, until));
+            state.cursors.entry(of).or_default().insert(reader, (stands, until));
             Ok(stands)
         });
         Box::pin(async move { advanced.await? })
+    }
+
+    fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
+        self.side.registered(move |_, state| {
+            if upto.epoch == state.store_epoch {
+                state.forget(&log, |entry| entry.sequence <= upto.sequence);
+            }
+        })
+    }
+
+    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
+        self.side.registered(move |_, state| {
+            place.epoch == state.store_epoch && state.forget(&from, |entry| entry.sequence == place.sequence) != 0
+        })
+    }
+
+    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
+        self.side.registered(move |_, state| {
+            let now = Instant::now();
+            let alike = |log: &Log| std::mem::discriminant(log) == std::mem::discriminant(&after) && after < *log;
+            let mut found: Vec<Log> = state.logs.keys().filter(|log| alike(log)).cloned().collect();
+            found.sort_unstable();
+            let with_entries = found.into_iter().filter_map(|log| {
+                let entries = state.logs.get_mut(&log)?;
+                entries.expire(now);
+                (!entries.all.is_empty()).then(|| (log.name(), entries.all.len()))
+            });
+            with_entries.take(max).collect()
+        })
     }
 }
 
@@ -431,7 +520,7 @@ fn append(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Resul
     let mut freed = 0;
     match to {
         Log::Mailbox(_) if limits.mailbox_entries_max <= entries.all.len() => return Err(AppendError::Full),
-        Log::History(_) => {
+        Log::History(_) | Log::Dead(_) => {
             while limits.history_entries_max <= entries.all.len() {
                 freed += entries.all.pop_front().map_or(0, |gone| gone.bytes.len() + OVERHEAD);
             }
@@ -447,13 +536,13 @@ fn append(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Resul
     }
     state.bytes = (state.bytes + size + OVERHEAD).saturating_sub(freed);
 
-    let told = match to {
-        Log::History(topic) => {
-            let message = Followed::new(topic.as_str(), entry.bytes, Some((Place { epoch, sequence }, previous)));
-            state.followers_of(&topic).into_iter().map(|follower| (follower, message.clone())).collect()
-        }
-        Log::Mailbox(_) | Log::Parked(_) => Vec::new(),
+    let at = Some((Place { epoch, sequence }, previous));
+    let (followers, message) = match to {
+        Log::History(topic) => (state.followers_of(Some(&topic)), Followed::new(topic, entry.bytes, at)),
+        Log::Mailbox(user) => (state.followers_of(None), Followed::new(user, Bytes::new(), at)),
+        Log::Dead(_) | Log::Parked(_) => return Ok((stored(sequence, false), Vec::new())),
     };
+    let told = followers.into_iter().map(|follower| (follower, message.clone())).collect();
     Ok((stored(sequence, false), told))
 }
 
@@ -625,7 +714,7 @@ impl Engine for MemoryEngine {
             if !here.mail.borrow().is_up() || shared.limits.message_bytes_max < bytes.len() {
                 return Err(EngineDown);
             }
-            let followers = shared.state.lock().followers_of(&topic);
+            let followers = shared.state.lock().followers_of(Some(&topic));
             let message = Followed::new(topic, bytes, None);
             followers.into_iter().for_each(|follower| follower.message(message.clone()));
             Ok(())
@@ -633,23 +722,11 @@ impl Engine for MemoryEngine {
     }
 
     fn follow(&self, pattern: String, follower: Arc<dyn Follower>) -> BoxFuture<Result<Following, EngineDown>> {
-        let Side { shared, here } = self.side.clone();
-        Box::pin(async move {
-            if !here.mail.borrow().is_up() {
-                return Err(EngineDown);
-            }
-            let mut state = shared.state.lock();
-            let number = state.next();
-            state.followers.insert(number, FollowerHere { pattern, follower, here });
-            drop(state);
-            let followed = Arc::downgrade(&shared);
-            Ok(Following::until(move || {
-                if let Some(shared) = followed.upgrade() {
-                    let gone = shared.state.lock().followers.remove(&number);
-                    drop(gone);
-                }
-            }))
-        })
+        self.side.follow(Some(pattern), follower)
+    }
+
+    fn follow_mailboxes(&self, follower: Arc<dyn Follower>) -> BoxFuture<Result<Following, EngineDown>> {
+        self.side.follow(None, follower)
     }
 }
 

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 #[cfg(feature = "cluster")]
 use super::elsewhere::{Afar, Counts, NodeId, Share, Unreached};
@@ -44,6 +44,7 @@ use super::{
     lock::{self, Changes, Wake},
     totals::{Total, Totals},
 };
+use crate::store::{AppendError, Kept, Log, StoreError};
 
 /// How far one push to one session has come.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -285,8 +286,8 @@ pub(super) struct Tally {
     /// What is waited for, or was: bits of [`Wait`]. Set before the counts are looked at, whose lock orders the two: a
     /// change that is not seen there finds it set.
     awaited: AtomicU8,
-    /// Where a topic keeps it.
-    stored: OnceLock<Position>,
+    /// Where it is kept beside its sessions.
+    kept: OnceLock<InLogs>,
     /// That of the receipt: empty if the push did not ask, or nobody reads it any more.
     each: Weak<Each>,
     /// Where the ends of its targets are counted, together with those of all other pushes.
@@ -299,6 +300,42 @@ pub(super) struct Tally {
     changes: AtomicU64,
     #[cfg(feature = "cluster")]
     afar: OnceLock<Box<Afar>>,
+}
+
+/// Where a push is kept beside its sessions.
+#[derive(Debug)]
+enum InLogs {
+    /// A topic of this node has it in its history.
+    Topic(Position),
+    /// A store has it, or is asked to take it.
+    Store(watch::Receiver<Option<Outcome>>),
+}
+
+type Outcome = Result<Vec<Kept>, StoreError>;
+
+/// The end of a receipt that waits for a store. Dropped without a word, nobody knows whether it is stored.
+#[derive(Debug)]
+pub(crate) struct Storing {
+    tally: Arc<Tally>,
+    outcome: watch::Sender<Option<Outcome>>,
+    logs: Vec<Log>,
+}
+
+impl Storing {
+    /// It is known what became of it. What is told to its sessions is told before.
+    pub(crate) fn done(self, outcome: Outcome) {
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Storing {
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_none() {
+            let failed = std::mem::take(&mut self.logs).into_iter().map(|log| (log, AppendError::Unknown));
+            self.outcome.send_replace(Some(Err(StoreError::new(Vec::new(), failed.collect()))));
+        }
+        Tally::tell(&self.tally);
+    }
 }
 
 /// Among the bits of [`Wait`]: each change is told.
@@ -348,7 +385,12 @@ impl Tally {
 
     /// True if no target, here or at another node, has to go that far any more.
     fn is_over(&self, wait: Wait, outcomes: &Outcomes) -> bool {
-        wait.is_over(outcomes) && !self.is_routing()
+        wait.is_over(outcomes) && !self.is_routing() && !self.is_storing()
+    }
+
+    /// True if it is not known yet whether a store takes it, which comes before its sessions.
+    fn is_storing(&self) -> bool {
+        matches!(self.kept.get(), Some(InLogs::Store(outcome)) if outcome.borrow().is_none())
     }
 
     #[cfg(feature = "cluster")]
@@ -417,13 +459,49 @@ impl Receipt {
     /// A topic keeps it here.
     pub(super) fn store(&self, position: Position) {
         // Published once: there is no other position.
-        let _ = self.tally.stored.set(position);
+        let _ = self.tally.kept.set(InLogs::Topic(position));
     }
 
-    /// The position at which a topic with history keeps the message: a client that subscribes from an earlier position gets
-    /// it, even if there were no targets. `None`: no topic keeps it.
-    pub fn stored(&self) -> Option<Position> {
-        self.tally.stored.get().copied()
+    /// A store is asked to take it, in these logs. Nobody else has the receipt yet.
+    pub(crate) fn storing(&self, logs: Vec<Log>) -> Storing {
+        let (outcome, told) = watch::channel(None);
+        let _ = self.tally.kept.set(InLogs::Store(told));
+        Storing { tally: Arc::clone(&self.tally), outcome, logs }
+    }
+
+    /// The position at which a topic of this node keeps the message: a client that subscribes from an earlier position
+    /// gets it, even if there were no targets. `None`: no such topic keeps it.
+    pub fn position(&self) -> Option<Position> {
+        match self.tally.kept.get() {
+            Some(InLogs::Topic(position)) => Some(*position),
+            _ => None,
+        }
+    }
+
+    /// Waits until the store has answered: where the push is kept, and how well. Empty if no store is asked: see
+    /// [`Self::position`] for a topic of this node. It is answered in some seconds, whatever happens.
+    ///
+    /// Being stored is no stage of a session: nothing is sent before, and [`Self::handled`] waits for this too.
+    ///
+    /// # Errors
+    /// [`StoreError`]: in at least one log it is not stored, or nobody knows. There nothing was sent.
+    pub async fn stored(&self) -> Result<Vec<Kept>, StoreError> {
+        let Some(InLogs::Store(outcome)) = self.tally.kept.get() else { return Ok(Vec::new()) };
+        let mut outcome = outcome.clone();
+        // Its sender says something before it goes.
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or_else(|| Ok(Vec::new())),
+            Err(_) => Err(StoreError::new(Vec::new(), Vec::new())),
+        }
+    }
+
+    /// True if it is known to be kept somewhere beside its sessions.
+    pub(crate) fn is_kept(&self) -> bool {
+        match self.tally.kept.get() {
+            Some(InLogs::Topic(_)) => true,
+            Some(InLogs::Store(outcome)) => matches!(&*outcome.borrow(), Some(Ok(_))),
+            None => false,
+        }
     }
 
     /// How many targets are at which stage now.
@@ -686,6 +764,38 @@ mod tests {
         let receipt = Receipt::of(&Push::new("T", "m", "").watch_each(), &Totals::default());
         let each = receipt.each().expect("it was asked for");
         (receipt, each)
+    }
+
+    /// Who waits for the sessions waits for the store first; what became of it there is told to all who ask, however late.
+    #[tokio::test(start_paused = true)]
+    async fn a_receipt_waits_for_the_store() {
+        use crate::store::{Level, Place, Stored};
+
+        let receipt = Receipt::new();
+        assert_eq!((receipt.stored().await, receipt.is_kept()), (Ok(Vec::new()), false));
+        let log = Log::Mailbox("ann".to_owned());
+        let storing = receipt.storing(vec![log.clone()]);
+        let (waits, asks) = (receipt.clone(), receipt.clone());
+        let waits = tokio::spawn(async move { waits.handled().await.targets() });
+        let asks = tokio::spawn(async move { asks.stored().await });
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!waits.is_finished() && !asks.is_finished());
+
+        let kept = Kept::new(log.clone(), Stored::new(Place { epoch: 1, sequence: 2 }, Level::Synced, false));
+        let mut told = ticket(&receipt);
+        storing.done(Ok(vec![kept.clone()]));
+        assert_eq!(asks.await.expect("no panic"), Ok(vec![kept.clone()]));
+        told.advance(Stage::Handled);
+        assert_eq!(waits.await.expect("no panic"), 1);
+        assert_eq!((receipt.stored().await, receipt.is_kept()), (Ok(vec![kept]), true));
+        assert_eq!(receipt.position(), None, "no topic has it");
+
+        let receipt = Receipt::new();
+        drop(receipt.storing(vec![log.clone()]));
+        let unknown = receipt.stored().await.expect_err("nobody knows");
+        assert_eq!((unknown.is_unknown(), &unknown.failed), (true, &vec![(log, AppendError::Unknown)]));
+        assert_eq!(receipt.handled().await.targets(), 0);
+        assert!(unknown.to_string().starts_with("the mailbox of \"ann\""), "{unknown}");
     }
 
     /// Each stream tells each target once, in the order of their ends, whenever it is made. A push that did not ask

@@ -30,9 +30,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     cluster::engine::{
         AppendError, AskError, BoxFuture, BuryError, ClaimError, Engine, Followed, Follower, Inbox, Log, NewEntry,
-        NodeId, Place, RenewError, Revision,
+        NodeId, RenewError, Revision,
     },
     session::SessionId,
+    testing::store::{self, StoreBed, StoreCheck},
 };
 
 /// An engine under test: its nodes, all of one cluster that nobody else uses.
@@ -58,6 +59,12 @@ impl Bed {
         (self.make)()
     }
 
+    /// Its part that stores.
+    fn store(self) -> StoreBed {
+        let limits = self.node().limits();
+        StoreBed::new(limits, move || self.node())
+    }
+
     /// A node that answers what it is asked, with what this makes of it.
     async fn answering(
         &self,
@@ -81,7 +88,12 @@ impl Inbox for Answers {
 /// One thing that every engine must do.
 pub struct Check {
     name: &'static str,
-    run: fn(Bed) -> BoxFuture<()>,
+    run: Run,
+}
+
+enum Run {
+    Engine(fn(Bed) -> BoxFuture<()>),
+    Store(StoreCheck),
 }
 
 impl std::fmt::Debug for Check {
@@ -91,6 +103,10 @@ impl std::fmt::Debug for Check {
 }
 
 impl Check {
+    fn of_store(check: StoreCheck) -> Self {
+        Self { name: check.name(), run: Run::Store(check) }
+    }
+
     /// What it must do.
     pub fn name(&self) -> &'static str {
         self.name
@@ -102,7 +118,10 @@ impl Check {
     /// The engine does something else.
     pub async fn run(&self, bed: Bed) {
         let most = 4 * bed.lease + Duration::from_secs(10);
-        let run = (self.run)(bed);
+        let run = match &self.run {
+            Run::Engine(run) => run(bed),
+            Run::Store(check) => return check.run(bed.store()).await,
+        };
         assert!(timeout(most, run).await.is_ok(), "{}: not within {most:?}", self.name);
     }
 }
@@ -111,10 +130,11 @@ impl Check {
 pub fn checks() -> Vec<Check> {
     macro_rules! checks {
         ($($name:ident),* $(,)?) => {
-            vec![$(Check { name: stringify!($name), run: |bed| Box::pin($name(bed)) }),*]
+            vec![$(Check { name: stringify!($name), run: Run::Engine(|bed| Box::pin($name(bed))) }),*]
         };
     }
-    checks![
+    let mut all: Vec<Check> = store::store_checks().into_iter().map(Check::of_store).collect();
+    all.extend(checks![
         an_ask_is_answered_by_the_node_that_it_names,
         asks_one_after_another_arrive_in_order,
         an_unknown_node_is_said_to_be_none_at_once,
@@ -130,14 +150,10 @@ pub fn checks() -> Vec<Check> {
         a_stale_claim_is_refused_and_told_what_is_there,
         a_record_that_was_forgotten_can_be_claimed_anew,
         a_record_ends_with_its_time,
-        a_log_is_read_from_any_place,
-        a_key_is_stored_once_in_its_log,
-        a_full_mailbox_refuses_and_forgets_no_key,
-        a_full_history_forgets_the_oldest,
-        an_entry_ends_with_its_time,
-        a_cursor_goes_forward_only,
         followers_get_what_is_theirs_with_its_chain,
-    ]
+        mailboxes_ring_without_their_letters,
+    ]);
+    all
 }
 
 const SOON: Duration = Duration::from_secs(5);
@@ -343,104 +359,6 @@ async fn a_record_ends_with_its_time(bed: Bed) {
     one.claim(id, None, text("2"), SOON).await.expect("there is none");
 }
 
-async fn a_log_is_read_from_any_place(bed: Bed) {
-    let (one, other, log) = (bed.node(), bed.node(), Log::History("news.sport".to_owned()));
-    assert_eq!(other.read(log.clone(), 0, 10).await.expect("the engine works").last, None);
-    let mut places = Vec::new();
-    for number in 0..10_u8 {
-        let stored = one.append(log.clone(), NewEntry::new(vec![number])).await.expect("there is room");
-        assert!(!stored.repeated);
-        assert_eq!(stored.level, one.limits().level);
-        places.push(stored.place);
-    }
-    assert!(places.is_sorted() && places.windows(2).all(|pair| pair[0] != pair[1]), "{places:?}");
-    let all = other.read(log.clone(), 0, 100).await.expect("the engine works");
-    assert_eq!(all.last, places.last().copied());
-    let expected: Vec<(Place, Bytes)> = places.iter().copied().zip((0..10).map(|n| Bytes::from(vec![n]))).collect();
-    assert_eq!(all.entries, expected);
-    let some = other.read(log.clone(), places[3].sequence, 4).await.expect("the engine works");
-    assert_eq!((some.entries, some.last), (expected[4..8].to_vec(), places.last().copied()));
-    let nothing = other.read(log, places[9].sequence, 4).await.expect("the engine works");
-    assert!(nothing.entries.is_empty());
-    let another = Log::History("news.weather".to_owned());
-    assert!(other.read(another, 0, 10).await.expect("the engine works").entries.is_empty(), "another topic's");
-}
-
-async fn a_key_is_stored_once_in_its_log(bed: Bed) {
-    let one = bed.node();
-    let (ann, bob) = (Log::Mailbox("ann".to_owned()), Log::Mailbox("bob".to_owned()));
-    let entry = || NewEntry::new("letter").with_key("key");
-    let first = one.append(ann.clone(), entry()).await.expect("there is room");
-    let again = one.append(ann.clone(), entry()).await.expect("it is there");
-    assert!(!first.repeated && again.repeated);
-    let of_bob = one.append(bob.clone(), entry()).await.expect("there is room");
-    assert!(!of_bob.repeated, "a key is that of its log");
-    for log in [ann, bob] {
-        assert_eq!(one.read(log, 0, 10).await.expect("the engine works").entries.len(), 1);
-    }
-}
-
-async fn a_full_mailbox_refuses_and_forgets_no_key(bed: Bed) {
-    let (one, log) = (bed.node(), Log::Mailbox("ann".to_owned()));
-    let most = one.limits().mailbox_entries_max;
-    for number in 0..most {
-        let entry = NewEntry::new(number.to_string()).with_time_to_live(SOON);
-        one.append(log.clone(), entry).await.expect("there is room");
-    }
-    let entry = || NewEntry::new("one more").with_key("key");
-    assert_eq!(one.append(log.clone(), entry()).await, Err(AppendError::Full));
-    let page = one.read(log.clone(), 0, most + 1).await.expect("the engine works");
-    assert_eq!((page.entries.len(), &page.entries[0].1[..]), (most, &b"0"[..]), "nothing was forgotten");
-    let began = Instant::now();
-    let stored = loop {
-        match one.append(log.clone(), entry()).await {
-            Ok(stored) => break stored,
-            Err(error) => assert!(error == AppendError::Full && began.elapsed() < 3 * SOON, "{error}"),
-        }
-        sleep(Duration::from_millis(100)).await;
-    };
-    assert!(!stored.repeated, "what was refused has not taken its key");
-}
-
-async fn a_full_history_forgets_the_oldest(bed: Bed) {
-    let (one, log) = (bed.node(), Log::History("news".to_owned()));
-    let most = one.limits().history_entries_max;
-    for number in 0..most + 2 {
-        one.append(log.clone(), NewEntry::new(number.to_string())).await.expect("the oldest makes way");
-    }
-    let page = one.read(log, 0, most + 2).await.expect("the engine works");
-    assert_eq!((page.entries.len(), &page.entries[0].1[..]), (most, &b"2"[..]));
-}
-
-async fn an_entry_ends_with_its_time(bed: Bed) {
-    let (one, log) = (bed.node(), Log::Parked(SessionId::random()));
-    one.append(log.clone(), NewEntry::new("short").with_time_to_live(Duration::from_secs(1))).await.expect("room");
-    let stays = one.append(log.clone(), NewEntry::new("long").with_time_to_live(SOON * 12)).await.expect("room");
-    let began = Instant::now();
-    loop {
-        let page = one.read(log.clone(), 0, 10).await.expect("the engine works");
-        if page.entries == [(stays.place, text("long"))] {
-            break;
-        }
-        assert!(began.elapsed() < SOON, "{page:?}");
-        sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn a_cursor_goes_forward_only(bed: Bed) {
-    let (one, other) = (bed.node(), bed.node());
-    let (name, keep) = ("ann.phone".to_owned(), SOON * 12);
-    let at = |sequence| Place { epoch: 7, sequence };
-    assert_eq!(one.cursor(name.clone()).await, Ok(None));
-    assert_eq!(one.advance(name.clone(), at(5), keep).await, Ok(at(5)));
-    assert_eq!(other.advance(name.clone(), at(3), keep).await, Ok(at(5)), "never back");
-    assert_eq!(other.advance(name.clone(), at(9), keep).await, Ok(at(9)));
-    assert_eq!(one.cursor(name.clone()).await, Ok(Some(at(9))));
-    let anew = Place { epoch: 8, sequence: 1 };
-    assert_eq!(one.advance(name.clone(), anew, keep).await, Ok(anew), "another epoch begins anew");
-    assert_eq!(one.cursor("ann.laptop".to_owned()).await, Ok(None));
-}
-
 #[derive(Default)]
 struct Heard(Mutex<Vec<Followed>>);
 
@@ -480,4 +398,32 @@ async fn followers_get_what_is_theirs_with_its_chain(bed: Bed) {
     one.append(log, NewEntry::new("last")).await.expect("there is room");
     until("five have come", SOON, || all.0.lock().len() == 5).await;
     assert_eq!((sport.0.lock().len(), nothing.0.lock().len()), (3, 0));
+}
+
+async fn mailboxes_ring_without_their_letters(bed: Bed) {
+    let (one, other) = (bed.node(), bed.node());
+    let (rung, topics) = <(Arc<Heard>, Arc<Heard>)>::default();
+    let mailboxes = other.follow_mailboxes(Arc::clone(&rung) as _).await.expect("the engine works");
+    let _topics = other.follow(">".to_owned(), Arc::clone(&topics) as _).await.expect("the engine works");
+
+    let append = async |user: &str| {
+        let letter = NewEntry::new("a letter").with_time_to_live(SOON * 12);
+        one.append(Log::Mailbox(user.to_owned()), letter).await.expect("there is room").place
+    };
+    // A user's name may be any text.
+    let (ann, bob) = ("ann", "bob b.*>");
+    let [first, second, of_bob] = [append(ann).await, append(ann).await, append(bob).await];
+    until("three have rung", SOON, || rung.0.lock().len() == 3).await;
+    let heard = rung.0.lock().clone();
+    let ring = |user: &str, place, before| Followed::new(user, Bytes::new(), Some((place, before)));
+    assert_eq!(heard, [ring(ann, first, 0), ring(ann, second, first.sequence), ring(bob, of_bob, 0)]);
+
+    one.append(Log::History("news".to_owned()), NewEntry::new("x")).await.expect("there is room");
+    until("the topic's has come", SOON, || topics.0.lock().len() == 1).await;
+    drop(mailboxes);
+    sleep(Duration::from_millis(100)).await;
+    append(ann).await;
+    one.append(Log::History("news".to_owned()), NewEntry::new("y")).await.expect("there is room");
+    until("the topic's next has come", SOON, || topics.0.lock().len() == 2).await;
+    assert_eq!(rung.0.lock().len(), 3, "a mailbox is no topic, and nobody follows it any more");
 }

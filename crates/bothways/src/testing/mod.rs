@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | [`run`], a clock that jumps; [`Network`], a server and its clients |
 //! | `engine.rs` | what every engine of a cluster must do, as one suite |
+//! | `store.rs` | what every store must do, as another one |
 //! | `wire.rs` | [`Wire`], what lies between a client and its server, and how it breaks |
 //!
 //! Nothing in the server or the client is replaced: between the two stands a relay that understands frames, so that a
@@ -40,6 +41,7 @@
 
 #[cfg(feature = "cluster")]
 pub mod engine;
+pub mod store;
 mod wire;
 
 use std::{future::Future, time::Duration};

@@ -217,12 +217,12 @@ async fn what_a_topic_keeps_is_stored_though_nobody_is_there() {
     let server = Server::builder().topic("log", options).expect("a pattern").build();
     for offset in 1..=2 {
         let receipt = server.publish("log", &push("say", "x")).expect("small");
-        let stored = receipt.stored().expect("the topic keeps it");
+        let stored = receipt.position().expect("the topic keeps it");
         assert_eq!((receipt.outcomes().targets(), stored.offset), (0, offset));
         assert_ne!(stored, Position { epoch: 0, offset });
     }
-    assert_eq!(server.publish("other", &push("say", "x")).expect("small").stored(), None);
-    assert_eq!(server.push(&Target::everyone(), &push("say", "x")).expect("small").stored(), None);
+    assert_eq!(server.publish("other", &push("say", "x")).expect("small").position(), None);
+    assert_eq!(server.push(&Target::everyone(), &push("say", "x")).expect("small").position(), None);
 }
 
 /// Values come faster than the application takes them: of each key only the newest waits, in the place of the oldest.

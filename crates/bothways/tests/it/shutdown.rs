@@ -183,7 +183,7 @@ async fn nothing_is_sent_or_kept_by_a_server_that_has_stopped() {
         let news = TopicOptions::new().history(10, s(60));
         let server = echoing().topic("news", news).expect("a name").build();
         let push = Push::new("News", "say", "x");
-        assert!(server.publish("news", &push).expect("it runs").stored().is_some());
+        assert!(server.publish("news", &push).expect("it runs").position().is_some());
         match drains {
             false => soon(server.shutdown(s(3))).await,
             true => soon(server.drain(s(3), 100)).await,

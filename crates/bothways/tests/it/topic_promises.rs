@@ -629,10 +629,10 @@ async fn a_history_of_nothing_keeps_nothing() {
     for (messages, time) in [(0, HOUR), (10, Duration::ZERO)] {
         let server = server("log", TopicOptions::new().open().history(messages, time)).build();
         let listening = server.listen(&address()).await.expect("a free name");
-        assert_eq!(server.publish("log", &push("1")).expect("small").stored(), None);
+        assert_eq!(server.publish("log", &push("1")).expect("small").position(), None);
         let (ann, mut to_ann) = client(listening.address(), "ann").await;
         assert_eq!(ann.subscribe("log").await.expect("open").position, None);
-        assert_eq!(server.publish("log", &push("2")).expect("small").stored(), None);
+        assert_eq!(server.publish("log", &push("2")).expect("small").position(), None);
         assert_eq!(texts(&mut to_ann).await, ["2"]);
     }
 }

@@ -244,7 +244,7 @@ fn standing(number: u64, receipt: &Receipt) -> PushReceipt {
 }
 
 fn outcome(receipt: &Receipt) -> AdminPushOutcome {
-    AdminPushOutcome { stored: receipt.stored().is_some(), ..receipt.outcomes().into() }
+    AdminPushOutcome { stored: receipt.is_kept(), ..receipt.outcomes().into() }
 }
 
 /// Pushes as the operator says, and notes it.

@@ -151,7 +151,7 @@ async fn asks(name: &str, steps: &[Step]) {
 
     let publish = |number: u64| {
         let receipt = server.publish("news", &Push::new("N", "say", number.to_string())).expect("small");
-        receipt.stored().expect("it has a history")
+        receipt.position().expect("it has a history")
     };
     let (epoch, mut published) = (publish(1).epoch, 1);
     let mut got = BTreeSet::new();
