@@ -1,0 +1,411 @@
+//! What is in the file, and how one transaction changes it. No threads, no clock: the time is passed in.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | a name | the epoch, the last sequence, the bytes of everything, the version of this layout |
+//! | `logs` | a log | its last sequence, how many entries it has, and their bytes |
+//! | `entries` | a log, a sequence | when it ends, and its bytes |
+//! | `keys` | a log, a key | the sequence of its entry, and when the key is forgotten |
+//! | `cursors` | a log, a reader | epoch, sequence, and when it is forgotten |
+//! | `ends` | when, and what | nothing: what is over is found in the order of its end |
+
+use std::{ops::Bound, time::Duration};
+
+use bothways::store::{AppendError, Level, Log, NewEntry, PAGE_BYTES, Page, Place, READER_BYTES_MAX, Stored};
+use bytes::Bytes;
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+
+use crate::StoreOptions;
+
+/// Of this layout.
+const VERSION: u64 = 1;
+
+/// What an entry, a key or a cursor counts beside its bytes.
+const OVERHEAD: u64 = 128;
+
+/// For how long an entry's key is known.
+const KEYS_KEPT: Duration = Duration::from_secs(120);
+
+/// With each change so much of what is over goes too.
+const SWEPT_EACH: usize = 64;
+
+/// So much of it goes when there is no room.
+const SWEPT_FOR_ROOM: usize = 4096;
+
+/// An entry that stays until others need its place.
+const NEVER: u64 = u64::MAX;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const LOGS: TableDefinition<'_, &[u8], (u64, u64, u64)> = TableDefinition::new("logs");
+const ENTRIES: TableDefinition<'_, (&[u8], u64), (u64, &[u8])> = TableDefinition::new("entries");
+const KEYS: TableDefinition<'_, (&[u8], &str), (u64, u64)> = TableDefinition::new("keys");
+const CURSORS: TableDefinition<'_, (&[u8], &str), (u64, u64, u64)> = TableDefinition::new("cursors");
+const ENDS: TableDefinition<'_, (u64, u8, &[u8], u64, &str), ()> = TableDefinition::new("ends");
+
+const OF_ENTRY: u8 = 0;
+const OF_KEY: u8 = 1;
+const OF_CURSOR: u8 = 2;
+
+/// Milliseconds since 1970.
+pub(crate) type Millis = u64;
+
+fn later(now: Millis, by: Duration) -> Millis {
+    now.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)).min(NEVER - 1)
+}
+
+fn size_of(bytes: usize) -> u64 {
+    OVERHEAD.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
+/// A log as a key: its kind, then its name.
+pub(crate) fn key_of(log: &Log) -> Vec<u8> {
+    let kind = match log {
+        Log::History(_) => b'h',
+        Log::Mailbox(_) => b'm',
+        Log::Dead(_) => b'd',
+        Log::Parked(_) => b'p',
+    };
+    [&[kind], log.name().as_bytes()].concat()
+}
+
+/// What the file says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) epoch: u64,
+}
+
+/// Makes the tables, or looks at those that are there. `Err`: they have a layout of this version.
+pub(crate) fn begin(txn: &WriteTransaction) -> Result<Result<Identity, u64>, redb::Error> {
+    let mut meta = txn.open_table(META)?;
+    let version = meta.get("version")?.map(|version| version.value());
+    match version {
+        Some(VERSION) => {}
+        Some(other) => return Ok(Err(other)),
+        None => {
+            meta.insert("version", VERSION)?;
+            meta.insert("epoch", rand::random::<u64>().max(1))?;
+        }
+    }
+    let epoch = meta.get("epoch")?.map_or(0, |epoch| epoch.value());
+    txn.open_table(LOGS)?;
+    txn.open_table(ENTRIES)?;
+    txn.open_table(KEYS)?;
+    txn.open_table(CURSORS)?;
+    txn.open_table(ENDS)?;
+    Ok(Ok(Identity { epoch }))
+}
+
+/// One transaction that changes things.
+pub(crate) struct Change<'t> {
+    options: StoreOptions,
+    identity: Identity,
+    now: Millis,
+    sequence: u64,
+    bytes: u64,
+    meta: Table<'t, &'static str, u64>,
+    logs: Table<'t, &'static [u8], (u64, u64, u64)>,
+    entries: Table<'t, (&'static [u8], u64), (u64, &'static [u8])>,
+    keys: Table<'t, (&'static [u8], &'static str), (u64, u64)>,
+    cursors: Table<'t, (&'static [u8], &'static str), (u64, u64, u64)>,
+    ends: Table<'t, (u64, u8, &'static [u8], u64, &'static str), ()>,
+}
+
+/// Something that is over, or goes.
+type End = (Millis, u8, Vec<u8>, u64, String);
+
+impl<'t> Change<'t> {
+    pub(crate) fn new(
+        txn: &'t WriteTransaction,
+        options: StoreOptions,
+        identity: Identity,
+        now: Millis,
+    ) -> Result<Self, redb::Error> {
+        let meta = txn.open_table(META)?;
+        let read = |name| Ok::<u64, redb::Error>(meta.get(name)?.map_or(0, |value| value.value()));
+        let (sequence, bytes) = (read("sequence")?, read("bytes")?);
+        Ok(Self {
+            options,
+            identity,
+            now,
+            sequence,
+            bytes,
+            meta,
+            logs: txn.open_table(LOGS)?,
+            entries: txn.open_table(ENTRIES)?,
+            keys: txn.open_table(KEYS)?,
+            cursors: txn.open_table(CURSORS)?,
+            ends: txn.open_table(ENDS)?,
+        })
+    }
+
+    /// What was counted is written too.
+    pub(crate) fn finish(mut self) -> Result<(), redb::Error> {
+        self.meta.insert("sequence", self.sequence)?;
+        self.meta.insert("bytes", self.bytes)?;
+        Ok(())
+    }
+
+    pub(crate) fn append(&mut self, log: &Log, entry: NewEntry) -> Result<Result<Stored, AppendError>, redb::Error> {
+        let key_of_log = key_of(log);
+        let size = size_of(entry.bytes.len());
+        let known = match &entry.key {
+            Some(key) => self.keys.get((&*key_of_log, &**key))?.map(|known| known.value()),
+            None => None,
+        };
+        if let Some((sequence, _)) = known.filter(|(_, until)| self.now < *until) {
+            return Ok(Ok(self.stored(sequence, true)));
+        }
+
+        self.sweep(SWEPT_EACH)?;
+        let is_full = match log {
+            Log::Mailbox(_) => !self.has_place(&key_of_log, size)?,
+            Log::History(_) | Log::Dead(_) => {
+                self.make_place(&key_of_log, size)?;
+                false
+            }
+            Log::Parked(_) => false,
+        };
+        let of_key = entry.key.as_ref().map_or(0, |key| size_of(key.len()));
+        if is_full || !self.has_room(size.saturating_add(of_key))? {
+            return Ok(Err(AppendError::Full));
+        }
+
+        self.sequence += 1;
+        let (sequence, log) = (self.sequence, &*key_of_log);
+        let until = entry.time_to_live.map_or(NEVER, |ttl| later(self.now, ttl));
+        self.entries.insert((log, sequence), (until, &*entry.bytes))?;
+        if until != NEVER {
+            self.ends.insert((until, OF_ENTRY, log, sequence, ""), ())?;
+        }
+        let (_, count, bytes) = self.standing(log)?;
+        self.logs.insert(log, (sequence, count + 1, bytes + size))?;
+        self.bytes += size;
+
+        if let Some(key) = &entry.key {
+            let until = later(self.now, KEYS_KEPT);
+            match known {
+                // It is over, and not swept yet.
+                Some((_, before)) => _ = self.ends.remove((before, OF_KEY, log, 0, &**key))?,
+                None => self.bytes += of_key,
+            }
+            self.keys.insert((log, &**key), (sequence, until))?;
+            self.ends.insert((until, OF_KEY, log, 0, &**key), ())?;
+        }
+        Ok(Ok(self.stored(sequence, false)))
+    }
+
+    fn stored(&self, sequence: u64, repeated: bool) -> Stored {
+        Stored::new(Place { epoch: self.identity.epoch, sequence }, Level::Synced, repeated)
+    }
+
+    /// Its last sequence, how many entries it has, and their bytes.
+    fn standing(&self, log: &[u8]) -> Result<(u64, u64, u64), redb::Error> {
+        Ok(self.logs.get(log)?.map_or((0, 0, 0), |standing| standing.value()))
+    }
+
+    fn fits(&self, log: &[u8], size: u64) -> Result<bool, redb::Error> {
+        let (_, count, bytes) = self.standing(log)?;
+        let StoreOptions { log_entries_max, log_bytes_max, .. } = self.options;
+        Ok(count < log_entries_max && bytes.saturating_add(size) <= log_bytes_max)
+    }
+
+    /// True if a mailbox takes one more; what is over makes way.
+    fn has_place(&mut self, log: &[u8], size: u64) -> Result<bool, redb::Error> {
+        if self.fits(log, size)? {
+            return Ok(true);
+        }
+        let now = self.now;
+        self.forget(log, u64::MAX, |until| until <= now)?;
+        self.fits(log, size)
+    }
+
+    /// The oldest make way for one more.
+    fn make_place(&mut self, log: &[u8], size: u64) -> Result<(), redb::Error> {
+        while !self.fits(log, size)? {
+            let oldest = self.entries.range((log, 0)..=(log, u64::MAX))?.next().transpose()?;
+            let Some(oldest) = oldest.map(|(key, _)| key.value().1) else { break };
+            self.forget_one(log, oldest)?;
+        }
+        Ok(())
+    }
+
+    /// True if the store takes so many bytes more; what is over makes way.
+    fn has_room(&mut self, size: u64) -> Result<bool, redb::Error> {
+        while self.options.bytes_max < self.bytes.saturating_add(size) {
+            if self.sweep(SWEPT_FOR_ROOM)? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Forgets the entries of a log up to this sequence whose ends are like that.
+    fn forget(&mut self, log: &[u8], upto: u64, is_one: impl Fn(Millis) -> bool) -> Result<(), redb::Error> {
+        let mut gone = Vec::new();
+        for entry in self.entries.range((log, 0)..=(log, upto))? {
+            let (key, value) = entry?;
+            if is_one(value.value().0) {
+                gone.push(key.value().1);
+            }
+        }
+        gone.into_iter().try_for_each(|sequence| self.forget_one(log, sequence).map(drop))
+    }
+
+    /// False: it is not there.
+    fn forget_one(&mut self, log: &[u8], sequence: u64) -> Result<bool, redb::Error> {
+        let gone = self.entries.remove((log, sequence))?.map(|gone| {
+            let (until, bytes) = gone.value();
+            (until, size_of(bytes.len()))
+        });
+        let Some((until, size)) = gone else { return Ok(false) };
+        if until != NEVER {
+            self.ends.remove((until, OF_ENTRY, log, sequence, ""))?;
+        }
+        let (last, count, bytes) = self.standing(log)?;
+        match count {
+            0 | 1 => _ = self.logs.remove(log)?,
+            _ => _ = self.logs.insert(log, (last, count - 1, bytes.saturating_sub(size)))?,
+        }
+        self.bytes = self.bytes.saturating_sub(size);
+        Ok(true)
+    }
+
+    pub(crate) fn trim(&mut self, log: &Log, upto: Place) -> Result<(), redb::Error> {
+        if upto.epoch != self.identity.epoch {
+            return Ok(());
+        }
+        self.forget(&key_of(log), upto.sequence, |_| true)
+    }
+
+    pub(crate) fn remove(&mut self, log: &Log, place: Place) -> Result<bool, redb::Error> {
+        Ok(place.epoch == self.identity.epoch && self.forget_one(&key_of(log), place.sequence)?)
+    }
+
+    /// `None`: there is no room for one more reader.
+    pub(crate) fn advance(
+        &mut self,
+        log: &Log,
+        reader: &str,
+        to: Place,
+        keep: Duration,
+    ) -> Result<Option<Place>, redb::Error> {
+        if READER_BYTES_MAX < reader.len() {
+            return Ok(None);
+        }
+        self.sweep(SWEPT_EACH)?;
+        let key_of_log = key_of(log);
+        let log = &*key_of_log;
+        let before = self.cursors.get((log, reader))?.map(|cursor| cursor.value());
+        match before {
+            Some((_, _, until)) => _ = self.ends.remove((until, OF_CURSOR, log, 0, reader))?,
+            None if !self.has_room(size_of(reader.len()))? => return Ok(None),
+            None => self.bytes += size_of(reader.len()),
+        }
+
+        let stood = before
+            .filter(|(epoch, sequence, until)| self.now < *until && *epoch == to.epoch && to.sequence < *sequence);
+        let stands = stood.map_or(to, |(epoch, sequence, _)| Place { epoch, sequence });
+        let until = later(self.now, keep);
+        self.cursors.insert((log, reader), (stands.epoch, stands.sequence, until))?;
+        self.ends.insert((until, OF_CURSOR, log, 0, reader), ())?;
+        Ok(Some(stands))
+    }
+
+    /// Forgets some of what is over. Returns how much.
+    pub(crate) fn sweep(&mut self, max: usize) -> Result<usize, redb::Error> {
+        let mut over: Vec<End> = Vec::new();
+        let end: (u64, u8, &[u8], u64, &str) = (self.now.saturating_add(1), 0, &[], 0, "");
+        for row in self.ends.range(..end)?.take(max) {
+            let (row, _) = row?;
+            let (until, kind, log, sequence, name) = row.value();
+            over.push((until, kind, log.to_vec(), sequence, name.to_owned()));
+        }
+        let count = over.len();
+        for (until, kind, log, sequence, name) in over {
+            self.ends.remove((until, kind, &*log, sequence, &*name))?;
+            match kind {
+                OF_ENTRY => _ = self.forget_one(&log, sequence)?,
+                OF_KEY => {
+                    self.keys.remove((&*log, &*name))?;
+                    self.bytes = self.bytes.saturating_sub(size_of(name.len()));
+                }
+                _ => {
+                    self.cursors.remove((&*log, &*name))?;
+                    self.bytes = self.bytes.saturating_sub(size_of(name.len()));
+                }
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// What is asked of the file as it is at one moment.
+pub(crate) struct Look<'t> {
+    pub(crate) txn: &'t ReadTransaction,
+    pub(crate) identity: Identity,
+    pub(crate) now: Millis,
+}
+
+impl Look<'_> {
+    pub(crate) fn page(&self, log: &Log, after: u64, max: usize) -> Result<Page, redb::Error> {
+        let (log, epoch) = (key_of(log), self.identity.epoch);
+        let place = |sequence| Place { epoch, sequence };
+        let last = self.txn.open_table(LOGS)?.get(&*log)?.map(|standing| place(standing.value().0));
+        let table = self.txn.open_table(ENTRIES)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for entry in table.range((&*log, after.saturating_add(1))..=(&*log, u64::MAX))? {
+            if max <= entries.len() || PAGE_BYTES <= bytes {
+                break;
+            }
+            let (key, value) = entry?;
+            let (until, of_entry) = value.value();
+            if self.now < until {
+                bytes += of_entry.len();
+                entries.push((place(key.value().1), Bytes::copy_from_slice(of_entry)));
+            }
+        }
+        Ok(Page::new(entries, last))
+    }
+
+    pub(crate) fn cursor(&self, log: &Log, reader: &str) -> Result<Option<Place>, redb::Error> {
+        let cursor = self.txn.open_table(CURSORS)?.get((&*key_of(log), reader))?.map(|cursor| cursor.value());
+        Ok(cursor.filter(|(_, _, until)| self.now < *until).map(|(epoch, sequence, _)| Place { epoch, sequence }))
+    }
+
+    pub(crate) fn cursors(&self, log: &Log) -> Result<Vec<(String, Place)>, redb::Error> {
+        let (log, table) = (key_of(log), self.txn.open_table(CURSORS)?);
+        let mut cursors = Vec::new();
+        for cursor in table.range((&*log, "")..)? {
+            let (key, value) = cursor?;
+            let ((of, reader), (epoch, sequence, until)) = (key.value(), value.value());
+            if of != &*log {
+                break;
+            }
+            if self.now < until {
+                cursors.push((reader.to_owned(), Place { epoch, sequence }));
+            }
+        }
+        Ok(cursors)
+    }
+
+    pub(crate) fn list(&self, after: &Log, max: usize) -> Result<Vec<(String, usize)>, redb::Error> {
+        let (after, logs) = (key_of(after), self.txn.open_table(LOGS)?);
+        let entries = self.txn.open_table(ENTRIES)?;
+        let mut found = Vec::new();
+        for log in logs.range::<&[u8]>((Bound::Excluded(&*after), Bound::Unbounded))? {
+            let (log, _) = log?;
+            let log = log.value();
+            if max <= found.len() || log.first() != after.first() {
+                break;
+            }
+            let mut count = 0;
+            for entry in entries.range((log, 0)..=(log, u64::MAX))? {
+                count += usize::from(self.now < entry?.1.value().0);
+            }
+            if count != 0 {
+                found.push((String::from_utf8_lossy(&log[1..]).into_owned(), count));
+            }
+        }
+        Ok(found)
+    }
+}
