@@ -594,11 +594,14 @@ pub enum CloseReason {
         /// How long the server asks to wait before the next connection.
         retry_after: Duration,
     },
+    /// It was a connection of another node of the cluster, or the way to that node; in that node's words.
+    #[error("at another node: {}", one_line(.0))]
+    Elsewhere(String),
 }
 
 impl CloseReason {
     /// What [`Self::name`] may return.
-    pub(crate) const NAMES: [&'static str; 16] = [
+    pub(crate) const NAMES: [&'static str; 17] = [
         "local",
         "peer_closed",
         "peer_closed_mid_frame",
@@ -615,6 +618,7 @@ impl CloseReason {
         "hello_refused",
         "goodbye",
         "not_admitted",
+        "elsewhere",
     ];
 
     pub(crate) fn index(&self) -> usize {
@@ -635,6 +639,7 @@ impl CloseReason {
             Self::HelloRefused(_) => 13,
             Self::Goodbye { .. } => 14,
             Self::NotAdmitted { .. } => 15,
+            Self::Elsewhere(_) => 16,
         }
     }
 

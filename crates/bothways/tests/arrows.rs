@@ -61,6 +61,7 @@ const SESSION_ROWS: &[&[&str]] = &[
         "account",
         "parts",
         "endings",
+        "carried_call",
         "presence",
         "totals",
     ],
@@ -71,7 +72,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
     &["registry"],
-    &["resume", "end", "user"],
+    &["resume", "end", "user", "anywhere"],
     &["mod"],
 ];
 
