@@ -296,7 +296,8 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    pub(crate) const ALL: [Self; 7] = [
+    /// Every code, in a fixed order: the one list from which counters and metrics have their names.
+    pub const ALL: &'static [Self] = &[
         Self::Overloaded,
         Self::Unauthenticated,
         Self::NotFound,
@@ -307,7 +308,7 @@ impl ErrorCode {
     ];
 
     /// The name on the wire.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Overloaded => "overloaded",
             Self::Unauthenticated => "unauthenticated",
@@ -320,7 +321,7 @@ impl ErrorCode {
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|code| code.name() == name)
+        Self::ALL.iter().copied().find(|code| code.name() == name)
     }
 
     /// See [`CallError::may_have_run`].
@@ -1073,7 +1074,7 @@ mod tests {
 
     #[test]
     fn each_code_has_a_name_of_its_own() {
-        for code in ErrorCode::ALL {
+        for code in ErrorCode::ALL.iter().copied() {
             assert_eq!(ErrorCode::from_name(code.name()), Some(code));
         }
         assert_eq!(ErrorCode::from_name("of_a_later_version"), None);

@@ -21,6 +21,7 @@ const ROWS: &[&[&str]] = &[
         "packing",
         "peer",
         "reply",
+        "shares",
         "shrink",
     ],
     &["connection", "caller", "call"],
