@@ -296,8 +296,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Every code, in a fixed order: the one list from which counters and metrics have their names.
-    pub const ALL: &'static [Self] = &[
+    pub(crate) const ALL: [Self; 7] = [
         Self::Overloaded,
         Self::Unauthenticated,
         Self::NotFound,
@@ -308,7 +307,7 @@ impl ErrorCode {
     ];
 
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Overloaded => "overloaded",
             Self::Unauthenticated => "unauthenticated",
@@ -321,7 +320,7 @@ impl ErrorCode {
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|code| code.name() == name)
+        Self::ALL.into_iter().find(|code| code.name() == name)
     }
 
     /// See [`CallError::may_have_run`].
@@ -595,14 +594,11 @@ pub enum CloseReason {
         /// How long the server asks to wait before the next connection.
         retry_after: Duration,
     },
-    /// It was a connection of another node of the cluster, or the way to that node; in that node's words.
-    #[error("at another node: {}", one_line(.0))]
-    Elsewhere(String),
 }
 
 impl CloseReason {
     /// What [`Self::name`] may return.
-    pub(crate) const NAMES: [&'static str; 17] = [
+    pub(crate) const NAMES: [&'static str; 16] = [
         "local",
         "peer_closed",
         "peer_closed_mid_frame",
@@ -619,7 +615,6 @@ impl CloseReason {
         "hello_refused",
         "goodbye",
         "not_admitted",
-        "elsewhere",
     ];
 
     pub(crate) fn index(&self) -> usize {
@@ -640,7 +635,6 @@ impl CloseReason {
             Self::HelloRefused(_) => 13,
             Self::Goodbye { .. } => 14,
             Self::NotAdmitted { .. } => 15,
-            Self::Elsewhere(_) => 16,
         }
     }
 
@@ -1074,7 +1068,7 @@ mod tests {
 
     #[test]
     fn each_code_has_a_name_of_its_own() {
-        for code in ErrorCode::ALL.iter().copied() {
+        for code in ErrorCode::ALL {
             assert_eq!(ErrorCode::from_name(code.name()), Some(code));
         }
         assert_eq!(ErrorCode::from_name("of_a_later_version"), None);

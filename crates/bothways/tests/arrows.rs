@@ -21,7 +21,6 @@ const ROWS: &[&[&str]] = &[
         "packing",
         "peer",
         "reply",
-        "shares",
         "shrink",
     ],
     &["connection", "caller", "call"],
@@ -62,7 +61,6 @@ const SESSION_ROWS: &[&[&str]] = &[
         "account",
         "parts",
         "endings",
-        "carried_call",
         "presence",
         "totals",
     ],
@@ -73,7 +71,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
     &["registry"],
-    &["resume", "end", "user", "anywhere"],
+    &["resume", "end", "user"],
     &["mod"],
 ];
 

@@ -37,7 +37,6 @@ mod jsonrpc;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod options;
-mod peer;
 #[cfg(feature = "port")]
 mod port;
 mod rpc;
@@ -52,6 +51,5 @@ pub use self::{
     cors::Cors,
     front::{Front, FrontStats, HttpPeer},
     options::FrontOptions,
-    peer::{Network, NetworkError},
     serve::HttpListening,
 };

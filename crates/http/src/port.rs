@@ -4,7 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use bothways::transport::{BoxFuture, HttpFront, HttpStream};
 
-use crate::{front::Front, inside::Home, options::FrontOptions};
+use crate::{
+    front::{Front, HttpPeer},
+    inside::Home,
+    options::FrontOptions,
+};
 
 /// A front for the port on which a server speaks everything:
 /// [`ListenOptions::http`](bothways::transport::ListenOptions::http). Made by [`FrontOptions::on_port`].
@@ -21,9 +25,9 @@ use crate::{front::Front, inside::Home, options::FrontOptions};
 /// # Ok(()) }
 /// ```
 ///
-/// Connections have the bounds of the front there, and that of the server beside them
+/// The bounds of connections are the server's there
 /// ([`ServerLimits::connections_max`](bothways::ServerLimits::connections_max)): an HTTP connection that calls takes two
-/// places of the server, its own and that of its connection inside.
+/// places, its own and that of its connection inside.
 #[derive(Debug)]
 pub struct PortFront {
     options: FrontOptions,
@@ -46,7 +50,7 @@ impl HttpFront for PortFront {
         let front = front.clone();
         let peer = stream.peer();
         let address = peer.split_once('@').map_or(peer.as_str(), |(_, address)| address);
-        let peer = format!("http@{address}");
-        Box::pin(async move { front.serve_stream(stream, peer).await })
+        let peer = HttpPeer(format!("http@{address}").into());
+        Box::pin(async move { front.serve_at_port(stream, peer).await })
     }
 }

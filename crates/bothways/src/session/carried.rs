@@ -14,14 +14,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     SessionId,
-    carried_call::Callable,
     push::{Class, Priority, Push},
     receipt::Receipt,
     target::{Target, Who},
 };
 
-/// Takes pushes and calls to the sessions of other nodes.
-pub(crate) trait Elsewhere: Callable {
+/// Takes pushes to the sessions of other nodes.
+pub(crate) trait Elsewhere: Send + Sync {
     /// Queues it for the nodes that may have such sessions. Never waits.
     fn route(&self, carried: &Carried, receipt: &Receipt);
 }

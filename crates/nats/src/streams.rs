@@ -1,0 +1,719 @@
+//! The streams at the broker: made where they are missing, held against what they should be, and known by their tokens.
+//!
+//! A token is random and part of the subjects of its stream. Whatever comes from a stream that was made anew shows it, and
+//! what is written to one that is gone finds nobody.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, Message};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bothways::cluster::engine::PAGE_BYTES;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    names::{Kind, Names},
+    options::ConnectError,
+    wire::{Failure, Wire},
+};
+
+/// How long one request to the register or a log may take.
+pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(2);
+/// After this, a read that any replica may answer is asked of the leader too.
+const HEDGE_AFTER: Duration = Duration::from_millis(50);
+/// Most entries of one page.
+const PAGE_ENTRIES_MAX: usize = 1024;
+/// For how long a stream knows the keys of entries.
+const KEYS_KEPT: Duration = Duration::from_secs(120);
+
+// What JetStream calls its errors.
+const NO_MESSAGE: u32 = 10037;
+const NO_STREAM: u32 = 10059;
+/// There is no message of this sequence, any more.
+const NOT_THERE: [u32; 3] = [10037, 10043, 10057];
+const NAME_IN_USE: u32 = 10058;
+const NOT_ENABLED: [u32; 3] = [10039, 10076, 10035];
+const NO_LEADER: [u32; 2] = [10008, 10118];
+const NO_PEERS: [u32; 2] = [10005, 10074];
+const NO_ROOM: [u32; 6] = [10023, 10047, 10028, 10026, 10027, 10002];
+const WRONG_LAST: u32 = 10071;
+/// Another write of the same subject is on its way.
+const WRONG_LAST_MEANWHILE: u32 = 10164;
+/// An entry of the same key is on its way.
+const DUPLICATE_MEANWHILE: u32 = 10158;
+/// Limits of the stream, and a disk that fails.
+const NOT_STORED: u32 = 10077;
+
+#[derive(Clone, Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug)]
+enum ApiFailure {
+    Wire(Failure),
+    Refused(ApiError),
+}
+
+#[derive(Deserialize)]
+struct Ack {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<ApiError>,
+}
+
+/// Something was stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Put {
+    pub(crate) sequence: u64,
+    pub(crate) repeated: bool,
+}
+
+/// Why something was not stored.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PutFailure {
+    /// Another one is the last, with this sequence if it is known.
+    WrongLast(Option<u64>),
+    Full,
+    /// Nothing was stored.
+    Down,
+    Unknown,
+}
+
+/// What a subject has.
+#[derive(Clone, Debug)]
+pub(crate) struct Got {
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    pub(crate) bytes: Bytes,
+}
+
+/// A stream as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    token: Arc<str>,
+    epoch: u64,
+    replicas: usize,
+}
+
+impl Identity {
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Another one if the stream was made anew, also with the old token.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
+/// What the streams are to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) replicas: Option<usize>,
+    pub(crate) history_entries_max: usize,
+    pub(crate) mailbox_entries_max: usize,
+    pub(crate) stream_bytes_max: Option<u64>,
+    pub(crate) domain: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct Streams {
+    wire: Arc<Wire>,
+    pub(crate) names: Names,
+    wanted: Wanted,
+    api: String,
+    is_clustered: bool,
+    known: RwLock<HashMap<Kind, Identity>>,
+    /// A write has failed, and none has succeeded since.
+    writes_fail: AtomicBool,
+    /// Woken when something failed: the streams are to be looked at.
+    pub(crate) doubt: Notify,
+}
+
+impl Streams {
+    pub(crate) fn new(wire: Arc<Wire>, names: Names, wanted: Wanted, is_clustered: bool) -> Self {
+        let api = wanted.domain.as_ref().map_or("$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
+        Self {
+            wire,
+            names,
+            wanted,
+            api,
+            is_clustered,
+            known: RwLock::default(),
+            writes_fail: AtomicBool::new(false),
+            doubt: Notify::new(),
+        }
+    }
+
+    pub(crate) fn identity(&self, kind: Kind) -> Option<Identity> {
+        self.known.read().get(&kind).cloned()
+    }
+
+    /// Which stream has this token now.
+    pub(crate) fn of_token(&self, token: &str) -> Option<Identity> {
+        self.known.read().values().find(|identity| identity.token() == token).cloned()
+    }
+
+    /// The fewest replicas of any stream.
+    pub(crate) fn replicas(&self) -> usize {
+        self.known.read().values().map(|identity| identity.replicas).min().unwrap_or(1)
+    }
+
+    /// Of all streams together: another number if one was made anew.
+    pub(crate) fn generation(&self) -> u64 {
+        self.known.read().values().fold(0, |all, identity| all ^ identity.epoch.rotate_left(17).wrapping_mul(3))
+    }
+
+    pub(crate) fn do_writes_fail(&self) -> bool {
+        self.writes_fail.load(Ordering::Relaxed)
+    }
+
+    /// Looks that all streams are there, and are what they should be; makes those that are missing.
+    pub(crate) async fn ensure(self: &Arc<Self>, within: Duration) -> Result<(), ConnectError> {
+        let until = Instant::now() + within;
+        let mut all = JoinSet::new();
+        for kind in Kind::all() {
+            let streams = Arc::clone(self);
+            all.spawn(async move { (kind, streams.ensure_one(kind, until).await) });
+        }
+        while let Some(one) = all.join_next().await {
+            let Ok((kind, ensured)) = one else { return Err(ConnectError::Silent { complaint: None }) };
+            let identity = ensured?;
+            self.known.write().insert(kind, identity);
+        }
+        Ok(())
+    }
+
+    async fn ensure_one(&self, kind: Kind, until: Instant) -> Result<Identity, ConnectError> {
+        let name = self.names.stream(kind);
+        let mut last = None;
+        while Instant::now() < until {
+            let tried = match self.info(&name).await {
+                Err(ApiFailure::Refused(error)) if error.err_code == NO_STREAM => self.make(kind, &name).await,
+                other => other,
+            };
+            match tried {
+                Ok(info) => return self.judge(kind, &name, &info),
+                // Somebody else has made it just now.
+                Err(ApiFailure::Refused(error)) if error.err_code == NAME_IN_USE => {}
+                // An election: it ends by itself.
+                Err(ApiFailure::Refused(error)) if NO_LEADER.contains(&error.err_code) => {
+                    last = Some(error.description)
+                }
+                Err(ApiFailure::Refused(error)) => return Err(self.refused(&name, error)),
+                Err(ApiFailure::Wire(_)) => {}
+            }
+            let _ = timeout_at(until, sleep(Duration::from_millis(250))).await;
+        }
+        Err(ConnectError::Silent { complaint: self.wire.events.complaint().or(last) })
+    }
+
+    fn refused(&self, stream: &str, error: ApiError) -> ConnectError {
+        let ApiError { err_code, description } = error;
+        if NOT_ENABLED.contains(&err_code) {
+            ConnectError::NoJetStream { said: description }
+        } else if NO_PEERS.contains(&err_code) {
+            ConnectError::Replicas { wanted: self.replicas_wanted(), said: description }
+        } else if NO_ROOM.contains(&err_code) {
+            ConnectError::NoRoom { stream: stream.to_owned(), said: description }
+        } else {
+            ConnectError::Refused { stream: stream.to_owned(), said: description }
+        }
+    }
+
+    fn replicas_wanted(&self) -> usize {
+        self.wanted.replicas.unwrap_or(if self.is_clustered { 3 } else { 1 })
+    }
+
+    /// What a stream is to be, except for its token.
+    fn config(&self, kind: Kind, name: &str, token: &str) -> Value {
+        let subjects = self.names.subject(kind.letter(), token, ">");
+        let (most, refuses) = match kind {
+            Kind::Nodes | Kind::Sessions | Kind::Cursors => (1, false),
+            Kind::Parked => (-1, false),
+            Kind::History(_) | Kind::Dead => (self.wanted.history_entries_max as i64, false),
+            Kind::Mailbox(_) => (self.wanted.mailbox_entries_max as i64, true),
+        };
+        let mut config = json!({
+            "name": name,
+            "subjects": [subjects.as_str()],
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs": -1,
+            "max_age": 0,
+            "max_msgs_per_subject": most,
+            "discard": if refuses || kind == Kind::Parked { "new" } else { "old" },
+            "discard_new_per_subject": refuses,
+            "duplicate_window": KEYS_KEPT.as_nanos() as u64,
+            "allow_direct": true,
+            "allow_msg_ttl": true,
+            "sealed": false,
+            "no_ack": false,
+        });
+        if let Some((letter, headers_only)) = kind.published_again() {
+            let dest = self.names.subject(letter, token, ">");
+            config["republish"] = json!({"src": subjects, "dest": dest, "headers_only": headers_only});
+        }
+        config
+    }
+
+    async fn make(&self, kind: Kind, name: &str) -> Result<Value, ApiFailure> {
+        let token = format!("{:016x}", rand::random::<u64>());
+        let mut config = self.config(kind, name, &token);
+        config["num_replicas"] = json!(self.replicas_wanted());
+        config["max_bytes"] = json!(self.wanted.stream_bytes_max.map_or(-1, |bytes| bytes as i64));
+        config["description"] = json!("Of Bothways: see docs/cluster.md before you change it");
+        config["metadata"] = json!({"bothways_token": token});
+        self.api(&format!("STREAM.CREATE.{name}"), &config, Duration::from_secs(5)).await
+    }
+
+    async fn info(&self, name: &str) -> Result<Value, ApiFailure> {
+        self.api(&format!("STREAM.INFO.{name}"), &Value::Null, REQUEST_MAX).await
+    }
+
+    /// Whether a stream is what it should be.
+    fn judge(&self, kind: Kind, name: &str, info: &Value) -> Result<Identity, ConnectError> {
+        let changed = |what: String| ConnectError::Changed { stream: name.to_owned(), what };
+        let found = &info["config"];
+        let token = found["metadata"]["bothways_token"].as_str();
+        let token = token.ok_or_else(|| changed("its token is missing from its metadata".to_owned()))?;
+        let wanted = self.config(kind, name, token);
+        if let Some(what) = difference(&wanted, found) {
+            return Err(changed(what));
+        }
+        let replicas = found["num_replicas"].as_u64().unwrap_or(1) as usize;
+        if let Some(wanted) = self.wanted.replicas.filter(|wanted| *wanted != replicas) {
+            return Err(changed(format!("`num_replicas` is {replicas}, and {wanted} are asked for")));
+        }
+        let created = info["created"].as_str().unwrap_or_default();
+        let hash = Sha256::new().chain_update(token).chain_update([0]).chain_update(created).finalize();
+        let epoch = hash[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Ok(Identity { token: token.into(), epoch, replicas })
+    }
+
+    /// Whether JetStream is there, and how much of it.
+    pub(crate) async fn check_account(&self, within: Duration) -> Result<(), ConnectError> {
+        let until = Instant::now() + within;
+        let account = loop {
+            match self.api("INFO", &Value::Null, REQUEST_MAX).await {
+                Ok(account) => break account,
+                Err(ApiFailure::Refused(error)) if NO_LEADER.contains(&error.err_code) && Instant::now() < until => {}
+                Err(ApiFailure::Refused(error)) => {
+                    return Err(ConnectError::NoJetStream { said: error.description });
+                }
+                // A cluster that begins has no responders either.
+                Err(ApiFailure::Wire(Failure::Nobody)) if !self.is_clustered || until <= Instant::now() => {
+                    return Err(ConnectError::NoJetStream { said: "no server answers for it".to_owned() });
+                }
+                Err(ApiFailure::Wire(_)) if until <= Instant::now() => {
+                    return Err(ConnectError::Silent { complaint: self.wire.events.complaint() });
+                }
+                Err(ApiFailure::Wire(_)) => {}
+            }
+            sleep(Duration::from_millis(250)).await;
+        };
+        let needed = Kind::all().count() as i64;
+        let most = account["limits"]["max_streams"].as_i64().unwrap_or(-1);
+        if (0..needed).contains(&most) {
+            let what = format!("the account may have {most} streams, and {needed} are needed");
+            return Err(ConnectError::TooSmall { what });
+        }
+        Ok(())
+    }
+
+    async fn api(&self, what: &str, body: &Value, within: Duration) -> Result<Value, ApiFailure> {
+        let bytes = match body {
+            Value::Null => Bytes::new(),
+            body => Bytes::from(body.to_string()),
+        };
+        let answer = self.wire.ask(format!("{}.{what}", self.api), None, bytes, within).await;
+        let answer = answer.map_err(ApiFailure::Wire)?;
+        let mut value: Value =
+            serde_json::from_slice(&answer.payload).map_err(|_| ApiFailure::Wire(Failure::Unknown))?;
+        match value.get_mut("error").map(Value::take).filter(|error| !error.is_null()) {
+            Some(error) => {
+                let unread = |_| ApiError { err_code: 0, description: "an error that cannot be read".to_owned() };
+                Err(ApiFailure::Refused(serde_json::from_value(error).unwrap_or_else(unread)))
+            }
+            None => Ok(value),
+        }
+    }
+
+    /// Writes to a subject of a stream, if its last sequence is this one.
+    pub(crate) async fn put(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        write: Write<'_>,
+        bytes: Bytes,
+    ) -> Result<Put, PutFailure> {
+        let subject = self.names.subject(kind.letter(), token, rest);
+        let answered = self.wire.ask(subject, Some(write.headers()), bytes, REQUEST_MAX).await;
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.writes_fail.store(true, Ordering::Relaxed);
+                self.doubt.notify_one();
+                return Err(if failure == Failure::Unknown { PutFailure::Unknown } else { PutFailure::Down });
+            }
+        };
+        let ack: Ack = serde_json::from_slice(&answer.payload).map_err(|_| PutFailure::Unknown)?;
+        let failure = ack.error.map(|error| put_failure(&error));
+        if matches!(failure, Some(PutFailure::Down)) {
+            self.writes_fail.store(true, Ordering::Relaxed);
+            self.doubt.notify_one();
+        } else {
+            self.writes_fail.store(false, Ordering::Relaxed);
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(Put { sequence: ack.seq, repeated: ack.duplicate }),
+        }
+    }
+
+    /// As the leader of the stream has it; even that may be old.
+    async fn leader_get(&self, kind: Kind, which: &Value) -> Result<Option<Got>, Failure> {
+        let name = self.names.stream(kind);
+        let value = match self.api(&format!("STREAM.MSG.GET.{name}"), which, REQUEST_MAX).await {
+            Ok(value) => value,
+            Err(ApiFailure::Refused(error)) if error.err_code == NO_MESSAGE => return Ok(None),
+            Err(ApiFailure::Refused(_)) => {
+                self.doubt.notify_one();
+                return Err(Failure::NotSent);
+            }
+            Err(ApiFailure::Wire(failure)) => {
+                self.doubt.notify_one();
+                return Err(failure);
+            }
+        };
+        let message = &value["message"];
+        let data = message["data"].as_str().map_or(Ok(Vec::new()), |data| STANDARD.decode(data));
+        match (message["subject"].as_str(), message["seq"].as_u64(), data) {
+            (Some(subject), Some(sequence), Ok(data)) => {
+                Ok(Some(Got { subject: subject.to_owned(), sequence, bytes: data.into() }))
+            }
+            _ => Err(Failure::Unknown),
+        }
+    }
+
+    /// The last of a subject, as the leader has it.
+    pub(crate) async fn last(&self, kind: Kind, token: &str, rest: &str) -> Result<Option<Got>, Failure> {
+        let subject = self.names.subject(kind.letter(), token, rest);
+        self.leader_get(kind, &json!({"last_by_subj": subject})).await
+    }
+
+    /// The first of a subject or pattern from this sequence on, as the leader has it.
+    pub(crate) async fn first_from(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        sequence: u64,
+    ) -> Result<Option<Got>, Failure> {
+        let subject = self.names.subject(kind.letter(), token, rest);
+        self.leader_get(kind, &json!({"seq": sequence.max(1), "next_by_subj": subject})).await
+    }
+
+    /// What has this sequence, as the leader has it.
+    pub(crate) async fn at(&self, kind: Kind, sequence: u64) -> Result<Option<Got>, Failure> {
+        self.leader_get(kind, &json!({"seq": sequence})).await
+    }
+
+    /// The last of a subject, as any replica has it that answers first.
+    pub(crate) async fn last_anywhere(&self, kind: Kind, token: &str, rest: &str) -> Result<Option<Got>, Failure> {
+        let name = self.names.stream(kind);
+        let which = json!({"last_by_subj": self.names.subject(kind.letter(), token, rest)});
+        let direct = async {
+            let subject = format!("{}.DIRECT.GET.{name}", self.api);
+            let got = self.wire.ask(subject, None, Bytes::from(which.to_string()), REQUEST_MAX).await;
+            // What a replica does not have, the leader may.
+            got.ok().filter(|message| message.status.is_none()).and_then(|message| got_of(&message))
+        };
+        let leader = self.last(kind, token, rest);
+        tokio::pin!(direct);
+        tokio::select! {
+            found = &mut direct => match found {
+                Some(found) => Ok(Some(found)),
+                None => leader.await,
+            },
+            () = sleep(HEDGE_AFTER) => {
+                tokio::pin!(leader);
+                tokio::select! {
+                    Some(found) = &mut direct => Ok(Some(found)),
+                    found = &mut leader => found,
+                }
+            }
+        }
+    }
+
+    /// Up to `most` of a subject after this sequence, up to the last one, which the leader has named.
+    pub(crate) async fn page(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        after: u64,
+        last: u64,
+        most: usize,
+    ) -> Result<Vec<Got>, Failure> {
+        let most = most.min(PAGE_ENTRIES_MAX);
+        let direct = async {
+            let subject = self.names.subject(kind.letter(), token, rest);
+            let which = json!({"seq": after + 1, "next_by_subj": subject, "batch": most, "max_bytes": PAGE_BYTES});
+            let subject = format!("{}.DIRECT.GET.{}", self.api, self.names.stream(kind));
+            let is_last = |message: &Message| message.status.is_some();
+            let page = self.wire.ask_many(subject, which.to_string().into(), most, is_last, REQUEST_MAX).await;
+            page.map(|page| page.iter().filter_map(got_of).collect::<Vec<Got>>())
+        };
+        let leader = self.page_of_leader(kind, token, rest, after, last, most);
+        tokio::pin!(direct, leader);
+        let mut page = tokio::select! {
+            page = &mut direct => page.unwrap_or_default(),
+            () = sleep(HEDGE_AFTER) => tokio::select! {
+                Ok(page) = &mut direct => page,
+                page = &mut leader => page?,
+            },
+        };
+        let mut bytes = 0;
+        let end = page.iter().position(|got| {
+            bytes += got.bytes.len();
+            PAGE_BYTES <= bytes
+        });
+        page.truncate(end.map_or(page.len(), |end| end + 1));
+        let reached = page.last().map_or(after, |got| got.sequence);
+        // The broker counts more than bytes of ours.
+        if most <= page.len() || last <= reached || PAGE_BYTES / 2 <= bytes {
+            return Ok(page);
+        }
+        // A replica that is behind: the leader has the rest.
+        let rest = self.page_of_leader(kind, token, rest, reached, last, most - page.len()).await?;
+        Ok(page.into_iter().chain(rest).collect())
+    }
+
+    /// The same from the leader, which gives one at a time.
+    async fn page_of_leader(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        mut after: u64,
+        last: u64,
+        most: usize,
+    ) -> Result<Vec<Got>, Failure> {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while after < last && page.len() < most && bytes < PAGE_BYTES {
+            let Some(got) = self.first_from(kind, token, rest, after + 1).await? else { break };
+            after = got.sequence;
+            bytes += got.bytes.len();
+            page.push(got);
+        }
+        Ok(page)
+    }
+}
+
+impl Streams {
+    /// Forgets what a subject has before this sequence.
+    pub(crate) async fn purge(&self, kind: Kind, token: &str, rest: &str, before: u64) -> Result<(), Failure> {
+        let which = json!({"filter": self.names.subject(kind.letter(), token, rest), "seq": before});
+        self.change(&format!("STREAM.PURGE.{}", self.names.stream(kind)), &which).await.map(drop)
+    }
+
+    /// Forgets what has this sequence. False: it is gone.
+    pub(crate) async fn delete(&self, kind: Kind, sequence: u64) -> Result<bool, Failure> {
+        let which = json!({"seq": sequence, "no_erase": true});
+        self.change(&format!("STREAM.MSG.DELETE.{}", self.names.stream(kind)), &which).await
+    }
+
+    async fn change(&self, what: &str, which: &Value) -> Result<bool, Failure> {
+        match self.api(what, which, REQUEST_MAX).await {
+            Ok(_) => Ok(true),
+            Err(ApiFailure::Refused(error)) if NOT_THERE.contains(&error.err_code) => Ok(false),
+            Err(ApiFailure::Refused(_)) => {
+                self.doubt.notify_one();
+                Err(Failure::NotSent)
+            }
+            Err(ApiFailure::Wire(failure)) => {
+                self.doubt.notify_one();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Tells of each subject of a stream, with how many entries it has.
+    pub(crate) async fn subjects(
+        &self,
+        kind: Kind,
+        token: &str,
+        mut tell: impl FnMut(&str, usize),
+    ) -> Result<(), Failure> {
+        let (name, filter) = (self.names.stream(kind), self.names.subject(kind.letter(), token, ">"));
+        let mut offset = 0;
+        loop {
+            let which = json!({"subjects_filter": filter, "offset": offset});
+            let info = self.api(&format!("STREAM.INFO.{name}"), &which, REQUEST_MAX).await;
+            let info = info.map_err(|_| {
+                self.doubt.notify_one();
+                Failure::Unknown
+            })?;
+            let subjects = info["state"]["subjects"].as_object();
+            for (subject, count) in subjects.into_iter().flatten() {
+                tell(subject, count.as_u64().unwrap_or(0) as usize);
+            }
+            let told = subjects.map_or(0, Map::len);
+            offset += told;
+            if told == 0 || info["total"].as_u64().is_none_or(|total| total <= offset as u64) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn put_failure(error: &ApiError) -> PutFailure {
+    match error.err_code {
+        WRONG_LAST => {
+            let sequence = error.description.rsplit(' ').next().and_then(|number| number.parse().ok());
+            PutFailure::WrongLast(sequence)
+        }
+        WRONG_LAST_MEANWHILE => PutFailure::WrongLast(None),
+        DUPLICATE_MEANWHILE => PutFailure::Unknown,
+        NOT_STORED if error.description.contains("maximum") => PutFailure::Full,
+        code if NO_ROOM.contains(&code) => PutFailure::Full,
+        _ => PutFailure::Down,
+    }
+}
+
+fn got_of(message: &Message) -> Option<Got> {
+    let headers = message.headers.as_ref()?;
+    let sequence = headers.get_last("Nats-Sequence")?.as_str().parse().ok()?;
+    let subject = headers.get_last("Nats-Subject")?.as_str().to_owned();
+    Some(Got { subject, sequence, bytes: message.payload.clone() })
+}
+
+/// How something is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Write<'a> {
+    pub(crate) after: Option<u64>,
+    pub(crate) time_to_live: Option<Duration>,
+    pub(crate) key: Option<&'a str>,
+}
+
+impl Write<'_> {
+    /// If the last of its subject has this sequence; 0: if there is none.
+    pub(crate) fn after(sequence: u64, time_to_live: Duration) -> Self {
+        Self { after: Some(sequence), time_to_live: Some(time_to_live), key: None }
+    }
+
+    fn headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(sequence) = self.after {
+            headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+        }
+        if let Some(ttl) = self.time_to_live {
+            // Whole seconds, at least one, and never less than was asked for.
+            let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() != 0));
+            headers.insert("Nats-TTL", format!("{}s", seconds.clamp(1, SECONDS_MAX)));
+        }
+        if let Some(key) = self.key {
+            headers.insert("Nats-Msg-Id", key);
+        }
+        headers
+    }
+}
+
+/// A century: the broker counts in nanoseconds.
+const SECONDS_MAX: u64 = 100 * 365 * 86400;
+
+/// The first thing in which a stream is not what it should be.
+fn difference(wanted: &Value, found: &Value) -> Option<String> {
+    let none = Map::new();
+    let found = found.as_object().unwrap_or(&none);
+    for (name, wanted) in wanted.as_object()? {
+        // The broker leaves out what is off.
+        let off = match wanted {
+            Value::Bool(_) => Value::Bool(false),
+            Value::Number(_) => json!(0),
+            _ => Value::Null,
+        };
+        let found = found.get(name).unwrap_or(&off);
+        let same = match wanted {
+            Value::Object(_) => difference(wanted, found).is_none(),
+            _ => wanted == found,
+        };
+        if !same {
+            return Some(format!("`{name}` is {found}, and should be {wanted}"));
+        }
+    }
+    let foreign = ["mirror", "sources", "subject_transform"];
+    let foreign = foreign.into_iter().find(|name| found.get(*name).is_some_and(|value| !value.is_null()));
+    foreign.map(|name| format!("it has a `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_changed_is_named() {
+        let wanted = json!({"max_msgs_per_subject": 1, "discard": "new", "sealed": false,
+            "republish": {"src": "a.>", "dest": "b.>", "headers_only": false}});
+        let mut found =
+            json!({"max_msgs_per_subject": 1, "discard": "new", "republish": {"src": "a.>", "dest": "b.>"}});
+        assert_eq!(difference(&wanted, &found), None);
+        found["discard"] = json!("old");
+        let what = difference(&wanted, &found).expect("it differs");
+        assert_eq!(what, "`discard` is \"old\", and should be \"new\"");
+        found["discard"] = json!("new");
+        found["republish"]["dest"] = json!("c.>");
+        assert!(difference(&wanted, &found).expect("it differs").contains("republish"));
+        found["republish"]["dest"] = json!("b.>");
+        found["mirror"] = json!({"name": "other"});
+        assert_eq!(difference(&wanted, &found).as_deref(), Some("it has a `mirror`"));
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let failure =
+            |err_code, description: &str| put_failure(&ApiError { err_code, description: description.to_owned() });
+        assert_eq!(failure(10071, "wrong last sequence: 12"), PutFailure::WrongLast(Some(12)));
+        assert_eq!(failure(10164, "wrong last sequence"), PutFailure::WrongLast(None));
+        assert_eq!(failure(10077, "maximum messages per subject exceeded"), PutFailure::Full);
+        assert_eq!(failure(10077, "write: input/output error"), PutFailure::Down);
+        assert_eq!(failure(10047, "insufficient storage resources available"), PutFailure::Full);
+        assert_eq!(failure(10158, "duplicate"), PutFailure::Unknown);
+        assert_eq!(failure(1, "?"), PutFailure::Down);
+    }
+
+    #[test]
+    fn a_time_to_live_is_never_shorter_than_asked_for() {
+        let ttl = |duration| {
+            let headers = Write { time_to_live: Some(duration), ..Write::default() }.headers();
+            headers.get("Nats-TTL").map(|value| value.as_str().to_owned())
+        };
+        assert_eq!(ttl(Duration::from_millis(1)).as_deref(), Some("1s"));
+        assert_eq!(ttl(Duration::from_millis(1500)).as_deref(), Some("2s"));
+        assert_eq!(ttl(Duration::from_secs(3)).as_deref(), Some("3s"));
+        assert_eq!(ttl(Duration::MAX).as_deref(), Some("3153600000s"));
+    }
+}
