@@ -157,6 +157,19 @@ impl Beside {
         Self(Some(Arc::new(Parts { metadata, serialize: SerializeType::RAW, payload: Bytes::new() })))
     }
 
+    /// As it came to another node.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn of_carried(metadata: Metadata, serialize: SerializeType, payload: Bytes) -> Self {
+        Self(Some(Arc::new(Parts { metadata, serialize, payload })))
+    }
+
+    /// What goes to another node: the pairs, and the reply with its serialize type.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn carried(&self) -> Option<(Bytes, u8, Bytes)> {
+        let parts = self.0.as_ref()?;
+        Some((Bytes::copy_from_slice(parts.metadata.as_block()), parts.serialize.get(), parts.payload.clone()))
+    }
+
     /// The error as a value; see [`CallError::detail`](crate::CallError::detail).
     pub fn detail<E: DeserializeOwned + Send + Serialize>(&self) -> Option<E> {
         let metadata = &self.0.as_ref()?.metadata;

@@ -296,7 +296,8 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    pub(crate) const ALL: [Self; 7] = [
+    /// Every code, in a fixed order: the one list from which counters and metrics have their names.
+    pub const ALL: &'static [Self] = &[
         Self::Overloaded,
         Self::Unauthenticated,
         Self::NotFound,
@@ -307,7 +308,7 @@ impl ErrorCode {
     ];
 
     /// The name on the wire.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Overloaded => "overloaded",
             Self::Unauthenticated => "unauthenticated",
@@ -320,7 +321,7 @@ impl ErrorCode {
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|code| code.name() == name)
+        Self::ALL.iter().copied().find(|code| code.name() == name)
     }
 
     /// See [`CallError::may_have_run`].
@@ -594,11 +595,14 @@ pub enum CloseReason {
         /// How long the server asks to wait before the next connection.
         retry_after: Duration,
     },
+    /// It was a connection of another node of the cluster, or the way to that node; in that node's words.
+    #[error("at another node: {}", one_line(.0))]
+    Elsewhere(String),
 }
 
 impl CloseReason {
     /// What [`Self::name`] may return.
-    pub(crate) const NAMES: [&'static str; 16] = [
+    pub(crate) const NAMES: [&'static str; 17] = [
         "local",
         "peer_closed",
         "peer_closed_mid_frame",
@@ -615,6 +619,7 @@ impl CloseReason {
         "hello_refused",
         "goodbye",
         "not_admitted",
+        "elsewhere",
     ];
 
     pub(crate) fn index(&self) -> usize {
@@ -635,6 +640,7 @@ impl CloseReason {
             Self::HelloRefused(_) => 13,
             Self::Goodbye { .. } => 14,
             Self::NotAdmitted { .. } => 15,
+            Self::Elsewhere(_) => 16,
         }
     }
 
@@ -1068,7 +1074,7 @@ mod tests {
 
     #[test]
     fn each_code_has_a_name_of_its_own() {
-        for code in ErrorCode::ALL {
+        for code in ErrorCode::ALL.iter().copied() {
             assert_eq!(ErrorCode::from_name(code.name()), Some(code));
         }
         assert_eq!(ErrorCode::from_name("of_a_later_version"), None);

@@ -163,6 +163,7 @@ mod reply;
 pub mod router;
 pub mod server;
 pub mod session;
+pub mod shares;
 mod shrink;
 pub mod stats;
 pub mod store;

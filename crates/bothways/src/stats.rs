@@ -102,7 +102,7 @@ impl<const N: usize> Counters<N> {
 pub(crate) struct Meters {
     cells: [Cell; CELLS],
     /// Replies that were errors, by their codes.
-    errors: Counters<8>,
+    errors: Counters<{ ERRORS.len() }>,
     /// Connections that ended, by why.
     ends: Counters<{ CloseReason::NAMES.len() }>,
     /// Messages of either direction that were given up, by why.
@@ -155,16 +155,16 @@ pub(crate) enum Task {
 }
 
 const DROPS: [&str; 5] = ["queue_full", "connection_ended", "oneway_refused", "late_reply", "reply_lost"];
-const ERRORS: [&str; 8] = [
-    "application",
-    "overloaded",
-    "unauthenticated",
-    "not_found",
-    "bad_arguments",
-    "internal",
-    "timeout",
-    "shutting_down",
-];
+/// What the application says without a code, and then the codes.
+const ERRORS: [&str; ErrorCode::ALL.len() + 1] = {
+    let mut names = ["application"; ErrorCode::ALL.len() + 1];
+    let mut place = 0;
+    while place < ErrorCode::ALL.len() {
+        names[place + 1] = ErrorCode::ALL[place].name();
+        place += 1;
+    }
+    names
+};
 const TASKS: [&str; 3] = ["connection", "handler", "listener"];
 
 impl Default for Meters {
@@ -201,8 +201,7 @@ impl Meters {
     /// A reply is an error: of the application, if it has no code.
     #[cold]
     pub(crate) fn count_error(&self, code: Option<ErrorCode>) {
-        // The names follow the codes.
-        self.errors.add(code.map_or(0, |code| code as usize + 1), 1);
+        self.errors.count(code.map_or("application", ErrorCode::name));
     }
 
     pub(crate) fn count_end(&self, reason: &CloseReason) {
@@ -305,7 +304,7 @@ mod tests {
     fn each_name_has_its_count() {
         let meters = Meters::default();
         meters.count_error(None);
-        for code in ErrorCode::ALL {
+        for &code in ErrorCode::ALL {
             assert_eq!(meters.errors().get(code.name()), 0);
             meters.count_error(Some(code));
             assert_eq!(meters.errors().get(code.name()), 1, "{code:?}");

@@ -21,6 +21,7 @@ const ROWS: &[&[&str]] = &[
         "packing",
         "peer",
         "reply",
+        "shares",
         "shrink",
     ],
     &["connection", "caller", "call"],
@@ -61,6 +62,7 @@ const SESSION_ROWS: &[&[&str]] = &[
         "account",
         "parts",
         "endings",
+        "carried_call",
         "presence",
         "totals",
     ],
@@ -71,7 +73,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
     &["registry"],
-    &["resume", "end", "user"],
+    &["resume", "end", "user", "anywhere"],
     &["mod"],
 ];
 

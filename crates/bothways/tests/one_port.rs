@@ -386,6 +386,50 @@ async fn a_port_of_one_network_takes_no_other() {
 }
 
 /// Pages of other hosts connect where they are named, and clients without an origin where that is allowed.
+/// What looks every few seconds whether somebody listens is no failure: neither counted nor logged as one.
+#[tokio::test]
+async fn who_connects_and_leaves_is_no_failed_handshake() {
+    let (server, _listening, place) = server(Echo::new(true), 100).await;
+    for _ in 0..20 {
+        drop(TcpStream::connect(place).await.expect("it listens"));
+        drop(says(place, b"GET / HT").await);
+    }
+    // Those come before this one, which is a failure.
+    drop(says(place, b"\xffnonsense").await);
+    tokio::time::timeout(20 * SECOND, async {
+        while server.stats().connections_refused == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("nonsense is refused");
+    assert_eq!(server.stats().connections_refused, 1);
+}
+
+/// Heads that begin and do not end take room, and half of it is the most that one address takes. One that comes whole needs
+/// none.
+#[tokio::test]
+async fn unfinished_heads_have_a_bound() {
+    let (_server, _listening, place) = server(Echo::new(true), 10_000).await;
+    let mut unfinished = Vec::new();
+    let mut refused = 0;
+    for _ in 0..1100 {
+        unfinished.push(says(place, b"GET / HTTP/1.1\r\n").await);
+    }
+    for stream in &mut unfinished {
+        let mut said = [0; 64];
+        if let Ok(len) = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut said)).await {
+            let said = String::from_utf8_lossy(&said[..len.expect("it is open")]).into_owned();
+            assert!(said.starts_with("HTTP/1.1 503 "), "{said}");
+            refused += 1;
+        }
+    }
+    assert!((76..=200).contains(&refused), "{refused} were refused");
+    let mut whole = says(place, b"GET / HTTP/1.1\r\n\r\n").await;
+    let mut said = [0; 16];
+    whole.read_exact(&mut said).await.expect("the front answers");
+}
+
 #[tokio::test]
 async fn origins_are_those_that_are_named() {
     let origins = WsOrigins::these(["https://shop.example.org", "none"]);

@@ -20,12 +20,13 @@ pub(crate) fn parse(query: &str) -> Result<Vec<(String, Vec<u8>)>, String> {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         let key = String::from_utf8(unescape(key)?).map_err(|_| "a key of the metadata is not UTF-8".to_owned())?;
         let value = unescape(value)?;
+        if pairs.iter().any(|(known, _)| *known == key) {
+            continue;
+        }
         if pairs.len() == PAIRS_MAX {
             return Err(format!("more than {PAIRS_MAX} pairs of metadata"));
         }
-        if pairs.iter().all(|(known, _)| *known != key) {
-            pairs.push((key, value));
-        }
+        pairs.push((key, value));
     }
     Ok(pairs)
 }
@@ -108,6 +109,8 @@ mod tests {
         assert_eq!(pairs("a=1;b=2"), Err("invalid semicolon separator in query".to_owned()));
         let many: String = (0..129).map(|n| format!("{n}&")).collect();
         assert_eq!(pairs(&many), Err("more than 128 pairs of metadata".to_owned()));
+        let again: String = (0..128).chain(0..128).map(|n| format!("{n}&")).collect();
+        assert_eq!(pairs(&again).map(|pairs| pairs.len()), Ok(128), "of a repeated key the first counts, however many");
     }
 
     #[test]

@@ -6,31 +6,33 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use bothways::{CallError, Client, Server};
+use bothways::{CallError, Client, Server, shares::Shares};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use tokio::time::Instant;
 
 use crate::{
-    body::{Body, Bounds, Budget, Held, Response, read},
+    body::{self, Body, Bounds, Budget, Held, Response},
     events::{self, Streams},
     fault::Fault,
     files, gateway, health,
     inside::{Entrance, Home, Visitor},
     jsonrpc,
     options::FrontOptions,
-    rpc,
-    serve::Places,
+    peer, rpc,
 };
 
 /// How long the server's auth hook may take for a request's token.
 const LET_IN_WITHIN: Duration = Duration::from_secs(10);
+
+/// HTTP connections of one address, if the application says nothing else.
+const CONNECTIONS_PER_ADDRESS: usize = 256;
 
 /// A client's own time for its call, in milliseconds.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-bothways-timeout");
@@ -74,10 +76,11 @@ pub struct Front {
 pub(crate) struct Shared {
     pub(crate) options: FrontOptions,
     pub(crate) entrance: Entrance,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) budget: Budget,
     pub(crate) streams: Arc<Streams>,
     pub(crate) counters: Counters,
-    pub(crate) places: Places,
+    /// Of HTTP connections.
+    pub(crate) places: Arc<Shares>,
     #[cfg(feature = "metrics")]
     pub(crate) metrics: crate::metrics::Made,
     pub(crate) began: Instant,
@@ -86,7 +89,6 @@ pub(crate) struct Shared {
 /// Counters of a front.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) connections: AtomicUsize,
     pub(crate) connections_refused: AtomicU64,
     pub(crate) requests: AtomicU64,
 }
@@ -95,7 +97,7 @@ pub(crate) struct Counters {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct FrontStats {
-    /// HTTP connections that are open, of those that the front serves itself.
+    /// HTTP connections that are open, of those that the front serves itself or at the server's port.
     pub connections: usize,
     /// HTTP connections that were closed at once because too many were open.
     pub connections_refused: u64,
@@ -130,12 +132,12 @@ impl Front {
     pub(crate) fn before(home: Home, options: FrontOptions) -> Self {
         let entrance = Entrance { home, body_bytes_max: options.body_bytes_max, connect_timeout: LET_IN_WITHIN };
         let shared = Shared {
-            budget: Budget::new(options.held_bytes_max),
+            budget: Budget::new(options.held_bytes_max, options.held_bytes_per_address_max),
+            places: body::shares(options.connections_max, options.connections_per_address_max, CONNECTIONS_PER_ADDRESS),
             streams: Streams::new(options.streams.clone()),
             entrance,
             options,
             counters: Counters::default(),
-            places: Places::default(),
             #[cfg(feature = "metrics")]
             metrics: crate::metrics::Made::default(),
             began: Instant::now(),
@@ -147,7 +149,7 @@ impl Front {
     pub fn stats(&self) -> FrontStats {
         let (counters, streams) = (&self.shared.counters, self.shared.streams.count());
         FrontStats {
-            connections: counters.connections.load(Ordering::Relaxed),
+            connections: self.shared.places.taken(),
             connections_refused: counters.connections_refused.load(Ordering::Relaxed),
             requests: counters.requests.load(Ordering::Relaxed),
             streams: streams.open,
@@ -169,8 +171,9 @@ impl Front {
             return response;
         }
 
-        let asked = Asked { front: self.clone(), visitor };
-        let mut response = match self.refuse_host(&parts) {
+        let peer = peer::client_of(&self.shared.options.trusted_proxies, &visitor.peer, &parts.headers);
+        let asked = Asked { front: self.clone(), visitor, peer };
+        let mut response = match self.refuse_host(&parts, asked.visitor.names_host) {
             Some(fault) => fault.into_response(),
             None => route(&asked, &parts, body).await,
         };
@@ -187,8 +190,17 @@ impl Front {
         response
     }
 
-    /// If a request names a host that is not this one's.
-    fn refuse_host(&self, parts: &Parts) -> Option<Fault> {
+    /// If a request names a host that is not this one's, several, or none where it must. RFC 9112, section 3.2.
+    fn refuse_host(&self, parts: &Parts, names_host: bool) -> Option<Fault> {
+        let mut named = parts.headers.get_all(header::HOST).iter();
+        let is_right = match (named.next(), named.next()) {
+            (None, _) => !names_host || parts.version != Version::HTTP_11,
+            (Some(host), None) => is_host(host.as_bytes()),
+            (Some(_), Some(_)) => false,
+        };
+        if !is_right {
+            return Some(Fault::bad_request("a request names one host, in one header `Host`"));
+        }
         let hosts = self.shared.options.hosts.as_ref()?;
         let said = parts.uri.authority().map(http::uri::Authority::as_str);
         let said = said.or_else(|| parts.headers.get(header::HOST)?.to_str().ok()).unwrap_or_default();
@@ -196,6 +208,11 @@ impl Front {
         let is_known = hosts.contains(&name);
         (!is_known).then(|| Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "this host is not served here"))
     }
+}
+
+/// True of what a header `Host` may have. Source: Go `golang.org/x/net/http/httpguts`, `ValidHostHeader`.
+fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(byte))
 }
 
 /// A host without its port: `[::1]:80` is `[::1]`.
@@ -249,6 +266,8 @@ fn only_get(parts: &Parts, answer: impl FnOnce() -> Response) -> Response {
 pub(crate) struct Asked {
     pub(crate) front: Front,
     pub(crate) visitor: Arc<Visitor>,
+    /// Who asks, which is not the other end of the connection where a proxy is trusted.
+    pub(crate) peer: Arc<str>,
 }
 
 impl Asked {
@@ -258,7 +277,7 @@ impl Asked {
 
     /// The client inside whose requests carry this token, if the server lets it in.
     pub(crate) async fn client(&self, token: &str) -> Result<Client, Fault> {
-        self.visitor.client(&self.front.shared.entrance, token).await
+        self.visitor.client(&self.front.shared.entrance, &self.peer, token).await
     }
 
     /// The next request gets another connection inside.
@@ -288,17 +307,17 @@ impl Asked {
         B: http_body::Body,
     {
         let bytes_max = bytes_max.min(self.options().body_bytes_max);
-        let bounds = Bounds { bytes_max, within: self.options().body_timeout };
-        read(body, bounds, self.budget()).await
+        let FrontOptions { body_timeout: within, rate_min, .. } = *self.options();
+        body::read(body, Bounds { bytes_max, within, rate_min }, self.budget(), &self.peer).await
     }
 
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
+    pub(crate) fn budget(&self) -> &Budget {
         &self.front.shared.budget
     }
 
     /// A reply that counts for the budget until its client has it.
     pub(crate) fn held(&self, reply: Bytes) -> Result<Body, Fault> {
-        let held = self.budget().hold(reply.len())?;
+        let held = self.budget().hold(&self.peer, reply.len())?;
         Ok(Body::held(reply, held))
     }
 
@@ -346,6 +365,16 @@ impl std::fmt::Debug for Front {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_has_nothing_that_ends_it() {
+        for host in ["", "localhost:80", "[::1]:80", "a_b.example", "xn--bcher-kva.example"] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in ["a b", "a/b", "user@host", "a?b", "a#b", "\u{fc}", "a\tb", "a\\b"] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
 
     #[test]
     fn a_host_is_known_without_its_port() {

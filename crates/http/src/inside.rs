@@ -52,28 +52,36 @@ pub(crate) struct Entrance {
     pub(crate) connect_timeout: Duration,
 }
 
-/// One HTTP client, and its connection inside. Requests without one another's token share none: a proxy may send those
-/// of several users over one HTTP connection.
+/// One HTTP connection, and the connection inside that it uses. Requests of different clients or with different tokens
+/// share none: a proxy may send those of several users over one HTTP connection.
 pub(crate) struct Visitor {
     pub(crate) peer: Arc<str>,
+    /// Speaks HTTP/1 to the front itself, so that each request names its host.
+    pub(crate) names_host: bool,
     current: tokio::sync::Mutex<Option<Inside>>,
 }
 
 struct Inside {
+    peer: Arc<str>,
     token: String,
     client: Client,
 }
 
 impl Visitor {
     pub(crate) fn new(peer: impl Into<Arc<str>>) -> Self {
-        Self { peer: peer.into(), current: tokio::sync::Mutex::default() }
+        Self { peer: peer.into(), names_host: false, current: tokio::sync::Mutex::default() }
     }
 
-    /// The connection inside for requests with this token. The server is asked whether it is good.
-    pub(crate) async fn client(&self, entrance: &Entrance, token: &str) -> Result<Client, Fault> {
+    /// At a connection that the front serves itself.
+    pub(crate) fn of_front(peer: Arc<str>) -> Self {
+        Self { names_host: true, ..Self::new(peer) }
+    }
+
+    /// The connection inside for requests of this client with this token. The server is asked whether it is good.
+    pub(crate) async fn client(&self, entrance: &Entrance, peer: &Arc<str>, token: &str) -> Result<Client, Fault> {
         let mut current = self.current.lock().await;
         if let Some(inside) = &*current
-            && inside.token == token
+            && (&inside.peer, &*inside.token) == (peer, token)
             && inside.client.connection().is_ok()
         {
             return Ok(inside.client.clone());
@@ -81,8 +89,8 @@ impl Visitor {
 
         // The one before ends first: two of them count twice for the bounds of the server.
         *current = None;
-        let client = entrance.connect(&self.peer, token).await?;
-        *current = Some(Inside { token: token.to_owned(), client: client.clone() });
+        let client = entrance.connect(peer, token).await?;
+        *current = Some(Inside { peer: Arc::clone(peer), token: token.to_owned(), client: client.clone() });
         Ok(client)
     }
 

@@ -92,7 +92,8 @@ struct Terms {
     is_strict: bool,
     tells_kind: bool,
     /// Where answers count until their client has them.
-    budget: Arc<Budget>,
+    budget: Budget,
+    peer: Arc<str>,
 }
 
 /// The answer to a JSON-RPC request: always 200, except for what is no request of JSON-RPC at all.
@@ -129,7 +130,8 @@ async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Resul
         until: Instant::now() + asked.time(&parts.headers)?,
         is_strict: asked.options().strict_json_rpc_codes,
         tells_kind: parts.headers.get("x-bothways").is_some_and(|value| value == "1"),
-        budget: Arc::clone(asked.budget()),
+        budget: asked.budget().clone(),
+        peer: Arc::clone(&asked.peer),
     };
     let answers = match client {
         Ok(client) => call_all(&client, &terms, asked_for).await,
@@ -139,7 +141,7 @@ async fn run<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Resul
         asked.forget().await;
     }
 
-    let mut held = asked.budget().hold(0)?;
+    let mut held = asked.budget().hold(&asked.peer, 0)?;
     let mut texts = Vec::with_capacity(answers.len());
     for answer in answers {
         texts.extend(answer.text);
@@ -229,6 +231,10 @@ fn parse_one(body: &[u8]) -> Result<Called, Failure> {
     }
     let id = form.id.map(id).transpose()?.flatten();
 
+    // Without a method and an id it is neither a call nor a notification.
+    if form.method.is_none() && id.is_none() {
+        return Err(Failure::new(INVALID_REQUEST, "a request has a method"));
+    }
     let asked = form.method.unwrap_or_default();
     // As in Go, the method is what follows the last dot; without one it is an error of the call and has its id.
     let (path, method) = asked.rsplit_once('.').filter(|(path, _)| !path.is_empty()).unwrap_or_default();
@@ -261,7 +267,7 @@ struct Answer {
 impl Answer {
     /// Counts the text until its client has it. Without room for it, that is the answer.
     fn hold(mut self, terms: &Terms, id: Option<&str>) -> Self {
-        match terms.budget.hold(self.text.as_ref().map_or(0, String::len)) {
+        match terms.budget.hold(&terms.peer, self.text.as_ref().map_or(0, String::len)) {
             Ok(held) => self.held = Some(held),
             Err(fault) => {
                 let id = id.filter(|id| id.len() <= ID_BYTES_MAX).unwrap_or("null");
@@ -413,6 +419,9 @@ mod tests {
             (r#"{"jsonrpc":"2.0","method":"A.b","id":2.5}"#, Err(PARSE_ERROR)),
             (r#"{"jsonrpc":"2.0","method":"A.b","id":true}"#, Err(PARSE_ERROR)),
             (r#"{"jsonrpc":"2.0","method":"A.b","id":{}}"#, Err(PARSE_ERROR)),
+            ("{}", Err(INVALID_REQUEST)),
+            (r#"{"jsonrpc":"2.0","id":null}"#, Err(INVALID_REQUEST)),
+            (r#"{"id":1}"#, called("", "", "null", Some("1"))),
             ("nonsense", Err(PARSE_ERROR)),
             ("", Err(PARSE_ERROR)),
             ("null", Err(PARSE_ERROR)),

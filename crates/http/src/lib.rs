@@ -37,6 +37,7 @@ mod jsonrpc;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod options;
+mod peer;
 #[cfg(feature = "port")]
 mod port;
 mod rpc;
@@ -51,5 +52,6 @@ pub use self::{
     cors::Cors,
     front::{Front, FrontStats, HttpPeer},
     options::FrontOptions,
+    peer::{Network, NetworkError},
     serve::HttpListening,
 };

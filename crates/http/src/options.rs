@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use crate::cors::Cors;
+use crate::{cors::Cors, peer::Network};
 
 /// What a [`Front`](crate::Front) offers, and its bounds.
 ///
@@ -34,13 +34,17 @@ pub struct FrontOptions {
     pub(crate) cors: Option<Cors>,
     pub(crate) hosts: Option<Arc<[String]>>,
     pub(crate) connections_max: usize,
-    pub(crate) connections_per_address_max: usize,
+    pub(crate) connections_per_address_max: Option<usize>,
+    pub(crate) trusted_proxies: Arc<[Network]>,
     pub(crate) head_bytes_max: usize,
     pub(crate) head_timeout: Duration,
     pub(crate) body_bytes_max: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) write_timeout: Duration,
+    /// Bytes in a second.
+    pub(crate) rate_min: usize,
     pub(crate) held_bytes_max: usize,
+    pub(crate) held_bytes_per_address_max: Option<usize>,
     pub(crate) call_timeout: Duration,
     pub(crate) batch_calls_max: usize,
     pub(crate) streams: StreamBounds,
@@ -58,7 +62,7 @@ pub(crate) struct File {
 #[derive(Clone, Debug)]
 pub(crate) struct StreamBounds {
     pub(crate) streams_max: usize,
-    pub(crate) per_address_max: usize,
+    pub(crate) per_address_max: Option<usize>,
     pub(crate) topics_max: usize,
     pub(crate) queue_messages_max: usize,
     pub(crate) queue_bytes_max: usize,
@@ -85,13 +89,16 @@ impl Default for FrontOptions {
             cors: None,
             hosts: None,
             connections_max: 1024,
-            connections_per_address_max: 256,
+            connections_per_address_max: None,
+            trusted_proxies: Arc::default(),
             head_bytes_max: 16 << 10,
             head_timeout: Duration::from_secs(20),
             body_bytes_max: 8 << 20,
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            rate_min: 1 << 10,
             held_bytes_max: 64 << 20,
+            held_bytes_per_address_max: None,
             call_timeout: Duration::from_secs(30),
             batch_calls_max: 100,
             streams: StreamBounds::default(),
@@ -103,7 +110,7 @@ impl Default for StreamBounds {
     fn default() -> Self {
         Self {
             streams_max: 1024,
-            per_address_max: 64,
+            per_address_max: None,
             topics_max: 100,
             queue_messages_max: 1024,
             queue_bytes_max: 256 << 10,
@@ -224,9 +231,30 @@ impl FrontOptions {
     }
 
     /// Of these, so many from one address (of IPv6, one /64 network; all of this machine's addresses count as one).
-    /// Default 256. Behind a proxy, all its connections count as one address.
+    /// Default 256, and never more than it leaves to others: an address that takes all it gets leaves as many to the next.
+    /// If this is [`connections_max`](Self::connections_max) or more, one address may have them all: for a front behind
+    /// a proxy that is not among the [trusted](Self::trusted_proxies).
     pub fn connections_per_address_max(mut self, connections: usize) -> Self {
-        self.connections_per_address_max = connections;
+        self.connections_per_address_max = Some(connections);
+        self
+    }
+
+    /// Proxies that are believed when they say by `X-Forwarded-For` for whom they ask, by address or network. Default
+    /// none: then the client is the other end of the connection. With them it is the last address that a trusted proxy
+    /// has seen itself: bounds by address, the auth hook and the handlers see that one, and the connections of a proxy
+    /// count for [`connections_max`](Self::connections_max) alone.
+    ///
+    /// Name only proxies that set this header or add to it. One that passes on what its clients send lets each of them be
+    /// anybody.
+    ///
+    /// ```
+    /// use bothways_http::FrontOptions;
+    ///
+    /// let options = FrontOptions::new().trusted_proxies(["127.0.0.1".parse()?, "10.0.0.0/8".parse()?]);
+    /// # Ok::<_, bothways_http::NetworkError>(())
+    /// ```
+    pub fn trusted_proxies(mut self, proxies: impl IntoIterator<Item = Network>) -> Self {
+        self.trusted_proxies = proxies.into_iter().collect();
         self
     }
 
@@ -256,17 +284,34 @@ impl FrontOptions {
         self
     }
 
-    /// How long a client may take no byte of a response; then its connection is closed. Default 30 s. It holds where the
-    /// front serves connections itself.
+    /// How long a client may take bytes of a response more slowly than [`rate_min`](Self::rate_min); then its connection
+    /// is closed. Default 30 s. It holds where the front serves connections itself.
     pub fn write_timeout(mut self, limit: Duration) -> Self {
         self.write_timeout = limit;
         self
     }
 
+    /// Bytes in a second, of a body that comes and of a response that waits for its client. A body that is slower for
+    /// 10 s is answered with 408, a client that takes less for [`write_timeout`](Self::write_timeout) is closed. Default
+    /// 1,024; 0: any number but none is enough, within the other bounds.
+    pub fn rate_min(mut self, bytes_per_second: usize) -> Self {
+        self.rate_min = bytes_per_second;
+        self
+    }
+
     /// Bytes of all bodies together, those of requests that are read or handled and those of replies that wait for their
-    /// clients. What is beyond is answered with 503. Default 64 MiB.
+    /// clients. They count when they are there, not when they are announced. What is beyond is answered with 503; a
+    /// body that has not ended makes way, with 503 too, for one of an address that has less. Default 64 MiB.
     pub fn held_bytes_max(mut self, bytes: usize) -> Self {
         self.held_bytes_max = bytes;
+        self
+    }
+
+    /// Of these, so many of one address, counted as for [`Self::connections_per_address_max`]. Default as many as it
+    /// leaves to others: one address alone has half of all at most, the next one half of what is left. If this is
+    /// [`held_bytes_max`](Self::held_bytes_max) or more, one address may have all.
+    pub fn held_bytes_per_address_max(mut self, bytes: usize) -> Self {
+        self.held_bytes_per_address_max = Some(bytes);
         self
     }
 
@@ -290,10 +335,11 @@ impl FrontOptions {
         self
     }
 
-    /// Of these, so many from one address, counted as for [`Self::connections_per_address_max`]. Default 64. The oldest
-    /// one that waits for its client makes room.
+    /// Of these, so many from one address, counted as for [`Self::connections_per_address_max`]. Default 64, and never more
+    /// than it leaves to others, unless this is [`streams_max`](Self::streams_max) or more. The oldest one that waits for
+    /// its client makes room.
     pub fn streams_per_address_max(mut self, streams: usize) -> Self {
-        self.streams.per_address_max = streams;
+        self.streams.per_address_max = Some(streams);
         self
     }
 

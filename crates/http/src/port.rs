@@ -4,11 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bothways::transport::{BoxFuture, HttpFront, HttpStream};
 
-use crate::{
-    front::{Front, HttpPeer},
-    inside::Home,
-    options::FrontOptions,
-};
+use crate::{front::Front, inside::Home, options::FrontOptions};
 
 /// A front for the port on which a server speaks everything:
 /// [`ListenOptions::http`](bothways::transport::ListenOptions::http). Made by [`FrontOptions::on_port`].
@@ -25,9 +21,9 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// The bounds of connections are the server's there
+/// Connections have the bounds of the front there, and that of the server beside them
 /// ([`ServerLimits::connections_max`](bothways::ServerLimits::connections_max)): an HTTP connection that calls takes two
-/// places, its own and that of its connection inside.
+/// places of the server, its own and that of its connection inside.
 #[derive(Debug)]
 pub struct PortFront {
     options: FrontOptions,
@@ -50,7 +46,7 @@ impl HttpFront for PortFront {
         let front = front.clone();
         let peer = stream.peer();
         let address = peer.split_once('@').map_or(peer.as_str(), |(_, address)| address);
-        let peer = HttpPeer(format!("http@{address}").into());
-        Box::pin(async move { front.serve_at_port(stream, peer).await })
+        let peer = format!("http@{address}");
+        Box::pin(async move { front.serve_stream(stream, peer).await })
     }
 }

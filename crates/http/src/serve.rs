@@ -1,29 +1,29 @@
 //! A front's own server: accepts within bounds, and lets no slow client keep a connection.
 
 use std::{
-    collections::HashMap,
     future::Future,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bothways::shares::Share;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 
 use crate::{
     front::{Front, Shared},
     inside::Visitor,
+    peer,
 };
 
 /// Headers of one request.
@@ -34,6 +34,12 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// The pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client may still say something after its last response; as in Go.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Of that, pieces of 4 KiB that are read before others have their turn.
+const HEARD_AT_ONCE: usize = 16;
 
 /// A front listens at an address for as long as this is kept. Dropping it closes the HTTP connections too.
 #[derive(Debug)]
@@ -89,35 +95,29 @@ impl Front {
                     continue;
                 }
             };
-            let Some(place) = Place::take(&self.shared, Some(address.ip())) else { continue };
+            let peer: Arc<str> = format!("http@{address}").into();
+            let Some(place) = place(&self.shared, &peer) else { continue };
             self.prepare(&stream);
             let front = self.clone();
             connections.spawn(async move {
-                front.serve_connection(stream, format!("http@{address}").into()).await;
+                front.serve_connection(stream, peer).await;
                 drop(place);
             });
         }
     }
 
     /// Serves HTTP on one stream that the application brings, such as one over TLS, until it ends. `peer` is its client
-    /// in rpcx's form, such as `http@192.0.2.7:50312`. It counts for [`FrontOptions::connections_max`] alone.
+    /// in rpcx's form, such as `http@192.0.2.7:50312`. It counts as one that the front has accepted itself: beyond
+    /// [`FrontOptions::connections_max`] the stream is closed at once.
     ///
     /// [`FrontOptions::connections_max`]: crate::FrontOptions::connections_max
     pub async fn serve_stream<S>(&self, stream: S, peer: impl Into<Arc<str>>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Some(_place) = Place::take(&self.shared, None) else { return };
-        self.serve_connection(stream, peer.into()).await;
-    }
-
-    /// As [`Self::serve_stream`], where the server has counted the connection.
-    #[cfg(feature = "port")]
-    pub(crate) async fn serve_at_port<S>(&self, stream: S, peer: crate::HttpPeer)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        self.serve_connection(stream, peer.0).await;
+        let peer = peer.into();
+        let Some(_place) = place(&self.shared, &peer) else { return };
+        self.serve_connection(stream, peer).await;
     }
 
     async fn serve_connection<S>(&self, stream: S, peer: Arc<str>)
@@ -125,14 +125,14 @@ impl Front {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let options = &self.shared.options;
-        let visitor = Arc::new(Visitor::new(Arc::clone(&peer)));
+        let visitor = Arc::new(Visitor::of_front(Arc::clone(&peer)));
         let front = self.clone();
         let service = service_fn(move |request: http::Request<Incoming>| {
             let (front, visitor) = (front.clone(), Arc::clone(&visitor));
             async move { Ok::<_, std::convert::Infallible>(front.answer(visitor, request).await) }
         });
 
-        let stream = TokioIo::new(Stalling::new(stream, options.write_timeout));
+        let stream = TokioIo::new(Stalling::new(stream, options.write_timeout, options.rate_min));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(options.head_timeout)
@@ -170,98 +170,76 @@ impl Front {
     }
 }
 
-/// The HTTP connections of each address.
-#[derive(Debug, Default)]
-pub(crate) struct Places(Mutex<HashMap<IpAddr, usize>>);
-
-/// The place of one HTTP connection. Given back when dropped.
-struct Place {
-    shared: Arc<Shared>,
-    address: Option<IpAddr>,
+/// The place of an HTTP connection, of the share of its address; that of a trusted proxy counts for all alone. `None`:
+/// there is none, and the connection is closed at once.
+fn place(shared: &Shared, peer: &str) -> Option<Share> {
+    let taken = match peer::is_proxy(&shared.options.trusted_proxies, peer) {
+        true => shared.places.take_for_many(1),
+        false => shared.places.take(peer, 1),
+    };
+    if taken.is_err() {
+        shared.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(peer, "an HTTP connection was refused: too many are open");
+    }
+    taken.ok()
 }
 
-impl Place {
-    /// `None`: there is none, and the connection is closed at once.
-    fn take(shared: &Arc<Shared>, ip: Option<IpAddr>) -> Option<Self> {
-        let (options, counters) = (&shared.options, &shared.counters);
-        let open = counters.connections.fetch_add(1, Ordering::Relaxed);
-        // Gives its place back also if it is refused.
-        let mut place = Self { shared: Arc::clone(shared), address: None };
-        let address = ip.map(group);
-        let is_let_in = open < options.connections_max
-            && address.is_none_or(|address| shared.places.enter(address, options.connections_per_address_max));
-        if !is_let_in {
-            counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(open, "an HTTP connection was refused: too many are open");
-            return None;
-        }
-        place.address = address;
-        Some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Some(address) = self.address {
-            self.shared.places.leave(address);
-        }
-    }
-}
-
-impl Places {
-    fn enter(&self, address: IpAddr, max: usize) -> bool {
-        let mut places = self.0.lock();
-        let open = places.entry(address).or_default();
-        let has_room = *open < max;
-        *open += usize::from(has_room);
-        has_room
-    }
-
-    fn leave(&self, address: IpAddr) {
-        let mut places = self.0.lock();
-        if let Some(open) = places.get_mut(&address) {
-            *open -= 1;
-            if *open == 0 {
-                places.remove(&address);
-            }
-        }
-    }
-}
-
-/// What counts as one address: of IPv6 a network, and all of this machine's own.
-pub(crate) fn group(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        ip if ip.is_loopback() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            [a, b, c, d, 0, 0, 0, 0].into()
-        }
-        ip => ip,
-    }
-}
-
-/// A stream whose writes fail when its peer takes no byte for too long. Reads have their bounds elsewhere.
+/// A stream whose writes fail when its peer takes bytes too slowly for too long. Reads have their bounds elsewhere.
 struct Stalling<S> {
     stream: S,
+    /// Bytes in a second; 0: any number but none.
+    rate_min: usize,
     limit: Duration,
-    /// Runs while a write waits.
+    /// How long writes may still wait: less after each wait, more with what was taken.
+    left: Duration,
+    /// Since when a write waits.
+    since: Option<Instant>,
     until: Option<Pin<Box<Sleep>>>,
+    /// Runs while the peer is heard out.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stalling<S> {
-    fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, until: None }
+    fn new(stream: S, limit: Duration, rate_min: usize) -> Self {
+        Self { stream, rate_min, limit, left: limit, since: None, until: None, linger: None }
+    }
+
+    /// What a write of bytes came to.
+    fn judge_bytes(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.took(bytes);
+        }
+        self.judge(cx, written)
+    }
+
+    /// The time between two writes is not the peer's.
+    fn end_wait(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.left = self.left.saturating_sub(since.elapsed());
+        }
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.end_wait();
+        let given = match self.rate_min {
+            0 => self.limit,
+            rate => Duration::from_secs_f64(bytes as f64 / rate as f64).min(self.limit),
+        };
+        self.left = (self.left + given).min(self.limit);
     }
 
     /// What a write came to; one that waits for too long fails.
     fn judge<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.until = None;
+            self.end_wait();
             return written;
         }
-        let until = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.limit)));
-        ready!(until.as_mut().poll(cx));
+        let until = *self.since.get_or_insert_with(Instant::now) + self.left;
+        let sleep = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if sleep.deadline() != until {
+            sleep.as_mut().reset(until);
+        }
+        ready!(sleep.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -272,10 +250,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalling<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.judge(cx, written)
+        self.judge_bytes(cx, written)
     }
 
     fn poll_write_vectored(
@@ -284,7 +262,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.judge(cx, written)
+        self.judge_bytes(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -296,9 +274,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
         self.judge(cx, flushed)
     }
 
+    /// Ends the stream, and hears the peer out for a moment: a socket that is closed with bytes unread takes the last
+    /// response away from a client that still sends, such as a body that was refused.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.judge(cx, shut)
+        if self.linger.is_none() {
+            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.judge(cx, shut))?;
+            self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        let Self { stream, linger, .. } = &mut *self;
+        if linger.as_mut().is_none_or(|linger| linger.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut unread = [0; 4 << 10];
+        for _ in 0..HEARD_AT_ONCE {
+            let mut unread = ReadBuf::new(&mut unread);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut unread)) {
+                Ok(()) if unread.filled().is_empty() => return Poll::Ready(Ok(())),
+                Ok(()) => {}
+                Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
+        // Others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -308,30 +307,36 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_address_is_a_host_or_a_network() {
-        let of = |text: &str| group(text.parse().expect("an address"));
-        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:3::9"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!((of("127.0.0.9"), of("::1")), (of("127.0.0.1"), of("127.0.0.1")));
-    }
-
+    /// A peer that takes bytes at the least rate is waited for, however long; one that takes fewer is given up, also if it
+    /// takes one now and then; and a rest without anything to write costs nothing.
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
-        let (near, mut far) = tokio::io::duplex(16);
-        let mut stalling = Stalling::new(near, Duration::from_secs(30));
-        let slow = tokio::spawn(async move {
-            let mut byte = [0; 1];
-            for _ in 0..8 {
-                tokio::time::sleep(Duration::from_secs(29)).await;
-                far.read_exact(&mut byte).await.expect("there is more");
+    async fn a_peer_that_takes_too_little_is_given_up_and_a_slow_one_is_not() {
+        for (bytes, every, rate_min, is_kept) in
+            [(1024, 20, 50, true), (1, 20, 0, true), (1, 20, 50, false), (1024, 31, 50, false), (0, 20, 0, false)]
+        {
+            let (near, mut far) = tokio::io::duplex(1024);
+            let mut stalling = Stalling::new(near, Duration::from_secs(30), rate_min);
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            let reader = tokio::spawn(async move {
+                let mut read = vec![0; bytes];
+                while let Ok(()) = tokio::time::timeout(Duration::from_secs(600), async {
+                    tokio::time::sleep(Duration::from_secs(every)).await;
+                    if far.read_exact(&mut read).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                })
+                .await
+                {}
+            });
+            let much = vec![1; 40 * bytes.max(1) + 1024];
+            let written = stalling.write_all(&much).await;
+            match written {
+                Ok(()) => assert!(is_kept, "{bytes} each {every} s"),
+                Err(error) => {
+                    assert!(!is_kept && error.kind() == io::ErrorKind::TimedOut, "{bytes} each {every} s: {error}");
+                }
             }
-            far
-        });
-        stalling.write_all(&[1; 24]).await.expect("a byte each 29 seconds is progress");
-        let _far = slow.await.expect("no panic");
-        let error = stalling.write_all(&[1; 24]).await.expect_err("nobody reads");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            reader.abort();
+        }
     }
 }

@@ -85,29 +85,37 @@ struct Route {
     calls: Counters,
 }
 
-/// How a call may end.
-const CODES: [&str; 16] = [
-    "ok",
-    "application",
-    "overloaded",
-    "unauthenticated",
-    "not_found",
-    "bad_arguments",
-    "internal",
-    "timeout",
-    "shutting_down",
-    "dropped",
-    "timed_out",
-    "closed",
-    "not_connected",
-    "no_server",
-    "refused_here",
-    "decode",
-];
+/// How a call may end: well, by the application's error without a code, ...
+const BEFORE_CODES: [&str; 2] = ["ok", "application"];
 
-/// The place of this code.
+/// ... by one with a code, or in a way that no peer tells.
+const AFTER_CODES: [&str; 8] =
+    ["dropped", "timed_out", "closed", "not_connected", "no_server", "refused_here", "decode", OTHER];
+
+/// What this version has no name for.
+const OTHER: &str = "other";
+
+/// All of them.
+const CODES: [&str; BEFORE_CODES.len() + ErrorCode::ALL.len() + AFTER_CODES.len()] = {
+    let (first, last) = (BEFORE_CODES.len(), BEFORE_CODES.len() + ErrorCode::ALL.len());
+    let mut names = [OTHER; BEFORE_CODES.len() + ErrorCode::ALL.len() + AFTER_CODES.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = if at < first {
+            BEFORE_CODES[at]
+        } else if at < last {
+            ErrorCode::ALL[at - first].name()
+        } else {
+            AFTER_CODES[at - last]
+        };
+        at += 1;
+    }
+    names
+};
+
+/// The place of this code; what is not known is counted as that, and as no other.
 fn place(code: &str) -> usize {
-    CODES.iter().position(|known| *known == code).unwrap_or(1)
+    CODES.iter().position(|known| *known == code).unwrap_or(CODES.len() - 1)
 }
 
 fn of_error_code(code: Option<ErrorCode>) -> usize {
@@ -329,5 +337,25 @@ impl CallService for OfClient {
             }
             sent
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each code of an error has its own count, and what has none is counted as nothing else.
+    #[test]
+    fn each_code_has_its_count() {
+        for code in ErrorCode::ALL {
+            assert_eq!(CODES[of_error_code(Some(*code))], code.name());
+        }
+        assert_eq!(
+            (CODES[0], CODES[of_error_code(None)], CODES[place("of a later version")]),
+            ("ok", "application", OTHER)
+        );
+        for (at, code) in CODES.iter().enumerate() {
+            assert_eq!(place(code), at, "{code} stands there once");
+        }
     }
 }

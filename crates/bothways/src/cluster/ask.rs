@@ -15,13 +15,19 @@ use super::{
 };
 use crate::{
     codec::{Encode, Payload},
-    session::{Carried, Destination, Explanation, NodeId, Registry, Target, TopicError, UnreachedWhy},
+    session::{
+        Carried, Destination, Explanation, FindAsked, FoundEverywhere, NodeId, Registry, Seen, Target, TopicError,
+        UnreachedWhy,
+    },
 };
 
 /// How long one ask may take, and how long a node is asked.
 const ASK_MAX: Duration = Duration::from_secs(1);
 /// See [`ASK_MAX`].
 const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// What one session takes in the answer to a search for those that may be called.
+const SEEN_BYTES: usize = 128;
 
 /// What the nodes of a cluster have answered.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,7 +52,8 @@ pub struct Explained {
 #[derive(Deserialize, Serialize)]
 struct Question {
     question: Asked,
-    target: Carried,
+    /// Of which sessions, if it is of a target.
+    target: Option<Carried>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -54,12 +61,16 @@ enum Asked {
     Explain,
     /// For this reason.
     Kick(String),
+    /// Which sessions may be called.
+    Find(FindAsked),
 }
 
 #[derive(Deserialize, Serialize)]
 enum Said {
     Explained(Vec<Explanation>, usize),
     Kicked(usize),
+    /// Some are left out if this is true.
+    Found(Vec<Seen>, bool),
     /// It cannot be answered: the node is of another version, or has stopped.
     No,
 }
@@ -67,15 +78,25 @@ enum Said {
 /// Answers a question; `None`: it is none.
 pub(super) fn answer(sessions: &Arc<Registry>, bytes: Bytes, bytes_max: usize) -> Option<Bytes> {
     let Question { question, target } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
-    let (to, _) = target.open(Duration::ZERO, sessions.limits())?;
-    let Destination::Sessions(target) = to else { return None };
-    let said = run(sessions, &question, &target, bytes_max).unwrap_or(Said::No);
+    let target = match target {
+        None => None,
+        Some(target) => match target.open(Duration::ZERO, sessions.limits())?.0 {
+            Destination::Sessions(target) => Some(target),
+            Destination::Topic(_) => return None,
+        },
+    };
+    let said = run(sessions, &question, target.as_ref(), bytes_max).unwrap_or(Said::No);
     said.encode(SerializeType::MSGPACK).ok()
 }
 
-fn run(sessions: &Arc<Registry>, question: &Asked, target: &Target, bytes_max: usize) -> Result<Said, TopicError> {
-    Ok(match question {
-        Asked::Explain => {
+fn run(
+    sessions: &Arc<Registry>,
+    question: &Asked,
+    target: Option<&Target>,
+    bytes_max: usize,
+) -> Result<Said, TopicError> {
+    Ok(match (question, target) {
+        (Asked::Explain, Some(target)) => {
             let mut told = sessions.explain(target)?;
             let count = told.len();
             let mut bytes = 0;
@@ -87,12 +108,39 @@ fn run(sessions: &Arc<Registry>, question: &Asked, target: &Target, bytes_max: u
             told.truncate(fits);
             Said::Explained(told, count - fits)
         }
-        Asked::Kick(why) => {
+        (Asked::Kick(why), Some(target)) => {
             let found = sessions.find_all(target)?;
             sessions.kick(&found, why);
             Said::Kicked(found.len())
         }
+        (Asked::Find(asked), _) => {
+            let (seen, is_cut) = sessions.seen(asked, bytes_max / SEEN_BYTES);
+            Said::Found(seen, is_cut)
+        }
+        (Asked::Explain | Asked::Kick(_), None) => Said::No,
     })
+}
+
+/// Where sessions are that may be called.
+pub(super) async fn find(node: &Node, asked: FindAsked, within: Duration) -> FoundEverywhere {
+    let mut everywhere = FoundEverywhere::default();
+    if let Some(sessions) = node.registry() {
+        let me = node.me().unwrap_or(NodeId(0));
+        let (seen, _) = sessions.seen(&asked, usize::MAX);
+        everywhere.found.extend(seen.into_iter().map(|seen| (me, seen)));
+    }
+    let answers = node.ask_others(&Question { question: Asked::Find(asked), target: None }, within).await;
+    everywhere.silent = answers.silent;
+    for (node, said) in answers.answers {
+        match said {
+            Said::Found(seen, is_cut) => {
+                everywhere.found.extend(seen.into_iter().map(|seen| (node, seen)));
+                everywhere.silent.extend(is_cut.then_some((node, UnreachedWhy::TooLarge)));
+            }
+            _ => everywhere.silent.push((node, UnreachedWhy::Refused)),
+        }
+    }
+    everywhere
 }
 
 impl Node {
@@ -118,16 +166,24 @@ impl Node {
         let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
         // Here first: a target that is none is nobody's.
         if let Some(sessions) = self.registry() {
-            let said = run(&sessions, &question, target, usize::MAX)?;
+            let said = run(&sessions, &question, Some(target), usize::MAX)?;
             answers.answers.push((self.me().unwrap_or(NodeId(0)), said));
         }
         let Some(carried) = Carried::of_target(target) else { return Ok(answers) };
-        let question = Question { question, target: carried };
-        let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return Ok(answers) };
+        let question = Question { question, target: Some(carried) };
+        let others = self.ask_others(&question, ANSWER_MAX).await;
+        answers.answers.extend(others.answers);
+        answers.silent.extend(others.silent);
+        Ok(answers)
+    }
 
+    /// Asks all other members at once, and waits this long for the slowest.
+    async fn ask_others(&self, question: &Question, within: Duration) -> Answers<Said> {
+        let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
+        let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return answers };
         let mut asking = JoinSet::new();
         for node in self.others() {
-            asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone()));
+            asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone(), within));
         }
         while let Some(asked) = asking.join_next().await {
             match asked {
@@ -138,7 +194,7 @@ impl Node {
             }
         }
         answers.silent.extend(self.former().into_iter().map(|node| (node, UnreachedWhy::Left)));
-        Ok(answers)
+        answers
     }
 }
 
@@ -155,10 +211,15 @@ impl Answers<Said> {
     }
 }
 
-async fn ask(engine: Arc<dyn Engine>, node: NodeId, question: Bytes) -> (NodeId, Result<Said, UnreachedWhy>) {
-    let deadline = Instant::now() + ANSWER_MAX;
+async fn ask(
+    engine: Arc<dyn Engine>,
+    node: NodeId,
+    question: Bytes,
+    within: Duration,
+) -> (NodeId, Result<Said, UnreachedWhy>) {
+    let deadline = Instant::now() + within;
     loop {
-        let why = match engine.ask(node, question.clone(), ASK_MAX).await {
+        let why = match engine.ask(node, question.clone(), ASK_MAX.min(within)).await {
             Ok(answer) => {
                 return (node, Said::decode(SerializeType::MSGPACK, answer).map_err(|_| UnreachedWhy::Refused));
             }

@@ -140,6 +140,11 @@ impl<T: Clone> Outgoing<T> {
         std::mem::take(&mut self.waiting).into_iter().map(|(item, _)| item).collect()
     }
 
+    /// Items that wait, and their bytes.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.waiting.len(), self.bytes)
+    }
+
     /// True if there is nothing to send and nothing to wait for.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.in_flight.is_none()

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    calls::CallNumber,
     link::Number,
     remote::{PushNumber, State},
 };
 use crate::{
     codec::{Encode, Payload},
-    session::{Carried, Counts, NodeId},
+    session::{Carried, CarriedCall, CarriedOutcome, Counts, NodeId},
 };
 
 /// How a push stands at one node: how many changes there were, and how many targets stand where.
@@ -65,6 +66,14 @@ pub(super) enum Item {
     States(Vec<(PushNumber, Standing)>),
     /// How do these pushes stand at the other node?
     Digest(Vec<PushNumber>),
+    /// A call, which has waited so many milliseconds.
+    Call(CallNumber, u64, Bytes),
+    /// Its caller has given it up.
+    Cancel(CallNumber),
+    /// How a call of the other node ended.
+    Outcome(CallNumber, Bytes),
+    /// Does the other node still know these calls?
+    CallsOut(Vec<CallNumber>),
     /// Of a newer version.
     Other,
 }
@@ -78,18 +87,28 @@ pub(super) enum Answer {
     Heard,
     /// `None`: nothing is known of it.
     Known(Vec<Option<Standing>>),
+    /// There is no such session.
+    NotThere,
+    /// Whether it knows them.
+    CallsKnown(Vec<bool>),
     Unsupported,
 }
 
 const PUSH: u8 = 1;
 const STATES: u8 = 2;
 const DIGEST: u8 = 3;
+const CALL: u8 = 4;
+const CANCEL: u8 = 5;
+const OUTCOME: u8 = 6;
+const CALLS_OUT: u8 = 7;
 
 const ROUTED: u8 = 1;
 const REFUSED: u8 = 2;
 const HEARD: u8 = 3;
 const KNOWN: u8 = 4;
 const UNSUPPORTED: u8 = 5;
+const NOT_THERE: u8 = 6;
+const CALLS_KNOWN: u8 = 7;
 
 #[derive(Deserialize, Serialize)]
 struct Kind {
@@ -124,6 +143,26 @@ pub(super) fn read_push(bytes: Bytes) -> Option<Carried> {
     read(bytes)
 }
 
+/// A call.
+pub(super) fn write_call(call: &CarriedCall) -> Bytes {
+    write(call)
+}
+
+/// See [`write_call`].
+pub(super) fn read_call(bytes: Bytes) -> Option<CarriedCall> {
+    read(bytes)
+}
+
+/// How a call ended.
+pub(super) fn write_outcome(outcome: &CarriedOutcome) -> Bytes {
+    write(outcome)
+}
+
+/// See [`write_outcome`].
+pub(super) fn read_outcome(bytes: Bytes) -> Option<CarriedOutcome> {
+    read(bytes)
+}
+
 pub(super) fn write_batch(from: NodeId, number: Number, items: &[Item]) -> Bytes {
     let items = items.iter().map(|item| match item {
         Item::Push(push, waited, carried) => Kind { kind: PUSH, body: write(&(*push, *waited, carried.clone())) },
@@ -132,6 +171,10 @@ pub(super) fn write_batch(from: NodeId, number: Number, items: &[Item]) -> Bytes
             Kind { kind: STATES, body: write(&told) }
         }
         Item::Digest(pushes) => Kind { kind: DIGEST, body: write(pushes) },
+        Item::Call(call, waited, carried) => Kind { kind: CALL, body: write(&(*call, *waited, carried.clone())) },
+        Item::Cancel(call) => Kind { kind: CANCEL, body: write(call) },
+        Item::Outcome(call, outcome) => Kind { kind: OUTCOME, body: write(&(*call, outcome.clone())) },
+        Item::CallsOut(calls) => Kind { kind: CALLS_OUT, body: write(calls) },
         Item::Other => Kind { kind: 0, body: Bytes::new() },
     });
     write(&Letter { from: from.0, epoch: number.epoch, n: number.n, items: items.collect() })
@@ -150,6 +193,16 @@ pub(super) fn read_batch(bytes: Bytes) -> Option<(NodeId, Number, Vec<Item>)> {
                 Item::States(told.into_iter().map(|(push, told)| (push, told.into())).collect())
             }
             DIGEST => Item::Digest(read(body)?),
+            CALL => {
+                let (call, waited, carried) = read(body)?;
+                Item::Call(call, waited, carried)
+            }
+            CANCEL => Item::Cancel(read(body)?),
+            OUTCOME => {
+                let (call, outcome) = read(body)?;
+                Item::Outcome(call, outcome)
+            }
+            CALLS_OUT => Item::CallsOut(read(body)?),
             _ => Item::Other,
         })
     });
@@ -166,6 +219,8 @@ pub(super) fn write_answers(answers: &[Answer]) -> Bytes {
             let told: Vec<Option<Told>> = states.iter().map(|state| state.map(Told::from)).collect();
             Kind { kind: KNOWN, body: write(&told) }
         }
+        Answer::NotThere => Kind { kind: NOT_THERE, body: Bytes::new() },
+        Answer::CallsKnown(known) => Kind { kind: CALLS_KNOWN, body: write(known) },
         Answer::Unsupported => Kind { kind: UNSUPPORTED, body: Bytes::new() },
     });
     write(&answers.collect::<Vec<_>>())
@@ -183,6 +238,8 @@ pub(super) fn read_answers(bytes: Bytes) -> Option<Vec<Answer>> {
                 let told: Vec<Option<Told>> = read(body)?;
                 Answer::Known(told.into_iter().map(|told| told.map(Standing::from)).collect())
             }
+            NOT_THERE => Answer::NotThere,
+            CALLS_KNOWN => Answer::CallsKnown(read(body)?),
             _ => Answer::Unsupported,
         })
     });
@@ -204,6 +261,10 @@ mod tests {
             Item::Push(7, 20, Bytes::from_static(b"push")),
             Item::States(vec![(1, standing(3)), (2, standing(0))]),
             Item::Digest(vec![4, 5]),
+            Item::Call(3, 7, Bytes::from_static(b"call")),
+            Item::Cancel(3),
+            Item::Outcome(4, Bytes::from_static(b"yes")),
+            Item::CallsOut(vec![3, 4]),
             Item::Other,
         ];
         let number = Number { epoch: 2, n: 9 };
@@ -214,6 +275,8 @@ mod tests {
             Answer::Refused,
             Answer::Heard,
             Answer::Known(vec![None, Some(standing(2))]),
+            Answer::NotThere,
+            Answer::CallsKnown(vec![true, false]),
             Answer::Unsupported,
         ];
         let read = read_answers(write_answers(&answers)).expect("they are answers");

@@ -8,7 +8,10 @@
 //! | `node.rs` | one node at work: its lease, a link to every other member, the mail of the others |
 //! | `link.rs` | mail from one node to another: batches, one in flight, each run once; no I/O, no clock |
 //! | `remote.rs` | pushes to sessions of other nodes, and their receipts; no I/O, no clock |
+//! | `calls.rs` | calls to clients of other nodes: which are under way; no I/O, no clock |
+//! | `calling.rs` | such calls at work |
 //! | `ask.rs` | questions that every node answers |
+//! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock; proved, and not at work yet |
 //! | `mail.rs` | what nodes write to each other |
 //! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
@@ -16,6 +19,8 @@
 //! `docs/cluster.md` in the repository says what is promised, and what becomes of it when something fails.
 
 mod ask;
+mod calling;
+mod calls;
 // Proved, and not at work yet: sessions do not move so far.
 #[cfg(test)]
 mod claim;
@@ -27,6 +32,7 @@ pub mod memory;
 mod node;
 mod options;
 mod remote;
+mod view;
 #[cfg(test)]
 mod worlds;
 
@@ -36,4 +42,5 @@ pub use self::{
     engine::{Engine, NodeId, Store},
     node::JoinError,
     options::Cluster,
+    view::ClusterStats,
 };

@@ -27,11 +27,15 @@ use tokio::{
 
 use super::{
     ask,
-    engine::{AskError, BoxFuture, BuryError, Engine, EngineDown, Inbox, Lease, Members, RenewError, Revision},
+    calling::CallsOfNode,
+    engine::{
+        AskError, BoxFuture, BuryError, Engine, EngineDown, EngineState, Inbox, Lease, Members, RenewError, Revision,
+    },
     link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
     options::Cluster,
     remote::{At, Moved, Origin, Owed, PushNumber},
+    view::ClusterStats,
 };
 use crate::{
     calm::{Calm, tell},
@@ -43,6 +47,8 @@ use crate::{
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// How often a node asks how its open pushes stand elsewhere.
 const DIGEST_EVERY: Duration = Duration::from_secs(10);
+/// The same while a call of this node runs at the other one: its caller waits.
+const CALLS_DIGEST_EVERY: Duration = Duration::from_secs(3);
 /// How long one ask may take, and how long a batch is tried.
 const ASK_MAX: Duration = Duration::from_secs(1);
 /// See [`ASK_MAX`].
@@ -60,7 +66,7 @@ const LISTED_MAX: Duration = Duration::from_secs(2);
 /// Most states, or numbers of a digest, in one item.
 const STATES_MAX: usize = 256;
 /// What a batch has besides its items.
-const BATCH_OVERHEAD: usize = 1024;
+pub(super) const BATCH_OVERHEAD: usize = 1024;
 
 /// What a node says of itself.
 #[derive(Deserialize, Serialize)]
@@ -71,10 +77,10 @@ struct Card {
 
 /// See the module.
 pub(crate) struct Node {
-    engine: Arc<dyn Engine>,
-    options: Cluster,
-    sessions: Weak<Registry>,
-    state: Mutex<State>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) options: Cluster,
+    pub(super) sessions: Weak<Registry>,
+    pub(super) state: Mutex<State>,
     /// Mail of each origin.
     incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
     /// Woken when links may be idle.
@@ -91,11 +97,11 @@ struct Told {
     left: Calm,
 }
 
-struct State {
+pub(super) struct State {
     /// `None`: it is no member at the moment.
     me: Option<NodeId>,
     lease: Option<Arc<dyn Lease>>,
-    members: BTreeMap<NodeId, Link>,
+    pub(super) members: BTreeMap<NodeId, Link>,
     origin: Origin<Standing>,
     receipts: HashMap<PushNumber, Receipt>,
     next: PushNumber,
@@ -104,12 +110,13 @@ struct State {
     owing: usize,
     /// The members when its last life ended, until the next one begins: pushes do not reach them.
     former: Vec<NodeId>,
+    pub(super) calls: CallsOfNode,
 }
 
 /// The way to one member.
-struct Link {
-    out: Outgoing<Queued>,
-    wake: Arc<Notify>,
+pub(super) struct Link {
+    pub(super) out: Outgoing<Queued>,
+    pub(super) wake: Arc<Notify>,
     /// The revision of its lease that was seen last.
     revision: Revision,
     /// It is not in the list any more.
@@ -121,9 +128,15 @@ struct Link {
 }
 
 #[derive(Clone, Debug)]
-struct Queued {
-    item: Item,
-    since: Instant,
+pub(super) struct Queued {
+    pub(super) item: Item,
+    pub(super) since: Instant,
+}
+
+impl Queued {
+    pub(super) fn now(item: Item) -> Self {
+        Self { item, since: Instant::now() }
+    }
 }
 
 /// Why a server did not join.
@@ -165,6 +178,7 @@ impl Node {
                 owed: HashMap::new(),
                 owing: 0,
                 former: Vec::new(),
+                calls: CallsOfNode::new(),
             }),
             incoming: Mutex::default(),
             said: Notify::new(),
@@ -174,6 +188,7 @@ impl Node {
         node.begin_life().await?;
         tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
         tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
+        tokio::spawn(watch_mail(Arc::downgrade(&node), node.engine.mail_state(), node.stop.subscribe()));
         Ok(node)
     }
 
@@ -246,6 +261,7 @@ impl Node {
             for other in &others {
                 moved.extend(state.drop_member(*other, why));
             }
+            state.calls.end_here();
             state.owed.clear();
             (state.owing, state.former) = (0, others);
             (state.me.take(), state.lease.take(), moved)
@@ -331,6 +347,7 @@ impl Node {
             let mut state = self.state.lock();
             let owed = state.owed.remove(&node).map_or(0, |owed| owed.len());
             state.owing = state.owing.saturating_sub(owed);
+            state.calls.end_of(node);
             state.drop_member(node, UnreachedWhy::NodeLost)
         };
         self.incoming.lock().remove(&node);
@@ -353,7 +370,7 @@ impl Node {
     }
 
     /// Most bytes of a batch: its answer has to fit too.
-    fn batch_bytes_max(&self) -> usize {
+    pub(super) fn batch_bytes_max(&self) -> usize {
         (self.engine.limits().message_bytes_max / 2).min(BATCH_BYTES_MAX)
     }
 
@@ -361,13 +378,14 @@ impl Node {
     fn next_batch(&self, node: NodeId) -> Option<(Number, Vec<Queued>)> {
         let most = self.batch_bytes_max();
         let mut state = self.state.lock();
-        let State { members, owed, .. } = &mut *state;
+        let State { members, owed, calls, .. } = &mut *state;
         let link = members.get_mut(&node)?;
+        calls.say(node, &mut link.out, most);
         if let Some(owed) = owed.get_mut(&node) {
             let states = owed.say(STATES_MAX);
             if !states.is_empty() {
                 let bytes = states.len() * ITEM_BYTES;
-                let queued = Queued { item: Item::States(states), since: Instant::now() };
+                let queued = Queued::now(Item::States(states));
                 if let Err(Queued { item: Item::States(states), .. }) = link.out.offer(queued, bytes) {
                     states.into_iter().for_each(|(push, _)| owed.unheard(push));
                 }
@@ -380,7 +398,9 @@ impl Node {
     fn ask_digest(&self, node: NodeId) {
         let mut state = self.state.lock();
         let mut pushes = state.origin.digest(node);
-        let Some(link) = state.members.get_mut(&node) else { return };
+        let State { members, calls, .. } = &mut *state;
+        let Some(link) = members.get_mut(&node) else { return };
+        calls.ask_digest(node, &mut link.out);
         if pushes.is_empty() {
             return;
         }
@@ -390,7 +410,7 @@ impl Node {
         pushes.truncate(STATES_MAX * 8);
         link.digested = pushes.last().copied().unwrap_or_default();
         for some in pushes.chunks(STATES_MAX) {
-            let queued = Queued { item: Item::Digest(some.to_vec()), since: Instant::now() };
+            let queued = Queued::now(Item::Digest(some.to_vec()));
             // What has no room now is asked for the next time.
             let _ = link.out.offer(queued, some.len() * ITEM_BYTES);
         }
@@ -407,6 +427,7 @@ impl Node {
                 .iter()
                 .map(|queued| match &queued.item {
                     Item::Push(push, _, carried) => Item::Push(*push, waited(queued.since), carried.clone()),
+                    Item::Call(call, _, carried) => Item::Call(*call, waited(queued.since), carried.clone()),
                     other => other.clone(),
                 })
                 .collect();
@@ -443,7 +464,7 @@ impl Node {
         let mut moved = Vec::new();
         {
             let mut state = self.state.lock();
-            let State { members, origin, owed, owing, .. } = &mut *state;
+            let State { members, origin, owed, owing, calls, .. } = &mut *state;
             let Some(link) = members.get_mut(&node) else { return };
             let Some(items) = link.out.answered(number) else { return };
             link.silent_since = None;
@@ -462,7 +483,10 @@ impl Node {
                             moved.extend(origin.digested(push, node, state));
                         }
                     }
-                    (Item::Digest(_) | Item::Other, _) => {}
+                    (item @ (Item::Call(..) | Item::Outcome(..) | Item::CallsOut(_)), answer) => {
+                        calls.answered(node, item, answer);
+                    }
+                    (Item::Digest(_) | Item::Cancel(_) | Item::Other, _) => {}
                 }
             }
         }
@@ -475,7 +499,7 @@ impl Node {
         let mut moved = Vec::new();
         {
             let mut state = self.state.lock();
-            let State { members, origin, owed, .. } = &mut *state;
+            let State { members, origin, owed, calls, .. } = &mut *state;
             let Some(link) = members.get_mut(&node) else { return };
             if why != UnreachedWhy::TooLarge {
                 link.silent_since.get_or_insert_with(Instant::now);
@@ -491,8 +515,13 @@ impl Node {
                         let owed = owed.get_mut(&node);
                         owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
                     }
-                    Item::Digest(_) | Item::Other => {}
+                    item @ (Item::Call(..) | Item::Outcome(..)) => calls.failed(node, item, why, maybe),
+                    Item::Digest(_) | Item::Cancel(_) | Item::CallsOut(_) | Item::Other => {}
                 }
+            }
+            // Without mail for a moment only, they go on.
+            if !alone && why != UnreachedWhy::EngineDown {
+                calls.lost(node, why);
             }
             let is_lost = link.silent_since.is_some_and(|since| SILENCE_MAX <= since.elapsed());
             if is_lost {
@@ -567,6 +596,18 @@ impl Node {
                 let owed = state.owed.entry(from).or_insert_with(Owed::new);
                 Answer::Known(pushes.into_iter().map(|push| owed.asked(push)).collect())
             }
+            Item::Call(call, waited, carried) => {
+                self.run_call(from, call, Duration::from_millis(waited), carried).unwrap_or(Answer::Refused)
+            }
+            Item::Cancel(call) => {
+                self.state.lock().calls.cancelled(from, call);
+                Answer::Heard
+            }
+            Item::Outcome(call, outcome) => {
+                self.state.lock().calls.told(from, call, outcome);
+                Answer::Heard
+            }
+            Item::CallsOut(calls) => Answer::CallsKnown(self.state.lock().calls.known(from, &calls)),
             Item::Other => Answer::Unsupported,
         }
     }
@@ -611,8 +652,12 @@ impl Node {
 impl State {
     /// Nothing is to be said to others, and nothing is under way.
     fn has_said_all(&self) -> bool {
-        let is_owed = |node: &NodeId| self.owed.get(node).is_some_and(Owed::is_due);
+        let is_owed = |node: &NodeId| self.calls.is_due(*node) || self.owed.get(node).is_some_and(Owed::is_due);
         self.members.iter().all(|(node, link)| link.is_missing || (!is_owed(node) && link.out.is_idle()))
+    }
+
+    pub(super) fn counts(&self) -> ClusterStats {
+        ClusterStats { pushes_out: self.receipts.len(), pushes_here: self.owing, ..ClusterStats::default() }
     }
 
     /// A member is none any more.
@@ -622,10 +667,13 @@ impl State {
         link.wake.notify_one();
         let mut moved = Vec::new();
         for queued in link.out.take_waiting() {
-            if let Item::Push(push, ..) = queued.item {
-                moved.extend(self.origin.not_sent(push, node, why));
+            match queued.item {
+                Item::Push(push, ..) => moved.extend(self.origin.not_sent(push, node, why)),
+                item @ Item::Call(..) => self.calls.failed(node, item, why, false),
+                _ => {}
             }
         }
+        self.calls.lost_all(node, why);
         moved.extend(self.origin.lost(node, why));
         moved
     }
@@ -759,14 +807,37 @@ async fn watch_members(node: Weak<Node>, mut members: watch::Receiver<Arc<Member
     }
 }
 
+/// Calls do not wait for mail that stays away.
+async fn watch_mail(node: Weak<Node>, mut mail: watch::Receiver<EngineState>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let is_down = !mail.borrow_and_update().is_up();
+        if is_down && timeout(NOBODY_MAX, mail.wait_for(|state| state.is_up())).await.is_err() {
+            let Some(node) = node.upgrade() else { return };
+            let mut state = node.state.lock();
+            let others: Vec<NodeId> = state.members.keys().copied().collect();
+            others.into_iter().for_each(|other| state.calls.lost(other, UnreachedWhy::EngineDown));
+        }
+        tokio::select! {
+            () = until_stopped(&mut stop) => return,
+            changed = mail.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 /// Sends what waits for one member, a batch at a time, as long as it is one.
 async fn run_link(node: Weak<Node>, to: NodeId, wake: Arc<Notify>, mut stop: watch::Receiver<bool>) {
     let mut digest_at = Instant::now() + DIGEST_EVERY;
     loop {
         let batch = {
             let Some(node) = node.upgrade() else { return };
-            if !node.state.lock().members.get(&to).is_some_and(|link| Arc::ptr_eq(&link.wake, &wake)) {
-                return;
+            {
+                let state = node.state.lock();
+                if !state.members.get(&to).is_some_and(|link| Arc::ptr_eq(&link.wake, &wake)) {
+                    return;
+                }
+                if state.calls.has_out(to) {
+                    digest_at = digest_at.min(Instant::now() + CALLS_DIGEST_EVERY);
+                }
             }
             if digest_at <= Instant::now() {
                 digest_at = Instant::now() + DIGEST_EVERY;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::engine::Engine;
+use super::{calls::CallBounds, engine::Engine};
 
 /// The cluster that a server joins: its engine, and bounds.
 ///
@@ -26,6 +26,7 @@ pub struct Cluster {
     pub(super) address: Option<String>,
     pub(super) lease: Duration,
     pub(super) pushes_max: usize,
+    pub(super) calls: CallBounds,
 }
 
 impl fmt::Debug for Cluster {
@@ -34,6 +35,7 @@ impl fmt::Debug for Cluster {
             .field("address", &self.address)
             .field("lease", &self.lease)
             .field("pushes_max", &self.pushes_max)
+            .field("calls", &self.calls)
             .finish_non_exhaustive()
     }
 }
@@ -41,7 +43,8 @@ impl fmt::Debug for Cluster {
 impl Cluster {
     /// All servers whose engines are of one cluster.
     pub fn new<E: Engine>(engine: Arc<E>) -> Self {
-        Self { engine, address: None, lease: Duration::from_secs(15), pushes_max: 128 << 10 }
+        let calls = CallBounds { calls: 16 << 10, bytes: 64 << 20 };
+        Self { engine, address: None, lease: Duration::from_secs(15), pushes_max: 128 << 10, calls }
     }
 
     /// Where clients reach this server, as the other nodes may tell them. Default: nothing is told.
@@ -63,6 +66,23 @@ impl Cluster {
     /// goes beyond is [unreached](crate::Receipt::unreached). Default 131,072.
     pub fn pushes_max(mut self, pushes: usize) -> Self {
         self.pushes_max = pushes;
+        self
+    }
+
+    /// Most calls of this node that other nodes run, and most calls of others that this node runs or has not told the end
+    /// of. What goes beyond is refused, with nothing sent: [`CallError::TooManyCalls`](crate::CallError::TooManyCalls), or
+    /// [`Overloaded`](crate::ErrorCode::Overloaded) if it is the other node that takes no more. Default 16,384.
+    pub fn calls_pending_max(mut self, calls: usize) -> Self {
+        self.calls.calls = calls;
+        self
+    }
+
+    /// Most bytes of these calls, for each of the two: arguments while they run, then what they ended with, until the node
+    /// that asked has it. What goes beyond is refused: [`CallError::QueueFull`](crate::CallError::QueueFull), or
+    /// [`Overloaded`](crate::ErrorCode::Overloaded). A reply for which there is no room is lost, and the call fails as one
+    /// that may have run. Default 64 MiB.
+    pub fn call_bytes_max(mut self, bytes: usize) -> Self {
+        self.calls.bytes = bytes;
         self
     }
 }

@@ -109,8 +109,8 @@ impl Connection {
     }
 
     /// Waits until the connection is over, or its server has said that it ends it and when to come back. It takes
-    /// no calls from then on, but what runs is still answered.
-    pub(crate) async fn leaving(&self) -> CloseReason {
+    /// no calls from then on, but what runs is still answered. Dropping the future changes nothing.
+    pub async fn leaving(&self) -> CloseReason {
         loop {
             // Made before the look at the phase: a change between the two wakes it.
             let changed = self.shared.changed.notified();

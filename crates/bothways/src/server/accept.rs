@@ -1,6 +1,7 @@
 //! From a listening socket to connections.
 
 use std::{
+    io,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
@@ -232,12 +233,21 @@ async fn take(place: Place, handler: Arc<ServerHandler>, accepted: Accepted) {
             // Not here: a task has room for a handshake and for this one after the other, but never gives any back.
             drop(tokio::spawn(super::fronts::serve(place, front, stream)));
         }
+        // As those do that look whether somebody listens, every few seconds.
+        Err(error) if has_left(&error) => tracing::debug!(peer, "a client left before it said anything that counts"),
         Err(error) => {
             drop(place);
             shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             tell!(shared.calm.handshakes, warn, peer, error = %Said(&error), "a handshake failed");
         }
     }
+}
+
+/// True if it was the client who ended the handshake.
+fn has_left(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }
 
 fn begin(place: Place, handler: &Arc<ServerHandler>, socket: AnySocket) -> Connection {

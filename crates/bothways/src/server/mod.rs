@@ -564,6 +564,12 @@ impl Server {
         Some((node.me()?, node.others()))
     }
 
+    /// What is under way between the nodes of the cluster. Cheap. `None`: it has not joined one.
+    #[cfg(feature = "cluster")]
+    pub fn cluster_stats(&self) -> Option<crate::cluster::ClusterStats> {
+        self.shared.node.get().map(|node| node.stats())
+    }
+
     /// The members of a topic whose options show [presence](crate::session::TopicOptions::presence); for any other topic
     /// the list is empty.
     ///
@@ -586,7 +592,15 @@ impl Server {
         self.shared.sessions.session(id)
     }
 
-    /// A user to call or push to, whether that user has a session now or not.
+    /// The session with this number, at whichever node of the cluster it is: to call it, or to push to it. Nobody is asked
+    /// before that.
+    #[cfg(feature = "cluster")]
+    pub fn session_anywhere(&self, id: SessionId) -> crate::session::SessionAnywhere {
+        crate::session::SessionAnywhere::new(Arc::clone(&self.shared.sessions), id)
+    }
+
+    /// A user to call or push to, whether that user has a session now or not; in a cluster, with the sessions of all
+    /// nodes.
     pub fn user(&self, name: &str) -> User {
         User::new(Arc::clone(&self.shared.sessions), name)
     }

@@ -31,8 +31,7 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(session: &'a Session, deadline: Instant) -> Self {
-        let id = rand::random();
+    fn new(session: &'a Session, id: u64, deadline: Instant) -> Self {
         Self { session, id, deadline, was_out: false, is_out: false, is_over: false, cut: None }
     }
 
@@ -97,6 +96,36 @@ impl Session {
         }
     }
 
+    /// See [`Caller::call_raw`]. The client runs what comes under one id once.
+    pub(crate) async fn call_under(&self, id: u64, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
+        call.check_for_client()?;
+        // The hook of a Hello may have been given a session that made way for an earlier one of its client.
+        let session = &self.current();
+        let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
+        let deadline = after(timeout);
+        call.options.is_own = true;
+
+        let event_log = session.inner.event_log.call(call.service_path, call.service_method);
+        let mut progress = Progress::new(session, id, deadline);
+        call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
+        let attempt = session.attempt(call, deadline, &mut progress, &event_log);
+        let outcome = match session.within(deadline, attempt).await {
+            // Zero says that nothing was sent, of which this is the last try.
+            Ok(Err(CallError::TimedOut(left))) if !left.is_zero() || progress.cut.is_some() => {
+                Err(CallError::TimedOut(timeout))
+            }
+            Ok(outcome) => outcome.map_err(|error| progress.judge(error)),
+            Err(_) if !progress.is_out && progress.cut.is_none() => {
+                Err(CallError::NoClient(format!("the client of session {} was away for {timeout:?}", session.id())))
+            }
+            Err(_) => Err(CallError::TimedOut(timeout)),
+        };
+
+        progress.is_over = true;
+        event_log.ended(&outcome);
+        outcome
+    }
+
     /// The caller of a call that was sent waits no more. Its client is told, now and whenever it comes back while the
     /// call has time. `is_told`: a Cancel is on its way already, and may be lost with its connection.
     fn give_up_call(&self, id: u64, until: Instant, is_told: bool) {
@@ -129,33 +158,8 @@ impl Caller for Session {
     /// - [`CallError::Closed`]: the session ended under the call; `written` says whether it may have run.
     /// - [`CallError::Remote`] as [`Overloaded`](crate::ErrorCode::Overloaded): the client already runs as many calls
     ///   as it may, and did not run this one.
-    async fn call_raw(&self, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
-        call.check_for_client()?;
-        // The hook of a Hello may have been given a session that made way for an earlier one of its client.
-        let session = &self.current();
-        let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
-        let deadline = after(timeout);
-        call.options.is_own = true;
-
-        let event_log = session.inner.event_log.call(call.service_path, call.service_method);
-        let mut progress = Progress::new(session, deadline);
-        call.options.metadata.insert(keys::CALL_ID, given_up::text(progress.id));
-        let attempt = session.attempt(call, deadline, &mut progress, &event_log);
-        let outcome = match session.within(deadline, attempt).await {
-            // Zero says that nothing was sent, of which this is the last try.
-            Ok(Err(CallError::TimedOut(left))) if !left.is_zero() || progress.cut.is_some() => {
-                Err(CallError::TimedOut(timeout))
-            }
-            Ok(outcome) => outcome.map_err(|error| progress.judge(error)),
-            Err(_) if !progress.is_out && progress.cut.is_none() => {
-                Err(CallError::NoClient(format!("the client of session {} was away for {timeout:?}", session.id())))
-            }
-            Err(_) => Err(CallError::TimedOut(timeout)),
-        };
-
-        progress.is_over = true;
-        event_log.ended(&outcome);
-        outcome
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        self.call_under(rand::random(), call).await
     }
 
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {

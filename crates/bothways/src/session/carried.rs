@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     SessionId,
+    carried_call::Callable,
     push::{Class, Priority, Push},
     receipt::Receipt,
     target::{Target, Who},
 };
 
-/// Takes pushes to the sessions of other nodes.
-pub(crate) trait Elsewhere: Send + Sync {
+/// Takes pushes and calls to the sessions of other nodes.
+pub(crate) trait Elsewhere: Callable {
     /// Queues it for the nodes that may have such sessions. Never waits.
     fn route(&self, carried: &Carried, receipt: &Receipt);
 }

@@ -17,6 +17,7 @@
 //! | `acks.rs` | acknowledgements, as they are on the wire |
 //! | `totals.rs`, `queues.rs` | what became of all of them, and what waits in all sessions |
 //! | `carried.rs`, `elsewhere.rs` | pushes to sessions of other nodes, and what receipts know of them |
+//! | `anywhere.rs`, `carried_call.rs` | calls to sessions of other nodes |
 //! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | event logs of sessions that ended |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
@@ -66,11 +67,15 @@
 
 mod account;
 mod acks;
+#[cfg(feature = "cluster")]
+mod anywhere;
 mod away;
 mod batch;
 mod call;
 #[cfg(feature = "cluster")]
 mod carried;
+#[cfg(feature = "cluster")]
+mod carried_call;
 mod claims;
 mod crowd;
 mod each;
@@ -122,8 +127,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::acks::failed;
-#[cfg(feature = "cluster")]
-pub use self::elsewhere::{NodeId, Unreached, UnreachedWhy};
 pub(crate) use self::{
     account::UserCall,
     acks::{Acks, End, TOLD_AT_ONCE, put_failed},
@@ -137,8 +140,14 @@ pub(crate) use self::{
     topic::covers,
 };
 #[cfg(feature = "cluster")]
+pub use self::{
+    anywhere::SessionAnywhere,
+    elsewhere::{NodeId, Unreached, UnreachedWhy},
+};
+#[cfg(feature = "cluster")]
 pub(crate) use self::{
     carried::{Carried, Destination, Elsewhere},
+    carried_call::{Callable, CarriedCall, CarriedOutcome, FindAsked, FoundEverywhere, Missed, Seen},
     elsewhere::{Counts, Share},
 };
 use self::{claims::Listed, endings::Last};

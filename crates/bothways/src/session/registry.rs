@@ -385,6 +385,12 @@ impl Registry {
         Ok(())
     }
 
+    /// The way to call clients of other nodes.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn callable(&self) -> Option<Arc<dyn super::Callable>> {
+        self.beyond.get().map(|beyond| Arc::clone(beyond) as _)
+    }
+
     /// Publishes to a topic: here, and at all nodes if no history keeps it.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         self.hub.publish(topic, push, receipt)?;

@@ -2,10 +2,20 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
+use tokio::time::Instant;
+
 use super::{Push, Registry, Session, Target, call::CALL_TIMEOUT, push, side_by_side::SideBySide};
+#[cfg(feature = "cluster")]
+use super::{
+    anywhere,
+    carried_call::{Callable, FindOf},
+};
+#[cfg(feature = "cluster")]
+use crate::connection::after;
 use crate::{
     caller::{CallOptions, Caller, RawCall, RawReply, Response},
     codec::Payload,
+    connection::ConnectionId,
     error::{CallError, PushError},
 };
 
@@ -16,6 +26,10 @@ pub const DEVICE_LABEL: &str = "device";
 ///
 /// Sessions of plain rpcx clients cannot be called and are left out; so are sessions whose clients have announced their
 /// methods without this one. A session whose client is away gets the call if the client comes back before the deadline.
+///
+/// In a cluster these are the sessions of all nodes, which are asked for up to one second. A node that does not answer is
+/// left out; of [`Self::All`] without a quorum, and of a user of whom no session was found, the call fails for that
+/// reason, with nothing sent.
 ///
 /// ```
 /// use bothways::{Server, session::CallPolicy};
@@ -85,12 +99,12 @@ impl User {
         self
     }
 
-    /// The user's sessions now, those whose clients are away among them.
+    /// The user's sessions now, those whose clients are away among them; in a cluster, those of this node.
     pub fn sessions(&self) -> Vec<Session> {
         self.registry.find(&Target::user(&*self.name)).expect("only a topic's name can be wrong")
     }
 
-    /// Calls every session, whatever the policy, and returns the outcome of each when all are done, at the latest at the
+    /// Calls every [session of this node](Self::sessions), whatever the policy, and returns the outcome of each when all are done, at the latest at the
     /// deadline. For a client that does not accept the call it is [`CallError::NotSupported`].
     ///
     /// Dropping the future cancels all calls.
@@ -125,12 +139,17 @@ impl User {
         Ok(sessions.into_iter().zip(outcomes).collect())
     }
 
-    /// The sessions that a call goes to by the policy.
+    /// The sessions that a call goes to by the policy, of this node.
     fn callees(&self, call: &RawCall<'_>) -> Result<Vec<Session>, CallError> {
         let mut sessions = self.sessions();
         if let CallPolicy::Device(device) = &self.policy {
             sessions.retain(|session| is_device(session, device));
         }
+        self.choose(sessions, call)
+    }
+
+    /// Those of these sessions that a call goes to by the policy.
+    fn choose<C: Candidate>(&self, sessions: Vec<C>, call: &RawCall<'_>) -> Result<Vec<C>, CallError> {
         if sessions.is_empty() {
             return Err(CallError::NoClient(match &self.policy {
                 CallPolicy::Device(device) => format!("the user {} has no session on {device}", self.name),
@@ -138,20 +157,17 @@ impl User {
             }));
         }
 
-        let (mut callees, others): (Vec<_>, Vec<_>) = sessions
-            .into_iter()
-            .filter(|session| session.handles(call.service_path, call.service_method))
-            .partition(Session::takes_calls);
+        let (mut callees, others): (Vec<_>, Vec<_>) =
+            sessions.into_iter().filter(|session| session.handles(call)).partition(C::takes_calls);
         if callees.is_empty() {
             // A client that is being let in may be about to come back to one of the user's sessions: called only if
             // there is no other, or the same client would be called twice.
-            let being_let_in = |session: &Session| session.connection().is_some_and(|c| c.is_being_let_in());
-            callees = others.into_iter().filter(being_let_in).collect();
+            callees = others.into_iter().filter(C::is_being_let_in).collect();
         }
 
         match &self.policy {
             CallPolicy::MostRecent | CallPolicy::Device(_) => {
-                callees = callees.into_iter().max_by_key(Session::recency).into_iter().collect();
+                callees = callees.into_iter().max_by_key(C::recency).into_iter().collect();
             }
             CallPolicy::All { quorum } if !callees.is_empty() && callees.len() < *quorum => {
                 let (name, there) = (&self.name, callees.len());
@@ -164,37 +180,47 @@ impl User {
 
         if callees.is_empty() { Err(CallError::NotSupported) } else { Ok(callees) }
     }
-}
 
-fn is_device(session: &Session, device: &str) -> bool {
-    session.label(DEVICE_LABEL).as_deref() == Some(device) || session.id().to_string() == device
-}
+    /// Calls the user's sessions at all nodes.
+    #[cfg(feature = "cluster")]
+    async fn call_anywhere(&self, beyond: Arc<dyn Callable>, mut call: RawCall<'_>) -> Result<RawReply, CallError> {
+        let timeout = call.options.timeout.unwrap_or(CALL_TIMEOUT);
+        let deadline = after(timeout);
+        let device = match &self.policy {
+            CallPolicy::Device(device) => Some(device.clone()),
+            _ => None,
+        };
+        let of = FindOf::User(self.name.to_string(), device);
+        let (sessions, silent) = anywhere::sessions_of(&self.registry, beyond, of, &call).await;
+        let is_of_all = matches!(self.policy, CallPolicy::All { quorum: 0 });
+        if let Some((node, why)) = silent.first()
+            && (is_of_all || sessions.is_empty())
+        {
+            return Err(CallError::NoClient(format!(
+                "node {node} may have a session of the user {}, and has not answered: {why}",
+                self.name
+            )));
+        }
 
-impl Caller for User {
-    /// Calls the user by the policy.
-    ///
-    /// Dropping the future gives the call up everywhere.
-    ///
-    /// # Errors
-    /// As of a call to a [`Session`], and
-    /// - [`CallError::NoClient`]: the user has no session, not this device, or fewer sessions than the quorum.
-    /// - [`CallError::NotSupported`]: no client of the user accepts this call.
-    /// - [`CallError::NoQuorum`]: too few succeeded.
-    ///
-    /// In the first two nothing was sent.
-    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
-        call.check_for_client()?;
-        let callees = self.callees(&call)?;
+        let callees = self.choose(sessions, &call)?;
+        call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
+        let calls = callees.iter().map(|callee| -> BoxFuture<'_> { Box::pin(callee.session.call_raw(call.clone())) });
+        match self.gather(SideBySide::new(calls), callees.len()).await {
+            Err(CallError::TimedOut(left)) if !left.is_zero() => Err(CallError::TimedOut(timeout)),
+            outcome => outcome,
+        }
+    }
+
+    /// Waits for the outcome by the policy. Calls that are not done when this returns are dropped, and so cancelled.
+    async fn gather(&self, mut calls: Calls<'_>, count: usize) -> Result<RawReply, CallError> {
         let quorum = match &self.policy {
-            CallPolicy::All { quorum: 0 } => callees.len(),
+            CallPolicy::All { quorum: 0 } => count,
             CallPolicy::All { quorum } => *quorum,
             _ => 1,
         };
 
-        // Calls that are not done when this returns are dropped with it, and so cancelled.
-        let mut calls = call_each(&callees, call);
         let (mut first, mut answered, mut failed) = (None, 0, None::<CallError>);
-        let mut left = callees.len();
+        let mut left = count;
         let mut may_have_run = false;
         loop {
             // Once too few are left, those count that are over by then.
@@ -232,9 +258,91 @@ impl Caller for User {
         }
     }
 
+    /// Pushes to the user's sessions at all nodes.
+    #[cfg(feature = "cluster")]
+    fn push_anywhere(&self, push: &Push) -> Result<(), PushError> {
+        let all = Target::user(&*self.name);
+        let CallPolicy::Device(device) = &self.policy else {
+            return anywhere::push_to(&self.registry, &all, push);
+        };
+        // A session may be named by its number, too.
+        let mut here = self.sessions();
+        here.retain(|session| session.id().to_string() == *device);
+        match here.first() {
+            Some(session) => anywhere::push_to(&self.registry, &Target::session(session.id()), push),
+            None => anywhere::push_to(&self.registry, &all.only_labelled(DEVICE_LABEL, device), push),
+        }
+    }
+}
+
+/// A session that may be called.
+pub(super) trait Candidate: Sized {
+    /// Orders sessions by when their clients were last there.
+    type Recency: Ord;
+
+    /// See [`Session::handles`].
+    fn handles(&self, call: &RawCall<'_>) -> bool;
+    /// See [`Session::takes_calls`].
+    fn takes_calls(&self) -> bool;
+    /// Its client may be about to come back to another session.
+    fn is_being_let_in(&self) -> bool;
+    /// The last one is called by [`CallPolicy::MostRecent`].
+    fn recency(&self) -> Self::Recency;
+}
+
+impl Candidate for Session {
+    type Recency = (Option<ConnectionId>, Option<Instant>);
+
+    fn handles(&self, call: &RawCall<'_>) -> bool {
+        Session::handles(self, call.service_path, call.service_method)
+    }
+
+    fn takes_calls(&self) -> bool {
+        Session::takes_calls(self)
+    }
+
+    fn is_being_let_in(&self) -> bool {
+        self.connection().is_some_and(|connection| connection.is_being_let_in())
+    }
+
+    fn recency(&self) -> Self::Recency {
+        Session::recency(self)
+    }
+}
+
+pub(super) fn is_device(session: &Session, device: &str) -> bool {
+    session.label(DEVICE_LABEL).as_deref() == Some(device) || session.id().to_string() == device
+}
+
+impl Caller for User {
+    /// Calls the user by the policy.
+    ///
+    /// Dropping the future gives the call up everywhere.
+    ///
+    /// # Errors
+    /// As of a call to a [`Session`], and
+    /// - [`CallError::NoClient`]: the user has no session, not this device, or fewer sessions than the quorum.
+    /// - [`CallError::NotSupported`]: no client of the user accepts this call.
+    /// - [`CallError::NoQuorum`]: too few succeeded.
+    ///
+    /// In the first two nothing was sent.
+    async fn call_raw(&self, call: RawCall<'_>) -> Result<RawReply, CallError> {
+        call.check_for_client()?;
+        #[cfg(feature = "cluster")]
+        if let Some(beyond) = self.registry.callable() {
+            return self.call_anywhere(beyond, call).await;
+        }
+        let callees = self.callees(&call)?;
+        self.gather(call_each(&callees, call), callees.len()).await
+    }
+
     /// Pushes to every session of the user, or to the device alone, and never waits.
     async fn push_raw(&self, push: RawCall<'_>) -> Result<(), PushError> {
         push.check_for_client()?;
+        #[cfg(feature = "cluster")]
+        if self.registry.callable().is_some() {
+            return self.push_anywhere(&Push::from_raw(push));
+        }
         let mut sessions = self.sessions();
         if let CallPolicy::Device(device) = &self.policy {
             sessions.retain(|session| is_device(session, device));

@@ -2,9 +2,10 @@
 //!
 //! Of the socket exactly the head is taken: what follows it is there to be read as if nothing had been before.
 
-use std::{borrow::Cow, future::poll_fn, io};
+use std::{borrow::Cow, future::poll_fn, io, sync::Arc};
 
 use super::opening::Peek;
+use crate::shares::Shares;
 
 /// Most bytes of a head. 8 KiB, as most HTTP servers have it.
 pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -15,12 +16,32 @@ const HEADERS_MAX: usize = 64;
 /// What is looked at once.
 const PIECE_BYTES: usize = 1 << 10;
 
-/// Reads up to the empty line, and no further. `false`: the head is not complete, and as long as one may be.
-pub(super) async fn read(socket: &impl Peek, head: &mut Vec<u8>) -> io::Result<bool> {
+/// What has come of a head.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Read {
+    Whole,
+    /// It is as long as one may be, and has not ended.
+    TooLong,
+    /// Heads that are not complete take all the room that there is for those of this peer.
+    NoRoom,
+}
+
+/// Reads up to the empty line, and no further. A head that comes in pieces takes room of these shares meanwhile.
+pub(super) async fn read(socket: &impl Peek, head: &mut Vec<u8>, rooms: Option<&Arc<Shares>>) -> io::Result<Read> {
+    let mut room = None;
     loop {
         let known = head.len();
         if HEAD_BYTES_MAX <= known {
-            return Ok(false);
+            return Ok(Read::TooLong);
+        }
+        if 0 < known
+            && room.is_none()
+            && let Some(rooms) = rooms
+        {
+            room = rooms.take(&socket.peer(), HEAD_BYTES_MAX).ok();
+            if room.is_none() {
+                return Ok(Read::NoRoom);
+            }
         }
         head.resize(HEAD_BYTES_MAX.min(known + PIECE_BYTES), 0);
         let here = poll_fn(|cx| socket.poll_peek(cx, &mut head[known..])).await?;
@@ -37,7 +58,7 @@ pub(super) async fn read(socket: &impl Peek, head: &mut Vec<u8>) -> io::Result<b
             taken += poll_fn(|cx| socket.poll_read(cx, &mut head[taken..])).await?;
         }
         if end.is_some() {
-            return Ok(true);
+            return Ok(Read::Whole);
         }
     }
 }
@@ -187,15 +208,15 @@ mod tests {
                 let (first, second) = said.as_bytes().split_at(cut);
                 assert_eq!(client.try_write(&[IoSlice::new(first)]).expect("there is room"), first.len());
                 let mut read = Vec::new();
-                let mut reading = Box::pin(super::read(&server, &mut read));
+                let mut reading = Box::pin(super::read(&server, &mut read, None));
                 let at_once = poll_fn(|cx| std::task::Poll::Ready(reading.as_mut().poll(cx))).await;
                 assert_eq!(client.try_write(&[IoSlice::new(second)]).expect("there is room"), second.len());
                 match at_once {
                     std::task::Poll::Ready(is_whole) => {
-                        assert!(is_whole.expect("it is complete"));
+                        assert!(is_whole.expect("it is open") == Read::Whole);
                         drop(reading);
                     }
-                    std::task::Poll::Pending => assert!(reading.await.expect("it is complete")),
+                    std::task::Poll::Pending => assert!(reading.await.expect("it is open") == Read::Whole),
                 }
                 assert_eq!(String::from_utf8_lossy(&read), head);
                 drop(client);
@@ -211,13 +232,13 @@ mod tests {
         let endless = vec![b'x'; HEAD_BYTES_MAX + 1];
         assert_eq!(client.try_write(&[IoSlice::new(&endless)]).expect("there is room"), endless.len());
         let mut head = Vec::new();
-        assert!(!super::read(&server, &mut head).await.expect("it is open"));
+        assert_eq!(super::read(&server, &mut head, None).await.expect("it is open"), Read::TooLong);
         assert_eq!((head.len(), check::read(&server, 10).await.expect("it is open").len()), (HEAD_BYTES_MAX, 1));
 
         let (client, server) = pair().await;
         client.try_write(&[IoSlice::new(b"GET / HTTP/1.1\r\n")]).expect("there is room");
         drop(client);
-        let error = super::read(&server, &mut Vec::new()).await.expect_err("it has no end");
+        let error = super::read(&server, &mut Vec::new(), None).await.expect_err("it has no end");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 

@@ -29,6 +29,7 @@ use super::{
     tcp::TcpSocket,
     ws::{self, Refusal, WsOrigins, WsSocket},
 };
+use crate::shares::Shares;
 
 /// The first byte of each rpcx frame.
 const RPCX: u8 = 0x08;
@@ -46,6 +47,10 @@ const CONNECTED_REASON: &str = "Connected to rpcx";
 const REFUSED_TIME: Duration = Duration::from_secs(1);
 const REFUSED_BYTES: usize = 64 << 10;
 
+/// Heads of requests at one listener that have begun and are not complete, each of 8 KiB: 16 MiB. Half of them are for one
+/// peer at most; a head that comes whole is none of them.
+const UNFINISHED_HEADS_MAX: usize = 2048;
+
 /// A socket of which the first bytes can be read without taking them.
 pub(super) trait Peek: Socket + Into<AnySocket> + Sized {
     /// As [`Socket::poll_read`]; what is read can be read again.
@@ -62,6 +67,8 @@ pub(super) struct Opening {
     path: Box<str>,
     origins: WsOrigins,
     front: Option<super::options::Front>,
+    /// Room for heads that are not complete.
+    heads: Arc<Shares>,
     #[cfg(feature = "tls")]
     tls: Option<TlsServer>,
     #[cfg(feature = "tls")]
@@ -99,6 +106,7 @@ impl Opening {
             path: address.map_or(ws::PATH, Address::path).into(),
             origins: options.ws_origins.clone(),
             front: options.http.clone(),
+            heads: Arc::new(Shares::new(UNFINISHED_HEADS_MAX * head::HEAD_BYTES_MAX)),
             #[cfg(feature = "tls")]
             tls: options.tls.clone(),
             #[cfg(feature = "tls")]
@@ -132,8 +140,8 @@ impl Opening {
 
     async fn http(self: Arc<Self>, socket: impl Peek) -> io::Result<Opened> {
         let mut head = Vec::new();
-        let is_whole = head::read(&socket, &mut head).await?;
-        match self.next(is_whole, &head) {
+        let read = head::read(&socket, &mut head, Some(&self.heads)).await?;
+        match self.next(read, &head) {
             Next::Ws(answer) => {
                 write_all(&socket, answer.as_bytes()).await?;
                 Ok(Opened::Socket(Peek::under_ws(WsSocket::server(socket))))
@@ -154,9 +162,19 @@ impl Opening {
         }
     }
 
-    fn next(&self, is_whole: bool, head: &[u8]) -> Next {
-        if !is_whole {
-            return self.other("431 Request Header Fields Too Large", "a head has 8 KiB at most");
+    fn next(&self, read: head::Read, head: &[u8]) -> Next {
+        match read {
+            head::Read::Whole => {}
+            head::Read::TooLong => {
+                return self.other("431 Request Header Fields Too Large", "a head has 8 KiB at most");
+            }
+            // Of which nobody knows whom it is for.
+            head::Read::NoRoom => {
+                return Next::Refuse(Refusal {
+                    status: "503 Service Unavailable",
+                    why: "too many heads are unfinished",
+                });
+            }
         }
         let Some(request) = Request::of(head) else {
             return self.other("400 Bad Request", "this is not HTTP/1");
@@ -259,9 +277,9 @@ async fn begin_connect(socket: impl Peek, address: &Address) -> io::Result<AnySo
 
 async fn answer(socket: &impl Peek) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    match head::read(socket, &mut head).await {
-        Ok(true) => Ok(head),
-        Ok(false) => Err(no_http(&head)),
+    match head::read(socket, &mut head, None).await {
+        Ok(head::Read::Whole) => Ok(head),
+        Ok(_) => Err(no_http(&head)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && head.is_empty() => {
             Err(io::Error::new(error.kind(), "the server ended the connection without an answer in HTTP"))
         }

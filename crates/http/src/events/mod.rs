@@ -96,11 +96,11 @@ async fn open(asked: &Asked, parts: &Parts) -> Result<Events, Fault> {
         None => rpc::metadata(&parts.headers)?.1,
     };
     // Its place first: a server need not let in a client for which there is none.
-    let place = streams.reserve(&asked.visitor.peer)?;
+    let place = streams.reserve(&asked.peer)?;
     let bounds = streams.bounds();
     let queue = QueueBound::messages(bounds.queue_messages_max).bytes(bounds.queue_bytes_max);
     let entrance = &asked.front.shared.entrance;
-    let (client, messages) = entrance.connect_listening(&asked.visitor.peer, &token, queue).await?;
+    let (client, messages) = entrance.connect_listening(&asked.peer, &token, queue).await?;
     let topics = subscribe(&client, &query).await?;
 
     let said = json!({ "topics": topics, "lost": last.is_some() });
@@ -150,8 +150,9 @@ fn read_query(query: &str, topics_max: usize) -> Result<Query, Fault> {
         match key {
             "topics" => read.topics.extend(value.split(',').filter(|topic| !topic.is_empty()).map(str::to_owned)),
             "from" => read.from.push(begin_at(&value)?),
-            "ticket" => read.ticket = Some(value),
-            "last" => read.last = Some(value),
+            // Of what is repeated, the first counts, as in Go.
+            "ticket" => _ = read.ticket.get_or_insert(value),
+            "last" => _ = read.last.get_or_insert(value),
             _ => {}
         }
     }
@@ -180,7 +181,7 @@ pub(crate) async fn give_ticket(asked: &Asked, parts: &Parts) -> Response {
         let token = rpc::metadata(&parts.headers)?.1;
         asked.client(&token).await?;
         let streams = &asked.front.shared.streams;
-        let ticket = streams.tickets().give(token)?;
+        let ticket = streams.tickets().give(&asked.peer, token)?;
         let seconds = streams.bounds().ticket_time.as_secs();
         Ok::<_, Fault>(json!({ "ticket": ticket, "seconds": seconds }).to_string())
     };
@@ -200,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_query_says_topics_positions_and_what_lets_in() {
-        let query = read_query("topics=a,b.%3E&topics=c%2Cd&from=a:7:9&ticket=t&x=1&last=k-1", 5).expect("it is right");
+        let query = read_query("topics=a,b.%3E&topics=c%2Cd&from=a:7:9&ticket=t&ticket=u&x=1&last=k-1&last=", 5)
+            .expect("it is right");
         assert_eq!(query.topics, ["a", "b.>", "c", "d"]);
         assert_eq!(query.from, [("a".to_owned(), Position { epoch: 7, offset: 9 })]);
         assert_eq!((query.ticket.as_deref(), query.last.as_deref()), (Some("t"), Some("k-1")));

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Client, ConnectError, client::ServerMessages};
+use bothways::{Client, CloseReason, ConnectError, client::ServerMessages, shares::Share, transport::BoxFuture};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     encode::{self, Event},
-    streams::{Place, Streams},
+    streams::Streams,
 };
 use crate::options::StreamBounds;
 
@@ -64,7 +64,7 @@ pub(crate) struct Stream {
     /// Names it, and lets its client come back.
     pub(super) key: u128,
     /// Given back with the stream.
-    pub(super) place: Place,
+    pub(super) place: Share,
     bounds: StreamBounds,
     state: Mutex<State>,
 }
@@ -72,6 +72,8 @@ pub(crate) struct Stream {
 struct State {
     client: Client,
     messages: ServerMessages,
+    /// Done when the server ends the client: a server that stops waits for its clients to go.
+    leaving: BoxFuture<CloseReason>,
     /// The last events, each as it was written; the first one's number is `next - kept.len()`.
     kept: VecDeque<Bytes>,
     kept_bytes: usize,
@@ -89,7 +91,7 @@ struct State {
 impl Stream {
     /// A stream that begins with this event.
     pub(super) fn new(
-        place: Place,
+        place: Share,
         client: Client,
         messages: ServerMessages,
         bounds: StreamBounds,
@@ -97,6 +99,7 @@ impl Stream {
     ) -> Self {
         let key = rand::random();
         let mut state = State {
+            leaving: leaving(&client),
             client,
             messages,
             kept: VecDeque::new(),
@@ -166,6 +169,18 @@ fn begin_with(missed: u64) -> Bytes {
     }
 }
 
+/// Waits until the client inside is told goodbye, or its connection is over. Of one that is over already the messages end.
+fn leaving(client: &Client) -> BoxFuture<CloseReason> {
+    match client.connection() {
+        Ok(connection) => Box::pin(async move { connection.leaving().await }),
+        Err(_) => Box::pin(std::future::pending()),
+    }
+}
+
+fn end_with(reason: &CloseReason) -> Bytes {
+    encode::end(&reason.to_string(), reason.reconnect_after().map(|after| after.as_millis()))
+}
+
 impl State {
     /// The number of the first event that is kept.
     fn first(&self) -> u64 {
@@ -190,9 +205,7 @@ impl State {
     /// Why the client inside has ended, and when to come back.
     fn end(&self) -> Bytes {
         match self.client.connection() {
-            Err(ConnectError::Lost { lost, .. }) => {
-                encode::end(&lost.to_string(), lost.reconnect_after().map(|after| after.as_millis()))
-            }
+            Err(ConnectError::Lost { lost, .. }) => end_with(&lost),
             Err(error) => encode::end(&error.to_string(), None),
             Ok(_) => encode::end("the stream has ended", None),
         }
@@ -242,9 +255,19 @@ impl Events {
         }
 
         // Dropping this future loses nothing.
-        let Some(message) = ready!(pin!(state.messages.next()).poll(cx)) else {
-            state.has_ended = true;
-            return Poll::Ready(Some(state.end()));
+        let next = pin!(state.messages.next()).poll(cx);
+        let next = match next {
+            Poll::Ready(Some(message)) => Ok(message),
+            Poll::Ready(None) => Err(state.end()),
+            // All that came before has been read.
+            Poll::Pending => Err(end_with(&ready!(state.leaving.as_mut().poll(cx)))),
+        };
+        let message = match next {
+            Ok(message) => message,
+            Err(end) => {
+                state.has_ended = true;
+                return Poll::Ready(Some(end));
+            }
         };
         let (key, bounds) = (self.stream.key, &self.stream.bounds);
         let mut text = Vec::new();

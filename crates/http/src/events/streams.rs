@@ -1,39 +1,31 @@
 //! All streams of a front, and how many there may be.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Weak},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use bothways::shares::{Share, Shares};
 use parking_lot::Mutex;
 
 use super::{
     stream::{Events, LastSeen, Stream, Watch},
     tickets::Tickets,
 };
-use crate::{fault::Fault, options::StreamBounds, serve::group};
+use crate::{body::shares, fault::Fault, options::StreamBounds};
 
 pub(crate) struct Streams {
     bounds: StreamBounds,
     tickets: Tickets,
+    /// Each stream has one.
+    places: Arc<Shares>,
     table: Mutex<Table>,
 }
 
 #[derive(Default)]
 struct Table {
     streams: HashMap<u128, Arc<Stream>>,
-    /// Places that are taken, all of them and by address.
-    taken: usize,
-    of_address: HashMap<Group, usize>,
 }
 
-/// What counts as one address: an IP, or another kind of peer by its whole name.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-enum Group {
-    Ip(IpAddr),
-    Other(Arc<str>),
-}
+/// Streams of one address, if the application says nothing else.
+const PER_ADDRESS: usize = 64;
 
 /// How many streams there are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +37,8 @@ pub(crate) struct Count {
 impl Streams {
     pub(crate) fn new(bounds: StreamBounds) -> Arc<Self> {
         let tickets = Tickets::new(bounds.ticket_time, bounds.tickets_max);
-        Arc::new(Self { bounds, tickets, table: Mutex::default() })
+        let places = shares(bounds.streams_max, bounds.per_address_max, PER_ADDRESS);
+        Arc::new(Self { bounds, tickets, places, table: Mutex::default() })
     }
 
     pub(super) fn bounds(&self) -> &StreamBounds {
@@ -63,27 +56,18 @@ impl Streams {
     }
 
     /// A place for a new stream of this peer. Of an address with too many, the one that waits the longest makes room.
-    pub(super) fn reserve(self: &Arc<Self>, peer: &Arc<str>) -> Result<Place, Fault> {
-        let group = group_of(peer);
-        for is_last in [false, true] {
-            let oldest = {
-                let mut table = self.table.lock();
-                let of_address = table.of_address.get(&group).copied().unwrap_or_default();
-                let is_full = self.bounds.streams_max <= table.taken;
-                if !is_full && of_address < self.bounds.per_address_max {
-                    table.taken += 1;
-                    *table.of_address.entry(group.clone()).or_default() += 1;
-                    return Ok(Place { streams: Arc::downgrade(self), group });
-                }
-                table.oldest_waiting(&group)
-            };
-            match oldest {
-                // Dropped outside the lock: it gives its place back.
-                Some(oldest) if !is_last => self.remove(&oldest),
-                _ => break,
-            }
+    pub(super) fn reserve(&self, peer: &str) -> Result<Share, Fault> {
+        let too_many = |_| Fault::overloaded("too many streams of events are open");
+        let mut place = self.places.share(peer);
+        if place.grow(1).is_ok() {
+            return Ok(place);
         }
-        Err(Fault::overloaded("too many streams of events are open"))
+        let oldest = self.table.lock().oldest_waiting(place.peer());
+        // Dropped outside the lock.
+        oldest.iter().for_each(|oldest| self.remove(oldest));
+        drop(oldest);
+        place.grow(1).map_err(too_many)?;
+        Ok(place)
     }
 
     /// A new stream begins, and is read.
@@ -130,35 +114,10 @@ impl Streams {
     }
 }
 
-/// The place of one stream. Given back when dropped, never under the lock of the table.
-pub(super) struct Place {
-    streams: Weak<Streams>,
-    group: Group,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some(streams) = self.streams.upgrade() else { return };
-        let mut table = streams.table.lock();
-        table.taken -= 1;
-        if let Some(taken) = table.of_address.get_mut(&self.group) {
-            *taken -= 1;
-            if *taken == 0 {
-                table.of_address.remove(&self.group);
-            }
-        }
-    }
-}
-
-fn group_of(peer: &Arc<str>) -> Group {
-    let address = peer.split_once('@').and_then(|(_, address)| address.parse::<SocketAddr>().ok());
-    address.map_or_else(|| Group::Other(Arc::clone(peer)), |address| Group::Ip(group(address.ip())))
-}
-
 impl Table {
     /// Of the streams of an address, the one that nobody has read for the longest time.
-    fn oldest_waiting(&self, group: &Group) -> Option<Arc<Stream>> {
-        let of_address = self.streams.values().filter(|stream| stream.place.group == *group);
+    fn oldest_waiting(&self, address: &str) -> Option<Arc<Stream>> {
+        let of_address = self.streams.values().filter(|stream| stream.place.peer() == address);
         let waiting = of_address.filter_map(|stream| Some((stream.waiting_since()?, stream)));
         waiting.min_by_key(|(since, _)| *since).map(|(_, stream)| Arc::clone(stream))
     }

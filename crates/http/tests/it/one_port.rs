@@ -48,8 +48,9 @@ async fn a_stream_of_events_ends_with_its_server() {
     let mut http = Http::connect(address).await;
     http.send(crate::support::request("GET /events", "")).await;
     assert_eq!(http.head().await.status, 200);
-    let report = server.shutdown(Duration::from_secs(10)).await;
-    assert_eq!(report.connections_cut, 0);
+    let began = std::time::Instant::now();
+    let report = server.shutdown(Duration::from_secs(60)).await;
+    assert!(report.connections_cut == 0 && began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let said = http.closed().await;
     assert!(said.contains("event: bothways.end") && said.ends_with("0\r\n\r\n"), "{said}");
 }

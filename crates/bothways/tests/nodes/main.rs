@@ -1,0 +1,6 @@
+//! Calls, lists and topics over several nodes, on the engine in memory. A binary of its own, as it needs features.
+
+mod calls;
+#[path = "../cluster/support.rs"]
+#[allow(dead_code)]
+mod support;
