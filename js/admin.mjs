@@ -9,7 +9,7 @@ const into = new URL("../crates/http/admin/client.js", import.meta.url);
 export async function adminClient() {
   const banner = { js: "// The client of js/, JSON only, as `npm run admin` builds it. Do not edit." };
   // The page calls, and nothing else.
-  const stdin = { contents: 'export { Bothways } from "./src/json.ts"', resolveDir: ".", loader: "ts" };
+  const stdin = { contents: 'export { Bothways, followPage } from "./src/json.ts"', resolveDir: ".", loader: "ts" };
   const built = await build({ ...shared, stdin, platform: "neutral", format: "esm", write: false, banner });
   return built.outputFiles[0].text;
 }

@@ -1,9 +1,10 @@
 /** The server's calls: which handlers there are, which calls run, and what those that ran answered. */
 
+import { checkReserved, timer, visible, type Core } from "./client.js";
 import type { Conn } from "./conn.js";
-import { checkReserved, visible, type Core } from "./client.js";
-import { BothwaysError, remoteCode, textOf } from "./error.js";
+import { BothwaysError, isKind, textOf } from "./error.js";
 import { EMPTY, type Frame, type Meta } from "./frame.js";
+import { parseOffset } from "./session.js";
 import type { CallHandler } from "./types.js";
 
 /** Calls that are over and remembered by their id, so that one that is sent again after a lost connection runs once. */
@@ -12,31 +13,36 @@ const RESULTS_MAX = 1024;
 const RESULT_BYTES_MAX = 4 << 20;
 const ID_LENGTH_MAX = 64;
 
+/** What is sent in answer to a call. */
 interface Answer {
-  flags: number;
-  type: number;
-  meta: Meta;
-  payload: Uint8Array;
+  meta_: Meta;
+  payload_: Uint8Array;
 }
 
-const failed = (text: string, code?: string, type = 0): Answer => ({
-  flags: 1,
-  type,
-  meta: { __rpcx_error__: text, ...(code && code != "remote" && remoteCode(code) == code && { "_bw.err": code }) },
-  payload: EMPTY,
+const failed = (text: string, code?: string): Answer => ({
+  meta_: { __rpcx_error__: text, ...(isKind(code) && { "_bw.err": code }) },
+  payload_: EMPTY,
 });
 
-const GIVEN_UP = failed("the call was given up, and does not run again", "timeout");
+const givenUp = () => failed("the call was given up, and does not run again", "timeout");
 
-class Run {
+/** A call that runs, or has run. */
+export class Run {
   controller_ = new AbortController();
-  answer_?: Promise<Answer>;
+  /** Of its reply, while that is kept. */
   bytes_ = 0;
   isOver_ = false;
+  answer_: Promise<Answer>;
 
-  giveUp_(): Run {
+  constructor(readonly id_?: string) {
+    // Whoever gives the call up has the answer at once, whatever the handler does.
+    this.answer_ = new Promise((done) => {
+      this.controller_.signal.addEventListener("abort", () => done(givenUp()));
+    });
+  }
+
+  giveUp_() {
     this.controller_.abort(new BothwaysError("timeout", "nobody waits for the reply any more"));
-    return this;
   }
 }
 
@@ -46,10 +52,10 @@ class Run {
  */
 export function handle(client: Core, path: string, methods: Record<string, CallHandler>): void {
   checkReserved(path);
-  const { name: state } = client.state;
-  for (const method of Object.keys(methods)) {
+  const isTold = !/idle|closed/.test(client.state.name);
+  for (const method in methods) {
     const name = `${path}.${method}`;
-    if (state != "idle" && state != "closed" && !client.answers_?.announced_?.has(name)) {
+    if (isTold && !client.answers_?.announced_.has(name)) {
       throw new TypeError(`${name} must be handled before connect(): the server was told which methods there are`);
     }
     answersOf(client).handlers_.set(name, methods[method]!);
@@ -60,15 +66,12 @@ export const answersOf = (client: Core): Answers => (client.answers_ ??= new Ans
 
 export class Answers {
   handlers_ = new Map<string, CallHandler>();
+  /** Those that the server was told. */
+  announced_ = new Set<string>();
   /** By the id that the server gave them, the oldest first. */
   private known_ = new Map<string, Run>();
   private bytes_ = 0;
   private running_ = 0;
-  /** Calls of each connection by their numbers. */
-  private calls_ = new WeakMap<Conn, Map<bigint, Run>>();
-
-  /** Those that the server was told. */
-  announced_?: Set<string>;
 
   constructor(private client_: Core) {}
 
@@ -77,134 +80,112 @@ export class Answers {
   }
 
   called_(conn: Conn, frame: Frame): void {
-    const id = frame.meta_["_bw.id"] ?? "";
+    const { path_, method_, seq_, meta_: { "_bw.id": id } } = frame;
     const isKept = !!id && id.length <= ID_LENGTH_MAX;
     let run = isKept ? this.known_.get(id) : undefined;
     if (!run) {
-      const handler = this.handlers_.get(`${frame.path_}.${frame.method_}`);
-      const refusal =
-        !handler ? failed(`this client has no ${frame.path_}.${frame.method_}`, "not_found", frame.type_)
-        : this.running_ >= this.client_.settings_.handlersMax ? failed("too many calls run on this client", "overloaded", frame.type_)
-        : undefined;
-      if (refusal) return this.reply_(conn, frame, refusal);
-      run = this.begin_(frame, handler!);
+      const handler = this.handlers_.get(`${path_}.${method_}`);
+      if (!handler) return this.reply_(conn, frame, failed(`this client has no ${path_}.${method_}`, "not_found"));
+      if (this.running_ >= this.client_.settings_.handlersMax) {
+        return this.reply_(conn, frame, failed("too many calls run on this client", "overloaded"));
+      }
+      run = new Run(isKept ? id : undefined);
       if (isKept) this.known_.set(id, run);
+      void this.begin_(run, frame, handler);
     }
 
-    const calls = this.calls_.get(conn) ?? new Map<bigint, Run>();
-    this.calls_.set(conn, calls.set(frame.seq_, run));
-    void (run.answer_ ?? Promise.resolve(GIVEN_UP)).then((answer) => {
-      if (calls.get(frame.seq_) != run) return;
-      calls.delete(frame.seq_);
-      this.reply_(conn, frame, answer);
+    conn.runs_.set(seq_, run);
+    void run.answer_.then((answer) => {
+      if (conn.runs_.get(seq_) == run && conn.runs_.delete(seq_)) this.reply_(conn, frame, answer);
     });
   }
 
-  private begin_(frame: Frame, handler: CallHandler): Run {
-    const run = new Run();
-    this.running_++;
-    const { signal } = run.controller_;
-    const millis = Number(frame.meta_.__ServerTimeout);
-    const time = millis > 0 ? Math.min(millis, 2 ** 31 - 1) : 0;
-    const timer = time ? setTimeout(() => run.giveUp_(), time) : undefined;
-
-    // Whoever gave the call up has the answer at once, whatever the handler does.
-    const givenUp = new Promise<Answer>((done) => {
-      signal.addEventListener("abort", () => done({ ...GIVEN_UP, type: frame.type_ }));
-    });
-    const made = this.run_(frame, handler, signal, time ? Date.now() + time : undefined);
-    run.answer_ = Promise.race([made, givenUp]).then((answer) => {
-      clearTimeout(timer);
-      this.over_(run, answer);
-      return answer;
-    });
+  private async begin_(run: Run, frame: Frame, handler: CallHandler) {
+    const time = Number(frame.meta_.__ServerTimeout);
+    const late = time > 0 ? timer(() => run.giveUp_(), time) : undefined;
+    const made = this.run_(frame, handler, run.controller_.signal, time > 0 ? Date.now() + time : undefined);
+    run.answer_ = Promise.race([made, run.answer_]);
     // It takes its place until it has really ended.
+    this.running_++;
     void made.then(() => this.running_--);
-    return run;
+
+    const { payload_ } = await run.answer_;
+    clearTimeout(late);
+    this.over_(run, payload_.length);
   }
 
   private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, deadline?: number): Promise<Answer> {
-    const { path_: path, method_: method, type_: type } = frame;
+    const { path_: path, method_: method, type_: type, meta_ } = frame;
     const codec = this.client_.codec_(type);
-    if (!codec) return failed(`this client has no codec ${type}`, "bad_arguments", type);
     let args: unknown;
     try {
-      args = await this.client_.value_(frame);
+      if (!codec) throw new TypeError(`this client has no codec ${type}`);
+      args = this.client_.decode_(frame);
     } catch (error) {
-      return failed(textOf(error), "bad_arguments", type);
+      return failed(textOf(error), "bad_arguments");
     }
 
     try {
-      const call = { path, method, meta: visible(frame.meta_), signal, ...(deadline && { deadline }) };
-      const value = await handler(args, call);
-      return { flags: 0, type, meta: {}, payload: codec.encode(value) };
+      const value = await handler(args, { path, method, meta: visible(meta_), signal, ...(deadline && { deadline }) });
+      return { meta_: {}, payload_: codec.encode(value) };
     } catch (error) {
-      const answer = failed(textOf(error), error instanceof BothwaysError ? error.code : undefined, type);
-      const app = (error as BothwaysError | undefined)?.appCode;
-      if (typeof app == "string") answer.meta["_bw.app"] = app.slice(0, 64);
+      const { code, appCode } = Object(error) as BothwaysError;
+      const answer = failed(textOf(error), error instanceof BothwaysError ? code : undefined);
+      if (typeof appCode == "string") answer.meta_["_bw.app"] = appCode.slice(0, 64);
       return answer;
     }
   }
 
   /** Notes that a call is over, and forgets what is beyond the bounds. */
-  private over_(run: Run, answer: Answer) {
+  private over_(run: Run, bytes: number) {
     run.isOver_ = true;
-    run.bytes_ = answer.payload.length;
-    this.bytes_ += run.bytes_;
-    let over = 0;
-    for (const other of this.known_.values()) if (other.isOver_) over++;
+    if (!run.id_) return;
+    this.bytes_ += run.bytes_ = bytes;
     for (const [id, other] of this.known_) {
-      if (over <= RESULTS_MAX && this.bytes_ <= RESULT_BYTES_MAX) break;
-      // The newest reply stays, however large: it is the likeliest to be asked for again.
+      // The newest reply stays, however large: it is the likeliest to be asked for again. What runs is bounded by itself.
+      if (this.known_.size <= RESULTS_MAX && this.bytes_ <= RESULT_BYTES_MAX) break;
       if (!other.isOver_ || other == run) continue;
+      if (this.known_.size > RESULTS_MAX) this.known_.delete(id);
       this.bytes_ -= other.bytes_;
       other.bytes_ = 0;
-      other.answer_ = undefined;
-      if (over > RESULTS_MAX) {
-        this.known_.delete(id);
-        over--;
-      }
+      other.answer_ = Promise.resolve(givenUp());
     }
   }
 
-  private reply_(conn: Conn, frame: Frame, { flags, type, meta, payload }: Answer) {
+  private reply_(conn: Conn, frame: Frame, { meta_, payload_ }: Answer) {
+    const send = (meta: Meta, payload: Uint8Array) => conn.reply_(frame, meta.__rpcx_error__ === undefined ? 0 : 1, frame.type_, meta, payload);
+    if (!conn.isUp_) return;
     try {
-      conn.reply_(frame, flags, type, meta, payload);
+      send(meta_, payload_);
     } catch (error) {
-      // Larger than one side takes. Where the connection has no room, it is over.
-      if (conn.isOver_) return;
+      // Larger than one side takes. A server that takes not even that is of no use.
       try {
-        conn.reply_(frame, 1, type, failed(textOf(error), "internal").meta, EMPTY);
-      } catch (error) {
-        // A server that takes not even that is of no use.
+        send(failed(textOf(error), "internal").meta_, EMPTY);
+      } catch {
         conn.end_(error as BothwaysError);
       }
     }
   }
 
   /** The server gave a call up, by its number on this connection or by its id on any. */
-  giveUp_(conn: Conn, seq: string | undefined, id = "") {
-    if (seq && /^\d{1,20}$/.test(seq)) {
-      const calls = this.calls_.get(conn);
-      const run = calls?.get(BigInt(seq));
-      if (run) calls!.delete(BigInt(seq));
-      run?.giveUp_();
-    }
+  giveUp_({ runs_ }: Conn, number: string | undefined, id = "") {
+    const seq = parseOffset(number);
+    const run = runs_.get(seq);
+    runs_.delete(seq);
+    run?.giveUp_();
     if (!id || id.length > ID_LENGTH_MAX) return;
-    const run = this.known_.get(id);
-    if (run) return void run.giveUp_();
+    const known = this.known_.get(id);
+    if (known) return known.giveUp_();
     // It may come yet, and is not run then.
-    const never = new Run().giveUp_();
+    const never = new Run(id);
     this.known_.set(id, never);
-    this.over_(never, GIVEN_UP);
+    never.giveUp_();
+    this.over_(never, 0);
   }
 
   /** Nobody can be answered any more, except for calls that may come again. */
-  lost_(conn: Conn) {
-    const calls = this.calls_.get(conn);
-    this.calls_.delete(conn);
-    const kept = new Set(this.known_.values());
-    for (const run of calls?.values() ?? []) if (!kept.has(run)) run.giveUp_();
-    calls?.clear();
+  lost_({ runs_ }: Conn) {
+    for (const run of runs_.values()) if (!run.id_) run.giveUp_();
+    runs_.clear();
   }
 }

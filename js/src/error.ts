@@ -1,3 +1,5 @@
+import type { Meta } from "./frame.js";
+
 /**
  * Why something failed.
  *
@@ -16,7 +18,7 @@ export type ErrorCode =
 export class BothwaysError extends Error {
   override name = "BothwaysError";
   /** True if the server may have run the call although it failed here. */
-  maybeExecuted = false;
+  maybeExecuted: boolean;
   /** The application's own code of the error, if the server sent one. */
   appCode?: string;
   /** The error as a value, if the server sent one and this entry knows MessagePack. */
@@ -28,14 +30,27 @@ export class BothwaysError extends Error {
 
   constructor(readonly code: ErrorCode, message: string, options?: { cause?: unknown; maybeExecuted?: boolean }) {
     super(message, options);
-    if (options?.maybeExecuted) this.maybeExecuted = true;
+    this.maybeExecuted = !!options?.maybeExecuted;
   }
 }
 
-const REMOTE = /^(overloaded|unauthenticated|not_found|bad_arguments|internal|timeout|shutting_down)$/;
+/** The kinds of errors that a server names. After the first four nothing was run. */
+const KINDS = ["overloaded", "unauthenticated", "not_found", "shutting_down", "bad_arguments", "internal", "timeout"];
 
-/** The kind of an error as a server names it; what we do not know is the application's. */
-export const remoteCode = (kind?: string): ErrorCode => (kind && REMOTE.test(kind) ? (kind as ErrorCode) : "remote");
+/** True for a kind that a server may name; what we do not know is the application's. */
+export const isKind = (kind: string | undefined): kind is ErrorCode => KINDS.includes(kind!);
+
+/** The error that a refused Hello or a failed reply is. A server that negotiated says more than its text. */
+export function errorOf({ __rpcx_error__: text, ...said }: Meta, isNegotiated: boolean): BothwaysError {
+  if (!isNegotiated) said = {};
+  const kind = said["_bw.err"];
+  const at = KINDS.indexOf(kind!);
+  const error = new BothwaysError(isKind(kind) ? kind : "remote", text || "the server says no more", { maybeExecuted: at < 0 || at > 3 });
+  error.appCode = said["_bw.app"];
+  error.detailType = said["_bw.dt"];
+  error.retryAfter = Number(said["_bw.after"]) || undefined;
+  return error;
+}
 
 /** The text of whatever was thrown, at most 1 KiB of it. */
 export const textOf = (error: unknown): string => {

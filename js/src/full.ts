@@ -1,17 +1,24 @@
 /** A client with everything. */
 
 import { answersOf, handle } from "./answers.js";
-import { Core, type Parts } from "./client.js";
+import { Core } from "./client.js";
+import { json, raw } from "./codec.js";
+import { msgpack } from "./msgpack.js";
+import { followPage } from "./page.js";
 import { keepSession } from "./store.js";
 import { subscribe, topicsOf, type Subscription } from "./topics.js";
 import type { CallHandler, Options, PushHandler, SubscribeOptions } from "./types.js";
+import type { Dial } from "./wire.js";
 
 /** What `Bothways` of `bothways` and of `bothways/node` have in common. */
 export class Client extends Core {
-  constructor(address: string, options: Options, parts: Parts) {
-    super(address, options, parts);
+  constructor(address: string, options: Options, dial: Dial) {
+    const codec = msgpack();
+    super(address, options, { codecs: [codec, json(), raw()], dial });
+    this.detail_ = (packed) => codec.decode(Uint8Array.from(atob(packed), (char) => char.charCodeAt(0)));
     answersOf(this);
     topicsOf(this);
+    followPage(this);
     if (options.storage) keepSession(this, options.storage, options.storageKey);
   }
 

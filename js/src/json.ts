@@ -1,8 +1,8 @@
 /**
- * As `bothways`, small: JSON and raw bytes, without MessagePack. What not every page needs is added to a client by a
- * function, and a bundler leaves out what is not imported: {@link handle}, {@link subscribe}, {@link keepSession}. A push in
- * MessagePack comes as bytes. Changes of presence are MessagePack: `presence` shows who is there when the client subscribes
- * or connects, and no changes.
+ * As `bothways`, small: JSON, and what comes in another codec as bytes. It connects, calls, takes pushes and resumes. What
+ * not every page needs is added to a client by a function, and a bundler leaves out what is not imported: {@link handle},
+ * {@link followPage}, {@link subscribe}, {@link keepSession}. Changes of presence are MessagePack: `presence` shows who is
+ * there when the client subscribes or connects, and no changes.
  */
 import { json } from "./codec.js";
 import { Core } from "./client.js";
@@ -11,6 +11,7 @@ import type { CoreOptions } from "./types.js";
 
 export { handle } from "./answers.js";
 export { Core as Client } from "./client.js";
+export { followPage } from "./page.js";
 export * from "./public.js";
 export { keepSession } from "./store.js";
 export { subscribe } from "./topics.js";

@@ -2,9 +2,7 @@
 import { connect as connectTcp, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 
-import { json } from "./codec.js";
 import { Client } from "./full.js";
-import { msgpack } from "./msgpack.js";
 import { webSocketDial, type Dial } from "./wire.js";
 import type { Options as BrowserOptions } from "./types.js";
 
@@ -55,7 +53,12 @@ const socketDial = (options: Options): Dial => {
     });
 
     return {
-      send: (bytes) => void socket.write(bytes),
+      send: (bytes) => {
+        // What one task of the application sends goes out in one write.
+        if (!socket.writableCorked) queueMicrotask(() => socket.uncork());
+        if (!socket.writableCorked) socket.cork();
+        socket.write(bytes);
+      },
       get buffered() {
         return socket.writableLength;
       },
@@ -79,6 +82,6 @@ const serverName = (address: string): string | undefined => {
 export class Bothways extends Client {
   /** `address`: as rpcx's, `tcp@host:port`, `tls@host:port`, `unix@/path`, `ws@host:port`, or the URL of a WebSocket. */
   constructor(address: string, options: Options = {}) {
-    super(address, options, { codecs: [msgpack(), json()], dial: socketDial(options) });
+    super(address, options, socketDial(options));
   }
 }

@@ -1,108 +1,84 @@
-/** Pushes that wait for the application, and the handlers that they wait for. */
+/** Pushes that wait for the application, and those whom they wait for. */
 
+import { visible, type Core } from "./client.js";
 import { CONTROL } from "./conn.js";
 import { text, type Frame } from "./frame.js";
-import { parseOffset, type Failure } from "./session.js";
-import type { Message, Position, PushHandler } from "./types.js";
-import { visible, type Core } from "./client.js";
+import { parseOffset, type Failure, type Session } from "./session.js";
+import type { Message, Position } from "./types.js";
 
-/** Idempotency keys that are remembered. */
+/** Idempotency keys that are remembered, and the most characters of one. */
 const KEYS_MAX = 1024;
+const KEY_LENGTH_MAX = 64;
 /** Repetitions of one message whose acknowledgements wait for it. More are never acknowledged. */
 const REPEATS_MAX = 256;
-const KEY_LENGTH_MAX = 64;
-
-/** Where a push came from. */
-export interface Origin {
-  epoch: number;
-  /** 0: it is not tracked. */
-  offset: bigint;
-  isNegotiated: boolean;
-  hasSession: boolean;
-}
-
-/** Messages with one idempotency key. */
-interface Keyed {
-  isOver: boolean;
-  why?: Failure;
-  waiting: [epoch: number, offset: bigint][];
-}
+/** What a push takes in memory beside its payload, about. */
+const PUSH_BYTES = 256;
 
 interface Entry {
-  frame: Frame;
-  size: number;
-  origin: Origin;
-  latest?: string;
-  key?: string;
-  dropped: number;
-  topic?: string;
-  position?: Position;
+  frame_: Frame;
+  size_: number;
+  session_: Session;
+  /** 0: it is not tracked. */
+  offset_: bigint;
+  /** The server negotiated: what it says beside the payload is believed. */
+  isKnown_: boolean;
+  topic_?: string;
+  position_?: Position;
+  /** Where the queue has it: of each key of `_bw.lk` only the newest waits. */
+  id_: unknown;
+  /** Tells repetitions how it ended. */
+  end_?: (why?: Failure) => void;
+}
+
+/** A message with an idempotency key, and how many repetitions wait for its end. */
+interface Keyed {
+  ended_: Promise<Failure | undefined>;
+  repeats_: number;
 }
 
 export class Pushes {
-  private handlers_ = new Map<string, Set<PushHandler>>();
-  private queue_ = new Set<Entry>();
+  private queue_ = new Map<unknown, Entry>();
   /** Those of the queue that may be dropped. */
   private loose_ = new Set<Entry>();
-  private latest_ = new Map<string, Entry>();
   private keys_ = new Map<string, Keyed>();
   private bytes_ = 0;
   private isRunning_ = false;
-  /** Dropped since the last message that came. */
+  /** Dropped since the last message that was given. */
   dropped_ = 0;
 
   constructor(private client_: Core) {}
 
-  on_(path: string, method: string, handler: PushHandler): () => void {
-    const name = `${path}\n${method}`;
-    const handlers = this.handlers_.get(name) ?? new Set();
-    // Each registration counts by itself, also of the same function.
-    const own: PushHandler = (value, message) => handler(value, message);
-    this.handlers_.set(name, handlers.add(own));
-    return () => {
-      handlers.delete(own);
-      if (!handlers.size && this.handlers_.get(name) == handlers) this.handlers_.delete(name);
-    };
-  }
-
   /** Room for one more that may not be dropped. */
-  hasRoom_(size: number): boolean {
+  hasRoom_({ payload_ }: Frame): boolean {
     const { queueMessagesMax, queueBytesMax } = this.client_.settings_;
-    return this.queue_.size - this.loose_.size < queueMessagesMax && (this.bytes_ + size <= queueBytesMax || !this.queue_.size);
+    const { size } = this.queue_;
+    const bytes = this.bytes_ + payload_.length + PUSH_BYTES;
+    return size - this.loose_.size < queueMessagesMax && (bytes <= queueBytesMax || !size);
   }
 
-  add_(frame: Frame, size: number, origin: Origin): void {
-    const { meta_: meta } = frame;
-    const entry: Entry = { frame, size, origin, dropped: 0 };
-    if (origin.isNegotiated && meta["_bw.t"] !== undefined) {
-      entry.topic = meta["_bw.t"];
-      const epoch = parseOffset(meta["_bw.te"]);
-      const position = epoch ? { epoch, offset: parseOffset(meta["_bw.to"]) } : undefined;
-      if (position) this.client_.topics_?.note_(entry.topic, position, !!origin.offset || !origin.hasSession);
-      if (position && (origin.offset || !origin.hasSession)) entry.position = position;
+  add_(frame_: Frame, session_: Session, offset_: bigint, isKnown_: boolean): void {
+    const { "_bw.t": topic_, "_bw.te": epoch, "_bw.to": at, "_bw.ik": key, "_bw.lk": latest } = isKnown_ ? frame_.meta_ : {};
+    const entry: Entry = { frame_, session_, offset_, isKnown_, topic_, size_: frame_.payload_.length + PUSH_BYTES, id_: latest || frame_ };
+    const position = { epoch: parseOffset(epoch), offset: parseOffset(at) };
+    if (topic_ !== undefined && position.epoch) {
+      // One that the session does not keep may come before those that it does.
+      const isFirm = !!offset_ || !session_.sid_;
+      if (isFirm) entry.position_ = position;
+      this.client_.topics_?.note_(topic_, position, isFirm);
     }
+    if (key && key.length <= KEY_LENGTH_MAX && this.isRepeated_(key, entry)) return;
 
-    const key = origin.isNegotiated ? meta["_bw.ik"] : undefined;
-    if (key && key.length <= KEY_LENGTH_MAX && this.isRepeated_(key, origin)) return;
-    if (key && key.length <= KEY_LENGTH_MAX) entry.key = key;
-
-    const latest = origin.isNegotiated ? meta["_bw.lk"] : undefined;
-    if (latest) {
-      const older = this.latest_.get(latest);
-      if (older) {
-        this.take_(older);
-        this.end_(older, "superseded");
-      }
-      this.latest_.set((entry.latest = latest), entry);
+    const older = latest && this.queue_.get(latest);
+    if (older) {
+      this.take_(older);
+      this.end_(older, "superseded");
     }
 
     // A part of a larger read would keep all of it.
-    frame.payload_ = frame.payload_.slice();
-    this.queue_.add(entry);
-    this.bytes_ += size;
-    if (!origin.offset) this.loose_.add(entry);
-    entry.dropped = this.dropped_;
-    this.dropped_ = 0;
+    frame_.payload_ = frame_.payload_.slice();
+    this.queue_.set(entry.id_, entry);
+    this.bytes_ += entry.size_;
+    if (!offset_) this.loose_.add(entry);
     this.drop_();
     if (!this.isRunning_) void this.run_();
   }
@@ -111,96 +87,70 @@ export class Pushes {
   private drop_() {
     const { queueMessagesMax, queueBytesMax } = this.client_.settings_;
     for (const oldest of this.loose_) {
-      if (this.queue_.size <= queueMessagesMax && (this.bytes_ <= queueBytesMax || this.queue_.size == 1)) return;
+      const { size } = this.queue_;
+      if (size <= queueMessagesMax && (this.bytes_ <= queueBytesMax || size == 1)) return;
       this.take_(oldest);
       this.end_(oldest, "error");
-      const [next] = this.queue_;
-      if (next) next.dropped += 1 + oldest.dropped;
-      else this.dropped_ += 1 + oldest.dropped;
+      this.dropped_++;
     }
   }
 
   private take_(entry: Entry) {
-    if (!this.queue_.delete(entry)) return;
+    this.queue_.delete(entry.id_);
     this.loose_.delete(entry);
-    this.bytes_ -= entry.size;
-    if (entry.latest !== undefined && this.latest_.get(entry.latest) == entry) this.latest_.delete(entry.latest);
+    this.bytes_ -= entry.size_;
   }
 
   /** True if the application has had a message with this key, or will: this one ends as that one. */
-  private isRepeated_(key: string, origin: Origin): boolean {
+  private isRepeated_(key: string, entry: Entry): boolean {
     const known = this.keys_.get(key);
-    if (known && !known.isOver) {
-      if (known.waiting.length < REPEATS_MAX) known.waiting.push([origin.epoch, origin.offset]);
+    if (known) {
+      if (known.repeats_++ < REPEATS_MAX) void known.ended_.then((why) => {
+        known.repeats_--;
+        this.client_.done_(entry.session_, entry.offset_, why);
+      });
       return true;
     }
-    if (known && (!known.why || known.why == "superseded")) {
-      this.client_.done_(origin.epoch, origin.offset, known.why);
-      return true;
-    }
-    this.keys_.delete(key);
-    this.keys_.set(key, { isOver: false, waiting: [] });
-    for (const oldest of this.keys_.keys()) {
-      if (this.keys_.size <= KEYS_MAX) break;
-      this.keys_.delete(oldest);
-    }
+    const ended_ = new Promise<Failure | undefined>((end) => (entry.end_ = end));
+    const keyed = { ended_, repeats_: 0 };
+    this.keys_.set(key, keyed);
+    for (const oldest of this.keys_.keys()) if (this.keys_.size > KEYS_MAX) this.keys_.delete(oldest);
+    // One that failed may come again.
+    void ended_.then((why) => why && why != "superseded" && this.keys_.get(key) == keyed && this.keys_.delete(key));
     return false;
   }
 
   /** A message is dealt with. */
-  private end_({ origin, key, topic, position }: Entry, why?: Failure) {
-    if (topic && position) this.client_.topics_?.handled_(topic, position);
-    this.client_.done_(origin.epoch, origin.offset, why);
-    const keyed = key ? this.keys_.get(key) : undefined;
-    if (!keyed) return;
-    [keyed.isOver, keyed.why] = [true, why];
-    for (const [epoch, offset] of keyed.waiting.splice(0)) this.client_.done_(epoch, offset, why);
+  private end_(entry: Entry, why?: Failure) {
+    if (entry.position_) this.client_.topics_?.handled_(entry.topic_!, entry.position_);
+    this.client_.done_(entry.session_, entry.offset_, why);
+    entry.end_?.(why);
   }
 
   private async run_(): Promise<void> {
     this.isRunning_ = true;
-    for (const entry of this.queue_) {
+    for (const entry of this.queue_.values()) {
       this.take_(entry);
-      let why: Failure | undefined;
-      try {
-        const handled = this.handle_(entry);
-        why = handled instanceof Promise ? await handled : handled;
-      } catch (error) {
-        why = "error";
-        this.client_.report_(error, `the handler of ${entry.frame.path_}.${entry.frame.method_}`);
-      }
-      this.end_(entry, why);
+      this.end_(entry, await this.handle_(entry));
     }
     this.isRunning_ = false;
   }
 
-  /** Those for this message; a method or a path `*` takes those without a handler of their own. */
-  private find_(path: string, method: string): PushHandler[] {
-    for (const name of [`${path}\n${method}`, `${path}\n*`, "*\n*"]) {
-      const handlers = this.handlers_.get(name);
-      if (handlers) return [...handlers];
-    }
-    return [];
-  }
-
-  private async handle_(entry: Entry): Promise<Failure | undefined> {
-    const { frame, topic, position, dropped } = entry;
-    const { path_: path, method_: method, type_: type } = frame;
-    const isPresence = path == CONTROL && entry.origin.isNegotiated;
-    const handlers = isPresence ? [] : this.find_(path, method);
-    if (topic !== undefined) handlers.push(...(this.client_.topics_?.handlers_(topic) ?? []));
-
-    let bytes: Uint8Array;
+  private async handle_({ frame_: frame, topic_: topic, position_: position, isKnown_ }: Entry): Promise<Failure | undefined> {
+    const { path_: path, method_: method, payload_: bytes } = frame;
+    const { client_: client, dropped_: dropped } = this;
+    const { topics_: topics, listeners_: all } = client;
+    const isPresence = path == CONTROL && isKnown_;
     let value: unknown;
     try {
-      bytes = await this.client_.unpack_(frame);
-      value = isPresence ? this.client_.control_.decode(bytes) : this.client_.decode_(bytes, type);
+      value = client.decode_(frame);
     } catch (error) {
-      this.client_.report_(error, `the payload of ${path}.${method}`);
+      client.report_(error, `the payload of ${path}.${method}`);
       return "bad_arguments";
     }
-    if (isPresence) return void this.client_.topics_?.presence_(value);
+    if (isPresence) return void topics?.presence_(value);
 
+    this.dropped_ = 0;
     const message: Message = {
       path, method, bytes, dropped,
       meta: visible(frame.meta_),
@@ -208,14 +158,23 @@ export class Pushes {
       ...(topic !== undefined && { topic }),
       ...(position && { position }),
     };
+    // A method or a path `*` takes those without a handler of their own.
+    const named = all.get(`${path}\n${method}`) ?? all.get(`${path}\n*`) ?? all.get("*\n*") ?? [];
+    const handlers = [...named, ...((topic !== undefined && topics?.handlers_(topic)) || [])];
     if (!handlers.length) {
-      this.client_.emitter_.emit_("unhandled", message);
+      client.emit_(all, "unhandled", message);
       return "no_handler";
     }
     // All of them get it, also if one fails.
-    const ends = await Promise.allSettled(handlers.map(async (handler) => handler(value, message)));
-    const lost = ends.find((end): end is PromiseRejectedResult => end.status == "rejected");
-    if (lost) throw lost.reason;
-    return undefined;
+    let why: Failure | undefined;
+    await Promise.all(handlers.map(async (handler) => {
+      try {
+        await handler(value, message);
+      } catch (error) {
+        why = "error";
+        client.report_(error, `the handler of ${path}.${method}`);
+      }
+    }));
+    return why;
   }
 }

@@ -1,7 +1,7 @@
 /** A session that outlives its page, in a storage of the browser. */
 
 import type { Core } from "./client.js";
-import { parseOffset, type Failure } from "./session.js";
+import { parseOffset, Session, type Run } from "./session.js";
 import type { SessionStorage } from "./types.js";
 
 /**
@@ -19,43 +19,40 @@ export class Store {
 
   constructor(private client_: Core, private storage_: SessionStorage, private key_: string) {}
 
+  private try_(run: () => void) {
+    try {
+      run();
+    } catch (error) {
+      // Whatever is there, it is no session.
+      this.client_.report_(error, "the session's storage");
+    }
+  }
+
   save_() {
     const { session_: session, topics_ } = this.client_;
     const { sid_: sid, key_: key, handled_, attempts_ } = session;
     const pos = topics_ ? topics_.save_() : this.positions_;
-    const saved = { sid, key, off: `${handled_}`, try: attempts_, fails: session.helloFails_(), pos };
-    try {
+    const saved = { sid, key, off: `${handled_}`, try: attempts_, fails: session.failsText_(0), pos };
+    this.try_(() => {
       if (!sid) this.storage_.removeItem(this.key_);
       else this.storage_.setItem(this.key_, JSON.stringify(saved));
-    } catch (error) {
-      this.report_(error);
-    }
+    });
   }
 
   /** Goes on with the session of an earlier page: what that one had received and not handled comes again. */
   restore_() {
-    const { session_: session, topics_ } = this.client_;
-    if (session.sid_) return;
-    try {
-      const saved = JSON.parse(this.storage_.getItem(this.key_) || "null");
-      if (!saved?.sid) return;
-      session.begin_(parseOffset(saved.off));
-      [session.sid_, session.key_, session.attempts_] = [saved.sid, saved.key, saved.try];
-      // What exactly had failed is only in the text; the runs are made from it once more.
-      for (const part of saved.fails.split(",")) {
-        const found = /^(\d+)(?:-(\d+))?:(\w+)$/.exec(part);
-        if (found) session.fails_.push([BigInt(found[1]!), BigInt(found[2] ?? found[1]!), found[3] as Failure]);
+    const { client_: client } = this;
+    this.try_(() => {
+      const saved = JSON.parse(this.storage_.getItem(this.key_) || "{}");
+      if (!saved?.sid || client.session_.sid_) return;
+      const session = new Session(parseOffset(saved.off));
+      [session.sid_, session.key_, session.attempts_] = [`${saved.sid}`, `${saved.key}`, Number(saved.try) || 0];
+      for (const [, first, last, why] of saved.fails.matchAll(/(\d+)-(\d+):(\w+)/g)) {
+        session.fails_.push([BigInt(first), BigInt(last), why] as Run);
       }
+      client.session_ = session;
       this.positions_ = saved.pos ?? {};
-      topics_?.restore_();
-    } catch (error) {
-      // Whatever is there, it is no session.
-      session.lose_();
-      this.report_(error);
-    }
-  }
-
-  private report_(error: unknown) {
-    this.client_.report_(error, "the session's storage");
+      client.topics_?.restore_();
+    });
   }
 }

@@ -1,8 +1,8 @@
 /** Subscriptions: what the session has, where each topic is, and who is there. */
 
 import type { Core } from "./client.js";
-import { Emitter } from "./emitter.js";
 import { BothwaysError } from "./error.js";
+import { listen, type Listeners } from "./listeners.js";
 import { parseOffset } from "./session.js";
 import type { Store } from "./store.js";
 import type { Member, Position, PushHandler, SubscribeOptions, SubscriptionEvents } from "./types.js";
@@ -11,6 +11,8 @@ import type { Member, Position, PushHandler, SubscribeOptions, SubscriptionEvent
 const SOON = [50, 5000] as const;
 /** The same after a refusal. */
 const SLOWLY = [1000, 60_000] as const;
+/** Most members of one topic that are kept. */
+const MEMBERS_MAX = 10_000;
 /** How long a pattern waits for the topics that it covers, so that nothing new overtakes what they missed. */
 const ORDER_WAIT = 5000;
 
@@ -45,7 +47,7 @@ export const topicsOf = (client: Core): Topics => (client.topics_ ??= new Topics
 /** One subscription of the application. */
 export class Subscription {
   /** @internal */
-  events_: Emitter<SubscriptionEvents>;
+  events_: Listeners = new Map();
   /**
    * Resolves when the server has taken the subscription: `recovered` says whether everything after `from` is on its way.
    * Rejects if the server refuses it; the subscription has ended then.
@@ -60,9 +62,7 @@ export class Subscription {
     /** @internal */ readonly of_: Topic,
     /** @internal */ readonly handler_: PushHandler,
     /** @internal */ readonly presence_: SubscribeOptions["presence"],
-    client: Core,
   ) {
-    this.events_ = new Emitter(client);
     this.ready = new Promise((ok_, no_) => (this.settle_ = { ok_, no_ }));
     // An application that listens for errors need not look at this promise too.
     this.ready.catch(() => {});
@@ -85,7 +85,7 @@ export class Subscription {
   }
 
   on<N extends keyof SubscriptionEvents>(name: N, listener: (event: SubscriptionEvents[N]) => void): () => void {
-    return this.events_.on_(name, listener);
+    return listen(this.events_, name, listener);
   }
 
   /** Ends it: its handler is not called any more. Resolves when the server knows, or cannot be told. */
@@ -143,7 +143,7 @@ export class Topic {
     const [user, session] = [String(User), String(Session)];
     const key = this.key_(user, session);
     if (Status == "offline") this.members_.delete(key);
-    else if (this.members_.has(key) || this.members_.size < client.settings_.membersMax) {
+    else if (this.members_.has(key) || this.members_.size < MEMBERS_MAX) {
       this.members_.set(key, { user, session, status: Status == "reconnecting" ? Status : "online" });
     }
     this.tell_(client);
@@ -166,7 +166,7 @@ export class Topic {
         found.set(this.key_(AfterUser, AfterSession), { user: AfterUser, session: AfterSession, status: Status });
       }
       // A server that says there is more and sends nothing is not asked for ever.
-      more = !!reply?.More && members.length > 0 && found.size < client.settings_.membersMax;
+      more = !!reply?.More && members.length > 0 && found.size < MEMBERS_MAX;
     }
     // What changed meanwhile is newer: then it is asked again.
     if (this.generation_ > generation) {
@@ -191,7 +191,7 @@ export class Topics {
       this.all_.set(name, (topic = new Topic(name, options.recover !== false)));
       this.place_(topic);
     }
-    const sub = new Subscription(this, topic, handler, options.presence, this.client_);
+    const sub = new Subscription(this, topic, handler, options.presence);
     const first = !topic.subs_.size;
     topic.subs_.add(sub);
     this.left_.delete(name);
@@ -274,7 +274,7 @@ export class Topics {
   }
 
   private missing_(topic: Topic) {
-    for (const sub of topic.subs_) sub.events_.emit_("gap", { topic: topic.name_ });
+    for (const sub of topic.subs_) this.client_.emit_(sub.events_, "gap", { topic: topic.name_ });
   }
 
   private roster_(topic: Topic) {
@@ -322,7 +322,7 @@ export class Topics {
         const final = !isPassing(error) && (!topic.wasHeld_ || /not_found|bad_arg|encode|decode/.test(error.code));
         if (!isPassing(error)) {
           if (final) this.all_.delete(topic.name_);
-          if (!refused) for (const sub of topic.subs_) sub.events_.emit_("error", { error, final });
+          if (!refused) for (const sub of topic.subs_) this.client_.emit_(sub.events_, "error", { error, final });
           refused = true;
           wait = SLOWLY;
         }

@@ -27,17 +27,9 @@ export interface CoreOptions {
   heartbeat?: number;
   /** How long it may take to send anything then. Default 10,000. */
   heartbeatTimeout?: number;
-  /** The same after the page was shown, woken, or is on or off line. Default 3,000. */
-  probeTimeout?: number;
-
-  /** Most bytes of a frame, in and out. Larger ones of the server are passed over, up to 16 times this. Default 8 MiB. */
+  /** Most bytes of a frame, in and out. The server is told, and sends nothing larger; one that does loses the connection.
+   * Default 8 MiB. */
   frameBytesMax?: number;
-  /** Most bytes of metadata of one frame, in and out. Default 64 KiB. */
-  metaBytesMax?: number;
-  /** Most pairs of metadata of one frame, in and out. Default 128. */
-  metaPairsMax?: number;
-  /** Most bytes of one payload after unpacking. Default 32 MiB. */
-  unpackedBytesMax?: number;
   /** Most bytes that wait to be sent, of this client and in its socket. A call beyond that fails as `queue_full`; a server
    * that reads nothing and asks more loses the connection. Default 16 MiB. */
   sendBytesMax?: number;
@@ -50,8 +42,6 @@ export interface CoreOptions {
   queueBytesMax?: number;
   /** Most calls of the server that run at once; more are answered as `overloaded`. Default 16. */
   handlersMax?: number;
-  /** Most members of one topic that are kept. Default 10,000. */
-  membersMax?: number;
 
   /** The class that opens WebSockets. Default: the global one. */
   WebSocket?: WebSocketClass;
@@ -106,7 +96,7 @@ export interface Message {
   path: string;
   method: string;
   meta: Meta;
-  /** The payload as it came, unpacked. */
+  /** The payload as it came. */
   bytes: Uint8Array;
   /** The payload as a text. */
   text(): string;
@@ -114,7 +104,7 @@ export interface Message {
   topic?: string;
   /** Where it stands there, if the topic has a history. */
   position?: Position;
-  /** How many messages were dropped right before this one, here or by the server. */
+  /** How many messages were dropped since the one that was given before this one, here or by the server. */
   dropped: number;
 }
 

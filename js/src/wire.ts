@@ -1,4 +1,4 @@
-/** What carries the bytes of one connection. */
+/** What carries the bytes of one connection. None of its functions throws, or reports anything before it has returned. */
 export interface Wire {
   /** Takes these bytes in, to be sent after those before. They are not changed afterwards. */
   send(bytes: Uint8Array): void;
@@ -8,7 +8,7 @@ export interface Wire {
   close(): void;
 }
 
-/** What a wire reports. After `closed` it reports nothing more. */
+/** What a wire reports, `closed` also while it is made. After that it reports nothing more. */
 export interface WireEvents {
   opened(): void;
   received(bytes: Uint8Array): void;

@@ -153,7 +153,7 @@ test("what the application does not handle is said so", async (t) => {
   connection.push(5, 0, { payload: new Uint8Array([0xc1]) });
   connection.push(6, "fine");
   const ack = await acked(connection, "6,6");
-  assert.equal(ack.meta_["_bw.nack"], "2-3:error,4:no_handler,5:bad_arguments");
+  assert.equal(ack.meta_["_bw.nack"], "2-3:error,4-4:no_handler,5-5:bad_arguments");
   assert.equal(unhandled.values[0].method, "other");
   assert.equal(errors.values.length, 1, "one a second");
 });
@@ -197,7 +197,7 @@ test("a message with a key is given once, and ends once", async (t) => {
   await acked(connection, "5,5");
   assert.deepEqual(pushes.values, ["a", "bad", "bad"], "one that failed may come again");
   const nacks = connection.frames.values.map(({ meta_ }) => meta_["_bw.nack"]).filter(Boolean);
-  assert.equal(nacks.join(), "3:error");
+  assert.equal(nacks.join(), "3-3:error");
 });
 
 test("a lost connection is resumed where it was, and repetitions are dropped", async (t) => {
@@ -220,7 +220,7 @@ test("a lost connection is resumed where it was, and repetitions are dropped", a
   const hello = second.frames.values[0].meta_;
   assert.deepEqual(
     ["sid", "key", "off", "rcv", "try", "nack"].map((name) => hello[`_bw.${name}`]),
-    ["s1", "secret", "3", "3", "1", "2:error"],
+    ["s1", "secret", "3", "3", "1", "2-2:error"],
   );
   second.push(3, 3);
   second.push(4, 4);
@@ -627,20 +627,29 @@ test("pushes that nobody takes have bounds", async (t) => {
   assert.equal(pushes.values.reduce((sum, [, dropped]) => sum + dropped, 0), 29);
 });
 
-test("frames that are too large cost themselves", async (t) => {
-  const { bw, server, gaps } = pair(t, { frameBytesMax: 10_000 });
+test("a frame that is larger than the server was told ends the connection, and says why", async (t) => {
+  const { bw, server, states } = pair(t, { frameBytesMax: 10_000 });
+  await bw.connect();
+  const connection = await server.connection(1);
+  assert.equal(connection.frames.values[0].meta_["_bw.max"], "10000");
+  const call = bw.call("P", "m");
+  connection.reply(await connection.next("m"), new Uint8Array(20_000));
+  await assert.rejects(call, { code: "lost", maybeExecuted: true, message: /a frame of 20\d+ bytes, at most 10000/ });
+  await connected(states, 2);
+});
+
+test("a payload that is packed is refused: nobody asked for it", async (t) => {
+  const { bw, server } = pair(t);
+  bw.onPush("T", "push", () => {});
+  bw.handle("C", { m: () => 1 });
   await bw.connect();
   const connection = await server.connection(1);
   const call = bw.call("P", "m");
-  connection.reply(await connection.next("m"), new Uint8Array(20_000));
-  await assert.rejects(call, { code: "too_large", maybeExecuted: true });
-  connection.push(1, new Uint8Array(20_000));
+  connection.reply(await connection.next("m"), "packed", {}, 0x04);
+  await assert.rejects(call, { code: "decode", maybeExecuted: true });
+  connection.push(1, "packed", { flags: ONEWAY | 0x04 });
   const ack = await acked(connection, "1,1");
-  assert.equal(ack.meta_["_bw.nack"], "1:bad_arguments");
-  connection.call(1, "m", new Uint8Array(20_000));
-  const refused = await connection.frames.find((frame) => isResponse(frame), "a refusal");
-  assert.equal(refused.meta_["_bw.err"], "bad_arguments");
-  assert.deepEqual(gaps.values, [{ missed: 1 }]);
+  assert.equal(ack.meta_["_bw.nack"], "1-1:bad_arguments");
 });
 
 test("many failures are all told, and a Hello says what it can", async (t) => {
@@ -653,14 +662,14 @@ test("many failures are all told, and a Hello says what it can", async (t) => {
   for (let n = 1; n <= 400; n++) first.push(n, n);
   await acked(first, "400,400");
   const told = first.frames.values.map(({ meta_ }) => meta_["_bw.nack"]).filter(Boolean);
-  const want = Array.from({ length: 200 }, (_, n) => `${2 * n + 1}:error`);
+  const want = Array.from({ length: 200 }, (_, n) => `${2 * n + 1}-${2 * n + 1}:error`);
   assert.deepEqual(told.join().split(","), want);
   assert.ok(told.every((text) => text.length < 1024));
   first.cut();
   const second = await server.connection(2);
   await second.frames.count(1, "a Hello");
   const nack = second.frames.values[0].meta_["_bw.nack"];
-  assert.deepEqual(nack.split(","), [...want.slice(-48), "1-303:unknown"]);
+  assert.deepEqual(nack.split(","), ["1-369:unknown", ...want.slice(-15)]);
 });
 
 test("a listener or a handler that throws hurts nobody else", async (t) => {
@@ -723,7 +732,7 @@ test("a stored session goes on after a reload", async (t) => {
   assert.equal((await connected(after.states)).resumed, true);
   const second = await server.connection(2);
   const hello = second.frames.values[0].meta_;
-  assert.deepEqual(["sid", "off", "rcv", "try", "nack"].map((name) => hello[`_bw.${name}`]), ["s1", "2", "2", "1", "1:error"]);
+  assert.deepEqual(["sid", "off", "rcv", "try", "nack"].map((name) => hello[`_bw.${name}`]), ["s1", "2", "2", "1", "1-1:error"]);
   second.push(3, 3);
   await acked(second, "3,3");
   after.bw.close();

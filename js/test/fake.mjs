@@ -1,8 +1,8 @@
 // A server that does what a test says, over a wire in memory: what it sends is bytes, so that it can send anything.
 import { Inbox } from "./helpers.mjs";
-import { Deframer, encodeFrame, HEARTBEAT, isHeartbeat, msgpack, ONEWAY, OTHER_BIT, PUSH_BIT, RESPONSE } from "./built/internals.mjs";
+import { deframer, encodeFrame, HEARTBEAT, isHeartbeat, msgpack, ONEWAY, OTHER_BIT, PUSH_BIT, RESPONSE } from "./built/internals.mjs";
 
-const LIMITS = { frameBytesMax: 64 << 20, metaBytesMax: 1 << 20, metaPairsMax: 1000 };
+const FRAME_BYTES_MAX = 64 << 20;
 export const ALL = "calls,cancel,goodbye,ping,sessions,outcomes";
 const EMPTY = new Uint8Array(0);
 const codec = msgpack();
@@ -16,7 +16,7 @@ export class FakeConnection {
   constructor(events, server) {
     this.events = events;
     this.server = server;
-    this.deframer = new Deframer(LIMITS, (frame) => this.#frame(frame), () => {});
+    this.feed = deframer(FRAME_BYTES_MAX, (frame) => this.#frame(frame));
     queueMicrotask(() => {
       if (!this.isClosed && server.opens) events.opened();
     });
@@ -31,7 +31,7 @@ export class FakeConnection {
   // The client's side.
   send(bytes) {
     if (this.server.stalls) this.buffered += bytes.length;
-    else this.deframer.feed_(bytes);
+    else queueMicrotask(() => this.feed(bytes));
   }
 
   close() {
@@ -45,7 +45,7 @@ export class FakeConnection {
   }
 
   frame({ flags = 0, type = 0, seq = 0n, path = "", method = "", meta = {}, payload = EMPTY }) {
-    this.bytes(encodeFrame(flags, type, seq, path, method, meta, payload, LIMITS));
+    this.bytes(encodeFrame(flags, type, seq, path, method, meta, payload, FRAME_BYTES_MAX));
   }
 
   answerHello(hello, pairs = {}, flags = 0) {

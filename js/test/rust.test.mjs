@@ -50,7 +50,7 @@ test("a thousand calls at once", async (t) => {
 });
 
 test("pushes come once and in order over many cuts, and each receipt says handled", async (t) => {
-  const { bw, server, states } = (await pair(t)) ?? {};
+  const { bw, server, states } = (await pair(t, { backoffMax: 100 })) ?? {};
   if (!bw) return;
   const got = [];
   bw.onPush("Mail", "new", async (value) => {

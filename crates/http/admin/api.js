@@ -1,6 +1,6 @@
 // The server, as the page knows it: one connection, and the numbers of the last minutes.
 
-import { Bothways } from "./client.js";
+import { Bothways, followPage } from "./client.js";
 
 const ADMIN = "_bothways.Admin";
 
@@ -26,6 +26,7 @@ export class Server extends EventTarget {
   static async open(token) {
     const server = new Server();
     server.#bothways = new Bothways("/_rpcx_", { token, connectTimeout: 8000, onError: () => {} });
+    followPage(server.#bothways);
     server.#bothways.on("state", (state) => server.#tell("state", state));
     try {
       await server.#bothways.connect();

@@ -1,0 +1,33 @@
+/** A page that is hidden, frozen, left, shown again, or off line. */
+
+import type { Core } from "./client.js";
+
+/** How long a server has to say anything after the page was shown, woken, or is on or off line: in milliseconds. */
+const PATIENCE = 3000;
+
+/**
+ * Has the client follow its page: shown again, woken or back on line, it asks at once whether its connection lives, or
+ * connects at once; frozen, it ends its connection, and its session waits; left, it leaves its session, unless a storage
+ * or the browser keeps that. Before `connect()`. Does nothing where there is no page.
+ */
+export function followPage(client: Core): void {
+  client.follow_ = () => {
+    const wake = () => client.wake_(PATIENCE);
+    const sleep = () => client.suspend_();
+    const steps: Record<string, (event: any) => void> = {
+      online: wake,
+      pageshow: wake,
+      resume: wake,
+      freeze: sleep,
+      offline: () => client.conn_?.probeNow_(PATIENCE),
+      visibilitychange: () => document.visibilityState == "visible" && wake(),
+      // Where the page may come back, and its session with it, the session waits for it.
+      pagehide: ({ persisted }) => (persisted || client.store_ ? sleep() : client.close()),
+    };
+    const controller = new AbortController();
+    // What is for the document passes its window on the way.
+    const options = { capture: true, signal: controller.signal };
+    if (globalThis.document) for (const name in steps) addEventListener(name, steps[name]!, options);
+    return () => controller.abort();
+  };
+}
