@@ -1,17 +1,17 @@
 // Builds the client that the admin page has, into the page: `npm run admin`. With `--check`: fails if the page has another
 // one, so that the two stay in step.
 import { readFileSync, writeFileSync } from "node:fs";
-import { build } from "esbuild";
-import { shared } from "./build.mjs";
+import { fileURLToPath } from "node:url";
+import { bundle } from "./build.mjs";
 
+const root = fileURLToPath(new URL(".", import.meta.url));
 const into = new URL("../crates/http/admin/client.js", import.meta.url);
 
 export async function adminClient() {
-  const banner = { js: "// The client of js/, JSON only, as `npm run admin` builds it. Do not edit." };
   // The page calls, and nothing else.
-  const stdin = { contents: 'export { Bothways, followPage } from "./src/json.ts"', resolveDir: ".", loader: "ts" };
-  const built = await build({ ...shared, stdin, platform: "neutral", format: "esm", write: false, banner });
-  return built.outputFiles[0].text;
+  const stdin = { contents: 'export { Bothways, followPage } from "./src/json.ts"', resolveDir: root, loader: "ts" };
+  const { code } = await bundle({ stdin, platform: "neutral", format: "esm" });
+  return `// The client of js/, JSON only, as \`npm run admin\` builds it. Do not edit.\n${code}\n`;
 }
 
 if (process.argv[1] === new URL(import.meta.url).pathname) {

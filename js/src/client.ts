@@ -3,7 +3,7 @@
 import type { Answers } from "./answers.js";
 import type { Codec } from "./codec.js";
 import { Conn, CONTROL, now } from "./conn.js";
-import { BothwaysError, errorOf, textOf } from "./error.js";
+import { BothwaysError, errorOf, textOf, tooMuch } from "./error.js";
 import { isFailed, isPacked, MSGPACK_TYPE, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta } from "./frame.js";
 import { listen, type Listeners } from "./listeners.js";
 import { Pushes } from "./pushes.js";
@@ -141,7 +141,10 @@ export class Core {
   private waiting_ = new Set<Request>();
   private waitingBytes_ = 0;
 
-  private first_?: { promise_: Promise<void>; ok_(): void; no_(error: unknown): void };
+  /** Of `connect()`: what it returned, and what settles that. */
+  private first_?: Promise<void>;
+  private ok_!: () => void;
+  private no_!: (error: unknown) => void;
   private hasStood_ = false;
   private round_ = 0;
   private failures_ = 0;
@@ -198,11 +201,9 @@ export class Core {
    * `reconnect: "always"`; later losses are told by `on("state", …)`. A client that is closed may connect again.
    */
   connect(): Promise<void> {
-    if (this.state_.name != "idle" && this.state_.name != "closed") return this.first_!.promise_;
-    let settle!: { ok_(): void; no_(error: unknown): void };
-    const promise_ = new Promise<void>((ok_, no_) => (settle = { ok_, no_ }));
-    promise_.catch(() => {});
-    this.first_ = { promise_, ...settle };
+    if (this.first_ && this.isOn_()) return this.first_;
+    const first = (this.first_ = new Promise((ok, no) => ([this.ok_, this.no_] = [ok, no])));
+    first.catch(() => {});
     this.hasStood_ = this.isPaused_ = this.hasRenewed_ = false;
     this.failures_ = 0;
     this.answers_?.announce_();
@@ -210,7 +211,7 @@ export class Core {
     this.unfollow_ = this.follow_?.();
     this.enter_({ name: "connecting" });
     void this.attempt_();
-    return promise_;
+    return first;
   }
 
   /**
@@ -218,8 +219,7 @@ export class Core {
    * `closed`. Handled pushes are acknowledged before that.
    */
   close(): void {
-    this.leave_();
-    this.finish_(new BothwaysError("closed", "the client was closed"), "closed");
+    this.goAway_("closed", "the client was closed");
   }
 
   /** Calls a method of the server. Rejects with a {@link BothwaysError}, or with the reason of its signal. */
@@ -259,42 +259,38 @@ export class Core {
     this.tell_("state", state);
   }
 
-  private isClosed_(): boolean {
-    return this.state_.name == "closed";
+  /** True from `connect()` until it is closed. */
+  private isOn_(): boolean {
+    return !/idle|closed/.test(this.state_.name);
   }
 
   private async attempt_(): Promise<void> {
     const round = ++this.round_;
-    this.plan_();
-    const { token: ask, connectTimeout } = this.settings_;
-    let token: string;
-    let late: ReturnType<typeof setTimeout> | undefined;
-    try {
-      token = await Promise.race([
-        typeof ask == "function" ? ask() : ask ?? "",
-        new Promise<never>((_, no) => {
-          late = timer(() => no(new Error(`none within ${connectTimeout} ms`)), connectTimeout);
-        }),
-      ]);
-    } catch (error) {
+    const { token: ask, connectTimeout, frameBytesMax } = this.settings_;
+    const fail = (error: unknown) => {
       if (round == this.round_) this.down_(new BothwaysError("lost", "there is no token: " + textOf(error), { cause: error }));
-      return;
-    } finally {
-      clearTimeout(late);
+    };
+    this.plan_(connectTimeout, () => fail("none in time"));
+    let token: string | undefined;
+    try {
+      token = typeof ask == "function" ? await ask() : ask;
+    } catch (error) {
+      return fail(error);
     }
     if (round != this.round_) return;
+    this.plan_();
 
     // What an earlier connection still brings does not count from here on: if it is new, it comes again.
     this.sessionConn_ = undefined;
     const hello = {
       "_bw.v": "1",
       "_bw.caps": (this.answers_ ? "calls," : "") + CAPABILITIES,
-      "_bw.max": `${this.settings_.frameBytesMax}`,
+      "_bw.max": `${frameBytesMax}`,
       ...this.methods_(),
       ...this.session_.hello_(),
     };
     this.store_?.save_();
-    const conn = (this.conn_ = new Conn(String(token), this.settings_, this));
+    const conn = (this.conn_ = new Conn(token ? { __AUTH: `${token}` } : {}, this.settings_, this));
     this.conns_.add(conn);
     try {
       conn.open_(this.address_, this.dial_, hello);
@@ -327,10 +323,7 @@ export class Core {
       const lost = meta ? why || "unknown" : "plain";
       this.tell_("session", { lost });
       // It was sent away while it was away: it does not begin another session.
-      if (lost == "kicked" || (code == lost && isForGood(code))) {
-        this.leave_();
-        return this.finish_(new BothwaysError("closed", meta?.["_bw.words"] || `the server sent this client away: ${lost}`), lost);
-      }
+      if (lost == "kicked" || (code == lost && isForGood(code))) return this.goAway_(lost, meta?.["_bw.words"]);
     }
     // A listener may have closed the client.
     if (conn != this.conn_) return;
@@ -338,7 +331,7 @@ export class Core {
     this.store_?.save_();
     this.hasStood_ = true;
     this.enter_({ name: "connected", resumed });
-    this.first_!.ok_();
+    this.ok_();
     if (conn != this.conn_) return;
     this.topics_?.begin_(resumed);
     for (const request of [...this.waiting_]) this.dispatch_(request);
@@ -353,22 +346,18 @@ export class Core {
     if (conn != this.conn_) return;
 
     this.conn_ = undefined;
-    this.calm_(conn);
-    if (conn.upSince_ || error.code != "unauthenticated") return this.down_(error, error.retryAfter);
+    if (error.code != "unauthenticated") return this.down_(error, error.retryAfter, conn);
     // The token may just have run out.
     if (typeof this.settings_.token != "function" || this.hasRenewed_) return this.finish_(error, error.code);
     this.hasRenewed_ = true;
     void this.attempt_();
   }
 
-  private calm_({ upSince_ }: Conn) {
-    if (upSince_ && now() - upSince_ >= LIVED) this.failures_ = 0;
-  }
-
   /** There is no connection: the next try is planned. */
-  private down_(error: BothwaysError, after = 0) {
+  private down_(error: BothwaysError, after = 0, conn?: Conn) {
     const { reconnect, backoffBase, backoffMax } = this.settings_;
     this.round_++;
+    if (now() - conn?.upSince_! >= LIVED) this.failures_ = 0;
     if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after)) return this.finish_(error, error.code);
 
     const doublings = Math.min(this.failures_++, this.waiting_.size ? WANTED_DOUBLINGS : DOUBLINGS_MAX);
@@ -379,11 +368,11 @@ export class Core {
     this.enter_({ name: "reconnecting", in: wait, why: error });
   }
 
-  /** The next try is in so many milliseconds; without a number, none is planned. */
-  private plan_(wait?: number) {
+  /** The next try is in so many milliseconds, or something else; without a number, nothing is planned. */
+  private plan_(wait?: number, late?: () => void) {
     clearTimeout(this.retry_);
-    this.retryAt_ = wait === undefined ? 0 : now() + wait;
-    if (wait !== undefined && !this.isPaused_) this.retry_ = timer(() => void this.attempt_(), wait);
+    this.retryAt_ = late ? 0 : now() + wait!;
+    if (wait! >= 0 && !this.isPaused_) this.retry_ = timer(late ?? (() => void this.attempt_()), wait!);
   }
 
   /** Something waits for the connection, or the network is back: the next try is not later than this. */
@@ -394,7 +383,7 @@ export class Core {
 
   /** It is over, until the application connects again. */
   private finish_(error: BothwaysError, code: string) {
-    if (this.isClosed_() || this.state_.name == "idle") return;
+    if (!this.isOn_()) return;
     this.round_++;
     this.plan_();
     clearTimeout(this.ackTimer_);
@@ -406,14 +395,13 @@ export class Core {
     for (const conn of this.conns_) conn.end_(closed);
     for (const request of this.waiting_) request.settle_(closed);
     this.topics_?.close_(closed);
-    this.first_!.no_(error);
+    this.no_(error);
   }
 
   /** The server is about to end this connection: the next one is made, and this one still brings replies. */
   private detach_(conn: Conn) {
     this.ackNow_();
     this.conn_ = undefined;
-    this.calm_(conn);
     this.spare_(conn);
     for (const oldest of this.conns_) if (this.conns_.size > CONNS_MAX) oldest.end_(farewell());
   }
@@ -425,23 +413,18 @@ export class Core {
 
   private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after }: Meta) {
     if (conn != this.conn_) return;
+    if (isForGood(code)) return this.goAway_(code!, text);
     const why = new BothwaysError("closed", text || `the server said goodbye: ${code}`);
-    if (isForGood(code)) {
-      this.ackNow_();
-      this.forget_();
-      return this.finish_(why, code!);
-    }
-
     this.detach_(conn);
     // Another tab that has a copy of this session has taken it over: two that take it from each other would go on so for
     // ever, and this one begins anew.
     if (code == "moved" || code == "ended") {
       this.forget_();
       this.tell_("session", { lost: code });
-      if (this.isClosed_()) return;
+      if (!this.isOn_()) return;
     }
     if (code == "unauthenticated") this.renew_(why);
-    else this.down_(why, Number(after) || 0);
+    else this.down_(why, Number(after) || 0, conn);
   }
 
   /** The token has run out: the next connection has another one. */
@@ -452,11 +435,11 @@ export class Core {
 
   // ---- The session --------------------------------------------------------------------------------------------------
 
-  /** Tells the server that nobody comes back to the session. Where there is no connection, it waits as long as it does. */
-  private leave_() {
-    this.ackNow_();
+  /** For good. The server is told that nobody comes back to the session; without a connection, it keeps that for a time. */
+  private goAway_(code: string, text = "the server sent this client away: " + code) {
     if (this.session_.sid_) this.sessionConn_?.say_("Leave", this.session_.ack_());
     this.forget_();
+    this.finish_(new BothwaysError("closed", text), code);
   }
 
   private forget_() {
@@ -468,11 +451,12 @@ export class Core {
   private ackSoon_() {
     const untold = this.session_.untold_();
     if (!untold || !this.sessionConn_) return;
+    if (!this.ackTimer_) {
+      this.ackDue_ = now() + ACK_DELAY;
+      this.ackTimer_ = timer(() => this.ackNow_(), ACK_DELAY);
+    }
     // Timers of hidden pages come late: what is due is sent with whatever happens next.
-    if (untold >= ACK_MESSAGES || (this.ackTimer_ && now() >= this.ackDue_)) return this.ackNow_();
-    if (this.ackTimer_) return;
-    this.ackDue_ = now() + ACK_DELAY;
-    this.ackTimer_ = timer(() => this.ackNow_(), ACK_DELAY);
+    if (untold >= ACK_MESSAGES || now() >= this.ackDue_) this.ackNow_();
   }
 
   /** @internal */
@@ -544,11 +528,10 @@ export class Core {
 
   private send_(path_: string, method_: string, args: unknown, options: CallOptions, isOneway_ = false): Promise<Frame> {
     const { codec = this.codecs_[0]!, meta: meta_ = {}, signal, timeout = this.settings_.timeout } = options;
-    const { state_: state } = this;
     return new Promise((ok, no) => {
       signal?.throwIfAborted();
-      if (state.name == "idle") throw new BothwaysError("not_connected", "connect() was not called");
-      if (state.name == "closed") throw new BothwaysError("closed", state.why.message);
+      if (!this.first_) throw new BothwaysError("not_connected", "connect() was not called");
+      if (this.state_.name == "closed") throw new BothwaysError("closed", this.state_.why.message);
       let payload_: Uint8Array;
       try {
         payload_ = codec.encode(args);
@@ -668,4 +651,3 @@ export class Core {
 }
 
 const farewell = () => new BothwaysError("lost", "the server said goodbye");
-const tooMuch = () => new BothwaysError("queue_full", "too much waits to be sent");

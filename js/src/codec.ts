@@ -16,30 +16,36 @@ export interface NameOptions {
 export const toWire = (name: string) => name.charAt(0).toUpperCase() + name.slice(1);
 export const fromWire = (name: string) => name.charAt(0).toLowerCase() + name.slice(1);
 
-/** A value whose names, if it has any, are changed. One called `__proto__` is a field like any other. */
-const renamed = (value: unknown, rename: (name: string) => string): unknown =>
-  typeof value == "object" && value && !Array.isArray(value)
-    ? Object.fromEntries(Object.entries(value).map(([name, field]) => [rename(name), field]))
-    : value;
+const plain: Codec = {
+  type: JSON_TYPE,
+  encode: (value = null) =>
+    utf8(
+      JSON.stringify(value, function (this: Record<string, unknown>, key, value) {
+        // Before `toJSON`, which Node's buffers have.
+        const field = this[key];
+        if (field instanceof Uint8Array) return btoa(field.reduce((text, byte) => text + String.fromCharCode(byte), ""));
+        return value instanceof Map ? Object.fromEntries(value) : value;
+      }),
+    ),
+  decode: (bytes) => (bytes.length ? JSON.parse(text(bytes)) : undefined),
+};
+
+/** A value whose names, at any depth, are changed. One called `__proto__` is a field like any other. */
+function renamed(value: any, rename: (name: string) => string): unknown {
+  if (Array.isArray(value)) return value.map((item) => renamed(item, rename));
+  const isRecord = typeof value == "object" && value && !value.toJSON && !(value instanceof Map || value instanceof Uint8Array);
+  if (!isRecord) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, field]) => [rename(name), renamed(field, rename)]));
+}
 
 /** JSON. Bytes become base64 and dates RFC 3339, as in Go; neither comes back by itself. Numbers have 53 bits. */
-export function json({ rename }: NameOptions = {}): Codec {
-  return {
-    type: JSON_TYPE,
-    encode: (value) =>
-      utf8(
-        JSON.stringify(value ?? null, function (this: Record<string, unknown>, key, value) {
-          // Before `toJSON`, which Node's buffers have.
-          const field = this[key];
-          if (field instanceof Uint8Array) return btoa(field.reduce((text, byte) => text + String.fromCharCode(byte), ""));
-          if (value instanceof Map) return Object.fromEntries(value);
-          return rename ? renamed(value, toWire) : value;
-        }),
-      ),
-    decode: (bytes) =>
-      bytes.length ? JSON.parse(text(bytes), rename && ((_, value) => renamed(value, fromWire))) : undefined,
-  };
-}
+export const json = ({ rename }: NameOptions = {}): Codec =>
+  rename
+    ? { ...plain, encode: (value) => plain.encode(renamed(value, toWire)), decode: (bytes) => renamed(plain.decode(bytes), fromWire) }
+    : plain;
+
+/** {@link json} as it is, for what loads as little as it can. */
+export { plain as plainJson };
 
 /** Bytes as they are; a text is sent in UTF-8. What comes is a `Uint8Array`. */
 export const raw = (): Codec => ({

@@ -2,14 +2,16 @@
 
 import type { Answers, Run } from "./answers.js";
 import type { Request } from "./client.js";
-import { BothwaysError, errorOf } from "./error.js";
+import { BothwaysError, errorOf, tooMuch } from "./error.js";
 import {
   broken, deframer, EMPTY, encodeFrame, HEARTBEAT, HEARTBEAT_BYTES_MAX, isFailed, MSGPACK_TYPE, ONEWAY, OTHER_BIT, PUSH_BIT,
-  RAW, RESPONSE, type Frame, type Meta,
+  RAW, RESPONSE, type Frame, type Meta, type Parts,
 } from "./frame.js";
 import type { Dial, Wire } from "./wire.js";
 
 export const CONTROL = "_bothways";
+
+const SILENT = "the server does not answer";
 
 /** Milliseconds, on a clock that nobody sets. */
 export const now = () => performance.now();
@@ -54,10 +56,10 @@ export class Conn {
   isNegotiated_ = false;
   /** The Hello is answered, and the connection is not over. */
   isUp_ = false;
-  upSince_ = 0;
+  upSince_ = Infinity;
 
   /** All requests on a connection carry the token of its Hello. */
-  constructor(private token_: string, private options_: ConnOptions, private events_: ConnEvents) {
+  constructor(private token_: Meta, private options_: ConnOptions, private events_: ConnEvents) {
     this.most_ = options_.frameBytesMax;
   }
 
@@ -65,7 +67,7 @@ export class Conn {
   open_(address: string, dial: Dial, hello: Meta) {
     const { connectTimeout, frameBytesMax } = this.options_;
     const feed = deframer(frameBytesMax, (frame) => this.isOver_ || this.frame_(frame));
-    this.timer_ = setTimeout(() => this.lost_(`no answer within ${connectTimeout} ms`), connectTimeout);
+    this.timer_ = setTimeout(() => this.lost_(SILENT), connectTimeout);
     this.wire_ = dial(address, {
       opened: () => this.try_(() => (this.hello_ = this.request_(HEARTBEAT, MSGPACK_TYPE, "", "", hello, EMPTY))),
       received: (bytes) => {
@@ -93,7 +95,7 @@ export class Conn {
   /** Sends a request with the token, and returns its number. Throws if it cannot be sent; then nothing of it was. */
   request_(flags: number, type: number, path: string, method: string, meta: Meta, payload: Uint8Array): bigint {
     const seq = (flags & ONEWAY ? OTHER_BIT : 0n) | ++this.numbers_;
-    this.put_(flags, type, seq, path, method, this.token_ ? { ...meta, __AUTH: this.token_ } : meta, payload);
+    this.put_(flags, type, seq, path, method, { ...meta, ...this.token_ }, payload);
     return seq;
   }
 
@@ -112,11 +114,9 @@ export class Conn {
     if (this.calls_.delete(seq) && this.can_("cancel")) this.say_("Cancel", { "_bw.seq": `${seq}` });
   }
 
-  private put_(flags: number, type: number, seq: bigint, path: string, method: string, meta: Meta, payload: Uint8Array) {
-    const bytes = encodeFrame(flags, type, seq, path, method, meta, payload, this.most_);
-    if (this.wire_!.buffered + bytes.length > this.options_.sendBytesMax) {
-      throw new BothwaysError("queue_full", "too much waits to be sent");
-    }
+  private put_(...parts: Parts) {
+    const bytes = encodeFrame(this.most_, ...parts);
+    if (this.wire_!.buffered + bytes.length > this.options_.sendBytesMax) throw tooMuch();
     this.wire_!.send(bytes);
   }
 
@@ -128,16 +128,15 @@ export class Conn {
       const call = this.calls_.get(seq);
       this.calls_.delete(seq);
       if (call) this.events_.replied_(this, call, frame);
-    } else if (flags & HEARTBEAT) {
-      if (!this.can_("ping") || payload.length > HEARTBEAT_BYTES_MAX) throw broken("a heartbeat that was not agreed on");
+    } else if (flags & HEARTBEAT && this.can_("ping") && payload.length <= HEARTBEAT_BYTES_MAX) {
       this.reply_(frame, flags & (HEARTBEAT | ONEWAY), frame.type_, frame.meta_, payload);
-    } else if (flags & ONEWAY) {
+    } else if ((flags & (HEARTBEAT | ONEWAY)) == ONEWAY) {
       // What names a call of the server is known here; the rest is for whoever keeps this connection.
       this.events_.pushed_(this, frame);
-    } else if (answers_ && this.can_("calls") && seq >= (PUSH_BIT | OTHER_BIT)) {
+    } else if (!(flags & HEARTBEAT) && answers_ && this.can_("calls") && seq >= (PUSH_BIT | OTHER_BIT)) {
       answers_.called_(this, frame);
     } else {
-      throw broken("a call that was not agreed on");
+      throw broken("what was not agreed on");
     }
   }
 
@@ -170,7 +169,7 @@ export class Conn {
     if (!this.probe_) {
       if (heartbeat && time - this.lastRead_ >= heartbeat) this.probeNow_(heartbeatTimeout);
     } else if (++this.ticks_ > 1 && time - this.probe_ >= this.patience_) {
-      this.lost_("the server does not answer");
+      this.lost_(SILENT);
     }
   }
 

@@ -52,13 +52,14 @@ export function errorOf({ __rpcx_error__: text, ...said }: Meta, isNegotiated: b
   return error;
 }
 
+export const tooMuch = () => new BothwaysError("queue_full", "too much waits to be sent");
+
 /** The text of whatever was thrown, at most 1 KiB of it. */
 export const textOf = (error: unknown): string => {
-  let text = "an error without text";
   try {
-    text = String((error as Error)?.message ?? error);
+    return String((error as Error)?.message ?? error).slice(0, 1024);
   } catch {
     // A value that cannot be shown.
+    return "?";
   }
-  return text.slice(0, 1024);
 };

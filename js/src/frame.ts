@@ -49,7 +49,7 @@ const decoder = new TextDecoder();
 export const utf8 = (text: string): Uint8Array => encoder.encode(text);
 export const text = (bytes: Uint8Array): string => decoder.decode(bytes);
 export const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-export const broken = (what: string) => new BothwaysError("protocol", "the server sent " + what);
+export const broken = (what = "no frame") => new BothwaysError("protocol", "the server sent " + what);
 
 /** Some parts one after the other, each behind its length, with room before them. */
 function join(parts: Uint8Array[], room: number): Uint8Array {
@@ -69,16 +69,17 @@ function split(bytes: Uint8Array, most: number): Uint8Array[] {
     // A length that is cut off is as wrong as one of more bytes than there are.
     const length = at + 4 > bytes.length ? Infinity : viewOf(bytes).getUint32(at);
     at += 4 + length;
-    if (at > bytes.length || parts.length == most) throw broken("a length that is wrong");
+    if (at > bytes.length || parts.length == most) throw broken();
     parts.push(bytes.subarray(at - length, at));
   }
   return parts;
 }
 
+/** What a frame is made of. */
+export type Parts = [flags: number, type: number, seq: bigint, path: string, method: string, meta: Meta, payload: Uint8Array];
+
 /** A frame as bytes. Throws if it has more than `most` of them after its prefix, or too much metadata. */
-export function encodeFrame(
-  flags: number, type: number, seq: bigint, path: string, method: string, meta: Meta, payload: Uint8Array, most: number,
-): Uint8Array {
+export function encodeFrame(most: number, ...[flags, type, seq, path, method, meta, payload]: Parts): Uint8Array {
   const check = (what: string, count: number, most: number) => {
     if (count > most) throw new BothwaysError("too_large", `${count} ${what}, at most ${most}`);
   };
@@ -101,9 +102,9 @@ export function encodeFrame(
 /** A whole frame. Its payload is a part of the same bytes. */
 function decodeFrame(bytes: Uint8Array): Frame {
   const [path, method, metaBytes, payload_] = split(bytes.subarray(PREFIX), 4);
-  if (!payload_ || metaBytes!.length > META_BYTES_MAX) throw broken("a frame that is none");
+  if (!payload_ || metaBytes!.length > META_BYTES_MAX) throw broken();
   const pairs = split(metaBytes!, 2 * META_PAIRS_MAX).map(text);
-  if (pairs.length % 2) throw broken("a key without a value");
+  if (pairs.length % 2) throw broken();
   const meta_: Meta = Object.create(null);
   for (let at = 0; at < pairs.length; at += 2) meta_[pairs[at]!] = pairs[at + 1]!;
   return {
@@ -140,7 +141,7 @@ export function deframer(most: number, take: (frame: Frame) => void) {
     let length: number;
     let hasTaken = !have;
     for (;;) {
-      if (chunk.length && chunk[0] != 8) throw broken("no frame");
+      if (chunk.length && chunk[0] != 8) throw broken();
       length = chunk.length < PREFIX ? 0 : viewOf(chunk).getUint32(12);
       if (length > most) throw broken(`a frame of ${length} bytes, at most ${most}`);
       length += PREFIX;

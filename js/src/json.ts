@@ -4,7 +4,7 @@
  * {@link followPage}, {@link subscribe}, {@link keepSession}. Changes of presence are MessagePack: `presence` shows who is
  * there when the client subscribes or connects, and no changes.
  */
-import { json } from "./codec.js";
+import { plainJson } from "./codec.js";
 import { Core } from "./client.js";
 import { webSocketDial } from "./wire.js";
 import type { CoreOptions } from "./types.js";
@@ -20,6 +20,6 @@ export class Bothways extends Core {
   /** `address`: `wss://host/_rpcx_`, rpcx's `ws@host:port`, or `/_rpcx_` on the server that the page came from. */
   constructor(address: string, options: CoreOptions = {}) {
     if ("storage" in options) throw new TypeError("storage: keepSession(client, storage)");
-    super(address, options, { codecs: [json()], dial: webSocketDial(options.WebSocket) });
+    super(address, options, { codecs: [plainJson], dial: webSocketDial(options.WebSocket) });
   }
 }

@@ -155,8 +155,8 @@ export class Pushes {
       path, method, bytes, dropped,
       meta: visible(frame.meta_),
       text: () => text(bytes),
-      ...(topic !== undefined && { topic }),
-      ...(position && { position }),
+      topic,
+      position,
     };
     // A method or a path `*` takes those without a handler of their own.
     const named = all.get(`${path}\n${method}`) ?? all.get(`${path}\n*`) ?? all.get("*\n*") ?? [];

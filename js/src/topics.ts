@@ -16,20 +16,21 @@ const MEMBERS_MAX = 10_000;
 /** How long a pattern waits for the topics that it covers, so that nothing new overtakes what they missed. */
 const ORDER_WAIT = 5000;
 
-const isPassing = ({ code }: BothwaysError) =>
-  /^(overloaded|shutting_down|timeout|internal|queue_full|not_connected)$/.test(code);
+/** Errors after which the next connection asks, and those after which this one does. */
+const GONE = /^(lost|closed)$/;
+const PASSING = /^(overloaded|shutting_down|timeout|internal|queue_full|not_connected)$/;
 
-/** True if a pattern covers a topic: `*` is one segment, `>` at the end one or more. */
+/** The position of a topic without a history. */
+const NOWHERE: Position = { epoch: 0n, offset: 0n };
+
+/** True if a pattern covers a topic, or is it: `*` is one segment, `>` at the end one or more. */
 export function covers(pattern: string, topic: string): boolean {
   const names = topic.split(".");
   const parts = pattern.split(".");
-  const open = parts.at(-1) == ">";
-  if (open) parts.pop();
-  return (open ? names.length > parts.length : names.length == parts.length) &&
-    parts.every((part, at) => part == "*" || part == names[at]);
+  if (parts.at(-1) == ">" && names.length >= parts.length) names.length = --parts.length;
+  return names.length == parts.length && parts.every((part, at) => part == "*" || part == names[at]);
 }
 
-const isPattern = (topic: string) => /[*>]/.test(topic);
 /** A process need not live for that. */
 const pause = (ms: number) =>
   new Promise<void>((done) => (setTimeout(done, ms) as { unref?(): void }).unref?.());
@@ -54,7 +55,9 @@ export class Subscription {
    */
   readonly ready: Promise<{ recovered: boolean }>;
   /** @internal */
-  settle_!: { ok_(value: { recovered: boolean }): void; no_(error: unknown): void };
+  ok_!: (value: { recovered: boolean }) => void;
+  /** @internal */
+  no_!: (error: unknown) => void;
 
   /** @internal */
   constructor(
@@ -63,7 +66,7 @@ export class Subscription {
     /** @internal */ readonly handler_: PushHandler,
     /** @internal */ readonly presence_: SubscribeOptions["presence"],
   ) {
-    this.ready = new Promise((ok_, no_) => (this.settle_ = { ok_, no_ }));
+    this.ready = new Promise((ok, no) => ([this.ok_, this.no_] = [ok, no]));
     // An application that listens for errors need not look at this promise too.
     this.ready.catch(() => {});
   }
@@ -75,13 +78,13 @@ export class Subscription {
 
   /** The last message of the topic's history that this client has; none of a pattern, or without a history. */
   get position(): Position | undefined {
-    const { epoch_: epoch, offset_: offset } = this.of_;
-    return epoch ? { epoch, offset } : undefined;
+    const { at_ } = this.of_;
+    return at_.epoch ? at_ : undefined;
   }
 
   /** Who is in the topic, if `presence` was asked for; empty before it is known. */
   get members(): Member[] {
-    return this.of_.list_();
+    return [...this.of_.members_.values()];
   }
 
   on<N extends keyof SubscriptionEvents>(name: N, listener: (event: SubscriptionEvents[N]) => void): () => void {
@@ -95,120 +98,67 @@ export class Subscription {
 }
 
 /** A topic to which at least one subscription goes. */
-export class Topic {
+class Topic {
   subs_ = new Set<Subscription>();
-  epoch_ = 0n;
-  offset_ = 0n;
+  at_: Position = NOWHERE;
   /** The present session has it. */
-  held_ = false;
+  isHeld_ = false;
   /** A session has had it. */
   wasHeld_ = false;
   /** Up to where the application has handled it. */
   handled_?: Position;
   /** Requests about this topic go one after the other. */
-  line_: Promise<unknown> = Promise.resolve();
+  line_?: Promise<unknown>;
   /** Grows with each reason to ask; a request that is not the newest stops. */
   asked_ = 0;
   members_ = new Map<string, Member>();
-  private generation_ = 0;
-  private rosters_ = 0;
+  generation_ = 0;
+  rosters_ = 0;
+  readonly isPattern_: boolean;
 
-  constructor(readonly name_: string, readonly recover_: boolean) {}
-
-  list_(): Member[] {
-    return [...this.members_.values()];
+  constructor(readonly name_: string, readonly recover_: boolean) {
+    this.isPattern_ = /[*>]/.test(name_);
   }
 
-  note_(position: Position) {
-    if (position.epoch != this.epoch_) [this.epoch_, this.offset_] = [position.epoch, position.offset];
-    else if (position.offset > this.offset_) this.offset_ = position.offset;
-  }
-
-  private key_ = (user: string, session: string) => (user ? "u" + user : "s" + session);
-
-  private tell_(client: Core) {
-    for (const sub of this.subs_) {
-      try {
-        sub.presence_?.(this.list_());
-      } catch (error) {
-        client.report_(error, `presence of ${this.name_}`);
-      }
-    }
-  }
-
-  /** A change; older ones than the roster are in it. */
-  change_(client: Core, { User = "", Session = "", Status, Generation }: any) {
-    if (!(Number(Generation) > this.generation_)) return;
-    this.generation_ = Number(Generation);
-    const [user, session] = [String(User), String(Session)];
-    const key = this.key_(user, session);
-    if (Status == "offline") this.members_.delete(key);
-    else if (this.members_.has(key) || this.members_.size < MEMBERS_MAX) {
-      this.members_.set(key, { user, session, status: Status == "reconnecting" ? Status : "online" });
-    }
-    this.tell_(client);
-  }
-
-  /** Asks for everybody who is there. */
-  async roster_(client: Core): Promise<void> {
-    if (![...this.subs_].some((sub) => sub.presence_) || isPattern(this.name_)) return;
-    const round = ++this.rosters_;
-    const found = new Map<string, Member>();
-    let generation = 0;
-    let [AfterUser, AfterSession] = ["", ""];
-    for (let more = true, page = 0; more; page++) {
-      const reply = await client.ask_("Roster", { Topic: this.name_, AfterUser, AfterSession });
-      if (round != this.rosters_) return;
-      if (!page) generation = Number(reply?.Generation) || 0;
-      const members: any[] = Array.isArray(reply?.Members) ? reply.Members : [];
-      for (const { User = "", Session = "", Status } of members) {
-        [AfterUser, AfterSession] = [String(User), String(Session)];
-        found.set(this.key_(AfterUser, AfterSession), { user: AfterUser, session: AfterSession, status: Status });
-      }
-      // A server that says there is more and sends nothing is not asked for ever.
-      more = !!reply?.More && members.length > 0 && found.size < MEMBERS_MAX;
-    }
-    // What changed meanwhile is newer: then it is asked again.
-    if (this.generation_ > generation) {
-      this.generation_ = generation;
-      return this.roster_(client);
-    }
-    [this.generation_, this.members_] = [generation, found];
-    this.tell_(client);
+  note_(at: Position) {
+    if (at.epoch && (at.epoch != this.at_.epoch || at.offset > this.at_.offset)) this.at_ = at;
   }
 }
 
+/** One in a topic, and its key among the others. */
+const memberOf = ({ User = "", Session = "", Status }: any): [string, Member] => {
+  const [user, session] = [`${User}`, `${Session}`];
+  return [user ? "u" + user : "s" + session, { user, session, status: /^(offline|reconnecting)$/.test(Status) ? Status : "online" }];
+};
+
 export class Topics {
-  all_ = new Map<string, Topic>();
+  private all_ = new Map<string, Topic>();
   /** Left while the session may have them. */
   private left_ = new Set<string>();
 
   constructor(private client_: Core) {}
 
-  join_(name: string, handler: PushHandler, options: SubscribeOptions): Subscription {
-    let topic = this.all_.get(name);
-    if (!topic) {
-      this.all_.set(name, (topic = new Topic(name, options.recover !== false)));
-      this.place_(topic);
-    }
-    const sub = new Subscription(this, topic, handler, options.presence);
-    const first = !topic.subs_.size;
+  join_(name: string, handler: PushHandler, { recover = true, from, presence }: SubscribeOptions): Subscription {
+    const known = this.all_.get(name);
+    const topic = known ?? new Topic(name, recover);
+    const sub = new Subscription(this, topic, handler, presence);
     topic.subs_.add(sub);
     this.left_.delete(name);
-
-    if (options.from && first) topic.note_(options.from);
-    if (topic.held_) {
-      sub.settle_.ok_({ recovered: !options.from });
-      if (sub.presence_) this.roster_(topic);
-    } else if (first) {
+    if (!known) {
+      this.all_.set(name, topic);
+      this.place_(topic);
+      if (from) topic.note_(from);
       void this.subscribe_(topic);
+    } else if (topic.isHeld_) {
+      sub.ok_({ recovered: !from });
+      if (presence) this.roster_(topic);
     }
     return sub;
   }
 
   /** Goes on where an earlier page was. */
   restore_() {
-    for (const topic of this.all_.values()) if (!topic.epoch_) this.place_(topic);
+    for (const topic of this.all_.values()) if (!topic.at_.epoch) this.place_(topic);
   }
 
   private place_(topic: Topic) {
@@ -218,56 +168,58 @@ export class Topics {
   }
 
   async leave_(sub: Subscription): Promise<void> {
-    const topic = sub.of_;
+    const { of_: topic } = sub;
+    const { name_: name } = topic;
     topic.subs_.delete(sub);
-    sub.settle_.no_(new BothwaysError("closed", "unsubscribed"));
-    if (topic.subs_.size || this.all_.get(topic.name_) != topic) return;
-    this.all_.delete(topic.name_);
+    sub.no_(new BothwaysError("closed", "unsubscribed"));
+    if (topic.subs_.size || this.all_.get(name) != topic) return;
+    this.all_.delete(name);
     topic.asked_++;
-    this.left_.add(topic.name_);
-    await this.unsubscribe_(topic.name_, topic.line_);
+    this.left_.add(name);
+    await topic.line_;
+    await this.unsubscribe_(name);
   }
 
   /** The server is not to have it. What cannot be told now is told on the next connection. */
-  private async unsubscribe_(name: string, line: Promise<unknown>): Promise<void> {
-    await line;
-    const conn = this.client_.conn_;
-    if (!conn?.isUp_ || !this.left_.has(name)) return;
-    const done = await this.client_.ask_("Unsubscribe", { Topic: name }).then(() => true, () => false);
-    if (done && !this.all_.has(name)) this.left_.delete(name);
+  private async unsubscribe_(name: string): Promise<void> {
+    if (!this.client_.conn_?.isUp_ || !this.left_.has(name)) return;
+    const isDone = await this.client_.ask_("Unsubscribe", { Topic: name }).then(() => true, () => false);
+    if (isDone && !this.all_.has(name)) this.left_.delete(name);
   }
 
   /** A connection stands. */
-  begin_(resumed: boolean) {
+  begin_(isResumed: boolean) {
     const topics = [...this.all_.values()];
-    if (resumed) {
-      for (const name of this.left_) void this.unsubscribe_(name, Promise.resolve());
+    if (isResumed) {
+      for (const name of this.left_) void this.unsubscribe_(name);
     } else {
       this.left_.clear();
-      for (const topic of topics) topic.held_ = false;
+      this.lost_();
     }
 
-    const exact = topics.filter((topic) => !isPattern(topic.name_));
-    const asked = new Map(exact.map((topic) => [topic, topic.held_ ? undefined : this.subscribe_(topic)]));
-    for (const topic of exact) if (topic.held_) this.roster_(topic);
+    const asked = new Map<Topic, Promise<unknown>>();
     for (const topic of topics) {
-      if (topic.held_ || !isPattern(topic.name_)) continue;
-      const covered = exact.filter(({ name_, epoch_ }) => epoch_ && covers(topic.name_, name_)).map((of) => asked.get(of));
-      const ordered = covered.length ? Promise.race([Promise.all(covered), pause(ORDER_WAIT)]) : undefined;
-      void this.subscribe_(topic, ordered);
+      if (topic.isPattern_) continue;
+      if (topic.isHeld_) this.roster_(topic);
+      else asked.set(topic, this.subscribe_(topic));
+    }
+    for (const topic of topics) {
+      if (topic.isHeld_ || !topic.isPattern_) continue;
+      const covered = [...asked].filter(([{ name_, at_ }]) => at_.epoch && covers(topic.name_, name_)).map(([, done]) => done);
+      void this.subscribe_(topic, covered.length ? Promise.race([Promise.all(covered), pause(ORDER_WAIT)]) : undefined);
     }
   }
 
   /** The session is lost; what it had is asked for when there is another one. */
   lost_() {
-    for (const topic of this.all_.values()) topic.held_ = false;
+    for (const topic of this.all_.values()) topic.isHeld_ = false;
   }
 
   /** The server dropped something. */
   gap_() {
     for (const topic of this.all_.values()) {
-      if (!topic.held_) continue;
-      if (topic.recover_ && topic.epoch_) void this.subscribe_(topic);
+      if (!topic.isHeld_) continue;
+      if (topic.recover_ && topic.at_.epoch) void this.subscribe_(topic);
       else this.missing_(topic);
       this.roster_(topic);
     }
@@ -277,123 +229,149 @@ export class Topics {
     for (const sub of topic.subs_) this.client_.emit_(sub.events_, "gap", { topic: topic.name_ });
   }
 
-  private roster_(topic: Topic) {
-    topic.roster_(this.client_).catch((error) => {
-      // The next connection asks again.
-      if (error?.code != "lost" && error?.code != "closed") this.client_.report_(error, `the roster of ${topic.name_}`);
-    });
-  }
-
   /** Has the server send what is published to a topic, and what was missed, until it does, refuses, or is gone. */
-  private subscribe_(topic: Topic, after?: Promise<unknown>): Promise<void> {
-    const asked = ++topic.asked_;
-    const before = topic.line_;
-    return (topic.line_ = this.ask_(topic, asked, before, after));
+  private subscribe_(topic: Topic, after?: Promise<unknown>): Promise<unknown> {
+    return (topic.line_ = this.ask_(topic, ++topic.asked_, topic.line_, after));
   }
 
-  private async ask_(topic: Topic, asked: number, before: Promise<unknown>, after?: Promise<unknown>) {
+  private async ask_(topic: Topic, asked: number, before?: Promise<unknown>, after?: Promise<unknown>) {
     await before;
     await after;
-    const conn = this.client_.conn_;
-    const goesOn = () => topic.asked_ == asked && conn?.isUp_ && this.client_.conn_ == conn;
-    const wasLost = !topic.held_ && topic.wasHeld_;
-    let tries = 0;
-    let refused = false;
-
-    while (goesOn()) {
-      const { epoch_, offset_, recover_ } = topic;
-      const from = recover_ ? { Epoch: asNumber(epoch_), Offset: asNumber(offset_) } : { Epoch: 0, Offset: 0 };
-      let wait: readonly [number, number] = SOON;
+    const { client_: client } = this;
+    const { name_, recover_, subs_ } = topic;
+    const { conn_: conn } = client;
+    const goesOn = () => topic.asked_ == asked && conn?.isUp_ && client.conn_ == conn;
+    const wasLost = !topic.isHeld_ && topic.wasHeld_;
+    let isRefused = false;
+    for (let tries = 0; goesOn(); tries++) {
+      const { epoch, offset } = recover_ ? topic.at_ : NOWHERE;
+      const args = { Topic: name_, Epoch: asNumber(epoch), Offset: asNumber(offset), Part: true, Ordered: recover_ };
+      let [wait, most]: readonly [number, number] = SOON;
       try {
-        const args = { Topic: topic.name_, ...from, Part: true, Ordered: recover_ };
-        const reply = await this.client_.ask_("Subscribe", args);
+        const { Epoch, Offset, Later, More, Recovered } = (await client.ask_("Subscribe", args)) ?? {};
         if (!goesOn()) return;
-        const position = { epoch: asBig(reply?.Epoch), offset: asBig(reply?.Offset) };
-        if (!reply?.Later && !reply?.More) {
-          if (position.epoch) topic.note_(position);
-          return this.hold_(topic, !!reply?.Recovered || !from.Epoch, wasLost);
-        }
-        if (reply.More) {
-          if (position.offset > offset_) tries = 0;
-          if (position.epoch) topic.note_(position);
-        }
+        const at = { epoch: parseOffset(`${Epoch}`), offset: parseOffset(`${Offset}`) };
+        if (!Later || More) topic.note_(at);
+        if (!Later && !More) return this.hold_(topic, !!Recovered || !epoch, wasLost);
+        if (at.offset > offset) tries = 0;
       } catch (error) {
-        if (!goesOn() || !(error instanceof BothwaysError) || error.code == "lost" || error.code == "closed") return;
-        const final = !isPassing(error) && (!topic.wasHeld_ || /not_found|bad_arg|encode|decode/.test(error.code));
-        if (!isPassing(error)) {
-          if (final) this.all_.delete(topic.name_);
-          if (!refused) for (const sub of topic.subs_) this.client_.emit_(sub.events_, "error", { error, final });
-          refused = true;
-          wait = SLOWLY;
-        }
-        if (final) {
-          for (const sub of topic.subs_) sub.settle_.no_(error);
-          return;
+        const { code } = error as BothwaysError;
+        if (!goesOn() || GONE.test(code)) return;
+        if (!PASSING.test(code)) {
+          const final = !topic.wasHeld_ || /not_found|bad_arg|encode|decode/.test(code);
+          if (final) this.all_.delete(name_);
+          if (!isRefused) for (const sub of subs_) client.emit_(sub.events_, "error", { error, final });
+          if (final) return this.end_(topic, error);
+          isRefused = true;
+          [wait, most] = SLOWLY;
         }
       }
-      const most = Math.min(wait[1], wait[0] * 2 ** Math.min(tries++, 20));
-      await pause(most / 2 + (Math.random() * most) / 2);
+      await pause(Math.min(most, wait * 2 ** Math.min(tries, 20)) * (0.5 + Math.random() / 2));
     }
   }
 
   private hold_(topic: Topic, recovered: boolean, wasLost: boolean) {
-    topic.held_ = topic.wasHeld_ = true;
-    for (const sub of topic.subs_) sub.settle_.ok_({ recovered });
-    if (!recovered || (wasLost && !topic.epoch_)) this.missing_(topic);
+    topic.isHeld_ = topic.wasHeld_ = true;
+    for (const sub of topic.subs_) sub.ok_({ recovered });
+    if (!recovered || (wasLost && !topic.at_.epoch)) this.missing_(topic);
     this.roster_(topic);
   }
 
+  private end_(topic: Topic, error: unknown) {
+    for (const sub of topic.subs_) sub.no_(error);
+  }
+
   /** A message came for the first time. */
-  note_(name: string, position: Position, isTracked: boolean) {
+  note_(name: string, at: Position, isFirm: boolean) {
     const topic = this.all_.get(name);
-    if (!topic) return;
-    // Nobody keeps one that is not tracked, and those before it may still come: it counts only as the next one.
-    const isNext = position.epoch == topic.epoch_ && position.offset == topic.offset_ + 1n;
-    if (isTracked || isNext) topic.note_(position);
+    // Nobody keeps one that is not firm, and those before it may still come: it counts only as the next one.
+    const isNext = at.epoch == topic?.at_.epoch && at.offset == topic.at_.offset + 1n;
+    if (isFirm || isNext) topic?.note_(at);
   }
 
   /** The application has handled a message. */
-  handled_(name: string, position: Position) {
+  handled_(name: string, at: Position) {
     const topic = this.all_.get(name);
-    if (topic) topic.handled_ = position;
+    if (topic) topic.handled_ = at;
   }
 
   /** Epoch and offset of each topic, up to where the application has handled it. */
   save_(): Store["positions_"] {
-    const positions: Store["positions_"] = {};
-    for (const [name, { handled_: at }] of this.all_) if (at) positions[name] = [`${at.epoch}`, `${at.offset}`];
-    return positions;
+    const handled = [...this.all_].filter(([, { handled_ }]) => handled_);
+    return Object.fromEntries(handled.map(([name, { handled_ }]) => [name, [`${handled_!.epoch}`, `${handled_!.offset}`]]));
   }
 
   handlers_(name: string): PushHandler[] {
-    const handlers: PushHandler[] = [];
-    for (const [pattern, topic] of this.all_) {
-      if (pattern == name || covers(pattern, name)) for (const sub of topic.subs_) handlers.push(sub.handler_);
-    }
-    return handlers;
+    const topics = [...this.all_.values()].filter(({ name_ }) => covers(name_, name));
+    return topics.flatMap(({ subs_ }) => [...subs_].map(({ handler_ }) => handler_));
   }
 
+  // ---- Presence -----------------------------------------------------------------------------------------------------
+
+  private show_(topic: Topic) {
+    for (const sub of topic.subs_) {
+      try {
+        sub.presence_?.(sub.members);
+      } catch (error) {
+        this.client_.report_(error, `presence of ${topic.name_}`);
+      }
+    }
+  }
+
+  /** A change; older ones than the roster are in it. */
   presence_(change: any) {
-    this.all_.get(String(change?.Topic))?.change_(this.client_, change);
+    const topic = this.all_.get(`${change?.Topic}`);
+    const generation = Number(change?.Generation);
+    if (!topic || !(generation > topic.generation_)) return;
+    topic.generation_ = generation;
+    const { members_ } = topic;
+    const [key, member] = memberOf(change);
+    if (member.status == "offline") members_.delete(key);
+    else if (members_.has(key) || members_.size < MEMBERS_MAX) members_.set(key, member);
+    this.show_(topic);
+  }
+
+  private roster_(topic: Topic) {
+    if (topic.isPattern_ || ![...topic.subs_].some((sub) => sub.presence_)) return;
+    this.askWho_(topic).catch((error) => {
+      // The next connection asks again.
+      if (!GONE.test(error.code)) this.client_.report_(error, `the roster of ${topic.name_}`);
+    });
+  }
+
+  /** Asks for everybody who is there. */
+  private async askWho_(topic: Topic): Promise<void> {
+    const round = ++topic.rosters_;
+    const found = new Map<string, Member>();
+    let generation: number | undefined;
+    for (let [AfterUser, AfterSession, more] = ["", "", true]; more; ) {
+      const { Generation, Members, More } = (await this.client_.ask_("Roster", { Topic: topic.name_, AfterUser, AfterSession })) ?? {};
+      if (round != topic.rosters_) return;
+      generation ??= Number(Generation) || 0;
+      const members: any[] = Array.isArray(Members) ? Members : [];
+      for (const [key, member] of members.map(memberOf)) {
+        [AfterUser, AfterSession] = [member.user, member.session];
+        found.set(key, member);
+      }
+      // A server that says there is more and sends nothing is not asked for ever.
+      more = !!More && members.length > 0 && found.size < MEMBERS_MAX;
+    }
+    // What changed meanwhile is newer: then it is asked again.
+    const isOld = topic.generation_ > generation!;
+    topic.generation_ = generation!;
+    if (isOld) return this.askWho_(topic);
+    topic.members_ = found;
+    this.show_(topic);
   }
 
   close_(error: BothwaysError) {
     for (const topic of this.all_.values()) {
       topic.asked_++;
-      topic.held_ = false;
-      for (const sub of topic.subs_) sub.settle_.no_(error);
+      topic.isHeld_ = false;
+      this.end_(topic, error);
     }
   }
 }
 
-const asBig = (value: unknown): bigint => {
-  try {
-    return BigInt.asUintN(64, BigInt((value as number) ?? 0));
-  } catch {
-    return 0n;
-  }
-};
-
 /** As a number where that is exact: JSON has no others. */
-const asNumber = (value: bigint): number | bigint =>
-  Number.isSafeInteger(Number(value)) ? Number(value) : value;
+const asNumber = (value: bigint): number | bigint => (Number.isSafeInteger(Number(value)) ? Number(value) : value);

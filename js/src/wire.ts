@@ -33,33 +33,19 @@ export interface WebSocketLike {
 export type WebSocketClass = new (url: string) => WebSocketLike;
 
 /** The URL of an address: `ws://…`, rpcx's `ws@host:port`, or a path on the server that the page came from. */
-export function urlOf(address: string): string {
-  const rpcx = /^(wss?)@(.+)$/.exec(address);
-  if (rpcx) return `${rpcx[1]}://${rpcx[2]}/_rpcx_`;
-  return address.startsWith("/") ? location.origin.replace(/^http/, "ws") + address : address;
-}
+export const urlOf = (address: string): string =>
+  address.replace(/^(wss?)@(.+)/, "$1://$2/_rpcx_").replace(/^(?=\/)/, () => location.origin.replace("http", "ws"));
 
-export const webSocketDial = (Class: WebSocketClass | undefined): Dial => (address, events) => {
-  const Socket = Class ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
-  if (!Socket) throw new TypeError("there is no WebSocket here: give one as an option, or use bothways/node");
-  const socket = new Socket(urlOf(address));
+/** WebSockets of this class, or of the global one. */
+export const webSocketDial = (Class?: WebSocketClass): Dial => (address, events) => {
+  const socket = new (Class ?? (WebSocket as WebSocketClass))(urlOf(address));
   socket.binaryType = "arraybuffer";
-
+  socket.onopen = events.opened;
+  socket.onmessage = ({ data }) =>
+    typeof data == "string" ? events.closed("the server sent text") : events.received(new Uint8Array(data));
   // A `WebSocket` says its errors nowhere but in the close that follows.
-  const end = (why: string) => {
-    socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.onerror = () => {};
-    events.closed(why);
-  };
-  socket.onopen = () => events.opened();
   socket.onerror = () => {};
-  socket.onclose = (event) => end(`the WebSocket was closed (${event?.code ?? "no code"})`);
-  socket.onmessage = ({ data }) => {
-    if (data instanceof ArrayBuffer) return events.received(new Uint8Array(data));
-    socket.close();
-    end("the server sent text");
-  };
-
+  socket.onclose = ({ code }) => events.closed(`the WebSocket was closed (${code})`);
   return {
     send: (bytes) => socket.send(bytes),
     get buffered() {

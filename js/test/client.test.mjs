@@ -409,7 +409,7 @@ test("a server that does not answer the Hello is given up", async (t) => {
   const server = new FakeServer();
   server.welcome = undefined;
   const { bw } = pair(t, { connectTimeout: 20 }, server);
-  await assert.rejects(bw.connect(), { code: "lost", message: /no answer/ });
+  await assert.rejects(bw.connect(), { code: "lost", message: /does not answer/ });
   server.opens = false;
   await assert.rejects(bw.connect(), { code: "lost" });
   const late = pair(t, { connectTimeout: 20, token: () => new Promise(() => {}) });

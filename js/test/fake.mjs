@@ -45,7 +45,7 @@ export class FakeConnection {
   }
 
   frame({ flags = 0, type = 0, seq = 0n, path = "", method = "", meta = {}, payload = EMPTY }) {
-    this.bytes(encodeFrame(flags, type, seq, path, method, meta, payload, FRAME_BYTES_MAX));
+    this.bytes(encodeFrame(FRAME_BYTES_MAX, flags, type, seq, path, method, meta, payload));
   }
 
   answerHello(hello, pairs = {}, flags = 0) {

@@ -17,7 +17,7 @@ function read(parts, most = MOST) {
 }
 
 const encode = ({ flags_, type_, seq_, path_, method_, meta_, payload_ }, most = MOST) =>
-  encodeFrame(flags_, type_, seq_, path_, method_, meta_, payload_, most);
+  encodeFrame(most, flags_, type_, seq_, path_, method_, meta_, payload_);
 
 test("every golden frame of Go is read as Go reads it, and written as Go wrote it", () => {
   let written = 0;
