@@ -49,7 +49,9 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// List a server's connections, through its admin service
     Connections(ConnectionsArgs),
-    /// List a server's sessions: users, connections, what waits, what was dropped
+    /// List the nodes of a server's cluster: state, sessions, what waits
+    Nodes(NodesArgs),
+    /// List the sessions of a server and its cluster: users, connections, what waits, what was dropped
     Sessions(SessionsArgs),
     /// Show the recent events of a session: why a message did or did not arrive
     Explain(ExplainArgs),
@@ -433,12 +435,32 @@ pub(crate) enum Until {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help("\
+  bothways nodes 127.0.0.1:8973 --admin-token-env ADMIN_TOKEN
+  bothways nodes 127.0.0.1:8973 --admin-token-file token --json | jq '.[].address'
+
+Any node may be asked; its own line has a star. A node describes itself each second: SESS and AWAY are its sessions and
+those whose clients are away, CALLS what it runs, BYTES what waits for its clients. MAIL are bytes that wait at the
+node that was asked. A node is `silent` while it answers nothing, and `gone` when its lease has ended. A server alone
+has one line. The exit code is 1 if a node is silent or gone."))]
+#[command(override_usage = "bothways nodes [OPTIONS] <ADDR>")]
+pub(crate) struct NodesArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// Print the list as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
   bothways sessions 127.0.0.1:8973 --admin-token-env ADMIN_TOKEN
   bothways sessions 127.0.0.1:8973 --user ann --admin-token-file token --json | jq '.sessions[].id'
 
 CONN is `away` while the client may still come back; GEN counts its connections. WAIT are pushes that wait or are
 not handled yet, and BYTES theirs; DROP those that never arrive. What has no room in the line is in the next. Sessions
-are in the order of their users."))]
+are in the order of their users. In a cluster they are those of all nodes: c12@4f1d8a2e is connection c12 of the node
+whose number begins so. The exit code is 1 if a node has not answered."))]
 #[command(override_usage = "bothways sessions [OPTIONS] <ADDR>")]
 pub(crate) struct SessionsArgs {
     #[command(flatten)]
@@ -456,6 +478,10 @@ pub(crate) struct SessionsArgs {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) max: u32,
 
+    /// Only at the server that is asked, and not in all of its cluster
+    #[arg(long)]
+    pub(crate) here: bool,
+
     /// Print the list as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -468,7 +494,8 @@ pub(crate) struct SessionsArgs {
 
 A server remembers the last events of each session, and for a while those of sessions that ended: connections,
 pushes and how far each came, calls, and why it ended. Never what was in a message. Times are UTC, by the
-server's clock. The exit code is 1 if it knows no such session."))]
+server's clock. In a cluster all nodes are asked. The exit code is 1 if none knows such a session, or one has not
+answered."))]
 #[command(group = clap::ArgGroup::new("whose").required(true))]
 #[command(override_usage = "bothways explain [OPTIONS] <ADDR>")]
 pub(crate) struct ExplainArgs {
@@ -483,6 +510,10 @@ pub(crate) struct ExplainArgs {
     #[arg(long, group = "whose", value_name = "ID", value_parser = plan::session)]
     pub(crate) session: Option<String>,
 
+    /// Only at the server that is asked, and not in all of its cluster
+    #[arg(long)]
+    pub(crate) here: bool,
+
     /// Print the events as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -493,8 +524,8 @@ pub(crate) struct ExplainArgs {
   bothways kick 127.0.0.1:8973 --user ann --why 'too many messages' --admin-token-env ADMIN_TOKEN
   bothways kick 127.0.0.1:8973 --session 0b5c... --why maintenance --admin-token-file token
 
-A client that is sent away is told why, and cannot come back to its session; it may begin a new one. The exit
-code is 1 if there was nobody to send away."))]
+A client that is sent away is told why, and cannot come back to its session; it may begin a new one. In a cluster all
+nodes are told. The exit code is 1 if there was nobody to send away, or a node has not answered."))]
 #[command(group = clap::ArgGroup::new("whose").required(true))]
 #[command(override_usage = "bothways kick [OPTIONS] --why <TEXT> <ADDR>")]
 pub(crate) struct KickArgs {
@@ -512,6 +543,10 @@ pub(crate) struct KickArgs {
     /// What their clients are told
     #[arg(long, value_name = "TEXT")]
     pub(crate) why: String,
+
+    /// Only at the server that is asked, and not in all of its cluster
+    #[arg(long)]
+    pub(crate) here: bool,
 
     /// Print the outcome as JSON
     #[arg(long)]

@@ -25,6 +25,7 @@ mod failure;
 mod latency;
 mod listen;
 mod load;
+mod nodes;
 mod peer;
 mod plan;
 mod push;
@@ -78,6 +79,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Listen(args) => listen::run(args).await,
         Command::Push(args) => push::run(args).await,
         Command::Connections(args) => push::connections(args).await,
+        Command::Nodes(args) => nodes::list(args).await,
         Command::Sessions(args) => sessions::list(args).await,
         Command::Explain(args) => sessions::explain(args).await,
         Command::Kick(args) => sessions::kick(args).await,

@@ -11,6 +11,7 @@ use crate::{
     args::{AdminArgs, ConnectionsArgs, PushArgs, Until},
     call,
     failure::{Exit, Failure},
+    nodes,
     plan::{self, Secret},
     term::{self, Out, Paint},
     value,
@@ -96,7 +97,14 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
 /// An error if nobody gets the push, or a client's application could not deal with it.
 fn judge(outcome: &AdminPushOutcome) -> Result<(), Failure> {
     let (targets, failed) = (outcome.targets(), outcome.failed.total());
-    if targets == 0 && !outcome.stored {
+    if outcome.unreached != 0 {
+        return Err(Failure::new(
+            Exit::Peer,
+            "not every node was reached: it may have sessions that do not get the push",
+        )
+        .hint("`bothways nodes` tells which are there"));
+    }
+    if targets == 0 && !outcome.stored && outcome.routing == 0 {
         return Err(Failure::new(Exit::Peer, "nobody is there to push to")
             .hint("`bothways sessions` tells who is; `bothways explain` where they went"));
     }
@@ -130,6 +138,10 @@ fn reached(outcome: &AdminPushOutcome, until: Until) -> Result<(), Failure> {
         Until::Received => (queued + written, "received"),
         Until::Handled => (queued + written + received, "handled"),
     };
+    if outcome.routing != 0 && !matches!(until, Until::Queued) {
+        let text = format!("{} not said in time how far it is", nodes::does_or_do(outcome.routing, "has", "have"));
+        return Err(Failure::new(Exit::NotReached, text).hint("allow more time with --within"));
+    }
     if behind == 0 {
         return Ok(());
     }
@@ -168,6 +180,13 @@ fn counts(outcome: &AdminPushOutcome) -> String {
 
     if outcome.stored {
         text += "; its topic keeps it";
+    }
+    let nodes = |count: usize| term::count(count as u64, "node");
+    if outcome.routing != 0 {
+        text += &format!("; {} not heard of yet", nodes(outcome.routing));
+    }
+    if outcome.unreached != 0 {
+        text += &format!("; {} not reached", nodes(outcome.unreached));
     }
     text
 }
@@ -257,6 +276,12 @@ mod tests {
                 Some("nobody knows whether the push was handled"),
             ),
             (none, "0 sessions", Some("nobody is there to push to")),
+            (
+                AdminPushOutcome { handled: 1, unreached: 2, ..none },
+                "1 session: 1 handled; 2 nodes not reached",
+                Some("not every node was reached: it may have sessions that do not get the push"),
+            ),
+            (AdminPushOutcome { routing: 1, ..none }, "0 sessions; 1 node not heard of yet", None),
         ] {
             assert_eq!(counts(&outcome), text);
             let judged = judge(&outcome).err();
@@ -275,6 +300,11 @@ mod tests {
             (away, Until::Written, Some("not written in time by 1 of 3 sessions")),
             (away, Until::Handled, Some("not handled in time by 1 of 3 sessions")),
             (AdminPushOutcome { received: 1, ..none }, Until::Received, None),
+            (
+                AdminPushOutcome { received: 1, routing: 1, ..none },
+                Until::Received,
+                Some("1 node has not said in time how far it is"),
+            ),
             (AdminPushOutcome { received: 1, ..none }, Until::Handled, Some("not handled in time by 1 of 1 session")),
             (AdminPushOutcome { dropped: 1, handled: 1, ..none }, Until::Handled, None),
         ] {

@@ -1,10 +1,14 @@
 //! Lists, explains and ends sessions, through a server's admin service.
 
-use bothways::server::{AdminKick, PushTarget, SessionPlace, SessionView, SessionsAsked, SessionsListed};
+use bothways::{
+    server::{AdminKick, PushTarget, SessionPlace, SessionView, SessionsAsked, SessionsListed},
+    session::Explanation,
+};
 
 use crate::{
     args::{ExplainArgs, KickArgs, SessionsArgs},
     failure::{Exit, Failure},
+    nodes::{self, all_answered},
     push::{connect, failed, table},
     term::{self, Out, Paint},
 };
@@ -17,7 +21,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
     };
 
     let admin = connect(&args.admin).await?;
-    let (max, mut listed) = (args.max as usize, SessionsListed { total: 0, sessions: Vec::new() });
+    let (max, mut listed) = (args.max as usize, SessionsListed { total: 0, sessions: Vec::new(), silent: Vec::new() });
     while listed.sessions.len() < max {
         let after = listed.sessions.last().map(|last| SessionPlace { user: last.user.clone(), id: last.id });
         let asked = SessionsAsked {
@@ -26,8 +30,12 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
             max: max - listed.sessions.len(),
             after,
         };
-        let page = admin.sessions(&asked).await.map_err(|error| failed(&error))?;
-        listed.total = page.total;
+        let page = match args.here {
+            true => admin.sessions(&asked).await,
+            false => admin.sessions_everywhere(&asked).await,
+        };
+        let page = page.map_err(|error| failed(&error))?;
+        (listed.total, listed.silent) = (page.total, page.silent);
         // A server that knows no pages would answer the same again.
         if page.sessions.is_empty() || listed.sessions.last().is_some_and(|last| page.sessions.contains(last)) {
             break;
@@ -37,7 +45,8 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
 
     let out = Out::new();
     if args.json {
-        return out.line(&serde_json::to_string(&listed).expect("a list can be written as JSON"));
+        out.line(&serde_json::to_string(&listed).expect("a list can be written as JSON"))?;
+        return all_answered(&listed.silent);
     }
 
     let header = ["ID", "USER", "CONN", "GEN", "WAIT", "BYTES", "DROP"].map(str::to_owned);
@@ -58,7 +67,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
     if listed.sessions.len() < listed.total {
         out.line(&format!("{} of {}; --max shows more", listed.sessions.len(), listed.total))?;
     }
-    Ok(())
+    all_answered(&listed.silent)
 }
 
 /// Characters of a user's name in its column; the whole of a longer one is in a further line.
@@ -103,12 +112,19 @@ fn with_more(line: &str, view: &SessionView) -> Vec<String> {
     lines
 }
 
+fn speaks(view: &SessionView) -> &'static str {
+    if view.resumable { "" } else { " (rpcx)" }
+}
+
+fn at_node(view: &SessionView) -> String {
+    view.node.as_deref().map(|node| format!("@{}", nodes::short(node))).unwrap_or_default()
+}
+
 fn row(view: &SessionView) -> [String; 7] {
-    let speaks = if view.resumable { "" } else { " (rpcx)" };
     [
         view.id.to_string(),
         short(&user(view)),
-        view.connection.as_deref().map_or_else(|| "away".to_owned(), |id| term::one_line(id) + speaks),
+        view.connection.as_deref().map_or_else(|| "away".to_owned(), term::one_line) + &at_node(view) + speaks(view),
         view.generation.to_string(),
         view.waiting.to_string(),
         view.waiting_bytes.to_string(),
@@ -119,37 +135,71 @@ fn row(view: &SessionView) -> [String; 7] {
 pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let whose = whose(args.user.as_ref(), args.session.as_ref())?;
     let admin = connect(&args.admin).await?;
-    let told = admin.explain(&whose).await.map_err(|error| failed(&error))?;
+    let told = match args.here {
+        true => {
+            let told = admin.explain(&whose).await.map_err(|error| failed(&error))?;
+            (told.into_iter().map(|story| (String::new(), story)).collect(), 0, Vec::new())
+        }
+        false => {
+            let told = admin.explain_everywhere(&whose).await.map_err(|error| failed(&error))?;
+            (told.explained, told.left_out, told.silent)
+        }
+    };
+    let (told, left_out, silent): (Vec<(String, Explanation)>, _, _) = told;
 
     let out = Out::new();
     if args.json {
-        out.line(&serde_json::to_string(&told).expect("a story can be written as JSON"))?;
+        let stories: Vec<serde_json::Value> = told.iter().map(|(node, story)| story_as_json(node, story)).collect();
+        out.line(&serde_json::Value::from(stories).to_string())?;
     } else {
-        for (number, explanation) in told.iter().enumerate() {
+        for (number, (node, explanation)) in told.iter().enumerate() {
             if number != 0 {
                 out.line("")?;
+            }
+            if !node.is_empty() {
+                out.line(&format!("At node {}:", nodes::short(node)))?;
             }
             for line in explanation.to_string().lines().flat_map(|line| term::wrap(&term::one_line(line), 24)) {
                 out.line(&line)?;
             }
         }
+        if left_out != 0 {
+            out.line(&format!("{} more; name a session", term::count(left_out as u64, "session")))?;
+        }
     }
 
+    all_answered(&silent)?;
     match told.is_empty() {
         true => Err(nobody().hint("a server remembers sessions that ended only for a while")),
         false => Ok(()),
     }
 }
 
+/// A story, with the node that has told it.
+fn story_as_json(node: &str, story: &Explanation) -> serde_json::Value {
+    let mut value = serde_json::to_value(story).expect("a story can be written as JSON");
+    if let (Some(object), false) = (value.as_object_mut(), node.is_empty()) {
+        object.insert("node".to_owned(), node.into());
+    }
+    value
+}
+
 pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let kick = AdminKick { target: whose(args.user.as_ref(), args.session.as_ref())?, why: args.why.clone() };
     let admin = connect(&args.admin).await?;
-    let ended = admin.kick(&kick).await.map_err(|error| failed(&error))?;
+    let (ended, silent) = match args.here {
+        true => (admin.kick(&kick).await.map_err(|error| failed(&error))?, Vec::new()),
+        false => {
+            let kicked = admin.kick_everywhere(&kick).await.map_err(|error| failed(&error))?;
+            (kicked.ended, kicked.silent)
+        }
+    };
     let text = match args.json {
-        true => serde_json::json!({ "ended": ended }).to_string(),
+        true => serde_json::json!({ "ended": ended, "silent": silent }).to_string(),
         false => format!("ended {}", term::count(ended as u64, "session")),
     };
     Out::new().line(&text)?;
+    all_answered(&silent)?;
     match ended {
         0 => Err(nobody().hint("`bothways sessions` tells who is there")),
         _ => Ok(()),
@@ -175,6 +225,7 @@ mod tests {
     fn a_long_name_makes_no_other_line_wide() {
         let view = |user: &str| SessionView {
             id: "7".parse().expect("a number"),
+            node: None,
             user: Some(user.to_owned()),
             labels: Default::default(),
             connection: None,

@@ -63,6 +63,8 @@ enum Asked {
     Kick(String),
     /// Which sessions may be called.
     Find(FindAsked),
+    /// Of the server to the servers of the others.
+    Home(Bytes),
 }
 
 #[derive(Deserialize, Serialize)]
@@ -71,13 +73,20 @@ enum Said {
     Kicked(usize),
     /// Some are left out if this is true.
     Found(Vec<Seen>, bool),
+    Home(Bytes),
     /// It cannot be answered: the node is of another version, or has stopped.
     No,
 }
 
 /// Answers a question; `None`: it is none.
-pub(super) fn answer(sessions: &Arc<Registry>, bytes: Bytes, bytes_max: usize) -> Option<Bytes> {
+pub(super) async fn answer(node: &Arc<Node>, bytes: Bytes) -> Option<Bytes> {
+    let bytes_max = node.engine().limits().message_bytes_max / 2;
     let Question { question, target } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
+    if let Asked::Home(question) = question {
+        let answer = node.home.upgrade()?.answer(question, bytes_max).await;
+        return answer.map_or(Said::No, Said::Home).encode(SerializeType::MSGPACK).ok();
+    }
+    let sessions = &node.registry()?;
     let target = match target {
         None => None,
         Some(target) => match target.open(Duration::ZERO, sessions.limits())?.0 {
@@ -117,7 +126,7 @@ fn run(
             let (seen, is_cut) = sessions.seen(asked, bytes_max / SEEN_BYTES);
             Said::Found(seen, is_cut)
         }
-        (Asked::Explain | Asked::Kick(_), None) => Said::No,
+        (Asked::Explain | Asked::Kick(_), None) | (Asked::Home(_), _) => Said::No,
     })
 }
 
@@ -160,6 +169,15 @@ impl Node {
             Said::Kicked(count) => Some(count),
             _ => None,
         }))
+    }
+
+    /// Asks the servers of the other nodes.
+    pub(crate) async fn ask_homes(&self, question: Bytes) -> Answers<Bytes> {
+        let question = Question { question: Asked::Home(question), target: None };
+        self.ask_others(&question, ANSWER_MAX).await.map(|said| match said {
+            Said::Home(answer) => Some(answer),
+            _ => None,
+        })
     }
 
     async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {

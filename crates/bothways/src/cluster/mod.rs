@@ -36,11 +36,14 @@ mod view;
 #[cfg(test)]
 mod worlds;
 
-pub(crate) use self::node::Node;
 pub use self::{
     ask::{Answers, Explained},
     engine::{Engine, NodeId, Store},
     node::JoinError,
     options::Cluster,
-    view::ClusterStats,
+    view::{ClusterStats, NodeView},
+};
+pub(crate) use self::{
+    node::Node,
+    view::{Home, Load},
 };

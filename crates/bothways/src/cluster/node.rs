@@ -35,7 +35,7 @@ use super::{
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
     options::Cluster,
     remote::{At, Moved, Origin, Owed, PushNumber},
-    view::ClusterStats,
+    view::{ClusterStats, Home, Load},
 };
 use crate::{
     calm::{Calm, tell},
@@ -69,10 +69,13 @@ const STATES_MAX: usize = 256;
 pub(super) const BATCH_OVERHEAD: usize = 1024;
 
 /// What a node says of itself.
-#[derive(Deserialize, Serialize)]
-struct Card {
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Card {
     version: u32,
-    address: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) load: Load,
+    pub(super) up_ms: u64,
 }
 
 /// See the module.
@@ -80,6 +83,8 @@ pub(crate) struct Node {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) options: Cluster,
     pub(super) sessions: Weak<Registry>,
+    pub(super) home: Weak<dyn Home>,
+    joined: Instant,
     pub(super) state: Mutex<State>,
     /// Mail of each origin.
     incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
@@ -120,9 +125,9 @@ pub(super) struct Link {
     /// The revision of its lease that was seen last.
     revision: Revision,
     /// It is not in the list any more.
-    is_missing: bool,
+    pub(super) is_missing: bool,
     /// Since when it has answered nothing.
-    silent_since: Option<Instant>,
+    pub(super) silent_since: Option<Instant>,
     /// What a digest asked for last.
     digested: PushNumber,
 }
@@ -159,7 +164,11 @@ pub enum JoinError {
 
 impl Node {
     /// Joins: from here on it takes mail, and pushes go to all members.
-    pub(crate) async fn join(options: Cluster, sessions: &Arc<Registry>) -> Result<Arc<Self>, JoinError> {
+    pub(crate) async fn join(
+        options: Cluster,
+        sessions: &Arc<Registry>,
+        home: Weak<dyn Home>,
+    ) -> Result<Arc<Self>, JoinError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(JoinError::NoRuntime);
         }
@@ -168,6 +177,8 @@ impl Node {
             engine,
             options,
             sessions: Arc::downgrade(sessions),
+            home,
+            joined: Instant::now(),
             state: Mutex::new(State {
                 me: None,
                 lease: None,
@@ -216,9 +227,15 @@ impl Node {
         state.members.iter().filter(|(_, link)| !link.is_missing).map(|(node, _)| *node).collect()
     }
 
+    /// What it says of itself at this moment.
+    pub(super) fn card_now(&self) -> Card {
+        let load = self.home.upgrade().map(|home| home.load()).unwrap_or_default();
+        let up_ms = self.joined.elapsed().as_millis() as u64;
+        Card { version: 1, address: self.options.address.clone(), load, up_ms }
+    }
+
     fn card(&self) -> Bytes {
-        let card = Card { version: 1, address: self.options.address.clone() };
-        card.encode(SerializeType::MSGPACK).unwrap_or_default()
+        self.card_now().encode(SerializeType::MSGPACK).unwrap_or_default()
     }
 
     /// Takes mail first, and then a lease: a member that is seen answers.
@@ -531,12 +548,15 @@ impl Node {
         self.apply(moved);
     }
 
-    /// Runs a batch of another node, once. `None`: nobody waits for an answer, or it is none.
-    fn take(self: &Arc<Self>, bytes: Bytes) -> Option<Bytes> {
-        let Some((from, number, items)) = mail::read_batch(bytes.clone()) else {
-            let most = self.engine.limits().message_bytes_max / 2;
-            return ask::answer(&self.sessions.upgrade()?, bytes, most);
-        };
+    /// Runs a batch of another node, once, or answers its question. `None`: nobody waits for an answer, or it is none.
+    async fn take(self: Arc<Self>, bytes: Bytes) -> Option<Bytes> {
+        match mail::read_batch(bytes.clone()) {
+            Some((from, number, items)) => self.take_batch(from, number, items),
+            None => ask::answer(&self, bytes).await,
+        }
+    }
+
+    fn take_batch(self: &Arc<Self>, from: NodeId, number: Number, items: Vec<Item>) -> Option<Bytes> {
         // One that has just joined is in the engine's list, or will be when it asks again.
         let is_member = || self.state.lock().members.contains_key(&from);
         if !is_member() && !self.engine.members().borrow().contains_key(&from) {
@@ -753,7 +773,7 @@ struct Mailbox {
 impl Inbox for Mailbox {
     fn take(&self, bytes: Bytes) -> BoxFuture<Option<Bytes>> {
         let node = self.node.upgrade();
-        Box::pin(async move { node?.take(bytes) })
+        Box::pin(async move { node?.take(bytes).await })
     }
 }
 

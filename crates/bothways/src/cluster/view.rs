@@ -1,6 +1,69 @@
-//! What a node shows of itself and of its cluster.
+//! What a node shows of itself and of its cluster, and what it asks its server for.
 
-use super::node::Node;
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::node::{Card, Node};
+use crate::{codec::Payload, reply::BoxFuture, session::NodeId};
+
+/// The server that a node belongs to.
+pub(crate) trait Home: Send + Sync {
+    /// What it has, as the other nodes may show it. Cheap: asked each second.
+    fn load(&self) -> Load;
+
+    /// Answers a question of another node's server, in so many bytes at most. `None`: it is none.
+    fn answer(self: Arc<Self>, question: Bytes, bytes_max: usize) -> BoxFuture<Option<Bytes>>;
+}
+
+/// How busy a server is.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(crate) struct Load {
+    pub(crate) version: String,
+    pub(crate) is_draining: bool,
+    pub(crate) sessions: usize,
+    pub(crate) sessions_away: usize,
+    pub(crate) connections: usize,
+    pub(crate) calls_running: usize,
+    pub(crate) outgoing_bytes: usize,
+}
+
+/// A node of the cluster, as it described itself a second ago. From [`Server::members`](crate::Server::members).
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct NodeView {
+    /// Its number.
+    pub node: NodeId,
+    /// It is this server.
+    pub is_here: bool,
+    /// Its lease is not in the list, and nobody has buried it yet.
+    pub is_missing: bool,
+    /// For so long it has answered nothing that this node sent.
+    pub silent: Option<Duration>,
+    /// Where clients reach it, if it says so.
+    pub address: Option<String>,
+    /// Of its library.
+    pub version: String,
+    /// It stops, and takes nobody new.
+    pub is_draining: bool,
+    /// Since its process joined.
+    pub up: Duration,
+    /// As [`ServerStats`](crate::ServerStats) has it; so the next ones.
+    pub sessions: usize,
+    /// Those whose clients are away.
+    pub sessions_away: usize,
+    /// Connections that are open.
+    pub connections: usize,
+    /// Requests whose handlers run.
+    pub calls_running: usize,
+    /// Bytes that wait for clients to read them.
+    pub outgoing_bytes: usize,
+    /// Bytes of this node that wait for it.
+    pub mail_bytes: usize,
+}
 
 /// What is under way between the nodes. From [`Server::cluster_stats`](crate::Server::cluster_stats).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -26,7 +89,48 @@ pub struct ClusterStats {
     pub call_bytes_here: usize,
 }
 
+impl NodeView {
+    fn of(node: NodeId, card: Card) -> Self {
+        let Card { address, load, up_ms, .. } = card;
+        Self {
+            node,
+            is_here: false,
+            is_missing: false,
+            silent: None,
+            address,
+            version: load.version,
+            is_draining: load.is_draining,
+            up: Duration::from_millis(up_ms),
+            sessions: load.sessions,
+            sessions_away: load.sessions_away,
+            connections: load.connections,
+            calls_running: load.calls_running,
+            outgoing_bytes: load.outgoing_bytes,
+            mail_bytes: 0,
+        }
+    }
+}
+
 impl Node {
+    /// All members, this node first.
+    pub(crate) fn views(&self) -> Vec<NodeView> {
+        let me = self.me();
+        let here = me.map(|me| NodeView { is_here: true, ..NodeView::of(me, self.card_now()) });
+        let listed = self.engine.members();
+        let listed = listed.borrow();
+        let state = self.state.lock();
+        let others = state.members.iter().map(|(node, link)| {
+            let card = listed.get(node).and_then(|member| read_card(&member.card));
+            NodeView {
+                is_missing: link.is_missing,
+                silent: link.silent_since.map(|since| since.elapsed()),
+                mail_bytes: link.out.waiting().1,
+                ..NodeView::of(*node, card.unwrap_or_default())
+            }
+        });
+        here.into_iter().chain(others).collect()
+    }
+
     /// Cheap: no list is walked but that of the members.
     pub(crate) fn stats(&self) -> ClusterStats {
         let state = self.state.lock();
@@ -39,4 +143,9 @@ impl Node {
         state.calls.count(&mut stats);
         stats
     }
+}
+
+/// Of a newer version, it says what this one understands.
+fn read_card(card: &Bytes) -> Option<Card> {
+    Card::decode(SerializeType::MSGPACK, card.clone()).ok()
 }

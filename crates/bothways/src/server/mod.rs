@@ -9,6 +9,7 @@
 //! | `admission.rs` | how many clients come at a time |
 //! | `handler.rs` | from a request to its handler: limits, token, route |
 //! | `topics.rs` | the service by which clients subscribe |
+//! | `home.rs` | what it tells and answers the other nodes of its cluster |
 //! | `shutdown.rs`, `silence.rs` | answers what runs, says goodbye, closes |
 //! | `control.rs` | the service by which plain rpcx clients ask for more: sessions, acknowledgements, calls |
 //! | `admin/` | the service by which an operator's tools look in, push and kick; closed unless a token opens it |
@@ -25,6 +26,8 @@ mod door;
 #[cfg(feature = "ws")]
 mod fronts;
 mod handler;
+#[cfg(feature = "cluster")]
+mod home;
 mod options;
 mod shutdown;
 mod silence;
@@ -47,11 +50,11 @@ use tokio::sync::{Notify, OnceCell, watch};
 pub use self::{
     accept::Listening,
     admin::{
-        AdminClient, AdminDrain, AdminKick, AdminPush, AdminPushOutcome, AdminStats, AuditAsked, AuditEntry,
-        ConnectionView, EventView, EventsAsked, EventsListed, MembersAsked, MembersListed, OperatorView, Page,
-        PushClass, PushFailures, PushReceipt, PushTarget, PushUntil, ReceiptAsked, SERVICE_PATH as ADMIN_PATH,
-        SessionPlace, SessionView, SessionsAsked, SessionsListed, TOKEN_KEY as ADMIN_TOKEN_KEY, TopicView, TopicsAsked,
-        TopicsListed,
+        AdminClient, AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminPush, AdminPushOutcome,
+        AdminStats, AuditAsked, AuditEntry, ConnectionView, EventView, EventsAsked, EventsListed, MembersAsked,
+        MembersListed, OperatorView, Page, PushClass, PushFailures, PushReceipt, PushTarget, PushUntil, ReceiptAsked,
+        SERVICE_PATH as ADMIN_PATH, SessionPlace, SessionView, SessionsAsked, SessionsListed, SilentNode,
+        TOKEN_KEY as ADMIN_TOKEN_KEY, TopicView, TopicsAsked, TopicsListed, WrongTarget,
     },
     admission::AdmissionOptions,
     builder::ServerBuilder,
@@ -510,7 +513,8 @@ impl Server {
         if self.shared.node.get().is_some() {
             return Err(JoinError::Joined);
         }
-        let node = Node::join(cluster, &self.shared.sessions).await?;
+        let home: Weak<dyn crate::cluster::Home> = Arc::downgrade(&self.shared) as _;
+        let node = Node::join(cluster, &self.shared.sessions, home).await?;
         let me = node.me().unwrap_or(crate::cluster::NodeId(0));
         let _ = self.shared.sessions.beyond.set(Arc::clone(&node) as _);
         let _ = self.shared.node.set(node);
@@ -562,6 +566,24 @@ impl Server {
     pub fn nodes(&self) -> Option<(crate::cluster::NodeId, Vec<crate::cluster::NodeId>)> {
         let node = self.shared.node.get()?;
         Some((node.me()?, node.others()))
+    }
+
+    /// The nodes of the cluster as they described themselves a second ago, this one first. Empty if the server has not
+    /// joined one, and without this one while its lease has just ended.
+    #[cfg(feature = "cluster")]
+    pub fn members(&self) -> Vec<crate::cluster::NodeView> {
+        self.shared.node.get().map(|node| node.views()).unwrap_or_default()
+    }
+
+    /// A page of the sessions of all nodes, by user and number; each says at which node it is. A node has 3 s to answer, and
+    /// gives 256 sessions at most, so that a page may have fewer than were asked for; the list ends with an empty one. A
+    /// server that has not joined a cluster lists its own.
+    ///
+    /// # Errors
+    /// [`WrongTarget`]: no session can be meant. Nodes that do not answer are among
+    /// [`SessionsListed::silent`].
+    pub async fn sessions_everywhere(&self, asked: &SessionsAsked) -> Result<SessionsListed, WrongTarget> {
+        admin::sessions_everywhere(self, asked, None).await
     }
 
     /// What is under way between the nodes of the cluster. Cheap. `None`: it has not joined one.

@@ -2,13 +2,14 @@
 
 use crate::support::{bothways, finish, run};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "serve",
     "call",
     "listen",
     "push",
     "connections",
+    "nodes",
     "sessions",
     "explain",
     "kick",
@@ -38,7 +39,7 @@ fn every_command_has_help_with_an_example() {
 /// Not where services are, where it does not answer.
 #[test]
 fn operators_are_told_where_the_admin_service_answers() {
-    for command in ["push", "connections", "sessions", "explain", "kick"] {
+    for command in ["push", "connections", "nodes", "sessions", "explain", "kick"] {
         let help = run(&[command, "--help"]);
         let out = help.ended(0);
         assert!(out.contains(&format!("bothways {command} 127.0.0.1:8973")) && !out.contains(":8972"), "{out}");

@@ -62,6 +62,15 @@ fn a_user_is_found_pushed_to_explained_and_kicked() {
     assert_eq!((&listed["total"], &session["user"], &session["resumable"]), (&1.into(), &"ann".into(), &true.into()));
     let id = session["id"].as_str().expect("a text");
 
+    let here = operate(&["sessions", &server.admin, "--user", "ann", "--json", "--here"], TOKEN);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(here.ended(0)).expect("JSON"), listed, "a server alone");
+    let nodes = operate(&["nodes", &server.admin], TOKEN);
+    let lines: Vec<&str> = nodes.ended(0).lines().collect();
+    assert!(lines[0].starts_with("NODE ") && lines[1].starts_with("alone*  up ") && lines.len() == 2, "{nodes:?}");
+    let json = operate(&["nodes", &server.admin, "--json"], TOKEN);
+    let json: serde_json::Value = serde_json::from_str(json.ended(0)).expect("JSON");
+    assert_eq!((&json[0]["sessions"], &json[0]["is_here"]), (&2.into(), &true.into()));
+
     let kick = ["kick", &server.admin, "--session", id, "--why", "too loud"];
     assert_eq!(operate(&kick, TOKEN).ended(0), "ended 1 session\n");
     // It is told why, once, and does not come back.

@@ -8,9 +8,9 @@ use super::{
     SERVICE_PATH, TOKEN_KEY,
     push::{AdminPush, AdminPushOutcome, PUSH_WAIT_MAX},
     views::{
-        AdminDrain, AdminKick, AdminStats, AuditAsked, AuditEntry, ConnectionView, EventsAsked, EventsListed,
-        MembersAsked, MembersListed, OperatorView, Page, PushReceipt, PushTarget, ReceiptAsked, SessionsAsked,
-        SessionsListed, TopicsAsked, TopicsListed,
+        AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminStats, AuditAsked, AuditEntry,
+        ConnectionView, EventsAsked, EventsListed, MembersAsked, MembersListed, OperatorView, Page, PushReceipt,
+        PushTarget, ReceiptAsked, SessionsAsked, SessionsListed, TopicsAsked, TopicsListed,
     },
 };
 use crate::{CallOptions, Caller, Payload, error::CallError, session::Explanation};
@@ -78,6 +78,39 @@ impl<C: Caller> AdminClient<C> {
     /// As [`Self::connections`].
     pub async fn explain(&self, target: &PushTarget) -> Result<Vec<Explanation>, CallError> {
         self.ask("Explain", target, Duration::ZERO).await
+    }
+
+    /// The nodes of the cluster; of a server alone, itself.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn nodes(&self) -> Result<Vec<AdminNode>, CallError> {
+        self.ask("Nodes", &(), Duration::ZERO).await
+    }
+
+    /// As [`Self::sessions`], of all nodes: 256 at most, and possibly fewer than asked for where more are to come. The list
+    /// ends with an empty page.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn sessions_everywhere(&self, asked: &SessionsAsked) -> Result<SessionsListed, CallError> {
+        self.ask("SessionsEverywhere", asked, Duration::ZERO).await
+    }
+
+    /// As [`Self::explain`], of all nodes.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn explain_everywhere(&self, target: &PushTarget) -> Result<AdminExplained, CallError> {
+        self.ask("ExplainEverywhere", target, Duration::ZERO).await
+    }
+
+    /// As [`Self::kick`], at all nodes.
+    ///
+    /// # Errors
+    /// As [`Self::connections`].
+    pub async fn kick_everywhere(&self, kick: &AdminKick) -> Result<AdminKicked, CallError> {
+        self.ask("KickEverywhere", kick, Duration::ZERO).await
     }
 
     /// Ends sessions, and returns how many.

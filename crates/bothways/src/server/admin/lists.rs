@@ -69,31 +69,42 @@ type Place = (Option<Arc<str>>, SessionId);
 
 pub(super) async fn sessions(asking: Asking, asked: SessionsAsked) -> Result<SessionsListed, Refused> {
     let target = asking.target(&asked.target)?;
-    let (total, first) = match asked.target {
-        PushTarget::Everyone => walk(&asking.server, &target, &asked).await,
+    Ok(list(&asking.server, &target, &asked, PAGE_BYTES_MAX).await?.0)
+}
+
+/// A page of the sessions of this server. The flag: there are more behind it.
+pub(super) async fn list(
+    server: &Server,
+    target: &Target,
+    asked: &SessionsAsked,
+    bytes_max: usize,
+) -> Result<(SessionsListed, bool), Refused> {
+    let first = match asked.target {
+        PushTarget::Everyone => walk(server, target, asked).await,
         _ => {
-            let mut first = First::new(&asked);
-            first.see(asking.server.sessions(&target).map_err(Refused::wrong)?);
-            (first.total, first.sessions)
+            let mut first = First::new(asked);
+            first.see(server.sessions(target).map_err(Refused::wrong)?);
+            first
         }
     };
 
-    let (mut sessions, mut bytes) = (Vec::new(), 0);
-    for session in first.values() {
+    let (mut sessions, mut bytes, mut has_more) = (Vec::new(), 0, first.has_more);
+    for session in first.sessions.values() {
         let view = view(session);
         bytes += bytes_of(&view);
         // The first one goes in whatever its size: after an empty page there is no next one.
-        if !sessions.is_empty() && PAGE_BYTES_MAX < bytes {
+        if !sessions.is_empty() && bytes_max < bytes {
+            has_more = true;
             break;
         }
         sessions.push(view);
     }
-    Ok(SessionsListed { total, sessions })
+    Ok((SessionsListed { total: first.total, sessions, silent: Vec::new() }, has_more))
 }
 
 /// Looks at all sessions, a part of the table at a time: between two parts others have their turn, and no lock is held.
 /// A session that comes or goes meanwhile is listed or not.
-async fn walk(server: &Server, target: &Target, asked: &SessionsAsked) -> (usize, BTreeMap<Place, Session>) {
+async fn walk<'a>(server: &Server, target: &Target, asked: &'a SessionsAsked) -> First<'a> {
     let registry = &server.shared.sessions;
     let mut lazy = registry.lazy_connections();
     while !lazy.is_empty() {
@@ -108,7 +119,7 @@ async fn walk(server: &Server, target: &Target, asked: &SessionsAsked) -> (usize
         first.see(sessions);
         tokio::task::yield_now().await;
     }
-    (first.total, first.sessions)
+    first
 }
 
 /// The first sessions behind a place, of those that are seen.
@@ -116,11 +127,13 @@ struct First<'a> {
     asked: &'a SessionsAsked,
     total: usize,
     sessions: BTreeMap<Place, Session>,
+    /// Some behind these were seen.
+    has_more: bool,
 }
 
 impl<'a> First<'a> {
     fn new(asked: &'a SessionsAsked) -> Self {
-        Self { asked, total: 0, sessions: BTreeMap::new() }
+        Self { asked, total: 0, sessions: BTreeMap::new(), has_more: false }
     }
 
     fn see(&mut self, sessions: Vec<Session>) {
@@ -140,6 +153,7 @@ impl<'a> First<'a> {
             self.sessions.insert(place, session);
             if max < self.sessions.len() {
                 self.sessions.pop_last();
+                self.has_more = true;
             }
         }
     }
@@ -157,6 +171,7 @@ fn view(session: &Session) -> SessionView {
     let connection = session.connection();
     SessionView {
         id: session.id(),
+        node: None,
         user: session.user().map(|user| user.to_string()),
         labels: session.labels(),
         connection: connection.as_ref().map(|connection| connection.id().to_string()),

@@ -9,6 +9,7 @@
 //! | `mod.rs` | the methods, and who may call each |
 //! | `views.rs` | what is asked and shown, as it travels |
 //! | `lists.rs` | connections, sessions, stories, topics and their members |
+//! | `everywhere.rs` | nodes, and the sessions of all nodes of a cluster |
 //! | `push.rs` | pushes of operators, and how far they come |
 //! | `live.rs` | counters, and the feed of events |
 //! | `audit.rs` | what operators did, and what was refused |
@@ -16,6 +17,7 @@
 
 mod audit;
 mod client;
+mod everywhere;
 mod lists;
 mod live;
 mod push;
@@ -28,14 +30,18 @@ use std::{
 
 use bothways_proto::keys;
 
-pub(super) use self::{audit::Audit, push::Receipts};
+#[cfg(feature = "cluster")]
+pub(super) use self::everywhere::{FarQuestion, answer_far};
+pub(super) use self::{audit::Audit, everywhere::sessions_everywhere, push::Receipts};
 pub use self::{
     client::AdminClient,
+    everywhere::WrongTarget,
     push::{AdminPush, AdminPushOutcome, PushClass, PushFailures, PushUntil},
     views::{
-        AdminDrain, AdminKick, AdminStats, AuditAsked, AuditEntry, ConnectionView, EventView, EventsAsked,
-        EventsListed, MembersAsked, MembersListed, OperatorView, Page, PushReceipt, PushTarget, ReceiptAsked,
-        SessionPlace, SessionView, SessionsAsked, SessionsListed, TopicView, TopicsAsked, TopicsListed,
+        AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminStats, AuditAsked, AuditEntry,
+        ConnectionView, EventView, EventsAsked, EventsListed, MembersAsked, MembersListed, OperatorView, Page,
+        PushReceipt, PushTarget, ReceiptAsked, SessionPlace, SessionView, SessionsAsked, SessionsListed, SilentNode,
+        TopicView, TopicsAsked, TopicsListed,
     },
 };
 use super::{
@@ -70,6 +76,10 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
     });
     let router = admin.add(router, "Sessions", Look, lists::sessions);
     let router = admin.add(router, "Explain", Look, |asking, asked| async move { lists::explain(&asking, &asked) });
+    let router = admin.add(router, "Nodes", Look, |asking, ()| async move { Ok(everywhere::nodes(&asking)) });
+    let router = admin.add(router, "SessionsEverywhere", Look, everywhere::sessions);
+    let router = admin.add(router, "ExplainEverywhere", Look, everywhere::explain);
+    let router = admin.add(router, "KickEverywhere", Kick, everywhere::kick);
     let router = admin.add(router, "Topics", Look, |asking, asked| async move { Ok(lists::topics(&asking, &asked)) });
     let router = admin.add(router, "Members", Look, |asking, asked| async move { lists::members(&asking, &asked) });
     let router = admin.add(router, "Stats", Look, |asking, ()| async move { Ok(live::stats(&asking)) });
@@ -132,28 +142,34 @@ impl Asking {
 
     /// Whom the operator means. Never the operator.
     fn target(&self, asked: &PushTarget) -> Result<Target, Refused> {
-        let target = match asked {
-            PushTarget::Everyone => Target::everyone(),
-            PushTarget::Connection(id) => {
-                let id: ConnectionId =
-                    id.parse().map_err(|_| Refused::Wrong(format!("`{id}` is no connection: write it as c12")))?;
-                let is_there = self.server.connection(id).is_some();
-                is_there
-                    .then(|| Target::connection(id))
-                    .ok_or(Refused::Failed(format!("there is no connection {id}")))?
-            }
-            PushTarget::Session(id) => {
-                let no_session =
-                    |_| Refused::Wrong(format!("`{id}` is no session: it is written in 32 hexadecimal digits"));
-                Target::session(id.parse().map_err(no_session)?)
-            }
-            PushTarget::User(name) => Target::user(name),
-            PushTarget::Topic(name) => Target::subscribers_of(name),
-        };
-
-        let own = self.server.shared.sessions.of_connection(self.connection);
-        Ok(own.iter().fold(target, |target, session| target.except(session.id())))
+        let target = target_of(&self.server, asked)?;
+        Ok(self.own().into_iter().fold(target, Target::except))
     }
+
+    /// The operator's own session.
+    fn own(&self) -> Option<crate::session::SessionId> {
+        self.server.shared.sessions.of_connection(self.connection).map(|session| session.id())
+    }
+}
+
+/// Whom an operator means.
+fn target_of(server: &Server, asked: &PushTarget) -> Result<Target, Refused> {
+    Ok(match asked {
+        PushTarget::Everyone => Target::everyone(),
+        PushTarget::Connection(id) => {
+            let id: ConnectionId =
+                id.parse().map_err(|_| Refused::Wrong(format!("`{id}` is no connection: write it as c12")))?;
+            let is_there = server.connection(id).is_some();
+            is_there.then(|| Target::connection(id)).ok_or(Refused::Failed(format!("there is no connection {id}")))?
+        }
+        PushTarget::Session(id) => {
+            let no_session =
+                |_| Refused::Wrong(format!("`{id}` is no session: it is written in 32 hexadecimal digits"));
+            Target::session(id.parse().map_err(no_session)?)
+        }
+        PushTarget::User(name) => Target::user(name),
+        PushTarget::Topic(name) => Target::subscribers_of(name),
+    })
 }
 
 #[derive(Clone)]

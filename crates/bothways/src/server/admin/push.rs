@@ -99,6 +99,12 @@ pub struct AdminPushOutcome {
     /// The history of its topic keeps it, for later subscribers.
     #[serde(default)]
     pub stored: bool,
+    /// Nodes of the cluster that have not said yet how many sessions it is for there.
+    #[serde(default)]
+    pub routing: usize,
+    /// Nodes that it has not reached, as far as is known.
+    #[serde(default)]
+    pub unreached: usize,
 }
 
 /// How many clients' applications could not deal with a push, and how they failed.
@@ -152,6 +158,8 @@ impl From<Outcomes> for AdminPushOutcome {
             unknown: outcomes.at(Stage::Unknown),
             duplicate: outcomes.at(Stage::Duplicate),
             stored: false,
+            routing: 0,
+            unreached: 0,
         }
     }
 }
@@ -218,7 +226,7 @@ pub(super) async fn follow(asking: Asking, asked: ReceiptAsked) -> Result<PushRe
     let receipt = asking.door.receipts.find(asked.number).ok_or_else(none)?;
 
     let changed = async {
-        while Some(outcome(&receipt)) == asked.seen && receipt.outcomes().open() != 0 {
+        while Some(outcome(&receipt)) == asked.seen && !standing(asked.number, &receipt).is_final {
             wait_for_stage(&receipt).await;
         }
     };
@@ -240,11 +248,15 @@ async fn wait_for_stage(receipt: &Receipt) {
 }
 
 fn standing(number: u64, receipt: &Receipt) -> PushReceipt {
-    PushReceipt { number, outcome: outcome(receipt), is_final: receipt.outcomes().open() == 0 }
+    let outcome = outcome(receipt);
+    PushReceipt { number, outcome, is_final: receipt.outcomes().open() == 0 && outcome.routing == 0 }
 }
 
 fn outcome(receipt: &Receipt) -> AdminPushOutcome {
-    AdminPushOutcome { stored: receipt.is_kept(), ..receipt.outcomes().into() }
+    let outcome = AdminPushOutcome { stored: receipt.is_kept(), ..receipt.outcomes().into() };
+    #[cfg(feature = "cluster")]
+    let outcome = AdminPushOutcome { routing: receipt.routing(), unreached: receipt.unreached().len(), ..outcome };
+    outcome
 }
 
 /// Pushes as the operator says, and notes it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{super::door::AdminRole, lists::PAGE_MAX, push::AdminPushOutcome};
-use crate::session::{Event, Held, PresenceStatus, SessionId};
+use crate::session::{Event, Explanation, Held, PresenceStatus, SessionId};
 
 /// One connection, as the admin service shows it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -33,6 +33,9 @@ pub struct ConnectionView {
 pub struct SessionView {
     /// Its public number.
     pub id: SessionId,
+    /// The node that it is at, in a list of all nodes of a cluster.
+    #[serde(default)]
+    pub node: Option<String>,
     /// The user it is bound to.
     pub user: Option<String>,
     /// Its labels.
@@ -109,6 +112,75 @@ pub struct SessionsListed {
     pub total: usize,
     /// A page of them, by user and number.
     pub sessions: Vec<SessionView>,
+    /// Nodes that have not answered: what they have is not in it.
+    #[serde(default)]
+    pub silent: Vec<SilentNode>,
+}
+
+/// A node that has not answered a question to all.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SilentNode {
+    /// Its number, 16 hexadecimal digits.
+    pub node: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A node of the cluster, as it described itself a second ago; a server alone is the only one.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+#[serde(default)]
+pub struct AdminNode {
+    /// Its number, 16 hexadecimal digits; empty for a server alone.
+    pub node: String,
+    /// It is the server that was asked.
+    pub is_here: bool,
+    /// `up`, `draining`, `silent` (it has not answered for a while) or `gone` (its lease has ended).
+    pub state: String,
+    /// For so many milliseconds it has answered nothing.
+    pub silent_ms: Option<u64>,
+    /// Where clients reach it, if it says so.
+    pub address: Option<String>,
+    /// Of its library.
+    pub version: String,
+    /// Milliseconds since its process joined; of a server alone, since it was built.
+    pub up_ms: u64,
+    /// As [`ServerStats`](super::super::ServerStats) has it; so the next ones.
+    pub connections: usize,
+    /// Sessions that live.
+    pub sessions: usize,
+    /// Those whose clients are away.
+    pub sessions_away: usize,
+    /// Requests whose handlers run.
+    pub calls_running: usize,
+    /// Bytes that wait for clients to read them.
+    pub outgoing_bytes: usize,
+    /// Bytes that wait at the server that was asked for this node.
+    pub mail_bytes: usize,
+}
+
+/// The stories of sessions of all nodes.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[non_exhaustive]
+#[serde(default)]
+pub struct AdminExplained {
+    /// Each with the node it was told by.
+    pub explained: Vec<(String, Explanation)>,
+    /// Further sessions, for which there was no room.
+    pub left_out: usize,
+    /// Nodes that have not answered.
+    pub silent: Vec<SilentNode>,
+}
+
+/// How many sessions of all nodes were ended.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+#[serde(default)]
+pub struct AdminKicked {
+    /// So many.
+    pub ended: usize,
+    /// Nodes that have not answered.
+    pub silent: Vec<SilentNode>,
 }
 
 /// Sessions that an operator sends away.
