@@ -977,6 +977,8 @@ mod tests {
             unknown: 9,
             duplicate: 10,
             stored: false,
+            routing: 0,
+            unreached: 0,
         };
         assert_eq!(AdminPushOutcome::from(outcomes), expected);
     }

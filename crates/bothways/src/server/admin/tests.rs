@@ -265,6 +265,8 @@ fn an_outcome_adds_up() {
         unknown: 2048,
         duplicate: 4096,
         stored: true,
+        routing: 0,
+        unreached: 0,
     };
     assert_eq!(outcome.missed(), 256 + 512 + 1024 + 15);
     assert_eq!(outcome.targets(), 8191);
@@ -288,6 +290,7 @@ fn a_session_counts_for_what_it_takes() {
     {
         let view = SessionView {
             id: "0123456789abcdef0123456789abcdef".parse().expect("a session"),
+            node: None,
             user: user.map(|len| "u".repeat(len)),
             labels: texts(labels).into_iter().map(|key| (key, "value".repeat(20))).collect(),
             connection: Some("c12".into()),
