@@ -21,6 +21,7 @@
 //! | `outgoing.rs` | bytes that wait in all connections, and which of these may have more |
 //! | `lanes.rs` | frames that wait while the socket is full, and which lane is next |
 //! | `wire.rs` | bytes in their final order |
+//! | `spare.rs` | wires that are empty, for the next connection that writes |
 //! | `progress.rs` | how far calls and pushes are |
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
@@ -63,6 +64,7 @@ pub(crate) mod send;
 mod settings;
 mod shares;
 mod socket;
+mod spare;
 mod taken;
 #[cfg(test)]
 mod tests;

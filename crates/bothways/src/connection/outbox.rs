@@ -27,6 +27,7 @@ use super::{
     lanes::{Entry, Lane, Lanes, Waiting},
     outgoing::{ENTRY_BYTES, OWN_BYTES, Outgoing},
     progress::Counted,
+    spare,
     wire::{SHARE_BYTES, WIRE_BYTES, Wire},
     writer::Writer,
 };
@@ -116,7 +117,7 @@ impl OutboxBounds<'_> {
 /// Frames on their way to the socket. Small while there are none.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// Kept with its buffer between writes, and given back at a tick.
+    /// While something is to be written, and is not being written.
     wire: Option<Box<Wire>>,
     lanes: Option<Box<Lanes>>,
     /// None before the first call and the first push.
@@ -157,7 +158,7 @@ impl Outbox {
         }
 
         if direct && payload.len() < SHARE_BYTES {
-            let wire = &mut **self.wire.get_or_insert_default();
+            let wire = &mut **self.wire.get_or_insert_with(spare::take);
             // Copied: one buffer beats a vectored write of small slices.
             if let Some(flat) = wire.flat_end() {
                 let before = flat.len();
@@ -197,7 +198,7 @@ impl Outbox {
     pub(super) fn release_reply(&mut self, number: Option<u64>) -> bool {
         let Some(mut entry) = self.lanes.as_mut().and_then(|lanes| lanes.release(number)) else { return false };
         if self.goes_direct() {
-            self.wire.get_or_insert_default().push_frame(entry.head, entry.body, entry.owned);
+            self.wire.get_or_insert_with(spare::take).push_frame(entry.head, entry.body, entry.owned);
         } else {
             (entry.call, entry.push) = (self.count(Lane::Reply, false), self.pushes_added());
             let lanes = self.lanes_mut();
@@ -237,7 +238,7 @@ impl Outbox {
         }
 
         if direct && frame.len() < SHARE_BYTES {
-            let wire = &mut **self.wire.get_or_insert_default();
+            let wire = &mut **self.wire.get_or_insert_with(spare::take);
             if let Some(flat) = wire.flat_end() {
                 let at = flat.len();
                 flat.extend_from_slice(frame);
@@ -268,14 +269,14 @@ impl Outbox {
         if !self.goes_direct() || WIRE_BYTES < self.wire_bytes() + joined.len() {
             return false;
         }
-        let wire = self.wire.get_or_insert_default();
+        let wire = self.wire.get_or_insert_with(spare::take);
         wire.push(joined.clone());
         wire.note_frames(u32::try_from(pushes).unwrap_or(u32::MAX));
         let progress = &mut self.counted.get_or_insert_default().pushes;
         progress.added += pushes as u64;
         progress.on_wire = progress.added;
         let number = progress.added;
-        self.wire.get_or_insert_default().note_push(number);
+        self.wire.get_or_insert_with(spare::take).note_push(number);
         true
     }
 
@@ -392,12 +393,13 @@ impl Outbox {
         }
 
         match &mut self.wire {
+            _ if wire.is_empty() => spare::give(wire),
             None => self.wire = Some(wire),
-            Some(_) if wire.is_empty() => {}
             // What was added during the write goes behind what is left of this.
             Some(newer) => {
                 std::mem::swap(newer, &mut wire);
-                newer.append(*wire);
+                newer.append(&mut wire);
+                spare::give(wire);
             }
         }
     }
@@ -560,7 +562,7 @@ impl Outbox {
     fn add_entry(&mut self, mut entry: Entry, direct: bool, bounds: &OutboxBounds<'_>) -> u64 {
         let lane = entry.lane;
         if direct {
-            self.wire.get_or_insert_default().lend_frame(entry.head, entry.body, entry.owned);
+            self.wire.get_or_insert_with(spare::take).lend_frame(entry.head, entry.body, entry.owned);
             return self.count(lane, true);
         }
         let number = self.count(lane, false);
@@ -609,7 +611,7 @@ impl Outbox {
 
     fn refill(&mut self) {
         let Some(lanes) = self.lanes.as_mut().filter(|lanes| !lanes.is_empty()) else { return };
-        let wire = self.wire.get_or_insert_default();
+        let wire = self.wire.get_or_insert_with(spare::take);
         while wire.bytes() < WIRE_BYTES {
             let Some(entry) = lanes.pop() else { return };
             if let Some(counted) = &mut self.counted {
@@ -962,8 +964,9 @@ mod tests {
         outbox.shrink();
         assert_eq!(outbox.pushes_waiting().0, 1);
         drain(&mut outbox);
+        assert!(outbox.wire.is_none(), "nothing is to be written");
         outbox.shrink();
-        assert!(outbox.wire.is_some(), "somebody writes");
+        assert!(outbox.lanes.is_some(), "somebody writes");
         outbox.writer = Writer::Idle;
         outbox.shrink();
         assert!(outbox.wire.is_none() && outbox.lanes.is_none());

@@ -83,6 +83,26 @@ impl Wire {
         self.bytes
     }
 
+    /// Bytes of its buffer and its lists, with what is free of them.
+    pub(super) fn capacity(&self) -> usize {
+        let lists = self.tail.capacity() * size_of::<Chunk>() + self.pushes.capacity() * size_of::<PushEnd>();
+        self.flat.capacity() + lists
+    }
+
+    /// As if nothing had ever been on it, for another connection. False: something is.
+    pub(super) fn renew(&mut self) -> bool {
+        if !self.is_empty() {
+            return false;
+        }
+        self.flat.clear();
+        self.tail.clear();
+        self.forget_pushes();
+        let (flat, tail, pushes) =
+            (std::mem::take(&mut self.flat), std::mem::take(&mut self.tail), std::mem::take(&mut self.pushes));
+        *self = Self { flat, tail, pushes, ..Self::default() };
+        true
+    }
+
     /// What of it counts for all connections together, at most.
     pub(super) fn cost(&self) -> usize {
         self.owned
@@ -293,9 +313,9 @@ impl Wire {
     }
 
     /// Puts the frames that came in between after those that were not written.
-    pub(super) fn append(&mut self, newer: Self) {
+    pub(super) fn append(&mut self, newer: &mut Self) {
         let end = self.gone + self.bytes as u64;
-        for push in newer.pushes.into_iter().chain(newer.last_push) {
+        for push in newer.pushes.drain(..).chain(newer.last_push.take()) {
             self.add_push(PushEnd { at: end + (push.at - newer.gone), ..push });
         }
         self.note_frames(newer.frames);
@@ -304,9 +324,10 @@ impl Wire {
         if self.tail.is_empty() {
             self.flat.extend_from_slice(&newer.flat[newer.written..]);
         } else if newer.written < newer.flat.len() {
-            self.tail.push_back(Bytes::from(newer.flat).slice(newer.written..).into());
+            self.tail.push_back(Bytes::from(std::mem::take(&mut newer.flat)).slice(newer.written..).into());
         }
-        self.tail.extend(newer.tail);
+        self.tail.append(&mut newer.tail);
+        newer.bytes = 0;
     }
 }
 
@@ -403,7 +424,7 @@ mod tests {
             wire.pushes_gone()
         };
         assert_eq!([gone(&mut wire, 9), gone(&mut wire, 1), gone(&mut wire, 9)], [None, Some(1), None]);
-        wire.append(newer);
+        wire.append(&mut newer);
         assert_eq!([gone(&mut wire, 12), gone(&mut wire, 18), gone(&mut wire, 1)], [Some(3), Some(4), Some(5)]);
         assert_eq!((wire.bytes(), wire.pushes.len()), (10, 0));
     }
@@ -478,7 +499,7 @@ mod tests {
                         newer.push_flat(&bytes[..len / 4]);
                         newer.push(all(&bytes[len / 4..]));
                         take(&mut newer, 3);
-                        wire.append(newer);
+                        wire.append(&mut newer);
                     }
                     _ => {
                         let mut left = len;
