@@ -68,7 +68,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     ],
     &["acks"],
     &["ledger"],
-    &["handle", "state", "claims", "batch"],
+    &["handle", "state", "claims", "batch", "long_batch"],
     &["target", "carried", "rules", "away", "call", "flusher", "fan_out"],
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],

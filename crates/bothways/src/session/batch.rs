@@ -18,7 +18,13 @@ use std::sync::{
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use super::{Push, Session, flight::Flight, lock::Held};
+use super::{
+    Push, Session,
+    flight::Flight,
+    lock::Held,
+    long_batch::{Unwritten, Walked},
+    subscribers::LongList,
+};
 
 /// Sessions from which on pushes wait for them together. Two: one alone is in the cache once it was pushed to.
 pub(super) const SESSIONS_MIN: usize = 2;
@@ -73,9 +79,18 @@ impl Noted {
 /// See the module.
 pub(super) struct Batch {
     home: Weak<Batches>,
-    sessions: Arc<[Session]>,
-    turn: Mutex<Option<Joined>>,
+    to: To,
     noted: RwLock<AllNoted>,
+}
+
+/// To whom it goes.
+enum To {
+    Short {
+        sessions: Arc<[Session]>,
+        turn: Mutex<Option<Joined>>,
+    },
+    /// See `long_batch.rs`.
+    Long(Walked),
 }
 
 /// What is known of the sessions once each was asked.
@@ -118,37 +133,69 @@ pub(super) enum Fill {
 
 impl Batch {
     fn new(home: &Arc<Batches>, sessions: &Arc<[Session]>) -> Self {
-        let (home, sessions) = (Arc::downgrade(home), Arc::clone(sessions));
-        Self { home, sessions, turn: Mutex::new(None), noted: RwLock::default() }
+        let to = To::Short { sessions: Arc::clone(sessions), turn: Mutex::new(None) };
+        Self { home: Arc::downgrade(home), to, noted: RwLock::default() }
     }
 
-    pub(super) fn sessions(&self) -> &Arc<[Session]> {
-        &self.sessions
+    fn new_long(home: &Arc<Batches>, list: &Arc<LongList<Session>>) -> Self {
+        Self { home: Arc::downgrade(home), to: To::Long(Walked::begin(list)), noted: RwLock::default() }
     }
 
-    /// Notes a push that `make` makes, which is told who has joined. `Ok(None)`: the batch is closed.
+    /// The sessions of a short list.
+    pub(super) fn sessions(&self) -> &[Session] {
+        match &self.to {
+            To::Short { sessions, .. } => sessions,
+            To::Long(_) => &[],
+        }
+    }
+
+    /// How far a long list is walked.
+    pub(super) fn walked(&self) -> Option<&Walked> {
+        match &self.to {
+            To::Short { .. } => None,
+            To::Long(walked) => Some(walked),
+        }
+    }
+
+    fn is_of(&self, sessions: &Arc<[Session]>) -> bool {
+        matches!(&self.to, To::Short { sessions: own, .. } if Arc::ptr_eq(own, sessions))
+    }
+
+    fn is_of_long(&self, list: &Arc<LongList<Session>>) -> bool {
+        self.walked().is_some_and(|walked| Arc::ptr_eq(&walked.list, list))
+    }
+
+    fn has_list_of(&self, other: &Self) -> bool {
+        match &other.to {
+            To::Short { sessions, .. } => self.is_of(sessions),
+            To::Long(walked) => self.is_of_long(&walked.list),
+        }
+    }
+
+    /// Notes a push to a short list that `make` makes, which is told who has joined. `Ok(None)`: the batch is closed.
     pub(super) fn note<E>(
         self: &Arc<Self>,
         make: impl FnOnce(&Joined) -> Result<Noted, E>,
     ) -> Result<Option<(Fill, Joined)>, E> {
         // Nobody is woken in its turn: who is woken may publish to the same sessions.
         let _held = Held::begin();
+        let To::Short { turn, .. } = &self.to else { return Ok(None) };
         // Others note behind this one, once all have joined.
-        let mut turn = self.turn.lock();
+        let mut turn = turn.lock();
         if self.is_closed() {
             return Ok(None);
         }
         let has_begun = turn.is_some();
         let joined = turn.get_or_insert_with(|| self.join_all());
         let noted = make(joined)?;
-        let fill = self.add(noted);
+        let fill = self.add(noted).ok();
         let is_full = !has_begun && joined.has_much;
         Ok(fill.map(|fill| (if is_full { Fill::Full } else { fill }, joined.clone())))
     }
 
     fn join_all(self: &Arc<Self>) -> Joined {
         let (mut others, mut has_plain, mut has_much) = (Vec::new(), false, false);
-        for session in self.sessions.iter() {
+        for session in self.sessions() {
             match session.join(self) {
                 Some(joins) => (has_plain, has_much) = (has_plain | !joins.knows_topics, has_much | joins.has_much),
                 None => others.push(session.clone()),
@@ -157,15 +204,16 @@ impl Batch {
         Joined { others: others.into(), has_plain, has_much }
     }
 
-    fn add(&self, noted: Noted) -> Option<Fill> {
+    /// Notes a push; to a long list, also before its sessions have joined. `Err`: the batch is closed.
+    pub(super) fn add(&self, noted: Noted) -> Result<Fill, Noted> {
         let mut all = self.noted.write();
         if all.is_closed {
-            return None;
+            return Err(noted);
         }
         all.bytes += noted.with_topic.encoded.size();
         all.pushes.push(noted);
         let is_full = BYTES <= all.bytes || PUSHES <= all.pushes.len();
-        Some(if is_full { Fill::Full } else { Fill::Some })
+        Ok(if is_full { Fill::Full } else { Fill::Some })
     }
 
     fn is_closed(&self) -> bool {
@@ -181,7 +229,7 @@ impl Batch {
     pub(super) fn close_for(&self, other: &Self) {
         let mut all = self.noted.write();
         all.is_closed = true;
-        all.is_crossed |= !Arc::ptr_eq(&self.sessions, &other.sessions);
+        all.is_crossed |= !self.has_list_of(other);
     }
 
     /// True if it was closed for others before it paid.
@@ -205,7 +253,8 @@ impl Batch {
 
 impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (sessions, noted) = (self.sessions.len(), self.noted().len());
+        let sessions = self.walked().map_or_else(|| self.sessions().len(), |walked| walked.list.len());
+        let noted = self.noted().len();
         f.debug_struct("Batch").field("sessions", &sessions).field("noted", &noted).finish_non_exhaustive()
     }
 }
@@ -214,7 +263,12 @@ impl std::fmt::Debug for Batch {
 #[derive(Default)]
 pub(super) struct Batches {
     unwritten: Mutex<Vec<Arc<Batch>>>,
+    /// Those of long lists, by age.
+    long: RwLock<Vec<Unwritten>>,
+    /// All of them.
     count: AtomicUsize,
+    /// Of frames in long ones.
+    long_bytes: AtomicUsize,
     /// Pushes that are not to be noted, as batches did not pay.
     pause: AtomicU32,
 }
@@ -235,7 +289,7 @@ impl Batches {
         }
 
         let mut unwritten = self.unwritten.lock();
-        let mut of_these = unwritten.iter().filter(|batch| Arc::ptr_eq(&batch.sessions, sessions));
+        let mut of_these = unwritten.iter().filter(|batch| batch.is_of(sessions));
         if let Some(batch) = of_these.clone().find(|batch| !batch.is_closed()) {
             return Some(Arc::clone(batch));
         }
@@ -248,14 +302,73 @@ impl Batches {
         }
         let batch = Arc::new(Batch::new(self, sessions));
         unwritten.push(Arc::clone(&batch));
-        self.count.store(unwritten.len(), Ordering::Release);
+        self.count.fetch_add(1, Ordering::AcqRel);
         Some(batch)
+    }
+
+    /// The batch of a long list. True: it is a new one, which the caller has [walked](super::long_batch::Walker).
+    pub(super) fn of_long(self: &Arc<Self>, list: &Arc<LongList<Session>>) -> (Arc<Batch>, bool) {
+        // Others begin before this one, or after it.
+        let unwritten = self.unwritten.lock();
+        let mut long = self.long.write();
+        let newest = long.last().map(|long| &long.batch);
+        if let Some(newest) = newest.filter(|newest| newest.is_of_long(list) && !newest.is_closed()) {
+            return (Arc::clone(newest), false);
+        }
+
+        unwritten.iter().chain(newest).for_each(|batch| batch.close());
+        let batch = Arc::new(Batch::new_long(self, list));
+        long.push(Unwritten::begin(Arc::clone(&batch)));
+        self.count.fetch_add(1, Ordering::AcqRel);
+        (batch, true)
+    }
+
+    /// Those of long lists, by age.
+    pub(super) fn long(&self) -> RwLockReadGuard<'_, Vec<Unwritten>> {
+        self.long.read()
+    }
+
+    /// Bytes of frames that are noted for long lists.
+    pub(super) fn long_bytes(&self) -> usize {
+        self.long_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes a push in the batch of a long list. `Err`: it is closed.
+    pub(super) fn note_long(&self, batch: &Batch, noted: Noted) -> Result<(), Noted> {
+        // First: it may be written, and forgotten, as soon as it is noted.
+        let bytes = noted.with_topic.encoded.size();
+        self.long_bytes.fetch_add(bytes, Ordering::Relaxed);
+        match batch.add(noted) {
+            Ok(Fill::Some) => Ok(()),
+            Ok(Fill::Full) => {
+                batch.close();
+                Ok(())
+            }
+            Err(noted) => {
+                self.long_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                Err(noted)
+            }
+        }
+    }
+
+    /// This one is written.
+    pub(super) fn forget_long(&self, batch: &Arc<Batch>) {
+        let at = {
+            let mut long = self.long.write();
+            let at = long.iter().position(|long| Arc::ptr_eq(&long.batch, batch));
+            at.map(|at| long.remove(at))
+        };
+        if at.is_some() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            self.long_bytes.fetch_sub(batch.noted.read().bytes, Ordering::Relaxed);
+        }
     }
 
     fn forget(&self, batch: &Arc<Batch>) {
         let mut unwritten = self.unwritten.lock();
+        let before = unwritten.len();
         unwritten.retain(|other| !Arc::ptr_eq(other, batch));
-        self.count.store(unwritten.len(), Ordering::Release);
+        self.count.fetch_sub(before - unwritten.len(), Ordering::AcqRel);
     }
 }
 
@@ -275,7 +388,8 @@ mod tests {
 
     use super::{
         super::{
-            Class, Receipt, Stage, fixtures::plain_connections, push::Origin, registry::Registry, rules::TopicOptions,
+            Class, Receipt, Stage, fixtures::plain_connections, flusher::CROWD, push::Origin, registry::Registry,
+            rules::TopicOptions,
         },
         *,
     };
@@ -376,7 +490,8 @@ mod tests {
     }
 
     impl Trial {
-        async fn begin() -> Self {
+        /// Of more subscribers than that, the list is a long one.
+        async fn begin(crowd: usize) -> Self {
             static NEXT: AtomicU64 = AtomicU64::new(0);
             let address = format!("memory@session-batch-{}", NEXT.fetch_add(1, Ordering::Relaxed));
             let publish = |request: Request| {
@@ -401,6 +516,7 @@ mod tests {
                 client.call::<()>("No", "Such", &()).await.expect_err("there is no such service");
                 let connection = server.connections().into_iter().max_by_key(Connection::id).expect("it is there");
                 let registry = connection.owner::<Registry>().expect("a server's connection");
+                registry.fan_out.crowd.store(crowd, Ordering::Relaxed);
                 let session = registry.of(&connection).expect("it is made");
                 for (topic, _) in TOPICS.iter().filter(|(_, subscribers)| subscribers.contains(&number)) {
                     registry.hub.subscribe(&session, topic, None, false).expect("there is room");
@@ -500,11 +616,18 @@ mod tests {
     /// which they were made, a reply behind what its handler published, and each receipt comes to an end.
     #[test]
     fn nothing_overtakes_what_waits() {
+        // Lists of two are short ones, and long ones, and those of three long alone.
+        for crowd in [CROWD, 1, 2] {
+            nothing_overtakes(crowd);
+        }
+    }
+
+    fn nothing_overtakes(crowd: usize) {
         let steps = prop::collection::vec(step(), 1..40);
         let outcome = TestRunner::new(Config::with_cases(24)).run(&steps, |steps| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
             runtime.expect("a runtime").block_on(async {
-                let mut trial = Trial::begin().await;
+                let mut trial = Trial::begin(crowd).await;
                 for step in steps {
                     trial.take(step).await;
                 }
@@ -609,7 +732,8 @@ mod tests {
 
         impl std::task::Wake for Looks {
             fn wake(self: Arc<Self>) {
-                self.1.store(self.0.turn.try_lock().is_some(), Ordering::Relaxed);
+                let To::Short { turn, .. } = &self.0.to else { panic!("its list is short") };
+                self.1.store(turn.try_lock().is_some(), Ordering::Relaxed);
             }
         }
 
@@ -658,7 +782,7 @@ mod tests {
     /// A client is told of an end behind what was published before.
     #[tokio::test(start_paused = true)]
     async fn what_waits_is_before_a_goodbye() {
-        let mut trial = Trial::begin().await;
+        let mut trial = Trial::begin(CROWD).await;
         (0..3).for_each(|_| trial.publish(0));
         let registry = trial.told[0].session.inner.registry.upgrade().expect("the server lives");
         assert!(registry.fan_out.has_batches(), "the last ones wait");

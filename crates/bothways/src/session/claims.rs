@@ -11,6 +11,7 @@ use super::{
     DropReason, Session, SessionId, Stage,
     ledger::{Bounds, Entry, Unsent},
     push::Origin,
+    subscribers::Listing,
 };
 
 /// The session that a client wants and has shown the secret of, and what is held meanwhile.
@@ -79,34 +80,63 @@ pub(super) struct Listed<'a> {
     pub(super) origin: Origin,
     /// The topic that keeps it.
     pub(super) topic: Option<&'a str>,
-    sessions: &'a [Session],
-    /// Made when it is first asked for: hardly ever does a session claim another.
+    sessions: Among<'a>,
+    /// Of a short list. Made when it is first asked for: hardly ever does a session claim another.
     ids: OnceCell<HashSet<SessionId>>,
+}
+
+/// Where they are listed.
+pub(super) enum Among<'a> {
+    Slice(&'a [Session]),
+    All(&'a Listing<Session>),
+}
+
+impl Default for Among<'_> {
+    fn default() -> Self {
+        Self::Slice(&[])
+    }
+}
+
+impl<'a> From<&'a [Session]> for Among<'a> {
+    fn from(sessions: &'a [Session]) -> Self {
+        Self::Slice(sessions)
+    }
+}
+
+impl<'a> From<&'a Listing<Session>> for Among<'a> {
+    fn from(sessions: &'a Listing<Session>) -> Self {
+        Self::All(sessions)
+    }
 }
 
 impl<'a> Listed<'a> {
     /// What the application pushes to sessions.
-    pub(super) fn new(sessions: &'a [Session]) -> Self {
+    pub(super) fn new(sessions: impl Into<Among<'a>>) -> Self {
         Self::of(Origin::Push, sessions)
     }
 
-    pub(super) fn of(origin: Origin, sessions: &'a [Session]) -> Self {
-        Self { origin, topic: None, sessions, ids: OnceCell::new() }
+    pub(super) fn of(origin: Origin, sessions: impl Into<Among<'a>>) -> Self {
+        Self { origin, topic: None, sessions: sessions.into(), ids: OnceCell::new() }
     }
 
     /// A message of a topic that keeps it under this stamp.
-    pub(super) fn published(topic: &'a str, stamp: u64, sessions: &'a [Session]) -> Self {
+    pub(super) fn published(topic: &'a str, stamp: u64, sessions: impl Into<Among<'a>>) -> Self {
         Self { topic: Some(topic), ..Self::of(Origin::Topic(stamp), sessions) }
     }
 
     /// As this, for one session more.
     pub(super) fn alone(&self) -> Listed<'a> {
-        Listed { topic: self.topic, ..Listed::of(self.origin, &[]) }
+        Listed { topic: self.topic, ..Listed::of(self.origin, Among::default()) }
     }
 
     pub(super) fn contains(&self, id: SessionId) -> bool {
-        let ids = || self.sessions.iter().map(Session::id).collect();
-        !self.sessions.is_empty() && self.ids.get_or_init(ids).contains(&id)
+        let sessions = match &self.sessions {
+            Among::Slice(sessions) => sessions,
+            Among::All(Listing::Short(sessions)) => &**sessions,
+            Among::All(Listing::Long(list)) => return list.place_of(id.0).is_some(),
+        };
+        let ids = || sessions.iter().map(Session::id).collect();
+        !sessions.is_empty() && self.ids.get_or_init(ids).contains(&id)
     }
 }
 
@@ -172,11 +202,12 @@ mod tests {
     /// A push to several sessions knows each of them; one for a single session more knows none.
     #[test]
     fn a_list_knows_its_sessions() {
-        let listed = Listed::published("news", 7, &[]);
+        let listed = Listed::published("news", 7, Among::default());
         assert!(!listed.contains(SessionId(1)));
         let alone = listed.alone();
-        assert_eq!((alone.topic, alone.origin, alone.sessions.len()), (Some("news"), Origin::Topic(7), 0));
-        assert_eq!(Listed::new(&[]).origin, Origin::Push);
+        assert_eq!((alone.topic, alone.origin), (Some("news"), Origin::Topic(7)));
+        assert!(matches!(alone.sessions, Among::Slice([])));
+        assert_eq!(Listed::new(Among::default()).origin, Origin::Push);
     }
 
     /// A request that depends on which session a client gets waits until that is known.

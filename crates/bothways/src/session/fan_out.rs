@@ -21,8 +21,10 @@ use super::{
     handle::{Entered, Form},
     keys::Keyed,
     lock::Held,
+    long_batch::Walker,
     push::{Class, Encoded, Push},
     receipt::Receipt,
+    subscribers::{Listing, LongList},
     topic::TopicError,
     totals::Totals,
 };
@@ -39,14 +41,36 @@ pub(super) struct Delivery {
     pub(super) runtimes: Arc<Runtimes>,
     /// What became of all pushes.
     pub(super) totals: Totals,
-    batches: Arc<Batches>,
+    pub(super) batches: Arc<Batches>,
+    /// As [`CROWD`].
+    #[cfg(test)]
+    pub(super) crowd: std::sync::atomic::AtomicUsize,
     /// The server has stopped, and all sessions ended.
     stopped: AtomicBool,
 }
 
 impl Delivery {
     pub(super) fn new(limits: Limits, runtimes: Arc<Runtimes>) -> Self {
-        Self { limits, runtimes, totals: Totals::default(), batches: Arc::default(), stopped: AtomicBool::new(false) }
+        Self {
+            limits,
+            runtimes,
+            totals: Totals::default(),
+            batches: Arc::default(),
+            #[cfg(test)]
+            crowd: CROWD.into(),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Subscribers above which their list is a long one.
+    #[cfg(not(test))]
+    pub(super) fn crowd(&self) -> usize {
+        CROWD
+    }
+
+    #[cfg(test)]
+    pub(super) fn crowd(&self) -> usize {
+        self.crowd.load(Ordering::Relaxed)
     }
 
     #[cfg(feature = "cluster")]
@@ -108,7 +132,7 @@ impl Delivery {
         let (encoded, listed) = (self.encode(push)?, Listed::new(sessions));
         let flight = Flight::of(push, &encoded, receipt, listed.origin);
         let flying = flight.as_ref().map(Flying::Only);
-        deliver(sessions, push, flying, Form::Only(&encoded), receipt, &listed, &mut delivered);
+        deliver(sessions.iter(), push, flying, Form::Only(&encoded), receipt, &listed, &mut delivered);
         self.write(delivered);
         Ok(())
     }
@@ -122,27 +146,67 @@ impl Delivery {
         receipt: &Receipt,
         delivered: &mut Delivered,
     ) -> Result<(), PushError> {
-        let Publishing { with_topic, listed, sessions, .. } = published;
+        let Publishing { with_topic, listed, listing, .. } = published;
         let flight = Flight::of(push, with_topic, receipt, listed.origin);
-        if let Some(flight) = &flight
-            && delivered.puts_off(sessions)
-            && self.note(published, push, flight, receipt, delivered)?
-        {
-            return Ok(());
+        if let Some(flight) = &flight {
+            let is_noted = match listing {
+                Listing::Short(sessions) if delivered.puts_off(sessions) => {
+                    self.note(sessions, published, push, flight, receipt, delivered)?
+                }
+                Listing::Long(list) if delivered.flusher.is_some() => {
+                    self.note_long(list, published, push, flight, receipt, delivered)?;
+                    true
+                }
+                Listing::Short(_) | Listing::Long(_) => false,
+            };
+            if is_noted {
+                return Ok(());
+            }
         }
-        self.deliver_to(sessions, published, push, flight.as_ref(), receipt, delivered)
+        self.deliver_to(listing.iter(), published, push, flight.as_ref(), receipt, delivered)
+    }
+
+    /// Notes it for a long list, all of which get it in their turns.
+    fn note_long(
+        &self,
+        list: &Arc<LongList<Session>>,
+        published: &Publishing<'_>,
+        push: &Push,
+        flight: &Arc<Flight>,
+        receipt: &Receipt,
+        delivered: &mut Delivered,
+    ) -> Result<(), PushError> {
+        let Publishing { with_topic, listed, topic, .. } = published;
+        // Of so many, some may know of no topics.
+        let plain = with_topic.or_plain(self.encode(push)?);
+        let plain = Flight::of(push, &plain, receipt, listed.origin);
+        let mut noted = Noted::new(push, Arc::clone(flight), plain, *topic);
+
+        // Before one of them takes it.
+        receipt.enter(list.len());
+        delivered.is_long = true;
+        loop {
+            let (batch, is_new) = self.batches.of_long(list);
+            delivered.begins_long |= is_new;
+            match self.batches.note_long(&batch, noted) {
+                Ok(()) => return Ok(()),
+                // It was closed as it was found.
+                Err(again) => noted = again,
+            }
+        }
     }
 
     /// Notes it in the batch of its sessions, all of which get it soon. False: it is delivered to each now.
     fn note(
         &self,
+        sessions: &Arc<[Session]>,
         published: &Publishing<'_>,
         push: &Push,
         flight: &Arc<Flight>,
         receipt: &Receipt,
         delivered: &mut Delivered,
     ) -> Result<bool, PushError> {
-        let Publishing { with_topic, listed, topic, sessions } = published;
+        let Publishing { with_topic, listed, topic, .. } = published;
         // One that is closed as it is found makes room for another.
         for _ in 0..2 {
             let Some(batch) = self.batches.of(sessions) else { return Ok(false) };
@@ -165,7 +229,7 @@ impl Delivery {
             receipt.take_back(taken_back);
             if let Some((fill, joined)) = noted? {
                 delivered.fill = delivered.fill.max(fill);
-                self.deliver_to(&joined.others, published, push, Some(flight), receipt, delivered)?;
+                self.deliver_to(joined.others.iter(), published, push, Some(flight), receipt, delivered)?;
                 return Ok(true);
             }
         }
@@ -173,9 +237,9 @@ impl Delivery {
     }
 
     /// Delivers to each of these, which are some or all of those to whom it is published.
-    fn deliver_to(
+    fn deliver_to<'s>(
         &self,
-        sessions: &[Session],
+        sessions: impl Iterator<Item = &'s Session> + Clone,
         published: &Publishing<'_>,
         push: &Push,
         flight: Option<&Arc<Flight>>,
@@ -207,7 +271,14 @@ impl Delivery {
 
     /// Writes what these have got: at once, or soon, together with what comes next.
     pub(super) fn write(&self, delivered: Delivered) {
-        let Delivered { flusher, is_in_burst, sent, kept, much, batches, fill } = delivered;
+        let Delivered { flusher, is_in_burst, sent, kept, much, batches, fill, is_long, begins_long } = delivered;
+        if begins_long {
+            // On the runtime of this thread, which is the flusher's.
+            Handle::current().spawn(Walker(Arc::clone(&self.batches)).run());
+        }
+        if is_long {
+            self.batches.help();
+        }
         write_to_each(much, Session::write_put_off);
         match &flusher {
             Some(flusher) if !sent.is_empty() => flusher.write(sent, is_in_burst),
@@ -230,8 +301,8 @@ impl Delivery {
 }
 
 /// Hands a push to the connections of these sessions, where nothing is before it; the others have it in their ledgers.
-fn deliver(
-    sessions: &[Session],
+fn deliver<'s>(
+    sessions: impl Iterator<Item = &'s Session> + Clone,
     push: &Push,
     flying: Option<Flying<'_>>,
     form: Form<'_>,
@@ -240,14 +311,14 @@ fn deliver(
     delivered: &mut Delivered,
 ) {
     let Some(flying) = flying else {
-        let each = sessions.iter().map(|session| (session, session.deliver(push, form, receipt, listed)));
+        let each = sessions.map(|session| (session, session.deliver(push, form, receipt, listed)));
         return each.for_each(|(session, entered)| delivered.note(session, entered));
     };
 
     // Nobody is woken before all have it.
     let _held = Held::begin();
     // Before one of them is written.
-    receipt.enter(sessions.len());
+    receipt.enter(sessions.clone().count());
 
     let (mut others, flusher) = (0, delivered.flusher.as_ref().map(|flusher| flusher.id()));
     for session in sessions {
@@ -268,7 +339,7 @@ pub(super) struct Publishing<'a> {
     /// The topic that keeps it.
     pub(super) topic: Option<&'a Arc<str>>,
     /// Those to whom it is.
-    pub(super) sessions: &'a Arc<[Session]>,
+    pub(super) listing: &'a Listing<Session>,
 }
 
 /// The sessions that got a push, by what is to be done for it.
@@ -287,6 +358,9 @@ pub(super) struct Delivered {
     /// It is noted here, for the flusher.
     batches: Vec<Arc<Batch>>,
     fill: Fill,
+    /// It is noted for a long list, and begins the batch of that.
+    is_long: bool,
+    begins_long: bool,
 }
 
 impl Delivered {

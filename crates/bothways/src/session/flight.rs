@@ -50,6 +50,13 @@ impl Flight {
         }))
     }
 
+    /// A target is none after all: another one stands for it.
+    pub(super) fn leave(&self) {
+        if self.tally.leave() {
+            Tally::tell(&self.tally);
+        }
+    }
+
     /// One of its targets moves on.
     pub(super) fn advance(&self, from: Stage, to: Stage) {
         if self.tally.count(from, to) {

@@ -22,10 +22,12 @@ use super::{
     flight::{FlusherId, Flying},
     ledger::{Entry, Ledger, Next},
     lock::{self, Lock, Locked},
+    long_batch,
     push::{Class, Encoded, Origin, Push},
     receipt::{Failure, Receipt, Stage},
     registry::Registry,
     state::State,
+    subscribers::Numbered,
 };
 use crate::{
     clock::{Over, is_outside, timeout_outside},
@@ -134,6 +136,21 @@ impl Session {
 
     /// Locks what is known of it. See the module for the order of locks.
     pub(super) fn lock(&self) -> Locked<'_, State> {
+        let mut state = self.inner.state.lock();
+        if state.has_batch() {
+            state.catch_up(&self.inner.event_log);
+        }
+        if let Some(newest) = long_batch::newest()
+            && state.has_not_seen(newest)
+            && let Some(registry) = self.inner.registry.upgrade()
+        {
+            registry.fan_out.batches.take_part(self, &mut state);
+        }
+        state
+    }
+
+    /// As [`Self::lock`], where it is known that it is in no long batch before its own, or that it does not matter.
+    pub(super) fn lock_in_turn(&self) -> Locked<'_, State> {
         let mut state = self.inner.state.lock();
         if state.has_batch() {
             state.catch_up(&self.inner.event_log);
@@ -278,21 +295,24 @@ impl Session {
 
     /// Writes what its connection has, which was put off.
     pub(super) fn write_put_off(&self) {
-        self.write_out(|_| {});
+        self.write_out(self.lock());
     }
 
     /// Writes what it has got of a batch, which is closed.
     pub(super) fn write_batch(&self, batch: &Arc<Batch>) {
-        self.write_out(|state| state.end_batch(batch));
+        self.write_batch_of(self.lock(), batch);
     }
 
-    fn write_out(&self, before: impl FnOnce(&mut State)) {
-        let connection = {
-            let mut state = self.lock();
-            before(&mut state);
-            state.end_put_off();
-            state.connection().cloned()
-        };
+    /// As [`Self::write_batch`], of one that is locked.
+    pub(super) fn write_batch_of(&self, mut state: Locked<'_, State>, batch: &Arc<Batch>) {
+        state.end_batch(batch);
+        self.write_out(state);
+    }
+
+    fn write_out(&self, mut state: Locked<'_, State>) {
+        state.end_put_off();
+        let connection = state.connection().cloned();
+        drop(state);
         let Some(connection) = connection else { return };
         connection.flush();
         if self.note_written(&connection) {
@@ -374,7 +394,7 @@ impl Session {
 
     /// Takes over from the connection what is written, and asks it to tell when more is. True if it is already.
     pub(super) fn note_written(&self, connection: &Connection) -> bool {
-        let mut state = self.lock();
+        let mut state = self.lock_in_turn();
         if !state.is_on(connection) {
             return false;
         }
@@ -508,6 +528,12 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+impl Numbered for Session {
+    fn number(&self) -> u128 {
+        self.inner.id.0
+    }
+}
 
 /// A session hashes as its number.
 impl Borrow<SessionId> for Session {

@@ -42,7 +42,7 @@ use super::{
     push::Encoded,
     receipt::Receipt,
     rules::{Rules, TopicOptions},
-    subscribers::Subscribers,
+    subscribers::{Listing, Stale, Subscribers},
     tell::Telling,
     topic::{self, Subscriptions},
 };
@@ -195,8 +195,25 @@ impl Hub {
     }
 
     /// The sessions that subscribe to a topic, each once.
-    pub(super) fn subscribers(&self, topic: &str) -> Arc<[Session]> {
-        found(&self.subscriptions.read(), topic)
+    pub(super) fn subscribers(&self, topic: &str) -> Listing<Session> {
+        self.found(&self.subscriptions.read(), topic)
+    }
+
+    /// The subscribers of a topic, each once.
+    fn found(&self, subscriptions: &Subscriptions<Session>, topic: &str) -> Listing<Session> {
+        let mut of_patterns: Vec<&Subscribers<Session>> = Vec::new();
+        subscriptions.each(topic, |subscribers| of_patterns.push(subscribers));
+        let short_max = self.fan_out.crowd();
+        match of_patterns.as_slice() {
+            [] => Listing::default(),
+            [only] => only.listing(short_max),
+            several => {
+                let mut seen = HashSet::with_capacity(several.iter().map(|subscribers| subscribers.len()).sum());
+                let lists: Vec<_> = several.iter().map(|subscribers| subscribers.listing(short_max)).collect();
+                let all = lists.iter().flat_map(Listing::iter);
+                Listing::Short(all.filter(|session| seen.insert(session.id())).cloned().collect())
+            }
+        }
     }
 
     /// Pushes to the subscribers of a topic, and keeps the push if the topic has a history.
@@ -243,7 +260,7 @@ impl Hub {
         let with_topic = self.fan_out.encode(&positioned)?;
         let subscribers = self.subscribers(topic);
         let listed = Listed::new(&subscribers);
-        let published = Publishing { with_topic: &with_topic, listed: &listed, topic: None, sessions: &subscribers };
+        let published = Publishing { with_topic: &with_topic, listed: &listed, topic: None, listing: &subscribers };
         let outcome = self.fan_out.deliver_of_topic(&published, push, receipt, &mut delivered);
         self.fan_out.write(delivered);
         Ok(outcome?)
@@ -280,7 +297,7 @@ impl Hub {
         let (subscribers, stamp) = {
             // Under one lock: a session that subscribes after the look-up starts after this stamp.
             let subscriptions = self.subscriptions.read();
-            (found(&subscriptions, &topic.name), self.clock.fetch_add(1, Ordering::Relaxed))
+            (self.found(&subscriptions, &topic.name), self.clock.fetch_add(1, Ordering::Relaxed))
         };
 
         let expires = push.time_to_live.map(after);
@@ -298,7 +315,7 @@ impl Hub {
 
         let listed = Listed::published(&topic.name, stamp, &subscribers);
         let published =
-            Publishing { with_topic: &with_topic, listed: &listed, topic: Some(&topic.name), sessions: &subscribers };
+            Publishing { with_topic: &with_topic, listed: &listed, topic: Some(&topic.name), listing: &subscribers };
         let outcome = self.fan_out.deliver_of_topic(&published, &push, receipt, &mut delivered);
 
         // From here on nothing is locked: wakes, then drops of payloads, then writes.
@@ -343,26 +360,11 @@ impl Hub {
     }
 }
 
-/// The subscribers of a topic, each once.
-fn found(subscriptions: &Subscriptions<Session>, topic: &str) -> Arc<[Session]> {
-    let mut of_patterns: Vec<&Subscribers<Session>> = Vec::new();
-    subscriptions.each(topic, |subscribers| of_patterns.push(subscribers));
-    match of_patterns.as_slice() {
-        [] => Arc::default(),
-        [only] => Arc::clone(only.list()),
-        several => {
-            let mut seen = HashSet::with_capacity(several.iter().map(|subscribers| subscribers.len()).sum());
-            let all = several.iter().flat_map(|subscribers| subscribers.list().iter());
-            all.filter(|session| seen.insert(session.id())).cloned().collect()
-        }
-    }
-}
-
 /// The tree of subscriptions while it is changed. Lists that are not true any more are dropped when it is unlocked.
 struct Changing<'a> {
     // Fields are dropped in this order.
     tree: RwLockWriteGuard<'a, Subscriptions<Session>>,
-    stale: Vec<Arc<[Session]>>,
+    stale: Vec<Stale<Session>>,
 }
 
 impl Deref for Changing<'_> {

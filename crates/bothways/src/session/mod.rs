@@ -47,6 +47,7 @@
 //! | `flight.rs` | what is the same for all of them |
 //! | `flusher.rs` | bursts of pushes |
 //! | `batch.rs` | what many sessions get of a burst: noted once |
+//! | `long_batch.rs` | what very many get, in turns |
 //! | `options.rs` | the bounds and times of sessions |
 //!
 //! # Locks
@@ -99,6 +100,7 @@ mod kept;
 mod keys;
 mod ledger;
 mod lock;
+mod long_batch;
 mod one_or_many;
 mod options;
 mod parts;

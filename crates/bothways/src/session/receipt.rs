@@ -377,10 +377,21 @@ impl Tally {
                 return true;
             }
         }
-        // A wait is over with the last target that leaves a stage.
+        self.ends_wait(&outcomes, from)
+    }
+
+    /// A target that is queued is none after all. True if [`Self::tell`] is to follow.
+    pub(super) fn leave(&self) -> bool {
+        let mut outcomes = self.outcomes.lock();
+        outcomes.counts[Stage::Queued.index()] -= 1;
+        self.ends_wait(&outcomes, Stage::Queued)
+    }
+
+    /// A wait is over with the last target that leaves a stage.
+    fn ends_wait(&self, outcomes: &Outcomes, from: Stage) -> bool {
         let awaited = if outcomes.counts[from.index()] == 0 { self.awaited.load(Ordering::Relaxed) } else { 0 };
         let all = [Wait::Written, Wait::Received, Wait::Handled];
-        awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && self.is_over(wait, &outcomes))
+        awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && self.is_over(wait, outcomes))
     }
 
     /// True if no target, here or at another node, has to go that far any more.

@@ -305,7 +305,7 @@ impl Registry {
             Who::Users(names) => unique(names.iter().flat_map(|name| self.users.sessions_of(name)).collect()),
             Who::SubscribersOf(name) => {
                 topic::check_topic(name)?;
-                self.hub.subscribers(name).to_vec()
+                self.hub.subscribers(name).iter().cloned().collect()
             }
             Who::Everyone => {
                 self.make_all();
@@ -441,7 +441,7 @@ fn without(mut sessions: Vec<Session>, stands_for: impl Fn(&State) -> Option<Ses
     let claiming: Vec<(SessionId, SessionId)> =
         sessions.iter().filter_map(|session| Some((session.id(), stands_for(&session.lock())?))).collect();
     if !claiming.is_empty() {
-        let listed = Listed::new(&sessions);
+        let listed = Listed::new(&*sessions);
         let hidden: HashSet<SessionId> =
             claiming.into_iter().filter(|(_, wanted)| listed.contains(*wanted)).map(|(id, _)| id).collect();
         sessions.retain(|session| !hidden.contains(&session.id()));

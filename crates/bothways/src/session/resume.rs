@@ -266,7 +266,7 @@ impl Registry {
         let (generation, repeated) = (state.generation(), state.ledger().unrepeated());
         session.inner.note(What::Resumed { connection: connection.id(), generation, repeated });
         making_way.leave_batch(&fresh.inner.event_log);
-        making_way.make_way(&fresh.inner.event_log, &mut state, session);
+        making_way.make_way(fresh, &mut state, session);
 
         match before {
             Some(before) if before.has_refused_token() => {

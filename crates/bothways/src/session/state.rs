@@ -82,6 +82,8 @@ pub(super) struct State {
     put_off: Option<FlusherId>,
     /// What it has taken of its batch.
     taken: u32,
+    /// The newest long batch when it looked whether it is in any.
+    seen: u32,
     /// What is pushed to it and to others, and written soon.
     batch: Option<Arc<Batch>>,
     rare: Option<Box<Rare>>,
@@ -143,6 +145,8 @@ struct Rare {
     parts: Parts,
     /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
     former: Vec<Connection>,
+    /// The session that made way for it last.
+    stands_for: Option<SessionId>,
 }
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
@@ -175,6 +179,7 @@ impl State {
             ledger,
             put_off: None,
             taken: 0,
+            seen: 0,
             batch: None,
             rare: None,
         }
@@ -287,7 +292,9 @@ impl State {
 
     /// The client comes back to `into`, whose state is `other`: what was held here goes there, with the labels that
     /// were set meanwhile, and what is still on its way here follows it.
-    pub(super) fn make_way(&mut self, from: &EventLog, other: &mut State, into: &Session) {
+    pub(super) fn make_way(&mut self, from: &Session, other: &mut State, into: &Session) {
+        other.rare().stands_for = Some(from.id());
+        let from = &from.inner.event_log;
         debug_assert!(self.batch.is_none(), "see `leave_batch`");
         let claims = match std::mem::replace(&mut self.phase, Phase::MadeWay { into: into.clone() }) {
             Phase::Claiming { claims, .. } => Some(claims),
@@ -834,6 +841,51 @@ impl State {
         self.batch.is_some()
     }
 
+    /// True if it takes what is noted there.
+    pub(super) fn is_in(&self, batch: &Arc<Batch>) -> bool {
+        self.batch.as_ref().is_some_and(|own| Arc::ptr_eq(own, batch))
+    }
+
+    /// True if it has not looked since this long batch began, which is the newest: it does now.
+    pub(super) fn has_not_seen(&mut self, newest: u32) -> bool {
+        std::mem::replace(&mut self.seen, newest) != newest
+    }
+
+    /// The session that made way for it last.
+    pub(super) fn stands_for(&self) -> Option<SessionId> {
+        self.rare.as_ref()?.stands_for
+    }
+
+    /// Takes all that is noted there as one that can be in no batch now. `is_listed`: it is for that session as well.
+    pub(super) fn take_outside(
+        &mut self,
+        batch: &Batch,
+        is_listed: impl FnOnce(SessionId) -> bool,
+        event_log: &Arc<EventLog>,
+    ) {
+        // The session that the client wants gets it, and a client that does not get that one was not meant.
+        let is_told_twice = self.wanted().is_some_and(is_listed);
+        for noted in batch.noted().iter() {
+            let flight = noted.for_one(self.knows_topics());
+            if is_told_twice {
+                flight.leave();
+                continue;
+            }
+            let mut entry = self.ledger.entry_of(flight, event_log);
+            if self.is_ended() {
+                // The ticket counts as dropped with its session.
+                continue;
+            }
+            if self.takes_no_such(&noted.service_path, &noted.service_method) {
+                entry.ticket.advance(Stage::Failed(Failure::NoHandler));
+                continue;
+            }
+            if let Some(entry) = self.hold(entry, &flight.name) {
+                self.take(entry, noted.topic.as_deref(), event_log.now());
+            }
+        }
+    }
+
     /// Takes what was noted until now, whenever it is locked.
     pub(super) fn catch_up(&mut self, event_log: &Arc<EventLog>) {
         if let Some(batch) = self.batch.take() {
@@ -1106,7 +1158,7 @@ mod tests {
             let before =
                 state.resume(&self.connections[on], None, 0, None, &[], Duration::ZERO).expect("nothing was sent");
             assert_eq!(before.as_ref(), model.connection.map(|on| &self.connections[on]));
-            making_way.make_way(&self.named[that].inner.event_log, state, &self.named[this]);
+            making_way.make_way(&self.named[that], state, &self.named[this]);
 
             let model = &mut self.models[this];
             (model.connection, model.away) = (Some(on), false);

@@ -185,7 +185,7 @@ impl Hub {
         let unwritten = listeners.iter().map(|(session, _)| session.clone()).collect();
         let mut untold = Untold { hub: self, name, changes: changes.into(), unwritten };
 
-        let (receipt, listed) = (Receipt::new(), Listed::of(Origin::Framework, &untold.unwritten));
+        let (receipt, listed) = (Receipt::new(), Listed::of(Origin::Framework, &*untold.unwritten));
         while let Some(change) = untold.changes.front() {
             let (generation, push) = (change.generation, push_of(name, change.clone()));
             match self.fan_out.encode(&push) {

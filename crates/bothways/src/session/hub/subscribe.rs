@@ -550,7 +550,7 @@ impl Hub {
 
 /// True if the client of this session is about to get one back that subscribes already: both have one place.
 fn shares_place(subscriptions: &Subscriptions<Session>, state: &State, pattern: &str) -> bool {
-    state.wanted().is_some_and(|wanted| subscriptions.contains(pattern, &wanted))
+    state.wanted().is_some_and(|wanted| subscriptions.contains(pattern, wanted.0))
 }
 
 pub(super) type Messages<'a> = [(u64, &'a Published)];
