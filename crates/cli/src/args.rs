@@ -147,6 +147,7 @@ pub(crate) struct DemoArgs {
   bothways serve --http 8080
   curl -N 'http://127.0.0.1:8080/events?topics=demo.clock'
   curl http://127.0.0.1:8080/debug/vars
+  bothways serve --cluster nats://127.0.0.1:4222
 
 Operators ask at an address of their own, by `bothways sessions 127.0.0.1:8973` and the like, or look at the page there.
 HTTP clients send the token of --auth-token-env as the header Authorization. On this machine HTTP has /debug/vars and
@@ -221,6 +222,10 @@ pub(crate) struct ServeArgs {
     /// A name by which browsers may reach the admin page, besides IP addresses and localhost; may be repeated
     #[arg(long = "admin-host", value_name = "NAME", requires = "token_of_operators")]
     pub(crate) admin_hosts: Vec<String>,
+
+    #[cfg(feature = "nats")]
+    #[command(flatten)]
+    pub(crate) cluster: crate::cluster::ClusterArgs,
 }
 
 /// How arguments travel.

@@ -10,6 +10,7 @@
 //! | `value.rs` | JSON ↔ MessagePack, and payloads for people |
 //! | `demo.rs` | the whole framework in one process, step by step, each step checked |
 //! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
+//! | `cluster.rs` | how a server becomes a node of a cluster |
 //! | `web.rs`, `web_demo.rs` | HTTP beside the server; a page that is a client, and its server |
 //! | `call.rs`, `listen.rs`, `push.rs` | one command each |
 //! | `sessions.rs` | lists, explains and ends sessions |
@@ -19,6 +20,8 @@
 mod args;
 mod broadcast;
 mod call;
+#[cfg(feature = "nats")]
+mod cluster;
 mod demo;
 mod dump;
 mod failure;

@@ -36,6 +36,11 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
     // Before it listens: a signal that comes from then on stops it in order.
     let mut signals = Signals::new()?;
+    // Before that too: no client comes to a node that is alone.
+    #[cfg(feature = "nats")]
+    let node = crate::cluster::join(&args.cluster, &args.address, &server).await?;
+    #[cfg(not(feature = "nats"))]
+    let node: Option<String> = None;
     let listening = match args.activated {
         true => listen_on_what_was_passed(&server)?,
         false => vec![server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?],
@@ -54,6 +59,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
     let out = Out::new();
     print_start(&out, &args, &listening, operators.as_ref(), http.as_ref())?;
+    if let Some(node) = node {
+        out.line(&node)?;
+    }
+    out.line("Ctrl-C stops")?;
 
     let pushing = tokio::spawn(push_all(server.clone(), callers, args.push_every));
     let is_drained = tokio::select! {
@@ -185,7 +194,7 @@ fn print_start(
     if args.auth_token_env.is_none() && (is_open || !listening.iter().all(is_local)) {
         term::complain("note: anyone who reaches this address may call everything; --auth-token-env asks for a token");
     }
-    out.line("Ctrl-C stops")
+    Ok(())
 }
 
 /// Waits until the server begins to stop by itself: an operator may drain it.

@@ -1,0 +1,106 @@
+//! Servers that are processes, over brokers that are processes: one of either is killed or stopped, and the others go on.
+
+#![cfg(feature = "nats")]
+
+#[path = "it/support.rs"]
+#[allow(dead_code)]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bothways_brokers::Broker;
+use support::{Ran, Running, Serving, bothways, finish, run};
+
+const TOKEN: (&str, &str) = ("BW_ADMIN", "a token of operators");
+
+/// One more node of the cluster over this broker.
+fn node(broker: &Broker) -> Serving {
+    let urls = broker.addresses().join(",");
+    let arguments = ["--cluster", &urls, "--admin", "tcp@127.0.0.1:0", "--admin-token-env", TOKEN.0];
+    let serving = Serving::with(&arguments, &[TOKEN]);
+    serving.program.out.until("of the cluster `bothways`");
+    serving
+}
+
+/// A client of a node, which is this user, and prints what it is pushed.
+fn client(of: &Serving, user: &str) -> Running {
+    let login = format!("{{\"User\":\"{user}\"}}");
+    let client = Running::start(bothways(&["listen", &of.address, "--call", "Demo.Login", &login]));
+    client.err.until("Demo.Login");
+    client
+}
+
+/// An operator pushes at this node, and waits until it is handled.
+fn push(at: &Serving, user: &str, text: &str) -> Ran {
+    let arguments = ["push", &at.admin, "--user", user, "Mail.New", text, "--admin-token-env", TOKEN.0];
+    let mut push = bothways(&arguments);
+    push.args(["--until", "handled", "--within", "8s"]).env(TOKEN.0, TOKEN.1);
+    finish(push, b"")
+}
+
+/// A push at one node is handled by the client of another one. A third one is killed: the push arrives as before, and when
+/// the dead node's lease has ended, all is said to be well again.
+#[test]
+fn a_push_reaches_a_client_of_another_process_and_a_third_one_may_be_killed() {
+    let Some(broker) = Broker::one() else { return };
+    let (one, other, third) = (node(&broker), node(&broker), node(&broker));
+    let ann = client(&other, "ann");
+    let first = push(&one, "ann", "first");
+    assert!(first.ended(0).contains("1 session: 1 handled"), "{first:?}");
+    ann.out.until("first");
+
+    drop(third);
+    let killed = Instant::now();
+    loop {
+        let second = push(&one, "ann", "second");
+        assert!(second.out.contains("1 session: 1 handled"), "{second:?}");
+        ann.out.until("second");
+        if second.code == Some(0) {
+            break;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(40), "its lease has ended: {second:?}");
+    }
+}
+
+/// The broker is killed: a push to a client of the same node is handled all the same. It is back: the others are, too.
+#[test]
+fn without_the_broker_a_node_serves_its_own_clients() {
+    let Some(mut broker) = Broker::one() else { return };
+    let (one, other) = (node(&broker), node(&broker));
+    let (here, there) = (client(&one, "ann"), client(&other, "bob"));
+    broker.kill(0);
+    let alone = push(&one, "ann", "alone");
+    assert!(alone.out.contains("1 session: 1 handled"), "{alone:?}");
+    here.out.until("alone");
+    assert!(!push(&one, "bob", "nobody comes").out.contains("handled"), "there is no way");
+
+    broker.start(0);
+    let back = Instant::now();
+    while push(&one, "bob", "again").code != Some(0) {
+        assert!(back.elapsed() < Duration::from_secs(40), "the broker is back");
+    }
+    there.out.until("again");
+}
+
+/// What is wrong is said in words, with an exit code, and without what is secret.
+#[test]
+fn what_is_wrong_with_the_cluster_is_said() {
+    let serve = ["serve", "tcp@127.0.0.1:0", "--cluster"];
+    let with = |url: &str| run(&[&serve[..], &[url]].concat());
+    with("nats://127.0.0.1:1").failed(3, &["no NATS server answers at 127.0.0.1:1", "nats-server -js"]);
+    let secret = with("nats://ann:hunter2@127.0.0.1:1");
+    secret.failed(2, &["has a user or a password in it", "--cluster-token-env"]);
+    assert!(!secret.err.contains("hunter2"), "{secret:?}");
+    with("http://127.0.0.1:1").failed(2, &["is no address of a NATS server"]);
+
+    let Some(broker) = Broker::with("authorization { user: ann, password: hunter2 }\n") else { return };
+    let url = &broker.addresses()[0];
+    with(url).failed(1, &["refuses these credentials", "--cluster-credentials"]);
+    let mut right = bothways(&[&serve[..], &[url, "--cluster-token-env", "BW_NATS", "-vvv"]].concat());
+    right.env("BW_NATS", "ann:hunter2");
+    let mut serving = Running::start(right);
+    serving.out.until("of the cluster");
+    assert_eq!(serving.terminate(), Some(0));
+    let log = serving.err.rest();
+    assert!(log.contains("bothways") && !log.contains("hunter2"), "{log}");
+}
