@@ -12,6 +12,8 @@ const RESULTS_MAX = 1024;
 /** Bytes of their replies. Of older ones only that they have run is known. */
 const RESULT_BYTES_MAX = 4 << 20;
 const ID_LENGTH_MAX = 64;
+/** Calls on one connection that wait for their answers, repetitions among them. */
+const WAITING_MAX = 1024;
 
 /** What is sent in answer to a call. */
 interface Answer {
@@ -82,13 +84,14 @@ export class Answers {
   called_(conn: Conn, frame: Frame): void {
     const { path_, method_, seq_, meta_: { "_bw.id": id } } = frame;
     const isKept = !!id && id.length <= ID_LENGTH_MAX;
+    const tooMany = () => this.reply_(conn, frame, failed("too many calls run on this client", "overloaded"));
     let run = isKept ? this.known_.get(id) : undefined;
+    // Repetitions wait for one run, and each has its place.
+    if (conn.runs_.size >= WAITING_MAX) return tooMany();
     if (!run) {
       const handler = this.handlers_.get(`${path_}.${method_}`);
       if (!handler) return this.reply_(conn, frame, failed(`this client has no ${path_}.${method_}`, "not_found"));
-      if (this.running_ >= this.client_.settings_.handlersMax) {
-        return this.reply_(conn, frame, failed("too many calls run on this client", "overloaded"));
-      }
+      if (this.running_ >= this.client_.settings_.handlersMax) return tooMany();
       run = new Run(isKept ? id : undefined);
       if (isKept) this.known_.set(id, run);
       void this.begin_(run, frame, handler);

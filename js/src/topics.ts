@@ -103,6 +103,8 @@ class Topic {
   at_: Position = NOWHERE;
   /** The present session has it. */
   isHeld_ = false;
+  /** The present session was asked for it. */
+  isAsked_ = false;
   /** A session has had it. */
   wasHeld_ = false;
   /** Up to where the application has handled it. */
@@ -175,7 +177,7 @@ export class Topics {
     if (topic.subs_.size || this.all_.get(name) != topic) return;
     this.all_.delete(name);
     topic.asked_++;
-    this.left_.add(name);
+    if (topic.isAsked_) this.left_.add(name);
     await topic.line_;
     await this.unsubscribe_(name);
   }
@@ -212,7 +214,7 @@ export class Topics {
 
   /** The session is lost; what it had is asked for when there is another one. */
   lost_() {
-    for (const topic of this.all_.values()) topic.isHeld_ = false;
+    for (const topic of this.all_.values()) topic.isHeld_ = topic.isAsked_ = false;
   }
 
   /** The server dropped something. */
@@ -247,6 +249,7 @@ export class Topics {
       const { epoch, offset } = recover_ ? topic.at_ : NOWHERE;
       const args = { Topic: name_, Epoch: asNumber(epoch), Offset: asNumber(offset), Part: true, Ordered: recover_ };
       let [wait, most]: readonly [number, number] = SOON;
+      topic.isAsked_ = true;
       try {
         const { Epoch, Offset, Later, More, Recovered } = (await client.ask_("Subscribe", args)) ?? {};
         if (!goesOn()) return;

@@ -1,7 +1,7 @@
 // The client against a server that does what the test says, right or wrong.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { once } from "node:events";
+import { once, setMaxListeners } from "node:events";
 import { test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
 import { FakeServer } from "./fake.mjs";
@@ -589,6 +589,7 @@ test("a server that takes nothing is no reason to throw anywhere", async (t) => 
   await stalled.bw.connect();
   full.stalls = true;
   const controller = new AbortController();
+  setMaxListeners(0, controller.signal);
   const calls = Array.from({ length: 50 }, () => stalled.bw.call("P", "m", null, { signal: controller.signal, timeout: 5000 }).catch(() => {}));
   controller.abort();
   await Promise.all(calls);

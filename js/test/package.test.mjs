@@ -1,7 +1,7 @@
 // The package as applications see it: its types, both kinds of modules, and sockets of other kinds.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -31,6 +31,36 @@ test("every entry is there as a module of both kinds, and alike", async () => {
     assert.deepEqual(Object.keys(esm).sort(), Object.keys(cjs).filter((name) => name !== "__esModule").sort());
     assert.equal(typeof new cjs.Bothways("ws@127.0.0.1:1").connect, "function");
   }
+});
+
+/** Runs a program, which must succeed, and returns what it says. */
+function run(cwd, command, ...args) {
+  const { status, stdout, stderr } = spawnSync(command, args, { cwd, encoding: "utf8" });
+  assert.equal(status, 0, `${command} ${args.join(" ")}: ${stdout}${stderr}`);
+  return stdout;
+}
+
+test("the package, installed where there is nothing else", (t) => {
+  const [project, js] = [folder(t), `${root}js`];
+  const [{ filename, files }] = JSON.parse(run(js, "npm", "pack", "--ignore-scripts", "--json", "--pack-destination", project));
+  const names = files.map(({ path }) => path);
+  assert.deepEqual(names.filter((name) => !/^dist\/[\w-]+\.(js|cjs|d\.ts|d\.cts|js\.map|cjs\.map)$/.test(name)).sort(), ["README.md", "package.json"]);
+  writeFileSync(join(project, "package.json"), JSON.stringify({ name: "application", private: true }));
+  run(project, "npm", "install", "--offline", "--no-audit", "--no-fund", "--ignore-scripts", join(project, filename));
+
+  const shown = (entry) => `console.log(typeof Bothways, "call" in Bothways.prototype, "${entry}");`;
+  for (const entry of ["bothways", "bothways/json", "bothways/node"]) {
+    writeFileSync(join(project, "a.mjs"), `import { Bothways } from "${entry}"; ${shown(entry)}`);
+    writeFileSync(join(project, "a.cjs"), `const { Bothways } = require("${entry}"); ${shown(entry)}`);
+    for (const file of ["a.mjs", "a.cjs"]) assert.equal(run(project, process.execPath, file), `function true ${entry}\n`);
+  }
+
+  // A page has no types of Node; an application of Node has.
+  writeFileSync(join(project, "page.mts"), 'import { Bothways, type Message } from "bothways"; const bw: Bothways = new Bothways("/_rpcx_"); bw.onPush("A", "b", (value: number, message: Message) => value + message.text()); const n: Promise<number> = bw.call<number>("A", "b"); void n;');
+  const flags = ["--noEmit", "--strict", "--target", "ES2022", "--lib", "ES2022,DOM,DOM.Iterable"];
+  const tsc = (...more) => run(project, process.execPath, require.resolve("typescript/bin/tsc"), ...flags, ...more);
+  tsc("--module", "ESNext", "--moduleResolution", "Bundler", "page.mts");
+  tsc("--module", "NodeNext", "--moduleResolution", "NodeNext", "page.mts");
 });
 
 test("the lock file names no registry", () => {

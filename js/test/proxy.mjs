@@ -8,6 +8,12 @@ const placeOf = (address) => {
   return { host, port: Number(port) };
 };
 
+/**
+ * Ends a connection as a network does that is gone. One that is being shut down already cannot be reset: Node would keep its
+ * handle, and wait for it at the end of the process for ever, with a busy core.
+ */
+const reset = (socket) => (socket.writableEnded ? socket.destroy() : socket.resetAndDestroy());
+
 export class Proxy {
   /** Connections so far. */
   count = 0;
@@ -32,7 +38,7 @@ export class Proxy {
     const server = createServer((client) => {
       if (this.#isRefused(() => client.destroy())) return;
       const upstream = connect(place);
-      this.#keep(() => [client, upstream].forEach((socket) => socket.resetAndDestroy()), client, upstream);
+      this.#keep(() => [client, upstream].forEach(reset), client, upstream);
       client.on("data", (bytes) => this.isStalled || upstream.write(bytes));
       upstream.on("data", (bytes) => this.isStalled || client.write(bytes));
     });
