@@ -21,7 +21,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{events::Events, fault::Fault};
 
 /// Most bytes of a body that HTTP takes at once: a server that copies what it writes copies no more than it has room for.
-const PIECE_BYTES: usize = 64 << 10;
+pub(crate) const PIECE_BYTES: usize = 64 << 10;
 
 /// A response of a [`Front`](crate::Front).
 pub type Response = http::Response<Body>;

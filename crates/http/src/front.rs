@@ -107,6 +107,8 @@ pub struct FrontStats {
     pub streams: usize,
     /// Streams whose clients may come back.
     pub streams_waiting: usize,
+    /// Bytes of events that streams keep; see [`FrontOptions::streams_bytes_max`].
+    pub stream_bytes: usize,
     /// Bytes of bodies that are held; see [`FrontOptions::held_bytes_max`].
     pub held_bytes: usize,
 }
@@ -154,6 +156,7 @@ impl Front {
             requests: counters.requests.load(Ordering::Relaxed),
             streams: streams.open,
             streams_waiting: streams.waiting,
+            stream_bytes: self.shared.streams.bytes(),
             held_bytes: self.shared.budget.bytes(),
         }
     }
@@ -246,6 +249,7 @@ async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Res
             _ => Fault::method_not_allowed("GET").into_response(),
         },
         events::PATH if options.events => events::answer(asked, parts).await,
+        events::ACK_PATH if options.events => events::ack(asked, parts),
         events::TICKET_PATH if options.events => events::give_ticket(asked, parts).await,
         path if path.starts_with(rpc::PREFIX) && options.rpc => rpc::answer(asked, parts, body).await,
         // Closed here, and no service of the gateway either.

@@ -125,5 +125,6 @@ fn of_front(front: &Front) -> Value {
         "requests": stats.requests,
         "streams": stats.streams,
         "streams_waiting": stats.streams_waiting,
+        "stream_bytes": stats.stream_bytes,
     })
 }

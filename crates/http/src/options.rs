@@ -68,6 +68,7 @@ pub(crate) struct StreamBounds {
     pub(crate) queue_bytes_max: usize,
     pub(crate) kept_events_max: usize,
     pub(crate) kept_bytes_max: usize,
+    pub(crate) bytes_max: usize,
     pub(crate) resume_window: Duration,
     pub(crate) beat: Duration,
     pub(crate) ticket_time: Duration,
@@ -116,6 +117,7 @@ impl Default for StreamBounds {
             queue_bytes_max: 256 << 10,
             kept_events_max: 256,
             kept_bytes_max: 256 << 10,
+            bytes_max: 64 << 20,
             resume_window: Duration::from_secs(30),
             beat: Duration::from_secs(15),
             ticket_time: Duration::from_secs(30),
@@ -360,6 +362,15 @@ impl FrontOptions {
     /// `Last-Event-ID`. Default 256 and 256 KiB.
     pub fn stream_kept(mut self, events: usize, bytes: usize) -> Self {
         (self.streams.kept_events_max, self.streams.kept_bytes_max) = (events, bytes);
+        self
+    }
+
+    /// Bytes of the events of all streams together, those that are kept and those that are being written. An event that
+    /// many streams have counts once, for the address whose stream had it first; an address has no more than it leaves to
+    /// others. A stream without room for its next event keeps fewer of those before, and then ends, so that its client
+    /// comes again after a second. Default 64 MiB.
+    pub fn streams_bytes_max(mut self, bytes: usize) -> Self {
+        self.streams.bytes_max = bytes;
         self
     }
 

@@ -76,6 +76,8 @@ impl Collector for OfServer {
 
 fn put_connections(page: &mut Page<'_>, stats: &ServerStats) -> fmt::Result {
     page.gauge("bothways_connections", "Connections that are open", stats.connections)?;
+    let http = "HTTP connections of fronts at the server's port that are open";
+    page.gauge("bothways_http_connections", http, stats.http_connections)?;
     page.counter("bothways_connections_accepted", "Connections that were taken", stats.connections_accepted)?;
     page.counters("bothways_close", "Connections that ended, by why", "reason", stats.closes.iter())?;
     let refused = [

@@ -177,6 +177,13 @@ impl ServerMessage {
         self.end_as(Failure::Error);
     }
 
+    /// Gives the message up without a word: for an application that hands messages on, and does not learn what became of
+    /// this one. A tracked message comes again when the connection does; otherwise its sender's receipt ends as
+    /// [`Unknown`](crate::Stage::Unknown), with the session.
+    pub fn forget(self) {
+        self.lose(Lost::Forgotten);
+    }
+
     /// It was not handled, and will not be.
     pub(super) fn end_as(&self, failure: Failure) {
         self.lose(Lost::Failed(failure));

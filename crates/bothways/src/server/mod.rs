@@ -175,7 +175,6 @@ pub struct ServerStats {
     pub connections: usize,
     /// HTTP connections that a [front](crate::transport::HttpFront) serves. They are none of `connections`, and have a
     /// place of [`ServerLimits::connections_max`] as those have.
-    #[cfg(feature = "ws")]
     pub http_connections: usize,
     /// Sessions that live, those whose clients are away among them.
     pub sessions: usize,
@@ -738,6 +737,8 @@ impl Server {
             connections: shared.connections.lock().len(),
             #[cfg(feature = "ws")]
             http_connections: shared.fronts.open(),
+            #[cfg(not(feature = "ws"))]
+            http_connections: 0,
             sessions: shared.sessions.len(),
             sessions_away: shared.sessions.away(),
             connections_accepted: counters.accepted.load(Ordering::Relaxed),

@@ -39,6 +39,9 @@ pub(crate) const PATH: &str = "/events";
 /// Where a browser gets its ticket.
 pub(crate) const TICKET_PATH: &str = "/events/ticket";
 
+/// Where a client says what it has handled.
+pub(crate) const ACK_PATH: &str = "/events/ack";
+
 /// What a client has seen last.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -53,6 +56,8 @@ struct Query {
     from: Vec<(String, Position)>,
     ticket: Option<String>,
     last: Option<String>,
+    /// The client says what it has handled.
+    acks: bool,
 }
 
 /// The answer to `GET /events`.
@@ -78,11 +83,7 @@ fn respond(events: Events) -> Response {
 async fn open(asked: &Asked, parts: &Parts) -> Result<Events, Fault> {
     let streams = &asked.front.shared.streams;
     let query = read_query(parts.uri.query().unwrap_or_default(), streams.bounds().topics_max)?;
-    let last = match gateway::text(&parts.headers, &LAST_EVENT_ID) {
-        "" => query.last.clone(),
-        last => Some(last.to_owned()),
-    };
-    let last = last.as_deref().and_then(LastSeen::parse);
+    let last = last_seen(parts, &query);
     if let Some(last) = &last
         && let Some(events) = streams.resume(last)
     {
@@ -105,7 +106,35 @@ async fn open(asked: &Asked, parts: &Parts) -> Result<Events, Fault> {
 
     let said = json!({ "topics": topics, "lost": last.is_some() });
     let opened = Event::named("bothways.open", &said);
-    Ok(streams.begin(Stream::new(place, client, messages, bounds.clone(), &opened)))
+    Ok(streams.begin(Stream::new(place, client, messages, bounds.clone(), opened, query.acks)))
+}
+
+/// What a client has seen last: a browser says it in a header, others may say it in the query.
+fn last_seen(parts: &Parts, query: &Query) -> Option<LastSeen> {
+    match gateway::text(&parts.headers, &LAST_EVENT_ID) {
+        "" => query.last.as_deref().and_then(LastSeen::parse),
+        last => LastSeen::parse(last),
+    }
+}
+
+/// The answer to `POST /events/ack`: the client has handled all events up to the one that it names. Its id is a secret of
+/// the stream, and so lets it do this.
+pub(crate) fn ack(asked: &Asked, parts: &Parts) -> Response {
+    if parts.method != Method::POST {
+        return Fault::method_not_allowed("POST").into_response();
+    }
+    let streams = &asked.front.shared.streams;
+    let query = match read_query(parts.uri.query().unwrap_or_default(), streams.bounds().topics_max) {
+        Ok(query) => query,
+        Err(fault) => return fault.into_response(),
+    };
+    match last_seen(parts, &query) {
+        None => Fault::bad_request("`Last-Event-ID`, or `last` in the query, is the id of an event").into_response(),
+        Some(last) if streams.ack(&last) => gateway::nothing(StatusCode::NO_CONTENT),
+        Some(_) => {
+            Fault::not_found("there is no such event, or its stream was not opened with `acks=1`").into_response()
+        }
+    }
 }
 
 /// Subscribes to what was asked for; what is said of each topic.
@@ -152,6 +181,7 @@ fn read_query(query: &str, topics_max: usize) -> Result<Query, Fault> {
             "from" => read.from.push(begin_at(&value)?),
             // Of what is repeated, the first counts, as in Go.
             "ticket" => _ = read.ticket.get_or_insert(value),
+            "acks" => read.acks = value == "1",
             "last" => _ = read.last.get_or_insert(value),
             _ => {}
         }
@@ -201,11 +231,12 @@ mod tests {
 
     #[test]
     fn a_query_says_topics_positions_and_what_lets_in() {
-        let query = read_query("topics=a,b.%3E&topics=c%2Cd&from=a:7:9&ticket=t&ticket=u&x=1&last=k-1&last=", 5)
+        let query = read_query("topics=a,b.%3E&topics=c%2Cd&from=a:7:9&ticket=t&ticket=u&x=1&acks=1&last=k-1&last=", 5)
             .expect("it is right");
         assert_eq!(query.topics, ["a", "b.>", "c", "d"]);
         assert_eq!(query.from, [("a".to_owned(), Position { epoch: 7, offset: 9 })]);
         assert_eq!((query.ticket.as_deref(), query.last.as_deref()), (Some("t"), Some("k-1")));
+        assert!(query.acks && !read_query("acks=", 5).expect("it is right").acks);
         for wrong in ["from=a:7", "from=a:x:1", "topics=a,b,c,d,e,f", "topics=%zz", "topics=%ff"] {
             let fault = read_query(wrong, 5).map(drop).expect_err(wrong);
             assert_eq!(fault.status, StatusCode::BAD_REQUEST);

@@ -14,21 +14,32 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::{Arc, Weak},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use bothways::{Client, CloseReason, ConnectError, client::ServerMessages, shares::Share, transport::BoxFuture};
+use bothways::{
+    Client, CloseReason, ConnectError,
+    client::{ServerMessage, ServerMessages},
+    shares::Share,
+    transport::BoxFuture,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    encode::{self, Event},
+    encode::{self, Encodings, Event},
     streams::Streams,
 };
-use crate::options::StreamBounds;
+use crate::{body::PIECE_BYTES, options::StreamBounds};
+
+/// Up to so many bytes, an event and its id are one piece.
+const SHORT_BYTES: usize = 4 << 10;
+
+/// After how long a client for whose events there was no room is to come again.
+const NO_ROOM_RETRY_MILLIS: u128 = 1000;
 
 /// What the id of an event says: which stream, and which of its events.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -49,6 +60,24 @@ impl LastSeen {
     fn text(&self) -> String {
         format!("{:032x}-{}", self.key, self.number)
     }
+}
+
+/// An event that was written.
+struct Kept {
+    event: Arc<Event>,
+    /// What it was made of, where its client has to say that it has handled it.
+    message: Option<ServerMessage>,
+}
+
+/// What a client has said that it has handled.
+#[derive(Default)]
+struct Acks {
+    /// The number of the first event that it has not.
+    next: u64,
+    /// Bytes of this one and those after it.
+    owed_bytes: usize,
+    /// Waits for it to say more.
+    reader: Option<Waker>,
 }
 
 /// Whether the client of a stream may still come back.
@@ -74,11 +103,13 @@ struct State {
     messages: ServerMessages,
     /// Done when the server ends the client: a server that stops waits for its clients to go.
     leaving: BoxFuture<CloseReason>,
-    /// The last events, each as it was written; the first one's number is `next - kept.len()`.
-    kept: VecDeque<Bytes>,
+    /// The last events; the first one's number is `next - kept.len()`.
+    kept: VecDeque<Kept>,
     kept_bytes: usize,
     /// The number of the next event.
     next: u64,
+    /// Where the client says what it has handled.
+    acks: Option<Acks>,
     /// Which response reads: the last one that came.
     reader: u64,
     /// Since when nobody reads.
@@ -95,9 +126,9 @@ impl Stream {
         client: Client,
         messages: ServerMessages,
         bounds: StreamBounds,
-        opened: &Event,
+        opened: Arc<Event>,
+        wants_acks: bool,
     ) -> Self {
-        let key = rand::random();
         let mut state = State {
             leaving: leaving(&client),
             client,
@@ -105,13 +136,14 @@ impl Stream {
             kept: VecDeque::new(),
             kept_bytes: 0,
             next: 0,
+            acks: wants_acks.then(Acks::default),
             reader: 0,
             waiting_since: None,
             is_watched: false,
             has_ended: false,
         };
-        state.keep(key, opened, &bounds);
-        Self { key, place, bounds, state: Mutex::new(state) }
+        state.keep(Kept { event: opened, message: None }, &bounds);
+        Self { key: rand::random(), place, bounds, state: Mutex::new(state) }
     }
 
     /// Since when nobody reads it.
@@ -137,6 +169,33 @@ impl Stream {
         }
     }
 
+    /// The client has handled all events up to this one. False: it need not say so, or has not been sent it.
+    pub(super) fn ack(&self, number: u64) -> bool {
+        let mut handled = Vec::new();
+        let reader = {
+            let mut state = self.state.lock();
+            let (first, next) = (state.first(), state.next);
+            let State { kept, acks: Some(acks), .. } = &mut *state else { return false };
+            if next <= number {
+                return false;
+            }
+            while acks.next <= number {
+                let kept = kept.get_mut((acks.next - first) as usize);
+                acks.next += 1;
+                if let Some(kept) = kept {
+                    acks.owed_bytes -= kept.event.len();
+                    handled.extend(kept.message.take());
+                }
+            }
+            acks.reader.take()
+        };
+
+        // Dropped, they are acknowledged: outside the lock.
+        drop(handled);
+        reader.into_iter().for_each(Waker::wake);
+        true
+    }
+
     /// A new response reads from here on: after the event that its client has seen, or from the beginning. An earlier
     /// response ends.
     pub(super) fn read(self: &Arc<Self>, streams: &Arc<Streams>, seen: Option<u64>) -> Events {
@@ -152,7 +211,7 @@ impl Stream {
             streams: Arc::downgrade(streams),
             reader: state.reader,
             at: at.max(first),
-            before: Some(begin_with(missed)),
+            ready: VecDeque::from([begin_with(missed)]),
             beat: Box::pin(tokio::time::sleep(self.bounds.beat)),
         }
     }
@@ -188,18 +247,47 @@ impl State {
     }
 
     /// Numbers an event, and keeps it for a client that comes back.
-    fn keep(&mut self, key: u128, event: &Event, bounds: &StreamBounds) -> Bytes {
-        let text = event.text(&LastSeen { key, number: self.next }.text());
+    fn keep(&mut self, kept: Kept, bounds: &StreamBounds) {
         self.next += 1;
-        self.kept_bytes += text.len();
-        self.kept.push_back(text.clone());
-        // The last one stays, however large: it is still to be read.
-        while 1 < self.kept.len()
-            && (bounds.kept_events_max < self.kept.len() || bounds.kept_bytes_max < self.kept_bytes)
-        {
-            self.kept_bytes -= self.kept.pop_front().map_or(0, |text| text.len());
+        self.kept_bytes += kept.event.len();
+        if let Some(acks) = &mut self.acks {
+            acks.owed_bytes += kept.event.len();
         }
-        text
+        self.kept.push_back(kept);
+        // The last one stays, however large: it is still to be read.
+        while bounds.kept_events_max < self.kept.len() || bounds.kept_bytes_max < self.kept_bytes {
+            if !self.forget_oldest() {
+                break;
+            }
+        }
+    }
+
+    /// Keeps one event less: never the last one, or one that is to be acknowledged.
+    fn forget_oldest(&mut self) -> bool {
+        let is_owed = self.acks.as_ref().is_some_and(|acks| acks.next <= self.first());
+        if is_owed || self.kept.len() <= 1 {
+            return false;
+        }
+        self.kept_bytes -= self.kept.pop_front().map_or(0, |kept| kept.event.len());
+        true
+    }
+
+    /// True if the client has to acknowledge something before it gets more.
+    fn is_owed_much(&self, bounds: &StreamBounds) -> bool {
+        self.acks.as_ref().is_some_and(|acks| {
+            bounds.kept_events_max as u64 <= self.next - acks.next || bounds.kept_bytes_max <= acks.owed_bytes
+        })
+    }
+
+    /// The event of a message, for which older ones of this stream make room if there is none.
+    fn encode(&mut self, message: &ServerMessage, encodings: &Encodings, peer: &str) -> Option<Arc<Event>> {
+        loop {
+            match encodings.of(message, peer) {
+                Ok(event) => return Some(event),
+                Err(_) if self.forget_oldest() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Why the client inside has ended, and when to come back.
@@ -219,66 +307,103 @@ pub(crate) struct Events {
     reader: u64,
     /// The number of the next event to write.
     at: u64,
-    before: Option<Bytes>,
+    /// What comes before that.
+    ready: VecDeque<Bytes>,
     beat: Pin<Box<Sleep>>,
 }
 
 impl Events {
     /// The next bytes; `None`: another response reads now, or the stream has ended.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if let Some(before) = self.before.take() {
-            return Poll::Ready(Some(before));
-        }
-        let next = match self.poll_event(cx) {
-            Poll::Pending => {
-                ready!(self.beat.as_mut().poll(cx));
-                Poll::Ready(Some(Bytes::from_static(encode::BEAT)))
+        while self.ready.is_empty() {
+            match self.poll_event(cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(None),
+                Poll::Pending => {
+                    ready!(self.beat.as_mut().poll(cx));
+                    self.ready.push_back(Bytes::from_static(encode::BEAT));
+                }
             }
-            next => next,
-        };
+        }
         self.beat.as_mut().reset(Instant::now() + self.stream.bounds.beat);
-        next
+        Poll::Ready(self.take_piece())
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// No more than HTTP has room for: what it takes, it copies.
+    fn take_piece(&mut self) -> Option<Bytes> {
+        let first = self.ready.front_mut()?;
+        if PIECE_BYTES < first.len() {
+            return Some(first.split_to(PIECE_BYTES));
+        }
+        let first = self.ready.pop_front()?;
+        // The id of an event and a short event are one piece.
+        match self.ready.front() {
+            Some(next) if first.len() + next.len() <= SHORT_BYTES => {
+                let both = [first, self.ready.pop_front()?].concat();
+                Some(both.into())
+            }
+            _ => Some(first),
+        }
+    }
+
+    /// Makes the next event ready; false: there is none any more.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.stream.state.lock();
         let state = &mut *state;
         if state.reader != self.reader {
-            return Poll::Ready(None);
+            return Poll::Ready(false);
         }
         if let Some(kept) = state.kept.get(self.at.saturating_sub(state.first()) as usize) {
+            let id = LastSeen { key: self.stream.key, number: self.at };
+            self.ready.extend(kept.event.parts(&id.text()));
             self.at += 1;
-            return Poll::Ready(Some(kept.clone()));
+            return Poll::Ready(true);
         }
         if state.has_ended {
-            return Poll::Ready(None);
+            return Poll::Ready(false);
         }
 
-        // Dropping this future loses nothing.
-        let next = pin!(state.messages.next()).poll(cx);
-        let next = match next {
-            Poll::Ready(Some(message)) => Ok(message),
-            Poll::Ready(None) => Err(state.end()),
+        let bounds = &self.stream.bounds;
+        let next = if state.is_owed_much(bounds) { Poll::Pending } else { pin!(state.messages.next()).poll(cx) };
+        let end = match next {
+            Poll::Ready(Some(message)) => {
+                let Some(streams) = self.streams.upgrade() else { return Poll::Ready(false) };
+                if 0 < message.dropped_before() {
+                    let gap = json!({ "missed": message.dropped_before() });
+                    state.keep(Kept { event: Event::named("bothways.gap", &gap), message: None }, bounds);
+                }
+                match state.encode(&message, streams.encodings(), self.stream.place.peer()) {
+                    Some(event) => {
+                        // Without acknowledgements it is handled, as far as the server is told: it is kept from now on.
+                        let message = state.acks.is_some().then_some(message);
+                        state.keep(Kept { event, message }, bounds);
+                        return Poll::Ready(true);
+                    }
+                    None => {
+                        message.forget();
+                        encode::end("no room for its events (`streams_bytes_max`)", Some(NO_ROOM_RETRY_MILLIS))
+                    }
+                }
+            }
+            Poll::Ready(None) => state.end(),
             // All that came before has been read.
-            Poll::Pending => Err(end_with(&ready!(state.leaving.as_mut().poll(cx)))),
-        };
-        let message = match next {
-            Ok(message) => message,
-            Err(end) => {
-                state.has_ended = true;
-                return Poll::Ready(Some(end));
+            Poll::Pending => {
+                if let Some(acks) = &mut state.acks {
+                    acks.reader = Some(cx.waker().clone());
+                }
+                end_with(&ready!(state.leaving.as_mut().poll(cx)))
             }
         };
-        let (key, bounds) = (self.stream.key, &self.stream.bounds);
-        let mut text = Vec::new();
-        if 0 < message.dropped_before() {
-            let gap = Event::named("bothways.gap", &json!({ "missed": message.dropped_before() }));
-            text.push(state.keep(key, &gap, bounds));
-        }
-        // Handled, as far as the server is told: it is kept here from now on.
-        text.push(state.keep(key, &Event::of(&message), bounds));
-        self.at = state.next;
-        Poll::Ready(Some(if text.len() == 1 { text.swap_remove(0) } else { text.concat().into() }))
+        state.has_ended = true;
+        self.ready.push_back(end);
+        Poll::Ready(true)
+    }
+}
+
+impl Drop for State {
+    /// What its client has not acknowledged, nobody says that it has.
+    fn drop(&mut self) {
+        self.kept.drain(..).filter_map(|kept| kept.message).for_each(ServerMessage::forget);
     }
 }
 

@@ -6,6 +6,7 @@ use bothways::shares::{Share, Shares};
 use parking_lot::Mutex;
 
 use super::{
+    encode::Encodings,
     stream::{Events, LastSeen, Stream, Watch},
     tickets::Tickets,
 };
@@ -14,6 +15,7 @@ use crate::{body::shares, fault::Fault, options::StreamBounds};
 pub(crate) struct Streams {
     bounds: StreamBounds,
     tickets: Tickets,
+    encodings: Encodings,
     /// Each stream has one.
     places: Arc<Shares>,
     table: Mutex<Table>,
@@ -38,7 +40,8 @@ impl Streams {
     pub(crate) fn new(bounds: StreamBounds) -> Arc<Self> {
         let tickets = Tickets::new(bounds.ticket_time, bounds.tickets_max);
         let places = shares(bounds.streams_max, bounds.per_address_max, PER_ADDRESS);
-        Arc::new(Self { bounds, tickets, places, table: Mutex::default() })
+        let encodings = Encodings::new(bounds.bytes_max);
+        Arc::new(Self { bounds, tickets, encodings, places, table: Mutex::default() })
     }
 
     pub(super) fn bounds(&self) -> &StreamBounds {
@@ -47,6 +50,15 @@ impl Streams {
 
     pub(super) fn tickets(&self) -> &Tickets {
         &self.tickets
+    }
+
+    pub(super) fn encodings(&self) -> &Encodings {
+        &self.encodings
+    }
+
+    /// Bytes of all events that are kept.
+    pub(crate) fn bytes(&self) -> usize {
+        self.encodings.bytes()
     }
 
     pub(crate) fn count(&self) -> Count {
@@ -81,6 +93,12 @@ impl Streams {
     pub(super) fn resume(self: &Arc<Self>, last: &LastSeen) -> Option<Events> {
         let stream = self.table.lock().streams.get(&last.key).cloned()?;
         Some(stream.read(self, Some(last.number)))
+    }
+
+    /// A client has handled all events up to this one. False: nothing is known of it.
+    pub(super) fn ack(&self, last: &LastSeen) -> bool {
+        let stream = self.table.lock().streams.get(&last.key).cloned();
+        stream.is_some_and(|stream| stream.ack(last.number))
     }
 
     /// Nobody reads this stream any more. It waits for its client, if it goes on and time can pass here.
