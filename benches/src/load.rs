@@ -34,7 +34,7 @@ pub use self::{
     open_loop::OpenLoop,
     paced::{Paced, Single, paced},
     stalled::Stalled,
-    wire::{CENTRIFUGO, NATS, PLAIN, SESSION, Wire, put_ack, put_hello},
+    wire::{CENTRIFUGO, NATS, PLAIN, SESSION, WS, WS_SESSION, Wire, put_ack, put_hello},
 };
 use self::{
     closed_loop::{Replies, closed_loop, hold},

@@ -10,7 +10,7 @@ use crate::{
     load::socket_address,
     ours::{OurClient, OurXClient},
     pair::{ClientArgs, ServeArgs, block_on, run_client, say_listening},
-    server::{server, server_with},
+    server::server_with,
 };
 
 /// How to serve with Bothways.
@@ -23,6 +23,9 @@ pub struct OurServeArgs {
     /// one runtime with many threads.
     #[arg(long)]
     per_core: bool,
+    /// Takes WebSocket too, at the same port.
+    #[arg(long)]
+    one_port: bool,
 }
 
 /// Serves the contract with Bothways.
@@ -34,8 +37,9 @@ pub fn serve_ours(args: &OurServeArgs) -> anyhow::Result<()> {
     if args.per_core {
         return serve_per_core(&args.serve);
     }
+    let listen = ListenOptions::default().one_port(args.one_port);
     block_on(args.serve.threads, async {
-        let listening = server().listen(&args.serve.addr).await?;
+        let listening = server_with(|builder| builder.listen_options(listen)).listen(&args.serve.addr).await?;
         say_listening(listening.address())?;
         listening.stopped().await;
         Ok(())

@@ -257,9 +257,9 @@ fn idle(kind: Kind, tools: &Tools, clients: usize, entered: bool) -> anyhow::Res
     let server = tools.serve(kind)?;
     let before = server.process().resident_bytes()?;
     // Clients of other kinds subscribe in their handshake.
-    let wire = publish::wire(kind).unwrap_or(&PLAIN);
+    let wire = publish::subscribes(kind).unwrap_or(&PLAIN);
     let mut load = Load::connect_by(wire, server.process(), &server.address, clients, tools.load_threads)?;
-    if publish::wire(kind).is_none() {
+    if publish::subscribes(kind).is_none() {
         load.call_each(PAYLOAD_BYTES)?;
         if entered {
             load.enter_all(Promise::Fire.topic())?;

@@ -43,13 +43,15 @@ pub(super) enum Kind {
     Jsonrpsee,
     /// Bothways, with `fan_out` in place of sessions and topics.
     Broadcast,
+    /// Bothways, whose clients come over WebSocket.
+    Ws,
     /// The message brokers.
     Nats,
     Centrifugo,
 }
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ours => "bothways",
             Self::PerCore => "bothways-per-core",
@@ -61,6 +63,7 @@ impl Kind {
             Self::Tarpc => "tarpc",
             Self::Jsonrpsee => "jsonrpsee",
             Self::Broadcast => "bothways-broadcast",
+            Self::Ws => "bothways-ws",
             Self::Nats => "nats-server",
             Self::Centrifugo => "centrifugo",
         }
@@ -132,10 +135,11 @@ impl Tools {
 
     fn program(&self, kind: Kind, role: &str) -> anyhow::Result<Command> {
         let mut command = match kind {
-            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside | Kind::Broadcast => {
+            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside | Kind::Broadcast | Kind::Ws => {
                 let mut command = Command::new(self.program_of(kind));
                 match (kind, role) {
                     (Kind::Limit, role) => command.args([role, "limit"]),
+                    (Kind::Ws, "serve") => command.args([role, "bothways", "--one-port"]),
                     (Kind::PerCore, "serve") => command.args([role, "bothways", "--per-core"]),
                     (Kind::XClient, "call") => command.args([role, "xclient"]),
                     (_, role) => command.args([role, "bothways"]),

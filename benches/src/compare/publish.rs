@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     contract::{BroadcastArgs, Promise, PublishArgs, Published},
-    load::{CENTRIFUGO, Load, Measured, NATS, PLAIN, Paced, SESSION, Wire, paced},
+    load::{CENTRIFUGO, Load, Measured, NATS, PLAIN, Paced, SESSION, WS, WS_SESSION, Wire, paced},
 };
 
 /// The pace of the other calls.
@@ -66,13 +66,18 @@ impl Publishing {
     }
 
     fn subscribe(self, promise: Promise, kind: Kind, tools: &Tools, server: &Running) -> anyhow::Result<Load> {
-        if let Some(wire) = wire(kind) {
-            let load = Load::connect_by(wire, server.process(), &server.address, self.clients, tools.load_threads);
-            let mut load = load?;
-            if kind == Kind::Broadcast {
+        let connect =
+            |wire| Load::connect_by(wire, server.process(), &server.address, self.clients, tools.load_threads);
+        match (kind, broadcasts(kind)) {
+            // They enter in their handshake.
+            (Kind::Ws, _) => return connect(&WS),
+            (Kind::Broadcast | Kind::Limit, Some(wire)) => {
+                let mut load = connect(wire)?;
                 load.join_all()?;
+                return Ok(load);
             }
-            return Ok(load);
+            (_, Some(wire)) => return connect(wire),
+            (_, None) => {}
         }
         let enter = |wire, clients| {
             let mut load = Load::connect_by(wire, server.process(), &server.address, clients, tools.load_threads)?;
@@ -87,7 +92,7 @@ impl Publishing {
     /// Publishes once, and checks the receipts.
     fn publish(self, promise: Promise, kind: Kind, topic: &mut Load) -> anyhow::Result<Measured> {
         let PublishArgs { count, size, .. } = self.args;
-        if wire(kind).is_some() {
+        if broadcasts(kind).is_some() {
             return topic.broadcast(BroadcastArgs { count, size }, true);
         }
         let args = PublishArgs { promise, ..self.args };
@@ -137,12 +142,22 @@ impl Publishing {
     }
 }
 
-/// The protocol of a kind without sessions.
-pub(super) fn wire(kind: Kind) -> Option<&'static Wire> {
+/// The protocol of a kind that publishes by a broadcast to all its clients.
+fn broadcasts(kind: Kind) -> Option<&'static Wire> {
     match kind {
         Kind::Nats => Some(&NATS),
         Kind::Centrifugo => Some(&CENTRIFUGO),
-        Kind::Broadcast => Some(&PLAIN),
+        Kind::Broadcast | Kind::Limit => Some(&PLAIN),
+        _ => None,
+    }
+}
+
+/// The protocol of a kind whose clients subscribe in their handshake.
+pub(super) fn subscribes(kind: Kind) -> Option<&'static Wire> {
+    match kind {
+        Kind::Nats => Some(&NATS),
+        Kind::Centrifugo => Some(&CENTRIFUGO),
+        Kind::Ws => Some(&WS_SESSION),
         _ => None,
     }
 }

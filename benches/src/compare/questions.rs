@@ -126,6 +126,12 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     let kinds_of_topics = [Kind::Ours, Kind::Nats, Kind::Centrifugo];
     questions.push(question("idle-session", title, &kinds_of_topics, Ask::Idle { clients, entered: true }, &targets));
 
+    let title =
+        format!("memory: {clients} idle WebSocket clients with a session that can be resumed, user and one topic");
+    let targets = [Target::figure("bytes/client").at_most(2_560.0)];
+    let ask = Ask::Idle { clients, entered: true };
+    questions.push(question("idle-ws", title, &[Kind::Ws, Kind::Centrifugo], ask, &targets));
+
     for (name, connections, in_flight, shape, targets) in [
         (
             "pair-64x16-raw",
@@ -213,6 +219,11 @@ fn publishing(quick: bool, mut question: impl FnMut(&'static str, String, &[Kind
             ratio(Kind::Nats, history).at_most(0.5),
         ],
     );
+
+    let title = format!("WebSocket: 200 × 128 bytes to {clients} clients of a topic");
+    let kinds = [Kind::Ws, Kind::Ours, Kind::Limit, Kind::Centrifugo];
+    let targets = [ratio(Kind::Ours, fire).at_most(1.3), ratio(Kind::Centrifugo, fire).at_most(0.2)];
+    question("ws-1k", title, &kinds, Ask::Publish(publishing(args, &[Fire])), &targets);
 
     for (name, origin, from, most) in [
         ("publish-task", Origin::Task, "a task", [0.8, 0.9]),

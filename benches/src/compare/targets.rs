@@ -29,6 +29,9 @@ pub struct Reached {
     pub holds: Option<bool>,
 }
 
+/// Whose own figures are compared with a bound: of these, the first one that a question asks.
+const OURS: [&str; 2] = [Kind::Ours.name(), Kind::Ws.name()];
+
 impl Target {
     /// Of the first kind itself.
     pub(super) fn figure(metric: &'static str) -> Self {
@@ -51,7 +54,7 @@ impl Target {
     pub(super) fn reached(&self, answered: &Answered) -> Reached {
         let median = match self.to {
             Some(kind) => answered.ratios.get(kind.name()).and_then(|ratios| ratios.get(self.metric)).copied(),
-            None => answered.kinds.iter().find(|of| of.kind == Kind::Ours.name()).and_then(|of| {
+            None => answered.kinds.iter().find(|of| OURS.contains(&of.kind.as_str())).and_then(|of| {
                 let metric = of.metrics.iter().find(|of| of.metric == self.metric)?;
                 Some(metric.median)
             }),

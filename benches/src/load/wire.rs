@@ -1,4 +1,4 @@
-//! The protocols that the load speaks: the contract, NATS, and Centrifugo's JSON.
+//! The protocols that the load speaks: the contract, also within WebSocket, NATS, and Centrifugo's JSON.
 //!
 //! All subscribers of a server have the same subject or channel. A push begins with the clock, as in the contract. In a
 //! text payload the clock is [`DIGITS`] decimal digits.
@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use bothways_proto::{Capabilities, Header, Hello, Metadata, Seq, SerializeType, VERSION, keys};
 
 use super::fleet::{Frame, limits, put_heartbeat, read_frame};
-use crate::contract::{self, BroadcastArgs, Stamps};
+use crate::contract::{self, BroadcastArgs, Promise, Stamps};
 
 /// A protocol.
 pub struct Wire {
@@ -77,6 +77,68 @@ pub static SESSION: Wire = Wire {
     ..PLAIN
 };
 
+/// The contract within WebSocket, spoken by a plain client whose session has entered.
+pub static WS: Wire = Wire {
+    frame_len: websocket_len,
+    greet: |stream| greet_ws(stream, false),
+    pushes: |frame, each| {
+        // As the server writes it, a message has whole frames.
+        let mut rest = payload_of(frame)?;
+        while let Some(len) = bothways_proto::frame_len(rest, &limits())? {
+            let (first, others) = rest.split_at_checked(len).context("a frame that goes on in the next message")?;
+            (PLAIN.pushes)(first, each)?;
+            rest = others;
+        }
+        ensure!(rest.is_empty(), "a frame that goes on in the next message");
+        Ok(())
+    },
+    ..PLAIN
+};
+
+/// The same by a client with a resumable session, such as a page with the client in JavaScript.
+pub static WS_SESSION: Wire = Wire { greet: |stream| greet_ws(stream, true), ..WS };
+
+/// Makes a WebSocket of a connection, says Hello if it is to have a session that can be resumed, and enters.
+fn greet_ws(stream: &mut TcpStream, says_hello: bool) -> anyhow::Result<()> {
+    upgrade(stream, "/_rpcx_", "Origin: http://localhost\r\n")?;
+    let (mut enters, mut hello) = (Vec::new(), Vec::new());
+    contract::put_request(&mut enters, 2, contract::ENTER, Promise::Fire.topic().as_bytes());
+    put_hello(&mut hello);
+    let requests = if says_hello { vec![hello, enters] } else { vec![enters] };
+    for request in requests {
+        // A binary frame, masked with zeros.
+        let len = u16::try_from(request.len())?;
+        stream.write_all(&[&[0x82, 0x80 | 126][..], &len.to_be_bytes(), &[0; 4], &request].concat())?;
+        let answer = read_until(stream, |bytes| Ok(!bytes.is_empty() && is_whole(bytes)?))?;
+        let frame = Frame::parse(payload_of(&answer)?)?;
+        ensure!(frame.is_heartbeat() || frame.must_be_reply().is_ok(), "the server says {frame:?}");
+    }
+    Ok(())
+}
+
+/// Asks for a WebSocket.
+fn upgrade(stream: &mut TcpStream, path: &str, headers: &str) -> anyhow::Result<()> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{headers}\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let answer = read_until(stream, |bytes| Ok(find(bytes, b"\r\n\r\n").is_some()))?;
+    ensure!(answer.starts_with(b"HTTP/1.1 101 "), "no WebSocket: {}", text(&answer));
+    Ok(())
+}
+
+/// What a server's frame of WebSocket carries; of a control frame nothing.
+fn payload_of(frame: &[u8]) -> anyhow::Result<&[u8]> {
+    let head = match frame {
+        [opcode, ..] if opcode & 0x0f > 2 => return Ok(&[]),
+        [_, 127, ..] => 10,
+        [_, 126, ..] => 4,
+        _ => 2,
+    };
+    frame.get(head..).context("a frame without its head")
+}
+
 /// Appends the Hello of a client with a resumable session.
 pub fn put_hello(out: &mut Vec<u8>) {
     let mut metadata = Metadata::new();
@@ -130,12 +192,7 @@ pub static NATS: Wire = Wire {
 pub static CENTRIFUGO: Wire = Wire {
     frame_len: websocket_len,
     greet: |stream| {
-        stream.write_all(
-            b"GET /connection/websocket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
-        )?;
-        let answer = read_until(stream, |bytes| Ok(find(bytes, b"\r\n\r\n").is_some()))?;
-        ensure!(answer.starts_with(b"HTTP/1.1 101 "), "no WebSocket: {}", text(&answer));
+        upgrade(stream, "/connection/websocket", "")?;
         let commands = br#"{"id":1,"connect":{}}
 {"id":2,"subscribe":{"channel":"ticks"}}"#;
         // A text frame. A client must mask it; the mask is all zeros.
@@ -255,6 +312,21 @@ mod tests {
         assert_eq!(pushes(&NATS, stream), [push]);
         assert_eq!((NATS.frame_len)(b"MSG ticks 1 9").expect("valid"), None);
         assert!((NATS.frame_len)(b"-ERR 'no'\r\n").is_err());
+    }
+
+    #[test]
+    fn a_message_of_web_socket_has_whole_frames() {
+        let mut frames = Vec::new();
+        for clock in [3_u64, 4] {
+            contract::put_oneway(&mut frames, 1, contract::TICK, &[&clock.to_be_bytes()[..], &[0; 3]].concat());
+        }
+        let len = u16::try_from(frames.len()).expect("short").to_be_bytes();
+        let bytes = [&[0x82, 126][..], &len, &frames, &[0x89, 0]].concat();
+        assert_eq!(pushes(&WS, &bytes), [3, 4].map(|clock| Pushed { clock, len: 11, offset: None }));
+        frames.pop();
+        let len = u8::try_from(frames.len()).map_or(126, |len| len.min(125));
+        let cut = [&[0x82, len][..], &frames[..usize::from(len).min(frames.len())]].concat();
+        assert!((WS.pushes)(&cut, &mut |_| Ok(())).is_err(), "it goes on");
     }
 
     #[test]
