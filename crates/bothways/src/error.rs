@@ -512,6 +512,32 @@ pub enum PushError {
     /// The client has announced its methods, and this is not one of them. Nothing was queued.
     #[error("the client has announced no handler for this")]
     NotSupported,
+    /// It cannot be a durable push. Nothing was stored or queued.
+    #[error("no durable push: {0}")]
+    NotDurable(#[from] NotDurable),
+}
+
+/// Why a push cannot be [durable](crate::Class::Durable).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotDurable {
+    /// The server has no store: see [`ServerBuilder::store`](crate::ServerBuilder::store).
+    #[error("the server has no store")]
+    NoStore,
+    /// A mailbox is a user's: the target is [`Target::user`](crate::Target::user) or
+    /// [`Target::users`](crate::Target::users), without exceptions and labels.
+    #[error("its target must be users, without exceptions and labels")]
+    Target,
+    /// Its time to live is zero, or longer than this
+    /// ([`MailboxOptions::ttl_max`](crate::session::MailboxOptions::ttl_max)).
+    #[error("its time to live must be from a moment to {0:?}")]
+    TimeToLive(std::time::Duration),
+    /// The name of a user is empty, or has more than 256 bytes.
+    #[error("the name of a user is empty or too long")]
+    User,
+    /// Nobody could append it: the server listens nowhere, and this thread has no tokio runtime.
+    #[error("there is no tokio runtime")]
+    NoRuntime,
 }
 
 fn named(setting: &Option<&'static str>) -> String {

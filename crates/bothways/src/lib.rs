@@ -57,6 +57,7 @@
 //! | you want to reach | call this | what it promises |
 //! |---|---|---|
 //! | a user, on all devices | [`Server::push`] with [`Target::user`] | Once and in order for each session that lives or resumes. The [`Receipt`] says how far each one came. A user without a session gets nothing, and the receipt has no target. |
+//! | a user, also if nobody is there, or the server ends | the same with a [`Push`] of class [`Class::Durable`], of a server with a [store](ServerBuilder::store) | Kept in the user's mailbox when [`Receipt::stored`] says so, and given to each named device once, in order, when it comes. |
 //! | many users, everyone, or those with a label | the same with [`Target::users`], [`Target::everyone`], [`Target::only_labelled`] | The same. The push is encoded once. |
 //! | one client | [`Session::push`], or [`Target::session`], [`Target::connection`] | The same. [`Session::push_within`] waits for room first. |
 //! | the subscribers of a topic, and those who come later | [`Server::publish`] | The same for each subscriber. A topic with [history](session::TopicOptions::history) keeps the message, and a client gets what it missed. |

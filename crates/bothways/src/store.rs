@@ -130,6 +130,28 @@ pub struct Place {
     pub sequence: u64,
 }
 
+/// As `epoch-sequence`, both in hexadecimal digits.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}-{:x}", self.epoch, self.sequence)
+    }
+}
+
+impl std::str::FromStr for Place {
+    type Err = InvalidPlace;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPlace> {
+        let number = |text| u64::from_str_radix(text, 16).map_err(|_| InvalidPlace);
+        let (epoch, sequence) = text.split_once('-').ok_or(InvalidPlace)?;
+        Ok(Self { epoch: number(epoch)?, sequence: number(sequence)? })
+    }
+}
+
+/// A text that names no place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a place is two numbers in hexadecimal digits with `-` between, such as 0123456789abcdef-1f")]
+pub struct InvalidPlace;
+
 /// An entry that is to be appended.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -205,6 +227,18 @@ pub trait Store: Send + Sync + 'static {
     /// [`AppendError`].
     fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>>;
 
+    /// As [`Self::append`] of each, in this order. One that fails does not keep the others from being appended.
+    fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
+        let appends: Vec<_> = entries.into_iter().map(|entry| self.append(to.clone(), entry)).collect();
+        Box::pin(async move {
+            let mut stored = Vec::with_capacity(appends.len());
+            for append in appends {
+                stored.push(append.await);
+            }
+            stored
+        })
+    }
+
     /// Up to `max` entries after this sequence, oldest first; 0 begins at the oldest that is kept. A page may end earlier,
     /// after about a MiB ([`PAGE_BYTES`]), and has one entry at least if there is one. As fresh as the store
     /// can be, and yet a replica may be behind: only a place that is there is certain.
@@ -251,6 +285,45 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`EngineDown`].
     fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>>;
+}
+
+/// What is shared is the same store.
+impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
+    fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {
+        (**self).append(to, entry)
+    }
+
+    fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
+        (**self).append_all(to, entries)
+    }
+
+    fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>> {
+        (**self).read(from, after, max)
+    }
+
+    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
+        (**self).cursor(of, reader)
+    }
+
+    fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
+        (**self).cursors(of)
+    }
+
+    fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
+        (**self).advance(of, reader, to, keep)
+    }
+
+    fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
+        (**self).trim(log, upto)
+    }
+
+    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
+        (**self).remove(from, place)
+    }
+
+    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
+        (**self).list(after, max)
+    }
 }
 
 /// An entry that is kept, and where. From [`Receipt::stored`](crate::Receipt::stored).

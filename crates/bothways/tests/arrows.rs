@@ -72,7 +72,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["target", "carried", "rules", "away", "call", "flusher", "fan_out"],
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
-    &["registry"],
+    &["registry", "mailbox"],
     &["resume", "end", "user", "anywhere"],
     &["mod"],
 ];

@@ -102,6 +102,9 @@ pub mod keys {
     /// In Hello, and in [`RESUME`], of a client that comes back: which of its attempts this is, decimal. It grows; a
     /// client that says none is always the latest.
     pub const SESSION_TRY: &str = "_bw.try";
+    /// In Hello, and in [`ENABLE`] and [`RESUME`]: the name of the client's device, at most 64 bytes. Each named device of
+    /// a user gets its own copy of what is durable.
+    pub const DEVICE: &str = "_bw.dev";
     /// In Hello, and in [`ENABLE`] and [`RESUME`]: which methods the client handles, each as `Path.method`, with commas
     /// between; at most 4,096 bytes. Without it a server asks and sees.
     pub const METHODS: &str = "_bw.fns";

@@ -231,6 +231,26 @@ impl Store for RedbStore {
         })
     }
 
+    /// In one transaction.
+    fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
+        let (count, most) = (entries.len(), self.options.entry_bytes_max);
+        let weight = entries.iter().map(|entry| entry.bytes.len()).sum();
+        let appended = self.workers.change(weight, move |change| {
+            let append = |entry: NewEntry| match most < entry.bytes.len() {
+                true => Ok(Err(AppendError::TooLarge)),
+                false => change.append(&to, entry),
+            };
+            entries.into_iter().map(append).collect::<Result<Vec<_>, redb::Error>>()
+        });
+        Box::pin(async move {
+            match appended.await {
+                Ok(appended) => appended,
+                Err(work::Failed::Never) => vec![Err(AppendError::Down); count],
+                Err(work::Failed::Maybe) => vec![Err(AppendError::Unknown); count],
+            }
+        })
+    }
+
     fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>> {
         self.look(move |look| look.page(&from, after, max))
     }

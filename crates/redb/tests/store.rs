@@ -40,7 +40,7 @@ async fn it_does_what_every_store_must() {
             tokio::spawn(async move { check.run(StoreBed::new(options.limits(), move || Arc::clone(&store))).await })
         })
         .collect();
-    assert!(11 <= running.len());
+    assert!(12 <= running.len());
     for check in running {
         check.await.expect("it does");
     }

@@ -900,6 +900,9 @@ impl Keeper {
             if let Some(methods) = &self.methods {
                 hello.insert(keys::METHODS, methods);
             }
+            if let Some(device) = link.options.device_name() {
+                hello.insert(keys::DEVICE, device);
+            }
             hello
         });
 

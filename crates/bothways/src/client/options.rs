@@ -12,6 +12,7 @@ use crate::{
     options::{Heartbeat, QueueBound},
     packing::Room,
     reply::BoxFuture,
+    store::READER_BYTES_MAX,
     transport::{ConnectOptions, Transport, Transports},
 };
 
@@ -61,6 +62,7 @@ pub struct ClientOptions {
     connection_wait: Duration,
     room_wait: Duration,
     negotiate: bool,
+    device: Option<Arc<str>>,
     reconnect: Reconnect,
     refusals_max: Option<u32>,
     backoff_base: Duration,
@@ -86,6 +88,7 @@ impl Default for ClientOptions {
             connection_wait: Duration::from_secs(5),
             room_wait: Duration::from_secs(10),
             negotiate: true,
+            device: None,
             reconnect: Reconnect::default(),
             refusals_max: None,
             backoff_base: Duration::from_millis(50),
@@ -112,6 +115,15 @@ impl ClientOptions {
     /// The token that goes with every request (`__AUTH`), such as `bearer …`. Default none.
     pub fn auth(mut self, token: impl Into<String>) -> Self {
         self.credentials = Credentials::Token(token.into().into());
+        self
+    }
+
+    /// The name of this device among those of its user, such as `phone` or an id that the application has drawn and kept.
+    /// Each named device gets every [durable](crate::Class::Durable) push once, from the oldest that is kept when its name
+    /// first comes; those without a name share one place in the mailbox. At most 64 bytes; a longer or empty name counts as
+    /// none. A server keeps the places of 16 names for each user. Default none.
+    pub fn device(mut self, name: &str) -> Self {
+        self.device = (1..=READER_BYTES_MAX).contains(&name.len()).then(|| name.into());
         self
     }
 
@@ -375,6 +387,10 @@ impl ClientOptions {
 
     pub(super) fn message_wait(&self) -> Duration {
         self.room_wait
+    }
+
+    pub(super) fn device_name(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     pub(super) fn negotiates(&self) -> bool {

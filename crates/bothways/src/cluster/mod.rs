@@ -10,6 +10,7 @@
 //! | `remote.rs` | pushes to sessions of other nodes, and their receipts; no I/O, no clock |
 //! | `calls.rs` | calls to clients of other nodes: which are under way; no I/O, no clock |
 //! | `calling.rs` | such calls at work |
+//! | `doorbell.rs` | rings for what other nodes put into mailboxes |
 //! | `ask.rs` | questions that every node answers |
 //! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock; proved, and not at work yet |
@@ -24,6 +25,7 @@ mod calls;
 // Proved, and not at work yet: sessions do not move so far.
 #[cfg(test)]
 mod claim;
+mod doorbell;
 pub mod engine;
 mod link;
 mod mail;
@@ -44,6 +46,7 @@ pub use self::{
     view::{ClusterStats, NodeView},
 };
 pub(crate) use self::{
+    doorbell::Doorbell,
     node::Node,
     view::{Home, Load},
 };

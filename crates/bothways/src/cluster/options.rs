@@ -41,6 +41,11 @@ impl fmt::Debug for Cluster {
 }
 
 impl Cluster {
+    /// Its engine.
+    pub(crate) fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine)
+    }
+
     /// All servers whose engines are of one cluster.
     pub fn new<E: Engine>(engine: Arc<E>) -> Self {
         let calls = CallBounds { calls: 16 << 10, bytes: 64 << 20 };

@@ -26,8 +26,9 @@ use crate::{
     packing::Room,
     reply::BoxFuture,
     router::{RouteProblem, Router, Service, WhitelistError},
-    session::{Registry, Rules, SessionOptions, Setup, TopicError, TopicOptions},
+    session::{MailboxOptions, Registry, Rules, SessionOptions, Setup, TopicError, TopicOptions},
     stats::Meters,
+    store::Store,
     transport::{ListenOptions, Transport, Transports},
 };
 
@@ -78,6 +79,8 @@ pub struct ServerBuilder {
     rules: Rules,
     cancel_on_disconnect: bool,
     compress: CompressType,
+    store: Option<Arc<dyn Store>>,
+    mailboxes: MailboxOptions,
 }
 
 impl ServerBuilder {
@@ -93,6 +96,8 @@ impl ServerBuilder {
             rules: Rules::default(),
             cancel_on_disconnect: false,
             compress: CompressType::NONE,
+            store: None,
+            mailboxes: MailboxOptions::default(),
         }
     }
 
@@ -289,6 +294,20 @@ impl ServerBuilder {
         self
     }
 
+    /// Where durable pushes ([`Class::Durable`](crate::Class::Durable)) are kept: the crate `bothways-redb` has a store in one
+    /// file. Without one they are refused. A server that joins a cluster keeps them in the cluster's engine, and needs none;
+    /// one that has its own all the same keeps its own mailboxes, apart from those of the other nodes.
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Bounds and times of durable pushes.
+    pub fn mailboxes(mut self, options: MailboxOptions) -> Self {
+        self.mailboxes = options;
+        self
+    }
+
     /// A way to listen that is not built in, for addresses of its networks.
     pub fn transport(mut self, transport: impl Transport) -> Self {
         self.transports.add(transport);
@@ -366,6 +385,12 @@ impl ServerBuilder {
         let on_service_addresses = self.admin.as_ref().is_some_and(AdminOptions::is_on_service_addresses);
         let door = self.admin.map(|options| Arc::new(Door::new(options)));
 
+        let sessions = Registry::new(sessions, Arc::clone(&connections));
+        if let Some(store) = self.store {
+            // It is the first.
+            let _ = sessions.keep_mail(store, self.mailboxes.clone());
+        }
+
         Server {
             shared: Arc::new_cyclic(|shared| Shared {
                 router: match &door {
@@ -382,7 +407,11 @@ impl ServerBuilder {
                 admission: Admission::new(&options.admission),
                 calls_per_user_max: limits.calls_per_user_max,
                 handshaking: 0.into(),
-                sessions: Registry::new(sessions, Arc::clone(&connections)),
+                sessions,
+                #[cfg(feature = "cluster")]
+                mailboxes: self.mailboxes,
+                #[cfg(feature = "cluster")]
+                doorbell: Default::default(),
                 topic_lines: Arc::default(),
                 connections,
                 ending: Default::default(),

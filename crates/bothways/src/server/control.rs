@@ -62,7 +62,9 @@ pub(super) fn finish(request: &Request) -> Reply {
 
 /// The client's session becomes one that can be acknowledged, called and resumed.
 fn enable(request: &Request) -> Reply {
-    welcome(request, &Metadata::new())
+    let said = request.metadata();
+    let device = said.get(keys::DEVICE).map(|device| Metadata::new().with(keys::DEVICE, device));
+    welcome(request, &device.unwrap_or_default())
 }
 
 /// The client takes its session from the connection that it lost to this one.

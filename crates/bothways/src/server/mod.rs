@@ -77,8 +77,8 @@ use crate::{
     in_turn::Lines,
     router::Router,
     session::{
-        Explanation, Presence, Push, PushCounts, QueueStats, Receipt, Registry, SendError, Session, SessionId, Target,
-        User,
+        Explanation, Mail, Presence, Push, PushCounts, QueueStats, Receipt, Registry, SendError, Session, SessionId,
+        Target, User,
     },
     shrink::is_sparse,
     stats::{Counts, Meters},
@@ -134,6 +134,12 @@ struct Shared {
     /// What it is in its cluster.
     #[cfg(feature = "cluster")]
     node: std::sync::OnceLock<Arc<crate::cluster::Node>>,
+    /// For the mailboxes of a cluster.
+    #[cfg(feature = "cluster")]
+    mailboxes: crate::session::MailboxOptions,
+    /// Rings for what other nodes put into mailboxes.
+    #[cfg(feature = "cluster")]
+    doorbell: std::sync::OnceLock<crate::cluster::Doorbell>,
     /// Somebody joins: one at a time.
     #[cfg(feature = "cluster")]
     joining: tokio::sync::Mutex<()>,
@@ -489,6 +495,11 @@ impl Server {
         Ok(receipt)
     }
 
+    /// The mailboxes of durable pushes, for operators; `None`: the server has no [store](ServerBuilder::store).
+    pub fn mail(&self) -> Option<Mail> {
+        self.shared.sessions.mailboxes().map(|mailboxes| Mail::new(Arc::clone(mailboxes)))
+    }
+
     /// Joins a cluster: from here on, pushes to users, to a session, to subscribers and to everyone go to the clients of
     /// all its nodes, with one receipt ([`Receipt::routing`], [`Receipt::unreached`]). Join before you listen. A server
     /// that has not joined is alone.
@@ -512,8 +523,22 @@ impl Server {
         if self.shared.node.get().is_some() {
             return Err(JoinError::Joined);
         }
+        let engine = cluster.engine();
+        // First: what the others append from here on rings.
+        let keeps_mail = self.shared.sessions.mailboxes().is_none();
+        let doorbell = match keeps_mail {
+            true => Some(crate::cluster::Doorbell::hang(&engine, &self.shared.sessions).await?),
+            false => None,
+        };
         let home: Weak<dyn crate::cluster::Home> = Arc::downgrade(&self.shared) as _;
         let node = Node::join(cluster, &self.shared.sessions, home).await?;
+        if let Some(doorbell) = doorbell {
+            let _ = self.shared.sessions.keep_mail(engine, self.shared.mailboxes.clone());
+            let _ = self.shared.doorbell.set(doorbell);
+            if let Some(mail) = self.shared.sessions.mailboxes().cloned() {
+                tokio::spawn(mail.wake_all());
+            }
+        }
         let me = node.me().unwrap_or(crate::cluster::NodeId(0));
         let _ = self.shared.sessions.beyond.set(Arc::clone(&node) as _);
         let _ = self.shared.node.set(node);

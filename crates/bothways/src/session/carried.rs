@@ -95,7 +95,8 @@ impl Carried {
         let class = match &push.class {
             Class::Fire => CarriedClass::Fire,
             Class::Latest(key) => CarriedClass::Latest(key.clone()),
-            Class::Tracked => CarriedClass::Tracked,
+            // A durable one goes through its mailbox.
+            Class::Tracked | Class::Durable { .. } => CarriedClass::Tracked,
         };
         Self {
             to,

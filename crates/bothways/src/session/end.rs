@@ -170,6 +170,9 @@ impl Registry {
             }
         }
 
+        if let Some(mail) = self.post.get() {
+            mail.forget(session.id());
+        }
         let event_log = &session.inner.event_log;
         if let Some(why) = ending.why {
             session.inner.note(What::Ended(explain::text(why)));

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     clock::Runtimes,
     connection::send::PushFrame,
-    error::{PushError, ReservedName},
+    error::{NotDurable, PushError, ReservedName},
 };
 
 /// See the module.
@@ -73,7 +73,6 @@ impl Delivery {
         self.crowd.load(Ordering::Relaxed)
     }
 
-    #[cfg(feature = "cluster")]
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -90,13 +89,20 @@ impl Delivery {
             metadata.insert(keys::IDEMPOTENCY_KEY, &**key);
             *hash
         });
-        if let Class::Latest(key) = &push.class {
-            metadata.insert(keys::LATEST_KEY, key);
-        } else if hash.is_none() {
-            return Ok(Encoded { frame: plain, keyed: None });
+        match &push.class {
+            Class::Latest(key) => metadata.insert(keys::LATEST_KEY, key),
+            Class::Durable { .. } => return Err(NotDurable::Target.into()),
+            _ if hash.is_none() => return Ok(Encoded { frame: plain, keyed: None }),
+            _ => {}
         }
         let frame = self.encode_with(push, &metadata)?;
         Ok(Encoded { frame, keyed: Some(Arc::new(Keyed { hash, plain })) })
+    }
+
+    /// That a push of another class is one that could be sent.
+    pub(super) fn check(&self, push: &Push) -> Result<(), PushError> {
+        push.check_reserved()?;
+        self.encode_with(push, &push.metadata).map(drop)
     }
 
     fn encode_with(&self, push: &Push, metadata: &Metadata) -> Result<Bytes, PushError> {

@@ -124,7 +124,7 @@ impl Entry {
     fn len(&self) -> usize {
         match &self.class {
             Class::Latest(key) => self.size() + key.len(),
-            Class::Fire | Class::Tracked => self.size(),
+            Class::Fire | Class::Tracked | Class::Durable { .. } => self.size(),
         }
     }
 

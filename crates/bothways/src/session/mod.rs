@@ -18,6 +18,7 @@
 //! | `totals.rs`, `queues.rs` | what became of all of them, and what waits in all sessions |
 //! | `carried.rs`, `elsewhere.rs` | pushes to sessions of other nodes, and what receipts know of them |
 //! | `anywhere.rs`, `carried_call.rs` | calls to sessions of other nodes |
+//! | `mailbox.rs`, `mailbox/` | durable pushes: a mailbox for each user, in a store |
 //! | `each.rs` | what became of it for each of many, if the push asks |
 //! | `pasts.rs` | event logs of sessions that ended |
 //! | `explain.rs` | what lately happened to each, for who asks why a message did not arrive |
@@ -101,6 +102,7 @@ mod keys;
 mod ledger;
 mod lock;
 mod long_batch;
+mod mailbox;
 mod one_or_many;
 mod options;
 mod parts;
@@ -163,6 +165,7 @@ pub use self::{
     hub::Subscribed,
     id::SessionId,
     keys::{InvalidKey, KEY_BYTES_MAX},
+    mailbox::{DeadLetter, LetterView, Mail, MailboxOptions, MailboxView},
     options::SessionOptions,
     presence::{Presence, PresenceChange, PresenceMember, PresenceStatus},
     push::{Class, Priority, Push},

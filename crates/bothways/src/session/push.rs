@@ -44,6 +44,18 @@ pub enum Class {
     /// receipt says whether the application could handle it. A plain rpcx client is sent it as [`Self::Fire`].
     #[default]
     Tracked,
+    /// Kept in the mailbox of each user it is for, until all of the user's devices have handled it, or for this long: also
+    /// if none is there, or the server ends. Only for [`Target::user`](super::Target::user) and
+    /// [`Target::users`](super::Target::users), by [`Server::push`](crate::Server::push), of a server that has a
+    /// [store](crate::ServerBuilder::store).
+    ///
+    /// [`Receipt::stored`] says when it is kept; before that nothing is sent, and nothing is promised. A device gets what it
+    /// has missed in order, and before what is new. A letter that its application failed to handle is sent again, a few times,
+    /// and is then with the dead letters ([`Mail`](super::Mail)). `docs/durable.md` has all of it.
+    Durable {
+        /// After this it is not handed to a device any more.
+        ttl: Duration,
+    },
 }
 
 impl Class {
@@ -53,6 +65,7 @@ impl Class {
             Self::Fire => "fire",
             Self::Latest(_) => "latest",
             Self::Tracked => "tracked",
+            Self::Durable { .. } => "durable",
         }
     }
 
@@ -61,7 +74,8 @@ impl Class {
         match self {
             Self::Fire => 0,
             Self::Latest(_) => 1,
-            Self::Tracked => 2,
+            // It is tracked when a session has it.
+            Self::Tracked | Self::Durable { .. } => 2,
         }
     }
 }

@@ -37,7 +37,7 @@ use tokio::sync::{Notify, watch};
 use super::elsewhere::{Afar, Counts, NodeId, Share, Unreached};
 
 use super::{
-    Push, SessionId,
+    Class, Push, SessionId,
     each::{Each, TargetOutcomes},
     explain::EventLog,
     history::Position,
@@ -248,6 +248,12 @@ impl Outcomes {
         self.counts[7..10].iter().sum()
     }
 
+    /// Where its only target has ended. `None`: it has not, or there is none, or several.
+    pub(super) fn only(&self) -> Option<Stage> {
+        let is_only = |stage: &&Stage| stage.is_final() && self.targets() == 1 && self.at(**stage) == 1;
+        Stage::ALL.iter().find(is_only).copied()
+    }
+
     /// Targets whose stage can still change.
     pub fn open(&self) -> usize {
         self.counts[..3].iter().sum()
@@ -441,7 +447,10 @@ impl Receipt {
     pub(super) fn of(push: &Push, totals: &Totals) -> Self {
         let each = push.watches_each.then(Arc::<Each>::default);
         let weak = each.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let tally = Tally { each: weak, total: Some(totals.of(&push.class)), ..Tally::default() };
+        // A durable push counts when it is handed on to a session.
+        let is_counted = !matches!(push.class, Class::Durable { .. });
+        let total = is_counted.then(|| totals.of(&push.class));
+        let tally = Tally { each: weak, total, ..Tally::default() };
         Self { tally: Arc::new(tally), each }
     }
 

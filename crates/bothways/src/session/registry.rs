@@ -9,6 +9,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -28,10 +29,11 @@ use super::{
     hub::Hub,
     ledger::Bounds,
     lock::Lock,
+    mailbox::{MailboxOptions, Mailboxes, Post},
     options::{SessionOptions, Setup},
     parts::PARTS_BYTES,
     pasts::{self, Pasts},
-    push::Push,
+    push::{Class, Push},
     queues::QueueStats,
     receipt::Receipt,
     shards::Shards,
@@ -45,7 +47,9 @@ use crate::{
     calm::Calm,
     clock::Runtimes,
     connection::{Connection, ConnectionId, METHODS_BYTES_MAX},
+    error::NotDurable,
     stats::{Counters, Counts},
+    store::Store,
 };
 
 /// All sessions of a server.
@@ -79,6 +83,8 @@ pub(crate) struct Registry {
     /// What is left of sessions that ended.
     pub(super) ended: Mutex<Pasts>,
     pub(super) count: AtomicUsize,
+    /// Durable pushes, if there is a store for them.
+    pub(super) post: Post,
     /// The way to sessions of other nodes.
     #[cfg(feature = "cluster")]
     pub(crate) beyond: super::carried::Beyond,
@@ -130,6 +136,7 @@ impl Registry {
             feed: Feed::default(),
             ended: Mutex::new(Pasts::new(ended_max, pasts::BYTES_MAX)),
             count: AtomicUsize::new(0),
+            post: Post::new(),
             #[cfg(feature = "cluster")]
             beyond: super::carried::Beyond::new(),
         })
@@ -276,6 +283,9 @@ impl Registry {
         // Another bound counts now for what it is owed.
         session.inner.changed.notify_waiters();
         self.hub.rename(session);
+        if let Some(mail) = self.post.get() {
+            mail.arrived(session);
+        }
     }
 
     pub(crate) fn session(&self, id: SessionId) -> Option<Session> {
@@ -375,6 +385,9 @@ impl Registry {
 
     /// Pushes to everybody that a target names. The push is encoded once, and nobody waits for anybody.
     pub(crate) fn push(&self, target: &Target, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
+        if let Class::Durable { ttl } = push.class {
+            return self.post(target, push, ttl, receipt);
+        }
         self.push_here(target, push, receipt)?;
         #[cfg(feature = "cluster")]
         if let Some(beyond) = self.beyond.get()
@@ -389,6 +402,30 @@ impl Registry {
     #[cfg(feature = "cluster")]
     pub(crate) fn callable(&self) -> Option<Arc<dyn super::Callable>> {
         self.beyond.get().map(|beyond| Arc::clone(beyond) as _)
+    }
+
+    /// Puts a push into the mailboxes of the users that a target names.
+    #[cold]
+    fn post(&self, target: &Target, push: &Push, ttl: Duration, receipt: &Receipt) -> Result<(), SendError> {
+        self.fan_out.check_running()?;
+        let refused = |why: NotDurable| SendError::Push(why.into());
+        let mail = self.post.get().ok_or_else(|| refused(NotDurable::NoStore))?;
+        let Who::Users(users) = &target.who else { return Err(refused(NotDurable::Target)) };
+        if !target.except.is_empty() || !target.labels.is_empty() {
+            return Err(refused(NotDurable::Target));
+        }
+        self.fan_out.check(push)?;
+        Ok(mail.post(users, push, ttl, receipt)?)
+    }
+
+    /// Durable pushes are kept in this store from here on. False: they are in another one.
+    pub(crate) fn keep_mail(self: &Arc<Self>, store: Arc<dyn Store>, options: MailboxOptions) -> bool {
+        self.post.set(Mailboxes::new(store, options, self)).is_ok()
+    }
+
+    /// Durable pushes, if there is a store.
+    pub(crate) fn mailboxes(&self) -> Option<&Arc<Mailboxes>> {
+        self.post.get()
     }
 
     /// Publishes to a topic: here, and at all nodes if no history keeps it.

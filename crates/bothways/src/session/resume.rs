@@ -89,6 +89,9 @@ impl Registry {
             state.introduce(methods, takes_only_these);
             state.ledger().last_offset()
         };
+        if let Some(mail) = self.post.get() {
+            mail.name_device(session.id(), hello.get(keys::DEVICE));
+        }
         welcome.insert(keys::SESSION_ID, session.id().to_string());
         welcome.insert(keys::SESSION_OFFSET, offset.to_string());
 
@@ -158,6 +161,9 @@ impl Registry {
             connection.cancel_call(&given_up::text(id));
         }
         session.pump();
+        if let Some(mail) = self.post.get() {
+            mail.arrived(&session);
+        }
     }
 
     /// True if a client that says this has a session here to come back to.

@@ -89,6 +89,7 @@ pub fn store_checks() -> Vec<StoreCheck> {
         a_log_is_read_from_any_place,
         a_page_has_a_bound_in_bytes,
         a_large_entry_is_refused,
+        what_is_appended_together_keeps_its_order,
         a_key_is_stored_once_in_its_log,
         a_full_mailbox_refuses_and_forgets_no_key,
         a_full_history_forgets_the_oldest,
@@ -127,6 +128,25 @@ async fn a_log_is_read_from_any_place(bed: StoreBed) {
     assert!(nothing.entries.is_empty());
     let another = Log::History("news.weather".to_owned());
     assert!(other.read(another, 0, 10).await.expect("the engine works").entries.is_empty(), "another topic's");
+}
+
+async fn what_is_appended_together_keeps_its_order(bed: StoreBed) {
+    let (one, log) = (bed.node(), Log::Mailbox("ann".to_owned()));
+    let entry = |number: usize| NewEntry::new(number.to_string()).with_time_to_live(SOON * 12);
+    let entries: Vec<NewEntry> = (0..20).map(|number| entry(number % 19).with_key((number % 19).to_string())).collect();
+    let large = NewEntry::new(vec![0; bed.limits.message_bytes_max + 1]);
+    let entries = entries.into_iter().chain([large, entry(20)]).collect();
+    let stored = one.append_all(log.clone(), entries).await;
+    assert_eq!(stored.len(), 22);
+    assert_eq!(stored[20], Err(AppendError::TooLarge), "one that fails does not keep the next from being appended");
+    let again = stored[19].expect("it is there");
+    assert_eq!((again.repeated, Ok(again.place)), (true, stored[0].map(|stored| stored.place)));
+    let places: Vec<Place> =
+        stored.iter().flatten().filter(|stored| !stored.repeated).map(|stored| stored.place).collect();
+    assert!(places.len() == 20 && places.is_sorted(), "{places:?}");
+    let page = one.read(log, 0, 100).await.expect("the store works");
+    assert_eq!(page.entries.iter().map(|(place, _)| *place).collect::<Vec<_>>(), places);
+    assert_eq!(page.entries[19].1, text("20"));
 }
 
 async fn a_key_is_stored_once_in_its_log(bed: StoreBed) {

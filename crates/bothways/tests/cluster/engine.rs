@@ -34,7 +34,7 @@ fn bed() -> Bed {
 #[test]
 fn the_engine_in_memory_does_what_every_engine_must() {
     let checks = testing::engine::checks();
-    assert!(28 <= checks.len());
+    assert!(29 <= checks.len());
     for check in checks {
         println!("{}", check.name());
         testing::run(check.run(bed()));

@@ -91,7 +91,7 @@ impl ClassName {
         match class {
             Class::Fire => Self::Fire,
             Class::Latest(_) => Self::Latest,
-            Class::Tracked => Self::Tracked,
+            Class::Tracked | Class::Durable { .. } => Self::Tracked,
         }
     }
 }

@@ -437,7 +437,7 @@ impl Book {
                 self.latest.get_or_insert_default().insert(key, entry);
                 return true;
             }
-            Class::Tracked => {
+            Class::Tracked | Class::Durable { .. } => {
                 if !self.take_tracked(len) {
                     return self.refuse(entry);
                 }
@@ -667,7 +667,7 @@ impl Book {
         let len = entry.size();
         match entry.class {
             Class::Fire => self.fire = (self.fire.0 - 1, self.fire.1 - len),
-            Class::Tracked => {
+            Class::Tracked | Class::Durable { .. } => {
                 self.forget_sent(&entry.class, len);
                 return len;
             }
@@ -1035,7 +1035,7 @@ impl Book {
     fn log_of(&mut self, class: &Class) -> &mut (usize, usize) {
         match class {
             Class::Latest(_) => &mut self.latest_sent,
-            Class::Tracked | Class::Fire => &mut self.tracked,
+            Class::Tracked | Class::Durable { .. } | Class::Fire => &mut self.tracked,
         }
     }
 

@@ -1,0 +1,7 @@
+//! Durable pushes: mailboxes, their devices, and what an operator does with them.
+
+mod devices;
+mod failures;
+mod kept;
+mod nodes;
+mod support;
