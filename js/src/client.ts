@@ -81,7 +81,7 @@ export interface Request {
 }
 
 /** Runs later; a time as a timer takes it. */
-export const timer = (run: () => void, ms: number) => setTimeout(run, Math.min(Math.max(0, ms), TIMER_MAX));
+export const timer = (run: () => void, ms: number): ReturnType<typeof setTimeout> => setTimeout(run, Math.min(Math.max(0, ms), TIMER_MAX));
 
 const isReserved = (key: string) => /^(_bw\.|__)/.test(key);
 
